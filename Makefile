@@ -1,0 +1,104 @@
+# Reattach: everything that people and CI run. `make help` lists the targets.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+# Of pytest-xdist: as many as there are cores.
+WORKERS ?= auto
+PYTEST := $(BIN)/pytest
+MYPY_TESTS := tests/conftest.py tests/controlplane.py tests/realcluster.py tests/waiting.py tests/e2e/conftest.py tests/e2e/test_examples.py
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z][a-z0-9-]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##@ Use
+
+.PHONY: demo
+demo: $(READY) ## a local cluster, the chart in it, and a task that crashes and reattaches
+	@hack/cluster/up
+	@hack/image
+	@hack/install
+	@$(BIN)/python hack/demo.py
+
+.PHONY: test
+test: $(READY) ## everything that proves Reattach, as in CI
+	@hack/test
+
+.PHONY: clean
+clean: ## remove all that these targets made: cluster, cache, Python environment
+	@hack/cluster/down --clean
+	rm -rf .venv build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest-kind .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Left alone: Go's own caches (go clean -cache -modcache) and Debian packages that were installed."
+
+##@ Develop
+
+.PHONY: venv
+venv: $(READY) ## the Python environment in .venv, from requirements.lock
+
+# The lock names every package with its hashes; the project itself needs no download, hence no build isolation.
+$(READY): requirements.lock pyproject.toml hack/venv
+	@hack/venv $(PYTHON) .venv
+	@touch $@
+
+.PHONY: check
+check: $(READY) ## ruff, its formatter, mypy and the layers: what a reviewer expects to pass
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy $(MYPY_TESTS) hack/demo.py
+	$(BIN)/lint-imports --no-logo
+
+.PHONY: format
+format: $(READY) ## put the code in order
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: lock
+lock: ## resolve the requirements*.lock anew
+	hack/lock $(PYTHON)
+
+##@ Tests, level by level
+
+.PHONY: unit
+unit: $(READY) ## pure code; every branch of the planner
+	$(PYTEST) tests/unit -n $(WORKERS) --cov=reattach.planner --cov-branch --cov-fail-under=100
+
+.PHONY: integration
+integration: $(READY) control-plane ## on a real API server, without nodes
+	$(PYTEST) tests/integration -n $(WORKERS) --dist loadfile
+
+.PHONY: crash
+crash: $(READY) control-plane ## the operator's process dies before and after each of its writes
+	$(PYTEST) tests/crash -n $(WORKERS)
+
+.PHONY: chart
+chart: $(READY) control-plane ## the Helm chart: lint, render, values
+	$(PYTEST) tests/chart
+
+.PHONY: e2e
+e2e: $(READY) image ## on the local cluster: the image, the chart, every example
+	hack/e2e tests/e2e
+
+##@ The local cluster
+
+.PHONY: cluster-up
+cluster-up: ## create the kind cluster, or find it there
+	@hack/cluster/up
+
+.PHONY: cluster-down
+cluster-down: ## delete it, and stop the dockerd that cluster-up started; what was built stays cached
+	@hack/cluster/down
+
+.PHONY: control-plane
+control-plane: ## build the programs alone (kind, kubectl, helm, Kubernetes, etcd); needs no container engine
+	@hack/cluster/tools
+
+.PHONY: image
+image: $(READY) cluster-up ## build localhost/reattach:dev and load it into the cluster
+	@hack/image
