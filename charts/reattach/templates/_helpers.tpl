@@ -1,0 +1,159 @@
+{{/* The chart's name, in labels. */}}
+{{- define "reattach.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* The prefix of all names. At most 40 characters, so that every derived name is a DNS label. */}}
+{{- define "reattach.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "reattach.name" . -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "reattach.operatorName" -}}
+{{ include "reattach.fullname" . }}-operator
+{{- end -}}
+
+{{- define "reattach.serverName" -}}
+{{ include "reattach.fullname" . }}-server
+{{- end -}}
+
+{{/* The prefix of the names of cluster-wide objects, told apart by namespace, since one cluster may hold several releases. */}}
+{{- define "reattach.clusterName" -}}
+{{ .Release.Namespace }}-{{ include "reattach.fullname" . }}
+{{- end -}}
+
+{{/* Labels of every object. */}}
+{{- define "reattach.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: reattach
+{{ include "reattach.selectorLabels" . }}
+{{- end -}}
+
+{{/* Labels that never change, for selectors; a component is added beside them. */}}
+{{- define "reattach.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "reattach.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "reattach.operatorServiceAccountName" -}}
+{{- if .Values.operator.serviceAccount.create -}}
+{{- default (include "reattach.operatorName" .) .Values.operator.serviceAccount.name -}}
+{{- else -}}
+{{- required "operator.serviceAccount.name must name an existing ServiceAccount when operator.serviceAccount.create is false" .Values.operator.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "reattach.serverServiceAccountName" -}}
+{{- if .Values.server.serviceAccount.create -}}
+{{- default (include "reattach.serverName" .) .Values.server.serviceAccount.name -}}
+{{- else -}}
+{{- required "server.serviceAccount.name must name an existing ServiceAccount when server.serviceAccount.create is false" .Values.server.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The Job that runs before an uninstall. */}}
+{{- define "reattach.releaseServiceAccountName" -}}
+{{ include "reattach.fullname" . }}-release
+{{- end -}}
+
+{{- define "reattach.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{/* The address that task pods call; the serving certificate carries this name. */}}
+{{- define "reattach.serverHost" -}}
+{{ include "reattach.serverName" . }}.{{ .Release.Namespace }}.svc
+{{- end -}}
+
+{{- define "reattach.caSecretName" -}}
+{{ include "reattach.fullname" . }}-ca
+{{- end -}}
+
+{{- define "reattach.tlsSecretName" -}}
+{{ include "reattach.serverName" . }}-tls
+{{- end -}}
+
+{{/* Nothing in a container but what it needs: no root, no capability, nothing to write to. */}}
+{{- define "reattach.podSecurityContext" -}}
+runAsNonRoot: true
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "reattach.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+capabilities:
+  drop: [ALL]
+privileged: false
+readOnlyRootFilesystem: true
+{{- end -}}
+
+{{/* What the pods of both Deployments share: who they are, where they run. Takes a dict: root, component (operator, server or release), values. */}}
+{{- define "reattach.podSpec" -}}
+serviceAccountName: {{ include (printf "reattach.%sServiceAccountName" .component) .root }}
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . | quote }}
+  {{- end }}
+{{- end }}
+{{- with .values.priorityClassName }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+enableServiceLinks: false
+securityContext:
+  {{- include "reattach.podSecurityContext" .root | nindent 2 }}
+{{- with .values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/*
+A pod's labels and annotations. No version of the chart in them, as that would restart what didn't change; ours win, as
+selectors count on them. Takes a dict like reattach.podSpec.
+*/}}
+{{- define "reattach.podMetadata" -}}
+{{- with .values.podAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{ end -}}
+labels:
+  {{- toYaml (merge (dict "app.kubernetes.io/component" .component) (fromYaml (include "reattach.selectorLabels" .root)) .values.podLabels) | nindent 2 }}
+{{- end -}}
+
+{{/* Patient with a busy process; one that hangs for a minute is started anew. */}}
+{{- define "reattach.probes" -}}
+livenessProbe:
+  httpGet: {path: /healthz, port: health}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: health}
+  periodSeconds: 5
+  timeoutSeconds: 3
+  failureThreshold: 2
+{{- end -}}
