@@ -1,0 +1,205 @@
+"""Runs examples/02-task-state.yaml on the local cluster, tells what happens as it happens, and holds it to what Reattach promises.
+
+`make demo` calls it once the cluster, the image and the chart are there; kubectl and KUBECONFIG come from the cluster's cache.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parent.parent
+CACHE = Path(os.environ.get("REATTACH_CACHE") or Path.home() / ".cache/reattach-cluster")
+NAME = "task-state"
+EXAMPLE = f"examples/02-{NAME}.yaml"
+PATIENCE = 120.0  # seconds for the whole story, which takes some 20
+STARTED = time.monotonic()
+
+
+class DemoError(Exception):
+    """The demo can't go on, or shows something else than it should."""
+
+
+def main() -> int:
+    try:
+        show(follow(*prepare()))
+    except DemoError as error:
+        say(f"FAILED: {error}")
+        explain()
+        return 1
+    return 0
+
+
+def prepare() -> tuple[str, int]:
+    """Start the job server, remove what an earlier demo left, apply the example.
+
+    Returns:
+        The TaskRun's UID, and how many submissions the job server had seen before.
+    """
+    say("Starting the external system: a job server that counts what is submitted to it")
+    kubectl("apply", "-k", "examples/jobserver")
+    kubectl("rollout", "status", "deployment/jobserver", "--timeout=90s")
+    wait_for_service()
+    kubectl("delete", "-f", EXAMPLE, "--ignore-not-found", "--timeout=60s")
+    before = submissions()
+    say(f"kubectl apply -f {EXAMPLE}")
+    kubectl("apply", "-f", EXAMPLE)
+    return str(get("trun", NAME)["metadata"]["uid"]), before
+
+
+def wait_for_service() -> None:
+    """On a node, a Service answers a little after its pod is ready."""
+    ask = "import urllib.request; urllib.request.urlopen('http://jobserver:8000/healthz', timeout=5)"
+    while True:
+        try:
+            kubectl("exec", "deployment/jobserver", "--", "python", "-c", ask)
+        except DemoError:
+            if time.monotonic() - STARTED > PATIENCE:
+                raise
+            time.sleep(0.5)
+        else:
+            return
+
+
+def follow(uid: str, before: int) -> tuple[dict[str, Any], dict[int, str], int]:
+    """Show each new line that an attempt logs and each change of the status, until there is an outcome.
+
+    Returns:
+        The final status, what each attempt logged, and the number of submissions since `before`.
+    """
+    logs: dict[int, str] = {}
+    told: set[str] = set()
+    while True:
+        taskrun = get("trun", NAME)
+        if taskrun["metadata"]["uid"] != uid:
+            raise DemoError(f"somebody replaced the TaskRun {NAME} meanwhile")
+        status = taskrun.get("status", {})
+        for number, log in attempt_logs(uid).items():
+            if number not in logs:
+                say(f"Attempt {number} runs")
+            for line in log[len(logs.get(number, "")) :].splitlines():
+                if not line.startswith((" ", "Traceback")):
+                    say(f"  its log | {line}")
+            logs[number] = log
+        for line in story(status):
+            if line not in told:
+                told.add(line)
+                say(line)
+        if "outcome" in status:
+            return status, logs, submissions() - before
+        if time.monotonic() - STARTED > PATIENCE:
+            raise DemoError(f"no outcome within {PATIENCE:g} s; the status is {json.dumps(status)}")
+        time.sleep(0.3)
+
+
+def story(status: dict[str, Any]) -> list[str]:
+    """The status in sentences, oldest first; each stays the same once it is true."""
+    lines = []
+    for attempt in status.get("attempts", []):
+        if "cause" in attempt:
+            code = f", exit code {attempt['exitCode']}" if "exitCode" in attempt else ""
+            lines.append(f"Attempt {attempt['number']} ended: {attempt['cause']}{code}")
+    if "nextAttemptTime" in status and "outcome" not in status:
+        lines.append(f"The next attempt starts at {status['nextAttemptTime']}")
+    if "outcome" in status:
+        lines.append(f"The TaskRun is over: {status['outcome']}")
+    return lines
+
+
+def show(seen: tuple[dict[str, Any], dict[int, str], int]) -> None:
+    """Hold the end to what was promised, and say what to try next."""
+    status, logs, submitted = seen
+    attempts = [attempt["number"] for attempt in status.get("attempts", [])]
+    jobs = {number: set(re.findall(r"job-[0-9a-f]+", log)) for number, log in logs.items()}
+    promises = {
+        f"the outcome is Succeeded (it is {status['outcome']})": status["outcome"] == "Succeeded",
+        f"there were two attempts (there were {attempts})": attempts == [1, 2],
+        f"the job server saw exactly one submission (it saw {submitted})": submitted == 1,
+        f"both attempts speak of one and the same job (they speak of {jobs})": len(jobs.get(1, ())) == 1
+        and jobs.get(1) == jobs.get(2),
+        f"the result is the job's (it is {status.get('result')})": json.loads(status.get("result", "{}"))
+        == {"rows_written": 4211},
+    }
+    broken = [promise for promise, kept in promises.items() if not kept]
+    if broken:
+        raise DemoError("it does not hold that " + "; nor that ".join(broken))
+    job = jobs[1].pop()
+    say(
+        f"Two attempts, one submission: attempt 2 reattached to {job}, which attempt 1 had submitted. rows_written is 4211."
+    )
+    print(f"\n$ kubectl get trun {NAME}\n{kubectl('get', 'trun', NAME)}")
+    print(
+        f"""What to try next:
+  . {CACHE}/env    # kubectl and helm for this cluster
+  kubectl describe trun {NAME}                # every attempt, why it ended, what it was charged to
+  kubectl get configmap {status["state"]["configMap"]} -o yaml
+                                                 # the task's state
+  kubectl explain trun.spec.retry
+  kubectl apply -f examples/01-hello.yaml        # and the others
+  make cluster-down                              # or make clean, which removes all that was built"""
+    )
+
+
+def explain() -> None:
+    """What helps to find out why."""
+    for question in (
+        ("get", "trun,pods", "-o", "wide"),
+        ("get", "trun", NAME, "-o", "jsonpath={.status}"),
+        ("get", "events", "--sort-by=.lastTimestamp"),
+        ("get", "pods", "-n", "reattach"),
+        ("logs", "-n", "reattach", "deployment/reattach-operator", "--tail=30"),
+        ("logs", "-n", "reattach", "deployment/reattach-server", "--all-pods", "--tail=20"),
+    ):
+        print(f"\n$ kubectl {' '.join(question)}", file=sys.stderr)
+        try:
+            print(kubectl(*question), file=sys.stderr)
+        except DemoError as error:
+            print(error, file=sys.stderr)
+
+
+def attempt_logs(uid: str) -> dict[int, str]:
+    """What the task's container of each attempt has logged so far, by attempt."""
+    pods = json.loads(kubectl("get", "pods", "-l", f"reattach.dev/taskrun={NAME}", "-o", "json"))["items"]
+    logs = {}
+    for pod in pods:
+        ours = any(owner["uid"] == uid for owner in pod["metadata"].get("ownerReferences", []))
+        states = [container["state"] for container in pod.get("status", {}).get("containerStatuses", [])]
+        if ours and any("waiting" not in state for state in states):
+            logs[int(pod["metadata"]["labels"]["reattach.dev/attempt"])] = kubectl(
+                "logs", pod["metadata"]["name"], "-c", "task"
+            )
+    return dict(sorted(logs.items()))
+
+
+def submissions() -> int:
+    """How many jobs of this example the job server was ever asked to run."""
+    stats = json.loads(kubectl("get", "--raw", "/api/v1/namespaces/default/services/jobserver:http/proxy/stats"))
+    return int(stats["by_label"].get(NAME, 0))
+
+
+def get(kind: str, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(kubectl("get", kind, name, "-o", "json"))
+    return found
+
+
+def kubectl(*arguments: str) -> str:
+    """What kubectl prints about namespace `default` of the local cluster."""
+    command = [str(CACHE / "bin/kubectl"), "--kubeconfig", str(CACHE / "kubeconfig"), "--request-timeout=30s"]
+    if not {"-n", "--raw"} & set(arguments):
+        command += ["-n", "default"]
+    process = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    if process.returncode:
+        raise DemoError(f"kubectl {' '.join(arguments)}: {process.stderr.strip()}")
+    return process.stdout
+
+
+def say(line: str) -> None:
+    print(f"{time.monotonic() - STARTED:4.0f}s {line}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

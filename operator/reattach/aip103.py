@@ -1,0 +1,194 @@
+"""Runs a task function that was written for Airflow's AIP-103 (task state), unchanged:
+
+    reattach.aip103.run(my_task)              # one line at the end of its file
+    python -m reattach.aip103 module:my_task  # or none
+
+The function gets what Airflow would give it, as far as it has a meaning here: `task_state` (Airflow 3.3 calls it `task_state_store`; both
+names are there), `ti`, `task_instance`, `try_number` and `run_id`, in whatever way it takes them: `**context`, one argument `context`, or
+arguments of these names. It may be async, and it may be wrapped by Airflow's `@task`. What it returns is the result.
+
+Different from Airflow, on purpose: a value over 64 KiB is refused, not stored with a warning; what a later attempt has fenced off gets
+`Fenced`, not the default; and nothing expires while the TaskRun is unfinished. Not here, since a TaskRun's state ends with the TaskRun:
+`clear_on_success`, and state that outlives a manual clear.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from reattach.task.context import Task, TaskContext, task
+from reattach.task.errors import PermanentFailure
+from reattach.task.settings import PATIENCE_SECONDS
+from reattach.task.state import State
+from reattach.task.values import NEVER_EXPIRE
+
+__all__ = ["NEVER_EXPIRE", "TaskInstance", "TaskState", "context_of", "main", "run", "run_in"]
+
+
+class TaskState:
+    """`context["task_state"]`, with the methods that AIP-103 gives it and nothing else.
+
+    `set` raises `ValueError` for None, NaN, Infinity, what is no JSON, and a value over 64 KiB. `retention` None means 30 days.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or `default` if the key is absent."""
+        return self._state.get(key, default)
+
+    def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:
+        """Store or replace."""
+        self._state.set(key, value, retention=retention)
+
+    def delete(self, key: str) -> None:
+        """Remove the key; an absent one is fine."""
+        self._state.delete(key)
+
+    def clear(self) -> None:
+        """Remove all keys."""
+        self._state.clear()
+
+    async def aget(self, key: str, default: Any = None) -> Any:
+        """`get` for async code."""
+        return await self._state.aget(key, default)
+
+    async def aset(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:
+        """`set` for async code."""
+        await self._state.aset(key, value, retention=retention)
+
+    async def adelete(self, key: str) -> None:
+        """`delete` for async code."""
+        await self._state.adelete(key)
+
+    async def aclear(self) -> None:
+        """`clear` for async code."""
+        await self._state.aclear()
+
+
+@dataclass(frozen=True)
+class TaskInstance:
+    """`context["ti"]`: the part of it that a TaskRun has. `try_number` is the attempt, from 1."""
+
+    try_number: int
+    task_id: str
+    run_id: str
+    map_index: int = -1
+
+
+def context_of(opened: Task) -> dict[str, Any]:
+    """What Airflow would pass to the function."""
+    state = TaskState(opened.state)
+    instance = TaskInstance(try_number=opened.attempt, task_id=opened.name, run_id=f"{opened.namespace}/{opened.name}")
+    return {
+        "task_state": state,
+        "task_state_store": state,
+        "ti": instance,
+        "task_instance": instance,
+        "try_number": instance.try_number,
+        "run_id": instance.run_id,
+    }
+
+
+def run(function: Callable[..., Any], *, patience: float = PATIENCE_SECONDS) -> Any:
+    """Run `function` as the task and return what it returns, which is also the TaskRun's result. See `reattach.run`."""
+    return run_in(task(patience=patience), function)
+
+
+def run_in(context: TaskContext, function: Callable[..., Any]) -> Any:
+    """`run` in a context of your own."""
+    # Airflow's @task wraps the function and keeps it under this name.
+    plain = getattr(function, "function", function)
+    arguments_of = _filler_of(plain)
+
+    def body(opened: Task) -> Any:
+        positional, named = arguments_of(context_of(opened))
+        if inspect.iscoroutinefunction(plain):
+            return _awaited(plain, positional, named)
+        with _airflow_failures():
+            return plain(*positional, **named)
+
+    return context.run(body)
+
+
+def main() -> None:
+    """`python -m reattach.aip103 module:function`."""
+    if len(sys.argv) != 2 or ":" not in sys.argv[1]:
+        raise SystemExit("usage: python -m reattach.aip103 module:function")
+    module, _, name = sys.argv[1].partition(":")
+    _stand_in_for_airflow()
+    run(getattr(importlib.import_module(module), name))
+
+
+_NAMES: Final = ("task_state", "task_state_store", "ti", "task_instance", "try_number", "run_id")
+
+
+def _filler_of(function: Callable[..., Any]) -> "Callable[[dict[str, Any]], tuple[list[Any], dict[str, Any]]]":
+    """How the function takes its context. Raises `TypeError` if it needs what isn't there, before anything is opened."""
+    signature = inspect.signature(function)
+    parameters = signature.parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    takes_one = not takes_all and [parameter.name for parameter in parameters] == ["context"]
+
+    def arguments_of(context: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        if takes_one:
+            return [context], {}
+        return [], context if takes_all else {name: context[name] for name in signature.parameters if name in context}
+
+    positional, named = arguments_of(dict.fromkeys(_NAMES))
+    try:
+        signature.bind(*positional, **named)
+    except TypeError as error:
+        raise TypeError(f"{function}: {error}; a task function is given {', '.join(_NAMES)}") from None
+    return arguments_of
+
+
+async def _awaited(function: Callable[..., Any], positional: list[Any], named: dict[str, Any]) -> Any:
+    with _airflow_failures():
+        return await function(*positional, **named)
+
+
+@contextlib.contextmanager
+def _airflow_failures() -> Iterator[None]:
+    """Airflow's word for "do not try again" is an exception of this name."""
+    try:
+        yield
+    except Exception as error:
+        if any(kind.__name__ == "AirflowFailException" for kind in type(error).__mro__):
+            raise PermanentFailure(str(error)) from error
+        raise
+
+
+def _stand_in_for_airflow() -> None:
+    """Where Airflow isn't installed, let `from airflow.sdk import NEVER_EXPIRE` work, and what else a task function of AIP-103 imports."""
+    if importlib.util.find_spec("airflow") is not None:
+        return
+    fail = type("AirflowFailException", (Exception,), {})
+    contents: dict[str, dict[str, Any]] = {
+        "airflow": {},
+        "airflow.exceptions": {"AirflowFailException": fail},
+        "airflow.sdk": {"NEVER_EXPIRE": NEVER_EXPIRE},
+        "airflow.sdk.exceptions": {"AirflowFailException": fail},
+        "airflow.sdk.execution_time": {},
+        "airflow.sdk.execution_time.context": {"NEVER_EXPIRE": NEVER_EXPIRE},
+    }
+    for name, names in contents.items():
+        module = types.ModuleType(name, "What a task function of AIP-103 imports, where Airflow isn't installed.")
+        module.__path__ = []  # a package: it may have parts
+        module.__dict__.update(names)
+        sys.modules[name] = module
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+
+
+if __name__ == "__main__":
+    main()

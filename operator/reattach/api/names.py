@@ -1,0 +1,66 @@
+"""Every name that Reattach puts into a cluster, a pod or a request, and how derived names are made."""
+
+from typing import Final
+
+GROUP: Final = "reattach.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "TaskRun"
+PLURAL: Final = "taskruns"
+
+OPERATOR_NAME: Final = f"{GROUP}/operator"
+"""The value of `spec.managedBy` that means this operator; also the field manager of its writes."""
+
+LABEL_TASKRUN: Final = f"{GROUP}/taskrun"
+LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
+
+FINALIZER_ATTEMPT: Final = f"{GROUP}/attempt"
+"""On a pod: its end is not yet recorded in the TaskRun's status."""
+FINALIZER_STATE: Final = f"{GROUP}/state"
+"""On a state ConfigMap: its TaskRun is unfinished."""
+FINALIZER_EXTERNAL_JOBS: Final = f"{GROUP}/external-jobs"
+"""On a TaskRun: an external job of it may be open."""
+
+ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
+ANNOTATION_CA: Final = f"{GROUP}/ca.crt"
+"""On a pod: the PEM bundle that the state API's certificate is checked with; follows a rotation."""
+ANNOTATION_SUMMARY: Final = f"{GROUP}/summary"
+"""On a state ConfigMap: a small JSON summary (`api.state.Summary`), so that a metadata watch tells enough."""
+
+TOKEN_AUDIENCE: Final = GROUP
+MOUNT_PATH: Final = "/var/run/reattach"
+VOLUME_NAME: Final = "reattach"
+TOKEN_FILE: Final = "token"  # noqa: S105 -- the name of a file
+CA_FILE: Final = "ca.crt"
+
+ENV_URL: Final = "REATTACH_URL"
+ENV_PHASE: Final = "REATTACH_PHASE"
+ENV_NAMESPACE: Final = "REATTACH_NAMESPACE"
+ENV_TASKRUN: Final = "REATTACH_TASKRUN"
+ENV_ATTEMPT: Final = "REATTACH_ATTEMPT"
+ENV_SESSION: Final = "REATTACH_SESSION"
+"""Set by a process that opened the state, for its children: they write under the same session."""
+
+PHASE_RUN: Final = "run"
+PHASE_CLEANUP: Final = "cleanup"
+
+HEADER_SESSION: Final = "Reattach-Session"
+HEADER_REQUEST_ID: Final = "Reattach-Request-Id"
+
+NAME_MAX: Final = 48
+"""Longest name of a TaskRun, so that `<name>-<uid5>-<attempt>` stays a DNS label (63)."""
+
+
+def uid5_of(uid: str) -> str:
+    """The first five characters of a TaskRun's UID: tells apart two TaskRuns that had the same name one after the other."""
+    return uid[:5]
+
+
+def pod_name(taskrun: str, uid: str, attempt: int) -> str:
+    """The one name that the pod of this attempt can have."""
+    return f"{taskrun}-{uid5_of(uid)}-{attempt}"
+
+
+def state_name(taskrun: str, uid: str) -> str:
+    """The one name that the state ConfigMap of this TaskRun can have."""
+    return f"{taskrun}-{uid5_of(uid)}-state"

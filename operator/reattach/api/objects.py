@@ -1,0 +1,140 @@
+"""The parts of Kubernetes objects that Reattach reads, decoded straight from JSON. Unknown fields are ignored on purpose."""
+
+from datetime import datetime
+
+import msgspec
+
+
+class Shape(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+    """A JSON object with camelCase field names; absent fields have their default and are left out when encoded."""
+
+
+class OwnerReference(Shape, frozen=True):
+    """Who an object belongs to."""
+
+    api_version: str = msgspec.field(default="", name="apiVersion")
+    kind: str = ""
+    name: str = ""
+    uid: str = ""
+    controller: bool = False
+
+
+class ObjectMeta(Shape, frozen=True):
+    """The metadata that Reattach reads."""
+
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    generation: int = 0
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+    deletion_grace_period_seconds: int | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    finalizers: tuple[str, ...] = ()
+    owner_references: tuple[OwnerReference, ...] = ()
+
+
+class Condition(Shape, frozen=True):
+    """A `metav1.Condition`."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    last_transition_time: datetime | None = None
+    observed_generation: int | None = None
+
+
+class PartialObject(Shape, frozen=True):
+    """An object of which only the metadata was asked for."""
+
+    metadata: ObjectMeta = ObjectMeta()
+
+
+class Terminated(Shape, frozen=True):
+    """A container that ended. `exit_code` is 128 + n after signal n."""
+
+    exit_code: int = 0
+    signal: int = 0
+    reason: str = ""
+    message: str = ""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class Waiting(Shape, frozen=True):
+    """A container that has not started, and why."""
+
+    reason: str = ""
+    message: str = ""
+
+
+class Running(Shape, frozen=True):
+    """A container that runs."""
+
+    started_at: datetime | None = None
+
+
+class ContainerState(Shape, frozen=True):
+    """Exactly one of the three is set; none means waiting."""
+
+    waiting: Waiting | None = None
+    running: Running | None = None
+    terminated: Terminated | None = None
+
+
+class ContainerStatus(Shape, frozen=True):
+    """What the kubelet reported of one container."""
+
+    name: str = ""
+    state: ContainerState = ContainerState()
+    last_state: ContainerState = ContainerState()
+    restart_count: int = 0
+    started: bool | None = None
+
+
+class PodStatus(Shape, frozen=True):
+    """What is reported of a pod. `observed_generation` is 0 before Kubernetes 1.34."""
+
+    observed_generation: int = 0
+    phase: str = "Pending"
+    reason: str = ""
+    message: str = ""
+    start_time: datetime | None = None
+    conditions: tuple[Condition, ...] = ()
+    init_container_statuses: tuple[ContainerStatus, ...] = ()
+    container_statuses: tuple[ContainerStatus, ...] = ()
+
+
+class Named(Shape, frozen=True):
+    """Anything of which only the name matters."""
+
+    name: str = ""
+
+
+class InitContainer(Shape, frozen=True):
+    """A container that runs before the others; one that restarts `Always` is a sidecar and runs beside them."""
+
+    name: str = ""
+    restart_policy: str = ""
+
+
+class PodSpec(Shape, frozen=True):
+    """The part of a pod's spec that decisions need."""
+
+    node_name: str = ""
+    scheduling_gates: tuple[Named, ...] = ()
+    init_containers: tuple[InitContainer, ...] = ()
+    containers: tuple[Named, ...] = ()
+    active_deadline_seconds: int | None = None
+    termination_grace_period_seconds: int = 30
+
+
+class Pod(Shape, frozen=True):
+    """A pod, as far as decisions need it."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()

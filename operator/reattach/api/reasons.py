@@ -1,0 +1,97 @@
+"""The words that tell why: causes of an attempt's end, conditions, their reasons with a sentence each."""
+
+from enum import StrEnum
+
+
+class Cause(StrEnum):
+    """Why an attempt ended."""
+
+    SUCCEEDED = "Succeeded"
+    APPLICATION = "Application"
+    RESOURCE = "Resource"
+    DISRUPTION = "Disruption"
+    NEVER_STARTED = "NeverStarted"
+    DEADLINE = "Deadline"
+    PERMANENT = "Permanent"
+    HELD = "Held"
+    FENCED = "Fenced"
+    STOPPED = "Stopped"
+
+
+class Budget(StrEnum):
+    """What an attempt's end is charged to; the name of the field in `spec.retry.budgets` and `status.counts.charged`."""
+
+    APPLICATION = "application"
+    DISRUPTION = "disruption"
+    NEVER_STARTED = "neverStarted"
+
+
+class End(StrEnum):
+    """How an attempt's end is known: its kubelet reported the container terminated, or nobody could and it is presumed."""
+
+    REPORTED = "Reported"
+    PRESUMED = "Presumed"
+
+
+class Outcome(StrEnum):
+    """How a TaskRun ended; never changes once set."""
+
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
+class ConditionType(StrEnum):
+    """The conditions of a TaskRun."""
+
+    SUCCEEDED = "Succeeded"
+    SUSPENDED = "Suspended"
+    HELD = "Held"
+    ORPHANED = "Orphaned"
+
+
+class Reason(StrEnum):
+    """The reason of a condition, the state that people read under STATUS. `SENTENCES` has the sentence of each."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    BACKING_OFF = "BackingOff"
+    WAITING_FOR_GATES = "WaitingForGates"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    POD_REFUSED = "PodRefused"
+    POD_NAME_TAKEN = "PodNameTaken"
+    ENDING = "Ending"
+    SUCCEEDED = "Succeeded"
+    APPLICATION_FAILED = "ApplicationFailed"
+    DISRUPTED_TOO_OFTEN = "DisruptedTooOften"
+    NEVER_STARTED = "NeverStarted"
+    PERMANENT_FAILURE = "PermanentFailure"
+    INVALID_TEMPLATE = "InvalidTemplate"
+    TEMPLATE_CHANGED = "TemplateChanged"
+    STATE_LOST = "StateLost"
+    STATE_UNREADABLE = "StateUnreadable"
+    NOT_HELD = "NotHeld"
+    RESTORED = "Restored"
+
+
+SENTENCES: dict[Reason, str] = {
+    Reason.PENDING: "The pod of the current attempt has not started yet.",
+    Reason.RUNNING: "The task is running.",
+    Reason.BACKING_OFF: "The last attempt ended without success; the next one starts at status.nextAttemptTime.",
+    Reason.WAITING_FOR_GATES: "The pod waits for its scheduling gates to be removed; its pending deadline stands still.",
+    Reason.QUOTA_EXCEEDED: "The namespace's quota has no room for the pod; it is created when there is room, no attempt is used.",
+    Reason.POD_REFUSED: "The API server refuses the pod for now; it is created when it is accepted, no attempt is used.",
+    Reason.POD_NAME_TAKEN: "Another pod has the name that the next pod must have; delete it.",
+    Reason.ENDING: "The attempt has ended; the rest of its pod is being stopped.",
+    Reason.SUCCEEDED: "The task completed.",
+    Reason.APPLICATION_FAILED: "The task failed more often than spec.retry.budgets.application allows.",
+    Reason.DISRUPTED_TOO_OFTEN: "Pods were lost more often than spec.retry.budgets.disruption allows.",
+    Reason.NEVER_STARTED: "Pods did not start more often than spec.retry.budgets.neverStarted allows.",
+    Reason.PERMANENT_FAILURE: "The task said that trying again cannot help.",
+    Reason.INVALID_TEMPLATE: "No pod can be made from spec.template.",
+    Reason.TEMPLATE_CHANGED: "spec.template is not what the earlier attempts were made from.",
+    Reason.STATE_LOST: "The TaskRun's state was deleted by force. A person must decide how to go on.",
+    Reason.STATE_UNREADABLE: "The TaskRun's state was written by a newer version or changed by hand, and can't be read.",
+    Reason.NOT_HELD: "Nothing waits for a person.",
+    Reason.RESTORED: "Restored from a backup: its external jobs may still run. A person must decide how to go on.",
+}

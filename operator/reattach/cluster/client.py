@@ -1,0 +1,218 @@
+"""An async client over `kubernetes.aio`, below its typed calls: those cost about a millisecond each, these a fifth of it."""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import client, config
+
+from reattach.cluster.errors import UnavailableError, error_of
+
+MERGE_PATCH = "application/merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
+METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+_ERROR_FROM = 400
+
+Query = Mapping[str, str | int | None]
+
+
+class Cluster:
+    """Calls to one API server, over at most `connections` connections.
+
+    Paths come from `reattach.cluster.paths`. Bodies are plain JSON values; answers are the raw bytes, so that a caller decodes no more
+    than it needs. Every method raises the errors of `reattach.cluster.errors`, nothing else.
+    """
+
+    def __init__(self, configuration: client.Configuration, *, connections: int = 64, timeout: float = 30) -> None:
+        configuration.connection_pool_maxsize = connections
+        # Else proxies and .netrc are looked up for every request: half of its cost.
+        configuration.client_session_kwargs = {"trust_env": False}
+        self._configuration = configuration
+        self._timeout = timeout
+        self._api = client.ApiClient(configuration)
+
+    @classmethod
+    async def connect(cls, kubeconfig: str | None = None, *, connections: int = 64, timeout: float = 30) -> Self:  # noqa: ASYNC109 -- of each call to come
+        """To the cluster of this pod, or of `kubeconfig` (default: KUBECONFIG, ~/.kube/config) outside of one."""
+        configuration = client.Configuration()
+        in_pod = Path("/var/run/secrets/kubernetes.io/serviceaccount/token").exists()  # noqa: ASYNC240 -- once, at start
+        if kubeconfig is None and in_pod:
+            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+        else:
+            await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
+        return cls(configuration, connections=connections, timeout=timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._api.close()  # type: ignore[no-untyped-call]
+
+    @property
+    def host(self) -> str:
+        """The API server's URL, without a path."""
+        return str(self._configuration.host)
+
+    async def new_session(self, *, connections: int) -> aiohttp.ClientSession:
+        """A session for a framework that makes its own calls, with the address's TLS and the credentials as they are now."""
+        token = await self._configuration.get_api_key_with_prefix("BearerToken")
+        connector = aiohttp.TCPConnector(limit=connections, ssl=self._api.rest_client.ssl_context)
+        headers = {"Authorization": token} if token else {}
+        return aiohttp.ClientSession(connector=connector, headers=headers, trust_env=False)
+
+    async def get(self, path: str, *, metadata_only: bool = False, **query: str | int | None) -> bytes:
+        """The object at `path`, as of now (a quorum read, unless the query says otherwise)."""
+        return await self._call("GET", path, query=query, accept=METADATA_ONLY if metadata_only else None)
+
+    async def list(self, path: str, *, metadata_only: bool = False, **query: str | int | None) -> bytes:
+        """One page of a collection; `limit`, `labelSelector`, `fieldSelector` and `continue` go into the query."""
+        return await self._call("GET", path, query=query, accept=METADATA_LIST_ONLY if metadata_only else None)
+
+    async def create(self, path: str, body: Mapping[str, Any], **query: str | int | None) -> bytes:
+        """POST to a collection (or to a review or subresource that takes POST)."""
+        return await self._call("POST", path, body=body, query=query)
+
+    async def replace(self, path: str, body: Mapping[str, Any], **query: str | int | None) -> bytes:
+        """PUT; a `metadata.resourceVersion` in the body makes it a compare-and-set."""
+        return await self._call("PUT", path, body=body, query=query)
+
+    async def merge_patch(self, path: str, body: Mapping[str, Any], **query: str | int | None) -> bytes:
+        """RFC 7386 patch; a `metadata.resourceVersion` in the body makes it a compare-and-set."""
+        return await self._call("PATCH", path, body=body, query=query, content_type=MERGE_PATCH)
+
+    async def json_patch(self, path: str, operations: Sequence[Mapping[str, Any]], **query: str | int | None) -> bytes:
+        """RFC 6902 patch; a `test` operation makes it conditional (422 if it fails)."""
+        return await self._call("PATCH", path, body=list(operations), query=query, content_type=JSON_PATCH)
+
+    async def delete(
+        self,
+        path: str,
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        grace_period_seconds: int | None = None,
+        propagation_policy: str | None = None,
+    ) -> bytes:
+        """DELETE under preconditions: with `uid`, no object that merely has the same name can be hit (409 instead)."""
+        preconditions = {"uid": uid, "resourceVersion": resource_version}
+        body: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        if given := {name: value for name, value in preconditions.items() if value is not None}:
+            body["preconditions"] = given
+        if grace_period_seconds is not None:
+            body["gracePeriodSeconds"] = grace_period_seconds
+        if propagation_policy is not None:
+            body["propagationPolicy"] = propagation_policy
+        return await self._call("DELETE", path, body=body)
+
+    async def watch(
+        self,
+        path: str,
+        *,
+        resource_version: str,
+        metadata_only: bool = False,
+        timeout_seconds: int = 300,
+        silence_seconds: float = 90,
+        **query: str | int | None,
+    ) -> AsyncIterator[bytes]:
+        """Events after `resource_version`, one JSON line each, until the server ends the stream.
+
+        `UnavailableError` when nothing, not even a bookmark, came for `silence_seconds`; `GoneError` when the version is too old
+        at the start. An `ERROR` event within the stream is the caller's to look at.
+        """
+        query = {
+            **query,
+            "watch": 1,
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": timeout_seconds,
+        }
+        accept = METADATA_ONLY if metadata_only else None
+        timeout = aiohttp.ClientTimeout(total=None, connect=10, sock_read=silence_seconds)
+        response = await self._send("GET", path, query=query, accept=accept, timeout=timeout)
+        try:
+            while line := await response.content.readline():
+                yield line
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailableError(0, "WatchBroken", f"the watch of {path} broke: {error!r}") from error
+        finally:
+            response.close()
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        query: Query | None = None,
+        accept: str | None = None,
+        content_type: str = "application/json",
+    ) -> bytes:
+        timeout = aiohttp.ClientTimeout(total=self._timeout)
+        response = await self._send(
+            method, path, body=body, query=query, accept=accept, content_type=content_type, timeout=timeout
+        )
+        try:
+            return await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailableError(0, "NoAnswer", f"{method} {path}: {error!r}") from error
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's, which is more than one number
+        body: Any = None,
+        query: Query | None = None,
+        accept: str | None = None,
+        content_type: str = "application/json",
+    ) -> aiohttp.ClientResponse:
+        headers = {"Accept": accept or "application/json", "Content-Type": content_type, "User-Agent": "reattach"}
+        if token := await self._configuration.get_api_key_with_prefix("BearerToken"):
+            headers["Authorization"] = token
+        url = self._configuration.host + path
+        if given := {name: value for name, value in (query or {}).items() if value is not None}:
+            url += "?" + urlencode(given)
+        try:
+            answer = await self._api.rest_client.request(  # type: ignore[no-untyped-call]
+                method, url, headers=headers, body=body, _request_timeout=timeout
+            )
+            response: aiohttp.ClientResponse = answer.response
+            if response.status < _ERROR_FROM:
+                return response
+            text = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailableError(0, "NoAnswer", f"{method} {path}: {error!r}") from error
+        raise error_of(response.status, _status_in(text), _seconds_in(response.headers.get("Retry-After")))
+
+
+def _status_in(text: bytes) -> dict[str, Any]:
+    """The `Status` object in an answer; a proxy in between may have written anything."""
+    try:
+        status = json.loads(text)
+    except ValueError:
+        return {"message": text[:500].decode(errors="replace")}
+    return status if isinstance(status, dict) else {}
+
+
+def _seconds_in(retry_after: str | None) -> float | None:
+    try:
+        return max(0.0, float(retry_after)) if retry_after else None
+    except ValueError:
+        return None
+
+
+def raise_error_event(status: Mapping[str, Any]) -> None:
+    """Raise what an `ERROR` event of a watch says: `GoneError` means list again."""
+    raise error_of(int(status.get("code") or 500), dict(status), None)

@@ -1,0 +1,1 @@
+"""Effects: what watches the cluster, asks the planner, and carries out what it says."""

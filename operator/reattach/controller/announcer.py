@@ -1,0 +1,102 @@
+"""Events on TaskRuns: few, bounded, and never in the way of anything."""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from reattach.api.names import API_VERSION, KIND, OPERATOR_NAME
+from reattach.api.objects import ObjectMeta
+from reattach.cluster import AlreadyExistsError, ClusterError, paths
+from reattach.controller.metrics import Metrics
+from reattach.controller.writer import NotLeadingError, Writer
+from reattach.planner.plan import Announce
+
+NOTE_MAX = 1024
+_PER_TASKRUN = 20
+"""Events per TaskRun and hour: retries announce themselves by this much, the rest is in status."""
+_WINDOW_SECONDS = 3600.0
+_WAITING_MAX = 1000
+
+_log = logging.getLogger(__name__)
+
+
+class Announcer:
+    """Sends Events one after the other. What doesn't fit is dropped and counted: an Event only repeats what status says.
+
+    The name of an Event is made from what it says, so that the same one, said again after a restart, is not doubled.
+    """
+
+    def __init__(
+        self, writer: Writer, instance: str, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._writer = writer
+        self._instance = instance[:128]
+        self._metrics = metrics
+        self._clock = clock
+        self._waiting: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(_WAITING_MAX)
+        self._sent: dict[str, tuple[float, set[str]]] = {}
+
+    def announce(self, about: ObjectMeta, said: Announce) -> None:
+        """Send it some time soon, unless it was sent already or too many were."""
+        body = event_of(about, said, self._instance, datetime.now(UTC))
+        if not self._admits(about.uid, body["metadata"]["name"]):
+            return
+        try:
+            self._waiting.put_nowait((about.namespace, body))
+        except asyncio.QueueFull:
+            self._metrics.events_dropped.inc()
+
+    async def run(self) -> None:
+        """Send what waits, for ever."""
+        while True:
+            namespace, body = await self._waiting.get()
+            try:
+                await self._writer.create(paths.events(namespace), body)
+            except AlreadyExistsError:
+                continue
+            except (ClusterError, NotLeadingError) as error:
+                self._metrics.events_dropped.inc()
+                _log.info("An event on TaskRun %s/%s was not sent: %s", namespace, body["regarding"]["name"], error)
+
+    def _admits(self, uid: str, name: str) -> bool:
+        now = self._clock()
+        if len(self._sent) > _WAITING_MAX:
+            self._sent = {uid: sent for uid, sent in self._sent.items() if now - sent[0] < _WINDOW_SECONDS}
+        since, names = self._sent.get(uid, (now, set()))
+        if now - since >= _WINDOW_SECONDS:
+            since, names = now, set()
+        if name in names:
+            return False
+        if len(names) >= _PER_TASKRUN:
+            self._metrics.events_dropped.inc()
+            return False
+        self._sent[uid] = (since, names | {name})
+        return True
+
+
+def event_of(about: ObjectMeta, said: Announce, instance: str, now: datetime) -> dict[str, Any]:
+    """The events.k8s.io/v1 Event; `note` is cut to its limit of 1 KiB."""
+    digest = hashlib.sha256(f"{about.uid}\n{said.reason}\n{said.note}".encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"name": f"{about.name}.{digest}", "namespace": about.namespace},
+        "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "reportingController": OPERATOR_NAME,
+        "reportingInstance": instance,
+        "action": "Reconcile",
+        "reason": said.reason,
+        "type": "Warning" if said.warning else "Normal",
+        "note": said.note.encode()[:NOTE_MAX].decode(errors="ignore"),
+        "regarding": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "namespace": about.namespace,
+            "name": about.name,
+            "uid": about.uid,
+        },
+    }

@@ -1,0 +1,181 @@
+"""`reattach-operator release`: let go of everything, so that nothing is stuck once nobody is there to take our finalizers off.
+
+The chart runs it before it is uninstalled. TaskRuns that are unfinished stay so, and go on when Reattach is installed again; their pods
+run on meanwhile.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE
+from reattach.cluster import Cluster, ClusterError, ConflictError, NotFoundError, paths
+from reattach.controller.certificates import remove
+from reattach.controller.listing import metadata_of_all
+from reattach.controller.options import listed, namespaces_of
+
+_PATCHES_AT_ONCE = 8
+_CONFLICTS_MAX = 10
+
+_log = logging.getLogger(__name__)
+
+PathOf = Callable[[str | None, str | None], str]
+
+
+class ReleaseError(Exception):
+    """Not everything could be let go; the message says what is left. Safe to try again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseOptions:
+    """What to let go, and what to stop before. `watch_namespaces` empty: all of them."""
+
+    namespace: str
+    watch_namespaces: tuple[str, ...] = ()
+    deployments: tuple[str, ...] = ()
+    """Deleted first: an operator or a state API that still runs could make what has just been let go."""
+    pod_selector: str = ""
+    """Labels of their pods."""
+    secrets: tuple[str, ...] = ()
+    leases: tuple[str, ...] = ()
+    timeout_seconds: float = 120
+
+
+def add_release_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `release`."""
+    add = parser.add_argument
+    add("--deployments", default="", help="Deployments in --namespace to delete first, separated by commas")
+    add("--pod-selector", default="", help="label selector of their pods, waited for until they are gone")
+    add("--secrets", default="", help="Secrets in --namespace to delete at the end, separated by commas")
+    add("--leases", default="", help="Leases in --namespace to delete at the end, separated by commas")
+    add("--timeout-seconds", type=float, default=120, help="how long the pods may take to end (%(default)s)")
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """The command; the answer is the process's exit code."""
+    options = ReleaseOptions(
+        namespace=arguments.namespace,
+        watch_namespaces=namespaces_of(arguments),
+        deployments=listed(arguments.deployments),
+        pod_selector=arguments.pod_selector,
+        secrets=listed(arguments.secrets),
+        leases=listed(arguments.leases),
+        timeout_seconds=arguments.timeout_seconds,
+    )
+    try:
+        async with await Cluster.connect(arguments.kubeconfig) as cluster:
+            await stop_and_release(cluster, options)
+    except (ReleaseError, ClusterError) as error:
+        _log.critical("%s", error)
+        return 1
+    return 0
+
+
+async def stop_and_release(cluster: Cluster, options: ReleaseOptions) -> None:
+    """Stop, let go, clean up. Raises `ReleaseError` and `ClusterError`; safe to repeat."""
+    await stop(cluster, options)
+    await release(cluster, options.watch_namespaces)
+    await remove(cluster, options.namespace, *options.secrets)
+    for name in options.leases:
+        await _delete(cluster, paths.leases(options.namespace, name))
+
+
+async def stop(cluster: Cluster, options: ReleaseOptions) -> None:
+    """Delete the Deployments, and wait for the end of their pods. `ReleaseError` if one outlasts the time.
+
+    Deleted, not scaled to nothing: `helm rollback` makes them anew, while a number of replicas that we wrote would be a conflict to it.
+    """
+    for name in options.deployments:
+        await _delete(cluster, paths.deployments(options.namespace, name), "Foreground")  # gone once its pods are
+    loop = asyncio.get_running_loop()
+    end = loop.time() + options.timeout_seconds
+    while left := await _running(cluster, options):
+        if loop.time() > end:
+            seconds = f"{options.timeout_seconds:g} s"
+            raise ReleaseError(f"nothing was let go, since these did not end within {seconds}: {', '.join(left)}")
+        await asyncio.sleep(0.5)
+
+
+async def _running(cluster: Cluster, options: ReleaseOptions) -> list[str]:
+    """What is left of the Deployments and their pods. A Deployment that is there yet may make another pod."""
+    left = []
+    for name in options.deployments:
+        try:
+            await cluster.get(paths.deployments(options.namespace, name), metadata_only=True)
+        except NotFoundError:
+            continue
+        left.append(f"deployment {name}")
+    if options.pod_selector:
+        pods = metadata_of_all(cluster, paths.pods(options.namespace), label_selector=options.pod_selector)
+        left += [f"pod {pod['name']}" async for pod in pods]
+    return left
+
+
+async def release(cluster: Cluster, namespaces: Sequence[str]) -> int:
+    """Take our finalizers off every TaskRun, pod and state; `namespaces` empty: everywhere. The number of objects let go.
+
+    Also off those that lost our labels, which people may remove. Nothing else of them is changed. Raises `ReleaseError` for an
+    object that others keep changing, and `ClusterError`.
+    """
+    kinds: tuple[tuple[str, PathOf, str], ...] = (
+        ("TaskRuns", paths.taskruns, FINALIZER_EXTERNAL_JOBS),
+        ("pods", paths.pods, FINALIZER_ATTEMPT),
+        ("states", paths.configmaps, FINALIZER_STATE),
+    )
+    total = 0
+    for what, path_of, finalizer in kinds:
+        count = 0
+        for namespace in namespaces or (None,):
+            count += await _release_all(cluster, namespace, path_of, finalizer)
+        _log.info("Let go of %s %s.", count, what)
+        total += count
+    return total
+
+
+async def _release_all(cluster: Cluster, namespace: str | None, path_of: PathOf, finalizer: str) -> int:
+    gate = asyncio.Semaphore(_PATCHES_AT_ONCE)
+
+    async def let_go(metadata: dict[str, Any]) -> None:
+        async with gate:
+            await _remove_finalizer(cluster, path_of(metadata["namespace"], metadata["name"]), metadata, finalizer)
+
+    try:
+        seen = metadata_of_all(cluster, path_of(namespace, None))
+        held = [metadata async for metadata in seen if finalizer in _finalizers(metadata)]
+    except NotFoundError:  # the kind, after the CRD was deleted
+        return 0
+    await asyncio.gather(*(let_go(metadata) for metadata in held))
+    return len(held)
+
+
+async def _remove_finalizer(cluster: Cluster, path: str, metadata: dict[str, Any], finalizer: str) -> None:
+    for _ in range(_CONFLICTS_MAX):
+        left = [name for name in _finalizers(metadata) if name != finalizer]
+        patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], "finalizers": left}}
+        try:
+            await cluster.merge_patch(path, patch)
+        except NotFoundError:
+            return
+        except ConflictError:
+            try:
+                metadata = json.loads(await cluster.get(path, metadata_only=True))["metadata"]
+            except NotFoundError:
+                return
+        else:
+            return
+    raise ReleaseError(f"the finalizer {finalizer} of {path} could not be removed: somebody keeps changing the object")
+
+
+def _finalizers(metadata: dict[str, Any]) -> list[str]:
+    return metadata.get("finalizers") or []
+
+
+async def _delete(cluster: Cluster, path: str, propagation_policy: str | None = None) -> None:
+    try:
+        await cluster.delete(path, propagation_policy=propagation_policy)
+    except NotFoundError:
+        return

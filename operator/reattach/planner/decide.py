@@ -1,0 +1,332 @@
+"""The one decision: what to do about a TaskRun now. A ladder of questions in the order in which a reader would ask them.
+
+Each step looks and gives a plan, or None if the question is not for it. First come the TaskRuns that nothing is to be done for, then the
+ends of attempts are put into the status that is going to be written, and what is left is asked of that status.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import msgspec
+
+from reattach.api.names import ANNOTATION_TEMPLATE_HASH, OPERATOR_NAME, state_name
+from reattach.api.objects import Pod
+from reattach.api.reasons import SENTENCES, Outcome, Reason
+from reattach.api.state import StateView
+from reattach.api.taskrun import Attempt, Status
+from reattach.planner import endings, evidence, wording
+from reattach.planner import status as statuses
+from reattach.planner.look import Known, Look
+from reattach.planner.plan import (
+    Announce,
+    CreatePod,
+    DeletePod,
+    Observed,
+    Plan,
+    ReadState,
+    RefusalKind,
+    ReleaseState,
+    Settings,
+    StateUnreadable,
+)
+from reattach.planner.pods import build_pod, template_hash
+
+RESTORED_LABEL = "velero.io/restore-name"
+"""On objects that a backup tool has made again."""
+SHOW_RUNNING_AFTER = timedelta(seconds=2)
+"""A task that is done sooner is not shown as running: one write less."""
+SHOW_PENDING_AFTER = timedelta(seconds=10)
+"""A pod that starts sooner is not shown as pending, unless there is something to tell."""
+READ_AGAIN_AFTER = timedelta(seconds=30)
+
+Step = Callable[[Look], Plan | None]
+
+
+def decide(observed: Observed, settings: Settings, now: datetime) -> Plan:
+    """What to write to status, what to do, and when to look again. `now` is aware; the same input gives the same plan."""
+    look = Look(observed=observed, now=now, status=observed.taskrun.status)
+    for step in _BEFORE_ENDS:
+        if (plan := step(look)) is not None:
+            return plan
+    look = endings.record(look)
+    for step in _AFTER_ENDS:
+        if (plan := step(look)) is not None:
+            return plan
+    return _create(look, settings)
+
+
+# -- is there anything to do? ---------------------------------------------------------------------------------------
+
+
+def _leave_to_others(look: Look) -> Plan | None:
+    return Plan() if look.spec.managed_by != OPERATOR_NAME else None
+
+
+def _let_go_of_finished(look: Look) -> Plan | None:
+    if look.status.outcome is None:
+        return None
+    return Plan(actions=(*look.releases_of_all(), *_release_of_state(look)))
+
+
+def _let_go_of_deleted(look: Look) -> Plan | None:
+    if look.about.deletion_timestamp is None:
+        return None
+    return Plan(actions=look.releases_of_all(), look_again_at=look.next_loss)
+
+
+def _hold_restored(look: Look) -> Plan | None:
+    untouched = look.status == Status() or statuses.is_held(look.status, Reason.RESTORED)
+    if RESTORED_LABEL not in look.about.labels or not untouched:
+        return None
+    way_out = f"Delete it, or remove its label {RESTORED_LABEL} to run it from the start."
+    return _hold(look, Reason.RESTORED, f"{SENTENCES[Reason.RESTORED]} {way_out}")
+
+
+# -- what is known of the attempts that ended? ----------------------------------------------------------------------
+
+
+def _read_state_of_ended(look: Look) -> Plan | None:
+    if look.observed.state is not None or not endings.unrecorded(look):
+        return None
+    return Plan(actions=(ReadState(),))
+
+
+def _wait_for_readable_state(look: Look) -> Plan | None:
+    if not isinstance(look.observed.state, StateUnreadable):
+        return None
+    message = f"{SENTENCES[Reason.STATE_UNREADABLE]} {look.observed.state.message}"
+    return _hold(look, Reason.STATE_UNREADABLE, message, again=look.now + READ_AGAIN_AFTER)
+
+
+# -- what follows from the ends? ------------------------------------------------------------------------------------
+
+
+def _wait_for_leftovers(look: Look) -> Plan | None:
+    if not look.leftovers:
+        return None
+    if statuses.is_held_for_good(look.status):
+        return look.plan()
+    return look.with_status(
+        statuses.with_progress(look.status, Reason.ENDING, SENTENCES[Reason.ENDING], look.now)
+    ).plan()
+
+
+def _conclude(look: Look) -> Plan | None:
+    if look.current is not None or statuses.is_held_for_good(look.status):
+        return None
+    conclusion = endings.conclusion_of(look.spec, look.status)
+    return None if conclusion is None else _end(look, *conclusion)
+
+
+def _watch_current(look: Look) -> Plan | None:
+    current = look.current
+    if current is None or current.pod is None:
+        return None
+    pod = current.pod
+    if (ends_at := look.ends_at(pod)) is not None:
+        return look.plan(again=ends_at)
+    if running := evidence.running_of(pod, look.container):
+        return _watch_running(look, current, pod, running.started_at)
+    if statuses.shows(look.status, Reason.RUNNING) and current.entry is not None:
+        return look.plan()
+    return _watch_gated(look, current, pod) if evidence.is_gated(pod) else _watch_pending(look, current, pod)
+
+
+def _watch_running(look: Look, current: Known, pod: Pod, since: datetime | None) -> Plan:
+    if statuses.shows(look.status, Reason.RUNNING) and current.entry is not None:
+        return look.plan()
+    show_at = (since or look.now - SHOW_RUNNING_AFTER) + SHOW_RUNNING_AFTER
+    if look.now < show_at:
+        return look.plan(again=show_at)
+    return _show(look, Reason.RUNNING, f"Attempt {current.number} is running.", _entry(look, current, pod)).plan()
+
+
+def _watch_gated(look: Look, current: Known, pod: Pod) -> Plan:
+    reason = Reason.WAITING_FOR_GATES
+    if statuses.shows(look.status, reason) and current.entry is not None:
+        return look.plan()
+    gates = ", ".join(gate.name for gate in pod.spec.scheduling_gates)
+    entry = msgspec.structs.replace(_entry(look, current, pod), start_time=None)
+    return _show(look, reason, f"{SENTENCES[reason]} Gates: {gates}.", entry).plan()
+
+
+def _watch_pending(look: Look, current: Known, pod: Pod) -> Plan:
+    entry = _entry(look, current, pod)
+    since = evidence.pending_since(pod, entry.start_time, look.now)
+    deadline = None if since is None else since + timedelta(seconds=look.spec.deadlines.pending_seconds)
+    trouble = evidence.trouble_of(pod, look.container)
+    if deadline is not None and deadline <= look.now:
+        return _give_up_pending(look, pod, entry, trouble)
+    what = trouble.what if trouble else SENTENCES[Reason.PENDING]
+    shown = statuses.progress_of(look.status)
+    if (
+        current.entry == entry
+        and shown is not None
+        and shown.reason == Reason.PENDING
+        and shown.message.startswith(what)
+    ):
+        return look.plan(again=deadline)
+    show_at = (pod.metadata.creation_timestamp or look.now) + SHOW_PENDING_AFTER
+    if trouble is None and current.entry is None and show_at > look.now and not _is_stuck(look.status):
+        return look.plan(again=min(deadline or show_at, show_at))
+    return _show(look, Reason.PENDING, trouble.message if trouble else what, entry).plan(again=deadline)
+
+
+def _give_up_pending(look: Look, pod: Pod, entry: Attempt, trouble: evidence.Trouble | None) -> Plan:
+    # Said before it is done: once the pod is deleted, nothing in it tells why it did not start.
+    seconds = look.spec.deadlines.pending_seconds
+    message = f"The pod was pending for longer than spec.deadlines.pendingSeconds ({seconds} s)."
+    why = wording.start_of(f"{message} {trouble.message}" if trouble else message)
+    entry = msgspec.structs.replace(entry, reason=trouble.reason if trouble else "PendingTooLong", message=why)
+    return _show(look, Reason.PENDING, why, entry).plan(DeletePod(name=pod.metadata.name, uid=pod.metadata.uid))
+
+
+# -- may the next attempt start? ------------------------------------------------------------------------------------
+
+
+def _stay_held(look: Look) -> Plan | None:
+    return look.plan() if statuses.is_held_for_good(look.status) else None
+
+
+def _back_off(look: Look) -> Plan | None:
+    until = look.status.next_attempt_time
+    if until is None or until <= look.now:
+        return None
+    return look.with_status(endings.backing_off(look.status, look.now)).plan(again=until)
+
+
+def _check_state(look: Look) -> Plan | None:
+    """Whether the state is still there, and whether the last attempt's record came after its end was recorded."""
+    last, summary, read = statuses.last_end_of(look.status), look.observed.summary, look.observed.state
+    unseen = summary is None and look.status.state is not None
+    late = last is not None and summary is not None and summary.completed_attempt == last.number
+    if read is None:
+        return Plan(actions=(ReadState(),)) if unseen or (late and look.spec.completion != "ExitCode") else None
+    if look.state_lost:
+        return _hold(look, Reason.STATE_LOST, endings.STATE_LOST_MESSAGE)
+    record = read.completion if isinstance(read, StateView) else None
+    if last is None or record is None or (record.attempt, record.pod_uid) != (last.number, last.pod_uid):
+        return None
+    if look.spec.completion == "ExitCode":
+        return None
+    status = msgspec.structs.replace(look.status, result=record.result)
+    message = f"Attempt {last.number} recorded its completion before it was stopped."
+    return _end(look.with_status(status), Outcome.SUCCEEDED, Reason.SUCCEEDED, message)
+
+
+def _refuse_changed_template(look: Look) -> Plan | None:
+    """A run must not go on from another template than the one it began with, and since nobody may put the old one back, it ends."""
+    now = template_hash(look.spec.template)
+    pods = [known.pod for known in look.attempts if known.pod is not None]
+    if all(pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) in {None, now} for pod in pods):
+        return None
+    return _end(
+        look, Outcome.FAILED, Reason.TEMPLATE_CHANGED, f"{SENTENCES[Reason.TEMPLATE_CHANGED]} Make a new TaskRun."
+    )
+
+
+def _heed_refusal(look: Look) -> Plan | None:
+    refusal = look.observed.refusal
+    if refusal is None or refusal.attempt != look.next_number:
+        return None
+    reason = _REFUSED[refusal.kind]
+    message = f"{SENTENCES[reason]} {refusal.message}"
+    if refusal.kind is RefusalKind.INVALID:
+        return _end(look, Outcome.FAILED, reason, message)
+    if refusal.retry_at <= look.now:
+        return None
+    if _is_shown(look.status, reason, message, refusal.kind):
+        return look.plan(again=refusal.retry_at)
+    status = statuses.with_progress(look.status, reason, message, look.now)
+    said = Announce(reason.value, wording.start_of(message), warning=True)
+    return look.with_status(status, said).plan(again=refusal.retry_at)
+
+
+def _is_shown(status: Status, reason: Reason, message: str, kind: RefusalKind) -> bool:
+    """Whether status says it already, or so nearly that it isn't worth a write: quotas and failures say something else each time."""
+    shown = statuses.progress_of(status)
+    if shown is None or shown.reason != reason:
+        return False
+    same = re.sub(r"\d+", "", shown.message) == re.sub(r"\d+", "", wording.start_of(message))
+    return same or kind is not RefusalKind.FORBIDDEN
+
+
+def _create(look: Look, settings: Settings) -> Plan:
+    number = look.next_number
+    return look.plan(CreatePod(attempt=number, body=build_pod(look.observed.taskrun, number, settings)))
+
+
+_BEFORE_ENDS: tuple[Step, ...] = (
+    _leave_to_others,
+    _let_go_of_finished,
+    _let_go_of_deleted,
+    _hold_restored,
+    _read_state_of_ended,
+    _wait_for_readable_state,
+)
+_AFTER_ENDS: tuple[Step, ...] = (
+    _wait_for_leftovers,
+    _conclude,
+    _watch_current,
+    _stay_held,
+    _back_off,
+    _check_state,
+    _refuse_changed_template,
+    _heed_refusal,
+)
+_REFUSED = {
+    RefusalKind.INVALID: Reason.INVALID_TEMPLATE,
+    RefusalKind.QUOTA: Reason.QUOTA_EXCEEDED,
+    RefusalKind.FORBIDDEN: Reason.POD_REFUSED,
+    RefusalKind.NAME_TAKEN: Reason.POD_NAME_TAKEN,
+    RefusalKind.ERROR: Reason.POD_REFUSED,
+}
+
+
+# -- what steps have in common --------------------------------------------------------------------------------------
+
+
+def _end(look: Look, outcome: Outcome, reason: Reason, message: str) -> Plan:
+    """The one write that ends a TaskRun. Whoever sees it finished finds nothing left to do."""
+    status = statuses.with_outcome(statuses.without_hold(look.status, look.now), outcome, reason, message, look.now)
+    said = Announce(reason.value, wording.start_of(message), warning=outcome is not Outcome.SUCCEEDED)
+    return look.only_with(status, said).plan(*_release_of_state(look))
+
+
+def _hold(look: Look, reason: Reason, message: str, again: datetime | None = None) -> Plan:
+    if statuses.is_held(look.status, reason):
+        return look.plan(again=again, held=True)
+    status = statuses.with_hold(look.status, reason, message, look.now)
+    said = Announce(reason.value, wording.start_of(message), warning=True)
+    return look.with_status(status, said).plan(again=again, held=True)
+
+
+def _show(look: Look, reason: Reason, message: str, entry: Attempt) -> Look:
+    status = statuses.with_attempt(look.status, entry, look.spec.history_limit)
+    status = statuses.with_progress(status, reason, message, look.now)
+    return look.with_status(msgspec.structs.replace(status, next_attempt_time=None))
+
+
+def _entry(look: Look, known: Known, pod: Pod) -> Attempt:
+    """The attempt as it is listed while it runs. Its clock starts when its pod is made, or when the last gate is seen to be gone."""
+    made = pod.metadata.creation_timestamp
+    start = made if known.entry is None else known.entry.start_time or look.now.replace(microsecond=0)
+    return Attempt(
+        number=known.number,
+        pod_name=pod.metadata.name,
+        pod_uid=pod.metadata.uid,
+        node=pod.spec.node_name,
+        start_time=start,
+    )
+
+
+def _is_stuck(status: Status) -> bool:
+    """Whether status says that no pod can be made, which it must not go on saying once there is one."""
+    return any(
+        statuses.shows(status, one) for one in (Reason.QUOTA_EXCEEDED, Reason.POD_REFUSED, Reason.POD_NAME_TAKEN)
+    )
+
+
+def _release_of_state(look: Look) -> tuple[ReleaseState, ...]:
+    return (ReleaseState(state_name(look.about.name, look.about.uid)),) if look.has_state else ()

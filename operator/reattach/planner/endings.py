@@ -1,0 +1,154 @@
+"""The ends of attempts: which are not recorded yet, what is recorded of them, and whether the TaskRun ends with them."""
+
+from datetime import datetime
+
+import msgspec
+
+from reattach.api.names import pod_name
+from reattach.api.objects import Pod
+from reattach.api.reasons import SENTENCES, Cause, Outcome, Reason
+from reattach.api.state import StateView
+from reattach.api.taskrun import Attempt, Spec, Status
+from reattach.planner import evidence, wording
+from reattach.planner import status as statuses
+from reattach.planner.backoff import next_attempt_time
+from reattach.planner.budgets import CHARGED_TO, FAILURES, amount, charge, exhausted
+from reattach.planner.causes import Ended, Verdict, cause_of, finish_time_of, how_known
+from reattach.planner.look import Known, Look
+from reattach.planner.plan import Announce
+
+STATE_LOST_MESSAGE = f"{SENTENCES[Reason.STATE_LOST]} Look for external jobs that it may have left running, then delete the TaskRun and create it again."
+
+
+def unrecorded(look: Look) -> tuple[Known, ...]:
+    """The attempts that have ended and whose end is not in status."""
+    return tuple(known for known in look.attempts if not known.recorded and _has_ended(look, known.pod))
+
+
+def record(look: Look) -> Look:
+    """The look after the end of each attempt that has ended is put into status, with what follows from it."""
+    recorded = []
+    for known in unrecorded(look):
+        ended = _ended_of(look, known)
+        verdict = cause_of(ended)
+        entry = _entry_of(look, known, ended, verdict)
+        look = look.with_status(_with_end(look, ended, verdict, entry))
+        recorded.append(entry)
+    if not recorded:
+        return look
+    if any(entry.cause == Cause.HELD for entry in recorded):
+        look = look.with_status(
+            statuses.with_hold(look.status, Reason.STATE_LOST, STATE_LOST_MESSAGE, look.now),
+            Announce(Reason.STATE_LOST.value, STATE_LOST_MESSAGE, warning=True),
+        )
+    elif conclusion_of(look.spec, look.status) is None:
+        announced = (_announcement_of(entry, look.status) for entry in recorded)
+        look = look.with_status(backing_off(look.status, look.now), *announced)
+    return look
+
+
+def backing_off(status: Status, now: datetime) -> Status:
+    """The status that says how the last attempt ended and when the next one starts."""
+    last = statuses.last_end_of(status)
+    if last is None:
+        return status
+    return statuses.with_progress(status, Reason.BACKING_OFF, _sentence_of(last, status), now)
+
+
+def conclusion_of(spec: Spec, status: Status) -> tuple[Outcome, Reason, str] | None:
+    """How the TaskRun ends by what is recorded of its attempts, if it does."""
+    for attempt in status.attempts:
+        if attempt.cause == Cause.SUCCEEDED:
+            return Outcome.SUCCEEDED, Reason.SUCCEEDED, f"Attempt {attempt.number} completed the task."
+        if attempt.cause == Cause.PERMANENT:
+            message = f"{SENTENCES[Reason.PERMANENT_FAILURE]} {wording.how_it_ended(attempt)}"
+            return Outcome.FAILED, Reason.PERMANENT_FAILURE, message
+    budget = exhausted(status.counts, spec.retry.budgets)
+    if budget is None:
+        return None
+    reason = FAILURES[budget]
+    charged = [attempt for attempt in status.attempts if attempt.charged_to == budget]
+    message = f"{SENTENCES[reason]} {wording.how_it_ended(charged[-1])}" if charged else SENTENCES[reason]
+    return Outcome.FAILED, reason, message
+
+
+def _has_ended(look: Look, pod: Pod | None) -> bool:
+    ends_at = look.now if pod is None else look.ends_at(pod)
+    return ends_at is not None and ends_at <= look.now
+
+
+def _ended_of(look: Look, known: Known) -> Ended:
+    pod, entry = known.pod, known.entry
+    state = look.observed.state
+    is_last = look.current is not None and look.current.number == known.number
+    over = pod is None or evidence.is_over(pod) or evidence.terminated_of(pod, look.container) is not None
+    return Ended(
+        number=known.number,
+        pod_uid=_pod_uid_of(look, known),
+        pod=pod,
+        container=look.container,
+        completion=look.spec.completion,
+        state=state if isinstance(state, StateView) else None,
+        state_lost=look.state_lost,
+        presumed=not over,
+        expected=(entry.reason, entry.message or "") if entry and entry.reason else None,
+        shown_running=is_last and entry is not None and statuses.shows(look.status, Reason.RUNNING),
+    )
+
+
+def _pod_uid_of(look: Look, known: Known) -> str:
+    if known.pod is not None:
+        return known.pod.metadata.uid
+    if known.entry is not None and known.entry.pod_uid:
+        return known.entry.pod_uid
+    return look.epoch.pod_uid if look.epoch and look.epoch.attempt == known.number else ""
+
+
+def _entry_of(look: Look, known: Known, ended: Ended, verdict: Verdict) -> Attempt:
+    made = known.pod.metadata.creation_timestamp if known.pod else None
+    budget = CHARGED_TO[verdict.cause]
+    return Attempt(
+        number=known.number,
+        pod_name=pod_name(look.about.name, look.about.uid, known.number),
+        pod_uid=ended.pod_uid,
+        node=known.pod.spec.node_name if known.pod else known.entry.node if known.entry else "",
+        start_time=(known.entry.start_time if known.entry else None) or made,
+        finish_time=finish_time_of(ended, look.now).replace(microsecond=0),
+        end=how_known(ended).value,
+        cause=verdict.cause.value,
+        charged_to=budget.value if budget else None,
+        reason=wording.start_of(verdict.reason),
+        exit_code=ended.exit_code,
+        message=wording.start_of(verdict.message),
+    )
+
+
+def _with_end(look: Look, ended: Ended, verdict: Verdict, entry: Attempt) -> Status:
+    budget = CHARGED_TO[verdict.cause]
+    status = statuses.with_attempt(look.status, entry, look.spec.history_limit)
+    status = msgspec.structs.replace(status, counts=charge(status.counts, budget))
+    if verdict.cause is Cause.SUCCEEDED and ended.recorded_completion:
+        assert ended.state is not None
+        assert ended.state.completion is not None
+        status = msgspec.structs.replace(status, result=ended.state.completion.result)
+    if budget is None or conclusion_of(look.spec, status) is not None:
+        return msgspec.structs.replace(status, next_attempt_time=None)
+    again = next_attempt_time(
+        look.spec.retry.backoff,
+        ended=finish_time_of(ended, look.now),
+        charged=amount(status.counts.charged, budget),
+        uid=look.about.uid,
+        attempt=ended.number,
+        asked_seconds=verdict.retry_after_seconds,
+    )
+    return msgspec.structs.replace(status, next_attempt_time=again)
+
+
+def _announcement_of(entry: Attempt, status: Status) -> Announce:
+    return Announce("AttemptFailed", wording.start_of(_sentence_of(entry, status)), warning=True)
+
+
+def _sentence_of(entry: Attempt, status: Status) -> str:
+    again = status.next_attempt_time
+    then = f" The next attempt starts at {wording.clock_of(again)}." if again else ""
+    return wording.how_it_ended(entry) + then

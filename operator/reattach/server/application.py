@@ -1,0 +1,153 @@
+"""The service put together: what every request passes before and after its handler."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from reattach.api.messages import ProblemCode
+from reattach.cluster import Cluster
+from reattach.server.authentication import Authenticator, Caller
+from reattach.server.metrics import Metrics
+from reattach.server.problems import RateLimitedError, response_of
+from reattach.server.rates import RateLimit
+from reattach.server.routes import CALLER, Routes
+from reattach.server.settings import BODY_BYTES_MAX, Settings
+from reattach.state import RefusedError, Store
+
+log = logging.getLogger(__name__)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_METHODS = {"GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS", "PATCH"}
+_LOGGED = {
+    ProblemCode.UNAUTHENTICATED,
+    ProblemCode.NOT_A_TASK_POD,
+    ProblemCode.FENCED,
+    ProblemCode.STATE_LOST,
+    ProblemCode.FORMAT_UNKNOWN,
+    ProblemCode.CONFLICT,
+    ProblemCode.RATE_LIMITED,
+}
+"""What whoever runs the service wants to hear of."""
+
+
+class Traffic:
+    """The requests that are being answered. Once `ending`, every answer is the last on its connection."""
+
+    def __init__(self) -> None:
+        self.ending = False
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __enter__(self) -> None:
+        self._running += 1
+        self._idle.clear()
+
+    def __exit__(self, *_error: object) -> None:
+        self._running -= 1
+        if self._running == 0:
+            self._idle.set()
+
+    async def wait_for_idle(self) -> None:
+        """Until nothing is being answered."""
+        await self._idle.wait()
+
+
+def build_application(cluster: Cluster, settings: Settings, metrics: Metrics, traffic: Traffic) -> web.Application:
+    """The state API as an aiohttp application."""
+    gate = Gate(cluster, settings, metrics)
+    routes = Routes(
+        Store(cluster, on_conflict=metrics.conflicts.inc),
+        default_retention_seconds=settings.default_retention_seconds,
+    )
+
+    @web.middleware
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.monotonic()
+        route = request.match_info.route.resource.canonical if request.match_info.route.resource else "unknown"
+        with traffic:
+            code, response = await _answered(request, handler, gate, settings.request_seconds)
+        if traffic.ending:
+            response.force_close()
+        method = request.method if request.method in _METHODS else "other"
+        metrics.requests.labels(route, method, str(response.status), code).inc()
+        metrics.seconds.labels(route, method).observe(time.monotonic() - started)
+        return response
+
+    application = web.Application(middlewares=[answer], client_max_size=BODY_BYTES_MAX)
+    application.add_routes(routes.table())
+    return application
+
+
+def build_health_application(metrics: Metrics, is_ready: Callable[[], bool]) -> web.Application:
+    """Probes and metrics, over plain HTTP on a port of their own."""
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def readyz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok") if is_ready() else web.Response(status=503, text="shutting down")
+
+    async def metrics_text(_request: web.Request) -> web.Response:
+        return web.Response(body=metrics.to_text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    application = web.Application()
+    application.add_routes(
+        [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics_text)]
+    )
+    return application
+
+
+class Gate:
+    """Lets a request in: its token must be that of a task's pod, and it must not come too often."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, metrics: Metrics) -> None:
+        self._authenticator = Authenticator(
+            cluster, metrics, namespaces=settings.watch_namespaces, seconds=settings.authentication_seconds
+        )
+        self._refused_tokens = RateLimit(settings.refused_token_rate)
+        self._taskruns = RateLimit(settings.taskrun_rate)
+        self._namespaces = RateLimit(settings.namespace_rate)
+
+    async def admit(self, request: web.Request) -> Caller:
+        """Who calls."""
+        caller = await self._authenticated(request.headers.get("Authorization"), request.remote or "")
+        if wait := self._taskruns.take(caller.run.uid):
+            raise RateLimitedError(f"TaskRun {caller.run.name}", wait)
+        if wait := self._namespaces.take(caller.run.namespace):
+            raise RateLimitedError(f"namespace {caller.run.namespace}", wait)
+        return caller
+
+    async def _authenticated(self, authorization: str | None, address: str) -> Caller:
+        if caller := self._authenticator.known(authorization):
+            return caller
+        if wait := self._refused_tokens.wait_of(address):
+            raise RateLimitedError("this address, with tokens that are refused,", wait)
+        try:
+            return await self._authenticator.authenticate(authorization)
+        except RefusedError:
+            self._refused_tokens.take(address)
+            raise
+
+
+async def _answered(
+    request: web.Request, handler: Handler, gate: Gate, seconds: float
+) -> tuple[str, web.StreamResponse]:
+    try:
+        async with asyncio.timeout(seconds):
+            if request.match_info.http_exception is None:
+                request[CALLER] = await gate.admit(request)
+            return "", await handler(request)
+    except Exception as error:  # noqa: BLE001 -- every error is answered as a problem, and a bug is logged there
+        code, response = response_of(error)
+        if code in _LOGGED:
+            log.warning("refused %s %s from %s: %s", request.method, ascii(request.path), _shown(request), error)
+        return code, response
+
+
+def _shown(request: web.Request) -> str:
+    caller = request.get(CALLER)
+    return f"{caller.run.namespace}/{caller.pod_name}" if caller else str(request.remote)

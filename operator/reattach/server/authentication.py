@@ -1,0 +1,168 @@
+"""Who calls: a pod token, sent to TokenReview, and the pod that it is bound to.
+
+Only what was accepted is kept, for at most `seconds` and by the token's SHA-256; so a pod that was deleted may go on for that long.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from reattach.api.messages import ProblemCode
+from reattach.api.names import API_VERSION, KIND, LABEL_ATTEMPT, LABEL_TASKRUN, TOKEN_AUDIENCE, pod_name
+from reattach.api.objects import ObjectMeta, PartialObject, Shape
+from reattach.cluster import Cluster, ClusterError, NotFoundError
+from reattach.cluster.paths import TOKEN_REVIEWS, pods
+from reattach.server.metrics import Metrics
+from reattach.state import RefusedError, Run
+
+CACHED_MAX = 10_000
+REVIEWS_AT_ONCE = 32
+_USER_PREFIX = "system:serviceaccount:"
+_POD_NAME, _POD_UID = "authentication.kubernetes.io/pod-name", "authentication.kubernetes.io/pod-uid"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The pod of one attempt of one TaskRun."""
+
+    run: Run
+    attempt: int
+    pod_name: str
+    pod_uid: str
+
+
+class _User(Shape, frozen=True):
+    username: str = ""
+    extra: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+
+
+class _ReviewStatus(Shape, frozen=True):
+    authenticated: bool = False
+    audiences: tuple[str, ...] = ()
+    user: _User = _User()
+    error: str = ""
+
+
+class _Review(Shape, frozen=True):
+    status: _ReviewStatus = _ReviewStatus()
+
+
+class Authenticator:
+    """Tells callers from strangers. Errors of the API server are raised as they are: not knowing is no refusal."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        metrics: Metrics,
+        *,
+        namespaces: frozenset[str] = frozenset(),
+        seconds: float = 60,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster = cluster
+        self._metrics = metrics
+        self._namespaces = namespaces
+        self._seconds = seconds
+        self._clock = clock
+        self._accepted: dict[bytes, tuple[float, Caller]] = {}  # oldest first, since all live equally long
+        self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+        self._reviews = asyncio.Semaphore(REVIEWS_AT_ONCE)
+
+    def known(self, authorization: str | None) -> Caller | None:
+        """The caller, if this token was accepted a short while ago."""
+        accepted = self._accepted.get(_digest_of(_token_in(authorization)))
+        return accepted[1] if accepted and accepted[0] > self._clock() else None
+
+    async def authenticate(self, authorization: str | None) -> Caller:
+        """The caller with this `Authorization` header; refused with `unauthenticated` or `not-a-task-pod`."""
+        token = _token_in(authorization)
+        digest = _digest_of(token)
+        # Many calls of a task that just started are one review.
+        async with self._locks.setdefault(digest, asyncio.Lock()):
+            if caller := self.known(authorization):
+                return caller
+            async with self._reviews:
+                asked = self._clock()
+                caller = await self._pod_of(await self._review(token))
+            self._accept(digest, asked, caller)
+            return caller
+
+    async def _review(self, token: str) -> _User:
+        body = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [TOKEN_AUDIENCE]},
+        }
+        try:
+            status = msgspec.json.decode(await self._cluster.create(TOKEN_REVIEWS, body), type=_Review).status
+        except ClusterError:
+            self._metrics.token_reviews.labels("error").inc()
+            raise
+        # An API server that knows nothing of audiences leaves them out.
+        accepted = status.authenticated and TOKEN_AUDIENCE in status.audiences
+        self._metrics.token_reviews.labels("accepted" if accepted else "refused").inc()
+        if not accepted:
+            why = f": {status.error}" if status.error else ""
+            raise _unauthenticated(f"the token must be a valid pod token with audience {TOKEN_AUDIENCE}{why}")
+        return status.user
+
+    async def _pod_of(self, user: _User) -> Caller:
+        namespace = user.username.removeprefix(_USER_PREFIX).partition(":")[0]
+        name, uid = (user.extra.get(extra, ("",))[0] for extra in (_POD_NAME, _POD_UID))
+        if not user.username.startswith(_USER_PREFIX) or not name or not uid:
+            raise _stranger("the token must be a service-account token bound to a pod")
+        if self._namespaces and namespace not in self._namespaces:
+            raise _stranger(f"namespace {namespace} is not among those that Reattach is installed for")
+        try:
+            text = await self._cluster.get(pods(namespace, name), metadata_only=True)
+        except NotFoundError:
+            raise _unauthenticated(f"the pod {namespace}/{name} of the token is gone") from None
+        metadata = msgspec.json.decode(text, type=PartialObject).metadata
+        if metadata.uid != uid:
+            raise _unauthenticated(f"the pod {namespace}/{name} of the token is gone; another has its name")
+        return caller_of(metadata)
+
+    def _accept(self, digest: bytes, asked: float, caller: Caller) -> None:
+        now = self._clock()
+        self._accepted.pop(digest, None)
+        while self._accepted and (len(self._accepted) >= CACHED_MAX or next(iter(self._accepted.values()))[0] <= now):
+            del self._accepted[next(iter(self._accepted))]
+        self._accepted[digest] = (asked + self._seconds, caller)
+
+
+def caller_of(pod: ObjectMeta) -> Caller:
+    """Whose attempt a pod is, by labels, controller and name, which only the operator can give to a pod."""
+    owner = next((owner for owner in pod.owner_references if owner.controller), None)
+    if owner is None or (owner.api_version, owner.kind) != (API_VERSION, KIND):
+        raise _stranger(f"the pod {pod.namespace}/{pod.name} must have a TaskRun as its controller")
+    label = pod.labels.get(LABEL_ATTEMPT, "")
+    if pod.labels.get(LABEL_TASKRUN) != owner.name or not (label.isascii() and label.isdigit()) or int(label) < 1:
+        raise _stranger(f"the pod {pod.namespace}/{pod.name} must have the labels {LABEL_TASKRUN} and {LABEL_ATTEMPT}")
+    if pod.name != pod_name(owner.name, owner.uid, int(label)):
+        raise _stranger(f"the pod {pod.namespace}/{pod.name} must have the name that its TaskRun and attempt dictate")
+    run = Run(namespace=pod.namespace, name=owner.name, uid=owner.uid)
+    return Caller(run=run, attempt=int(label), pod_name=pod.name, pod_uid=pod.uid)
+
+
+def _token_in(authorization: str | None) -> str:
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise _unauthenticated("the header must be: Authorization: Bearer <pod token>")
+    return token.strip()
+
+
+def _digest_of(token: str) -> bytes:
+    return hashlib.sha256(token.encode(errors="surrogateescape")).digest()
+
+
+def _unauthenticated(detail: str) -> RefusedError:
+    return RefusedError(ProblemCode.UNAUTHENTICATED, detail)
+
+
+def _stranger(detail: str) -> RefusedError:
+    return RefusedError(ProblemCode.NOT_A_TASK_POD, detail)

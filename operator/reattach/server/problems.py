@@ -1,0 +1,98 @@
+"""Errors as `application/problem+json` (RFC 9457)."""
+
+import logging
+import math
+
+import msgspec
+from aiohttp import web
+
+from reattach.api.messages import Problem, ProblemCode
+from reattach.cluster import ClusterError
+from reattach.server.settings import BODY_BYTES_MAX
+from reattach.state import RefusedError
+
+log = logging.getLogger(__name__)
+
+PROBLEMS: dict[ProblemCode, tuple[int, str]] = {
+    ProblemCode.UNAUTHENTICATED: (401, "No valid pod token"),
+    ProblemCode.NOT_A_TASK_POD: (403, "Not the pod of an attempt"),
+    ProblemCode.INVALID: (400, "Malformed request"),
+    ProblemCode.VALUE_INVALID: (422, "Not a value that can be stored"),
+    ProblemCode.VALUE_TOO_LARGE: (413, "Value too large"),
+    ProblemCode.STATE_FULL: (413, "State full"),
+    ProblemCode.REQUEST_TOO_LARGE: (413, "Request too large"),
+    ProblemCode.KEY_INVALID: (422, "Not a key"),
+    ProblemCode.NOT_FOUND: (404, "No such key"),
+    ProblemCode.EXISTS: (412, "The key exists"),
+    ProblemCode.VERSION_MISMATCH: (412, "The key has another version"),
+    ProblemCode.NOT_OPEN: (409, "The state is not open"),
+    ProblemCode.FENCED: (409, "A later attempt or session took over"),
+    ProblemCode.CLOSING: (409, "The run is being ended or suspended"),
+    ProblemCode.COMPLETED: (409, "The attempt is complete"),
+    ProblemCode.STATE_LOST: (409, "The state was deleted by force"),
+    ProblemCode.CONFLICT: (503, "Too many writers at once"),
+    ProblemCode.RATE_LIMITED: (429, "Too many requests"),
+    ProblemCode.FORMAT_UNKNOWN: (503, "The state can't be read"),
+    ProblemCode.UNAVAILABLE: (503, "The Kubernetes API can't be reached"),
+    ProblemCode.METHOD_NOT_ALLOWED: (405, "Method not allowed"),
+    ProblemCode.ROUTE_UNKNOWN: (404, "No such route"),
+    ProblemCode.NOT_IMPLEMENTED: (501, "Not implemented"),
+    ProblemCode.INTERNAL: (500, "Internal error"),
+}
+"""HTTP status and title of each code."""
+
+_OF_HTTP = {
+    404: (ProblemCode.ROUTE_UNKNOWN, "no such route; those that exist are in the OpenAPI file"),
+    405: (ProblemCode.METHOD_NOT_ALLOWED, "this route does not take this method; see the Allow header"),
+    413: (ProblemCode.REQUEST_TOO_LARGE, f"the body must have at most {BODY_BYTES_MAX} bytes"),
+}
+_RETRY_SECONDS = 1.0
+
+
+class RateLimitedError(RefusedError):
+    """Asked too often; `wait` seconds until the next request is answered."""
+
+    def __init__(self, whose: str, wait: float) -> None:
+        super().__init__(ProblemCode.RATE_LIMITED, f"{whose} asks too often; wait as long as Retry-After says")
+        self.wait = wait
+
+
+def response_of(error: Exception) -> tuple[ProblemCode, web.Response]:
+    """The answer for whatever a request ended with."""
+    match error:
+        case RateLimitedError():
+            return error.code, to_response(error.code, error.detail, retry_after=error.wait)
+        case RefusedError(code=ProblemCode.CONFLICT):
+            return error.code, to_response(error.code, error.detail, retry_after=_RETRY_SECONDS)
+        case RefusedError():
+            return error.code, to_response(error.code, error.detail)
+        case ClusterError():
+            log.warning("the Kubernetes API answered: %s", error)
+            detail = "the Kubernetes API does not answer as it should; ask again, with the same request id"
+            wait = error.retry_after or _RETRY_SECONDS
+            return ProblemCode.UNAVAILABLE, to_response(ProblemCode.UNAVAILABLE, detail, retry_after=wait)
+        case TimeoutError():
+            detail = "this took too long; ask again, with the same request id"
+            return ProblemCode.UNAVAILABLE, to_response(ProblemCode.UNAVAILABLE, detail, retry_after=_RETRY_SECONDS)
+        case web.HTTPException(status=status) if status < 500:
+            code, detail = _OF_HTTP.get(status, (ProblemCode.INVALID, error.reason))
+            response = to_response(code, detail)
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+            return code, response
+        case _:
+            log.error("a request failed", exc_info=error)
+            return ProblemCode.INTERNAL, to_response(ProblemCode.INTERNAL, "see the log of the state API")
+
+
+def to_response(code: ProblemCode, detail: str, *, retry_after: float | None = None) -> web.Response:
+    """One problem as an HTTP answer."""
+    status, title = PROBLEMS[code]
+    problem = Problem(type=f"urn:reattach:problem:{code}", title=title, status=status, code=code, detail=detail)
+    headers = {"Cache-Control": "no-store"}
+    if retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    body = msgspec.json.encode(problem)
+    return web.Response(status=status, body=body, content_type="application/problem+json", headers=headers)

@@ -1,0 +1,297 @@
+"""The routes of the state API: from HTTP to an operation on the state and back."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+from aiohttp import web
+
+from reattach.api.messages import (
+    REQUEST_ID_CHARACTERS_MAX,
+    SESSION_CHARACTERS_MAX,
+    BatchRequest,
+    BatchResponse,
+    BatchResult,
+    CompleteRequest,
+    Entry,
+    EntryList,
+    OpenRequest,
+    OpenResponse,
+    Operation,
+    ProblemCode,
+    SetRequest,
+    SetResponse,
+)
+from reattach.api.names import HEADER_REQUEST_ID, HEADER_SESSION
+from reattach.server.authentication import Caller
+from reattach.state import RefusedError, State, Store
+from reattach.state.codec import Record
+from reattach.state.operations import (
+    Clear,
+    Delete,
+    Request,
+    Set,
+    Step,
+    Writer,
+    change,
+    complete,
+    get,
+    list_records,
+    once,
+    step_of,
+    steps_of,
+)
+from reattach.state.values import check_key, from_json, stored_result_of
+
+CALLER = web.RequestKey("caller", Caller)
+audit = logging.getLogger("reattach.server.audit")
+
+_KEY_PATH = "/v1/state/{key:[\\s\\S]*}"
+_ID = re.compile(r"[-._A-Za-z0-9]+")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+Message = TypeVar("Message", bound=msgspec.Struct)
+
+
+class Routes:
+    """Handlers over one `Store`. The middleware has put the authenticated `CALLER` into each request."""
+
+    def __init__(self, store: Store, *, default_retention_seconds: int) -> None:
+        self._store = store
+        self._default_retention_seconds = default_retention_seconds
+
+    def table(self) -> list[web.RouteDef]:
+        """All routes."""
+        return [
+            web.post("/v1/open", self.open),
+            web.get("/v1/state", self.list, allow_head=False),
+            web.post("/v1/state", self.batch),
+            web.delete("/v1/state", self.clear),
+            web.get(_KEY_PATH, self.get, allow_head=False),
+            web.put(_KEY_PATH, self.set),
+            web.delete(_KEY_PATH, self.delete),
+            web.post("/v1/complete", self.complete),
+            web.route("*", "/v1/jobs/{key:[\\s\\S]*}", self.jobs),
+        ]
+
+    async def open(self, request: web.Request) -> web.Response:
+        """Begin a session."""
+        query_of(request)
+        caller, message = request[CALLER], message_of(await request.read(), OpenRequest)
+        writer = writer_of(caller, checked_id("session", message.session, SESSION_CHARACTERS_MAX))
+        now = datetime.now(UTC)
+        first = await self._store.open(caller.run, writer, now, can_cleanup=message.can_cleanup)
+        write_audit(caller, "open", None, f"session={writer.session}")
+        return to_response(
+            OpenResponse(
+                namespace=caller.run.namespace,
+                taskrun=caller.run.name,
+                taskrun_uid=caller.run.uid,
+                attempt=caller.attempt,
+                first=first,
+                server_time=now,
+            )
+        )
+
+    async def get(self, request: web.Request) -> web.Response:
+        """One key."""
+        query_of(request)
+        writer, key = session_of(request), key_of(request)
+        return to_response(entry_of(get(await self._store.read(request[CALLER].run), writer, key)))
+
+    async def list(self, request: web.Request) -> web.Response:
+        """Keys in order."""
+        writer, query = session_of(request), query_of(request, "prefix", "limit", "offset")
+        limit, offset = number_of(query, "limit", least=1), number_of(query, "offset", least=0)
+        state = await self._store.read(request[CALLER].run)
+        records, total = list_records(state, writer, prefix=query.get("prefix", ""), limit=limit, offset=offset or 0)
+        return to_response(EntryList(items=tuple(entry_of(record) for record in records), total=total))
+
+    async def set(self, request: web.Request) -> web.Response:
+        """Store one key."""
+        query_of(request)
+        key, message = key_of(request), message_of(await request.read(), SetRequest)
+        operation = Operation(
+            op="set",
+            key=key,
+            value=message.value,
+            if_absent=message.if_absent,
+            if_version=message.if_version,
+            retention_seconds=message.retention_seconds,
+        )
+
+        def answer(state: State, _results: Sequence[BatchResult]) -> SetResponse:
+            record = state.records[key]
+            return SetResponse(version=record.version, expires_at=record.expires_at)
+
+        return await self._change(request, [step_of(operation, self._default_retention_seconds)], answer)
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """Remove one key."""
+        version = number_of(query_of(request, "ifVersion"), "ifVersion", least=1)
+        return await self._change(request, [Delete(key_of(request), version)], lambda _, results: results[0])
+
+    async def clear(self, request: web.Request) -> web.Response:
+        """Remove all keys."""
+        query_of(request)
+        return await self._change(request, [Clear()], lambda _, results: results[0])
+
+    async def batch(self, request: web.Request) -> web.Response:
+        """Several changes, all or none."""
+        query_of(request)
+        message = message_of(await request.read(), BatchRequest)
+        steps = steps_of(message.operations, self._default_retention_seconds)
+        return await self._change(request, steps, lambda _, results: BatchResponse(results=tuple(results)))
+
+    async def complete(self, request: web.Request) -> web.Response:
+        """Record that the task is done."""
+        query_of(request)
+        caller, writer = request[CALLER], session_of(request)
+        message, asked, now = (
+            message_of(await request.read(), CompleteRequest),
+            await request_of(request),
+            datetime.now(UTC),
+        )
+        result = None if message.result is msgspec.UNSET else stored_result_of(message.result)
+        await self._store.change(
+            caller.run,
+            lambda state: once(state, writer, asked, lambda now_is: (complete(now_is, writer, result, now), b"{}")),
+        )
+        write_audit(caller, "complete", asked, f"bytes={len(result or b'')}")
+        return web.Response(status=204)
+
+    async def jobs(self, _request: web.Request) -> web.Response:
+        """External jobs."""
+        raise RefusedError(
+            ProblemCode.NOT_IMPLEMENTED, "this version keeps no external jobs; store the handle under a key"
+        )
+
+    async def _change(
+        self,
+        request: web.Request,
+        steps: Sequence[Step],
+        answer_of: Callable[[State, Sequence[BatchResult]], msgspec.Struct],
+    ) -> web.Response:
+        caller, writer, asked = request[CALLER], session_of(request), await request_of(request)
+        now = datetime.now(UTC)
+        done: list[BatchResult] = []
+
+        def act(state: State) -> tuple[State, bytes]:
+            after, results = change(state, writer, steps, now)
+            done.extend(results)
+            return after, msgspec.json.encode(answer_of(after, results))
+
+        def act_once(state: State) -> tuple[State, bytes]:
+            done.clear()  # of a try that lost its race
+            return once(state, writer, asked, act)
+
+        answer = await self._store.change(caller.run, act_once)
+        for step, result in zip(steps, done, strict=False):  # nothing is done for an answer given again
+            write_audit(caller, "change", asked, described(step, result))
+        return web.Response(body=answer, content_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def session_of(request: web.Request) -> Writer:
+    """Who calls, from the token and the session header."""
+    return writer_of(
+        request[CALLER], checked_id(HEADER_SESSION, request.headers.get(HEADER_SESSION), SESSION_CHARACTERS_MAX)
+    )
+
+
+def writer_of(caller: Caller, session: str) -> Writer:
+    """The caller as the state knows it."""
+    return Writer(attempt=caller.attempt, pod_uid=caller.pod_uid, session=session)
+
+
+async def request_of(request: web.Request) -> Request | None:
+    """The request id, if there is one, and a digest of what is asked."""
+    if (given := request.headers.get(HEADER_REQUEST_ID)) is None:
+        return None
+    asked = b"\0".join((request.method.encode(), request.raw_path.encode(), await request.read()))
+    digest = hashlib.sha256(asked).hexdigest()[:16]
+    return Request(id=checked_id(HEADER_REQUEST_ID, given, REQUEST_ID_CHARACTERS_MAX), digest=digest)
+
+
+def key_of(request: web.Request) -> str:
+    """The key in the path, from the path as it was sent: so that `%2F` and `/` are the same and nothing is decoded twice."""
+    encoded = request.rel_url.raw_path.split("/", 3)[3]
+    try:
+        return check_key(unquote_to_bytes(encoded).decode())
+    except UnicodeDecodeError:
+        raise RefusedError(ProblemCode.KEY_INVALID, "a key in the path must be percent-encoded UTF-8") from None
+
+
+def query_of(request: web.Request, *allowed: str) -> dict[str, str]:
+    """The query, each parameter at most once."""
+    query = dict(request.query)
+    if set(query) - set(allowed) or len(query) != len(request.query):
+        names = ", ".join(allowed) if allowed else "no parameters"
+        raise RefusedError(ProblemCode.INVALID, f"the query of this route takes {names}, each at most once")
+    return query
+
+
+def number_of(query: dict[str, str], name: str, *, least: int) -> int | None:
+    """A whole number in the query."""
+    if (text := query.get(name)) is None:
+        return None
+    if not _NUMBER.fullmatch(text) or int(text) < least:
+        raise RefusedError(ProblemCode.INVALID, f"{name} must be a whole number of at least {least}")
+    return int(text)
+
+
+def checked_id(what: str, text: str | None, longest: int) -> str:
+    """A session or request id."""
+    if text is None or not _ID.fullmatch(text) or len(text) > longest:
+        raise RefusedError(ProblemCode.INVALID, f"{what} must have 1 to {longest} letters, digits, '-', '_' or '.'")
+    return text
+
+
+def message_of(body: bytes, kind: type[Message]) -> Message:
+    """The body as a message."""
+    try:
+        return msgspec.convert(from_json(body), kind)
+    except msgspec.ValidationError as error:
+        raise RefusedError(ProblemCode.INVALID, f"the body must be a {kind.__name__}: {error}") from None
+
+
+def entry_of(record: Record) -> Entry:
+    """A record as it is sent."""
+    return Entry(**msgspec.structs.asdict(record))
+
+
+def to_response(message: Any) -> web.Response:
+    """A message as an HTTP answer."""
+    body = msgspec.json.encode(message)
+    return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def described(step: Step, result: BatchResult) -> str:
+    """A step and what it did, for the audit log: never the value."""
+    match step:
+        case Set():
+            return f"set key={step.key!a} version={result.version} bytes={len(step.text)}"
+        case Delete():
+            return f"delete key={step.key!a} deleted={result.deleted}"
+        case Clear():
+            return f"clear deleted={result.deleted}"
+
+
+def write_audit(caller: Caller, verb: str, asked: Request | None, what: str) -> None:
+    """One line for one change: who wrote what."""
+    audit.info(
+        "%s namespace=%s taskrun=%s uid=%s attempt=%d pod=%s pod_uid=%s request=%s %s",
+        verb,
+        caller.run.namespace,
+        caller.run.name,
+        caller.run.uid,
+        caller.attempt,
+        caller.pod_name,
+        caller.pod_uid,
+        asked.id if asked else "-",
+        what,
+    )

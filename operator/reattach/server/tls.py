@@ -1,0 +1,50 @@
+"""The server's certificate, read again when its files change. Connections that exist keep the one they began with."""
+
+import asyncio
+import logging
+import ssl
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+class Certificate:
+    """A certificate and its key, from two PEM files. Raises `OSError` (which `ssl.SSLError` is) if there is no valid pair at first."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self._cert, self._key = cert, key
+        self._seen = self._files()
+        self._current = self._load()
+        self.context = self._load()
+        """For the listening socket; each new connection is moved to the newest pair."""
+        self.context.sni_callback = self._choose
+
+    def reload(self) -> bool:
+        """Read the files again if they changed. A pair that does not fit together, as while it is replaced, is left for the next time."""
+        try:
+            if (files := self._files()) == self._seen:
+                return False
+            self._current = self._load()
+        except OSError as error:
+            log.warning("the certificate stays as it was, since the new one can't be read: %s", error)
+            return False
+        self._seen = files
+        log.info("certificate replaced")
+        return True
+
+    async def watch(self, seconds: float) -> None:
+        """`reload` every so many seconds, for ever."""
+        while True:
+            await asyncio.sleep(seconds)
+            self.reload()
+
+    def _files(self) -> tuple[bytes, bytes]:
+        return self._cert.read_bytes(), self._key.read_bytes()
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self._cert, self._key)
+        return context
+
+    def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = self._current

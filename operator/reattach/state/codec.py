@@ -1,0 +1,215 @@
+"""The ConfigMap that holds a TaskRun's state, and the one place that knows its format.
+
+    data:
+      formatVersion: "1"
+      epoch: '{"attempt":2,"podUID":"…","session":"…","time":"…","firstAttempt":1,"canCleanup":false,"fencedSessions":[]}'
+      lastVersion: "17"                      # the counter of versions; only grows
+      completion: '{"attempt":2,…}'          # absent until the task completes
+      requests: '[{"id":"…","digest":"…","answer":{…}}]'
+      key.job_id: '{"key":"job_id","value":"job-7","version":3,"attempt":1,"podUID":"…","updatedAt":"…","expiresAt":null}'
+      key-escaped.a_2Fb: …                   # the key `a/b`: other bytes than [-.A-Za-z0-9] as _ and two hex digits
+      key-hashed.9f86d0…: …                  # a key too long for that, by its SHA-256
+      job.…: …                               # external jobs: kept as they are, nothing here reads or writes them
+
+A release that adds to this writes another formatVersion only once every supported release reads it, so that a rollback works. Whatever
+this code does not know makes the whole state unreadable: a record passed over would look like one that was never stored.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from reattach.api.names import ANNOTATION_SUMMARY
+from reattach.api.objects import ObjectMeta, Shape
+from reattach.api.state import FORMAT_VERSION, Completion, Epoch, StateView, Summary
+from reattach.state.refusals import UnreadableError
+
+DATA_NAME_MAX = 253
+"""Kubernetes' bound on a name in a ConfigMap's data."""
+
+_PLAIN, _ESCAPED, _HASHED, _JOB = "key.", "key-escaped.", "key-hashed.", "job."
+_PLAIN_KEY = re.compile(r"[-._A-Za-z0-9]+")
+_TO_ESCAPE = re.compile(rb"[^-.A-Za-z0-9]")
+
+
+class Opening(Epoch, frozen=True, omit_defaults=False):
+    """The epoch as stored: who opened the state last. `fenced_sessions` are earlier sessions of the same pod, the newest last."""
+
+    session: str
+    time: datetime
+    first_attempt: int
+    can_cleanup: bool = False
+    fenced_sessions: tuple[str, ...] = ()
+
+
+class Record(Shape, frozen=True, omit_defaults=False):
+    """One key as stored. `value` is JSON text, kept as it is, so that no number loses a digit."""
+
+    key: str
+    value: msgspec.Raw
+    version: int
+    attempt: int
+    pod_uid: str = msgspec.field(name="podUID")
+    updated_at: datetime
+    expires_at: datetime | None
+
+
+class Remembered(Shape, frozen=True):
+    """A change that was asked for under a request id, and its answer (JSON text)."""
+
+    id: str
+    digest: str
+    answer: msgspec.Raw
+
+
+class State(Shape, frozen=True):
+    """All that is stored for one TaskRun. `records` by key; `jobs` by their names in the ConfigMap."""
+
+    epoch: Opening | None = None
+    last_version: int = 0
+    completion: Completion | None = None
+    requests: tuple[Remembered, ...] = ()
+    records: Mapping[str, Record] = {}
+    jobs: Mapping[str, str] = {}
+
+
+class _ConfigMap(Shape, frozen=True):
+    metadata: ObjectMeta
+    data: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class Stored(Shape, frozen=True):
+    """A state, and the ConfigMap that it was read from (`body`: the whole object, to be written back)."""
+
+    metadata: ObjectMeta
+    state: State
+    body: dict[str, Any]
+
+
+def data_name_of(key: str) -> str:
+    """Where a key is in the ConfigMap's data: a different name for every key."""
+    if _PLAIN_KEY.fullmatch(key) and len(name := _PLAIN + key) <= DATA_NAME_MAX:
+        return name
+    escaped = _TO_ESCAPE.sub(lambda byte: b"_%02X" % byte[0][0], key.encode())
+    if len(name := _ESCAPED + escaped.decode()) <= DATA_NAME_MAX:
+        return name
+    return _HASHED + hashlib.sha256(key.encode()).hexdigest()
+
+
+def to_data(state: State) -> dict[str, str]:
+    """The ConfigMap's data."""
+    data = {
+        "formatVersion": FORMAT_VERSION,
+        "lastVersion": str(state.last_version),
+        "requests": _text(state.requests),
+        **state.jobs,
+        **records_to_data(state.records),
+    }
+    if state.epoch is not None:
+        data["epoch"] = _text(state.epoch)
+    if state.completion is not None:
+        data["completion"] = _text(state.completion)
+    return data
+
+
+def records_to_data(records: Mapping[str, Record]) -> dict[str, str]:
+    """The part of the data that holds the keys."""
+    return {data_name_of(key): _text(record) for key, record in records.items()}
+
+
+def from_data(data: Mapping[str, str]) -> State:
+    """The state in a ConfigMap's data. Raises `UnreadableError`."""
+    if (version := data.get("formatVersion")) != FORMAT_VERSION:
+        raise UnreadableError(f"the state must have formatVersion {FORMAT_VERSION!r}; it has {version!r}")
+    parts: dict[str, Any] = {"records": {}, "jobs": {}}
+    for name, text in data.items():
+        match name:
+            case "formatVersion":
+                pass
+            case "epoch":
+                parts["epoch"] = _decoded(name, text, Opening)
+            case "lastVersion":
+                parts["last_version"] = _decoded(name, text, int)
+            case "completion":
+                parts["completion"] = _decoded(name, text, Completion)
+            case "requests":
+                parts["requests"] = _decoded(name, text, tuple[Remembered, ...])
+            case _ if name.startswith(_JOB):
+                parts["jobs"][name] = text
+            case _ if name.startswith((_PLAIN, _ESCAPED, _HASHED)):
+                record = _record_of(name, text)
+                parts["records"][record.key] = record
+            case _:
+                raise UnreadableError(f"nothing is known about {name!r} in the state")
+    state = State(**parts)
+    _check_counter(state, data)
+    return state
+
+
+def from_configmap(configmap: bytes) -> Stored:
+    """The state in a ConfigMap (JSON). Raises `UnreadableError`."""
+    body = msgspec.json.decode(configmap)
+    try:
+        read = msgspec.convert(body, _ConfigMap)
+    except msgspec.ValidationError as error:
+        raise UnreadableError(f"the state is not a ConfigMap: {error}") from None
+    return Stored(metadata=read.metadata, state=from_data(read.data), body=body)
+
+
+def summary_annotation_of(state: State) -> str:
+    """The text of the annotation `reattach.dev/summary`."""
+    completed = None if state.completion is None else state.completion.attempt
+    return _text(Summary(epoch=_epoch_of(state), completed_attempt=completed))
+
+
+def summary_of(annotations: Mapping[str, str]) -> Summary | None:
+    """The summary in a ConfigMap's annotations; None if there is none that can be read, so that the state itself must be."""
+    try:
+        return msgspec.json.decode(annotations[ANNOTATION_SUMMARY], type=Summary)
+    except (KeyError, msgspec.DecodeError):
+        return None
+
+
+def view_of(configmap: bytes) -> StateView:
+    """What decisions need of a state ConfigMap (JSON). Raises `UnreadableError`."""
+    stored = from_configmap(configmap)
+    return StateView(
+        uid=stored.metadata.uid,
+        resource_version=stored.metadata.resource_version,
+        epoch=_epoch_of(stored.state),
+        completion=stored.state.completion,
+    )
+
+
+def _epoch_of(state: State) -> Epoch | None:
+    return None if state.epoch is None else Epoch(attempt=state.epoch.attempt, pod_uid=state.epoch.pod_uid)
+
+
+def _record_of(name: str, text: str) -> Record:
+    record: Record = _decoded(name, text, Record)
+    # A record that was copied or renamed by hand, and a value that no `set` accepts.
+    if data_name_of(record.key) != name or bytes(record.value) == b"null":
+        raise UnreadableError(f"{name!r} in the state holds a record of another key or no value")
+    return record
+
+
+def _check_counter(state: State, data: Mapping[str, str]) -> None:
+    # Without the counter, or with one set back, a version could be given twice and `if-version` would lie.
+    newest = max((record.version for record in state.records.values()), default=0)
+    if "lastVersion" not in data or state.last_version < newest:
+        raise UnreadableError(f"lastVersion in the state must be at least {newest}, the newest version in use")
+
+
+def _decoded(name: str, text: str, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UnreadableError(f"{name!r} in the state is damaged: {error}") from None
+
+
+def _text(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

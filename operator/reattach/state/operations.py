@@ -1,0 +1,302 @@
+"""What the calls of the state API do, as pure functions: state in, state and answer out. Refusals are raised and change nothing.
+
+Expiry is only recorded here. It never takes effect while the TaskRun is unfinished, and the pods that call are pods of unfinished
+TaskRuns, so no task ever sees a key vanish: not after a pause of a month, which is when the handle in it is needed most.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import msgspec
+
+from reattach.api.messages import BATCH_OPERATIONS_MAX, STATE_BYTES_MAX, BatchResult, Operation, ProblemCode
+from reattach.api.state import Completion
+from reattach.state.codec import Opening, Record, Remembered, State, records_to_data
+from reattach.state.refusals import RefusedError
+from reattach.state.values import check_key, stored_value_of
+
+REQUESTS_REMEMBERED = 64
+FENCED_SESSIONS_REMEMBERED = 64
+RETENTION_SECONDS_MAX = 100 * 365 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who calls: one process, or a family of them, in the one pod of an attempt."""
+
+    attempt: int
+    pod_uid: str
+    session: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """A change under the id that the client gave it; `digest` tells whether the same is asked again."""
+
+    id: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Set:
+    """Store `text` (JSON) under `key`. `retention` None: never expires."""
+
+    key: str
+    text: bytes
+    retention: timedelta | None
+    if_absent: bool = False
+    if_version: int | None = None
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Remove `key`. An absent key is fine, unless `if_version` names a version."""
+
+    key: str
+    if_version: int | None = None
+
+
+@dataclass(frozen=True)
+class Clear:
+    """Remove all keys. External jobs and the completion record stay."""
+
+
+Step = Set | Delete | Clear
+
+
+def step_of(operation: Operation, default_retention_seconds: int) -> Step:
+    """The checked step that an operation asks for."""
+    match operation.op:
+        case "set":
+            if operation.key is None or operation.value is msgspec.UNSET:
+                raise _invalid("a set must have key and value")
+            if operation.if_absent and operation.if_version is not None:
+                raise _invalid("ifAbsent and ifVersion must not be used together")
+            return Set(
+                key=check_key(operation.key),
+                text=stored_value_of(operation.value),
+                retention=_retention_of(operation.retention_seconds, default_retention_seconds),
+                if_absent=operation.if_absent,
+                if_version=_checked_version(operation.if_version),
+            )
+        case "delete":
+            if operation.key is None:
+                raise _invalid("a delete must have a key")
+            _refuse_more_than(operation, Operation(op="delete", key=operation.key, if_version=operation.if_version))
+            return Delete(key=check_key(operation.key), if_version=_checked_version(operation.if_version))
+        case "clear":
+            _refuse_more_than(operation, Operation(op="clear"))
+            return Clear()
+
+
+def steps_of(operations: Sequence[Operation], default_retention_seconds: int) -> tuple[Step, ...]:
+    """The checked steps of a batch of 1 to `BATCH_OPERATIONS_MAX` operations."""
+    if not 1 <= len(operations) <= BATCH_OPERATIONS_MAX:
+        raise _invalid(f"a batch must have 1 to {BATCH_OPERATIONS_MAX} operations; this one has {len(operations)}")
+    return tuple(step_of(operation, default_retention_seconds) for operation in operations)
+
+
+def open_state(state: State, writer: Writer, now: datetime, *, can_cleanup: bool = False) -> tuple[State, bool]:
+    """Make `writer` the one whose calls count. The answer tells whether no attempt before this one opened the state.
+
+    Asked again by the current session, nothing changes. Fenced, and never to come back: every lower attempt, every earlier session of
+    the same pod (the last 64 are known), and any other pod that claims the same attempt.
+    """
+    epoch = state.epoch
+    fenced_sessions: tuple[str, ...] = ()
+    if epoch is None:
+        first = writer.attempt
+    elif epoch.attempt < writer.attempt:
+        first = epoch.first_attempt
+    elif _is_current(epoch, writer) and not _has_completed(state, writer):
+        return state, epoch.first_attempt == writer.attempt
+    else:
+        _check_may_take_over(state, epoch, writer)
+        first = epoch.first_attempt
+        fenced_sessions = (*epoch.fenced_sessions, epoch.session)[-FENCED_SESSIONS_REMEMBERED:]
+    opening = Opening(
+        attempt=writer.attempt,
+        pod_uid=writer.pod_uid,
+        session=writer.session,
+        time=now,
+        first_attempt=first,
+        can_cleanup=can_cleanup,
+        fenced_sessions=fenced_sessions,
+    )
+    # The answers are forgotten: those who could ask for them again are fenced now.
+    return msgspec.structs.replace(state, epoch=opening, requests=()), first == writer.attempt
+
+
+def check_current(state: State, writer: Writer) -> None:
+    """Refuse a caller that is not the one who opened the state last, whatever it asks."""
+    epoch = state.epoch
+    if epoch is None or epoch.attempt < writer.attempt:
+        raise RefusedError(ProblemCode.NOT_OPEN, "this pod must open the state first: POST /v1/open")
+    if not _is_current(epoch, writer):
+        raise _fenced(epoch)
+
+
+def get(state: State, writer: Writer, key: str) -> Record:
+    """The record of `key`, whatever its expiry."""
+    check_current(state, writer)
+    check_key(key)
+    if (record := state.records.get(key)) is None:
+        raise RefusedError(ProblemCode.NOT_FOUND, f"nothing is stored under {_shown(key)}")
+    return record
+
+
+def list_records(
+    state: State, writer: Writer, *, prefix: str = "", limit: int | None = None, offset: int = 0
+) -> tuple[tuple[Record, ...], int]:
+    """The records whose keys start with `prefix`, in the order of their keys, from the `offset`-th; and how many there are in all."""
+    check_current(state, writer)
+    found = [state.records[key] for key in sorted(state.records) if key.startswith(prefix)]
+    end = None if limit is None else offset + limit
+    return tuple(found[offset:end]), len(found)
+
+
+def change(state: State, writer: Writer, steps: Sequence[Step], now: datetime) -> tuple[State, tuple[BatchResult, ...]]:
+    """Do all steps, in order, each seeing what the ones before it did; or none of them. One result for each."""
+    check_current(state, writer)
+    if _has_completed(state, writer):
+        raise _completed(writer)
+    records, version, results = dict(state.records), state.last_version, []
+    for step in steps:
+        match step:
+            case Set():
+                _check_set(records.get(step.key), step)
+                version += 1
+                records[step.key] = _record_of(step, writer, version, now)
+                results.append(BatchResult(version=version))
+            case Delete():
+                _check_version(records.get(step.key), step.key, step.if_version)
+                results.append(BatchResult(deleted=0 if records.pop(step.key, None) is None else 1))
+            case Clear():
+                results.append(BatchResult(deleted=len(records)))
+                records.clear()
+    if version > state.last_version:
+        _check_size(records)
+    return msgspec.structs.replace(state, records=records, last_version=version), tuple(results)
+
+
+def complete(state: State, writer: Writer, result: bytes | None, now: datetime) -> State:
+    """Record that the task is done, with its `result` (JSON text). Final: asked again with the same result, nothing changes."""
+    check_current(state, writer)
+    text = None if result is None else result.decode()
+    if _has_completed(state, writer):
+        if state.completion is None or state.completion.result != text:
+            raise _completed(writer)
+        return state
+    completion = Completion(attempt=writer.attempt, pod_uid=writer.pod_uid, time=now, result=text)
+    return msgspec.structs.replace(state, completion=completion)
+
+
+def once(
+    state: State, writer: Writer, request: Request | None, act: Callable[[State], tuple[State, bytes]]
+) -> tuple[State, bytes]:
+    """Do `act`, whose answer is JSON text; or, if it was done under this request id before, give the answer it had then."""
+    check_current(state, writer)
+    if request is None:
+        return act(state)
+    for remembered in state.requests:
+        if remembered.id == request.id:
+            if remembered.digest != request.digest:
+                raise _invalid("a request id must not be used again for another request")
+            return state, bytes(remembered.answer)
+    state, answer = act(state)
+    known = (*state.requests, Remembered(id=request.id, digest=request.digest, answer=msgspec.Raw(answer)))
+    return msgspec.structs.replace(state, requests=known[-REQUESTS_REMEMBERED:]), answer
+
+
+def size_of(records: Mapping[str, Record]) -> int:
+    """Bytes of all records as they are stored: names, values and who wrote them."""
+    return sum(len(name) + len(text.encode()) for name, text in records_to_data(records).items())
+
+
+def _is_current(epoch: Opening, writer: Writer) -> bool:
+    return (epoch.attempt, epoch.pod_uid, epoch.session) == (writer.attempt, writer.pod_uid, writer.session)
+
+
+def _has_completed(state: State, writer: Writer) -> bool:
+    return state.completion is not None and state.completion.attempt == writer.attempt
+
+
+def _check_may_take_over(state: State, epoch: Opening, writer: Writer) -> None:
+    if epoch.attempt > writer.attempt or writer.session in epoch.fenced_sessions:
+        raise _fenced(epoch)
+    if epoch.pod_uid != writer.pod_uid:
+        raise RefusedError(ProblemCode.FENCED, f"attempt {epoch.attempt} is another pod, with UID {epoch.pod_uid}")
+    if _has_completed(state, writer):
+        raise _completed(writer)
+
+
+def _check_set(record: Record | None, step: Set) -> None:
+    if step.if_absent and record is not None:
+        detail = f"{_shown(step.key)} must be absent; it has version {record.version}"
+        raise RefusedError(ProblemCode.EXISTS, detail)
+    _check_version(record, step.key, step.if_version)
+
+
+def _check_version(record: Record | None, key: str, version: int | None) -> None:
+    if version is None or (record is not None and record.version == version):
+        return
+    seen = "is absent" if record is None else f"has version {record.version}"
+    raise RefusedError(ProblemCode.VERSION_MISMATCH, f"{_shown(key)} must have version {version}; it {seen}")
+
+
+def _check_size(records: Mapping[str, Record]) -> None:
+    if (size := size_of(records)) > STATE_BYTES_MAX:
+        detail = f"all keys together must have at most {STATE_BYTES_MAX} bytes; with this change they have {size}"
+        raise RefusedError(ProblemCode.STATE_FULL, detail)
+
+
+def _record_of(step: Set, writer: Writer, version: int, now: datetime) -> Record:
+    return Record(
+        key=step.key,
+        value=msgspec.Raw(step.text),
+        version=version,
+        attempt=writer.attempt,
+        pod_uid=writer.pod_uid,
+        updated_at=now,
+        expires_at=None if step.retention is None else now + step.retention,
+    )
+
+
+def _retention_of(seconds: int | msgspec.UnsetType | None, default_seconds: int) -> timedelta | None:
+    if seconds is msgspec.UNSET:
+        seconds = default_seconds
+    if seconds is None or seconds == 0:
+        return None
+    if not 0 < seconds <= RETENTION_SECONDS_MAX:
+        raise _invalid(f"retentionSeconds must be 0 to {RETENTION_SECONDS_MAX} or null; 0 and null mean never")
+    return timedelta(seconds=seconds)
+
+
+def _checked_version(version: int | None) -> int | None:
+    if version is not None and version < 1:
+        raise _invalid("ifVersion must be at least 1; to require that a key is absent use ifAbsent")
+    return version
+
+
+def _refuse_more_than(operation: Operation, allowed: Operation) -> None:
+    if operation != allowed:
+        takes = "key and ifVersion" if operation.op == "delete" else "nothing"
+        raise _invalid(f"a {operation.op} takes {takes}, not what a set takes")
+
+
+def _shown(key: str) -> str:
+    """A key as part of a sentence, also when it is long or holds a line break."""
+    return ascii(key if len(key) <= 80 else key[:80] + "…")
+
+
+def _invalid(detail: str) -> RefusedError:
+    return RefusedError(ProblemCode.INVALID, detail)
+
+
+def _fenced(epoch: Opening) -> RefusedError:
+    return RefusedError(ProblemCode.FENCED, f"a later session took over; the state is open for attempt {epoch.attempt}")
+
+
+def _completed(writer: Writer) -> RefusedError:
+    return RefusedError(ProblemCode.COMPLETED, f"attempt {writer.attempt} recorded its completion; its state is final")

@@ -1,0 +1,227 @@
+"""The state in the cluster: every read is one quorum read, every change one compare-and-set on the resourceVersion.
+
+No value is ever kept in memory, so any number of replicas may serve the same TaskRun. What is kept is which ConfigMap is a TaskRun's
+state (`status.state.uid`, which never changes once set): with it a call needs to look at nothing but the ConfigMap.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from reattach.api.messages import ProblemCode
+from reattach.api.names import (
+    ANNOTATION_SUMMARY,
+    API_VERSION,
+    FINALIZER_STATE,
+    KIND,
+    LABEL_TASKRUN,
+    OPERATOR_NAME,
+    state_name,
+)
+from reattach.api.objects import ObjectMeta, Shape
+from reattach.api.taskrun import StateReference
+from reattach.cluster import Cluster, ConflictError, NotFoundError
+from reattach.cluster.paths import configmaps, taskruns
+from reattach.state.codec import State, Stored, from_configmap, summary_annotation_of, to_data
+from reattach.state.operations import Writer, open_state
+from reattach.state.refusals import RefusedError, UnreadableError
+
+TRIES = 12
+"""How often a change is tried against writers on other replicas; those on this one wait for each other."""
+KNOWN_MAX = 10_000
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
+_FIELD_MANAGER = OPERATOR_NAME.replace("operator", "state-api")
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which TaskRun a caller belongs to."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+class _Status(Shape, frozen=True):
+    outcome: str | None = None
+    state: StateReference | None = None
+
+
+class _TaskRun(Shape, frozen=True):
+    metadata: ObjectMeta
+    status: _Status = _Status()
+
+    @property
+    def state_uid(self) -> str | None:
+        return self.status.state.uid if self.status.state and self.status.state.uid else None
+
+
+class Store:
+    """Reads and changes the states of TaskRuns.
+
+    Raises `RefusedError`, and of the errors of `reattach.cluster` those that say nothing about the state (unavailable, forbidden, too
+    many requests): whether a change was carried out is then not known, and the same request may be asked again under its id.
+    """
+
+    def __init__(self, cluster: Cluster, *, on_conflict: Callable[[], None] = lambda: None) -> None:
+        self._cluster = cluster
+        self._on_conflict = on_conflict
+        self._known: dict[str, str] = {}  # TaskRun UID -> UID of its ConfigMap
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def open(self, run: Run, writer: Writer, now: datetime, *, can_cleanup: bool = False) -> bool:
+        """`operations.open_state`, on a state that is created if there never was one. Acknowledged only once `status.state` names it."""
+        async with self._lock(run):
+            for number in range(TRIES):
+                try:
+                    return await self._try_open(run, writer, now, can_cleanup=can_cleanup)
+                except ConflictError:
+                    # Another replica was faster, with the TaskRun or the ConfigMap (AlreadyExists).
+                    await self._pause(number)
+        raise _too_many_writers()
+
+    async def read(self, run: Run) -> State:
+        """The state as of now."""
+        return (await self._read(run)).state
+
+    async def change(self, run: Run, act: Callable[[State], tuple[State, Answer]]) -> Answer:
+        """Do `act` (called again after each lost race) on the newest state. If it changes nothing, nothing is written."""
+        async with self._lock(run):
+            for number in range(TRIES):
+                stored = await self._read(run)
+                state, answer = act(stored.state)
+                if state == stored.state:
+                    return answer
+                try:
+                    await self._replace(run, stored, state)
+                except ConflictError:
+                    await self._pause(number)
+                except NotFoundError:
+                    # Gone since it was read: the next read tells why.
+                    self._known.pop(run.uid, None)
+                else:
+                    return answer
+        raise _too_many_writers()
+
+    async def _try_open(self, run: Run, writer: Writer, now: datetime, *, can_cleanup: bool) -> bool:
+        # The TaskRun before the ConfigMap: what `status.state` names existed then, so its absence afterwards is loss.
+        taskrun = await self._taskrun(run)
+        if taskrun.status.outcome is not None or taskrun.metadata.deletion_timestamp is not None:
+            raise RefusedError(ProblemCode.CLOSING, "the TaskRun is over or being deleted; no attempt may begin")
+        stored = await self._configmap(run)
+        _check_not_lost(taskrun, stored)
+        before = State() if stored is None else stored.state
+        state, first = open_state(before, writer, now, can_cleanup=can_cleanup)
+        if stored is None:
+            stored = await self._create(run, state)
+        elif state != before:
+            await self._replace(run, stored, state)
+        if taskrun.state_uid is None:
+            await self._announce(run, taskrun, stored)
+        self._remember(run, stored)
+        return first
+
+    async def _read(self, run: Run) -> Stored:
+        stored = await self._configmap(run)
+        if stored is not None and self._known.get(run.uid) == stored.metadata.uid:
+            return stored
+        taskrun = await self._taskrun(run)
+        if stored is None or taskrun.state_uid != stored.metadata.uid:
+            stored = await self._configmap(run)
+            _check_not_lost(taskrun, stored)
+        if stored is None or taskrun.state_uid is None:
+            raise RefusedError(ProblemCode.NOT_OPEN, "this pod must open the state first: POST /v1/open")
+        self._remember(run, stored)
+        return stored
+
+    async def _configmap(self, run: Run) -> Stored | None:
+        try:
+            text = await self._cluster.get(configmaps(run.namespace, state_name(run.name, run.uid)))
+        except NotFoundError:
+            return None
+        stored = from_configmap(text)
+        if not any(owner.controller and owner.uid == run.uid for owner in stored.metadata.owner_references):
+            name = stored.metadata.name
+            raise UnreadableError(f"the ConfigMap {name} must have the TaskRun as its controller")
+        return stored
+
+    async def _taskrun(self, run: Run) -> _TaskRun:
+        try:
+            taskrun = msgspec.json.decode(await self._cluster.get(taskruns(run.namespace, run.name)), type=_TaskRun)
+        except NotFoundError:
+            taskrun = None
+        if taskrun is None or taskrun.metadata.uid != run.uid:
+            raise RefusedError(ProblemCode.CLOSING, "the TaskRun of this pod is gone")
+        return taskrun
+
+    async def _create(self, run: Run, state: State) -> Stored:
+        body = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": state_name(run.name, run.uid),
+                "namespace": run.namespace,
+                "labels": {LABEL_TASKRUN: run.name},
+                "annotations": {ANNOTATION_SUMMARY: summary_annotation_of(state)},
+                "finalizers": [FINALIZER_STATE],
+                "ownerReferences": [
+                    {"apiVersion": API_VERSION, "kind": KIND, "name": run.name, "uid": run.uid, "controller": True}
+                ],
+            },
+            "data": to_data(state),
+        }
+        return from_configmap(await self._cluster.create(configmaps(run.namespace), body, fieldManager=_FIELD_MANAGER))
+
+    async def _replace(self, run: Run, stored: Stored, state: State) -> None:
+        # The resourceVersion in the metadata, as read, makes this the compare-and-set. managedFields are left to the API server.
+        metadata = {name: value for name, value in stored.body["metadata"].items() if name != "managedFields"}
+        metadata["annotations"] = {
+            **(metadata.get("annotations") or {}),
+            ANNOTATION_SUMMARY: summary_annotation_of(state),
+        }
+        body = {**stored.body, "metadata": metadata, "data": to_data(state)}
+        path = configmaps(run.namespace, stored.metadata.name)
+        await self._cluster.replace(path, body, fieldManager=_FIELD_MANAGER)
+
+    async def _announce(self, run: Run, taskrun: _TaskRun, stored: Stored) -> None:
+        # Bound to the version in which no state was named: a late one never names an object that was replaced since.
+        body = {
+            "metadata": {"resourceVersion": taskrun.metadata.resource_version},
+            "status": {"state": {"configMap": stored.metadata.name, "uid": stored.metadata.uid}},
+        }
+        path = taskruns(run.namespace, run.name, "status")
+        try:
+            await self._cluster.merge_patch(path, body, fieldManager=_FIELD_MANAGER)
+        except NotFoundError:
+            raise RefusedError(ProblemCode.CLOSING, "the TaskRun of this pod is gone") from None
+
+    def _remember(self, run: Run, stored: Stored) -> None:
+        if len(self._known) >= KNOWN_MAX and run.uid not in self._known:
+            del self._known[next(iter(self._known))]
+        self._known[run.uid] = stored.metadata.uid
+
+    def _lock(self, run: Run) -> asyncio.Lock:
+        return self._locks.setdefault(run.uid, asyncio.Lock())
+
+    async def _pause(self, number: int) -> None:
+        self._on_conflict()
+        longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**number)
+        await asyncio.sleep(random.uniform(0, longest))  # noqa: S311 -- only spreads the writers
+
+
+def _check_not_lost(taskrun: _TaskRun, stored: Stored | None) -> None:
+    if taskrun.state_uid is not None and (stored is None or stored.metadata.uid != taskrun.state_uid):
+        detail = f"the ConfigMap with UID {taskrun.state_uid}, which held the state, was deleted by force"
+        raise RefusedError(ProblemCode.STATE_LOST, detail)
+
+
+def _too_many_writers() -> RefusedError:
+    return RefusedError(ProblemCode.CONFLICT, "too many writers at once; ask again")

@@ -1,0 +1,103 @@
+"""What may be stored: keys and JSON values, checked more strictly than Python's own `json` does."""
+
+import json
+import math
+from typing import Any, Never
+
+from reattach.api.messages import KEY_CHARACTERS_MAX, NESTING_MAX, RESULT_BYTES_MAX, VALUE_BYTES_MAX, ProblemCode
+from reattach.state.refusals import RefusedError
+
+
+def from_json(text: bytes) -> Any:
+    """The value of a JSON text in UTF-8 (RFC 8259). Refused beyond that: NaN, Infinity, numbers too large for a double, and names that
+    occur twice in an object, since readers disagree on what those mean.
+    """
+    try:
+        return json.loads(
+            text.decode(), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates
+        )
+    except RecursionError:
+        raise _invalid_nesting() from None
+    except ValueError as error:
+        raise RefusedError(ProblemCode.INVALID, f"the body must be JSON in UTF-8: {error}") from None
+
+
+def to_json(value: Any) -> bytes:
+    """The shortest JSON text of `value`, in UTF-8. Numbers keep all their digits."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        raise RefusedError(ProblemCode.VALUE_INVALID, "strings must be Unicode; a surrogate stands alone") from None
+
+
+def stored_value_of(value: Any) -> bytes:
+    """The JSON text to store. Refused: null, also nested (AIP-103: null means absent), nesting beyond `NESTING_MAX`, more than 64 KiB."""
+    _check_nesting(value, null_allowed=False)
+    return _bounded("value", to_json(value), VALUE_BYTES_MAX)
+
+
+def stored_result_of(result: Any) -> bytes:
+    """The JSON text of a result: any value, null too, of at most 4 KiB."""
+    _check_nesting(result, null_allowed=True)
+    return _bounded("result", to_json(result), RESULT_BYTES_MAX)
+
+
+def check_key(key: str) -> str:
+    """`key` itself, if it has 1-512 Unicode characters."""
+    if not 1 <= len(key) <= KEY_CHARACTERS_MAX:
+        detail = f"a key must have 1 to {KEY_CHARACTERS_MAX} characters; this one has {len(key)}"
+        raise RefusedError(ProblemCode.KEY_INVALID, detail)
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise RefusedError(ProblemCode.KEY_INVALID, "a key must be Unicode; a surrogate stands alone") from None
+    return key
+
+
+def _check_nesting(value: Any, *, null_allowed: bool, depth: int = 0) -> None:
+    if depth > NESTING_MAX:
+        raise _invalid_nesting()
+    match value:
+        case None if not null_allowed:
+            raise RefusedError(ProblemCode.VALUE_INVALID, "a value must not be or contain null; delete the key instead")
+        case float() if not math.isfinite(value):
+            raise RefusedError(ProblemCode.VALUE_INVALID, f"a number must be finite, not {value}")
+        case dict():
+            for inner in value.values():
+                _check_nesting(inner, null_allowed=null_allowed, depth=depth + 1)
+        case list() | tuple():
+            for inner in value:
+                _check_nesting(inner, null_allowed=null_allowed, depth=depth + 1)
+        case _:
+            pass
+
+
+def _bounded(what: str, text: bytes, most: int) -> bytes:
+    if len(text) > most:
+        detail = f"the {what} must have at most {most} bytes as JSON; this one has {len(text)}"
+        raise RefusedError(ProblemCode.VALUE_TOO_LARGE, detail)
+    return text
+
+
+def _invalid_nesting() -> RefusedError:
+    return RefusedError(ProblemCode.VALUE_INVALID, f"a value must be nested at most {NESTING_MAX} levels deep")
+
+
+def _refuse_constant(name: str) -> Never:
+    raise RefusedError(ProblemCode.VALUE_INVALID, f"a number must be finite, not {name}")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise RefusedError(ProblemCode.VALUE_INVALID, f"a number must fit into a double; {text[:40]} does not")
+    return number
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RefusedError(ProblemCode.INVALID, f"an object must have each name once; {twice[:80]!r} occurs again")
+    return result

@@ -1,0 +1,142 @@
+"""Connections to the state API: the token and the CA are read anew for every request, since both change under a running task."""
+
+import asyncio
+import os
+import ssl
+import threading
+from dataclasses import dataclass
+
+import httpx
+
+from reattach.api.names import HEADER_REQUEST_ID, HEADER_SESSION
+from reattach.task.settings import Settings
+
+Identity = tuple[int, str]
+"""The process and the CA that a client was made in and with."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request, as it goes out each time that it is asked. `request_id` is the same each time."""
+
+    method: str
+    path: str
+    content: bytes | None = None
+    params: tuple[tuple[str, str], ...] = ()
+    request_id: str | None = None
+
+
+class UnreachableError(Exception):
+    """No answer came, or it can't be known whether the other side took the request. The message says why."""
+
+
+class Connection:
+    """Sends single requests, for plain and for async code. Safe to use from several threads, event loops, and after a fork.
+
+    `transport` is the one seam: what answers instead of the network, in tests.
+    """
+
+    def __init__(self, settings: Settings, session: str, transport: httpx.MockTransport | None = None) -> None:
+        self._settings = settings
+        self._session = session
+        self._transport = transport
+        self._lock = threading.Lock()
+        # The newest of each list is in use. An older one is not closed while others may be using it; after a fork its TLS
+        # connections are the parent's.
+        self._plain: list[tuple[Identity, httpx.Client]] = []
+        self._async: list[tuple[Identity, asyncio.AbstractEventLoop, httpx.AsyncClient]] = []
+
+    def send(self, request: Request) -> httpx.Response:
+        """The answer, whatever it is. Raises `UnreachableError`."""
+        try:
+            return self._plain_client().request(
+                request.method,
+                request.path,
+                content=request.content,
+                params=request.params,
+                headers=self._headers(request),
+            )
+        except (httpx.HTTPError, OSError) as error:
+            raise UnreachableError(_why(error)) from error
+
+    async def asend(self, request: Request) -> httpx.Response:
+        """`send` for async code."""
+        try:
+            return await self._async_client().request(
+                request.method,
+                request.path,
+                content=request.content,
+                params=request.params,
+                headers=self._headers(request),
+            )
+        except (httpx.HTTPError, OSError) as error:
+            raise UnreachableError(_why(error)) from error
+
+    def close(self) -> None:
+        """Close what plain code opened. Sending again opens anew."""
+        with self._lock:
+            clients, self._plain = self._plain, []
+        for (pid, _), client in clients:
+            if pid == os.getpid():
+                client.close()
+
+    async def aclose(self) -> None:
+        """Close what plain code opened, and what this event loop opened."""
+        self.close()
+        here = asyncio.get_running_loop()
+        clients, self._async = self._async, []
+        for _, loop, client in clients:
+            if loop is here:
+                await client.aclose()
+
+    def _plain_client(self) -> httpx.Client:
+        with self._lock:
+            identity = (os.getpid(), self._settings.ca_file.read_text())
+            if not self._plain or self._plain[-1][0] != identity:
+                client = httpx.Client(
+                    base_url=self._settings.url,
+                    verify=_tls(identity[1]),
+                    timeout=self._settings.request_seconds,
+                    transport=self._transport,
+                    trust_env=False,  # a proxy for the world outside is none for a Service of the cluster
+                )
+                self._plain.append((identity, client))
+            return self._plain[-1][1]
+
+    def _async_client(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        identity = (os.getpid(), self._settings.ca_file.read_text())
+        if not self._async or self._async[-1][:2] != (identity, loop):
+            client = httpx.AsyncClient(
+                base_url=self._settings.url,
+                verify=_tls(identity[1]),
+                timeout=self._settings.request_seconds,
+                transport=self._transport,
+                trust_env=False,
+            )
+            self._async.append((identity, loop, client))
+        return self._async[-1][2]
+
+    def _headers(self, request: Request) -> dict[str, str]:
+        headers = {
+            "Authorization": f"Bearer {self._settings.token_file.read_text().strip()}",
+            HEADER_SESSION: self._session,
+            "Content-Type": "application/json",
+        }
+        if request.request_id is not None:
+            headers[HEADER_REQUEST_ID] = request.request_id
+        return headers
+
+
+def _tls(ca: str) -> ssl.SSLContext:
+    # Not `create_default_context`: where `ca` is empty, that trusts everybody whom the system trusts.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cadata=ca)
+    except ValueError as error:
+        raise OSError(f"ca.crt must hold certificates in PEM: {error}") from error
+    return context
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,212 @@
+"""`reattach.task()` and `reattach.run()`: how a task begins, and how it ends.
+
+A task is done when its block is left, or its function returns. That is recorded in the state, and the record is final. Leaving by an
+exception (`sys.exit(0)` among them) records nothing: the operator is told why in the termination message, and decides whether to try again.
+"""
+
+import asyncio
+import inspect
+import logging
+import os
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+import httpx
+
+from reattach.api.messages import CompleteRequest, OpenRequest, OpenResponse
+from reattach.api.names import ENV_SESSION
+from reattach.task.client import Call, Client, Waits
+from reattach.task.connection import Connection
+from reattach.task.ending import Ending
+from reattach.task.settings import PATIENCE_SECONDS, Settings, from_environment
+from reattach.task.state import State
+from reattach.task.values import result_text_of
+
+logger = logging.getLogger("reattach")
+
+T = TypeVar("T")
+
+
+class Task:
+    """The attempt that this process is. Made by `task()` and `run()`.
+
+    namespace, name: of the TaskRun.
+    attempt: its number, from 1; a number is never used twice.
+    state: the TaskRun's durable keys.
+    completed: whether completion is recorded.
+    """
+
+    def __init__(self, settings: Settings, client: Client) -> None:
+        self.namespace = settings.namespace
+        self.name = settings.taskrun
+        self.attempt = settings.attempt
+        self.state = State(client)
+        self.completed = False
+        self._client = client
+
+    def complete(self, result: Any = None) -> None:
+        """Record that the task is done; `result` (JSON of at most 4 KiB, None: nothing) becomes `status.result`. Final: the state can't be
+        changed any more, and what happens to the pod from now on changes nothing.
+
+        Raises:
+            InvalidValue: `result` is not JSON, or too large.
+            AlreadyCompleted: with another result.
+        """
+        self._client.call(_complete(result))
+        self.completed = True
+
+    async def acomplete(self, result: Any = None) -> None:
+        """`complete` for async code."""
+        await self._client.acall(_complete(result))
+        self.completed = True
+
+
+class TaskContext:
+    """What `task()` returns: enter it by `with` or `async with` to open the state and get the `Task`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        transport: httpx.MockTransport | None = None,
+        waits: Waits | None = None,
+        environment: MutableMapping[str, str] = os.environ,
+        end_process: Callable[[int], None] = os._exit,
+    ) -> None:
+        self._session = settings.session or str(uuid.uuid4())
+        # A child of the process that opened the state: it works under the same session, and its end is not the task's.
+        self._is_child = settings.session is not None
+        self._environment = environment
+        self._ending = Ending(settings.termination_log, end_process)
+        self._connection = Connection(settings, self._session, transport)
+        self._client = Client(self._connection, settings.patience, self._ending.on_over, waits or Waits())
+        self._task = Task(settings, self._client)
+
+    def __enter__(self) -> Task:
+        self._ending.listen()
+        try:
+            if not self._is_child:
+                self._opened(self._client.call(_open(self._session)))
+        except BaseException as error:
+            self._leave(error)
+            self._connection.close()
+            raise
+        return self._task
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._check_not_over()
+                if self._completes():
+                    self._task.complete()
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            self._leave(error)
+            self._connection.close()
+
+    async def __aenter__(self) -> Task:
+        self._ending.listen()
+        try:
+            if not self._is_child:
+                self._opened(await self._client.acall(_open(self._session)))
+        except BaseException as error:
+            self._leave(error)
+            await self._connection.aclose()
+            raise
+        return self._task
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._check_not_over()
+                if self._completes():
+                    await self._task.acomplete()
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            self._leave(error)
+            await self._connection.aclose()
+
+    def run(self, main: Callable[[Task], Any]) -> Any:
+        """See `reattach.run`."""
+        with self as opened:
+            result = main(opened)
+            if inspect.isawaitable(result):
+                result = asyncio.run(self._awaited(result))
+            self._check_not_over()
+            if self._completes():
+                opened.complete(result)
+            return result
+
+    async def _awaited(self, result: Awaitable[T]) -> T:
+        try:
+            return await result
+        finally:
+            await self._connection.aclose()
+
+    def _opened(self, opened: OpenResponse) -> None:
+        self._environment[ENV_SESSION] = self._session
+        logger.info("Attempt %d of %s/%s opened its state.", opened.attempt, opened.namespace, opened.taskrun)
+
+    def _check_not_over(self) -> None:
+        """An attempt that was told to end, by SIGTERM or the state API, is never a success, whatever its code caught."""
+        if self._ending.over is not None:
+            raise self._ending.over
+
+    def _completes(self) -> bool:
+        return not self._task.completed and not self._is_child
+
+    def _leave(self, error: BaseException | None) -> None:
+        self._ending.stop_listening()
+        if not self._is_child:
+            self._environment.pop(ENV_SESSION, None)
+        if error is not None:
+            self._ending.tell(error)
+
+
+def task(*, patience: float = PATIENCE_SECONDS) -> TaskContext:
+    """Open the state of the TaskRun whose attempt this process is; use it by `with` or `async with`.
+
+        with reattach.task() as task:
+            job_id = task.state.get("job_id")
+
+    Leaving the block normally completes the task, without a result unless `task.complete(result)` was called in it; leaving it by an
+    exception does not. Where the environment has the session of a parent process, that is used: such a child does not complete.
+
+    `patience`: for how many seconds a call waits for an absent state API before it raises `Unavailable`.
+
+    Raises:
+        NotInPod: this is not the container of a TaskRun.
+        AttemptOver: on entering, if this attempt must not run any more.
+    """
+    return TaskContext(from_environment(os.environ).with_patience(patience))
+
+
+@overload
+def run(main: Callable[[Task], Awaitable[T]], *, patience: float = ...) -> T: ...
+@overload
+def run(main: Callable[[Task], T], *, patience: float = ...) -> T: ...
+def run(main: Callable[[Task], Any], *, patience: float = PATIENCE_SECONDS) -> Any:
+    """Run `main(task)`, a plain or an async function, as the task; what it returns (JSON of at most 4 KiB) is the result, and is returned.
+
+    An exception of `main` goes on to the caller: with nothing around `run`, the process prints the traceback and exits with 1.
+    """
+    return task(patience=patience).run(main)
+
+
+def _open(session: str) -> Call[OpenResponse]:
+    return Call("POST", "/v1/open", OpenResponse, OpenRequest(session=session))
+
+
+def _complete(result: Any) -> Call[None]:
+    request = CompleteRequest() if result is None else CompleteRequest(result=result_text_of(result))
+    return Call("POST", "/v1/complete", type(None), request)
