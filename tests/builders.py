@@ -1,0 +1,273 @@
+"""TaskRuns, pods and states for tests of the planner. Each `with_…`/verb gives a new one; times are seconds after `START`."""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from reattach.api.names import ANNOTATION_TEMPLATE_HASH, FINALIZER_ATTEMPT, pod_name
+from reattach.api.objects import Pod
+from reattach.api.reasons import ConditionType
+from reattach.api.state import Completion, Epoch, StateView, Summary
+from reattach.api.taskrun import Attempt, StateReference, Status, TaskRun
+from reattach.planner.decide import decide
+from reattach.planner.plan import Observed, Plan, ReadState, Settings, StateAbsent
+from reattach.planner.pods import template_hash
+
+START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+SETTINGS = Settings(url="https://reattach.example:8443", ca="PEM")
+NAME, NAMESPACE, UID = "load", "data", "0123456789"
+STATE_UID = "state-uid"
+TEMPLATE: dict[str, Any] = {"spec": {"containers": [{"name": "task", "image": "task:1"}]}}
+
+
+def at(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def stamp(seconds: float) -> str:
+    return at(seconds).isoformat()
+
+
+# -- TaskRuns -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ATaskRun:
+    metadata: dict[str, Any]
+    spec: dict[str, Any]
+    status: Status = field(default_factory=Status)
+
+    def build(self) -> TaskRun:
+        taskrun = msgspec.convert({"metadata": self.metadata, "spec": self.spec}, TaskRun)
+        return msgspec.structs.replace(taskrun, status=self.status)
+
+    def with_spec(self, **fields: Any) -> Self:
+        return replace(self, spec={**self.spec, **fields})
+
+    def with_metadata(self, **fields: Any) -> Self:
+        return replace(self, metadata={**self.metadata, **fields})
+
+    def with_budgets(self, **budgets: int) -> Self:
+        return self.with_spec(retry={"budgets": budgets, "backoff": {"jitterPercent": 0}})
+
+    def with_status(self, status: Status | None = None, **fields: Any) -> Self:
+        return replace(self, status=msgspec.structs.replace(status or self.status, **fields))
+
+    def with_attempt(self, number: int, **fields: Any) -> Self:
+        """An attempt that is listed as running, unless `fields` say how it ended."""
+        attempt = Attempt(
+            number=number, pod_name=pod_name(NAME, UID, number), pod_uid=f"pod-{number}", start_time=START, **fields
+        )
+        counts = msgspec.structs.replace(self.status.counts, attempts=max(number, self.status.counts.attempts))
+        return self.with_status(attempts=(*self.status.attempts, attempt), counts=counts)
+
+    def with_failed_attempt(self, number: int, cause: str = "Application", charged_to: str = "application") -> Self:
+        taskrun = self.with_attempt(
+            number,
+            finish_time=at(number),
+            end="Reported",
+            cause=cause,
+            charged_to=charged_to,
+            reason="Error",
+            exit_code=1,
+        )
+        charged = taskrun.status.counts.charged
+        name = {"neverStarted": "never_started"}.get(charged_to, charged_to)
+        charged = msgspec.structs.replace(charged, **{name: getattr(charged, name) + 1})
+        return taskrun.with_status(counts=msgspec.structs.replace(taskrun.status.counts, charged=charged))
+
+    def with_state(self) -> Self:
+        return self.with_status(state=StateReference(config_map=f"{NAME}-{UID[:5]}-state", uid=STATE_UID))
+
+
+def a_taskrun(**spec: Any) -> ATaskRun:
+    """A TaskRun that was just created; its waits have no jitter."""
+    metadata = {"name": NAME, "namespace": NAMESPACE, "uid": UID, "generation": 1, "creationTimestamp": stamp(0)}
+    defaults = {"template": TEMPLATE, "retry": {"backoff": {"jitterPercent": 0}}}
+    return ATaskRun(metadata, {**defaults, **spec})
+
+
+# -- pods -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class APod:
+    """A pod as it is after its creation; each verb is what happens to it."""
+
+    number: int
+    metadata: dict[str, Any]
+    spec: dict[str, Any]
+    status: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Pod:
+        return msgspec.convert({"metadata": self.metadata, "spec": self.spec, "status": self.status}, Pod)
+
+    def with_metadata(self, **fields: Any) -> Self:
+        return replace(self, metadata={**self.metadata, **fields})
+
+    def with_spec(self, **fields: Any) -> Self:
+        return replace(self, spec={**self.spec, **fields})
+
+    def with_status(self, **fields: Any) -> Self:
+        return replace(self, status={**self.status, **fields})
+
+    def with_condition(
+        self, kind: str, status: str, reason: str = "", message: str = "", seconds: float | None = 0
+    ) -> Self:
+        since = None if seconds is None else stamp(seconds)
+        condition = {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": since}
+        others = [one for one in self.status.get("conditions", ()) if one["type"] != kind]
+        return self.with_status(conditions=[*others, condition])
+
+    def with_container(self, name: str, *, init: bool = False, **state: Any) -> Self:
+        place = "initContainerStatuses" if init else "containerStatuses"
+        others = [one for one in self.status.get(place, ()) if one["name"] != name]
+        return self.with_status(**{place: [*others, {"name": name, "state": state}]})
+
+    # What happens to it.
+
+    def gated(self) -> Self:
+        gated = self.with_spec(schedulingGates=[{"name": "kueue.x-k8s.io/admission"}])
+        return gated.with_condition("PodScheduled", "False", "SchedulingGated", "Scheduling is blocked")
+
+    def unschedulable(self, message: str = "0/3 nodes are available: 3 Insufficient cpu.") -> Self:
+        return self.with_condition("PodScheduled", "False", "Unschedulable", message)
+
+    def scheduled(self, seconds: float = 0) -> Self:
+        return self.with_spec(nodeName="node-1", schedulingGates=[]).with_condition(
+            "PodScheduled", "True", seconds=seconds
+        )
+
+    def waiting(self, reason: str, message: str = "", *, container: str = "task", init: bool = False) -> Self:
+        return self.scheduled().with_container(container, init=init, waiting={"reason": reason, "message": message})
+
+    def running(self, seconds: float | None = 1) -> Self:
+        since = {} if seconds is None else {"startedAt": stamp(seconds)}
+        return self.scheduled().with_container("task", running=since).with_status(phase="Running")
+
+    def with_sidecar(self) -> Self:
+        return self.with_container("proxy", running={"startedAt": stamp(1)})
+
+    def exited(
+        self, code: int, seconds: float = 5, *, reason: str | None = None, message: str = "", container: str = "task"
+    ) -> Self:
+        """Its task's container ended by itself; if nothing else runs in it, the pod is over."""
+        how = {
+            "exitCode": code,
+            "reason": ("Completed" if code == 0 else "Error") if reason is None else reason,
+            "message": message,
+            "startedAt": stamp(1),
+            "finishedAt": stamp(seconds),
+        }
+        pod = self.scheduled().with_container(container, terminated=how)
+        if any("terminated" not in one["state"] for one in pod.status["containerStatuses"]):
+            return pod.with_status(phase="Running")
+        return pod.with_status(phase="Failed" if code else "Succeeded")
+
+    def not_over(self) -> Self:
+        """What was said last of its containers is there, its phase is not."""
+        return self.with_status(phase="Running")
+
+    def with_init(self, name: str = "prepare", restart_policy: str = "") -> Self:
+        inits = [*self.spec.get("initContainers", ()), {"name": name, "restartPolicy": restart_policy}]
+        return self.with_spec(initContainers=inits)
+
+    def deleted(self, seconds: float = 4, grace: int = 30) -> Self:
+        return self.with_metadata(deletionTimestamp=stamp(seconds + grace), deletionGracePeriodSeconds=grace)
+
+    def disrupted(self, reason: str = "EvictionByEvictionAPI", seconds: float | None = 4) -> Self:
+        return self.with_condition("DisruptionTarget", "True", reason, f"because of {reason}", seconds)
+
+    def failed(self, reason: str, message: str = "") -> Self:
+        return self.with_status(phase="Failed", reason=reason, message=message)
+
+    def released(self) -> Self:
+        return self.with_metadata(finalizers=[])
+
+
+def a_pod(number: int = 1, *, template: dict[str, Any] | None = None) -> APod:
+    """The pod of an attempt, as it was created, on no node."""
+    metadata = {
+        "name": pod_name(NAME, UID, number),
+        "namespace": NAMESPACE,
+        "uid": f"pod-{number}",
+        "resourceVersion": "7",
+        "creationTimestamp": stamp(0),
+        "annotations": {ANNOTATION_TEMPLATE_HASH: template_hash(template or TEMPLATE)},
+        "finalizers": [FINALIZER_ATTEMPT],
+    }
+    return APod(number, metadata, {"containers": [{"name": "task"}]})
+
+
+# -- states ---------------------------------------------------------------------------------------------------------
+
+
+def a_state(
+    opened_by: int | None = 1, completed_by: int | None = None, result: str | None = None, **more: Any
+) -> StateView:
+    """A state as it is read: which attempt opened it last, and which recorded its completion."""
+    uid = more.get("pod_uid", f"pod-{opened_by}")
+    epoch = None if opened_by is None else Epoch(attempt=opened_by, pod_uid=uid)
+    completion = None
+    if completed_by is not None:
+        completion = Completion(
+            attempt=completed_by, pod_uid=more.get("pod_uid", f"pod-{completed_by}"), time=at(3), result=result
+        )
+    return StateView(uid=more.get("uid", STATE_UID), resource_version="1", epoch=epoch, completion=completion)
+
+
+def a_summary(opened_by: int | None = 1, completed_by: int | None = None) -> Summary:
+    epoch = None if opened_by is None else Epoch(attempt=opened_by, pod_uid=f"pod-{opened_by}")
+    return Summary(epoch=epoch, completed_attempt=completed_by)
+
+
+# -- decisions ------------------------------------------------------------------------------------------------------
+
+
+def observed(taskrun: ATaskRun | TaskRun, *pods: APod, **more: Any) -> Observed:
+    built = taskrun.build() if isinstance(taskrun, ATaskRun) else taskrun
+    return Observed(taskrun=built, pods=tuple(pod.build() for pod in pods), **more)
+
+
+def plan_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **more: Any) -> Plan:
+    """What is decided `now` seconds after `START`; if the state is asked for, it is `state`, by default absent."""
+    state = more.pop("state", StateAbsent())
+    seen = observed(taskrun, *pods, **more)
+    plan = decide(seen, SETTINGS, at(now))
+    return decide(replace(seen, state=state), SETTINGS, at(now)) if ReadState() in plan.actions else plan
+
+
+def status_of(plan: Plan) -> Status:
+    assert plan.status is not None, "nothing is written"
+    return plan.status
+
+
+def progress_of(plan: Plan | Status) -> tuple[str, str]:
+    """(reason, message) of the condition Succeeded that is written."""
+    return condition_of(plan, ConditionType.SUCCEEDED)
+
+
+def hold_of(plan: Plan | Status) -> tuple[str, str]:
+    """(status, reason) of the condition Held that is written."""
+    status = plan if isinstance(plan, Status) else status_of(plan)
+    held = next(one for one in status.conditions if one.type == ConditionType.HELD)
+    return held.status, held.reason
+
+
+def condition_of(plan: Plan | Status, kind: ConditionType) -> tuple[str, str]:
+    status = plan if isinstance(plan, Status) else status_of(plan)
+    found = next(one for one in status.conditions if one.type == kind)
+    return found.reason, found.message
+
+
+def last_attempt_of(plan: Plan) -> Attempt:
+    return status_of(plan).attempts[-1]
+
+
+A = TypeVar("A")
+
+
+def actions_of(plan: Plan, kind: type[A]) -> list[A]:
+    return [action for action in plan.actions if isinstance(action, kind)]

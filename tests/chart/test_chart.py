@@ -1,0 +1,473 @@
+"""What the chart renders, for several sets of values, by the real helm."""
+
+import itertools
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from controlplane import CHART, HELM, ControlPlaneError, helm_template
+
+Object = dict[str, Any]
+Right = tuple[str, str, str, str]
+
+VALUES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "two namespaces": {"watchNamespaces": ["team-a", "team-b"]},
+    "cert-manager": {"certificates": {"certManager": {"enabled": True}}},
+    "cert-manager with an issuer of one's own": {
+        "certificates": {"certManager": {"enabled": True, "issuerRef": {"name": "corporate", "kind": "ClusterIssuer"}}}
+    },
+    "high availability": {"operator": {"replicas": 2}, "server": {"replicas": 5}},
+    "everything optional on": {
+        "metrics": {"service": {"enabled": True}, "podMonitor": {"enabled": True, "labels": {"team": "a"}}},
+        "imagePullSecrets": ["registry"],
+        "image": {"digest": "sha256:" + "0" * 64},
+        "fullnameOverride": "re",
+        "operator": {
+            "podAnnotations": {"a": "b"},
+            "podLabels": {"c": "d", "app.kubernetes.io/component": "mine"},
+            "nodeSelector": {"disk": "ssd"},
+            "tolerations": [{"key": "dedicated", "operator": "Exists", "effect": "NoSchedule"}],
+            "affinity": {"nodeAffinity": {}},
+            "priorityClassName": "system-cluster-critical",
+            "serviceAccount": {"name": "op", "annotations": {"e": "f"}},
+        },
+    },
+    "everything optional off": {
+        "crd": {"install": False},
+        "rbac": {"create": False, "aggregate": False},
+        "flowControl": {"enabled": False},
+        "uninstall": {"release": False},
+        "server": {"replicas": 1, "serviceAccount": {"create": False, "name": "mine"}},
+        "operator": {"serviceAccount": {"create": False, "name": "mine-too"}},
+    },
+}
+
+
+def render(values: dict[str, Any] | None = None) -> list[Object]:
+    return [found for found in yaml.safe_load_all(helm_template(values=values)) if found]
+
+
+def of_kind(objects: list[Object], kind: str) -> dict[str, Object]:
+    return {found["metadata"]["name"]: found for found in objects if found["kind"] == kind}
+
+
+def pod_specs(objects: list[Object]) -> Iterator[tuple[str, Object]]:
+    for found in objects:
+        if found["kind"] in {"Deployment", "Job"}:
+            yield found["metadata"]["name"], found["spec"]["template"]["spec"]
+
+
+@pytest.fixture(scope="module", params=VALUES)
+def objects(request: pytest.FixtureRequest) -> list[Object]:
+    return render(VALUES[request.param])
+
+
+@pytest.fixture(scope="module")
+def defaults() -> list[Object]:
+    return render()
+
+
+# -- what holds under all values ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_helm_lint_finds_nothing(name: str) -> None:
+    process = subprocess.run(
+        [str(HELM), "lint", "--strict", "--quiet", str(CHART), "--values", "-"],
+        input=yaml.safe_dump(VALUES[name]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+def test_every_container_runs_with_as_little_as_it_can(objects: list[Object]) -> None:
+    for name, spec in pod_specs(objects):
+        assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}, name
+        assert "hostNetwork" not in spec
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+                "privileged": False,
+                "readOnlyRootFilesystem": True,
+            }, name
+            assert container["resources"]["requests"].keys() == {"cpu", "memory"}, name
+            assert container["resources"]["limits"].keys() == {"memory"}, name
+
+
+def test_no_rule_has_a_wildcard_and_none_reads_all_secrets(objects: list[Object]) -> None:
+    for found in objects:
+        for rule in found.get("rules") or () if "Role" in found["kind"] else ():
+            assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"], found["metadata"]["name"]
+            if "secrets" in rule["resources"]:
+                assert found["kind"] == "Role"
+                assert rule["verbs"] == ["create"] or rule.get("resourceNames"), found["metadata"]["name"]
+
+
+def test_a_selector_never_meets_labels_that_a_value_or_a_version_can_change(objects: list[Object]) -> None:
+    for deployment in of_kind(objects, "Deployment").values():
+        selector = deployment["spec"]["selector"]["matchLabels"]
+        assert selector.keys() == {
+            "app.kubernetes.io/name",
+            "app.kubernetes.io/instance",
+            "app.kubernetes.io/component",
+        }
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert selector.items() <= labels.items()
+        assert not any("version" in key or "chart" in key for key in labels)
+
+
+def test_every_service_and_budget_selects_the_pods_of_one_deployment(objects: list[Object]) -> None:
+    pods = [found["spec"]["template"]["metadata"]["labels"] for found in of_kind(objects, "Deployment").values()]
+    selectors = [found["spec"]["selector"] for found in of_kind(objects, "Service").values()]
+    selectors += [
+        found["spec"]["selector"]["matchLabels"] for found in of_kind(objects, "PodDisruptionBudget").values()
+    ]
+    for selector in selectors:
+        assert sum(selector.items() <= labels.items() for labels in pods) == 1, selector
+
+
+def test_every_binding_names_a_role_and_a_service_account_of_the_release(objects: list[Object]) -> None:
+    accounts = {(found["metadata"]["name"], "reattach") for found in objects if found["kind"] == "ServiceAccount"}
+    accounts |= {("mine", "reattach"), ("mine-too", "reattach")}
+    roles = {
+        (found["kind"], found["metadata"].get("namespace"), found["metadata"]["name"])
+        for found in objects
+        if found["kind"] in {"Role", "ClusterRole"}
+    }
+    for found in objects:
+        if found["kind"] in {"RoleBinding", "ClusterRoleBinding"}:
+            role = found["roleRef"]
+            assert (role["kind"], found["metadata"].get("namespace"), role["name"]) in roles
+            assert {(subject["name"], subject["namespace"]) for subject in found["subjects"]} <= accounts
+
+
+def test_names_of_all_objects_are_unique_and_labelled_as_ours(objects: list[Object]) -> None:
+    names = [(found["kind"], found["metadata"].get("namespace"), found["metadata"]["name"]) for found in objects]
+    assert len(set(names)) == len(names)
+    for found in objects:
+        if found["kind"] != "CustomResourceDefinition":
+            assert found["metadata"]["labels"]["app.kubernetes.io/instance"] == "reattach", found["metadata"]["name"]
+
+
+# -- the two Deployments --------------------------------------------------------------------------------------------
+
+
+def arguments_of(objects: list[Object], name: str) -> dict[str, str]:
+    (container,) = dict(pod_specs(objects))[name]["containers"]
+    return dict(argument.removeprefix("--").partition("=")[::2] for argument in container["args"])
+
+
+def test_by_default_one_operator_and_two_state_apis_run(defaults: list[Object]) -> None:
+    deployments = of_kind(defaults, "Deployment")
+    assert {name: found["spec"]["replicas"] for name, found in deployments.items()} == {
+        "reattach-operator": 1,
+        "reattach-server": 2,
+    }
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_the_processes_accept_the_flags_that_they_are_given(name: str) -> None:
+    """Parsed by the very parsers that read them in the pods."""
+    from reattach.controller.__main__ import _parser
+    from reattach.controller.options import run_options_of
+    from reattach.server.__main__ import from_arguments
+
+    for _, spec in pod_specs(render(VALUES[name])):
+        (container,) = spec["containers"]
+        if container["command"] == ["reattach-server"]:
+            from_arguments(container["args"])
+            continue
+        parsed = _parser().parse_args(container["args"])
+        if parsed.command == "run":
+            run_options_of(parsed)
+
+
+def test_what_the_operator_tells_pods_to_call_is_the_service_and_in_the_certificate(defaults: list[Object]) -> None:
+    arguments = arguments_of(defaults, "reattach-operator")
+    (name,) = of_kind(defaults, "Service")
+    assert arguments["state-api-url"] == f"https://{name}.reattach.svc"
+    assert arguments["dns-names"].split(",") == [f"{name}.reattach.svc", f"{name}.reattach.svc.cluster.local"]
+    service = of_kind(defaults, "Service")[name]
+    assert service["spec"]["ports"] == [{"name": "https", "port": 443, "targetPort": "https"}]
+
+
+@pytest.mark.parametrize("name", ["defaults", "cert-manager"])
+def test_the_state_api_mounts_the_secret_that_the_operator_or_cert_manager_writes(name: str) -> None:
+    objects = render(VALUES[name])
+    (volume,) = dict(pod_specs(objects))["reattach-server"]["volumes"]
+    assert volume["secret"]["secretName"] == arguments_of(objects, "reattach-operator")["tls-secret"]
+    certificates = [found["spec"]["secretName"] for found in of_kind(objects, "Certificate").values()]
+    assert certificates == ([] if name == "defaults" else ["reattach-ca", "reattach-server-tls"])
+
+
+def test_with_cert_manager_the_operator_makes_no_certificate_and_may_not() -> None:
+    objects = render(VALUES["cert-manager"])
+    assert "cert-manager" in arguments_of(objects, "reattach-operator")
+    assert {right for right in rights(objects, "operator") if right[2] == "secrets"} == {
+        ("own", "", "secrets", "get reattach-server-tls")
+    }
+
+
+def test_with_an_issuer_of_ones_own_no_other_is_made() -> None:
+    objects = render(VALUES["cert-manager with an issuer of one's own"])
+    assert of_kind(objects, "Issuer") == {}
+    (certificate,) = of_kind(objects, "Certificate").values()
+    assert certificate["spec"]["issuerRef"] == {"name": "corporate", "kind": "ClusterIssuer"}
+
+
+def test_one_state_api_has_no_disruption_budget_that_would_block_a_drain() -> None:
+    assert of_kind(render({"server": {"replicas": 1}}), "PodDisruptionBudget") == {}
+    (budget,) = of_kind(render(), "PodDisruptionBudget").values()
+    assert budget["spec"]["maxUnavailable"] == 1
+
+
+def test_values_reach_the_pods() -> None:
+    objects = render(VALUES["everything optional on"])
+    operator = of_kind(objects, "Deployment")["re-operator"]["spec"]["template"]
+    assert operator["metadata"]["annotations"] == {"a": "b"}
+    assert operator["metadata"]["labels"]["c"] == "d"
+    assert operator["metadata"]["labels"]["app.kubernetes.io/component"] == "operator"
+    spec = operator["spec"]
+    assert spec["containers"][0]["image"] == f"localhost/reattach@sha256:{'0' * 64}"
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert (spec["nodeSelector"], spec["serviceAccountName"]) == ({"disk": "ssd"}, "op")
+    assert spec["tolerations"] == [{"key": "dedicated", "operator": "Exists", "effect": "NoSchedule"}]
+    assert of_kind(objects, "PodMonitor")["re"]["metadata"]["labels"]["team"] == "a"
+    assert len(of_kind(objects, "Service")) == 3
+
+
+def test_every_value_is_used_by_a_template() -> None:
+    """A value that nothing reads would be accepted and ignored."""
+    templates = "".join(path.read_text() for path in (CHART / "templates").glob("*"))
+    reads = set(re.findall(r"\.[a-zA-Z]+", templates))
+
+    def leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+        if isinstance(values, dict) and values:
+            for key, value in values.items():
+                yield from leaves(value, (*path, key))
+        else:
+            yield path
+
+    # What is handed on whole, as toYaml does.
+    whole = {"resources"}
+    for path in leaves(yaml.safe_load((CHART / "values.yaml").read_text())):
+        missing = [key for key in path if f".{key}" not in reads and not whole & set(path)]
+        assert not missing, ".".join(path)
+
+
+def test_every_value_is_described_or_lies_below_one_that_is() -> None:
+    lines = (CHART / "values.yaml").read_text().splitlines()
+    for above, line in itertools.pairwise(lines):
+        if line and not line.startswith((" ", "#")) and ": " in line:
+            assert above.startswith("#"), line
+
+
+# -- rights ---------------------------------------------------------------------------------------------------------
+
+
+def rights(objects: list[Object], component: str) -> set[Right]:
+    """Where (`served` namespaces, the release's `own`, or `cluster`), API group, resource, and verb with the names it is cut to."""
+    found: set[Right] = set()
+    for role in objects:
+        if role["kind"] not in {"Role", "ClusterRole"}:
+            continue
+        if role["metadata"]["labels"].get("app.kubernetes.io/component") != component:
+            continue
+        name = role["metadata"]["name"]
+        where = "served" if name == f"reattach-reattach-{component}" else "own" if role["kind"] == "Role" else "cluster"
+        for rule in role["rules"]:
+            names = " ".join(["", *sorted(rule.get("resourceNames", ()))])
+            found |= {
+                (where, group, resource, verb + names)
+                for group in rule["apiGroups"]
+                for resource in rule["resources"]
+                for verb in rule["verbs"]
+            }
+    return found
+
+
+def each(where: str, group: str, resource: str, verbs: str, names: str = "") -> set[Right]:
+    return {(where, group, resource, verb + names) for verb in verbs.split()}
+
+
+SECRETS = " reattach-ca reattach-server-tls"
+OPERATOR = (
+    each("served", "reattach.dev", "taskruns", "get list watch")
+    | each("served", "reattach.dev", "taskruns/status", "patch")
+    | each("served", "reattach.dev", "taskruns/finalizers", "update")
+    | each("served", "", "pods", "create delete get list patch watch")
+    | each("served", "", "configmaps", "get list patch watch")
+    | each("served", "events.k8s.io", "events", "create")
+    | each("own", "coordination.k8s.io", "leases", "create")
+    | each("own", "coordination.k8s.io", "leases", "get patch update", " reattach-operator")
+    | each("own", "", "secrets", "create")
+    | each("own", "", "secrets", "get update", SECRETS)
+    | each("cluster", "apiextensions.k8s.io", "customresourcedefinitions", "get", " taskruns.reattach.dev")
+)
+SERVER = (
+    each("served", "", "pods", "get")
+    | each("served", "reattach.dev", "taskruns", "get")
+    | each("served", "reattach.dev", "taskruns/status", "patch")
+    | each("served", "reattach.dev", "taskruns/finalizers", "update")
+    | each("served", "", "configmaps", "create get update")
+    | each("cluster", "authentication.k8s.io", "tokenreviews", "create")
+)
+RELEASE = (
+    each("served", "reattach.dev", "taskruns", "get list patch")
+    | each("served", "", "pods", "get list patch")
+    | each("served", "", "configmaps", "get list patch")
+    | each("own", "apps", "deployments", "delete get", " reattach-operator reattach-server")
+    | each("own", "", "pods", "list")
+    | each("own", "", "secrets", "delete", SECRETS)
+    | each("own", "coordination.k8s.io", "leases", "delete", " reattach-operator")
+)
+
+
+@pytest.mark.parametrize("name", ["defaults", "two namespaces"])
+@pytest.mark.parametrize("component, expected", [("operator", OPERATOR), ("server", SERVER), ("release", RELEASE)])
+def test_each_part_has_these_rights_and_no_other(component: str, expected: set[Right], name: str) -> None:
+    assert rights(render(VALUES[name]), component) == expected
+
+
+def test_with_watch_namespaces_nothing_is_granted_for_the_whole_cluster_but_what_belongs_to_no_namespace() -> None:
+    objects = render(VALUES["two namespaces"])
+    served = {
+        (found["metadata"]["name"], found["metadata"]["namespace"])
+        for found in objects
+        if found["kind"] == "RoleBinding" and "namespace" in found["metadata"]
+    }
+    assert served == {
+        (f"reattach-reattach-{component}", namespace)
+        for component in ("operator", "server", "release")
+        for namespace in ("team-a", "team-b")
+    }
+    assert of_kind(objects, "ClusterRoleBinding").keys() == {
+        "reattach-reattach-operator-schema",
+        "reattach-reattach-server-tokens",
+    }
+    for name in ("reattach-operator", "reattach-server", "reattach-release"):
+        assert arguments_of(objects, name)["watch-namespaces"] == "team-a,team-b"
+
+
+def test_people_get_taskruns_with_edit_and_view_but_never_their_status(defaults: list[Object]) -> None:
+    roles = of_kind(defaults, "ClusterRole")
+    edit, view = roles["reattach-reattach-edit"], roles["reattach-reattach-view"]
+    assert edit["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"
+    assert view["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-view"] == "true"
+    (may_edit,), (may_view,) = edit["rules"], view["rules"]
+    assert may_edit["resources"] == may_view["resources"] == ["taskruns"]
+    assert may_view["verbs"] == ["get", "list", "watch"]
+    assert set(may_edit["verbs"]) == {"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
+
+
+# -- the rest -------------------------------------------------------------------------------------------------------
+
+
+def test_the_operators_lease_goes_past_its_own_writes(defaults: list[Object]) -> None:
+    (schema,) = of_kind(defaults, "FlowSchema").values()
+    assert schema["spec"]["priorityLevelConfiguration"]["name"] == "leader-election"
+    assert schema["spec"]["matchingPrecedence"] < 1000  # before the API server's own, for all service accounts
+    (rule,) = schema["spec"]["rules"]
+    (subject,) = rule["subjects"]
+    assert subject["serviceAccount"] == {"name": "reattach-operator", "namespace": "reattach"}
+    assert rule["resourceRules"][0]["resources"] == ["leases"]
+
+
+def test_the_release_job_is_all_that_is_hooked_and_comes_after_its_rights(defaults: list[Object]) -> None:
+    weights = {
+        found["kind"]: int(found["metadata"]["annotations"]["helm.sh/hook-weight"])
+        for found in defaults
+        if "helm.sh/hook" in found["metadata"].get("annotations", {})
+    }
+    assert weights.pop("Job") > max(weights.values())
+    assert weights.keys() == {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
+
+
+def test_the_crd_is_kept_when_the_release_goes(defaults: list[Object]) -> None:
+    (crd,) = of_kind(defaults, "CustomResourceDefinition").values()
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def test_the_charts_version_is_the_packages() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    project = (CHART.parent.parent / "pyproject.toml").read_text()
+    assert f'\nversion = "{chart["appVersion"]}"\n' in project
+
+
+# -- wrong values ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"replicas": 2}, "additional properties 'replicas' not allowed"),
+        ({"operator": {"replica": 2}}, "additional properties 'replica' not allowed"),
+        ({"operator": {"replicas": "two"}}, "got string, want integer"),
+        ({"operator": {"replicas": -1}}, "minimum: got -1, want 0"),
+        ({"operator": {"leaseDurationSeconds": 1}}, "minimum: got 1, want 3"),
+        ({"operator": {"resources": {"request": {}}}}, "additional properties 'request' not allowed"),
+        ({"operator": {"tolerations": [{"keys": "a"}]}}, "additional properties 'keys' not allowed"),
+        ({"operator": {"affinity": {"podAntiAffinitty": {}}}}, "additional properties 'podAntiAffinitty' not allowed"),
+        ({"operator": {"serviceAccount": {"create": "yes"}}}, "got string, want boolean"),
+        ({"server": {"rates": {"taskRun": {"perSecond": 0}}}}, "exclusiveMinimum: got 0, want 0"),
+        ({"server": {"rates": {"pod": {"perSecond": 1}}}}, "additional properties 'pod' not allowed"),
+        ({"server": {"defaultRetentionSeconds": -1}}, "minimum: got -1, want 0"),
+        ({"watchNamespaces": "team-a"}, "got string, want array"),
+        ({"watchNamespaces": ["Team_A"]}, "does not match pattern"),
+        ({"watchNamespaces": ["a", "a"]}, "items at 0 and 1 are equal"),
+        ({"image": {"pullPolicy": "Sometimes"}}, "value must be one of 'Always', 'IfNotPresent', 'Never'"),
+        ({"image": {"repository": ""}}, "minLength: got 0, want 1"),
+        ({"image": {"digest": "latest"}}, "does not match pattern"),
+        ({"logLevel": "verbose"}, "value must be one of 'debug', 'info', 'warning', 'error'"),
+        ({"certificates": {"certmanager": {}}}, "additional properties 'certmanager' not allowed"),
+        ({"certificates": {"certManager": {"issuerRef": {"names": "a"}}}}, "additional properties 'names' not allowed"),
+        ({"uninstall": {"timeoutSeconds": 5}}, "minimum: got 5, want 30"),
+        ({"flowControl": {"enabled": None, "on": True}}, "additional properties 'on' not allowed"),
+        ({"operator": {"serviceAccount": {"create": False}}}, "must name an existing ServiceAccount"),
+        ({"server": {"serviceAccount": {"create": False}}}, "must name an existing ServiceAccount"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_place(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ControlPlaneError, match=re.escape(message)):
+        helm_template(values=values)
+
+
+def test_the_schema_leaves_no_object_open() -> None:
+    """Only what Kubernetes itself defines, or people name, may hold any key."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    open_ones = {"stringMap", "quantities", "nodeAffinity", "podAffinity", "podAntiAffinity", "global"}
+
+    def walk(node: Any, name: str) -> None:
+        if isinstance(node, dict):
+            if node.get("type") == "object" and name not in open_ones:
+                assert node.get("additionalProperties") is False, name
+            for key, value in node.items():
+                walk(value, key)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value, name)
+
+    walk(schema, "the chart")
+
+
+def test_the_schema_knows_exactly_the_values_that_there_are() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    def compare(node: Any, value: Any, path: str) -> None:
+        node = schema["definitions"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+        if value and "properties" in node:  # below an empty default the schema knows more
+            assert node["properties"].keys() - {"global"} == value.keys(), path
+            for key in value:
+                compare(node["properties"][key], value[key], f"{path}.{key}")
+
+    compare(schema, values, "")

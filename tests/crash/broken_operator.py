@@ -1,0 +1,56 @@
+"""The operator, broken on purpose, so that it can be seen that the crash tests see it: REATTACH_BREAK=NAME pytest tests/crash."""
+
+import os
+import sys
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+import msgspec
+
+from reattach.controller.__main__ import main
+from reattach.planner.decide import decide
+from reattach.planner.plan import CreatePod, Observed, Plan, Settings
+from reattach.planner.pods import build_pod
+
+
+@dataclass
+class WaitAgain:
+    """Begins a wait anew that another process recorded: a restart repeats it."""
+
+    recorded: set[datetime] = field(default_factory=set)
+
+    def decide(self, observed: Observed, settings: Settings, now: datetime) -> Plan:
+        status, until = observed.taskrun.status, observed.taskrun.status.next_attempt_time
+        if until is not None and until not in self.recorded:
+            last = status.attempts[-1].finish_time or now
+            again = now.replace(microsecond=0) + (until - last)
+            self.recorded.add(again)
+            return Plan(status=msgspec.structs.replace(status, next_attempt_time=again))
+        plan = decide(observed, settings, now)
+        if plan.status is not None and plan.status.next_attempt_time is not None:
+            self.recorded.add(plan.status.next_attempt_time)
+        return plan
+
+
+@dataclass
+class CountFromStatus:
+    """Numbers attempts by what status says, and does not see the pod whose creation it doesn't remember: a lost answer makes a second one."""
+
+    made: set[str] = field(default_factory=set)
+
+    def decide(self, observed: Observed, settings: Settings, now: datetime) -> Plan:
+        listed = {attempt.pod_name for attempt in observed.taskrun.status.attempts}
+        seen = tuple(pod for pod in observed.pods if pod.metadata.name in listed | self.made)
+        plan = decide(replace(observed, pods=seen), settings, now)
+        if not plan.actions or not isinstance(plan.actions[-1], CreatePod):
+            return plan
+        number = plan.actions[-1].attempt + len(observed.pods) - len(seen)
+        body = build_pod(observed.taskrun, number, settings)
+        self.made.add(body["metadata"]["name"])
+        return replace(plan, actions=(*plan.actions[:-1], CreatePod(attempt=number, body=body)))
+
+
+BREAKS = {"wait-again": WaitAgain().decide, "count-from-status": CountFromStatus().decide}
+
+if __name__ == "__main__":
+    sys.exit(main(None, BREAKS[os.environ["REATTACH_BREAK"]]))

@@ -1,0 +1,193 @@
+"""A task's pod for unit tests: its files, a state API in place of the network, and a clock that only waiting moves."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import httpx
+
+from reattach.task.client import Client, Waits
+from reattach.task.connection import Connection
+from reattach.task.context import TaskContext
+from reattach.task.settings import Settings
+from reattach.task.state import State
+
+if TYPE_CHECKING:
+    from reattach.task.errors import AttemptOver
+
+# A certificate that nobody uses; its key was thrown away.
+CA = """-----BEGIN CERTIFICATE-----
+MIIBCzCBs6ADAgECAgEBMAoGCCqGSM49BAMCMA8xDTALBgNVBAMMBHRlc3QwIBcN
+MjYwMTAxMDAwMDAwWhgPMjA1NjAxMDEwMDAwMDBaMA8xDTALBgNVBAMMBHRlc3Qw
+WTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAATp/JYwevDuPE2L0SZgcVXz4nsQEyAs
+gPOrTlkrmIeotGTW8mUHh/vY0upfZ35Snv288Kow6bHOGmJLIB8a1IdCMAoGCCqG
+SM49BAMCA0cAMEQCIBfy5Y99lUG0F2yVBQv1tf8C1URKcU1y6YEKueM3HQ2MAiBo
+wvDtR4tKN2HEPO6zcp9YJRFkSwbafnM3TOHVNlaLNA==
+-----END CERTIFICATE-----
+"""
+
+Answer = httpx.Response | Exception
+NOW = "2026-11-23T12:00:00Z"
+
+
+def a_problem(status: int, code: str, detail: str = "the detail", **headers: str) -> httpx.Response:
+    """An error as the state API writes it."""
+    body = {
+        "type": f"https://reattach.dev/problems/{code}",
+        "title": code,
+        "status": status,
+        "code": code,
+        "detail": detail,
+    }
+    return httpx.Response(
+        status, content=json.dumps(body), headers={"Content-Type": "application/problem+json", **headers}
+    )
+
+
+class FakeTime:
+    """Time that passes only by waiting. `at` runs something when a moment has come."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.waited: list[float] = []
+        self._plans: list[tuple[float, Callable[[], None]]] = []
+
+    def at(self, seconds: float, action: Callable[[], None]) -> None:
+        self._plans.append((self.now + seconds, action))
+
+    def sleep(self, seconds: float) -> None:
+        self.waited.append(seconds)
+        self.now += seconds
+        for plan in [plan for plan in self._plans if plan[0] <= self.now]:
+            self._plans.remove(plan)
+            plan[1]()
+
+    async def asleep(self, seconds: float) -> None:
+        self.sleep(seconds)
+        await asyncio.sleep(0)
+
+    def waits(self) -> Waits:
+        return Waits(clock=lambda: self.now, sleep=self.sleep, asleep=self.asleep, chance=lambda: 1.0)
+
+
+class FakeStateApi:
+    """Answers from a dict, unless `script` has something else to say next. `down` lets every request fail. Keeps every request."""
+
+    def __init__(self) -> None:
+        self.requests: list[httpx.Request] = []
+        self.script: list[Answer | None] = []
+        self.down: Answer | None = None
+        self.values: dict[str, Any] = {}
+        self.versions: dict[str, int] = {}
+        self.completed: list[Any] = []
+        self.version = 0
+
+    def transport(self) -> httpx.MockTransport:
+        return httpx.MockTransport(self)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        scripted = self.script.pop(0) if self.script else self.down
+        if isinstance(scripted, Exception):
+            raise scripted
+        answer = scripted or self._answer(request)
+        # A response is bound to the request that it answers; one in a script may answer several.
+        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+
+    def paths(self) -> list[str]:
+        return [f"{request.method} {request.url.path}" for request in self.requests]
+
+    def bodies(self, path: str) -> list[Any]:
+        return [json.loads(request.content) for request in self.requests if request.url.path == path]
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.raw_path.decode().partition("?")[0]
+        match request.method, path:
+            case "POST", "/v1/open":
+                opened = {"namespace": "demo", "taskrun": "load", "taskrunUID": "u-1", "attempt": 2, "first": False}
+                return httpx.Response(200, json={**opened, "serverTime": NOW})
+            case "POST", "/v1/complete":
+                self.completed.append(json.loads(request.content).get("result"))
+                return httpx.Response(204)
+            case "POST", "/v1/state":
+                return httpx.Response(200, json={"results": self._apply(json.loads(request.content)["operations"])})
+            case "GET", "/v1/state":
+                prefix = request.url.params.get("prefix", "")
+                items = [self._entry(key) for key in sorted(self.values) if key.startswith(prefix)]
+                return httpx.Response(200, json={"items": items, "total": len(items)})
+            case "GET", _ if (key := unquote(path.removeprefix("/v1/state/"))) in self.values:
+                return httpx.Response(200, json=self._entry(key))
+            case "GET", _:
+                return a_problem(404, "not-found")
+            case _:
+                return a_problem(405, "method-not-allowed")
+
+    def _apply(self, operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = []
+        for operation in operations:
+            if operation["op"] == "set":
+                self.version += 1
+                self.values[operation["key"]] = operation["value"]
+                self.versions[operation["key"]] = self.version
+                results.append({"version": self.version, "deleted": 0})
+            else:
+                doomed = [operation["key"]] if operation["op"] == "delete" else list(self.values)
+                deleted = sum(self.values.pop(key, None) is not None for key in doomed)
+                results.append({"version": None, "deleted": deleted})
+        return results
+
+    def _entry(self, key: str) -> dict[str, Any]:
+        return {
+            "key": key,
+            "value": self.values[key],
+            "version": self.versions.get(key, 1),
+            "attempt": 1,
+            "podUID": "p-1",
+            "updatedAt": NOW,
+            "expiresAt": None,
+        }
+
+
+class Pod:
+    """A task's container, with everything in it that the SDK touches. `ended` has the exit codes that a watchdog would have used."""
+
+    def __init__(self, directory: Path) -> None:
+        (directory / "token").write_text("token-1\n")
+        (directory / "ca.crt").write_text(CA)
+        self.termination_log = directory / "termination-log"
+        self.termination_log.touch()
+        self.settings = Settings(
+            url="https://state.test",
+            namespace="demo",
+            taskrun="load",
+            attempt=2,
+            directory=directory,
+            termination_log=self.termination_log,
+        )
+        self.api = FakeStateApi()
+        self.time = FakeTime()
+        self.environment: dict[str, str] = {}
+        self.ended: list[int] = []
+        self.over: list[AttemptOver] = []
+
+    def context(self, settings: Settings | None = None) -> TaskContext:
+        return TaskContext(
+            settings or self.settings,
+            transport=self.api.transport(),
+            waits=self.time.waits(),
+            environment=self.environment,
+            end_process=self.ended.append,
+        )
+
+    def client(self) -> Client:
+        connection = Connection(self.settings, "session-1", self.api.transport())
+        return Client(connection, self.settings.patience, self.over.append, self.time.waits())
+
+    def state(self) -> State:
+        return State(self.client())
+
+    def message(self) -> dict[str, Any]:
+        return json.loads(self.termination_log.read_bytes())  # type: ignore[no-any-return]

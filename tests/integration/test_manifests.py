@@ -1,0 +1,233 @@
+"""What a TaskRun must look like, held against the real API server: the cases are in `manifests/`, each with what the server must say."""
+
+import contextlib
+import copy
+import secrets
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from admission import install_admission
+from controlplane import REPOSITORY, ControlPlane, ControlPlaneError, RunningControlPlane
+from waiting import wait_until
+
+MANIFESTS = Path(__file__).parent / "manifests"
+GOOD: dict[str, Any] = yaml.safe_load((MANIFESTS / "good.yaml").read_text())
+EXAMPLES = sorted((REPOSITORY / "examples").glob("**/*.yaml"))
+Case = dict[str, Any]
+
+
+def cases(file: str, *, by: str = "schema policy") -> pytest.MarkDecorator:
+    """One test for each case of the file that one of these can see, named by its claim."""
+    found: list[Case] = yaml.safe_load((MANIFESTS / file).read_text())
+    found = [case for case in found if case.get("by", "schema") in by]
+    return pytest.mark.parametrize("case", found, ids=[case["claim"] for case in found])
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """A JSON merge patch (RFC 7386): null removes."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None and key in result:
+            del result[key]
+        else:
+            result[key] = merged(result.get(key), value)
+    return result
+
+
+class TaskRuns:
+    """The TaskRuns of one namespace, as kubectl writes them: fields are checked strictly."""
+
+    def __init__(self, control_plane: ControlPlane, namespace: str) -> None:
+        self.control_plane = control_plane
+        self.path = f"/apis/reattach.dev/v1alpha1/namespaces/{namespace}/taskruns"
+
+    def try_to_create(self, patch: dict[str, Any]) -> None:
+        """Everything but storing it."""
+        self.control_plane.call("POST", self.path, merged(GOOD, patch), dryRun="All", fieldValidation="Strict")
+
+    def create(self, patch: dict[str, Any] | None = None) -> str:
+        """Create one under a name of its own, and return the name."""
+        manifest = merged(copy.deepcopy(GOOD), patch or {})
+        manifest["metadata"]["name"] = name = f"case-{secrets.token_hex(4)}"
+        self.control_plane.call("POST", self.path, manifest, fieldValidation="Strict")
+        return name
+
+    def update(self, name: str, patch: dict[str, Any], subresource: str = "") -> dict[str, Any]:
+        """A merge patch."""
+        return self.control_plane.call("PATCH", f"{self.path}/{name}{subresource}", patch, fieldValidation="Strict")
+
+
+@pytest.fixture(scope="module")
+def guarded(private_control_plane: RunningControlPlane) -> TaskRuns:
+    """TaskRuns behind the schema and the chart's admission policies."""
+    install_admission(private_control_plane)
+    return TaskRuns(private_control_plane, "default")
+
+
+@pytest.fixture
+def unguarded(control_plane: ControlPlane, namespace: str) -> TaskRuns:
+    """TaskRuns behind the schema alone."""
+    return TaskRuns(control_plane, namespace)
+
+
+@cases("accepted.yaml")
+def test_accepted(guarded: TaskRuns, case: Case) -> None:
+    guarded.try_to_create(case["patch"])
+
+
+@cases("refused.yaml")
+def test_refused(guarded: TaskRuns, case: Case) -> None:
+    with pytest.raises(ControlPlaneError) as refusal:
+        guarded.try_to_create(case["patch"])
+    assert case["says"] in str(refusal.value)
+
+
+def check_update(taskruns: TaskRuns, case: Case) -> None:
+    name = taskruns.create(case.get("from"))
+    if "says" not in case:
+        taskruns.update(name, case["to"])
+        return
+    before = taskruns.control_plane.call("GET", f"{taskruns.path}/{name}")
+    with pytest.raises(ControlPlaneError) as refusal:
+        taskruns.update(name, case["to"])
+    assert case["says"] in str(refusal.value)
+    assert taskruns.control_plane.call("GET", f"{taskruns.path}/{name}") == before
+
+
+@cases("updates.yaml")
+def test_updated(guarded: TaskRuns, case: Case) -> None:
+    check_update(guarded, case)
+
+
+@cases("updates.yaml", by="schema")
+def test_updated_with_the_schema_alone(unguarded: TaskRuns, case: Case) -> None:
+    check_update(unguarded, case)
+
+
+@cases("later.yaml")
+def test_the_schema_of_later_fields(unguarded: TaskRuns, case: Case) -> None:
+    check_update(unguarded, case)
+
+
+@cases("statuses.yaml")
+def test_status(unguarded: TaskRuns, case: Case) -> None:
+    name = unguarded.create()
+    if "from" in case:
+        unguarded.update(name, {"status": case["from"]}, "/status")
+    if "says" not in case:
+        unguarded.update(name, {"status": case["to"]}, "/status")
+        return
+    with pytest.raises(ControlPlaneError) as refusal:
+        unguarded.update(name, {"status": case["to"]}, "/status")
+    assert case["says"] in str(refusal.value)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[str(path.relative_to(REPOSITORY)) for path in EXAMPLES])
+def test_every_example_is_accepted(guarded: TaskRuns, path: Path) -> None:
+    for manifest in yaml.safe_load_all(path.read_text()):
+        if manifest and manifest["kind"] == "TaskRun":
+            guarded.control_plane.call("POST", guarded.path, manifest, dryRun="All", fieldValidation="Strict")
+
+
+def test_kubectl_shows_the_sentence(guarded: TaskRuns) -> None:
+    manifest = yaml.safe_dump(merged(GOOD, {"spec": {"cleanup": {"budget": 1}}}))
+    with pytest.raises(
+        ControlPlaneError,
+        match=r"denied request: spec.cleanup is not implemented in this version of Reattach; remove it",
+    ):
+        guarded.control_plane.kubectl("apply", "-f", "-", stdin=manifest)
+    manifest = yaml.safe_dump(merged(GOOD, {"spec": {"retrys": {}}}))
+    with pytest.raises(ControlPlaneError, match=r'strict decoding error: unknown field "spec.retrys"'):
+        guarded.control_plane.kubectl("apply", "-f", "-", stdin=manifest)
+
+
+def test_kubectl_get_shows_what_people_ask_for(unguarded: TaskRuns) -> None:
+    name = unguarded.create()
+    condition = {
+        "type": "Succeeded",
+        "status": "Unknown",
+        "reason": "BackingOff",
+        "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    jobs = [
+        {"key": "load", "generation": 1, "state": "Failed", "handle": "job-1"},
+        {"key": "load", "generation": 2, "state": "Active", "handle": "job-2"},
+    ]
+    status = {"conditions": [condition], "counts": {"attempts": 3}, "externalJobs": jobs, "result": '{"rows": 5}'}
+    unguarded.update(name, {"status": status}, "/status")
+    namespace = unguarded.path.split("/")[5]
+    heading, row = unguarded.control_plane.kubectl("get", "trun", "-n", namespace).splitlines()
+    assert heading.split() == ["NAME", "STATUS", "ATTEMPT", "EXTERNAL", "JOB", "RESULT", "AGE"]
+    assert row.split()[:-1] == [name, "BackingOff", "3", "job-2", '{"rows":', "5}"]
+
+
+def test_finished_taskruns_can_be_selected(unguarded: TaskRuns) -> None:
+    running, failed = unguarded.create(), unguarded.create()
+    unguarded.update(failed, {"status": {"outcome": "Failed"}}, "/status")
+
+    def names(selector: str) -> list[str]:
+        found = unguarded.control_plane.call("GET", unguarded.path, fieldSelector=selector)["items"]
+        return [item["metadata"]["name"] for item in found]
+
+    assert names("status.outcome=Failed") == [failed]
+    assert names("status.outcome=") == [running]
+
+
+def test_a_generated_name_may_not_be_too_long_either(unguarded: TaskRuns) -> None:
+    manifest = merged(GOOD, {"metadata": {"name": None, "generateName": "a" * 44}})
+    with pytest.raises(ControlPlaneError, match=r"metadata.name must be a DNS label of at most 48 characters"):
+        unguarded.control_plane.call("POST", unguarded.path, manifest, dryRun="All")
+
+
+def test_a_large_template_costs_no_more_than_rules_may(guarded: TaskRuns) -> None:
+    """Near to what one object may hold: 64 containers with 100 variables each, half a megabyte."""
+    env = [{"name": f"VARIABLE_{number}", "value": "x" * 40} for number in range(100)]
+    large = {
+        "spec": {"template": {"spec": {"containers": [{"name": f"c{number}", "env": env} for number in range(64)]}}}
+    }
+    name = guarded.create(large)
+    guarded.update(name, {"spec": {"retry": {"budgets": {"application": 1}}}})
+    changed: dict[str, Any] = copy.deepcopy(large)
+    changed["spec"]["template"]["spec"]["containers"][63]["stdin"] = True
+    with pytest.raises(ControlPlaneError, match=r"spec.template can't be changed after creation"):
+        guarded.update(name, changed)
+
+
+def test_a_taskrun_of_a_newer_version_can_still_be_cleaned_up(
+    private_control_plane: RunningControlPlane, guarded: TaskRuns
+) -> None:
+    """It was accepted by policies that are no more; now only what touches the spec is asked to conform."""
+    private_control_plane.kubectl("delete", "validatingadmissionpolicybindings", "reattach-reattach-implemented")
+
+    later = {"cleanup": {"budget": 1}, "ttl": {"failedSeconds": 1}}
+
+    def accepted() -> str | None:
+        with contextlib.suppress(ControlPlaneError):  # the API server has not seen the deletion yet
+            return guarded.create({"metadata": {"finalizers": ["example.org/test"]}, "spec": later})
+        return None
+
+    name = wait_until(accepted, seconds=30, what="a field of a newer version is accepted")
+    assert name
+    install_admission(private_control_plane)
+
+    def refused() -> bool:
+        try:
+            guarded.try_to_create({"spec": {"cleanup": {"budget": 1}}})
+        except ControlPlaneError as error:
+            return "not implemented" in str(error)
+        return False
+
+    wait_until(refused, seconds=30, what="it is refused again")
+    guarded.update(name, {"metadata": {"labels": {"a": "b"}}})
+    more = {"retry": {"budgets": {"application": 1}}}
+    with pytest.raises(ControlPlaneError, match=r"spec.ttl is not implemented in this version of Reattach; remove it"):
+        guarded.update(name, {"spec": more})
+    guarded.update(name, {"spec": {**more, "ttl": None}})
+    guarded.update(name, {"status": {"outcome": "Failed"}}, "/status")
+    guarded.update(name, {"metadata": {"finalizers": None}})

@@ -1,0 +1,472 @@
+"""Who may do what: the chart's admission policies against the real API server, with the rights that people and pods have."""
+
+import copy
+import secrets
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from admission import OPERATOR, SERVER, install_admission, pod
+from controlplane import CRD, ControlPlaneError, RunningControlPlane
+from waiting import wait_until
+
+Object = dict[str, Any]
+ADMIN = ("system:masters",)
+TASKRUNS = "/apis/reattach.dev/v1alpha1/namespaces/default/taskruns"
+PODS = "/api/v1/namespaces/default/pods"
+CONFIGMAPS = "/api/v1/namespaces/default/configmaps"
+
+
+def a_taskrun(name: str) -> Object:
+    container = {"name": "task", "image": "registry.example/task:1"}
+    return {
+        "apiVersion": "reattach.dev/v1alpha1",
+        "kind": "TaskRun",
+        "metadata": {"name": name},
+        "spec": {"template": {"spec": {"containers": [container]}}},
+    }
+
+
+def owner(name: str = "load", uid: str = "0d1f2a3b-0000-4000-8000-000000000000") -> Object:
+    return {"apiVersion": "reattach.dev/v1alpha1", "kind": "TaskRun", "name": name, "uid": uid, "controller": True}
+
+
+def token_volume(audience: str) -> Object:
+    return {
+        "volumes": [
+            {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t", "audience": audience}}]}}
+        ]
+    }
+
+
+@pytest.fixture(scope="module")
+def cluster(private_control_plane: RunningControlPlane) -> RunningControlPlane:
+    """The API server with the policies. Our service accounts come as administrators here, so that only the policies can hold them."""
+    install_admission(private_control_plane)
+    return private_control_plane
+
+
+@pytest.fixture(scope="module")
+def load(cluster: RunningControlPlane) -> Object:
+    """Owner reference to a TaskRun that exists: what has no owner left is collected."""
+    return owner(uid=cluster.call("POST", TASKRUNS, a_taskrun("load"))["metadata"]["uid"])
+
+
+@pytest.fixture
+def grant(cluster: RunningControlPlane) -> Callable[..., None]:
+    """Let a user do something in the namespace default; waits until the API server knows."""
+
+    def allow(user: str, resources: list[str], verbs: list[str], group: str = "reattach.dev") -> None:
+        name = f"{user}-{'-'.join(resources)}".replace(":", "-").replace("/", "-")
+        rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/default"
+        rules = [{"apiGroups": [group], "resources": resources, "verbs": verbs}]
+        cluster.call("POST", f"{rbac}/roles", {"metadata": {"name": name}, "rules": rules})
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
+        subjects = [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}]
+        cluster.call(
+            "POST", f"{rbac}/rolebindings", {"metadata": {"name": name}, "roleRef": role, "subjects": subjects}
+        )
+        resource, _, subresource = resources[0].partition("/")
+        attributes = {
+            "namespace": "default",
+            "verb": verbs[0],
+            "group": group,
+            "resource": resource,
+            "subresource": subresource,
+        }
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {"user": user, "resourceAttributes": attributes},
+        }
+        path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+        wait_until(
+            lambda: cluster.call("POST", path, review)["status"]["allowed"], seconds=10, what="the right is known"
+        )
+
+    return allow
+
+
+def objection(cluster: RunningControlPlane, method: str, path: str, body: Object | None = None, **who: Any) -> str:
+    """What the API server says if it refuses the request; empty if it accepts."""
+    try:
+        cluster.call(method, path, body, **who)
+    except ControlPlaneError as error:
+        return str(error)
+    return ""
+
+
+def refused(cluster: RunningControlPlane, method: str, path: str, body: Object | None = None, **who: Any) -> str:
+    """What the API server says when it refuses the request, as it must."""
+    said = objection(cluster, method, path, body, **who)
+    assert said, f"{method} {path} was accepted"
+    return said
+
+
+class TestWhoeverWritesASpec:
+    """The operator makes pods on their behalf."""
+
+    def test_must_be_allowed_to_create_pods(self, cluster: RunningControlPlane, grant: Callable[..., None]) -> None:
+        grant("tara", ["taskruns"], ["create", "update", "patch", "get"])
+        said = refused(cluster, "POST", TASKRUNS, a_taskrun("a"), user="tara")
+        assert said.startswith("403:")
+        assert "who writes the spec of a TaskRun must be allowed to create pods in its namespace" in said
+        assert "tara is not allowed to create pods in default" in said
+
+    def test_is_let_through_with_that_right(self, cluster: RunningControlPlane, grant: Callable[..., None]) -> None:
+        grant("paula", ["taskruns"], ["create"])
+        grant("paula", ["pods"], ["create"], group="")
+        cluster.call("POST", TASKRUNS, a_taskrun("paulas"), user="paula")
+
+    def test_may_otherwise_change_metadata_alone(
+        self, cluster: RunningControlPlane, grant: Callable[..., None]
+    ) -> None:
+        grant("marc", ["taskruns"], ["patch"])
+        cluster.call("POST", TASKRUNS, a_taskrun("changed"))
+        path = f"{TASKRUNS}/changed"
+        said = refused(cluster, "PATCH", path, {"spec": {"retry": {"budgets": {"application": 9}}}}, user="marc")
+        assert "marc is not allowed to create pods in default" in said
+        cluster.call("PATCH", path, {"metadata": {"labels": {"a": "b"}}}, user="marc")
+
+    def test_may_not_write_the_status(self, cluster: RunningControlPlane, grant: Callable[..., None]) -> None:
+        grant("steve", ["taskruns"], ["create", "update", "patch", "get"])
+        cluster.call("POST", TASKRUNS, a_taskrun("forged"))
+        forged = {"status": {"outcome": "Succeeded", "result": '"forged"'}}
+        said = refused(cluster, "PATCH", f"{TASKRUNS}/forged/status", forged, user="steve")
+        assert said.startswith("403:")
+        answer = cluster.call("PATCH", f"{TASKRUNS}/forged", forged, user="steve")
+        assert "status" not in answer
+
+
+class TestPodsOfStrangers:
+    """Nobody but the operator may make a pod look like an attempt, neither at once nor later."""
+
+    @pytest.mark.parametrize(
+        "metadata, spec, says",
+        [
+            pytest.param(
+                {"labels": {"app": "a", "reattach.dev/taskrun": "load"}},
+                {},
+                "only Reattach's operator may set the label reattach.dev/taskrun of a pod; remove it",
+                id="our label",
+            ),
+            pytest.param(
+                {"labels": {"reattach.dev/of-tomorrow": ""}},
+                {},
+                "only Reattach's operator may set the label reattach.dev/of-tomorrow of a pod; remove it",
+                id="any label under our domain",
+            ),
+            pytest.param(
+                {"annotations": {"reattach.dev/ca.crt": "mine"}},
+                {},
+                "only Reattach's operator may set the annotation reattach.dev/ca.crt of a pod; remove it",
+                id="our annotation",
+            ),
+            pytest.param(
+                {"ownerReferences": [owner()]},
+                {},
+                "only Reattach's operator may make a TaskRun the owner of a pod; remove the owner reference",
+                id="our owner reference",
+            ),
+            pytest.param(
+                {"ownerReferences": [{**owner(), "apiVersion": "reattach.dev/v1", "controller": False}]},
+                {},
+                "only Reattach's operator may make a TaskRun the owner of a pod; remove the owner reference",
+                id="our owner reference of another version",
+            ),
+            pytest.param(
+                {},
+                token_volume("reattach.dev"),
+                "only Reattach's operator may make a pod with a token of the audience reattach.dev; remove that volume",
+                id="our audience",
+            ),
+        ],
+    )
+    def test_are_refused_with(self, cluster: RunningControlPlane, metadata: Object, spec: Object, says: str) -> None:
+        said = refused(cluster, "POST", PODS, pod(spec=spec, **metadata), dryRun="All")
+        assert said.startswith("403:")
+        assert says in said
+        cluster.call("POST", PODS, pod(spec=spec, **metadata), user=OPERATOR, groups=ADMIN, dryRun="All")
+
+    def test_are_let_through_without(self, cluster: RunningControlPlane) -> None:
+        labels = {"reattach": "a", "example.org/reattach.dev": "b"}
+        other = {"apiVersion": "apps/v1", "kind": "TaskRun", "name": "a", "uid": "b"}
+        harmless = pod(spec=token_volume("vault"), labels=labels, annotations=labels, ownerReferences=[other])
+        cluster.call("POST", PODS, harmless, dryRun="All")
+        cluster.call("POST", PODS, pod(), dryRun="All")
+
+    def test_the_state_api_is_a_stranger_too(self, cluster: RunningControlPlane) -> None:
+        forged = pod(labels={"reattach.dev/taskrun": "load"})
+        assert "only Reattach's operator" in refused(cluster, "POST", PODS, forged, user=SERVER, groups=ADMIN)
+
+    def test_a_deployment_does_not_get_around_it(self, cluster: RunningControlPlane) -> None:
+        """Controllers make pods under service accounts of their own; those are strangers as well."""
+        forged = pod(labels={"reattach.dev/taskrun": "load"})
+        user = "system:serviceaccount:kube-system:replicaset-controller"
+        assert "only Reattach's operator" in refused(cluster, "POST", PODS, forged, user=user, groups=ADMIN)
+
+    @pytest.mark.parametrize("subresource", ["", "/status"])
+    @pytest.mark.parametrize("kind", ["labels", "annotations"])
+    def test_get_no_mark_of_ours_later(self, cluster: RunningControlPlane, kind: str, subresource: str) -> None:
+        name = f"later-{kind}{subresource.replace('/', '-')}"
+        cluster.call("POST", PODS, pod(name))
+        said = refused(
+            cluster, "PATCH", f"{PODS}/{name}{subresource}", {"metadata": {kind: {"reattach.dev/taskrun": "load"}}}
+        )
+        assert f"only Reattach's operator may set the {kind[:-1]} reattach.dev/taskrun of a pod" in said
+        cluster.call("PATCH", f"{PODS}/{name}{subresource}", {"metadata": {kind: {"team": "data"}}})
+
+    def test_get_no_taskrun_as_owner_later(self, cluster: RunningControlPlane) -> None:
+        cluster.call("POST", PODS, pod("later-owner"))
+        said = refused(cluster, "PATCH", f"{PODS}/later-owner", {"metadata": {"ownerReferences": [owner()]}})
+        assert "only Reattach's operator may make a TaskRun the owner of a pod" in said
+
+    @pytest.mark.parametrize("path", [f"{PODS}/unbound/binding", "/api/v1/namespaces/default/bindings"])
+    @pytest.mark.parametrize("kind", ["labels", "annotations"])
+    def test_get_no_mark_of_ours_from_a_scheduler(self, cluster: RunningControlPlane, path: str, kind: str) -> None:
+        """A binding copies its labels and annotations to the pod."""
+        binding = {
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {"name": "unbound", kind: {"reattach.dev/taskrun": "load"}},
+            "target": {"kind": "Node", "name": "somewhere"},
+        }
+        said = refused(cluster, "POST", path, binding)
+        assert f"only Reattach's operator may set the {kind[:-1]} reattach.dev/taskrun of a pod" in said
+
+
+class TestPodsOfOurs:
+    """Others may take our marks away and go on with their work, but change none."""
+
+    @pytest.fixture
+    def path(self, cluster: RunningControlPlane, load: Object) -> str:
+        """A pod as the operator makes it."""
+        name = f"ours-{secrets.token_hex(4)}"
+        ours = pod(
+            name,
+            spec=token_volume("reattach.dev"),
+            labels={"reattach.dev/taskrun": "load", "reattach.dev/attempt": "1"},
+            annotations={"reattach.dev/template-hash": "a"},
+            ownerReferences=[load],
+            finalizers=["reattach.dev/attempt"],
+        )
+        cluster.call("POST", PODS, ours, user=OPERATOR, groups=ADMIN)
+        return f"{PODS}/{name}"
+
+    @pytest.mark.parametrize(
+        "kind, key", [("labels", "reattach.dev/attempt"), ("annotations", "reattach.dev/template-hash")]
+    )
+    def test_a_mark_can_be_removed_and_not_changed(
+        self, cluster: RunningControlPlane, path: str, kind: str, key: str
+    ) -> None:
+        said = refused(cluster, "PATCH", path, {"metadata": {kind: {key: "2"}}})
+        assert f"only Reattach's operator may set the {kind[:-1]} {key} of a pod" in said
+        cluster.call("PATCH", path, {"metadata": {kind: {key: None}}})
+        assert "only Reattach's operator" in refused(cluster, "PATCH", path, {"metadata": {kind: {key: "1"}}})
+
+    def test_the_owner_can_be_removed_and_not_changed(self, cluster: RunningControlPlane, path: str) -> None:
+        said = refused(cluster, "PATCH", path, {"metadata": {"ownerReferences": [owner(uid="another")]}})
+        assert "only Reattach's operator may make a TaskRun the owner of a pod" in said
+        cluster.call("PATCH", path, {"metadata": {"ownerReferences": None}})
+
+    def test_the_kubelet_and_people_go_on(self, cluster: RunningControlPlane, path: str) -> None:
+        cluster.call("PATCH", f"{path}/status", {"status": {"phase": "Running"}})
+        cluster.call("PATCH", path, {"metadata": {"labels": {"team": "data"}, "finalizers": None}})
+        debugger = {"spec": {"ephemeralContainers": [{"name": "debug", "image": "registry.example/debug:1"}]}}
+        cluster.call("PATCH", f"{path}/ephemeralcontainers", debugger)
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": path.rpartition("/")[2]}}
+        cluster.call("POST", f"{path}/eviction", eviction)
+
+    def test_the_operator_may_change_all_of_it(self, cluster: RunningControlPlane, path: str) -> None:
+        patch = {"metadata": {"annotations": {"reattach.dev/ca.crt": "rotated"}}}
+        cluster.call("PATCH", path, patch, user=OPERATOR, groups=ADMIN)
+
+
+class TestConfigMapsThatReattachWrites:
+    """Our service accounts may write the states of TaskRuns and no other ConfigMap, whatever RBAC gives them."""
+
+    @staticmethod
+    def a_state(name: str, **metadata: Any) -> Object:
+        ours = {
+            "name": name,
+            "labels": {"reattach.dev/taskrun": "load"},
+            "ownerReferences": [owner()],
+            "finalizers": ["reattach.dev/state"],
+        }
+        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {**ours, **metadata}, "data": {"a": "b"}}
+
+    @pytest.mark.parametrize("user", [OPERATOR, SERVER])
+    def test_a_state_is_written(self, cluster: RunningControlPlane, load: Object, user: str) -> None:
+        name = f"state-{user.rpartition(':')[2]}"
+        cluster.call("POST", CONFIGMAPS, self.a_state(name, ownerReferences=[load]), user=user, groups=ADMIN)
+        cluster.call("PATCH", f"{CONFIGMAPS}/{name}", {"data": {"a": "c"}}, user=user, groups=ADMIN)
+        cluster.call("PATCH", f"{CONFIGMAPS}/{name}", {"metadata": {"finalizers": None}}, user=user, groups=ADMIN)
+        cluster.call("DELETE", f"{CONFIGMAPS}/{name}", user=user, groups=ADMIN)
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            pytest.param({"labels": {}}, id="no label"),
+            pytest.param({"labels": {"reattach.dev/attempt": "1"}}, id="another label"),
+            pytest.param({"ownerReferences": []}, id="no owner"),
+            pytest.param({"ownerReferences": [owner("other")]}, id="another TaskRun as owner"),
+            pytest.param({"ownerReferences": [{**owner(), "kind": "Other"}]}, id="an owner of another kind"),
+            pytest.param(
+                {"ownerReferences": [{**owner(), "apiVersion": "tekton.dev/v1"}]},
+                id="another project's TaskRun as owner",
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("user", [OPERATOR, SERVER])
+    def test_a_foreign_one_is_not_made(self, cluster: RunningControlPlane, user: str, metadata: Object) -> None:
+        said = refused(
+            cluster, "POST", CONFIGMAPS, self.a_state("foreign", **metadata), user=user, groups=ADMIN, dryRun="All"
+        )
+        assert said.startswith("403:")
+        assert (
+            "Reattach may write only ConfigMaps that carry the label reattach.dev/taskrun and have that TaskRun as an owner"
+            in said
+        )
+
+    @pytest.mark.parametrize("user", [OPERATOR, SERVER])
+    def test_a_foreign_one_is_not_changed_taken_over_or_deleted(self, cluster: RunningControlPlane, user: str) -> None:
+        name = f"foreign-{user.rpartition(':')[2]}"
+        path = f"{CONFIGMAPS}/{name}"
+        cluster.call("POST", CONFIGMAPS, {"metadata": {"name": name}, "data": {"a": "b"}})
+        take_over = {"metadata": self.a_state(name)["metadata"]}
+        for method, body in [("PATCH", {"data": {"a": "c"}}), ("PATCH", take_over), ("DELETE", None)]:
+            assert "Reattach may write only ConfigMaps that carry the label" in refused(
+                cluster, method, path, body, user=user, groups=ADMIN
+            )
+        assert cluster.call("GET", path)["data"] == {"a": "b"}
+
+    def test_an_orphaned_state_is_let_go_of_and_nothing_else_is_done_to_it(self, cluster: RunningControlPlane) -> None:
+        """`kubectl delete --cascade=orphan` removes the owner; the finalizer must not stay for ever."""
+        path = f"{CONFIGMAPS}/orphan"
+        orphan = {"name": "orphan", "finalizers": ["reattach.dev/state", "example.com/other"]}
+        cluster.call("POST", CONFIGMAPS, {"metadata": orphan, "data": {"a": "b"}})
+        let_go = {"metadata": {"finalizers": ["example.com/other"]}}
+        for body in ({**let_go, "data": {"a": "c"}}, {"metadata": {"labels": {"a": "b"}}}):
+            assert "Reattach may write only ConfigMaps" in refused(
+                cluster, "PATCH", path, body, user=OPERATOR, groups=ADMIN
+            )
+        cluster.call("PATCH", path, let_go, user=OPERATOR, groups=ADMIN)
+        assert cluster.call("GET", path)["metadata"]["finalizers"] == ["example.com/other"]
+        cluster.call("PATCH", path, {"metadata": {"finalizers": []}})
+
+    def test_the_state_api_with_its_own_token_is_held_to_it(
+        self, cluster: RunningControlPlane, grant: Callable[..., None], load: Object
+    ) -> None:
+        """Not only its name in a certificate: a real token of the service account."""
+        cluster.call("POST", "/api/v1/namespaces/reattach/serviceaccounts", {"metadata": {"name": "reattach-server"}})
+        grant(SERVER, ["configmaps"], ["create"], group="")
+        headers = {"Authorization": f"Bearer {cluster.token('reattach', 'reattach-server')}"}
+        trust = ssl.create_default_context(cafile=cluster.ca_file)
+        with httpx.Client(base_url=cluster.url, verify=trust, headers=headers, trust_env=False) as client:
+            ours = client.post(CONFIGMAPS, json=self.a_state("by-token", ownerReferences=[load]))
+            foreign = client.post(CONFIGMAPS, json={"metadata": {"name": "by-token-too"}})
+        assert ours.status_code == 201
+        assert foreign.status_code == 403
+        assert "Reattach may write only ConfigMaps that carry the label" in foreign.json()["message"]
+
+    def test_others_write_what_they_like(self, cluster: RunningControlPlane) -> None:
+        cluster.call("POST", CONFIGMAPS, {"metadata": {"name": "anyones"}})
+
+
+def test_with_watch_namespaces_the_policies_hold_there_alone(cluster: RunningControlPlane) -> None:
+    """Another release may serve the others; but our own service accounts are held everywhere."""
+    served, other = cluster.create_namespace("served"), cluster.create_namespace("other")
+    forged = pod(labels={"reattach.dev/taskrun": "load"})
+    not_implemented = copy.deepcopy(a_taskrun("a"))
+    not_implemented["spec"]["ttl"] = {"failedSeconds": 1}
+    try:
+        install_admission(cluster, served, watchNamespaces=[served])
+
+        pods = f"/api/v1/namespaces/{other}/pods"
+        wait_until(
+            lambda: not objection(cluster, "POST", pods, forged, dryRun="All"),
+            seconds=30,
+            what="the policies leave the other namespace alone",
+        )
+        api = "/apis/reattach.dev/v1alpha1/namespaces"
+        cluster.call("POST", f"{api}/{other}/taskruns", not_implemented, dryRun="All")
+        assert "not implemented" in refused(cluster, "POST", f"{api}/{served}/taskruns", not_implemented, dryRun="All")
+        assert "only Reattach's operator" in refused(
+            cluster, "POST", f"/api/v1/namespaces/{served}/pods", forged, dryRun="All"
+        )
+        foreign = {"metadata": {"name": "a"}}
+        for namespace in (served, other):
+            path = f"/api/v1/namespaces/{namespace}/configmaps"
+            assert "Reattach may write only" in refused(
+                cluster, "POST", path, foreign, user=SERVER, groups=ADMIN, dryRun="All"
+            )
+    finally:
+        install_admission(cluster)
+
+
+def test_the_policies_are_well_typed(cluster: RunningControlPlane) -> None:
+    """The API server checks the expressions against the schemas of what they match, and warns in the policy's status."""
+    path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
+
+    def checked() -> list[Object]:
+        found = cluster.call("GET", path)["items"]
+        return found if all("typeChecking" in policy.get("status", {}) for policy in found) else []
+
+    policies = wait_until(checked, seconds=30, what="the policies are type-checked")
+    assert len(policies) == 5
+    for policy in policies:
+        assert not policy["status"]["typeChecking"].get("expressionWarnings"), policy["metadata"]["name"]
+
+
+def test_what_can_not_change_is_held_by_the_policy_alone(cluster: RunningControlPlane) -> None:
+    """The schema says the same, field by field; here it does not, so that only the policy can have refused."""
+    crd = yaml.safe_load(CRD.read_text())
+
+    def without_rules(schema: Object) -> None:
+        schema.pop("x-kubernetes-validations", None)
+        for value in schema.values():
+            if isinstance(value, dict):
+                without_rules(value)
+
+    without_rules(crd["spec"]["versions"][0]["schema"])
+    first = a_taskrun("kept")
+    first["spec"] |= {
+        "retry": {"backoff": {"initialSeconds": 1}, "budgets": {"application": 1}},
+        "completion": "Auto",
+        "historyLimit": 5,
+    }
+    cluster.call("POST", TASKRUNS, first)
+
+    try:
+        cluster.apply(yaml.safe_dump(crd))
+        wait_until(
+            lambda: not objection(cluster, "POST", TASKRUNS, a_taskrun("dots.are.no.label"), dryRun="All"),
+            seconds=30,
+            what="the schema without rules is served",
+        )
+        path = f"{TASKRUNS}/kept"
+        for patch, says in [
+            ({"completion": "ExitCode"}, "spec.completion can't be changed"),
+            ({"completion": None}, "spec.completion can't be changed"),
+            ({"completion": None, "container": "task"}, "spec.container, spec.completion can't be changed"),
+            ({"podRetention": "All"}, "spec.podRetention can't be changed"),
+            ({"template": {"spec": {"hostNetwork": True}}}, "spec.template can't be changed"),
+            ({"template": {"metadata": {}}}, "spec.template can't be changed"),
+            ({"retry": {"backoff": {"initialSeconds": 2}}}, "spec.retry.backoff can't be changed"),
+            ({"retry": {"backoff": None}}, "spec.retry.backoff can't be changed"),
+            ({"retry": None}, "spec.retry.backoff can't be changed"),
+            ({"retry": {"rules": []}}, "spec.retry.rules can't be changed"),
+        ]:
+            assert f"{says} after creation; make a new TaskRun" in refused(cluster, "PATCH", path, {"spec": patch}), (
+                patch
+            )
+        cluster.call(
+            "PATCH", path, {"spec": {"retry": {"budgets": {"application": 2}}, "deadlines": {"lostSeconds": 5}}}
+        )
+        cluster.call("PATCH", path, {"spec": {"retry": {"budgets": None}, "deadlines": None, "suspend": False}})
+    finally:
+        cluster.apply(CRD.read_text())

@@ -1,0 +1,205 @@
+"""A loopback proxy in front of the API server, owned by the test, that kills the operator at a chosen write.
+
+It kills before the write is passed on, or after the API server has answered it and before the answer is passed on: the two ends of what
+a crash can do to a write. Each life has a door (a port) of its own; all run on one thread.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import ssl
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import yaml
+from aiohttp import web
+from typing_extensions import override
+
+from controlplane import ControlPlane
+from operating import GROUP
+
+T = TypeVar("T")
+
+_READS = {"GET", "HEAD"}
+_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "content-encoding"}
+
+
+class When(Enum):
+    """On which side of the write the operator dies."""
+
+    BEFORE = "before"
+    AFTER = "after"
+
+
+@dataclass(frozen=True)
+class Point:
+    """The n-th write, counted from 1 and without those of the Lease; Events are counted apart, as nothing orders them among the others."""
+
+    number: int
+    when: When
+    events: bool = False
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.when.value} {'event' if self.events else 'write'} {self.number}"
+
+
+@dataclass
+class Door:
+    """One port of the proxy. `pid` is asked for the operator's process when its time has come."""
+
+    user: str
+    kubeconfig: Path
+    pid: Callable[[], int]
+    point: Point | None = None
+    has_killed: bool = False
+    writes: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    runner: web.AppRunner | None = None
+
+    def count(self, method: str, path: str) -> When | None:
+        """Note the write; tells on which side of it to kill, if at all."""
+        if method in _READS or "/leases" in path:
+            return None
+        is_event = "/events" in path
+        noted = self.events if is_event else self.writes
+        noted.append(f"{method} {path}")
+        point = self.point
+        if point is None or self.has_killed or point.events != is_event or point.number != len(noted):
+            return None
+        return point.when
+
+    def kill(self) -> None:
+        """As the kernel kills a process that is out of memory: no handler runs, nothing is flushed."""
+        self.has_killed = True
+        os.kill(self.pid(), signal.SIGKILL)
+
+
+class Proxy:
+    """The proxy's thread."""
+
+    def __init__(self, control_plane: ControlPlane, directory: Path) -> None:
+        self._control_plane = control_plane
+        self._directory = directory
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+
+    def open(self, user: str, pid: Callable[[], int], point: Point | None) -> Door:
+        """A door through which whoever comes is `user`, with the operator's rights."""
+        return self._wait(self._open(user, pid, point))
+
+    def close(self, door: Door) -> None:
+        self._wait(self._close(door))
+
+    async def _open(self, user: str, pid: Callable[[], int], point: Point | None) -> Door:
+        door = Door(user, self._directory / f"{user}.kubeconfig", pid, point)
+        session = self._session_of(user)
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            return await self._pass_on(door, session, request)
+
+        application = web.Application(client_max_size=8 * 1024 * 1024)
+        application.router.add_route("*", "/{path:.*}", handle)
+        door.runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+        await door.runner.setup()
+        await web.TCPSite(door.runner, "127.0.0.1", 0).start()
+        _write_kubeconfig(door.kubeconfig, door.runner.addresses[0][1])
+        return door
+
+    async def _close(self, door: Door) -> None:
+        assert door.runner is not None
+        await door.runner.cleanup()
+        await self._sessions.pop(door.user).close()
+
+    async def _pass_on(self, door: Door, session: aiohttp.ClientSession, request: web.Request) -> web.StreamResponse:
+        # None, not empty: else a Content-Type is sent that the API server refuses a GET for.
+        body = await request.read() or None
+        side = door.count(request.method, request.path)
+        if side is When.BEFORE:
+            door.kill()
+            raise web.HTTPBadGateway
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
+        url = self._control_plane.url + request.raw_path
+        try:
+            async with session.request(request.method, url, data=body, headers=headers) as answer:
+                if side is When.AFTER:
+                    await answer.read()
+                    door.kill()
+                    raise web.HTTPBadGateway
+                kept = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP}
+                response = web.StreamResponse(status=answer.status, headers=kept)
+                await response.prepare(request)
+                async for chunk in answer.content.iter_any():
+                    await response.write(chunk)
+                await response.write_eof()
+                return response
+        except (aiohttp.ClientError, ConnectionError) as error:
+            # The one end is gone, so the other is let go.
+            if request.transport is not None:
+                request.transport.abort()
+            raise web.HTTPBadGateway from error
+
+    def _session_of(self, user: str) -> aiohttp.ClientSession:
+        secret = yaml.safe_load(self._control_plane.kubeconfig(user, (GROUP,)).read_text())["users"][0]["user"]
+        context = ssl.create_default_context(cafile=self._control_plane.ca_file)
+        context.load_cert_chain(_pem(self._directory / f"{user}.pem", secret))
+        connector = aiohttp.TCPConnector(ssl=context, limit=0)
+        timeout = aiohttp.ClientTimeout(total=None)
+        self._sessions[user] = aiohttp.ClientSession(
+            connector=connector, timeout=timeout, auto_decompress=True, trust_env=False
+        )
+        return self._sessions[user]
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    def __enter__(self) -> "Proxy":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        async def close() -> None:
+            for session in self._sessions.values():
+                await session.close()
+            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        self._wait(close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+def _pem(path: Path, secret: dict[str, str]) -> Path:
+    import base64
+
+    path.write_bytes(b"".join(base64.b64decode(secret[f"client-{part}-data"]) for part in ("certificate", "key")))
+    return path
+
+
+def _write_kubeconfig(path: Path, port: int) -> None:
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "proxy",
+        "clusters": [{"name": "proxy", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "users": [{"name": "proxy", "user": {}}],
+        "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "proxy"}}],
+    }
+    path.write_text(yaml.safe_dump(config))
+
+
+@contextlib.contextmanager
+def proxy_to(control_plane: ControlPlane, directory: Path) -> Iterator[Proxy]:
+    """A proxy that runs inside the `with`."""
+    with Proxy(control_plane, directory) as proxy:
+        yield proxy

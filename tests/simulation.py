@@ -1,0 +1,546 @@
+"""A small cluster in which whole lives of one TaskRun are played: pods, their nodes, the state, and an operator that may die anywhere.
+
+Whatever happens is chosen by `choices`, so that a test can replay and shrink it. The rules that must always hold are checked where they
+could be broken: when a pod is created, a status written, a finalizer taken off.
+"""
+
+import itertools
+import random
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from builders import NAME, SETTINGS, STATE_UID, APod, a_pod, a_taskrun, at
+from reattach.api.names import FINALIZER_ATTEMPT, state_name
+from reattach.api.objects import Pod
+from reattach.api.reasons import Budget, ConditionType
+from reattach.api.state import Completion, Epoch, StateView, Summary
+from reattach.api.taskrun import StateReference, Status, TaskRun
+from reattach.planner.budgets import amount, exhausted
+from reattach.planner.decide import decide
+from reattach.planner.plan import (
+    Announce,
+    CreatePod,
+    DeletePod,
+    Observed,
+    Plan,
+    ReadState,
+    Refusal,
+    RefusalKind,
+    ReleasePod,
+    ReleaseState,
+    StateAbsent,
+)
+
+PASSES_MAX = 8
+"""After how many looks in a row, with nothing happening, there must be nothing left to do."""
+
+
+class OperatorDiedError(Exception):
+    """The operator's process ended between two effects."""
+
+
+@dataclass
+class SimulatedPod:
+    """What is true of a pod, whoever has seen it."""
+
+    apod: APod
+    number: int
+    version: int
+    runs: bool = False
+    """Its container's process is alive, be it on a node that nobody reaches."""
+    node_lost: bool = False
+
+    @property
+    def view(self) -> Pod:
+        return self.apod.with_metadata(resourceVersion=str(self.version)).build()
+
+    @property
+    def is_deleted(self) -> bool:
+        return "deletionTimestamp" in self.apod.metadata
+
+    @property
+    def is_over(self) -> bool:
+        return self.apod.status.get("phase") in {"Succeeded", "Failed"} or (
+            self.is_deleted and not self.apod.spec.get("nodeName")
+        )
+
+
+@dataclass
+class World:
+    """What is true of the cluster."""
+
+    choices: random.Random
+    spec: dict[str, Any]
+    seconds: float = 0
+    versions: "itertools.count[int]" = field(default_factory=lambda: itertools.count(100))
+    taskrun: TaskRun = field(init=False)
+    pods: dict[str, SimulatedPod] = field(default_factory=dict)
+    state: StateView | None = None
+    created: list[int] = field(default_factory=list)
+    exited_well: set[int] = field(default_factory=set)
+    status_writes: int = 0
+    happenings: int = 0
+    completed: bool = False
+    budgets_edited: bool = False
+    told_of_state: bool = False
+    """Nothing about TaskRun and state is on its way to the operator any more."""
+
+    def __post_init__(self) -> None:
+        self.taskrun = self._versioned(a_taskrun(**self.spec).build())
+
+    # -- what the API server does ---------------------------------------------------------------------------------------
+
+    def write_status(self, based_on: str, status: Status) -> TaskRun | None:
+        """Compare-and-set; None if somebody else has written since."""
+        if self.taskrun.metadata.resource_version != based_on:
+            return None
+        self._check_status(self.taskrun.status, status)
+        self.status_writes += 1
+        self.taskrun = self._versioned(msgspec.structs.replace(self.taskrun, status=status))
+        return self.taskrun
+
+    def create_pod(self, action: CreatePod, based_on: TaskRun) -> SimulatedPod:
+        name = action.body["metadata"]["name"]
+        if name in self.pods:
+            assert self.pods[name].number == action.attempt
+            return self.pods[name]
+        self._check_create(action, based_on)
+        apod = a_pod(action.attempt).with_metadata(
+            uid=f"uid-{next(self.versions)}", name=name, creationTimestamp=at(self.seconds).isoformat()
+        )
+        if self.choices.random() < 0.1:
+            apod = apod.gated()
+        if self.choices.random() < 0.2:
+            apod = apod.with_container("proxy", waiting={"reason": "ContainerCreating"})
+        self.created.append(action.attempt)
+        self.pods[name] = SimulatedPod(apod, action.attempt, next(self.versions))
+        return self.pods[name]
+
+    def delete_pod(self, name: str, uid: str, grace: int = 30) -> None:
+        pod = self.pods.get(name)
+        if pod is None or pod.apod.metadata["uid"] != uid or pod.is_deleted:
+            return
+        if not pod.apod.spec.get("nodeName") or pod.is_over:
+            grace = 0
+        self.change(pod, pod.apod.deleted(self.seconds, grace))
+
+    def release_pod(self, seen: Pod) -> bool:
+        """Under the precondition that nothing has changed since it was seen."""
+        pod = self.pods.get(seen.metadata.name)
+        if pod is None or pod.apod.metadata["uid"] != seen.metadata.uid:
+            return True
+        if str(pod.version) != seen.metadata.resource_version:
+            return False
+        self._check_release(pod)
+        self.change(pod, pod.apod.released())
+        return True
+
+    def change(self, pod: SimulatedPod, apod: APod) -> None:
+        pod.apod, pod.version = apod, next(self.versions)
+        if pod.is_deleted and pod.is_over and FINALIZER_ATTEMPT not in apod.metadata["finalizers"]:
+            del self.pods[apod.metadata["name"]]
+
+    def summary(self) -> Summary | None:
+        if self.state is None:
+            return None
+        return Summary(self.state.epoch, self.state.completion.attempt if self.state.completion else None)
+
+    def _versioned(self, taskrun: TaskRun) -> TaskRun:
+        about = msgspec.structs.replace(taskrun.metadata, resource_version=str(next(self.versions)))
+        return msgspec.structs.replace(taskrun, metadata=about)
+
+    # -- what must always hold ------------------------------------------------------------------------------------------
+
+    def is_presumed_over(self, pod: SimulatedPod) -> bool:
+        deleted = pod.view.metadata.deletion_timestamp
+        lost = timedelta(seconds=self.taskrun.spec.deadlines.lost_seconds)
+        return pod.is_over or (deleted is not None and deleted + lost <= at(self.seconds))
+
+    def is_recorded(self, number: int) -> bool:
+        status = self.taskrun.status
+        listed = {attempt.number: attempt for attempt in status.attempts}
+        return listed[number].finish_time is not None if number in listed else number <= status.counts.attempts
+
+    def _check_create(self, action: CreatePod, based_on: TaskRun) -> None:
+        status = self.taskrun.status
+        assert status.outcome is None, "a pod was made for a finished TaskRun"
+        assert action.attempt not in self.created, "a number was used twice"
+        assert all(self.is_presumed_over(pod) for pod in self.pods.values()), "two attempts live at once"
+        assert all(self.is_recorded(number) for number in self.created), (
+            "a pod was made before the last end was recorded"
+        )
+        assert status.next_attempt_time is None or status.next_attempt_time <= at(self.seconds), "a wait was cut short"
+        assert exhausted(status.counts, based_on.spec.retry.budgets) is None, "a pod was made without a budget for it"
+        assert not is_held(status), "a pod was made while the run is held"
+
+    def _check_release(self, pod: SimulatedPod) -> None:
+        assert self.is_recorded(pod.number) or self.taskrun.status.outcome, (
+            "a pod was let go before its end was recorded"
+        )
+        assert self.is_presumed_over(pod), "a pod was let go that still runs"
+
+    def _check_status(self, before: Status, after: Status) -> None:
+        assert before.outcome is None, "a finished TaskRun was written to"
+        ended = {attempt.number: attempt for attempt in before.attempts if attempt.finish_time}
+        listed = {attempt.number: attempt for attempt in after.attempts}
+        for number, attempt in ended.items():
+            assert listed.get(number, attempt) == attempt, "a recorded end was changed"
+        new = [attempt for attempt in after.attempts if attempt.finish_time and attempt.number not in ended]
+        assert all(
+            attempt.number > before.counts.attempts or attempt.number in {a.number for a in before.attempts}
+            for attempt in new
+        )
+        for budget in Budget:
+            charged = sum(attempt.charged_to == budget for attempt in new)
+            assert amount(after.counts.charged, budget) == amount(before.counts.charged, budget) + charged, "wrong sum"
+        assert len(after.attempts) <= max(
+            self.taskrun.spec.history_limit, 1 + sum(a.finish_time is None for a in after.attempts)
+        )
+        if after.outcome is not None:
+            self._check_outcome(after)
+
+    def _check_outcome(self, status: Status) -> None:
+        assert all(self.is_presumed_over(pod) for pod in self.pods.values()), "it ended while a pod lives"
+        assert all(attempt.finish_time is not None for attempt in status.attempts), "it ended while an attempt goes on"
+        record = self.state.completion if self.state else None
+        if status.outcome == "Succeeded":
+            by_exit_code = self.taskrun.spec.completion != "Recorded" and bool(self.exited_well)
+            assert self.completed or by_exit_code, "success without a positive sign"
+        elif self.taskrun.spec.completion != "ExitCode" and not self.budgets_edited and record is not None:
+            assert record.attempt < status.attempts[-1].number, "a recorded completion was thrown away"
+
+    # -- what happens ---------------------------------------------------------------------------------------------------
+
+    def happen(self) -> None:
+        """One thing happens to one pod, or to the rest of the world."""
+        self.happenings += 1
+        # Time goes by in all sizes.
+        self.seconds += self.choices.choice([0, 0.3, 1, 1, 2, 5, 20, 60, 400])
+        pods = list(self.pods.values())
+        what = self.choices.random()
+        if what < 0.03 and self.state is not None and self.taskrun.status.state is not None:
+            self.state = None
+        elif what < 0.06:
+            self._edit_budgets()
+        elif pods:
+            self.happen_to(self.choices.choice(pods))
+
+    def happen_to(self, pod: SimulatedPod) -> None:
+        if pod.node_lost:
+            self._happen_unseen(pod)
+        elif pod.is_over:
+            if self.choices.random() < 0.3:
+                self.delete_pod(pod.apod.metadata["name"], pod.apod.metadata["uid"])
+        elif pod.is_deleted:
+            self.stop(pod)
+        elif pod.runs:
+            self._happen_to_running(pod)
+        elif "waiting" in _container(pod).get("state", {}) or not _container(pod):
+            self._happen_to_pending(pod)
+        else:
+            self.end_pod(pod)
+
+    def _happen_to_pending(self, pod: SimulatedPod) -> None:
+        apod, name, uid = pod.apod, pod.apod.metadata["name"], pod.apod.metadata["uid"]
+        match self.choices.randrange(9):
+            case 0:
+                self.delete_pod(name, uid)
+            case 1:
+                self.change(
+                    pod, apod.with_spec(schedulingGates=[]).unschedulable(f"0/{self.choices.randrange(9)} nodes")
+                )
+            case 2:
+                reason = self.choices.choice(["ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError"])
+                self.change(pod, apod.scheduled(self.seconds).waiting(reason, "not found"))
+            case 3:
+                self.change(pod, apod.scheduled(self.seconds).failed("UnexpectedAdmissionError"))
+            case _:
+                self.start(pod)
+
+    def _happen_to_running(self, pod: SimulatedPod) -> None:
+        name, uid = pod.apod.metadata["name"], pod.apod.metadata["uid"]
+        match self.choices.randrange(13):
+            case 0:
+                self.delete_pod(name, uid)
+            case 1:
+                self.change(pod, pod.apod.disrupted(seconds=self.seconds))
+                self.delete_pod(name, uid)
+            case 2:
+                pod.node_lost = True
+            case 3:
+                self._vanish(pod)
+            case 4 | 5 | 6:
+                self.open_state(pod)
+            case 7:
+                self.complete(pod)
+            case 8:
+                self.exit(pod, 137, reason="OOMKilled")
+            case 9 | 10:
+                self.exit(pod, 0)
+            case _:
+                self.exit(pod, 1)
+
+    def _happen_unseen(self, pod: SimulatedPod) -> None:
+        """Its node is unreachable: what runs there goes on, and its deletion only hangs."""
+        match self.choices.randrange(5):
+            case 0:
+                self.complete(pod)
+            case 1:
+                pod.node_lost = False
+            case 2 if not pod.is_over:
+                self.change(pod, pod.apod.disrupted("DeletionByPodGC", self.seconds).with_status(phase="Failed"))
+            case _ if not pod.is_deleted:
+                self.change(pod, pod.apod.disrupted("DeletionByTaintManager", self.seconds))
+                self.delete_pod(pod.apod.metadata["name"], pod.apod.metadata["uid"])
+            case _:
+                pass
+
+    def start(self, pod: SimulatedPod) -> None:
+        pod.runs = True
+        self.change(pod, pod.apod.scheduled(self.seconds).running(self.seconds))
+        if any(one["name"] == "proxy" for one in pod.apod.status["containerStatuses"]):
+            self.change(pod, pod.apod.with_container("proxy", running={"startedAt": at(self.seconds).isoformat()}))
+
+    def open_state(self, pod: SimulatedPod) -> None:
+        """As the state API does it, for which an older attempt is fenced."""
+        named = self.taskrun.status.state
+        if self.taskrun.status.outcome is not None or (self.state is None and named is not None):
+            return
+        epoch = self.state.epoch if self.state else None
+        if epoch is not None and epoch.attempt >= pod.number:
+            return
+        mine = Epoch(attempt=pod.number, pod_uid=pod.apod.metadata["uid"])
+        state = self.state or StateView(uid=STATE_UID, resource_version="1")
+        self.state = msgspec.structs.replace(state, epoch=mine)
+        if named is None:
+            name = state_name(NAME, self.taskrun.metadata.uid)
+            status = msgspec.structs.replace(self.taskrun.status, state=StateReference(config_map=name, uid=STATE_UID))
+            self.taskrun = self._versioned(msgspec.structs.replace(self.taskrun, status=status))
+
+    def complete(self, pod: SimulatedPod) -> None:
+        epoch = self.state.epoch if self.state else None
+        if self.state is None or epoch is None or not pod.runs or self.taskrun.status.outcome is not None:
+            return
+        if epoch.pod_uid == pod.apod.metadata["uid"]:
+            self.completed = True
+            done = Completion(attempt=pod.number, pod_uid=epoch.pod_uid, time=at(self.seconds), result="1")
+            self.state = msgspec.structs.replace(self.state, completion=done)
+
+    def exit(self, pod: SimulatedPod, code: int, reason: str | None = None) -> None:
+        """Its process ended by itself; the pod's phase may follow later."""
+        pod.runs = False
+        if code == 0:
+            self.exited_well.add(pod.number)
+        apod = pod.apod.exited(code, self.seconds, reason=reason)
+        self.change(pod, apod.not_over() if self.choices.random() < 0.3 else apod)
+
+    def stop(self, pod: SimulatedPod) -> None:
+        """Its kubelet does what a deletion asks for."""
+        apod = pod.apod
+        if pod.runs:
+            pod.runs = False
+            apod = apod.exited(self.choices.choice([0, 143]), self.seconds)
+        self.change(pod, apod.with_status(phase="Failed"))
+
+    def end_pod(self, pod: SimulatedPod) -> None:
+        """The rest of the pod ends by itself."""
+        for status in pod.apod.status.get("containerStatuses", ()):
+            if "terminated" not in status["state"]:
+                return
+        code = _container(pod)["state"]["terminated"]["exitCode"]
+        self.change(pod, pod.apod.with_status(phase="Failed" if code else "Succeeded"))
+
+    def _vanish(self, pod: SimulatedPod) -> None:
+        """Somebody takes all finalizers off and deletes it by force. What nobody has heard of can't be known: that is left out.
+
+        (Its number is then used again. If it had opened the state, the next pod of that number is fenced by it, and all is well.)
+        """
+        heard_of = pod.number <= self.taskrun.status.counts.attempts
+        opened = self.state is not None and self.state.epoch is not None and self.state.epoch.attempt >= pod.number
+        if heard_of or opened:
+            del self.pods[pod.apod.metadata["name"]]
+            self.told_of_state = True
+
+    def _edit_budgets(self) -> None:
+        self.budgets_edited = True
+        budgets = {name: self.choices.randrange(4) for name in ("application", "disruption", "neverStarted")}
+        self.spec = {**self.spec, "retry": {**self.spec["retry"], "budgets": budgets}}
+        edited = a_taskrun(**self.spec).with_metadata(generation=self.taskrun.metadata.generation + 1).build()
+        self.taskrun = self._versioned(msgspec.structs.replace(edited, status=self.taskrun.status))
+
+    def calm(self) -> bool:
+        """From now on everything goes its way: nodes report, pods start and end. Tells whether anything happened."""
+        self.seconds += 1
+        for pod in list(self.pods.values()):
+            if pod.node_lost:
+                pod.node_lost = False
+            if pod.is_over:
+                continue
+            if pod.is_deleted:
+                self.stop(pod)
+            elif pod.runs:
+                self.exit(pod, self.choices.choice([0, 1]))
+            elif "terminated" in _container(pod).get("state", {}):
+                before = pod.version
+                self.end_pod(pod)
+                if pod.version == before:
+                    continue
+            elif pod.apod.spec.get("schedulingGates"):
+                self.change(pod, pod.apod.with_spec(schedulingGates=[]))
+            else:
+                self.start(pod)
+            return True
+        return False
+
+
+@dataclass
+class Operator:
+    """Looks, decides and acts; its view is behind the world by what it was not told yet."""
+
+    world: World
+    taskrun: TaskRun | None = None
+    pods: dict[str, Pod] = field(default_factory=dict)
+    summary: Summary | None = None
+    refusal: Refusal | None = None
+    wakes_at: float | None = None
+    announced: list[Announce] = field(default_factory=list)
+
+    def hear(self, *, everything: bool) -> None:
+        """What the watches tell: all, or only some of it. A TaskRun, once written by us, is never seen older than that."""
+        world, late = self.world, self.world.choices
+        if everything or world.told_of_state or late.random() < 0.5 or self.taskrun is None:
+            self.taskrun = world.taskrun
+        if everything or world.told_of_state or late.random() < 0.5:
+            self.summary = world.summary()
+        world.told_of_state = False
+        for uid in list(self.pods):
+            if all(pod.apod.metadata["uid"] != uid for pod in world.pods.values()) and (
+                everything or late.random() < 0.5
+            ):
+                del self.pods[uid]
+        for pod in world.pods.values():
+            if everything or late.random() < 0.5:
+                self._learn(pod)
+
+    def restart(self) -> None:
+        self.pods, self.refusal = {}, None
+        self.hear(everything=True)
+
+    def look(self, *, dies: float = 0.0, refuses: float = 0.0) -> Plan:
+        """One pass. With the chance `dies` the process ends before any of its effects."""
+        assert self.taskrun is not None
+        seen = Observed(
+            taskrun=self.taskrun, pods=tuple(self.pods.values()), summary=self.summary, refusal=self.refusal
+        )
+        now = at(self.world.seconds)
+        plan = decide(seen, SETTINGS, now)
+        if ReadState() in plan.actions:
+            assert plan == Plan(actions=(ReadState(),)), "the state is asked for alone"
+            seen = replace(seen, state=self.world.state or StateAbsent())
+            plan = decide(seen, SETTINGS, now)
+            assert ReadState() not in plan.actions, "the state is read once"
+        assert plan == decide(seen, SETTINGS, now), "the same is decided for the same"
+        self.wakes_at = None if plan.look_again_at is None else (plan.look_again_at - at(0)).total_seconds()
+        if plan.status is not None:
+            self._die(dies)
+            written = self.world.write_status(self.taskrun.metadata.resource_version, plan.status)
+            if written is None:
+                self.taskrun = self.world.taskrun
+                return plan
+            self.taskrun = written
+        else:
+            assert not [action for action in plan.actions if isinstance(action, Announce)], "said without a write"
+        for action in plan.actions:
+            self._die(dies)
+            self._act(action, refuses)
+        self._die(dies)
+        return plan
+
+    def _act(self, action: object, refuses: float) -> None:
+        world = self.world
+        match action:
+            case CreatePod():
+                if world.choices.random() < refuses:
+                    kind = world.choices.choice([RefusalKind.QUOTA, RefusalKind.FORBIDDEN, RefusalKind.ERROR])
+                    message = f"no {world.choices.randrange(3)}"
+                    self.refusal = Refusal(kind, action.attempt, message, at(world.seconds + 2))
+                    return
+                assert self.taskrun is not None
+                self._learn(world.create_pod(action, self.taskrun))
+                self.refusal = None
+            case DeletePod():
+                world.delete_pod(action.name, action.uid)
+                if action.name in world.pods:
+                    self._learn(world.pods[action.name])
+            case ReleasePod():
+                world.release_pod(action.pod)
+                name, uid = action.pod.metadata.name, action.pod.metadata.uid
+                if name in world.pods and world.pods[name].apod.metadata["uid"] == uid:
+                    self._learn(world.pods[name])
+                else:
+                    self.pods.pop(uid, None)
+            case ReleaseState():
+                assert world.taskrun.status.outcome is not None, "the state was let go of while the run goes on"
+            case Announce():
+                self.announced.append(action)
+            case _:
+                raise AssertionError(action)
+
+    def _learn(self, pod: SimulatedPod) -> None:
+        self.pods[pod.apod.metadata["uid"]] = pod.view
+
+    def _die(self, chance: float) -> None:
+        if chance and self.world.choices.random() < chance:
+            raise OperatorDiedError
+
+
+def _container(pod: SimulatedPod) -> dict[str, Any]:
+    statuses = pod.apod.status.get("containerStatuses", ())
+    return next((status for status in statuses if status["name"] == "task"), {})
+
+
+def is_held(status: Status) -> bool:
+    return any(one.type == ConditionType.HELD and one.status == "True" for one in status.conditions)
+
+
+def live(choices: random.Random, spec: dict[str, Any], *, chaos: int) -> World:
+    """A whole life: `chaos` happenings with an operator that dies and hears late, then calm, until the end."""
+    world = World(choices, spec)
+    operator = Operator(world)
+    operator.restart()
+    for _ in range(chaos):
+        world.happen()
+        operator.hear(everything=False)
+        try:
+            operator.look(dies=0.1, refuses=0.1)
+        except OperatorDiedError:
+            operator.restart()
+        if world.taskrun.status.outcome is not None:
+            break
+    operator.restart()
+    for _ in range(500):
+        settle(operator)
+        status = world.taskrun.status
+        if status.outcome is not None or is_held(status):
+            return world
+        if not world.calm():
+            # Nothing will happen by itself: the operator must know when to look again.
+            assert operator.wakes_at is not None, f"stuck: {status}"
+            world.seconds = max(world.seconds, operator.wakes_at)
+        operator.hear(everything=True)
+    raise AssertionError("it never ends")
+
+
+def settle(operator: Operator) -> None:
+    """While nothing happens, there is soon nothing to do."""
+    for _ in range(PASSES_MAX):
+        plan = operator.look()
+        operator.hear(everything=True)
+        if plan.status is None and not plan.actions:
+            return
+        if operator.world.taskrun.status.outcome is not None:
+            return
+    raise AssertionError("it does not settle")

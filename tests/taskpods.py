@@ -1,0 +1,108 @@
+"""Pods of a real TaskRun on a real API server, as a task sees them from inside: what a kubelet would do for it is done here."""
+
+import os
+import ssl
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from reattach.api.messages import TerminationMessage
+from reattach.task.context import TaskContext
+from reattach.task.settings import Settings
+from relay import Relay
+from stateapi import Server
+from stateapi import Task as Run
+
+
+@dataclass
+class Pod:
+    """The pod of one attempt: the files that the kubelet puts into it, and processes in its container."""
+
+    run: Run
+    number: int
+    directory: Path
+    url: str
+    body: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "REATTACH_URL": self.url,
+            "REATTACH_NAMESPACE": self.run.namespace,
+            "REATTACH_TASKRUN": self.run.name,
+            "REATTACH_ATTEMPT": str(self.number),
+            "REATTACH_PHASE": "run",
+            "REATTACH_DIRECTORY": str(self.directory),
+            "REATTACH_TERMINATION_LOG": str(self.termination_log),
+        }
+
+    @property
+    def termination_log(self) -> Path:
+        return self.directory / "termination-log"
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(
+            url=self.url,
+            namespace=self.run.namespace,
+            taskrun=self.run.name,
+            attempt=self.number,
+            directory=self.directory,
+            termination_log=self.termination_log,
+        )
+
+    def trust(self, server: Server) -> None:
+        """What the operator's annotation on the pod does: `ca.crt` becomes that of this server."""
+        [certificate] = server.ca.get_ca_certs(binary_form=True)
+        (self.directory / "ca.crt").write_text(ssl.DER_cert_to_PEM_cert(certificate))
+
+    def rotate_token(self) -> None:
+        (self.directory / "token").write_text(self.run.token(self.body))
+
+    def context(self, **more: Any) -> TaskContext:
+        """A process in the pod, in this one: `os.environ` and the process's end stay out of it."""
+        return TaskContext(self.settings, **{"environment": {}, "end_process": lambda _: None, **more})
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """A process of its own."""
+        return subprocess.Popen(
+            [sys.executable, *command],
+            env={**os.environ, **self.environment, **environment},
+            cwd=self.directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def message(self) -> TerminationMessage:
+        return msgspec.json.decode(self.termination_log.read_bytes(), type=TerminationMessage)
+
+
+@dataclass
+class Pods:
+    """Makes the pods of one TaskRun. Their way to the state API leads through `relay`."""
+
+    run: Run
+    server: Server
+    relay: Relay
+    directory: Path
+
+    def start(self, number: int = 1) -> Pod:
+        directory = self.directory / f"attempt-{number}"
+        directory.mkdir()
+        pod = Pod(self.run, number, directory, self.relay.url, self.run.pod(number))
+        pod.termination_log.touch()
+        pod.trust(self.server)
+        pod.rotate_token()
+        return pod
+
+
+def port_of(server: Server) -> int:
+    port = urlsplit(server.url).port
+    assert port is not None
+    return port

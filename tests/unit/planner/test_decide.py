@@ -1,0 +1,723 @@
+"""Each step of the ladder, as a reader would ask for it."""
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from builders import (
+    NAME,
+    STATE_UID,
+    TEMPLATE,
+    UID,
+    ATaskRun,
+    a_pod,
+    a_state,
+    a_summary,
+    a_taskrun,
+    actions_of,
+    at,
+    hold_of,
+    last_attempt_of,
+    observed,
+    plan_of,
+    progress_of,
+    status_of,
+)
+from reattach.api.names import state_name
+from reattach.api.taskrun import Status
+from reattach.planner.plan import (
+    Announce,
+    CreatePod,
+    DeletePod,
+    Plan,
+    ReadState,
+    Refusal,
+    RefusalKind,
+    ReleasePod,
+    ReleaseState,
+    StateAbsent,
+    StateUnreadable,
+)
+
+RETRIED = a_taskrun().with_budgets(application=3)
+"""May fail three times; its waits have no jitter."""
+
+
+def told(plan: Plan) -> list[str]:
+    return [said.reason for said in actions_of(plan, Announce)]
+
+
+def released(plan: Plan) -> list[str]:
+    return [action.pod.metadata.name for action in actions_of(plan, ReleasePod)]
+
+
+def deleted(plan: Plan) -> list[str]:
+    return [action.name for action in actions_of(plan, DeletePod)]
+
+
+def created(plan: Plan) -> list[int]:
+    return [action.attempt for action in actions_of(plan, CreatePod)]
+
+
+def nothing(plan: Plan) -> bool:
+    return plan.status is None and not plan.actions
+
+
+# -- nothing to do ----------------------------------------------------------------------------------------------------
+
+
+def test_a_taskrun_of_another_manager_is_left_alone() -> None:
+    assert plan_of(a_taskrun(managedBy="kueue.x-k8s.io/multikueue"), a_pod().exited(0)) == Plan()
+
+
+def test_a_finished_taskrun_is_left_alone_but_for_finalizers() -> None:
+    finished = a_taskrun().with_state().with_status(outcome="Failed")
+    plan = plan_of(finished, a_pod().exited(1), a_pod(2).exited(1).released(), a_pod(3).running())
+    assert plan.status is None
+    assert released(plan) == ["load-01234-1"]
+    assert actions_of(plan, ReleaseState) == [ReleaseState(state_name(NAME, UID))]
+    assert len(plan.actions) == 2
+
+
+def test_of_a_deleted_taskrun_pods_that_are_over_are_released_and_none_is_made() -> None:
+    gone = a_taskrun().with_metadata(deletionTimestamp="2026-03-01T12:00:00Z")
+    assert nothing(plan_of(gone))
+    plan = plan_of(gone, a_pod().exited(1), a_pod(2).running().deleted(5, 0))
+    assert (plan.status, released(plan), len(plan.actions)) == (None, ["load-01234-1"], 1)
+    assert plan.look_again_at == at(5 + 300)
+
+
+def test_a_pod_that_only_looks_like_ours_is_none_of_ours() -> None:
+    stranger = a_pod(7).with_metadata(name="load-99999-7").running()
+    assert created(plan_of(a_taskrun(), stranger)) == [1]
+    assert created(plan_of(a_taskrun(), a_pod().with_metadata(name="load-01234-1-x"))) == [1]
+
+
+# -- start and happy end ------------------------------------------------------------------------------------------------
+
+
+def test_a_new_taskrun_gets_its_first_pod_and_no_write_before() -> None:
+    plan = plan_of(a_taskrun())
+    assert (plan.status, created(plan), len(plan.actions)) == (None, [1], 1)
+    assert actions_of(plan, CreatePod)[0].body["metadata"]["name"] == "load-01234-1"
+
+
+def test_a_pod_that_starts_swiftly_is_not_shown_as_pending() -> None:
+    plan = plan_of(a_taskrun(), a_pod().waiting("ContainerCreating"), now=3)
+    assert nothing(plan)
+    assert plan.look_again_at == at(10)
+
+
+def test_a_task_is_shown_as_running_when_there_is_time_to_show_it() -> None:
+    assert nothing(plan_of(a_taskrun(), a_pod().running(1), now=2))
+    assert plan_of(a_taskrun(), a_pod().running(1), now=2).look_again_at == at(3)
+    plan = plan_of(a_taskrun(), a_pod().running(1), now=3)
+    assert progress_of(plan)[0] == "Running"
+    attempt = last_attempt_of(plan)
+    assert (attempt.number, attempt.pod_uid, attempt.node, attempt.finish_time) == (1, "pod-1", "node-1", None)
+    assert (status_of(plan).counts.attempts, status_of(plan).start_time, plan.actions) == (1, at(0), ())
+
+
+def test_a_task_that_runs_since_nobody_knows_when_is_shown_as_running() -> None:
+    assert progress_of(plan_of(a_taskrun(), a_pod().running(None), now=3))[0] == "Running"
+
+
+def test_a_task_that_is_shown_as_running_is_left_alone() -> None:
+    shown = a_taskrun().with_status(status_of(plan_of(a_taskrun(), a_pod().running(1))))
+    assert plan_of(shown, a_pod().running(1), now=5000) == Plan()
+
+
+def test_a_running_container_that_is_reported_as_waiting_for_a_moment_changes_nothing() -> None:
+    shown = a_taskrun().with_status(status_of(plan_of(a_taskrun(), a_pod().running(1))))
+    assert plan_of(shown, a_pod().waiting("ContainerCreating"), now=20) == Plan()
+
+
+def test_success_is_one_write_then_the_finalizers_go() -> None:
+    plan = plan_of(a_taskrun().with_state(), a_pod().exited(0), state=a_state(1, completed_by=1, result='{"rows":3}'))
+    status = status_of(plan)
+    assert (status.outcome, status.completion_time, status.result) == ("Succeeded", at(10), '{"rows":3}')
+    assert (status.start_time, status.next_attempt_time) == (at(0), None)
+    assert progress_of(status) == ("Succeeded", "Attempt 1 completed the task.")
+    assert [(one.type, one.status) for one in status.conditions] == [("Succeeded", "True")]
+    assert (released(plan), actions_of(plan, ReleaseState), told(plan)) == (
+        ["load-01234-1"],
+        [ReleaseState(state_name(NAME, UID))],
+        ["Succeeded"],
+    )
+
+
+def test_without_a_state_no_state_is_released() -> None:
+    assert actions_of(plan_of(a_taskrun(), a_pod().exited(0)), ReleaseState) == []
+
+
+@pytest.mark.parametrize("seen", [{"summary": a_summary()}, {"state": a_state(1, completed_by=1)}])
+def test_a_state_that_status_does_not_name_yet_is_released_as_well(seen: dict[str, Any]) -> None:
+    assert len(actions_of(plan_of(a_taskrun(completion="ExitCode"), a_pod().exited(0), **seen), ReleaseState)) == 1
+
+
+# -- retry --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_end_is_recorded_before_the_finalizer_goes_and_before_the_next_pod() -> None:
+    plan = plan_of(RETRIED, a_pod().exited(1))
+    status = status_of(plan)
+    assert (status.outcome, status.counts.charged.application, status.next_attempt_time) == (None, 1, at(15))
+    assert progress_of(status)[0] == "BackingOff"
+    assert progress_of(status)[1].endswith("The next attempt starts at 2026-03-01T12:00:15Z.")
+    assert (released(plan), created(plan), told(plan)) == (["load-01234-1"], [], ["AttemptFailed"])
+    assert plan.look_again_at == at(15)
+
+
+def test_back_off_is_waited_out_neither_shortened_nor_repeated() -> None:
+    failed = RETRIED.with_status(status_of(plan_of(RETRIED, a_pod().exited(1))))
+    for now in (11, 14.9):
+        early = plan_of(failed, a_pod().exited(1).released(), now=now)
+        assert nothing(early)
+        assert early.look_again_at == at(15)
+    assert created(plan_of(failed, a_pod().exited(1).released(), now=15)) == [2]
+
+
+def test_an_end_recorded_late_starts_the_next_attempt_in_the_same_look() -> None:
+    plan = plan_of(RETRIED, a_pod().exited(1), now=500)
+    assert status_of(plan).attempts[0].finish_time == at(5)
+    assert [type(action).__name__ for action in plan.actions] == ["ReleasePod", "CreatePod", "Announce"]
+
+
+def test_the_task_may_ask_for_a_delay() -> None:
+    message = '{"reattach":"v1","kind":"RetryLater","retryAfterSeconds":3600}'
+    assert status_of(plan_of(RETRIED, a_pod().exited(1, message=message))).next_attempt_time == at(5 + 3600)
+
+
+@pytest.mark.parametrize(
+    "budgets, pod, reason",
+    [
+        ({}, a_pod(2).exited(1), "ApplicationFailed"),
+        ({"application": 1}, a_pod(2).exited(1), "ApplicationFailed"),
+        ({"application": 5, "disruption": 0}, a_pod(2).deleted().exited(1), "DisruptedTooOften"),
+        ({"application": 5, "neverStarted": 0}, a_pod(2).deleted(), "NeverStarted"),
+        ({"application": 5}, a_pod(2).exited(1, message='{"reattach":"v1","kind":"Permanent"}'), "PermanentFailure"),
+    ],
+)
+def test_the_run_fails_when_a_budget_is_used_up(budgets: dict[str, int], pod: Any, reason: str) -> None:
+    taskrun = a_taskrun().with_budgets(**budgets).with_failed_attempt(1)
+    plan = plan_of(taskrun, pod)
+    status = status_of(plan)
+    assert (status.outcome, progress_of(status)[0], status.next_attempt_time) == ("Failed", reason, None)
+    assert "Attempt 2 ended by" in progress_of(status)[1]
+    assert (told(plan), released(plan), created(plan)) == ([reason], ["load-01234-2"], [])
+
+
+def test_a_disruption_costs_the_application_budget_nothing() -> None:
+    plan = plan_of(a_taskrun().with_budgets(application=0), a_pod().disrupted().deleted().exited(143))
+    charged = status_of(plan).counts.charged
+    assert (status_of(plan).outcome, charged.application, charged.disruption) == (None, 0, 1)
+
+
+def test_a_budget_that_was_lowered_counts_at_the_next_look() -> None:
+    taskrun = RETRIED.with_failed_attempt(1).with_failed_attempt(2).with_status(next_attempt_time=at(60))
+    assert created(plan_of(taskrun, now=60)) == [3]
+    lowered = plan_of(taskrun.with_budgets(application=1), now=20)
+    assert (status_of(lowered).outcome, progress_of(lowered)[0]) == ("Failed", "ApplicationFailed")
+
+
+def test_a_budget_may_be_used_up_by_attempts_that_are_no_longer_listed() -> None:
+    taskrun = a_taskrun(historyLimit=1).with_failed_attempt(1).with_failed_attempt(2, "Disruption", "disruption")
+    taskrun = taskrun.with_status(attempts=taskrun.status.attempts[1:])
+    plan = plan_of(taskrun)
+    assert progress_of(plan) == (
+        "ApplicationFailed",
+        "The task failed more often than spec.retry.budgets.application allows.",
+    )
+
+
+# -- numbers ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "taskrun, seen, number",
+    [
+        (RETRIED.with_failed_attempt(1), {}, 2),
+        (RETRIED.with_status(counts=msgspec.convert({"attempts": 4}, type(Status().counts))), {}, 5),
+        (RETRIED.with_failed_attempt(1), {"summary": a_summary(1)}, 2),
+    ],
+)
+def test_a_number_is_never_used_twice(taskrun: ATaskRun, seen: dict[str, Any], number: int) -> None:
+    assert created(plan_of(taskrun, **seen)) == [number]
+
+
+def test_an_attempt_of_which_only_the_epoch_tells_has_ended_and_its_number_is_used() -> None:
+    plan = plan_of(RETRIED.with_failed_attempt(1), summary=a_summary(4), state=a_state(4), now=20)
+    attempt = last_attempt_of(plan)
+    assert (attempt.number, attempt.pod_uid, attempt.end, attempt.cause) == (4, "pod-4", "Presumed", "Disruption")
+    again = plan_of(RETRIED.with_status(status_of(plan)), summary=a_summary(4), now=60)
+    assert created(again) == [5]
+
+
+def test_an_attempt_of_which_only_the_epoch_tells_may_have_completed() -> None:
+    plan = plan_of(a_taskrun(), summary=a_summary(1, 1), state=a_state(1, completed_by=1, result="1"))
+    assert (status_of(plan).outcome, status_of(plan).result) == ("Succeeded", "1")
+
+
+def test_a_listed_attempt_whose_pod_is_gone_is_presumed_to_have_ended() -> None:
+    attempt = last_attempt_of(plan_of(RETRIED.with_attempt(1, node="node-1")))
+    assert (attempt.end, attempt.cause, attempt.reason) == ("Presumed", "Disruption", "PodGone")
+    assert (attempt.pod_uid, attempt.node, attempt.start_time, attempt.finish_time) == (
+        "pod-1",
+        "node-1",
+        at(0),
+        at(10),
+    )
+
+
+def test_the_pod_of_an_attempt_that_left_the_list_is_not_recorded_again() -> None:
+    taskrun = RETRIED.with_failed_attempt(1).with_failed_attempt(2)
+    taskrun = taskrun.with_status(attempts=taskrun.status.attempts[1:])
+    plan = plan_of(taskrun, a_pod(1).exited(1), a_pod(2).exited(1).released())
+    assert (plan.status, released(plan), created(plan)) == (None, ["load-01234-1"], [3])
+
+
+def test_the_oldest_ended_attempts_leave_the_list_and_stay_counted() -> None:
+    taskrun = a_taskrun(historyLimit=2).with_budgets(application=9).with_failed_attempt(1).with_failed_attempt(2)
+    status = status_of(plan_of(taskrun, a_pod(3).exited(1)))
+    assert [attempt.number for attempt in status.attempts] == [2, 3]
+    assert (status.counts.attempts, status.counts.charged.application) == (3, 3)
+
+
+# -- what else is in the pod ----------------------------------------------------------------------------------------------
+
+
+def test_a_sidecar_that_goes_on_is_stopped_after_the_end_is_recorded() -> None:
+    plan = plan_of(RETRIED, a_pod().with_sidecar().exited(1))
+    assert (last_attempt_of(plan).cause, progress_of(plan)[0]) == ("Application", "Ending")
+    assert (deleted(plan), released(plan), created(plan)) == (["load-01234-1"], [], [])
+    assert actions_of(plan, DeletePod)[0].uid == "pod-1"
+
+
+def test_the_next_pod_waits_until_the_sidecar_has_ended() -> None:
+    ending = RETRIED.with_status(status_of(plan_of(RETRIED, a_pod().with_sidecar().exited(1))))
+    stopping = plan_of(ending, a_pod().with_sidecar().exited(1).deleted(11), now=30)
+    assert nothing(stopping)
+    assert stopping.look_again_at == at(11 + 30 + 300)
+    over = plan_of(ending, a_pod().with_sidecar().exited(1).deleted(11).failed(""), now=30)
+    assert (over.status, released(over), created(over)) == (None, ["load-01234-1"], [2])
+    hanging = plan_of(ending, a_pod().with_sidecar().exited(1).deleted(11), now=341)
+    assert (released(hanging), created(hanging)) == (["load-01234-1"], [2])
+
+
+def test_success_with_a_sidecar_comes_when_the_pod_is_over() -> None:
+    first = plan_of(a_taskrun(), a_pod().with_sidecar().exited(0), state=a_state(1, completed_by=1, result="7"))
+    assert (status_of(first).outcome, progress_of(first)[0], told(first)) == (None, "Ending", [])
+    ending = a_taskrun().with_status(status_of(first))
+    pod = a_pod().with_sidecar().exited(0).deleted(11)
+    assert nothing(plan_of(ending, pod, now=12))
+    done = plan_of(ending, pod.failed(""), now=14)
+    assert (status_of(done).outcome, status_of(done).result, status_of(done).attempts[0].finish_time) == (
+        "Succeeded",
+        "7",
+        at(5),
+    )
+    assert told(done) == ["Succeeded"]
+
+
+def test_a_pod_that_is_about_to_be_over_is_not_deleted() -> None:
+    waits = plan_of(a_taskrun(), a_pod().exited(0).not_over(), now=6)
+    assert nothing(waits)
+    assert waits.look_again_at == at(65)
+    overdue = plan_of(a_taskrun(), a_pod().exited(0).not_over(), now=65)
+    assert (progress_of(overdue)[0], deleted(overdue)) == ("Ending", ["load-01234-1"])
+
+
+def test_an_end_without_a_time_is_not_waited_for() -> None:
+    pod = a_pod().scheduled().with_container("task", terminated={"exitCode": 0}).with_status(phase="Running")
+    assert deleted(plan_of(a_taskrun(), pod)) == ["load-01234-1"]
+
+
+def test_a_pod_of_an_ended_attempt_that_comes_back_is_stopped() -> None:
+    presumed = RETRIED.with_status(status_of(plan_of(RETRIED.with_attempt(1))))
+    plan = plan_of(presumed, a_pod().running(), now=60)
+    assert (deleted(plan), created(plan)) == (["load-01234-1"], [])
+
+
+def test_the_named_container_is_the_tasks() -> None:
+    template = {"spec": {"containers": [{"name": "proxy"}, {"name": "task"}]}}
+    taskrun = a_taskrun(template=template, container="task").with_budgets(application=1)
+    pod = a_pod(template=template).exited(0, container="proxy").running()
+    assert last_attempt_of(plan_of(taskrun, pod)).finish_time is None
+    assert last_attempt_of(plan_of(taskrun, pod.exited(1))).cause == "Application"
+
+
+# -- lost pods ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pod_that_hangs_on_a_lost_node_is_presumed_to_have_ended_after_a_while() -> None:
+    pod = a_pod().running().disrupted("DeletionByTaintManager").deleted(4, 30)
+    shown = RETRIED.with_status(status_of(plan_of(RETRIED, a_pod().running())))
+    waits = plan_of(shown, pod, now=333)
+    assert nothing(waits)
+    assert waits.look_again_at == at(334)
+    plan = plan_of(shown, pod, now=334)
+    attempt = last_attempt_of(plan)
+    assert (attempt.end, attempt.cause, attempt.reason) == ("Presumed", "Disruption", "DeletionByTaintManager")
+    assert (released(plan), created(plan)) == (["load-01234-1"], [])
+    after = plan_of(shown.with_status(status_of(plan)), pod.released(), now=400)
+    assert created(after) == [2]
+
+
+def test_how_long_a_pod_may_hang_can_be_chosen() -> None:
+    taskrun = a_taskrun(deadlines={"lostSeconds": 5})
+    assert last_attempt_of(plan_of(taskrun, a_pod().running().deleted(4, 1))).reason == "NodeLost"
+
+
+def test_a_deleted_pod_whose_container_has_ended_is_waited_for() -> None:
+    pod = a_pod().with_sidecar().exited(143, 8).deleted(4)
+    assert nothing(plan_of(a_taskrun(), pod))
+    assert last_attempt_of(plan_of(a_taskrun(), pod.failed(""))).reason == "Deleted"
+
+
+# -- pending --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pod_that_takes_its_time_is_shown_as_pending() -> None:
+    plan = plan_of(a_taskrun(), a_pod().waiting("ContainerCreating"), now=10)
+    assert progress_of(plan)[0] == "Pending"
+    assert plan.look_again_at == at(900)
+    assert last_attempt_of(plan).number == 1
+
+
+TROUBLES = {
+    "Unschedulable": (a_pod().unschedulable(), "No node can take the pod: 0/3 nodes"),
+    "SchedulerError": (a_pod().with_condition("PodScheduled", "False", "SchedulerError"), "The pod can't be scheduled."),
+    "ErrImagePull": (a_pod().waiting("ErrImagePull", 'image "nope:1" not found'), 'The image of container task can\'t be pulled: image "nope:1"'),
+    "CreateContainerConfigError": (a_pod().waiting("CreateContainerConfigError", "no secret"), "Container task can't be created: no secret"),
+    "Frozen": (a_pod().waiting("Frozen", "cold"), "Container task waits (Frozen): cold"),
+    "init": (a_pod().waiting("PodInitializing").waiting("ImagePullBackOff", "back-off", container="prepare", init=True), "The image of container prepare can't"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_why_a_pod_does_not_start_is_shown_at_once(trouble: str) -> None:
+    pod, message = TROUBLES[trouble]
+    reason, shown = progress_of(plan_of(a_taskrun(), pod, now=1))
+    assert reason == "Pending"
+    assert shown.startswith(message)
+
+
+def test_reasons_that_take_turns_are_one_write() -> None:
+    shown = a_taskrun().with_status(
+        status_of(plan_of(a_taskrun(), a_pod().waiting("ErrImagePull", "not found"), now=1))
+    )
+    assert nothing(plan_of(shown, a_pod().waiting("ImagePullBackOff", "Back-off pulling"), now=20))
+    other = plan_of(shown, a_pod().waiting("CreateContainerConfigError", "no secret"), now=20)
+    assert progress_of(other)[1].startswith("Container task can't be created")
+    gone = plan_of(shown, a_pod().waiting("ContainerCreating"), now=20)
+    assert progress_of(gone)[1] == "The pod of the current attempt has not started yet."
+
+
+def test_a_pod_pending_for_too_long_is_deleted_and_says_why() -> None:
+    pod = a_pod().waiting("ImagePullBackOff", "not found")
+    plan = plan_of(RETRIED, pod, now=900)
+    assert deleted(plan) == ["load-01234-1"]
+    why = "The pod was pending for longer than spec.deadlines.pendingSeconds (900 s). The image of container task can't be pulled: not found"
+    assert progress_of(plan) == ("Pending", why)
+    given_up = RETRIED.with_status(status_of(plan))
+    assert deleted(plan_of(given_up, pod, now=901)) == ["load-01234-1"]
+    assert plan_of(given_up, pod, now=901).status is None
+    gone = a_pod().scheduled().with_container("task", terminated={"exitCode": 137, "reason": "ContainerStatusUnknown"})
+    ended = plan_of(given_up, gone.deleted(901).failed(""), now=905)
+    attempt = last_attempt_of(ended)
+    assert (attempt.cause, attempt.reason, attempt.message) == ("NeverStarted", "ImagePullBackOff", why)
+    assert status_of(ended).next_attempt_time == at(915)
+
+
+def test_a_pod_pending_for_too_long_without_a_word_says_that() -> None:
+    taskrun = a_taskrun(deadlines={"pendingSeconds": 5}).with_budgets()
+    plan = plan_of(taskrun, a_pod(), now=5)
+    assert deleted(plan) == ["load-01234-1"]
+    attempt = last_attempt_of(plan_of(taskrun.with_status(status_of(plan)), a_pod().deleted(5, 0), now=6))
+    assert (attempt.cause, attempt.reason) == ("NeverStarted", "PendingTooLong")
+
+
+def test_a_pod_that_starts_while_it_is_given_up_runs() -> None:
+    given_up = a_taskrun().with_status(status_of(plan_of(a_taskrun(), a_pod(), now=900)))
+    attempt = last_attempt_of(plan_of(given_up, a_pod().running(901), now=904))
+    assert (attempt.reason, attempt.finish_time) == (None, None)
+
+
+def test_a_gated_pod_waits_for_ever_and_its_clock_stands_still() -> None:
+    plan = plan_of(a_taskrun(), a_pod().gated(), now=1)
+    reason, message = progress_of(plan)
+    assert reason == "WaitingForGates"
+    assert "kueue.x-k8s.io/admission" in message
+    shown = a_taskrun().with_status(status_of(plan))
+    assert plan_of(shown, a_pod().gated(), now=99999) == Plan()
+    # The condition still says SchedulingGated; the gate is gone.
+    free = plan_of(shown, a_pod().gated().with_spec(schedulingGates=[]), now=100_000)
+    assert (progress_of(free)[0], last_attempt_of(free).start_time) == ("Pending", at(100_000))
+    assert free.look_again_at == at(100_900)
+    assert deleted(plan_of(shown.with_status(status_of(free)), a_pod().unschedulable(), now=100_899)) == []
+    assert deleted(plan_of(shown.with_status(status_of(free)), a_pod().unschedulable(), now=100_900)) == [
+        "load-01234-1"
+    ]
+
+
+def test_an_init_container_that_works_is_no_waiting() -> None:
+    init = a_pod().with_init().waiting("PodInitializing")
+    works = init.with_container("prepare", init=True, running={"startedAt": "2026-03-01T12:00:01Z"})
+    assert deleted(plan_of(a_taskrun(), works, now=5000)) == []
+    assert plan_of(a_taskrun(), works, now=5).look_again_at == at(10)
+    done = init.with_container("prepare", init=True, terminated={"finishedAt": "2026-03-01T13:00:00Z"})
+    assert plan_of(a_taskrun(), done, now=4400).look_again_at == at(3600 + 900)
+
+
+def test_a_sidecar_that_runs_does_not_stop_the_clock() -> None:
+    pod = a_pod().with_init("proxy", "Always").waiting("ImagePullBackOff")
+    pod = pod.with_container("proxy", init=True, running={"startedAt": "2026-03-01T12:00:01Z"})
+    assert deleted(plan_of(a_taskrun(), pod, now=900)) == ["load-01234-1"]
+
+
+def test_a_pod_without_a_time_of_creation_is_taken_as_new() -> None:
+    pod = a_pod().with_metadata(creationTimestamp=None)
+    assert nothing(plan_of(a_taskrun(), pod, now=5000))
+
+
+# -- the state ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [StateAbsent(), a_state(1, uid="another")])
+@pytest.mark.parametrize("message", ['{"reattach":"v1","kind":"Held","message":"state-lost"}', "boom"])
+def test_a_run_whose_state_is_lost_is_held(state: Any, message: str) -> None:
+    taskrun = a_taskrun().with_budgets(application=0, disruption=0).with_state()
+    plan = plan_of(taskrun, a_pod().exited(1, message=message), state=state)
+    attempt = last_attempt_of(plan)
+    assert (attempt.cause, attempt.charged_to) == ("Held", "disruption")
+    assert (status_of(plan).outcome, hold_of(plan), progress_of(plan)[0]) == (None, ("True", "StateLost"), "StateLost")
+    assert (released(plan), created(plan), told(plan)) == (["load-01234-1"], [], ["StateLost"])
+    assert "delete the TaskRun and create it again" in progress_of(plan)[1]
+    held = taskrun.with_status(status_of(plan))
+    assert plan_of(held, a_pod().exited(1).released(), now=99999) == Plan()
+    assert plan_of(held, a_pod().exited(1).released(), now=99999, summary=a_summary(), state=a_state()) == Plan()
+
+
+def test_a_held_run_stops_what_is_left_of_its_pod() -> None:
+    taskrun = a_taskrun().with_state()
+    held = status_of(plan_of(taskrun, a_pod().with_sidecar().exited(1)))
+    plan = plan_of(taskrun.with_status(held), a_pod().with_sidecar().exited(1), now=12)
+    assert (plan.status, deleted(plan)) == (None, ["load-01234-1"])
+
+
+def test_by_exit_code_success_needs_no_state() -> None:
+    plan = plan_of(a_taskrun(completion="ExitCode").with_state(), a_pod().exited(0))
+    assert status_of(plan).outcome == "Succeeded"
+
+
+def test_a_state_found_lost_before_the_next_pod_holds_the_run() -> None:
+    taskrun = RETRIED.with_failed_attempt(1).with_state()
+    assert plan_of(taskrun, state=None).actions == (ReadState(),)
+    plan = plan_of(taskrun, state=StateAbsent())
+    assert (hold_of(plan), created(plan), told(plan)) == (("True", "StateLost"), [], ["StateLost"])
+
+
+def test_a_state_that_the_watch_does_not_show_is_read_before_the_next_pod() -> None:
+    taskrun = RETRIED.with_failed_attempt(1).with_state()
+    assert created(plan_of(taskrun, state=a_state(1))) == [2]
+    assert created(plan_of(taskrun, summary=a_summary(1), state=None)) == [2]
+
+
+def test_a_run_whose_state_can_not_be_read_waits_visibly() -> None:
+    taskrun = RETRIED.with_state()
+    plan = plan_of(taskrun, a_pod().exited(1), state=StateUnreadable("formatVersion 9"))
+    assert (hold_of(plan), status_of(plan).attempts, released(plan)) == (("True", "StateUnreadable"), (), [])
+    assert progress_of(plan)[1].endswith("formatVersion 9")
+    assert plan.look_again_at == at(40)
+    waiting = taskrun.with_status(status_of(plan))
+    assert nothing(plan_of(waiting, a_pod().exited(1), state=StateUnreadable("formatVersion 9"), now=40))
+    readable = plan_of(waiting, a_pod().exited(1), state=a_state(1), now=70)
+    assert (hold_of(readable), last_attempt_of(readable).cause) == (("False", "NotHeld"), "Application")
+    assert (
+        plan_of(
+            taskrun.with_status(status_of(readable)), a_pod().exited(1).released(), now=15, summary=a_summary()
+        ).status
+        is None
+    )
+
+
+def test_a_record_that_came_after_the_end_was_recorded_ends_the_run() -> None:
+    taskrun = RETRIED.with_failed_attempt(1).with_state()
+    late: dict[str, Any] = {"summary": a_summary(1, 1), "state": a_state(1, completed_by=1, result="9")}
+    plan = plan_of(taskrun, **late)
+    assert (status_of(plan).outcome, status_of(plan).result, created(plan)) == ("Succeeded", "9", [])
+    by_exit_code = a_taskrun(completion="ExitCode", retry={"budgets": {"application": 3}})
+    assert created(plan_of(by_exit_code.with_failed_attempt(1).with_state(), **late)) == [2]
+    assert created(plan_of(by_exit_code.with_failed_attempt(1).with_state(), state=late["state"])) == [2]
+
+
+def test_a_summary_that_claims_too_much_is_not_believed() -> None:
+    taskrun = RETRIED.with_failed_attempt(1).with_state()
+    assert created(plan_of(taskrun, summary=a_summary(1, 1), state=a_state(1))) == [2]
+    assert created(plan_of(taskrun, summary=a_summary(1, 1), state=a_state(1, completed_by=1, pod_uid="another"))) == [
+        2
+    ]
+
+
+# -- restored -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_restored_taskrun_is_held_until_a_person_says_otherwise() -> None:
+    restored = a_taskrun().with_metadata(labels={"velero.io/restore-name": "monday"})
+    plan = plan_of(restored)
+    assert (hold_of(plan), created(plan), told(plan)) == (("True", "Restored"), [], ["Restored"])
+    held = restored.with_status(status_of(plan))
+    assert nothing(plan_of(held, now=5000))
+    freed = plan_of(held.with_metadata(labels={}), now=60)
+    assert (hold_of(freed), created(freed)) == (("False", "NotHeld"), [1])
+
+
+def test_a_taskrun_that_has_a_status_goes_on_whatever_its_labels() -> None:
+    restored = RETRIED.with_failed_attempt(1).with_metadata(labels={"velero.io/restore-name": "monday"})
+    assert created(plan_of(restored)) == [2]
+
+
+# -- refusals and templates -------------------------------------------------------------------------------------------------
+
+
+def a_refusal(kind: RefusalKind, message: str = "no", *, attempt: int = 1, retry_at: float = 20) -> Refusal:
+    return Refusal(kind, attempt, message, at(retry_at))
+
+
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        (RefusalKind.QUOTA, "QuotaExceeded"),
+        (RefusalKind.FORBIDDEN, "PodRefused"),
+        (RefusalKind.NAME_TAKEN, "PodNameTaken"),
+        (RefusalKind.ERROR, "PodRefused"),
+    ],
+)
+def test_a_pod_that_is_refused_for_now_is_asked_for_again_and_uses_no_attempt(kind: RefusalKind, reason: str) -> None:
+    plan = plan_of(a_taskrun(), refusal=a_refusal(kind, "used 3 of 3"))
+    assert (progress_of(plan)[0], told(plan), created(plan)) == (reason, [reason], [])
+    assert (plan.look_again_at, status_of(plan).counts.attempts, status_of(plan).attempts) == (at(20), 0, ())
+    assert progress_of(plan)[1].endswith("used 3 of 3")
+    waiting = a_taskrun().with_status(status_of(plan))
+    assert nothing(plan_of(waiting, refusal=a_refusal(kind, "used 4 of 4"), now=12))
+    again = plan_of(waiting, refusal=a_refusal(kind), now=20)
+    assert (again.status, created(again)) == (None, [1])
+
+
+def test_another_reason_to_refuse_the_pod_is_shown() -> None:
+    waiting = a_taskrun().with_status(
+        status_of(plan_of(a_taskrun(), refusal=a_refusal(RefusalKind.FORBIDDEN, "runs as root")))
+    )
+    plan = plan_of(waiting, refusal=a_refusal(RefusalKind.FORBIDDEN, "mounts the host"))
+    assert progress_of(plan)[1].endswith("mounts the host")
+    assert plan_of(waiting, refusal=a_refusal(RefusalKind.ERROR, "time-out")).status is None
+
+
+def test_a_pod_that_was_made_after_all_is_no_longer_said_to_be_refused() -> None:
+    waiting = a_taskrun().with_status(status_of(plan_of(a_taskrun(), refusal=a_refusal(RefusalKind.QUOTA))))
+    assert progress_of(plan_of(waiting, a_pod(), now=1))[0] == "Pending"
+
+
+def test_a_template_that_no_pod_can_be_made_from_ends_the_run() -> None:
+    message = 'Pod in version "v1" cannot be handled: unknown field "spec.nodeSelektor"'
+    plan = plan_of(a_taskrun(), refusal=a_refusal(RefusalKind.INVALID, message))
+    status = status_of(plan)
+    assert (status.outcome, progress_of(status)[0], status.counts.attempts) == ("Failed", "InvalidTemplate", 0)
+    assert "spec.nodeSelektor" in progress_of(status)[1]
+    assert (status.start_time, told(plan), created(plan)) == (at(10), ["InvalidTemplate"], [])
+
+
+def test_a_refusal_of_an_earlier_attempts_pod_is_history() -> None:
+    plan = plan_of(RETRIED.with_failed_attempt(1), refusal=a_refusal(RefusalKind.INVALID, attempt=1))
+    assert created(plan) == [2]
+
+
+CHANGED = {"spec": {"containers": [{"name": "task", "image": "task:2"}]}}
+
+
+def test_a_run_whose_template_was_changed_ends_where_it_would_need_another_pod() -> None:
+    changed = a_taskrun(template=CHANGED).with_budgets(application=3)
+    running = plan_of(changed, a_pod().running())
+    assert progress_of(running)[0] == "Running"
+    failed = plan_of(changed, a_pod().exited(1))
+    assert (status_of(failed).outcome, progress_of(failed)[0]) == (None, "BackingOff")
+    plan = plan_of(changed.with_status(status_of(failed)), a_pod().exited(1).released(), now=30)
+    assert (status_of(plan).outcome, progress_of(plan)[0], created(plan)) == ("Failed", "TemplateChanged", [])
+
+
+def test_success_from_the_template_it_began_with_counts() -> None:
+    assert status_of(plan_of(a_taskrun(template=CHANGED), a_pod().exited(0))).outcome == "Succeeded"
+
+
+def test_a_pod_whose_hash_was_taken_away_proves_nothing() -> None:
+    pod = a_pod().exited(1).released().with_metadata(annotations={})
+    assert created(plan_of(RETRIED.with_failed_attempt(1), pod)) == [2]
+    assert TEMPLATE != CHANGED
+
+
+# -- what is written --------------------------------------------------------------------------------------------------------
+
+
+def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
+    running = status_of(plan_of(RETRIED, a_pod().running(), now=3))
+    failed = status_of(plan_of(RETRIED.with_status(running), a_pod().exited(1), now=6))
+    assert [one.last_transition_time for one in (*running.conditions, *failed.conditions)] == [at(3), at(3)]
+    ended = status_of(plan_of(RETRIED.with_status(failed), a_pod(2).exited(0), now=30))
+    assert ended.conditions[0].last_transition_time == at(30)
+
+
+def test_a_new_generation_is_acknowledged_once() -> None:
+    shown = a_taskrun().with_status(status_of(plan_of(a_taskrun(), a_pod().running())))
+    edited = shown.with_metadata(generation=2)
+    status = status_of(plan_of(edited, a_pod().running()))
+    assert (status.observed_generation, status.conditions[0].observed_generation) == (2, 2)
+    assert plan_of(edited.with_status(status), a_pod().running()).status is None
+    assert plan_of(a_taskrun().with_metadata(generation=2), a_pod().running(9)).status is None
+
+
+def test_what_the_state_api_wrote_is_kept() -> None:
+    status = status_of(plan_of(RETRIED.with_state(), a_pod().exited(1), state=a_state(1)))
+    assert status.state is not None
+    assert status.state.uid == STATE_UID
+
+
+def test_times_are_whole_seconds_and_a_wait_is_never_shortened_by_that() -> None:
+    plan = plan_of(RETRIED, a_pod().running(None).failed(""), now=10.4)
+    status = status_of(plan)
+    assert (status.attempts[0].finish_time, status.next_attempt_time) == (at(10), at(21))
+
+
+def test_what_was_said_is_only_said_with_the_write_that_says_it() -> None:
+    plan = plan_of(RETRIED, a_pod().exited(1))
+    again = plan_of(RETRIED.with_status(status_of(plan)), a_pod().exited(1))
+    assert (told(plan), told(again), released(again)) == (["AttemptFailed"], [], ["load-01234-1"])
+
+
+def test_the_same_is_decided_for_the_same() -> None:
+    taskrun = a_taskrun(retry={"budgets": {"application": 3}, "backoff": {"jitterPercent": 50}})
+    first, second = (plan_of(taskrun, a_pod().exited(1)) for _ in range(2))
+    assert first == second
+    assert status_of(first).next_attempt_time is not None
+    assert timedelta(seconds=5) <= status_of(first).next_attempt_time - at(5) <= timedelta(seconds=16)  # type: ignore[operator]
+    assert observed(taskrun) == observed(taskrun)
+
+
+def test_an_end_found_late_is_recorded_beside_the_attempt_that_runs() -> None:
+    plan = plan_of(RETRIED, a_pod(1).exited(1), a_pod(2).running())
+    assert [(attempt.number, attempt.cause) for attempt in status_of(plan).attempts] == [(1, "Application"), (2, None)]
+    assert (progress_of(plan)[0], released(plan), created(plan)) == ("Running", ["load-01234-1"], [])
+
+
+def test_an_end_found_late_does_not_say_that_the_run_backs_off_while_an_attempt_runs() -> None:
+    shown = RETRIED.with_attempt(2).with_status(conditions=status_of(plan_of(RETRIED, a_pod().running())).conditions)
+    shown = shown.with_status(counts=Status().counts)
+    plan = plan_of(shown, a_pod(1).exited(1), a_pod(2).running())
+    assert (progress_of(plan)[0], created(plan)) == ("Running", [])
+
+
+def test_a_gate_that_goes_soon_starts_the_clock_at_once() -> None:
+    shown = a_taskrun().with_status(status_of(plan_of(a_taskrun(), a_pod().gated(), now=1)))
+    free = plan_of(shown, a_pod().scheduled(), now=3)
+    assert (progress_of(free)[0], last_attempt_of(free).start_time) == ("Pending", at(3))

@@ -1,0 +1,234 @@
+"""Rates, the cache of accepted tokens, whose pod a pod is, and the command line."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import pytest
+
+from reattach.api.messages import DEFAULT_RETENTION_SECONDS, ProblemCode
+from reattach.api.names import LABEL_ATTEMPT, LABEL_TASKRUN
+from reattach.api.objects import ObjectMeta, OwnerReference
+from reattach.cluster import ClusterError, NotFoundError, UnavailableError
+from reattach.server.__main__ import from_arguments
+from reattach.server.authentication import CACHED_MAX, Authenticator, caller_of
+from reattach.server.metrics import Metrics
+from reattach.server.rates import KEYS_MAX, RateLimit
+from reattach.server.settings import Rate
+from reattach.state import RefusedError, Run
+
+UID = "0c2b7d7e-1111-2222-3333-444444444444"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TestRateLimit:
+    def test_a_burst_passes_and_then_one_at_a_time(self) -> None:
+        clock = Clock()
+        limit = RateLimit(Rate(per_second=2, burst=3), clock=clock)
+        assert [limit.take("a") for _ in range(4)] == [0, 0, 0, pytest.approx(0.5)]
+        clock.now += 0.25
+        assert limit.take("a") == pytest.approx(0.25)
+        clock.now += 0.25
+        assert limit.take("a") == 0
+        assert limit.take("a") > 0
+
+    def test_keys_do_not_share(self) -> None:
+        limit = RateLimit(Rate(per_second=1, burst=1), clock=Clock())
+        assert [limit.take("a"), limit.take("b")] == [0, 0]
+        assert limit.take("a") > 0
+
+    def test_rest_does_not_add_up_beyond_a_burst(self) -> None:
+        clock = Clock()
+        limit = RateLimit(Rate(per_second=1, burst=2), clock=clock)
+        limit.take("a")
+        clock.now += 3600
+        assert [limit.take("a") > 0 for _ in range(3)] == [False, False, True]
+
+    def test_keys_that_came_to_rest_are_forgotten(self) -> None:
+        clock = Clock()
+        limit = RateLimit(Rate(per_second=1, burst=1), clock=clock)
+        for number in range(KEYS_MAX):
+            limit.take(str(number))
+        clock.now += 2
+        limit.take("new")
+        assert len(limit._full_at) == 1
+
+
+class TestWhosePod:
+    owner = OwnerReference(api_version="reattach.dev/v1alpha1", kind="TaskRun", name="load", uid=UID, controller=True)
+    pod = ObjectMeta(
+        name="load-0c2b7-2",
+        namespace="team",
+        uid="pod-uid",
+        labels={LABEL_TASKRUN: "load", LABEL_ATTEMPT: "2"},
+        owner_references=(OwnerReference(kind="ReplicaSet", name="other"), owner),
+    )
+
+    def test_an_attempt_is_known_by_controller_labels_and_name(self) -> None:
+        caller = caller_of(self.pod)
+        assert caller.run == Run(namespace="team", name="load", uid=UID)
+        assert (caller.attempt, caller.pod_name, caller.pod_uid) == (2, "load-0c2b7-2", "pod-uid")
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"owner_references": ()},
+            {"owner_references": (msgspec.structs.replace(owner, controller=False),)},
+            {"owner_references": (msgspec.structs.replace(owner, kind="Job"),)},
+            {"owner_references": (msgspec.structs.replace(owner, api_version="reattach.dev/v2"),)},
+            {"owner_references": (msgspec.structs.replace(owner, api_version="evil.example/v1alpha1"),)},
+            {"owner_references": (msgspec.structs.replace(owner, uid="ffffffff" + UID[8:]),)},
+            {"owner_references": (msgspec.structs.replace(owner, name="other"),)},
+            {"labels": {LABEL_TASKRUN: "load"}},
+            {"labels": {LABEL_TASKRUN: "other", LABEL_ATTEMPT: "2"}},
+            {"labels": {LABEL_TASKRUN: "load", LABEL_ATTEMPT: "3"}},
+            {"labels": {LABEL_TASKRUN: "load", LABEL_ATTEMPT: "0"}, "name": "load-0c2b7-0"},
+            {"labels": {LABEL_TASKRUN: "load", LABEL_ATTEMPT: "-2"}},
+            {"labels": {LABEL_TASKRUN: "load", LABEL_ATTEMPT: "²"}},
+            {"labels": {LABEL_TASKRUN: "load", LABEL_ATTEMPT: ""}},
+            {"name": "load-0c2b7-3"},
+            {"name": "load"},
+        ],
+    )
+    def test_a_pod_that_lacks_any_of_it_is_a_stranger(self, changes: Mapping[str, Any]) -> None:
+        with pytest.raises(RefusedError) as refused:
+            caller_of(msgspec.structs.replace(self.pod, **changes))
+        assert refused.value.code is ProblemCode.NOT_A_TASK_POD
+
+
+class Api:
+    """An API server that accepts every token as one of `TestWhosePod.pod`, but for what a test changes."""
+
+    def __init__(self) -> None:
+        self.reviews = 0
+        self.error: ClusterError | None = None
+        self.audiences = ["reattach.dev"]
+        self.username = "system:serviceaccount:team:default"
+        self.pod_uid = "pod-uid"
+
+    async def create(self, _path: str, body: Mapping[str, Any]) -> bytes:
+        self.reviews += 1
+        if self.error:
+            raise self.error
+        assert body["spec"]["audiences"] == ["reattach.dev"]
+        extra = {
+            "authentication.kubernetes.io/pod-name": ["load-0c2b7-2"],
+            "authentication.kubernetes.io/pod-uid": [self.pod_uid],
+        }
+        user = {"username": self.username, "extra": extra}
+        return json.dumps({"status": {"authenticated": True, "audiences": self.audiences, "user": user}}).encode()
+
+    async def get(self, path: str, *, metadata_only: bool) -> bytes:
+        assert metadata_only
+        if path != "/api/v1/namespaces/team/pods/load-0c2b7-2":
+            raise NotFoundError(404, "NotFound", path)
+        return msgspec.json.encode({"metadata": TestWhosePod.pod})
+
+
+class TestAuthenticator:
+    def authenticator(self, api: Api, clock: Clock) -> Authenticator:
+        return Authenticator(api, Metrics(), seconds=60, clock=clock)  # type: ignore[arg-type]
+
+    async def test_what_was_accepted_holds_for_60_seconds(self) -> None:
+        api, clock = Api(), Clock()
+        authenticator = self.authenticator(api, clock)
+        for seconds, reviews in [(0, 1), (59, 1), (1, 2)]:
+            clock.now += seconds
+            assert (await authenticator.authenticate("Bearer t")).attempt == 2
+            assert api.reviews == reviews
+
+    async def test_it_holds_for_that_token_alone(self) -> None:
+        api = Api()
+        authenticator = self.authenticator(api, Clock())
+        await authenticator.authenticate("Bearer one")
+        await authenticator.authenticate("bearer  one ")
+        assert authenticator.known("Bearer other") is None
+        await authenticator.authenticate("Bearer other")
+        assert api.reviews == 2
+
+    async def test_an_error_of_the_api_server_is_no_refusal_and_not_kept(self) -> None:
+        api = Api()
+        authenticator = self.authenticator(api, Clock())
+        api.error = UnavailableError(0, "NoAnswer", "down")
+        with pytest.raises(UnavailableError):
+            await authenticator.authenticate("Bearer t")
+        api.error = None
+        assert (await authenticator.authenticate("Bearer t")).attempt == 2
+
+    async def test_not_more_than_so_many_are_kept(self) -> None:
+        authenticator = self.authenticator(Api(), Clock())
+        for number in range(CACHED_MAX + 10):
+            await authenticator.authenticate(f"Bearer {number}")
+        assert len(authenticator._accepted) == CACHED_MAX
+        assert authenticator.known("Bearer 0") is None
+
+    @pytest.mark.parametrize(
+        "changes, code",
+        [
+            ({"audiences": []}, ProblemCode.UNAUTHENTICATED),
+            ({"audiences": ["https://kubernetes.default.svc"]}, ProblemCode.UNAUTHENTICATED),
+            ({"pod_uid": "another"}, ProblemCode.UNAUTHENTICATED),
+            ({"username": "system:serviceaccount:other:default"}, ProblemCode.UNAUTHENTICATED),
+            ({"username": "alice"}, ProblemCode.NOT_A_TASK_POD),
+            ({"pod_uid": ""}, ProblemCode.NOT_A_TASK_POD),
+        ],
+    )
+    async def test_only_a_token_of_our_audience_bound_to_a_pod_that_exists_is_accepted(
+        self, changes: Mapping[str, Any], code: ProblemCode
+    ) -> None:
+        api = Api()
+        for name, value in changes.items():
+            setattr(api, name, value)
+        with pytest.raises(RefusedError) as refused:
+            await self.authenticator(api, Clock()).authenticate("Bearer t")
+        assert refused.value.code is code
+
+    @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer  ", "Basic dDp0", "t"])
+    async def test_without_a_bearer_token_nobody_is_asked(self, header: str | None) -> None:
+        api = Api()
+        with pytest.raises(RefusedError, match="Authorization: Bearer <pod token>"):
+            await self.authenticator(api, Clock()).authenticate(header)
+        assert api.reviews == 0
+
+
+class TestArguments:
+    FILES = ("--tls-cert", "a", "--tls-key", "b")
+
+    def test_all_but_the_certificate_has_a_default(self) -> None:
+        settings, level, kubeconfig = from_arguments(self.FILES)
+        assert (settings.port, settings.health_port, settings.watch_namespaces) == (8443, 8080, frozenset())
+        assert settings.default_retention_seconds == DEFAULT_RETENTION_SECONDS
+        assert (level, kubeconfig) == ("INFO", None)
+
+    def test_lists_and_rates_are_read(self) -> None:
+        settings, _, _ = from_arguments(
+            [*self.FILES, "--watch-namespaces", "a, b,", "--taskrun-rate", "0.5:3", "--default-retention", "0"]
+        )
+        assert settings.watch_namespaces == {"a", "b"}
+        assert settings.taskrun_rate == Rate(0.5, 3)
+        assert settings.default_retention_seconds == 0
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            (),
+            (*FILES, "--default-retention", "-1"),
+            (*FILES, "--default-retention", "x"),
+            (*FILES, "--taskrun-rate", "0:3"),
+            (*FILES, "--taskrun-rate", "3"),
+            (*FILES, "--namespace-rate", "1:0"),
+            (*FILES, "--retention", "1"),
+        ],
+    )
+    def test_anything_else_is_refused(self, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            from_arguments(arguments)
+        assert "reattach-server: error:" in capsys.readouterr().err

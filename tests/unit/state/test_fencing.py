@@ -1,0 +1,143 @@
+"""Who may read and write: the last to open, and nobody else."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+
+from reattach.api.messages import ProblemCode
+from reattach.state.codec import State
+from reattach.state.operations import (
+    FENCED_SESSIONS_REMEMBERED,
+    Clear,
+    Writer,
+    change,
+    check_current,
+    complete,
+    get,
+    list_records,
+    once,
+    open_state,
+)
+from reattach.state.refusals import RefusedError
+
+NOW = datetime(2026, 7, 30, tzinfo=UTC)
+FIRST = Writer(1, "pod-1", "a")
+SAME_POD = Writer(1, "pod-1", "b")
+STRANGER = Writer(1, "pod-x", "x")
+SECOND = Writer(2, "pod-2", "c")
+THIRD = Writer(3, "pod-3", "d")
+
+
+def opened_by(*writers: Writer, completed: bool = False) -> State:
+    state = State()
+    for writer in writers:
+        state, _ = open_state(state, writer, NOW)
+    return complete(state, writers[-1], None, NOW) if completed else state
+
+
+def code_of(call: Callable[[], object]) -> ProblemCode | None:
+    try:
+        call()
+    except RefusedError as refused:
+        return refused.code
+    return None
+
+
+def open_code(state: State, writer: Writer) -> ProblemCode | None:
+    return code_of(lambda: open_state(state, writer, NOW))
+
+
+@pytest.mark.parametrize(
+    "state, writer, code",
+    [
+        (State(), FIRST, None),
+        (opened_by(FIRST), FIRST, None),
+        (opened_by(FIRST), SAME_POD, None),
+        (opened_by(FIRST), SECOND, None),
+        (opened_by(FIRST), THIRD, None),
+        (opened_by(FIRST), STRANGER, ProblemCode.FENCED),
+        (opened_by(SECOND), FIRST, ProblemCode.FENCED),
+        (opened_by(FIRST, SECOND), FIRST, ProblemCode.FENCED),
+        (opened_by(FIRST, SAME_POD), FIRST, ProblemCode.FENCED),
+        (opened_by(FIRST, SAME_POD, THIRD), SECOND, ProblemCode.FENCED),
+        (opened_by(FIRST, completed=True), FIRST, ProblemCode.COMPLETED),
+        (opened_by(FIRST, completed=True), SAME_POD, ProblemCode.COMPLETED),
+        (opened_by(FIRST, SAME_POD, completed=True), FIRST, ProblemCode.FENCED),
+        (opened_by(FIRST, completed=True), SECOND, None),
+    ],
+)
+def test_who_may_open(state: State, writer: Writer, code: ProblemCode | None) -> None:
+    assert open_code(state, writer) is code
+
+
+@pytest.mark.parametrize(
+    "state, writer, code",
+    [
+        (opened_by(FIRST), FIRST, None),
+        (opened_by(FIRST, SECOND), SECOND, None),
+        (State(), FIRST, ProblemCode.NOT_OPEN),
+        (opened_by(FIRST), SECOND, ProblemCode.NOT_OPEN),
+        (opened_by(FIRST, SECOND), FIRST, ProblemCode.FENCED),
+        (opened_by(FIRST, SAME_POD), FIRST, ProblemCode.FENCED),
+        (opened_by(FIRST), SAME_POD, ProblemCode.FENCED),
+        (opened_by(FIRST), STRANGER, ProblemCode.FENCED),
+        (opened_by(FIRST), Writer(1, "pod-x", "a"), ProblemCode.FENCED),
+    ],
+)
+def test_who_may_call(state: State, writer: Writer, code: ProblemCode | None) -> None:
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: check_current(state, writer),
+        lambda: list_records(state, writer),
+        lambda: change(state, writer, [Clear()], NOW),
+        lambda: complete(state, writer, None, NOW),
+        lambda: once(state, writer, None, lambda now_is: (now_is, b"")),
+    )
+    assert {code_of(call) for call in calls} == {code}
+    # For one who may call, the key is merely absent; a fenced one must never be told so.
+    assert code_of(lambda: get(state, writer, "k")) is (code or ProblemCode.NOT_FOUND)
+
+
+def test_opening_again_changes_nothing() -> None:
+    state = opened_by(FIRST)
+    assert open_state(state, FIRST, datetime(2027, 1, 1, tzinfo=UTC)) == (state, True)
+
+
+@pytest.mark.parametrize(
+    "writers, first",
+    [
+        ((FIRST,), True),
+        ((FIRST, SAME_POD), True),
+        ((FIRST, SECOND), False),
+        ((SECOND,), True),
+        ((SECOND, THIRD), False),
+    ],
+)
+def test_first_means_that_no_attempt_before_this_one_opened_the_state(writers: tuple[Writer, ...], first: bool) -> None:
+    *before, last = writers
+    state = opened_by(*before) if before else State()
+    after, answer = open_state(state, last, NOW)
+    assert answer is first
+    assert open_state(after, last, NOW)[1] is first
+
+
+def test_what_was_stored_stays_when_another_takes_over() -> None:
+    state = opened_by(FIRST, SAME_POD)
+    after, _ = open_state(state, SECOND, NOW)
+    assert (after.records, after.last_version, after.completion) == (
+        state.records,
+        state.last_version,
+        state.completion,
+    )
+
+
+def test_what_the_task_declared_is_kept() -> None:
+    state, _ = open_state(State(), FIRST, NOW, can_cleanup=True)
+    assert state.epoch is not None
+    assert state.epoch.can_cleanup
+
+
+def test_the_last_64_sessions_of_a_pod_cannot_come_back() -> None:
+    writers = [Writer(1, "pod-1", f"s{number}") for number in range(FENCED_SESSIONS_REMEMBERED + 1)]
+    state = opened_by(*writers)
+    assert {open_code(state, writer) for writer in writers[:-1]} == {ProblemCode.FENCED}
