@@ -15,7 +15,15 @@ Bytes of a value count as its shortest JSON text in UTF-8; bytes of the state co
     PUT    /v1/state/{key}      SetRequest       200 SetResponse
     DELETE /v1/state/{key}      ?ifVersion=      200 BatchResult, also when the key was absent (deleted: 0)
     POST   /v1/complete         CompleteRequest  204; again with the same result: 204, with another: 409 completed
-    *      /v1/jobs/...                          501 not-implemented
+    GET    /v1/jobs                              200 JobList, all generations, in the order of their intents
+    GET    /v1/jobs/{key}       ?generation=     200 Job, without a generation the newest
+    POST   /v1/jobs/{key}/intent   IntentRequest    200 IntentResponse
+    PUT    /v1/jobs/{key}/handle   HandleRequest    204; the same handle again: 204, another one: 409 handle-differs
+    PUT    /v1/jobs/{key}/outcome  OutcomeRequest   204; once Succeeded, Failed or Cancelled it stays: 204 for the same, 409 job-over else
+
+An external job is submitted in this order: intent (stored before it is answered), submit over there with the job's `token`, handle, then
+outcome when it is over. What the answer to an intent says is to be done; nothing is submitted unless it says `Submit`. `handle` is the one
+call that a fenced session may still make, for the intent that its own process stored.
 
 A key goes into the path percent-encoded (`a/b` or `a%2Fb`). Values may hold integers of any size: use a JSON library that keeps them.
 Once an attempt recorded its completion, its state is final: changes are answered `completed`, reads go on.
@@ -28,6 +36,7 @@ from typing import Any, Literal
 import msgspec
 
 from reattach.api.objects import Shape
+from reattach.api.state import JobOrigin, JobState
 
 VALUE_BYTES_MAX = 64 * 1024
 STATE_BYTES_MAX = 512 * 1024
@@ -38,6 +47,15 @@ SESSION_CHARACTERS_MAX = 64
 REQUEST_ID_CHARACTERS_MAX = 64
 BATCH_OPERATIONS_MAX = 100
 DEFAULT_RETENTION_SECONDS = 30 * 24 * 3600
+JOBS_MAX = 64
+"""Generations count each."""
+JOB_KEY_CHARACTERS_MAX = 128
+ADAPTER_CHARACTERS_MAX = 63
+DIGEST_CHARACTERS_MAX = 128
+HANDLE_BYTES_MAX = 1024
+URL_BYTES_MAX = 1024
+JOB_MESSAGE_BYTES_MAX = 512
+"""A longer message is cut, not refused."""
 
 
 class ProblemCode(StrEnum):
@@ -65,6 +83,13 @@ class ProblemCode(StrEnum):
     UNAVAILABLE = "unavailable"  # 503: the Kubernetes API can't be reached
     METHOD_NOT_ALLOWED = "method-not-allowed"  # 405
     ROUTE_UNKNOWN = "route-unknown"  # 404: no such route
+    DIGEST_CHANGED = "digest-changed"  # 409: another request under the key of a job that is open
+    JOB_NOT_FOUND = "job-not-found"  # 404: no intent was ever stored under this key and generation
+    JOB_OPEN = "job-open"  # 409: a new generation is wanted, and the newest is still open
+    JOB_OVER = "job-over"  # 409: the job has ended otherwise
+    JOBS_OPEN = "jobs-open"  # 409: `complete` while an external job is open and not detached
+    GROUNDS_REFUSED = "grounds-refused"  # 409: `again`, and what the state API knows speaks against it
+    HANDLE_DIFFERS = "handle-differs"  # 409: another handle is recorded; this one is kept as a stray
     NOT_IMPLEMENTED = "not-implemented"  # 501
     INTERNAL = "internal"  # 500: a bug; whether a change was made is not known
 
@@ -169,6 +194,134 @@ class CompleteRequest(Shape, frozen=True, forbid_unknown_fields=True):
     """`POST /v1/complete`: the task is done. `result` is any JSON value of at most 4 KiB, or absent."""
 
     result: Any | msgspec.UnsetType = msgspec.UNSET
+
+
+class Grounds(StrEnum):
+    """Why it is right to submit again although an earlier submission is unresolved. In the order of the ladder."""
+
+    CLIENT_NAME = "ClientName"
+    """The other side refuses a second job of the same name, and still remembers this one's."""
+    TOKEN = "Token"  # noqa: S105 -- no secret
+    """The other side answers the same token with the same job, for at least as long as the request may take."""
+    ABSENT = "Absent"
+    """It was looked up after the settling time, is not there, and the other side would still remember it."""
+    POLICY = "Policy"
+    """`spec.submission.onUnknown` is `Resubmit`."""
+
+
+class IntentRequest(Shape, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/jobs/{key}/intent`. A key has 1 to 128 characters.
+
+    `submitter`: who is going to submit, one process (letters, digits, `-`, `_`, `.`; a UUID chosen once per process): its own earlier
+    submissions count as over when it asks again. `digest`: of the request, so that another request under the same key is noticed.
+    `token_seconds`: for how long the other side honours the token, counted from the first intent; None: not at all or not known.
+    `again`: submit although the last answer was `Resolve`. `new_generation`: the newest generation is over, and the job is wanted once more.
+    """
+
+    submitter: str
+    adapter: str
+    digest: str
+    token_seconds: int | None = None
+    detached: bool = False
+    again: Grounds | None = None
+    new_generation: bool = False
+
+
+class Decision(StrEnum):
+    """What the answer to an intent says is to be done."""
+
+    SUBMIT = "Submit"
+    """The intent is stored: submit with `job.token`, then record the handle."""
+    RESOLVE = "Resolve"
+    """There is an intent without a handle, by `unresolved`: nobody knows whether it was submitted. Climb the ladder."""
+    REATTACH = "Reattach"
+    """The job has a handle: watch it."""
+    OVER = "Over"
+    """The job is over, and its outcome recorded. A failed one is submitted anew, as a new generation, once an attempt was charged for it."""
+
+
+class Job(Shape, frozen=True, omit_defaults=False):
+    """One generation of one external job. `result` is JSON, absent unless it succeeded with one."""
+
+    key: str
+    generation: int
+    adapter: str
+    token: str
+    digest: str
+    state: JobState
+    detached: bool
+    intended_at: datetime
+    token_seconds: int | None = None
+    handle: str | None = None
+    url: str | None = None
+    origin: JobOrigin | None = None
+    recorded_at: datetime | None = None
+    submitted_by_attempt: int | None = None
+    ended_at: datetime | None = None
+    ended_by_attempt: int | None = None
+    result: Any | msgspec.UnsetType = msgspec.UNSET
+    message: str = ""
+    held: bool = False
+    holds: int = 0
+    strays: tuple[str, ...] = ()
+
+
+class JobList(Shape, frozen=True, omit_defaults=False):
+    """`GET /v1/jobs`."""
+
+    items: tuple[Job, ...]
+
+
+class Unresolved(Shape, frozen=True, omit_defaults=False):
+    """What is known of those who may have submitted.
+
+    `all_ended`: each is the asking process itself, or an attempt whose container its kubelet reported terminated (`end: Reported`). Otherwise
+    one may be frozen and still submit. `quiet_since`: since when no one can have submitted any more, by the state API's clock; settling
+    counts from here. None unless `all_ended`.
+    """
+
+    all_ended: bool
+    quiet_since: datetime | None
+    attempts: tuple[int, ...]
+
+
+class IntentResponse(Shape, frozen=True, omit_defaults=False):
+    """What is to be done, and by which rules. `on_unknown`, `on_not_found`: Hold, Fail or Resubmit, of `spec.submission`."""
+
+    decision: Decision
+    job: Job
+    unresolved: Unresolved | None
+    on_unknown: Literal["Hold", "Fail", "Resubmit"]
+    on_not_found: Literal["Hold", "Fail", "Resubmit"]
+    server_time: datetime
+
+
+class HandleRequest(Shape, frozen=True, forbid_unknown_fields=True):
+    """`PUT /v1/jobs/{key}/handle`. `submitter` as in the intent.
+
+    `origin`: Submitted (the other side took it as new), Existed or Found; the state API itself finds out about the others.
+    """
+
+    generation: int
+    submitter: str
+    handle: str
+    url: str | None = None
+    origin: Literal["Submitted", "Existed", "Found"] = "Submitted"
+
+
+class OutcomeRequest(Shape, frozen=True, forbid_unknown_fields=True):
+    """`PUT /v1/jobs/{key}/outcome`.
+
+    `Succeeded` (with `result`, JSON of at most 4 KiB), `Failed`, `Cancelled`: final. `Active`, `Unknown`: for people to see that the other side
+    can or can't be asked; needs a handle. `hold`: a person must decide; with `Unknown` for an intent without a handle, with `NotFound` for a job
+    with one.
+    """
+
+    generation: int
+    state: Literal["Succeeded", "Failed", "Cancelled", "Active", "Unknown", "NotFound"]
+    result: Any | msgspec.UnsetType = msgspec.UNSET
+    message: str = ""
+    hold: bool = False
 
 
 class TerminationMessage(Shape, frozen=True):

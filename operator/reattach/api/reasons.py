@@ -70,6 +70,11 @@ class Reason(StrEnum):
     TEMPLATE_CHANGED = "TemplateChanged"
     STATE_LOST = "StateLost"
     STATE_UNREADABLE = "StateUnreadable"
+    SUBMISSION_UNKNOWN = "SubmissionUnknown"
+    BUDGET_EXHAUSTED = "BudgetExhausted"
+    CANCELLED = "Cancelled"
+    FAILED_BY_RESOLUTION = "FailedByResolution"
+    JOBS_ORPHANED = "JobsOrphaned"
     NOT_HELD = "NotHeld"
     RESTORED = "Restored"
 
@@ -92,6 +97,11 @@ SENTENCES: dict[Reason, str] = {
     Reason.TEMPLATE_CHANGED: "spec.template is not what the earlier attempts were made from.",
     Reason.STATE_LOST: "The TaskRun's state was deleted by force. A person must decide how to go on.",
     Reason.STATE_UNREADABLE: "The TaskRun's state was written by a newer version or changed by hand, and can't be read.",
+    Reason.SUBMISSION_UNKNOWN: "Nobody can tell whether an external job runs. A person must decide.",
+    Reason.BUDGET_EXHAUSTED: "No attempts are left while an external job runs. A person must decide.",
+    Reason.CANCELLED: "The TaskRun was cancelled.",
+    Reason.FAILED_BY_RESOLUTION: "A person decided that the TaskRun fails.",
+    Reason.JOBS_ORPHANED: "External jobs were left running; nobody watches them any more.",
     Reason.NOT_HELD: "Nothing waits for a person.",
     Reason.RESTORED: "Restored from a backup: its external jobs may still run. A person must decide how to go on.",
 }

@@ -4,12 +4,105 @@ The full format of the ConfigMap is known to `reattach.state` alone.
 """
 
 from datetime import datetime
+from enum import StrEnum
 
 import msgspec
 
 from reattach.api.objects import Shape
 
 FORMAT_VERSION = "1"
+
+
+class JobState(StrEnum):
+    """Where an external job stands, as far as its TaskRun knows. Open are the first three, and `NOT_FOUND` until a person has decided."""
+
+    INTENDED = "Intended"
+    """About to be submitted; may have been. Without a handle."""
+    ACTIVE = "Active"
+    UNKNOWN = "Unknown"
+    """The other side can't be asked for a while; nothing is concluded from it."""
+    NOT_FOUND = "NotFound"
+    """The other side says that it does not know the handle."""
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+    ORPHANED = "Orphaned"
+    """Left running by the TaskRun's end. Only in `status.externalJobs`: nobody writes the state any more then."""
+    DETACHED = "Detached"
+    """Left running by the TaskRun's success, as the task wanted."""
+
+
+class JobOrigin(StrEnum):
+    """How the handle of an external job came to be known."""
+
+    SUBMITTED = "Submitted"
+    """The other side made the job for this submission."""
+    RESUBMITTED = "Resubmitted"
+    """The same, by a submission that repeated an unresolved one (`IntentRequest.again`)."""
+    EXISTED = "Existed"
+    """The other side answered that the name or token has a job already."""
+    FOUND = "Found"
+    """It was looked up."""
+    REPORTED = "Reported"
+    """An attempt that was fenced meanwhile reported the handle of its own intent."""
+    ADOPTED = "Adopted"
+    """A person named it: `spec.resolutions` or `spec.adopt`."""
+
+
+class SealPurpose(StrEnum):
+    """Why the state was sealed."""
+
+    END = "End"
+    SUSPEND = "Suspend"
+
+
+class Seal(Shape, frozen=True):
+    """No attempt up to `through_attempt` may open the state or store an intent any more; later ones store intents only after `Suspend`."""
+
+    through_attempt: int
+    purpose: SealPurpose
+
+
+class JobSummary(Shape, frozen=True):
+    """One external job as the operator and people need it: `status.externalJobs` is made from these.
+
+    `held`: the task found no way to go on by itself and asked for a person; `holds` counts how often it did, so that the n-th resolution
+    of this key and generation in `spec.resolutions` answers the n-th hold, and none is used twice. `message`: why it is held, or how it ended.
+    `strays`: other handles that were reported for the same intent; jobs that run a second time and belong to nobody.
+    """
+
+    key: str
+    generation: int
+    state: JobState
+    adapter: str = ""
+    handle: str | None = None
+    url: str | None = None
+    origin: JobOrigin | None = None
+    submitted_time: datetime | None = None
+    submitted_by_attempt: int | None = None
+    detached: bool = False
+    held: bool = False
+    holds: int = 0
+    message: str = ""
+    strays: tuple[str, ...] = ()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something may run over there for which nobody has said that it may be forgotten."""
+        return self.state in {JobState.INTENDED, JobState.ACTIVE, JobState.UNKNOWN, JobState.NOT_FOUND}
+
+
+class JobCounts(Shape, frozen=True, omit_defaults=False):
+    """Totals over the TaskRun's whole life; `status.counts` shows them.
+
+    `submissions`: handles that came from a submission that the other side took as new. `reattachments`: sessions that took up a job which
+    another one had submitted. `duplicates_averted`: unresolved intents that were settled without a second job (found, reported, adopted, or
+    answered as existing), each of which a task that only stores the id after submitting would have submitted again.
+    """
+
+    submissions: int = 0
+    reattachments: int = 0
+    duplicates_averted: int = 0
 
 
 class Epoch(Shape, frozen=True):
@@ -33,6 +126,9 @@ class Summary(Shape, frozen=True):
 
     epoch: Epoch | None = None
     completed_attempt: int | None = None
+    seal: Seal | None = None
+    jobs: tuple[JobSummary, ...] = ()
+    counts: JobCounts = JobCounts()
 
 
 class StateView(Shape, frozen=True):
@@ -42,3 +138,6 @@ class StateView(Shape, frozen=True):
     resource_version: str
     epoch: Epoch | None = None
     completion: Completion | None = None
+    seal: Seal | None = None
+    jobs: tuple[JobSummary, ...] = ()
+    counts: JobCounts = JobCounts()

@@ -43,6 +43,31 @@ class Deadlines(Shape, frozen=True):
     lost_seconds: int = 300
 
 
+class Submission(Shape, frozen=True):
+    """What to do where the protocol finds no answer: Hold, Fail or Resubmit; and what tokens are made from (None: the UID)."""
+
+    on_unknown: str = "Hold"
+    on_not_found: str = "Hold"
+    idempotency_key: str | None = None
+
+
+class Adoption(Shape, frozen=True):
+    """An external job that already runs, to be taken over under this key."""
+
+    key: str
+    handle: str
+
+
+class Resolution(Shape, frozen=True):
+    """A person's answer. The n-th one for a thing that is held answers its n-th hold."""
+
+    held: str
+    action: str
+    key: str | None = None
+    generation: int | None = None
+    handle: str | None = None
+
+
 class Spec(Shape, frozen=True):
     """What the author asked for. `template` is the pod template as written, untyped."""
 
@@ -51,6 +76,10 @@ class Spec(Shape, frozen=True):
     retry: Retry = Retry()
     deadlines: Deadlines = Deadlines()
     completion: str = "Auto"
+    submission: Submission = Submission()
+    adopt: tuple[Adoption, ...] = ()
+    resolutions: tuple[Resolution, ...] = ()
+    cancel: bool = False
     managed_by: str = "reattach.dev/operator"
     history_limit: int = 20
 
@@ -83,13 +112,30 @@ class Charged(Shape, frozen=True, omit_defaults=False):
 
 
 class Counts(Shape, frozen=True, omit_defaults=False):
-    """Totals over the whole life, also of attempts that `historyLimit` dropped from the list."""
+    """Totals over the whole life, also of attempts that `historyLimit` dropped from the list.
+
+    `state_losses`: lost states that a person answered with StartEmpty.
+    """
 
     attempts: int = 0
     charged: Charged = Charged()
     submissions: int = 0
     reattachments: int = 0
     duplicates_averted: int = 0
+    state_losses: int = 0
+
+
+class ExternalJob(Shape, frozen=True):
+    """One external job in `status.externalJobs`, from `api.state.JobSummary`."""
+
+    key: str
+    generation: int
+    state: str
+    adapter: str = ""
+    handle: str | None = None
+    url: str | None = None
+    submitted_time: datetime | None = None
+    submitted_by_attempt: int | None = None
 
 
 class StateReference(Shape, frozen=True):
@@ -110,6 +156,7 @@ class Status(Shape, frozen=True):
     next_attempt_time: datetime | None = None
     attempts: tuple[Attempt, ...] = ()
     counts: Counts = Counts()
+    external_jobs: tuple[ExternalJob, ...] = ()
     state: StateReference | None = None
     result: str | None = None
 
