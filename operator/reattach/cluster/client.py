@@ -31,7 +31,7 @@ class Cluster:
     def __init__(self, configuration: client.Configuration, *, connections: int = 64, timeout: float = 30) -> None:
         configuration.connection_pool_maxsize = connections
         # Else proxies and .netrc are looked up for every request: half of its cost.
-        configuration.client_session_kwargs = {"trust_env": False}
+        configuration.client_session_kwargs = {"trust_env": False, **(configuration.client_session_kwargs or {})}
         self._configuration = configuration
         self._timeout = timeout
         self._api = client.ApiClient(configuration)
@@ -145,6 +145,23 @@ class Cluster:
                 yield line
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnavailableError(0, "WatchBroken", f"the watch of {path} broke: {error!r}") from error
+        finally:
+            response.close()
+
+    async def stream(
+        self, path: str, *, silence_seconds: float | None = None, **query: str | int | None
+    ) -> AsyncIterator[bytes]:
+        """What is at `path`, as it comes and in pieces of any size, until the server ends it: a pod's log.
+
+        `UnavailableError` when the stream broke, or nothing came for `silence_seconds` (None: it may be silent for ever).
+        """
+        timeout = aiohttp.ClientTimeout(total=None, connect=10, sock_read=silence_seconds)
+        response = await self._send("GET", path, query=query, accept="*/*", timeout=timeout)
+        try:
+            async for piece in response.content.iter_any():
+                yield piece
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailableError(0, "StreamBroken", f"the stream of {path} broke: {error!r}") from error
         finally:
             response.close()
 
