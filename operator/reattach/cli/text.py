@@ -1,0 +1,130 @@
+"""How things look to people: tables, times, colours. Pure."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+_RESET = "\x1b[0m"
+_CODES = {
+    "bold": "\x1b[1m",
+    "dim": "\x1b[2m",
+    "red": "\x1b[31m",
+    "green": "\x1b[32m",
+    "yellow": "\x1b[33m",
+    "cyan": "\x1b[36m",
+}
+NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class Paint:
+    """Colours, or none: then every text stays as it is."""
+
+    on: bool = False
+
+    def __call__(self, colour: str, text: str) -> str:
+        return f"{_CODES[colour]}{text}{_RESET}" if self.on and text else text
+
+
+PLAIN = Paint()
+
+
+def is_coloured(*, terminal: bool, no_color: str | None, term: str | None) -> bool:
+    """Colours are for terminals that have them, unless NO_COLOR (https://no-color.org) is set to anything."""
+    return terminal and not no_color and term != "dumb"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One field of a table, and its colour."""
+
+    text: str
+    colour: str | None = None
+
+
+def table(rows: Sequence[Sequence[str | Cell]], paint: Paint = PLAIN, *, indent: str = "") -> list[str]:
+    """Rows in columns as wide as they need; the last column may be of any length."""
+    cells = [[field if isinstance(field, Cell) else Cell(field) for field in row] for row in rows]
+    widths = [max(width_of(row[column].text) for row in cells) for column in range(len(cells[0]))] if cells else []
+    lines = []
+    for row in cells:
+        shown = []
+        for cell, width in zip(row, widths, strict=True):
+            painted = paint(cell.colour, cell.text) if cell.colour else cell.text
+            shown.append(painted + " " * (width - width_of(cell.text)))
+        lines.append(indent + "   ".join(shown).rstrip())
+    return lines
+
+
+def width_of(text: str) -> int:
+    """How many columns of a terminal it takes."""
+    return sum(_columns(character) for character in text)
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1
+
+
+def one_line(text: str, most: int | None = None) -> str:
+    """A text that somebody else wrote, without what would move the cursor or colour the terminal."""
+    line = " ".join("".join(one if one.isprintable() or one.isspace() else "�" for one in text).split())
+    return line if most is None or len(line) <= most else line[: most - 1] + "…"
+
+
+def duration(span: timedelta) -> str:
+    """As kubectl writes ages: the two largest units that matter."""
+    seconds = max(0, int(span.total_seconds()))
+    if seconds < 120:
+        return f"{seconds}s"
+    if seconds < 600:
+        return f"{seconds // 60}m{seconds % 60}s".replace("m0s", "m")
+    if seconds < 2 * 3600:
+        return f"{seconds // 60}m"
+    if seconds < 8 * 3600:
+        return f"{seconds // 3600}h{seconds % 3600 // 60}m".replace("h0m", "h")
+    if seconds < 48 * 3600:
+        return f"{seconds // 3600}h"
+    if seconds < 8 * 24 * 3600:
+        return f"{seconds // 86400}d{seconds % 86400 // 3600}h".replace("d0h", "d")
+    return f"{seconds // 86400}d"
+
+
+def ago(time: datetime, now: datetime) -> str:
+    """How long ago it was."""
+    return f"{duration(now - time)} ago"
+
+
+def clock(time: datetime) -> str:
+    """A time as Kubernetes writes it."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def count(number: int, singular: str, plural: str | None = None) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return f" {last} ".join(one for one in (", ".join(names[:-1]), *names[-1:]) if one)
+
+
+def parse_duration(text: str) -> timedelta:
+    """`90`, `90s`, `5m`, `1h30m`, `7d`. Raises ValueError."""
+    units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+    try:
+        return timedelta(seconds=float(text))
+    except ValueError:
+        pass
+    total, number = 0.0, ""
+    for character in text.strip():
+        if character in units and number:
+            total, number = total + float(number) * units[character], ""
+        else:
+            number += character
+    if number or not text.strip():
+        raise ValueError(f"{text!r} must be a duration such as 90s, 5m, 1h30m or 7d")
+    return timedelta(seconds=total)
