@@ -1,29 +1,54 @@
 """A small outside system that runs jobs, for the examples and tests: what Spark, Slurm or a cloud batch service is in earnest.
 
-    python jobserver.py --port 8000 --database jobs.sqlite
+    python jobserver.py --port 8000 --database jobs.sqlite --mode lagging-lookup --seconds 5
 
-    POST /jobs               {"seconds": 10, "rows": 4211, "label": "demo", "fails": false, "payload": …}, all optional
-                             201 {"id": "job-3f9a0c21", "status": "RUNNING", …}
+    POST /jobs               {"seconds": 10, "rows": 4211, "label": "demo", "fails": false, "payload": …, "name": "…", "tag": "…"}, all
+                             optional; header Idempotency-Key, optional
+                             201 {"id": "job-3f9a0c21", "status": "RUNNING", …}; what else may be answered, the mode says
+    GET  /jobs?tag=…         200 {"jobs": [{"id": …, …}]}, in modes with a look-up; 405 in the others
     GET  /jobs/{id}          200 {"id": …, "label": …, "status": "RUNNING" | "SUCCEEDED" | "FAILED" | "CANCELLED",
                                   "rows_written": 4211 (once it succeeded), "submitted_at": …, "seconds_left": … (while it runs)}
     POST /jobs/{id}/cancel   200, the same; a job that is over stays as it is
-    GET  /stats              200 {"submissions": 1, "by_label": {"demo": 1}}
+    GET  /stats              200 {"submissions": 1, "by_label": {"demo": 1}}, the jobs that were ever made
+    GET  /counts             200 {"asked": 2, "made": 1, "by_token": {…: {"asked": 2, "made": 1}}, "by_request": {…}}: what was asked for, and
+                                  how many jobs were made of it. The token is the name, tag or Idempotency-Key, also where the mode makes
+                                  nothing of it; a request is the body without name and tag, as a digest. `made` 2 is a duplicate
+    GET  /faults             200 {"faults": [...]}, those in force
+    POST /faults             {"kind": "error", "on": ["submit"], "times": 3, "seconds": 60, "status": 500, "delay": 2}: see `Fault`
+    DELETE /faults           204, all well again
     GET  /healthz            200
 
 A job "runs" by the clock: it is over when its seconds have passed since it was submitted. Jobs are kept in SQLite, so they go on, and are
-known, whatever happens to this process. Each POST /jobs is a new job: this server knows nothing of retries, which is the point.
+known, whatever happens to this process.
+
+What an outside system does about a submission that is repeated, `--mode` says; `--seconds` is the N of its line:
+
+    nothing             each POST makes a job, and jobs can't be looked up. The default, since most systems are so
+    name                "name" is unique: a second job of that name is answered 409 {"error": …, "id": "job-3f9a0c21"}
+    token               a repeated Idempotency-Key is answered 200 with the job that it made; with another request: 422
+    expiring-token      the same, for N seconds after the key was first used; then it is new
+    lookup              jobs are found by their tag, at once
+    lagging-lookup      jobs are found by their tag, N seconds after they were submitted
+    forgetting-lookup   jobs are found by their tag; those that have been over for N seconds are not known any more, not by their id either
 """
 
 import argparse
+import asyncio
+import dataclasses
+import hashlib
 import json
+import math
 import secrets
 import sqlite3
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -34,36 +59,142 @@ CREATE TABLE IF NOT EXISTS jobs (
     fails INTEGER NOT NULL,
     submitted REAL NOT NULL,
     ends REAL NOT NULL,
-    cancelled REAL
-)
+    cancelled REAL,
+    name TEXT,
+    tag TEXT,
+    forgotten INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX IF NOT EXISTS jobs_by_name ON jobs (name);
+CREATE INDEX IF NOT EXISTS jobs_by_tag ON jobs (tag);
+CREATE TABLE IF NOT EXISTS keys (key TEXT PRIMARY KEY, used REAL NOT NULL, request TEXT NOT NULL, job TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS asked (token TEXT, request TEXT NOT NULL, job TEXT);
 """
 
 
+@dataclass(frozen=True)
+class Mode:
+    """What an outside system does about repeated submissions. Several may hold. Seconds; None: it does not do that.
+
+    `key_seconds`: for how long an Idempotency-Key is honoured, `math.inf`: for ever. `lag_seconds`: jobs are found by their tag when so much
+    time has passed. `forget_seconds`: a job is forgotten so long after its end, with its name.
+    """
+
+    unique_names: bool = False
+    key_seconds: float | None = None
+    lag_seconds: float | None = None
+    forget_seconds: float = math.inf
+
+
+def mode_of(name: str, seconds: float) -> Mode:
+    """The mode of this name; `seconds` is the N of its line above."""
+    return {
+        "nothing": Mode(),
+        "name": Mode(unique_names=True),
+        "token": Mode(key_seconds=math.inf),
+        "expiring-token": Mode(key_seconds=seconds),
+        "lookup": Mode(lag_seconds=0),
+        "lagging-lookup": Mode(lag_seconds=seconds),
+        "forgetting-lookup": Mode(lag_seconds=0, forget_seconds=seconds),
+    }[name]
+
+
+MODES = ("nothing", "name", "token", "expiring-token", "lookup", "lagging-lookup", "forgetting-lookup")
+
+
+class NameTakenError(Exception):
+    """There is a job of this name; the message is its id."""
+
+
+class KeyReusedError(Exception):
+    """The Idempotency-Key came with another request before."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One submission. Times are in seconds."""
+
+    seconds: float = 10
+    rows: int = 4211
+    label: str = ""
+    fails: bool = False
+    payload: Any = None
+    name: str | None = None
+    tag: str | None = None
+    key: str | None = None
+
+    @property
+    def token(self) -> str | None:
+        """What tells that two submissions mean the same job."""
+        return self.key or self.name or self.tag
+
+    @property
+    def request(self) -> str:
+        """A digest of what is to be done, whoever asks for it."""
+        work = (self.seconds, self.rows, self.label, self.fails, self.payload)
+        return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class Jobs:
-    """The jobs in one SQLite file; times are seconds since 1970."""
+    """The jobs in one SQLite file, or in memory (path None); times are seconds since 1970."""
 
-    def __init__(self, path: Path) -> None:
-        self._database = sqlite3.connect(path, isolation_level=None)
+    def __init__(self, path: Path | None, mode: Mode | None = None) -> None:
+        # Tests read it from another thread than the server's; SQLite serialises that.
+        self._database = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
         self._database.row_factory = sqlite3.Row
-        self._database.execute(SCHEMA)
+        self._database.executescript(SCHEMA)
+        self._mode = mode or Mode()
 
-    def submit(
-        self,
-        now: float,
-        *,
-        seconds: float = 10,
-        rows: int = 4211,
-        label: str = "",
-        fails: bool = False,
-        payload: Any = None,
-    ) -> str:
-        """Start a job; its id."""
+    def submit(self, asked: Asked, now: float) -> tuple[str, bool]:
+        """The id of the job, and whether it was made for this submission.
+
+        Raises:
+            NameTakenError: names are unique, and this one is taken.
+            KeyReusedError: the key belongs to another request.
+        """
+        job_id, made = None, False
+        try:
+            job_id = self._made_before(asked, now)
+            if job_id is None:
+                job_id, made = self._make(asked, now), True
+        finally:
+            record = (asked.token, asked.request, job_id if made else None)
+            self._database.execute("INSERT INTO asked VALUES (?, ?, ?)", record)
+        return job_id, made
+
+    def _made_before(self, asked: Asked, now: float) -> str | None:
+        if self._mode.unique_names and asked.name is not None:
+            found = self._database.execute("SELECT * FROM jobs WHERE name = ?", (asked.name,)).fetchall()
+            if known := [job["id"] for job in found if self._is_known(job, now)]:
+                raise NameTakenError(known[0])
+        if self._mode.key_seconds is not None and asked.key is not None:
+            used = self._database.execute("SELECT * FROM keys WHERE key = ?", (asked.key,)).fetchone()
+            if used is not None and now < used["used"] + self._mode.key_seconds:
+                if used["request"] != asked.request:
+                    raise KeyReusedError
+                return str(used["job"])
+        return None
+
+    def _make(self, asked: Asked, now: float) -> str:
         job_id = f"job-{secrets.token_hex(4)}"
+        work = (asked.label, json.dumps(asked.payload), asked.rows, asked.fails, now, now + asked.seconds)
         self._database.execute(
-            "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
-            (job_id, label, json.dumps(payload), rows, fails, now, now + seconds),
+            "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, 0)", (job_id, *work, asked.name, asked.tag)
         )
+        if asked.key is not None:
+            used = (asked.key, now, asked.request, job_id)
+            self._database.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?)", used)
         return job_id
+
+    @property
+    def can_look_up(self) -> bool:
+        return self._mode.lag_seconds is not None
+
+    def find(self, tag: str, now: float) -> list[dict[str, Any]]:
+        """The jobs with this tag, as far as they are visible yet."""
+        visible = now - (self._mode.lag_seconds or 0)
+        query = "SELECT * FROM jobs WHERE tag = ? AND submitted <= ? ORDER BY submitted"
+        found = self._database.execute(query, (tag, visible)).fetchall()
+        return [_told(job, now) for job in found if self._is_known(job, now)]
 
     def cancel(self, job_id: str, now: float) -> None:
         """Stop a job that is running; leave one that is over, or unknown."""
@@ -71,63 +202,192 @@ class Jobs:
             "UPDATE jobs SET cancelled = ? WHERE id = ? AND cancelled IS NULL AND ends > ?", (now, job_id, now)
         )
 
+    def forget(self, job_id: str) -> None:
+        """As if there had never been such a job; the counts stay."""
+        self._database.execute("UPDATE jobs SET forgotten = 1 WHERE id = ?", (job_id,))
+
     def status(self, job_id: str, now: float) -> dict[str, Any] | None:
         """What is known of a job; None if it is unknown."""
         job = self._database.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        if job is None:
-            return None
-        if job["cancelled"] is not None:
-            status = "CANCELLED"
-        elif now < job["ends"]:
-            status = "RUNNING"
-        else:
-            status = "FAILED" if job["fails"] else "SUCCEEDED"
-        known = {
-            "id": job["id"],
-            "label": job["label"],
-            "payload": json.loads(job["payload"]),
-            "status": status,
-            "rows_written": job["rows"] if status == "SUCCEEDED" else None,
-            "submitted_at": datetime.fromtimestamp(job["submitted"], UTC).isoformat(),
-            "seconds_left": round(max(0.0, job["ends"] - now), 1) if status == "RUNNING" else None,
-        }
-        return {name: value for name, value in known.items() if value is not None}
+        return None if job is None or not self._is_known(job, now) else _told(job, now)
+
+    def _is_known(self, job: sqlite3.Row, now: float) -> bool:
+        ended = job["ends"] if job["cancelled"] is None else job["cancelled"]
+        return bool(not job["forgotten"] and now < ended + self._mode.forget_seconds)
 
     def stats(self) -> dict[str, Any]:
         """How many jobs were ever submitted, in all and by label."""
         by_label = dict(self._database.execute("SELECT label, count(*) FROM jobs GROUP BY label").fetchall())
         return {"submissions": sum(by_label.values()), "by_label": by_label}
 
+    def counts(self) -> dict[str, Any]:
+        """How often each job was asked for, and how many were made of it."""
+
+        def by(column: str) -> dict[str, dict[str, int]]:
+            query = f"SELECT {column}, count(*), count(job) FROM asked WHERE {column} IS NOT NULL GROUP BY {column}"  # noqa: S608 -- no input
+            return {of: {"asked": asked, "made": made} for of, asked, made in self._database.execute(query)}
+
+        asked, made = self._database.execute("SELECT count(*), count(job) FROM asked").fetchone()
+        return {"asked": asked, "made": made, "by_token": by("token"), "by_request": by("request")}
+
     def close(self) -> None:
         self._database.close()
 
 
+def _told(job: sqlite3.Row, now: float) -> dict[str, Any]:
+    if job["cancelled"] is not None:
+        status = "CANCELLED"
+    elif now < job["ends"]:
+        status = "RUNNING"
+    else:
+        status = "FAILED" if job["fails"] else "SUCCEEDED"
+    known = {
+        "id": job["id"],
+        "label": job["label"],
+        "name": job["name"],
+        "tag": job["tag"],
+        "payload": json.loads(job["payload"]),
+        "status": status,
+        "rows_written": job["rows"] if status == "SUCCEEDED" else None,
+        "submitted_at": datetime.fromtimestamp(job["submitted"], UTC).isoformat(),
+        "seconds_left": round(max(0.0, job["ends"] - now), 1) if status == "RUNNING" else None,
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+OPERATIONS = ("submit", "look-up", "status", "cancel")
+FAULT_KINDS = ("down", "error", "slow", "lose", "half")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with a request.
+
+        down    nothing is done, and the connection is cut
+        error   nothing is done, and the answer is `status`
+        slow    it is done, `delay` seconds after it was asked for
+        lose    it is done, and the connection is cut instead of an answer
+        half    it is done, and the answer is `status`
+
+    `on`: which requests, of submit, look-up, status and cancel. `times`: how many of them, None: all. `seconds`: from now, None: until
+    `DELETE /faults`.
+    """
+
+    kind: str
+    on: tuple[str, ...] = OPERATIONS
+    times: int | None = None
+    seconds: float | None = None
+    status: int = 500
+    delay: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a kind or an operation that there is not."""
+        object.__setattr__(self, "on", tuple(self.on))
+        if self.kind not in FAULT_KINDS or not set(self.on) <= set(OPERATIONS):
+            raise ValueError(f"kind must be of {', '.join(FAULT_KINDS)}; on, of {', '.join(OPERATIONS)}")
+
+
+@dataclass
+class Faults:
+    """Those in force: the oldest that fits a request strikes it."""
+
+    clock: Callable[[], float] = time.time
+    _planned: list[tuple[Fault, float]] = field(default_factory=list)
+
+    def add(self, fault: Fault) -> None:
+        self._planned.append((fault, math.inf if fault.seconds is None else self.clock() + fault.seconds))
+
+    def clear(self) -> None:
+        self._planned.clear()
+
+    @property
+    def in_force(self) -> list[Fault]:
+        return [fault for fault, until in self._planned if self.clock() < until]
+
+    def strike(self, operation: str) -> Fault | None:
+        """What goes wrong with this request; counts it."""
+        now = self.clock()
+        self._planned = [(fault, until) for fault, until in self._planned if now < until]
+        for index, (fault, until) in enumerate(self._planned):
+            if operation not in fault.on:
+                continue
+            if fault.times is None:
+                return fault
+            left = dataclasses.replace(fault, times=fault.times - 1)
+            self._planned[index : index + 1] = [(left, until)] if left.times else []
+            return fault
+        return None
+
+
 JOBS = web.AppKey("jobs", Jobs)
+FAULTS = web.AppKey("faults", Faults)
+CLOCK: web.AppKey[Callable[[], float]] = web.AppKey("clock")
+PAUSE: web.AppKey[Callable[[float], Awaitable[None]]] = web.AppKey("pause")
 TYPES: dict[str, tuple[type, ...]] = {
     "seconds": (int, float),
     "rows": (int,),
     "label": (str,),
     "fails": (bool,),
     "payload": (object,),
+    "name": (str,),
+    "tag": (str,),
+}
+OPERATION_OF = {
+    ("POST", "/jobs"): "submit",
+    ("GET", "/jobs"): "look-up",
+    ("GET", "/jobs/{id}"): "status",
+    ("POST", "/jobs/{id}/cancel"): "cancel",
 }
 
 
+@web.middleware
+async def go_wrong(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Do what the fault that strikes this request says."""
+    resource = request.match_info.route.resource
+    operation = OPERATION_OF.get((request.method, resource.canonical if resource is not None else ""))
+    fault = None if operation is None else request.app[FAULTS].strike(operation)
+    if fault is None:
+        return await handler(request)
+    if fault.kind == "slow":
+        await request.read()  # so that it is done also for a client that has gone meanwhile
+        await request.app[PAUSE](fault.delay)
+        return await handler(request)
+    if fault.kind in {"lose", "half"}:
+        await handler(request)
+    if fault.kind in {"error", "half"}:
+        return web.Response(status=fault.status, text="something went wrong\n")
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
+
+
 async def post_job(request: web.Request) -> web.Response:
-    jobs = request.app[JOBS]
-    try:
-        given = await request.json() if request.can_read_body else {}
-    except json.JSONDecodeError as error:
-        raise web.HTTPBadRequest(text=f"the body must be JSON: {error}\n") from error
-    if not isinstance(given, dict):
-        raise web.HTTPBadRequest(text="the body must be a JSON object\n")
+    given = await _object_of(request)
     wrong = [name for name, value in given.items() if not isinstance(value, TYPES.get(name, ()))]
     if wrong:
         raise web.HTTPBadRequest(
             text=f"unknown, or of the wrong type: {', '.join(wrong)}; known are {', '.join(TYPES)}\n"
         )
-    job_id = jobs.submit(time.time(), **given)
-    print(f"submitted {job_id} (label {given.get('label', '')!r})", flush=True)
-    return web.json_response(jobs.status(job_id, time.time()), status=201)
+    jobs, now = request.app[JOBS], request.app[CLOCK]()
+    try:
+        job_id, made = jobs.submit(Asked(**given, key=request.headers.get("Idempotency-Key")), now)
+    except NameTakenError as taken:
+        existing = {"error": f"the name {given['name']!r} is taken", "id": str(taken)}
+        return web.json_response(existing, status=409)
+    except KeyReusedError:
+        return web.json_response({"error": "the Idempotency-Key came with another request before"}, status=422)
+    if made:
+        print(f"submitted {job_id} (label {given.get('label', '')!r})", flush=True)
+    return web.json_response(jobs.status(job_id, now) or {"id": job_id}, status=201 if made else 200)
+
+
+async def find_jobs(request: web.Request) -> web.Response:
+    jobs = request.app[JOBS]
+    if not jobs.can_look_up:
+        raise web.HTTPMethodNotAllowed("GET", ["POST"], text="jobs can't be looked up here\n")
+    if "tag" not in request.query:
+        raise web.HTTPBadRequest(text="say which: /jobs?tag=…\n")
+    return web.json_response({"jobs": jobs.find(request.query["tag"], request.app[CLOCK]())})
 
 
 async def get_job(request: web.Request) -> web.Response:
@@ -135,7 +395,7 @@ async def get_job(request: web.Request) -> web.Response:
 
 
 async def cancel_job(request: web.Request) -> web.Response:
-    request.app[JOBS].cancel(request.match_info["id"], time.time())
+    request.app[JOBS].cancel(request.match_info["id"], request.app[CLOCK]())
     return _answer(request)
 
 
@@ -143,28 +403,75 @@ async def get_stats(request: web.Request) -> web.Response:
     return web.json_response(request.app[JOBS].stats())
 
 
+async def get_counts(request: web.Request) -> web.Response:
+    return web.json_response(request.app[JOBS].counts())
+
+
+async def get_faults(request: web.Request) -> web.Response:
+    return web.json_response({"faults": [dataclasses.asdict(fault) for fault in request.app[FAULTS].in_force]})
+
+
+async def post_fault(request: web.Request) -> web.Response:
+    try:
+        request.app[FAULTS].add(Fault(**await _object_of(request)))
+    except (TypeError, ValueError) as error:
+        raise web.HTTPBadRequest(text=f"{error}\n") from error
+    return web.Response(status=204)
+
+
+async def delete_faults(request: web.Request) -> web.Response:
+    request.app[FAULTS].clear()
+    return web.Response(status=204)
+
+
 async def get_health(_request: web.Request) -> web.Response:
     return web.Response()
 
 
+async def _object_of(request: web.Request) -> dict[str, Any]:
+    try:
+        given = await request.json() if request.can_read_body else {}
+    except json.JSONDecodeError as error:
+        raise web.HTTPBadRequest(text=f"the body must be JSON: {error}\n") from error
+    if not isinstance(given, dict):
+        raise web.HTTPBadRequest(text="the body must be a JSON object\n")
+    return given
+
+
 def _answer(request: web.Request) -> web.Response:
     job_id = request.match_info["id"]
-    status = request.app[JOBS].status(job_id, time.time())
+    status = request.app[JOBS].status(job_id, request.app[CLOCK]())
     if status is None:
         raise web.HTTPNotFound(text=f"no job {job_id}\n")
     return web.json_response(status)
 
 
-def build_application(database: Path) -> web.Application:
-    """The server over one SQLite file."""
-    application = web.Application()
-    application[JOBS] = Jobs(database)
+def build_application(
+    database: Path | None,
+    mode: Mode | None = None,
+    clock: Callable[[], float] = time.time,
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> web.Application:
+    """The server over one SQLite file, or in memory (None). `clock`: seconds since 1970; `pause` is how a slow answer waits.
+
+    Whoever runs it in the own process finds the jobs at `application[JOBS]`, and what is to go wrong at `application[FAULTS]`.
+    """
+    application = web.Application(middlewares=[go_wrong])
+    application[JOBS] = Jobs(database, mode)
+    application[FAULTS] = Faults(clock)
+    application[CLOCK] = clock
+    application[PAUSE] = pause
     application.add_routes(
         [
             web.post("/jobs", post_job),
+            web.get("/jobs", find_jobs),
             web.get("/jobs/{id}", get_job),
             web.post("/jobs/{id}/cancel", cancel_job),
             web.get("/stats", get_stats),
+            web.get("/counts", get_counts),
+            web.get("/faults", get_faults),
+            web.post("/faults", post_fault),
+            web.delete("/faults", delete_faults),
             web.get("/healthz", get_health),
         ]
     )
@@ -181,8 +488,11 @@ def main() -> None:
     parser.add_argument("--host", default="0.0.0.0")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--database", type=Path, default=Path("jobs.sqlite"))
+    parser.add_argument("--mode", choices=MODES, default="nothing", help="what it does about repeated submissions")
+    parser.add_argument("--seconds", type=float, default=60, help="how long the mode's keys, lag or memory last")
     given = parser.parse_args()
-    web.run_app(build_application(given.database), host=given.host, port=given.port, access_log=None)
+    application = build_application(given.database, mode_of(given.mode, given.seconds))
+    web.run_app(application, host=given.host, port=given.port, access_log=None)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""The job server of the examples, in this process: in any mode, with any clock, over loopback HTTP."""
+
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from reattach.testing.service import Service
+
+_PROGRAM = Path(__file__).parent.parent / "examples/jobserver/jobserver.py"
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("jobserver", _PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+jobserver = _load()
+
+
+class Time:
+    """Seconds since 1970 that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass(frozen=True)
+class LocalJobServer:
+    """One that answers at `url`. Its jobs and its faults are at hand."""
+
+    url: str
+    jobs: Any
+    faults: Any
+
+    def fail(self, kind: str, *on: str, **how: Any) -> None:
+        """From now on that goes wrong, with requests of these kinds (none: with all); see `jobserver.Fault`."""
+        self.faults.add(jobserver.Fault(kind, **({"on": on} if on else {}), **how))
+
+    @property
+    def made(self) -> int:
+        """How many jobs were made, ever."""
+        made: int = self.jobs.counts()["made"]
+        return made
+
+    @property
+    def duplicates(self) -> dict[str, int]:
+        """How many jobs were made of one token, where it is more than one."""
+        by_token = self.jobs.counts()["by_token"]
+        return {token: of["made"] for token, of in by_token.items() if of["made"] > 1}
+
+
+@contextmanager
+def serving(
+    mode: str | Any, *, seconds: float = 60, clock: Callable[[], float] = time.time
+) -> Iterator[LocalJobServer]:
+    """A job server of this mode (a name, or a `jobserver.Mode`), its jobs in memory."""
+    if isinstance(mode, str):
+        mode = jobserver.mode_of(mode, seconds)
+    application = jobserver.build_application(None, mode, clock)
+    with Service() as service:
+        url = service.serve(application)
+        yield LocalJobServer(url, application[jobserver.JOBS], application[jobserver.FAULTS])
