@@ -48,6 +48,10 @@ class Clock(ABC):
         """Run this on a thread of its own, as soon as this one waits."""
 
     @abstractmethod
+    def current(self) -> Turn:
+        """Of the thread that calls this."""
+
+    @abstractmethod
     def wake(self, turn: Turn) -> None:
         """End that thread's wait."""
 
@@ -67,6 +71,8 @@ class MadeUpClock(Clock):
     def __init__(self) -> None:
         self._seconds = 0.0
         self._plans: list[tuple[float, int, int, Turn]] = []
+        self._lock = threading.Lock()
+        """Of the plans: a thread that answers requests may wake others while the one that asked waits for its answer."""
         self._order = itertools.count()
         self._here = threading.local()
 
@@ -80,7 +86,7 @@ class MadeUpClock(Clock):
 
     @override
     def sleep(self, seconds: float) -> None:
-        turn = self._turn()
+        turn = self.current()
         self._plan(turn, self._seconds + max(0.0, seconds))
         following = self._next()
         if following is not turn:
@@ -109,24 +115,24 @@ class MadeUpClock(Clock):
         return turn
 
     @override
+    def current(self) -> Turn:
+        return _turn_of(self._here)
+
+    @override
     def wake(self, turn: Turn) -> None:
         self._plan(turn, self._seconds)
 
-    def _turn(self) -> Turn:
-        if not hasattr(self._here, "turn"):
-            self._here.turn = Turn()
-        found: Turn = self._here.turn
-        return found
-
     def _plan(self, turn: Turn, at: float) -> None:
-        heapq.heappush(self._plans, (at, next(self._order), turn.number, turn))
+        with self._lock:
+            heapq.heappush(self._plans, (at, next(self._order), turn.number, turn))
 
     def _next(self) -> Turn:
-        while True:
-            at, _, number, turn = heapq.heappop(self._plans)
-            if number == turn.number:
-                self._seconds = max(self._seconds, at)
-                return turn
+        with self._lock:
+            while True:
+                at, _, number, turn = heapq.heappop(self._plans)
+                if number == turn.number:
+                    self._seconds = max(self._seconds, at)
+                    return turn
 
 
 class RealClock(Clock):
@@ -145,11 +151,9 @@ class RealClock(Clock):
 
     @override
     def sleep(self, seconds: float) -> None:
-        turn: Turn | None = getattr(self._here, "turn", None)
-        if turn is None:
-            time.sleep(max(0.0, seconds))
-        elif turn.event.wait(max(0.0, seconds)):
-            turn.event.clear()
+        event = self.current().event
+        if event.wait(max(0.0, seconds)):
+            event.clear()
 
     @override
     def start(self, run: Callable[[], None], name: str) -> Turn:
@@ -163,5 +167,16 @@ class RealClock(Clock):
         return turn
 
     @override
+    def current(self) -> Turn:
+        return _turn_of(self._here)
+
+    @override
     def wake(self, turn: Turn) -> None:
         turn.event.set()
+
+
+def _turn_of(here: threading.local) -> Turn:
+    if not hasattr(here, "turn"):
+        here.turn = Turn()
+    found: Turn = here.turn
+    return found

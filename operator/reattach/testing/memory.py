@@ -46,7 +46,7 @@ class Change:
 
 
 class MemoryCluster(Cluster):
-    """Objects by path. Every answer is a copy, in JSON. `changes` has all that happened, in order."""
+    """Objects by path. Every answer is a copy, in JSON."""
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         # Not Cluster's own: there is no server to connect to.
@@ -54,6 +54,8 @@ class MemoryCluster(Cluster):
         self._objects: dict[str, JSON] = {}
         self._versions = itertools.count(1000)
         self.changes: list[Change] = []
+        """All that happened, in order, since somebody took what is in here."""
+        self.on_change: Callable[[], None] = lambda: None
         self.is_down = False
         """While true, every call is answered as by an API server that can't be reached."""
 
@@ -229,15 +231,19 @@ class MemoryCluster(Cluster):
         new["metadata"]["resourceVersion"] = str(next(self._versions))
         self._objects[at] = new
         raw = msgspec.json.encode(new)
-        self.changes.append(Change(kind, _resource_of(at), raw))
+        self._tell(Change(kind, _resource_of(at), raw))
         return raw
 
     def _remove(self, at: str) -> bytes:
         gone = self._objects.pop(at)
         gone["metadata"]["resourceVersion"] = str(next(self._versions))
         raw = msgspec.json.encode(gone)
-        self.changes.append(Change("DELETED", _resource_of(at), raw))
+        self._tell(Change("DELETED", _resource_of(at), raw))
         return raw
+
+    def _tell(self, change: Change) -> None:
+        self.changes.append(change)
+        self.on_change()
 
 
 def merged(target: Any, patch: Any) -> Any:

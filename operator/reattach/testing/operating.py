@@ -1,0 +1,103 @@
+"""The operator's own reconciler and planner over the stand-in for the Kubernetes API: no kopf, no watch, no Lease, no process."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+
+from reattach.api.names import LABEL_TASKRUN
+from reattach.api.objects import ObjectMeta, PartialObject, Pod
+from reattach.cluster import ClusterError
+from reattach.controller.cache import Cache
+from reattach.controller.metrics import Metrics
+from reattach.controller.reconciler import Caches, Decide, Reconciler, key_by_label
+from reattach.controller.taskruns import TaskRuns
+from reattach.controller.workqueue import Key, WorkQueue
+from reattach.controller.writer import Pace, Writer
+from reattach.planner.decide import decide as the_planners
+from reattach.planner.plan import Announce, Settings
+from reattach.testing.memory import Change, MemoryCluster
+
+CA = "no certificate: loopback HTTP\n"
+_PER_SECOND = 1e6
+_TRY_AGAIN = timedelta(seconds=1)
+
+
+class Operator:
+    """Looks at what has changed in the cluster, and at what it meant to look at now. `said` has all that it announced."""
+
+    def __init__(self, cluster: MemoryCluster, now: Callable[[], datetime], decide: Decide = the_planners) -> None:
+        self._cluster = cluster
+        self._now = now
+        self._again: dict[Key, datetime] = {}
+        self._queue = WorkQueue()
+        metrics = Metrics()
+        self._taskruns = TaskRuns(cluster, (), self._queue.mark, metrics)
+        self._pods: Cache[Pod] = Cache(key_by_label, self._queue.mark)
+        self._states: Cache[PartialObject] = Cache(key_by_label, self._queue.mark)
+        self.said: list[tuple[str, Announce]] = []
+        writer = Writer(cluster, Pace(per_second=_PER_SECOND, at_once=64), lambda: True, metrics)
+        self._reconciler = Reconciler(
+            cluster=cluster,
+            writer=writer,
+            caches=Caches(taskruns=self._taskruns, pods=self._pods, states=self._states),
+            queue=self._queue,
+            announcer=SimpleNamespace(announce=self._announce),  # type: ignore[arg-type]
+            decide=decide,
+            settings=lambda: Settings(url="https://reattach.invalid", ca=CA),
+            clock=now,
+        )
+
+    async def settle(self) -> datetime | None:
+        """Look until nothing is left to look at; when to come again, if nothing changes."""
+        while True:
+            self._learn()
+            for key in [key for key, at in self._again.items() if at <= self._now()]:
+                del self._again[key]
+                self._queue.mark(key)
+            if self._queue.depth == 0:
+                return min(self._again.values(), default=None)
+            await self._look(await self._queue.get())
+
+    async def _look(self, key: Key) -> None:
+        try:
+            again = await self._reconciler.reconcile(key)
+        except ClusterError:
+            again = self._now() + _TRY_AGAIN
+        finally:
+            self._queue.done(key)
+        self._again.pop(key, None)
+        if again is not None:
+            self._again[key] = again
+
+    def _announce(self, about: ObjectMeta, said: Announce) -> None:
+        self.said.append((about.uid, said))
+
+    def _learn(self) -> None:
+        """What watches would have told."""
+        changes, self._cluster.changes = self._cluster.changes, []
+        for change in changes:
+            match change.resource:
+                case "taskruns":
+                    self._learn_taskrun(change)
+                case "pods":
+                    _learn(self._pods, change, Pod)
+                case "configmaps":
+                    _learn(self._states, change, PartialObject)
+
+    def _learn_taskrun(self, change: Change) -> None:
+        raw = msgspec.json.decode(change.raw)
+        if change.kind == "DELETED" or "outcome" in raw.get("status", {}):
+            self._taskruns.lost(raw)
+        else:
+            self._taskruns.saw(raw)
+
+
+def _learn(cache: Cache[Any], change: Change, kind: type[Any]) -> None:
+    found = msgspec.json.decode(change.raw, type=kind)
+    if change.kind == "DELETED":
+        cache.forget(found.metadata.uid)
+    elif LABEL_TASKRUN in found.metadata.labels:
+        cache.learn(found)
