@@ -1,0 +1,224 @@
+"""Ray jobs, through the Jobs REST API of the head's dashboard (`/api/jobs/`; checked with Ray 2.60, API version 4).
+
+A request is the body of `POST /api/jobs/`: `entrypoint`, and if need be `runtime_env`, `metadata`, `entrypoint_num_cpus`, … The submission id
+is ours. The handle is the submission id.
+
+**What Ray promises.** It writes a job under its submission id only where there is none (an atomic insert in the head's key/value store, the GCS),
+and never drops it: of any number of submissions with one id exactly one makes a job, as long as the GCS keeps its memory. A head that
+restarts without an external store (GCS fault tolerance) has forgotten every job, and its jobs ended with it. So what this adapter declares
+depends on the head: its memory reaches back to its start, which it is asked for. An intent from before that start is looked up and otherwise
+left to `spec.submission.onUnknown`: the job may have run to its end before the restart. `DELETE /api/jobs/ID` makes Ray forget as well: whoever
+deletes jobs that their TaskRuns have not recorded as over takes the promise away. This adapter deletes nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, ClassVar, Final
+from urllib.parse import quote
+
+import httpx
+
+from reattach.task.adapter import (
+    Active,
+    Adapter,
+    Cancelled,
+    Capabilities,
+    ClientName,
+    Failed,
+    JobStatus,
+    Lookup,
+    NotFound,
+    Rejected,
+    Submission,
+    Submitted,
+    Succeeded,
+    Unknown,
+)
+
+_TIMEOUT: Final = httpx.Timeout(connect=5, write=5, read=15, pool=5)
+"""All phases one after the other stay within `request_seconds`."""
+_SETTLING: Final = timedelta(seconds=60)
+"""A request that the head has taken waits at most half of this for the head's agent, then the job is there."""
+_MEMORY_MARGIN: Final = timedelta(seconds=5)
+"""The head's clock is read to the second, and its node registers a little before the Jobs API answers."""
+_CONFLICT: Final = "already exists"
+_REFUSED: Final = frozenset({400, 401, 403, 404, 405, 413, 415, 422})
+"""Answers of the API itself to a request that it has not acted on; 401 and 403 with token authentication, 404 and 405 from another server."""
+_HEAD_NODE: Final = "/api/v0/nodes?detail=1&filter_keys=is_head_node&filter_predicates=%3D&filter_values=true"
+
+
+class RayError(Exception):
+    """Ray answered something that tells nothing of the job."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the Jobs API answered. `date`: by the clock of the head."""
+
+    status: int
+    text: str
+    body: Any = None
+    date: datetime | None = None
+
+
+class RayJobs(Adapter):
+    """The jobs of one Ray cluster.
+
+    `address`: of the dashboard, `http://raycluster-head-svc:8265`. `headers`: sent with each request, for example `Authorization: Bearer …` of
+    Ray's token authentication. `durable`: the GCS has an external store (KubeRay: `gcsFaultToleranceOptions`), so that a new head knows
+    the old one's jobs. `client`: an `httpx.Client` of your own, for TLS or a proxy; its `base_url`, headers and time-outs are then yours too.
+    """
+
+    name: ClassVar[str] = "ray"
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        durable: bool = False,
+        client: httpx.Client | None = None,
+    ) -> None:
+        self._address = address.rstrip("/")
+        self._durable = durable
+        self._client = client or httpx.Client(base_url=self._address, headers=headers, timeout=_TIMEOUT)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Asks the head since when it remembers. Where it does not answer, nothing is promised now."""
+        retention: timedelta | None = None
+        if not self._durable:
+            try:
+                retention = memory_of(self._ask("GET", _HEAD_NODE))
+            except (httpx.HTTPError, RayError):
+                retention = timedelta(0)
+        # A look-up finds at least as much as a refusal of the name proves.
+        return Capabilities(client_name=ClientName(retention), look_up=Lookup(_SETTLING, retention))
+
+    def submit(self, submission: Submission) -> Submitted:
+        body = body_of(submission)
+        try:
+            answer = self._ask("POST", "/api/jobs/", body)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            # No connection, so the request never left.
+            raise Rejected(f"Ray's dashboard must answer at {self._address}: {error}", retriable=True) from error
+        existed = submitted_of(answer, submission.name)
+        return Submitted(submission.name, self._url(submission.name), existed=existed)
+
+    def look_up(self, submission: Submission) -> Submitted | None:
+        match status_of(self._ask("GET", _path(submission.name))):
+            case NotFound():
+                return None
+            case Unknown(message):
+                raise RayError(message)
+            case _:
+                return Submitted(submission.name, self._url(submission.name), existed=True)
+
+    def status(self, handle: str) -> JobStatus:
+        return status_of(self._ask("GET", _path(handle)))
+
+    def cancel(self, handle: str) -> None:
+        answer = self._ask("POST", f"{_path(handle)}/stop")
+        if answer.status == 404:
+            return
+        if answer.status != 200 or not isinstance(answer.body, dict):
+            raise RayError(f"Ray did not stop {handle}: {_shown(answer)}")
+        # `stopped: false` is also the answer for a job that waits for its supervisor: it would start later.
+        if not answer.body.get("stopped") and isinstance(self.status(handle), Active):
+            raise RayError(f"Ray can't stop {handle} yet, since its supervisor has not started; ask again")
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Answer:
+        response = self._client.request(method, path, json=body)
+        try:
+            content = response.json()
+        except ValueError:
+            content = None
+        date = response.headers.get("date")
+        return Answer(response.status_code, response.text, content, parsedate_to_datetime(date) if date else None)
+
+    def _url(self, handle: str) -> str:
+        return f"{self._address}/#/jobs/{quote(handle, safe='')}"
+
+
+def _path(handle: str) -> str:
+    return f"/api/jobs/{quote(handle, safe='')}"
+
+
+def body_of(submission: Submission) -> dict[str, Any]:
+    """The body of `POST /api/jobs/`. Raises `Rejected`."""
+    request = submission.request
+    if not isinstance(request, dict) or not isinstance(request.get("entrypoint"), str):
+        raise Rejected("a request to Ray must be a dict with `entrypoint`, a command line")
+    if "submission_id" in request or "job_id" in request:
+        raise Rejected(
+            "a request to Ray must have no submission_id: it is what finds the job again, and Reattach chooses it"
+        )
+    # For people: whose job it is. Ray takes metadata of strings alone.
+    metadata = {
+        "reattach.dev/taskrun": f"{submission.namespace}/{submission.taskrun}",
+        "reattach.dev/key": submission.key,
+        **(request.get("metadata") or {}),
+    }
+    return {**request, "metadata": metadata, "submission_id": submission.name}
+
+
+def submitted_of(answer: Answer, submission_id: str) -> bool:
+    """Whether the job existed before this submission.
+
+    Ray answers a known id with 500 and a traceback inside a traceback, which ends in a sentence. Raises `Rejected`, or `RayError` where it can't
+    be known.
+    """
+    if answer.status == 200 and isinstance(answer.body, dict) and answer.body.get("submission_id") == submission_id:
+        return False
+    if answer.status >= 400 and submission_id in answer.text and _CONFLICT in answer.text:
+        return True
+    if answer.status in _REFUSED:
+        raise Rejected(f"Ray refuses the job: {_shown(answer)}")
+    if answer.status == 429:
+        raise Rejected(f"Ray refuses the job for now: {_shown(answer)}", retriable=True)
+    raise RayError(f"Ray's answer does not tell whether it made the job: {_shown(answer)}")
+
+
+def status_of(answer: Answer) -> JobStatus:
+    """What `GET /api/jobs/ID` says. The result of a job that succeeded is `{"submissionId": …}`: Ray keeps no other."""
+    body = answer.body
+    # Another server at this address, or a proxy before it, may answer 404 as well; the sentence is Ray's.
+    if answer.status == 404 and "does not exist" in answer.text:
+        return NotFound(_shown(answer))
+    if answer.status != 200 or not isinstance(body, dict):
+        return Unknown(_shown(answer))
+    message = _last_line(body.get("message") or "")
+    match body.get("status"):
+        case "PENDING" | "RUNNING":
+            return Active(message)
+        case "SUCCEEDED":
+            return Succeeded({"submissionId": body.get("submission_id") or body.get("job_id")})
+        case "FAILED":
+            return Failed(": ".join(part for part in (body.get("error_type"), message) if part))
+        case "STOPPED":
+            return Cancelled(message)
+        case unknown:
+            return Unknown(f"Ray reports a status that this adapter does not know: {unknown!r}")
+
+
+def memory_of(answer: Answer) -> timedelta:
+    """For how long the head has remembered jobs: since its node started, by its own clock. 0 where it does not say."""
+    try:
+        nodes = answer.body["data"]["result"]["result"]
+        started = [node["start_time_ms"] for node in nodes if node["is_head_node"] and node["state"] == "ALIVE"]
+        age = timedelta(seconds=answer.date.timestamp() - max(started) / 1000) if answer.date else timedelta(0)
+    except (TypeError, KeyError, ValueError):
+        return timedelta(0)
+    return max(age - _MEMORY_MARGIN, timedelta(0))
+
+
+def _shown(answer: Answer) -> str:
+    return f"{answer.status} {_last_line(answer.text)}"[:400]
+
+
+def _last_line(text: str) -> str:
+    """Of a traceback, its last line says what is wrong."""
+    lines = [line for line in text.splitlines() if line.strip(" .")]
+    return lines[-1].strip()[:400] if lines else ""
