@@ -66,8 +66,9 @@ class Seal(Shape, frozen=True):
 class JobSummary(Shape, frozen=True):
     """One external job as the operator and people need it: `status.externalJobs` is made from these.
 
-    `held`: the task found no way to go on by itself and asked for a person; `holds` counts how often it did, so that the n-th resolution
-    of this key and generation in `spec.resolutions` answers the n-th hold, and none is used twice. `message`: why it is held, or how it ended.
+    `held`: the task found no way to go on by itself and asked for a person. `holds`: the number of the resolution of this key and generation
+    in `spec.resolutions` that answers it, always one more than there were when it was held, so that none is used twice; a hold that was
+    settled by itself (a fenced attempt reported the handle) takes none. `message`: why it is held, or how it ended.
     `strays`: other handles that were reported for the same intent; jobs that run a second time and belong to nobody.
     """
 

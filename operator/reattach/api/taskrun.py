@@ -4,7 +4,7 @@ Defaults live here and in the schema's descriptions, not in the schema, so that 
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -46,8 +46,8 @@ class Deadlines(Shape, frozen=True):
 class Submission(Shape, frozen=True):
     """What to do where the protocol finds no answer: Hold, Fail or Resubmit; and what tokens are made from (None: the UID)."""
 
-    on_unknown: str = "Hold"
-    on_not_found: str = "Hold"
+    on_unknown: Literal["Hold", "Fail", "Resubmit"] = "Hold"
+    on_not_found: Literal["Hold", "Fail", "Resubmit"] = "Hold"
     idempotency_key: str | None = None
 
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 from aiohttp import web
 
@@ -29,6 +30,7 @@ _LOGGED = {
     ProblemCode.FORMAT_UNKNOWN,
     ProblemCode.CONFLICT,
     ProblemCode.RATE_LIMITED,
+    ProblemCode.HANDLE_DIFFERS,
 }
 """What whoever runs the service wants to hear of."""
 
@@ -56,12 +58,21 @@ class Traffic:
         await self._idle.wait()
 
 
-def build_application(cluster: Cluster, settings: Settings, metrics: Metrics, traffic: Traffic) -> web.Application:
-    """The state API as an aiohttp application."""
-    gate = Gate(cluster, settings, metrics)
+def build_application(
+    cluster: Cluster,
+    settings: Settings,
+    metrics: Metrics,
+    traffic: Traffic,
+    *,
+    clock: Callable[[], datetime] | None = None,
+) -> web.Application:
+    """The state API as an aiohttp application. `clock`: for whoever makes up the time, that of rates and accepted tokens included."""
+    gate = Gate(cluster, settings, metrics, time.monotonic if clock is None else lambda: clock().timestamp())
     routes = Routes(
         Store(cluster, on_conflict=metrics.conflicts.inc),
         default_retention_seconds=settings.default_retention_seconds,
+        clock=clock or (lambda: datetime.now(UTC)),
+        count=lambda decision: metrics.job_decisions.labels(decision).inc(),
     )
 
     @web.middleware
@@ -104,13 +115,19 @@ def build_health_application(metrics: Metrics, is_ready: Callable[[], bool]) -> 
 class Gate:
     """Lets a request in: its token must be that of a task's pod, and it must not come too often."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, cluster: Cluster, settings: Settings, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._authenticator = Authenticator(
-            cluster, metrics, namespaces=settings.watch_namespaces, seconds=settings.authentication_seconds
+            cluster,
+            metrics,
+            namespaces=settings.watch_namespaces,
+            seconds=settings.authentication_seconds,
+            clock=clock,
         )
-        self._refused_tokens = RateLimit(settings.refused_token_rate)
-        self._taskruns = RateLimit(settings.taskrun_rate)
-        self._namespaces = RateLimit(settings.namespace_rate)
+        self._refused_tokens = RateLimit(settings.refused_token_rate, clock=clock)
+        self._taskruns = RateLimit(settings.taskrun_rate, clock=clock)
+        self._namespaces = RateLimit(settings.namespace_rate, clock=clock)
 
     async def admit(self, request: web.Request) -> Caller:
         """Who calls."""

@@ -29,6 +29,12 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self.job_decisions = Counter(
+            "reattach_job_decisions",
+            "What was decided about external jobs: submitted, resubmitted, reattached, adopted, found, existed, reported, held, over.",
+            ["decision"],
+            registry=self.registry,
+        )
 
     def to_text(self) -> bytes:
         """In Prometheus' text format."""

@@ -20,9 +20,14 @@ from reattach.api.messages import (
     CompleteRequest,
     Entry,
     EntryList,
+    HandleRequest,
+    IntentRequest,
+    IntentResponse,
+    JobList,
     OpenRequest,
     OpenResponse,
     Operation,
+    OutcomeRequest,
     ProblemCode,
     SetRequest,
     SetResponse,
@@ -31,6 +36,9 @@ from reattach.api.names import HEADER_REQUEST_ID, HEADER_SESSION
 from reattach.server.authentication import Caller
 from reattach.state import RefusedError, State, Store
 from reattach.state.codec import Record
+from reattach.state.intents import Answer, intend
+from reattach.state.jobrecord import JobRecord, to_job
+from reattach.state.jobs import Counted, Recorded, get_job, list_jobs, record_handle, record_outcome
 from reattach.state.operations import (
     Clear,
     Delete,
@@ -46,12 +54,14 @@ from reattach.state.operations import (
     step_of,
     steps_of,
 )
+from reattach.state.owner import Owner
 from reattach.state.values import check_key, from_json, stored_result_of
 
 CALLER = web.RequestKey("caller", Caller)
 audit = logging.getLogger("reattach.server.audit")
 
 _KEY_PATH = "/v1/state/{key:[\\s\\S]*}"
+_JOB_PATH = "/v1/jobs/{key:[\\s\\S]*}"
 _ID = re.compile(r"[-._A-Za-z0-9]+")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -61,9 +71,18 @@ Message = TypeVar("Message", bound=msgspec.Struct)
 class Routes:
     """Handlers over one `Store`. The middleware has put the authenticated `CALLER` into each request."""
 
-    def __init__(self, store: Store, *, default_retention_seconds: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        default_retention_seconds: int,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        count: Callable[[Counted], None] = lambda _: None,
+    ) -> None:
         self._store = store
         self._default_retention_seconds = default_retention_seconds
+        self._clock = clock
+        self._count = count
 
     def table(self) -> list[web.RouteDef]:
         """All routes."""
@@ -76,7 +95,11 @@ class Routes:
             web.put(_KEY_PATH, self.set),
             web.delete(_KEY_PATH, self.delete),
             web.post("/v1/complete", self.complete),
-            web.route("*", "/v1/jobs/{key:[\\s\\S]*}", self.jobs),
+            web.get("/v1/jobs", self.list_jobs, allow_head=False),
+            web.post(f"{_JOB_PATH}/intent", self.intend),
+            web.put(f"{_JOB_PATH}/handle", self.record_handle),
+            web.put(f"{_JOB_PATH}/outcome", self.record_outcome),
+            web.get(_JOB_PATH, self.get_job, allow_head=False),
         ]
 
     async def open(self, request: web.Request) -> web.Response:
@@ -84,7 +107,7 @@ class Routes:
         query_of(request)
         caller, message = request[CALLER], message_of(await request.read(), OpenRequest)
         writer = writer_of(caller, checked_id("session", message.session, SESSION_CHARACTERS_MAX))
-        now = datetime.now(UTC)
+        now = self._clock()
         first = await self._store.open(caller.run, writer, now, can_cleanup=message.can_cleanup)
         write_audit(caller, "open", None, f"session={writer.session}")
         return to_response(
@@ -155,7 +178,7 @@ class Routes:
         message, asked, now = (
             message_of(await request.read(), CompleteRequest),
             await request_of(request),
-            datetime.now(UTC),
+            self._clock(),
         )
         result = None if message.result is msgspec.UNSET else stored_result_of(message.result)
         await self._store.change(
@@ -165,11 +188,89 @@ class Routes:
         write_audit(caller, "complete", asked, f"bytes={len(result or b'')}")
         return web.Response(status=204)
 
-    async def jobs(self, _request: web.Request) -> web.Response:
-        """External jobs."""
-        raise RefusedError(
-            ProblemCode.NOT_IMPLEMENTED, "this version keeps no external jobs; store the handle under a key"
+    async def list_jobs(self, request: web.Request) -> web.Response:
+        """All external jobs."""
+        query_of(request)
+        writer = session_of(request)
+        records = list_jobs(await self._store.read(request[CALLER].run), writer)
+        return to_response(JobList(items=tuple(to_job(record) for record in records)))
+
+    async def get_job(self, request: web.Request) -> web.Response:
+        """One external job."""
+        writer, key = session_of(request), key_of(request)
+        generation = number_of(query_of(request, "generation"), "generation", least=1)
+        record = get_job(await self._store.read(request[CALLER].run), writer, key, generation)
+        return to_response(to_job(record))
+
+    async def intend(self, request: web.Request) -> web.Response:
+        """Store that an external job is about to be submitted, or tell what is known of it."""
+        query_of(request)
+        caller, writer, key = request[CALLER], session_of(request), job_key_of(request)
+        message, asked = message_of(await request.read(), IntentRequest), await request_of(request)
+        now = self._clock()
+
+        def act(state: State, owner: Owner) -> tuple[State, tuple[Answer, Owner]]:
+            after, answer = intend(state, writer, key, message, owner=owner, now=now, request=asked)
+            return after, (answer, owner)
+
+        answer, owner = await self._store.change_with_owner(caller.run, act)
+        self._note(caller, "intent", asked, answer.counted, f"decision={answer.decision} {described_job(answer.job)}")
+        rules = owner.spec.submission
+        return to_response(
+            IntentResponse(
+                decision=answer.decision,
+                job=to_job(answer.job),
+                unresolved=answer.unresolved,
+                on_unknown=rules.on_unknown,
+                on_not_found=rules.on_not_found,
+                server_time=now,
+            )
         )
+
+    async def record_handle(self, request: web.Request) -> web.Response:
+        """Record what the other side calls an external job."""
+        query_of(request)
+        caller, writer, key = request[CALLER], session_of(request), job_key_of(request)
+        message, asked = message_of(await request.read(), HandleRequest), await request_of(request)
+        now = self._clock()
+        recorded = await self._store.change(caller.run, lambda state: record_handle(state, writer, key, message, now))
+        what = f"given={message.handle!a} {described_job(recorded.job)}"
+        self._note(caller, "handle", asked, recorded.counted, what)
+        if recorded.refused is not None:
+            raise recorded.refused
+        return web.Response(status=204)
+
+    async def record_outcome(self, request: web.Request) -> web.Response:
+        """Record how an external job stands."""
+        query_of(request)
+        caller, writer, key = request[CALLER], session_of(request), job_key_of(request)
+        message, asked = message_of(await request.read(), OutcomeRequest), await request_of(request)
+        now = self._clock()
+        done: list[Recorded] = []
+
+        def act(state: State, answers: int = 0) -> tuple[State, bytes]:
+            done.clear()  # of a try that lost its race
+            after, recorded = record_outcome(state, writer, key, message, now, answers=answers)
+            done.append(recorded)
+            return after, b"{}"
+
+        if message.hold:
+
+            def hold(state: State, owner: Owner) -> tuple[State, bytes]:
+                answers = len(owner.answers_for(key, message.generation))
+                return once(state, writer, asked, lambda now_is: act(now_is, answers))
+
+            await self._store.change_with_owner(caller.run, hold)
+        else:
+            await self._store.change(caller.run, lambda state: once(state, writer, asked, act))
+        for recorded in done:  # none for an answer given again
+            self._note(caller, "outcome", asked, recorded.counted, described_job(recorded.job))
+        return web.Response(status=204)
+
+    def _note(self, caller: Caller, verb: str, asked: Request | None, counted: Counted | None, what: str) -> None:
+        if counted is not None:
+            self._count(counted)
+        write_audit(caller, verb, asked, what)
 
     async def _change(
         self,
@@ -178,7 +279,7 @@ class Routes:
         answer_of: Callable[[State, Sequence[BatchResult]], msgspec.Struct],
     ) -> web.Response:
         caller, writer, asked = request[CALLER], session_of(request), await request_of(request)
-        now = datetime.now(UTC)
+        now = self._clock()
         done: list[BatchResult] = []
 
         def act(state: State) -> tuple[State, bytes]:
@@ -219,7 +320,16 @@ async def request_of(request: web.Request) -> Request | None:
 
 def key_of(request: web.Request) -> str:
     """The key in the path, from the path as it was sent: so that `%2F` and `/` are the same and nothing is decoded twice."""
-    encoded = request.rel_url.raw_path.split("/", 3)[3]
+    return decoded_key(request.rel_url.raw_path.split("/", 3)[3])
+
+
+def job_key_of(request: web.Request) -> str:
+    """The key in a path that goes on after it: all but the last segment, so that a key may hold `/` as it is."""
+    return decoded_key(request.rel_url.raw_path.split("/", 3)[3].rpartition("/")[0])
+
+
+def decoded_key(encoded: str) -> str:
+    """A key as it is sent in a path."""
     try:
         return check_key(unquote_to_bytes(encoded).decode())
     except UnicodeDecodeError:
@@ -279,6 +389,15 @@ def described(step: Step, result: BatchResult) -> str:
             return f"delete key={step.key!a} deleted={result.deleted}"
         case Clear():
             return f"clear deleted={result.deleted}"
+
+
+def described_job(job: JobRecord) -> str:
+    """An external job, for the audit log: its handle too, so that the log alone tells where a job runs."""
+    held = f" holds={job.holds}" if job.held else ""
+    return (
+        f"key={job.key!a} generation={job.generation} adapter={job.adapter!a} state={job.state} token={job.token}"
+        f" handle={job.handle!a} strays={len(job.strays)}{held}"
+    )
 
 
 def write_audit(caller: Caller, verb: str, asked: Request | None, what: str) -> None:

@@ -9,14 +9,15 @@
       key.job_id: '{"key":"job_id","value":"job-7","version":3,"attempt":1,"podUID":"…","updatedAt":"…","expiresAt":null}'
       key-escaped.a_2Fb: …                   # the key `a/b`: other bytes than [-.A-Za-z0-9] as _ and two hex digits
       key-hashed.9f86d0…: …                  # a key too long for that, by its SHA-256
-      job.…: …                               # external jobs: kept as they are, nothing here reads or writes them
+      seal: '{"throughAttempt":2,"purpose":"End"}'             # absent until the run is being ended or suspended
+      counts: '{"jobs":1,"submissions":1,"reattachments":0,"duplicatesAverted":0}'
+      job.1.load: '{"key":"load","generation":1,"adapter":"ray","token":"…","state":"Intended",…}'
+      job-escaped.1.a_2Fb, job-hashed.1.9f86d0…                # as for keys
 
 A release that adds to this writes another formatVersion only once every supported release reads it, so that a rollback works. Whatever
 this code does not know makes the whole state unreadable: a record passed over would look like one that was never stored.
 """
 
-import hashlib
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -25,15 +26,23 @@ import msgspec
 
 from reattach.api.names import ANNOTATION_SUMMARY
 from reattach.api.objects import ObjectMeta, Shape
-from reattach.api.state import FORMAT_VERSION, Completion, Epoch, StateView, Summary
+from reattach.api.state import (
+    FORMAT_VERSION,
+    Completion,
+    Epoch,
+    JobCounts,
+    JobState,
+    JobSummary,
+    Seal,
+    StateView,
+    Summary,
+)
+from reattach.state.jobrecord import JobName, JobRecord, in_order, to_summary
+from reattach.state.names import JOB_NAMES, KEY_NAMES, data_name_of, job_name_of
 from reattach.state.refusals import UnreadableError
 
-DATA_NAME_MAX = 253
-"""Kubernetes' bound on a name in a ConfigMap's data."""
-
-_PLAIN, _ESCAPED, _HASHED, _JOB = "key.", "key-escaped.", "key-hashed.", "job."
-_PLAIN_KEY = re.compile(r"[-._A-Za-z0-9]+")
-_TO_ESCAPE = re.compile(rb"[^-.A-Za-z0-9]")
+SUMMARY_BYTES_MAX = 128 * 1024
+"""A larger summary leaves out, one after the other, strays, messages and URLs. Kubernetes takes 256 KiB of annotations."""
 
 
 class Opening(Epoch, frozen=True, omit_defaults=False):
@@ -67,14 +76,32 @@ class Remembered(Shape, frozen=True):
 
 
 class State(Shape, frozen=True):
-    """All that is stored for one TaskRun. `records` by key; `jobs` by their names in the ConfigMap."""
+    """All that is stored for one TaskRun. `records` by key; `jobs` by key and generation."""
 
     epoch: Opening | None = None
     last_version: int = 0
     completion: Completion | None = None
+    seal: Seal | None = None
+    counts: JobCounts = JobCounts()
     requests: tuple[Remembered, ...] = ()
     records: Mapping[str, Record] = {}
-    jobs: Mapping[str, str] = {}
+    jobs: Mapping[JobName, JobRecord] = {}
+
+
+class _Counts(JobCounts, frozen=True, omit_defaults=False):
+    """With the number of jobs, so that one that is missing is noticed: it would be submitted again."""
+
+    jobs: int = 0
+
+
+_PARTS: dict[str, tuple[str, Any]] = {
+    "epoch": ("epoch", Opening),
+    "lastVersion": ("last_version", int),
+    "completion": ("completion", Completion),
+    "seal": ("seal", Seal),
+    "requests": ("requests", tuple[Remembered, ...]),
+}
+"""Fields of the state by their names in the data, and what they hold."""
 
 
 class _ConfigMap(Shape, frozen=True):
@@ -90,30 +117,18 @@ class Stored(Shape, frozen=True):
     body: dict[str, Any]
 
 
-def data_name_of(key: str) -> str:
-    """Where a key is in the ConfigMap's data: a different name for every key."""
-    if _PLAIN_KEY.fullmatch(key) and len(name := _PLAIN + key) <= DATA_NAME_MAX:
-        return name
-    escaped = _TO_ESCAPE.sub(lambda byte: b"_%02X" % byte[0][0], key.encode())
-    if len(name := _ESCAPED + escaped.decode()) <= DATA_NAME_MAX:
-        return name
-    return _HASHED + hashlib.sha256(key.encode()).hexdigest()
-
-
 def to_data(state: State) -> dict[str, str]:
     """The ConfigMap's data."""
     data = {
         "formatVersion": FORMAT_VERSION,
         "lastVersion": str(state.last_version),
         "requests": _text(state.requests),
-        **state.jobs,
+        "counts": _text(_Counts(jobs=len(state.jobs), **msgspec.structs.asdict(state.counts))),
+        **{job_name_of(*name): _text(record) for name, record in state.jobs.items()},
         **records_to_data(state.records),
     }
-    if state.epoch is not None:
-        data["epoch"] = _text(state.epoch)
-    if state.completion is not None:
-        data["completion"] = _text(state.completion)
-    return data
+    parts = {"epoch": state.epoch, "completion": state.completion, "seal": state.seal}
+    return data | {name: _text(part) for name, part in parts.items() if part is not None}
 
 
 def records_to_data(records: Mapping[str, Record]) -> dict[str, str]:
@@ -126,25 +141,27 @@ def from_data(data: Mapping[str, str]) -> State:
     if (version := data.get("formatVersion")) != FORMAT_VERSION:
         raise UnreadableError(f"the state must have formatVersion {FORMAT_VERSION!r}; it has {version!r}")
     parts: dict[str, Any] = {"records": {}, "jobs": {}}
+    jobs_counted = 0
     for name, text in data.items():
         match name:
             case "formatVersion":
                 pass
-            case "epoch":
-                parts["epoch"] = _decoded(name, text, Opening)
-            case "lastVersion":
-                parts["last_version"] = _decoded(name, text, int)
-            case "completion":
-                parts["completion"] = _decoded(name, text, Completion)
-            case "requests":
-                parts["requests"] = _decoded(name, text, tuple[Remembered, ...])
-            case _ if name.startswith(_JOB):
-                parts["jobs"][name] = text
-            case _ if name.startswith((_PLAIN, _ESCAPED, _HASHED)):
+            case "counts":
+                counts = _decoded(name, text, _Counts)
+                jobs_counted, parts["counts"] = counts.jobs, _without_jobs(counts)
+            case _ if name in _PARTS:
+                field, kind = _PARTS[name]
+                parts[field] = _decoded(name, text, kind)
+            case _ if name.startswith(JOB_NAMES):
+                job = _job_of(name, text)
+                parts["jobs"][job.name] = job
+            case _ if name.startswith(KEY_NAMES):
                 record = _record_of(name, text)
                 parts["records"][record.key] = record
             case _:
                 raise UnreadableError(f"nothing is known about {name!r} in the state")
+    if len(parts["jobs"]) != jobs_counted:
+        raise UnreadableError(f"the state must hold {jobs_counted} external jobs; it has {len(parts['jobs'])}")
     state = State(**parts)
     _check_counter(state, data)
     return state
@@ -163,7 +180,21 @@ def from_configmap(configmap: bytes) -> Stored:
 def summary_annotation_of(state: State) -> str:
     """The text of the annotation `reattach.dev/summary`."""
     completed = None if state.completion is None else state.completion.attempt
-    return _text(Summary(epoch=_epoch_of(state), completed_attempt=completed))
+    summary = Summary(
+        epoch=_epoch_of(state),
+        completed_attempt=completed,
+        seal=state.seal,
+        jobs=_job_summaries_of(state),
+        counts=state.counts,
+    )
+    text = _text(summary)
+    for left_out in ({"strays": ()}, {"message": ""}, {"url": None}):
+        if len(text.encode()) <= SUMMARY_BYTES_MAX:
+            break
+        jobs = tuple(msgspec.structs.replace(job, **left_out) for job in summary.jobs)
+        summary = msgspec.structs.replace(summary, jobs=jobs)
+        text = _text(summary)
+    return text
 
 
 def summary_of(annotations: Mapping[str, str]) -> Summary | None:
@@ -182,7 +213,14 @@ def view_of(configmap: bytes) -> StateView:
         resource_version=stored.metadata.resource_version,
         epoch=_epoch_of(stored.state),
         completion=stored.state.completion,
+        seal=stored.state.seal,
+        jobs=_job_summaries_of(stored.state),
+        counts=stored.state.counts,
     )
+
+
+def _job_summaries_of(state: State) -> tuple[JobSummary, ...]:
+    return tuple(to_summary(record) for record in in_order(state.jobs))
 
 
 def _epoch_of(state: State) -> Epoch | None:
@@ -195,6 +233,18 @@ def _record_of(name: str, text: str) -> Record:
     if data_name_of(record.key) != name or bytes(record.value) == b"null":
         raise UnreadableError(f"{name!r} in the state holds a record of another key or no value")
     return record
+
+
+def _job_of(name: str, text: str) -> JobRecord:
+    job: JobRecord = _decoded(name, text, JobRecord)
+    unresolved = job.handle is None and not job.is_over
+    if job_name_of(*job.name) != name or unresolved is not (job.state is JobState.INTENDED):
+        raise UnreadableError(f"{name!r} in the state holds another external job, or one that can't be")
+    return job
+
+
+def _without_jobs(counts: _Counts) -> JobCounts:
+    return JobCounts(**{name: getattr(counts, name) for name in JobCounts.__struct_fields__})
 
 
 def _check_counter(state: State, data: Mapping[str, str]) -> None:

@@ -11,12 +11,15 @@ from datetime import datetime, timedelta
 import msgspec
 
 from reattach.api.messages import BATCH_OPERATIONS_MAX, STATE_BYTES_MAX, BatchResult, Operation, ProblemCode
-from reattach.api.state import Completion
+from reattach.api.state import Completion, JobState, Seal, SealPurpose
 from reattach.state.codec import Opening, Record, Remembered, State, records_to_data
+from reattach.state.jobrecord import JobRecord, Jobs
 from reattach.state.refusals import RefusedError
 from reattach.state.values import check_key, stored_value_of
 
 REQUESTS_REMEMBERED = 64
+REMEMBERED_BYTES_MAX = 64 * 1024
+"""Of all remembered answers: those of the largest batches push out older ones earlier. Keeps a full state within a ConfigMap."""
 FENCED_SESSIONS_REMEMBERED = 64
 RETENTION_SECONDS_MAX = 100 * 365 * 24 * 3600
 
@@ -70,9 +73,9 @@ def step_of(operation: Operation, default_retention_seconds: int) -> Step:
     match operation.op:
         case "set":
             if operation.key is None or operation.value is msgspec.UNSET:
-                raise _invalid("a set must have key and value")
+                raise invalid("a set must have key and value")
             if operation.if_absent and operation.if_version is not None:
-                raise _invalid("ifAbsent and ifVersion must not be used together")
+                raise invalid("ifAbsent and ifVersion must not be used together")
             return Set(
                 key=check_key(operation.key),
                 text=stored_value_of(operation.value),
@@ -82,7 +85,7 @@ def step_of(operation: Operation, default_retention_seconds: int) -> Step:
             )
         case "delete":
             if operation.key is None:
-                raise _invalid("a delete must have a key")
+                raise invalid("a delete must have a key")
             _refuse_more_than(operation, Operation(op="delete", key=operation.key, if_version=operation.if_version))
             return Delete(key=check_key(operation.key), if_version=_checked_version(operation.if_version))
         case "clear":
@@ -93,7 +96,7 @@ def step_of(operation: Operation, default_retention_seconds: int) -> Step:
 def steps_of(operations: Sequence[Operation], default_retention_seconds: int) -> tuple[Step, ...]:
     """The checked steps of a batch of 1 to `BATCH_OPERATIONS_MAX` operations."""
     if not 1 <= len(operations) <= BATCH_OPERATIONS_MAX:
-        raise _invalid(f"a batch must have 1 to {BATCH_OPERATIONS_MAX} operations; this one has {len(operations)}")
+        raise invalid(f"a batch must have 1 to {BATCH_OPERATIONS_MAX} operations; this one has {len(operations)}")
     return tuple(step_of(operation, default_retention_seconds) for operation in operations)
 
 
@@ -101,7 +104,8 @@ def open_state(state: State, writer: Writer, now: datetime, *, can_cleanup: bool
     """Make `writer` the one whose calls count. The answer tells whether no attempt before this one opened the state.
 
     Asked again by the current session, nothing changes. Fenced, and never to come back: every lower attempt, every earlier session of
-    the same pod (the last 64 are known), and any other pod that claims the same attempt.
+    the same pod (the last 64 are known), and any other pod that claims the same attempt. Nobody opens a run that is being ended, nor an
+    attempt that the seal goes through.
     """
     epoch = state.epoch
     fenced_sessions: tuple[str, ...] = ()
@@ -110,11 +114,13 @@ def open_state(state: State, writer: Writer, now: datetime, *, can_cleanup: bool
     elif epoch.attempt < writer.attempt:
         first = epoch.first_attempt
     elif _is_current(epoch, writer) and not _has_completed(state, writer):
+        check_not_sealed(state, writer)
         return state, epoch.first_attempt == writer.attempt
     else:
         _check_may_take_over(state, epoch, writer)
         first = epoch.first_attempt
         fenced_sessions = (*epoch.fenced_sessions, epoch.session)[-FENCED_SESSIONS_REMEMBERED:]
+    check_not_sealed(state, writer)
     opening = Opening(
         attempt=writer.attempt,
         pod_uid=writer.pod_uid,
@@ -137,12 +143,42 @@ def check_current(state: State, writer: Writer) -> None:
         raise _fenced(epoch)
 
 
+def is_current(state: State, writer: Writer) -> bool:
+    """Whether the caller is the one who opened the state last."""
+    return state.epoch is not None and _is_current(state.epoch, writer)
+
+
+def check_not_sealed(state: State, writer: Writer) -> None:
+    """Refuse what begins something new: after the end for everybody, after a suspension for the attempts up to it."""
+    seal = state.seal
+    if seal is None or (seal.purpose is SealPurpose.SUSPEND and seal.through_attempt < writer.attempt):
+        return
+    what = "ended" if seal.purpose is SealPurpose.END else "suspended"
+    raise RefusedError(ProblemCode.CLOSING, f"the run is being {what}; attempt {writer.attempt} may begin nothing new")
+
+
+def seal(state: State, through: int, purpose: SealPurpose) -> State:
+    """Let no attempt up to `through` begin anything new. A seal only grows: through later attempts, and from Suspend to End."""
+    before = state.seal or Seal(through_attempt=0, purpose=SealPurpose.SUSPEND)
+    grown = Seal(
+        through_attempt=max(before.through_attempt, through),
+        purpose=SealPurpose.END if SealPurpose.END in {before.purpose, purpose} else SealPurpose.SUSPEND,
+    )
+    return msgspec.structs.replace(state, seal=grown)
+
+
+def check_not_completed(state: State, writer: Writer) -> None:
+    """Refuse a change by an attempt that recorded its completion."""
+    if _has_completed(state, writer):
+        raise _completed(writer)
+
+
 def get(state: State, writer: Writer, key: str) -> Record:
     """The record of `key`, whatever its expiry."""
     check_current(state, writer)
     check_key(key)
     if (record := state.records.get(key)) is None:
-        raise RefusedError(ProblemCode.NOT_FOUND, f"nothing is stored under {_shown(key)}")
+        raise RefusedError(ProblemCode.NOT_FOUND, f"nothing is stored under {shown(key)}")
     return record
 
 
@@ -159,8 +195,7 @@ def list_records(
 def change(state: State, writer: Writer, steps: Sequence[Step], now: datetime) -> tuple[State, tuple[BatchResult, ...]]:
     """Do all steps, in order, each seeing what the ones before it did; or none of them. One result for each."""
     check_current(state, writer)
-    if _has_completed(state, writer):
-        raise _completed(writer)
+    check_not_completed(state, writer)
     records, version, results = dict(state.records), state.last_version, []
     for step in steps:
         match step:
@@ -181,15 +216,20 @@ def change(state: State, writer: Writer, steps: Sequence[Step], now: datetime) -
 
 
 def complete(state: State, writer: Writer, result: bytes | None, now: datetime) -> State:
-    """Record that the task is done, with its `result` (JSON text). Final: asked again with the same result, nothing changes."""
+    """Record that the task is done, with its `result` (JSON text). Final: asked again with the same result, nothing changes.
+
+    Refused while an external job is open, but for such as were submitted as detached and have a handle: nobody watches these any more.
+    """
     check_current(state, writer)
     text = None if result is None else result.decode()
     if _has_completed(state, writer):
         if state.completion is None or state.completion.result != text:
             raise _completed(writer)
         return state
+    _check_none_open(state.jobs)
     completion = Completion(attempt=writer.attempt, pod_uid=writer.pod_uid, time=now, result=text)
-    return msgspec.structs.replace(state, completion=completion)
+    jobs = {name: _let_go(record) if record.is_open else record for name, record in state.jobs.items()}
+    return msgspec.structs.replace(state, completion=completion, jobs=jobs)
 
 
 def once(
@@ -202,16 +242,41 @@ def once(
     for remembered in state.requests:
         if remembered.id == request.id:
             if remembered.digest != request.digest:
-                raise _invalid("a request id must not be used again for another request")
+                raise invalid("a request id must not be used again for another request")
             return state, bytes(remembered.answer)
     state, answer = act(state)
     known = (*state.requests, Remembered(id=request.id, digest=request.digest, answer=msgspec.Raw(answer)))
-    return msgspec.structs.replace(state, requests=known[-REQUESTS_REMEMBERED:]), answer
+    return msgspec.structs.replace(state, requests=_newest(known)), answer
 
 
 def size_of(records: Mapping[str, Record]) -> int:
     """Bytes of all records as they are stored: names, values and who wrote them."""
     return sum(len(name) + len(text.encode()) for name, text in records_to_data(records).items())
+
+
+def _newest(requests: tuple[Remembered, ...]) -> tuple[Remembered, ...]:
+    requests = requests[-REQUESTS_REMEMBERED:]
+    while len(msgspec.json.encode(requests)) > REMEMBERED_BYTES_MAX:
+        requests = requests[1:]
+    return requests
+
+
+def _check_none_open(jobs: Jobs) -> None:
+    names = [
+        f"{shown(record.key)} (generation {record.generation}, {record.state})"
+        for record in jobs.values()
+        if record.is_open and (record.handle is None or not record.detached)
+    ]
+    if names:
+        more = "" if len(names) <= 5 else f" and {len(names) - 5} more"
+        detail = (
+            f"every external job must be over or detached before the task is done; open: {', '.join(names[:5])}{more}"
+        )
+        raise RefusedError(ProblemCode.JOBS_OPEN, detail)
+
+
+def _let_go(record: JobRecord) -> JobRecord:
+    return msgspec.structs.replace(record, state=JobState.DETACHED, held=False)
 
 
 def _is_current(epoch: Opening, writer: Writer) -> bool:
@@ -233,7 +298,7 @@ def _check_may_take_over(state: State, epoch: Opening, writer: Writer) -> None:
 
 def _check_set(record: Record | None, step: Set) -> None:
     if step.if_absent and record is not None:
-        detail = f"{_shown(step.key)} must be absent; it has version {record.version}"
+        detail = f"{shown(step.key)} must be absent; it has version {record.version}"
         raise RefusedError(ProblemCode.EXISTS, detail)
     _check_version(record, step.key, step.if_version)
 
@@ -242,7 +307,7 @@ def _check_version(record: Record | None, key: str, version: int | None) -> None
     if version is None or (record is not None and record.version == version):
         return
     seen = "is absent" if record is None else f"has version {record.version}"
-    raise RefusedError(ProblemCode.VERSION_MISMATCH, f"{_shown(key)} must have version {version}; it {seen}")
+    raise RefusedError(ProblemCode.VERSION_MISMATCH, f"{shown(key)} must have version {version}; it {seen}")
 
 
 def _check_size(records: Mapping[str, Record]) -> None:
@@ -269,28 +334,28 @@ def _retention_of(seconds: int | msgspec.UnsetType | None, default_seconds: int)
     if seconds is None or seconds == 0:
         return None
     if not 0 < seconds <= RETENTION_SECONDS_MAX:
-        raise _invalid(f"retentionSeconds must be 0 to {RETENTION_SECONDS_MAX} or null; 0 and null mean never")
+        raise invalid(f"retentionSeconds must be 0 to {RETENTION_SECONDS_MAX} or null; 0 and null mean never")
     return timedelta(seconds=seconds)
 
 
 def _checked_version(version: int | None) -> int | None:
     if version is not None and version < 1:
-        raise _invalid("ifVersion must be at least 1; to require that a key is absent use ifAbsent")
+        raise invalid("ifVersion must be at least 1; to require that a key is absent use ifAbsent")
     return version
 
 
 def _refuse_more_than(operation: Operation, allowed: Operation) -> None:
     if operation != allowed:
         takes = "key and ifVersion" if operation.op == "delete" else "nothing"
-        raise _invalid(f"a {operation.op} takes {takes}, not what a set takes")
+        raise invalid(f"a {operation.op} takes {takes}, not what a set takes")
 
 
-def _shown(key: str) -> str:
+def shown(key: str) -> str:
     """A key as part of a sentence, also when it is long or holds a line break."""
     return ascii(key if len(key) <= 80 else key[:80] + "…")
 
 
-def _invalid(detail: str) -> RefusedError:
+def invalid(detail: str) -> RefusedError:
     return RefusedError(ProblemCode.INVALID, detail)
 
 

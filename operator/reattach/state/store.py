@@ -6,10 +6,10 @@ state (`status.state.uid`, which never changes once set): with it a call needs t
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -18,25 +18,27 @@ from reattach.api.messages import ProblemCode
 from reattach.api.names import (
     ANNOTATION_SUMMARY,
     API_VERSION,
+    FINALIZER_EXTERNAL_JOBS,
     FINALIZER_STATE,
     KIND,
     LABEL_TASKRUN,
     OPERATOR_NAME,
     state_name,
 )
-from reattach.api.objects import ObjectMeta, Shape
-from reattach.api.taskrun import StateReference
+from reattach.api.state import SealPurpose
 from reattach.cluster import Cluster, ConflictError, NotFoundError
 from reattach.cluster.paths import configmaps, taskruns
 from reattach.state.codec import State, Stored, from_configmap, summary_annotation_of, to_data
-from reattach.state.operations import Writer, open_state
+from reattach.state.operations import Writer, open_state, seal
+from reattach.state.owner import Owner
 from reattach.state.refusals import RefusedError, UnreadableError
 
 TRIES = 12
 """How often a change is tried against writers on other replicas; those on this one wait for each other."""
 KNOWN_MAX = 10_000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
-_FIELD_MANAGER = OPERATOR_NAME.replace("operator", "state-api")
+STATE_API_NAME = OPERATOR_NAME.replace("operator", "state-api")
+"""The field manager of the state API's writes."""
 
 Answer = TypeVar("Answer")
 
@@ -50,20 +52,6 @@ class Run:
     uid: str
 
 
-class _Status(Shape, frozen=True):
-    outcome: str | None = None
-    state: StateReference | None = None
-
-
-class _TaskRun(Shape, frozen=True):
-    metadata: ObjectMeta
-    status: _Status = _Status()
-
-    @property
-    def state_uid(self) -> str | None:
-        return self.status.state.uid if self.status.state and self.status.state.uid else None
-
-
 class Store:
     """Reads and changes the states of TaskRuns.
 
@@ -71,9 +59,16 @@ class Store:
     many requests): whether a change was carried out is then not known, and the same request may be asked again under its id.
     """
 
-    def __init__(self, cluster: Cluster, *, on_conflict: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        on_conflict: Callable[[], None] = lambda: None,
+        field_manager: str = STATE_API_NAME,
+    ) -> None:
         self._cluster = cluster
         self._on_conflict = on_conflict
+        self._field_manager = field_manager
         self._known: dict[str, str] = {}  # TaskRun UID -> UID of its ConfigMap
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -111,32 +106,90 @@ class Store:
                     return answer
         raise _too_many_writers()
 
+    async def change_with_owner(self, run: Run, act: Callable[[State, Owner], tuple[State, Answer]]) -> Answer:
+        """`change`, for what also depends on the TaskRun, which is read before the state.
+
+        Before a state with an open external job is stored, the TaskRun gets the finalizer that keeps it until somebody has said what
+        becomes of the job. None that is being deleted can get it any more; `intend` begins nothing for such a one.
+        """
+        async with self._lock(run):
+            for number in range(TRIES):
+                owner = await self._taskrun(run)
+                stored = await self._of(run, owner)
+                state, answer = act(stored.state, owner)
+                if state == stored.state:
+                    return answer
+                try:
+                    if any(record.is_open for record in state.jobs.values()) and not owner.is_being_deleted:
+                        await self._claim(run, owner)
+                    await self._replace(run, stored, state)
+                except ConflictError:
+                    await self._pause(number)
+                except NotFoundError:
+                    self._known.pop(run.uid, None)
+                else:
+                    return answer
+        raise _too_many_writers()
+
+    async def seal(self, run: Run, through: int, purpose: SealPurpose) -> None:
+        """`operations.seal`, on a state that is created if there never was one, so that no attempt can open it later. Asked again it
+        changes nothing. Raises `RefusedError`: `state-lost`, `format-unknown`, or `closing` if the TaskRun is gone.
+        """
+        async with self._lock(run):
+            for number in range(TRIES):
+                try:
+                    await self._try_seal(run, through, purpose)
+                except ConflictError:
+                    await self._pause(number)
+                except NotFoundError:
+                    self._known.pop(run.uid, None)
+                else:
+                    return
+        raise _too_many_writers()
+
+    async def _try_seal(self, run: Run, through: int, purpose: SealPurpose) -> None:
+        owner = await self._taskrun(run)
+        stored = await self._configmap(run)
+        _check_not_lost(owner, stored)
+        before = State() if stored is None else stored.state
+        await self._keep(run, owner, stored, seal(before, through, purpose))
+
     async def _try_open(self, run: Run, writer: Writer, now: datetime, *, can_cleanup: bool) -> bool:
         # The TaskRun before the ConfigMap: what `status.state` names existed then, so its absence afterwards is loss.
         taskrun = await self._taskrun(run)
-        if taskrun.status.outcome is not None or taskrun.metadata.deletion_timestamp is not None:
+        if taskrun.status.outcome is not None or taskrun.is_being_deleted:
             raise RefusedError(ProblemCode.CLOSING, "the TaskRun is over or being deleted; no attempt may begin")
         stored = await self._configmap(run)
         _check_not_lost(taskrun, stored)
         before = State() if stored is None else stored.state
         state, first = open_state(before, writer, now, can_cleanup=can_cleanup)
+        await self._keep(run, taskrun, stored, state)
+        return first
+
+    async def _keep(self, run: Run, taskrun: Owner, stored: Stored | None, state: State) -> None:
+        """Store it, in a ConfigMap that is made if there was none, and have `status.state` name it."""
         if stored is None:
             stored = await self._create(run, state)
-        elif state != before:
+        elif state != stored.state:
             await self._replace(run, stored, state)
         if taskrun.state_uid is None:
             await self._announce(run, taskrun, stored)
         self._remember(run, stored)
-        return first
 
     async def _read(self, run: Run) -> Stored:
         stored = await self._configmap(run)
         if stored is not None and self._known.get(run.uid) == stored.metadata.uid:
             return stored
         taskrun = await self._taskrun(run)
-        if stored is None or taskrun.state_uid != stored.metadata.uid:
-            stored = await self._configmap(run)
-            _check_not_lost(taskrun, stored)
+        if stored is not None and taskrun.state_uid == stored.metadata.uid:
+            self._remember(run, stored)
+            return stored
+        return await self._of(run, taskrun)
+
+    async def _of(self, run: Run, taskrun: Owner) -> Stored:
+        """The state that a TaskRun, which was read before it, names."""
+        stored = await self._configmap(run)
+        _check_not_lost(taskrun, stored)
         if stored is None or taskrun.state_uid is None:
             raise RefusedError(ProblemCode.NOT_OPEN, "this pod must open the state first: POST /v1/open")
         self._remember(run, stored)
@@ -153,9 +206,9 @@ class Store:
             raise UnreadableError(f"the ConfigMap {name} must have the TaskRun as its controller")
         return stored
 
-    async def _taskrun(self, run: Run) -> _TaskRun:
+    async def _taskrun(self, run: Run) -> Owner:
         try:
-            taskrun = msgspec.json.decode(await self._cluster.get(taskruns(run.namespace, run.name)), type=_TaskRun)
+            taskrun = msgspec.json.decode(await self._cluster.get(taskruns(run.namespace, run.name)), type=Owner)
         except NotFoundError:
             taskrun = None
         if taskrun is None or taskrun.metadata.uid != run.uid:
@@ -178,7 +231,9 @@ class Store:
             },
             "data": to_data(state),
         }
-        return from_configmap(await self._cluster.create(configmaps(run.namespace), body, fieldManager=_FIELD_MANAGER))
+        return from_configmap(
+            await self._cluster.create(configmaps(run.namespace), body, fieldManager=self._field_manager)
+        )
 
     async def _replace(self, run: Run, stored: Stored, state: State) -> None:
         # The resourceVersion in the metadata, as read, makes this the compare-and-set. managedFields are left to the API server.
@@ -189,17 +244,32 @@ class Store:
         }
         body = {**stored.body, "metadata": metadata, "data": to_data(state)}
         path = configmaps(run.namespace, stored.metadata.name)
-        await self._cluster.replace(path, body, fieldManager=_FIELD_MANAGER)
+        await self._cluster.replace(path, body, fieldManager=self._field_manager)
 
-    async def _announce(self, run: Run, taskrun: _TaskRun, stored: Stored) -> None:
+    async def _announce(self, run: Run, taskrun: Owner, stored: Stored) -> None:
         # Bound to the version in which no state was named: a late one never names an object that was replaced since.
         body = {
             "metadata": {"resourceVersion": taskrun.metadata.resource_version},
             "status": {"state": {"configMap": stored.metadata.name, "uid": stored.metadata.uid}},
         }
-        path = taskruns(run.namespace, run.name, "status")
+        await self._patch_taskrun(taskruns(run.namespace, run.name, "status"), body)
+
+    async def _claim(self, run: Run, taskrun: Owner) -> None:
+        # Bound to the version that was read, in which it was not being deleted.
+        before = taskrun.metadata.finalizers
+        if FINALIZER_EXTERNAL_JOBS in before:
+            return
+        body = {
+            "metadata": {
+                "resourceVersion": taskrun.metadata.resource_version,
+                "finalizers": [*before, FINALIZER_EXTERNAL_JOBS],
+            }
+        }
+        await self._patch_taskrun(taskruns(run.namespace, run.name), body)
+
+    async def _patch_taskrun(self, path: str, body: Mapping[str, Any]) -> None:
         try:
-            await self._cluster.merge_patch(path, body, fieldManager=_FIELD_MANAGER)
+            await self._cluster.merge_patch(path, body, fieldManager=self._field_manager)
         except NotFoundError:
             raise RefusedError(ProblemCode.CLOSING, "the TaskRun of this pod is gone") from None
 
@@ -217,7 +287,7 @@ class Store:
         await asyncio.sleep(random.uniform(0, longest))  # noqa: S311 -- only spreads the writers
 
 
-def _check_not_lost(taskrun: _TaskRun, stored: Stored | None) -> None:
+def _check_not_lost(taskrun: Owner, stored: Stored | None) -> None:
     if taskrun.state_uid is not None and (stored is None or stored.metadata.uid != taskrun.state_uid):
         detail = f"the ConfigMap with UID {taskrun.state_uid}, which held the state, was deleted by force"
         raise RefusedError(ProblemCode.STATE_LOST, detail)

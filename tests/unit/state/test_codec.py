@@ -10,14 +10,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reattach.api.names import ANNOTATION_SUMMARY
-from reattach.api.state import Completion, Epoch, Summary
+from reattach.api.state import (
+    Completion,
+    Epoch,
+    JobCounts,
+    JobOrigin,
+    JobState,
+    JobSummary,
+    Seal,
+    SealPurpose,
+    Summary,
+)
 from reattach.state.codec import (
-    DATA_NAME_MAX,
     Opening,
     Record,
     Remembered,
     State,
-    data_name_of,
     from_configmap,
     from_data,
     summary_annotation_of,
@@ -25,6 +33,8 @@ from reattach.state.codec import (
     to_data,
     view_of,
 )
+from reattach.state.jobrecord import JobRecord, Submitter
+from reattach.state.names import DATA_NAME_MAX, data_name_of, job_name_of
 from reattach.state.refusals import UnreadableError
 from reattach.state.values import to_json
 
@@ -79,7 +89,39 @@ def states(draw: st.DrawFn) -> State:
         completion=draw(st.none() | completion),
         requests=tuple(draw(st.lists(request, max_size=3))),
         records=records,
-        jobs=draw(st.dictionaries(st.from_regex(r"job\.[a-z]{1,5}", fullmatch=True), TEXT, max_size=2)),
+        seal=draw(st.none() | st.builds(Seal, through_attempt=st.integers(1, 9), purpose=st.sampled_from(SealPurpose))),
+        counts=draw(st.builds(JobCounts, submissions=st.integers(0, 9), duplicates_averted=st.integers(0, 9))),
+        jobs={record.name: record for record in draw(st.lists(jobs(), max_size=4))},
+    )
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> JobRecord:
+    handle = draw(st.none() | TEXT)
+    over = [JobState.FAILED, JobState.CANCELLED]
+    states = [JobState.INTENDED] if handle is None else [JobState.ACTIVE, JobState.NOT_FOUND, JobState.SUCCEEDED]
+    submitter = st.builds(
+        Submitter, id=TEXT, attempt=st.integers(1, 9), pod_uid=TEXT, session=TEXT, time=TIMES, request_id=TEXT
+    )
+    return JobRecord(
+        key=draw(KEYS.map(lambda key: key[:128])),
+        generation=draw(st.integers(1, 12)),
+        adapter=draw(TEXT),
+        token=draw(TEXT),
+        digest=draw(TEXT),
+        state=draw(st.sampled_from(states + over)),
+        intended_at=draw(TIMES),
+        intended_by_attempt=draw(st.integers(1, 9)),
+        token_seconds=draw(st.none() | st.integers(0, 9)),
+        submitters=tuple(draw(st.lists(submitter, max_size=3))),
+        handle=handle,
+        origin=draw(st.none() | st.sampled_from(JobOrigin)),
+        recorded_at=draw(st.none() | TIMES),
+        result=draw(VALUES.map(to_json).map(msgspec.Raw) | st.just(msgspec.UNSET)),
+        message=draw(TEXT),
+        held=draw(st.booleans()),
+        holds=draw(st.integers(0, 3)),
+        strays=tuple(draw(st.lists(TEXT, max_size=2))),
     )
 
 
@@ -121,6 +163,14 @@ def test_every_name_in_the_configmap_is_one_that_kubernetes_accepts(state: State
 @given(st.lists(KEYS, unique=True, min_size=2, max_size=20))
 def test_two_keys_never_share_a_name(keys: list[str]) -> None:
     assert len({data_name_of(key) for key in keys}) == len(keys)
+
+
+@PATIENT
+@given(st.sets(st.tuples(KEYS, st.integers(1, 12)), min_size=2, max_size=20))
+def test_two_jobs_or_generations_never_share_a_name_nor_take_one_of_a_key(names: set[tuple[str, int]]) -> None:
+    taken = {job_name_of(*name) for name in names}
+    assert len(taken) == len(names)
+    assert not taken & {data_name_of(key) for key, _ in names}
 
 
 @pytest.mark.parametrize(
@@ -191,6 +241,75 @@ def test_what_cannot_be_read_is_said_and_never_taken_for_absent(change: dict[str
         from_data(data)
 
 
+def a_job(**changes: object) -> JobRecord:
+    record = JobRecord(
+        key="load",
+        generation=1,
+        adapter="ray",
+        token="t",
+        digest="d",
+        state=JobState.ACTIVE,
+        intended_at=NOW,
+        intended_by_attempt=1,
+        handle="job-7",
+        origin=JobOrigin.SUBMITTED,
+        recorded_at=NOW,
+        submitted_by_attempt=1,
+        submitters=(Submitter(id="p", attempt=1, pod_uid="pod-1", session="s", time=NOW),),
+    )
+    return msgspec.structs.replace(record, **changes)
+
+
+def with_jobs(*records: JobRecord) -> State:
+    return msgspec.structs.replace(a_state(), jobs={record.name: record for record in records})
+
+
+def test_an_external_job_reads_well_in_kubectl() -> None:
+    data = to_data(with_jobs(a_job(), a_job(key="a/b", generation=2)))
+    assert data["job.1.load"] == (
+        '{"key":"load","generation":1,"adapter":"ray","token":"t","digest":"d","state":"Active",'
+        '"intendedAt":"2026-07-30T12:00:00.123456Z","intendedByAttempt":1,"submitters":[{"id":"p","attempt":1,'
+        '"podUID":"pod-1","session":"s","time":"2026-07-30T12:00:00.123456Z"}],"handle":"job-7","origin":"Submitted",'
+        '"recordedAt":"2026-07-30T12:00:00.123456Z","submittedByAttempt":1}'
+    )
+    assert "job-escaped.2.a_2Fb" in data
+    assert data["counts"] == '{"submissions":0,"reattachments":0,"duplicatesAverted":0,"jobs":2}'
+
+
+JOB = to_data(with_jobs(a_job()))["job.1.load"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"job.1.load": None},
+        {"job.1.load": None, "job.1.other": JOB},
+        {"job.1.load": None, "jbo.1.load": JOB},
+        {"job.2.load": JOB},
+        {"job.1.load": JOB[:-1]},
+        {"job.1.load": "{}"},
+        {"job.1.load": JOB.replace('"Active"', '"Running"')},
+        {"job.1.load": JOB.replace('"Active"', '"Intended"')},
+        {"job.1.load": JOB.replace(',"handle":"job-7"', "")},
+        {"counts": None},
+        {"counts": "{}"},
+        {"counts": '{"jobs":2}'},
+        {"seal": "{}"},
+        {"seal": '{"throughAttempt":1,"purpose":"Pause"}'},
+    ],
+)
+def test_a_job_that_is_damaged_or_missing_makes_the_state_unreadable(change: dict[str, str | None]) -> None:
+    data = {name: text for name, text in {**to_data(with_jobs(a_job())), **change}.items() if text is not None}
+    with pytest.raises(UnreadableError):
+        from_data(data)
+
+
+def test_a_state_from_before_there_were_jobs_is_read() -> None:
+    data = to_data(a_state())
+    del data["counts"]
+    assert from_data(data) == a_state()
+
+
 @pytest.mark.parametrize("configmap", [b"[]", b"{}", b'{"metadata":{},"data":{"a":1}}', b'{"metadata":{}}'])
 def test_what_is_no_state_is_unreadable(configmap: bytes) -> None:
     with pytest.raises(UnreadableError):
@@ -209,6 +328,33 @@ def test_the_operator_sees_epoch_and_completion() -> None:
     assert summary_of({ANNOTATION_SUMMARY: summary_annotation_of(a_state())}) == Summary(
         epoch=Epoch(attempt=2, pod_uid="pod-2")
     )
+
+
+def test_the_operator_sees_jobs_seal_and_counts() -> None:
+    seal = Seal(through_attempt=2, purpose=SealPurpose.SUSPEND)
+    counts = JobCounts(submissions=1, reattachments=2, duplicates_averted=3)
+    state = msgspec.structs.replace(
+        with_jobs(a_job(url="http://x", held=True, holds=2, message="why", strays=("job-8",))), seal=seal, counts=counts
+    )
+    view, summary = view_of(configmap_of(state)), summary_of({ANNOTATION_SUMMARY: summary_annotation_of(state)})
+    assert summary is not None
+    expected = JobSummary(
+        key="load",
+        generation=1,
+        state=JobState.ACTIVE,
+        adapter="ray",
+        handle="job-7",
+        url="http://x",
+        origin=JobOrigin.SUBMITTED,
+        submitted_time=NOW,
+        submitted_by_attempt=1,
+        held=True,
+        holds=2,
+        message="why",
+        strays=("job-8",),
+    )
+    for seen in (view, summary):
+        assert (seen.seal, seen.counts, seen.jobs) == (seal, counts, (expected,))
 
 
 @pytest.mark.parametrize("annotations", [{}, {ANNOTATION_SUMMARY: ""}, {ANNOTATION_SUMMARY: '{"epoch": 1}'}])

@@ -1,0 +1,300 @@
+"""What is to be done about an external job: submit it, take it up, or find out first. Pure; the one place where that is decided.
+
+Nothing is submitted unless an intent is stored, and an intent that was stored without a handle following it is *unresolved*: it may have
+been submitted. It is submitted once more only on grounds that speak for it, which the asking process names and this checks as far as it can.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import msgspec
+
+from reattach.api.messages import (
+    ADAPTER_CHARACTERS_MAX,
+    DIGEST_CHARACTERS_MAX,
+    SESSION_CHARACTERS_MAX,
+    Decision,
+    Grounds,
+    IntentRequest,
+    ProblemCode,
+    Unresolved,
+)
+from reattach.api.reasons import Budget, End
+from reattach.api.state import JobOrigin, JobState
+from reattach.state.codec import State
+from reattach.state.jobrecord import JobRecord, Submitter, check_room, newest_of, token_of
+from reattach.state.jobs import Counted, check_job_key, checked_handle, counting, with_end, with_job
+from reattach.state.operations import (
+    RETENTION_SECONDS_MAX,
+    Request,
+    Writer,
+    check_current,
+    check_not_completed,
+    check_not_sealed,
+    invalid,
+    shown,
+)
+from reattach.state.owner import Owner
+from reattach.state.refusals import RefusedError
+
+SUBMITTERS_MAX = 16
+_ID = re.compile(r"[-._A-Za-z0-9]+")
+_PRINTABLE = re.compile(r"[ -~]+")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is to be done about `job`, and what is to be counted, if anything."""
+
+    decision: Decision
+    job: JobRecord
+    unresolved: Unresolved | None = None
+    counted: Counted | None = None
+
+
+@dataclass(frozen=True)
+class _Question:
+    """All that an answer follows from."""
+
+    state: State
+    writer: Writer
+    key: str
+    asked: IntentRequest
+    request: Request | None
+    owner: Owner
+    now: datetime
+
+
+def intend(
+    state: State,
+    writer: Writer,
+    key: str,
+    asked: IntentRequest,
+    *,
+    owner: Owner,
+    now: datetime,
+    request: Request | None = None,
+) -> tuple[State, Answer]:
+    """Store an intent, or tell what is known of the one that is stored.
+
+    The same request asked again (`request`) is told to submit again, as long as nothing else has happened to the job: its first answer
+    may have been lost. Everything else that is asked again follows anew from the state, and changes nothing twice.
+    """
+    check_current(state, writer)
+    check_not_completed(state, writer)
+    check_not_sealed(state, writer)
+    if owner.is_ending:
+        raise RefusedError(
+            ProblemCode.CLOSING, "the TaskRun is over, cancelled or being deleted; nothing new may begin"
+        )
+    _check_request(key, asked)
+    question = _Question(state, writer, key, asked, request, owner, now)
+    newest = newest_of(state.jobs, key)
+    if newest is None:
+        return _adopt(question) or _begin(question, 1)
+    was_told = _was_told(newest, question)
+    if newest.is_over:
+        return _after_the_end(question, newest, wanted=asked.new_generation and not was_told)
+    _check_same(newest, asked, was_told=was_told)
+    if newest.held:
+        return _as_a_person_decided(question, newest)
+    if newest.handle is not None:
+        return _reattach(question, newest)
+    if was_told:
+        return state, Answer(Decision.SUBMIT, newest)
+    if asked.again is None:
+        return state, Answer(Decision.RESOLVE, newest, unresolved=_unresolved(question, newest))
+    _check_grounds(question, newest, asked.again)
+    return _submit_again(question, newest)
+
+
+def _adopt(question: _Question) -> tuple[State, Answer] | None:
+    adoption = next((adoption for adoption in question.owner.spec.adopt if adoption.key == question.key), None)
+    if adoption is None:
+        return None
+    intended = msgspec.structs.replace(_new_record(question, 1), submitters=())
+    return _with_adopted(question, intended, adoption.handle)
+
+
+def _begin(question: _Question, generation: int) -> tuple[State, Answer]:
+    record = _new_record(question, generation)
+    state = with_job(question.state, record)
+    check_room(state.jobs)
+    return state, Answer(Decision.SUBMIT, record)
+
+
+def _after_the_end(question: _Question, record: JobRecord, *, wanted: bool) -> tuple[State, Answer]:
+    if wanted or (record.state is not JobState.SUCCEEDED and _was_charged(question, record)):
+        return _begin(question, record.generation + 1)
+    return question.state, Answer(Decision.OVER, record, counted=Counted.OVER)
+
+
+def _was_charged(question: _Question, record: JobRecord) -> bool:
+    """Whether an attempt before this one paid for the failure, so that each failed job costs one and no more."""
+    ended_by = record.ended_by_attempt or 0
+    if ended_by >= question.writer.attempt:
+        return False
+    attempt = question.owner.attempt(ended_by)
+    return attempt is None or attempt.charged_to == Budget.APPLICATION
+
+
+def _as_a_person_decided(question: _Question, record: JobRecord) -> tuple[State, Answer]:
+    """The answer to the n-th hold is the n-th one that was given for this job."""
+    answers = question.owner.answers_for(*record.name)
+    if len(answers) < record.holds:
+        return question.state, Answer(Decision.RESOLVE, record, unresolved=_unresolved(question, record))
+    answer = answers[record.holds - 1]
+    free = msgspec.structs.replace(record, held=False, message="")
+    if answer.action == "Adopt" and answer.handle:
+        state, adopted = _with_adopted(question, free, answer.handle)
+        return counting(state, duplicates_averted=1), adopted
+    if answer.action == "Resubmit":
+        if record.handle is None:
+            return _submit_again(question, free)
+        gone = with_end(
+            free, JobState.FAILED, "not found; a person decided to submit again", question.writer, question.now
+        )
+        after = msgspec.structs.replace(question.state, jobs=with_job(question.state, gone).jobs)
+        return _begin(_Question(**{**vars(question), "state": after}), record.generation + 1)
+    failed = with_end(free, JobState.FAILED, "a person decided that it has failed", question.writer, question.now)
+    return with_job(question.state, failed), Answer(Decision.OVER, failed, counted=Counted.OVER)
+
+
+def _reattach(question: _Question, record: JobRecord) -> tuple[State, Answer]:
+    if record.session == question.writer.session and record.is_open:
+        return question.state, Answer(Decision.REATTACH, record)
+    state = JobState.ACTIVE if record.state is JobState.DETACHED else record.state
+    taken_up = msgspec.structs.replace(record, session=question.writer.session, state=state)
+    after = counting(with_job(question.state, taken_up), reattachments=1)
+    return after, Answer(Decision.REATTACH, taken_up, counted=Counted.REATTACHED)
+
+
+def _submit_again(question: _Question, record: JobRecord) -> tuple[State, Answer]:
+    alive = tuple(submitter for submitter in record.submitters if not _has_ended(question, submitter))
+    submitters = (*alive, _submitter(question))
+    if len(submitters) > SUBMITTERS_MAX:
+        detail = f"at most {SUBMITTERS_MAX} processes may be about to submit one job; more of them must be known to have ended"
+        raise RefusedError(ProblemCode.STATE_FULL, detail)
+    told = msgspec.structs.replace(record, submitters=submitters, repeated=True)
+    state = with_job(question.state, told)
+    check_room(state.jobs)
+    return state, Answer(Decision.SUBMIT, told)
+
+
+def _with_adopted(question: _Question, record: JobRecord, handle: str) -> tuple[State, Answer]:
+    adopted = msgspec.structs.replace(
+        record,
+        handle=checked_handle(handle),
+        origin=JobOrigin.ADOPTED,
+        state=JobState.ACTIVE,
+        recorded_at=question.now,
+        session=question.writer.session,
+    )
+    state = with_job(question.state, adopted)
+    check_room(state.jobs)
+    return state, Answer(Decision.REATTACH, adopted, counted=Counted.ADOPTED)
+
+
+def _new_record(question: _Question, generation: int) -> JobRecord:
+    asked, about = question.asked, question.owner
+    return JobRecord(
+        key=question.key,
+        generation=generation,
+        adapter=asked.adapter,
+        token=token_of(about.spec.submission.idempotency_key or about.metadata.uid, question.key, generation),
+        digest=asked.digest,
+        state=JobState.INTENDED,
+        intended_at=question.now,
+        intended_by_attempt=question.writer.attempt,
+        token_seconds=asked.token_seconds,
+        detached=asked.detached,
+        submitters=(_submitter(question),),
+    )
+
+
+def _submitter(question: _Question) -> Submitter:
+    writer, request = question.writer, question.request
+    return Submitter(
+        id=question.asked.submitter,
+        attempt=writer.attempt,
+        pod_uid=writer.pod_uid,
+        session=writer.session,
+        time=question.now,
+        request_id=request.id if request else "",
+        request_digest=request.digest if request else "",
+    )
+
+
+def _was_told(record: JobRecord, question: _Question) -> bool:
+    """Whether this very request was answered with `Submit` before."""
+    if question.request is None:
+        return False
+    for told in record.submitters:
+        if (told.request_id, told.session) == (question.request.id, question.writer.session):
+            if (told.request_digest, told.id) != (question.request.digest, question.asked.submitter):
+                raise invalid("a request id must not be used again for another request")
+            return True
+    return False
+
+
+def _has_ended(question: _Question, submitter: Submitter) -> bool:
+    """A process that asks again says that its own call is over. Of another one only its kubelet can tell: a frozen one may still submit."""
+    if submitter.id == question.asked.submitter and submitter.pod_uid == question.writer.pod_uid:
+        return True
+    attempt = question.owner.attempt(submitter.attempt)
+    return attempt is not None and attempt.end == End.REPORTED and attempt.pod_uid in {"", submitter.pod_uid}
+
+
+def _unresolved(question: _Question, record: JobRecord) -> Unresolved:
+    all_ended = all(_has_ended(question, submitter) for submitter in record.submitters)
+    quiet_since = None
+    if all_ended and question.state.epoch is not None:
+        # The pods of the other attempts had ended when this one's was made, so before it opened the state.
+        itself = any(submitter.id == question.asked.submitter for submitter in record.submitters)
+        quiet_since = max(question.state.epoch.time, question.now) if itself else question.state.epoch.time
+    attempts = tuple(dict.fromkeys(submitter.attempt for submitter in record.submitters))
+    return Unresolved(all_ended=all_ended, quiet_since=quiet_since, attempts=attempts)
+
+
+def _check_grounds(question: _Question, record: JobRecord, again: Grounds) -> None:
+    if again in {Grounds.TOKEN, Grounds.ABSENT} and not _unresolved(question, record).all_ended:
+        raise _refused(f"{again} takes that every earlier submitter is known to have ended, and one may still be alive")
+    if again is Grounds.TOKEN:
+        if record.token_seconds is None:
+            raise _refused("Token takes that the other side honours the token, and the intent says nothing of that")
+        if question.now >= record.intended_at + timedelta(seconds=record.token_seconds):
+            raise _refused(
+                f"Token takes that the token is honoured still, and its {record.token_seconds} seconds are over"
+            )
+    if again is Grounds.POLICY and question.owner.spec.submission.on_unknown != "Resubmit":
+        raise _refused("Policy takes that spec.submission.onUnknown is Resubmit, and it is not")
+
+
+def _check_same(record: JobRecord, asked: IntentRequest, *, was_told: bool) -> None:
+    if asked.new_generation and not was_told:
+        detail = f"the job {shown(record.key)} must be over before it is submitted anew; it is {record.state}"
+        raise RefusedError(ProblemCode.JOB_OPEN, detail)
+    if (record.digest, record.adapter) != (asked.digest, asked.adapter):
+        detail = (
+            f"the request under the key {shown(record.key)} must stay the same while its job is open; use another key"
+        )
+        raise RefusedError(ProblemCode.DIGEST_CHANGED, detail)
+
+
+def _check_request(key: str, asked: IntentRequest) -> None:
+    check_job_key(key)
+    if not _ID.fullmatch(asked.submitter) or len(asked.submitter) > SESSION_CHARACTERS_MAX:
+        raise invalid(f"submitter must have 1 to {SESSION_CHARACTERS_MAX} letters, digits, '-', '_' or '.'")
+    for what, text, most in (
+        ("adapter", asked.adapter, ADAPTER_CHARACTERS_MAX),
+        ("digest", asked.digest, DIGEST_CHARACTERS_MAX),
+    ):
+        if not _PRINTABLE.fullmatch(text) or len(text) > most:
+            raise invalid(f"{what} must have 1 to {most} printable ASCII characters")
+    if asked.token_seconds is not None and not 0 <= asked.token_seconds <= RETENTION_SECONDS_MAX:
+        raise invalid(f"tokenSeconds must be 0 to {RETENTION_SECONDS_MAX}, or null")
+
+
+def _refused(detail: str) -> RefusedError:
+    return RefusedError(ProblemCode.GROUNDS_REFUSED, detail)

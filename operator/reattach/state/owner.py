@@ -1,0 +1,55 @@
+"""The TaskRun that a state belongs to, as far as the state API looks at it."""
+
+from reattach.api.objects import ObjectMeta, Shape
+from reattach.api.taskrun import Adoption, Attempt, Resolution, StateReference, Submission
+
+
+class OwnerSpec(Shape, frozen=True):
+    """What its author and those who run it decided about external jobs."""
+
+    submission: Submission = Submission()
+    adopt: tuple[Adoption, ...] = ()
+    resolutions: tuple[Resolution, ...] = ()
+    cancel: bool = False
+
+
+class OwnerStatus(Shape, frozen=True):
+    """What the operator knows of its attempts, and where its state is."""
+
+    outcome: str | None = None
+    attempts: tuple[Attempt, ...] = ()
+    state: StateReference | None = None
+
+
+class Owner(Shape, frozen=True):
+    """A TaskRun. All that is not needed here is left out."""
+
+    metadata: ObjectMeta
+    spec: OwnerSpec = OwnerSpec()
+    status: OwnerStatus = OwnerStatus()
+
+    @property
+    def state_uid(self) -> str | None:
+        """The UID of the ConfigMap that was announced as its state."""
+        return self.status.state.uid if self.status.state and self.status.state.uid else None
+
+    @property
+    def is_being_deleted(self) -> bool:
+        """Whether it goes once its finalizers are gone; no new ones are put on it."""
+        return self.metadata.deletion_timestamp is not None
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether no attempt of it may begin anything new."""
+        return self.status.outcome is not None or self.is_being_deleted or self.spec.cancel
+
+    def attempt(self, number: int) -> Attempt | None:
+        """What is listed of an attempt; None if `historyLimit` dropped it, or nothing is known yet."""
+        return next((attempt for attempt in self.status.attempts if attempt.number == number), None)
+
+    def answers_for(self, key: str, generation: int) -> tuple[Resolution, ...]:
+        """A person's answers about one external job, in the order in which they were given."""
+        wanted = ("SubmissionUnknown", key, generation)
+        return tuple(
+            answer for answer in self.spec.resolutions if (answer.held, answer.key, answer.generation) == wanted
+        )
