@@ -79,13 +79,12 @@ class Operator:
         """What watches would have told."""
         changes, self._cluster.changes = self._cluster.changes, []
         for change in changes:
-            match change.resource:
-                case "taskruns":
-                    self._learn_taskrun(change)
-                case "pods":
-                    _learn(self._pods, change, Pod)
-                case "configmaps":
-                    _learn(self._states, change, PartialObject)
+            if change.resource == "taskruns":
+                self._learn_taskrun(change)
+            elif change.resource == "pods":
+                _learn(self._pods, change, Pod)
+            elif change.resource == "configmaps":
+                _learn(self._states, change, PartialObject)
 
     def _learn_taskrun(self, change: Change) -> None:
         raw = msgspec.json.decode(change.raw)
