@@ -9,7 +9,7 @@ import msgspec
 from reattach.api.names import VERSION
 from reattach.api.objects import Condition
 from reattach.api.taskrun import Status
-from reattach.cluster import Cluster, ForbiddenError, NotFoundError, paths
+from reattach.cluster import Cluster, NotFoundError, paths
 
 _OUTCOME = ".status.outcome"
 
@@ -21,15 +21,16 @@ class SchemaError(Exception):
 
 
 async def check_schema(cluster: Cluster) -> None:
-    """Raise `SchemaError` unless the CRD will keep all that we write."""
+    """Raise `SchemaError` unless the CRD will keep all that we write.
+
+    Being forbidden to look is none: an API server that has just started refuses everybody until it has read its roles.
+    """
     try:
         crd = msgspec.json.decode(await cluster.get(paths.CRD))
     except NotFoundError:
         raise SchemaError(
             "the CRD taskruns.reattach.dev is not installed; apply crds/taskruns.yaml or upgrade the chart"
         ) from None
-    except ForbiddenError as error:
-        raise SchemaError(f"the operator must be allowed to get its CRD: {error.message}") from None
     if missing := list(missing_from(crd)):
         raise SchemaError(
             f"the CRD taskruns.reattach.dev is older than this operator: it lacks {', '.join(missing)}; "
