@@ -2,6 +2,7 @@
 
 import re
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -12,24 +13,29 @@ import yaml
 
 from reattach.api import messages
 from reattach.api.objects import Shape
+from reattach.api.state import JobOrigin, JobState
 from reattach.server.problems import PROBLEMS
 from reattach.server.routes import Routes
-from reattach.state.operations import RETENTION_SECONDS_MAX
+from reattach.state.jobrecord import JOBS_BYTES_MAX
+from reattach.state.jobs import STRAYS_MAX
+from reattach.state.operations import REMEMBERED_BYTES_MAX, RETENTION_SECONDS_MAX
 
 FILE = Path(__file__).parents[3] / "docs/reference/openapi.yaml"
 DOCUMENT = yaml.safe_load(FILE.read_text())
 SCHEMAS = DOCUMENT["components"]["schemas"]
 NOT_OF_THE_API = {"TerminationMessage"}
+ENUMS: dict[str, type[StrEnum]] = {
+    "Grounds": messages.Grounds,
+    "Decision": messages.Decision,
+    "JobState": JobState,
+    "JobOrigin": JobOrigin,
+}
 MESSAGES = {struct.__name__: struct for struct in Shape.__subclasses__() if struct.__module__ == messages.__name__}
 
 
 def routes() -> set[tuple[str, str]]:
     table = Routes(None, default_retention_seconds=0).table()  # type: ignore[arg-type]
-    return {
-        (route.method.lower(), re.sub(r"\{(\w+):[^}]*\}", r"{\1}", route.path))
-        for route in table
-        if not route.path.startswith("/v1/jobs/")
-    }
+    return {(route.method.lower(), re.sub(r"\{(\w+):[^}]*\}", r"{\1}", route.path)) for route in table}
 
 
 def test_every_route_is_described_and_no_other() -> None:
@@ -40,7 +46,12 @@ def test_every_route_is_described_and_no_other() -> None:
 
 
 def test_every_message_is_described_and_no_other() -> None:
-    assert set(SCHEMAS) - {"Id", "Value", "Version"} == set(MESSAGES) - NOT_OF_THE_API
+    assert set(SCHEMAS) - {"Id", "Value", "Version"} - set(ENUMS) == set(MESSAGES) - NOT_OF_THE_API
+
+
+@pytest.mark.parametrize("name", ["Grounds", "Decision", "JobState", "JobOrigin"])
+def test_an_enumeration_has_the_words_that_are_described(name: str) -> None:
+    assert SCHEMAS[name]["enum"] == list(ENUMS[name])
 
 
 @pytest.mark.parametrize("name", sorted(set(MESSAGES) - NOT_OF_THE_API))
@@ -49,7 +60,11 @@ def test_a_message_has_the_fields_that_are_described(name: str) -> None:
     fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
     assert set(schema["properties"]) == set(fields)
     # An answer always has all of its fields; a request those without a default.
-    always = {name for name, field in fields.items() if field.required or not struct.__struct_config__.omit_defaults}
+    always = {
+        name
+        for name, field in fields.items()
+        if field.required or not (struct.__struct_config__.omit_defaults or msgspec.UnsetType in get_args(field.type))
+    }
     assert set(schema.get("required", ())) == always
     assert schema.get("additionalProperties", True) is not struct.__struct_config__.forbid_unknown_fields
     for field_name, field in fields.items():
@@ -69,9 +84,15 @@ def assert_same_type(schema: dict[str, Any], kind: Any) -> None:
         for option in (get_args(kind) if isinstance(kind, UnionType) else (kind,))
         if option is not msgspec.UnsetType
     ]
-    expected = {json_type_of(option) for option in options}
+    assert types_in(schema) == {json_type_of(option) for option in options}
+
+
+def types_in(schema: dict[str, Any]) -> set[str]:
+    schema = resolved(schema)
+    if "oneOf" in schema:
+        return set[str]().union(*(types_in(option) for option in schema["oneOf"]))
     given = schema.get("type", "string")
-    assert set(given if isinstance(given, list) else [given]) == expected
+    return set(given if isinstance(given, list) else [given])
 
 
 def json_type_of(kind: Any) -> str:
@@ -79,6 +100,8 @@ def json_type_of(kind: Any) -> str:
         return "object"
     if get_origin(kind) is tuple:
         return "array"
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return "string"
     names = {str: "string", int: "integer", bool: "boolean", NoneType: "null", datetime: "string"}
     return names[kind]
 
@@ -114,6 +137,20 @@ def test_the_limits_are_those_that_are_held() -> None:
         assert SCHEMAS[schema]["properties"]["retentionSeconds"]["maximum"] == RETENTION_SECONDS_MAX
     assert messages.SESSION_CHARACTERS_MAX == messages.REQUEST_ID_CHARACTERS_MAX == 64
     assert "{1,64}" in SCHEMAS["Id"]["pattern"]
+    job_key = DOCUMENT["components"]["parameters"]["JobKey"]["schema"]
+    assert job_key["maxLength"] == messages.JOB_KEY_CHARACTERS_MAX
+    intent = SCHEMAS["IntentRequest"]["properties"]
+    assert intent["adapter"]["maxLength"] == messages.ADAPTER_CHARACTERS_MAX
+    assert intent["digest"]["maxLength"] == messages.DIGEST_CHARACTERS_MAX
+    assert intent["tokenSeconds"]["maximum"] == RETENTION_SECONDS_MAX
+    assert SCHEMAS["JobList"]["properties"]["items"]["maxItems"] == messages.JOBS_MAX
+    assert messages.HANDLE_BYTES_MAX == messages.URL_BYTES_MAX == 1024
+    assert f"at most {STRAYS_MAX}" in SCHEMAS["Job"]["properties"]["strays"]["description"].lower()
+    text = SCHEMAS["Problem"]["properties"]["code"]["description"]
+    assert f"more than {messages.JOBS_MAX} external jobs, or {JOBS_BYTES_MAX // 1024} KiB of them" in text
+    assert (
+        f"up to {REMEMBERED_BYTES_MAX // 1024} KiB" in DOCUMENT["components"]["parameters"]["RequestId"]["description"]
+    )
     assert f"at most {messages.NESTING_MAX} levels" in SCHEMAS["Value"]["description"]
 
 
