@@ -40,7 +40,7 @@ RULES = [
     {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]},
     {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "create", "update"]},
-    {"apiGroups": ["reattach.dev"], "resources": ["taskruns"], "verbs": ["get"]},
+    {"apiGroups": ["reattach.dev"], "resources": ["taskruns"], "verbs": ["get", "patch"]},
     {"apiGroups": ["reattach.dev"], "resources": ["taskruns/status"], "verbs": ["patch"]},
 ]
 """All that the state API may do, and so all that it needs."""

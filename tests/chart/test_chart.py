@@ -315,7 +315,7 @@ OPERATOR = (
 )
 SERVER = (
     each("served", "", "pods", "get")
-    | each("served", "reattach.dev", "taskruns", "get")
+    | each("served", "reattach.dev", "taskruns", "get patch")
     | each("served", "reattach.dev", "taskruns/status", "patch")
     | each("served", "reattach.dev", "taskruns/finalizers", "update")
     | each("served", "", "configmaps", "create get update")

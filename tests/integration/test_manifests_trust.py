@@ -377,6 +377,77 @@ class TestConfigMapsThatReattachWrites:
         cluster.call("POST", CONFIGMAPS, {"metadata": {"name": "anyones"}})
 
 
+class TestTaskRunsThatTheStateApiWrites:
+    """Its service account may patch TaskRuns, and put its finalizer on and name the state; whatever RBAC gives it."""
+
+    OURS = "reattach.dev/external-jobs"
+
+    @pytest.fixture
+    def path(self, cluster: RunningControlPlane) -> str:
+        name = f"held-to-it-{secrets.token_hex(4)}"
+        made = a_taskrun(name)
+        made["metadata"] |= {"finalizers": ["example.com/theirs"], "labels": {"team": "data"}}
+        cluster.call("POST", TASKRUNS, made)
+        return f"{TASKRUNS}/{name}"
+
+    def test_its_finalizer_is_put_on(self, cluster: RunningControlPlane, path: str) -> None:
+        both = {"metadata": {"finalizers": ["example.com/theirs", self.OURS]}}
+        assert cluster.call("PATCH", path, both, user=SERVER, groups=ADMIN)["metadata"]["finalizers"] == [
+            "example.com/theirs",
+            self.OURS,
+        ]
+
+    @pytest.mark.parametrize(
+        "patch",
+        [
+            {"metadata": {"finalizers": ["reattach.dev/external-jobs"]}},
+            {"metadata": {"finalizers": None}},
+            {"metadata": {"finalizers": ["example.com/theirs", "example.com/another"]}},
+            {"metadata": {"labels": {"team": None}}},
+            {"metadata": {"labels": {"reattach.dev/restored": "true"}}},
+            {"metadata": {"annotations": {"a": "b"}}},
+            {"metadata": {"ownerReferences": [{**owner(), "kind": "Job", "controller": False}]}},
+            {"spec": {"suspend": False}},
+            {"spec": {"cancel": True}},
+            {"spec": {"template": {"spec": {"hostNetwork": True}}}},
+            {"spec": {"retry": {"budgets": {"application": 9}}}},
+            {"spec": {"resolutions": [{"held": "StateLost", "action": "StartEmpty"}]}},
+        ],
+    )
+    def test_nothing_else_of_it_is_changed(self, cluster: RunningControlPlane, path: str, patch: Object) -> None:
+        before = cluster.call("GET", path)
+        said = refused(cluster, "PATCH", path, patch, user=SERVER, groups=ADMIN)
+        assert "Reattach's state API may" in said or "can't be changed" in said
+        assert cluster.call("GET", path) == before
+
+    def test_it_names_the_state_once_and_writes_no_other_status(self, cluster: RunningControlPlane, path: str) -> None:
+        status = f"{path}/status"
+        for forged in ({"outcome": "Succeeded"}, {"result": "1"}, {"counts": {"attempts": 7}}):
+            said = refused(cluster, "PATCH", status, {"status": forged}, user=SERVER, groups=ADMIN)
+            assert "may set status.state of a TaskRun where none is set, and no other status" in said
+        state = {"status": {"state": {"configMap": "a", "uid": "b"}}}
+        cluster.call("PATCH", status, state, user=SERVER, groups=ADMIN)
+        cluster.call("PATCH", status, {"status": {"result": "1"}})
+        for change in ({"state": {"uid": "c"}}, {"state": None}, {"result": None}, {"result": "2"}):
+            said = refused(cluster, "PATCH", status, {"status": change}, user=SERVER, groups=ADMIN)
+            assert "may set status.state of a TaskRun where none is set, and no other status" in said
+        cluster.call("PATCH", status, {"status": {"state": None}})
+        cluster.call("PATCH", status, state, user=SERVER, groups=ADMIN)
+
+    def test_it_neither_makes_nor_deletes_one(self, cluster: RunningControlPlane, path: str) -> None:
+        assert "may neither make nor delete" in refused(cluster, "DELETE", path, user=SERVER, groups=ADMIN)
+        assert "may neither make nor delete" in refused(
+            cluster, "POST", TASKRUNS, a_taskrun("by-the-state-api"), user=SERVER, groups=ADMIN
+        )
+
+    def test_others_are_not_held_to_it(self, cluster: RunningControlPlane, path: str) -> None:
+        for user in ("admin", OPERATOR):
+            cluster.call(
+                "PATCH", path, {"metadata": {"labels": {"by": user.rpartition(":")[2]}}}, user=user, groups=ADMIN
+            )
+        cluster.call("PATCH", path, {"metadata": {"finalizers": None}})
+
+
 def test_with_watch_namespaces_the_policies_hold_there_alone(cluster: RunningControlPlane) -> None:
     """Another release may serve the others; but our own service accounts are held everywhere."""
     served, other = cluster.create_namespace("served"), cluster.create_namespace("other")
@@ -417,7 +488,7 @@ def test_the_policies_are_well_typed(cluster: RunningControlPlane) -> None:
         return found if all("typeChecking" in policy.get("status", {}) for policy in found) else []
 
     policies = wait_until(checked, seconds=30, what="the policies are type-checked")
-    assert len(policies) == 5
+    assert len(policies) == 6
     for policy in policies:
         assert not policy["status"]["typeChecking"].get("expressionWarnings"), policy["metadata"]["name"]
 

@@ -101,8 +101,8 @@ annotations:
   resources: [pods]
   verbs: [get]
 - apiGroups: [reattach.dev]
-  resources: [taskruns]
-  verbs: [get]
+  resources: [taskruns]  # an admission policy lets it put on its finalizer and change nothing else
+  verbs: [get, patch]
 - apiGroups: [reattach.dev]
   resources: [taskruns/status]
   verbs: [patch]
