@@ -1,0 +1,44 @@
+"""The programs `kubectl-reattach` and `kubectl_complete-reattach`."""
+
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from reattach.cli import completion
+from reattach.cli.commands import cli
+from reattach.cli.errors import CommandError, ExitCode
+from reattach.cli.flags import PROGRAM, say
+
+
+def run(arguments: list[str]) -> int:
+    """Do what the arguments say; the answer is the exit code."""
+    try:
+        result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
+    except CommandError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read stdout has what they wanted; Python must not complain about it while it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    return result if isinstance(result, int) else ExitCode.OK
+
+
+def main() -> NoReturn:
+    """`kubectl-reattach`."""
+    if instruction := os.environ.get(completion.VARIABLE):
+        sys.exit(completion.answer_shell(cli, instruction))
+    sys.exit(run(sys.argv[1:]))
+
+
+def complete() -> NoReturn:
+    """`kubectl_complete-reattach`, which kubectl runs to complete what follows `kubectl reattach`."""
+    click.echo(completion.for_kubectl(cli, sys.argv[1:]))
+    sys.exit(0)

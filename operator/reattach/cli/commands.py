@@ -1,0 +1,192 @@
+"""The commands of `kubectl reattach`: flags in, lines and an exit code out. What they do is in the other modules."""
+
+import sys
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from reattach.cli import completion
+from reattach.cli.errors import CommandError, ExitCode
+from reattach.cli.flags import (
+    DURATION,
+    PROGRAM,
+    Commands,
+    call,
+    leave,
+    name_argument,
+    output_option,
+    paint,
+    say,
+    show,
+)
+from reattach.cli.statecommands import state
+from reattach.cli.text import one_line
+
+
+@click.group(cls=Commands, name=PROGRAM)
+def cli(**_: Any) -> None:
+    """See what a TaskRun did and why, and decide where only a person can.
+
+    Exit codes: 0 done, 1 not done (stderr says why), 2 wrong usage; wait has more.
+    """
+
+
+@cli.command()
+@name_argument
+@output_option
+def explain(name: str, output: str | None) -> None:
+    """Tell the story of a run: what was tried, what was decided and why, what comes next."""
+    from reattach.cli.explaining import lines_of
+    from reattach.cli.looking import situation_of
+    from reattach.cli.story import story_of
+
+    situation = call(lambda connection: situation_of(connection, name))
+    story = story_of(situation)
+    show(story, output, lines_of(story, situation.now, paint()))
+
+
+@cli.command()
+@name_argument
+@click.option("--adopt", metavar="HANDLE", help="The job runs, and this is its id in the external system.")
+@click.option("--resubmit", is_flag=True, help="There is no such job: submit it again.")
+@click.option("--start-empty", is_flag=True, help="The state is lost: go on with an empty one.")
+@click.option("--continue", "go_on", is_flag=True, help="Grant the budget that is used up once more.")
+@click.option("--fail", is_flag=True, help="End the TaskRun as Failed.")
+@click.option("--key", help="Which external job, if several are held.", shell_complete=completion.held_keys)
+@click.option("--generation", type=click.IntRange(1), help="Which generation of it.")
+@output_option
+def resolve(
+    *,
+    name: str,
+    adopt: str | None,
+    resubmit: bool,
+    start_empty: bool,
+    go_on: bool,
+    fail: bool,
+    key: str | None,
+    generation: int | None,
+    output: str | None,
+) -> None:
+    """Answer what a TaskRun is held for; it goes on from that.
+
+    Held for SubmissionUnknown it takes --adopt, --resubmit or --fail; for StateLost --start-empty or --fail; for BudgetExhausted --continue
+    or --fail. The answer is stored in spec.resolutions, and stays there.
+    """
+    from reattach.cli.answering import Wish
+    from reattach.cli.answering import resolve as store
+
+    chosen = {
+        "Adopt": adopt is not None,
+        "Resubmit": resubmit,
+        "StartEmpty": start_empty,
+        "Continue": go_on,
+        "Fail": fail,
+    }
+    actions = [action for action, is_chosen in chosen.items() if is_chosen]
+    if len(actions) != 1:
+        raise click.UsageError("Say exactly one of --adopt HANDLE, --resubmit, --start-empty, --continue and --fail.")
+    wish = Wish(action=actions[0], handle=adopt, key=key, generation=generation)
+    answered = call(lambda connection: store(connection, name, wish))
+    what = f"{wish.action} {one_line(adopt)}" if adopt else wish.action
+    about = f" of {one_line(answered.resolution.key)}" if answered.resolution.key else ""
+    lines = [f"taskrun/{name} answered: {what}, to {answered.resolution.held}{about}.", answered.consequence]
+    show(answered, output, lines)
+
+
+cli.add_command(state)
+
+
+@cli.command()
+@name_argument
+@click.option("-f", "--follow", is_flag=True, help="Follow, over retries, until the TaskRun is over.")
+@click.option("--attempt", type=click.IntRange(1), help="Only this attempt.")
+@click.option("-c", "--container", help="Another container than the task's.")
+@click.option("--tail", type=click.IntRange(0), help="Only so many last lines of each attempt.")
+@click.option("--timestamps", is_flag=True, help="With the time of each line.")
+def logs(
+    *, name: str, follow: bool, attempt: int | None, container: str | None, tail: int | None, timestamps: bool
+) -> None:
+    """Print the logs of all attempts, in order. What is said about them goes to stderr."""
+    from reattach.cli.following import LogOptions, show_logs
+
+    options = LogOptions(follow=follow, attempt=attempt, container=container, tail=tail, timestamps=timestamps)
+    leave(call(lambda connection: show_logs(connection, name, options, say)))
+
+
+@cli.command()
+@name_argument
+@click.option(
+    "--for",
+    "goal",
+    type=click.Choice(["Succeeded", "outcome"]),
+    default="Succeeded",
+    help="What to wait for.",
+    show_default=True,
+)
+@click.option("--timeout", type=DURATION, metavar="DURATION", help="How long at most; without it, for ever.")
+@output_option
+def wait(name: str, goal: str, timeout: timedelta | None, output: str | None) -> None:
+    """Wait until a TaskRun has ended.
+
+    Exit codes: 0 it succeeded (with --for outcome: it ended), 3 it failed, 4 it was cancelled, 5 it is held (not with --for outcome, which goes
+    on waiting), 6 not within --timeout, 7 it was deleted; 1 and 2 as everywhere.
+    """
+    from reattach.cli.following import Goal, wait_for
+
+    waited = call(lambda connection: wait_for(connection, name, Goal(goal), timeout, say))
+    if output is not None:
+        status = None if waited.taskrun is None else waited.taskrun.status
+        about = {"name": name, "exitCode": int(waited.exit_code), "message": waited.sentence, "status": status}
+        show(about, output, [])
+    elif waited.exit_code is ExitCode.OK:
+        show(None, None, [waited.sentence])
+    else:
+        say(waited.sentence)
+    leave(waited.exit_code)
+
+
+@cli.command()
+@name_argument
+@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+@click.option("--force", is_flag=True, help="Also of a TaskRun that is neither ending nor held.")
+@output_option
+def release(name: str, yes: bool, force: bool, output: str | None) -> None:
+    """Let a TaskRun go that can't end: take Reattach's finalizers off, and name every external job that is left.
+
+    The way out when the operator is gone, or when nobody can tell what became of a job. Nothing is cancelled over there.
+    """
+    from reattach.cli.letting_go import carry_out, lines_of, prepare
+
+    found = call(lambda connection: prepare(connection, name, force=force))
+    lines = lines_of(found.plan)
+    if not yes:
+        say("\n".join(lines))
+        if not sys.stdin.isatty():
+            raise CommandError("Nothing was let go: say --yes where nobody can be asked.")
+        if not click.confirm("Let go?", err=True):
+            raise CommandError("Nothing was let go.")
+    call(lambda connection: carry_out(connection, found))
+    show(found.plan, output, [*(lines if yes else []), f"{name} was let go."])
+
+
+@cli.command()
+@output_option
+def version(output: str | None) -> None:
+    """Print the version of this program."""
+    from importlib.metadata import version as version_of
+
+    from reattach.api.names import API_VERSION
+
+    about = {"version": version_of("reattach"), "apiVersion": API_VERSION}
+    show(about, output, [f"{PROGRAM} {about['version']} ({API_VERSION})"])
+
+
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_script(shell: str) -> None:
+    """Print a shell's script for the program kubectl-reattach.
+
+    `kubectl reattach` itself needs none: kubectl's own completion asks kubectl_complete-reattach, which is installed beside it.
+    """
+    click.echo(completion.script_of(cli, shell), nl=False)

@@ -1,0 +1,113 @@
+"""Shell completion: of `kubectl reattach` by kubectl's own protocol, and of `kubectl-reattach` by click's scripts for bash, zsh and fish.
+
+While a word is completed nothing may be said or take long: an API server that does not answer means that there is nothing to offer.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem, ShellComplete, get_completion_class, shell_complete
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from reattach.cli.connection import Connection
+
+VARIABLE = "_KUBECTL_REATTACH_COMPLETE"
+_SECONDS = 3.0
+_NO_FILES = ":4"
+_FILES = ":0"
+
+
+def for_kubectl(cli: click.Command, arguments: list[str]) -> str:
+    """The answer to kubectl: one offer a line, its help after a tab, and at last a directive (4: offer no files, 0: do)."""
+    *before, word = arguments or [""]
+    items = ShellComplete(cli, {}, "kubectl reattach", VARIABLE).get_completions(before, word)
+    offers = [item for item in items if item.type == "plain" and item.value]
+    lines = [f"{item.value}\t{item.help}" if item.help else str(item.value) for item in offers]
+    return "\n".join([*lines, _FILES if any(item.type == "file" for item in items) else _NO_FILES])
+
+
+def script_of(cli: click.Command, shell: str) -> str:
+    """The script that teaches a shell to complete `kubectl-reattach`."""
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"There is no completion for {shell}.")
+    script = kind(cli, {}, "kubectl-reattach", VARIABLE)
+    return script.source_template % script.source_vars()
+
+
+def answer_shell(cli: click.Command, instruction: str) -> int:
+    """What the script asks for."""
+    return shell_complete(cli, {}, "kubectl-reattach", VARIABLE, instruction)
+
+
+# -- what can be offered --------------------------------------------------------------------------------------------
+
+
+def taskruns(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
+    """The TaskRuns of the namespace."""
+    from reattach.cli.looking import names_of
+
+    return _offers(_asked(ctx, names_of), word)
+
+
+def namespaces(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
+    """The namespaces of the cluster."""
+    from reattach.cli.looking import namespaces_of
+
+    return _offers(_asked(ctx, namespaces_of), word)
+
+
+def contexts(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
+    """The contexts of the kubeconfig."""
+    from reattach.cli.connection import contexts_of
+    from reattach.cli.flags import target_of
+
+    return _offers(contexts_of(target_of(ctx)), word)
+
+
+def state_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
+    """The keys in the state of the TaskRun that is named."""
+    from reattach.cli.entries import read
+
+    async def keys(connection: "Connection") -> list[str]:
+        _, stored = await read(connection, ctx.params["name"])
+        return sorted(stored.state.records)
+
+    return _offers(_asked(ctx, keys), word)
+
+
+def held_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
+    """The keys of the external jobs for which the TaskRun is held."""
+    from reattach.cli.holds import holds_of
+    from reattach.cli.looking import situation_of
+
+    async def keys(connection: "Connection") -> list[str]:
+        situation = await situation_of(connection, ctx.params["name"])
+        return [hold.key for hold in holds_of(situation.taskrun, situation.jobs) if hold.key and hold.answer is None]
+
+    return _offers(_asked(ctx, keys), word)
+
+
+def _offers(values: list[str], word: str) -> list[CompletionItem]:
+    return [CompletionItem(value) for value in dict.fromkeys(values) if value.startswith(word)]
+
+
+def _asked(ctx: click.Context, ask: "Callable[[Connection], Coroutine[Any, Any, list[str]]]") -> list[str]:
+    from reattach.cli.connection import connect
+    from reattach.cli.errors import CommandError
+    from reattach.cli.flags import target_of
+    from reattach.cluster import ClusterError
+
+    async def act() -> list[str]:
+        async with asyncio.timeout(_SECONDS):
+            connection = await connect(target_of(ctx))
+            async with connection.cluster:
+                return await ask(connection)
+
+    try:
+        return asyncio.run(act())
+    except (CommandError, ClusterError, TimeoutError, KeyError):
+        return []

@@ -1,0 +1,123 @@
+"""To the API server as kubectl goes there: the same kubeconfig, context, namespace and flags."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from kubernetes.aio import client
+from kubernetes.aio.config import ConfigException, load_incluster_config
+from kubernetes.aio.config.kube_config import ConfigNode, KubeConfigLoader, KubeConfigMerger
+
+from reattach.cli.errors import CommandError
+from reattach.cli.target import Target
+from reattach.cluster import Cluster, ClusterError
+
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_OVERRIDE = "flags of kubectl reattach"
+_USER_REVIEWS = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A cluster, and the namespace that is meant where none is named."""
+
+    cluster: Cluster
+    namespace: str
+
+
+async def connect(target: Target) -> Connection:
+    """Raises `CommandError` if the kubeconfig does not say where to go. Nothing is asked of the API server yet."""
+    configuration = client.Configuration()
+    # As kubectl: certificates without the extensions that Python 3.13 and later ask for are common in clusters.
+    configuration.disable_strict_ssl_verification = True
+    impersonated: dict[str, Any] = {}
+    paths = _paths_of(target)
+    if target.kubeconfig is None and not _exists(paths) and (_ACCOUNT / "token").exists():
+        load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+        namespace = (_ACCOUNT / "namespace").read_text().strip()
+    else:
+        try:
+            namespace, impersonated = await _load(paths, target, configuration)
+        except (ConfigException, yaml.YAMLError, OSError, ValueError) as error:
+            raise CommandError(f"The kubeconfig {paths} can't be used: {error}. See kubectl config view.") from error
+    headers = _impersonation(target, impersonated)
+    # Proxies as for kubectl, which takes HTTPS_PROXY and NO_PROXY from the environment too.
+    configuration.client_session_kwargs = {"trust_env": True, "headers": headers}
+    cluster = Cluster(configuration, connections=16, timeout=target.request_timeout)
+    return Connection(cluster, target.namespace or namespace)
+
+
+def contexts_of(target: Target) -> list[str]:
+    """The names of the contexts in the kubeconfig; none if it can't be read."""
+    paths = _paths_of(target)
+    try:
+        merged = KubeConfigMerger(paths).config if _exists(paths) else None  # type: ignore[no-untyped-call]
+        return [str(one.value["name"]) for one in merged.value["contexts"]] if merged else []
+    except (ConfigException, yaml.YAMLError, OSError, KeyError, TypeError):
+        return []
+
+
+async def user_of(cluster: Cluster) -> str:
+    """Who we are to the API server; `unknown` where it doesn't tell."""
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+    try:
+        answer = msgspec.json.decode(await cluster.create(_USER_REVIEWS, body))
+        return str(answer["status"]["userInfo"]["username"])
+    except (ClusterError, KeyError):
+        return "unknown"
+
+
+def _paths_of(target: Target) -> str:
+    return target.kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
+
+
+def _exists(paths: str) -> bool:
+    return any(Path(path).expanduser().exists() for path in paths.split(os.pathsep) if path)
+
+
+async def _load(paths: str, target: Target, configuration: client.Configuration) -> tuple[str, dict[str, Any]]:
+    """The namespace of the context, and what the user's entry says about impersonation."""
+    if not _exists(paths):
+        raise CommandError(f"There is no kubeconfig at {paths}; name one by --kubeconfig or KUBECONFIG.")
+    merged: ConfigNode = KubeConfigMerger(paths).config  # type: ignore[no-untyped-call]
+    context = target.context or _current_context_of(paths)
+    if not context and not target.cluster:
+        raise CommandError(f"The kubeconfig {paths} has no current context; name one by --context.")
+    about = _context_of(merged, context)
+    about |= {name: value for name, value in (("cluster", target.cluster), ("user", target.user)) if value}
+    overridden = {"name": _OVERRIDE, "context": about}
+    merged.value["contexts"].append(ConfigNode(_OVERRIDE, overridden))  # type: ignore[no-untyped-call]
+    loader = KubeConfigLoader(merged, active_context=_OVERRIDE, config_base_path=None)  # type: ignore[no-untyped-call]
+    await loader.load_and_set(configuration)  # type: ignore[no-untyped-call]
+    user = next((one.value["user"] for one in merged.value["users"] if one.value["name"] == about.get("user")), None)
+    return str(about.get("namespace") or "default"), user or {}
+
+
+def _context_of(merged: ConfigNode, name: str | None) -> dict[str, Any]:
+    contexts = [one.value for one in merged.value["contexts"]]
+    found = next((one for one in contexts if one["name"] == name), None)
+    if found is None and name:
+        known = ", ".join(one["name"] for one in contexts) or "none"
+        raise CommandError(f"There is no context {name!r} in the kubeconfig; it has: {known}.")
+    return dict(found["context"]) if found else {}
+
+
+def _current_context_of(paths: str) -> str | None:
+    """As kubectl: of several files, the first that names one counts (the Python client takes the last)."""
+    for path in paths.split(os.pathsep):
+        file = Path(path).expanduser()
+        if path and file.exists() and (named := (yaml.safe_load(file.read_text()) or {}).get("current-context")):
+            return str(named)
+    return None
+
+
+def _impersonation(target: Target, user: dict[str, Any]) -> list[tuple[str, str]]:
+    name = target.as_user or user.get("as")
+    groups = target.as_groups or tuple(user.get("as-groups") or ())
+    if groups and not name:
+        raise CommandError("--as-group must come with --as.")
+    headers = [("Impersonate-User", name)] if name else []
+    return headers + [("Impersonate-Group", group) for group in groups]

@@ -1,0 +1,191 @@
+"""What all commands have in common: the flags that say where to go, how errors end them, and how answers are printed.
+
+What calls the API server is imported when a command runs: completing a word and showing help must not wait for it.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+import msgspec
+from typing_extensions import override
+
+from reattach.cli import completion
+from reattach.cli.errors import CommandError, ExitCode
+from reattach.cli.target import Target
+from reattach.cli.text import Paint, is_coloured, parse_duration
+
+if TYPE_CHECKING:
+    from reattach.cli.connection import Connection
+
+PROGRAM = "kubectl reattach"
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+T = TypeVar("T")
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+# -- flags that all commands have -----------------------------------------------------------------------------------
+
+
+class Duration(click.ParamType[timedelta]):
+    """`90`, `90s`, `5m`, `1h30m`, `7d`."""
+
+    name = "duration"
+
+    @override
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+DURATION = Duration()
+
+
+def _target_options(*, hidden: bool) -> list[click.Option]:
+    """Where to go, and as whom: kubectl's own flags. Listed by `kubectl reattach --help`, and taken by every command."""
+    option = click.Option
+    return [
+        option(
+            ["-n", "--namespace"],
+            help="The namespace, if not that of the context.",
+            shell_complete=completion.namespaces,
+        ),
+        option(["--context"], help="The context of the kubeconfig.", shell_complete=completion.contexts, hidden=hidden),
+        option(["--kubeconfig"], type=click.Path(), help="The kubeconfig file.", hidden=hidden),
+        option(["--cluster"], help="The cluster of the kubeconfig.", hidden=hidden),
+        option(["--user"], help="The user of the kubeconfig.", hidden=hidden),
+        option(["--as", "as_user"], metavar="USER", help="Whom to impersonate.", hidden=hidden),
+        option(
+            ["--as-group", "as_groups"], multiple=True, metavar="GROUP", help="A group to impersonate.", hidden=hidden
+        ),
+        option(
+            ["--request-timeout"],
+            type=DURATION,
+            metavar="DURATION",
+            help="How long a request may take (30s).",
+            hidden=hidden,
+        ),
+    ]
+
+
+_TARGET_NAMES = frozenset(str(option.name) for option in _target_options(hidden=True))
+
+
+def target_of(context: click.Context) -> Target:
+    """Where to go, by the flags before and after the command's name; the latter count more."""
+    given: dict[str, Any] = {}
+    at: click.Context | None = context
+    while at is not None:
+        for name in _TARGET_NAMES:
+            if (value := at.params.get(name)) not in {None, ()}:
+                given.setdefault(name, value)
+        at = at.parent
+    if timeout := given.pop("request_timeout", None):
+        given["request_timeout"] = timeout.total_seconds()
+    return Target(**given)
+
+
+class Command(click.Command):
+    """A command that takes the flags which say where to go; its function does not get them."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        settings["params"] = [*settings.get("params", ()), *_target_options(hidden=True)]
+        settings["context_settings"] = _HELP
+        super().__init__(*arguments, **settings)
+
+    @override
+    def invoke(self, ctx: click.Context) -> Any:
+        ctx.obj = target_of(ctx)
+        ctx.params = {name: value for name, value in ctx.params.items() if name not in _TARGET_NAMES}
+        return super().invoke(ctx)
+
+
+class Commands(click.Group):
+    """A group of such commands, in the order in which they are written."""
+
+    command_class = Command
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        settings["params"] = [*settings.get("params", ()), *_target_options(hidden=False)]
+        settings["context_settings"] = _HELP
+        super().__init__(*arguments, **settings)
+
+    @override
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+Commands.group_class = Commands
+
+
+def name_argument(function: Decorated) -> Decorated:
+    """NAME, a TaskRun."""
+    return click.argument("name", shell_complete=completion.taskruns)(function)
+
+
+def output_option(function: Decorated) -> Decorated:
+    """`-o json|yaml`."""
+    return click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="For programs, not for people.")(
+        function
+    )
+
+
+# -- running --------------------------------------------------------------------------------------------------------
+
+
+def call(act: "Callable[[Connection], Coroutine[Any, Any, T]]") -> T:
+    """Connect as the flags say, do it, and turn errors into a sentence and an exit code."""
+    return asyncio.run(_connected(click.get_current_context().obj, act))
+
+
+async def _connected(target: Target, act: "Callable[[Connection], Coroutine[Any, Any, T]]") -> T:
+    from reattach.cli.connection import connect
+    from reattach.cli.sentences import sentence_of
+    from reattach.cluster import ClusterError
+
+    connection = await connect(target)
+    async with connection.cluster as cluster:
+        try:
+            return await act(connection)
+        except ClusterError as error:
+            raise CommandError(sentence_of(error, cluster.host)) from error
+
+
+def say(text: str) -> None:
+    """To the person, on stderr: stdout is for what was asked for."""
+    click.echo(text, err=True)
+
+
+def show(value: Any, output: str | None, lines: list[str]) -> None:
+    """What was asked for: lines for people, or the same as JSON or YAML."""
+    if output is None:
+        click.echo("\n".join(lines), color=True)  # whether to colour is decided by `paint`
+        return
+    plain = json.loads(msgspec.json.encode(value))
+    if output == "json":
+        click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+    else:
+        import yaml
+
+        click.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), nl=False)
+
+
+def paint() -> Paint:
+    """Colours, if stdout is a terminal."""
+    on = is_coloured(terminal=sys.stdout.isatty(), no_color=os.environ.get("NO_COLOR"), term=os.environ.get("TERM"))
+    return Paint(on)
+
+
+def leave(code: ExitCode) -> NoReturn:
+    """End the command."""
+    click.get_current_context().exit(code)

@@ -1,0 +1,235 @@
+"""Reads from the API server: a TaskRun, its state, its pods, its events, and all versions of a TaskRun as they come."""
+
+import asyncio
+import difflib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+
+from reattach.api.names import LABEL_TASKRUN, state_name
+from reattach.api.objects import ObjectMeta, PartialObject, Pod, Shape
+from reattach.api.taskrun import TaskRun
+from reattach.cli.connection import Connection
+from reattach.cli.errors import CommandError
+from reattach.cli.sentences import missing_right_of
+from reattach.cli.situation import Event, Situation
+from reattach.cluster import ClusterError, ForbiddenError, NotFoundError, paths
+from reattach.cluster.client import raise_error_event
+from reattach.state.codec import Stored, from_configmap, view_of
+from reattach.state.refusals import UnreadableError
+
+_POLL_SECONDS = 2.0
+_NAMES_MAX = 500
+
+
+class _Pods(Shape, frozen=True):
+    items: tuple[Pod, ...] = ()
+
+
+class _Names(Shape, frozen=True):
+    items: tuple[PartialObject, ...] = ()
+
+
+class _Series(Shape, frozen=True):
+    last_observed_time: datetime | None = None
+
+
+class _Event(Shape, frozen=True):
+    metadata: ObjectMeta = ObjectMeta()
+    type: str = ""
+    reason: str = ""
+    message: str = ""
+    event_time: datetime | None = None
+    last_timestamp: datetime | None = None
+    series: _Series | None = None
+
+    @property
+    def time(self) -> datetime | None:
+        last = self.series.last_observed_time if self.series else None
+        return last or self.last_timestamp or self.event_time or self.metadata.creation_timestamp
+
+
+class _Events(Shape, frozen=True):
+    items: tuple[_Event, ...] = ()
+
+
+class _WatchEvent(Shape, frozen=True):
+    type: str
+    object: msgspec.Raw
+
+
+@dataclass(frozen=True)
+class StateAbsent:
+    """There is no state that can be used: `why` in a sentence. `lost`: there was one."""
+
+    why: str
+    lost: bool = False
+
+
+# -- a TaskRun ------------------------------------------------------------------------------------------------------
+
+
+async def taskrun_of(connection: Connection, name: str) -> TaskRun:
+    """The TaskRun as of now. Raises `CommandError` with similar names if there is none, and `ClusterError`."""
+    return to_taskrun(await body_of(connection, name))
+
+
+async def body_of(connection: Connection, name: str) -> bytes:
+    """`taskrun_of`, as JSON with all that this version doesn't know."""
+    try:
+        return await connection.cluster.get(paths.taskruns(connection.namespace, name))
+    except NotFoundError:
+        raise await _no_such(connection, name) from None
+
+
+def to_taskrun(body: bytes) -> TaskRun:
+    """From JSON. Raises `CommandError` where a newer version wrote what this one can't read."""
+    try:
+        return msgspec.json.decode(body, type=TaskRun)
+    except msgspec.ValidationError as error:
+        raise CommandError(f"This version of kubectl reattach can't read the TaskRun ({error}); upgrade it.") from None
+
+
+async def names_of(connection: Connection) -> list[str]:
+    """The names of the TaskRuns in the namespace, not more than some hundreds."""
+    path = paths.taskruns(connection.namespace)
+    body = await connection.cluster.list(path, metadata_only=True, limit=_NAMES_MAX)
+    return [one.metadata.name for one in msgspec.json.decode(body, type=_Names).items]
+
+
+async def namespaces_of(connection: Connection) -> list[str]:
+    """The names of the cluster's namespaces, not more than some hundreds."""
+    body = await connection.cluster.list(paths.core("namespaces", None), metadata_only=True, limit=_NAMES_MAX)
+    return [one.metadata.name for one in msgspec.json.decode(body, type=_Names).items]
+
+
+async def _no_such(connection: Connection, name: str) -> CommandError:
+    where = f"in namespace {connection.namespace}"
+    try:
+        names = await names_of(connection)
+    except NotFoundError:
+        return CommandError("This cluster knows no TaskRuns; install Reattach's chart, or name another --context.")
+    except ForbiddenError:
+        return CommandError(f"There is no TaskRun {name!r} {where}.")
+    if similar := difflib.get_close_matches(name, names, n=3, cutoff=0.5):
+        return CommandError(f"There is no TaskRun {name!r} {where}. Did you mean {' or '.join(similar)}?")
+    if not names:
+        return CommandError(f"There is no TaskRun {name!r} {where}, nor any other; name the namespace by -n.")
+    return CommandError(f"There is no TaskRun {name!r} {where}; kubectl get trun -n {connection.namespace} lists them.")
+
+
+async def versions_of(connection: Connection, name: str, uid: str | None = None) -> AsyncIterator[TaskRun | None]:
+    """The TaskRun as it is and then each time it changed, for ever; None, and the end, once it is gone or another has its name."""
+    cluster, path = connection.cluster, paths.taskruns(connection.namespace)
+    while True:
+        try:
+            taskrun = to_taskrun(await cluster.get(paths.taskruns(connection.namespace, name)))
+        except NotFoundError:
+            yield None
+            return
+        if taskrun.metadata.uid != (uid := uid or taskrun.metadata.uid):
+            yield None
+            return
+        yield taskrun
+        try:
+            version = taskrun.metadata.resource_version
+            async for line in cluster.watch(path, resource_version=version, fieldSelector=f"metadata.name={name}"):
+                event = msgspec.json.decode(line, type=_WatchEvent)
+                if event.type in {"ADDED", "MODIFIED"}:
+                    yield to_taskrun(bytes(event.object))
+                elif event.type == "DELETED":
+                    break
+                elif event.type == "ERROR":
+                    raise_error_event(msgspec.json.decode(bytes(event.object)))
+        except ClusterError:
+            # No right to watch, or the watch broke: looking again tells which, and is enough.
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+# -- what belongs to it ---------------------------------------------------------------------------------------------
+
+
+async def stored_of(connection: Connection, taskrun: TaskRun) -> Stored | StateAbsent:
+    """The state's ConfigMap as of now. Raises `CommandError` if it can't be read, and `ClusterError`."""
+    about, named = taskrun.metadata, taskrun.status.state
+    try:
+        stored = from_configmap(
+            await connection.cluster.get(paths.configmaps(connection.namespace, state_name(about.name, about.uid)))
+        )
+    except NotFoundError:
+        stored = None
+    except UnreadableError as error:
+        raise CommandError(f"The state of {about.name} can't be read: {error.detail}.") from None
+    if named is not None and named.uid and (stored is None or stored.metadata.uid != named.uid):
+        return StateAbsent(f"The state of {about.name} was deleted by force.", lost=True)
+    if stored is None:
+        return StateAbsent(f"{about.name} has no state yet; it is created when the task first asks for it.")
+    if not any(owner.controller and owner.uid == about.uid for owner in stored.metadata.owner_references):
+        raise CommandError(
+            f"The ConfigMap {stored.metadata.name} does not belong to {about.name}; somebody changed its owner."
+        )
+    return stored
+
+
+async def pods_of(connection: Connection, taskrun: TaskRun) -> tuple[Pod, ...]:
+    """Its pods that are still there, oldest first."""
+    about = taskrun.metadata
+    body = await connection.cluster.list(
+        paths.pods(connection.namespace), labelSelector=f"{LABEL_TASKRUN}={about.name}"
+    )
+    pods = [
+        pod
+        for pod in msgspec.json.decode(body, type=_Pods).items
+        if any(owner.uid == about.uid for owner in pod.metadata.owner_references)
+    ]
+    return tuple(
+        sorted(pods, key=lambda pod: (pod.metadata.creation_timestamp or datetime.now(UTC), pod.metadata.name))
+    )
+
+
+async def events_of(connection: Connection, taskrun: TaskRun) -> tuple[Event, ...]:
+    """What Kubernetes remembers of it, oldest first."""
+    body = await connection.cluster.list(
+        paths.core("events", connection.namespace), fieldSelector=f"involvedObject.uid={taskrun.metadata.uid}"
+    )
+    found = msgspec.json.decode(body, type=_Events).items
+    events = [Event(time=one.time, type=one.type, reason=one.reason, message=one.message) for one in found]
+    return tuple(sorted(events, key=lambda event: event.time or datetime.min.replace(tzinfo=UTC)))
+
+
+async def situation_of(connection: Connection, name: str) -> Situation:
+    """Everything that can be seen of it. What the person has no right to see is told, and left out."""
+    taskrun = await taskrun_of(connection, name)
+    notes: list[str] = []
+    state, state_note = None, ""
+    try:
+        stored = await stored_of(connection, taskrun)
+        if isinstance(stored, Stored):
+            state = view_of(msgspec.json.encode(stored.body))
+        elif stored.lost:
+            state_note = stored.why
+    except ForbiddenError as error:
+        state_note = f"The state: {missing_right_of(error)}"
+    except CommandError as error:
+        state_note = str(error)
+    pods: tuple[Pod, ...] = ()
+    try:
+        pods = await pods_of(connection, taskrun)
+    except ForbiddenError as error:
+        notes.append(f"The pods: {missing_right_of(error)}")
+    events: tuple[Event, ...] = ()
+    try:
+        events = await events_of(connection, taskrun)
+    except ForbiddenError as error:
+        notes.append(f"The events: {missing_right_of(error)}")
+    return Situation(
+        taskrun=taskrun,
+        now=datetime.now(UTC),
+        state=state,
+        state_note=state_note,
+        pods=pods,
+        events=events,
+        notes=tuple(notes),
+    )
