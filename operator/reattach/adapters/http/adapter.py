@@ -1,0 +1,148 @@
+"""The jobs of a REST API that a description describes."""
+
+import os
+import ssl
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx
+
+from reattach.adapters.calls import NO_BODY, Answer, Caller, CallError, NotSentError
+from reattach.adapters.http.description import Credentials, Description, DescriptionError
+from reattach.adapters.http.mapping import (
+    cancel_body_of,
+    found_of,
+    handle_path_of,
+    look_up_path_of,
+    request_of,
+    status_of,
+    submitted_of,
+)
+from reattach.task.adapter import (
+    Active,
+    Adapter,
+    Capabilities,
+    ClientName,
+    JobStatus,
+    Lookup,
+    Rejected,
+    Submission,
+    SubmissionToken,
+    Submitted,
+    Unknown,
+)
+
+
+class HttpJobs(Adapter):
+    """The jobs of one REST API. A request is what is sent as the body of the submission, any JSON; None sends no body.
+
+    Proxies are taken from the environment (`HTTPS_PROXY`, `NO_PROXY`), as with other programs. `transport`: instead of the network, in tests.
+
+    Raises:
+        DescriptionError: the credentials or the CA that the description names are not there.
+    """
+
+    name: ClassVar[str] = "http"
+
+    def __init__(self, description: Description, *, transport: httpx.BaseTransport | None = None) -> None:
+        self._description = description
+        self.name = description.name  # type: ignore[misc] # each description is of a system of its own
+        self.request_seconds = description.request_seconds
+        self.poll_seconds = description.poll_seconds
+        headers = _headers_of(description, os.environ)
+        tls = None if description.ca_file is None else _trust(description.ca_file)
+        try:
+            headers()
+            if tls is not None:
+                tls()
+        except (OSError, ValueError) as error:
+            raise DescriptionError(
+                f"what the description of {description.address} names must be there: {error}"
+            ) from error
+        self._caller = Caller(description.address, description.request_seconds, headers, tls, transport=transport)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        names, token, look_up = self._description.names, self._description.token, self._description.look_up
+        return Capabilities(
+            client_name=None if names is None else ClientName(_time_of(names.retention_seconds)),
+            token=None if token is None else SubmissionToken(timedelta(seconds=token.lifetime_seconds)),
+            look_up=None
+            if look_up is None
+            else Lookup(timedelta(seconds=look_up.settling_seconds), _time_of(look_up.retention_seconds)),
+        )
+
+    def submit(self, submission: Submission) -> Submitted:
+        submit = self._description.submit
+        request = request_of(submit, submission)
+        try:
+            answer = self._caller.send(request.method, request.path, request.body, request.headers)
+        except NotSentError as error:
+            raise Rejected(f"the job was not sent: {error}", retriable=True) from error
+        return submitted_of(submit, answer, submission)
+
+    def look_up(self, submission: Submission) -> Submitted | None:
+        look_up = self._description.look_up
+        if look_up is None:
+            return super().look_up(submission)
+        answer = self._caller.send("GET", look_up_path_of(look_up, submission))
+        return found_of(look_up, answer, submission, self._description.submit)
+
+    def status(self, handle: str) -> JobStatus:
+        status = self._description.status
+        try:
+            return status_of(status, self._ask(status.method, status.path, handle))
+        except CallError as error:
+            return Unknown(str(error))
+
+    def cancel(self, handle: str) -> None:
+        """Raises `CallError`: the job goes on, or it can't be told."""
+        cancel = self._description.cancel
+        if cancel is None:
+            raise CallError("this job can't be cancelled: its description has no `cancel`")
+        answer = self._ask(cancel.method, cancel.path, handle, cancel_body_of(cancel))
+        if answer.is_success:
+            return
+        status = self.status(handle)
+        if isinstance(status, Active | Unknown):
+            raise CallError(f"{handle} was not cancelled: {answer}; it stands as {status}")
+
+    def _ask(self, method: str, path: str, handle: str, body: Any = NO_BODY) -> Answer:
+        return self._caller.send(method, handle_path_of(path, handle), body)
+
+
+def _headers_of(description: Description, environment: Mapping[str, str]) -> Callable[[], Mapping[str, str]]:
+    def headers() -> Mapping[str, str]:
+        credentials = description.credentials
+        if credentials is None:
+            return description.headers
+        secret = _secret_of(credentials, environment)
+        return {**description.headers, credentials.header: credentials.template.format(secret=secret)}
+
+    return headers
+
+
+def _secret_of(credentials: Credentials, environment: Mapping[str, str]) -> str:
+    """Raises OSError; the message does not hold the secret."""
+    if credentials.env is not None:
+        secret, where = environment.get(credentials.env, ""), f"the variable {credentials.env}"
+    else:
+        assert credentials.file is not None
+        secret, where = Path(credentials.file).read_text(), credentials.file
+    secret = secret.strip()
+    if not secret or not secret.isascii() or not secret.isprintable():
+        raise OSError(f"{where} must hold a secret of one line of printable ASCII")
+    return secret
+
+
+def _trust(ca_file: str) -> Callable[[], ssl.SSLContext]:
+    def trust() -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=ca_file)
+
+    return trust
+
+
+def _time_of(seconds: float | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)

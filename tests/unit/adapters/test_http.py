@@ -1,0 +1,376 @@
+"""The adapter for REST APIs against the real job server over loopback, in each of its modes."""
+
+import time as clock
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from jobservers import LocalJobServer, Time, serving
+from reattach.adapters.http import (
+    Cancel,
+    Credentials,
+    Description,
+    DescriptionError,
+    HttpJobs,
+    LookUp,
+    Names,
+    States,
+    Status,
+    Submit,
+    Token,
+)
+from reattach.task.adapter import (
+    Active,
+    Cancelled,
+    Capabilities,
+    ClientName,
+    Failed,
+    Lookup,
+    NotFound,
+    Rejected,
+    Submission,
+    SubmissionToken,
+    Submitted,
+    Succeeded,
+    Unknown,
+)
+from stateapi import free_port
+
+REQUEST = {"seconds": 10, "rows": 7}
+STATES = States(active=("RUNNING",), succeeded=("SUCCEEDED",), failed=("FAILED",), cancelled=("CANCELLED",))
+STATUS = Status(path="/jobs/{handle}", state="status", states=STATES, result="rows_written")
+SUBMIT = Submit(path="/jobs", handle="id", url="{handle}")
+TAGGED = Submit(path="/jobs", handle="id", body={"tag": "{token}"})
+LOOK_UP = LookUp(
+    path="/jobs?tag={token}", items="jobs", carries="tag", handle="id", settling_seconds=60, retention_seconds=None
+)
+NAMES = Submit(path="/jobs", handle="id", body={"name": "{name}"}, accepted=(201,), exists=(409,))
+TOKEN = Submit(path="/jobs", handle="id", headers={"Idempotency-Key": "{token}"}, exists=(200,))
+
+
+def described(server: LocalJobServer | str, **how: Any) -> HttpJobs:
+    """An adapter for this job server; quick, since nothing here is slow but on purpose."""
+    address = server if isinstance(server, str) else server.url
+    given = {"submit": SUBMIT, "status": STATUS, "cancel": Cancel(path="/jobs/{handle}/cancel"), **how}
+    return HttpJobs(Description(address=address, **given))
+
+
+def submission(token: str = "a" * 8, request: Any = REQUEST) -> Submission:
+    return Submission(token=token, request=request, key="load", generation=1, namespace="ns", taskrun="nightly")
+
+
+class TestModes:
+    def test_nothing_each_submission_is_a_job_of_its_own(self) -> None:
+        with serving("nothing") as server:
+            jobs = described(server)
+            assert jobs.capabilities == Capabilities()
+            first, second = jobs.submit(submission()), jobs.submit(submission())
+            assert first.handle != second.handle
+            assert (first.existed, first.url) == (False, first.handle)
+
+    def test_name_a_repeated_submission_is_the_job_that_exists(self) -> None:
+        with serving("name") as server:
+            jobs = described(server, submit=NAMES, names=Names(retention_seconds=None))
+            assert jobs.capabilities == Capabilities(client_name=ClientName())
+            first, second = jobs.submit(submission()), jobs.submit(submission())
+            assert second == Submitted(first.handle, existed=True)
+            assert first.existed is False
+            assert server.made == 1
+            assert jobs.submit(submission("b" * 8)).existed is False
+
+    def test_token_a_repeated_submission_is_the_job_that_exists(self) -> None:
+        with serving("token") as server:
+            jobs = described(server, submit=TOKEN, token=Token(lifetime_seconds=86400))
+            assert jobs.capabilities == Capabilities(token=SubmissionToken(timedelta(days=1)))
+            first, second = jobs.submit(submission()), jobs.submit(submission())
+            assert second == Submitted(first.handle, existed=True)
+            assert server.made == 1
+
+    def test_expiring_token_what_is_declared_ends_with_it(self) -> None:
+        time = Time()
+        with serving("expiring-token", seconds=300, clock=time) as server:
+            jobs = described(server, submit=TOKEN, token=Token(lifetime_seconds=300))
+            jobs.submit(submission())
+            time.pass_by(299)
+            assert jobs.submit(submission()).existed
+            time.pass_by(2)
+            assert not jobs.submit(submission()).existed
+            assert jobs.capabilities.token == SubmissionToken(timedelta(seconds=300))
+
+    def test_lookup_finds_the_job_of_the_token_and_no_other(self) -> None:
+        with serving("lookup") as server:
+            jobs = described(server, submit=TAGGED, look_up=LOOK_UP)
+            assert jobs.look_up(submission()) is None
+            handle = jobs.submit(submission()).handle
+            jobs.submit(submission("b" * 8))
+            assert jobs.look_up(submission()) == Submitted(handle, existed=True)
+
+    def test_lagging_lookup_the_settling_time_is_declared(self) -> None:
+        time = Time()
+        with serving("lagging-lookup", seconds=60, clock=time) as server:
+            jobs = described(server, submit=TAGGED, look_up=LOOK_UP)
+            assert jobs.capabilities == Capabilities(look_up=Lookup(settling=timedelta(seconds=60)))
+            handle = jobs.submit(submission()).handle
+            assert jobs.look_up(submission()) is None
+            time.pass_by(61)
+            assert jobs.look_up(submission()) == Submitted(handle, existed=True)
+
+    def test_forgetting_lookup_a_forgotten_job_is_not_found_by_its_handle_either(self) -> None:
+        time = Time()
+        with serving("forgetting-lookup", seconds=60, clock=time) as server:
+            look_up = LookUp(**{**vars_of(LOOK_UP), "settling_seconds": 0, "retention_seconds": 60})
+            jobs = described(server, submit=TAGGED, look_up=look_up)
+            handle = jobs.submit(submission()).handle
+            time.pass_by(30)
+            assert jobs.look_up(submission()) == Submitted(handle, existed=True)
+            time.pass_by(60)
+            assert jobs.look_up(submission()) is None
+            assert isinstance(jobs.status(handle), NotFound)
+
+
+def vars_of(part: Any) -> dict[str, Any]:
+    return {name: getattr(part, name) for name in part.__struct_fields__}
+
+
+class TestStatus:
+    def test_a_job_is_active_then_succeeds_with_its_result(self) -> None:
+        time = Time()
+        with serving("nothing", clock=time) as server:
+            jobs = described(server)
+            handle = jobs.submit(submission()).handle
+            assert jobs.status(handle) == Active()
+            time.pass_by(11)
+            assert jobs.status(handle) == Succeeded(7)
+
+    def test_the_whole_answer_may_be_the_result(self) -> None:
+        time = Time()
+        with serving("nothing", clock=time) as server:
+            jobs = described(server, status=Status(**{**vars_of(STATUS), "result": "."}))
+            handle = jobs.submit(submission()).handle
+            time.pass_by(11)
+            status = jobs.status(handle)
+            assert isinstance(status, Succeeded)
+            assert status.result["id"] == handle
+
+    def test_a_failed_and_a_cancelled_job_are_told_apart(self) -> None:
+        time = Time()
+        with serving("nothing", clock=time) as server:
+            jobs = described(server)
+            failed = jobs.submit(submission(request={**REQUEST, "fails": True})).handle
+            cancelled = jobs.submit(submission(request={"seconds": 3600})).handle
+            jobs.cancel(cancelled)
+            time.pass_by(11)
+            assert jobs.status(failed) == Failed("it ended as FAILED")
+            assert jobs.status(cancelled) == Cancelled()
+
+    def test_an_unknown_handle_is_not_found(self) -> None:
+        with serving("nothing") as server:
+            assert isinstance(described(server).status("job-1"), NotFound)
+
+    def test_a_404_that_does_not_say_what_the_api_says_is_no_word_about_the_job(self) -> None:
+        with serving("nothing") as server:
+            careful = Status(**{**vars_of(STATUS), "not_found_says": "no such job, says the real API"})
+            assert isinstance(described(server, status=careful).status("job-1"), Unknown)
+
+    @pytest.mark.parametrize("kind", ["down", "error", "half", "lose"])
+    def test_a_system_that_can_not_be_asked_leaves_the_status_unknown(self, kind: str) -> None:
+        with serving("nothing") as server:
+            jobs = described(server)
+            handle = jobs.submit(submission()).handle
+            server.fail(kind, "status", times=1, status=503)
+            assert isinstance(jobs.status(handle), Unknown)
+            assert isinstance(jobs.status(handle), Active)
+
+    def test_a_word_that_the_description_does_not_know_is_unknown_and_never_an_end(self) -> None:
+        with serving("nothing") as server:
+            other = States(active=("WAITING",), succeeded=("OK",), failed=("BAD",))
+            jobs = described(server, status=Status(path="/jobs/{handle}", state="status", states=other))
+            status = jobs.status(jobs.submit(submission()).handle)
+            assert isinstance(status, Unknown)
+            assert "'RUNNING'" in status.message
+
+    def test_a_handle_can_not_leave_its_place_in_the_path(self) -> None:
+        with serving("nothing") as server:
+            jobs = described(server)
+            for handle in ("..", "../stats", "a/cancel", "x?y", "ä b"):
+                assert isinstance(jobs.status(handle), NotFound)
+
+
+class TestCancel:
+    def test_a_job_that_is_over_or_absent_is_fine(self) -> None:
+        time = Time()
+        with serving("nothing", clock=time) as server:
+            jobs = described(server)
+            handle = jobs.submit(submission()).handle
+            time.pass_by(11)
+            jobs.cancel(handle)
+            jobs.cancel("job-unknown")
+            assert jobs.status(handle) == Succeeded(7)
+
+    def test_a_job_that_goes_on_is_said(self) -> None:
+        with serving("nothing") as server:
+            jobs = described(server)
+            handle = jobs.submit(submission()).handle
+            server.fail("error", "cancel")
+            with pytest.raises(Exception, match=f"{handle} was not cancelled: 500"):
+                jobs.cancel(handle)
+
+    def test_a_description_without_it_says_so(self) -> None:
+        with pytest.raises(Exception, match="has no `cancel`"):
+            described("http://127.0.0.1:1", cancel=None).cancel("job-1")
+
+
+class TestSubmit:
+    @pytest.mark.parametrize("kind,made", [("lose", 1), ("half", 1), ("down", 0), ("error", 0)])
+    def test_an_answer_that_tells_nothing_is_never_taken_for_a_rejection(self, kind: str, made: int) -> None:
+        with serving("nothing") as server:
+            jobs = described(server)
+            server.fail(kind, "submit", times=1, status=503)
+            with pytest.raises(Exception, match=r"did not answer|does not tell") as caught:
+                jobs.submit(submission())
+            assert not isinstance(caught.value, Rejected)
+            assert server.made == made
+
+    def test_a_system_that_takes_too_long_is_not_waited_for(self) -> None:
+        with serving("nothing") as server:
+            server.fail("slow", "submit", times=1, delay=5)
+            jobs = described(server, request_seconds=2)
+            began = clock.monotonic()
+            with pytest.raises(Exception, match="ReadTimeout"):
+                jobs.submit(submission())
+            assert clock.monotonic() - began < 4.9
+
+    def test_what_is_not_connected_was_surely_not_sent(self) -> None:
+        with pytest.raises(Rejected, match="can't be reached") as caught:
+            described(f"http://127.0.0.1:{free_port()}").submit(submission())
+        assert caught.value.retriable
+
+    def test_a_wrong_request_is_rejected_for_good(self) -> None:
+        with serving("nothing") as server, pytest.raises(Rejected, match="400 unknown, or of the wrong type") as caught:
+            described(server).submit(submission(request={"sconds": 3}))
+        assert not caught.value.retriable
+
+    def test_a_wrong_path_is_rejected_for_good(self) -> None:
+        with serving("nothing") as server, pytest.raises(Rejected, match="404") as caught:
+            described(server, submit=Submit(path="/job", handle="id")).submit(submission())
+        assert not caught.value.retriable
+
+    @pytest.mark.parametrize("status,retriable", [(429, True), (401, False), (403, False), (422, False)])
+    def test_what_http_says_was_not_acted_on_is_rejected(self, status: int, retriable: bool) -> None:
+        with serving("nothing") as server:
+            server.fail("error", "submit", times=1, status=status)
+            with pytest.raises(Rejected) as caught:
+                described(server).submit(submission())
+            assert caught.value.retriable is retriable
+
+    @pytest.mark.parametrize("status", [302, 406, 408, 409, 410, 412, 425, 500, 502, 503, 504])
+    def test_everything_else_leaves_it_open(self, status: int) -> None:
+        with serving("nothing") as server:
+            server.fail("half", "submit", times=1, status=status)
+            with pytest.raises(Exception, match="does not tell") as caught:
+                described(server).submit(submission())
+            assert not isinstance(caught.value, Rejected)
+
+    def test_an_accepted_job_without_an_id_is_no_rejection(self) -> None:
+        with serving("nothing") as server:
+            with pytest.raises(Exception, match="id must be at 'nr'") as caught:
+                described(server, submit=Submit(path="/jobs", handle="nr")).submit(submission())
+            assert not isinstance(caught.value, Rejected)
+
+    def test_a_request_that_takes_the_place_of_the_token_is_rejected(self) -> None:
+        with serving("nothing") as server:
+            jobs = described(server, submit=TAGGED)
+            with pytest.raises(Rejected, match="must leave 'tag' out"):
+                jobs.submit(submission(request={"tag": "mine"}))
+            with pytest.raises(Rejected, match="must be a JSON object"):
+                jobs.submit(submission(request=["no", "object"]))
+            assert server.made == 0
+
+    def test_the_request_of_the_task_is_left_as_it_was(self) -> None:
+        with serving("nothing") as server:
+            request = {"payload": {"tags": ["mine"]}}
+            submit = Submit(path="/jobs", handle="id", body={"payload.tags[]": "{token}", "payload.of": "{taskrun}"})
+            handle = described(server, submit=submit).submit(submission(request=request)).handle
+            made = httpx.get(f"{server.url}/jobs/{handle}", trust_env=False).json()
+            assert made["payload"] == {"tags": ["mine", "a" * 8], "of": "nightly"}
+            assert request == {"payload": {"tags": ["mine"]}}
+
+
+class TestLookUp:
+    def test_a_system_that_ignores_the_query_is_not_understood_as_absence(self) -> None:
+        with serving("lookup") as server:
+            jobs = described(
+                server,
+                submit=Submit(path="/jobs", handle="id", body={"tag": "all", "label": "{token}"}),
+                look_up=LookUp(**{**vars_of(LOOK_UP), "path": "/jobs?tag=all&label={token}", "carries": "label"}),
+            )
+            jobs.submit(submission("b" * 8))
+            with pytest.raises(Exception, match="must select the jobs that carry the token"):
+                jobs.look_up(submission())
+            handle = jobs.submit(submission()).handle
+            assert jobs.look_up(submission()) == Submitted(handle, existed=True)
+
+    @pytest.mark.parametrize("kind", ["down", "error", "lose"])
+    def test_no_answer_is_not_absence(self, kind: str) -> None:
+        with serving("lookup") as server:
+            jobs = described(server, submit=TAGGED, look_up=LOOK_UP)
+            server.fail(kind, "look-up", times=1)
+            with pytest.raises(Exception, match="answer"):
+                jobs.look_up(submission())
+
+    def test_a_list_at_another_place_is_not_absence(self) -> None:
+        with serving("lookup") as server:
+            jobs = described(server, submit=TAGGED, look_up=LookUp(**{**vars_of(LOOK_UP), "items": "data"}))
+            with pytest.raises(Exception, match="must be where the list of jobs is"):
+                jobs.look_up(submission())
+
+    def test_one_job_may_be_asked_for_instead_of_a_list(self) -> None:
+        with serving("name") as server:
+            submit = Submit(path="/jobs", handle="id", body={"name": "{name}"})
+            single = LookUp(
+                path="/jobs/{name}", carries="name", handle="id", settling_seconds=0, retention_seconds=None
+            )
+            assert described(server, submit=submit, look_up=single).look_up(submission()) is None
+
+
+class TestCredentials:
+    def test_a_rotated_file_counts_from_the_next_request_on(self, tmp_path: Path) -> None:
+        seen: list[str] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            seen.append(request.headers["x-api-key"])
+            return httpx.Response(200, json={"status": "RUNNING"})
+
+        file = tmp_path / "token"
+        file.write_text("first\n")
+        credentials = Credentials(file=str(file), header="X-Api-Key", template="key {secret}")
+        description = Description(address="https://jobs.invalid", submit=SUBMIT, status=STATUS, credentials=credentials)
+        jobs = HttpJobs(description, transport=httpx.MockTransport(answer))
+        jobs.status("a")
+        file.write_text("second")
+        jobs.status("a")
+        assert seen == ["key first", "key second"]
+
+        file.unlink()
+        assert isinstance(jobs.status("a"), Unknown)
+        with pytest.raises(Rejected, match=r"credentials .* can't be read") as caught:
+            jobs.submit(submission())
+        assert caught.value.retriable
+
+    def test_missing_ones_are_noticed_when_the_adapter_is_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("JOBS_TOKEN", raising=False)
+        with pytest.raises(DescriptionError, match="the variable JOBS_TOKEN must hold a secret"):
+            described("https://jobs.invalid", credentials=Credentials(env="JOBS_TOKEN"))
+        with pytest.raises(DescriptionError, match="No such file"):
+            described("https://jobs.invalid", credentials=Credentials(file="/nowhere"))
+        with pytest.raises(DescriptionError, match="No such file"):
+            described("https://jobs.invalid", ca_file="/nowhere")
+
+    def test_a_secret_of_two_lines_is_refused_and_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("JOBS_TOKEN", "geheim\r\nX-Other: 1")
+        with pytest.raises(DescriptionError) as caught:
+            described("https://jobs.invalid", credentials=Credentials(env="JOBS_TOKEN"))
+        assert "geheim" not in str(caught.value)

@@ -1,0 +1,139 @@
+"""A wrong description is refused when it is made, with a sentence that says what must hold."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from reattach.adapters.http import Description, DescriptionError, HttpJobs
+
+GOOD: dict[str, Any] = {
+    "address": "https://jobs.example.com/api/v2",
+    "submit": {
+        "path": "/jobs",
+        "handle": "data.id",
+        "headers": {"Idempotency-Key": "{token}"},
+        "body": {"labels.reattach": "{token}", "name": "{name}"},
+        "exists": [409],
+        "existingHandle": "error.jobId",
+        "url": "https://ui.example.com/jobs/{handle}",
+    },
+    "status": {
+        "path": "/jobs/{handle}",
+        "state": "data.state",
+        "states": {
+            "active": ["QUEUED", "RUNNING"],
+            "succeeded": ["DONE"],
+            "failed": ["ERROR"],
+            "cancelled": ["KILLED"],
+        },
+        "result": "data.output",
+        "message": "data.detail",
+    },
+    "cancel": {"path": "/jobs/{handle}", "method": "DELETE"},
+    "names": {"retentionSeconds": None},
+    "token": {"lifetimeSeconds": 86400},
+    "lookUp": {
+        "path": "/jobs?label=reattach:{token}",
+        "items": "data",
+        "carries": "labels.reattach",
+        "handle": "id",
+        "settlingSeconds": 30,
+        "retentionSeconds": 604800,
+    },
+    "headers": {"X-Team": "data"},
+    "requestSeconds": 20,
+}
+
+# Where, what stands there instead (None removes it), and what the message says.
+WRONG: list[tuple[str, Any, str]] = [
+    ("address", "jobs.example.com", "address must be like https://"),
+    ("address", "https://jobs.example.com/", "without a / at its end"),
+    ("address", "https://jobs.example.com?x=1", "address must be like"),
+    ("name", "My API", "must be a DNS label"),
+    ("speling", 1, "unknown field `speling`"),
+    ("submit", None, "missing required field `submit`"),
+    ("submit.path", "jobs", "submit.path must begin with /"),
+    ("submit.path", "/jobs/{handle}", r"\{handle\} is no placeholder here; known are \{generation\}"),
+    ("submit.path", "/jobs/{name", "braces must match"),
+    ("submit.path", "/jobs/{name.__class__}", "is no placeholder here"),
+    ("submit.path", "/jobs/{name!r}", "is no placeholder here"),
+    ("submit.method", "post", "must be an HTTP method in capitals"),
+    ("submit.handle", "data..id", "submit.handle must be a place like data.id"),
+    ("submit.handle", "{handle}", "is no placeholder here"),
+    ("submit.body", {"a..b": "{token}"}, "submit.body must be a place"),
+    ("submit.body", {"name": "{nam}"}, r"\{nam\} is no placeholder"),
+    ("submit.headers", {"Bad Header": "x"}, "is no name of a header"),
+    ("submit.headers", {"X": "a\r\nY: b"}, "must be printable ASCII"),
+    ("submit.accepted", [], "submit.accepted must name"),
+    ("submit.accepted", [99], "status codes from 200 to 599"),
+    ("submit.refused", [201], "201 must mean one thing"),
+    ("submit.busy", [409], "409 must mean one thing"),
+    ("submit.url", "https://ui/{tokn}", "is no placeholder here"),
+    ("status.path", "/jobs/1", r"status.path must hold \{handle\}"),
+    ("status.path", "/jobs/{token}", "is no placeholder here"),
+    ("status.state", "", "status.state must be a place"),
+    ("status.result", "a..b", "status.result must be a place"),
+    ("status.states.active", [], "status.states.active must name at least one word"),
+    ("status.states.succeeded", [], "status.states.succeeded must name at least one word"),
+    ("status.states.failed", [], "status.states.failed must name at least one word"),
+    ("status.states.failed", ["DONE"], "DONE has two"),
+    ("status.states.failed", "ERROR", "Expected `array`"),
+    ("status.notFound", [1404], "status codes from 200 to 599"),
+    ("cancel.path", "/cancel", r"cancel.path must hold \{handle\}"),
+    ("cancel.method", "stop it", "must be an HTTP method"),
+    ("names.retentionSeconds", -1, "must be at least 0 seconds"),
+    ("names", {}, "missing required field `retentionSeconds`"),
+    ("submit.exists", [], "submit.exists must name the status by which a taken name"),
+    ("token.lifetimeSeconds", 25, "must be more than requestSeconds"),
+    ("lookUp.path", "/jobs?user={taskrun}", r"lookUp.path must hold \{name\} or \{token\}"),
+    ("lookUp.carries", ".", "lookUp.carries must be a place"),
+    ("lookUp.settlingSeconds", -1, "must be at least 0 seconds"),
+    ("lookUp.retentionSeconds", 10, "lookUp.retentionSeconds must be at least 30 seconds"),
+    ("lookUp.retentionSeconds", "for ever", "Expected `float | null`"),
+    ("credentials", {}, "one of env, a variable, and file"),
+    ("credentials", {"env": "A", "file": "/b"}, "one of env, a variable, and file"),
+    ("credentials", {"env": "A", "template": "Bearer x"}, r"credentials.template must hold \{secret\}"),
+    ("credentials", {"env": "A", "header": "A B"}, "is no name of a header"),
+    ("headers", {"X": "{token}"}, "known are none"),
+    ("requestSeconds", 0, "requestSeconds must be at least 1 seconds"),
+    ("pollSeconds", 0, "pollSeconds must be at least 0.05 seconds"),
+]
+
+
+def with_field(where: str, value: Any) -> dict[str, Any]:
+    changed = copy.deepcopy(GOOD)
+    *folders, name = where.split(".")
+    inner = changed
+    for folder in folders:
+        inner = inner[folder]
+    inner[name] = value
+    if value is None:
+        del inner[name]
+    return changed
+
+
+def test_a_whole_description_is_accepted() -> None:
+    capabilities = HttpJobs(Description.from_mapping(GOOD)).capabilities
+    assert None not in {capabilities.client_name, capabilities.token, capabilities.look_up}
+
+
+@pytest.mark.parametrize("where,value,message", WRONG)
+def test_a_wrong_description_says_what_must_hold(where: str, value: Any, message: str) -> None:
+    with pytest.raises(DescriptionError, match=message):
+        Description.from_mapping(with_field(where, value))
+
+
+def test_a_name_or_token_that_the_submission_does_not_carry_is_no_promise() -> None:
+    nameless = with_field("submit.body", {})
+    with pytest.raises(DescriptionError, match=r"names: submit.body or submit.path must hold"):
+        Description.from_mapping(nameless)
+    del nameless["names"]
+    Description.from_mapping(nameless)
+    tokenless = copy.deepcopy(nameless)
+    tokenless["submit"]["headers"] = {}
+    with pytest.raises(DescriptionError, match=r"token: submit.headers or submit.body must hold"):
+        Description.from_mapping(tokenless)
+    del tokenless["token"]
+    with pytest.raises(DescriptionError, match=r"the submission must carry the \{token\}"):
+        Description.from_mapping(tokenless)
