@@ -3,6 +3,8 @@
 import asyncio
 import json
 from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -16,6 +18,7 @@ from reattach.task.settings import Settings
 from reattach.task.state import State
 
 if TYPE_CHECKING:
+    from fakejobs import FakeJobs
     from reattach.task.errors import AttemptOver
 
 # A certificate that nobody uses; its key was thrown away.
@@ -51,8 +54,11 @@ class FakeTime:
     """Time that passes only by waiting. `at` runs something when a moment has come."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        self.now = self.start = 1000.0
         self.waited: list[float] = []
+        self.steps: list[str] = []
+        self.on_step: dict[str, Callable[[], None]] = {}
+        """What happens at a step of submitting once, the next time that it is reached."""
         self._plans: list[tuple[float, Callable[[], None]]] = []
 
     def at(self, seconds: float, action: Callable[[], None]) -> None:
@@ -70,13 +76,25 @@ class FakeTime:
         await asyncio.sleep(0)
 
     def waits(self) -> Waits:
-        return Waits(clock=lambda: self.now, sleep=self.sleep, asleep=self.asleep, chance=lambda: 1.0)
+        return Waits(
+            clock=lambda: self.now, sleep=self.sleep, asleep=self.asleep, chance=lambda: 1.0, on_step=self.step
+        )
+
+    def step(self, name: str) -> None:
+        self.steps.append(name)
+        self.on_step.pop(name, lambda: None)()
+
+    def server_time(self) -> datetime:
+        """Of the state API, which has a clock of its own, three hours ahead."""
+        return datetime.fromisoformat(NOW) + timedelta(hours=3, seconds=self.now - self.start)
 
 
 class FakeStateApi:
     """Answers from a dict, unless `script` has something else to say next. `down` lets every request fail. Keeps every request."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], datetime] = lambda: datetime.fromisoformat(NOW)) -> None:
+        self._clock = clock
+        self._opened: list[httpx.Request] = []
         self.requests: list[httpx.Request] = []
         self.script: list[Answer | None] = []
         self.down: Answer | None = None
@@ -84,6 +102,16 @@ class FakeStateApi:
         self.versions: dict[str, int] = {}
         self.completed: list[Any] = []
         self.version = 0
+
+    @cached_property
+    def jobs(self) -> "FakeJobs":
+        """Loaded when there is something to ask: it brings what an SDK in a pod does not have."""
+        from fakejobs import FakeJobs
+
+        jobs = FakeJobs(self._clock)
+        for request in self._opened:
+            jobs.open(request)
+        return jobs
 
     def transport(self) -> httpx.MockTransport:
         return httpx.MockTransport(self)
@@ -107,8 +135,18 @@ class FakeStateApi:
         path = request.url.raw_path.decode().partition("?")[0]
         match request.method, path:
             case "POST", "/v1/open":
+                self._opened.append(request)
+                if "jobs" in self.__dict__:
+                    try:
+                        self.jobs.open(request)
+                    except self.jobs.refusals as refused:
+                        return a_problem(409, refused.code, refused.detail)
                 opened = {"namespace": "demo", "taskrun": "load", "taskrunUID": "u-1", "attempt": 2, "first": False}
                 return httpx.Response(200, json={**opened, "serverTime": NOW})
+            case _, _ if path.startswith("/v1/jobs"):
+                return self.jobs.answer(request, path)
+            case "POST", "/v1/complete" if "jobs" in self.__dict__ and self.jobs.has_open():
+                return a_problem(409, "jobs-open", "every external job must be over or detached")
             case "POST", "/v1/complete":
                 self.completed.append(json.loads(request.content).get("result"))
                 return httpx.Response(204)
@@ -167,8 +205,8 @@ class Pod:
             directory=directory,
             termination_log=self.termination_log,
         )
-        self.api = FakeStateApi()
         self.time = FakeTime()
+        self.api = FakeStateApi(self.time.server_time)
         self.environment: dict[str, str] = {}
         self.ended: list[int] = []
         self.over: list[AttemptOver] = []

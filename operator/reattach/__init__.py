@@ -11,6 +11,12 @@
 
     reattach.run(main)
 
+or, where the other side has an adapter, without a gap between submitting and storing the id:
+
+    def main(task):
+        job = task.submit_once("load", Ray("http://ray-head:8265"), {"entrypoint": "python load.py"})
+        return job.wait()
+
 The package, from the bottom up:
 
     api         names and shapes that every part shares
@@ -18,6 +24,8 @@ The package, from the bottom up:
     planner     decides what happens to a TaskRun: pure
     state       a TaskRun's durable state: format, operations, compare-and-set
     task        the SDK behind the names below
+    adapter     what an adapter is made of
+    adapters    one for each kind of external system
     controller  the operator: watches, records, acts
     server      the state API, which task pods call
     aip103      runs task functions that were written for Airflow's AIP-103
@@ -28,10 +36,17 @@ from reattach.task.errors import (
     AlreadyCompleted,
     AttemptOver,
     Closing,
+    DigestChanged,
     Fenced,
+    GroundsRefused,
+    HandleDiffers,
+    Held,
     InvalidCall,
     InvalidKey,
     InvalidValue,
+    JobFailed,
+    JobOver,
+    JobsOpen,
     KeyExists,
     NotInPod,
     PermanentFailure,
@@ -46,6 +61,7 @@ from reattach.task.errors import (
     ValueTooLarge,
     VersionMismatch,
 )
+from reattach.task.externaljob import ExternalJob
 from reattach.task.state import Batch, State
 from reattach.task.values import NEVER_EXPIRE
 
@@ -55,10 +71,18 @@ __all__ = [
     "AttemptOver",
     "Batch",
     "Closing",
+    "DigestChanged",
+    "ExternalJob",
     "Fenced",
+    "GroundsRefused",
+    "HandleDiffers",
+    "Held",
     "InvalidCall",
     "InvalidKey",
     "InvalidValue",
+    "JobFailed",
+    "JobOver",
+    "JobsOpen",
     "KeyExists",
     "NotInPod",
     "PermanentFailure",

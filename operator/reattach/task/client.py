@@ -22,10 +22,15 @@ from reattach.task.errors import (
     AlreadyCompleted,
     AttemptOver,
     Closing,
+    DigestChanged,
     Fenced,
+    GroundsRefused,
+    HandleDiffers,
     InvalidCall,
     InvalidKey,
     InvalidValue,
+    JobOver,
+    JobsOpen,
     KeyExists,
     ProtocolError,
     Refused,
@@ -51,7 +56,7 @@ UNAUTHENTICATED_SECONDS = 120.0
 
 
 class KeyAbsentError(Exception):
-    """The key is absent: said by the state API itself, not concluded from any other answer."""
+    """The key, or the external job, is absent: said by the state API itself, not concluded from any other answer."""
 
 
 _ERRORS: Final[Mapping[str, type[Exception] | type[AttemptOver]]] = {
@@ -62,6 +67,13 @@ _ERRORS: Final[Mapping[str, type[Exception] | type[AttemptOver]]] = {
     ProblemCode.NOT_OPEN: Refused,
     ProblemCode.COMPLETED: AlreadyCompleted,
     ProblemCode.NOT_FOUND: KeyAbsentError,
+    ProblemCode.JOB_NOT_FOUND: KeyAbsentError,
+    ProblemCode.DIGEST_CHANGED: DigestChanged,
+    ProblemCode.JOB_OPEN: JobsOpen,
+    ProblemCode.JOBS_OPEN: JobsOpen,
+    ProblemCode.JOB_OVER: JobOver,
+    ProblemCode.HANDLE_DIFFERS: HandleDiffers,
+    ProblemCode.GROUNDS_REFUSED: GroundsRefused,
     ProblemCode.EXISTS: KeyExists,
     ProblemCode.VERSION_MISMATCH: VersionMismatch,
     ProblemCode.KEY_INVALID: InvalidKey,
@@ -75,13 +87,16 @@ _ERRORS: Final[Mapping[str, type[Exception] | type[AttemptOver]]] = {
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """What is asked, and the shape of the answer (None: no body is expected)."""
+    """What is asked, and the shape of the answer (None: no body is expected). `request_id`: of a change that may be asked for again
+    later; without one, each asking is a change of its own.
+    """
 
     method: str
     path: str
     answer: type[T]
     body: msgspec.Struct | None = None
     params: tuple[tuple[str, str], ...] = ()
+    request_id: str | None = None
 
     def to_request(self) -> Request:
         changes = self.method != "GET"
@@ -90,18 +105,19 @@ class Call(Generic[T]):
             path=self.path,
             content=None if self.body is None else msgspec.json.encode(self.body),
             params=self.params,
-            request_id=str(uuid.uuid4()) if changes else None,
+            request_id=(self.request_id or str(uuid.uuid4())) if changes else None,
         )
 
 
 @dataclass(frozen=True)
 class Waits:
-    """Clock, sleep and chance, so that a test can have its own."""
+    """Clock, sleep and chance, so that a test can have its own. `on_step` is told each step of submitting once (`jobs.Step`)."""
 
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     asleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     chance: Callable[[], float] = random.random
+    on_step: Callable[[str], None] = lambda _step: None
 
 
 @dataclass(frozen=True)
@@ -119,7 +135,7 @@ class Client:
         Raises:
             ReattachError: the call is wrong as it is.
             AttemptOver: what is stored can't be known any more.
-            KeyAbsentError: the key is absent.
+            KeyAbsentError: the key, or the external job, is absent.
         """
         steps = self._steps(call)
         step = next(steps)

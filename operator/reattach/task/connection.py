@@ -48,8 +48,10 @@ class Connection:
 
     def send(self, request: Request) -> httpx.Response:
         """The answer, whatever it is. Raises `UnreachableError`."""
+        client: httpx.Client | None = None
         try:
-            return self._plain_client().request(
+            client = self._plain_client()
+            return client.request(
                 request.method,
                 request.path,
                 content=request.content,
@@ -57,6 +59,11 @@ class Connection:
                 headers=self._headers(request),
             )
         except (httpx.HTTPError, OSError) as error:
+            raise UnreachableError(_why(error)) from error
+        except RuntimeError as error:
+            if client is None or not client.is_closed:
+                raise
+            # By the end of the task, while a thread finishes what it began.
             raise UnreachableError(_why(error)) from error
 
     async def asend(self, request: Request) -> httpx.Response:

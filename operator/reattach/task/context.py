@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
@@ -17,11 +18,15 @@ import httpx
 
 from reattach.api.messages import CompleteRequest, OpenRequest, OpenResponse
 from reattach.api.names import ENV_SESSION
+from reattach.task.adapter import Adapter
 from reattach.task.client import Call, Client, Waits
 from reattach.task.connection import Connection
 from reattach.task.ending import Ending
+from reattach.task.externaljob import ExternalJob
+from reattach.task.jobs import Jobs
 from reattach.task.settings import PATIENCE_SECONDS, Settings, from_environment
 from reattach.task.state import State
+from reattach.task.submitting import Submitting, Wanted
 from reattach.task.values import result_text_of
 
 logger = logging.getLogger("reattach")
@@ -35,14 +40,16 @@ class Task:
     namespace, name: of the TaskRun.
     attempt: its number, from 1; a number is never used twice.
     state: the TaskRun's durable keys.
+    jobs: its external jobs, step by step; `submit_once` is what most tasks want.
     completed: whether completion is recorded.
     """
 
-    def __init__(self, settings: Settings, client: Client) -> None:
+    def __init__(self, settings: Settings, client: Client, ending: Ending) -> None:
         self.namespace = settings.namespace
         self.name = settings.taskrun
         self.attempt = settings.attempt
         self.state = State(client)
+        self.jobs = Jobs(client, ending)
         self.completed = False
         self._client = client
 
@@ -53,6 +60,7 @@ class Task:
         Raises:
             InvalidValue: `result` is not JSON, or too large.
             AlreadyCompleted: with another result.
+            JobsOpen: an external job is open and not detached.
         """
         self._client.call(_complete(result))
         self.completed = True
@@ -61,6 +69,71 @@ class Task:
         """`complete` for async code."""
         await self._client.acall(_complete(result))
         self.completed = True
+
+    def submit_once(self, key: str, adapter: Adapter, request: Any, *, detached: bool = False) -> ExternalJob:
+        """The external job under `key` (1 to 128 characters): the one that this attempt or an earlier one submitted, or a new one.
+
+            job = task.submit_once("load", adapter, {"entrypoint": "python load.py"})
+            return job.wait()
+
+        Never two of them. While the state API is away, nothing is submitted: the call waits. Where nobody can tell whether an earlier
+        submission arrived, `spec.submission.onUnknown` counts. `detached`: the task may be done before the job is.
+
+        Raises:
+            JobFailed: the other side refused the job for good.
+            DigestChanged: the job under this key is open, and was made from another request.
+            PermanentFailure, Held: it can't be known whether it was submitted; see `docs/sdk.md`.
+        """
+        return self._submit_once(key, adapter, request, detached=detached)
+
+    async def asubmit_once(self, key: str, adapter: Adapter, request: Any, *, detached: bool = False) -> ExternalJob:
+        """`submit_once` for async code. Cancelling it never leaves a submission half done: what is under way is finished."""
+        return await self._in_thread(key, adapter, request, detached=detached)
+
+    def resubmit(self, key: str, adapter: Adapter, request: Any, *, detached: bool = False) -> ExternalJob:
+        """The job under `key` once more, as its next generation, although the newest one is over; that may have had another request.
+
+        Raises:
+            JobsOpen: the newest generation is open.
+        """
+        return self._submit_once(key, adapter, request, detached=detached, new_generation=True)
+
+    async def aresubmit(self, key: str, adapter: Adapter, request: Any, *, detached: bool = False) -> ExternalJob:
+        """`resubmit` for async code."""
+        return await self._in_thread(key, adapter, request, detached=detached, new_generation=True)
+
+    def _submit_once(
+        self,
+        key: str,
+        adapter: Adapter,
+        request: Any,
+        *,
+        detached: bool,
+        new_generation: bool = False,
+        is_abandoned: Callable[[], bool] = lambda: False,
+    ) -> ExternalJob:
+        wanted = Wanted(key, adapter, request, detached, self.namespace, self.name)
+        with self.jobs.lock_of(key):
+            taken = Submitting(self.jobs, wanted, is_abandoned).run(new_generation=new_generation)
+        return ExternalJob(self.jobs, wanted, taken)
+
+    async def _in_thread(
+        self, key: str, adapter: Adapter, request: Any, *, detached: bool, new_generation: bool = False
+    ) -> ExternalJob:
+        abandoned = threading.Event()
+        try:
+            return await asyncio.to_thread(
+                self._submit_once,
+                key,
+                adapter,
+                request,
+                detached=detached,
+                new_generation=new_generation,
+                is_abandoned=abandoned.is_set,
+            )
+        except asyncio.CancelledError:
+            abandoned.set()
+            raise
 
 
 class TaskContext:
@@ -82,7 +155,7 @@ class TaskContext:
         self._ending = Ending(settings.termination_log, end_process)
         self._connection = Connection(settings, self._session, transport)
         self._client = Client(self._connection, settings.patience, self._ending.on_over, waits or Waits())
-        self._task = Task(settings, self._client)
+        self._task = Task(settings, self._client, self._ending)
 
     def __enter__(self) -> Task:
         self._ending.listen()
@@ -159,8 +232,7 @@ class TaskContext:
 
     def _check_not_over(self) -> None:
         """An attempt that was told to end, by SIGTERM or the state API, is never a success, whatever its code caught."""
-        if self._ending.over is not None:
-            raise self._ending.over
+        self._ending.check()
 
     def _completes(self) -> bool:
         return not self._task.completed and not self._is_child

@@ -1,5 +1,6 @@
 """How a task's process ends: the termination message for the operator, SIGTERM, and an end for those that must not go on."""
 
+import contextlib
 import logging
 import math
 import os
@@ -12,7 +13,16 @@ from types import FrameType
 import msgspec
 
 from reattach.api.messages import TerminationMessage
-from reattach.task.errors import AttemptOver, Fenced, PermanentFailure, RetryLater, StateLost, Terminated, Unavailable
+from reattach.task.errors import (
+    AttemptOver,
+    Fenced,
+    Held,
+    PermanentFailure,
+    RetryLater,
+    StateLost,
+    Terminated,
+    Unavailable,
+)
 
 logger = logging.getLogger("reattach")
 
@@ -37,7 +47,7 @@ def message_of(error: BaseException) -> TerminationMessage:
     match error:
         case Fenced():
             return TerminationMessage(reattach="v1", kind="Fenced", message=_text_of(error))
-        case StateLost():
+        case StateLost() | Held():
             return TerminationMessage(reattach="v1", kind="Held", message=_text_of(error))
         case _:
             return TerminationMessage(reattach="v1", kind="Failed", message=_text_of(error))
@@ -76,6 +86,7 @@ class Ending:
         self._process = os.getpid()
         self._handling = False
         self._watched = False
+        self._deferring = False
 
     def listen(self) -> None:
         """From now on SIGTERM raises `Terminated` in the main thread. The first process of a container would not even notice it otherwise.
@@ -104,6 +115,40 @@ class Ending:
         watchdog.daemon = True
         watchdog.start()
 
+    def check(self) -> None:
+        """Raise what made the process end, if something did: for threads, which SIGTERM does not reach, and code that caught it."""
+        if self.over is not None:
+            raise self.over
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """SIGTERM in this block counts at its end: between submitting and storing the handle, the rest of the grace period is better used
+        for the handle. For the main thread; in others SIGTERM raises nothing anyway.
+        """
+        self.check()
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+            self.check()
+
+    def interruptible(self, sleep: Callable[[float], None]) -> Callable[[float], None]:
+        """`sleep`, during which SIGTERM counts at once although it is deferred."""
+
+        def interrupted(seconds: float) -> None:
+            deferring, self._deferring = self._deferring, False
+            try:
+                self.check()
+                sleep(seconds)
+            finally:
+                self._deferring = deferring
+
+        return interrupted
+
     def tell(self, error: BaseException) -> None:
         """Write the termination message. What made the process end counts more than what broke on the way out."""
         write_message(self._termination_log, message_of(self.over or error))
@@ -114,7 +159,8 @@ class Ending:
             os.kill(os.getpid(), number)
         elif self.over is None:  # once: what is being released must not be interrupted
             self.over = Terminated("SIGTERM: the pod is being stopped")
-            raise self.over
+            if not self._deferring:
+                raise self.over
 
 
 def _flat(error: BaseException) -> Iterator[BaseException]:

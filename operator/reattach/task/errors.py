@@ -10,6 +10,13 @@
         KeyExists              `if_absent`, and the key is there
         VersionMismatch        `if_version`, and the version is another
         AlreadyCompleted       changes after `complete`
+        DigestChanged          another request under the key of an external job that is open
+        JobsOpen               an external job is open that must not be: at `complete`, or at `resubmit` of its key
+        JobFailed              an external job is over, without success
+        JobOver                a handle or an outcome for an external job that has ended otherwise
+        HandleDiffers          a handle for an external job that has another one
+        GroundsRefused         `again`, and what the state API knows speaks against it
+        Rejected               raised by an adapter: the other side surely made no job
         InvalidCall            anything else that the state API refuses in a call
         PermanentFailure       raised by you: trying again can't help
         RetryLater             raised by you: try again, but not before so many seconds
@@ -21,6 +28,7 @@
         Refused          82    the state API no longer takes this pod for one of Reattach's
         Unavailable      83    the state API was absent for longer than the patience
         ProtocolError    84    the state API does not understand this SDK
+        Held             85    an external job needs a person's decision
         Terminated      143    SIGTERM
 
 What tells of a mistake is an `Exception`. What means "it can't be known what is stored" is a `SystemExit`, with the exit code shown: a task that
@@ -65,6 +73,47 @@ class VersionMismatch(ReattachError):  # noqa: N818
 
 class AlreadyCompleted(ReattachError):  # noqa: N818
     """This attempt already recorded its completion: its state is final."""
+
+
+class DigestChanged(ReattachError):  # noqa: N818
+    """Another request, or another adapter, under the key of an external job that is open. Another job needs another key."""
+
+
+class JobsOpen(ReattachError):  # noqa: N818
+    """A task is done, or an external job is wanted once more, only when no job that it would leave behind is open: wait for it, cancel
+    it, or submit it as detached.
+    """
+
+
+class JobFailed(ReattachError):  # noqa: N818
+    """An external job is over, without success: it failed, was cancelled, or was never begun (`handle` None).
+
+    Left alone, it ends the attempt and is charged to `application`; the next attempt submits the job anew, as its next generation.
+    """
+
+    def __init__(self, *, key: str, generation: int, handle: str | None, message: str, cancelled: bool = False) -> None:
+        what = "was cancelled" if cancelled else "failed"
+        who = "" if handle is None else f", {handle}"
+        super().__init__(
+            f"external job {key!r} (generation {generation}{who}) {what}{': ' if message else ''}{message}"
+        )
+        self.key = key
+        self.generation = generation
+        self.handle = handle
+        self.message = message
+        self.cancelled = cancelled
+
+
+class JobOver(ReattachError):  # noqa: N818
+    """The external job has ended otherwise, and that stays."""
+
+
+class HandleDiffers(ReattachError):  # noqa: N818
+    """The external job has another handle. The one that was given is kept as a stray: it may be a second job that runs."""
+
+
+class GroundsRefused(ReattachError):  # noqa: N818
+    """`again` was asked for on grounds that don't hold by what the state API knows."""
 
 
 class InvalidCall(ReattachError):  # noqa: N818
@@ -148,3 +197,11 @@ class Terminated(AttemptOver):
     """SIGTERM: the pod is being stopped. The external job is left alone; the next attempt finds it. Release what you hold, and end."""
 
     exit_code = 143
+
+
+class Held(AttemptOver):
+    """Nobody can tell whether an external job runs, or where it is: a person must decide. The TaskRun makes no pod until then. The process
+    ends within seconds even if this is caught.
+    """
+
+    exit_code = 85

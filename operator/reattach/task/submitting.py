@@ -1,0 +1,394 @@
+"""One run of `submit_once`: from a key and a request to a job with a handle, or to the word that it is over.
+
+    ask (the intent is stored) → submit → store the handle
+        └ it may have been submitted → climb the ladder → ask again, on grounds
+
+There is one loop, for a first submission, an answer that was lost, an attempt that died in between and a system that is down alike.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from reattach.api.messages import Decision, Grounds, IntentRequest, IntentResponse, Job
+from reattach.api.state import JobOrigin, JobState
+from reattach.task.adapter import Adapter, Rejected, Submission, Submitted
+from reattach.task.client import Call
+from reattach.task.doubt import Doubt
+from reattach.task.errors import (
+    GroundsRefused,
+    HandleDiffers,
+    InvalidCall,
+    JobFailed,
+    JobOver,
+    PermanentFailure,
+)
+from reattach.task.jobs import Jobs, Origin, OutcomeState, Step, cut_message, seconds_of
+from reattach.task.ladder import (
+    Absence,
+    GiveUp,
+    Hold,
+    LookUp,
+    Moment,
+    Situation,
+    StillHeld,
+    SubmitAgain,
+    next_rung,
+    still_holds,
+)
+
+logger = logging.getLogger("reattach")
+
+FRESH_SECONDS = 5.0
+"""How old the state API's word may be when a submission begins. A process that was frozen longer asks again."""
+STALE_MAX = 5
+"""How often in a row. Where the state API takes this long for each answer, asking it for ever would get nowhere."""
+WAIT_SECONDS_MAX = 60.0
+
+Asking: TypeAlias = Call[IntentResponse]
+NotFoundPolicy = Literal["Hold", "Fail", "Resubmit"]
+
+
+class Abandoned(Exception):  # noqa: N818 -- says what is the case
+    """Nobody waits for this submission any more."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a task asked for: `request` under `key`, by `adapter`."""
+
+    key: str
+    adapter: Adapter
+    request: Any
+    detached: bool
+    namespace: str
+    taskrun: str
+
+    @property
+    def request_time(self) -> timedelta:
+        return timedelta(seconds=self.adapter.request_seconds)
+
+    def submission_of(self, job: Job) -> Submission:
+        return Submission(
+            token=job.token,
+            request=self.request,
+            key=job.key,
+            generation=job.generation,
+            namespace=self.namespace,
+            taskrun=self.taskrun,
+        )
+
+
+@dataclass(frozen=True)
+class ServerClock:
+    """The state API's clock, from one answer: it was asked at `sent` and had answered at `received`, both monotonic."""
+
+    server_time: datetime
+    sent: float
+    received: float
+
+    def at(self, monotonic: float) -> Moment:
+        return Moment(
+            earliest=self.server_time + timedelta(seconds=monotonic - self.received),
+            latest=self.server_time + timedelta(seconds=monotonic - self.sent),
+        )
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A job that has a handle or is over, and what its watcher must know."""
+
+    job: Job
+    on_not_found: NotFoundPolicy
+    clock: ServerClock
+
+
+@dataclass(frozen=True)
+class Next:
+    """What to ask next, after so many seconds."""
+
+    asking: Asking
+    after: float = 0.0
+
+
+@dataclass
+class Submitting:
+    """One run, under the lock of its key. `is_abandoned` is looked at wherever nothing is under way."""
+
+    jobs: Jobs
+    wanted: Wanted
+    is_abandoned: Callable[[], bool] = lambda: False
+    _refused: set[Grounds] = field(default_factory=set)
+    _absence: Absence | None = None
+    _doubt: Doubt | None = None
+    _asked: Asking | None = None
+    _clock: ServerClock | None = None
+    _sent: float = 0.0
+    _stale: int = 0
+    _is_refused_hold: bool = False
+
+    def run(self, *, new_generation: bool = False) -> Taken:
+        """The job.
+
+        Raises:
+            JobFailed: the other side made no job, and says that it won't.
+            PermanentFailure: nobody can tell what became of it, and `onUnknown` is Fail.
+            Held: the same, with Hold.
+            DigestChanged, JobsOpen: see `Jobs.intent`.
+        """
+        following: Taken | Next = Next(self._asking(None, new_generation=new_generation))
+        while isinstance(following, Next):
+            self.jobs.pause(following.after, self._check)
+            following = self._follow(following.asking)
+        return following
+
+    def _follow(self, asking: Asking) -> Taken | Next:
+        try:
+            with self.jobs.ending.deferred():
+                answer = self._ask(asking)
+                if answer.decision is Decision.SUBMIT:
+                    return self._submit(asking, answer)
+        except GroundsRefused as refused:
+            logger.warning("External job %r: %s", self.wanted.key, refused)
+            return self._without(asking)
+        except _RefusedError as refused:
+            return self._settle_refused(asking, refused.job, refused.rejected)
+        if answer.decision is Decision.RESOLVE:
+            return self._climb(answer)
+        return self._taken(answer)
+
+    # -- ask ----------------------------------------------------------------------------------------------------------
+
+    def _asking(self, again: Grounds | None, *, new_generation: bool = False) -> Asking:
+        adapter = self.wanted.adapter
+        token = adapter.capabilities.token
+        return self.jobs.intent_call(
+            self.wanted.key,
+            adapter=adapter.name,
+            digest=adapter.digest(self.wanted.request),
+            token_seconds=None if token is None else seconds_of(token.lifetime),
+            detached=self.wanted.detached,
+            again=again,
+            new_generation=new_generation,
+        )
+
+    def _without(self, asking: Asking) -> Next:
+        """The same, on other grounds."""
+        if (grounds := grounds_of(asking)) is not None:
+            self._refused.add(grounds)
+        return Next(self._asking(None))
+
+    def _ask(self, asking: Asking) -> IntentResponse:
+        self.jobs.step(Step.BEFORE_INTENT)
+        self._sent = self.jobs.waits.clock()
+        answer = self.jobs.ask(asking)
+        if asking is not self._asked:
+            # The answer to what is asked again may be that of the first time, and so is the time in it.
+            self._asked = asking
+            self._clock = ServerClock(answer.server_time, self._sent, self.jobs.waits.clock())
+        self.jobs.step(Step.AFTER_INTENT)
+        return answer
+
+    def _now(self) -> Moment:
+        assert self._clock is not None
+        return self._clock.at(self.jobs.waits.clock())
+
+    # -- submit, and store the handle ---------------------------------------------------------------------------------
+
+    def _submit(self, asking: Asking, answer: IntentResponse) -> Taken | Next:
+        adapter, job = self.wanted.adapter, answer.job
+        if self.jobs.waits.clock() - self._sent > FRESH_SECONDS and self._stale < STALE_MAX:
+            self._stale += 1
+            return Next(asking)
+        self._stale = 0
+        grounds = grounds_of(asking)
+        if grounds is not None and not still_holds(
+            grounds, job, adapter.capabilities, self.wanted.request_time, self._now()
+        ):
+            return Next(self._asking(None))
+        self._absence = None
+        self.jobs.step(Step.BEFORE_SUBMIT)
+        try:
+            submitted = adapter.submit(self.wanted.submission_of(job))
+        except Rejected as rejected:
+            raise _RefusedError(job, rejected) from rejected
+        except Exception as error:  # noqa: BLE001 -- whatever it is, nobody knows whether there is a job now
+            return Next(self._asking(None), self._doubt_about(f"{type(error).__name__}: {error}"))
+        self.jobs.step(Step.AFTER_SUBMIT)
+        return self._record(answer, submitted, "Existed" if submitted.existed else "Submitted")
+
+    def _record(self, answer: IntentResponse, submitted: Submitted, origin: Origin) -> Taken | Next:
+        job, handle = answer.job, submitted.handle
+        # Said before it is stored: should that fail for good, the log still has it.
+        logger.info("External job %r (generation %d) is %s there: %s.", job.key, job.generation, origin.lower(), handle)
+        try:
+            self.jobs.record(job.key, job.generation, handle, url=submitted.url, origin=origin)
+        except (HandleDiffers, JobOver) as error:
+            logger.error("External job %r: %s may run, and belongs to nobody: %s", job.key, handle, error)  # noqa: TRY400
+            return Next(self._asking(None))
+        self.jobs.step(Step.AFTER_HANDLE)
+        if self._doubt is not None:
+            self._doubt.end()
+        recorded = msgspec.structs.replace(
+            job,
+            handle=handle,
+            url=submitted.url,
+            state=JobState.ACTIVE,
+            origin=JobOrigin(origin),
+            recorded_at=self._now().latest,
+        )
+        return self._taken(msgspec.structs.replace(answer, job=recorded))
+
+    def _settle_refused(self, asking: Asking, job: Job, rejected: Rejected) -> Next:
+        if rejected.retriable:
+            # It surely made nothing, so the right to submit is still there: the same question has the same answer.
+            return Next(asking, self._doubt_about(str(rejected)))
+        if grounds_of(asking) in {Grounds.CLIENT_NAME, Grounds.TOKEN}:
+            # Of this submission. Of the one before it, it says nothing.
+            logger.warning("External job %r was refused: %s", job.key, rejected)
+            return self._without(asking)
+        message = cut_message(str(rejected))
+        try:
+            self._outcome(job, "Failed", message)
+        except JobOver:
+            return Next(self._asking(None))
+        raise JobFailed(key=job.key, generation=job.generation, handle=None, message=message) from rejected
+
+    def _doubt_about(self, why: str) -> float:
+        """Seconds to wait before the next try."""
+        if self._doubt is None:
+            what = f"External job {self.wanted.key!r} can't be submitted"
+            self._doubt = Doubt(self.jobs.waits, what, quiet_seconds=0.0)
+        return self._doubt.wait(why, WAIT_SECONDS_MAX)
+
+    # -- it may have been submitted -----------------------------------------------------------------------------------
+
+    def _climb(self, answer: IntentResponse) -> Taken | Next:
+        job = answer.job
+        while True:
+            self._check()
+            rung = next_rung(
+                Situation(
+                    answer=answer,
+                    capabilities=self.wanted.adapter.capabilities,
+                    request=self.wanted.request_time,
+                    now=self._now(),
+                    absence=self._absence,
+                    refused=frozenset(self._refused),
+                )
+            )
+            match rung:
+                case SubmitAgain(grounds):
+                    logger.info("External job %r may have been submitted; submitting again: %s.", job.key, grounds)
+                    return Next(self._asking(grounds))
+                case LookUp(at):
+                    self._wait_until(at)
+                    if (found := self._look_up(job)) is not None:
+                        return self._record(answer, found, "Found")
+                case StillHeld(why):
+                    raise self.jobs.held(held_text(job, why))
+                case Hold(why):
+                    if not self._try_outcome(job, "Unknown", why, hold=True):
+                        return Next(self._asking(None))
+                    raise self.jobs.held(held_text(job, why))
+                case GiveUp(why):
+                    if not self._try_outcome(job, "Failed", why):
+                        return Next(self._asking(None))
+                    raise PermanentFailure(f"external job {job.key!r} (generation {job.generation}): {why}")
+
+    def _wait_until(self, at: datetime | None) -> None:
+        seconds = 0.0 if at is None else (at - self._now().earliest).total_seconds()
+        if seconds > 0:
+            logger.warning(
+                "External job %r may have been submitted and is not found yet. Looking again in %.0f s, when it would be.",
+                self.wanted.key,
+                seconds,
+            )
+            self.jobs.pause(seconds, self._check)
+
+    def _look_up(self, job: Job) -> Submitted | None:
+        """What the other side says, sooner or later."""
+        doubt = Doubt(self.jobs.waits, f"External job {job.key!r} can't be looked up")
+        while True:
+            began = self._now().earliest
+            try:
+                found = self.wanted.adapter.look_up(self.wanted.submission_of(job))
+            except NotImplementedError:
+                raise
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it is no answer
+                self.jobs.pause(doubt.wait(f"{type(error).__name__}: {error}", WAIT_SECONDS_MAX), self._check)
+            else:
+                doubt.end()
+                self._absence = Absence(began, self._now().latest)
+                return found
+
+    def _try_outcome(self, job: Job, state: OutcomeState, why: str, *, hold: bool = False) -> bool:
+        """False: somebody settled it meanwhile, such as the attempt before, which reported its handle after all."""
+        try:
+            self._outcome(job, state, why, hold=hold)
+        except JobOver:
+            return False
+        except InvalidCall:
+            if self._is_refused_hold:
+                raise
+            self._is_refused_hold = True
+            return False
+        return True
+
+    def _outcome(self, job: Job, state: OutcomeState, message: str, *, hold: bool = False) -> None:
+        self.jobs.step(Step.BEFORE_OUTCOME)
+        self.jobs.outcome(job.key, job.generation, state, message=message, hold=hold)
+        self.jobs.step(Step.AFTER_OUTCOME)
+
+    # -- done ---------------------------------------------------------------------------------------------------------
+
+    def _taken(self, answer: IntentResponse) -> Taken:
+        job = answer.job
+        if answer.decision is Decision.REATTACH:
+            logger.info("Reattached to external job %r (generation %d): %s.", job.key, job.generation, job.handle)
+        if job.state in {JobState.FAILED, JobState.CANCELLED} and job.handle is None:
+            raise failed(job)
+        assert self._clock is not None
+        return Taken(job, answer.on_not_found, self._clock)
+
+    def _check(self) -> None:
+        self.jobs.ending.check()
+        if self.is_abandoned():
+            raise Abandoned(self.wanted.key)
+
+
+class _RefusedError(Exception):
+    """Carries a refusal out of where SIGTERM is deferred."""
+
+    def __init__(self, job: Job, rejected: Rejected) -> None:
+        super().__init__(str(rejected))
+        self.job = job
+        self.rejected = rejected
+
+
+def grounds_of(asking: Asking) -> Grounds | None:
+    """On which grounds it asks to submit again."""
+    assert isinstance(asking.body, IntentRequest)
+    return asking.body.again
+
+
+def failed(job: Job) -> JobFailed:
+    """What to raise for a job that is over without success."""
+    return JobFailed(
+        key=job.key,
+        generation=job.generation,
+        handle=job.handle,
+        message=job.message,
+        cancelled=job.state is JobState.CANCELLED,
+    )
+
+
+def held_text(job: Job, why: str) -> str:
+    """What people read, with what to do."""
+    what = f"external job {job.key!r} (generation {job.generation}"
+    where = ")" if job.handle is None else f", {job.handle})"
+    return f"{what}{where}: {why}. A person must decide: kubectl reattach resolve NAME --adopt HANDLE, --resubmit or --fail"
