@@ -35,7 +35,7 @@ def lines_of(story: Story, now: datetime, paint: Paint = PLAIN) -> list[str]:
         _section("What happens next", [_INDENT + one_line(said) for said in story.next], paint),
         _section("What you can do", _ways(story.ways, paint), paint),
         _section("Events", _events(story, now, paint), paint),
-        _section("Not looked at", [_INDENT + one_line(note) for note in story.notes], paint),
+        _section("What could not be seen", [_INDENT + one_line(note) for note in story.notes], paint),
     ]
     return "\n\n".join("\n".join(section) for section in sections if section).splitlines()
 
@@ -112,9 +112,9 @@ def _budgets(story: Story, paint: Paint) -> list[str]:
         text = (
             f"{one.charged} of {one.allowed} used"
             if not used_up
-            else f"used up ({one.charged} ends, {one.allowed} allowed)"
+            else f"used up ({one.charged} charged, {one.allowed} allowed)"
         )
-        granted = f", granted again {count(one.granted, 'time')}" if one.granted else ""
+        granted = f", {count(one.granted, 'grant')} included" if one.granted else ""
         rows.append((one.name, Cell(text + granted, "red" if used_up else None)))
     return table(rows, paint, indent=_INDENT)
 

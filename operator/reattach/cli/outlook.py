@@ -89,7 +89,7 @@ def _while_it_goes(situation: Situation) -> tuple[str, ...]:
         case Reason.BACKING_OFF:
             return _while_backing_off(situation)
         case Reason.RUNNING | Reason.ENDING:
-            return (*_completed(situation), *_while_running(situation))
+            return _completed(situation) or _while_running(situation)
         case Reason.PENDING:
             seconds = situation.taskrun.spec.deadlines.pending_seconds
             return (
@@ -145,10 +145,12 @@ def _reattaches(situation: Situation) -> tuple[str, ...]:
 
 def _completed(situation: Situation) -> tuple[str, ...]:
     completion = situation.state.completion if situation.state else None
-    if completion is None:
+    current = situation.taskrun.status.counts.attempts
+    if completion is None or completion.attempt < current or situation.taskrun.spec.completion == "ExitCode":
         return ()
+    when = ago(completion.time, situation.now)
     return (
-        f"Attempt {completion.attempt} recorded its completion {ago(completion.time, situation.now)}; it succeeds when its container has ended.",
+        f"Attempt {completion.attempt} recorded its completion {when}; once its container has ended, the TaskRun has succeeded.",
     )
 
 

@@ -21,6 +21,7 @@ _FORBIDDEN = re.compile(
 
 def sentence_of(error: ClusterError, host: str) -> str:
     """What an answer of the API server means to the person who asked."""
+    said = error.message.rstrip(".")
     match error:
         case ForbiddenError():
             return missing_right_of(error)
@@ -29,22 +30,22 @@ def sentence_of(error: ClusterError, host: str) -> str:
         case TooManyRequestsError():
             return f"{host} is too busy; try again."
         case UnavailableError():
-            return f"{host} can't be reached or did not answer in time ({error.message}); check --context and your network."
+            return f"{host} can't be reached or did not answer in time ({said}); check --context and your network."
         case ConflictError():
-            return f"Somebody else changed it at the same time ({error.message}); try again."
+            return f"Somebody else changed it at the same time ({said}); try again."
         case NotFoundError():
-            return f"It is not there: {error.message}."
+            return f"It is not there: {said}."
         case BadRequestError():
-            return f"The API server does not take that: {error.message}."
+            return f"The API server does not take that: {said}."
         case _:
-            return f"The API server refuses: {error.message}."
+            return f"The API server refuses: {said}."
 
 
 def missing_right_of(error: ForbiddenError) -> str:
     """Who lacks which right where; what RBAC did not refuse is said as the API server says it."""
     found = _FORBIDDEN.search(error.message)
     if found is None:
-        return f"The API server refuses: {error.message}"
+        return f"The API server refuses: {error.message.rstrip('.')}."
     resource = f"{found['resource']}.{found['group']}" if found["group"] else found["resource"]
     where = f" in namespace {found['namespace']}" if found["namespace"] else ""
     role = "view" if found["verb"] in {"get", "list", "watch"} else "edit"

@@ -113,10 +113,12 @@ def _headline_of(situation: Situation, holds: Sequence[Hold]) -> str:
         if status.start_time and status.completion_time:
             took = f" and {duration(status.completion_time - status.start_time)}"
         return f"{name} {verb}{when}, after {tries}{took}."
-    if taskrun.metadata.deletion_timestamp is not None:
-        return f"{name} is being deleted."
+    is_deleted = taskrun.metadata.deletion_timestamp is not None
     if any(hold.answer is None for hold in holds) or (held_condition_of(status) and not holds):
-        return f"{name} is held: a person must decide."
+        ending = "being deleted, and " if is_deleted else "being cancelled, and " if taskrun.spec.cancel else ""
+        return f"{name} is {ending}held: a person must decide."
+    if is_deleted:
+        return f"{name} is being deleted."
     if holds:
         return f"{name} was held; a person has decided, and the operator goes on from that."
     if taskrun.spec.cancel:

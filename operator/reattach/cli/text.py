@@ -1,5 +1,6 @@
 """How things look to people: tables, times, colours. Pure."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ _CODES = {
     "cyan": "\x1b[36m",
 }
 NOTHING = "-"
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_SECONDS = re.compile(r"[0-9]+(?:[.][0-9]+)?")
+_PART = re.compile(r"([0-9]+(?:[.][0-9]+)?)([dhms])")
+_PARTS = re.compile(f"(?:{_PART.pattern})+")
 
 
 @dataclass(frozen=True)
@@ -114,17 +119,8 @@ def listed(names: Sequence[str], last: str = "and") -> str:
 
 def parse_duration(text: str) -> timedelta:
     """`90`, `90s`, `5m`, `1h30m`, `7d`. Raises ValueError."""
-    units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-    try:
+    if _SECONDS.fullmatch(text):
         return timedelta(seconds=float(text))
-    except ValueError:
-        pass
-    total, number = 0.0, ""
-    for character in text.strip():
-        if character in units and number:
-            total, number = total + float(number) * units[character], ""
-        else:
-            number += character
-    if number or not text.strip():
+    if not _PARTS.fullmatch(text):
         raise ValueError(f"{text!r} must be a duration such as 90s, 5m, 1h30m or 7d")
-    return timedelta(seconds=total)
+    return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text)))
