@@ -15,8 +15,8 @@ from reattach.state.refusals import RefusedError
 JOBS_BYTES_MAX = 400 * 1024
 """All records together, with the room that the open ones may still need: beside 512 KiB of keys, the remembered answers and a result
 they fit into a ConfigMap. 64 open jobs of ordinary size are less."""
-_END_BYTES = 400
-"""What a record grows by from its intent to its end, apart from handle, URL, message and result."""
+_HANDLE_BYTES, _END_BYTES = 200, 200
+"""What a record grows by with its handle, and by its end, apart from handle, URL, message and result themselves."""
 _TOKENS = uuid.uuid5(uuid.NAMESPACE_DNS, "reattach.dev")
 _OVER = {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
 
@@ -150,4 +150,5 @@ def _room_of(record: JobRecord) -> int:
     size = len(job_name_of(record.key, record.generation)) + len(msgspec.json.encode(record))
     if record.is_over:
         return size
-    return size + _END_BYTES + RESULT_BYTES_MAX + (HANDLE_BYTES_MAX if record.handle is None else 0)
+    size += _END_BYTES + RESULT_BYTES_MAX
+    return size if record.handle is not None else size + _HANDLE_BYTES + HANDLE_BYTES_MAX

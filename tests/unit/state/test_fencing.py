@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from reattach.api.messages import ProblemCode
+from reattach.api.state import Seal, SealPurpose
 from reattach.state.codec import State
 from reattach.state.operations import (
     FENCED_SESSIONS_REMEMBERED,
@@ -18,6 +19,7 @@ from reattach.state.operations import (
     list_records,
     once,
     open_state,
+    seal,
 )
 from reattach.state.refusals import RefusedError
 
@@ -141,3 +143,55 @@ def test_the_last_64_sessions_of_a_pod_cannot_come_back() -> None:
     writers = [Writer(1, "pod-1", f"s{number}") for number in range(FENCED_SESSIONS_REMEMBERED + 1)]
     state = opened_by(*writers)
     assert {open_code(state, writer) for writer in writers[:-1]} == {ProblemCode.FENCED}
+
+
+END, SUSPEND = SealPurpose.END, SealPurpose.SUSPEND
+
+
+@pytest.mark.parametrize(
+    "through, purpose, writer, code",
+    [
+        (1, SUSPEND, FIRST, ProblemCode.CLOSING),
+        (1, SUSPEND, SECOND, None),
+        (2, SUSPEND, SECOND, ProblemCode.CLOSING),
+        (2, SUSPEND, THIRD, None),
+        (1, END, FIRST, ProblemCode.CLOSING),
+        (1, END, SECOND, ProblemCode.CLOSING),
+        (0, END, FIRST, ProblemCode.CLOSING),
+    ],
+)
+def test_who_may_open_a_sealed_state(
+    through: int, purpose: SealPurpose, writer: Writer, code: ProblemCode | None
+) -> None:
+    assert open_code(seal(State(), through, purpose), writer) is code
+    assert open_code(seal(opened_by(FIRST), through, purpose), writer) is code
+
+
+def test_who_was_overtaken_is_told_so_also_when_the_state_is_sealed() -> None:
+    assert open_code(seal(opened_by(FIRST, SECOND), 2, END), FIRST) is ProblemCode.FENCED
+    assert open_code(seal(opened_by(FIRST, SAME_POD), 1, END), FIRST) is ProblemCode.FENCED
+
+
+@pytest.mark.parametrize(
+    "seals, kept",
+    [
+        ([(1, SUSPEND)], (1, SUSPEND)),
+        ([(2, SUSPEND), (1, SUSPEND)], (2, SUSPEND)),
+        ([(1, SUSPEND), (2, END)], (2, END)),
+        ([(1, END), (2, SUSPEND)], (2, END)),
+        ([(2, END), (1, END)], (2, END)),
+    ],
+)
+def test_a_seal_only_grows(seals: list[tuple[int, SealPurpose]], kept: tuple[int, SealPurpose]) -> None:
+    state = State()
+    for through, purpose in seals:
+        state = seal(state, through, purpose)
+    assert state.seal == Seal(through_attempt=kept[0], purpose=kept[1])
+    assert seal(state, *kept) == state
+
+
+def test_the_one_who_has_a_sealed_state_open_goes_on_reading_and_writing() -> None:
+    state = seal(opened_by(FIRST), 1, END)
+    change(state, FIRST, [Clear()], NOW)
+    list_records(state, FIRST)
+    assert complete(state, FIRST, b"1", NOW).completion is not None

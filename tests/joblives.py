@@ -1,0 +1,134 @@
+"""States with external jobs, for tests of what is decided about them. Times are seconds after `START`."""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
+
+import msgspec
+
+from reattach.api.messages import Decision, Grounds, HandleRequest, IntentRequest, OutcomeRequest, ProblemCode
+from reattach.api.state import JobCounts, JobState, SealPurpose
+from reattach.state.codec import State, from_data, to_data
+from reattach.state.intents import Answer, intend
+from reattach.state.jobrecord import JobRecord
+from reattach.state.jobs import Recorded, record_handle, record_outcome
+from reattach.state.operations import Request, Writer, complete, open_state, seal
+from reattach.state.owner import Owner
+from reattach.state.refusals import RefusedError
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+UID = "0c2b7d7e-1111-2222-3333-444444444444"
+KEY = "load"
+
+
+def at(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def writer_of(attempt: int, session: str = "s") -> Writer:
+    return Writer(attempt=attempt, pod_uid=f"pod-{attempt}", session=f"{session}-{attempt}")
+
+
+@dataclass
+class Run:
+    """A TaskRun and its state. `by` says who calls from now on; every change goes through the ConfigMap's format."""
+
+    state: State = field(default_factory=State)
+    owner: dict[str, Any] = field(default_factory=lambda: {"metadata": {"uid": UID}, "spec": {}, "status": {}})
+    writer: Writer = field(default_factory=lambda: writer_of(1))
+    submitter: str = "process-1"
+    now: float = 0
+    asked: int = 0
+
+    @classmethod
+    def opened(cls, **spec: Any) -> Self:
+        run = cls()
+        run.owner["spec"] = spec
+        return run.by(1)
+
+    def by(self, attempt: int, session: str = "s", *, process: str | None = None, opened: bool = True) -> Self:
+        """Another process: of the attempt, in a session, that opens the state."""
+        self.writer = writer_of(attempt, session)
+        self.submitter = process or f"process-{session}-{attempt}"
+        if opened:
+            self._keep(open_state(self.state, self.writer, at(self.now))[0])
+        return self
+
+    def later(self, seconds: float) -> Self:
+        self.now += seconds
+        return self
+
+    def with_attempt(self, number: int, **ended: Any) -> Self:
+        """What the operator knows of an attempt: `end`, `chargedTo`."""
+        attempts = [known for known in self.owner["status"].get("attempts", []) if known["number"] != number]
+        entry = {"number": number, "podUID": f"pod-{number}", **ended}
+        self.owner["status"]["attempts"] = [*attempts, entry]
+        return self
+
+    def with_answer(self, action: str, generation: int = 1, **more: Any) -> Self:
+        """A person's resolution."""
+        answer = {"held": "SubmissionUnknown", "key": KEY, "generation": generation, "action": action, **more}
+        self.owner["spec"].setdefault("resolutions", []).append(answer)
+        return self
+
+    def sealed(self, through: int, purpose: SealPurpose) -> Self:
+        self._keep(seal(self.state, through, purpose))
+        return self
+
+    def intend(self, *, key: str = KEY, request: str | None = None, body: str = "", **asked: Any) -> Answer:
+        fields = {"submitter": self.submitter, "adapter": "http", "digest": "d", **asked}
+        given = None if request is None else Request(id=request, digest=f"{body}{sorted(asked.items())}")
+        owner = msgspec.convert(self.owner, Owner)
+        state, answer = intend(
+            self.state, self.writer, key, IntentRequest(**fields), owner=owner, now=at(self.now), request=given
+        )
+        self._keep(state)
+        return answer
+
+    def handle(self, handle: str = "job-1", *, generation: int = 1, **asked: Any) -> Recorded:
+        request = HandleRequest(generation=generation, submitter=self.submitter, handle=handle, **asked)
+        state, recorded = record_handle(self.state, self.writer, KEY, request, at(self.now))
+        self._keep(state)
+        return recorded
+
+    def outcome(self, state: str, *, generation: int = 1, **asked: Any) -> Recorded:
+        request = OutcomeRequest(generation=generation, state=state, **asked)  # type: ignore[arg-type]
+        answers = len(msgspec.convert(self.owner, Owner).answers_for(KEY, generation))
+        after, recorded = record_outcome(self.state, self.writer, KEY, request, at(self.now), answers=answers)
+        self._keep(after)
+        return recorded
+
+    def held(self, generation: int = 1) -> Self:
+        record = self.state.jobs[KEY, generation]
+        state = "Unknown" if record.handle is None else "NotFound"
+        assert self.outcome(state, generation=generation, hold=True).job.held
+        return self
+
+    def complete(self) -> None:
+        self._keep(complete(self.state, self.writer, None, at(self.now)))
+
+    def job(self, generation: int = 1) -> JobRecord:
+        return self.state.jobs[KEY, generation]
+
+    def counts(self) -> tuple[int, int, int]:
+        counts: JobCounts = self.state.counts
+        return counts.submissions, counts.reattachments, counts.duplicates_averted
+
+    def copy(self) -> "Run":
+        return replace(self, owner=msgspec.json.decode(msgspec.json.encode(self.owner)))
+
+    def _keep(self, state: State) -> None:
+        assert from_data(to_data(state)) == state
+        self.state = state
+
+
+def code_of(call: Any, *arguments: Any, **more: Any) -> ProblemCode | None:
+    """How the call is refused."""
+    try:
+        answer = call(*arguments, **more)
+    except RefusedError as refused:
+        return refused.code
+    return answer.refused.code if isinstance(answer, Recorded) and answer.refused else None
+
+
+__all__ = ["Decision", "Grounds", "JobState", "ProblemCode", "Run", "SealPurpose", "at", "code_of"]

@@ -1,0 +1,424 @@
+"""What is to be done about an external job. The one rule behind all of it: never submit while somebody else may have."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from joblives import KEY, START, UID, Decision, Grounds, JobState, ProblemCode, Run, SealPurpose, at, code_of
+from reattach.api.messages import Unresolved
+from reattach.api.state import JobOrigin
+from reattach.state.jobrecord import token_of
+from reattach.state.jobs import Counted
+
+REPORTED = {"end": "Reported", "chargedTo": "disruption"}
+PRESUMED = {"end": "Presumed", "chargedTo": "disruption"}
+FAILED = {"end": "Reported", "chargedTo": "application"}
+
+
+def intended(**asked: Any) -> Run:
+    run = Run.opened()
+    assert run.intend(**asked).decision is Decision.SUBMIT
+    return run
+
+
+def active() -> Run:
+    run = intended()
+    run.handle("job-1")
+    return run
+
+
+def died(run: Run, **ended: Any) -> Run:
+    """Attempt 1 has ended, and attempt 2 asks."""
+    return run.with_attempt(1, **(ended or REPORTED)).later(60).by(2)
+
+
+class TestFirst:
+    def test_the_first_intent_is_stored_and_says_submit(self) -> None:
+        run = Run.opened()
+        answer = run.intend(digest="d-1", adapter="ray", token_seconds=600, detached=True)
+        assert answer.decision is Decision.SUBMIT
+        assert answer.job == run.job()
+        job = run.job()
+        assert (job.generation, job.state, job.handle, job.origin) == (1, JobState.INTENDED, None, None)
+        assert (job.adapter, job.digest, job.token_seconds, job.detached) == ("ray", "d-1", 600, True)
+        assert (job.intended_at, job.submitters[0].id, job.submitters[0].attempt) == (at(0), "process-s-1", 1)
+        assert run.counts() == (0, 0, 0)
+
+    def test_the_token_is_the_same_whoever_asks_and_differs_by_key_generation_and_taskrun(self) -> None:
+        tokens = [token_of(seed, key, number) for seed in (UID, "other") for key in ("a", "b") for number in (1, 2)]
+        assert len(set(tokens)) == 8
+        assert intended().job().token == token_of(UID, KEY, 1) == "ba22d429-967b-579a-8fe8-545ee14c9ea8"
+
+    def test_an_idempotency_key_takes_the_place_of_the_uid(self) -> None:
+        run = Run.opened(submission={"idempotencyKey": "night-2026-03-01"})
+        assert run.intend().job.token == token_of("night-2026-03-01", KEY, 1)
+
+    def test_several_keys_do_not_share_anything(self) -> None:
+        run = intended()
+        assert run.intend(key="other/key").decision is Decision.SUBMIT
+        assert run.intend(key="other/key").decision is Decision.RESOLVE
+        assert len({record.token for record in run.state.jobs.values()}) == 2
+
+    @pytest.mark.parametrize(
+        "asked, code",
+        [
+            ({"submitter": ""}, ProblemCode.INVALID),
+            ({"submitter": "a b"}, ProblemCode.INVALID),
+            ({"submitter": "x" * 65}, ProblemCode.INVALID),
+            ({"adapter": ""}, ProblemCode.INVALID),
+            ({"adapter": "x" * 64}, ProblemCode.INVALID),
+            ({"digest": "é"}, ProblemCode.INVALID),
+            ({"digest": "x" * 129}, ProblemCode.INVALID),
+            ({"token_seconds": -1}, ProblemCode.INVALID),
+            ({"key": ""}, ProblemCode.KEY_INVALID),
+            ({"key": "x" * 129}, ProblemCode.KEY_INVALID),
+            ({"key": "\ud800"}, ProblemCode.KEY_INVALID),
+        ],
+    )
+    def test_what_is_malformed_is_refused(self, asked: dict[str, Any], code: ProblemCode) -> None:
+        assert code_of(Run.opened().intend, **asked) is code
+
+
+class TestWhoMayIntend:
+    @pytest.mark.parametrize(
+        "change, code",
+        [
+            (lambda run: run.by(2).by(1, opened=False), ProblemCode.FENCED),
+            (lambda run: run.by(1, "again").by(1, opened=False), ProblemCode.FENCED),
+            (lambda run: run.by(2, opened=False), ProblemCode.NOT_OPEN),
+            (lambda run: run.complete() or run, ProblemCode.COMPLETED),
+            (lambda run: run.sealed(1, SealPurpose.END), ProblemCode.CLOSING),
+            (lambda run: run.sealed(1, SealPurpose.SUSPEND), ProblemCode.CLOSING),
+            (lambda run: run.owner["spec"].update(cancel=True) or run, ProblemCode.CLOSING),
+            (lambda run: run.owner["status"].update(outcome="Failed") or run, ProblemCode.CLOSING),
+            (
+                lambda run: run.owner["metadata"].update(deletionTimestamp="2026-03-01T12:00:00Z") or run,
+                ProblemCode.CLOSING,
+            ),
+        ],
+    )
+    def test_nobody_else_does(self, change: Callable[[Run], Run], code: ProblemCode) -> None:
+        run = change(Run.opened())
+        assert code_of(run.intend) is code
+        assert not run.state.jobs
+
+    def test_not_even_the_answer_that_was_lost_is_given_after_the_seal(self) -> None:
+        run = Run.opened()
+        assert run.intend(request="r").decision is Decision.SUBMIT
+        assert code_of(run.sealed(1, SealPurpose.SUSPEND).intend, request="r") is ProblemCode.CLOSING
+
+    def test_after_a_suspension_a_later_attempt_does(self) -> None:
+        run = Run.opened().sealed(1, SealPurpose.SUSPEND)
+        assert run.by(2).intend().decision is Decision.SUBMIT
+
+    def test_after_an_end_sealed_before_it_opened_it_does_not(self) -> None:
+        run = Run.opened().by(2).sealed(1, SealPurpose.END)
+        assert code_of(run.intend) is ProblemCode.CLOSING
+
+
+class TestLostAnswer:
+    def test_the_same_request_is_told_to_submit_again(self) -> None:
+        run = Run.opened()
+        first = run.intend(request="r")
+        state = run.state
+        assert run.later(5).intend(request="r") == first
+        assert run.state is state
+
+    def test_another_request_is_not(self) -> None:
+        run = Run.opened()
+        run.intend(request="r")
+        assert run.intend(request="r-2").decision is Decision.RESOLVE
+        assert run.intend().decision is Decision.RESOLVE
+
+    def test_nor_the_same_id_of_another_session_or_for_another_request(self) -> None:
+        run = Run.opened()
+        run.intend(request="r")
+        assert run.copy().by(1, "again", process="process-s-1").intend(request="r").decision is Decision.RESOLVE
+        assert code_of(run.intend, request="r", body="other") is ProblemCode.INVALID
+        assert code_of(run.intend, request="r", submitter="other") is ProblemCode.INVALID
+
+    def test_nor_once_there_is_a_handle(self) -> None:
+        run = Run.opened()
+        run.intend(request="r")
+        run.handle()
+        assert run.intend(request="r").decision is Decision.REATTACH
+
+    def test_a_new_generation_is_made_once(self) -> None:
+        run = active()
+        run.outcome("Succeeded")
+        for _ in range(2):
+            answer = run.intend(request="r", new_generation=True)
+            assert (answer.decision, answer.job.generation) == (Decision.SUBMIT, 2)
+        assert set(run.state.jobs) == {(KEY, 1), (KEY, 2)}
+
+    def test_a_repeated_submission_is_told_so_once(self) -> None:
+        run = intended(token_seconds=600)
+        answers = [run.intend(request="r", again=Grounds.TOKEN) for _ in range(2)]
+        assert {answer.decision for answer in answers} == {Decision.SUBMIT}
+        assert answers[0] == answers[1]
+
+
+class TestUnresolved:
+    @pytest.mark.parametrize(
+        "ended, all_ended", [(REPORTED, True), (PRESUMED, False), ({"chargedTo": None}, False), (None, False)]
+    )
+    def test_an_earlier_submitter_has_ended_only_if_its_kubelet_said_so(
+        self, ended: dict[str, Any] | None, all_ended: bool
+    ) -> None:
+        run = intended()
+        if ended is not None:
+            run.with_attempt(1, **ended)
+        answer = run.later(60).by(2).intend()
+        assert answer.decision is Decision.RESOLVE
+        quiet_since = at(60) if all_ended else None
+        assert answer.unresolved == Unresolved(all_ended=all_ended, quiet_since=quiet_since, attempts=(1,))
+
+    def test_the_end_of_another_pod_under_the_number_says_nothing(self) -> None:
+        run = intended().with_attempt(1, **REPORTED)
+        run.owner["status"]["attempts"][0]["podUID"] = "pod-x"
+        answer = run.by(2).intend()
+        assert answer.unresolved is not None
+        assert not answer.unresolved.all_ended
+
+    def test_whoever_asks_again_has_ended_its_own_call_just_now(self) -> None:
+        answer = intended().later(30).intend()
+        assert answer.unresolved == Unresolved(all_ended=True, quiet_since=at(30), attempts=(1,))
+
+    def test_another_process_of_the_same_pod_may_still_submit(self) -> None:
+        answer = intended().by(1, "other").intend()
+        assert answer.unresolved == Unresolved(all_ended=False, quiet_since=None, attempts=(1,))
+
+    def test_asking_changes_nothing(self) -> None:
+        run = died(intended())
+        state = run.state
+        assert run.intend(request="r").decision is Decision.RESOLVE
+        assert run.state is state
+
+
+class TestAgain:
+    @pytest.mark.parametrize(
+        "again, ended, seconds, on_unknown, allowed",
+        [
+            (Grounds.CLIENT_NAME, PRESUMED, 9999, "Hold", True),
+            (Grounds.TOKEN, REPORTED, 599, "Hold", True),
+            (Grounds.TOKEN, REPORTED, 600, "Hold", False),
+            (Grounds.TOKEN, PRESUMED, 1, "Hold", False),
+            (Grounds.ABSENT, REPORTED, 9999, "Hold", True),
+            (Grounds.ABSENT, PRESUMED, 1, "Hold", False),
+            (Grounds.POLICY, PRESUMED, 1, "Resubmit", True),
+            (Grounds.POLICY, REPORTED, 1, "Hold", False),
+            (Grounds.POLICY, REPORTED, 1, "Fail", False),
+        ],
+    )
+    def test_grounds_are_checked(
+        self, again: Grounds, ended: dict[str, Any], seconds: int, on_unknown: str, allowed: bool
+    ) -> None:
+        run = intended(token_seconds=600)
+        run.owner["spec"]["submission"] = {"onUnknown": on_unknown}
+        run.with_attempt(1, **ended).later(seconds).by(2)
+        if allowed:
+            assert run.intend(again=again).decision is Decision.SUBMIT
+            assert run.job().repeated
+            assert run.job().intended_at == START  # the token's time runs from the first intent
+        else:
+            assert code_of(run.intend, again=again) is ProblemCode.GROUNDS_REFUSED
+            assert not run.job().repeated
+
+    def test_a_token_of_unknown_lifetime_is_no_ground_whatever_the_next_one_says(self) -> None:
+        run = died(intended())
+        assert code_of(run.intend, again=Grounds.TOKEN, token_seconds=9999) is ProblemCode.GROUNDS_REFUSED
+
+    def test_one_that_may_be_alive_is_kept_and_one_that_ended_is_not(self) -> None:
+        run = died(intended(), **PRESUMED)
+        run.intend(again=Grounds.CLIENT_NAME)
+        assert [told.attempt for told in run.job().submitters] == [1, 2]
+        run.with_attempt(2, **REPORTED).by(3).intend(again=Grounds.CLIENT_NAME)
+        assert [told.attempt for told in run.job().submitters] == [1, 3]
+
+    def test_one_process_is_kept_once(self) -> None:
+        run = intended(token_seconds=600)
+        for _ in range(20):
+            run.later(1).intend(again=Grounds.TOKEN)
+        assert len(run.job().submitters) == 1
+
+    def test_of_too_many_that_may_be_alive_none_is_forgotten(self) -> None:
+        run = intended()
+        for attempt in range(2, 17):
+            run.by(attempt).intend(again=Grounds.CLIENT_NAME)
+        assert code_of(run.by(17).intend, again=Grounds.CLIENT_NAME) is ProblemCode.STATE_FULL
+        assert [told.attempt for told in run.job().submitters] == list(range(1, 17))
+
+
+class TestSameRequest:
+    @pytest.mark.parametrize("asked", [{"digest": "other"}, {"adapter": "other"}])
+    @pytest.mark.parametrize("begin", [intended, active], ids=["intended", "active"])
+    def test_another_request_under_the_key_of_an_open_job_is_refused(
+        self, begin: Callable[[], Run], asked: dict[str, Any]
+    ) -> None:
+        run = begin()
+        assert code_of(run.intend, **asked) is ProblemCode.DIGEST_CHANGED
+        assert code_of(run.intend, again=Grounds.CLIENT_NAME, **asked) is ProblemCode.DIGEST_CHANGED
+
+    def test_a_new_generation_may_be_another_request(self) -> None:
+        run = active()
+        run.outcome("Succeeded")
+        assert run.intend(new_generation=True, digest="other", adapter="other").job.digest == "other"
+
+    @pytest.mark.parametrize("begin", [intended, active], ids=["intended", "active"])
+    def test_a_new_generation_is_refused_while_the_job_is_open(self, begin: Callable[[], Run]) -> None:
+        assert code_of(begin().intend, new_generation=True) is ProblemCode.JOB_OPEN
+
+
+class TestReattach:
+    def test_each_session_that_takes_a_job_up_is_counted_once(self) -> None:
+        run = active()
+        assert run.intend().decision is Decision.REATTACH
+        assert run.counts() == (1, 0, 0)  # by the one that recorded it
+        run = died(run)
+        assert [run.intend().counted for _ in range(2)] == [Counted.REATTACHED, None]
+        assert run.counts() == (1, 1, 0)
+        run.by(2, "again").intend()
+        assert run.counts() == (1, 2, 0)
+
+    def test_grounds_to_submit_do_not_matter_once_there_is_a_handle(self) -> None:
+        assert died(active()).intend(again=Grounds.CLIENT_NAME).decision is Decision.REATTACH
+
+    def test_a_detached_job_is_taken_up_by_an_attempt_that_comes_after_the_completion(self) -> None:
+        run = intended(detached=True)
+        run.handle()
+        run.complete()
+        assert run.job().state is JobState.DETACHED
+        answer = run.by(2).intend()
+        assert (answer.decision, answer.job.state) == (Decision.REATTACH, JobState.ACTIVE)
+
+
+class TestOver:
+    def test_what_succeeded_is_over_for_every_attempt(self) -> None:
+        run = active()
+        run.outcome("Succeeded", result={"rows": 7})
+        answer = died(run, **FAILED).intend(digest="whatever")
+        assert (answer.decision, answer.counted) == (Decision.OVER, Counted.OVER)
+        assert bytes(answer.job.result) == b'{"rows":7}'  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("state", ["Failed", "Cancelled"])
+    @pytest.mark.parametrize(
+        "ended, decision",
+        [
+            (FAILED, Decision.SUBMIT),
+            (REPORTED, Decision.OVER),
+            ({"end": "Reported", "chargedTo": None}, Decision.OVER),
+            (None, Decision.SUBMIT),
+        ],
+        ids=["charged to application", "to disruption", "to nothing", "dropped from the list"],
+    )
+    def test_each_failed_generation_costs_one_attempt(
+        self, state: str, ended: dict[str, Any] | None, decision: Decision
+    ) -> None:
+        run = active()
+        run.outcome(state, message="no disk")
+        assert run.intend().decision is Decision.OVER  # by the attempt that is to fail for it
+        if ended is not None:
+            run.with_attempt(1, **ended)
+        answer = run.by(2).intend()
+        assert (answer.decision, answer.job.generation) == (decision, 2 if decision is Decision.SUBMIT else 1)
+
+    def test_a_new_generation_is_made_when_it_is_wanted(self) -> None:
+        run = active()
+        run.outcome("Failed")
+        answer = run.intend(new_generation=True)
+        assert (answer.decision, answer.job.generation) == (Decision.SUBMIT, 2)
+        assert answer.job.token == token_of(UID, KEY, 2)
+        assert run.intend().decision is Decision.RESOLVE
+
+
+class TestAdopted:
+    def test_a_job_that_runs_already_is_taken_over_and_not_submitted(self) -> None:
+        run = Run.opened(adopt=[{"key": "other", "handle": "job-8"}, {"key": KEY, "handle": "job-9"}])
+        answer = run.intend()
+        assert (answer.decision, answer.counted) == (Decision.REATTACH, Counted.ADOPTED)
+        job = run.job()
+        assert (job.handle, job.origin, job.state) == ("job-9", JobOrigin.ADOPTED, JobState.ACTIVE)
+        assert job.submitters == ()
+        assert run.counts() == (0, 0, 0)
+        run.intend()
+        assert run.counts() == (0, 0, 0)
+        died(run).intend()
+        assert run.counts() == (0, 1, 0)
+
+    def test_it_is_the_first_generation_alone(self) -> None:
+        run = Run.opened(adopt=[{"key": KEY, "handle": "job-9"}])
+        run.intend()
+        run.outcome("Failed")
+        assert run.intend(new_generation=True).decision is Decision.SUBMIT
+
+
+class TestHeld:
+    def test_it_waits_for_a_person(self) -> None:
+        run = died(intended()).held()
+        for attempt in (2, 3):
+            answer = run.by(attempt).intend(again=Grounds.CLIENT_NAME)
+            assert (answer.decision, answer.job.held, answer.job.holds) == (Decision.RESOLVE, True, 1)
+        assert answer.unresolved is not None
+
+    def test_adopt_takes_the_handle_that_a_person_named(self) -> None:
+        run = died(intended()).held().with_answer("Adopt", handle="job-5").by(3)
+        answer = run.intend()
+        assert (answer.decision, answer.counted) == (Decision.REATTACH, Counted.ADOPTED)
+        job = run.job()
+        assert (job.handle, job.origin, job.state, job.held) == ("job-5", JobOrigin.ADOPTED, JobState.ACTIVE, False)
+        assert run.counts() == (0, 0, 1)
+
+    def test_resubmit_submits_under_the_same_token(self) -> None:
+        run = died(intended(), **PRESUMED).held().with_answer("Resubmit").by(3)
+        token = run.job().token
+        answer = run.intend(request="r")
+        assert (answer.decision, answer.job.generation, answer.job.token) == (Decision.SUBMIT, 1, token)
+        assert not run.job().held
+        assert run.intend(request="r").decision is Decision.SUBMIT
+        assert run.intend().decision is Decision.RESOLVE
+
+    def test_fail_ends_it(self) -> None:
+        run = died(intended()).held().with_answer("Fail").by(3)
+        assert [run.intend().decision for _ in range(2)] == [Decision.OVER] * 2
+        assert (run.job().state, run.job().ended_by_attempt) == (JobState.FAILED, 3)
+
+    def test_an_answer_is_used_once(self) -> None:
+        run = died(intended()).held().with_answer("Resubmit").by(3)
+        run.intend()
+        run.held()
+        assert run.job().holds == 2
+        assert run.by(4).intend().decision is Decision.RESOLVE
+        assert run.with_answer("Fail").intend().decision is Decision.OVER
+
+    def test_an_answer_that_was_given_before_it_was_held_is_not_taken_for_one(self) -> None:
+        """As after a lost state that a person had made to start empty."""
+        run = intended().with_answer("Resubmit").with_answer("Adopt", generation=2, handle="x").held()
+        assert run.by(2).intend().decision is Decision.RESOLVE
+        assert run.with_answer("Fail").intend().decision is Decision.OVER
+
+    def test_evidence_settles_it_and_the_next_hold_waits_for_the_first_answer(self) -> None:
+        run = intended()
+        run.by(2).held()
+        run.by(1, opened=False).handle("job-1")
+        assert not run.job().held
+        assert run.by(3).intend().decision is Decision.REATTACH
+        run.held()
+        assert run.job().holds == 1
+        assert run.with_answer("Fail").by(4).intend().decision is Decision.OVER
+
+    def test_a_job_that_is_not_found_is_submitted_anew_as_the_next_generation(self) -> None:
+        run = died(active()).held().with_answer("Resubmit").by(3)
+        answer = run.intend(request="r")
+        assert (answer.decision, answer.job.generation) == (Decision.SUBMIT, 2)
+        assert (run.job(1).state, run.job(1).held) == (JobState.FAILED, False)
+        assert run.intend(request="r").decision is Decision.SUBMIT
+        assert run.intend().decision is Decision.RESOLVE
+
+    def test_a_job_that_is_not_found_can_be_adopted_under_another_handle(self) -> None:
+        run = died(active()).held().with_answer("Adopt", handle="job-1b").by(3)
+        assert run.intend().job.handle == "job-1b"
+
+    def test_the_request_must_still_be_the_same(self) -> None:
+        run = died(intended()).held().with_answer("Resubmit").by(3)
+        assert code_of(run.intend, digest="other") is ProblemCode.DIGEST_CHANGED

@@ -1,0 +1,205 @@
+"""How much room external jobs have; and that a state filled to the brim with everything fits into a ConfigMap."""
+
+import json
+
+import msgspec
+import pytest
+
+from joblives import Decision, Grounds, JobState, ProblemCode, Run, SealPurpose, code_of
+from reattach.api.messages import (
+    BATCH_OPERATIONS_MAX,
+    HANDLE_BYTES_MAX,
+    JOBS_MAX,
+    RESULT_BYTES_MAX,
+    STATE_BYTES_MAX,
+    HandleRequest,
+    OutcomeRequest,
+)
+from reattach.state.codec import State, summary_annotation_of, to_data
+from reattach.state.jobrecord import JOBS_BYTES_MAX, JobRecord, fits
+from reattach.state.jobs import STRAYS_MAX, record_handle, record_outcome
+from reattach.state.operations import (
+    FENCED_SESSIONS_REMEMBERED,
+    REQUESTS_REMEMBERED,
+    Delete,
+    Request,
+    Set,
+    Writer,
+    change,
+    once,
+    open_state,
+    size_of,
+)
+from reattach.state.refusals import RefusedError
+
+CONFIGMAP_BYTES_MAX = 1024 * 1024
+"""Kubernetes' bound on the values of a ConfigMap together."""
+ANNOTATIONS_BYTES_MAX = 256 * 1024
+ID = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
+LARGEST_KEY = "\x01" * 125
+"""Each character of it is 6 bytes as JSON, which no other has."""
+
+
+def an_ordinary_intent(run: Run, number: int) -> Decision:
+    return run.intend(
+        key=f"region/part-{number:04}", request=ID, digest="0" * 64, adapter="kubernetes", submitter=ID
+    ).decision
+
+
+def ordinary(pod_uid: str = ID) -> Run:
+    run = Run.opened()
+    run.writer = Writer(attempt=1, pod_uid=pod_uid, session=ID)
+    run.state, _ = open_state(State(), run.writer, run.state.epoch.time)  # type: ignore[union-attr]
+    return run
+
+
+def handled(state: State, run: Run, record: JobRecord, handle: str, **more: str) -> State:
+    asked = HandleRequest(generation=1, submitter=record.submitters[0].id, handle=handle, **more)  # type: ignore[arg-type]
+    return record_handle(state, run.writer, record.key, asked, record.intended_at)[0]
+
+
+def succeeded(state: State, run: Run, record: JobRecord, result: str, message: str = "") -> State:
+    asked = OutcomeRequest(generation=1, state="Succeeded", result=result, message=message)
+    return record_outcome(state, run.writer, record.key, asked, record.intended_at)[0]
+
+
+class TestNumber:
+    def test_64_ordinary_jobs_may_be_open_at_once_and_no_more(self) -> None:
+        run = ordinary()
+        assert {an_ordinary_intent(run, number) for number in range(JOBS_MAX)} == {Decision.SUBMIT}
+        assert code_of(an_ordinary_intent, run, JOBS_MAX) is ProblemCode.STATE_FULL
+        assert len(run.state.jobs) == JOBS_MAX
+
+    def test_generations_count_each(self) -> None:
+        run = Run.opened()
+        for number in range(1, JOBS_MAX + 1):
+            assert run.intend(new_generation=number > 1).job.generation == number
+            run.outcome("Failed", generation=number)
+        assert code_of(run.intend, new_generation=True) is ProblemCode.STATE_FULL
+
+    def test_a_full_state_still_tells_what_to_do_about_the_jobs_it_has(self) -> None:
+        run = ordinary()
+        for number in range(JOBS_MAX):
+            an_ordinary_intent(run, number)
+        first = next(iter(run.state.jobs.values()))
+        assert run.intend(key=first.key, digest="0" * 64, adapter="kubernetes").decision is Decision.RESOLVE
+
+
+class TestRoom:
+    """What was let in must never be refused later: a handle that can't be recorded is a job that is lost."""
+
+    def test_every_handle_and_result_of_jobs_that_were_let_in_has_room(self) -> None:
+        run, number = ordinary(), 0
+        while code_of(run.intend, key=f"{number:02}{LARGEST_KEY}", request=ID, submitter=ID) is None:
+            number += 1
+        assert 40 < number < JOBS_MAX
+        state = run.state
+        records = list(state.jobs.values())
+        for record in records:
+            state = handled(state, run, record, "h" * HANDLE_BYTES_MAX, url="u" * 1024)
+        assert fits(state.jobs)
+        for record in records:
+            state = succeeded(state, run, record, "r" * (RESULT_BYTES_MAX - 2), message="m" * 512)
+        assert fits(state.jobs)
+        for record in state.jobs.values():
+            assert record.handle == "h" * HANDLE_BYTES_MAX
+            assert record.state is JobState.SUCCEEDED
+            assert len(bytes(record.result)) == RESULT_BYTES_MAX  # type: ignore[arg-type]
+
+    def test_what_only_people_read_gives_way(self) -> None:
+        run, number = ordinary(), 0
+        while code_of(run.intend, key=f"{number:02}{LARGEST_KEY}", request=ID, submitter=ID) is None:
+            number += 1
+        state = run.state
+        for record in run.state.jobs.values():
+            state = handled(state, run, record, "h" * HANDLE_BYTES_MAX, url="u" * 1024)
+        kept = {record.url is None for record in state.jobs.values()}
+        assert kept == {True, False}
+
+    def test_a_job_that_is_over_takes_what_it_needs_and_no_more(self) -> None:
+        run, number = ordinary(), 0
+        while code_of(run.intend, key=f"{number:02}{LARGEST_KEY}", request=ID, submitter=ID) is None:
+            number += 1
+        first = next(iter(run.state.jobs.values()))
+        run.state = succeeded(handled(run.state, run, first, "h"), run, first, "r")
+        assert code_of(run.intend, key=f"{number:02}{LARGEST_KEY}", request=ID, submitter=ID) is None
+
+    def test_to_be_told_to_submit_again_takes_room_too(self) -> None:
+        run, number = ordinary(), 0
+        while code_of(run.intend, key=f"{number:02}{LARGEST_KEY}", request=ID, submitter=ID) is None:
+            number += 1
+        assert code_of(run.intend, key=f"00{LARGEST_KEY}", again=Grounds.CLIENT_NAME, submitter="x" * 64) in {
+            None,
+            ProblemCode.STATE_FULL,
+        }
+        assert fits(run.state.jobs)
+
+
+def brim() -> State:
+    """As much of everything as the state API takes, in records that are costly."""
+    writer = Writer(attempt=99_999, pod_uid="p" * 36, session="s" * 64)
+    run = Run.opened()
+    now = run.state.epoch.time  # type: ignore[union-attr]
+    state = State()
+    for number in range(FENCED_SESSIONS_REMEMBERED + 1):
+        state, _ = open_state(state, Writer(writer.attempt, writer.pod_uid, f"{number:064d}"), now)
+    state, _ = open_state(state, writer, now)
+    # Jobs until there is no room for the smallest, each as large as it gets.
+    run.state, run.writer = state, writer
+    for key in [f"{number:02}{LARGEST_KEY}" for number in range(JOBS_MAX)] + [
+        f"k{number}" for number in range(JOBS_MAX)
+    ]:
+        if code_of(run.intend, key=key, submitter="p" * 64, digest='"' * 128, adapter='"' * 63) is None:
+            record = run.state.jobs[key, 1]
+            run.state = handled(run.state, run, record, '"' * 512, url='"' * 512)
+            run.state = succeeded(run.state, run, record, '"' * 2047, message='"' * 256)
+            for stray in range(STRAYS_MAX):
+                run.state = handled(run.state, run, record, f"{stray}" + '"' * 511)
+    state = run.sealed(99_999, SealPurpose.END).state
+    # Keys until there is no room for the smallest value.
+    number = 0
+    for size in (60_000, 10_000, 1_000, 100, 1):
+        while True:
+            try:
+                state, _ = change(state, writer, [Set(f"k{number}", b'"' + b"x" * size + b'"', None)], now)
+            except RefusedError:
+                break
+            number += 1
+    # Remembered answers, and the completion.
+    steps = [Delete(f"absent-{number}") for number in range(BATCH_OPERATIONS_MAX)]
+    for number in range(REQUESTS_REMEMBERED):
+
+        def act(now_is: State) -> tuple[State, bytes]:
+            after, results = change(now_is, writer, steps, now)
+            return after, msgspec.json.encode(results)
+
+        state, _ = once(state, writer, Request(f"{number:064d}", "0" * 16), act)
+    run.state = state
+    run.complete()
+    completion = run.state.completion
+    assert completion is not None
+    result = json.dumps('"' * 2047)
+    return msgspec.structs.replace(run.state, completion=msgspec.structs.replace(completion, result=result))
+
+
+@pytest.fixture(scope="module")
+def full() -> State:
+    return brim()
+
+
+def test_a_state_filled_to_the_brim_fits_into_a_configmap(full: State) -> None:
+    data = to_data(full)
+    jobs = {name: text for name, text in data.items() if name.startswith("job")}
+    assert STATE_BYTES_MAX - 300 < size_of(full.records) <= STATE_BYTES_MAX
+    assert (
+        JOBS_BYTES_MAX - 16_000 < sum(len(name) + len(text.encode()) for name, text in jobs.items()) <= JOBS_BYTES_MAX
+    )
+    assert sum(len(name) + len(text.encode()) for name, text in data.items()) <= CONFIGMAP_BYTES_MAX
+
+
+def test_its_summary_fits_into_the_annotations_and_names_every_job(full: State) -> None:
+    text = summary_annotation_of(full)
+    assert len(text.encode()) < ANNOTATIONS_BYTES_MAX - 10_000
+    handles = [job["handle"] for job in json.loads(text)["jobs"]]
+    assert len(handles) == len(full.jobs)
+    assert all(handles)
