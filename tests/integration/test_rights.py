@@ -19,7 +19,7 @@ import yaml
 
 from controlplane import ControlPlane, ControlPlaneError, helm_template
 from operating import Cluster, Containers, Operator, free_port, kubelet_of, run_on
-from reattach.api.names import ANNOTATION_CA, HEADER_SESSION, TOKEN_AUDIENCE
+from reattach.api.names import ANNOTATION_CA, HEADER_SESSION, LABEL_TASKRUN, TOKEN_AUDIENCE
 from stateapi import new_session
 from waiting import wait_until
 
@@ -185,6 +185,11 @@ def lived(installation: Installation) -> Installation:
             assert cluster.wait_for_outcome("retried", seconds=60)["outcome"] == "Succeeded"
             assert cluster.wait_for_outcome("pending", seconds=60)["outcome"] == "Failed"
             cluster.wait_for_reason("deleted", "Running")
+            # A pod that is hidden from the watch is asked for by name, and found.
+            (pod,) = cluster.pods("deleted")
+            path = f"/api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}"
+            control_plane.call("PATCH", path, {"metadata": {"labels": {LABEL_TASKRUN: None}}})
+            wait_until(lambda: cluster.pods("deleted"), seconds=60, what="the pod has its label again")
             control_plane.call("DELETE", f"/apis/reattach.dev/v1alpha1/namespaces/{namespace}/taskruns/deleted")
             wait_until(lambda: not cluster.pods("deleted"), seconds=60, what="the pod of a deleted TaskRun is gone")
             cluster.wait_for_release("retried")
