@@ -58,7 +58,7 @@ class Caller:
 
     `seconds`: the longest that one may take, from the call to the answer; it leaves within the first third or not at all. `headers`: asked for
     each request anew, so that rotated credentials count. `tls`: None trusts whom the system trusts. `transport`: instead of the network, in
-    tests.
+    tests. `answer_bytes`: a longer answer is none.
     """
 
     address: str
@@ -67,6 +67,7 @@ class Caller:
     tls: Callable[[], ssl.SSLContext] | None = None
     trust_env: bool = True
     transport: httpx.BaseTransport | None = None
+    answer_bytes: int = ANSWER_BYTES_MAX
     clock: Callable[[], float] = time.monotonic
 
     def send(self, method: str, path: str, body: Any = NO_BODY, headers: Mapping[str, str] | None = None) -> Answer:
@@ -131,7 +132,7 @@ class Caller:
         for part in response.iter_bytes():
             parts.append(part)
             size += len(part)
-            if size > ANSWER_BYTES_MAX or self.clock() > latest:
+            if size > self.answer_bytes or self.clock() > latest:
                 raise CallError(f"{self.address} answered {response.status_code} without end")
         text = b"".join(parts).decode(errors="replace")
         return Answer(response.status_code, text, response.headers)

@@ -11,15 +11,17 @@ left to `spec.submission.onUnknown`: the job may have run to its end before the 
 deletes jobs that their TaskRuns have not recorded as over takes the promise away. This adapter deletes nothing.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Final
 from urllib.parse import quote
 
 import httpx
 
+from reattach.adapters.calls import Answer, Caller, CallError, NotSentError
 from reattach.task.adapter import (
     Active,
     Adapter,
@@ -36,13 +38,13 @@ from reattach.task.adapter import (
     Succeeded,
     Unknown,
 )
+from reattach.task.ladder import MARGIN
 
-_TIMEOUT: Final = httpx.Timeout(connect=5, write=5, read=15, pool=5)
-"""All phases one after the other stay within `request_seconds`."""
 _SETTLING: Final = timedelta(seconds=60)
 """A request that the head has taken waits at most half of this for the head's agent, then the job is there."""
 _MEMORY_MARGIN: Final = timedelta(seconds=5)
 """The head's clock is read to the second, and its node registers a little before the Jobs API answers."""
+_MEMORY_SECONDS: Final = 6.0
 _CONFLICT: Final = "already exists"
 _REFUSED: Final = frozenset({400, 401, 403, 404, 405, 413, 415, 422})
 """Answers of the API itself to a request that it has not acted on; 401 and 403 with token authentication, 404 and 405 from another server."""
@@ -53,22 +55,12 @@ class RayError(Exception):
     """Ray answered something that tells nothing of the job."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the Jobs API answered. `date`: by the clock of the head."""
-
-    status: int
-    text: str
-    body: Any = None
-    date: datetime | None = None
-
-
 class RayJobs(Adapter):
     """The jobs of one Ray cluster.
 
-    `address`: of the dashboard, `http://raycluster-head-svc:8265`. `headers`: sent with each request, for example `Authorization: Bearer …` of
-    Ray's token authentication. `durable`: the GCS has an external store (KubeRay: `gcsFaultToleranceOptions`), so that a new head knows
-    the old one's jobs. `client`: an `httpx.Client` of your own, for TLS or a proxy; its `base_url`, headers and time-outs are then yours too.
+    `address`: of the dashboard, `http://raycluster-head-svc:8265`. `headers`: for each request asked anew, for example for the `Authorization`
+    of Ray's token authentication. `durable`: the GCS has an external store (KubeRay: `gcsFaultToleranceOptions`), so that a new head knows
+    the old one's jobs. `tls`: for a CA of your own. `transport`: instead of the network, in tests.
     """
 
     name: ClassVar[str] = "ray"
@@ -77,38 +69,41 @@ class RayJobs(Adapter):
         self,
         address: str,
         *,
-        headers: Mapping[str, str] | None = None,
+        headers: Callable[[], Mapping[str, str]] = dict,
         durable: bool = False,
-        client: httpx.Client | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._address = address.rstrip("/")
         self._durable = durable
-        self._client = client or httpx.Client(base_url=self._address, headers=headers, timeout=_TIMEOUT)
+        self._caller = Caller(self._address, self.request_seconds, headers, tls, transport=transport)
+        # A word on the head's memory is of use while it is fresh, right before a submission.
+        self._quick = replace(self._caller, seconds=_MEMORY_SECONDS)
 
     @property
     def capabilities(self) -> Capabilities:
         """Asks the head since when it remembers. Where it does not answer, nothing is promised now."""
-        retention: timedelta | None = None
-        if not self._durable:
-            try:
-                retention = memory_of(self._ask("GET", _HEAD_NODE))
-            except (httpx.HTTPError, RayError):
-                retention = timedelta(0)
-        # A look-up finds at least as much as a refusal of the name proves.
-        return Capabilities(client_name=ClientName(retention), look_up=Lookup(_SETTLING, retention))
+        if self._durable:
+            return Capabilities(client_name=ClientName(), look_up=Lookup(_SETTLING))
+        try:
+            memory = memory_of(self._quick.send("GET", _HEAD_NODE))
+        except CallError:
+            memory = timedelta(0)
+        # Whoever submits must be sure of the name until the request has arrived; by then the memory has grown as much.
+        growth = timedelta(seconds=self.request_seconds) + MARGIN if memory else timedelta(0)
+        return Capabilities(client_name=ClientName(memory + growth), look_up=Lookup(_SETTLING, memory))
 
     def submit(self, submission: Submission) -> Submitted:
         body = body_of(submission)
         try:
-            answer = self._ask("POST", "/api/jobs/", body)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            # No connection, so the request never left.
-            raise Rejected(f"Ray's dashboard must answer at {self._address}: {error}", retriable=True) from error
+            answer = self._caller.send("POST", "/api/jobs/", body)
+        except NotSentError as error:
+            raise Rejected(f"Ray's dashboard must be reachable: {error}", retriable=True) from error
         existed = submitted_of(answer, submission.name)
         return Submitted(submission.name, self._url(submission.name), existed=existed)
 
     def look_up(self, submission: Submission) -> Submitted | None:
-        match status_of(self._ask("GET", _path(submission.name))):
+        match status_of(self._caller.send("GET", _path(submission.name))):
             case NotFound():
                 return None
             case Unknown(message):
@@ -117,10 +112,10 @@ class RayJobs(Adapter):
                 return Submitted(submission.name, self._url(submission.name), existed=True)
 
     def status(self, handle: str) -> JobStatus:
-        return status_of(self._ask("GET", _path(handle)))
+        return status_of(self._caller.send("GET", _path(handle)))
 
     def cancel(self, handle: str) -> None:
-        answer = self._ask("POST", f"{_path(handle)}/stop")
+        answer = self._caller.send("POST", f"{_path(handle)}/stop")
         if answer.status == 404:
             return
         if answer.status != 200 or not isinstance(answer.body, dict):
@@ -128,15 +123,6 @@ class RayJobs(Adapter):
         # `stopped: false` is also the answer for a job that waits for its supervisor: it would start later.
         if not answer.body.get("stopped") and isinstance(self.status(handle), Active):
             raise RayError(f"Ray can't stop {handle} yet, since its supervisor has not started; ask again")
-
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Answer:
-        response = self._client.request(method, path, json=body)
-        try:
-            content = response.json()
-        except ValueError:
-            content = None
-        date = response.headers.get("date")
-        return Answer(response.status_code, response.text, content, parsedate_to_datetime(date) if date else None)
 
     def _url(self, handle: str) -> str:
         return f"{self._address}/#/jobs/{quote(handle, safe='')}"
@@ -208,10 +194,10 @@ def memory_of(answer: Answer) -> timedelta:
     try:
         nodes = answer.body["data"]["result"]["result"]
         started = [node["start_time_ms"] for node in nodes if node["is_head_node"] and node["state"] == "ALIVE"]
-        age = timedelta(seconds=answer.date.timestamp() - max(started) / 1000) if answer.date else timedelta(0)
+        now = parsedate_to_datetime(answer.headers["date"]).timestamp()
     except (TypeError, KeyError, ValueError):
         return timedelta(0)
-    return max(age - _MEMORY_MARGIN, timedelta(0))
+    return max(timedelta(seconds=now - max(started) / 1000) - _MEMORY_MARGIN, timedelta(0))
 
 
 def _shown(answer: Answer) -> str:

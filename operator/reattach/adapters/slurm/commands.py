@@ -1,0 +1,179 @@
+"""Slurm by its commands, run here or, through ssh and the like, where they are installed."""
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from reattach.adapters.slurm.adapter import MIN_JOB_AGE, SETTLING, Slurm, SlurmError
+from reattach.adapters.slurm.records import (
+    SACCT_FORMAT,
+    SQUEUE_FORMAT,
+    Handle,
+    Record,
+    Refusal,
+    job_id_of_sbatch,
+    queue_of_sdiag,
+    records_of_sacct,
+    records_of_squeue,
+    refusal_of_sbatch,
+)
+from reattach.task.adapter import Rejected, Submission, Submitted
+
+_COMMAND_SECONDS: Final = 20
+_WAY_SECONDS: Final = 5
+"""For whatever starts the command, on top."""
+_NOT_OURS: Final = {
+    "--array": "it makes many jobs of one", "-a": "it makes many jobs of one",
+    "--clusters": "one adapter serves one cluster", "-M": "one adapter serves one cluster",
+    "--job-name": "the name is what finds the job again, and Reattach chooses it", "-J": "the name is what finds the job again",
+    "--wait": "Reattach waits", "-W": "Reattach waits",
+    "--test-only": "it makes no job", "--wrap": "the script says what to run",
+}  # fmt: skip
+_FILTERS: Final = (
+    "SQUEUE_",
+    "SACCT_",
+    "SCANCEL_",
+    "SLURM_CLUSTERS",
+    "SBATCH_ARRAY_INX",
+    "SBATCH_CLUSTERS",
+    "SBATCH_WAIT",
+)
+"""Variables that would hide jobs, or change what comes out."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command printed, and how it ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def __str__(self) -> str:
+        return f"{self.code} {' '.join((self.stderr or self.stdout).split())[-300:]}".strip()
+
+
+class SlurmCommands(Slurm):
+    r"""By sbatch, squeue, scancel; sacct and sdiag where there is accounting. `timeout` of the coreutils must be there too.
+
+    A request is `{"script": "#!/bin/sh\n…", "options": ["--partition=main", …]}`, each option in one string. `via`: what starts the commands
+    elsewhere: `("kubectl", "exec", "-i", "login", "--")`. `line`: it takes one command line, as ssh does: `("ssh", "login.example.org")`.
+    The other arguments as in `Slurm`. Who runs this task submits: batch scripts get its environment, unless an option is `--export=NONE`.
+    """
+
+    # The command may begin as late as the way there lasts, and is ended there after its own time.
+    request_seconds = 2.0 * (_COMMAND_SECONDS + _WAY_SECONDS)
+
+    def __init__(
+        self,
+        *,
+        accounting: timedelta | None,
+        min_job_age: timedelta = MIN_JOB_AGE,
+        settling: timedelta = SETTLING,
+        via: Sequence[str] = (),
+        line: bool = False,
+    ) -> None:
+        super().__init__(accounting=accounting, min_job_age=min_job_age, settling=settling)
+        self._via = tuple(via)
+        self._line = line
+
+    def submit(self, submission: Submission) -> Submitted:
+        script, options = request_of(submission.request)
+        try:
+            # The last one of two counts: ours.
+            ended = self._run("sbatch", *options, "--parsable", f"--job-name={submission.name}", text=script)
+        except FileNotFoundError as error:
+            raise Rejected(f"the program must be there: {error}") from error
+        job_id = job_id_of_sbatch(ended.stdout)
+        if ended.code == 0 and job_id is not None:
+            return Submitted(str(Handle(job_id, submission.name)))
+        match refusal_of_sbatch(ended.code, ended.stderr):
+            case Refusal.FINAL:
+                raise Rejected(f"Slurm refuses the job: {ended}")
+            case Refusal.FOR_NOW:
+                raise Rejected(f"Slurm refuses the job for now: {ended}", retriable=True)
+            case Refusal.UNKNOWN:
+                raise SlurmError(f"sbatch did not say whether there is a job: {ended}")
+
+    def _queued(self, *, name: str | None = None, job_id: int | None = None) -> list[Record]:
+        which = f"--name={name}" if job_id is None else f"--jobs={job_id}"
+        ended = self._run("squeue", "--noheader", "--states=all", which, f"--format={SQUEUE_FORMAT}")
+        if ended.code != 0 and "Invalid job id specified" in ended.stderr:
+            return []
+        return records_of_squeue(_output_of("squeue", ended))
+
+    def _accounted(self, *, name: str | None = None, job_id: int | None = None) -> list[Record]:
+        assert self._accounting is not None
+        # Without a start, names are looked for in today's jobs alone.
+        since = f"--starttime=now-{int(self._accounting.total_seconds())}seconds"
+        which = [f"--name={name}", since] if job_id is None else [f"--jobs={job_id}"]
+        ended = self._run("sacct", "--noheader", "--parsable2", "--allocations", f"--format={SACCT_FORMAT}", *which)
+        return records_of_sacct(_output_of("sacct", ended))
+
+    def _waiting_for_accounting(self) -> int | None:
+        return queue_of_sdiag(_output_of("sdiag", self._run("sdiag")))
+
+    def _end(self, handle: Handle) -> None:
+        named = () if handle.name is None else (f"--name={handle.name}",)
+        _output_of("scancel", self._run("scancel", *named, str(handle.job_id)))
+
+    def _run(self, *command: str, text: str | None = None) -> Ended:
+        """Raises `SlurmError` where the command did not end in time, `FileNotFoundError`."""
+        # Killing what starts it here would let it go on there.
+        bounded = ("timeout", "-k", "1", str(_COMMAND_SECONDS - 1), *command)
+        try:
+            done = subprocess.run(  # noqa: S603 -- no shell here, and what is run is ours and the caller's
+                [*self._via, shlex.join(bounded)] if self._line else [*self._via, *bounded],
+                input=text or "",
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=_COMMAND_SECONDS + _WAY_SECONDS,
+                env={key: value for key, value in os.environ.items() if not key.startswith(_FILTERS)},
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise SlurmError(f"{command[0]} did not end within {error.timeout:g} s") from error
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def _output_of(command: str, ended: Ended) -> str:
+    if ended.code != 0:
+        raise SlurmError(f"{command} failed: {ended}")
+    return ended.stdout
+
+
+def request_of(request: Any) -> tuple[str, list[str]]:
+    """Script and options. Raises `Rejected`."""
+    if (
+        not isinstance(request, dict)
+        or not isinstance(request.get("script"), str)
+        or set(request) - {"script", "options"}
+    ):
+        raise Rejected('a request to Slurm must be {"script": "#!/bin/sh …", "options": ["--partition=main", …]}')
+    options = request.get("options") or []
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise Rejected("options must be a list of strings")
+    in_script = re.findall(r"^#SBATCH\s+(.*)$", request["script"], re.MULTILINE)
+    if any(re.match(r"(het|pack)job\b", line) for line in in_script):
+        raise Rejected("a heterogeneous job is several jobs; submit_once takes one")
+    for option in [*options, *(word for line in in_script for word in line.split() if word.startswith("-"))]:
+        _check_option(option)
+    return request["script"], options
+
+
+def _check_option(option: str) -> None:
+    if not re.match(r"--?[A-Za-z]", option):
+        raise Rejected(
+            f"each option must be one string that begins with a dash, such as --partition=main; {option!r} is none"
+        )
+    # Long options may be shortened, and short ones may be followed by their value.
+    given = option.split("=", 1)[0].split(" ", 1)[0] if option.startswith("--") else option[:2]
+    for refused, why in _NOT_OURS.items():
+        if refused == given or (given.startswith("--") and len(given) > len("--x") and refused.startswith(given)):
+            raise Rejected(f"{option!r} must not be among the options: {why}")
