@@ -19,6 +19,10 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 """When made-up time begins."""
 
 
+TICK = 0.001
+"""The shortest wait: time that is too short for a number's precision would never pass."""
+
+
 class Turn:
     """One thread's right to run. `wake` of the clock ends its wait early."""
 
@@ -87,7 +91,7 @@ class MadeUpClock(Clock):
     @override
     def sleep(self, seconds: float) -> None:
         turn = self.current()
-        self._plan(turn, self._seconds + max(0.0, seconds))
+        self._plan(turn, self._seconds + (max(TICK, seconds) if seconds > 0 else 0.0))
         following = self._next()
         if following is not turn:
             following.event.set()

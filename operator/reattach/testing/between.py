@@ -1,0 +1,86 @@
+"""Between the SDK and an adapter: where requests and answers get lost."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from typing_extensions import override
+
+from reattach.task.adapter import Adapter, Capabilities, JobStatus, Submission, Submitted
+from reattach.testing.clocks import Clock
+from reattach.testing.processes import Process
+
+T = TypeVar("T")
+
+LEAVING, ACCEPTED = "leaving", "accepted"
+"""The steps of a call of the adapter: before the request leaves, and when the other side has done what was asked, before the answer is seen."""
+
+
+class Between(Adapter):
+    """The adapter as its process sees it. Each call is two steps of the process, `submit leaving` and `submit accepted` (the same for
+    `look-up`, `status` and `cancel`); an exception raised there is an error of the network.
+
+    `handles` has what the other side answered, also where the answer was lost.
+    """
+
+    name = ""  # the adapter's
+
+    def __init__(self, adapter: Adapter, process: Process, clock: Clock, poll_seconds: float | None = None) -> None:
+        self.adapter = adapter
+        self.name = adapter.name  # type: ignore[misc] # an adapter's is fixed, this one's is another's
+        self.request_seconds = adapter.request_seconds
+        self.poll_seconds = adapter.poll_seconds if poll_seconds is None else poll_seconds
+        self.handles: list[str] = []
+        self.sending: Submission | None = None
+        self._process = process
+        self._clock = clock
+
+    @property
+    @override
+    def capabilities(self) -> Capabilities:
+        return self.adapter.capabilities
+
+    @override
+    def submit(self, submission: Submission) -> Submitted:
+        self.sending = submission
+
+        def send() -> Submitted:
+            made = self.adapter.submit(submission)
+            self.handles.append(made.handle)
+            return made
+
+        return self._call("submit", send)
+
+    @override
+    def look_up(self, submission: Submission) -> Submitted | None:
+        return self._call("look-up", lambda: self.adapter.look_up(submission))
+
+    @override
+    def status(self, handle: str) -> JobStatus:
+        return self._call("status", lambda: self.adapter.status(handle))
+
+    @override
+    def cancel(self, handle: str) -> None:
+        self._call("cancel", lambda: self.adapter.cancel(handle))
+
+    @override
+    def digest(self, request: Any) -> str:
+        return self.adapter.digest(request)
+
+    def send_later(self, seconds: float) -> None:
+        """What is about to be submitted arrives by itself, so many seconds from now: it was on its way when its process died."""
+        submission = self.sending
+        assert submission is not None
+
+        def arrive() -> None:
+            self._clock.sleep(seconds)
+            with contextlib.suppress(Exception):  # refused; nobody is there to be told
+                self.adapter.submit(submission)
+
+        self._clock.start(arrive, "network")
+
+    def _call(self, operation: str, send: Callable[[], T]) -> T:
+        self._process.step(f"{operation} {LEAVING}")
+        answer = send()
+        self._process.step(f"{operation} {ACCEPTED}")
+        return answer

@@ -1,0 +1,333 @@
+"""The cases of the conformance suite: where an attempt breaks, what the other side does meanwhile, and what must come of it.
+
+What must come of it follows from what the adapter declares and from what is known then, by the rules of submitting once; it is worked out
+here anew, not asked of the code that is tested.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from reattach.task.adapter import Capabilities
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reattach.testing.conformance import Scene
+
+MARGIN_SECONDS = 5.0
+"""How much of its life a token must have beyond the longest request."""
+
+
+class Verdict(StrEnum):
+    """How a case ends. Never by two jobs."""
+
+    ONE_JOB = "one job"
+    """The task completed, and the other side made one job."""
+    HELD = "held"
+    """The run waits for a person, and the other side made one job or none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unresolved:
+    """What is known when the next attempt, or the same one, finds an intent without a handle.
+
+    `exists`: there is a job that a look-up finds. `all_ended`: whoever may have submitted is known to be dead, or is the one who asks.
+    `age`: seconds since the intent.
+    """
+
+    exists: bool
+    all_ended: bool = True
+    age: float = 10.0
+
+
+def expected(can: Capabilities, request_seconds: float, found: Unresolved) -> Verdict:
+    """DESIGN §5's ladder, as a table."""
+    name, look_up, token = can.client_name, can.look_up, can.token
+    if name and (name.retention is None or found.age < name.retention.total_seconds()):
+        return Verdict.ONE_JOB
+    if look_up and found.exists:
+        return Verdict.ONE_JOB
+    if not found.all_ended:
+        return Verdict.HELD
+    if token and found.age + request_seconds + MARGIN_SECONDS < token.lifetime.total_seconds():
+        return Verdict.ONE_JOB
+    if look_up:
+        until = found.age + look_up.settling.total_seconds()
+        if look_up.retention is None or until < look_up.retention.total_seconds():
+            return Verdict.ONE_JOB
+    return Verdict.HELD
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case. `arrange(scene)` says what goes wrong; its answer is what an attempt then finds (None: no doubt arises).
+
+    `needs`: the reason why it can't be tried in this scene, or an empty string.
+    """
+
+    name: str
+    what: str
+    arrange: "Callable[[Scene], Unresolved | Verdict | None]"
+    needs: "Callable[[Scene], str]" = lambda _scene: ""
+
+    @override
+    def __str__(self) -> str:
+        return self.name
+
+
+def _undisturbed(_scene: "Scene") -> None:
+    return None
+
+
+def _crash_at(step: str, found: Unresolved | None) -> "Callable[[Scene], Unresolved | None]":
+    def arrange(scene: "Scene") -> Unresolved | None:
+        scene.at(1, step, lambda process: process.kill())
+        return found
+
+    return arrange
+
+
+def _crash_on_the_way(scene: "Scene") -> Unresolved:
+    """The request has left, its process dies, and it arrives."""
+
+    def crash() -> None:
+        scene.between(1).send_later(scene.pace.on_the_way)
+        scene.process(1).kill()
+
+    scene.at(1, "submit leaving", lambda _process: crash())
+    return Unresolved(exists=True)
+
+
+def _lose_the_request(scene: "Scene") -> Unresolved:
+    scene.fail_once(1, "submit leaving")
+    return Unresolved(exists=False)
+
+
+def _lose_the_answer(scene: "Scene") -> Unresolved:
+    scene.fail_once(1, "submit accepted")
+    return Unresolved(exists=True)
+
+
+def _lose_the_answer_while_it_lags(scene: "Scene") -> Unresolved:
+    scene.at(1, "submit accepted", lambda process: process.kill())
+    scene.lag()
+    return Unresolved(exists=True)
+
+
+def _too_slow(scene: "Scene") -> Unresolved:
+    """The request is given up, and arrives afterwards."""
+
+    def give_up() -> None:
+        between = scene.between(1)
+        between.send_later(between.request_seconds + scene.pace.on_the_way)
+        scene.process(1).sleep(between.request_seconds)
+        raise TimeoutError("no answer within request_seconds")
+
+    scene.at(1, "submit leaving", lambda _process: give_up())
+    return Unresolved(exists=True, age=10 + scene.request_seconds)
+
+
+def _slow(scene: "Scene") -> None:
+    scene.at(1, "submit leaving", lambda process: process.sleep(0.8 * scene.request_seconds))
+
+
+def _down_while_submitting(scene: "Scene") -> Unresolved:
+    scene.out_of_order(from_step="submit leaving", seconds=scene.pace.outage)
+    return Unresolved(exists=False, age=10 + scene.pace.outage)
+
+
+def _down_while_watching(scene: "Scene") -> None:
+    scene.out_of_order(from_step="watching", seconds=scene.pace.outage)
+
+
+def _fails_once_while_watching(scene: "Scene") -> None:
+    scene.fail_once(1, "status leaving")
+
+
+def _token_expired(scene: "Scene") -> Unresolved:
+    lifetime = scene.can.token.lifetime.total_seconds() if scene.can.token else 0
+    scene.at(1, "after-intent", lambda process: process.kill())
+    scene.before_main(2, lambda process: process.sleep(lifetime + 1))
+    return Unresolved(exists=False, age=lifetime + 1)
+
+
+def _forgotten_before_it_was_found(scene: "Scene") -> Unresolved:
+    keeps = scene.can.look_up.retention if scene.can.look_up else None
+    wait = keeps.total_seconds() + 1 if keeps else 0
+    scene.at(1, "submit accepted", lambda process: process.kill())
+
+    def come_late() -> None:
+        scene.process(2).sleep(wait)
+        scene.forget()
+
+    scene.before_main(2, lambda _process: come_late())
+    return Unresolved(exists=False, age=wait + 10)
+
+
+def _forgotten_while_watched(scene: "Scene") -> Verdict:
+    """A job that was there and is not known any more is never taken for a failed one."""
+
+    def crash() -> None:
+        scene.forget()
+        scene.process(1).kill()
+
+    scene.at(1, "watching", lambda _process: crash())
+    return Verdict.HELD
+
+
+def _cancel_at(step: str) -> "Callable[[Scene], None]":
+    def arrange(scene: "Scene") -> None:
+        scene.cancels = True
+        scene.at(1, step, lambda process: process.kill())
+
+    return arrange
+
+
+def _frozen_at(step: str, found: Unresolved | None) -> "Callable[[Scene], Unresolved | None]":
+    """The node stops answering with the process in it, the attempt's end is presumed, and later the process goes on where it was."""
+
+    def arrange(scene: "Scene") -> Unresolved | None:
+        scene.at(1, step, scene.freeze)
+        return found
+
+    return arrange
+
+
+def _dead_with_its_node(step: str, found: Unresolved) -> "Callable[[Scene], Unresolved]":
+    def arrange(scene: "Scene") -> Unresolved:
+        def die() -> None:
+            scene.lose_node(scene.process(1))
+            scene.process(1).kill()
+
+        scene.at(1, step, lambda _process: die())
+        return found
+
+    return arrange
+
+
+def _evicted(scene: "Scene") -> Unresolved:
+    def evict() -> None:
+        scene.evict(scene.process(1))
+        scene.process(1).kill()
+
+    scene.at(1, "submit accepted", lambda _process: evict())
+    return Unresolved(exists=True)
+
+
+def _digest_changed(scene: "Scene") -> None:
+    scene.at(1, "watching", lambda process: process.kill())
+    scene.requests[2] = scene.other.other_request
+
+
+def _state_api_down(scene: "Scene") -> None:
+    """Nothing is submitted as long as the intent can't be stored."""
+
+    def stop() -> None:
+        jobs = scene.other.count_jobs()
+        scene.stop_state_api(scene.pace.outage)
+        scene.at(1, "submit leaving", lambda _process: scene.note_early(jobs))
+
+    scene.at(1, "before-intent", lambda _process: stop())
+
+
+def _two_crashes(scene: "Scene") -> Unresolved:
+    scene.at(1, "submit accepted", lambda process: process.kill())
+    scene.at(2, "after-intent", lambda process: process.kill())
+    return Unresolved(exists=True)
+
+
+def _needs_token(scene: "Scene") -> str:
+    if scene.can.token is None:
+        return "it declares no token"
+    return scene.too_long(scene.can.token.lifetime.total_seconds(), "its token lives")
+
+
+def _needs_lag(scene: "Scene") -> str:
+    return "" if scene.can.look_up else "it declares no look-up"
+
+
+def _needs_retention(scene: "Scene") -> str:
+    if scene.other.forget is None:
+        return "nothing makes the other side forget"
+    if scene.can.look_up is None or scene.can.look_up.retention is None:
+        return "it declares no end of what a look-up finds"
+    if scene.can.client_name or scene.can.token:
+        return "names and tokens are kept apart from jobs"
+    return scene.too_long(scene.can.look_up.retention.total_seconds(), "a look-up finds jobs")
+
+
+def _needs_forget(scene: "Scene") -> str:
+    return "" if scene.other.forget else "nothing makes the other side forget"
+
+
+_NOTHING_THERE = Unresolved(exists=False)
+_THERE = Unresolved(exists=True)
+_FROZEN = Unresolved(exists=False, all_ended=False)
+_FROZEN_THERE = Unresolved(exists=True, all_ended=False)
+
+CASES: tuple[Case, ...] = (
+    Case("undisturbed", "nothing goes wrong", _undisturbed),
+    Case("before intent", "crash before the intent is stored", _crash_at("before-intent", None)),
+    Case("intent lost", "crash when the intent is on its way to the state API", _crash_at("before POST intent", None)),
+    Case(
+        "intent answered", "crash when it is stored, and not answered", _crash_at("after POST intent", _NOTHING_THERE)
+    ),
+    Case("after intent", "crash when the intent is stored", _crash_at("after-intent", _NOTHING_THERE)),
+    Case("before submit", "crash right before the request", _crash_at("submit leaving", _NOTHING_THERE)),
+    Case("request left", "crash with the request on its way; it arrives", _crash_on_the_way),
+    Case("answer lost", "crash when the other side has accepted", _crash_at("submit accepted", _THERE)),
+    Case("handle on its way", "crash before the handle is stored", _crash_at("before PUT handle", _THERE)),
+    Case("handle stored", "crash when it is stored, and not answered", _crash_at("after PUT handle", None)),
+    Case("after handle", "crash after the handle was recorded", _crash_at("after-handle", None)),
+    Case("watching", "crash while the job is watched", _crash_at("watching", None)),
+    Case("job ended", "crash before the outcome is recorded", _crash_at("before-outcome", None)),
+    Case("outcome recorded", "crash after it is recorded, before the task completes", _crash_at("after-outcome", None)),
+    Case("before cancel", "crash before the job is cancelled", _cancel_at("before-cancel")),
+    Case("during cancel", "crash when the other side has cancelled it", _cancel_at("cancel accepted")),
+    Case("after cancel", "crash after the job was cancelled", _cancel_at("after-cancel")),
+    Case("two crashes", "the answer is lost, and the next attempt crashes too", _two_crashes),
+    Case("evicted", "evicted when the other side has accepted", _evicted),
+    Case("request failed", "an error, and the request did not arrive", _lose_the_request),
+    Case("answer failed", "an error, and the job was made", _lose_the_answer),
+    Case("slow", "the other side takes nearly as long as it may", _slow),
+    Case("too slow", "the request is given up, and arrives afterwards", _too_slow),
+    Case("down for submit", "the other side is down when it is asked for the job", _down_while_submitting),
+    Case("down for status", "the other side is down while the job runs", _down_while_watching),
+    Case("one error", "the other side answers one question with an error", _fails_once_while_watching),
+    Case("token expired", "the next attempt comes after the token's life", _token_expired, _needs_token),
+    Case(
+        "look-up lags",
+        "the job is not found until the settling time is over",
+        _lose_the_answer_while_it_lags,
+        _needs_lag,
+    ),
+    Case(
+        "forgotten unseen",
+        "the job is forgotten before it is looked up",
+        _forgotten_before_it_was_found,
+        _needs_retention,
+    ),
+    Case("forgotten", "the job is forgotten while it is watched", _forgotten_while_watched, _needs_forget),
+    Case(
+        "frozen in submit",
+        "frozen before the request leaves; its end is presumed",
+        _frozen_at("submit leaving", _FROZEN),
+    ),
+    Case("frozen after", "frozen when the other side has accepted", _frozen_at("submit accepted", _FROZEN_THERE)),
+    Case("frozen before intent", "frozen before the intent is stored", _frozen_at("before-intent", None)),
+    Case("frozen after intent", "frozen when the intent is stored", _frozen_at("after-intent", _FROZEN)),
+    Case("frozen with handle", "frozen before the handle is recorded", _frozen_at("before PUT handle", _FROZEN_THERE)),
+    Case("frozen watching", "frozen while the job is watched", _frozen_at("watching", None)),
+    Case("node dies", "dead with its node before the request", _dead_with_its_node("submit leaving", _FROZEN)),
+    Case(
+        "node dies after",
+        "dead with its node when the other side has accepted",
+        _dead_with_its_node("submit accepted", _FROZEN_THERE),
+    ),
+    Case("digest changed", "the next attempt asks for something else", _digest_changed),
+    Case("state API down", "the state API is down at the moment of submission", _state_api_down),
+)
+"""All of them, in the order of a job's life."""

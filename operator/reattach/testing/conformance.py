@@ -1,0 +1,330 @@
+"""Whether an adapter keeps what it declares: every crash point, against the other side itself.
+
+    @pytest.mark.parametrize("case", reattach.testing.CASES, ids=str)
+    def test_it_keeps_its_word(case):
+        with Suite(OtherSide(adapter=MyAdapter, count_jobs=count, request={...}, other_request={...})) as suite:
+            suite.check(case)
+
+or, as a table: `print(conformance(MyAdapter, count, request={...}, other_request={...}))`.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from typing_extensions import override
+
+from reattach.api.reasons import ConditionType
+from reattach.task.adapter import Adapter, Capabilities
+from reattach.task.context import Task
+from reattach.testing.between import Between
+from reattach.testing.cases import CASES, Case, Unresolved, Verdict, expected
+from reattach.testing.clocks import Clock, MadeUpClock, RealClock
+from reattach.testing.processes import Process
+from reattach.testing.world import Run, World
+
+KEY = "load"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long things last, in seconds. With a clock that is made up they cost nothing.
+
+    `lost`: `spec.deadlines.lostSeconds`. `frozen`: how long a frozen process sleeps. `outage`: of the other side. `on_the_way`: how long a
+    request may take to arrive after its process has died. `poll`: between questions for the status. `longest`: no case waits longer
+    for the other side to forget something. `patience`: until a case must have ended.
+    """
+
+    lost: int = 60
+    frozen: float = 3600
+    outage: float = 600
+    on_the_way: float = 0.5
+    poll: float | None = None
+    longest: float = 1e9
+    patience: float = 30 * 24 * 3600
+
+
+MADE_UP = Pace()
+REAL = Pace(lost=2, frozen=25, outage=6, on_the_way=0.3, poll=0.5, longest=10, patience=180)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherSide:
+    """What the suite needs of one external system.
+
+    `adapter()`: a new adapter, as each pod would make one. `count_jobs()`: how many jobs the other side has made in all, forgotten and
+    ended ones too. `request`: a job that ends well, within seconds, and takes at least one. `other_request`: another one. `forget(handle)`:
+    makes the other side forget a job (None: it can't be made to). `clock`: the one that the other side goes by, None: it goes by the real one.
+    """
+
+    adapter: Callable[[], Adapter]
+    count_jobs: Callable[[], int]
+    request: Any
+    other_request: Any
+    forget: Callable[[str], None] | None = None
+    clock: Clock | None = None
+    pace: Pace | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one case went. `wrong`: what must hold and does not; empty if all is well. `skipped`: why it was not tried."""
+
+    case: Case
+    verdict: Verdict | None = None
+    jobs: int = 0
+    attempts: int = 0
+    wrong: str = ""
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All cases of one adapter. As text it is a table."""
+
+    adapter: str
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def failures(self) -> tuple[Outcome, ...]:
+        """Those that are not as they must be."""
+        return tuple(outcome for outcome in self.outcomes if outcome.wrong)
+
+    @property
+    def tried(self) -> tuple[Outcome, ...]:
+        """Those that were tried."""
+        return tuple(outcome for outcome in self.outcomes if not outcome.skipped)
+
+    @override
+    def __str__(self) -> str:
+        rows = ["| case | what happens | ended as | jobs | attempts |", "| --- | --- | --- | --- | --- |"]
+        for outcome in self.outcomes:
+            ended = f"not tried: {outcome.skipped}" if outcome.skipped else str(outcome.verdict)
+            ended = f"**{outcome.wrong}**" if outcome.wrong else ended
+            numbers = " | " if outcome.skipped else f"{outcome.jobs} | {outcome.attempts}"
+            rows.append(f"| {outcome.case.name} | {outcome.case.what} | {ended} | {numbers} |")
+        return "\n".join(rows)
+
+
+class Scene:
+    """One case while it is played: what a case arranges, and what happened."""
+
+    def __init__(self, suite: "Suite", name: str) -> None:
+        self.other = suite.other
+        self.pace = suite.pace
+        self.world = suite.world
+        self.can: Capabilities = suite.can
+        self.request_seconds = suite.request_seconds
+        self.requests: dict[int, Any] = {}
+        """What an attempt asks for, where it is not the same as ever."""
+        self.cancels = False
+        self.early: str = ""
+        self.run = Run(name, self._main, self._on_step)
+        self._plans: dict[tuple[int, str], list[Callable[[Process], object]]] = {}
+        self._betweens: dict[int, Between] = {}
+        self._starts: dict[int, Callable[[Process], None]] = {}
+        self._outage: tuple[str, float] | None = None
+        self._down_until = 0.0
+        self._state_api_down_until = 0.0
+        self._lagging = False
+
+    # -- what a case arranges -----------------------------------------------------------------------------------------
+
+    def at(self, attempt: int, step: str, act: Callable[[Process], object]) -> None:
+        """Do this when that attempt gets to that step for the first time."""
+        self._plans.setdefault((attempt, step), []).append(act)
+
+    def before_main(self, attempt: int, act: Callable[[Process], None]) -> None:
+        """Do this when that attempt begins."""
+        self._starts[attempt] = act
+
+    def process(self, attempt: int) -> Process:
+        """The process of that attempt."""
+        return next(process for process in self.run.processes if process.attempt == attempt)
+
+    def between(self, attempt: int) -> Between:
+        """The adapter as that attempt's process sees it."""
+        return self._betweens[attempt]
+
+    def fail_once(self, attempt: int, step: str) -> None:
+        """An error of the network at this step."""
+
+        def fail(_process: Process) -> None:
+            raise ConnectionError("the connection was cut")
+
+        self.at(attempt, step, fail)
+
+    def out_of_order(self, *, from_step: str, seconds: float) -> None:
+        """The other side can't be reached, for so long from that step of the first attempt on."""
+        self._outage = (from_step, seconds)
+
+    def lag(self) -> None:
+        """What was submitted is not found until just before the settling time is over."""
+        self._lagging = True
+
+    def stop_state_api(self, seconds: float) -> None:
+        """It can't be reached for so long."""
+        self._state_api_down_until = self.world.clock.monotonic() + seconds
+
+    def note_early(self, jobs_before: int) -> None:
+        """Whether something was submitted while the state API was down."""
+        if self.other.count_jobs() != jobs_before or self.world.clock.monotonic() < self._state_api_down_until:
+            self.early = "a job was submitted though its intent could not be stored"
+
+    def forget(self) -> None:
+        """The other side forgets what it was given so far."""
+        assert self.other.forget is not None
+        for between in self._betweens.values():
+            for handle in between.handles:
+                self.other.forget(handle)
+
+    def freeze(self, process: Process) -> None:
+        """Nothing of it happens for a while, and nobody can reach its node."""
+        self.lose_node(process)
+        process.freeze(self.pace.frozen)
+
+    def lose_node(self, process: Process) -> None:
+        """Nobody can reach its node any more."""
+        self.world.lose_node(self.run, process)
+
+    def evict(self, process: Process) -> None:
+        """As the eviction API does it."""
+        self.world.evict(process)
+
+    def too_long(self, seconds: float, what: str) -> str:
+        """Why something takes too long to be tried, or nothing."""
+        return "" if seconds <= self.pace.longest else f"{what} for {seconds:.0f} s"
+
+    # -- what happens in pods -----------------------------------------------------------------------------------------
+
+    def _main(self, process: Process, task: Task) -> Any:
+        between = Between(self.other.adapter(), process, self.world.clock, self.pace.poll)
+        self._betweens[process.attempt] = between
+        if process.attempt in self._starts:
+            self._starts[process.attempt](process)
+        job = task.submit_once(KEY, between, self.requests.get(process.attempt, self.other.request))
+        if self.cancels:
+            job.cancel()
+            return None
+        return job.wait()
+
+    def _on_step(self, process: Process, step: str) -> None:
+        for name in (step, _short(step)):
+            for act in self._plans.pop((process.attempt, name), ()):
+                act(process)
+        now = self.world.clock.monotonic()
+        if self._outage is not None and step == self._outage[0]:
+            self._down_until, self._outage = now + self._outage[1], None
+        if now < self._down_until and step.endswith(" leaving"):
+            process.sleep(0.1)
+            raise ConnectionError("the other side is down")
+        if now < self._state_api_down_until and step.startswith("before ") and " /v1/" in step:
+            raise httpx.ConnectError("the state API is down")
+
+    def finds_lagging(self) -> float | None:
+        """Seconds that a look-up lags, where the case says that it does."""
+        return 0.9 * self.can.look_up.settling.total_seconds() if self._lagging and self.can.look_up else None
+
+
+def _short(step: str) -> str:
+    """`before PUT handle` of `before PUT /v1/jobs/load/handle`."""
+    when, _, rest = step.partition(" ")
+    method, _, path = rest.partition(" ")
+    return f"{when} {method} {path.rpartition('/')[2]}" if path.startswith("/v1/jobs/") else step
+
+
+class Suite:
+    """The world that cases are played in, one after the other. Use it by `with`."""
+
+    def __init__(self, other: OtherSide, *, seed: int = 0) -> None:
+        self.other = other
+        clock = other.clock or RealClock()
+        self.pace = other.pace or (MADE_UP if isinstance(clock, MadeUpClock) else REAL)
+        self.world = World(clock, seed=seed, report_seconds=0.2)
+        adapter = other.adapter()
+        self.name, self.can, self.request_seconds = adapter.name, adapter.capabilities, adapter.request_seconds
+        self._numbers = itertools.count(1)
+
+    def __enter__(self) -> Self:
+        self.world.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.world.__exit__(kind, error, trace)
+
+    def check(self, case: Case) -> Outcome:
+        """Play it; raises AssertionError if it does not end as it must."""
+        outcome = self.play(case)
+        if outcome.wrong:
+            raise AssertionError(f"{self.name}, {case.name} ({case.what}): {outcome.wrong}")
+        return outcome
+
+    def play(self, case: Case) -> Outcome:
+        """Play it, and judge how it ended."""
+        scene = Scene(self, f"case-{next(self._numbers)}")
+        if why := case.needs(scene):
+            return Outcome(case, skipped=why)
+        before = self.other.count_jobs()
+        found = case.arrange(scene)
+        must = self._must(found)
+        self.world.create(scene.run.name, {"deadlines": {"lostSeconds": self.pace.lost}})
+        ended = self.world.live(scene.run, lambda: self._verdict(scene) is not None, seconds=self.pace.patience)
+        verdict = self._verdict(scene)
+        # Whatever is frozen wakes up now and goes on; what is on its way arrives.
+        self.world.live(scene.run, lambda: all(p.has_ended for p in scene.run.processes), seconds=2 * self.pace.frozen)
+        self.world.end(scene.run)
+        jobs, attempts = self.other.count_jobs() - before, len(scene.run.processes)
+        wrong = scene.early or _wrong(verdict, must, jobs) if ended else f"it did not end within {self.pace.patience} s"
+        return Outcome(case, verdict, jobs, attempts, wrong)
+
+    def _must(self, found: Unresolved | Verdict | None) -> Verdict:
+        if isinstance(found, Verdict):
+            return found
+        return Verdict.ONE_JOB if found is None else expected(self.can, self.request_seconds, found)
+
+    def _verdict(self, scene: Scene) -> Verdict | None:
+        status = self.world.taskrun(scene.run.name).status
+        if status.outcome is not None:
+            return Verdict.ONE_JOB
+        held = any(c.type == ConditionType.HELD and c.status == "True" for c in status.conditions)
+        return Verdict.HELD if held else None
+
+
+def _wrong(verdict: Verdict | None, must: Verdict, jobs: int) -> str:
+    if jobs > 1:
+        return f"the other side made {jobs} jobs: it does not keep what the adapter declares"
+    if verdict is not must:
+        return f"it must end as {must}; it ended as {verdict}"
+    if verdict is Verdict.ONE_JOB and jobs != 1:
+        return f"the other side must have made 1 job; it made {jobs}"
+    return ""
+
+
+def conformance(
+    adapter_factory: Callable[[], Adapter],
+    count_jobs: Callable[[], int],
+    *,
+    request: Any,
+    other_request: Any,
+    forget: Callable[[str], None] | None = None,
+    clock: Clock | None = None,
+    pace: Pace | None = None,
+    cases: Iterable[Case] = CASES,
+) -> Report:
+    """Play all cases against the other side; see `OtherSide` for what is asked of it. The report tells how each ended."""
+    other = OtherSide(
+        adapter=adapter_factory,
+        count_jobs=count_jobs,
+        request=request,
+        other_request=other_request,
+        forget=forget,
+        clock=clock,
+        pace=pace,
+    )
+    with Suite(other) as suite:
+        return Report(suite.name, tuple(suite.play(case) for case in cases))

@@ -1,0 +1,477 @@
+"""Random lives of a TaskRun with external jobs, against the job server in each of its modes.
+
+A seed fixes everything: the job, what breaks in which attempt at which step, for how long, and what the person does who is asked. What may be
+held is worked out here from what was injected, not asked of the code that is tested. Without the protocol (`PLAIN`), the same lives are
+lived by a task that submits and then stores the id, as most do.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import httpx
+import msgspec
+
+from conformance.jobadapter import CAPABILITIES, MODES, Served, serving
+from reattach.api.names import ANNOTATION_SUMMARY
+from reattach.api.reasons import ConditionType
+from reattach.api.state import JobSummary
+from reattach.state import summary_of
+from reattach.task.adapter import Active, NotFound, Submission, Succeeded, Unknown
+from reattach.task.context import Task
+from reattach.testing.between import Between
+from reattach.testing.processes import Process
+from reattach.testing.world import Run, World
+
+SEEDS = tuple(range(1, 1001))
+"""Of all lives. A life's mode is its seed's place in the list of modes."""
+LIFE_SECONDS = 30 * 24 * 3600.0
+REQUEST_SECONDS = 30.0
+MARGIN_SECONDS = 5.0
+LOST_SECONDS = 60
+
+STEPS = (
+    "before POST open",
+    "after POST open",
+    "before-intent",
+    "before POST intent",
+    "after POST intent",
+    "after-intent",
+    "before-submit",
+    "submit leaving",
+    "submit accepted",
+    "after-submit",
+    "before PUT handle",
+    "after PUT handle",
+    "after-handle",
+    "look-up leaving",
+    "look-up accepted",
+    "watching",
+    "status leaving",
+    "status accepted",
+    "before-outcome",
+    "before PUT outcome",
+    "after PUT outcome",
+    "after-outcome",
+    "before POST complete",
+    "after POST complete",
+)
+"""Every place where a process may be struck."""
+_TELLING = ("after-intent", "submit leaving", "submit accepted", "after-submit", "before PUT handle")
+"""Where it matters most; these are chosen half of the time."""
+KINDS = {
+    "crash": 30,
+    "evicted": 8,
+    "node dies": 12,
+    "frozen": 10,
+    "frozen and presumed": 20,
+    "on its way": 8,
+    "cut": 8,
+    "other side down": 8,
+    "other side fails": 8,
+    "state API down": 6,
+}
+
+
+def mode_of(seed: int) -> str:
+    return MODES[seed % len(MODES)]
+
+
+@dataclass(frozen=True)
+class Blow:
+    """What strikes an attempt: when it gets to `step` for the `nth` time, `kind` happens, for `seconds` where it lasts."""
+
+    attempt: int
+    step: str
+    nth: int
+    kind: str
+    seconds: float
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Fate:
+    """All of one life. `late`: how long an attempt waits before it asks for its job."""
+
+    seed: int
+    mode: str
+    keys: tuple[str, ...]
+    job_seconds: int
+    blows: tuple[Blow, ...]
+    late: dict[int, float]
+
+
+def fate_of(seed: int) -> Fate:
+    """What this seed means."""
+    chance = random.Random(seed)
+    attempts = chance.choice((1, 1, 2, 2, 3, 4))
+    blows = []
+    late = {}
+    for attempt in range(1, attempts + 1):
+        steps = _TELLING if chance.random() < 0.5 else STEPS
+        kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
+        if kind == "cut":
+            steps = tuple(step for step in steps if " " in step)
+        step = "submit leaving" if kind == "on its way" else chance.choice(steps)
+        seconds = chance.choice((0.5, 5, 40, 90, 300, 700, 4000, 8000)) * chance.uniform(0.5, 1)
+        detail = chance.choice(("error", "lose", "half", "down"))
+        blows.append(Blow(attempt, step, chance.choice((1, 1, 1, 2)), kind, seconds, detail))
+        if chance.random() < 0.3:
+            late[attempt + 1] = chance.choice((30, 500, 700, 8000)) * chance.uniform(0.5, 1)
+    keys = ("load",) if chance.random() < 0.8 else ("load", "index")
+    return Fate(seed, mode_of(seed), keys, chance.choice((1, 20, 60, 600)), tuple(blows), late)
+
+
+@dataclass
+class Told:
+    """A process that was told to submit under a key, as far as the harness saw: its request for the intent got to the state API."""
+
+    process: Process
+    key: str
+    time: float
+    recorded: bool = False
+    presumed: bool = False
+
+
+@dataclass
+class Row:
+    """What came of the lives of one mode."""
+
+    mode: str
+    lives: int = 0
+    attempts: int = 0
+    blows: Counter[str] = field(default_factory=Counter)
+    jobs: int = 0
+    held: int = 0
+    duplicates: list[int] = field(default_factory=list)
+    """Seeds of lives in which a job was made twice."""
+    lost: list[int] = field(default_factory=list)
+    """Seeds of lives in which a job was made that nobody knows at the end."""
+
+    HEAD = (
+        "| mode | lives | attempts | crashes | freezes | faults | jobs | held | duplicates | lost |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
+
+    def __str__(self) -> str:
+        crashes = sum(self.blows[kind] for kind in ("crash", "evicted", "node dies", "on its way"))
+        freezes = self.blows["frozen"] + self.blows["frozen and presumed"]
+        faults = sum(self.blows.values()) - crashes - freezes
+        numbers = (self.lives, self.attempts, crashes, freezes, faults, self.jobs, self.held)
+        return " | ".join((f"| {self.mode}", *map(str, numbers), f"{len(self.duplicates)}", f"{len(self.lost)} |"))
+
+
+class WrongError(AssertionError):
+    """A life did not go as it must; the message says which and how."""
+
+
+class Life:
+    """One life while it is lived."""
+
+    def __init__(self, world: World, served: Served, fate: Fate, row: Row, *, plain: bool) -> None:
+        self.world = world
+        self.served = served
+        self.fate = fate
+        self.row = row
+        self.plain = plain
+        self.name = f"life-{fate.seed}"
+        self.run = Run(self.name, self._main, self._on_step)
+        self.told: list[Told] = []
+        self.resubmitted = 0
+        self.struck: list[str] = []
+        self._betweens: dict[str, Between] = {}
+        self._counts: Counter[tuple[int, str]] = Counter()
+        self._key: dict[str, str] = {}
+        self._down_until = 0.0
+        self._state_api_down_until = 0.0
+        self._seen_holds: dict[tuple[str, int], int] = {}
+
+    @property
+    def now(self) -> float:
+        return self.world.clock.monotonic()
+
+    # -- from start to end --------------------------------------------------------------------------------------------
+
+    def live(self) -> None:
+        """Until it has an outcome. Raises `WrongError`."""
+        self.world.create(self.name, {"deadlines": {"lostSeconds": LOST_SECONDS}})
+        end = self.now + LIFE_SECONDS
+        while not (self._wait(lambda: self._is_over() or bool(self._held())) and self._is_over()):
+            if self.now > end:
+                raise self._wrong(f"it did not end: {self.world.taskrun(self.name).status}")
+            self._judge_holds()
+            self._answer()
+        self._wait(lambda: all(process.has_ended for process in self.run.processes))
+        self.world.end(self.run)
+        self.served.server.faults.clear()
+        self._judge_end()
+
+    def _wait(self, until: Callable[[], bool]) -> bool:
+        return self.world.live(self.run, until, seconds=LIFE_SECONDS)
+
+    def _is_over(self) -> bool:
+        return self.world.taskrun(self.name).status.outcome is not None
+
+    def _held(self) -> list[JobSummary]:
+        """What waits for a person, once the operator says so and the pods are over."""
+        status = self.world.taskrun(self.name).status
+        if not any(c.type == ConditionType.HELD and c.status == "True" for c in status.conditions):
+            return []
+        return [job for job in self.jobs() if job.held]
+
+    def jobs(self) -> tuple[JobSummary, ...]:
+        """What the state's summary says."""
+        found = self.world.state_of(self.name)
+        summary = summary_of(found["metadata"]["annotations"]) if found else None
+        assert found is None or summary is not None, found["metadata"]["annotations"].get(ANNOTATION_SUMMARY)
+        return summary.jobs if summary else ()
+
+    # -- the task -----------------------------------------------------------------------------------------------------
+
+    def request_of(self, key: str) -> dict[str, Any]:
+        return {"seconds": self.fate.job_seconds, "rows": 4211, "label": self.label_of(key)}
+
+    def label_of(self, key: str) -> str:
+        return f"{self.name}-{key}-{'plain' if self.plain else 'once'}"
+
+    def _main(self, process: Process, task: Task) -> Any:
+        between = Between(self.served.adapter(), process, self.world.clock)
+        self._betweens[process.uid] = between
+        if (late := self.fate.late.get(process.attempt)) is not None:
+            process.sleep(late)
+        rows = 0
+        for key in self.fate.keys:
+            self._key[process.uid] = key
+            result = self._plain(process, task, between, key) if self.plain else self._once(task, between, key)
+            rows += result["rows_written"]
+        return {"rows": rows}
+
+    def _once(self, task: Task, between: Between, key: str) -> Any:
+        return task.submit_once(key, between, self.request_of(key)).wait()
+
+    def _plain(self, process: Process, task: Task, between: Between, key: str) -> Any:
+        """What a task does that knows nothing of submitting once. The steps are the same, as far as it takes them."""
+        handle = task.state.get(key)
+        if handle is None:
+            process.step("before-intent")
+            process.step("after-intent")
+            token = f"{self.name}-{process.uid}-{self.now}"
+            submission = Submission(token, self.request_of(key), key, 1, task.namespace, task.name)
+            process.step("before-submit")
+            handle = between.submit(submission).handle
+            process.step("after-submit")
+            task.state.set(key, handle)
+            process.step("after-handle")
+        while True:
+            process.step("watching")
+            try:
+                status = between.status(handle)
+            except (httpx.HTTPError, ConnectionError):
+                status = Unknown()
+            if isinstance(status, Succeeded):
+                process.step("before-outcome")
+                process.step("after-outcome")
+                return status.result
+            if not isinstance(status, Active | Unknown):
+                return {"rows_written": 0, "status": str(status), "gone": isinstance(status, NotFound)}
+            process.sleep(between.poll_seconds)
+
+    # -- what strikes it ----------------------------------------------------------------------------------------------
+
+    def _on_step(self, process: Process, step: str) -> None:
+        name = _short(step, plain=self.plain)
+        self._counts[process.attempt, name] += 1
+        self._note(process, name)
+        for blow in self.fate.blows:
+            if (blow.attempt, blow.step, blow.nth) == (process.attempt, name, self._counts[process.attempt, name]):
+                self.row.blows[blow.kind] += 1
+                self.struck.append(f"{self.now:.1f} {blow}")
+                self._strike(process, blow)
+        if self.now < self._down_until and step.endswith(" leaving"):
+            raise ConnectionError("the other side is down")
+        if self.now < self._state_api_down_until and step.startswith("before ") and " /v1/" in step:
+            raise httpx.ConnectError("the state API is down")
+
+    def _strike(self, process: Process, blow: Blow) -> None:
+        match blow.kind:
+            case "crash":
+                process.kill()
+            case "evicted":
+                self.world.evict(process)
+                process.kill()
+            case "node dies":
+                self._lose_node(process)
+                process.kill()
+            case "frozen":
+                process.freeze(blow.seconds)
+            case "frozen and presumed":
+                self._lose_node(process)
+                process.freeze(LOST_SECONDS + blow.seconds)
+            case "on its way":
+                self._betweens[process.uid].send_later(min(blow.seconds, REQUEST_SECONDS))
+                process.kill()
+            case "cut":
+                raise httpx.ReadError("the connection was cut")
+            case "other side down":
+                self._down_until = self.now + blow.seconds
+            case "other side fails":
+                self.served.server.fail(blow.detail, times=2)
+            case "state API down":
+                self._state_api_down_until = self.now + blow.seconds
+
+    def _lose_node(self, process: Process) -> None:
+        for told in self.told:
+            told.presumed |= told.process is process
+        self.world.lose_node(self.run, process)
+
+    # -- what may be held ---------------------------------------------------------------------------------------------
+
+    def _note(self, process: Process, name: str) -> None:
+        if self.plain or (key := self._key.get(process.uid)) is None:
+            return
+        if name == "after POST intent" and not any(t.process is process and t.key == key for t in self.told):
+            self.told.append(Told(process, key, self.now, presumed=self.run.nodes[process.uid].is_lost))
+        if name == "after PUT handle":
+            for told in self.told:
+                told.recorded |= told.process is process and told.key == key
+
+    def _judge_holds(self) -> None:
+        for job in self._held():
+            if self._seen_holds.get((job.key, job.generation)) != job.holds:
+                self._seen_holds[job.key, job.generation] = job.holds
+                self.row.held += 1
+                if why := self._must_not_hold(job):
+                    raise self._wrong(f"{job} is held, and must not be: {why}")
+
+    def _must_not_hold(self, job: JobSummary) -> str:
+        """Why DESIGN §5 has an answer, so that no person may be asked; empty if it has none."""
+        if job.handle is not None:
+            known = self.served.server.jobs.status(job.handle, self.world.clock.now().timestamp())
+            return "" if known is None else "the other side knows the job"
+        told = [one for one in self.told if one.key == job.key]
+        asking = self.run.processes[-1]
+        may_live = any(one.presumed and not one.recorded and one.process is not asking for one in told)
+        age = self.now - min(one.time for one in told)
+        can = CAPABILITIES[self.fate.mode]
+        if can.client_name:
+            return "the other side refuses a second job of the name"
+        if can.look_up and self._is_found(job.key):
+            return "a look-up finds the job"
+        if may_live:
+            return ""
+        if can.token and age + REQUEST_SECONDS + MARGIN_SECONDS < can.token.lifetime.total_seconds():
+            return f"the token is honoured still, {age:.0f} s after the intent"
+        # Waiting for the settling time comes on top, and the other side counts from the submission.
+        slack = REQUEST_SECONDS + 2 * MARGIN_SECONDS
+        if can.look_up and (
+            can.look_up.retention is None
+            or age + can.look_up.settling.total_seconds() + slack < can.look_up.retention.total_seconds()
+        ):
+            return f"a look-up settles it, {age:.0f} s after the intent"
+        return ""
+
+    def _is_found(self, key: str) -> bool:
+        """Whether a look-up finds the job of this key, and found it half a minute ago too."""
+        label, now = self.label_of(key), self.world.clock.now().timestamp()
+        return any(
+            found["label"] == label and now - REQUEST_SECONDS > _timestamp(found["submitted_at"])
+            for token in self._tokens()
+            for found in self.served.server.jobs.find(token, now - REQUEST_SECONDS)
+        )
+
+    def _tokens(self) -> set[str]:
+        sent = [between.sending for between in self._betweens.values()]
+        return {submission.token for submission in sent if submission is not None}
+
+    # -- the person ---------------------------------------------------------------------------------------------------
+
+    def _answer(self) -> None:
+        """A careful person: waits until nothing of the attempts runs any more and nothing is on its way, looks, and answers."""
+        self._wait(lambda: all(process.has_ended for process in self.run.processes))
+        self.world.live(self.run, lambda: False, seconds=2 * REQUEST_SECONDS)
+        for job in self._held():
+            self.world.resolve(self.name, {"held": "SubmissionUnknown", **self._answer_to(job)})
+        self._wait(lambda: self._is_over() or not self._held() or self._has_new_hold())
+
+    def _answer_to(self, job: JobSummary) -> dict[str, Any]:
+        about = {"key": job.key, "generation": job.generation}
+        if job.handle is not None:  # it is gone
+            self.resubmitted += 1
+            return {**about, "action": "Resubmit"}
+        made = self.made_of(job.key)
+        if made:
+            return {**about, "action": "Adopt", "handle": made[-1]}
+        return {**about, "action": "Resubmit"}
+
+    def _has_new_hold(self) -> bool:
+        return any(self._seen_holds.get((job.key, job.generation)) != job.holds for job in self._held())
+
+    # -- how it ended -------------------------------------------------------------------------------------------------
+
+    def made_of(self, key: str) -> list[str]:
+        """The ids of the jobs that were made, in order."""
+        found: list[str] = self.served.made_of(self.label_of(key))
+        return found
+
+    def _judge_end(self) -> None:
+        status = self.world.taskrun(self.name).status
+        self.row.lives += 1
+        self.row.attempts += len(self.run.processes)
+        known = {job.handle for job in self.jobs()} | {stray for job in self.jobs() for stray in job.strays}
+        for key in self.fate.keys:
+            made = self.made_of(key)
+            self.row.jobs += len(made)
+            if len(made) > 1 + self.resubmitted:
+                self.row.duplicates.append(self.fate.seed)
+            if not self.plain and not set(made) <= known:
+                self.row.lost.append(self.fate.seed)
+        if self.plain:
+            return
+        result = msgspec.json.decode(status.result) if status.result else None
+        if status.outcome != "Succeeded" or result != {"rows": 4211 * len(self.fate.keys)}:
+            raise self._wrong(f"it must succeed with the rows of its jobs; it ended as {status}")
+
+    def _wrong(self, what: str) -> WrongError:
+        steps = "\n".join(f"attempt {p.attempt}: {' · '.join(p.steps[-12:])}; {p.error!r}" for p in self.run.processes)
+        struck = "\n".join(self.struck)
+        return WrongError(f"seed {self.fate.seed}, {self.fate.mode}: {what}\n{struck}\n{steps}")
+
+
+def _short(step: str, *, plain: bool) -> str:
+    """`before PUT handle` of `before PUT /v1/jobs/load/handle`. A task without the protocol stores its handle as a key."""
+    when, _, rest = step.partition(" ")
+    method, _, path = rest.partition(" ")
+    if not path.startswith("/v1/"):
+        return step
+    if plain and path == "/v1/state":
+        return f"{when} PUT handle"
+    return f"{when} {method} {path.rpartition('/')[2]}"
+
+
+def _timestamp(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+@contextmanager
+def worlds(mode: str) -> Iterator[Callable[[int, Row, bool], None]]:
+    """Lives of one mode, one after the other: call it with a seed."""
+    with serving(mode) as served, World(served.clock, seed=1) as world:
+
+        def live(seed: int, row: Row, plain: bool) -> None:
+            Life(world, served, fate_of(seed), row, plain=plain).live()
+
+        yield live
+
+
+def live_all(mode: str, seeds: tuple[int, ...], *, plain: bool = False) -> Row:
+    """The lives of these seeds that are of this mode. Raises `WrongError`."""
+    row = Row(mode)
+    with worlds(mode) as live:
+        for seed in seeds:
+            if mode_of(seed) == mode:
+                live(seed, row, plain)
+    return row

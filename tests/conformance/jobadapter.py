@@ -1,0 +1,141 @@
+"""An adapter for the job server, as its author would write it; and what it declares for each of the server's modes."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import httpx
+from typing_extensions import override
+
+import jobservers
+from reattach.task.adapter import (
+    Active,
+    Adapter,
+    Cancelled,
+    Capabilities,
+    ClientName,
+    Failed,
+    JobStatus,
+    Lookup,
+    NotFound,
+    Rejected,
+    Submission,
+    SubmissionToken,
+    Submitted,
+    Succeeded,
+)
+from reattach.testing import MadeUpClock, OtherSide
+
+SECONDS = {"expiring-token": 600.0, "lagging-lookup": 20.0, "forgetting-lookup": 7200.0}
+"""The N of each mode's line in the job server's description; far more than a request takes, and less than lives last."""
+_FOR_EVER = timedelta(days=36500)
+
+CAPABILITIES: dict[str, Capabilities] = {
+    "name": Capabilities(client_name=ClientName()),
+    "token": Capabilities(token=SubmissionToken(_FOR_EVER)),
+    "expiring-token": Capabilities(token=SubmissionToken(timedelta(seconds=SECONDS["expiring-token"]))),
+    "lookup": Capabilities(look_up=Lookup(settling=timedelta())),
+    "lagging-lookup": Capabilities(look_up=Lookup(settling=timedelta(seconds=SECONDS["lagging-lookup"]))),
+    "forgetting-lookup": Capabilities(
+        look_up=Lookup(settling=timedelta(), retention=timedelta(seconds=SECONDS["forgetting-lookup"]))
+    ),
+    "nothing": Capabilities(),
+}
+"""What the job server keeps in each mode, and so what may be declared."""
+MODES = tuple(CAPABILITIES)
+
+
+class JobServerAdapter(Adapter):
+    """Jobs of the job server. The token goes along as name, tag and idempotency key; the mode makes of it what it will."""
+
+    name = "jobserver"
+
+    def __init__(self, client: httpx.Client, capabilities: Capabilities) -> None:
+        self._client = client
+        self._capabilities = capabilities
+
+    @property
+    @override
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    @override
+    def submit(self, submission: Submission) -> Submitted:
+        body = {**submission.request, "name": submission.name, "tag": submission.token}
+        answer = self._client.post("/jobs", json=body, headers={"Idempotency-Key": submission.token})
+        if answer.status_code == 409:
+            return Submitted(handle=answer.json()["id"], existed=True)
+        if 400 <= answer.status_code < 500:
+            raise Rejected(answer.text)
+        job = answer.raise_for_status().json()
+        return Submitted(handle=job["id"], existed=answer.status_code == 200)
+
+    @override
+    def look_up(self, submission: Submission) -> Submitted | None:
+        jobs = self._client.get("/jobs", params={"tag": submission.token}).raise_for_status().json()["jobs"]
+        return Submitted(handle=jobs[0]["id"], existed=True) if jobs else None
+
+    @override
+    def status(self, handle: str) -> JobStatus:
+        answer = self._client.get(f"/jobs/{handle}")
+        if answer.status_code == 404:
+            return NotFound(answer.text)
+        job = answer.raise_for_status().json()
+        match job["status"]:
+            case "SUCCEEDED":
+                return Succeeded({"rows_written": job["rows_written"]})
+            case "FAILED":
+                return Failed("the job server says so")
+            case "CANCELLED":
+                return Cancelled()
+            case _:
+                return Active(f"{job['seconds_left']} s left")
+
+    @override
+    def cancel(self, handle: str) -> None:
+        answer = self._client.post(f"/jobs/{handle}/cancel")
+        if answer.status_code != 404:
+            answer.raise_for_status()
+
+
+@dataclass
+class Served:
+    """A job server of one mode on a made-up clock, and what the suite asks of it."""
+
+    server: jobservers.LocalJobServer
+    client: httpx.Client
+    clock: MadeUpClock
+    mode: str
+
+    def adapter(self, capabilities: Capabilities | None = None) -> JobServerAdapter:
+        return JobServerAdapter(self.client, capabilities or CAPABILITIES[self.mode])
+
+    def made_of(self, label: str) -> list[str]:
+        """The ids of the jobs with this label that were ever made, in order."""
+        rows = self.server.jobs._database.execute("SELECT id FROM jobs WHERE label = ? ORDER BY submitted", (label,))
+        return [row["id"] for row in rows]
+
+    def other_side(self, capabilities: Capabilities | None = None, **more: Any) -> OtherSide:
+        """`capabilities`: what is declared, if it is not what the mode keeps."""
+        return OtherSide(
+            adapter=lambda: self.adapter(capabilities),
+            count_jobs=lambda: self.server.made,
+            request={"seconds": 60, "rows": 4211},
+            other_request={"seconds": 60, "rows": 1},
+            forget=self.server.jobs.forget,
+            clock=self.clock,
+            **more,
+        )
+
+
+@contextlib.contextmanager
+def serving(mode: str) -> Iterator[Served]:
+    """A job server of this mode."""
+    clock = MadeUpClock()
+    with (
+        jobservers.serving(mode, seconds=SECONDS.get(mode, 0), clock=lambda: clock.now().timestamp()) as server,
+        httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,
+    ):
+        yield Served(server, client, clock, mode)
