@@ -2,8 +2,10 @@
 
 import os
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -44,8 +46,9 @@ async def connect(target: Target) -> Connection:
         except (ConfigException, yaml.YAMLError, OSError, ValueError) as error:
             raise CommandError(f"The kubeconfig {paths} can't be used: {error}. See kubectl config view.") from error
     headers = _impersonation(target, impersonated)
-    # Proxies as for kubectl, which takes HTTPS_PROXY and NO_PROXY from the environment too.
-    configuration.client_session_kwargs = {"trust_env": True, "headers": headers}
+    # Proxies as for kubectl: HTTPS_PROXY and NO_PROXY of the environment count, but not on the way to this machine itself.
+    is_far = not _is_loopback(str(configuration.host))
+    configuration.client_session_kwargs = {"trust_env": is_far, "headers": headers}
     cluster = Cluster(configuration, connections=16, timeout=target.request_timeout)
     return Connection(cluster, target.namespace or namespace)
 
@@ -112,6 +115,14 @@ def _current_context_of(paths: str) -> str | None:
         if path and file.exists() and (named := (yaml.safe_load(file.read_text()) or {}).get("current-context")):
             return str(named)
     return None
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _impersonation(target: Target, user: dict[str, Any]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -53,10 +54,11 @@ async def wait_for(connection: Connection, name: str, goal: Goal, timeout: timed
     told = ""
     try:
         async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
-            async for taskrun in versions_of(connection, name, first.metadata.uid):
-                if (waited := verdict_of(taskrun, name, goal)) is not None:
-                    return waited
-                told = _tell_hold(taskrun, told, say)
+            async with aclosing(versions_of(connection, name, first.metadata.uid)) as versions:
+                async for taskrun in versions:
+                    if (waited := verdict_of(taskrun, name, goal)) is not None:
+                        return waited
+                    told = _tell_hold(taskrun, told, say)
     except TimeoutError:
         pass
     return Waited(ExitCode.TIMEOUT, f"{name} has not ended within the time; it goes on.")
@@ -251,8 +253,9 @@ async def _stream(
         tailLines=None if since else tail,
         sinceTime=f"{since}Z" if since else None,
     )
-    async for piece in pieces:
-        output.take(piece)
+    async with aclosing(pieces):
+        async for piece in pieces:
+            output.take(piece)
     output.end()
 
 

@@ -167,6 +167,8 @@ def consequence_of(taskrun: TaskRun, hold: Hold, action: str, handle: str = "HAN
                 "The next attempt submits it again, under the same submission token. If the first submission arrived after all, and the "
                 "other side does not know the token again, there are two jobs."
             )
+        case "Fail" if ending:
+            return f"The submission is taken as failed. {name} ends; a job that runs all the same is nobody's."
         case "StartEmpty":
             return "The next attempt begins with an empty state. It knows of no external job: one that still runs is submitted a second time."
         case "Continue":

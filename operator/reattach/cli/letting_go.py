@@ -12,7 +12,7 @@ from reattach.cli.answering import FIELD_MANAGER
 from reattach.cli.connection import Connection
 from reattach.cli.errors import CommandError
 from reattach.cli.holds import held_condition_of
-from reattach.cli.looking import StateAbsent, stored_of, taskrun_of
+from reattach.cli.looking import StateAbsent, items_of, stored_of, taskrun_of
 from reattach.cli.text import one_line
 from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, paths
 from reattach.state.codec import from_configmap, view_of
@@ -39,10 +39,6 @@ class LetGo(Shape, frozen=True):
     objects: tuple[str, ...]
     jobs: tuple[LeftJob, ...]
     notes: tuple[str, ...] = ()
-
-
-class _List(Shape, frozen=True):
-    items: tuple[PartialObject, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ async def _leftovers(connection: Connection, name: str, taskrun: TaskRun | None)
         body = await cluster.list(path_of(namespace), metadata_only=True, labelSelector=f"{LABEL_TASKRUN}={name}")
         held += [
             _Held(kind, path_of(namespace, one.metadata.name), one.metadata, finalizer)
-            for one in msgspec.json.decode(body, type=_List).items
+            for one in items_of(body, PartialObject)
             if finalizer in one.metadata.finalizers and _belongs(one.metadata, taskrun)
         ]
     return tuple(held)

@@ -2,9 +2,11 @@
 
 import asyncio
 import difflib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import msgspec
 
@@ -23,13 +25,7 @@ from reattach.state.refusals import UnreadableError
 _POLL_SECONDS = 2.0
 _NAMES_MAX = 500
 
-
-class _Pods(Shape, frozen=True):
-    items: tuple[Pod, ...] = ()
-
-
-class _Names(Shape, frozen=True):
-    items: tuple[PartialObject, ...] = ()
+Item = TypeVar("Item")
 
 
 class _Series(Shape, frozen=True):
@@ -49,10 +45,6 @@ class _Event(Shape, frozen=True):
     def time(self) -> datetime | None:
         last = self.series.last_observed_time if self.series else None
         return last or self.last_timestamp or self.event_time or self.metadata.creation_timestamp
-
-
-class _Events(Shape, frozen=True):
-    items: tuple[_Event, ...] = ()
 
 
 class _WatchEvent(Shape, frozen=True):
@@ -92,17 +84,24 @@ def to_taskrun(body: bytes) -> TaskRun:
         raise CommandError(f"This version of kubectl reattach can't read the TaskRun ({error}); upgrade it.") from None
 
 
+def items_of(body: bytes, kind: type[Item]) -> tuple[Item, ...]:
+    """What is in a list, from JSON."""
+    # Null, not an empty list, where metadata alone was asked for and nothing is there.
+    items = msgspec.json.decode(body).get("items") or []
+    return tuple(msgspec.convert(item, kind) for item in items)
+
+
 async def names_of(connection: Connection) -> list[str]:
     """The names of the TaskRuns in the namespace, not more than some hundreds."""
     path = paths.taskruns(connection.namespace)
     body = await connection.cluster.list(path, metadata_only=True, limit=_NAMES_MAX)
-    return [one.metadata.name for one in msgspec.json.decode(body, type=_Names).items]
+    return [one.metadata.name for one in items_of(body, PartialObject)]
 
 
 async def namespaces_of(connection: Connection) -> list[str]:
     """The names of the cluster's namespaces, not more than some hundreds."""
     body = await connection.cluster.list(paths.core("namespaces", None), metadata_only=True, limit=_NAMES_MAX)
-    return [one.metadata.name for one in msgspec.json.decode(body, type=_Names).items]
+    return [one.metadata.name for one in items_of(body, PartialObject)]
 
 
 async def _no_such(connection: Connection, name: str) -> CommandError:
@@ -120,9 +119,11 @@ async def _no_such(connection: Connection, name: str) -> CommandError:
     return CommandError(f"There is no TaskRun {name!r} {where}; kubectl get trun -n {connection.namespace} lists them.")
 
 
-async def versions_of(connection: Connection, name: str, uid: str | None = None) -> AsyncIterator[TaskRun | None]:
+async def versions_of(
+    connection: Connection, name: str, uid: str | None = None
+) -> AsyncGenerator[TaskRun | None, None]:
     """The TaskRun as it is and then each time it changed, for ever; None, and the end, once it is gone or another has its name."""
-    cluster, path = connection.cluster, paths.taskruns(connection.namespace)
+    cluster, _path = connection.cluster, paths.taskruns(connection.namespace)
     while True:
         try:
             taskrun = to_taskrun(await cluster.get(paths.taskruns(connection.namespace, name)))
@@ -134,18 +135,27 @@ async def versions_of(connection: Connection, name: str, uid: str | None = None)
             return
         yield taskrun
         try:
-            version = taskrun.metadata.resource_version
-            async for line in cluster.watch(path, resource_version=version, fieldSelector=f"metadata.name={name}"):
-                event = msgspec.json.decode(line, type=_WatchEvent)
-                if event.type in {"ADDED", "MODIFIED"}:
-                    yield to_taskrun(bytes(event.object))
-                elif event.type == "DELETED":
-                    break
-                elif event.type == "ERROR":
-                    raise_error_event(msgspec.json.decode(bytes(event.object)))
+            async with aclosing(_changes(connection, name, taskrun.metadata.resource_version)) as changes:
+                async for newer in changes:
+                    yield newer
         except ClusterError:
             # No right to watch, or the watch broke: looking again tells which, and is enough.
             await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _changes(connection: Connection, name: str, version: str) -> AsyncGenerator[TaskRun, None]:
+    """What a watch tells after `version`, until it ends or the TaskRun is deleted. Raises `ClusterError`."""
+    path, selector = paths.taskruns(connection.namespace), f"metadata.name={name}"
+    lines = connection.cluster.watch(path, resource_version=version, fieldSelector=selector)
+    async with aclosing(lines):
+        async for line in lines:
+            event = msgspec.json.decode(line, type=_WatchEvent)
+            if event.type in {"ADDED", "MODIFIED"}:
+                yield to_taskrun(bytes(event.object))
+            elif event.type == "DELETED":
+                return
+            elif event.type == "ERROR":
+                raise_error_event(msgspec.json.decode(bytes(event.object)))
 
 
 # -- what belongs to it ---------------------------------------------------------------------------------------------
@@ -180,9 +190,7 @@ async def pods_of(connection: Connection, taskrun: TaskRun) -> tuple[Pod, ...]:
         paths.pods(connection.namespace), labelSelector=f"{LABEL_TASKRUN}={about.name}"
     )
     pods = [
-        pod
-        for pod in msgspec.json.decode(body, type=_Pods).items
-        if any(owner.uid == about.uid for owner in pod.metadata.owner_references)
+        pod for pod in items_of(body, Pod) if any(owner.uid == about.uid for owner in pod.metadata.owner_references)
     ]
     return tuple(
         sorted(pods, key=lambda pod: (pod.metadata.creation_timestamp or datetime.now(UTC), pod.metadata.name))
@@ -194,7 +202,7 @@ async def events_of(connection: Connection, taskrun: TaskRun) -> tuple[Event, ..
     body = await connection.cluster.list(
         paths.core("events", connection.namespace), fieldSelector=f"involvedObject.uid={taskrun.metadata.uid}"
     )
-    found = msgspec.json.decode(body, type=_Events).items
+    found = items_of(body, _Event)
     events = [Event(time=one.time, type=one.type, reason=one.reason, message=one.message) for one in found]
     return tuple(sorted(events, key=lambda event: event.time or datetime.min.replace(tzinfo=UTC)))
 
