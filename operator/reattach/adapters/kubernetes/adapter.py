@@ -1,0 +1,163 @@
+"""Objects of a Kubernetes API as jobs: a Job, another TaskRun, a SparkApplication, a RayJob, or any other kind that tells its end in its status.
+
+**What Kubernetes promises.** A name exists once in a namespace: of any number of creations with one name exactly one succeeds, and the others are
+answered `AlreadyExists`, for as long as the object is there. So the name is made of the submission token, and what makes objects go counts:
+a person, the namespace's end, an owner, a time to live. `retention` says for how long after its submission an object is surely there;
+a manifest with a shorter time to live is refused.
+"""
+
+from datetime import timedelta
+from typing import ClassVar, Final
+
+import httpx
+
+from reattach.adapters.calls import Answer, Caller, CallError, NotSentError
+from reattach.adapters.kubernetes.access import Access, AccessError
+from reattach.adapters.kubernetes.kinds import Kind, text_at
+from reattach.adapters.kubernetes.objects import (
+    ForeignObjectError,
+    Handle,
+    answer_text,
+    created_of,
+    delete_options_of,
+    existing_of,
+    is_absent,
+    object_of,
+    status_of,
+)
+from reattach.task.adapter import (
+    Active,
+    Adapter,
+    Cancelled,
+    Capabilities,
+    ClientName,
+    JobStatus,
+    Lookup,
+    NotFound,
+    Rejected,
+    Submission,
+    Submitted,
+    Unknown,
+)
+
+_SETTLING: Final = timedelta(seconds=90)
+"""An API server works on a request for at most a minute (`--request-timeout`), with its webhooks; the rest is for the way there."""
+_REQUEST_SECONDS: Final = 30.0
+_TRIES: Final = 5
+
+
+class KubernetesObjects(Adapter):
+    """Objects of one kind, in one namespace. A request is a manifest without a name. The handle is `namespace/name/uid`.
+
+    `kind`: `JOB`, `TASKRUN`, `SPARK_APPLICATION`, `RAY_JOB`, or a `Kind` of your own. `access`: None is the pod's own service account, which
+    must be allowed to `create`, `get` and `delete` (TaskRuns: `patch`) them. `namespace`: None is that of `access`. `retention`: for how long
+    after its submission an object is surely there; None: until it has been recorded as over, since nobody deletes it before.
+
+    Raises:
+        AccessError: the Kubernetes API can't be reached so.
+    """
+
+    name: ClassVar[str] = "kubernetes"
+
+    def __init__(
+        self,
+        kind: Kind,
+        *,
+        access: Access | None = None,
+        namespace: str | None = None,
+        retention: timedelta | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        access = Access.from_pod() if access is None else access
+        self._kind = kind
+        self._retention = retention
+        self._namespace = access.namespace if namespace is None else namespace
+        self.name = f"kubernetes-{kind.kind.lower()}"[:63]  # type: ignore[misc] # each kind is a system of its own
+        self.request_seconds = _REQUEST_SECONDS
+        self._deleted: set[str] = set()
+        """UIDs of what this process deleted: being gone is its end then, and no riddle."""
+        try:
+            access.headers()
+            access.tls()
+        except (OSError, ValueError) as error:
+            raise AccessError(f"what {access.server} is called with must be there: {error}") from error
+        # A proxy for the world outside is none for the cluster's own API server.
+        self._caller = Caller(
+            access.server, _REQUEST_SECONDS, access.headers, access.tls, trust_env=False, transport=transport
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            client_name=ClientName(self._retention), look_up=Lookup(settling=_SETTLING, retention=self._retention)
+        )
+
+    def submit(self, submission: Submission) -> Submitted:
+        body = object_of(self._kind, submission, self._namespace, self._retention)
+        path = self._kind.path(self._namespace)
+        try:
+            # Strict: a misspelt field would be dropped in silence otherwise.
+            answer = self._caller.send("POST", f"{path}?fieldValidation=Strict&fieldManager=reattach-task", body)
+        except NotSentError as error:
+            raise Rejected(f"the object was not sent: {error}", retriable=True) from error
+        created = created_of(answer)
+        return self._existing(submission) if created is None else created
+
+    def look_up(self, submission: Submission) -> Submitted | None:
+        return existing_of(self._get(self._namespace, submission.name), submission)
+
+    def status(self, handle: str) -> JobStatus:
+        known = Handle.parse(handle)
+        if known is None:
+            return NotFound(f"the handle must be namespace/name/uid, not {handle!r}")
+        try:
+            status = status_of(self._kind, self._get(known.namespace, known.name), known)
+        except CallError as error:
+            return Unknown(str(error))
+        if isinstance(status, NotFound) and known.uid in self._deleted:
+            return Cancelled("it was deleted, as asked")
+        return status
+
+    def cancel(self, handle: str) -> None:
+        """Raises `CallError`: the job goes on, or it can't be told."""
+        known = Handle.parse(handle)
+        if known is None:
+            return
+        for _ in range(_TRIES):
+            answer = self._get(known.namespace, known.name)
+            if not answer.is_success and not is_absent(answer, known.name):
+                raise CallError(f"{handle} was not cancelled: {answer_text(answer)}")
+            if not isinstance(status_of(self._kind, answer, known), Active | Unknown):
+                return
+            ended = self._end(known, text_at(answer.body, "metadata.resourceVersion"))
+            if ended.is_success or is_absent(ended, known.name):
+                return
+            if ended.status != 409:
+                raise CallError(f"{handle} was not cancelled: {answer_text(ended)}")
+        raise CallError(f"{handle} was not cancelled: it keeps changing")
+
+    def _end(self, handle: Handle, version: str) -> Answer:
+        """Of this very object as it was seen: one that has come to its end meanwhile keeps its result."""
+        path = self._kind.path(handle.namespace, handle.name)
+        preconditions = {"uid": handle.uid, "resourceVersion": version}
+        if self._kind.cancel_patch is not None:
+            patch = {**self._kind.cancel_patch, "metadata": preconditions}
+            return self._caller.send("PATCH", path, patch, {"Content-Type": "application/merge-patch+json"})
+        answer = self._caller.send("DELETE", path, delete_options_of(preconditions))
+        if answer.is_success:
+            self._deleted.add(handle.uid)
+        return answer
+
+    def _existing(self, submission: Submission) -> Submitted:
+        """The object that has the name."""
+        try:
+            found = self.look_up(submission)
+        except ForeignObjectError as error:
+            # The API server refused ours: there is none by this request, nor will there be.
+            raise Rejected(str(error)) from error
+        if found is None:
+            raise CallError(f"{self._namespace}/{submission.name} existed and is gone")
+        return found
+
+    def _get(self, namespace: str, name: str) -> Answer:
+        return self._caller.send("GET", self._kind.path(namespace, name))
