@@ -1,24 +1,48 @@
 """States with external jobs, for tests of what is decided about them. Times are seconds after `START`."""
 
+import json
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 import msgspec
 
-from reattach.api.messages import Decision, Grounds, HandleRequest, IntentRequest, OutcomeRequest, ProblemCode
+from reattach.api.messages import (
+    BATCH_OPERATIONS_MAX,
+    JOBS_MAX,
+    Decision,
+    Grounds,
+    HandleRequest,
+    IntentRequest,
+    OutcomeRequest,
+    ProblemCode,
+)
 from reattach.api.state import JobCounts, JobState, SealPurpose
 from reattach.state.codec import State, from_data, to_data
 from reattach.state.intents import Answer, intend
 from reattach.state.jobrecord import JobRecord
-from reattach.state.jobs import Recorded, record_handle, record_outcome
-from reattach.state.operations import Request, Writer, complete, open_state, seal
+from reattach.state.jobs import STRAYS_MAX, Recorded, record_handle, record_outcome
+from reattach.state.operations import (
+    FENCED_SESSIONS_REMEMBERED,
+    REQUESTS_REMEMBERED,
+    Delete,
+    Request,
+    Set,
+    Writer,
+    change,
+    complete,
+    once,
+    open_state,
+    seal,
+)
 from reattach.state.owner import Owner
 from reattach.state.refusals import RefusedError
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 UID = "0c2b7d7e-1111-2222-3333-444444444444"
 KEY = "load"
+LARGEST_KEY = "\x01" * 125
+"""Each character of it is 6 bytes as JSON, which no other has."""
 
 
 def at(seconds: float) -> datetime:
@@ -131,4 +155,63 @@ def code_of(call: Any, *arguments: Any, **more: Any) -> ProblemCode | None:
     return answer.refused.code if isinstance(answer, Recorded) and answer.refused else None
 
 
-__all__ = ["Decision", "Grounds", "JobState", "ProblemCode", "Run", "SealPurpose", "at", "code_of"]
+def handled(state: State, run: Run, record: JobRecord, handle: str, **more: str) -> State:
+    asked = HandleRequest(generation=1, submitter=record.submitters[0].id, handle=handle, **more)  # type: ignore[arg-type]
+    return record_handle(state, run.writer, record.key, asked, record.intended_at)[0]
+
+
+def succeeded(state: State, run: Run, record: JobRecord, result: str, message: str = "") -> State:
+    asked = OutcomeRequest(generation=1, state="Succeeded", result=result, message=message)
+    return record_outcome(state, run.writer, record.key, asked, record.intended_at)[0]
+
+
+def brim(*, key_characters: int = 0) -> State:
+    """As much of everything as the state API takes, in records that are costly. Keys are at least so long."""
+    writer = Writer(attempt=99_999, pod_uid="p" * 36, session="s" * 64)
+    run = Run.opened()
+    now = run.state.epoch.time  # type: ignore[union-attr]
+    state = State()
+    for number in range(FENCED_SESSIONS_REMEMBERED + 1):
+        state, _ = open_state(state, Writer(writer.attempt, writer.pod_uid, f"{number:064d}"), now)
+    state, _ = open_state(state, writer, now)
+    # Jobs until there is no room for the smallest, each as large as it gets.
+    run.state, run.writer = state, writer
+    for key in [f"{number:02}{LARGEST_KEY}" for number in range(JOBS_MAX)] + [
+        f"k{number}" for number in range(JOBS_MAX)
+    ]:
+        if code_of(run.intend, key=key, submitter="p" * 64, digest='"' * 128, adapter='"' * 63) is None:
+            record = run.state.jobs[key, 1]
+            run.state = handled(run.state, run, record, '"' * 512, url='"' * 512)
+            run.state = succeeded(run.state, run, record, '"' * 2047, message='"' * 256)
+            for stray in range(STRAYS_MAX):
+                run.state = handled(run.state, run, record, f"{stray}" + '"' * 511)
+    state = run.sealed(99_999, SealPurpose.END).state
+    # Keys until there is no room for the smallest value.
+    number = 0
+    for size in (60_000, 10_000, 1_000, 100, 1):
+        while True:
+            try:
+                state, _ = change(
+                    state, writer, [Set(f"{number}".ljust(key_characters, "k"), b'"' + b"x" * size + b'"', None)], now
+                )
+            except RefusedError:
+                break
+            number += 1
+    # Remembered answers, and the completion.
+    steps = [Delete(f"absent-{number}") for number in range(BATCH_OPERATIONS_MAX)]
+    for number in range(REQUESTS_REMEMBERED):
+
+        def act(now_is: State) -> tuple[State, bytes]:
+            after, results = change(now_is, writer, steps, now)
+            return after, msgspec.json.encode(results)
+
+        state, _ = once(state, writer, Request(f"{number:064d}", "0" * 16), act)
+    run.state = state
+    run.complete()
+    completion = run.state.completion
+    assert completion is not None
+    result = json.dumps('"' * 2047)
+    return msgspec.structs.replace(run.state, completion=msgspec.structs.replace(completion, result=result))
+
+
+__all__ = ["Decision", "Grounds", "JobState", "ProblemCode", "Run", "SealPurpose", "at", "brim", "code_of"]

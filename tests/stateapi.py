@@ -3,7 +3,9 @@
 The pods are objects without a kubelet: what the state API needs of them is their token, which the API server makes as it does for any.
 """
 
+import asyncio
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -32,7 +34,10 @@ from reattach.api.names import (
     pod_name,
     state_name,
 )
+from reattach.api.state import SealPurpose, StateView
+from reattach.cluster import Cluster
 from reattach.cluster.paths import configmaps, pods, taskruns
+from reattach.state import Run, Store, view_of
 from waiting import wait_until
 
 GROUP = "reattach-state-api"
@@ -161,12 +166,12 @@ class Task:
     uid: str
 
     @classmethod
-    def create(cls, control_plane: ControlPlane, namespace: str, name: str = "load") -> "Task":
+    def create(cls, control_plane: ControlPlane, namespace: str, name: str = "load", **spec: Any) -> "Task":
         body = {
             "apiVersion": API_VERSION,
             "kind": KIND,
             "metadata": {"name": name},
-            "spec": {"template": {"spec": {"containers": [{"name": "task", "image": "task"}]}}},
+            "spec": {"template": {"spec": {"containers": [{"name": "task", "image": "task"}]}}, **spec},
         }
         created = control_plane.call("POST", taskruns(namespace), body)
         return cls(control_plane, namespace, name, created["metadata"]["uid"])
@@ -201,9 +206,44 @@ class Task:
     def configmap(self) -> dict[str, Any]:
         return self.control_plane.call("GET", self.configmap_path)
 
+    @property
+    def path(self) -> str:
+        return taskruns(self.namespace, self.name)
+
     def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = self.control_plane.call("GET", taskruns(self.namespace, self.name)).get("status", {})
+        status: dict[str, Any] = self.control_plane.call("GET", self.path).get("status", {})
         return status
+
+    def finalizers(self) -> list[str]:
+        finalizers: list[str] = self.control_plane.call("GET", self.path)["metadata"].get("finalizers", [])
+        return finalizers
+
+    def patch(self, **body: Any) -> None:
+        """As a person does."""
+        self.control_plane.call("PATCH", self.path, body)
+
+    def end_attempt(
+        self, attempt: "Attempt", number: int = 1, *, end: str = "Reported", charged: str = "disruption"
+    ) -> None:
+        """What the operator writes about an attempt that has ended."""
+        others = [known for known in self.status().get("attempts", []) if known["number"] != number]
+        uid = attempt.pod["metadata"]["uid"]
+        entry = {"number": number, "purpose": "Run", "podUID": uid, "end": end, "chargedTo": charged}
+        self.control_plane.call("PATCH", f"{self.path}/status", {"status": {"attempts": [*others, entry]}})
+
+    def seal(self, through: int, purpose: SealPurpose) -> None:
+        """As the operator does."""
+
+        async def sealed() -> None:
+            async with await Cluster.connect(str(self.control_plane.kubeconfig())) as cluster:
+                run = Run(namespace=self.namespace, name=self.name, uid=self.uid)
+                await Store(cluster, field_manager="reattach.dev/operator").seal(run, through, purpose)
+
+        asyncio.run(sealed())
+
+    def view(self) -> StateView:
+        """The state as the operator sees it."""
+        return view_of(json.dumps(self.configmap()).encode())
 
     def patch_configmap(self, **body: Any) -> None:
         self.control_plane.call("PATCH", self.configmap_path, body)
@@ -219,6 +259,7 @@ class Attempt:
 
     def __init__(self, server: Server, token: str, session: str, pod: dict[str, Any]) -> None:
         self.server, self.token, self.session, self.pod = server, token, session, pod
+        self.submitter = session
         self.client = server.client(token, session)
 
     def on(self, server: Server) -> "Attempt":
@@ -253,8 +294,35 @@ class Attempt:
     def complete(self, request_id: str | None = None, **body: Any) -> httpx.Response:
         return self.client.post("/v1/complete", json=body, headers=id_header(request_id))
 
+    def intend(self, key: str = "load", request_id: str | None = None, **more: Any) -> httpx.Response:
+        body = {"submitter": self.submitter, "adapter": "http", "digest": "d", **more}
+        return self.client.post(job_path_of(key, "intent"), json=body, headers=id_header(request_id))
+
+    def handle(
+        self, handle: str, key: str = "load", generation: int = 1, request_id: str | None = None, **more: Any
+    ) -> httpx.Response:
+        body = {"generation": generation, "submitter": self.submitter, "handle": handle, **more}
+        return self.client.put(job_path_of(key, "handle"), json=body, headers=id_header(request_id))
+
+    def outcome(
+        self, state: str, key: str = "load", generation: int = 1, request_id: str | None = None, **more: Any
+    ) -> httpx.Response:
+        body = {"generation": generation, "state": state, **more}
+        return self.client.put(job_path_of(key, "outcome"), json=body, headers=id_header(request_id))
+
+    def job(self, key: str = "load", **query: Any) -> httpx.Response:
+        return self.client.get(job_path_of(key), params=query)
+
+    def jobs(self) -> httpx.Response:
+        return self.client.get("/v1/jobs")
+
     def every_call(self) -> Iterator[httpx.Response]:
         """One of each, but `open`."""
+        yield self.intend("never")
+        yield self.handle("job-1", "never")
+        yield self.outcome("Failed", "never")
+        yield self.job("never")
+        yield self.jobs()
         yield self.get("job_id")
         yield self.list()
         yield self.set("job_id", 1)
@@ -277,8 +345,16 @@ def code_of(response: httpx.Response) -> tuple[int, str]:
 
 def path_of(key: str) -> str:
     """A key in the path, every byte that may be is percent-encoded."""
-    encoded = "".join(chr(byte) if chr(byte).isalnum() and byte < 128 else f"%{byte:02X}" for byte in key.encode())
-    return f"/v1/state/{encoded}"
+    return f"/v1/state/{encoded(key)}"
+
+
+def job_path_of(key: str, *after: str) -> str:
+    """The same for an external job."""
+    return "/".join(("/v1/jobs", encoded(key), *after))
+
+
+def encoded(key: str) -> str:
+    return "".join(chr(byte) if chr(byte).isalnum() and byte < 128 else f"%{byte:02X}" for byte in key.encode())
 
 
 def id_header(request_id: str | None) -> dict[str, str]:

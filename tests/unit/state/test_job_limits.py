@@ -2,42 +2,18 @@
 
 import json
 
-import msgspec
 import pytest
 
-from joblives import Decision, Grounds, JobState, ProblemCode, Run, SealPurpose, code_of
-from reattach.api.messages import (
-    BATCH_OPERATIONS_MAX,
-    HANDLE_BYTES_MAX,
-    JOBS_MAX,
-    RESULT_BYTES_MAX,
-    STATE_BYTES_MAX,
-    HandleRequest,
-    OutcomeRequest,
-)
+from joblives import LARGEST_KEY, Decision, Grounds, JobState, ProblemCode, Run, brim, code_of, handled, succeeded
+from reattach.api.messages import HANDLE_BYTES_MAX, JOBS_MAX, RESULT_BYTES_MAX, STATE_BYTES_MAX
 from reattach.state.codec import State, summary_annotation_of, to_data
-from reattach.state.jobrecord import JOBS_BYTES_MAX, JobRecord, fits
-from reattach.state.jobs import STRAYS_MAX, record_handle, record_outcome
-from reattach.state.operations import (
-    FENCED_SESSIONS_REMEMBERED,
-    REQUESTS_REMEMBERED,
-    Delete,
-    Request,
-    Set,
-    Writer,
-    change,
-    once,
-    open_state,
-    size_of,
-)
-from reattach.state.refusals import RefusedError
+from reattach.state.jobrecord import JOBS_BYTES_MAX, fits
+from reattach.state.operations import Writer, open_state, size_of
 
 CONFIGMAP_BYTES_MAX = 1024 * 1024
 """Kubernetes' bound on the values of a ConfigMap together."""
 ANNOTATIONS_BYTES_MAX = 256 * 1024
 ID = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
-LARGEST_KEY = "\x01" * 125
-"""Each character of it is 6 bytes as JSON, which no other has."""
 
 
 def an_ordinary_intent(run: Run, number: int) -> Decision:
@@ -51,16 +27,6 @@ def ordinary(pod_uid: str = ID) -> Run:
     run.writer = Writer(attempt=1, pod_uid=pod_uid, session=ID)
     run.state, _ = open_state(State(), run.writer, run.state.epoch.time)  # type: ignore[union-attr]
     return run
-
-
-def handled(state: State, run: Run, record: JobRecord, handle: str, **more: str) -> State:
-    asked = HandleRequest(generation=1, submitter=record.submitters[0].id, handle=handle, **more)  # type: ignore[arg-type]
-    return record_handle(state, run.writer, record.key, asked, record.intended_at)[0]
-
-
-def succeeded(state: State, run: Run, record: JobRecord, result: str, message: str = "") -> State:
-    asked = OutcomeRequest(generation=1, state="Succeeded", result=result, message=message)
-    return record_outcome(state, run.writer, record.key, asked, record.intended_at)[0]
 
 
 class TestNumber:
@@ -133,53 +99,6 @@ class TestRoom:
             ProblemCode.STATE_FULL,
         }
         assert fits(run.state.jobs)
-
-
-def brim() -> State:
-    """As much of everything as the state API takes, in records that are costly."""
-    writer = Writer(attempt=99_999, pod_uid="p" * 36, session="s" * 64)
-    run = Run.opened()
-    now = run.state.epoch.time  # type: ignore[union-attr]
-    state = State()
-    for number in range(FENCED_SESSIONS_REMEMBERED + 1):
-        state, _ = open_state(state, Writer(writer.attempt, writer.pod_uid, f"{number:064d}"), now)
-    state, _ = open_state(state, writer, now)
-    # Jobs until there is no room for the smallest, each as large as it gets.
-    run.state, run.writer = state, writer
-    for key in [f"{number:02}{LARGEST_KEY}" for number in range(JOBS_MAX)] + [
-        f"k{number}" for number in range(JOBS_MAX)
-    ]:
-        if code_of(run.intend, key=key, submitter="p" * 64, digest='"' * 128, adapter='"' * 63) is None:
-            record = run.state.jobs[key, 1]
-            run.state = handled(run.state, run, record, '"' * 512, url='"' * 512)
-            run.state = succeeded(run.state, run, record, '"' * 2047, message='"' * 256)
-            for stray in range(STRAYS_MAX):
-                run.state = handled(run.state, run, record, f"{stray}" + '"' * 511)
-    state = run.sealed(99_999, SealPurpose.END).state
-    # Keys until there is no room for the smallest value.
-    number = 0
-    for size in (60_000, 10_000, 1_000, 100, 1):
-        while True:
-            try:
-                state, _ = change(state, writer, [Set(f"k{number}", b'"' + b"x" * size + b'"', None)], now)
-            except RefusedError:
-                break
-            number += 1
-    # Remembered answers, and the completion.
-    steps = [Delete(f"absent-{number}") for number in range(BATCH_OPERATIONS_MAX)]
-    for number in range(REQUESTS_REMEMBERED):
-
-        def act(now_is: State) -> tuple[State, bytes]:
-            after, results = change(now_is, writer, steps, now)
-            return after, msgspec.json.encode(results)
-
-        state, _ = once(state, writer, Request(f"{number:064d}", "0" * 16), act)
-    run.state = state
-    run.complete()
-    completion = run.state.completion
-    assert completion is not None
-    result = json.dumps('"' * 2047)
-    return msgspec.structs.replace(run.state, completion=msgspec.structs.replace(completion, result=result))
 
 
 @pytest.fixture(scope="module")
