@@ -25,7 +25,9 @@ from reattach.state.refusals import RefusedError
 
 
 class FakeJobs:
-    """External jobs as the state API decides about them. `owner` is what it reads of the TaskRun, `attempt` whose pod is asking."""
+    """External jobs as the state API decides about them. `owner` is what it reads of the TaskRun; whoever opens the state is a process of
+    `attempt`, and stays one.
+    """
 
     refusals = RefusedError
 
@@ -33,6 +35,7 @@ class FakeJobs:
         self.clock = clock
         self.owner = Owner(metadata=ObjectMeta(name="load", namespace="demo", uid="u-1"))
         self.attempt = 2
+        self.sessions: dict[str, int] = {}
         self.state = StoredState()
 
     def rules(self, **submission: Any) -> None:
@@ -55,10 +58,16 @@ class FakeJobs:
     def record(self, key: str = "load", generation: int = 1) -> JobRecord:
         return self.state.jobs[key, generation]
 
+    def change(self, key: str = "load", generation: int = 1, **fields: Any) -> None:
+        """What others did to a job meanwhile."""
+        changed = msgspec.structs.replace(self.record(key, generation), **fields)
+        self.state = msgspec.structs.replace(self.state, jobs={**self.state.jobs, changed.name: changed})
+
     def has_open(self) -> bool:
         return any(job.is_open and (job.handle is None or not job.detached) for job in self.state.jobs.values())
 
     def open(self, request: httpx.Request) -> None:
+        self.sessions.setdefault(request.headers[HEADER_SESSION], self.attempt)
         self.state, _ = operations.open_state(self.state, self._writer(request), self.clock())
 
     def answer(self, request: httpx.Request, path: str) -> httpx.Response:
@@ -97,8 +106,8 @@ class FakeJobs:
                     decision=answer.decision,
                     job=to_job(answer.job),
                     unresolved=answer.unresolved,
-                    on_unknown=self.owner.spec.submission.on_unknown,  # type: ignore[arg-type] # checked by the schema
-                    on_not_found=self.owner.spec.submission.on_not_found,  # type: ignore[arg-type]
+                    on_unknown=self.owner.spec.submission.on_unknown,
+                    on_not_found=self.owner.spec.submission.on_not_found,
                     server_time=self.clock(),
                 )
                 return _answered(response)
@@ -117,7 +126,9 @@ class FakeJobs:
                 return a_problem(405, "method-not-allowed")
 
     def _writer(self, request: httpx.Request) -> operations.Writer:
-        return operations.Writer(self.attempt, f"pod-{self.attempt}", request.headers[HEADER_SESSION])
+        session = request.headers[HEADER_SESSION]
+        attempt = self.sessions.get(session, self.attempt)
+        return operations.Writer(attempt, f"pod-{attempt}", session)
 
     def _spec(self, **changes: Any) -> None:
         spec: OwnerSpec = msgspec.structs.replace(self.owner.spec, **changes)

@@ -90,7 +90,9 @@ class FakeTime:
 
 
 class FakeStateApi:
-    """Answers from a dict, unless `script` has something else to say next. `down` lets every request fail. Keeps every request."""
+    """Answers from a dict, unless `script` has something else to say next. `down` lets every request fail. `lost`: so many of the next
+    requests are carried out, and their answers do not arrive. Keeps every request.
+    """
 
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.fromisoformat(NOW)) -> None:
         self._clock = clock
@@ -98,6 +100,7 @@ class FakeStateApi:
         self.requests: list[httpx.Request] = []
         self.script: list[Answer | None] = []
         self.down: Answer | None = None
+        self.lost = 0
         self.values: dict[str, Any] = {}
         self.versions: dict[str, int] = {}
         self.completed: list[Any] = []
@@ -122,6 +125,9 @@ class FakeStateApi:
         if isinstance(scripted, Exception):
             raise scripted
         answer = scripted or self._answer(request)
+        if self.lost > 0:
+            self.lost -= 1
+            raise httpx.ReadError("connection reset")
         # A response is bound to the request that it answers; one in a script may answer several.
         return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
 

@@ -30,6 +30,8 @@ MESSAGE_BYTES_MAX = 4096
 """The kubelet cuts what is longer, and half a JSON object says nothing."""
 END_SECONDS = 10.0
 """How long a process that must not go on may take to end by itself."""
+SPARED_SECONDS = 60.0
+"""How much longer, while a thread is between submitting a job and storing its handle."""
 
 
 def message_of(error: BaseException) -> TerminationMessage:
@@ -87,6 +89,8 @@ class Ending:
         self._handling = False
         self._watched = False
         self._deferring = False
+        self._spared = 0
+        self._idle = threading.Condition()
 
     def listen(self) -> None:
         """From now on SIGTERM raises `Terminated` in the main thread. The first process of a container would not even notice it otherwise.
@@ -111,7 +115,7 @@ class Ending:
         self.over = over
         logger.critical("%s: %s. This process ends.", type(over).__name__, over)
         self.tell(over)
-        watchdog = threading.Timer(END_SECONDS, self._end_process, [over.exit_code])
+        watchdog = threading.Timer(END_SECONDS, self._end, [over.exit_code])
         watchdog.daemon = True
         watchdog.start()
 
@@ -135,6 +139,27 @@ class Ending:
         finally:
             self._deferring = False
             self.check()
+
+    @contextlib.contextmanager
+    def spared(self) -> Iterator[None]:
+        """A process that must end is left alone in this block for a while: a job is being submitted, and its handle is to be stored.
+        SIGTERM lets the block begin; all else that ended the attempt does not.
+        """
+        if not isinstance(self.over, Terminated):
+            self.check()
+        with self._idle:
+            self._spared += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._spared -= 1
+                self._idle.notify_all()
+
+    def _end(self, code: int) -> None:
+        with self._idle:
+            self._idle.wait_for(lambda: self._spared == 0, timeout=SPARED_SECONDS)
+        self._end_process(code)
 
     def interruptible(self, sleep: Callable[[float], None]) -> Callable[[float], None]:
         """`sleep`, during which SIGTERM counts at once although it is deferred."""

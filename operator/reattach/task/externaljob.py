@@ -155,10 +155,14 @@ class ExternalJob:
         return self._recorded()
 
     def _told(self) -> JobStatus:
+        adapter = self._wanted.adapter
         try:
-            return self._wanted.adapter.status(self.handle)
+            status = adapter.status(self.handle)
         except Exception as error:  # noqa: BLE001 -- whatever it is, it says nothing about the job
             return Unknown(f"{type(error).__name__}: {error}")
+        if not isinstance(status, JobStatus):
+            raise TypeError(f"{type(adapter).__name__}.status must return one of its six answers, not {status!r:.100}")
+        return status
 
     def _end(self, status: JobStatus) -> None:
         """Store an end, before anybody acts on it."""

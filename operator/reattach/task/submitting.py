@@ -211,20 +211,23 @@ class Submitting:
         ):
             return Next(self._asking(None))
         self._absence = None
-        self.jobs.step(Step.BEFORE_SUBMIT)
-        try:
-            submitted = adapter.submit(self.wanted.submission_of(job))
-        except Rejected as rejected:
-            raise _RefusedError(job, rejected) from rejected
-        except Exception as error:  # noqa: BLE001 -- whatever it is, nobody knows whether there is a job now
-            return Next(self._asking(None), self._doubt_about(f"{type(error).__name__}: {error}"))
-        self.jobs.step(Step.AFTER_SUBMIT)
-        return self._record(answer, submitted, "Existed" if submitted.existed else "Submitted")
+        with self.jobs.ending.spared():
+            self.jobs.step(Step.BEFORE_SUBMIT)
+            try:
+                submitted = adapter.submit(self.wanted.submission_of(job))
+            except Rejected as rejected:
+                raise _RefusedError(job, rejected) from rejected
+            except Exception as error:  # noqa: BLE001 -- whatever it is, nobody knows whether there is a job now
+                return Next(self._asking(None), self._doubt_about(f"{type(error).__name__}: {error}"))
+            self.jobs.step(Step.AFTER_SUBMIT)
+            if not isinstance(submitted, Submitted):
+                raise TypeError(f"{type(adapter).__name__}.submit must return Submitted, not {submitted!r:.100}")
+            return self._record(answer, submitted, "Existed" if submitted.existed else "Submitted")
 
     def _record(self, answer: IntentResponse, submitted: Submitted, origin: Origin) -> Taken | Next:
         job, handle = answer.job, submitted.handle
         # Said before it is stored: should that fail for good, the log still has it.
-        logger.info("External job %r (generation %d) is %s there: %s.", job.key, job.generation, origin.lower(), handle)
+        logger.info("External job %r (generation %d): %s as %s.", job.key, job.generation, origin.lower(), handle)
         try:
             self.jobs.record(job.key, job.generation, handle, url=submitted.url, origin=origin)
         except (HandleDiffers, JobOver) as error:

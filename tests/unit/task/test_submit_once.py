@@ -1,0 +1,945 @@
+"""From a key and a request to one job with a handle: each answer of the state API, each way in which an adapter can fail."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+import reattach
+from fakepod import Pod, a_problem
+from fakesystem import LOOK_UP, NAME, REQUEST, RESULT, TOKEN, LostError, System, fails
+from reattach.adapter import Active, Capabilities, Failed, Rejected, Submission, SubmissionToken
+from reattach.api.messages import Grounds
+from reattach.api.state import JobState
+from reattach.task import ending
+from reattach.task.submitting import STALE_MAX
+
+REFUSED = httpx.ConnectError("connection refused")
+INTENT = "/v1/jobs/load/intent"
+
+
+@pytest.fixture(autouse=True)
+def _ends_soon(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(ending, "END_SECONDS", 0.01)
+    yield
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join(5)
+
+
+@pytest.fixture
+def system() -> System:
+    """One that can do nothing but submit."""
+    return System()
+
+
+def submit(pod: Pod, system: System, **more: Any) -> reattach.ExternalJob:
+    with pod.context() as task:
+        job = task.submit_once("load", system, REQUEST, **more)
+        job.wait()
+        return job
+
+
+def an_attempt_dies(pod: Pod, system: System, at: str, **end: Any) -> None:
+    """An attempt that is gone at a step; then the next one's turn."""
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    pod.time.on_step[at] = die
+    with pytest.raises(KeyboardInterrupt), pod.context() as task:
+        task.submit_once("load", system, REQUEST)
+    pod.api.jobs.next_attempt(**end)
+
+
+def a_submission() -> Submission:
+    """Of somebody else."""
+    return Submission("t-0", REQUEST, "load", 1, "demo", "load")
+
+
+def asked(pod: Pod) -> list[httpx.Request]:
+    return [request for request in pod.api.requests if request.url.path == INTENT]
+
+
+def agains(pod: Pod) -> list[Any]:
+    """On which grounds was asked, each time."""
+    return [body.get("again") for body in pod.api.bodies(INTENT)]
+
+
+class TestTheFirstTime:
+    def test_the_intent_is_stored_before_the_job_is_submitted_and_its_handle_before_it_is_watched(
+        self, pod: Pod, system: System
+    ) -> None:
+        system.before_submit = [lambda: seen.append(pod.api.jobs.record())]
+        system.before_status = [lambda: seen.append(pod.api.jobs.record())]
+        seen: list[Any] = []
+
+        job = submit(pod, system)
+
+        assert [record.state for record in seen] == [JobState.INTENDED, JobState.ACTIVE]
+        assert [record.handle for record in seen] == [None, "job-1"]
+        assert (job.key, job.generation, job.handle, job.url) == ("load", 1, "job-1", "https://thing.test")
+        assert job.state is JobState.SUCCEEDED
+        assert job.token == pod.api.jobs.record().token
+        assert pod.time.steps == [
+            *("before-intent", "after-intent", "before-submit", "after-submit", "after-handle"),
+            *("watching", "watching", "before-outcome", "after-outcome"),
+        ]
+
+    def test_the_adapter_gets_the_token_and_the_request_as_it_was_given(self, pod: Pod, system: System) -> None:
+        job = submit(pod, system)
+        [submission] = system.submissions
+        assert (submission.token, submission.request) == (job.token, REQUEST)
+        assert (submission.key, submission.generation) == ("load", 1)
+        assert (submission.namespace, submission.taskrun) == ("demo", "load")
+
+    def test_the_state_api_learns_how_long_the_token_counts_who_asks_and_what_for(self, pod: Pod) -> None:
+        system = System(Capabilities(token=SubmissionToken(timedelta(seconds=90.7))))
+        submit(pod, system, detached=True)
+        [asked] = pod.api.bodies(INTENT)
+        assert asked.pop("submitter")
+        assert asked == {
+            "adapter": "thing",
+            "digest": system.digest(REQUEST),
+            "tokenSeconds": 90,
+            "detached": True,
+        }
+
+    def test_each_key_has_a_job_of_its_own(self, pod: Pod, system: System) -> None:
+        with pod.context() as task:
+            handles = [task.submit_once(key, system, REQUEST, detached=True).handle for key in ("a", "b/c", "..", "é ")]
+        assert handles == ["job-1", "job-2", "job-3", "job-4"]
+        assert len({submission.token for submission in system.submissions}) == 4
+
+    def test_the_same_key_again_is_the_same_job(self, pod: Pod, system: System) -> None:
+        with pod.context() as task:
+            first, second = (task.submit_once("load", system, REQUEST) for _ in range(2))
+            assert first.handle == second.handle == "job-1"
+            assert first.wait() == second.wait() == RESULT
+        assert len(system.submissions) == 1
+
+    def test_many_threads_submit_one_key_once(self, pod: Pod, system: System) -> None:
+        with pod.context() as task:
+            handles: list[str] = []
+            threads = [
+                threading.Thread(target=lambda: handles.append(task.submit_once("load", system, REQUEST).handle))
+                for _ in range(8)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert handles == ["job-1"] * 8
+            task.submit_once("load", system, REQUEST).wait()
+
+    @pytest.mark.parametrize("key", ["", "x" * 129, "\ud800", 7])
+    def test_a_key_has_1_to_128_characters(self, pod: Pod, system: System, key: Any) -> None:
+        with pod.context() as task, pytest.raises(reattach.InvalidKey):
+            task.submit_once(key, system, REQUEST)
+        assert system.submissions == []
+
+    def test_a_request_that_has_no_digest_is_not_submitted(self, pod: Pod, system: System) -> None:
+        with pod.context() as task, pytest.raises(TypeError, match="not JSON serializable"):
+            task.submit_once("load", system, {"when": object()})
+        assert system.submissions == []
+
+    @pytest.mark.parametrize("handle", ["", "x" * 1025, '"' * 600, 7, None])
+    def test_a_handle_that_can_not_be_stored_is_the_adapters_mistake(
+        self, pod: Pod, system: System, handle: Any
+    ) -> None:
+        system.name_of = lambda _: handle
+        with pytest.raises(reattach.InvalidValue, match="a handle must be"):
+            submit(pod, system)
+        assert pod.api.jobs.record().state is JobState.INTENDED
+
+    def test_a_submission_that_returns_something_else_is_the_adapters_mistake(self, pod: Pod, system: System) -> None:
+        system.submit = lambda _: None  # type: ignore[method-assign,assignment,return-value]
+        with pytest.raises(TypeError, match="must return Submitted, not None"):
+            submit(pod, system)
+
+    @pytest.mark.parametrize("url,kept", [(None, None), ("https://x/" + "y" * 1014, "https://x/" + "y" * 1014)])
+    def test_a_url_is_kept_if_there_is_one(self, pod: Pod, system: System, url: str | None, kept: str | None) -> None:
+        system.url = url
+        submit(pod, system)
+        assert pod.api.jobs.record().url == kept
+
+    def test_a_url_that_is_too_long_is_no_reason_to_lose_the_handle(self, pod: Pod, system: System) -> None:
+        system.url = "https://x/" + "y" * 1015
+        submit(pod, system)
+        assert (pod.api.jobs.record().handle, pod.api.jobs.record().url) == ("job-1", None)
+
+
+class TestNothingIsSubmittedWithoutAnIntent:
+    def test_while_the_state_api_is_away_the_task_waits_and_says_so_and_then_goes_on(
+        self, pod: Pod, system: System, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with pod.context() as task:
+            pod.api.down = REFUSED
+            pod.time.at(600, lambda: setattr(pod.api, "down", None))
+            system.before_submit = [lambda: submitted_at.append(pod.time.now)]
+            submitted_at: list[float] = []
+            began = pod.time.now
+            task.submit_once("load", system, REQUEST).wait()
+
+        assert submitted_at[0] - began >= 600
+        assert len(system.submissions) == 1
+        assert "The state API has not answered for" in caplog.text
+        assert "The state API answers again" in caplog.text
+
+    def test_when_patience_is_over_nothing_was_submitted(self, pod: Pod, system: System) -> None:
+        def main(task: reattach.Task) -> None:
+            pod.api.down = REFUSED
+            task.submit_once("load", system, REQUEST)
+
+        with pytest.raises(reattach.Unavailable):
+            pod.context().run(main)
+        assert system.submissions == []
+
+    @pytest.mark.parametrize(
+        "status,code,error",
+        [
+            (409, "fenced", reattach.Fenced),
+            (409, "closing", reattach.Closing),
+            (409, "state-lost", reattach.StateLost),
+            (409, "not-open", reattach.Refused),
+            (403, "not-a-task-pod", reattach.Refused),
+            (501, "not-implemented", reattach.ProtocolError),
+            (409, "completed", reattach.AlreadyCompleted),
+            (409, "digest-changed", reattach.DigestChanged),
+            (409, "job-open", reattach.JobsOpen),
+            (413, "state-full", reattach.StateFull),
+            (422, "key-invalid", reattach.InvalidKey),
+            (400, "invalid", reattach.InvalidCall),
+            (409, "something-new", reattach.ProtocolError),
+        ],
+    )
+    def test_a_refusal_is_raised_and_nothing_submitted(
+        self, pod: Pod, system: System, status: int, code: str, error: type[BaseException]
+    ) -> None:
+        def main(task: reattach.Task) -> None:
+            pod.api.script = [a_problem(status, code)]
+            task.submit_once("load", system, REQUEST)
+
+        with pytest.raises(error):
+            pod.context().run(main)
+        assert system.submissions == []
+
+    def test_an_answer_that_was_lost_is_asked_for_again_and_the_job_submitted_once(
+        self, pod: Pod, system: System
+    ) -> None:
+        with pod.context() as task:
+            pod.api.lost = 3
+            task.submit_once("load", system, REQUEST).wait()
+        assert agains(pod) == [None] * 4
+        assert len(system.submissions) == 1
+
+    def test_a_process_that_was_frozen_after_the_answer_asks_again_before_it_submits(
+        self, pod: Pod, system: System
+    ) -> None:
+        pod.time.on_step["after-intent"] = lambda: pod.time.sleep(6)
+        submit(pod, system)
+        assert agains(pod) == [None, None]
+        assert len({request.headers["Reattach-Request-Id"] for request in pod.api.requests[1:3]}) == 1
+        assert len(system.submissions) == 1
+
+    def test_a_process_that_was_frozen_while_another_attempt_took_over_does_not_submit(
+        self, pod: Pod, system: System
+    ) -> None:
+        def freeze() -> None:
+            pod.time.sleep(6)
+            pod.api.down = a_problem(409, "fenced")
+
+        pod.time.on_step["after-intent"] = freeze
+        with pytest.raises(reattach.Fenced):
+            submit(pod, system)
+        assert system.submissions == []
+
+    def test_a_state_api_that_is_slow_with_each_answer_does_not_keep_the_job_from_being_submitted(
+        self, pod: Pod, system: System
+    ) -> None:
+        def slow() -> None:
+            pod.time.sleep(6)
+            pod.time.on_step["after-intent"] = slow
+
+        pod.time.on_step["after-intent"] = slow
+        submit(pod, system)
+        assert len(system.submissions) == 1
+        assert len(agains(pod)) == STALE_MAX + 1
+
+    def test_what_an_attempt_was_told_in_another_thread_keeps_it_from_submitting(
+        self, pod: Pod, system: System
+    ) -> None:
+        def main(task: reattach.Task) -> None:
+            pod.time.on_step["after-intent"] = lambda: task._client.on_over(reattach.Closing("the run is being ended"))
+            task.submit_once("load", system, REQUEST)
+
+        with pytest.raises(reattach.Closing):
+            pod.context().run(main)
+        assert system.submissions == []
+
+
+class TestStoringTheHandle:
+    def test_it_is_stored_however_long_the_state_api_is_away(self, pod: Pod, system: System) -> None:
+        def away() -> None:
+            pod.api.down = REFUSED
+            pod.time.at(3000, lambda: setattr(pod.api, "down", None))
+
+        system.after_submit = [away]
+        assert submit(pod, system).handle == "job-1"
+        assert len(system.submissions) == 1
+
+    def test_the_log_has_it_before_it_is_stored(
+        self, pod: Pod, system: System, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "reattach")
+        system.after_submit = [lambda: setattr(pod.api, "down", REFUSED)]
+        with pytest.raises(reattach.Unavailable):
+            submit(pod, system)
+        assert "submitted as job-1" in caplog.text
+
+    def test_where_another_one_is_stored_that_is_the_job_and_the_log_names_the_stray(
+        self, pod: Pod, system: System, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        system.jobs["job-0"] = a_submission()
+        system.after_submit = [lambda: pod.api.jobs.change(handle="job-0", state=JobState.ACTIVE)]
+        assert submit(pod, system).handle == "job-0"
+        assert {*system.asked} == {"job-0"}
+        assert pod.api.jobs.record().strays == ("job-2",)
+        assert "job-2 may run, and belongs to nobody" in caplog.text
+
+    def test_of_a_job_that_a_person_ended_meanwhile_the_outcome_counts(
+        self, pod: Pod, system: System, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        system.after_submit = [lambda: pod.api.jobs.change(state=JobState.FAILED, ended_by_attempt=2)]
+        with pytest.raises(reattach.JobFailed):
+            submit(pod, system)
+        assert "job-1 may run, and belongs to nobody" in caplog.text
+
+    def test_a_fenced_attempt_still_reports_the_handle_and_then_ends(self, pod: Pod, system: System) -> None:
+        def overtaken() -> None:
+            pod.api.jobs.next_attempt(end="Presumed")
+            with contextlib.suppress(ValueError), pod.context():
+                raise ValueError
+
+        system.after_submit = [overtaken]
+        with pytest.raises(reattach.Fenced):
+            submit(pod, system)
+        record = pod.api.jobs.record()
+        assert (record.handle, record.origin) == ("job-1", "Reported")
+
+    def test_a_name_that_existed_is_told_apart(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(NAME)
+        an_attempt_dies(pod, system, "after-submit")
+        submit(pod, system)
+        assert pod.api.jobs.record().origin == "Existed"
+        assert pod.api.jobs.state.counts.duplicates_averted == 1
+        assert len(system.jobs) == 1
+
+
+class TestLostSubmissions:
+    """`submit` raised something: nobody knows whether there is a job. With and without one."""
+
+    @pytest.fixture(params=["arrived", "did not arrive"])
+    def lose(self, request: pytest.FixtureRequest, system: System) -> Callable[[int], None]:
+        def lose(times: int) -> None:
+            plan = [fails(LostError("timed out"))] * times
+            if request.param == "arrived":
+                system.after_submit = plan
+            else:
+                system.before_submit = plan
+
+        return lose
+
+    def test_with_an_enforced_name_it_is_submitted_again(
+        self, pod: Pod, system: System, lose: Callable[[int], None], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        system.can = Capabilities(NAME)
+        lose(3)
+        assert submit(pod, system).handle == "job-1"
+        assert agains(pod) == [None, *[None, Grounds.CLIENT_NAME] * 3]
+        assert len(system.jobs) == 1
+        assert pod.time.waited[:3] == [1.0, 2.0, 4.0]
+        assert "can't be submitted" in caplog.text
+        assert "timed out" in caplog.text
+
+    def test_with_a_token_that_counts_it_is_submitted_again(
+        self, pod: Pod, system: System, lose: Callable[[int], None]
+    ) -> None:
+        system.can = Capabilities(token=TOKEN)
+        lose(2)
+        submit(pod, system)
+        assert agains(pod) == [None, *[None, Grounds.TOKEN] * 2]
+        assert len(system.jobs) == 1
+
+    def test_when_the_token_is_over_a_person_is_asked(
+        self, pod: Pod, system: System, lose: Callable[[int], None]
+    ) -> None:
+        system.can = Capabilities(token=SubmissionToken(timedelta(minutes=5)))
+        lose(1000)
+        with pytest.raises(reattach.Held):
+            submit(pod, system)
+        # As often as there was room for the request and the margin, and not once more.
+        assert 265 - 60 <= pod.time.now - pod.time.start <= 265 + 60
+        assert pod.api.jobs.record().held
+
+    def test_with_a_look_up_it_is_found_or_submitted_again_once_it_would_be_found(
+        self, pod: Pod, system: System, lose: Callable[[int], None], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        lose(1)
+        assert submit(pod, system).handle == "job-1"
+        assert len(system.jobs) == 1
+        arrived = pod.api.jobs.record().origin == "Found"
+        assert len(system.submissions) == (1 if arrived else 2)
+        assert system.look_ups == (1 if arrived else 2)
+        assert ("Looking again in 30 s" in caplog.text) is not arrived
+
+    def test_a_look_up_that_lags_is_waited_for(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        system.after_submit = [fails(LostError())]
+        system.hidden_for = 1
+        submit(pod, system)
+        assert pod.api.jobs.record().origin == "Found"
+        assert len(system.jobs) == 1
+
+    @pytest.mark.usefixtures("lose")
+    def test_where_nothing_can_tell_a_person_is_asked(
+        self, pod: Pod, system: System, lose: Callable[[int], None]
+    ) -> None:
+        lose(1)
+        with pytest.raises(reattach.Held, match="reattach resolve NAME") as raised:
+            submit(pod, system)
+        assert raised.value.code == 85
+        assert len(system.submissions) == 1
+        record = pod.api.jobs.record()
+        assert (record.held, record.holds, record.state) == (True, 1, JobState.INTENDED)
+        assert "no way to tell" in record.message
+        assert pod.message()["kind"] == "Held"
+        assert "no way to tell" in pod.message()["message"]
+
+    def test_or_the_run_fails(self, pod: Pod, system: System, lose: Callable[[int], None]) -> None:
+        pod.api.jobs.rules(on_unknown="Fail")
+        lose(1)
+        with pytest.raises(reattach.PermanentFailure, match="no way to tell"):
+            submit(pod, system)
+        assert pod.api.jobs.record().state is JobState.FAILED
+        assert pod.message()["kind"] == "Permanent"
+
+    def test_or_it_is_submitted_again_by_policy(self, pod: Pod, system: System, lose: Callable[[int], None]) -> None:
+        pod.api.jobs.rules(on_unknown="Resubmit")
+        lose(1)
+        submit(pod, system)
+        assert agains(pod) == [None, None, Grounds.POLICY]
+        assert len(system.submissions) == 2
+
+    def test_what_ends_the_process_passes(self, pod: Pod, system: System) -> None:
+        for error in (SystemExit(3), KeyboardInterrupt(), reattach.Unavailable("elsewhere")):
+            system.before_submit = [fails(error)]
+            with pytest.raises(type(error)), pod.context() as task:
+                task.submit_once("load", system, REQUEST)
+            pod.api.jobs.next_attempt()
+            pod.api.jobs.state = type(pod.api.jobs.state)()
+
+
+class TestRefusedSubmissions:
+    """`submit` raised `Rejected`: there surely is no job of this submission."""
+
+    def test_for_good_is_a_failed_job(self, pod: Pod, system: System) -> None:
+        system.before_submit = [fails(Rejected("no such queue"))]
+        with pytest.raises(reattach.JobFailed, match="no such queue") as raised:
+            submit(pod, system)
+        assert (raised.value.key, raised.value.generation, raised.value.handle) == ("load", 1, None)
+        record = pod.api.jobs.record()
+        assert (record.state, record.message) == (JobState.FAILED, "no such queue")
+        assert pod.message()["kind"] == "Failed"
+
+    def test_for_now_is_tried_again_with_the_same_right(
+        self, pod: Pod, system: System, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        system.before_submit = [fails(Rejected("quota", retriable=True))] * 20
+        submit(pod, system)
+        assert len(system.submissions) == 21
+        assert len(system.jobs) == 1
+        assert agains(pod) == [None] * 21  # the same question each time
+        assert len({request.headers["Reattach-Request-Id"] for request in asked(pod)}) == 1
+        assert 4 < len([record for record in caplog.records if "can't be submitted" in record.getMessage()]) < 20
+
+    def test_for_now_ends_when_the_attempt_must(self, pod: Pod, system: System) -> None:
+        system.before_submit = [fails(Rejected("quota", retriable=True))] * 1000
+        pod.time.at(1000, lambda: setattr(pod.api, "down", a_problem(409, "closing")))
+        with pytest.raises(reattach.Closing):
+            submit(pod, system)
+        assert len(system.submissions) < 40
+
+    def test_of_a_repeated_submission_says_nothing_about_the_one_before(self, pod: Pod, system: System) -> None:
+        for can in (Capabilities(NAME), Capabilities(token=TOKEN)):
+            system.can = can
+            an_attempt_dies(pod, system, "after-submit")
+            system.before_submit = [fails(Rejected("no such queue"))]
+            with pytest.raises(reattach.Held):
+                submit(pod, system)
+            assert pod.api.jobs.record().state is JobState.INTENDED
+            pod.api.jobs.state = type(pod.api.jobs.state)()
+            pod.api.jobs.next_attempt()
+
+    def test_unless_the_one_before_is_surely_absent(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        an_attempt_dies(pod, system, "before-submit")
+        system.before_submit = [fails(Rejected("no such queue"))]
+        with pytest.raises(reattach.JobFailed):
+            submit(pod, system)
+
+    def test_for_now_until_the_grounds_are_gone(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(token=SubmissionToken(timedelta(minutes=5)))
+        an_attempt_dies(pod, system, "after-submit")
+        system.before_submit = [fails(Rejected("quota", retriable=True))] * 1000
+        with pytest.raises(reattach.Held):
+            submit(pod, system)
+        assert len(system.jobs) == 1
+
+    def test_the_message_is_cut_as_the_state_api_cuts_it(self, pod: Pod, system: System) -> None:
+        system.before_submit = [fails(Rejected("é" * 2000))]
+        with pytest.raises(reattach.JobFailed) as raised:
+            submit(pod, system)
+        assert raised.value.message == pod.api.jobs.record().message == "é" * 256
+
+    def test_a_refused_job_reads_the_same_when_it_is_found_over(self, pod: Pod, system: System) -> None:
+        system.before_submit = [fails(Rejected("no such queue"))]
+        with pytest.raises(reattach.JobFailed) as first:
+            submit(pod, system)
+        pod.api.jobs.next_attempt(charged_to="disruption")
+        with pytest.raises(reattach.JobFailed) as second:
+            submit(pod, system)
+        assert str(first.value) == str(second.value)
+        assert len(system.submissions) == 1
+
+
+class TestTheNextAttempt:
+    """What it does about an intent that it finds, by where the attempt before it died."""
+
+    ABLE = {  # noqa: RUF012 -- read only
+        "name": Capabilities(NAME),
+        "token": Capabilities(token=TOKEN),
+        "look-up": Capabilities(look_up=LOOK_UP),
+        "all": Capabilities(NAME, TOKEN, LOOK_UP),
+    }
+
+    @pytest.mark.parametrize("can", ABLE)
+    @pytest.mark.parametrize("at", ["before-intent", "after-intent", "before-submit", "after-submit", "after-handle"])
+    def test_there_is_one_job(self, pod: Pod, system: System, can: str, at: str) -> None:
+        system.can = self.ABLE[can]
+        an_attempt_dies(pod, system, at)
+        assert submit(pod, system).handle == "job-1"
+        assert len(system.jobs) == 1
+        assert pod.api.jobs.record().state is JobState.SUCCEEDED
+
+    @pytest.mark.parametrize("at", ["after-intent", "before-submit", "after-submit"])
+    def test_or_a_person_is_asked(self, pod: Pod, system: System, at: str) -> None:
+        an_attempt_dies(pod, system, at)
+        with pytest.raises(reattach.Held):
+            submit(pod, system)
+        assert len(system.jobs) <= 1
+
+    @pytest.mark.parametrize("can", ["token", "look-up"])
+    def test_one_that_may_still_submit_is_not_overtaken(self, pod: Pod, system: System, can: str) -> None:
+        system.can = self.ABLE[can]
+        an_attempt_dies(pod, system, "before-submit", end="Presumed")
+        with pytest.raises(reattach.Held, match="may still do so"):
+            submit(pod, system)
+        assert system.jobs == {}
+
+    def test_it_reattaches_to_what_is_recorded(
+        self, pod: Pod, system: System, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "reattach")
+        an_attempt_dies(pod, system, "after-handle")
+        assert submit(pod, system).handle == "job-1"
+        assert len(system.submissions) == 1
+        assert pod.api.jobs.state.counts.reattachments == 1
+        assert "Reattached to external job 'load' (generation 1): job-1" in caplog.text
+
+    def test_another_request_under_the_key_is_an_error_and_no_second_job(self, pod: Pod, system: System) -> None:
+        an_attempt_dies(pod, system, "after-handle")
+        with pytest.raises(reattach.DigestChanged, match="must stay the same"), pod.context() as task:
+            task.submit_once("load", system, {"entrypoint": "another"})
+        assert len(system.submissions) == 1
+
+    @pytest.mark.parametrize("failure", [LostError("503"), TimeoutError(), OSError("no route"), ValueError("no JSON")])
+    def test_a_look_up_that_fails_is_asked_again(
+        self, pod: Pod, system: System, failure: Exception, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        an_attempt_dies(pod, system, "after-submit")
+        system.before_look_up = [fails(failure)] * 20
+        assert submit(pod, system).handle == "job-1"
+        assert system.look_ups == 21
+        assert "can't be looked up" in caplog.text
+        assert "can't be looked up: over, after" in caplog.text
+
+    def test_a_look_up_that_is_declared_and_not_there_is_the_adapters_mistake(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        an_attempt_dies(pod, system, "after-submit")
+        system.before_look_up = [fails(NotImplementedError("declares a look-up"))]
+        with pytest.raises(NotImplementedError, match="declares a look-up"):
+            submit(pod, system)
+
+    def test_a_state_api_that_knows_better_is_believed(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(token=TOKEN)
+        an_attempt_dies(pod, system, "after-submit")
+        refusal = a_problem(409, "grounds-refused", "Token takes that the token is honoured still")
+
+        def main(task: reattach.Task) -> None:
+            pod.time.on_step["before-intent"] = lambda: pod.time.on_step.update(
+                {"before-intent": lambda: pod.api.script.append(refusal)}
+            )
+            task.submit_once("load", system, REQUEST)
+
+        with pytest.raises(reattach.Held):
+            pod.context().run(main)
+        assert len(system.submissions) == 1
+
+
+class TestHolds:
+    def test_what_is_held_stays_held_until_a_person_answers(self, pod: Pod, system: System) -> None:
+        an_attempt_dies(pod, system, "after-submit")
+        for _ in range(3):
+            with pytest.raises(reattach.Held):
+                submit(pod, system)
+            pod.api.jobs.next_attempt()
+        assert pod.api.jobs.record().holds == 1
+
+    def held(self, pod: Pod, system: System) -> None:
+        an_attempt_dies(pod, system, "after-submit")
+        with pytest.raises(reattach.Held):
+            submit(pod, system)
+        pod.api.jobs.next_attempt()
+
+    def test_adopt(self, pod: Pod, system: System) -> None:
+        self.held(pod, system)
+        pod.api.jobs.resolve("Adopt", "job-1")
+        assert submit(pod, system).handle == "job-1"
+        assert len(system.submissions) == 1
+
+    def test_resubmit(self, pod: Pod, system: System) -> None:
+        self.held(pod, system)
+        pod.api.jobs.resolve("Resubmit")
+        assert submit(pod, system).handle == "job-2"
+        assert len({submission.token for submission in system.submissions}) == 1
+
+    def test_fail(self, pod: Pod, system: System) -> None:
+        self.held(pod, system)
+        pod.api.jobs.resolve("Fail")
+        with pytest.raises(reattach.JobFailed, match="a person decided"):
+            submit(pod, system)
+        assert len(system.submissions) == 1
+
+    def test_each_hold_has_an_answer_of_its_own(self, pod: Pod, system: System) -> None:
+        self.held(pod, system)
+        pod.api.jobs.resolve("Resubmit")
+        system.after_submit = [fails(LostError())]
+        with pytest.raises(reattach.Held):
+            submit(pod, system)
+        assert pod.api.jobs.record().holds == 2
+
+    def test_a_handle_that_is_reported_while_a_person_is_about_to_be_asked_is_taken(
+        self, pod: Pod, system: System
+    ) -> None:
+        an_attempt_dies(pod, system, "after-submit")
+        pod.time.on_step["before-outcome"] = lambda: pod.api.jobs.change(handle="job-1", state=JobState.ACTIVE)
+        assert submit(pod, system).handle == "job-1"
+
+    def test_a_hold_that_is_refused_for_another_reason_is_no_endless_loop(self, pod: Pod, system: System) -> None:
+        def refuse() -> None:
+            pod.api.script.append(a_problem(400, "invalid", "no"))
+            pod.time.on_step["before-outcome"] = refuse
+
+        an_attempt_dies(pod, system, "after-submit")
+        pod.time.on_step["before-outcome"] = refuse
+        with pytest.raises(reattach.InvalidCall):
+            submit(pod, system)
+
+    def test_a_process_that_catches_it_is_ended_and_no_success(self, pod: Pod, system: System) -> None:
+        system.after_submit = [fails(LostError())]
+
+        def main(task: reattach.Task) -> str:
+            try:
+                task.submit_once("load", system, REQUEST)
+            except BaseException:  # noqa: BLE001
+                return "as if nothing had happened"
+            return "not reached"
+
+        with pytest.raises(reattach.Held):
+            pod.context().run(main)
+        assert pod.api.completed == []
+        for thread in threading.enumerate():
+            if isinstance(thread, threading.Timer):
+                thread.join(5)
+        assert pod.ended == [85]
+
+
+class TestSigterm:
+    """Eviction detaches: the job is never cancelled, and what is between submitting and storing is finished."""
+
+    @staticmethod
+    def sigterm() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def run(self, pod: Pod, system: System) -> None:
+        with pytest.raises(reattach.Terminated):
+            submit(pod, system)
+        assert pod.api.completed == []
+        assert system.cancelled == []
+        assert pod.message()["message"] == "Terminated: SIGTERM: the pod is being stopped"
+
+    @pytest.mark.parametrize("at", ["after-intent", "before-submit", "after-submit"])
+    def test_a_submission_that_has_begun_is_finished_and_its_handle_stored(
+        self, pod: Pod, system: System, at: str
+    ) -> None:
+        pod.time.on_step[at] = self.sigterm
+        self.run(pod, system)
+        assert pod.api.jobs.record().handle == "job-1"
+        assert system.asked == []
+
+    def test_also_while_the_request_is_under_way(self, pod: Pod, system: System) -> None:
+        system.before_submit = [self.sigterm]
+        self.run(pod, system)
+        assert pod.api.jobs.record().handle == "job-1"
+
+    def test_one_that_has_not_is_not_begun(self, pod: Pod, system: System) -> None:
+        def main(task: reattach.Task) -> None:
+            pod.api.down = REFUSED
+            pod.time.at(20, self.sigterm)
+            task.submit_once("load", system, REQUEST)
+
+        with pytest.raises(reattach.Terminated):
+            pod.context().run(main)
+        assert system.submissions == []
+        assert pod.time.now - pod.time.start < 40
+
+    def test_nobody_waits_for_a_refusal_or_a_look_up_then(self, pod: Pod, system: System) -> None:
+        system.before_submit = [fails(Rejected("quota", retriable=True))] * 1000
+        pod.time.at(100, self.sigterm)
+        self.run(pod, system)
+        assert pod.time.now - pod.time.start < 200
+
+    def test_while_the_job_runs_it_is_left_alone(self, pod: Pod, system: System) -> None:
+        pod.time.on_step["watching"] = self.sigterm
+        self.run(pod, system)
+        assert pod.api.jobs.record().state is JobState.ACTIVE
+        pod.api.jobs.next_attempt()
+        assert submit(pod, system).handle == "job-1"
+        assert len(system.submissions) == 1
+
+    def test_what_a_thread_submits_is_finished_too(self, pod: Pod, system: System) -> None:
+        async def main(task: reattach.Task) -> Any:
+            job = await task.asubmit_once("load", system, REQUEST)
+            return await job.await_()
+
+        system.before_submit = [self.sigterm]
+        with pytest.raises(reattach.Terminated):
+            pod.context().run(main)
+        assert pod.api.jobs.record().handle == "job-1"
+        assert pod.api.completed == []
+
+
+class TestAsync:
+    async def test_it_does_the_same(self, pod: Pod, system: System) -> None:
+        async with pod.context() as task:
+            job = await task.asubmit_once("load", system, REQUEST)
+            assert await job.astatus() == Active("half of it")
+            await job.acancel()
+            assert await job.await_() == RESULT
+            again = await task.aresubmit("load", system, REQUEST)
+            assert again.generation == 2
+            assert await again.await_() == RESULT
+        assert system.cancelled == ["job-1"]
+
+    async def test_other_coroutines_go_on_meanwhile(self, pod: Pod, system: System) -> None:
+        going_on = threading.Event()
+        system.before_submit = [lambda: None if going_on.wait(10) else pytest.fail("nothing else happened")]
+        async with pod.context() as task:
+            submitting = asyncio.create_task(task.asubmit_once("load", system, REQUEST))
+            await asyncio.sleep(0.01)
+            going_on.set()
+            await (await submitting).await_()
+
+    async def test_a_coroutine_that_is_cancelled_while_it_submits_leaves_nothing_half_done(
+        self, pod: Pod, system: System
+    ) -> None:
+        begun, go_on = threading.Event(), threading.Event()
+
+        def submitting_slowly() -> None:
+            begun.set()
+            go_on.wait(10)
+
+        system.before_submit = [submitting_slowly]
+        async with pod.context() as task:
+            submitting = asyncio.create_task(task.asubmit_once("load", system, REQUEST))
+            assert await asyncio.to_thread(begun.wait, 10)
+            submitting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await submitting
+            go_on.set()
+            job = await task.asubmit_once("load", system, REQUEST)
+            assert job.handle == "job-1"
+            await job.await_()
+        assert len(system.submissions) == 1
+
+    async def test_what_nobody_waits_for_any_more_is_not_begun(self, pod: Pod, system: System) -> None:
+        waiting, go_on = threading.Event(), threading.Event()
+
+        def refuse_slowly() -> None:
+            waiting.set()
+            go_on.wait(10)
+            raise Rejected("full", retriable=True)
+
+        system.before_submit = [refuse_slowly]
+        async with pod.context() as task:
+            submitting = asyncio.create_task(task.asubmit_once("load", system, REQUEST))
+            assert await asyncio.to_thread(waiting.wait, 10)
+            submitting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await submitting
+            go_on.set()
+            # The lock is free as soon as the thread noticed.
+            await asyncio.to_thread(task.jobs.lock_of("load").acquire, timeout=10)
+            task.jobs.lock_of("load").release()
+            assert len(system.submissions) == 1
+            assert system.jobs == {}
+            await task.jobs.aoutcome("load", 1, "Failed")
+
+    async def test_held_leaves_the_event_loop(self, pod: Pod, system: System) -> None:
+        system.after_submit = [fails(LostError())]
+        with pytest.raises(reattach.Held):
+            async with pod.context() as task:
+                await task.asubmit_once("load", system, REQUEST)
+
+
+class TestGenerations:
+    def test_a_failed_job_is_submitted_anew_once_an_attempt_paid_for_it(self, pod: Pod, system: System) -> None:
+        system.statuses = [Failed("out of memory")]
+        for generation in (1, 2):
+            with pytest.raises(reattach.JobFailed) as raised:
+                submit(pod, system)
+            assert raised.value.generation == generation
+            pod.api.jobs.next_attempt(charged_to="application")
+        assert len({submission.token for submission in system.submissions}) == 2
+
+    def test_and_not_before(self, pod: Pod, system: System) -> None:
+        system.statuses = [Failed("out of memory")]
+        for _ in range(3):
+            with pytest.raises(reattach.JobFailed, match="out of memory"):
+                submit(pod, system)
+            pod.api.jobs.next_attempt(charged_to="disruption")
+        assert len(system.submissions) == 1
+
+    def test_resubmit_is_a_new_generation_and_may_be_another_request(self, pod: Pod, system: System) -> None:
+        with pod.context() as task:
+            first = task.submit_once("load", system, REQUEST)
+            assert first.wait() == RESULT
+            second = task.resubmit("load", system, {"entrypoint": "another"})
+            assert (second.generation, second.handle) == (2, "job-2")
+            assert second.token != first.token
+            assert second.wait() == RESULT
+            assert task.submit_once("load", system, REQUEST).generation == 2
+
+    def test_resubmit_takes_that_the_newest_is_over(self, pod: Pod, system: System) -> None:
+        with pod.context() as task:
+            job = task.submit_once("load", system, REQUEST)
+            with pytest.raises(reattach.JobsOpen, match="must be over"):
+                task.resubmit("load", system, REQUEST)
+            job.wait()
+        assert len(system.submissions) == 1
+
+    def test_resubmit_whose_submission_is_lost_is_not_one_more_generation(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(NAME)
+        with pod.context() as task:
+            task.submit_once("load", system, REQUEST).wait()
+            system.after_submit = [fails(LostError())]
+            again = task.resubmit("load", system, REQUEST)
+            assert (again.generation, again.handle) == (2, "job-2")
+            again.wait()
+        assert len(system.jobs) == 2
+
+
+class TestCompletion:
+    def test_a_task_is_not_done_while_a_job_of_it_is_open(self, pod: Pod, system: System) -> None:
+        with pytest.raises(reattach.JobsOpen, match="over or detached"):
+            pod.context().run(lambda task: task.submit_once("load", system, REQUEST).handle)
+        assert pod.api.completed == []
+
+    def test_unless_it_is_detached(self, pod: Pod, system: System) -> None:
+        assert (
+            pod.context().run(lambda task: task.submit_once("load", system, REQUEST, detached=True).handle) == "job-1"
+        )
+        assert pod.api.completed == ["job-1"]
+
+
+class TestStepByStep:
+    """`task.jobs`, for systems without an adapter."""
+
+    def test_the_steps_are_those_of_the_protocol(self, pod: Pod) -> None:
+        with pod.context() as task:
+            assert task.jobs.get("load") is None
+            answer = task.jobs.intent("load", adapter="ftp", digest="d1", token_seconds=60)
+            assert (answer.decision, answer.job.generation) == ("Submit", 1)
+            assert task.jobs.intent("load", adapter="ftp", digest="d1").decision == "Resolve"
+            assert task.jobs.intent("load", adapter="ftp", digest="d1", again=Grounds.TOKEN).decision == "Submit"
+            task.jobs.record("load", 1, "file-7", url="https://x.test", origin="Found")
+            task.jobs.record("load", 1, "file-7")
+            with pytest.raises(reattach.HandleDiffers):
+                task.jobs.record("load", 1, "file-8")
+            assert task.jobs.intent("load", adapter="ftp", digest="d1").decision == "Reattach"
+            task.jobs.outcome("load", 1, "Unknown", message="away")
+            task.jobs.outcome("load", 1, "Succeeded", {"rows": 1})
+            task.jobs.outcome("load", 1, "Succeeded", {"rows": 1})
+            with pytest.raises(reattach.JobOver):
+                task.jobs.outcome("load", 1, "Failed")
+            assert task.jobs.intent("load", adapter="ftp", digest="d2", new_generation=True).job.generation == 2
+            task.jobs.outcome("load", 2, "Cancelled")
+            assert [(job.key, job.generation, job.state) for job in task.jobs.list()] == [
+                ("load", 1, "Succeeded"),
+                ("load", 2, "Cancelled"),
+            ]
+            first, newest = task.jobs.get("load", 1), task.jobs.get("load")
+            assert first is not None
+            assert newest is not None
+            assert (first.result, newest.generation) == ({"rows": 1}, 2)
+
+    async def test_async_code_does_the_same(self, pod: Pod) -> None:
+        async with pod.context() as task:
+            assert await task.jobs.aget("load") is None
+            answer = await task.jobs.aintent("load", adapter="ftp", digest="d1")
+            assert answer.decision == "Submit"
+            await task.jobs.arecord("load", 1, "file-7")
+            await task.jobs.aoutcome("load", 1, "Succeeded", [1])
+            [job] = await task.jobs.alist()
+            assert (job.handle, job.result) == ("file-7", [1])
+
+    async def test_what_was_never_intended_can_not_be_recorded(self, pod: Pod) -> None:
+        async with pod.context() as task:
+            with pytest.raises(reattach.InvalidCall, match="no intent"):
+                task.jobs.record("load", 1, "file-7")
+            with pytest.raises(reattach.InvalidCall, match="no intent"):
+                await task.jobs.aoutcome("load", 1, "Failed")
+
+    def test_a_result_is_json_of_at_most_4_kib(self, pod: Pod) -> None:
+        with pod.context() as task:
+            for result in (object(), float("nan"), "x" * 4096):
+                with pytest.raises(reattach.InvalidValue):
+                    task.jobs.outcome("load", 1, "Succeeded", result)
+
+    def test_the_same_digest_is_refused_under_another_adapter(self, pod: Pod) -> None:
+        with pod.context() as task:
+            task.jobs.intent("load", adapter="ftp", digest="d1")
+            with pytest.raises(reattach.DigestChanged):
+                task.jobs.intent("load", adapter="sftp", digest="d1")
+            task.jobs.outcome("load", 1, "Failed")
