@@ -5,8 +5,12 @@ the cluster knows about that namespace, and what the operator and the state API 
 """
 
 import json
+import os
+import re
 import secrets
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from waiting import wait_until
 REPOSITORY = Path(__file__).parent.parent
 RELEASE_NAMESPACE = "reattach"
 IMAGE = "localhost/reattach:dev"
+NODES = ("reattach-worker", "reattach-control-plane")
 
 
 class ClusterError(Exception):
@@ -47,6 +52,17 @@ class Cluster:
             stdin=stdin,
             seconds=seconds,
         )
+
+    def reattach(self, *arguments: str, namespace: str) -> str:
+        """What `kubectl reattach` prints, found by kubectl as people's own is: on the PATH.
+
+        Raises:
+            ClusterError: it failed, or took longer than a minute.
+        """
+        places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": places, "KUBECONFIG": str(self.kind.kubeconfig_path)}
+        command = (str(self.kind.kubectl_path), "reattach", *arguments, "--namespace", namespace)
+        return _run(*command, seconds=60, environment=environment)
 
     def get(self, kind: str, name: str, namespace: str) -> dict[str, Any] | None:
         """The object, or None where there is none."""
@@ -109,6 +125,49 @@ class Cluster:
         by_label: dict[str, int] = json.loads(self.kubectl("get", "--raw", path))["by_label"]
         return by_label
 
+    def jobs(self, namespace: str, label: str) -> list[str]:
+        """The ids of the jobs that the job server in this namespace made for a label, as a person finds them: in its log."""
+        log = self.kubectl("logs", "deployment/jobserver", namespace=namespace)
+        return re.findall(rf"submitted (job-\w+) \(label '{re.escape(label)}'\)", log)
+
+    def job(self, handle: str, namespace: str) -> dict[str, Any]:
+        """How a job stands at the job server in this namespace."""
+        path = f"/api/v1/namespaces/{namespace}/services/jobserver:http/proxy/jobs/{handle}"
+        job: dict[str, Any] = json.loads(self.kubectl("get", "--raw", path))
+        return job
+
+    def metric(self, name: str, component: str = "operator") -> float:
+        """The sum of a metric, named with its labels as it is printed, over the pods of a component that run."""
+        pods = self.items("pods", RELEASE_NAMESPACE, f"app.kubernetes.io/component={component}")
+        running = [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running"]
+        paths = [f"/api/v1/namespaces/{RELEASE_NAMESPACE}/pods/{pod}:8080/proxy/metrics" for pod in running]
+        lines = [line for path in paths for line in self.kubectl("get", "--raw", path).splitlines()]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name)
+
+    def evict(self, pod: str, namespace: str) -> None:
+        """Ask for the pod's end as `kubectl drain` does."""
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
+        self.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+
+    def kill(self, component: str) -> None:
+        """SIGKILL for the processes of `operator` or `server`, wherever they run; the kubelet starts their containers anew."""
+        command = ("pkill", "-9", "-f", f"bin/reattach-{component}")
+        nodes = [subprocess.run(["docker", "exec", node, *command], check=False).returncode for node in NODES]
+        assert 0 in nodes, f"no {component} was found to be killed"
+
+    def scale_state_api(self, replicas: int) -> None:
+        """Until so many replicas are ready, or none is left."""
+        self.kubectl("scale", "deployment/reattach-server", f"--replicas={replicas}", namespace=RELEASE_NAMESPACE)
+        if replicas:
+            self.kubectl("rollout", "status", "deployment/reattach-server", namespace=RELEASE_NAMESPACE)
+            return
+
+        def gone() -> bool:
+            return not self.items("pods", RELEASE_NAMESPACE, "app.kubernetes.io/component=server")
+
+        wait_until(gone, seconds=90, what="no replica of the state API is left", every=0.5)
+
     def create_namespace(self, prefix: str = "e2e") -> str:
         """A namespace with a name of its own."""
         name = f"{prefix}-{secrets.token_hex(3)}"
@@ -158,10 +217,34 @@ class Cluster:
         return answers
 
 
-def _run(*command: str, seconds: float, stdin: str | None = None) -> str:
+def taskrun(name: str, container: dict[str, Any], pod: dict[str, Any] | None = None, **spec: Any) -> str:
+    """The manifest of a TaskRun of one container that ends at once when it is told to. `pod`: more of its pod's spec."""
+    pod = {"terminationGracePeriodSeconds": 2, "containers": [container], **(pod or {})}
+    body = {
+        "apiVersion": "reattach.dev/v1alpha1",
+        "kind": "TaskRun",
+        "metadata": {"name": name},
+        "spec": {"template": {"spec": pod}, "retry": {"backoff": {"initialSeconds": 1}}, **spec},
+    }
+    return json.dumps(body)
+
+
+def condition_of(found: dict[str, Any] | None, kind: str = "Succeeded") -> dict[str, Any]:
+    """The condition of this type of an object as it was read, or an empty one."""
+    conditions = (found or {}).get("status", {}).get("conditions", [])
+    return next((condition for condition in conditions if condition["type"] == kind), {})
+
+
+def _run(*command: str, seconds: float, stdin: str | None = None, environment: Mapping[str, str] | None = None) -> str:
     try:
         process = subprocess.run(
-            command, input=stdin or "", capture_output=True, text=True, check=False, timeout=seconds
+            command,
+            input=stdin or "",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+            env=environment,
         )
     except subprocess.TimeoutExpired as error:
         raise ClusterError(f"Not within {seconds:g} s: {' '.join(command)}") from error

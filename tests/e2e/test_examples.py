@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from realcluster import REPOSITORY, Cluster
+from waiting import wait_until
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 # What `kubectl get trun` shows at the end: outcome, attempts, result, submissions to the job server.
@@ -21,7 +22,12 @@ ENDS = {
     "07-exit-code": ("Succeeded", 1, None, 0),
     "08-retry-later": ("Succeeded", 2, "done", 0),
     "09-permanent-failure": ("Failed", 1, None, 0),
+    "10-submit-once": ("Succeeded", 2, {"rows_written": 4211}, 1),
+    "11-held": ("Succeeded", 3, {"rows_written": 812}, 1),
+    "12-kubernetes-job": ("Succeeded", 2, "counted", 0),
 }
+# What a person does meanwhile, in the words of the header.
+HELD = "11-held"
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +46,8 @@ def test_an_example_ends_as_its_header_says(release: Cluster, namespace: str, ex
     outcome, attempts, result, submissions = ENDS[example.stem]
     taskruns = [document for document in yaml.safe_load_all(example.read_text()) if document["kind"] == "TaskRun"]
     name = taskruns[0]["metadata"]["name"]
+    if example.stem == HELD:
+        adopt_what_runs(release, name, namespace)
 
     status = release.finished(name, namespace)["status"]
 
@@ -49,3 +57,38 @@ def test_an_example_ends_as_its_header_says(release: Cluster, namespace: str, ex
     assert len(release.pods_of(name, namespace)) <= attempts  # one that a sidecar kept alive was deleted
     assert json.loads(status.get("result", "null")) == result
     assert release.submissions(namespace).get(name, 0) == submissions
+
+
+def adopt_what_runs(release: Cluster, name: str, namespace: str) -> None:
+    """Wait until the run is held, look over there, and say which job it is."""
+
+    def held() -> bool:
+        return "SubmissionUnknown" in release.kubectl("get", "trun", name, namespace=namespace)
+
+    wait_until(held, seconds=120, what=f"{name} is held", every=0.5)
+    (job,) = release.jobs(namespace, label=name)
+    assert "taskrun/held answered: Adopt" in release.reattach("resolve", name, "--adopt", job, namespace=namespace)
+
+
+def test_submitting_once_averts_the_second_job_and_says_so(release: Cluster, namespace: str) -> None:
+    status = release.finished("submit-once", namespace)["status"]
+
+    (job,) = release.jobs(namespace, label="submit-once")
+    assert status["counts"]["duplicatesAverted"] == 1
+    assert [(known["key"], known["handle"], known["state"]) for known in status["externalJobs"]] == [
+        ("load", job, "Succeeded")
+    ]
+    assert job in release.reattach("explain", "submit-once", namespace=namespace)
+
+
+def test_the_kubernetes_adapter_makes_one_job(release: Cluster, namespace: str) -> None:
+    status = release.finished("kubernetes-job", namespace)["status"]
+
+    (job,) = release.items("jobs", namespace, "reattach.dev/submission-token")
+    assert job["status"]["succeeded"] == 1
+    assert status["externalJobs"][0]["handle"].split("/") == [
+        namespace,
+        job["metadata"]["name"],
+        job["metadata"]["uid"],
+    ]
+    assert status["counts"]["submissions"] == status["counts"]["reattachments"] == 1

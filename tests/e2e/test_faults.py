@@ -1,11 +1,10 @@
 """What goes wrong on a real cluster, and what must come of it."""
 
 import json
-import subprocess
 import time
 from typing import Any
 
-from realcluster import RELEASE_NAMESPACE, Cluster
+from realcluster import Cluster, condition_of, taskrun
 from waiting import wait_until
 
 # Submits one job if there is none, then counts in its state until the job has ended. Every step goes through the state API.
@@ -48,23 +47,6 @@ def counting(name: str, *, seconds: float, **spec: Any) -> str:
     return taskrun(name, container, **spec)
 
 
-def taskrun(name: str, container: dict[str, Any], **spec: Any) -> str:
-    """A TaskRun of one container that ends at once when it is told to."""
-    pod = {"terminationGracePeriodSeconds": 2, "containers": [container]}
-    body = {
-        "apiVersion": "reattach.dev/v1alpha1",
-        "kind": "TaskRun",
-        "metadata": {"name": name},
-        "spec": {"template": {"spec": pod}, "retry": {"backoff": {"initialSeconds": 1}}, **spec},
-    }
-    return json.dumps(body)
-
-
-def condition_of(taskrun: dict[str, Any] | None, kind: str = "Succeeded") -> dict[str, Any]:
-    conditions = (taskrun or {}).get("status", {}).get("conditions", [])
-    return next((condition for condition in conditions if condition["type"] == kind), {})
-
-
 def started(release: Cluster, name: str, namespace: str, attempt: int = 1) -> dict[str, Any]:
     """The pod of this attempt, once its task watches its job."""
 
@@ -76,29 +58,6 @@ def started(release: Cluster, name: str, namespace: str, attempt: int = 1) -> di
         return None
 
     return wait_until(watching, seconds=60, what=f"attempt {attempt} watches its job", every=0.5) or {}
-
-
-def kill_operator() -> None:
-    """SIGKILL for the operator's process, wherever it runs; its container is started anew by the kubelet."""
-    nodes = ("reattach-worker", "reattach-control-plane")
-    killed = [
-        subprocess.run(["docker", "exec", node, "pkill", "-9", "-f", "bin/reattach-operator"], check=False).returncode
-        for node in nodes
-    ]
-    assert 0 in killed, "no operator was found to be killed"
-
-
-def scale_state_api(release: Cluster, replicas: int) -> None:
-    release.kubectl("scale", "deployment/reattach-server", f"--replicas={replicas}", namespace=RELEASE_NAMESPACE)
-    if replicas:
-        release.kubectl("rollout", "status", "deployment/reattach-server", namespace=RELEASE_NAMESPACE)
-        return
-
-    def gone() -> bool:
-        pods = release.items("pods", RELEASE_NAMESPACE, "app.kubernetes.io/component=server")
-        return not pods
-
-    wait_until(gone, seconds=90, what="no replica of the state API is left", every=0.5)
 
 
 def test_an_image_that_does_not_exist_is_seen_in_the_condition(release: Cluster, namespace: str) -> None:
@@ -131,7 +90,7 @@ def test_a_task_waits_out_a_state_api_that_is_away_for_a_minute(release: Cluster
     release.apply(counting("patient", seconds=15), namespace)
     pod = started(release, "patient", namespace)
     try:
-        scale_state_api(release, 0)
+        release.scale_state_api(0)
         away_since = time.monotonic()
         log = ""
 
@@ -148,7 +107,7 @@ def test_a_task_waits_out_a_state_api_that_is_away_for_a_minute(release: Cluster
         assert "outcome" not in waiting["status"]
         assert len(release.pods_of("patient", namespace)) == 1
     finally:
-        scale_state_api(release, 2)
+        release.scale_state_api(2)
 
     status = release.finished("patient", namespace)["status"]
 
@@ -162,9 +121,7 @@ def test_an_evicted_task_reattaches_and_its_own_budget_is_untouched(release: Clu
     release.start_jobserver(namespace)
     release.apply(counting("evicted", seconds=12), namespace)
     name = started(release, "evicted", namespace)["metadata"]["name"]
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace}}
-    path = f"/api/v1/namespaces/{namespace}/pods/{name}/eviction"
-    release.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+    release.evict(name, namespace)
 
     status = release.finished("evicted", namespace)["status"]
 
@@ -184,7 +141,7 @@ def test_the_operator_may_be_killed_while_a_task_runs_and_while_it_waits(release
     release.apply(counting("orphaned", seconds=25, retry=retry), namespace)
     pod = started(release, "orphaned", namespace)
 
-    kill_operator()
+    release.kill("operator")
     # Its end comes while the operator is away, and by a deletion: only the finalizer keeps it to be read.
     release.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false", namespace=namespace)
 
@@ -193,7 +150,7 @@ def test_the_operator_may_be_killed_while_a_task_runs_and_while_it_waits(release
         return status.get("nextAttemptTime") if condition_of({"status": status}).get("reason") == "BackingOff" else None
 
     planned = wait_until(waits, seconds=60, what="the end is recorded and the next attempt planned", every=0.5)
-    kill_operator()
+    release.kill("operator")
     status = release.finished("orphaned", namespace)["status"]
 
     assert [attempt["cause"] for attempt in status["attempts"]] == ["Disruption", "Succeeded"]
