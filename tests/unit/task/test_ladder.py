@@ -33,6 +33,8 @@ REQUEST = timedelta(seconds=30)
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
 SETTLING = timedelta(minutes=2)
+SETTLES = REQUEST + MARGIN + SETTLING
+"""Since no one could submit any more."""
 
 NAME = ClientName()
 TOKEN = SubmissionToken(lifetime=timedelta(hours=1))
@@ -180,13 +182,19 @@ class TestLookUp:
         assert next_rung(a_situation(self.ABLE, all_ended=False)) == LookUp()
         assert next_rung(a_situation(self.ABLE, after=timedelta(days=1))) == LookUp()
 
-    def test_absence_counts_once_the_settling_time_has_passed_since_no_one_could_submit(self) -> None:
+    def test_absence_counts_once_the_last_request_has_arrived_and_settled_since_no_one_could_submit(self) -> None:
         early = a_situation(self.ABLE, quiet_after=9 * MINUTE, looked_up_after=10 * MINUTE)
-        assert next_rung(early) == LookUp(INTENDED + 9 * MINUTE + SETTLING)
-        just_before = a_situation(self.ABLE, quiet_after=8 * MINUTE, looked_up_after=10 * MINUTE - SECOND)
+        assert next_rung(early) == LookUp(INTENDED + 9 * MINUTE + SETTLES)
+        quiet = 10 * MINUTE - SETTLES
+        just_before = a_situation(self.ABLE, quiet_after=quiet, looked_up_after=10 * MINUTE - SECOND)
         assert kind(next_rung(just_before)) is LookUp
-        just = a_situation(self.ABLE, quiet_after=8 * MINUTE, looked_up_after=10 * MINUTE)
+        just = a_situation(self.ABLE, quiet_after=quiet, looked_up_after=10 * MINUTE)
         assert next_rung(just) == SubmitAgain(Grounds.ABSENT)
+
+    def test_what_is_found_at_once_may_still_be_on_its_way_when_its_process_dies(self) -> None:
+        at_once = Capabilities(look_up=Lookup(settling=timedelta(0)))
+        early = a_situation(at_once, quiet_after=10 * MINUTE, looked_up_after=10 * MINUTE)
+        assert next_rung(early) == LookUp(INTENDED + 10 * MINUTE + REQUEST + MARGIN)
 
     def test_absence_counts_only_while_a_job_of_that_age_would_be_remembered(self) -> None:
         retention = timedelta(hours=2)
@@ -197,9 +205,9 @@ class TestLookUp:
         assert kind(next_rung(slow)) is Hold
 
     def test_nobody_waits_for_an_absence_that_would_prove_nothing_by_then(self) -> None:
-        forgets = Capabilities(look_up=Lookup(settling=SETTLING, retention=11 * MINUTE))
+        forgets = Capabilities(look_up=Lookup(settling=SETTLING, retention=9 * MINUTE + SETTLES))
         assert kind(next_rung(a_situation(forgets, quiet_after=9 * MINUTE, looked_up_after=10 * MINUTE))) is Hold
-        keeps = Capabilities(look_up=Lookup(settling=SETTLING, retention=11 * MINUTE + SECOND))
+        keeps = Capabilities(look_up=Lookup(settling=SETTLING, retention=9 * MINUTE + SETTLES + SECOND))
         assert kind(next_rung(a_situation(keeps, quiet_after=9 * MINUTE, looked_up_after=10 * MINUTE))) is LookUp
 
     def test_what_is_found_for_ever_is_absent_for_ever(self) -> None:
@@ -305,7 +313,7 @@ class TestProperties:
             assert able.look_up is not None
             assert seen.absence is not None
             assert unresolved.quiet_since is not None
-            assert seen.absence.began >= unresolved.quiet_since + able.look_up.settling
+            assert seen.absence.began >= unresolved.quiet_since + REQUEST + MARGIN + able.look_up.settling
             assert able.look_up.retention is None or seen.absence.ended < INTENDED + able.look_up.retention
 
     @given(situations)
