@@ -135,7 +135,8 @@ def _rung_of_absence(seen: Situation, unresolved: Unresolved) -> Rung | None:
     look_up, absence = seen.capabilities.look_up, seen.absence
     if look_up is None or absence is None or unresolved.quiet_since is None or Grounds.ABSENT in seen.refused:
         return None
-    settled = unresolved.quiet_since + look_up.settling
+    # A request that was on its way when its process died may be accepted as late as any other.
+    settled = unresolved.quiet_since + seen.request + MARGIN + look_up.settling
     proves = absence.began >= settled
     asked = absence.ended if proves else max(settled, seen.now.latest)
     if look_up.retention is not None and asked >= seen.job.intended_at + look_up.retention:

@@ -400,7 +400,7 @@ class TestLostSubmissions:
         arrived = pod.api.jobs.record().origin == "Found"
         assert len(system.submissions) == (1 if arrived else 2)
         assert system.look_ups == (1 if arrived else 2)
-        assert ("Looking again in 30 s" in caplog.text) is not arrived
+        assert ("Looking again in 65 s" in caplog.text) is not arrived
 
     def test_a_look_up_that_lags_is_waited_for(self, pod: Pod, system: System) -> None:
         system.can = Capabilities(look_up=LOOK_UP)
