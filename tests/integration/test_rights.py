@@ -135,7 +135,7 @@ def installation(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathF
 
 
 def task_of(port: int, exit_codes: list[int]) -> Any:
-    """A task that opens its state, writes it, and ends with the code of its attempt; with 0 it records its completion."""
+    """A task that opens its state, writes it, submits a job once, and ends with the code of its attempt; with 0 it records completion."""
 
     def script(containers: Containers) -> None:
         containers.run()
@@ -148,8 +148,17 @@ def task_of(port: int, exit_codes: list[int]) -> Any:
             base_url=f"https://127.0.0.1:{port}", verify=context, headers=headers, trust_env=False
         ) as client:
             exit_code = exit_codes[containers.attempt - 1]
-            calls = [("POST", "/v1/open", {"session": session}), ("PUT", "/v1/state/job_id", {"value": "job-1"})]
-            calls += [("POST", "/v1/complete", {})] if exit_code == 0 else []
+            intent = {"submitter": session, "adapter": "http", "digest": "d"}
+            handle = {"generation": 1, "submitter": session, "handle": "job-1"}
+            calls = [
+                ("POST", "/v1/open", {"session": session}),
+                ("PUT", "/v1/state/job_id", {"value": "job-1"}),
+                ("POST", "/v1/jobs/load/intent", intent),
+                ("PUT", "/v1/jobs/load/handle", handle),
+            ]
+            if exit_code == 0:
+                calls += [("PUT", "/v1/jobs/load/outcome", {"generation": 1, "state": "Succeeded"})]
+                calls += [("POST", "/v1/complete", {})]
             for method, path, body in calls:
                 client.request(method, path, json=body, extensions=name).raise_for_status()
         containers.end(exit_code)
@@ -247,7 +256,8 @@ def is_about(event: Object, resource: str) -> bool:
         ("server", "DELETE", "/api/v1/namespaces/{}/configmaps/any"),
         ("server", "GET", "/api/v1/namespaces/{}/secrets/reattach-server-tls"),
         ("server", "PATCH", "/api/v1/namespaces/{}/pods/any"),
-        ("server", "PATCH", "/apis/reattach.dev/v1alpha1/namespaces/{}/taskruns/retried"),
+        ("server", "PUT", "/apis/reattach.dev/v1alpha1/namespaces/{}/taskruns/retried"),
+        ("server", "DELETE", "/apis/reattach.dev/v1alpha1/namespaces/{}/taskruns/retried"),
     ],
 )
 def test_what_it_does_not_need_is_refused(lived: Installation, component: str, verb: str, path: str) -> None:
