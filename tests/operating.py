@@ -35,10 +35,10 @@ SHORT_LEASE = ("--lease-seconds", "2", "--lease-deadline-seconds", "1.5", "--lea
 """For what is to be seen of the Lease itself. On a busy machine a leader loses it by no fault of its own."""
 
 RULES = [
-    {"apiGroups": ["reattach.dev"], "resources": ["taskruns"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": ["reattach.dev"], "resources": ["taskruns"], "verbs": ["get", "list", "patch", "watch"]},
     {"apiGroups": ["reattach.dev"], "resources": ["taskruns/status"], "verbs": ["patch"]},
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
-    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch", "patch"]},
+    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch", "patch", "update"]},
     {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
     {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update", "patch"]},
     {

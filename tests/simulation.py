@@ -13,11 +13,12 @@ from typing import Any
 import msgspec
 
 from builders import NAME, SETTINGS, STATE_UID, APod, a_pod, a_taskrun, at
-from reattach.api.names import FINALIZER_ATTEMPT, state_name
+from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, state_name
 from reattach.api.objects import Pod
-from reattach.api.reasons import Budget, ConditionType
-from reattach.api.state import Completion, Epoch, StateView, Summary
-from reattach.api.taskrun import StateReference, Status, TaskRun
+from reattach.api.reasons import Budget, ConditionType, Reason
+from reattach.api.state import Completion, Epoch, JobState, JobSummary, Seal, StateView, Summary
+from reattach.api.taskrun import Resolution, StateReference, Status, TaskRun
+from reattach.planner import plan as plans
 from reattach.planner.budgets import amount, exhausted
 from reattach.planner.decide import decide
 from reattach.planner.plan import (
@@ -31,11 +32,17 @@ from reattach.planner.plan import (
     RefusalKind,
     ReleasePod,
     ReleaseState,
+    ReleaseTaskRun,
     StateAbsent,
 )
 
-PASSES_MAX = 8
+HELD = '{"reattach":"v1","kind":"Held","message":"nobody can tell"}'
+JobId = tuple[str, int]
+PASSES_MAX = 10
 """After how many looks in a row, with nothing happening, there must be nothing left to do."""
+
+
+OPEN = {JobState.INTENDED, JobState.ACTIVE, JobState.UNKNOWN, JobState.NOT_FOUND}
 
 
 class OperatorDiedError(Exception):
@@ -52,6 +59,12 @@ class SimulatedPod:
     runs: bool = False
     """Its container's process is alive, be it on a node that nobody reaches."""
     node_lost: bool = False
+    intending: str | None = None
+    """The key of an intent that the state API has found allowed and not stored yet."""
+    submitting: JobId | None = None
+    """Its intent is stored: it may submit at any time, also long after."""
+    submitted: JobId | None = None
+    """Only its process knows the handle."""
 
     @property
     def view(self) -> Pod:
@@ -85,6 +98,13 @@ class World:
     happenings: int = 0
     completed: bool = False
     budgets_edited: bool = False
+    is_gone: bool = False
+    """The TaskRun was deleted, and carries no finalizer any more."""
+    let_go_by_hand: bool = False
+    """Somebody took our finalizer off the TaskRun."""
+    submitters: dict[JobId, set[str]] = field(default_factory=dict)
+    losses: int = 0
+    is_calm: bool = False
     told_of_state: bool = False
     """Nothing about TaskRun and state is on its way to the operator any more."""
 
@@ -146,7 +166,43 @@ class World:
     def summary(self) -> Summary | None:
         if self.state is None:
             return None
-        return Summary(self.state.epoch, self.state.completion.attempt if self.state.completion else None)
+        completed = self.state.completion.attempt if self.state.completion else None
+        return Summary(
+            epoch=self.state.epoch,
+            completed_attempt=completed,
+            seal=self.state.seal,
+            jobs=self.state.jobs,
+            counts=self.state.counts,
+        )
+
+    def seal(self, action: plans.Seal) -> None:
+        """As the store does it: it only grows."""
+        state = self.existing_state
+        if state is not None:
+            through = max(action.through_attempt, state.seal.through_attempt if state.seal else 0)
+            self.state = msgspec.structs.replace(state, seal=Seal(through_attempt=through, purpose=action.purpose))
+
+    def release_taskrun(self, based_on: str) -> bool:
+        """Under the precondition that nothing has changed since it was seen."""
+        if self.taskrun.metadata.resource_version != based_on:
+            return False
+        self._check_jobs(self.taskrun.status)
+        self.take_finalizer_off()
+        return True
+
+    def take_finalizer_off(self) -> None:
+        self._update_metadata(finalizers=())
+        self.is_gone = self.taskrun.metadata.deletion_timestamp is not None
+
+    @property
+    def existing_state(self) -> StateView | None:
+        """The state, unless it is not the one that status names."""
+        named = self.taskrun.status.state
+        return self.state if self.state is None or named is None or named.uid == self.state.uid else None
+
+    def _update_metadata(self, **fields: Any) -> None:
+        about = msgspec.structs.replace(self.taskrun.metadata, **fields)
+        self.taskrun = self._versioned(msgspec.structs.replace(self.taskrun, metadata=about))
 
     def _versioned(self, taskrun: TaskRun) -> TaskRun:
         about = msgspec.structs.replace(taskrun.metadata, resource_version=str(next(self.versions)))
@@ -173,13 +229,16 @@ class World:
             "a pod was made before the last end was recorded"
         )
         assert status.next_attempt_time is None or status.next_attempt_time <= at(self.seconds), "a wait was cut short"
-        assert exhausted(status.counts, based_on.spec.retry.budgets) is None, "a pod was made without a budget for it"
+        grants = sum(one.action == "Continue" for one in based_on.spec.resolutions)
+        budgets = based_on.spec.retry.budgets
+        assert exhausted(status.counts, budgets, grants) is None, "a pod was made without a budget for it"
         assert not is_held(status), "a pod was made while the run is held"
+        about = based_on.metadata
+        assert not based_on.spec.cancel, "a pod was made for a cancelled TaskRun"
+        assert about.deletion_timestamp is None, "a pod was made for a TaskRun that is being deleted"
 
     def _check_release(self, pod: SimulatedPod) -> None:
-        assert self.is_recorded(pod.number) or self.taskrun.status.outcome, (
-            "a pod was let go before its end was recorded"
-        )
+        assert self.is_recorded(pod.number) or self.is_over, "a pod was let go before its end was recorded"
         assert self.is_presumed_over(pod), "a pod was let go that still runs"
 
     def _check_status(self, before: Status, after: Status) -> None:
@@ -189,6 +248,10 @@ class World:
         for number, attempt in ended.items():
             assert listed.get(number, attempt) == attempt, "a recorded end was changed"
         new = [attempt for attempt in after.attempts if attempt.finish_time and attempt.number not in ended]
+        for attempt in new:
+            if attempt.cause == "Stopped":
+                assert attempt.charged_to is None, "who was stopped pays nothing"
+                assert self._is_unwanted(), "an attempt was stopped that nobody wanted to end"
         assert all(
             attempt.number > before.counts.attempts or attempt.number in {a.number for a in before.attempts}
             for attempt in new
@@ -205,12 +268,43 @@ class World:
     def _check_outcome(self, status: Status) -> None:
         assert all(self.is_presumed_over(pod) for pod in self.pods.values()), "it ended while a pod lives"
         assert all(attempt.finish_time is not None for attempt in status.attempts), "it ended while an attempt goes on"
+        assert FINALIZER_EXTERNAL_JOBS not in self.taskrun.metadata.finalizers, "it ended before it let go of its jobs"
+        self._check_jobs(status)
         record = self.state.completion if self.state else None
+        if status.outcome == "Cancelled":
+            assert self.taskrun.spec.cancel, "cancelled unasked"
         if status.outcome == "Succeeded":
             by_exit_code = self.taskrun.spec.completion != "Recorded" and bool(self.exited_well)
             assert self.completed or by_exit_code, "success without a positive sign"
         elif self.taskrun.spec.completion != "ExitCode" and not self.budgets_edited and record is not None:
             assert record.attempt < status.attempts[-1].number, "a recorded completion was thrown away"
+
+    def _check_jobs(self, status: Status) -> None:
+        """At the end of the TaskRun no job is open and not named."""
+        shown = {(job.key, job.generation): job for job in status.external_jobs}
+        state = self.existing_state
+        for job in state.jobs if state else ():
+            if not job.is_open:
+                continue
+            answers = self._answers("SubmissionUnknown", (job.key, job.generation))
+            left = shown.get((job.key, job.generation))
+            assert left is not None, "an open job is not even shown"
+            assert left.state in {"Orphaned", "Detached"} or (left.state == "Failed" and "Fail" in answers), "not named"
+            assert left.handle is not None or answers or self.let_go_by_hand, "an intent was forgotten"
+        over = {(job.key, job.generation) for job in state.jobs if not job.is_open} if state else set()
+        for which, job in shown.items():
+            assert job.state not in OPEN or (status.outcome is None and which in over), "an open job was left behind"
+
+    def _answers(self, held: str, job: JobId | None = None) -> list[str]:
+        about = job or (None, None)
+        given = self.taskrun.spec.resolutions
+        return [one.action for one in given if one.held == held and (one.key, one.generation) == about]
+
+    def _is_unwanted(self) -> bool:
+        spec, about = self.taskrun.spec, self.taskrun.metadata
+        return (
+            spec.cancel or about.deletion_timestamp is not None or any(one.action == "Fail" for one in spec.resolutions)
+        )
 
     # -- what happens ---------------------------------------------------------------------------------------------------
 
@@ -225,8 +319,31 @@ class World:
             self.state = None
         elif what < 0.06:
             self._edit_budgets()
+        elif what < 0.07:
+            self._edit_spec(cancel=True)
+        elif what < 0.08:
+            self._delete()
+        elif what < 0.14:
+            self.answer()
+        elif what < 0.145 and self.taskrun.metadata.finalizers:
+            self.let_go_by_hand = True
+            self.take_finalizer_off()
         elif pods:
             self.happen_to(self.choices.choice(pods))
+
+    def happen_meanwhile(self) -> None:
+        """Between what the operator read and what it writes: intents that were found allowed are stored, or refused."""
+        for pod in list(self.pods.values()):
+            if not self.is_calm and pod.runs and pod.intending is not None and self.choices.random() < 0.5:
+                self.act_on_jobs(pod)
+
+    def check_zombies(self) -> None:
+        """After the end: whoever still runs somewhere, or whose call is still under way, gets nothing stored any more."""
+        for pod in list(self.pods.values()):
+            for _ in range(3):
+                if pod.runs:
+                    self.open_state(pod)
+                    self.act_on_jobs(pod)
 
     def happen_to(self, pod: SimulatedPod) -> None:
         if pod.node_lost:
@@ -262,6 +379,9 @@ class World:
 
     def _happen_to_running(self, pod: SimulatedPod) -> None:
         name, uid = pod.apod.metadata["name"], pod.apod.metadata["uid"]
+        if self.choices.random() < 0.6:
+            self.act_on_jobs(pod)
+            return
         match self.choices.randrange(13):
             case 0:
                 self.delete_pod(name, uid)
@@ -285,6 +405,9 @@ class World:
 
     def _happen_unseen(self, pod: SimulatedPod) -> None:
         """Its node is unreachable: what runs there goes on, and its deletion only hangs."""
+        if pod.runs and self.choices.random() < 0.5:
+            self.act_on_jobs(pod)
+            return
         match self.choices.randrange(5):
             case 0:
                 self.complete(pod)
@@ -307,34 +430,218 @@ class World:
     def open_state(self, pod: SimulatedPod) -> None:
         """As the state API does it, for which an older attempt is fenced."""
         named = self.taskrun.status.state
-        if self.taskrun.status.outcome is not None or (self.state is None and named is not None):
+        if self.is_over or self.taskrun.metadata.deletion_timestamp is not None:
+            return
+        if self.existing_state is None and named is not None:
             return
         epoch = self.state.epoch if self.state else None
         if epoch is not None and epoch.attempt >= pod.number:
             return
+        if self.state is not None and self.state.seal is not None:
+            return
         mine = Epoch(attempt=pod.number, pod_uid=pod.apod.metadata["uid"])
-        state = self.state or StateView(uid=STATE_UID, resource_version="1")
+        if self.state is None:
+            self.losses += 1
+            self.submitters = {}
+        uid = f"{STATE_UID}-{self.losses}"
+        state = self.state or StateView(uid=uid, resource_version="1")
         self.state = msgspec.structs.replace(state, epoch=mine)
         if named is None:
             name = state_name(NAME, self.taskrun.metadata.uid)
-            status = msgspec.structs.replace(self.taskrun.status, state=StateReference(config_map=name, uid=STATE_UID))
+            status = msgspec.structs.replace(self.taskrun.status, state=StateReference(config_map=name, uid=uid))
             self.taskrun = self._versioned(msgspec.structs.replace(self.taskrun, status=status))
 
     def complete(self, pod: SimulatedPod) -> None:
-        epoch = self.state.epoch if self.state else None
-        if self.state is None or epoch is None or not pod.runs or self.taskrun.status.outcome is not None:
+        state = self.existing_state
+        if state is None or not self._is_current(pod) or self.is_over:
             return
-        if epoch.pod_uid == pod.apod.metadata["uid"]:
-            self.completed = True
-            done = Completion(attempt=pod.number, pod_uid=epoch.pod_uid, time=at(self.seconds), result="1")
-            self.state = msgspec.structs.replace(self.state, completion=done)
+        if any(job.is_open and not (job.detached and job.handle) for job in state.jobs):
+            return
+        self.completed = True
+        done = Completion(
+            attempt=pod.number, pod_uid=pod.apod.metadata["uid"], time=at(self.seconds), result=str(pod.number)
+        )
+        jobs = (msgspec.structs.replace(job, state=JobState.DETACHED) if job.is_open else job for job in state.jobs)
+        self.state = msgspec.structs.replace(state, completion=done, jobs=tuple(jobs))
 
-    def exit(self, pod: SimulatedPod, code: int, reason: str | None = None) -> None:
+    # -- its external jobs, as state API and SDK go about them ----------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        """The TaskRun is finished or gone."""
+        return self.is_gone or self.taskrun.status.outcome is not None
+
+    def act_on_jobs(self, pod: SimulatedPod) -> None:
+        """The next step of a task that submits once."""
+        if pod.submitted is not None:
+            self._record_handle(pod, pod.submitted)
+            pod.submitted = None
+        elif pod.submitting is not None:
+            pod.submitted, pod.submitting = pod.submitting, None
+        elif pod.intending is not None:
+            key, pod.intending = pod.intending, None
+            self._store_intent(pod, key)
+        elif self.choices.random() < 0.6:
+            self._allow_intent(pod, self.choices.choice("ab"))
+        else:
+            self._watch_job(pod)
+
+    def _is_current(self, pod: SimulatedPod) -> bool:
+        state = self.existing_state
+        if state is None or state.epoch is None or not pod.runs:
+            return False
+        return state.epoch.pod_uid == pod.apod.metadata["uid"]
+
+    def _allow_intent(self, pod: SimulatedPod, key: str) -> None:
+        """The TaskRun is looked at, and carries our finalizer from now on."""
+        about = self.taskrun.metadata
+        if (
+            not self._is_current(pod)
+            or self.is_over
+            or about.deletion_timestamp is not None
+            or self.taskrun.spec.cancel
+        ):
+            return
+        if FINALIZER_EXTERNAL_JOBS not in about.finalizers:
+            self._update_metadata(finalizers=(FINALIZER_EXTERNAL_JOBS,))
+        pod.intending = key
+
+    def _store_intent(self, pod: SimulatedPod, key: str) -> None:
+        """The compare-and-set: what was found allowed may have come too late."""
+        state = self.existing_state
+        if state is None or not self._is_current(pod) or state.seal is not None:
+            return
+        if state.completion is not None and state.completion.attempt == pod.number:
+            return
+        if self.let_go_by_hand:
+            return
+        assert not self.is_over, "an intent was stored that nobody will ever look at"
+        newest = next((job for job in reversed(state.jobs) if job.key == key), None)
+        if newest is None or newest.state in {JobState.FAILED, JobState.CANCELLED}:
+            job = JobSummary(
+                key=key,
+                generation=newest.generation + 1 if newest else 1,
+                state=JobState.INTENDED,
+                submitted_by_attempt=pod.number,
+                detached=self.choices.random() < 0.2,
+            )
+            self.state = msgspec.structs.replace(state, jobs=(*state.jobs, job))
+            self._let_submit(pod, job)
+        elif newest.held:
+            self._heed_answer(pod, newest)
+        elif newest.handle is None and self.choices.random() < 0.5:
+            self._ask(pod, newest)
+        elif newest.handle is None:
+            self._let_submit(pod, newest)
+        else:
+            counts = msgspec.structs.replace(state.counts, reattachments=state.counts.reattachments + 1)
+            self.state = msgspec.structs.replace(state, counts=counts)
+
+    def _heed_answer(self, pod: SimulatedPod, job: JobSummary) -> None:
+        given = [
+            one
+            for one in self.taskrun.spec.resolutions
+            if (one.held, one.key, one.generation) == ("SubmissionUnknown", job.key, job.generation)
+        ]
+        if len(given) < job.holds:
+            self.exit(pod, 85, message=HELD)
+            return
+        match given[job.holds - 1].action:
+            case "Adopt":
+                self._change_job(job, held=False, state=JobState.ACTIVE, handle=given[job.holds - 1].handle)
+            case "Fail":
+                self._change_job(job, held=False, state=JobState.FAILED)
+            case _ if job.handle is not None:
+                self._change_job(job, held=False, state=JobState.FAILED)
+            case _:
+                self._change_job(job, held=False)
+                self._let_submit(pod, job)
+
+    def _ask(self, pod: SimulatedPod, job: JobSummary) -> None:
+        if not job.held:
+            answers = self._answers("SubmissionUnknown", (job.key, job.generation))
+            self._change_job(job, held=True, holds=len(answers) + 1)
+        self.exit(pod, self.choices.choice([85, 85, 1]), message=self.choices.choice([HELD, HELD, ""]))
+
+    def _let_submit(self, pod: SimulatedPod, job: JobSummary) -> None:
+        pod.submitting = (job.key, job.generation)
+        self.submitters.setdefault(pod.submitting, set()).add(pod.apod.metadata["uid"])
+
+    def _record_handle(self, pod: SimulatedPod, which: JobId) -> None:
+        """Evidence, which is taken from whoever stored the intent, fenced or sealed or not."""
+        job = self._job(which)
+        if job is None or job.handle is not None or not job.is_open:
+            return
+        if pod.apod.metadata["uid"] not in self.submitters.get(which, set()):
+            return
+        since = at(self.seconds) if self.choices.random() < 0.9 else None
+        self._change_job(
+            job, handle=f"job-{next(self.versions)}", state=JobState.ACTIVE, submitted_time=since, held=False
+        )
+        assert self.state is not None
+        counts = msgspec.structs.replace(self.state.counts, submissions=self.state.counts.submissions + 1)
+        self.state = msgspec.structs.replace(self.state, counts=counts)
+
+    def _watch_job(self, pod: SimulatedPod) -> None:
+        state = self.existing_state
+        if state is None or not self._is_current(pod) or state.completion is not None:
+            return
+        watched = [job for job in state.jobs if job.is_open and job.handle is not None and not job.held]
+        if not watched:
+            return
+        job = self.choices.choice(watched)
+        new = self.choices.choice([JobState.SUCCEEDED, JobState.FAILED, JobState.UNKNOWN, JobState.NOT_FOUND])
+        self._change_job(job, state=new)
+        if new is JobState.NOT_FOUND and (changed := self._job((job.key, job.generation))) is not None:
+            self._ask(pod, changed)
+
+    def _job(self, which: JobId) -> JobSummary | None:
+        state = self.existing_state
+        return next((job for job in state.jobs if (job.key, job.generation) == which), None) if state else None
+
+    def _change_job(self, job: JobSummary, **fields: Any) -> None:
+        assert self.state is not None
+        which, changed = (job.key, job.generation), msgspec.structs.replace(job, **fields)
+        jobs = tuple(changed if (one.key, one.generation) == which else one for one in self.state.jobs)
+        self.state = msgspec.structs.replace(self.state, jobs=jobs)
+
+    # -- what people do -------------------------------------------------------------------------------------------------
+
+    def answer(self) -> None:
+        """One answer to what the TaskRun is held for; if it is held for nothing, one in advance."""
+        held = next(
+            (one for one in self.taskrun.status.conditions if one.type == "Held" and one.status == "True"), None
+        )
+        open_jobs = [job for job in self.state.jobs if job.is_open] if self.state else []
+        match held.reason if held else "":
+            case Reason.STATE_LOST:
+                self._append(Resolution(held="StateLost", action=self.choices.choice(["StartEmpty", "Fail"])))
+            case Reason.BUDGET_EXHAUSTED:
+                self._append(Resolution(held="BudgetExhausted", action=self.choices.choice(["Continue", "Fail"])))
+            case _ if open_jobs:
+                asked = [job for job in open_jobs if job.held or job.handle is None] or open_jobs
+                job = self.choices.choice(asked)
+                action = self.choices.choice(["Adopt", "Resubmit", "Fail"])
+                handle = f"named-{next(self.versions)}" if action == "Adopt" else None
+                about = {"key": job.key, "generation": job.generation, "handle": handle}
+                self._append(Resolution(held="SubmissionUnknown", action=action, **about))
+
+    def _append(self, resolution: Resolution) -> None:
+        given = msgspec.to_builtins((*self.taskrun.spec.resolutions, resolution))
+        self._edit_spec(resolutions=given)
+
+    def _delete(self) -> None:
+        if self.taskrun.metadata.deletion_timestamp is not None:
+            return
+        self._update_metadata(deletion_timestamp=at(self.seconds))
+        self.is_gone = FINALIZER_EXTERNAL_JOBS not in self.taskrun.metadata.finalizers
+
+    def exit(self, pod: SimulatedPod, code: int, reason: str | None = None, message: str = "") -> None:
         """Its process ended by itself; the pod's phase may follow later."""
         pod.runs = False
         if code == 0:
             self.exited_well.add(pod.number)
-        apod = pod.apod.exited(code, self.seconds, reason=reason)
+        apod = pod.apod.exited(code, self.seconds, reason=reason, message=message)
         self.change(pod, apod.not_over() if self.choices.random() < 0.3 else apod)
 
     def stop(self, pod: SimulatedPod) -> None:
@@ -367,9 +674,12 @@ class World:
     def _edit_budgets(self) -> None:
         self.budgets_edited = True
         budgets = {name: self.choices.randrange(4) for name in ("application", "disruption", "neverStarted")}
-        self.spec = {**self.spec, "retry": {**self.spec["retry"], "budgets": budgets}}
-        edited = a_taskrun(**self.spec).with_metadata(generation=self.taskrun.metadata.generation + 1).build()
-        self.taskrun = self._versioned(msgspec.structs.replace(edited, status=self.taskrun.status))
+        self._edit_spec(retry={**self.spec["retry"], "budgets": budgets})
+
+    def _edit_spec(self, **fields: Any) -> None:
+        self.spec = {**self.spec, **fields}
+        self.taskrun = msgspec.structs.replace(self.taskrun, spec=a_taskrun(**self.spec).build().spec)
+        self._update_metadata(generation=self.taskrun.metadata.generation + 1)
 
     def calm(self) -> bool:
         """From now on everything goes its way: nodes report, pods start and end. Tells whether anything happened."""
@@ -442,6 +752,18 @@ class Operator:
             seen = replace(seen, state=self.world.state or StateAbsent())
             plan = decide(seen, SETTINGS, now)
             assert ReadState() not in plan.actions, "the state is read once"
+        if any(isinstance(action, plans.Seal) for action in plan.actions):
+            (seal,) = plan.actions
+            assert isinstance(seal, plans.Seal)
+            assert plan == Plan(actions=(seal,)), "it is sealed, then looked at anew"
+            self._die(dies)
+            self.world.seal(seal)
+            self._die(dies)
+            self.world.happen_meanwhile()
+            seen = replace(seen, state=self.world.state or StateAbsent())
+            plan = decide(seen, SETTINGS, now)
+            assert not any(isinstance(action, plans.Seal | ReadState) for action in plan.actions), "it is sealed once"
+        self.world.happen_meanwhile()
         assert plan == decide(seen, SETTINGS, now), "the same is decided for the same"
         self.wakes_at = None if plan.look_again_at is None else (plan.look_again_at - at(0)).total_seconds()
         if plan.status is not None:
@@ -482,6 +804,10 @@ class Operator:
                     self._learn(world.pods[name])
                 else:
                     self.pods.pop(uid, None)
+            case ReleaseTaskRun():
+                assert self.taskrun is not None
+                world.release_taskrun(self.taskrun.metadata.resource_version)
+                self.taskrun = world.taskrun
             case ReleaseState():
                 assert world.taskrun.status.outcome is not None, "the state was let go of while the run goes on"
             case Announce():
@@ -518,15 +844,19 @@ def live(choices: random.Random, spec: dict[str, Any], *, chaos: int) -> World:
             operator.look(dies=0.1, refuses=0.1)
         except OperatorDiedError:
             operator.restart()
-        if world.taskrun.status.outcome is not None:
+        if world.is_over:
             break
     operator.restart()
+    world.is_calm = True
     for _ in range(500):
         settle(operator)
         status = world.taskrun.status
-        if status.outcome is not None or is_held(status):
+        if world.is_over:
+            world.check_zombies()
             return world
-        if not world.calm():
+        if is_held(status):
+            world.answer()
+        if not world.calm() and not is_held(status):
             # Nothing will happen by itself: the operator must know when to look again.
             assert operator.wakes_at is not None, f"stuck: {status}"
             world.seconds = max(world.seconds, operator.wakes_at)
@@ -541,6 +871,6 @@ def settle(operator: Operator) -> None:
         operator.hear(everything=True)
         if plan.status is None and not plan.actions:
             return
-        if operator.world.taskrun.status.outcome is not None:
+        if operator.world.is_over:
             return
     raise AssertionError("it does not settle")

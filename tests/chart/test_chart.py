@@ -301,11 +301,11 @@ def each(where: str, group: str, resource: str, verbs: str, names: str = "") -> 
 
 SECRETS = " reattach-ca reattach-server-tls"
 OPERATOR = (
-    each("served", "reattach.dev", "taskruns", "get list watch")
+    each("served", "reattach.dev", "taskruns", "get list patch watch")
     | each("served", "reattach.dev", "taskruns/status", "patch")
     | each("served", "reattach.dev", "taskruns/finalizers", "update")
     | each("served", "", "pods", "create delete get list patch watch")
-    | each("served", "", "configmaps", "get list patch watch")
+    | each("served", "", "configmaps", "get list patch update watch")
     | each("served", "events.k8s.io", "events", "create")
     | each("own", "coordination.k8s.io", "leases", "create")
     | each("own", "coordination.k8s.io", "leases", "get patch update", " reattach-operator")

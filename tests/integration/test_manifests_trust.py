@@ -441,11 +441,61 @@ class TestTaskRunsThatTheStateApiWrites:
         )
 
     def test_others_are_not_held_to_it(self, cluster: RunningControlPlane, path: str) -> None:
-        for user in ("admin", OPERATOR):
-            cluster.call(
-                "PATCH", path, {"metadata": {"labels": {"by": user.rpartition(":")[2]}}}, user=user, groups=ADMIN
-            )
+        cluster.call("PATCH", path, {"metadata": {"labels": {"by": "admin"}}}, user="admin", groups=ADMIN)
         cluster.call("PATCH", path, {"metadata": {"finalizers": None}})
+
+
+class TestTaskRunsThatTheOperatorWrites:
+    """Its service account may patch TaskRuns, and take its finalizer off; whatever RBAC gives it."""
+
+    OURS = "reattach.dev/external-jobs"
+
+    @pytest.fixture
+    def path(self, cluster: RunningControlPlane) -> str:
+        name = f"let-go-{secrets.token_hex(4)}"
+        made = a_taskrun(name)
+        made["metadata"] |= {"finalizers": ["example.com/theirs", self.OURS], "labels": {"team": "data"}}
+        cluster.call("POST", TASKRUNS, made)
+        return f"{TASKRUNS}/{name}"
+
+    def test_its_finalizer_is_taken_off(self, cluster: RunningControlPlane, path: str) -> None:
+        theirs = {"metadata": {"finalizers": ["example.com/theirs"]}}
+        assert cluster.call("PATCH", path, theirs, user=OPERATOR, groups=ADMIN)["metadata"]["finalizers"] == [
+            "example.com/theirs"
+        ]
+        both = {"metadata": {"finalizers": ["example.com/theirs", self.OURS]}}
+        assert "and add none" in refused(cluster, "PATCH", path, both, user=OPERATOR, groups=ADMIN)
+
+    @pytest.mark.parametrize(
+        "patch",
+        [
+            {"metadata": {"finalizers": ["reattach.dev/external-jobs"]}},
+            {"metadata": {"finalizers": None}},
+            {"metadata": {"labels": {"team": None}}},
+            {"metadata": {"annotations": {"a": "b"}}},
+            {"metadata": {"ownerReferences": [{**owner(), "kind": "Job", "controller": False}]}},
+            {"spec": {"suspend": False}},
+            {"spec": {"cancel": True}},
+            {"spec": {"resolutions": [{"held": "StateLost", "action": "StartEmpty"}]}},
+        ],
+    )
+    def test_nothing_else_of_it_is_changed(self, cluster: RunningControlPlane, path: str, patch: Object) -> None:
+        before = cluster.call("GET", path)
+        assert "Reattach's operator may" in refused(cluster, "PATCH", path, patch, user=OPERATOR, groups=ADMIN)
+        assert cluster.call("GET", path) == before
+
+    def test_its_status_is_the_operators_to_write(self, cluster: RunningControlPlane, path: str) -> None:
+        status = {"status": {"counts": {"attempts": 1}, "state": {"configMap": "a", "uid": "b"}}}
+        cluster.call("PATCH", f"{path}/status", status, user=OPERATOR, groups=ADMIN)
+        gone = {"status": {"outcome": "Failed", "state": None}}
+        assert (
+            cluster.call("PATCH", f"{path}/status", gone, user=OPERATOR, groups=ADMIN)["status"]["outcome"] == "Failed"
+        )
+
+    def test_it_neither_makes_nor_deletes_one(self, cluster: RunningControlPlane, path: str) -> None:
+        assert "may neither make nor delete" in refused(cluster, "DELETE", path, user=OPERATOR, groups=ADMIN)
+        made = a_taskrun("by-the-operator")
+        assert "may neither make nor delete" in refused(cluster, "POST", TASKRUNS, made, user=OPERATOR, groups=ADMIN)
 
 
 def test_with_watch_namespaces_the_policies_hold_there_alone(cluster: RunningControlPlane) -> None:
@@ -488,7 +538,7 @@ def test_the_policies_are_well_typed(cluster: RunningControlPlane) -> None:
         return found if all("typeChecking" in policy.get("status", {}) for policy in found) else []
 
     policies = wait_until(checked, seconds=30, what="the policies are type-checked")
-    assert len(policies) == 6
+    assert len(policies) == 7
     for policy in policies:
         assert not policy["status"]["typeChecking"].get("expressionWarnings"), policy["metadata"]["name"]
 

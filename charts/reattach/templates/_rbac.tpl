@@ -77,7 +77,7 @@ annotations:
 {{- define "reattach.operatorRules" -}}
 - apiGroups: [reattach.dev]
   resources: [taskruns]
-  verbs: [get, list, watch]
+  verbs: [get, list, patch, watch]  # patch: to take its finalizer off; an admission policy allows no more
 - apiGroups: [reattach.dev]
   resources: [taskruns/status]
   verbs: [patch]
@@ -89,7 +89,7 @@ annotations:
   verbs: [create, delete, get, list, patch, watch]
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [get, list, patch, watch]
+  verbs: [get, list, patch, update, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]

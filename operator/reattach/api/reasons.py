@@ -50,6 +50,18 @@ class ConditionType(StrEnum):
     ORPHANED = "Orphaned"
 
 
+class News(StrEnum):
+    """The reason of an Event that tells what happened, where no condition does. Those of conditions announce themselves under `Reason`."""
+
+    ATTEMPT_FAILED = "AttemptFailed"
+    SUBMITTED = "Submitted"
+    RESUBMITTED = "Resubmitted"
+    ADOPTED = "Adopted"
+    """The handle of an external job came to be known without a new job: found, reported, answered as existing, or named by a person."""
+    REATTACHED = "Reattached"
+    ORPHANED = "Orphaned"
+
+
 class Reason(StrEnum):
     """The reason of a condition, the state that people read under STATUS. `SENTENCES` has the sentence of each."""
 
@@ -78,6 +90,15 @@ class Reason(StrEnum):
     NOT_HELD = "NotHeld"
     RESTORED = "Restored"
 
+
+HOLDS = (
+    Reason.SUBMISSION_UNKNOWN,
+    Reason.STATE_LOST,
+    Reason.BUDGET_EXHAUSTED,
+    Reason.STATE_UNREADABLE,
+    Reason.RESTORED,
+)
+"""The reasons of the condition Held while it is True."""
 
 SENTENCES: dict[Reason, str] = {
     Reason.PENDING: "The pod of the current attempt has not started yet.",

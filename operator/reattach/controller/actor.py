@@ -11,10 +11,12 @@ import msgspec
 from reattach.api.names import (
     ANNOTATION_TEMPLATE_HASH,
     FINALIZER_ATTEMPT,
+    FINALIZER_EXTERNAL_JOBS,
     FINALIZER_STATE,
     KIND,
     LABEL_ATTEMPT,
     LABEL_TASKRUN,
+    OPERATOR_NAME,
 )
 from reattach.api.objects import ObjectMeta, PartialObject, Pod
 from reattach.api.taskrun import TaskRun
@@ -35,7 +37,8 @@ from reattach.cluster import (
 from reattach.controller.cache import Cache
 from reattach.controller.workqueue import Key
 from reattach.controller.writer import Writer
-from reattach.planner.plan import CreatePod, DeletePod, Refusal, RefusalKind
+from reattach.planner.plan import CreatePod, DeletePod, Refusal, RefusalKind, Seal
+from reattach.state import RefusedError, Run, Store
 
 _ASK_AGAIN_SECONDS = 2.0
 _ASK_AGAIN_SECONDS_MAX = 60.0
@@ -69,6 +72,8 @@ class Actor:
         self._pods = pods
         self._states = states
         self._clock = clock
+        # The calls that a Store makes, under the rules of all our writes.
+        self._store = Store(writer, field_manager=OPERATOR_NAME)  # type: ignore[arg-type]
         self._refused: dict[Key, _Refused] = {}
 
     def refusal(self, key: Key, taskrun: TaskRun) -> Refusal | None:
@@ -170,7 +175,32 @@ class Actor:
         refusal = Refusal(kind, action.attempt, error.message, self._clock() + timedelta(seconds=wait))
         self._refused[key] = _Refused(taskrun.metadata.uid, refusal, times)
 
+    # -- the TaskRun itself ---------------------------------------------------------------------------------------------
+
+    async def release_taskrun(self, taskrun: TaskRun) -> TaskRun | None:
+        """Take our finalizer off, and give what is left; None if it is gone.
+
+        Raises `ConflictError` if the TaskRun has changed since it was seen: there may be a new external job.
+        """
+        about = taskrun.metadata
+        others = [name for name in about.finalizers if name != FINALIZER_EXTERNAL_JOBS]
+        body = {"metadata": {"uid": about.uid, "resourceVersion": about.resource_version, "finalizers": others}}
+        try:
+            left = await self._writer.merge_patch(paths.taskruns(about.namespace, about.name), body)
+        except NotFoundError:
+            return None
+        return msgspec.json.decode(left, type=TaskRun)
+
     # -- states -------------------------------------------------------------------------------------------------------
+
+    async def seal(self, taskrun: TaskRun, action: Seal) -> None:
+        """Seal the state. A refusal tells that it is lost, unreadable or gone: what is read next says so."""
+        about = taskrun.metadata
+        run = Run(about.namespace, about.name, about.uid)
+        try:
+            await self._store.seal(run, action.through_attempt, action.purpose)
+        except RefusedError as error:
+            _log.warning("The state of TaskRun %s/%s could not be sealed: %s", about.namespace, about.name, error)
 
     async def release_state(self, owner: ObjectMeta, name: str) -> None:
         """Take our finalizer off the state of that name, if it is this TaskRun's."""

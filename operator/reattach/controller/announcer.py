@@ -10,6 +10,7 @@ from typing import Any
 
 from reattach.api.names import API_VERSION, KIND, OPERATOR_NAME
 from reattach.api.objects import ObjectMeta
+from reattach.api.reasons import News
 from reattach.cluster import AlreadyExistsError, ClusterError, paths
 from reattach.controller.metrics import Metrics
 from reattach.controller.writer import NotLeadingError, Writer
@@ -41,7 +42,10 @@ class Announcer:
         self._sent: dict[str, tuple[float, set[str]]] = {}
 
     def announce(self, about: ObjectMeta, said: Announce) -> None:
-        """Send it some time soon, unless it was sent already or too many were."""
+        """Send it some time soon, unless it was sent already or too many were. An orphan is also counted, and said in the log."""
+        if said.reason == News.ORPHANED:
+            self._metrics.orphaned_jobs.inc()
+            _log.warning("TaskRun %s/%s: %s", about.namespace, about.name, said.note)
         body = event_of(about, said, self._instance, datetime.now(UTC))
         if not self._admits(about.uid, body["metadata"]["name"]):
             return

@@ -40,6 +40,11 @@ class Metrics:
         self.unreadable = Counter(
             "reattach_unreadable_taskruns_total", "TaskRuns passed over as unreadable.", registry=self._registry
         )
+        self.orphaned_jobs = Counter(
+            "reattach_orphaned_jobs_total",
+            "External jobs left running by the end of their TaskRun.",
+            registry=self._registry,
+        )
         self.leader = Gauge("reattach_leader", "1 while this replica leads.", registry=self._registry)
 
     def gauge(self, name: str, documentation: str, value: Callable[[], float], **labels: str) -> None:
@@ -47,11 +52,11 @@ class Metrics:
         gauge = Gauge(name, documentation, tuple(labels), registry=self._registry)
         (gauge.labels(**labels) if labels else gauge).set_function(value)
 
-    def ages(self, name: str, documentation: str, values: Mapping[str, Callable[[], float]]) -> None:
-        """One gauge with a label `watch`, asked for when the metrics are read."""
-        gauge = Gauge(name, documentation, ("watch",), registry=self._registry)
-        for watch, value in values.items():
-            gauge.labels(watch=watch).set_function(value)
+    def gauges(self, name: str, documentation: str, label: str, values: Mapping[str, Callable[[], float]]) -> None:
+        """One gauge with a label, asked for when the metrics are read."""
+        gauge = Gauge(name, documentation, (label,), registry=self._registry)
+        for value, function in values.items():
+            gauge.labels(**{label: value}).set_function(function)
 
     def text(self) -> bytes:
         """The exposition format."""

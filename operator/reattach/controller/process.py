@@ -6,10 +6,12 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from reattach.api.names import LABEL_TASKRUN
 from reattach.api.objects import PartialObject, Pod
+from reattach.api.reasons import HOLDS
 from reattach.cluster import Cluster, ClusterError, paths
 from reattach.controller.announcer import Announcer
 from reattach.controller.cache import Cache
@@ -177,7 +179,10 @@ class Operator:
         gauge("reattach_taskruns", "Unfinished TaskRuns.", lambda: len(self._taskruns))
         gauge("reattach_pods", "Pods of TaskRuns.", lambda: len(self._pods))
         ages = {reflector.path: reflector.age for reflector in self._reflectors}
-        self._metrics.ages("reattach_watch_age_seconds", "Since the API server last told anything on a watch.", ages)
+        since = "Since the API server last told anything on a watch."
+        self._metrics.gauges("reattach_watch_age_seconds", since, "watch", ages)
+        held = {reason.value: partial(self._taskruns.held, reason) for reason in HOLDS}
+        self._metrics.gauges("reattach_held_taskruns", "TaskRuns that wait for a person.", "reason", held)
 
 
 async def run(options: RunOptions, decide: Decide) -> int:

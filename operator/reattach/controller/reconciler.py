@@ -30,6 +30,8 @@ from reattach.planner.plan import (
     ReadState,
     ReleasePod,
     ReleaseState,
+    ReleaseTaskRun,
+    Seal,
     Settings,
     StateAbsent,
     StateUnreadable,
@@ -38,6 +40,8 @@ from reattach.state import UnreadableError, summary_of, view_of
 
 Decide: TypeAlias = Callable[[Observed, Settings, datetime], Plan]
 
+_READS_MAX = 3
+"""How often the state may be read in one look: for the end of an attempt, and once more after it was sealed."""
 _TRY_LEFTOVERS_AGAIN = timedelta(seconds=60)
 
 _log = logging.getLogger(__name__)
@@ -111,13 +115,7 @@ class Reconciler:
             summary=summary,
             refusal=self._actor.refusal(key, taskrun),
         )
-        plan = self._decide(observed, self._settings(), self._clock())
-        if ReadState() in plan.actions:
-            state = await self._read_state(taskrun)
-            if isinstance(state, StateView):
-                await self._find_hidden(taskrun, state.epoch)
-            observed = replace(observed, state=state, pods=self._pods_of(key, taskrun))
-            plan = self._decide(observed, self._settings(), self._clock())
+        plan = await self._decide_with_state(key, observed)
         if plan.status is not None:
             try:
                 taskrun = await self._record(taskrun, plan.status)
@@ -127,6 +125,25 @@ class Reconciler:
                 return None
         await self._act_on_all(key, taskrun, plan.actions)
         return plan.look_again_at
+
+    async def _decide_with_state(self, key: Key, observed: Observed) -> Plan:
+        """What is to be done, after the state was read, or sealed and read, if that is needed to tell."""
+        taskrun = observed.taskrun
+        plan = self._decide(observed, self._settings(), self._clock())
+        for _ in range(_READS_MAX):
+            match plan.actions:
+                case (ReadState(),):
+                    pass
+                case (Seal() as seal,):
+                    await self._actor.seal(taskrun, seal)
+                case _:
+                    return plan
+            state = await self._read_state(taskrun)
+            if isinstance(state, StateView):
+                await self._find_hidden(taskrun, state.epoch)
+            observed = replace(observed, state=state, pods=self._pods_of(key, taskrun))
+            plan = self._decide(observed, self._settings(), self._clock())
+        return plan
 
     async def _act_on_all(self, key: Key, taskrun: TaskRun, actions: Sequence[Action]) -> None:
         """Carry out all of them, also when one is refused: an old pod that can't be let go of must not keep the next from starting."""
@@ -153,15 +170,29 @@ class Reconciler:
                 await self._actor.release_pod(pod)
             case ReleaseState(name=name):
                 await self._actor.release_state(taskrun.metadata, name)
+            case ReleaseTaskRun():
+                await self._release_taskrun(key, taskrun)
             case Announce():
                 self._announcer.announce(taskrun.metadata, action)
             case _:
                 raise TypeError(f"the planner asked for {action!r}, which it may not do here")
 
+    async def _release_taskrun(self, key: Key, taskrun: TaskRun) -> None:
+        try:
+            left = await self._actor.release_taskrun(taskrun)
+        except ConflictError:
+            left = await self._taskruns.look(key)
+        if left is None:
+            self._taskruns.doubt(key, taskrun.metadata.uid)
+        else:
+            self._taskruns.learn(left)
+        self._queue.mark(key)
+
     async def _record(self, taskrun: TaskRun, status: Status) -> TaskRun:
-        """Write what differs. `status.state` is the state API's to write."""
+        """Write what differs. `status.state` is the state API's to write; only that there is none any more may be our decision."""
         patch = merge_patch_of(msgspec.to_builtins(taskrun.status), msgspec.to_builtins(status))
-        patch.pop("state", None)
+        if patch.get("state") is not None:
+            del patch["state"]
         if not patch:
             return taskrun
         about = taskrun.metadata

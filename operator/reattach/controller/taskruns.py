@@ -8,12 +8,14 @@ import msgspec
 
 from reattach.api.names import OPERATOR_NAME
 from reattach.api.objects import PartialObject
+from reattach.api.reasons import Reason
 from reattach.api.taskrun import TaskRun
 from reattach.cluster import Cluster, NotFoundError, paths
 from reattach.controller.cache import Cache
 from reattach.controller.metrics import Metrics
 from reattach.controller.reflector import list_all
 from reattach.controller.workqueue import Key
+from reattach.planner.status import is_held
 
 UNFINISHED = "status.outcome="
 """The field selector: an absent field compares as empty."""
@@ -42,6 +44,10 @@ class TaskRuns:
 
     def __len__(self) -> int:
         return len(self._cache)
+
+    def held(self, reason: Reason) -> int:
+        """How many wait for a person, for this reason."""
+        return sum(is_held(taskrun.status, reason) for taskrun in self._cache.all())
 
     def known(self, key: Key) -> TaskRun | None:
         """The TaskRun as last seen; None if there is none or it is doubtful which one it is."""

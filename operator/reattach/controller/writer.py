@@ -80,15 +80,24 @@ class Writer:
         self._may_write = may_write
         self._metrics = metrics
 
+    async def get(self, path: str) -> bytes:
+        """GET, which is free."""
+        return await self._cluster.get(path)
+
     async def create(self, path: str, body: Mapping[str, Any], **query: str) -> bytes:
         """POST."""
         async with self._write("create", path):
             return await self._cluster.create(path, body, **query)
 
-    async def merge_patch(self, path: str, body: Mapping[str, Any]) -> bytes:
+    async def replace(self, path: str, body: Mapping[str, Any], **query: str) -> bytes:
+        """PUT."""
+        async with self._write("update", path):
+            return await self._cluster.replace(path, body, **query)
+
+    async def merge_patch(self, path: str, body: Mapping[str, Any], **query: str) -> bytes:
         """PATCH, RFC 7386."""
         async with self._write("patch", path):
-            return await self._cluster.merge_patch(path, body)
+            return await self._cluster.merge_patch(path, body, **query)
 
     async def delete(self, path: str, *, uid: str) -> bytes:
         """DELETE of this very object."""

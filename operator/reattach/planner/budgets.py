@@ -53,6 +53,11 @@ def amount(of: Charged | Budgets, budget: Budget) -> int:
     return int(getattr(of, _FIELDS[budget]))
 
 
-def exhausted(counts: Counts, budgets: Budgets) -> Budget | None:
-    """The budget that was charged with more than it allows."""
-    return next((one for one in Budget if amount(counts.charged, one) > amount(budgets, one)), None)
+def exhausted(counts: Counts, budgets: Budgets, grants: int = 0) -> Budget | None:
+    """The budget that was charged with more than it allows. Each of `grants` allows once more what `budgets` do, but for `application`."""
+    return next((one for one in Budget if amount(counts.charged, one) > _allowed(budgets, one, grants)), None)
+
+
+def _allowed(budgets: Budgets, budget: Budget, grants: int) -> int:
+    allowed = amount(budgets, budget)
+    return allowed if budget is Budget.APPLICATION else allowed + grants * (allowed + 1)

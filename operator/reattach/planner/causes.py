@@ -27,6 +27,7 @@ class Ended:
 
     `pod` None: the pod is gone although it carried our finalizer. `presumed`: its node did not report the end in time. `expected`: why we
     ended it ourselves before it started, as (reason, message). `shown_running`: status said before that its container runs.
+    `stopped`: why the run itself is being ended, as (reason, message).
     """
 
     number: int
@@ -39,6 +40,7 @@ class Ended:
     presumed: bool = False
     expected: tuple[str, str] | None = None
     shown_running: bool = False
+    stopped: tuple[str, str] | None = None
 
     @property
     def failed_init(self) -> tuple[str, Terminated] | None:
@@ -131,11 +133,26 @@ def _completed(ended: Ended) -> Verdict | None:
     return Verdict(Cause.SUCCEEDED, "Completed", "The task recorded its completion.")
 
 
+def _stopped(ended: Ended) -> Verdict | None:
+    if ended.stopped is None:
+        return None
+    if ended.pod is not None and ended.terminated is not None and evidence.ended_by_itself(ended.pod, ended.terminated):
+        return None
+    return Verdict(Cause.STOPPED, *ended.stopped)
+
+
 def _held(ended: Ended) -> Verdict | None:
     # Without its state nobody knows what the task has done: neither its word nor its exit code may end the run or start the next pod.
     if not ended.state_lost or (ended.completion == "ExitCode" and ended.exit_code == 0):
         return None
     return Verdict(Cause.HELD, "StateLost", _told(ended) or "The TaskRun's state is lost.")
+
+
+def _held_by_a_job(ended: Ended) -> Verdict | None:
+    jobs = ended.state.jobs if ended.state is not None else ()
+    if ended.said is None or ended.said.kind != "Held" or not any(job.held for job in jobs):
+        return None
+    return Verdict(Cause.HELD, "SubmissionUnknown", _told(ended))
 
 
 def _fenced(ended: Ended) -> Verdict | None:
@@ -231,7 +248,9 @@ def _failed(ended: Ended) -> Verdict:
 
 _LADDER: tuple[Callable[[Ended], Verdict | None], ...] = (
     _completed,
+    _stopped,
     _held,
+    _held_by_a_job,
     _fenced,
     _never_started,
     _disrupted,

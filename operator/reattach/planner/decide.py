@@ -6,18 +6,20 @@ ends of attempts are put into the status that is going to be written, and what i
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import msgspec
 
-from reattach.api.names import ANNOTATION_TEMPLATE_HASH, OPERATOR_NAME, state_name
+from reattach.api.names import ANNOTATION_TEMPLATE_HASH, FINALIZER_EXTERNAL_JOBS, OPERATOR_NAME
 from reattach.api.objects import Pod
-from reattach.api.reasons import SENTENCES, Outcome, Reason
+from reattach.api.reasons import SENTENCES, Cause, Outcome, Reason
 from reattach.api.state import StateView
 from reattach.api.taskrun import Attempt, Status
-from reattach.planner import endings, evidence, wording
+from reattach.planner import closing, conclusions, endings, evidence, holds, jobs, wording
 from reattach.planner import status as statuses
-from reattach.planner.look import Known, Look
+from reattach.planner.conclusions import Ending
+from reattach.planner.look import Known, Look, release_of_state
 from reattach.planner.plan import (
     Announce,
     CreatePod,
@@ -26,7 +28,6 @@ from reattach.planner.plan import (
     Plan,
     ReadState,
     RefusalKind,
-    ReleaseState,
     Settings,
     StateUnreadable,
 )
@@ -39,6 +40,7 @@ SHOW_RUNNING_AFTER = timedelta(seconds=2)
 SHOW_PENDING_AFTER = timedelta(seconds=10)
 """A pod that starts sooner is not shown as pending, unless there is something to tell."""
 READ_AGAIN_AFTER = timedelta(seconds=30)
+_STARTS_EMPTY = "The next attempt starts with an empty state, as a person decided."
 
 Step = Callable[[Look], Plan | None]
 
@@ -49,7 +51,7 @@ def decide(observed: Observed, settings: Settings, now: datetime) -> Plan:
     for step in _BEFORE_ENDS:
         if (plan := step(look)) is not None:
             return plan
-    look = endings.record(look)
+    look = endings.record(_with_jobs(look))
     for step in _AFTER_ENDS:
         if (plan := step(look)) is not None:
             return plan
@@ -66,37 +68,52 @@ def _leave_to_others(look: Look) -> Plan | None:
 def _let_go_of_finished(look: Look) -> Plan | None:
     if look.status.outcome is None:
         return None
-    return Plan(actions=(*look.releases_of_all(), *_release_of_state(look)))
+    return Plan(actions=(*look.releases_of_all(), *release_of_state(look)))
 
 
 def _let_go_of_deleted(look: Look) -> Plan | None:
-    if look.about.deletion_timestamp is None:
+    if look.about.deletion_timestamp is None or FINALIZER_EXTERNAL_JOBS in look.about.finalizers:
         return None
     return Plan(actions=look.releases_of_all(), look_again_at=look.next_loss)
 
 
 def _hold_restored(look: Look) -> Plan | None:
     untouched = look.status == Status() or statuses.is_held(look.status, Reason.RESTORED)
-    if RESTORED_LABEL not in look.about.labels or not untouched:
+    if RESTORED_LABEL not in look.about.labels or not untouched or conclusions.wanted(look) is not None:
         return None
     way_out = f"Delete it, or remove its label {RESTORED_LABEL} to run it from the start."
-    return _hold(look, Reason.RESTORED, f"{SENTENCES[Reason.RESTORED]} {way_out}")
+    return holds.hold(look, Reason.RESTORED, f"{SENTENCES[Reason.RESTORED]} {way_out}")
 
 
-# -- what is known of the attempts that ended? ----------------------------------------------------------------------
+# -- what is known of the attempts that ended, and of their jobs? ---------------------------------------------------
 
 
-def _read_state_of_ended(look: Look) -> Plan | None:
-    if look.observed.state is not None or not endings.unrecorded(look):
+def _read_state(look: Look) -> Plan | None:
+    """For the end of an attempt, and when the summary has news of external jobs: it may be older than what status says."""
+    if look.observed.state is not None:
         return None
-    return Plan(actions=(ReadState(),))
+    summary = look.observed.summary
+    has_news = (
+        summary is not None and not statuses.is_held_for_good(look.status) and jobs.has_news(look.status, summary)
+    )
+    return Plan(actions=(ReadState(),)) if endings.unrecorded(look) or has_news else None
 
 
 def _wait_for_readable_state(look: Look) -> Plan | None:
     if not isinstance(look.observed.state, StateUnreadable):
         return None
     message = f"{SENTENCES[Reason.STATE_UNREADABLE]} {look.observed.state.message}"
-    return _hold(look, Reason.STATE_UNREADABLE, message, again=look.now + READ_AGAIN_AFTER)
+    plan = holds.hold(look, Reason.STATE_UNREADABLE, message, again=look.now + READ_AGAIN_AFTER)
+    # Nobody can seal it, nor use it; whoever wants the end of the run need not pay for its pod meanwhile.
+    return plan if conclusions.wanted(look) is None else replace(plan, actions=(*plan.actions, *closing.stops(look)))
+
+
+def _with_jobs(look: Look) -> Look:
+    """The look after the external jobs are put into status, as they were read."""
+    read = look.observed.state
+    if not isinstance(read, StateView) or look.state_lost:
+        return look
+    return look.with_status(jobs.with_jobs(look.status, read), *jobs.news_of(look.status, read))
 
 
 # -- what follows from the ends? ------------------------------------------------------------------------------------
@@ -105,18 +122,16 @@ def _wait_for_readable_state(look: Look) -> Plan | None:
 def _wait_for_leftovers(look: Look) -> Plan | None:
     if not look.leftovers:
         return None
-    if statuses.is_held_for_good(look.status):
-        return look.plan()
+    if any(statuses.is_held(look.status, reason) for reason in (Reason.STATE_LOST, Reason.SUBMISSION_UNKNOWN)):
+        return look.plan(held=True)
     return look.with_status(
         statuses.with_progress(look.status, Reason.ENDING, SENTENCES[Reason.ENDING], look.now)
     ).plan()
 
 
 def _conclude(look: Look) -> Plan | None:
-    if look.current is not None or statuses.is_held_for_good(look.status):
-        return None
-    conclusion = endings.conclusion_of(look.spec, look.status)
-    return None if conclusion is None else _end(look, *conclusion)
+    ending = conclusions.ending_of(look)
+    return None if ending is None else closing.close(look, ending)
 
 
 def _watch_current(look: Look) -> Plan | None:
@@ -185,8 +200,34 @@ def _give_up_pending(look: Look, pod: Pod, entry: Attempt, trouble: evidence.Tro
 # -- may the next attempt start? ------------------------------------------------------------------------------------
 
 
-def _stay_held(look: Look) -> Plan | None:
-    return look.plan() if statuses.is_held_for_good(look.status) else None
+def _heed_loss(look: Look) -> Plan | None:
+    """A lost state stays lost until a person says to go on without it; what it knew to be open is nobody's then."""
+    if not statuses.is_held_for_good(look.status):
+        return None
+    if holds.answer_to_loss(look.spec, look.status) != holds.START_EMPTY:
+        return look.plan()
+    look = closing.with_orphans(look, None)
+    counts = msgspec.structs.replace(look.status.counts, state_losses=look.status.counts.state_losses + 1)
+    status = msgspec.structs.replace(look.status, counts=counts, state=None)
+    status = statuses.with_progress(statuses.without_hold(status, look.now), Reason.PENDING, _STARTS_EMPTY, look.now)
+    return look.with_status(status).plan()
+
+
+def _wait_for_answers(look: Look) -> Plan | None:
+    """No pod before a person has answered what the last one asked: it would find no way to go on either."""
+    if look.observed.state is None:
+        last = statuses.last_end_of(look.status)
+        has_asked = last is not None and last.cause == Cause.HELD
+        may_be_held = has_asked or statuses.is_held(look.status, Reason.SUBMISSION_UNKNOWN) or holds.unanswered(look)
+        return Plan(actions=(ReadState(),)) if may_be_held else None
+    waiting = holds.unanswered(look)
+    return holds.hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(waiting)) if waiting else None
+
+
+def _wait_for_budget(look: Look) -> Plan | None:
+    if not holds.is_held_by_budget(look.spec, look.status):
+        return None
+    return holds.hold(look, Reason.BUDGET_EXHAUSTED, holds.question_about_budget(look.spec, look.status))
 
 
 def _back_off(look: Look) -> Plan | None:
@@ -197,22 +238,13 @@ def _back_off(look: Look) -> Plan | None:
 
 
 def _check_state(look: Look) -> Plan | None:
-    """Whether the state is still there, and whether the last attempt's record came after its end was recorded."""
+    """Whether the state is still there; and a read of it, if the last attempt's record came after its end was recorded."""
     last, summary, read = statuses.last_end_of(look.status), look.observed.summary, look.observed.state
     unseen = summary is None and look.status.state is not None
     late = last is not None and summary is not None and summary.completed_attempt == last.number
     if read is None:
         return Plan(actions=(ReadState(),)) if unseen or (late and look.spec.completion != "ExitCode") else None
-    if look.state_lost:
-        return _hold(look, Reason.STATE_LOST, endings.STATE_LOST_MESSAGE)
-    record = read.completion if isinstance(read, StateView) else None
-    if last is None or record is None or (record.attempt, record.pod_uid) != (last.number, last.pod_uid):
-        return None
-    if look.spec.completion == "ExitCode":
-        return None
-    status = msgspec.structs.replace(look.status, result=record.result)
-    message = f"Attempt {last.number} recorded its completion before it was stopped."
-    return _end(look.with_status(status), Outcome.SUCCEEDED, Reason.SUCCEEDED, message)
+    return holds.hold(look, Reason.STATE_LOST, holds.STATE_LOST_MESSAGE) if look.state_lost else None
 
 
 def _refuse_changed_template(look: Look) -> Plan | None:
@@ -221,9 +253,8 @@ def _refuse_changed_template(look: Look) -> Plan | None:
     pods = [known.pod for known in look.attempts if known.pod is not None]
     if all(pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) in {None, now} for pod in pods):
         return None
-    return _end(
-        look, Outcome.FAILED, Reason.TEMPLATE_CHANGED, f"{SENTENCES[Reason.TEMPLATE_CHANGED]} Make a new TaskRun."
-    )
+    message = f"{SENTENCES[Reason.TEMPLATE_CHANGED]} Make a new TaskRun."
+    return closing.close(look, Ending(Outcome.FAILED, Reason.TEMPLATE_CHANGED, message))
 
 
 def _heed_refusal(look: Look) -> Plan | None:
@@ -233,7 +264,7 @@ def _heed_refusal(look: Look) -> Plan | None:
     reason = _REFUSED[refusal.kind]
     message = f"{SENTENCES[reason]} {refusal.message}"
     if refusal.kind is RefusalKind.INVALID:
-        return _end(look, Outcome.FAILED, reason, message)
+        return closing.close(look, Ending(Outcome.FAILED, reason, message))
     if refusal.retry_at <= look.now:
         return None
     if _is_shown(look.status, reason, message, refusal.kind):
@@ -262,16 +293,18 @@ _BEFORE_ENDS: tuple[Step, ...] = (
     _let_go_of_finished,
     _let_go_of_deleted,
     _hold_restored,
-    _read_state_of_ended,
+    _read_state,
     _wait_for_readable_state,
 )
 _AFTER_ENDS: tuple[Step, ...] = (
-    _wait_for_leftovers,
     _conclude,
+    _wait_for_leftovers,
     _watch_current,
-    _stay_held,
-    _back_off,
+    _heed_loss,
     _check_state,
+    _wait_for_answers,
+    _wait_for_budget,
+    _back_off,
     _refuse_changed_template,
     _heed_refusal,
 )
@@ -285,21 +318,6 @@ _REFUSED = {
 
 
 # -- what steps have in common --------------------------------------------------------------------------------------
-
-
-def _end(look: Look, outcome: Outcome, reason: Reason, message: str) -> Plan:
-    """The one write that ends a TaskRun. Whoever sees it finished finds nothing left to do."""
-    status = statuses.with_outcome(statuses.without_hold(look.status, look.now), outcome, reason, message, look.now)
-    said = Announce(reason.value, wording.start_of(message), warning=outcome is not Outcome.SUCCEEDED)
-    return look.only_with(status, said).plan(*_release_of_state(look))
-
-
-def _hold(look: Look, reason: Reason, message: str, again: datetime | None = None) -> Plan:
-    if statuses.is_held(look.status, reason):
-        return look.plan(again=again, held=True)
-    status = statuses.with_hold(look.status, reason, message, look.now)
-    said = Announce(reason.value, wording.start_of(message), warning=True)
-    return look.with_status(status, said).plan(again=again, held=True)
 
 
 def _show(look: Look, reason: Reason, message: str, entry: Attempt) -> Look:
@@ -326,7 +344,3 @@ def _is_stuck(status: Status) -> bool:
     return any(
         statuses.shows(status, one) for one in (Reason.QUOTA_EXCEEDED, Reason.POD_REFUSED, Reason.POD_NAME_TAKEN)
     )
-
-
-def _release_of_state(look: Look) -> tuple[ReleaseState, ...]:
-    return (ReleaseState(state_name(look.about.name, look.about.uid)),) if look.has_state else ()

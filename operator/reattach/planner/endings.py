@@ -1,4 +1,4 @@
-"""The ends of attempts: which are not recorded yet, what is recorded of them, and whether the TaskRun ends with them."""
+"""The ends of attempts: which are not recorded yet, and what is recorded of them."""
 
 from datetime import datetime
 
@@ -6,18 +6,17 @@ import msgspec
 
 from reattach.api.names import pod_name
 from reattach.api.objects import Pod
-from reattach.api.reasons import SENTENCES, Cause, Outcome, Reason
+from reattach.api.reasons import Cause, News, Reason
 from reattach.api.state import StateView
-from reattach.api.taskrun import Attempt, Spec, Status
-from reattach.planner import evidence, wording
+from reattach.api.taskrun import Attempt, Status
+from reattach.planner import conclusions, evidence, holds, wording
 from reattach.planner import status as statuses
 from reattach.planner.backoff import next_attempt_time
-from reattach.planner.budgets import CHARGED_TO, FAILURES, amount, charge, exhausted
+from reattach.planner.budgets import CHARGED_TO, amount, charge
 from reattach.planner.causes import Ended, Verdict, cause_of, finish_time_of, how_known
+from reattach.planner.conclusions import conclusion_of
 from reattach.planner.look import Known, Look
 from reattach.planner.plan import Announce
-
-STATE_LOST_MESSAGE = f"{SENTENCES[Reason.STATE_LOST]} Look for external jobs that it may have left running, then delete the TaskRun and create it again."
 
 
 def unrecorded(look: Look) -> tuple[Known, ...]:
@@ -34,14 +33,13 @@ def record(look: Look) -> Look:
         entry = _entry_of(look, known, ended, verdict)
         look = look.with_status(_with_end(look, ended, verdict, entry))
         recorded.append(entry)
-    if not recorded:
+    if not recorded or conclusions.wanted(look) is not None:
         return look
-    if any(entry.cause == Cause.HELD for entry in recorded):
-        look = look.with_status(
-            statuses.with_hold(look.status, Reason.STATE_LOST, STATE_LOST_MESSAGE, look.now),
-            Announce(Reason.STATE_LOST.value, STATE_LOST_MESSAGE, warning=True),
-        )
-    elif conclusion_of(look.spec, look.status) is None:
+    if look.state_lost and any(entry.cause == Cause.HELD for entry in recorded):
+        return holds.with_hold(look, Reason.STATE_LOST, holds.STATE_LOST_MESSAGE)
+    if waiting := holds.unanswered(look):
+        return holds.with_hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(waiting))
+    if conclusion_of(look.spec, look.status) is None:
         announced = (_announcement_of(entry, look.status) for entry in recorded)
         look = look.with_status(backing_off(look.status, look.now), *announced)
     return look
@@ -53,23 +51,6 @@ def backing_off(status: Status, now: datetime) -> Status:
     if last is None:
         return status
     return statuses.with_progress(status, Reason.BACKING_OFF, _sentence_of(last, status), now)
-
-
-def conclusion_of(spec: Spec, status: Status) -> tuple[Outcome, Reason, str] | None:
-    """How the TaskRun ends by what is recorded of its attempts, if it does."""
-    for attempt in status.attempts:
-        if attempt.cause == Cause.SUCCEEDED:
-            return Outcome.SUCCEEDED, Reason.SUCCEEDED, f"Attempt {attempt.number} completed the task."
-        if attempt.cause == Cause.PERMANENT:
-            message = f"{SENTENCES[Reason.PERMANENT_FAILURE]} {wording.how_it_ended(attempt)}"
-            return Outcome.FAILED, Reason.PERMANENT_FAILURE, message
-    budget = exhausted(status.counts, spec.retry.budgets)
-    if budget is None:
-        return None
-    reason = FAILURES[budget]
-    charged = [attempt for attempt in status.attempts if attempt.charged_to == budget]
-    message = f"{SENTENCES[reason]} {wording.how_it_ended(charged[-1])}" if charged else SENTENCES[reason]
-    return Outcome.FAILED, reason, message
 
 
 def _has_ended(look: Look, pod: Pod | None) -> bool:
@@ -93,7 +74,15 @@ def _ended_of(look: Look, known: Known) -> Ended:
         presumed=not over,
         expected=(entry.reason, entry.message or "") if entry and entry.reason else None,
         shown_running=is_last and entry is not None and statuses.shows(look.status, Reason.RUNNING),
+        stopped=_why_stopped(look),
     )
+
+
+def _why_stopped(look: Look) -> tuple[str, str] | None:
+    ending = conclusions.wanted(look)
+    if ending is None:
+        return None
+    return (ending.reason if ending.outcome else "Deleted"), f"{ending.message} Its pod was stopped."
 
 
 def _pod_uid_of(look: Look, known: Known) -> str:
@@ -131,7 +120,8 @@ def _with_end(look: Look, ended: Ended, verdict: Verdict, entry: Attempt) -> Sta
         assert ended.state is not None
         assert ended.state.completion is not None
         status = msgspec.structs.replace(status, result=ended.state.completion.result)
-    if budget is None or conclusion_of(look.spec, status) is not None:
+    is_last = conclusion_of(look.spec, status) is not None or holds.is_held_by_budget(look.spec, status)
+    if budget is None or is_last or holds.unanswered(look):
         return msgspec.structs.replace(status, next_attempt_time=None)
     again = next_attempt_time(
         look.spec.retry.backoff,
@@ -145,7 +135,7 @@ def _with_end(look: Look, ended: Ended, verdict: Verdict, entry: Attempt) -> Sta
 
 
 def _announcement_of(entry: Attempt, status: Status) -> Announce:
-    return Announce("AttemptFailed", wording.start_of(_sentence_of(entry, status)), warning=True)
+    return Announce(News.ATTEMPT_FAILED, wording.start_of(_sentence_of(entry, status)), warning=True)
 
 
 def _sentence_of(entry: Attempt, status: Status) -> str:

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from reattach.api.names import FINALIZER_ATTEMPT
+from reattach.api.names import FINALIZER_ATTEMPT, state_name
 from reattach.api.objects import ObjectMeta, Pod
-from reattach.api.state import Epoch, StateView
+from reattach.api.reasons import News
+from reattach.api.state import Epoch, JobSummary, StateView
 from reattach.api.taskrun import Attempt, Spec, Status
 from reattach.planner import evidence
 from reattach.planner import status as statuses
-from reattach.planner.plan import Action, Announce, DeletePod, Observed, Plan, ReleasePod, StateAbsent
+from reattach.planner.plan import Action, Announce, DeletePod, Observed, Plan, ReleasePod, ReleaseState, StateAbsent
 from reattach.planner.pods import task_container
 
 WINDING_DOWN = timedelta(seconds=60)
@@ -93,6 +94,14 @@ class Look:
             return False
         return isinstance(read, StateAbsent) or (isinstance(read, StateView) and read.uid != named.uid)
 
+    @property
+    def jobs(self) -> tuple[JobSummary, ...]:
+        """The external jobs as the state has them; as the summary has them where the state was not read."""
+        read, summary = self.observed.state, self.observed.summary
+        if read is None:
+            return summary.jobs if summary else ()
+        return read.jobs if isinstance(read, StateView) and not self.state_lost else ()
+
     def is_done_with(self, pod: Pod) -> bool:
         """Whether nothing of the pod can run any more, or that is presumed."""
         lost = evidence.lost_at(pod, self.spec.deadlines.lost_seconds)
@@ -125,8 +134,10 @@ class Look:
         times = [evidence.lost_at(pod, self.spec.deadlines.lost_seconds) for pod in waiting]
         return min((time for time in times if time is not None), default=None)
 
-    def only_with(self, status: Status, announced: Announce) -> "Look":
-        return replace(self, status=status, announced=(announced,))
+    def ended_with(self, status: Status, announced: Announce) -> "Look":
+        """Nothing comes after that, so how the last attempt failed and when the next one would start is not worth telling."""
+        others = [said for said in self.announced if said.reason != News.ATTEMPT_FAILED]
+        return replace(self, status=status, announced=(*others, announced))
 
     def with_status(self, status: Status, *announced: Announce) -> "Look":
         return replace(self, status=status, announced=(*self.announced, *announced))
@@ -152,6 +163,11 @@ class Look:
     def _deletes(self) -> tuple[DeletePod, ...]:
         pods = [pod.metadata for pod in self.leftovers if pod.metadata.deletion_timestamp is None]
         return tuple(DeletePod(name=pod.name, uid=pod.uid) for pod in pods)
+
+
+def release_of_state(look: Look) -> tuple[ReleaseState, ...]:
+    """Let go of the state, if there was ever one."""
+    return (ReleaseState(state_name(look.about.name, look.about.uid)),) if look.has_state else ()
 
 
 def _is_kept(pod: Pod) -> bool:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from reattach.api.objects import Pod
-from reattach.api.state import StateView, Summary
+from reattach.api.state import SealPurpose, StateView, Summary
 from reattach.api.taskrun import Status, TaskRun
 
 
@@ -87,6 +87,14 @@ class ReadState:
 
 
 @dataclass(frozen=True, slots=True)
+class Seal:
+    """Seal the state, so that no attempt up to this one opens it or stores an intent; then read it and decide again. Comes alone."""
+
+    through_attempt: int
+    purpose: SealPurpose
+
+
+@dataclass(frozen=True, slots=True)
 class CreatePod:
     """Create the pod of `attempt`. A pod of that name with our controller UID, labels and template hash is success."""
 
@@ -117,6 +125,11 @@ class ReleaseState:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseTaskRun:
+    """Take our finalizer off the TaskRun, under a precondition on its resourceVersion: no external job of it is open and not named."""
+
+
+@dataclass(frozen=True, slots=True)
 class Announce:
     """Tell people, by an Event on the TaskRun. `warning` decides its type; `note` at most 1 KiB."""
 
@@ -125,7 +138,7 @@ class Announce:
     warning: bool = False
 
 
-Action = ReadState | CreatePod | DeletePod | ReleasePod | ReleaseState | Announce
+Action = ReadState | Seal | CreatePod | DeletePod | ReleasePod | ReleaseState | ReleaseTaskRun | Announce
 
 
 @dataclass(frozen=True, slots=True)

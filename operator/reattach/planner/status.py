@@ -50,6 +50,11 @@ def is_held_for_good(status: Status) -> bool:
     return is_held(status, Reason.STATE_LOST)
 
 
+def with_orphans(status: Status, message: str, now: datetime) -> Status:
+    """External jobs were left running."""
+    return _with_condition(status, ConditionType.ORPHANED, _YES, (Reason.JOBS_ORPHANED, message), now)
+
+
 def without_hold(status: Status, now: datetime) -> Status:
     """The TaskRun waits for nobody any more."""
     held = condition_of(status, ConditionType.HELD)

@@ -494,7 +494,7 @@ def test_a_run_whose_state_is_lost_is_held(state: Any, message: str) -> None:
     assert (attempt.cause, attempt.charged_to) == ("Held", "disruption")
     assert (status_of(plan).outcome, hold_of(plan), progress_of(plan)[0]) == (None, ("True", "StateLost"), "StateLost")
     assert (released(plan), created(plan), told(plan)) == (["load-01234-1"], [], ["StateLost"])
-    assert "delete the TaskRun and create it again" in progress_of(plan)[1]
+    assert "{held: StateLost, action: StartEmpty}" in progress_of(plan)[1]
     held = taskrun.with_status(status_of(plan))
     assert plan_of(held, a_pod().exited(1).released(), now=99999) == Plan()
     assert plan_of(held, a_pod().exited(1).released(), now=99999, summary=a_summary(), state=a_state()) == Plan()
