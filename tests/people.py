@@ -158,7 +158,7 @@ class Node:
     def write(self, pod: str, *texts: str, is_over: bool = False) -> None:
         with self.changed:
             log = self.logs.setdefault(pod, Log())
-            log.lines += [(len(log.lines) + 1.0, text) for text in texts]
+            log.lines += [(float(number), text) for number, text in enumerate(texts, start=len(log.lines) + 1)]
             log.is_over = log.is_over or is_over
             self.changed.notify_all()
 

@@ -1,6 +1,7 @@
 """`logs`, over all attempts of a run, and `wait`, until it has ended."""
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -22,6 +23,7 @@ from reattach.cli.text import listed, one_line
 from reattach.cluster import BadRequestError, NotFoundError, UnavailableError, paths
 
 _LOOK_AGAIN_SECONDS = 1.0
+_STAMP = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(Z|[-+][0-9:]+)$")
 _OVER = frozenset({"Succeeded", "Failed"})
 
 Say = Callable[[str], None]
@@ -144,9 +146,12 @@ class _Output:
 
     def _write(self, line: bytes) -> None:
         stamp, _, text = line.partition(b" ")
-        if self._is_repeated and stamp <= self.last:
+        if not _STAMP.match(stamp):
+            text = line  # what the kubelet itself says about the log
+        elif self._is_repeated and stamp <= self.last:
             return
-        self.last, self._is_repeated = stamp, False
+        else:
+            self.last, self._is_repeated = stamp, False
         sys.stdout.buffer.write(line if self.timestamps else text)
         sys.stdout.buffer.flush()
 
@@ -234,9 +239,11 @@ async def _show(connection: Connection, pod: Pod, container: str, options: LogOp
                 raise
             output.say(f"The log broke off ({one_line(error.message)}); asking again.")
         else:
-            tail = None
             if not options.follow or _is_over(await _newer(connection, pod), container):
+                output.end()
                 return
+            # The API server ends the stream in the same way when it lost the kubelet: what it sent of a line is sent again.
+            tail = None
         output.reconnect()
         await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
@@ -256,7 +263,6 @@ async def _stream(
     async with aclosing(pieces):
         async for piece in pieces:
             output.take(piece)
-    output.end()
 
 
 async def _newer(connection: Connection, pod: Pod) -> Pod | None:

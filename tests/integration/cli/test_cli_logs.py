@@ -1,0 +1,151 @@
+"""`kubectl reattach logs`: the API server asks a kubelet for them, as it does for `kubectl logs`."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from controlplane import ControlPlane
+from people import Node, Person, node_of
+from reattach.cluster.paths import pods
+from stateapi import Task
+
+TIME = "2026-03-01T12:00:00Z"
+
+
+@pytest.fixture(scope="module")
+def node(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    with node_of(control_plane, tmp_path_factory.mktemp("node")) as found:
+        yield found
+
+
+class Pods:
+    """The pods of a TaskRun's attempts, on the node."""
+
+    def __init__(self, task: Task, node: Node) -> None:
+        self.task, self.node, self.names = task, node, dict[int, str]()
+
+    def start(self, number: int) -> str:
+        pod = self.task.pod(number)
+        self.names[number] = name = pod["metadata"]["name"]
+        target = {"apiVersion": "v1", "kind": "Node", "name": self.node.name}
+        binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
+        self.task.control_plane.call("POST", f"{pods(self.task.namespace, name)}/binding", binding)
+        self._write(name, "Running", {"running": {"startedAt": TIME}})
+        return name
+
+    def end(self, number: int, code: int) -> None:
+        name = self.names[number]
+        self.node.write(name, is_over=True)
+        self._write(name, "Failed" if code else "Succeeded", {"terminated": {"exitCode": code, "finishedAt": TIME}})
+
+    def _write(self, name: str, phase: str, state: dict[str, object]) -> None:
+        status = {"name": "task", "state": state, "image": "", "imageID": "", "ready": False, "restartCount": 0}
+        body = {"status": {"phase": phase, "containerStatuses": [status]}}
+        self.task.control_plane.call("PATCH", f"{pods(self.task.namespace, name)}/status", body)
+
+
+@pytest.fixture
+def attempts(task: Task, node: Node) -> Pods:
+    return Pods(task, node)
+
+
+def an_attempt(number: int, **fields: object) -> dict[str, object]:
+    return {"number": number, "purpose": "Run", "startTime": TIME, **fields}
+
+
+ENDED = {"finishTime": TIME, "end": "Reported", "cause": "Application", "chargedTo": "application", "reason": "Error"}
+OVER = {"type": "Succeeded", "status": "True", "reason": "Succeeded", "message": "Done.", "lastTransitionTime": TIME}
+
+
+def test_all_attempts_are_shown_in_order_and_their_headings_apart(
+    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+) -> None:
+    first, second = attempts.start(1), attempts.start(2)
+    node.write(first, "submitted job-7")
+    node.write(second, "reattached to job-7", "done")
+    attempts.end(1, 1)
+    write_status(attempts=[an_attempt(1, podName=first, **ENDED), an_attempt(2, podName=second)])
+    said = viewer("logs", "load")
+    assert said.code == 0, said.err
+    assert said.out == "submitted job-7\nreattached to job-7\ndone\n"
+    assert said.err.splitlines() == [
+        f"==> attempt 1, ended by Application (pod {first})",
+        f"==> attempt 2 (pod {second})",
+    ]
+    attempts.end(2, 0)
+
+
+def test_one_attempt_and_its_last_lines(viewer: Person, node: Node, attempts: Pods) -> None:
+    name = attempts.start(1)
+    node.write(name, "a", "b", "c")
+    assert viewer("logs", "load", "--attempt", "1", "--tail", "2").out == "b\nc\n"
+    assert (
+        viewer("logs", "load", "--attempt", "1", "--tail", "1", "--timestamps").out
+        == "2026-03-01T12:00:03.000000000Z c\n"
+    )
+    said = viewer("logs", "load", "--attempt", "4")
+    assert (said.code, said.err) == (1, "error: load has no attempt 4; there is 1.\n")
+
+
+def test_following_goes_over_a_retry_until_the_run_is_over(
+    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+) -> None:
+    first = attempts.start(1)
+    node.write(first, "submitted job-7")
+    following = viewer.in_background("logs", "load", "-f")
+    following.wait_for("submitted job-7")
+    node.write(first, "about to die")
+    following.wait_for("about to die")
+    attempts.end(1, 1)
+    write_status(attempts=[an_attempt(1, podName=first, **ENDED)])
+    second = attempts.start(2)
+    node.write(second, "reattached to job-7")
+    following.wait_for("reattached to job-7")
+    attempts.end(2, 0)
+    write_status(outcome="Succeeded", conditions=[OVER])
+    said = following.wait()
+    assert said.code == 0, said.err
+    assert said.out == "submitted job-7\nabout to die\nreattached to job-7\n"
+    assert said.err.splitlines()[-1] == "==> load ended as Succeeded (Succeeded): Done."
+
+
+def test_a_log_that_breaks_off_goes_on_where_it_was(
+    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+) -> None:
+    name = attempts.start(1)
+    node.write(name, "one", "two")
+    following = viewer.in_background("logs", "load", "-f")
+    following.wait_for("two")
+    node.cut_off(name)
+    node.write(name, "three")
+    following.wait_for("three")
+    attempts.end(1, 0)
+    write_status(outcome="Succeeded", conditions=[OVER])
+    said = following.wait()
+    assert said.out == "one\ntwo\nthree\n", said.err
+    assert node.asked[-1]["sinceTime"] == "2026-03-01T12:00:02Z"
+
+
+def test_a_pod_that_is_gone_is_told_with_its_last_words(
+    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+) -> None:
+    write_status(attempts=[an_attempt(1, podName="load-1", message="ValueError: no rows", **ENDED)])
+    said = viewer("logs", "load")
+    assert said.code == 0
+    assert "The pod of attempt 1 is gone, and its log with it. It said at the end: ValueError: no rows" in said.err
+    assert viewer("logs", "load", "--attempt", "1").code == 1
+    assert node.name
+    assert not attempts.names
+
+
+def test_no_attempt_yet_is_no_error(viewer: Person, task: Task) -> None:
+    said = viewer("logs", task.name)
+    assert (said.code, said.out) == (0, "")
+    assert "load has made no attempt yet" in said.err
+
+
+def test_a_following_ends_when_the_taskrun_is_deleted(viewer: Person, task: Task) -> None:
+    following = viewer.in_background("logs", task.name, "-f")
+    following.wait_for("")
+    task.control_plane.call("DELETE", f"/apis/reattach.dev/v1alpha1/namespaces/{task.namespace}/taskruns/load")
+    assert following.wait().code in {1, 7}  # 1: deleted before the first look

@@ -1,0 +1,185 @@
+"""The installed program: as kubectl's plugin, completed by kubectl and by bash, with kubectl's flags."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from controlplane import KUBE, REPOSITORY, ControlPlane
+from people import Person
+from stateapi import Server, Task
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def scripts() -> dict[str, str]:
+    """Ours of the programs that pyproject.toml installs."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    return {name: target for name, target in project["scripts"].items() if name.startswith("kubectl")}
+
+
+@pytest.fixture
+def run(tmp_path: Path, viewer: Person) -> Run:
+    """Run a program with the plugin, its completion and kubectl on the PATH, as the viewer."""
+    for name, target in scripts().items():
+        module, function = target.split(":")
+        program = tmp_path / name
+        program.write_text(f"#!{sys.executable}\nfrom {module} import {function}\n{function}()\n")
+        program.chmod(0o755)
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\nexec {KUBE} kubectl "$@"\n')
+    kubectl.chmod(0o755)
+
+    def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        defaults = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "KUBECONFIG": str(viewer.kubeconfig),
+            "HOME": str(tmp_path),
+        }
+        return subprocess.run(
+            command,
+            env={**os.environ, **defaults, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    return run
+
+
+def test_both_programs_are_installed_under_the_names_that_kubectl_looks_for() -> None:
+    found = scripts()
+    assert set(found) == {"kubectl-reattach", "kubectl_complete-reattach"}
+    for target in found.values():
+        module, function = target.split(":")
+        assert callable(getattr(import_module(module), function))
+
+
+def test_kubectl_runs_it_as_a_plugin(run: Run, task: Task) -> None:
+    said = run("kubectl", "reattach", "explain", "load")
+    assert said.returncode == 0, said.stderr
+    assert f"load in namespace {task.namespace}" in said.stdout
+    assert run("kubectl", "reattach", "explain", "laod").returncode == 1
+    assert "kubectl reattach 0." in run("kubectl", "reattach", "version").stdout
+
+
+def test_flags_count_before_and_after_the_command(run: Run, task: Task) -> None:
+    for command in (["-n", "elsewhere", "explain", "load"], ["explain", "load", "-n", "elsewhere"]):
+        said = run("kubectl", "reattach", *command)
+        assert said.returncode == 1
+        assert "in namespace elsewhere" in said.stderr
+    said = run("kubectl", "reattach", "-n", "elsewhere", "explain", "load", "-n", task.namespace)
+    assert said.returncode == 0, said.stderr
+
+
+def test_context_and_kubeconfig_are_kubectls(run: Run, control_plane: ControlPlane, task: Task, tmp_path: Path) -> None:
+    said = run("kubectl", "reattach", "explain", "load", "--context", "other")
+    assert said.stderr == "error: There is no context 'other' in the kubeconfig; it has: tests.\n"
+    assert run("kubectl", "reattach", "explain", "load", "--context", "tests").returncode == 0
+    said = run("kubectl", "reattach", "explain", "load", "--kubeconfig", str(tmp_path / "none"))
+    assert said.stderr.startswith(f"error: There is no kubeconfig at {tmp_path}/none;")
+    empty = tmp_path / "empty"
+    empty.write_text("apiVersion: v1\nkind: Config\n")
+    several = f"{empty}:{control_plane.kubeconfig(namespace=task.namespace)}"
+    assert run("kubectl", "reattach", "explain", "load", KUBECONFIG=several).returncode == 0
+
+
+def test_who_may_impersonate_acts_as_another(run: Run, control_plane: ControlPlane, task: Task) -> None:
+    admin = str(control_plane.kubeconfig(namespace=task.namespace))
+    said = run(
+        "kubectl", "reattach", "explain", "load", "--as", "ann", "--as-group", "a", "--as-group", "b", KUBECONFIG=admin
+    )
+    assert said.stderr.startswith("error: ann lacks the right to get taskruns.reattach.dev")
+    said = run(
+        "kubectl", "reattach", "explain", "load", "--as", "ann", "--as-group", "system:masters", KUBECONFIG=admin
+    )
+    assert said.returncode == 0, said.stderr
+
+
+def test_an_api_server_that_is_away_is_one_sentence(run: Run, viewer: Person, tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    away.write_text(viewer.kubeconfig.read_text().replace(viewer.control_plane.url, "https://127.0.0.1:1"))
+    said = run("kubectl", "reattach", "explain", "load", KUBECONFIG=str(away))
+    assert said.returncode == 1
+    assert said.stderr.startswith("error: https://127.0.0.1:1 can't be reached or did not answer in time")
+    assert len(said.stderr.splitlines()) == 1
+
+
+def test_wrong_usage_has_a_code_of_its_own(run: Run) -> None:
+    for command in (["explain"], ["nothing"], ["wait", "load", "--timeout", "soon"], ["state", "set", "load"]):
+        said = run("kubectl", "reattach", *command)
+        assert said.returncode == 2, said.stderr
+        assert said.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(run: Run, task: Task) -> None:
+    said = run("bash", "-c", f"set -o pipefail; kubectl-reattach explain {task.name} | true")
+    assert said.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "words, offered",
+    [
+        (["re"], {"resolve", "release"}),
+        (["explain", ""], {"load"}),
+        (["explain", "x"], set()),
+        (["state", ""], {"get", "ls", "set", "rm", "export", "import"}),
+        (["state", "get", "load", ""], {"job_id", "load/eu"}),
+        (["state", "get", "load", "j"], {"job_id"}),
+        (["resolve", "load", "--key", ""], {"load"}),
+        (["wait", "load", "--for", ""], {"Succeeded", "outcome"}),
+        (["--context", ""], {"tests"}),
+        (["resolve", "load", "--res"], {"--resubmit"}),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_kubectl_completes(run: Run, server: Server, task: Task, words: list[str], offered: set[str]) -> None:
+    attempt = task.attempt(server)
+    for key in ("job_id", "load/eu"):
+        attempt.set(key, 1)
+    attempt.client.post("/v1/jobs/load/intent", json={"submitter": "s", "adapter": "http", "digest": "d"})
+    hold = {"generation": 1, "state": "Unknown", "hold": True}
+    assert attempt.client.put("/v1/jobs/load/outcome", json=hold).status_code == 204
+    said = run("kubectl", "__complete", "reattach", *words)
+    lines = said.stdout.splitlines()
+    assert {line.split("\t")[0] for line in lines if not line.startswith(":")} == offered, said.stderr
+    assert lines[-1] == ":4"
+
+
+def test_files_are_offered_where_a_file_is_wanted(run: Run, task: Task) -> None:
+    assert run("kubectl", "__complete", "reattach", "state", "import", task.name, "").stdout.splitlines()[-1] == ":0"
+
+
+def test_completion_is_silent_where_the_api_server_is_away(run: Run, viewer: Person, tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    away.write_text(viewer.kubeconfig.read_text().replace(viewer.control_plane.url, "https://127.0.0.1:1"))
+    said = run("kubectl_complete-reattach", "explain", "", KUBECONFIG=str(away))
+    assert (said.returncode, said.stdout, said.stderr) == (0, ":4\n", "")
+
+
+def test_bash_completes_the_program_by_its_own_script(run: Run, task: Task) -> None:
+    script = """
+        source <(kubectl-reattach completion bash)
+        COMP_WORDS=(kubectl-reattach explain "") COMP_CWORD=2
+        _kubectl_reattach_completion kubectl-reattach
+        echo "${COMPREPLY[@]}"
+    """
+    said = run("bash", "-c", script)
+    assert (said.stdout, said.stderr) == (f"{task.name}\n", "")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_a_script(run: Run, shell: str, tmp_path: Path) -> None:
+    script = run("kubectl-reattach", "completion", shell).stdout
+    assert "kubectl-reattach" in script
+    if shutil.which(shell):
+        file = tmp_path / "script"
+        file.write_text(script)
+        assert run(shell, "-n", str(file)).returncode == 0

@@ -1,0 +1,185 @@
+"""`kubectl reattach state`: people read and change what a task stored, beside a real state API that does the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlplane import ControlPlane
+from people import Person
+from reattach.cluster.paths import pods
+from stateapi import Server, Task
+
+
+@pytest.fixture
+def stored(control_plane: ControlPlane, server: Server, task: Task) -> Task:
+    """Its first attempt stored two keys and an intent, and is over."""
+    attempt = task.attempt(server)
+    assert attempt.set("job_id", "job-7", retentionSeconds=0).status_code == 200
+    assert attempt.set("progress", {"rows": 12345678901234567890123}).status_code == 200
+    intent = {"submitter": "s1", "adapter": "http", "digest": "d"}
+    assert attempt.client.post("/v1/jobs/load/intent", json=intent).status_code == 200
+    end_pods(control_plane, task)
+    return task
+
+
+def end_pods(control_plane: ControlPlane, task: Task) -> None:
+    for pod in control_plane.call("GET", pods(task.namespace))["items"]:
+        path = f"{pods(task.namespace, pod['metadata']['name'])}/status"
+        control_plane.call("PATCH", path, {"status": {"phase": "Failed"}})
+
+
+def entry(person: Person, key: str) -> dict[str, Any]:
+    found: dict[str, Any] = person("state", "get", "load", key, "-o", "json").json
+    return found
+
+
+def test_a_viewer_reads_values_and_keys(viewer: Person, stored: Task) -> None:
+    assert viewer("state", "get", "load", "job_id").out == '"job-7"\n'
+    assert viewer("state", "get", "load", "job_id", "--raw").out == "job-7\n"
+    assert json.loads(viewer("state", "get", stored.name, "progress").out) == {"rows": 12345678901234567890123}
+    lines = viewer("state", "ls", "load").out.splitlines()
+    assert [line.split()[0] for line in lines] == ["KEY", "job_id", "progress"]
+    assert lines[1].split()[-1] == '"job-7"'
+    assert "attempt 1" in lines[1]
+    assert [one["key"] for one in viewer("state", "ls", "load", "--prefix", "p", "-o", "yaml").yaml] == ["progress"]
+
+
+def test_a_key_that_is_not_there_is_an_error(viewer: Person, stored: Task) -> None:
+    said = viewer("state", "get", stored.name, "job")
+    assert (said.code, said.out) == (1, "")
+    assert said.err == "error: Nothing is stored under 'job'; kubectl reattach state ls load lists the keys.\n"
+
+
+def test_what_a_person_stores_the_next_attempt_reads_and_knows_from_whom(
+    editor: Person, server: Server, stored: Task
+) -> None:
+    said = editor("state", "set", "load", "job_id", '"job-9"')
+    assert (said.code, said.err) == (0, "")
+    assert said.out == "job_id stored in the state of load, version 3.\n"
+    second = stored.attempt(server, 2)
+    read = second.get("job_id").json()
+    assert (read["value"], read["version"], read["expiresAt"]) == ("job-9", 3, None)
+    assert (read["attempt"], read["podUID"]) == (0, f"cli:{editor.user}")
+    assert second.set("after", 1).json()["version"] == 4
+
+
+def test_jobs_and_epoch_stay_as_they_are(editor: Person, stored: Task) -> None:
+    before = stored.configmap()
+    assert editor("state", "set", "load", "new", "[1]").code == 0
+    assert editor("state", "rm", "load", "progress").code == 0
+    after = stored.configmap()
+    changed = {
+        name for name in {*before["data"], *after["data"]} if before["data"].get(name) != after["data"].get(name)
+    }
+    assert changed == {"key.new", "key.progress", "lastVersion"}
+    for part in ("annotations", "labels", "finalizers", "ownerReferences"):
+        assert after["metadata"][part] == before["metadata"][part]
+
+
+def test_conditions_are_checked(editor: Person, stored: Task) -> None:
+    said = editor("state", "set", stored.name, "job_id", "1", "--if-version", "9")
+    assert (said.code, said.err) == (1, "error: 'job_id' must have version 9; it has version 1.\n")
+    assert "must be absent" in editor("state", "set", "load", "job_id", "1", "--if-absent").err
+    assert editor("state", "set", "load", "job_id", "1", "--if-version", "1").code == 0
+    assert editor("state", "set", "load", "fresh", "1", "--if-absent", "--retention", "2d").code == 0
+
+
+def test_bad_values_are_refused_with_the_reason(editor: Person, stored: Task) -> None:
+    assert "is no JSON; to store it as a text, say --string" in editor("state", "set", stored.name, "k", "job-7").err
+    assert editor("state", "set", "load", "k", "job-7", "--string").code == 0
+    assert entry(editor, "k")["value"] == "job-7"
+    assert editor("state", "set", "load", "k", "null").code == 1
+    assert "at most 65536 bytes" in editor("state", "set", "load", "k", "-", stdin=b'"' + b"x" * 70000 + b'"').err
+    assert editor("state", "set", "load", "", "1").code == 1
+    assert editor("state", "set", "load", "k", "1", "--retention", "soon").code == 2
+
+
+def test_keys_are_removed_all_or_none(editor: Person, stored: Task) -> None:
+    assert editor("state", "rm", "load", "job_id", "absent").code == 1
+    assert entry(editor, "job_id")["value"] == "job-7"
+    assert editor("state", "rm", "load", "job_id", "absent", "--ignore-not-found").out == (
+        f"1 key removed in the state of {stored.name}.\n"
+    )
+    assert (
+        editor("state", "rm", "load", "absent", "--ignore-not-found").out == "nothing changed in the state of load.\n"
+    )
+
+
+def test_an_export_goes_into_another_state(
+    control_plane: ControlPlane, editor: Person, server: Server, stored: Task, tmp_path: Path
+) -> None:
+    exported = editor("state", "export", stored.name)
+    file = tmp_path / "state.json"
+    file.write_text(exported.out)
+    other = Task.create(control_plane, stored.namespace, "again")
+    other.attempt(server).set("left", 1)
+    end_pods(control_plane, other)
+    assert editor("state", "import", "again", str(file)).out == "2 keys stored in the state of again.\n"
+    assert [one["key"] for one in editor("state", "ls", "again", "-o", "json").json] == ["job_id", "left", "progress"]
+    assert editor("state", "import", "again", "-", "--replace", stdin=file.read_bytes()).code == 0
+    values = {one["key"]: one["value"] for one in editor("state", "ls", "again", "-o", "json").json}
+    assert values == {"job_id": "job-7", "progress": {"rows": 12345678901234567890123}}
+    assert "That is no export" in editor("state", "import", "again", "-", stdin=b"{}").err
+
+
+def test_while_an_attempt_runs_nothing_is_changed_unless_forced(editor: Person, server: Server, stored: Task) -> None:
+    second = stored.attempt(server, 2)
+    said = editor("state", "set", "load", "job_id", '"job-9"')
+    assert said.code == 1
+    assert said.err.startswith("error: Attempt 2 of load is running, and acts on what it has read;")
+    assert editor("state", "set", "load", "job_id", '"job-9"', "--force").code == 0
+    assert second.get("job_id").json()["value"] == "job-9"
+
+
+def test_what_changes_meanwhile_is_not_overwritten(
+    editor: Person, server: Server, stored: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the write an attempt opens the state and stores: the person is told that it runs, and nothing is lost."""
+    from reattach.cluster import Cluster
+
+    original, raced = Cluster.replace, []
+
+    async def late(self: Cluster, path: str, body: Any, **query: Any) -> bytes:
+        if not raced:
+            raced.append(path)
+            assert stored.attempt(server, 2).set("job_id", "job-8").status_code == 200
+        return await original(self, path, body, **query)
+
+    monkeypatch.setattr(Cluster, "replace", late)
+    said = editor("state", "set", "load", "job_id", '"job-9"')
+    assert (said.code, raced) == (1, [raced[0]])
+    assert "Attempt 2 of load is running" in said.err
+    assert entry(editor, "job_id")["value"] == "job-8"
+
+
+def test_a_viewer_is_told_the_missing_right(viewer: Person, stored: Task) -> None:
+    said = viewer("state", "set", stored.name, "job_id", "1")
+    assert said.code == 1
+    assert said.err.startswith(
+        f"error: {viewer.user} lacks the right to update configmaps in namespace {stored.namespace};"
+    )
+
+
+def test_a_task_that_stored_nothing_has_no_state(editor: Person, task: Task) -> None:
+    assert editor("state", "set", task.name, "k", "1").err == (
+        "error: load has no state yet; it is created when the task first asks for it.\n"
+    )
+
+
+def test_a_state_that_was_deleted_by_force_is_not_made_anew(editor: Person, stored: Task) -> None:
+    stored.force_away_configmap()
+    said = editor("state", "set", "load", "k", "1")
+    assert said.err == (
+        "error: The state of load was deleted by force. kubectl reattach explain load tells what to do.\n"
+    )
+
+
+def test_a_state_of_another_format_is_left_alone(editor: Person, stored: Task) -> None:
+    stored.patch_configmap(data={"formatVersion": "9"})
+    said = editor("state", "set", "load", "k", "1")
+    assert (said.code, said.err) == (
+        1,
+        "error: The state of load can't be read: the state must have formatVersion '1'; it has '9'.\n",
+    )
