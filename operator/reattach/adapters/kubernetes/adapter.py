@@ -125,10 +125,10 @@ class KubernetesObjects(Adapter):
             return
         for _ in range(_TRIES):
             answer = self._get(known.namespace, known.name)
-            if not answer.is_success and not is_absent(answer, known.name):
-                raise CallError(f"{handle} was not cancelled: {answer_text(answer)}")
             if not isinstance(status_of(self._kind, answer, known), Active | Unknown):
                 return
+            if not answer.is_success or text_at(answer.body, "metadata.uid") != known.uid:
+                raise CallError(f"{handle} was not cancelled: {answer_text(answer)}")
             ended = self._end(known, text_at(answer.body, "metadata.resourceVersion"))
             if ended.is_success or is_absent(ended, known.name):
                 return

@@ -1,0 +1,226 @@
+"""The pure parts of the adapter for Kubernetes objects, and answers that a real API server gives only on bad days."""
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from reattach.adapter import Active, NotFound, Rejected, Submission, Succeeded, Unknown
+from reattach.adapters.calls import CallError
+from reattach.adapters.kubernetes import JOB, TASKRUN, Access, AccessError, Kind, KubernetesObjects, When
+from reattach.adapters.kubernetes.kinds import text_at, value_at
+from reattach.adapters.kubernetes.objects import Handle
+
+MANIFEST = {"apiVersion": "batch/v1", "kind": "Job", "spec": {}}
+ACCESS = Access(server="https://kubernetes.invalid", namespace="team", ca=None, token="t")
+SUBMISSION = Submission(token="11", request=MANIFEST, key="load", generation=1, namespace="team", taskrun="nightly")
+NAME = SUBMISSION.name
+OURS = {"metadata": {"namespace": "team", "name": NAME, "uid": "u1", "labels": {"reattach.dev/submission-token": "11"}}}
+TAKEN = {"kind": "Status", "reason": "AlreadyExists", "message": "already exists"}
+ABSENT = {"kind": "Status", "reason": "NotFound", "details": {"name": NAME}, "message": f'jobs "{NAME}" not found'}
+
+Answers = Callable[[httpx.Request], httpx.Response]
+
+
+def adapter(*answers: tuple[int, Any]) -> KubernetesObjects:
+    """One that is answered this, in this order."""
+    left = list(answers)
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        status, body = left.pop(0)
+        return httpx.Response(status, **({"text": body} if isinstance(body, str) else {"json": body}))
+
+    return KubernetesObjects(JOB, access=ACCESS, transport=httpx.MockTransport(answer))
+
+
+class TestAnswers:
+    @pytest.mark.parametrize(
+        "status,body",
+        [
+            (500, {"message": "etcdserver: request timed out"}),
+            (502, "bad gateway"),
+            (503, "upstream connect error or disconnect/reset before headers"),
+            (504, {"reason": "Timeout"}),
+            (409, {"reason": "Conflict", "message": "Operation cannot be fulfilled on resourcequotas"}),
+            (201, "<html>a captive portal</html>"),
+            (200, {}),
+            (302, ""),
+        ],
+    )
+    def test_what_does_not_tell_is_no_rejection(self, status: int, body: Any) -> None:
+        with pytest.raises(CallError):
+            adapter((status, body)).submit(SUBMISSION)
+
+    def test_too_many_requests_are_tried_again(self) -> None:
+        with pytest.raises(Rejected) as caught:
+            adapter((429, {"message": "slow down"})).submit(SUBMISSION)
+        assert caught.value.retriable
+
+    def test_what_we_just_made_is_ours_whatever_a_webhook_took_away(self) -> None:
+        bare = {"metadata": {"namespace": "team", "name": NAME, "uid": "u1"}}
+        assert adapter((201, bare)).submit(SUBMISSION).handle == f"team/{NAME}/u1"
+
+    def test_an_object_that_went_just_now_tells_nothing(self) -> None:
+        with pytest.raises(CallError, match="existed and is gone"):
+            adapter((409, TAKEN), (404, ABSENT)).submit(SUBMISSION)
+
+    def test_two_different_tokens_on_one_object_are_not_ours(self) -> None:
+        torn = {"metadata": {**OURS["metadata"], "annotations": {"reattach.dev/submission-token": "12"}}}
+        with pytest.raises(Rejected, match="is not what was submitted here"):
+            adapter((409, TAKEN), (200, torn)).submit(SUBMISSION)
+
+    @pytest.mark.parametrize(
+        "status,body",
+        [
+            (404, "404 page not found"),
+            (404, {"reason": "NotFound", "details": {"name": "other"}}),
+            (403, {"reason": "Forbidden"}),
+            (200, "<html>"),
+            (200, []),
+            (500, {}),
+        ],
+    )
+    def test_only_the_api_servers_own_word_about_this_name_is_absence(self, status: int, body: Any) -> None:
+        with pytest.raises(CallError):
+            adapter((status, body)).look_up(SUBMISSION)
+        handle = f"team/{NAME}/u1"
+        assert isinstance(adapter((status, body)).status(handle), Unknown)
+        with pytest.raises(CallError):
+            adapter((status, body)).cancel(handle)
+
+    def test_a_job_that_ends_while_it_is_cancelled_keeps_its_result(self) -> None:
+        handle = f"team/{NAME}/u1"
+        ended = {**OURS, "status": {"conditions": [{"type": "Complete", "status": "True"}]}}
+        conflict = {"reason": "Conflict", "message": "the ResourceVersion in the precondition does not match"}
+        jobs = adapter((200, OURS), (409, conflict), (200, ended), (200, ended))
+        jobs.cancel(handle)
+        assert jobs.status(handle) == Succeeded()
+
+    def test_a_deletion_that_was_answered_is_its_end(self) -> None:
+        handle = f"team/{NAME}/u1"
+        jobs = adapter((200, OURS), (200, {}), (404, ABSENT))
+        jobs.cancel(handle)
+        assert "as asked" in str(jobs.status(handle))
+        assert isinstance(adapter((404, ABSENT)).status(handle), NotFound)
+
+    def test_an_object_that_keeps_changing_is_given_up(self) -> None:
+        turns = [(200, OURS), (409, {"reason": "Conflict"})] * 5
+        with pytest.raises(CallError, match="keeps changing"):
+            adapter(*turns).cancel(f"team/{NAME}/u1")
+
+
+class TestKinds:
+    def test_places_reach_into_conditions(self) -> None:
+        found = {"status": {"conditions": [{"type": "A", "status": "True"}, {"type": "B", "n": 3}], "phase": "Done"}}
+        assert value_at(found, "status.conditions[A].status") == "True"
+        assert text_at(found, "status.conditions[B].n") == "3"
+        assert text_at(found, "status.conditions[C].status") == ""
+        assert text_at(found, "status.phase.deeper") == ""
+        assert text_at(found, "status.phase[A]") == ""
+        assert text_at(None, "status") == ""
+
+    @pytest.mark.parametrize(
+        "change,message",
+        [
+            ({"api_version": "batch"}, "api_version must be like"),
+            ({"plural": "Jobs"}, "plural must be in small letters"),
+            ({"kind": "job"}, "kind must be like Job"),
+            ({"standings": (When("Active"),)}, "must say when a job has succeeded"),
+            ({"messages": ("status..x",)}, "a place must be like"),
+            ({"result": ".status"}, "a place must be like"),
+            ({"ends": ("a[b",)}, "a place must be like"),
+        ],
+    )
+    def test_a_wrong_kind_says_what_must_hold(self, change: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            replace(JOB, **change)
+
+    def test_a_single_text_is_no_tuple_of_texts(self) -> None:
+        with pytest.raises(ValueError, match="must be held against a tuple"):
+            When("Failed", {"status.phase": "Failed"})  # type: ignore[dict-item]
+
+    def test_the_core_group_has_a_path_of_its_own(self) -> None:
+        pod = replace(JOB, api_version="v1", kind="Pod", plural="pods")
+        assert pod.path("team", "a") == "/api/v1/namespaces/team/pods/a"
+        assert TASKRUN.path("team") == "/apis/reattach.dev/v1alpha1/namespaces/team/taskruns"
+
+    def test_the_whole_name_of_the_kind_is_the_adapters(self) -> None:
+        long = Kind(api_version="a/v1", kind="K" * 80, plural="ks", standings=JOB.standings)
+        assert len(KubernetesObjects(long, access=ACCESS).name) == 63
+
+
+class TestHandles:
+    @pytest.mark.parametrize("text", ["", "a", "a/b", "a/b/c/d", "a//c", "a/../c", "a/b?x/c", "a/b c/d", "ä/b/c"])
+    def test_what_could_leave_its_place_in_a_path_is_none(self, text: str) -> None:
+        assert Handle.parse(text) is None
+
+    def test_it_reads_as_it_is_written(self) -> None:
+        assert str(Handle.parse("team/a.b-c/u1")) == "team/a.b-c/u1"
+
+
+def kubeconfig(directory: Path, *, cluster: dict[str, Any] | None = None, user: dict[str, Any] | None = None) -> Path:
+    file = directory / "config"
+    given = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": "https://k8s.invalid/", **(cluster or {})}}],
+        "users": [{"name": "u", "user": {"token": "t"} if user is None else user}],
+    }
+    file.write_text(json.dumps(given))
+    return file
+
+
+class TestAccess:
+    def test_a_token_file_is_read_for_each_request(self, tmp_path: Path) -> None:
+        (tmp_path / "token").write_text("first\n")
+        access = Access.from_kubeconfig(kubeconfig(tmp_path, user={"tokenFile": "token"}))
+        assert (access.server, access.namespace) == ("https://k8s.invalid", "default")
+        assert access.headers() == {"Authorization": "Bearer first"}
+        (tmp_path / "token").write_text("second\n")
+        assert access.headers() == {"Authorization": "Bearer second"}
+
+    @pytest.mark.parametrize(
+        "cluster,user,message",
+        [
+            ({"server": "http://k8s"}, None, "must begin with https://"),
+            ({"insecure-skip-tls-verify": True}, None, "insecure-skip-tls-verify is not supported"),
+            ({"proxy-url": "http://p"}, None, "proxy-url is not supported"),
+            ({"certificate-authority-data": "%"}, None, "certificate-authority must be readable PEM"),
+            ({}, {"exec": {"command": "aws"}}, "exec is not supported"),
+            ({}, {"username": "a"}, "username is not supported"),
+            ({}, {"client-certificate-data": base64.b64encode(b"x").decode()}, "must both be there"),
+            ({}, {"client-certificate": "/nowhere"}, "must be readable PEM"),
+        ],
+    )
+    def test_what_is_not_supported_is_refused(
+        self, tmp_path: Path, cluster: dict[str, Any], user: dict[str, Any] | None, message: str
+    ) -> None:
+        with pytest.raises(AccessError, match=message):
+            Access.from_kubeconfig(kubeconfig(tmp_path, cluster=cluster, user=user))
+
+    def test_a_context_that_is_not_there_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(AccessError, match="must have context 'other' among its contexts"):
+            Access.from_kubeconfig(kubeconfig(tmp_path), "other")
+        with pytest.raises(AccessError, match="must be there"):
+            Access.from_kubeconfig(tmp_path / "none")
+
+    def test_an_ipv6_address_of_the_service_is_bracketed(self, tmp_path: Path) -> None:
+        for name in ("token", "namespace", "ca.crt"):
+            (tmp_path / name).write_text("x")
+        environment = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}
+        assert Access.from_pod(tmp_path, environment).server == "https://[fd00::1]:6443"
+
+    def test_a_ca_that_is_none_is_noticed_when_the_adapter_is_made(self) -> None:
+        with pytest.raises(AccessError, match=r"kubernetes\.invalid is called with must be there"):
+            KubernetesObjects(JOB, access=replace(ACCESS, ca="no PEM"))
+
+
+def test_a_suspended_job_says_so() -> None:
+    condition = {"type": "Suspended", "status": "True", "message": "Job suspended"}
+    status = adapter((200, {**OURS, "status": {"conditions": [condition]}})).status(f"team/{NAME}/u1")
+    assert status == Active("Job suspended")
