@@ -1,4 +1,4 @@
-"""Runs examples/02-task-state.yaml on the local cluster, tells what happens as it happens, and holds it to what Reattach promises.
+"""Runs examples/10-submit-once.yaml on the local cluster, tells what happens as it happens, and holds it to what Reattach promises.
 
 `make demo` calls it once the cluster, the image and the chart are there; kubectl and KUBECONFIG come from the cluster's cache.
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("REATTACH_CACHE") or Path.home() / ".cache/reattach-cluster")
-NAME = "task-state"
-EXAMPLE = f"examples/02-{NAME}.yaml"
+NAME = "submit-once"
+EXAMPLE = f"examples/10-{NAME}.yaml"
 PATIENCE = 120.0  # seconds for the whole story, which takes some 20
 STARTED = time.monotonic()
 
@@ -103,6 +103,10 @@ def story(status: dict[str, Any]) -> list[str]:
         if "cause" in attempt:
             code = f", exit code {attempt['exitCode']}" if "exitCode" in attempt else ""
             lines.append(f"Attempt {attempt['number']} ended: {attempt['cause']}{code}")
+    lines += [
+        f"External job {job['key']}: {job.get('handle', 'its id is not known')}, {job['state']}"
+        for job in status.get("externalJobs", [])
+    ]
     if "nextAttemptTime" in status and "outcome" not in status:
         lines.append(f"The next attempt starts at {status['nextAttemptTime']}")
     if "outcome" in status:
@@ -119,6 +123,8 @@ def show(seen: tuple[dict[str, Any], dict[int, str], int]) -> None:
         f"the outcome is Succeeded (it is {status['outcome']})": status["outcome"] == "Succeeded",
         f"there were two attempts (there were {attempts})": attempts == [1, 2],
         f"the job server saw exactly one submission (it saw {submitted})": submitted == 1,
+        f"a second job was averted (status.counts is {status.get('counts')})": status["counts"]["duplicatesAverted"]
+        == 1,
         f"both attempts speak of one and the same job (they speak of {jobs})": len(jobs.get(1, ())) == 1
         and jobs.get(1) == jobs.get(2),
         f"the result is the job's (it is {status.get('result')})": json.loads(status.get("result", "{}"))
@@ -129,17 +135,18 @@ def show(seen: tuple[dict[str, Any], dict[int, str], int]) -> None:
         raise DemoError("it does not hold that " + "; nor that ".join(broken))
     job = jobs[1].pop()
     say(
-        f"Two attempts, one submission: attempt 2 reattached to {job}, which attempt 1 had submitted. rows_written is 4211."
+        f"Two attempts, one job: attempt 1 died before the id of {job} was stored, and attempt 2 found out and took it over."
     )
     print(f"\n$ kubectl get trun {NAME}\n{kubectl('get', 'trun', NAME)}")
     print(
         f"""What to try next:
   . {CACHE}/env    # kubectl and helm for this cluster
-  kubectl describe trun {NAME}                # every attempt, why it ended, what it was charged to
+  PATH="{REPOSITORY}/.venv/bin:$PATH"     # kubectl reattach
+  kubectl reattach explain {NAME}           # every attempt, why it ended, what was decided about the job
   kubectl get configmap {status["state"]["configMap"]} -o yaml
                                                  # the task's state
   kubectl explain trun.spec.retry
-  kubectl apply -f examples/01-hello.yaml        # and the others
+  kubectl apply -f examples/11-held.yaml         # a job that nobody can tell of, and the one command that answers
   make cluster-down                              # or make clean, which removes all that was built"""
     )
 

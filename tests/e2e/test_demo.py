@@ -12,9 +12,11 @@ def test_the_demo_ends_well_also_when_it_is_run_again(release: Cluster) -> None:
         for _ in range(2):
             demo = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
             assert demo.returncode == 0, demo.stdout + demo.stderr
-            assert "Two attempts, one submission" in demo.stdout
+            assert "Two attempts, one job" in demo.stdout
             assert "What to try next" in demo.stdout
     finally:
         examples = REPOSITORY / "examples"
-        release.kubectl("delete", "-f", str(examples / "02-task-state.yaml"), "--ignore-not-found", namespace="default")
+        release.kubectl(
+            "delete", "-f", str(examples / "10-submit-once.yaml"), "--ignore-not-found", namespace="default"
+        )
         release.kubectl("delete", "-k", str(examples / "jobserver"), "--ignore-not-found", namespace="default")

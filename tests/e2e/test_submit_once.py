@@ -160,6 +160,10 @@ def stalled(release: Cluster, name: str, namespace: str) -> str:
     return wait_until(where, seconds=150, what=f"attempt 1 of {name} stalls", every=0.5) or ""
 
 
+def wait_logged(release: Cluster, pod: str, namespace: str, text: str) -> None:
+    wait_until(lambda: text in release.log(pod, namespace), seconds=60, what=f"{pod} logs {text!r}", every=1)
+
+
 def go_on(release: Cluster, pod: str, namespace: str) -> None:
     """Let a stalled attempt go on."""
     release.kubectl("exec", pod, "--container", "task", "--", "touch", "/tmp/go", namespace=namespace)
@@ -196,6 +200,13 @@ def notes_of(release: Cluster, name: str, namespace: str, reason: str) -> list[s
     return [event["note"] for event in events if (event["regarding"]["name"], event["reason"]) == (name, reason)]
 
 
+def wait_announced(release: Cluster, name: str, namespace: str, reason: str, text: str) -> None:
+    def said() -> bool:
+        return any(text in note for note in notes_of(release, name, namespace, reason))
+
+    wait_until(said, seconds=30, what=f"an event {reason} of {name} says {text}", every=0.5)
+
+
 # -- the pod dies ---------------------------------------------------------------------------------------------------
 
 
@@ -228,12 +239,7 @@ def test_what_is_held_is_seen_wherever_people_look(release: Cluster, namespace: 
         ]
         assert len(release.pods_of(name, namespace)) <= 2
         assert f"kubectl reattach resolve {name}" in release.reattach("explain", name, namespace=namespace)
-        wait_until(
-            lambda name=name: notes_of(release, name, namespace, "SubmissionUnknown"),
-            seconds=30,
-            what=f"an event says that {name} is held",
-            every=0.5,
-        )
+        wait_announced(release, name, namespace, "SubmissionUnknown", "load")
 
     def counted() -> bool:
         return release.metric('reattach_held_taskruns{reason="SubmissionUnknown"}') >= len(HELD)
@@ -292,7 +298,7 @@ def test_cancelling_names_the_job_that_is_left(release: Cluster, namespace: str)
     assert [(job["handle"], job["state"]) for job in over["status"]["externalJobs"]] == [(handle, "Orphaned")]
     assert handle in condition_of(over, "Orphaned")["message"]
     assert "reattach.dev/external-jobs" not in over["metadata"].get("finalizers", [])
-    wait_orphan_announced(release, "cancelled", namespace, handle)
+    wait_announced(release, "cancelled", namespace, "Orphaned", handle)
     assert release.job(handle, namespace)["status"] == "RUNNING"
 
 
@@ -301,7 +307,7 @@ def test_deleting_names_the_job_that_is_left(release: Cluster, namespace: str) -
 
     release.kubectl("delete", "trun", "deleted", "--timeout=90s", namespace=namespace)
 
-    wait_orphan_announced(release, "deleted", namespace, handle)
+    wait_announced(release, "deleted", namespace, "Orphaned", handle)
     log = release.kubectl("logs", "deployment/reattach-operator", "--since=5m", namespace=RELEASE_NAMESPACE)
     assert handle in log
 
@@ -321,14 +327,7 @@ def test_deleting_waits_for_a_person_where_nobody_knows_whether_there_is_a_job(
         what="the TaskRun goes once a person has answered",
         every=0.5,
     )
-    wait_orphan_announced(release, "deleted-unknown", namespace, job)
-
-
-def wait_orphan_announced(release: Cluster, name: str, namespace: str, handle: str) -> None:
-    def said() -> bool:
-        return any(handle in note for note in notes_of(release, name, namespace, "Orphaned"))
-
-    wait_until(said, seconds=30, what=f"an event names {handle}", every=0.5)
+    wait_announced(release, "deleted-unknown", namespace, "Orphaned", job)
 
 
 # -- operator and state API die -------------------------------------------------------------------------------------
@@ -367,15 +366,10 @@ def test_nothing_is_submitted_while_the_state_api_is_away(release: Cluster, name
     pods = {name: pod_of(release, name, namespace) for name in ("away-before-intent", "away-before-handle")}
     try:
         release.scale_state_api(0)
-        for name, pod in pods.items():
+        for pod in pods.values():
             go_on(release, pod, namespace)
-        for name, pod in pods.items():
-            wait_until(
-                lambda pod=pod: "state API has not answered" in release.log(pod, namespace),
-                seconds=60,
-                what=f"the log of {name} says that it waits",
-                every=1,
-            )
+        for pod in pods.values():
+            wait_logged(release, pod, namespace, "state API has not answered")
         assert release.jobs(namespace, label="away-before-intent") == []
         assert "outcome" not in status_of(release, "away-before-intent", namespace)
     finally:
