@@ -233,7 +233,15 @@ class Routes:
         caller, writer, key = request[CALLER], session_of(request), job_key_of(request)
         message, asked = message_of(await request.read(), HandleRequest), await request_of(request)
         now = self._clock()
-        recorded = await self._store.change(caller.run, lambda state: record_handle(state, writer, key, message, now))
+        try:
+            recorded = await self._store.change(
+                caller.run, lambda state: record_handle(state, writer, key, message, now)
+            )
+        except RefusedError as refused:
+            # Where it can't be kept, the log is the one place that names a job that may run over there.
+            what = f"given={message.handle!a} key={key!a} generation={message.generation} refused={refused.code}"
+            write_audit(caller, "handle", asked, what)
+            raise
         what = f"given={message.handle!a} {described_job(recorded.job)}"
         self._note(caller, "handle", asked, recorded.counted, what)
         if recorded.refused is not None:

@@ -131,12 +131,14 @@ def _after_the_end(question: _Question, record: JobRecord, *, wanted: bool) -> t
 
 
 def _was_charged(question: _Question, record: JobRecord) -> bool:
-    """Whether an attempt before this one paid for the failure, so that each failed job costs one and no more."""
+    """Whether an attempt before this one paid for the failure, so that each failed job costs one and no more.
+
+    Not always the one that recorded it: that may have been lost before it failed of it, and then the next one did.
+    """
     ended_by = record.ended_by_attempt or 0
-    if ended_by >= question.writer.attempt:
-        return False
-    attempt = question.owner.attempt(ended_by)
-    return attempt is None or attempt.charged_to == Budget.APPLICATION
+    since = range(ended_by, question.writer.attempt)
+    paid = any(a.number in since and a.charged_to == Budget.APPLICATION for a in question.owner.status.attempts)
+    return paid or (ended_by in since and question.owner.attempt(ended_by) is None)
 
 
 def _as_a_person_decided(question: _Question, record: JobRecord) -> tuple[State, Answer]:

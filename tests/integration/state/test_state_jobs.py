@@ -370,6 +370,11 @@ class TestEvidence:
         assert code_of(old.handle("h", "other")) == (409, "fenced")
         assert code_of(old.handle("h")) == (409, "fenced")
 
+    def test_a_handle_that_is_refused_is_named_in_the_log(self, server: Server, task: Task) -> None:
+        attempt = task.attempt(server)
+        assert code_of(attempt.handle("job-nobody-knows")) == (404, "job-not-found")
+        assert "given='job-nobody-knows' key='load' generation=1 refused=job-not-found" in server.log
+
     def test_a_second_handle_is_a_stray_that_is_named(self, server: Server, task: Task) -> None:
         old = task.attempt(server)
         old.intend()

@@ -323,6 +323,21 @@ class TestOver:
         answer = run.by(2).intend()
         assert (answer.decision, answer.job.generation) == (decision, 2 if decision is Decision.SUBMIT else 1)
 
+    def test_a_failure_whose_witness_was_lost_is_paid_for_by_the_next_attempt(self) -> None:
+        run = active()
+        run.outcome("Failed")
+        run.with_attempt(1, **REPORTED).by(2)
+        assert run.intend().decision is Decision.OVER
+        run.with_attempt(2, **FAILED).by(3)
+        assert run.intend().decision is Decision.SUBMIT
+
+    def test_what_was_paid_before_the_failure_does_not_count(self) -> None:
+        run = intended()
+        run.with_attempt(1, **FAILED).by(2).handle("job-1")
+        run.outcome("Failed")
+        run.with_attempt(2, **REPORTED)
+        assert run.by(3).intend().decision is Decision.OVER
+
     def test_a_new_generation_is_made_when_it_is_wanted(self) -> None:
         run = active()
         run.outcome("Failed")
