@@ -17,10 +17,8 @@ import httpx
 import msgspec
 
 from conformance.jobadapter import CAPABILITIES, MODES, Served, serving
-from reattach.api.names import ANNOTATION_SUMMARY
 from reattach.api.reasons import ConditionType
 from reattach.api.state import JobSummary
-from reattach.state import summary_of
 from reattach.task.adapter import Active, NotFound, Submission, Succeeded, Unknown
 from reattach.task.context import Task
 from reattach.testing.between import Between
@@ -225,10 +223,7 @@ class Life:
 
     def jobs(self) -> tuple[JobSummary, ...]:
         """What the state's summary says."""
-        found = self.world.state_of(self.name)
-        summary = summary_of(found["metadata"]["annotations"]) if found else None
-        assert found is None or summary is not None, found["metadata"]["annotations"].get(ANNOTATION_SUMMARY)
-        return summary.jobs if summary else ()
+        return self.world.jobs(self.name)
 
     # -- the task -----------------------------------------------------------------------------------------------------
 

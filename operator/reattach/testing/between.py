@@ -32,6 +32,11 @@ class Between(Adapter):
         self.poll_seconds = adapter.poll_seconds if poll_seconds is None else poll_seconds
         self.handles: list[str] = []
         self.sending: Submission | None = None
+        self.accepted_at: float | None = None
+        self.found_from: Callable[[], float] = lambda: 0.0
+        """Until then a look-up finds nothing: it lags."""
+        self.on_their_way = 0
+        """Requests that have not arrived yet."""
         self._process = process
         self._clock = clock
 
@@ -47,13 +52,18 @@ class Between(Adapter):
         def send() -> Submitted:
             made = self.adapter.submit(submission)
             self.handles.append(made.handle)
+            self.accepted_at = self._clock.monotonic()
             return made
 
         return self._call("submit", send)
 
     @override
     def look_up(self, submission: Submission) -> Submitted | None:
-        return self._call("look-up", lambda: self.adapter.look_up(submission))
+        def find() -> Submitted | None:
+            found = self.adapter.look_up(submission)
+            return found if self._clock.monotonic() >= self.found_from() else None
+
+        return self._call("look-up", find)
 
     @override
     def status(self, handle: str) -> JobStatus:
@@ -73,9 +83,14 @@ class Between(Adapter):
         assert submission is not None
 
         def arrive() -> None:
-            self._clock.sleep(seconds)
-            with contextlib.suppress(Exception):  # refused; nobody is there to be told
-                self.adapter.submit(submission)
+            try:
+                self._clock.sleep(seconds)
+                with contextlib.suppress(Exception):  # refused; nobody is there to be told
+                    self.adapter.submit(submission)
+            finally:
+                self.on_their_way -= 1
+
+        self.on_their_way += 1
 
         self._clock.start(arrive, "network")
 

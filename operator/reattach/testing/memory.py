@@ -8,7 +8,7 @@ real API server. Left out: schemas, admission, RBAC, defaults, garbage collectio
 import copy
 import itertools
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -149,8 +149,17 @@ class MemoryCluster(Cluster):
         return self._store(path, found, "MODIFIED")
 
     @override
-    async def watch(self, path: str, **query: Any) -> AsyncIterator[bytes]:
-        raise NotImplementedError(f"read `changes` instead of watching {path} ({query})")
+    async def watch(
+        self,
+        path: str,
+        *,
+        resource_version: str,
+        metadata_only: bool = False,
+        timeout_seconds: int = 300,
+        silence_seconds: float = 90,
+        **query: str | int | None,
+    ) -> AsyncGenerator[bytes, None]:
+        raise NotImplementedError(f"take what is in `changes` instead of watching {path}")
         yield b""  # type: ignore[unreachable] # makes it a generator, as Cluster's is
 
     # -- pod tokens ---------------------------------------------------------------------------------------------------

@@ -15,12 +15,14 @@ import msgspec
 
 from reattach.api.names import API_VERSION, KIND, LABEL_TASKRUN
 from reattach.api.objects import Pod
+from reattach.api.state import JobSummary
 from reattach.api.taskrun import TaskRun
 from reattach.cluster import ConflictError, NotFoundError
 from reattach.cluster.paths import configmaps, pods, taskruns
 from reattach.server.application import Traffic, build_application
 from reattach.server.metrics import Metrics
 from reattach.server.settings import Rate, Settings
+from reattach.state import summary_of
 from reattach.task.context import Task
 from reattach.testing.clocks import Clock, MadeUpClock, Turn
 from reattach.testing.memory import MemoryCluster
@@ -140,6 +142,12 @@ class World:
             self.service.call(self.cluster.list(configmaps(NAMESPACE), labelSelector=f"{LABEL_TASKRUN}={name}"))
         )
         return found["items"][0] if found["items"] else None
+
+    def jobs(self, name: str) -> tuple[JobSummary, ...]:
+        """Its external jobs, as its state's summary has them."""
+        found = self.state_of(name)
+        summary = summary_of(found["metadata"]["annotations"]) if found else None
+        return summary.jobs if summary else ()
 
     def live(self, run: Run, until: Callable[[], bool], *, seconds: float) -> bool:
         """Let time pass until something is so, for at most so many seconds; whether it is."""
