@@ -6,10 +6,21 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from reattach.api.names import ANNOTATION_TEMPLATE_HASH, FINALIZER_ATTEMPT, pod_name
+from reattach.api.names import ANNOTATION_TEMPLATE_HASH, FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, pod_name
 from reattach.api.objects import Pod
 from reattach.api.reasons import ConditionType
-from reattach.api.state import Completion, Epoch, StateView, Summary
+from reattach.api.state import (
+    Completion,
+    Epoch,
+    JobCounts,
+    JobOrigin,
+    JobState,
+    JobSummary,
+    Seal,
+    SealPurpose,
+    StateView,
+    Summary,
+)
 from reattach.api.taskrun import Attempt, StateReference, Status, TaskRun
 from reattach.planner.decide import decide
 from reattach.planner.plan import Observed, Plan, ReadState, Settings, StateAbsent
@@ -48,6 +59,19 @@ class ATaskRun:
 
     def with_metadata(self, **fields: Any) -> Self:
         return replace(self, metadata={**self.metadata, **fields})
+
+    def with_finalizer(self) -> Self:
+        """As the state API leaves it when the first external job is intended."""
+        return self.with_metadata(finalizers=[FINALIZER_EXTERNAL_JOBS])
+
+    def being_deleted(self) -> Self:
+        return self.with_metadata(deletionTimestamp=stamp(5))
+
+    def answered(self, held: str, action: str, **more: Any) -> Self:
+        """One more answer in `spec.resolutions`; about the job `load` if a submission is unknown."""
+        about = {"key": "load", "generation": 1} if held == "SubmissionUnknown" else {}
+        answer = {"held": held, "action": action, **about, **more}
+        return self.with_spec(resolutions=[*self.spec.get("resolutions", ()), answer])
 
     def with_budgets(self, **budgets: int) -> Self:
         return self.with_spec(retry={"budgets": budgets, "backoff": {"jitterPercent": 0}})
@@ -215,12 +239,32 @@ def a_state(
         completion = Completion(
             attempt=completed_by, pod_uid=more.get("pod_uid", f"pod-{completed_by}"), time=at(3), result=result
         )
-    return StateView(uid=more.get("uid", STATE_UID), resource_version="1", epoch=epoch, completion=completion)
+    return StateView(
+        uid=more.get("uid", STATE_UID),
+        resource_version="1",
+        epoch=epoch,
+        completion=completion,
+        seal=more.get("seal"),
+        jobs=tuple(more.get("jobs", ())),
+        counts=more.get("counts", JobCounts()),
+    )
 
 
-def a_summary(opened_by: int | None = 1, completed_by: int | None = None) -> Summary:
+def a_summary(opened_by: int | None = 1, completed_by: int | None = None, **more: Any) -> Summary:
     epoch = None if opened_by is None else Epoch(attempt=opened_by, pod_uid=f"pod-{opened_by}")
-    return Summary(epoch=epoch, completed_attempt=completed_by)
+    return Summary(epoch=epoch, completed_attempt=completed_by, **more)
+
+
+def a_job(handle: str | None = "job-1", *, key: str = "load", generation: int = 1, **more: Any) -> JobSummary:
+    """An external job that attempt 1 submitted; without a handle, one that it may have submitted."""
+    state = JobState.INTENDED if handle is None else JobState.ACTIVE
+    known = (
+        {} if handle is None else {"origin": JobOrigin.SUBMITTED, "submitted_time": at(2), "submitted_by_attempt": 1}
+    )
+    return JobSummary(key=key, generation=generation, handle=handle, **{"state": state, **known, **more})
+
+
+SEALED = Seal(through_attempt=9, purpose=SealPurpose.END)
 
 
 # -- decisions ------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ SPECS = st.fixed_dictionaries(
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(SPECS, st.integers(0, 40), st.integers(0, 2**32))
+@given(SPECS, st.integers(0, 80), st.integers(0, 2**32))
 def test_every_life_ends_and_keeps_the_rules(spec: dict[str, Any], chaos: int, seed: int) -> None:
     world = live(random.Random(seed), spec, chaos=chaos)
     assert world.is_over
