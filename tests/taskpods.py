@@ -101,6 +101,19 @@ class Pods:
         pod.rotate_token()
         return pod
 
+    def end(self, pod: Pod, *, end: str = "Reported", charged_to: str = "disruption") -> None:
+        """What the operator writes about an attempt that has ended, before it makes the next pod."""
+        others = [known for known in self.run.status().get("attempts", []) if known["number"] != pod.number]
+        entry = {
+            "number": pod.number,
+            "purpose": "Run",
+            "podUID": pod.body["metadata"]["uid"],
+            "end": end,
+            "chargedTo": charged_to,
+        }
+        body = {"status": {"attempts": [*others, entry]}}
+        self.run.control_plane.call("PATCH", f"{self.run.path}/status", body)
+
 
 def port_of(server: Server) -> int:
     port = urlsplit(server.url).port
