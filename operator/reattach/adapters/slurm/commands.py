@@ -34,6 +34,7 @@ _NOT_OURS: Final = {
     "--wait": "Reattach waits", "-W": "Reattach waits",
     "--test-only": "it makes no job", "--wrap": "the script says what to run",
 }  # fmt: skip
+_UNKNOWN_JOB: Final = "Invalid job id specified"
 _FILTERS: Final = (
     "SQUEUE_",
     "SACCT_",
@@ -103,7 +104,7 @@ class SlurmCommands(Slurm):
     def _queued(self, *, name: str | None = None, job_id: int | None = None) -> list[Record]:
         which = f"--name={name}" if job_id is None else f"--jobs={job_id}"
         ended = self._run("squeue", "--noheader", "--states=all", which, f"--format={SQUEUE_FORMAT}")
-        if ended.code != 0 and "Invalid job id specified" in ended.stderr:
+        if ended.code != 0 and _UNKNOWN_JOB in ended.stderr:
             return []
         return records_of_squeue(_output_of("squeue", ended))
 
@@ -120,7 +121,10 @@ class SlurmCommands(Slurm):
 
     def _end(self, handle: Handle) -> None:
         named = () if handle.name is None else (f"--name={handle.name}",)
-        _output_of("scancel", self._run("scancel", *named, str(handle.job_id)))
+        ended = self._run("scancel", *named, str(handle.job_id))
+        # Without a name it says nothing of a job that it does not know; with one it does, and of one that is over.
+        if _UNKNOWN_JOB not in ended.stderr:
+            _output_of("scancel", ended)
 
     def _run(self, *command: str, text: str | None = None) -> Ended:
         """Raises `SlurmError` where the command did not end in time, `FileNotFoundError`."""
