@@ -413,10 +413,12 @@ class Kubelet:
     """Plays every node of the control plane, for the namespaces that are given scripts.
 
     `scripts[namespace](taskrun, attempt)` gives the script of a pod. A pod that is deleted ends by SIGTERM (143) if its script hasn't
-    ended it, and is then taken out of the API server, as far as finalizers let it go.
+    ended it, and is then taken out of the API server, as far as finalizers let it go. With `is_graceful` the script may come to its
+    own end first, as within a grace period: what is reported as ended is dead.
     """
 
     control_plane: ControlPlane
+    is_graceful: bool = False
     scripts: dict[str, Callable[[str, int], Script]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     _threads: dict[str, threading.Thread] = field(default_factory=dict)
@@ -457,7 +459,9 @@ class Kubelet:
         if script_of is None:
             return
         if "deletionTimestamp" in about:
-            self._terminate(pod)
+            thread = self._threads.get(about["uid"])
+            if not (self.is_graceful and thread is not None and thread.is_alive()):
+                self._terminate(pod)
         elif about["uid"] not in self._threads and pod["status"].get("phase") == "Pending":
             script = script_of(about["labels"][LABEL_TASKRUN], int(about["labels"][LABEL_ATTEMPT]))
             thread = threading.Thread(target=self._play, args=(pod, script), name=about["name"], daemon=True)
@@ -501,12 +505,53 @@ class Kubelet:
 
 
 @contextlib.contextmanager
-def kubelet_of(control_plane: ControlPlane) -> Iterator[Kubelet]:
+def kubelet_of(control_plane: ControlPlane, *, is_graceful: bool = False) -> Iterator[Kubelet]:
     """A kubelet that plays inside the `with`; a script that failed fails the test."""
-    kubelet = Kubelet(control_plane)
+    kubelet = Kubelet(control_plane, is_graceful=is_graceful)
     kubelet.start()
     try:
         yield kubelet
     finally:
         kubelet.stop()
     assert not kubelet.errors, "\n".join(kubelet.errors)
+
+
+# -- a stage ----------------------------------------------------------------------------------------------------------
+
+
+def all_succeed(_: int) -> Script:
+    """Each attempt succeeds."""
+    return succeed
+
+
+@dataclass
+class Stage:
+    """A namespace that an operator serves and in which the test says what each pod does."""
+
+    control_plane: ControlPlane
+    namespace: str
+    cluster: Cluster
+    operators: Operators
+    kubelet: Kubelet
+    operator: Operator
+    _scripts: dict[str, Callable[[int], Script]] = field(default_factory=dict)
+
+    def script_of(self, taskrun: str, attempt: int) -> Script:
+        return self._scripts.get(taskrun, all_succeed)(attempt)
+
+    def run(self, name: str, script_of: Callable[[int], Script] = all_succeed, **spec: Any) -> JSON:
+        """A TaskRun whose attempts do what the script says."""
+        self._scripts[name] = script_of
+        return self.cluster.create(name, spec)
+
+
+@contextlib.contextmanager
+def stage_of(control_plane: ControlPlane, operators: Operators, kubelet: Kubelet, *arguments: str) -> Iterator[Stage]:
+    """A stage inside the `with`."""
+    namespace = control_plane.create_namespace("operator")
+    operator = operators.start(*arguments, namespaces=[namespace])
+    stage = Stage(control_plane, namespace, Cluster(control_plane, namespace), operators, kubelet, operator)
+    kubelet.play(namespace, stage.script_of)
+    yield stage
+    control_plane.delete_namespace(namespace)
+    operator.kill()

@@ -3,8 +3,7 @@
 import datetime as dt
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,13 +16,13 @@ from operating import (
     Cluster,
     Containers,
     Kubelet,
-    Operator,
     Operators,
-    Script,
+    Stage,
     condition,
     fail,
     kubelet_of,
     run_on,
+    stage_of,
     succeed,
 )
 from reattach.api.names import FINALIZER_ATTEMPT, LABEL_TASKRUN, pod_name
@@ -34,32 +33,6 @@ from waiting import wait_until
 JSON = dict[str, Any]
 
 FAST = {"initialSeconds": 1, "jitterPercent": 0}
-
-
-def all_succeed(_: int) -> Script:
-    """Each attempt succeeds."""
-    return succeed
-
-
-@dataclass
-class Stage:
-    """A namespace that an operator serves and in which the test says what each pod does."""
-
-    control_plane: ControlPlane
-    namespace: str
-    cluster: Cluster
-    operators: Operators
-    kubelet: Kubelet
-    operator: Operator
-    _scripts: dict[str, Callable[[int], Script]] = field(default_factory=dict)
-
-    def script_of(self, taskrun: str, attempt: int) -> Script:
-        return self._scripts.get(taskrun, all_succeed)(attempt)
-
-    def run(self, name: str, script_of: Callable[[int], Script] = all_succeed, **spec: Any) -> JSON:
-        """A TaskRun whose attempts do what the script says."""
-        self._scripts[name] = script_of
-        return self.cluster.create(name, spec)
 
 
 @pytest.fixture(scope="module")
@@ -75,32 +48,25 @@ def operators(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFact
     operators.stop()
 
 
-def a_stage(control_plane: ControlPlane, operators: Operators, kubelet: Kubelet, *arguments: str) -> Iterator[Stage]:
-    namespace = control_plane.create_namespace("operator")
-    operator = operators.start(*arguments, namespaces=[namespace])
-    stage = Stage(control_plane, namespace, Cluster(control_plane, namespace), operators, kubelet, operator)
-    kubelet.play(namespace, stage.script_of)
-    yield stage
-    control_plane.delete_namespace(namespace)
-    operator.kill()
-
-
 @pytest.fixture(scope="module")
 def stage(control_plane: ControlPlane, operators: Operators, kubelet: Kubelet) -> Iterator[Stage]:
     """Shared by the tests that leave the operator alone; each uses names of its own."""
-    yield from a_stage(control_plane, operators, kubelet)
+    with stage_of(control_plane, operators, kubelet) as stage:
+        yield stage
 
 
 @pytest.fixture
 def own_stage(control_plane: ControlPlane, operators: Operators, kubelet: Kubelet) -> Iterator[Stage]:
     """For a test that stops its operator."""
-    yield from a_stage(control_plane, operators, kubelet)
+    with stage_of(control_plane, operators, kubelet) as stage:
+        yield stage
 
 
 @pytest.fixture
 def leased_stage(control_plane: ControlPlane, operators: Operators, kubelet: Kubelet) -> Iterator[Stage]:
     """For a test of who leads."""
-    yield from a_stage(control_plane, operators, kubelet, *SHORT_LEASE)
+    with stage_of(control_plane, operators, kubelet, *SHORT_LEASE) as stage:
+        yield stage
 
 
 def time_of(text: str) -> dt.datetime:
