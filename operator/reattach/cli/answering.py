@@ -22,10 +22,9 @@ from reattach.cli.holds import (
     held_condition_of,
     holds_of,
 )
-from reattach.cli.looking import body_of, stored_of, to_taskrun
+from reattach.cli.looking import body_of, jobs_of, to_taskrun
 from reattach.cli.text import listed
 from reattach.cluster import ConflictError, paths
-from reattach.state.codec import Stored, view_of
 
 FIELD_MANAGER = "kubectl-reattach"
 _TRIES = 8
@@ -56,9 +55,7 @@ async def resolve(connection: Connection, name: str, wish: Wish) -> Answered:
     for _ in range(_TRIES):
         read = await body_of(connection, name)
         taskrun = to_taskrun(read)
-        stored = await stored_of(connection, taskrun)
-        jobs = view_of_stored(stored) if isinstance(stored, Stored) else ()
-        hold, resolution = answer_of(taskrun, jobs, wish)
+        hold, resolution = answer_of(taskrun, await jobs_of(connection, taskrun), wish)
         # The answers that are there go back as they are, also what a newer version wrote into them.
         given = msgspec.json.decode(read)["spec"].get("resolutions") or []
         body: dict[str, Any] = {
@@ -78,11 +75,6 @@ async def resolve(connection: Connection, name: str, wish: Wish) -> Answered:
             consequence=consequence_of(taskrun, hold, wish.action, wish.handle or "HANDLE"),
         )
     raise CommandError(f"{name} is being changed all the time; try again.")
-
-
-def view_of_stored(stored: Stored) -> tuple[JobSummary, ...]:
-    """The external jobs in the state."""
-    return view_of(msgspec.json.encode(stored.body)).jobs
 
 
 # -- pure -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from reattach.cli.connection import Connection
 
 VARIABLE = "_KUBECTL_REATTACH_COMPLETE"
-_SECONDS = 3.0
+_SECONDS = 10.0
 _NO_FILES = ":4"
 _FILES = ":0"
 
@@ -82,11 +82,12 @@ def state_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[C
 def held_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
     """The keys of the external jobs for which the TaskRun is held."""
     from reattach.cli.holds import holds_of
-    from reattach.cli.looking import situation_of
+    from reattach.cli.looking import jobs_of, taskrun_of
 
     async def keys(connection: "Connection") -> list[str]:
-        situation = await situation_of(connection, ctx.params["name"])
-        return [hold.key for hold in holds_of(situation.taskrun, situation.jobs) if hold.key and hold.answer is None]
+        taskrun = await taskrun_of(connection, ctx.params["name"])
+        holds = holds_of(taskrun, await jobs_of(connection, taskrun))
+        return [hold.key for hold in holds if hold.key and hold.answer is None]
 
     return _offers(_asked(ctx, keys), word)
 

@@ -104,6 +104,13 @@ class Command(click.Command):
         super().__init__(*arguments, **settings)
 
     @override
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # While a flag's value is being completed, click stops at the flag and forgets the arguments before it, NAME among them.
+        if ctx.resilient_parsing and args and args[-1].startswith("-"):
+            args = args[:-1]
+        return super().parse_args(ctx, args)
+
+    @override
     def invoke(self, ctx: click.Context) -> Any:
         ctx.obj = target_of(ctx)
         ctx.params = {name: value for name, value in ctx.params.items() if name not in _TARGET_NAMES}

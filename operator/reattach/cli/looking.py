@@ -12,6 +12,7 @@ import msgspec
 
 from reattach.api.names import LABEL_TASKRUN, state_name
 from reattach.api.objects import ObjectMeta, PartialObject, Pod, Shape
+from reattach.api.state import JobSummary
 from reattach.api.taskrun import TaskRun
 from reattach.cli.connection import Connection
 from reattach.cli.errors import CommandError
@@ -181,6 +182,12 @@ async def stored_of(connection: Connection, taskrun: TaskRun) -> Stored | StateA
             f"The ConfigMap {stored.metadata.name} does not belong to {about.name}; somebody changed its owner."
         )
     return stored
+
+
+async def jobs_of(connection: Connection, taskrun: TaskRun) -> tuple[JobSummary, ...]:
+    """The external jobs in the state; none where there is no state. Raises as `stored_of`."""
+    stored = await stored_of(connection, taskrun)
+    return view_of(msgspec.json.encode(stored.body)).jobs if isinstance(stored, Stored) else ()
 
 
 async def pods_of(connection: Connection, taskrun: TaskRun) -> tuple[Pod, ...]:
