@@ -1,7 +1,6 @@
 """What a TaskRun is held for, whether a person has answered already, and what may be answered. Pure.
 
-The n-th resolution for a thing answers the n-th time that it was held, so none is used twice; whether the newest one is answered follows
-from counting.
+The n-th resolution for a thing answers the n-th time that it was held, so none is used twice. How that is counted is the planner's to say.
 """
 
 import shlex
@@ -11,6 +10,7 @@ from reattach.api.objects import Condition, Shape
 from reattach.api.reasons import Budget, ConditionType, Reason
 from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import Resolution, Spec, Status, TaskRun
+from reattach.planner import holds as planned
 from reattach.planner.budgets import amount
 
 RESOLUTIONS_MAX = 64
@@ -94,19 +94,13 @@ def _hold_of_job(taskrun: TaskRun, job: JobSummary, reason: str) -> Hold | None:
     found_at_end = reason == Reason.SUBMISSION_UNKNOWN and is_unresolved(job)
     if not job.held and not found_at_end:
         return None
-    number = job.holds if job.held else job.holds + 1
-    given = [
-        one
-        for one in taskrun.spec.resolutions
-        if one.held == Reason.SUBMISSION_UNKNOWN and (one.key, one.generation) == (job.key, job.generation)
-    ]
     return Hold(
         held=Reason.SUBMISSION_UNKNOWN.value,
         message=job.message,
         key=job.key,
         generation=job.generation,
         handle=job.handle,
-        answer=given[number - 1] if len(given) >= number else None,
+        answer=planned.answer_at_end(taskrun.spec, job),
     )
 
 
@@ -118,11 +112,10 @@ def _hold_of_lost_state(taskrun: TaskRun, condition: Condition) -> Hold:
 
 
 def _hold_of_budget(taskrun: TaskRun, condition: Condition) -> Hold:
-    spec, charged = taskrun.spec, taskrun.status.counts.charged
-    given = [one for one in spec.resolutions if one.held == Reason.BUDGET_EXHAUSTED]
-    fail = next((one for one in given if one.action == "Fail"), None)
-    exhausted = any(amount(charged, one) > allowance_of(spec, one) for one in (Budget.DISRUPTION, Budget.NEVER_STARTED))
-    answer = fail or (given[-1] if given and not exhausted else None)
+    given = [one for one in taskrun.spec.resolutions if one.held == Reason.BUDGET_EXHAUSTED]
+    spent, is_failed = planned.spent_budget(taskrun.spec, taskrun.status.counts)
+    is_answered = is_failed or spent not in {Budget.DISRUPTION, Budget.NEVER_STARTED}
+    answer = given[-1] if given and is_answered else None
     return Hold(held=Reason.BUDGET_EXHAUSTED.value, message=condition.message, answer=answer)
 
 
