@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import httpx
 from typing_extensions import override
@@ -26,7 +25,7 @@ from reattach.task.adapter import (
     Submitted,
     Succeeded,
 )
-from reattach.testing import MadeUpClock, OtherSide
+from reattach.testing import Clock, MadeUpClock, OtherSide
 
 SECONDS = {"expiring-token": 600.0, "lagging-lookup": 20.0, "forgetting-lookup": 7200.0}
 """The N of each mode's line in the job server's description; far more than a request takes, and less than lives last."""
@@ -106,7 +105,7 @@ class Served:
 
     server: jobservers.LocalJobServer
     client: httpx.Client
-    clock: MadeUpClock
+    clock: Clock
     mode: str
 
     def adapter(self, capabilities: Capabilities | None = None) -> JobServerAdapter:
@@ -117,23 +116,22 @@ class Served:
         rows = self.server.jobs._database.execute("SELECT id FROM jobs WHERE label = ? ORDER BY submitted", (label,))
         return [row["id"] for row in rows]
 
-    def other_side(self, capabilities: Capabilities | None = None, **more: Any) -> OtherSide:
-        """`capabilities`: what is declared, if it is not what the mode keeps."""
+    def other_side(self, capabilities: Capabilities | None = None, *, seconds: float = 60) -> OtherSide:
+        """`capabilities`: what is declared, if it is not what the mode keeps. `seconds`: how long jobs take."""
         return OtherSide(
             adapter=lambda: self.adapter(capabilities),
             count_jobs=lambda: self.server.made,
-            request={"seconds": 60, "rows": 4211},
-            other_request={"seconds": 60, "rows": 1},
+            request={"seconds": seconds, "rows": 4211},
+            other_request={"seconds": seconds, "rows": 1},
             forget=self.server.jobs.forget,
             clock=self.clock,
-            **more,
         )
 
 
 @contextlib.contextmanager
-def serving(mode: str) -> Iterator[Served]:
-    """A job server of this mode."""
-    clock = MadeUpClock()
+def serving(mode: str, clock: Clock | None = None) -> Iterator[Served]:
+    """A job server of this mode; on a clock that is made up, unless one is given."""
+    clock = clock or MadeUpClock()
     with (
         jobservers.serving(mode, seconds=SECONDS.get(mode, 0), clock=lambda: clock.now().timestamp()) as server,
         httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,

@@ -154,6 +154,24 @@ def _token_expired(scene: "Scene") -> Unresolved:
     return Unresolved(exists=False, age=lifetime + 1)
 
 
+def _promises_of(can: Capabilities) -> list[float]:
+    """For how long the other side keeps what it is asked by, in seconds, where that has an end."""
+    kept = (
+        can.client_name and can.client_name.retention,
+        can.token and can.token.lifetime,
+        can.look_up and can.look_up.retention,
+    )
+    return [time.total_seconds() for time in kept if time]
+
+
+def _just_in_time(scene: "Scene") -> Unresolved:
+    """The next attempt comes when the promises are nearly over: what is promised for so long must still be kept."""
+    wait = 0.9 * min(_promises_of(scene.can)) - scene.request_seconds - MARGIN_SECONDS
+    scene.at(1, "submit accepted", lambda process: process.kill())
+    scene.before_main(2, lambda process: process.sleep(wait))
+    return Unresolved(exists=True, age=wait + 10)
+
+
 def _forgotten_before_it_was_found(scene: "Scene") -> Unresolved:
     keeps = scene.can.look_up.retention if scene.can.look_up else None
     wait = keeps.total_seconds() + 1 if keeps else 0
@@ -245,6 +263,15 @@ def _needs_token(scene: "Scene") -> str:
     return scene.too_long(scene.can.token.lifetime.total_seconds(), "its token lives")
 
 
+def _needs_an_end(scene: "Scene") -> str:
+    promises = _promises_of(scene.can)
+    if not promises:
+        return "what it declares has no end"
+    if min(promises) < 2 * scene.request_seconds:
+        return "what it declares lasts no longer than a request"
+    return scene.too_long(min(promises), "its promises last")
+
+
 def _needs_lag(scene: "Scene") -> str:
     return "" if scene.can.look_up else "it declares no look-up"
 
@@ -298,6 +325,7 @@ CASES: tuple[Case, ...] = (
     Case("down for status", "the other side is down while the job runs", _down_while_watching),
     Case("one error", "the other side answers one question with an error", _fails_once_while_watching),
     Case("token expired", "the next attempt comes after the token's life", _token_expired, _needs_token),
+    Case("just in time", "the next attempt comes when what is declared is nearly over", _just_in_time, _needs_an_end),
     Case(
         "look-up lags",
         "the job is not found until the settling time is over",

@@ -32,6 +32,7 @@ from reattach.testing.service import Service
 
 JSON = dict[str, Any]
 NAMESPACE = "lives"
+CONTAINER = {"name": "task", "image": "task:1"}
 _NO_LIMIT = Rate(1e6, 10**6)
 _LONGEST_LOOK = 600.0
 """Seconds. Whatever is written wakes the operator and the kubelet."""
@@ -109,7 +110,7 @@ class World:
             "kind": KIND,
             "metadata": {"name": name},
             "spec": {
-                "template": {"spec": {"containers": [{"name": "task", "image": "task:1"}]}},
+                "template": {"spec": {"containers": [CONTAINER], "terminationGracePeriodSeconds": 1}},
                 "retry": {
                     "budgets": {"application": 50, "disruption": 50},
                     "backoff": {"initialSeconds": 1, "factorPercent": 100, "jitterPercent": 0},
