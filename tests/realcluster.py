@@ -174,6 +174,12 @@ class Cluster:
         self.kubectl("create", "namespace", name)
         return name
 
+    def let_go_of_held(self, namespace: str) -> None:
+        """Release what a test that failed, or was not chosen, left unanswered: it would rightly keep the namespace for ever."""
+        for found in self.items("taskruns", namespace):
+            if "outcome" not in found.get("status", {}):
+                self.reattach("release", found["metadata"]["name"], "--yes", "--force", namespace=namespace)
+
     def delete_namespace(self, name: str, *, seconds: float = 120) -> None:
         """End a namespace and wait until nothing of it is left: a finalizer that stays fails the test."""
         self.kubectl("delete", "namespace", name, "--wait=false")

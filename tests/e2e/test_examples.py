@@ -38,6 +38,7 @@ def namespace(release: Cluster) -> Iterator[str]:
     for example in EXAMPLES:
         release.apply(example, name)
     yield name
+    release.let_go_of_held(name)
     release.delete_namespace(name)
 
 

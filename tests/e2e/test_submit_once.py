@@ -122,6 +122,7 @@ def namespace(release: Cluster) -> Iterator[str]:
         if about.strike is not None:
             about.strike(release, pod, name)
     yield name
+    release.let_go_of_held(name)
     release.delete_namespace(name)
 
 
