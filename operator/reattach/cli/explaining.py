@@ -48,7 +48,7 @@ def _head(story: Story, now: datetime, paint: Paint) -> list[str]:
     rows: list[tuple[str, str | Cell]] = [("TaskRun", f"{story.name} in namespace {story.namespace}")]
     rows.append(("Status", Cell(story.reason or NOTHING, _colour_of(story))))
     if story.message:
-        rows.append(("", one_line(story.message)))
+        rows.append(("", one_line(_without_manual(story.message))))
     if story.result is not None:
         rows.append(("Result", one_line(story.result)))
     if story.created is not None:
@@ -165,11 +165,16 @@ def _events(story: Story, now: datetime, paint: Paint) -> list[str]:
         (
             ago(event.time, now) if event.time else NOTHING,
             Cell(event.reason, "yellow" if event.type == "Warning" else None),
-            one_line(event.message, 300),
+            one_line(_without_manual(event.message), 300),
         )
         for event in story.events
     ]
     return table(rows, paint, indent=_INDENT) if rows else []
+
+
+def _without_manual(message: str) -> str:
+    """Without what the operator says to those who have kubectl alone; here a command says it."""
+    return message.partition(" Append to spec.resolutions ")[0]
 
 
 def _titles(*titles: str) -> tuple[Cell, ...]:

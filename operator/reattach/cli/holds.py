@@ -10,6 +10,7 @@ from reattach.api.objects import Condition, Shape
 from reattach.api.reasons import Budget, ConditionType, Reason
 from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import Resolution, Spec, Status, TaskRun
+from reattach.cli.text import count
 from reattach.planner import holds as planned
 from reattach.planner.budgets import amount
 
@@ -166,9 +167,7 @@ def consequence_of(taskrun: TaskRun, hold: Hold, action: str, handle: str = "HAN
             return "The next attempt begins with an empty state. It knows of no external job: one that still runs is submitted a second time."
         case "Continue":
             budgets = taskrun.spec.retry.budgets
-            return (
-                f"Pods may be lost {budgets.disruption + 1} more times, and not start {budgets.never_started + 1} more times. The next "
-                "attempt takes over the job that runs."
-            )
+            lost, unstarted = count(budgets.disruption + 1, "more time"), count(budgets.never_started + 1, "more time")
+            return f"Pods may be lost {lost}, and not start {unstarted}. The next attempt takes over the job that runs."
         case _:
             return f"{name} ends as Failed, and no further attempt is made. A job that runs goes on, and nobody watches it."

@@ -7,7 +7,7 @@ from reattach.api.names import FINALIZER_EXTERNAL_JOBS, OPERATOR_NAME, pod_name
 from reattach.api.reasons import SENTENCES, Budget, Reason
 from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import TaskRun
-from reattach.cli.holds import Hold, Way, allowance_of, consequence_of, held_condition_of, ways_of
+from reattach.cli.holds import Hold, Way, allowance_of, consequence_of, held_condition_of, is_unresolved, ways_of
 from reattach.cli.situation import Situation, job_name
 from reattach.cli.text import ago, clock, count, duration, listed
 from reattach.planner.budgets import amount
@@ -61,9 +61,13 @@ def _while_ending(situation: Situation) -> tuple[str, ...]:
         said.append(f"Its pod {listed(alive)} is being ended.")
     seal = situation.state.seal if situation.state else None
     if seal is None and situation.open_jobs:
-        said.append("Then its state is sealed, so that no attempt can submit any more.")
-    if jobs := situation.open_jobs:
-        said.append(f"{_named(jobs)} is left running over there, and named in an event and in the condition Orphaned.")
+        said.append("Its state is sealed, so that no attempt can submit any more.")
+    if unresolved := [job for job in situation.open_jobs if is_unresolved(job)]:
+        said.append(
+            f"If nobody can tell by then whether {_named(unresolved)} was submitted, it waits for a person's answer."
+        )
+    if known := [job for job in situation.open_jobs if not is_unresolved(job)]:
+        said.append(f"{_named(known)} is left running over there, and named in an event and in the condition Orphaned.")
     finalizers = [name for name in taskrun.metadata.finalizers if name != FINALIZER_EXTERNAL_JOBS]
     if deleted and finalizers:
         said.append(f"It also waits for {listed(finalizers)}, which is not Reattach's.")

@@ -139,7 +139,9 @@ def backing_off_with_an_unresolved_intent() -> Situation:
 
 def held_for_an_unknown_submission() -> Situation:
     message = "no look-up, and attempt 1 may be frozen: its end is presumed"
-    return see(held(tried_once(), Reason.SUBMISSION_UNKNOWN), an_intent(held=True, holds=1, message=message))
+    manual = "Append to spec.resolutions {held: SubmissionUnknown, key: load, generation: 1, action: …}: Adopt, Resubmit, or Fail."
+    said = f"{SENTENCES[Reason.SUBMISSION_UNKNOWN]} External job load (no handle known): {message}. {manual}"
+    return see(held(tried_once(), Reason.SUBMISSION_UNKNOWN, said), an_intent(held=True, holds=1, message=message))
 
 
 def held_for_a_job_that_is_not_found() -> Situation:
@@ -213,6 +215,11 @@ def being_deleted() -> Situation:
         "finalizers": ["reattach.dev/external-jobs", "example.com/audit"],
     }
     return see(shows(tried_once(), Reason.BACKING_OFF).with_metadata(**about), a_job())
+
+
+def being_cancelled_with_an_unresolved_intent() -> Situation:
+    taskrun = shows(a_taskrun(cancel=True).with_attempt(1, node="node-1"), Reason.RUNNING, "Attempt 1 is running.")
+    return see(taskrun, an_intent(), a_job("prepare"))
 
 
 def succeeded() -> Situation:
@@ -302,6 +309,7 @@ SITUATIONS: list[Callable[[], Situation]] = [
     being_cancelled,
     being_deleted_and_held,
     being_deleted,
+    being_cancelled_with_an_unresolved_intent,
     succeeded,
     failed,
     cancelled_and_orphaned,
