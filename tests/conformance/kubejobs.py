@@ -1,0 +1,115 @@
+"""The kubernetes adapter's other side: a real API server, and in place of its controllers a thread that ends what has run for a second."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from controlplane import ControlPlane, ControlPlaneError
+from reattach.adapters.kubernetes import JOB, TASKRUN, Access, KubernetesObjects
+from reattach.adapters.kubernetes.kinds import Kind
+from reattach.testing import OtherSide
+
+JSON = dict[str, Any]
+RUNS_SECONDS = 1.0
+_CONTAINER = {"name": "main", "image": "localhost/none", "command": ["true"]}
+_MANIFESTS: dict[str, JSON] = {
+    "Job": {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "spec": {"template": {"spec": {"containers": [_CONTAINER], "restartPolicy": "Never"}}},
+    },
+    "TaskRun": {
+        "apiVersion": "reattach.dev/v1alpha1",
+        "kind": "TaskRun",
+        "spec": {"template": {"spec": {"containers": [_CONTAINER]}}},
+    },
+}
+KINDS = {"Job": JOB, "TaskRun": TASKRUN}
+
+
+class Objects:
+    """The objects of one kind in one namespace."""
+
+    def __init__(self, control_plane: ControlPlane, namespace: str, kind: Kind) -> None:
+        self._control_plane = control_plane
+        self._namespace = namespace
+        self._kind = kind
+        self._mark = control_plane.audit_mark()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._end_them, daemon=True)
+
+    def other_side(self) -> OtherSide:
+        """What the suite asks of it."""
+        manifest = _MANIFESTS[self._kind.kind]
+        access = Access.from_kubeconfig(self._control_plane.kubeconfig())
+        return OtherSide(
+            adapter=lambda: KubernetesObjects(self._kind, access=access, namespace=self._namespace),
+            count_jobs=self.made,
+            request=manifest,
+            other_request={**manifest, "metadata": {"labels": {"other": "yes"}}},
+            forget=self.forget,
+        )
+
+    def made(self) -> int:
+        """How many were ever made: by the API server's audit log, which knows deleted ones too."""
+        events = self._control_plane.audit(self._mark, namespace=self._namespace)
+        plural = self._kind.path(self._namespace).rpartition("/")[2]
+        return sum(
+            event["verb"] == "create"
+            and event["objectRef"]["resource"] == plural
+            and "subresource" not in event["objectRef"]
+            and event["responseStatus"]["code"] == 201
+            for event in events
+        )
+
+    def forget(self, handle: str) -> None:
+        """A person deletes it."""
+        namespace, name, _ = handle.split("/")
+        path = self._kind.path(namespace, name)
+        with contextlib.suppress(ControlPlaneError):
+            self._control_plane.call("PATCH", path, {"metadata": {"finalizers": None}})
+            self._control_plane.call("DELETE", path, {"propagationPolicy": "Background"})
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _end_them(self) -> None:
+        while not self._over.wait(0.3):
+            with contextlib.suppress(ControlPlaneError):
+                for found in self._control_plane.call("GET", self._kind.path(self._namespace))["items"]:
+                    self._end(found)
+
+    def _end(self, found: JSON) -> None:
+        about, status = found["metadata"], found.get("status", {})
+        made = datetime.fromisoformat(about["creationTimestamp"]).timestamp()
+        if time.time() - made < RUNS_SECONDS or "outcome" in status or "completionTime" in status:
+            return
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        path = self._kind.path(self._namespace, about["name"])
+        with contextlib.suppress(ControlPlaneError):  # deleted meanwhile
+            self._control_plane.call("PATCH", f"{path}/status", {"status": self._ended(found, now)})
+
+    def _ended(self, found: JSON, now: str) -> JSON:
+        if self._kind.kind == "TaskRun":
+            cancelled = found["spec"].get("cancel", False)
+            return {"outcome": "Cancelled" if cancelled else "Succeeded", "completionTime": now}
+        conditions = [{"type": kind, "status": "True"} for kind in ("SuccessCriteriaMet", "Complete")]
+        return {"startTime": now, "completionTime": now, "conditions": conditions}
+
+
+@contextlib.contextmanager
+def objects(control_plane: ControlPlane, namespace: str, kind: str) -> Iterator[Objects]:
+    """Objects of this kind, which end by themselves."""
+    found = Objects(control_plane, namespace, KINDS[kind])
+    found.start()
+    try:
+        yield found
+    finally:
+        found.stop()

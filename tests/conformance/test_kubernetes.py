@@ -1,0 +1,35 @@
+"""Every case of the conformance suite with objects of a real API server, in real time. `make test` plays some of them."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from conformance.kubejobs import KINDS, objects
+from conformance.tables import keep
+from controlplane import ControlPlane
+from reattach.testing import CASES, Case, Outcome, Report, Suite
+
+SAMPLE = {"undisturbed", "intent answered", "request left", "answer lost", "handle on its way", "job ended"}
+HERE = [case for case in CASES if os.environ.get("REATTACH_ALL") or case.name in SAMPLE]
+
+Stage = tuple[Suite, list[Outcome]]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def stage(request: pytest.FixtureRequest, control_plane: ControlPlane) -> Iterator[Stage]:
+    namespace = control_plane.create_namespace("conformance")
+    outcomes: list[Outcome] = []
+    with objects(control_plane, namespace, request.param) as found, Suite(found.other_side()) as suite:
+        yield suite, outcomes
+        keep(f"kubernetes, {request.param}", Report(request.param, tuple(outcomes)))
+    control_plane.delete_namespace(namespace)
+
+
+@pytest.mark.parametrize("case", HERE, ids=str)
+def test_each_case_ends_as_one_object_or_held(stage: Stage, case: Case) -> None:
+    suite, outcomes = stage
+    outcome = suite.check(case)
+    outcomes.append(outcome)
+    if outcome.skipped:
+        pytest.skip(outcome.skipped)
