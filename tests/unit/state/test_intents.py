@@ -150,6 +150,8 @@ class TestLostAnswer:
         for _ in range(2):
             answer = run.intend(request="r", new_generation=True)
             assert (answer.decision, answer.job.generation) == (Decision.SUBMIT, 2)
+        run.outcome("Failed", generation=2)
+        assert run.intend(request="r", new_generation=True).decision is Decision.OVER
         assert set(run.state.jobs) == {(KEY, 1), (KEY, 2)}
 
     def test_a_repeated_submission_is_told_so_once(self) -> None:
