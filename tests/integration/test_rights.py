@@ -134,6 +134,10 @@ def installation(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathF
     control_plane.delete_namespace(namespace)
 
 
+RUNS_ON = -1
+"""Instead of an exit code: until it is stopped."""
+
+
 def task_of(port: int, exit_codes: list[int]) -> Any:
     """A task that opens its state, writes it, submits a job once, and ends with the code of its attempt; with 0 it records completion."""
 
@@ -161,7 +165,8 @@ def task_of(port: int, exit_codes: list[int]) -> Any:
                 calls += [("POST", "/v1/complete", {})]
             for method, path, body in calls:
                 client.request(method, path, json=body, extensions=name).raise_for_status()
-        containers.end(exit_code)
+        if exit_code != RUNS_ON:
+            containers.end(exit_code)
 
     return script
 
@@ -182,7 +187,12 @@ def lived(installation: Installation) -> Installation:
     try:
         operator.start()
         server, port = installation.start_server()
-        scripts = {"retried": task_of(port, [1, 0]), "pending": never_start, "deleted": run_on}
+        scripts = {
+            "retried": task_of(port, [1, 0]),
+            "pending": never_start,
+            "deleted": run_on,
+            "cancelled": task_of(port, [RUNS_ON]),
+        }
         with kubelet_of(control_plane) as kubelet:
             kubelet.play(namespace, lambda taskrun, _: scripts[taskrun])
             backoff = {"initialSeconds": 1, "jitterPercent": 0}
@@ -191,6 +201,15 @@ def lived(installation: Installation) -> Installation:
                 "pending", deadlines={"pendingSeconds": 1}, retry={"budgets": {"neverStarted": 0, "disruption": 0}}
             )
             cluster.create("deleted")
+            cluster.create("cancelled")
+            wait_until(
+                lambda: cluster.status("cancelled").get("externalJobs"), seconds=60, what="it has submitted a job"
+            )
+            cancel = {"spec": {"cancel": True}}
+            control_plane.call(
+                "PATCH", f"/apis/reattach.dev/v1alpha1/namespaces/{namespace}/taskruns/cancelled", cancel
+            )
+            assert cluster.wait_for_outcome("cancelled", seconds=60)["outcome"] == "Cancelled"
             assert cluster.wait_for_outcome("retried", seconds=60)["outcome"] == "Succeeded"
             assert cluster.wait_for_outcome("pending", seconds=60)["outcome"] == "Failed"
             cluster.wait_for_reason("deleted", "Running")

@@ -1,0 +1,239 @@
+"""A task that stores its intent, submits and records the handle while its run is cancelled or deleted: the job is kept or named, never lost.
+
+200 interleavings of the task's steps with those of the end; a sample of them by default, all with REATTACH_ALL_INTERLEAVINGS=1. The operator,
+the state API and the API server are real. The other side is a list of what was submitted to it; it has no token and no look-up, so only what
+is recorded here is ever known of a job.
+"""
+
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import pytest
+
+from controlplane import ControlPlane, ControlPlaneError
+from operating import Containers, Kubelet, Operators, Stage, condition, kubelet_of, stage_of
+from reattach.api.names import ANNOTATION_SUMMARY
+from reattach.cluster.paths import configmaps, taskruns
+from stateapi import Servers
+from taskscripts import Tasks
+from waiting import wait_until
+
+JSON = dict[str, Any]
+
+STEPS = ("open", "intent", "submit", "handle", "end")
+"""Of the task: before which one it waits."""
+SIGNS = ("nothing", "asked", "sealed", "terminating")
+"""Of the end: what it waits for."""
+ENDS = ("cancel", "delete")
+AT_ONCE = 4
+SECONDS = 180
+
+
+@dataclass(frozen=True)
+class Interleaving:
+    """`step` waits for `sign`; then, as for every step, comes a pause. `forgets`: the container dies before it has recorded the handle."""
+
+    number: int
+    end: str
+    step: str
+    sign: str
+    forgets: bool
+
+    @property
+    def name(self) -> str:
+        return f"race-{self.number}"
+
+    def pause(self, step: str) -> float:
+        """Seconds, the same each time."""
+        chosen = random.Random(f"{self.number}/{step}")
+        return chosen.choice([0, 0, 0.02, 0.1, 0.3])
+
+
+def interleavings() -> list[Interleaving]:
+    """200 of them: every kind, most with three pauses. Who waits before its end has recorded the handle already."""
+    every = [one for one in product(ENDS, STEPS, SIGNS, (False, True), range(3)) if one[1] != "end" or not one[3]]
+    chosen = random.Random(2).sample(every, 200)
+    return [Interleaving(number, *how[:4]) for number, how in enumerate(chosen)]
+
+
+ALL = interleavings()
+SOME = ALL if os.environ.get("REATTACH_ALL_INTERLEAVINGS") else random.Random(4).sample(ALL, 20)
+
+
+@dataclass
+class Race:
+    """One run, and what is true of the other side."""
+
+    stage: Stage
+    tasks: Tasks
+    how: Interleaving
+    is_asked: bool = False
+    has_reached: threading.Event = field(default_factory=threading.Event)
+    """The step at which it waits; for the sign `nothing`, beside which the end is asked for."""
+    submitted: list[str] = field(default_factory=list)
+    refused: str = ""
+
+    # -- the task -----------------------------------------------------------------------------------------------------------
+
+    def script(self, containers: Containers) -> None:
+        containers.run()
+        process = self.tasks.process(containers)
+        self._wait_before("open", containers)
+        if (response := process.open()).status_code != 200:
+            self.refused = response.text
+            return
+        self._wait_before("intent", containers)
+        if (response := process.intend()).status_code != 200:
+            self.refused = response.text
+            return
+        assert response.json()["decision"] == "Submit"
+        self._wait_before("submit", containers)
+        handle = f"{self.how.name}-job"
+        self.submitted.append(handle)
+        self._wait_before("handle", containers)
+        if self.how.forgets:
+            return
+        response = process.handle(handle)
+        assert response.status_code == 204 or self._is_gone(), response.text
+        self._wait_before("end", containers)
+
+    def _wait_before(self, step: str, containers: Containers) -> None:
+        if step == self.how.step:
+            self.has_reached.set()
+            # What never comes to pass in this interleaving, such as a seal on a state that is not there, is not waited for long.
+            with suppress(AssertionError):
+                wait_until(lambda: self._is_seen(containers), seconds=10, what=self.how.sign, every=0.02)
+        time.sleep(self.how.pause(step))
+
+    def _is_seen(self, containers: Containers) -> bool:
+        match self.how.sign:
+            case "asked":
+                return self.is_asked
+            case "sealed":
+                return self._is_sealed()
+            case "terminating":
+                return containers.is_terminating()
+            case _:
+                return True
+
+    # -- its end --------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> str:
+        """Play it; what is wrong, empty if nothing is."""
+        try:
+            self.stage.run(self.how.name, lambda _: self.script)
+            self._ask_for_the_end()
+            wait_until(self._is_settled, seconds=SECONDS, what=f"{self.how} is over or held", every=0.2)
+            self._check()
+        except AssertionError as error:
+            return f"{self.how}: {error}; submitted {self.submitted}, refused {self.refused}, {self._status()}"
+        return ""
+
+    def _ask_for_the_end(self) -> None:
+        """As soon as the task waits for it, or while it goes on."""
+        path = taskruns(self.stage.namespace, self.how.name)
+        assert self.has_reached.wait(SECONDS), f"the task never came to {self.how.step}"
+        time.sleep(self.how.pause("the end"))
+        if self.how.end == "cancel":
+            self.stage.control_plane.call("PATCH", path, {"spec": {"cancel": True}})
+        else:
+            self.stage.control_plane.call("DELETE", path)
+        self.is_asked = True
+
+    def _is_settled(self) -> bool:
+        status = self._status()
+        return self._is_over(status) or condition(status or {}, "Held").get("status") == "True"
+
+    def _is_over(self, status: JSON | None) -> bool:
+        """And its task is dead: who runs on could still do something."""
+        is_over = status is None or "outcome" in status
+        return is_over and all(
+            pod["status"].get("phase") in {"Succeeded", "Failed"} for pod in self.stage.cluster.pods(self.how.name)
+        )
+
+    def _check(self) -> None:
+        status = self._status()
+        if not self._is_over(status):
+            assert status is not None
+            assert condition(status, "Held")["reason"] == "SubmissionUnknown"
+            assert [job["state"] for job in status["externalJobs"]] == ["Intended"], "held for a job that is known"
+            self._adopt(self.submitted[0] if self.submitted else "none")
+            wait_until(lambda: self._is_over(self._status()), seconds=SECONDS, what=f"{self.how} is over")
+            status = self._status()
+        for handle in self.submitted:
+            if status is not None:
+                assert [(job["handle"], job["state"]) for job in status["externalJobs"]] == [(handle, "Orphaned")]
+            wait_until(
+                lambda handle=handle: handle in self.stage.operator.log, seconds=SECONDS, what="the job is named"
+            )
+        if status is not None:
+            assert status["outcome"] == "Cancelled"
+
+    def _adopt(self, handle: str) -> None:
+        answer = {"held": "SubmissionUnknown", "key": "load", "generation": 1, "action": "Adopt", "handle": handle}
+        path = taskruns(self.stage.namespace, self.how.name)
+        self.stage.control_plane.call("PATCH", path, {"spec": {"resolutions": [answer]}})
+
+    # -- what is there ----------------------------------------------------------------------------------------------------------
+
+    def _status(self) -> JSON | None:
+        try:
+            return self.stage.cluster.status(self.how.name)
+        except ControlPlaneError as error:
+            if not str(error).startswith("404"):
+                raise
+            return None
+
+    def _is_gone(self) -> bool:
+        return self._status() is None
+
+    def _is_sealed(self) -> bool:
+        for found in self.stage.control_plane.call("GET", configmaps(self.stage.namespace))["items"]:
+            if found["metadata"]["name"].startswith(f"{self.how.name}-"):
+                return "seal" in json.loads(found["metadata"]["annotations"][ANNOTATION_SUMMARY])
+        return False
+
+
+@pytest.fixture
+def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
+    """What it reports as ended is dead: containers come to their own end within their grace period."""
+    with kubelet_of(control_plane, is_graceful=True) as kubelet:
+        yield kubelet
+
+
+@pytest.fixture
+def stage(control_plane: ControlPlane, kubelet: Kubelet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    operators = Operators(control_plane, tmp_path_factory.mktemp("operators"))
+    with stage_of(control_plane, operators, kubelet) as stage:
+        yield stage
+    operators.stop()
+
+
+def test_there_are_200_of_them_and_each_kind_is_there() -> None:
+    assert len({one.number for one in ALL}) == 200
+    assert {(one.end, one.step, one.sign) for one in ALL} == set(product(ENDS, STEPS, SIGNS))
+
+
+def test_a_job_that_is_submitted_while_its_run_ends_is_kept_or_named(
+    control_plane: ControlPlane, stage: Stage, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    servers = Servers(control_plane, tmp_path_factory.mktemp("state-api"))
+    try:
+        tasks = Tasks(control_plane, servers.start())
+        races = [Race(stage, tasks, how) for how in SOME]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            wrong = [each for each in pool.map(Race.run, races) if each]
+        assert not wrong, "\n".join(wrong)
+        # A race that nobody ran would prove nothing.
+        assert sum(bool(race.submitted) for race in races) >= len(races) // 4
+    finally:
+        servers.stop()
