@@ -45,6 +45,7 @@ class DiedError(BaseException):
 def system() -> System:
     system = System()
     system.poll_seconds = 0.05
+    system.request_seconds = 0.1  # a look-up waits for requests that may be on their way
     return system
 
 
@@ -141,8 +142,9 @@ def test_every_answer_of_the_state_api_may_be_lost(pod: Pod, system: System, mon
 
 def test_a_retriable_refusal_keeps_the_right_to_submit(pods: Pods, system: System) -> None:
     system.before_submit = [fails(Rejected("quota", retriable=True))] * 3
-    pod = pods.start()
-    context = pod.context(waits=Waits(sleep=lambda _: None))
+    now = [0.0]
+    waits = Waits(clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    context = pods.start().context(waits=waits)
     assert context.run(lambda task: task.submit_once("load", system, REQUEST).wait()) == RESULT
     assert len(system.submissions) == 4
 
