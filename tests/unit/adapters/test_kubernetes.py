@@ -69,6 +69,27 @@ class TestAnswers:
         with pytest.raises(CallError, match="existed and is gone"):
             adapter((409, TAKEN), (404, ABSENT)).submit(SUBMISSION)
 
+    def test_an_object_without_a_token_is_not_ours(self) -> None:
+        bare = {"metadata": {"namespace": "team", "name": NAME, "uid": "u1"}}
+        with pytest.raises(Rejected, match="is not what was submitted here"):
+            adapter((409, TAKEN), (200, bare)).submit(SUBMISSION)
+
+    def test_what_is_cancelled_is_the_very_object_that_was_seen(self) -> None:
+        seen: list[Any] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            if request.method == "GET":
+                return httpx.Response(200, json={"metadata": {**OURS["metadata"], "resourceVersion": "7"}})
+            seen.append((request.method, json.loads(request.content)))
+            return httpx.Response(200, json={})
+
+        for kind in (JOB, TASKRUN):
+            KubernetesObjects(kind, access=ACCESS, transport=httpx.MockTransport(answer)).cancel(f"team/{NAME}/u1")
+        [(deleted, options), (patched, patch)] = seen
+        assert (deleted, patched) == ("DELETE", "PATCH")
+        assert options["preconditions"] == patch["metadata"] == {"uid": "u1", "resourceVersion": "7"}
+        assert options["propagationPolicy"] == "Foreground"
+
     def test_two_different_tokens_on_one_object_are_not_ours(self) -> None:
         torn = {"metadata": {**OURS["metadata"], "annotations": {"reattach.dev/submission-token": "12"}}}
         with pytest.raises(Rejected, match="is not what was submitted here"):

@@ -1,0 +1,430 @@
+"""The pure parts of the adapter for Slurm, on what a real cluster (22.05) printed and answered."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from reattach.adapters.slurm import SlurmCommands, SlurmError, SlurmRest
+from reattach.adapters.slurm.adapter import Slurm
+from reattach.adapters.slurm.commands import request_of
+from reattach.adapters.slurm.records import (
+    ACTIVE_STATES,
+    FAILED_STATES,
+    Handle,
+    Record,
+    Refusal,
+    first_of,
+    handle_from,
+    job_id_of_sbatch,
+    of_handle,
+    queue_of_sdiag,
+    records_of_rest,
+    records_of_sacct,
+    records_of_squeue,
+    refusal_of,
+    refusal_of_sbatch,
+    status_of,
+)
+from reattach.adapters.slurm.rest import body_of
+from reattach.task.adapter import (
+    Active,
+    Cancelled,
+    Failed,
+    Lookup,
+    NotFound,
+    Rejected,
+    Submission,
+    Submitted,
+    Succeeded,
+    Unknown,
+)
+
+TOKEN = "0b7e1f0a-5b39-5a3e-8f5c-2f8f3f1f0c11"
+NAME = f"reattach-{TOKEN}"
+DAYS = timedelta(days=30)
+SUBMISSION = Submission(
+    token=TOKEN, request={"script": "#!/bin/sh\ntrue", "job": {}}, key="load", generation=1, namespace="team", taskrun="nightly"
+)  # fmt: skip
+COMMANDED = dataclasses.replace(SUBMISSION, request={"script": "#!/bin/sh\ntrue"})
+
+SDIAG = """Server thread count:  3
+RPC queue enabled:    0
+Agent queue size:     0
+Agent count:          0
+Agent thread count:   0
+DBD Agent queue size: 4
+"""
+TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n"
+NO_PARTITION = """sbatch: error: invalid partition specified: nope
+sbatch: error: Batch job submission failed: Invalid partition name specified
+"""
+NOT_CONNECTED = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)\n"
+NO_SCRIPT = """sbatch: error: This does not look like a batch script.  The first
+sbatch: error: line must start with #! followed by the path to an interpreter.
+sbatch: error: For instance: #!/bin/sh
+"""
+NO_OPTION = """sbatch: unrecognized option '--nope'
+Try "sbatch --help" for more information
+"""
+META = {"plugin": {"type": "openapi/v0.0.38", "name": "Slurm OpenAPI v0.0.38"}}
+
+
+def a_record(*states: str, job_id: int = 17, name: str = NAME, live: bool = True) -> Record:
+    return Record(job_id, name, frozenset(states), live=live)
+
+
+class TestHandles:
+    @pytest.mark.parametrize("text, job_id, name", [("17", 17, None), (f"17/{NAME}", 17, NAME), (" 17 ", 17, None)])
+    def test_a_handle_is_an_id_and_a_name(self, text: str, job_id: int, name: str | None) -> None:
+        handle = handle_from(text)
+        assert handle == Handle(job_id, name)
+        assert str(handle) == text.strip()
+
+    @pytest.mark.parametrize("text", ["", "0", "-1", "job", "17/", "17/a b", "17_3", "99999999999"])
+    def test_anything_else_is_none(self, text: str) -> None:
+        assert handle_from(text) is None
+
+    def test_a_job_of_another_name_is_not_the_handles(self) -> None:
+        other = a_record("RUNNING", name="other")
+        assert of_handle(Handle(17, NAME), [other]) is None
+        assert of_handle(Handle(17), [other]) == other
+        assert of_handle(Handle(18, NAME), [a_record("RUNNING")]) is None
+
+
+class TestStates:
+    @pytest.mark.parametrize("state", sorted(ACTIVE_STATES))
+    def test_these_are_active(self, state: str) -> None:
+        assert isinstance(status_of(a_record(state)), Active)
+
+    @pytest.mark.parametrize("state", sorted(FAILED_STATES))
+    def test_these_are_failed(self, state: str) -> None:
+        assert isinstance(status_of(a_record(state)), Failed)
+
+    def test_a_flag_tells_that_there_is_more_to_come(self) -> None:
+        assert isinstance(status_of(a_record("NODE_FAIL", "REQUEUED")), Active)
+        assert isinstance(status_of(a_record("CANCELLED", "COMPLETING")), Active)
+
+    def test_the_others(self) -> None:
+        assert status_of(a_record("COMPLETED")) == Succeeded({"jobId": 17})
+        assert isinstance(status_of(a_record("CANCELLED")), Cancelled)
+        assert isinstance(status_of(a_record("REVOKED")), Unknown)
+        assert isinstance(status_of(a_record("SOMETHING_NEW")), Unknown)
+
+    def test_a_job_that_only_accounting_believes_to_run_is_unknown(self) -> None:
+        status = status_of(a_record("RUNNING", live=False))
+        assert isinstance(status, Unknown)
+        assert "runawayjobs" in status.message
+
+    def test_of_several_of_a_name_the_one_that_still_counts_is_taken(self) -> None:
+        failed, running, done = (
+            a_record("FAILED", job_id=1), a_record("RUNNING", job_id=3), a_record("COMPLETED", job_id=2),
+        )  # fmt: skip
+        assert first_of(NAME, [failed, done, running]) == running
+        assert first_of(NAME, [failed, done]) == done
+        assert first_of(NAME, [a_record("RUNNING", job_id=4), running]) == running
+        assert first_of("other", [failed, done, running]) is None
+
+
+class TestWhatCommandsPrint:
+    def test_squeue(self) -> None:
+        text = f"5|PENDING|PartitionDown|sbatch\n17|RUNNING|None|{NAME}\n18|PENDING|Priority|a|b\n"
+        assert records_of_squeue(text) == [
+            Record(5, "sbatch", frozenset({"PENDING"}), "PartitionDown"),
+            Record(17, NAME, frozenset({"RUNNING"})),
+            Record(18, "a|b", frozenset({"PENDING"}), "Priority"),
+        ]
+        assert records_of_squeue("") == []
+
+    def test_sacct(self) -> None:
+        text = f"1|COMPLETED|0:0|{NAME}\n2|CANCELLED by 1000|0:0|sbatch\n3|FAILED|3:0|sbatch\n"
+        assert records_of_sacct(text) == [
+            Record(1, NAME, frozenset({"COMPLETED"}), live=False),
+            Record(2, "sbatch", frozenset({"CANCELLED"}), live=False),
+            Record(3, "sbatch", frozenset({"FAILED"}), "exit code 3:0", live=False),
+        ]
+
+    def test_sdiag(self) -> None:
+        assert queue_of_sdiag(SDIAG) == 4
+        assert queue_of_sdiag("Agent queue size: 0\n") is None
+
+    @pytest.mark.parametrize(
+        "text, job_id", [("17\n", 17), ("17;test\n", 17), ("", None), ("Submitted batch job 17", None), ("0", None)]
+    )
+    def test_sbatch(self, text: str, job_id: int | None) -> None:
+        assert job_id_of_sbatch(text) == job_id
+
+    @pytest.mark.parametrize(
+        "code, text, refusal",
+        [
+            (1, NO_PARTITION, Refusal.FINAL),
+            (1, NO_SCRIPT, Refusal.FINAL),
+            (255, NO_OPTION, Refusal.FINAL),
+            (255, "sbatch: error: Invalid --time specification\n", Refusal.FINAL),
+            (1, "sbatch: error: Batch script is empty!\n", Refusal.FINAL),
+            (1, NOT_CONNECTED, Refusal.FOR_NOW),
+            (1, TIMED_OUT, Refusal.UNKNOWN),
+            (1, "sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received\n", Refusal.UNKNOWN),
+            (1, "sbatch: error: Batch job submission failed: Connection reset by peer\n", Refusal.UNKNOWN),
+            (1, "sbatch: error: Batch job submission failed: Something new\n", Refusal.UNKNOWN),
+            (1, "sbatch: error: Slurm job queue full, sleeping and retrying\n", Refusal.UNKNOWN),
+            (124, "", Refusal.UNKNOWN),
+            (137, NO_PARTITION, Refusal.UNKNOWN),
+            (-9, "", Refusal.UNKNOWN),
+            (255, "ssh: connect to host login port 22: Connection refused\n", Refusal.UNKNOWN),
+            (255, "Connection to login closed by remote host.\n", Refusal.UNKNOWN),
+            (127, "sh: 1: timeout: not found\n", Refusal.UNKNOWN),
+        ],
+    )  # fmt: skip
+    def test_only_what_surely_made_no_job_is_a_refusal(self, code: int, text: str, refusal: Refusal) -> None:
+        assert refusal_of_sbatch(code, text) is refusal
+
+
+class TestNumbers:
+    @pytest.mark.parametrize("number", [2000, 2002, 2050, 2066, 9001])
+    def test_the_controllers_word_is_final(self, number: int) -> None:
+        assert refusal_of(number) is Refusal.FINAL
+
+    @pytest.mark.parametrize("number", [1800, 1804, 1805, 2007, 2101, 2105])
+    def test_these_pass(self, number: int) -> None:
+        assert refusal_of(number) is Refusal.FOR_NOW
+
+    @pytest.mark.parametrize("number", [-1, 0, 104, 1001, 1003, 1801, 1802, 5004, 5005])
+    def test_what_happened_on_the_way_leaves_it_unknown(self, number: int) -> None:
+        assert refusal_of(number) is Refusal.UNKNOWN
+
+
+class TestRequests:
+    def test_script_and_options(self) -> None:
+        script = "#!/bin/sh\n#SBATCH --time=5 -n 2\ntrue"
+        assert request_of({"script": script, "options": ["--partition=main", "-N2"]}) == (
+            script,
+            ["--partition=main", "-N2"],
+        )
+        assert request_of({"script": script}) == (script, [])
+
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            "true",
+            {},
+            {"script": 1},
+            {"script": "x", "job": {}},
+            {"script": "x", "options": "-n2"},
+            {"script": "x", "options": [2]},
+        ],
+    )
+    def test_what_is_no_request_is_rejected(self, request_: Any) -> None:
+        with pytest.raises(Rejected):
+            request_of(request_)
+
+    @pytest.mark.parametrize(
+        "option",
+        ["--job-name=x", "--job-name", "--job=x", "-Jx", "-J", "--array=1-3", "--arr=1-3", "-a1-3", "--wait", "-W", "--wrap=true", "--clusters=b",
+         "-Mb", "--test-only", "script.sh", "--", "-", ""],
+    )  # fmt: skip
+    def test_options_that_would_break_the_promise_are_rejected(self, option: str) -> None:
+        with pytest.raises(Rejected):
+            request_of({"script": "#!/bin/sh\ntrue", "options": [option]})
+
+    @pytest.mark.parametrize(
+        "option", ["--wait-all-nodes=1", "--account=a", "--time=5", "-t5", "--comment=a b", "--export=NONE"]
+    )
+    def test_options_that_look_alike_are_taken(self, option: str) -> None:
+        assert request_of({"script": "#!/bin/sh\ntrue", "options": [option]})[1] == [option]
+
+    @pytest.mark.parametrize("line", ["--array=1-3", "-a 1-3", "hetjob", "packjob", "-n 2 --job-name=x"])
+    def test_so_are_lines_of_the_script(self, line: str) -> None:
+        with pytest.raises(Rejected):
+            request_of({"script": f"#!/bin/sh\n#SBATCH {line}\ntrue"})
+
+    def test_the_body_for_slurmrestd_carries_our_name(self) -> None:
+        request = {"script": "#!/bin/sh\ntrue", "job": {"partition": "main"}}
+        assert body_of(request, NAME) == {"script": "#!/bin/sh\ntrue", "job": {"partition": "main", "name": NAME}}
+        assert "name" not in request["job"]
+
+    @pytest.mark.parametrize(
+        "request_", ["x", {"script": "x"}, {"job": {"name": "x"}}, {"job": {"array": "1-3"}}, {"job": {}, "jobs": [{}]}]
+    )
+    def test_a_body_that_would_break_the_promise_is_rejected(self, request_: Any) -> None:
+        with pytest.raises(Rejected):
+            body_of(request_, NAME)
+
+
+def live_job(state: Any, name: str = NAME) -> dict[str, Any]:
+    return {"job_id": 17, "name": name, "job_state": state, "state_reason": "None", "array_job_id": 0, "exit_code": 0}
+
+
+def accounted_job(state: Any) -> dict[str, Any]:
+    return {"job_id": 17, "name": NAME, "state": {"current": state, "reason": "None"}, "array": {"job_id": 0}}
+
+
+class TestRest:
+    """slurmrestd's answers, path by path."""
+
+    @staticmethod
+    def jobs(answers: dict[str, tuple[int, Any]], accounting: timedelta | None = None) -> SlurmRest:
+        def answer(request: httpx.Request) -> httpx.Response:
+            assert request.headers["X-SLURM-USER-NAME"] == "task"
+            assert request.headers["X-SLURM-USER-TOKEN"] == "t"
+            status, body = answers[f"{request.method} {request.url.path}"]
+            return httpx.Response(status, **({"text": body} if isinstance(body, str) else {"json": body}))
+
+        return SlurmRest(
+            "http://slurm.invalid/", user="task", token=lambda: "t\n", version="v0.0.38", accounting=accounting,
+            transport=httpx.MockTransport(answer),
+        )  # fmt: skip
+
+    def submitted(self, status: int, body: Any) -> Submitted:
+        return self.jobs({"POST /slurm/v0.0.38/job/submit": (status, body)}).submit(SUBMISSION)
+
+    def test_states_are_strings_or_in_later_versions_lists(self) -> None:
+        strings = records_of_rest([live_job("RUNNING")], live=True)
+        assert strings == records_of_rest([live_job(["RUNNING"])], live=True)
+        assert records_of_rest([accounted_job(["COMPLETED"])], live=False) == [a_record("COMPLETED", live=False)]
+
+    def test_a_job_that_is_accepted_and_can_not_start_is_a_job(self) -> None:
+        errors = [{"error_code": 2015, "error": "Requested partition configuration not available now"}]
+        body = {"meta": META, "errors": errors, "job_id": 3, "step_id": "BATCH", "job_submit_user_msg": ""}
+        assert self.submitted(200, body) == Submitted(f"3/{NAME}")
+
+    @pytest.mark.parametrize(
+        "status, body",
+        [
+            (500, {"meta": META, "errors": [{"error_code": 2000, "error": "Invalid partition name specified"}]}),
+            (400, {"errors": [{"description": 'Unknown key "nope"', "source": "hsearch_r"}, {"error_code": 9001, "error": "Failure during parsing"}]}),
+            (401, "Authentication failure"),
+            (404, ""),
+        ],
+    )  # fmt: skip
+    def test_a_refusal_is_final(self, status: int, body: Any) -> None:
+        with pytest.raises(Rejected) as rejected:
+            self.submitted(status, body)
+        assert not rejected.value.retriable
+
+    def test_a_controller_that_is_away_is_a_refusal_for_now(self) -> None:
+        with pytest.raises(Rejected) as rejected:
+            self.submitted(
+                500, {"errors": [{"error_code": 1800, "error": "Unable to contact slurm controller (connect failure)"}]}
+            )
+        assert rejected.value.retriable
+
+    @pytest.mark.parametrize(
+        "status, body",
+        [
+            (500, {"errors": [{"error_code": 5004, "error": "Socket timed out on send/recv operation"}]}),
+            (500, {"errors": [{"error_code": 2000, "error": "…"}, {"error_code": 5004, "error": "…"}]}),
+            (500, ""),
+            (502, "Bad gateway"),
+            (200, {"job_id": 0, "errors": []}),
+            (200, "<html>"),
+        ],
+    )
+    def test_anything_else_leaves_it_unknown(self, status: int, body: Any) -> None:
+        with pytest.raises(SlurmError):
+            self.submitted(status, body)
+
+    def test_a_handle_that_nobody_knows_is_not_found(self) -> None:
+        errors = [
+            {
+                "description": "Unable to find JobId=99",
+                "error_number": 2017,
+                "error": "Invalid job id specified",
+                "source": "slurm_load_job",
+            }
+        ]
+        jobs = self.jobs({"GET /slurm/v0.0.38/job/99": (500, {"errors": errors, "jobs": []})})
+        assert isinstance(jobs.status("99"), NotFound)
+
+    def test_a_controller_that_is_away_tells_nothing(self) -> None:
+        errors = [
+            {
+                "description": "Unable to find JobId=3",
+                "error_number": -1,
+                "error": "Unspecified error",
+                "source": "slurm_load_job",
+            }
+        ]
+        with pytest.raises(SlurmError):
+            self.jobs({"GET /slurm/v0.0.38/job/3": (500, {"errors": errors, "jobs": []})}).status("3")
+
+    def with_accounting(self, queue: Any, *accounted: dict[str, Any]) -> SlurmRest:
+        errors = (
+            []
+            if accounted
+            else [{"description": "Nothing found", "error_number": 9003, "error": "Nothing found with query"}]
+        )
+        return self.jobs(
+            {
+                "GET /slurm/v0.0.38/jobs": (200, {"errors": [], "jobs": [live_job("RUNNING", "other")]}),
+                "GET /slurm/v0.0.38/diag": (200, {"errors": [], "statistics": {"agent_queue_size": 0, "dbd_agent_queue_size": queue}}),
+                "GET /slurmdb/v0.0.38/jobs": (200, {"errors": errors, "jobs": list(accounted)}),
+            },
+            DAYS,
+        )  # fmt: skip
+
+    def test_a_job_that_the_controller_forgot_is_found_in_accounting(self) -> None:
+        for queue in (0, 4):
+            found = self.with_accounting(queue, accounted_job("COMPLETED")).look_up(SUBMISSION)
+            assert found == Submitted(f"17/{NAME}", existed=True)
+
+    def test_nobody_can_tell_while_accounting_lags(self) -> None:
+        assert self.with_accounting(0).look_up(SUBMISSION) is None
+        for queue in (4, None):
+            with pytest.raises(SlurmError, match="messages for slurmdbd"):
+                self.with_accounting(queue).look_up(SUBMISSION)
+
+    def test_cancelling_leaves_another_job_alone(self) -> None:
+        jobs = self.jobs({"GET /slurm/v0.0.38/job/17": (200, {"errors": [], "jobs": [live_job("RUNNING", "other")]})})
+        jobs.cancel(f"17/{NAME}")
+        jobs.cancel("not-a-handle")
+
+
+class TestCommands:
+    def test_filters_in_the_environment_hide_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SQUEUE_PARTITION", "other")
+        monkeypatch.setenv("SBATCH_ACCOUNT", "team")
+        program = "import json, os; print(json.dumps(dict(os.environ)))"
+        environment = json.loads(
+            SlurmCommands(accounting=None, via=(sys.executable, "-c", program))._run("squeue").stdout
+        )
+        assert "SQUEUE_PARTITION" not in environment
+        assert environment["SBATCH_ACCOUNT"] == "team"
+
+    @pytest.mark.parametrize("code", [0, 1, 124])
+    def test_an_id_is_a_job_however_the_command_ended(self, code: int) -> None:
+        program = f"print(17); raise SystemExit({code})"
+        assert SlurmCommands(accounting=None, via=(sys.executable, "-c", program)).submit(COMMANDED) == Submitted(
+            f"17/{NAME}"
+        )
+
+    def test_without_an_id_success_is_not_believed(self) -> None:
+        with pytest.raises(SlurmError):
+            SlurmCommands(accounting=None, via=(sys.executable, "-c", "pass")).submit(COMMANDED)
+
+    def test_a_line_is_quoted(self) -> None:
+        program = "import json, sys; print(json.dumps(sys.argv[1:]))"
+        ended = SlurmCommands(accounting=None, via=(sys.executable, "-c", program), line=True)._run(
+            "sbatch", "--comment=a b'c"
+        )
+        assert json.loads(ended.stdout) == ["timeout -k 1 19 sbatch '--comment=a b'\"'\"'c'"]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        SlurmCommands,
+        lambda **given: SlurmRest("http://x", user="u", token=str, version="v", **given),
+    ],
+)
+def test_only_what_slurm_promises_is_declared(made: Callable[..., Slurm]) -> None:
+    settling = timedelta(seconds=60)
+    assert made(accounting=None).capabilities.look_up == Lookup(settling, timedelta(seconds=300))
+    assert made(accounting=DAYS).capabilities.look_up == Lookup(settling, DAYS)
+    assert made(accounting=timedelta(0)).capabilities.look_up == Lookup(settling, timedelta(seconds=300))
+    assert (made(accounting=None).capabilities.client_name, made(accounting=None).capabilities.token) == (None, None)
