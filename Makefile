@@ -77,6 +77,11 @@ integration: $(READY) control-plane ## on a real API server, without nodes
 crash: $(READY) control-plane ## the operator's process dies before and after each of its writes
 	$(PYTEST) tests/crash -n $(WORKERS)
 
+.PHONY: systems
+systems: $(READY) cluster-up ## the adapters against real Ray and real Slurm, started by the tests
+	@hack/systems/up $(BIN)/python
+	$(PYTEST) tests/systems -n $(WORKERS) --dist loadfile
+
 .PHONY: chart
 chart: $(READY) control-plane ## the Helm chart: lint, render, values
 	$(PYTEST) tests/chart

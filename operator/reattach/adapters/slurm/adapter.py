@@ -58,7 +58,7 @@ class Slurm(Adapter):
         found = of_handle(wanted, self._queued(job_id=wanted.job_id))
         if found is None and self._accounting is not None:
             waiting = self._waiting_for_accounting()
-            found = of_handle(wanted, self._accounted(job_id=wanted.job_id))
+            found = of_handle(wanted, self._accounted(name=wanted.name, job_id=wanted.job_id))
             if found is None and waiting != 0:
                 raise SlurmError(
                     f"slurmctld has {waiting} messages for slurmdbd: until it has them, accounting may lack a job"
@@ -75,7 +75,7 @@ class Slurm(Adapter):
 
     @abstractmethod
     def _accounted(self, *, name: str | None = None, job_id: int | None = None) -> list[Record]:
-        """What accounting knows of that name or id. Raises `SlurmError`."""
+        """What accounting knows of that name or id; of an id without a name the newest job alone. Raises `SlurmError`."""
 
     @abstractmethod
     def _waiting_for_accounting(self) -> int | None:

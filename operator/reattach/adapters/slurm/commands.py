@@ -90,8 +90,7 @@ class SlurmCommands(Slurm):
             ended = self._run("sbatch", *options, "--parsable", f"--job-name={submission.name}", text=script)
         except FileNotFoundError as error:
             raise Rejected(f"the program must be there: {error}") from error
-        job_id = job_id_of_sbatch(ended.stdout)
-        if ended.code == 0 and job_id is not None:
+        if (job_id := job_id_of_sbatch(ended.stdout)) is not None:  # however it ended after that
             return Submitted(str(Handle(job_id, submission.name)))
         match refusal_of_sbatch(ended.code, ended.stderr):
             case Refusal.FINAL:
@@ -110,9 +109,9 @@ class SlurmCommands(Slurm):
 
     def _accounted(self, *, name: str | None = None, job_id: int | None = None) -> list[Record]:
         assert self._accounting is not None
-        # Without a start, names are looked for in today's jobs alone.
-        since = f"--starttime=now-{int(self._accounting.total_seconds())}seconds"
-        which = [f"--name={name}", since] if job_id is None else [f"--jobs={job_id}"]
+        which = [] if name is None else [f"--name={name}"]
+        # Without a start and an id, only today's jobs are looked through.
+        which += [f"--jobs={job_id}"] if job_id else [f"--starttime=now-{int(self._accounting.total_seconds())}seconds"]
         ended = self._run("sacct", "--noheader", "--parsable2", "--allocations", f"--format={SACCT_FORMAT}", *which)
         return records_of_sacct(_output_of("sacct", ended))
 

@@ -153,13 +153,23 @@ def _record_of_rest(job: Mapping[str, Any], *, live: bool) -> Record:
 
 def errors_of_rest(body: Any) -> dict[int, str]:
     """The errors in an answer, by number: `error_code` where something was submitted, `error_number` elsewhere and in later versions."""
-    errors = body.get("errors") if isinstance(body, dict) else None
     found: dict[int, str] = {}
-    for error in errors or []:
+    for error in _errors(body):
         number = error.get("error_number", error.get("error_code"))
         if isinstance(number, int):
-            found[number] = error.get("error") or error.get("description") or ""
+            found[number] = str(error.get("error") or error.get("description") or "")
     return found
+
+
+def shown_errors_of_rest(body: Any) -> str:
+    """For people: everything that is said, some of it without a number."""
+    fields = ("error_number", "error_code", "error", "description")
+    return "; ".join(" ".join(str(error[field]) for field in fields if field in error) for error in _errors(body))
+
+
+def _errors(body: Any) -> list[dict[str, Any]]:
+    errors = body.get("errors") if isinstance(body, dict) else None
+    return [error for error in errors if isinstance(error, dict)] if isinstance(errors, list) else []
 
 
 # -- what an error says of a submission ---------------------------------------------------------------------------------

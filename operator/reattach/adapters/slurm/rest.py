@@ -19,6 +19,7 @@ from reattach.adapters.slurm.records import (
     of_handle,
     records_of_rest,
     refusal_of,
+    shown_errors_of_rest,
 )
 from reattach.task.adapter import Rejected, Submission, Submitted
 
@@ -77,8 +78,10 @@ class SlurmRest(Slurm):
 
     def _accounted(self, *, name: str | None = None, job_id: int | None = None) -> list[Record]:
         assert self._accounting is not None
-        query = f"jobs?job_name={quote(name or '')}&start_time=now-{int(self._accounting.total_seconds())}seconds"
-        return self._jobs(f"/slurmdb/{self._version}/" + (query if job_id is None else f"job/{job_id}"), live=False)
+        if name is None:
+            return self._jobs(f"/slurmdb/{self._version}/job/{job_id}", live=False)
+        query = f"job_name={quote(name)}&start_time=now-{int(self._accounting.total_seconds())}seconds"
+        return self._jobs(f"/slurmdb/{self._version}/jobs?{query}", live=False)
 
     def _waiting_for_accounting(self) -> int | None:
         answer = self._ask("GET", f"/slurm/{self._version}/diag")
@@ -93,7 +96,7 @@ class SlurmRest(Slurm):
         answer = self._ask("DELETE", f"/slurm/{self._version}/job/{handle.job_id}")
         errors = errors_of_rest(answer.body)
         if INVALID_JOB_ID not in errors and (errors or not answer.is_success):
-            raise SlurmError(f"slurmrestd did not cancel {handle}: {answer}")
+            raise SlurmError(f"slurmrestd did not cancel {handle}: {_shown(answer)}")
 
     def _jobs(self, path: str, *, live: bool) -> list[Record]:
         answer = self._ask("GET", path)
@@ -101,7 +104,7 @@ class SlurmRest(Slurm):
         if INVALID_JOB_ID in errors or (NOTHING_FOUND in errors and answer.is_success and not live):
             return []
         if not answer.is_success or errors:
-            raise SlurmError(f"slurmrestd did not answer what was asked: {answer}")
+            raise SlurmError(f"slurmrestd did not answer what was asked: {_shown(answer)}")
         try:
             return records_of_rest(answer.body["jobs"], live=live)
         except (KeyError, TypeError, ValueError) as error:
@@ -141,5 +144,4 @@ def job_id_of(answer: Answer) -> int:
 
 
 def _shown(answer: Answer) -> str:
-    errors = errors_of_rest(answer.body)
-    return "; ".join(f"{number} {text}" for number, text in errors.items()) if errors else str(answer)
+    return f"{answer.status} {shown_errors_of_rest(answer.body)[:400]}" if errors_of_rest(answer.body) else str(answer)
