@@ -31,19 +31,23 @@ SECONDS = {"expiring-token": 600.0, "lagging-lookup": 20.0, "forgetting-lookup":
 """The N of each mode's line in the job server's description; far more than a request takes, and less than lives last."""
 _FOR_EVER = timedelta(days=36500)
 
-CAPABILITIES: dict[str, Capabilities] = {
-    "name": Capabilities(client_name=ClientName()),
-    "token": Capabilities(token=SubmissionToken(_FOR_EVER)),
-    "expiring-token": Capabilities(token=SubmissionToken(timedelta(seconds=SECONDS["expiring-token"]))),
-    "lookup": Capabilities(look_up=Lookup(settling=timedelta())),
-    "lagging-lookup": Capabilities(look_up=Lookup(settling=timedelta(seconds=SECONDS["lagging-lookup"]))),
-    "forgetting-lookup": Capabilities(
-        look_up=Lookup(settling=timedelta(), retention=timedelta(seconds=SECONDS["forgetting-lookup"]))
-    ),
-    "nothing": Capabilities(),
-}
-"""What the job server keeps in each mode, and so what may be declared."""
-MODES = tuple(CAPABILITIES)
+
+def capabilities_of(mode: str, seconds: float) -> Capabilities:
+    """What the job server keeps in each mode, and so what may be declared. `seconds`: the mode's N."""
+    span = timedelta(seconds=seconds)
+    return {
+        "name": Capabilities(client_name=ClientName()),
+        "token": Capabilities(token=SubmissionToken(_FOR_EVER)),
+        "expiring-token": Capabilities(token=SubmissionToken(span)),
+        "lookup": Capabilities(look_up=Lookup(settling=timedelta())),
+        "lagging-lookup": Capabilities(look_up=Lookup(settling=span)),
+        "forgetting-lookup": Capabilities(look_up=Lookup(settling=timedelta(), retention=span)),
+        "nothing": Capabilities(),
+    }[mode]
+
+
+MODES = ("name", "token", "expiring-token", "lookup", "lagging-lookup", "forgetting-lookup", "nothing")
+CAPABILITIES = {mode: capabilities_of(mode, SECONDS.get(mode, 0)) for mode in MODES}
 
 
 class JobServerAdapter(Adapter):
