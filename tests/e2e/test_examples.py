@@ -34,12 +34,14 @@ HELD = "11-held"
 def namespace(release: Cluster) -> Iterator[str]:
     """All examples at once, side by side, with the job server."""
     name = release.create_namespace("examples")
-    release.start_jobserver(name)
-    for example in EXAMPLES:
-        release.apply(example, name)
-    yield name
-    release.let_go_of_held(name)
-    release.delete_namespace(name)
+    try:
+        release.start_jobserver(name)
+        for example in EXAMPLES:
+            release.apply(example, name)
+        yield name
+    finally:
+        release.let_go_of_held(name)
+        release.delete_namespace(name)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

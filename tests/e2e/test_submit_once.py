@@ -114,16 +114,17 @@ LIVES = {
 def namespace(release: Cluster) -> Iterator[str]:
     """All lives, each at the step where its first attempt stalls; those that are struck there are struck already."""
     name = release.create_namespace("submit-once")
-    release.start_jobserver(name)
-    for life in LIVES:
-        release.apply(manifest_of(life), name)
-    for life, about in LIVES.items():
-        pod = stalled(release, life, name)
-        if about.strike is not None:
-            about.strike(release, pod, name)
-    yield name
-    release.let_go_of_held(name)
-    release.delete_namespace(name)
+    try:
+        release.start_jobserver(name)
+        release.apply("\n---\n".join(manifest_of(life) for life in LIVES), name)
+        for life, about in LIVES.items():
+            pod = stalled(release, life, name)
+            if about.strike is not None:
+                about.strike(release, pod, name)
+        yield name
+    finally:
+        release.let_go_of_held(name)
+        release.delete_namespace(name)
 
 
 def manifest_of(name: str) -> str:
@@ -158,7 +159,7 @@ def stalled(release: Cluster, name: str, namespace: str) -> str:
                 return own
         return None
 
-    return wait_until(where, seconds=150, what=f"attempt 1 of {name} stalls", every=0.5) or ""
+    return wait_until(where, seconds=240, what=f"attempt 1 of {name} stalls", every=0.5) or ""
 
 
 def wait_logged(release: Cluster, pod: str, namespace: str, text: str) -> None:
