@@ -21,6 +21,7 @@ from reattach.api.messages import Grounds
 from reattach.api.state import JobState
 from reattach.task import ending
 from reattach.task.submitting import STALE_MAX
+from waiting import wait_until
 
 REFUSED = httpx.ConnectError("connection refused")
 INTENT = "/v1/jobs/load/intent"
@@ -739,14 +740,18 @@ class TestSigterm:
         assert len(system.submissions) == 1
 
     def test_what_a_thread_submits_is_finished_too(self, pod: Pod, system: System) -> None:
-        async def main(task: reattach.Task) -> Any:
-            job = await task.asubmit_once("load", system, REQUEST)
-            return await job.await_()
+        in_the_loop = threading.Event()
 
-        system.before_submit = [self.sigterm]
+        async def main(task: reattach.Task) -> Any:
+            submitting = asyncio.create_task(task.asubmit_once("load", system, REQUEST))
+            await asyncio.sleep(0.01)
+            in_the_loop.set()
+            return await (await submitting).await_()
+
+        system.before_submit = [lambda: self.sigterm() if in_the_loop.wait(30) else None]
         with pytest.raises(reattach.Terminated):
             pod.context().run(main)
-        assert pod.api.jobs.record().handle == "job-1"
+        wait_until(lambda: pod.api.jobs.record().handle == "job-1", seconds=30, what="the handle is stored")
         assert pod.api.completed == []
 
 
