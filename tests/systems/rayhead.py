@@ -17,6 +17,11 @@ from waiting import wait_until
 MARK = "REATTACH_TEST_RAY"
 START_SECONDS = 180
 STARTS_MAX = 3
+PATIENCE = {
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "150",
+    "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "150",
+    "RAY_gcs_server_port_wait_time_s": "150",
+}
 
 
 class RayHead:
@@ -71,7 +76,7 @@ class RayHead:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, MARK: self._mark, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token},
+                env={**os.environ, **PATIENCE, MARK: self._mark, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token},
             )  # fmt: skip
 
     def kill(self) -> None:

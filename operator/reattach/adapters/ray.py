@@ -175,7 +175,7 @@ def status_of(answer: Answer) -> JobStatus:
         return NotFound(_shown(answer))
     if answer.status != 200 or not isinstance(body, dict):
         return Unknown(_shown(answer))
-    message = _last_line(body.get("message") or "")
+    message = _ends_of(body.get("message") or "")
     match body.get("status"):
         case "PENDING" | "RUNNING":
             return Active(message)
@@ -206,5 +206,15 @@ def _shown(answer: Answer) -> str:
 
 def _last_line(text: str) -> str:
     """Of a traceback, its last line says what is wrong."""
-    lines = [line for line in text.splitlines() if line.strip(" .")]
-    return lines[-1].strip()[:400] if lines else ""
+    return _lines(text)[-1][:400]
+
+
+def _ends_of(text: str) -> str:
+    """Of a job's message, the first line says what happened; traceback or logs follow, and end in why."""
+    lines = _lines(text)
+    return lines[0][:400] if len(lines) == 1 else f"{lines[0][:250]} … {lines[-1][:250]}"
+
+
+def _lines(text: str) -> list[str]:
+    """At least one; without those that are blank or a dot."""
+    return [line.strip() for line in text.splitlines() if line.strip(" .")] or [""]

@@ -131,7 +131,7 @@ class TestStatus:
                 {"status": "FAILED", "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR", "message": "Job entrypoint command failed"},
                 Failed("JOB_ENTRYPOINT_COMMAND_ERROR: Job entrypoint command failed"),
             ),
-            ({"status": "FAILED", "message": "Traceback …\nValueError: no\n"}, Failed("ValueError: no")),
+            ({"status": "FAILED", "message": "Failed to start\nTraceback\nValueError: no\n"}, Failed("Failed to start … ValueError: no")),
             ({"status": "FAILED", "message": None}, Failed("")),
         ],
     )  # fmt: skip
