@@ -75,7 +75,7 @@ def test_an_image_that_does_not_exist_is_seen_in_the_condition(release: Cluster,
 def test_an_image_that_does_not_exist_ends_by_its_own_budget(release: Cluster, namespace: str) -> None:
     container = {"name": "task", "image": "localhost/no-such-image:1", "imagePullPolicy": "Never"}
     budgets = {"budgets": {"neverStarted": 1}, "backoff": {"initialSeconds": 1}}
-    release.apply(taskrun("no-image", container, deadlines={"pendingSeconds": 5}, retry=budgets), namespace)
+    release.apply(taskrun("no-image", container, deadlines={"pendingSeconds": 10}, retry=budgets), namespace)
 
     status = release.finished("no-image", namespace)["status"]
 
