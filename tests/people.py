@@ -92,10 +92,10 @@ class Started:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
         return cls(process, out, err)
 
-    def wait(self, *, seconds: float = 60) -> Said:
+    def wait(self, *, seconds: float = 150) -> Said:
         return Said(self.process.wait(seconds), self.out.read_text(), self.err.read_text())
 
-    def wait_for(self, text: str, *, seconds: float = 60) -> None:
+    def wait_for(self, text: str, *, seconds: float = 150) -> None:
         def seen() -> bool:
             assert self.process.poll() is None, self.err.read_text()
             return text in self.out.read_text() + self.err.read_text()
@@ -128,7 +128,7 @@ def grant(control_plane: ControlPlane, namespace: str, role: str) -> Person:
         return False
 
     # The API server learns of a binding, and of what was aggregated, a moment later.
-    wait_until(may, seconds=30, what=f"{user} may list TaskRuns", every=0.1)
+    wait_until(may, seconds=90, what=f"{user} may list TaskRuns", every=0.1)
     return person
 
 

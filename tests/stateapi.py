@@ -136,7 +136,7 @@ class Servers:
             log_file=directory / "log",
         )
         self._running.append(server)
-        wait_until(lambda: _is_ready(server), seconds=30, what="the state API is ready")
+        wait_until(lambda: _is_ready(server), seconds=90, what="the state API is ready")
         return server
 
     def stop(self) -> None:

@@ -14,8 +14,10 @@ from stateapi import Server, Servers, Task
 @pytest.fixture(scope="module")
 def server(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     starter = Servers(control_plane, tmp_path_factory.mktemp("state-api"))
-    yield starter.start()
-    starter.stop()
+    try:
+        yield starter.start()
+    finally:
+        starter.stop()
 
 
 @pytest.fixture

@@ -282,7 +282,7 @@ class TestRelease:
         control_plane.call("PATCH", path, {"metadata": {"finalizers": None}})
         control_plane.call("DELETE", path, {"propagationPolicy": "Orphan"})
         wait_until(
-            lambda: "There is no TaskRun" in editor("explain", "load").err, seconds=60, what="the TaskRun is gone"
+            lambda: "There is no TaskRun" in editor("explain", "load").err, seconds=120, what="the TaskRun is gone"
         )
         assert task.configmap()["metadata"]["finalizers"] == [FINALIZER_STATE]
         said = editor("release", "load", "--yes")
@@ -301,8 +301,8 @@ class TestWait:
     def test_the_exit_code_tells_how_it_ended(
         self, viewer: Person, write_status: WriteStatus, outcome: str, code: int
     ) -> None:
-        waiting = viewer.in_background("wait", "load", "--timeout", "60s")
-        also = viewer.in_background("wait", "load", "--timeout", "60s", "--for", "outcome")
+        waiting = viewer.in_background("wait", "load", "--timeout", "120s")
+        also = viewer.in_background("wait", "load", "--timeout", "120s", "--for", "outcome")
         write_status(**ended(outcome, "SaidWhy"))
         said = waiting.wait()
         assert said.code == code, said.err
@@ -312,7 +312,7 @@ class TestWait:
     def test_a_run_that_is_held_does_not_let_a_script_wait_for_ever(
         self, viewer: Person, task: Task, write_status: WriteStatus
     ) -> None:
-        through = viewer.in_background("wait", task.name, "--for", "outcome", "--timeout", "60s")
+        through = viewer.in_background("wait", task.name, "--for", "outcome", "--timeout", "120s")
         write_status(conditions=held("StateLost"))
         said = viewer("wait", task.name)
         assert said.code == 5
@@ -326,7 +326,7 @@ class TestWait:
         assert (said.code, said.json["exitCode"]) == (6, 6)
 
     def test_a_run_that_is_deleted_meanwhile_is_noticed(self, viewer: Person, task: Task) -> None:
-        waiting = viewer.in_background("wait", task.name, "--timeout", "60s")
+        waiting = viewer.in_background("wait", task.name, "--timeout", "120s")
         task.control_plane.call("DELETE", taskruns(task.namespace, task.name))
         assert waiting.wait().code in {1, 7}  # 1: deleted before the first look
 
@@ -342,7 +342,7 @@ class TestWait:
         control_plane.call(
             "POST", f"{rbac}/rolebindings", {"metadata": {"name": user}, "roleRef": role, "subjects": [subject]}
         )
-        waiting = Person(control_plane, task.namespace, user).in_background("wait", task.name, "--timeout", "60s")
+        waiting = Person(control_plane, task.namespace, user).in_background("wait", task.name, "--timeout", "120s")
         write_status(**ended("Succeeded", "Succeeded"))
         assert waiting.wait().code == 0
 

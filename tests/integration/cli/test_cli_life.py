@@ -11,7 +11,7 @@ from stateapi import Servers
 from taskscripts import Tasks, evicted
 from waiting import wait_until
 
-SLOW = 90
+SLOW = 150
 FAST = {"initialSeconds": 1, "jitterPercent": 0}
 
 

@@ -118,7 +118,7 @@ def test_a_log_that_breaks_off_goes_on_where_it_was(
     following = viewer.in_background("logs", "load", "-f")
     following.wait_for("two")
     node.cut_off(name)
-    wait_until(lambda: "sinceTime" in node.asked[-1], seconds=60, what="the log is asked for again")
+    wait_until(lambda: "sinceTime" in node.asked[-1], seconds=120, what="the log is asked for again")
     node.write(name, "three")
     following.wait_for("three")
     attempts.end(1, 0)

@@ -48,7 +48,7 @@ def run(tmp_path: Path, viewer: Person) -> Run:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
         )
 
     return run
