@@ -103,6 +103,8 @@ class World:
     let_go_by_hand: bool = False
     """Somebody took our finalizer off the TaskRun."""
     submitters: dict[JobId, set[str]] = field(default_factory=dict)
+    asked: set[JobId] = field(default_factory=set)
+    """The jobs that were held by a task whose end was reported: the operator has seen that."""
     losses: int = 0
     is_calm: bool = False
     told_of_state: bool = False
@@ -235,6 +237,10 @@ class World:
         assert not is_held(status), "a pod was made while the run is held"
         about = based_on.metadata
         assert not based_on.spec.cancel, "a pod was made for a cancelled TaskRun"
+        for job in self.existing_state.jobs if self.existing_state else ():
+            which = (job.key, job.generation)
+            is_waiting = job.held and which in self.asked and len(self._answers("SubmissionUnknown", which)) < job.holds
+            assert not is_waiting, "a pod was made before a person had answered"
         assert about.deletion_timestamp is None, "a pod was made for a TaskRun that is being deleted"
 
     def _check_release(self, pod: SimulatedPod) -> None:
@@ -389,6 +395,9 @@ class World:
                 self.change(pod, pod.apod.disrupted(seconds=self.seconds))
                 self.delete_pod(name, uid)
             case 2:
+                # The worst time: the state API has found its intent allowed, and the answer is all that is missing.
+                self.open_state(pod)
+                self._allow_intent(pod, self.choices.choice("ab"))
                 pod.node_lost = True
             case 3:
                 self._vanish(pod)
@@ -442,7 +451,7 @@ class World:
         mine = Epoch(attempt=pod.number, pod_uid=pod.apod.metadata["uid"])
         if self.state is None:
             self.losses += 1
-            self.submitters = {}
+            self.submitters, self.asked = {}, set()
         uid = f"{STATE_UID}-{self.losses}"
         state = self.state or StateView(uid=uid, resource_version="1")
         self.state = msgspec.structs.replace(state, epoch=mine)
@@ -561,6 +570,8 @@ class World:
         if not job.held:
             answers = self._answers("SubmissionUnknown", (job.key, job.generation))
             self._change_job(job, held=True, holds=len(answers) + 1)
+            if not pod.node_lost and not pod.is_deleted:
+                self.asked.add((job.key, job.generation))
         self.exit(pod, self.choices.choice([85, 85, 1]), message=self.choices.choice([HELD, HELD, ""]))
 
     def _let_submit(self, pod: SimulatedPod, job: JobSummary) -> None:
