@@ -77,6 +77,10 @@ integration: $(READY) control-plane ## on a real API server, without nodes
 crash: $(READY) control-plane ## the operator's process dies before and after each of its writes
 	$(PYTEST) tests/crash -n $(WORKERS)
 
+.PHONY: conformance
+conformance: $(READY) control-plane ## every crash point against the adapters, and random lives
+	$(PYTEST) tests/conformance -n $(WORKERS)
+
 .PHONY: systems
 systems: $(READY) cluster-up ## the adapters against real Ray and real Slurm, started by the tests
 	@hack/systems/up $(BIN)/python
