@@ -100,6 +100,10 @@ class TestTheResult:
         assert len({repr(one) for one in seen}) == 1, seen
         assert seen[0] == result
 
+    def test_it_is_plain_json_whatever_the_adapter_made_it_of(self, pod: Pod, system: System) -> None:
+        system.statuses = [Succeeded({"state": JobState.SUCCEEDED})]
+        assert repr(wait(pod, system)) == repr({"state": "Succeeded"})
+
     @pytest.mark.parametrize("result", [object(), float("nan"), "x" * 4096, {1: 2}, (1, 2)])
     def test_what_is_no_result_is_the_adapters_mistake_and_the_job_stays(
         self, pod: Pod, system: System, result: Any
@@ -141,6 +145,7 @@ class TestFailures:
             (Failed("out of memory"), "failed: out of memory"),
             (Failed(), "failed"),
             (Cancelled("by ops"), "was cancelled: by ops"),
+            (Failed("é" * 2000), "failed: " + "é" * 256),
         ],
     )
     def test_a_job_without_success_is_an_error_that_reads_the_same_on_every_path(
@@ -323,6 +328,18 @@ class TestWatching:
         with pytest.raises(reattach.Fenced):
             pod.context().run(main)
         assert pod.time.now - pod.time.start <= 70
+
+    def test_so_does_async_code(self, pod: Pod, system: System) -> None:
+        system.statuses = [Active()]
+
+        async def main(task: reattach.Task) -> None:
+            job = await task.asubmit_once("load", system, REQUEST)
+            task._client.on_over(reattach.Fenced("another took over"))
+            await job.await_()
+
+        with pytest.raises(reattach.Fenced):
+            pod.context().run(main)
+        assert system.asked == []
 
     def test_many_threads_may_wait_for_one_job(self, pod: Pod, system: System) -> None:
         results: list[Any] = []

@@ -514,13 +514,23 @@ class TestRefusedSubmissions:
 
     def test_a_refused_job_reads_the_same_when_it_is_found_over(self, pod: Pod, system: System) -> None:
         system.before_submit = [fails(Rejected("no such queue"))]
-        with pytest.raises(reattach.JobFailed) as first:
-            submit(pod, system)
-        pod.api.jobs.next_attempt(charged_to="disruption")
-        with pytest.raises(reattach.JobFailed) as second:
-            submit(pod, system)
-        assert str(first.value) == str(second.value)
+        errors = []
+        for _ in range(2):
+            with pytest.raises(reattach.JobFailed) as raised:
+                pod.context().run(lambda task: task.submit_once("load", system, REQUEST))
+            errors.append(raised.value)
+            pod.api.jobs.next_attempt(charged_to="disruption")
+        assert vars(errors[0]) == vars(errors[1])
+        assert str(errors[0]) == str(errors[1])
         assert len(system.submissions) == 1
+
+    def test_one_that_was_settled_meanwhile_is_asked_about_again(self, pod: Pod, system: System) -> None:
+        system.before_submit = [fails(Rejected("no such queue"))]
+        pod.time.on_step["before-outcome"] = lambda: pod.api.jobs.change(
+            state=JobState.CANCELLED, handle="job-0", ended_by_attempt=2
+        )
+        with pytest.raises(reattach.JobFailed, match="was cancelled"):
+            submit(pod, system)
 
 
 class TestTheNextAttempt:
