@@ -12,16 +12,24 @@ from typing import Any
 import msgspec
 import pytest
 
-from reattach.api.names import ANNOTATION_SUMMARY, FINALIZER_ATTEMPT, FINALIZER_STATE, LABEL_TASKRUN
+from reattach.api.names import (
+    ANNOTATION_SUMMARY,
+    FINALIZER_ATTEMPT,
+    FINALIZER_EXTERNAL_JOBS,
+    FINALIZER_STATE,
+    LABEL_TASKRUN,
+)
 from reattach.api.objects import ObjectMeta, OwnerReference, PartialObject, Pod, PodSpec, PodStatus
-from reattach.cluster import ForbiddenError, NotFoundError, paths
+from reattach.api.reasons import News, Reason
+from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, paths
+from reattach.controller.announcer import Announcer
 from reattach.controller.cache import Cache
 from reattach.controller.metrics import Metrics
 from reattach.controller.reconciler import Caches, Reconciler, key_by_label
 from reattach.controller.taskruns import TaskRuns
 from reattach.controller.workqueue import Key, WorkQueue
 from reattach.planner.decide import decide
-from reattach.planner.plan import Settings
+from reattach.planner.plan import Announce, Settings
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 KEY = Key("team", "load")
@@ -35,6 +43,8 @@ class FakeClient:
 
     objects: dict[str, Any] = field(default_factory=dict)
     refuse: tuple[str, ...] = ()
+    conflicts: int = 0
+    patches: list[JSON] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
     pause: asyncio.Event | None = None
 
@@ -56,6 +66,10 @@ class FakeClient:
         self.asked.append(("PATCH", path))
         if path.startswith(self.refuse):
             raise ForbiddenError(403, "Forbidden", "a policy refuses")
+        if self.conflicts:
+            self.conflicts -= 1
+            raise ConflictError(409, "Conflict", "it has changed")
+        self.patches.append(body)
         found = msgspec.to_builtins(self.objects.get(path.removesuffix("/status"), {}))
         return msgspec.json.encode({**found, "metadata": {**found.get("metadata", {}), **body["metadata"]}})
 
@@ -216,3 +230,75 @@ def lost_pod() -> Pod:
         deletion_grace_period_seconds=0,
     )
     return Pod(metadata=about, spec=PodSpec(node_name="dead"), status=PodStatus(phase="Running"))
+
+
+# -- the end of a TaskRun with external jobs ----------------------------------------------------------------------------
+
+
+def ending(**status: Any) -> JSON:
+    """Cancelled, never begun, with our finalizer and another's."""
+    raw = taskrun(NEW, "10", **status)
+    raw["metadata"]["finalizers"] = ["example.com/theirs", FINALIZER_EXTERNAL_JOBS]
+    raw["spec"]["cancel"] = True
+    return raw
+
+
+async def test_only_our_finalizer_is_taken_off_a_taskrun_and_only_as_it_was_seen() -> None:
+    scene = Scene()
+    scene.client.objects[paths.taskruns(*KEY)] = ending()
+    scene.taskruns.saw(ending())
+    await scene.reconciler.reconcile(KEY)
+    [patch] = scene.client.patches
+    assert patch == {"metadata": {"uid": NEW, "resourceVersion": "10", "finalizers": ["example.com/theirs"]}}
+
+
+async def test_a_taskrun_that_changed_meanwhile_is_looked_at_anew_before_it_is_let_go() -> None:
+    scene = Scene()
+    scene.client.conflicts = 1
+    scene.client.objects[paths.taskruns(*KEY)] = ending()
+    scene.taskruns.saw(ending())
+    await scene.reconciler.reconcile(KEY)
+    assert scene.client.patches == []
+    assert paths.taskruns(*KEY) in scene.asked("GET")
+
+
+async def test_a_state_that_a_person_gave_up_is_named_in_status_no_more_and_none_is_ever_named_by_us() -> None:
+    lost = {"type": "Held", "status": "True", "reason": "StateLost", "message": "lost"}
+    raw = taskrun(NEW, "10", state={"configMap": "gone", "uid": "gone"}, conditions=[lost])
+    raw["spec"]["resolutions"] = [{"held": "StateLost", "action": "StartEmpty"}]
+    scene = Scene()
+    scene.client.objects[paths.taskruns(*KEY)] = raw
+    scene.taskruns.saw(raw)
+    await scene.reconciler.reconcile(KEY)
+    [patch] = scene.client.patches
+    assert patch["status"]["state"] is None
+    assert patch["status"]["counts"]["stateLosses"] == 1
+    other = Scene()
+    other.has_taskrun(NEW, state={"configMap": "there", "uid": "there"})
+    await other.reconciler.reconcile(KEY)
+    assert [patch["status"].get("state", "left alone") for patch in other.client.patches] == ["left alone"]
+
+
+async def test_held_taskruns_are_counted_by_reason() -> None:
+    held = {"type": "Held", "status": "True", "reason": "StateLost", "message": "lost"}
+    scene = Scene()
+    scene.has_taskrun(NEW, conditions=[held])
+    assert [scene.taskruns.held(reason) for reason in (Reason.STATE_LOST, Reason.BUDGET_EXHAUSTED)] == [1, 0]
+
+
+def test_an_orphan_is_counted_and_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics()
+    announcer = Announcer(SimpleNamespace(), "pod-1", metrics)  # type: ignore[arg-type]
+    about = ObjectMeta(name=KEY.name, namespace=KEY.namespace, uid=NEW)
+
+    async def announce() -> None:
+        announcer.announce(
+            about, Announce(News.ORPHANED, "External job load (handle job-1) is left running.", warning=True)
+        )
+        announcer.announce(about, Announce(News.SUBMITTED, "External job load was submitted."))
+
+    asyncio.run(announce())
+    assert b"reattach_orphaned_jobs_total 1.0" in metrics.text()
+    assert [record.getMessage() for record in caplog.records] == [
+        "TaskRun team/load: External job load (handle job-1) is left running."
+    ]
