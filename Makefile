@@ -29,6 +29,12 @@ demo: $(READY) ## a local cluster, the chart in it, and a task that crashes and 
 test: $(READY) ## everything that proves Reattach, as in CI
 	@hack/test
 
+.PHONY: test-all
+test-all: $(READY) ## the same without sampling (1,000 random lives, every case on every system), and the tables in docs/conformance.md
+	@rm -rf build/tables
+	@REATTACH_ALL=1 REATTACH_TABLES=$(CURDIR)/build/tables hack/test
+	@$(BIN)/python hack/tables.py build/tables
+
 .PHONY: clean
 clean: ## remove all that these targets made: cluster, cache, Python environment
 	@hack/cluster/down --clean
@@ -79,7 +85,7 @@ crash: $(READY) control-plane ## the operator's process dies before and after ea
 
 .PHONY: conformance
 conformance: $(READY) control-plane ## every crash point against the adapters, and random lives
-	$(PYTEST) tests/conformance -n $(WORKERS)
+	$(PYTEST) tests/conformance -n $(WORKERS) --dist loadfile
 
 .PHONY: systems
 systems: $(READY) cluster-up ## the adapters against real Ray and real Slurm, started by the tests

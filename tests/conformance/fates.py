@@ -146,21 +146,29 @@ class Row:
     jobs: int = 0
     held: int = 0
     duplicates: list[int] = field(default_factory=list)
-    """Seeds of lives in which a job was made twice."""
+    """Seeds of lives in which a job was made more often than it was wanted."""
     lost: list[int] = field(default_factory=list)
     """Seeds of lives in which a job was made that nobody knows at the end."""
 
-    HEAD = (
-        "| mode | lives | attempts | crashes | freezes | faults | jobs | held | duplicates | lost |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-    )
-
-    def __str__(self) -> str:
+    def to_json(self) -> dict[str, Any]:
+        """As a row of a table."""
         crashes = sum(self.blows[kind] for kind in ("crash", "evicted", "node dies", "on its way"))
         freezes = self.blows["frozen"] + self.blows["frozen and presumed"]
-        faults = sum(self.blows.values()) - crashes - freezes
-        numbers = (self.lives, self.attempts, crashes, freezes, faults, self.jobs, self.held)
-        return " | ".join((f"| {self.mode}", *map(str, numbers), f"{len(self.duplicates)}", f"{len(self.lost)} |"))
+        return {
+            "mode": self.mode,
+            "lives": self.lives,
+            "attempts": self.attempts,
+            "crashes": crashes,
+            "freezes": freezes,
+            "other faults": sum(self.blows.values()) - crashes - freezes,
+            "jobs": self.jobs,
+            "held": self.held,
+            "duplicates": len(self.duplicates),
+            "lost": len(self.lost),
+        }
+
+    def __str__(self) -> str:
+        return " · ".join(f"{name} {value}" for name, value in self.to_json().items())
 
 
 class WrongError(AssertionError):

@@ -1,6 +1,7 @@
 """An adapter for the job server, as its author would write it; and what it declares for each of the server's modes."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,6 +10,17 @@ import httpx
 from typing_extensions import override
 
 import jobservers
+from reattach.adapters.http import (
+    Cancel,
+    Description,
+    HttpJobs,
+    LookUp,
+    Names,
+    States,
+    Status,
+    Submit,
+    Token,
+)
 from reattach.task.adapter import (
     Active,
     Adapter,
@@ -103,6 +115,37 @@ class JobServerAdapter(Adapter):
             answer.raise_for_status()
 
 
+def described(mode: str, address: str) -> Description:
+    """The job server in this mode, as a REST API: no more is said of it than the mode keeps."""
+    plain = Submit(path="/jobs", handle="id", body={"tag": "{token}"})
+    keyed = Submit(path="/jobs", handle="id", headers={"Idempotency-Key": "{token}"}, exists=(200,))
+    named = Submit(path="/jobs", handle="id", body={"name": "{name}"}, exists=(409,))
+    can = CAPABILITIES[mode]
+    look_up = can.look_up and LookUp(
+        path="/jobs?tag={token}",
+        items="jobs",
+        carries="tag",
+        handle="id",
+        settling_seconds=can.look_up.settling.total_seconds(),
+        retention_seconds=can.look_up.retention.total_seconds() if can.look_up.retention else None,
+    )
+    return Description(
+        address=address,
+        submit=keyed if can.token else named if can.client_name else plain,
+        names=Names(retention_seconds=None) if can.client_name else None,
+        token=Token(lifetime_seconds=can.token.lifetime.total_seconds()) if can.token else None,
+        look_up=look_up,
+        status=Status(
+            path="/jobs/{handle}",
+            state="status",
+            states=States(active=("RUNNING",), succeeded=("SUCCEEDED",), failed=("FAILED",), cancelled=("CANCELLED",)),
+            result=".",
+            not_found_says="no job",
+        ),
+        cancel=Cancel(path="/jobs/{handle}/cancel"),
+    )
+
+
 @dataclass
 class Served:
     """A job server of one mode on a made-up clock, and what the suite asks of it."""
@@ -112,8 +155,16 @@ class Served:
     clock: Clock
     mode: str
 
-    def adapter(self, capabilities: Capabilities | None = None) -> JobServerAdapter:
-        return JobServerAdapter(self.client, capabilities or CAPABILITIES[self.mode])
+    def adapter(self, capabilities: Capabilities | None = None) -> Adapter:
+        """The shipped adapter with a description of the mode; or one that declares this."""
+        if capabilities is None:
+            return self._http
+        return JobServerAdapter(self.client, capabilities)
+
+    @functools.cached_property
+    def _http(self) -> HttpJobs:
+        # One for all pods: it keeps nothing but what it trusts, and reading that takes longer than most lives.
+        return HttpJobs(described(self.mode, self.server.url))
 
     def made_of(self, label: str) -> list[str]:
         """The ids of the jobs with this label that were ever made, in order."""

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from conformance.jobadapter import CAPABILITIES, MODES, SECONDS, Served, serving
-from conformance.tables import keep
+from conformance.tables import keep_outcomes
 from reattach.task.adapter import Capabilities, ClientName, Lookup, SubmissionToken
 from reattach.testing import CASES, Case, Outcome, RealClock, Report, Suite, conformance
 
@@ -26,7 +26,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     with serving(request.param) as served, Suite(served.other_side()) as suite:
         found = Stage(served, suite, [])
         yield found
-        keep(f"http, {request.param}", Report(f"http, {request.param}", tuple(found.outcomes)))
+        keep_outcomes(f"http, {request.param}", found.outcomes)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

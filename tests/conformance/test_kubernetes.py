@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from conformance.kubejobs import KINDS, objects
-from conformance.tables import keep
+from conformance.tables import keep_outcomes
 from controlplane import ControlPlane
-from reattach.testing import CASES, Case, Outcome, Report, Suite
+from reattach.testing import CASES, Case, Outcome, Suite
 
 SAMPLE = {"undisturbed", "intent answered", "request left", "answer lost", "handle on its way", "job ended"}
 HERE = [case for case in CASES if os.environ.get("REATTACH_ALL") or case.name in SAMPLE]
@@ -22,7 +22,7 @@ def stage(request: pytest.FixtureRequest, control_plane: ControlPlane) -> Iterat
     outcomes: list[Outcome] = []
     with objects(control_plane, namespace, request.param) as found, Suite(found.other_side()) as suite:
         yield suite, outcomes
-        keep(f"kubernetes, {request.param}", Report(request.param, tuple(outcomes)))
+        keep_outcomes(f"kubernetes, {request.param}", outcomes)
     control_plane.delete_namespace(namespace)
 
 

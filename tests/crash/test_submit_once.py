@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from conformance.jobadapter import MODES
-from conformance.tables import keep
+from conformance.tables import PROCESSES, keep
 from controlplane import REPOSITORY, ControlPlane, ControlPlaneError
 from lives import write_ca
 from operating import CONTAINER, Containers, Kubelet, Operators, Stage, condition, free_port, kubelet_of, stage_of
@@ -245,17 +245,14 @@ def stage(control_plane: ControlPlane, kubelet: Kubelet, tmp_path_factory: pytes
 
 
 @pytest.fixture(scope="module")
-def rows() -> Iterator[list[str]]:
-    rows = [
-        "| seed | mode | struck | attempts | held | jobs | duplicates |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def rows() -> Iterator[list[JSON]]:
+    rows: list[JSON] = []
     yield rows
-    keep(f"processes, {os.environ.get('PYTEST_XDIST_WORKER', 'all')}", "\n".join(rows))
+    keep(PROCESSES, os.environ.get("PYTEST_XDIST_WORKER", "all"), rows)
 
 
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: str(fate_of(seed)))
-def test_a_killed_or_frozen_process_submits_once(stage: Stage, tmp_path: Path, seed: int, rows: list[str]) -> None:
+def test_a_killed_or_frozen_process_submits_once(stage: Stage, tmp_path: Path, seed: int, rows: list[JSON]) -> None:
     fate = fate_of(seed)
     jobserver = JobServer(tmp_path, fate.mode)
     jobserver.start()
@@ -272,7 +269,14 @@ def test_a_killed_or_frozen_process_submits_once(stage: Stage, tmp_path: Path, s
         held = live(stage, name, processes)
         made, status = jobserver.made(f"{stage.namespace}/{name}"), stage.cluster.status(name)
         rows.append(
-            f"| {seed} | {fate.mode} | {', '.join(processes.struck)} | {len(status['attempts'])} | {held} | {len(made)} | {max(0, len(made) - 1)} |"
+            {
+                "seed": seed,
+                "mode": fate.mode,
+                "struck": ", ".join(processes.struck),
+                "attempts": len(status["attempts"]),
+                "held": held,
+                "jobs": len(made),
+            }
         )
         assert [job["handle"] for job in status["externalJobs"]] == made, "one job, and that is the one that is known"
         assert len(made) == 1

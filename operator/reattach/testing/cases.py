@@ -6,7 +6,7 @@ here anew, not asked of the code that is tested.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from typing_extensions import override
 
@@ -61,16 +61,20 @@ def expected(can: Capabilities, request_seconds: float, found: Unresolved) -> Ve
     return Verdict.HELD
 
 
+Arranged: TypeAlias = "Unresolved | Verdict | frozenset[Verdict] | None"
+
+
 @dataclass(frozen=True)
 class Case:
-    """One case. `arrange(scene)` says what goes wrong; its answer is what an attempt then finds (None: no doubt arises).
+    """One case. `arrange(scene)` says what goes wrong; its answer is what an attempt then finds (None: no doubt arises), or how the case must
+    end, whatever is declared.
 
     `needs`: the reason why it can't be tried in this scene, or an empty string.
     """
 
     name: str
     what: str
-    arrange: "Callable[[Scene], Unresolved | Verdict | None]"
+    arrange: "Callable[[Scene], Arranged]"
     needs: "Callable[[Scene], str]" = lambda _scene: ""
 
     @override
@@ -196,10 +200,13 @@ def _forgotten_while_watched(scene: "Scene") -> Verdict:
     return Verdict.HELD
 
 
-def _cancel_at(step: str) -> "Callable[[Scene], None]":
-    def arrange(scene: "Scene") -> None:
+def _cancel_at(step: str) -> "Callable[[Scene], frozenset[Verdict]]":
+    """Where a cancelled job is gone (a deleted object), the next attempt can't tell that from one that got lost, and asks."""
+
+    def arrange(scene: "Scene") -> frozenset[Verdict]:
         scene.cancels = True
         scene.at(1, step, lambda process: process.kill())
+        return frozenset(Verdict) if step != "before-cancel" else frozenset({Verdict.ONE_JOB})
 
     return arrange
 

@@ -1,0 +1,77 @@
+"""Put the tables of docs/conformance.md together from what the tests left: `python hack/tables.py build/tables` (`make test-all` does it)."""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+DOCUMENT = Path(__file__).parent.parent / "docs/conformance.md"
+ORDER = ("http", "kubernetes", "ray", "slurm")
+MODES = ("name", "token", "expiring-token", "lookup", "lagging-lookup", "forgetting-lookup", "nothing")
+
+NONE = "-"
+Part = Mapping[str, Any]
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """As Markdown."""
+    lines = [[str(cell) for cell in row] for row in (head, ["---"] * len(list(head)), *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def place_of(name: str) -> tuple[int, int, str]:
+    """Adapters in the order of the documentation, http's modes in that of the job server."""
+    system, _, mode = name.partition(", ")
+    return (
+        next((place for place, known in enumerate(ORDER) if system.startswith(known)), len(ORDER)),
+        MODES.index(mode) if mode in MODES else len(MODES),
+        name,
+    )
+
+
+def adapters(parts: list[Part]) -> str:
+    """A row for each case, a column for each adapter."""
+    parts = sorted(parts, key=lambda part: place_of(part["name"]))
+    seen = {row[0]: row[1] for part in parts for row in part["rows"]}
+    cells = {(part["name"], row[0]): row[2] or NONE for part in parts for row in part["rows"]}
+    names = [part["name"] for part in parts]
+    tried = sum(cell != NONE for cell in cells.values())
+    rows = ([case, what, *(cells.get((name, case), NONE) for name in names)] for case, what in seen.items())
+    words = f"One job or held, never two; {NONE} where a case does not apply."
+    return f"{tried} combinations. {words}\n\n{table(['case', 'what happens', *names], rows)}"
+
+
+def lives(parts: list[Part]) -> str:
+    """A row for each mode, and their sum."""
+    rows = sorted((part["rows"] for part in parts), key=lambda row: MODES.index(row["mode"]))
+    head = list(rows[0])
+    total = {name: "all" if name == "mode" else sum(row[name] for row in rows) for name in head}
+    return table(head, [row.values() for row in (*rows, total)])
+
+
+def processes(parts: list[Part]) -> str:
+    """A row for each life."""
+    rows = sorted((row for part in parts for row in part["rows"]), key=lambda row: row["seed"])
+    return table(rows[0], [row.values() for row in rows])
+
+
+TABLES = {"adapters": adapters, "lives": lives, "plain": lives, "processes": processes}
+
+
+def main(directory: Path) -> None:
+    """Replace what is between a table's marks; a table of which nothing was left stays as it is."""
+    parts: list[Part] = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
+    text = DOCUMENT.read_text()
+    for name, build in TABLES.items():
+        if found := [part for part in parts if part["table"] == name]:
+            begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+            shown = f"{begin}\n\n{build(found)}\n\n{end}"
+            text = re.sub(f"{begin}.*?{end}", lambda _, shown=shown: shown, text, flags=re.DOTALL)
+    DOCUMENT.write_text(text)
+    print(f"{DOCUMENT} has the tables of {len(parts)} parts.")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
