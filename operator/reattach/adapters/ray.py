@@ -193,7 +193,7 @@ def memory_of(answer: Answer) -> timedelta:
     """For how long the head has remembered jobs: since its node started, by its own clock. 0 where it does not say."""
     try:
         nodes = answer.body["data"]["result"]["result"]
-        started = max(node["start_time_ms"] for node in nodes if node["is_head_node"] and node["state"] == "ALIVE")
+        started = max(node["start_time_ms"] for node in nodes if node["is_head_node"])
         now = parsedate_to_datetime(answer.headers["date"]).timestamp()
     except (TypeError, KeyError, ValueError):
         return timedelta(0)

@@ -155,10 +155,10 @@ class TestMemory:
         # 1795468063.075 is 21:07:43.075; five seconds are the margin.
         assert memory_of(an_answer(200, nodes(NODE), date=LATER)) == timedelta(seconds=3601.925 - 5)
 
-    def test_of_several_heads_the_living_counts(self) -> None:
-        dead = {**NODE, "state": "DEAD", "start_time_ms": 1}
-        other = {**NODE, "is_head_node": False, "start_time_ms": 1}
-        assert memory_of(an_answer(200, nodes(dead, NODE, other), date=LATER)) == timedelta(seconds=3601.925 - 5)
+    def test_of_several_heads_the_last_one_counts(self) -> None:
+        before = {**NODE, "state": "DEAD", "start_time_ms": 1}
+        worker = {**NODE, "is_head_node": False, "start_time_ms": NODE["start_time_ms"] + 60_000}
+        assert memory_of(an_answer(200, nodes(before, NODE, worker), date=LATER)) == timedelta(seconds=3601.925 - 5)
 
     @pytest.mark.parametrize(
         "answer",
