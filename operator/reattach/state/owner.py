@@ -39,6 +39,11 @@ class Owner(Shape, frozen=True):
         return self.metadata.deletion_timestamp is not None
 
     @property
+    def is_over(self) -> bool:
+        """Whether nobody looks at it any more, so that a finalizer put on it now would never go."""
+        return self.status.outcome is not None or self.is_being_deleted
+
+    @property
     def is_ending(self) -> bool:
         """Whether no attempt of it may begin anything new."""
         return self.status.outcome is not None or self.is_being_deleted or self.spec.cancel

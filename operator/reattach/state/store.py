@@ -120,7 +120,7 @@ class Store:
                 if state == stored.state:
                     return answer
                 try:
-                    if any(record.is_open for record in state.jobs.values()) and not owner.is_being_deleted:
+                    if any(record.is_open for record in state.jobs.values()) and not owner.is_over:
                         await self._claim(run, owner)
                     await self._replace(run, stored, state)
                 except ConflictError:
