@@ -12,9 +12,9 @@ COPY LICENSE build/wheel[s] /wheels/
 COPY requirements-build.lock requirements-image.lock /source/
 WORKDIR /source
 # The backend that builds our own wheel stays out of the image.
-RUN python -m pip install --quiet --require-hashes --only-binary :all: --target /backend -r requirements-build.lock \
+RUN python -m pip install --quiet --require-hashes --no-deps --only-binary :all: --target /backend -r requirements-build.lock \
  && python -m venv --without-pip /opt/reattach \
- && python -m pip --python /opt/reattach/bin/python install --quiet --require-hashes --only-binary :all: -r requirements-image.lock
+ && python -m pip --python /opt/reattach/bin/python install --quiet --require-hashes --no-deps --only-binary :all: -r requirements-image.lock
 
 FROM dependencies AS reattach
 COPY pyproject.toml README.md LICENSE /source/
