@@ -24,6 +24,7 @@ from reattach.task.connection import Connection
 from reattach.task.ending import Ending
 from reattach.task.externaljob import ExternalJob
 from reattach.task.jobs import Jobs
+from reattach.task.log import show
 from reattach.task.settings import PATIENCE_SECONDS, Settings, from_environment
 from reattach.task.state import State
 from reattach.task.submitting import Submitting, Wanted
@@ -256,10 +257,13 @@ def task(*, patience: float = PATIENCE_SECONDS) -> TaskContext:
 
     `patience`: for how many seconds a call waits for an absent state API before it raises `Unavailable`.
 
+    What happens is logged to the logger `reattach`; it is shown on stderr unless your own logging is set up.
+
     Raises:
         NotInPod: this is not the container of a TaskRun.
         AttemptOver: on entering, if this attempt must not run any more.
     """
+    show()
     return TaskContext(from_environment(os.environ).with_patience(patience))
 
 
