@@ -247,12 +247,24 @@ class Store:
         await self._cluster.replace(path, body, fieldManager=self._field_manager)
 
     async def _announce(self, run: Run, taskrun: Owner, stored: Stored) -> None:
-        # Bound to the version in which no state was named: a late one never names an object that was replaced since.
-        body = {
-            "metadata": {"resourceVersion": taskrun.metadata.resource_version},
-            "status": {"state": {"configMap": stored.metadata.name, "uid": stored.metadata.uid}},
-        }
-        await self._patch_taskrun(taskruns(run.namespace, run.name, "status"), body)
+        """Have `status.state` name it. What was stored stays so, and its answer with it, whoever else writes the TaskRun meanwhile."""
+        for number in range(TRIES):
+            # Bound to the version in which no state was named: a late one never names an object that was replaced since.
+            body = {
+                "metadata": {"resourceVersion": taskrun.metadata.resource_version},
+                "status": {"state": {"configMap": stored.metadata.name, "uid": stored.metadata.uid}},
+            }
+            try:
+                await self._patch_taskrun(taskruns(run.namespace, run.name, "status"), body)
+            except ConflictError:
+                await self._pause(number)
+                taskrun = await self._taskrun(run)
+                if taskrun.state_uid is None:
+                    continue
+                if taskrun.state_uid != stored.metadata.uid:
+                    raise  # that one was stored since: begin anew with it
+            return
+        raise _too_many_writers()
 
     async def _claim(self, run: Run, taskrun: Owner) -> None:
         # Bound to the version that was read, in which it was not being deleted.
