@@ -9,6 +9,7 @@ from reattach.api.taskrun import Attempt
 from reattach.cli.holds import Way
 from reattach.cli.story import JobStory, Story
 from reattach.cli.text import NOTHING, PLAIN, Cell, Paint, ago, count, duration, one_line, table
+from reattach.planner.holds import TO_ANSWER
 
 _INDENT = "  "
 _OUTCOME_COLOURS = {Outcome.SUCCEEDED: "green", Outcome.FAILED: "red", Outcome.CANCELLED: "yellow"}
@@ -173,8 +174,8 @@ def _events(story: Story, now: datetime, paint: Paint) -> list[str]:
 
 
 def _without_manual(message: str) -> str:
-    """Without what the operator says to those who have kubectl alone; here a command says it."""
-    return message.partition(" Append to spec.resolutions ")[0]
+    """Without how to answer: that stands above, for each answer with what comes of it."""
+    return message.partition(TO_ANSWER)[0]
 
 
 def _titles(*titles: str) -> tuple[Cell, ...]:

@@ -87,7 +87,7 @@ def _hold_unresolved(look: Look, _ending: Ending) -> Plan | None:
         and jobs.id_of(job) not in left
         and holds.answer_at_end(look.spec, job) is None
     )
-    return holds.hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(waiting)) if waiting else None
+    return holds.hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(look, waiting)) if waiting else None
 
 
 def _let_go(look: Look, ending: Ending) -> Plan | None:

@@ -221,13 +221,13 @@ def _wait_for_answers(look: Look) -> Plan | None:
         may_be_held = has_asked or statuses.is_held(look.status, Reason.SUBMISSION_UNKNOWN) or holds.unanswered(look)
         return Plan(actions=(ReadState(),)) if may_be_held else None
     waiting = holds.unanswered(look)
-    return holds.hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(waiting)) if waiting else None
+    return holds.hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(look, waiting)) if waiting else None
 
 
 def _wait_for_budget(look: Look) -> Plan | None:
     if not holds.is_held_by_budget(look.spec, look.status):
         return None
-    return holds.hold(look, Reason.BUDGET_EXHAUSTED, holds.question_about_budget(look.spec, look.status))
+    return holds.hold(look, Reason.BUDGET_EXHAUSTED, holds.question_about_budget(look))
 
 
 def _back_off(look: Look) -> Plan | None:
@@ -244,7 +244,7 @@ def _check_state(look: Look) -> Plan | None:
     late = last is not None and summary is not None and summary.completed_attempt == last.number
     if read is None:
         return Plan(actions=(ReadState(),)) if unseen or (late and look.spec.completion != "ExitCode") else None
-    return holds.hold(look, Reason.STATE_LOST, holds.STATE_LOST_MESSAGE) if look.state_lost else None
+    return holds.hold(look, Reason.STATE_LOST, holds.question_about_loss(look)) if look.state_lost else None
 
 
 def _refuse_changed_template(look: Look) -> Plan | None:

@@ -36,9 +36,9 @@ def record(look: Look) -> Look:
     if not recorded or conclusions.wanted(look) is not None:
         return look
     if look.state_lost and any(entry.cause == Cause.HELD for entry in recorded):
-        return holds.with_hold(look, Reason.STATE_LOST, holds.STATE_LOST_MESSAGE)
+        return holds.with_hold(look, Reason.STATE_LOST, holds.question_about_loss(look))
     if waiting := holds.unanswered(look):
-        return holds.with_hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(waiting))
+        return holds.with_hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(look, waiting))
     if conclusion_of(look.spec, look.status) is None:
         announced = (_announcement_of(entry, look.status) for entry in recorded)
         look = look.with_status(backing_off(look.status, look.now), *announced)

@@ -3,6 +3,7 @@
 A job's `holds` is the number of the answer that its newest hold waits for.
 """
 
+import shlex
 from datetime import datetime
 
 from reattach.api.reasons import SENTENCES, Budget, ConditionType, Outcome, Reason
@@ -16,10 +17,10 @@ from reattach.planner.plan import Announce, Plan
 
 ADOPT, FAIL, START_EMPTY = "Adopt", "Fail", "StartEmpty"
 
-STATE_LOST_MESSAGE = (
-    f"{SENTENCES[Reason.STATE_LOST]} Look for external jobs that it may have left running, then append to spec.resolutions "
-    "{held: StateLost, action: StartEmpty} to go on with an empty state, or {held: StateLost, action: Fail}."
-)
+TO_ANSWER = " To answer: "
+"""Begins the part of a hold's message that tells how to answer it."""
+NAMED_BYTES_MAX = 400
+"""Of what is held, so that how to answer it is never cut off."""
 
 
 def hold(look: Look, reason: Reason, message: str, again: datetime | None = None) -> Plan:
@@ -65,15 +66,14 @@ def failed(look: Look) -> JobSummary | None:
     return next((job for job, answer in answers if answer is not None and answer.action == FAIL), None)
 
 
-def question_about(waiting: tuple[JobSummary, ...]) -> str:
+def question_about(look: Look, waiting: tuple[JobSummary, ...]) -> str:
     """What people are asked about these jobs."""
-    names = ", ".join(_described(job) for job in waiting)
+    names = wording.start_of(", ".join(_described(job) for job in waiting), NAMED_BYTES_MAX)
     first = waiting[0]
-    answer = f"{{held: SubmissionUnknown, key: {first.key}, generation: {first.generation}, action: …}}"
-    actions = "Adopt with the handle of the job that runs, Resubmit, or Fail"
-    return (
-        f"{SENTENCES[Reason.SUBMISSION_UNKNOWN]} External job {names}. Append to spec.resolutions {answer}: {actions}."
-    )
+    flags = f"--key {shlex.quote(first.key)} --generation {first.generation} --adopt HANDLE | --resubmit | --fail"
+    about = f"held: SubmissionUnknown, key: {first.key}, generation: {first.generation}"
+    answer = f"{{{about}, action: Adopt, handle: …}}, or with action Resubmit or Fail"
+    return f"{SENTENCES[Reason.SUBMISSION_UNKNOWN]} External job {names}.{_how_to_answer(look, flags, answer)}"
 
 
 def _described(job: JobSummary) -> str:
@@ -86,7 +86,19 @@ def _answers(spec: Spec, held: Reason, job: JobSummary | None = None) -> tuple[R
     return tuple(one for one in spec.resolutions if one.held == held and (one.key, one.generation) == about)
 
 
+def _how_to_answer(look: Look, flags: str, answer: str) -> str:
+    command = f"kubectl reattach resolve {look.about.name} -n {look.about.namespace} {flags}"
+    return f"{TO_ANSWER}{command}; that appends {answer}, to spec.resolutions."
+
+
 # -- a state that is lost --------------------------------------------------------------------------------------------
+
+
+def question_about_loss(look: Look) -> str:
+    """What people are asked when the state is lost."""
+    answer = "{held: StateLost, action: StartEmpty}, or with action Fail"
+    how = _how_to_answer(look, "--start-empty | --fail", answer)
+    return f"{SENTENCES[Reason.STATE_LOST]} Look for external jobs that it may have left running.{how}"
 
 
 def answer_to_loss(spec: Spec, status: Status) -> str | None:
@@ -122,14 +134,13 @@ def is_held_by_budget(spec: Spec, status: Status) -> bool:
     return is_grantable and not is_failed and any(jobs.is_open(job) for job in status.external_jobs)
 
 
-def question_about_budget(spec: Spec, status: Status) -> str:
+def question_about_budget(look: Look) -> str:
     """What people are asked when a budget is used up."""
-    spent, _ = spent_budget(spec, status.counts)
-    names = ", ".join(jobs.name_of(job) for job in status.external_jobs if jobs.is_open(job))
-    return (
-        f"{SENTENCES[Reason.BUDGET_EXHAUSTED]} The budget {spent} is used up; external job {names}. Append to spec.resolutions "
-        "{held: BudgetExhausted, action: Continue} to grant it once more, or {held: BudgetExhausted, action: Fail}."
-    )
+    spent, _ = spent_budget(look.spec, look.status.counts)
+    running = ", ".join(jobs.name_of(job) for job in look.status.external_jobs if jobs.is_open(job))
+    what = f"The budget {spent} is used up; external job {wording.start_of(running, NAMED_BYTES_MAX)}."
+    answer = "{held: BudgetExhausted, action: Continue}, which grants it once more, or with action Fail"
+    return f"{SENTENCES[Reason.BUDGET_EXHAUSTED]} {what}{_how_to_answer(look, '--continue | --fail', answer)}"
 
 
 def by_resolution(what: str) -> tuple[Outcome, Reason, str]:

@@ -6,20 +6,20 @@ from reattach.api.taskrun import Attempt
 
 BYTES_MAX = 1024
 _ELLIPSIS = "…"
-_ROOM = BYTES_MAX - len(_ELLIPSIS.encode())
+_ELLIPSIS_BYTES = len(_ELLIPSIS.encode())
 
 
-def start_of(text: str) -> str:
-    """The text, or as much of its start as fits."""
+def start_of(text: str, most: int = BYTES_MAX) -> str:
+    """The text, or as much of its start as fits into `most` bytes."""
     raw = _encoded(text)
-    return text if len(raw) <= BYTES_MAX else raw[:_ROOM].decode(errors="ignore") + _ELLIPSIS
+    return text if len(raw) <= most else raw[: most - _ELLIPSIS_BYTES].decode(errors="ignore") + _ELLIPSIS
 
 
 def end_of(text: str) -> str:
     """The text, or as much of its end as fits: the last lines of a log tell what went wrong."""
     text = text.strip()
     raw = _encoded(text)
-    return text if len(raw) <= BYTES_MAX else _ELLIPSIS + raw[-_ROOM:].decode(errors="ignore")
+    return text if len(raw) <= BYTES_MAX else _ELLIPSIS + raw[_ELLIPSIS_BYTES - BYTES_MAX :].decode(errors="ignore")
 
 
 def how_it_ended(attempt: Attempt) -> str:

@@ -21,6 +21,7 @@ from reattach.cli.explaining import lines_of
 from reattach.cli.situation import Event, Situation
 from reattach.cli.story import story_of
 from reattach.cli.text import Paint
+from reattach.planner.holds import TO_ANSWER
 
 STORIES = Path(__file__).parent / "stories"
 NOW = at(600)
@@ -139,8 +140,8 @@ def backing_off_with_an_unresolved_intent() -> Situation:
 
 def held_for_an_unknown_submission() -> Situation:
     message = "no look-up, and attempt 1 may be frozen: its end is presumed"
-    manual = "Append to spec.resolutions {held: SubmissionUnknown, key: load, generation: 1, action: …}: Adopt, Resubmit, or Fail."
-    said = f"{SENTENCES[Reason.SUBMISSION_UNKNOWN]} External job load (no handle known): {message}. {manual}"
+    how = f"{TO_ANSWER}kubectl reattach resolve nightly --adopt HANDLE | --resubmit | --fail."
+    said = f"{SENTENCES[Reason.SUBMISSION_UNKNOWN]} External job load (no handle known): {message}.{how}"
     return see(held(tried_once(), Reason.SUBMISSION_UNKNOWN, said), an_intent(held=True, holds=1, message=message))
 
 

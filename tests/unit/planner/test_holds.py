@@ -51,8 +51,17 @@ def test_an_attempt_that_says_held_is_believed_if_the_state_agrees() -> None:
     assert (hold_of(plan), told(plan)) == (("True", "SubmissionUnknown"), ["SubmissionUnknown"])
     message = progress_of(plan)[1]
     assert "load (no handle known): the lookup found nothing" in message
-    assert "{held: SubmissionUnknown, key: load, generation: 1, action: …}" in message
+    command = "kubectl reattach resolve load -n data --key load --generation 1 --adopt HANDLE | --resubmit | --fail"
+    assert f"To answer: {command};" in message
+    assert "{held: SubmissionUnknown, key: load, generation: 1, action: Adopt, handle: …}" in message
     assert status_of(plan).next_attempt_time is None
+
+
+def test_however_much_is_held_the_message_tells_how_to_answer() -> None:
+    jobs = [a_job(None, key=f"{number}" * 128, held=True, holds=1, message="why " * 100) for number in range(9)]
+    message = progress_of(plan_of(RUN, a_pod().exited(85, message=HELD), state=a_state(1, jobs=jobs)))[1]
+    assert f"--key {'0' * 128} --generation 1 --adopt HANDLE | --resubmit | --fail;" in message
+    assert len(message.encode()) <= 1024
 
 
 @pytest.mark.parametrize("state", [a_state(1), a_state(1, jobs=[a_job()]), StateAbsent()])
