@@ -96,7 +96,7 @@ class JobSummary(Shape, frozen=True):
 class JobCounts(Shape, frozen=True, omit_defaults=False):
     """Totals over the TaskRun's whole life; `status.counts` shows them.
 
-    `submissions`: handles that came from a submission that the other side took as new. `reattachments`: sessions that took up a job which
+    `submissions`: jobs that the run is known to have submitted, however that became known. `reattachments`: sessions that took up a job which
     another one had submitted. `duplicates_averted`: unresolved intents that were settled without a second job (found, reported, adopted, or
     answered as existing), each of which a task that only stores the id after submitting would have submitted again.
     """

@@ -150,7 +150,7 @@ def _as_a_person_decided(question: _Question, record: JobRecord) -> tuple[State,
     free = msgspec.structs.replace(record, held=False, message="")
     if answer.action == "Adopt" and answer.handle:
         state, adopted = _with_adopted(question, free, answer.handle)
-        return counting(state, duplicates_averted=1), adopted
+        return counting(state, submissions=record.handle is None, duplicates_averted=1), adopted
     if answer.action == "Resubmit":
         if record.handle is None:
             return _submit_again(question, free)

@@ -189,11 +189,12 @@ def _with_handle(
         with_url = msgspec.structs.replace(known, url=_bounded("url", asked.url, URL_BYTES_MAX))
         # For people alone: what there is no room for is left out, and not a reason to lose the handle.
         known = with_url if fits(with_job(state, with_url).jobs) else known
+    # What was there although nobody could have submitted it for us before is another's: of an equal `idempotencyKey`.
+    is_ours = origin is not JobOrigin.EXISTED or record.repeated
     state = counting(
         with_job(state, known),
-        submissions=asked.origin == "Submitted",
-        duplicates_averted=origin in {JobOrigin.FOUND, JobOrigin.REPORTED}
-        or (origin is JobOrigin.EXISTED and record.repeated),
+        submissions=is_ours,
+        duplicates_averted=is_ours and origin not in {JobOrigin.SUBMITTED, JobOrigin.RESUBMITTED},
     )
     return state, Recorded(known, counted=Counted(origin.lower()))
 

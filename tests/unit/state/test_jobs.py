@@ -53,9 +53,9 @@ class TestHandle:
             ("Submitted", False, JobOrigin.SUBMITTED, 1, 0),
             ("Submitted", True, JobOrigin.RESUBMITTED, 1, 0),
             ("Existed", False, JobOrigin.EXISTED, 0, 0),
-            ("Existed", True, JobOrigin.EXISTED, 0, 1),
-            ("Found", False, JobOrigin.FOUND, 0, 1),
-            ("Found", True, JobOrigin.FOUND, 0, 1),
+            ("Existed", True, JobOrigin.EXISTED, 1, 1),
+            ("Found", False, JobOrigin.FOUND, 1, 1),
+            ("Found", True, JobOrigin.FOUND, 1, 1),
         ],
     )
     def test_what_it_counts_as(
