@@ -142,8 +142,8 @@ class Operator:
         bundle = await ensure(self._cluster, self._options.certificates, now)
         self._settings = Settings(url=self._options.state_api_url, ca=bundle.pem)
         if bundle.pem != self._distributed:
-            await distribute(self._cluster, self._options.watch_namespaces, bundle.pem)
-            self._distributed = bundle.pem
+            lacking = await distribute(self._cluster, self._options.watch_namespaces, bundle.pem)
+            self._distributed = "" if lacking else bundle.pem
         return max((bundle.look_again_at - now).total_seconds(), 1.0)
 
     async def _keep_certificates(self) -> None:
