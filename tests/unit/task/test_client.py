@@ -230,6 +230,15 @@ class TestTokenAndCertificate:
             pod.state().get("job_id")
         assert sum(pod.time.waited) == pytest.approx(UNAUTHENTICATED_SECONDS, abs=DELAY_SECONDS_MAX)
 
+    def test_how_long_a_token_was_refused_counts_from_the_last_other_answer(self, pod: Pod) -> None:
+        refused = a_problem(401, "unauthenticated")
+        pod.api.down = refused
+        pod.time.at(5, lambda: setattr(pod.api, "down", UNAVAILABLE))
+        pod.time.at(2 * UNAUTHENTICATED_SECONDS, lambda: setattr(pod.api, "down", refused))
+        pod.time.at(2.5 * UNAUTHENTICATED_SECONDS, lambda: setattr(pod.api, "down", None))
+        pod.state().set("color", "green")
+        assert pod.api.values == {"color": "green"}
+
     def test_files_that_vanish_for_a_moment_are_waited_for(self, pod: Pod) -> None:
         state = pod.state()
         pod.settings.token_file.unlink()
