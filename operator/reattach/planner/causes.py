@@ -10,7 +10,7 @@ import msgspec
 from reattach.api.messages import TerminationMessage
 from reattach.api.objects import Pod, Terminated
 from reattach.api.reasons import Cause, End
-from reattach.api.state import StateView
+from reattach.api.state import JobOrigin, StateView
 from reattach.planner import evidence, wording
 
 _OWN_LIMIT = re.compile(
@@ -149,8 +149,10 @@ def _held(ended: Ended) -> Verdict | None:
 
 
 def _held_by_a_job(ended: Ended) -> Verdict | None:
+    # Another attempt, thought dead, may have told the handle since: then the next attempt goes on from there.
     jobs = ended.state.jobs if ended.state is not None else ()
-    if ended.said is None or ended.said.kind != "Held" or not any(job.held for job in jobs):
+    was_held = any(job.held or (job.holds and job.origin is JobOrigin.REPORTED) for job in jobs)
+    if ended.said is None or ended.said.kind != "Held" or not was_held:
         return None
     return Verdict(Cause.HELD, "SubmissionUnknown", _told(ended))
 

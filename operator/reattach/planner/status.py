@@ -40,9 +40,10 @@ def with_progress(status: Status, reason: Reason, message: str, now: datetime) -
 
 
 def with_hold(status: Status, reason: Reason, message: str, now: datetime) -> Status:
-    """The TaskRun waits for a person."""
+    """The TaskRun waits for a person; and if that may end by itself, as long afterwards as it would have waited in any case."""
     status = _with_condition(status, ConditionType.HELD, _YES, (reason, message), now)
-    return msgspec.structs.replace(with_progress(status, reason, message, now), next_attempt_time=None)
+    until = status.next_attempt_time if reason is Reason.STATE_UNREADABLE else None
+    return msgspec.structs.replace(with_progress(status, reason, message, now), next_attempt_time=until)
 
 
 def is_held_for_good(status: Status) -> bool:

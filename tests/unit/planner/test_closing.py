@@ -291,6 +291,19 @@ def test_an_answer_that_an_attempt_used_does_not_answer_what_the_end_asks() -> N
     assert shown(plan_of(taskrun, STOPPED, state=waiting)) == [("load", None, "Orphaned")]
 
 
+@pytest.mark.parametrize("seen", ["summary", "state"])
+def test_an_end_that_was_begun_goes_on_though_the_budget_is_raised_since(seen: str) -> None:
+    failed = a_taskrun().with_state().with_finalizer()
+    job = a_job(None, held=True, holds=1)
+    waiting = failed.with_status(
+        status_of(plan_of(failed, a_pod().exited(1), state=a_state(1, jobs=[job], seal=SEALED)))
+    )
+    raised = waiting.with_budgets(application=5).answered("SubmissionUnknown", "Adopt", handle="job-7")
+    known = {"summary": a_summary(1, jobs=(job,), seal=SEALED)} if seen == "summary" else {}
+    plan = plan_of(raised, a_pod().exited(1).released(), state=a_state(1, jobs=[job], seal=SEALED), now=5000, **known)
+    assert (actions_of(plan, CreatePod), actions_of(plan, ReleaseTaskRun)) == ([], [ReleaseTaskRun()])
+
+
 def test_a_lost_state_does_not_keep_the_run_from_ending_and_what_was_known_is_named() -> None:
     taskrun = with_jobs(CANCELLED, OPEN, a_job(None, key="other"))
     plan = plan_of(taskrun, STOPPED, state=StateAbsent())

@@ -19,7 +19,7 @@ from builders import (
     progress_of,
     status_of,
 )
-from reattach.api.state import JobState
+from reattach.api.state import JobOrigin, JobState
 from reattach.planner.plan import Announce, CreatePod, DeletePod, Plan, ReleaseTaskRun, StateAbsent
 from reattach.planner.plan import Seal as SealIt
 
@@ -69,6 +69,13 @@ def test_an_attempt_that_says_held_is_not_believed_if_the_state_does_not_agree(s
     taskrun = a_taskrun().with_budgets(application=3)
     plan = plan_of(taskrun, a_pod().exited(85, message=HELD), state=state)
     assert (last_attempt_of(plan).cause, progress_of(plan)[0]) == ("Application", "BackingOff")
+
+
+def test_a_hold_that_settled_itself_before_the_operator_looked_is_no_failure_of_the_task() -> None:
+    job = a_job(holds=1, origin=JobOrigin.REPORTED)
+    plan = plan_of(a_taskrun(), a_pod().exited(85, message=HELD), state=a_state(1, jobs=[job]))
+    assert (last_attempt_of(plan).cause, progress_of(plan)[0]) == ("Held", "BackingOff")
+    assert status_of(plan).next_attempt_time is not None
 
 
 def test_an_attempt_that_failed_otherwise_after_its_job_was_held_is_charged_for_that_and_the_run_is_held() -> None:
