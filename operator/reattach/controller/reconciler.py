@@ -12,7 +12,7 @@ from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_STATE, KIND, LABEL_T
 from reattach.api.objects import ObjectMeta, PartialObject, Pod
 from reattach.api.state import Epoch, StateView
 from reattach.api.taskrun import Status, TaskRun
-from reattach.cluster import Cluster, ClusterError, ConflictError, NotFoundError, paths
+from reattach.cluster import Cluster, ClusterError, ConflictError, NotFoundError, UnavailableError, paths
 from reattach.controller.actor import Actor, controller_of
 from reattach.controller.announcer import Announcer
 from reattach.controller.cache import Cache
@@ -93,12 +93,10 @@ class Reconciler:
         taskrun = self._taskruns.known(key)
         if self._taskruns.is_doubtful(key) or self._has_leftovers(key, taskrun):
             taskrun = await self._taskruns.look(key)
-        if taskrun is not None and not is_ours(taskrun):
-            return None
-        if taskrun is not None and taskrun.status.outcome is not None:
+        if taskrun is not None and taskrun.status.outcome is not None and is_ours(taskrun):
             taskrun = None
         again = await self._release_leftovers(key, taskrun)
-        if taskrun is None:
+        if taskrun is None or not is_ours(taskrun):
             self._actor.forget(key)
             return again
         then = await self._carry_on(key, taskrun)
@@ -143,6 +141,8 @@ class Reconciler:
                 await self._find_hidden(taskrun, state.epoch)
             observed = replace(observed, state=state, pods=self._pods_of(key, taskrun))
             plan = self._decide(observed, self._settings(), self._clock())
+        if any(isinstance(action, ReadState | Seal) for action in plan.actions):
+            raise UnavailableError(0, "Restless", "the state changes as fast as it is read or sealed")
         return plan
 
     async def _act_on_all(self, key: Key, taskrun: TaskRun, actions: Sequence[Action]) -> None:
