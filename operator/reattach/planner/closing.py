@@ -5,6 +5,7 @@ by this process or the next.
 """
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import msgspec
 
@@ -20,6 +21,8 @@ from reattach.planner.look import Look, release_of_state
 from reattach.planner.plan import Announce, DeletePod, Plan, ReadState, ReleaseTaskRun, Seal
 
 Step = Callable[[Look, Ending], Plan | None]
+
+LOOK_AT_NAMESPACE_AFTER = timedelta(seconds=30)
 
 
 def close(look: Look, ending: Ending) -> Plan:
@@ -75,8 +78,10 @@ def _stop(look: Look, ending: Ending) -> Plan | None:
 
 
 def _hold_unresolved(look: Look, _ending: Ending) -> Plan | None:
-    """An intent of which nobody knows what became of it keeps the TaskRun, unless somebody took the finalizer off by hand."""
-    if FINALIZER_EXTERNAL_JOBS not in look.about.finalizers:
+    """An intent of which nobody knows what became of it keeps the TaskRun, unless somebody took the finalizer off by hand, or its
+    namespace is being deleted: where nobody can answer any more it is named, as every open job.
+    """
+    if FINALIZER_EXTERNAL_JOBS not in look.about.finalizers or look.observed.namespace_ends:
         return None
     left = {jobs.id_of(job) for job in look.status.external_jobs if not jobs.is_open(job)}
     waiting = tuple(
@@ -87,7 +92,11 @@ def _hold_unresolved(look: Look, _ending: Ending) -> Plan | None:
         and jobs.id_of(job) not in left
         and holds.answer_at_end(look.spec, job) is None
     )
-    return holds.hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(look, waiting)) if waiting else None
+    if not waiting:
+        return None
+    # The deletion of its namespace changes nothing of a TaskRun that is being deleted already.
+    again = None if look.about.deletion_timestamp is None else look.now + LOOK_AT_NAMESPACE_AFTER
+    return holds.hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(look, waiting), again=again)
 
 
 def _let_go(look: Look, ending: Ending) -> Plan | None:

@@ -343,6 +343,15 @@ def test_a_deleted_run_is_held_too_by_an_intent_that_nobody_can_tell_of() -> Non
     taskrun = with_jobs(a_taskrun().with_state(), a_job(None)).being_deleted()
     plan = plan_of(taskrun, STOPPED, state=UNRESOLVED)
     assert (hold_of(plan), actions_of(plan, ReleaseTaskRun)) == (("True", "SubmissionUnknown"), [])
+    assert plan.look_again_at == at(40)
+
+
+@pytest.mark.parametrize("state", [UNRESOLVED, StateUnreadable("formatVersion 9"), StateAbsent()])
+def test_where_the_namespace_is_being_deleted_too_nobody_is_waited_for_and_the_job_is_named(state: Any) -> None:
+    taskrun = with_jobs(a_taskrun().with_state(), a_job(None)).being_deleted()
+    plan = plan_of(taskrun, STOPPED, state=state, namespace_ends=True)
+    assert (shown(plan), told(plan)) == ([("load", None, "Orphaned")], ["Orphaned"])
+    assert actions_of(plan, ReleaseTaskRun) == [ReleaseTaskRun()]
 
 
 # -- other ends ---------------------------------------------------------------------------------------------------------
