@@ -295,7 +295,9 @@ class World:
             answers = self._answers("SubmissionUnknown", (job.key, job.generation))
             left = shown.get((job.key, job.generation))
             assert left is not None, "an open job is not even shown"
-            assert left.state in {"Orphaned", "Detached"} or (left.state == "Failed" and "Fail" in answers), "not named"
+            # Resubmit says that there is no such job; one whose handle is known since, and that nobody asked about again, there is.
+            is_denied = "Fail" in answers or ("Resubmit" in answers and (job.held or job.handle is None))
+            assert left.state in {"Orphaned", "Detached"} or (left.state == "Failed" and is_denied), "not named"
             assert left.handle is not None or answers or self.let_go_by_hand, "an intent was forgotten"
         over = {(job.key, job.generation) for job in state.jobs if not job.is_open} if state else set()
         for which, job in shown.items():

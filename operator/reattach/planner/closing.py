@@ -78,10 +78,11 @@ def _stop(look: Look, ending: Ending) -> Plan | None:
 
 
 def _hold_unresolved(look: Look, _ending: Ending) -> Plan | None:
-    """An intent of which nobody knows what became of it keeps the TaskRun, unless somebody took the finalizer off by hand, or its
-    namespace is being deleted: where nobody can answer any more it is named, as every open job.
+    """An intent of which nobody knows what became of it keeps the TaskRun, unless somebody took the finalizer off by hand, nobody is
+    to be waited for (`onUnknown`), or nobody can answer any more (the namespace is being deleted): then it is named, as every open job.
     """
-    if FINALIZER_EXTERNAL_JOBS not in look.about.finalizers or look.observed.namespace_ends:
+    nobody_answers = look.spec.submission.on_unknown != "Hold" or look.observed.namespace_ends
+    if FINALIZER_EXTERNAL_JOBS not in look.about.finalizers or nobody_answers:
         return None
     left = {jobs.id_of(job) for job in look.status.external_jobs if not jobs.is_open(job)}
     waiting = tuple(
@@ -165,7 +166,8 @@ def _at_end(look: Look, job: ExternalJob, known: JobSummary | None, outcome: Out
     if not jobs.is_open(job):
         return job
     answer = holds.answer_at_end(look.spec, known) if known else None
-    if answer is not None and answer.action == holds.FAIL:
+    if answer is not None and answer.action in {holds.FAIL, holds.RESUBMIT}:
+        # Resubmit says that there is no such job.
         return msgspec.structs.replace(job, state=JobState.FAILED.value)
     if answer is not None and answer.action == holds.ADOPT:
         return msgspec.structs.replace(job, state=JobState.ORPHANED.value, handle=answer.handle)

@@ -265,7 +265,7 @@ def test_an_intent_that_nobody_can_tell_of_holds_the_end_until_a_person_has_answ
     "answer, after",
     [
         ({"action": "Adopt", "handle": "job-7"}, ("load", "job-7", "Orphaned")),
-        ({"action": "Resubmit"}, ("load", None, "Orphaned")),
+        ({"action": "Resubmit"}, ("load", None, "Failed")),
         ({"action": "Fail"}, ("load", None, "Failed")),
     ],
 )
@@ -288,7 +288,15 @@ def test_an_answer_that_an_attempt_used_does_not_answer_what_the_end_asks() -> N
     twice = taskrun.answered("SubmissionUnknown", "Fail")
     assert shown(plan_of(twice, STOPPED, state=used)) == [("load", None, "Failed")]
     waiting = a_state(1, seal=SEALED, jobs=[a_job(None, held=True, holds=1)])
-    assert shown(plan_of(taskrun, STOPPED, state=waiting)) == [("load", None, "Orphaned")]
+    assert shown(plan_of(taskrun, STOPPED, state=waiting)) == [("load", None, "Failed")]
+
+
+@pytest.mark.parametrize("policy", ["Fail", "Resubmit"])
+def test_where_nobody_is_to_be_asked_the_end_waits_for_nobody_and_names_the_job(policy: str) -> None:
+    taskrun = with_jobs(CANCELLED.with_spec(submission={"onUnknown": policy}), a_job(None))
+    plan = plan_of(taskrun, STOPPED, state=UNRESOLVED)
+    assert (shown(plan), told(plan)) == ([("load", None, "Orphaned")], ["Orphaned"])
+    assert actions_of(plan, ReleaseTaskRun)
 
 
 @pytest.mark.parametrize("seen", ["summary", "state"])
