@@ -15,12 +15,13 @@ import msgspec
 from builders import NAME, SETTINGS, STATE_UID, APod, a_pod, a_taskrun, at
 from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, state_name
 from reattach.api.objects import Pod
-from reattach.api.reasons import Budget, ConditionType, Reason
+from reattach.api.reasons import Budget, ConditionType, News, Reason
 from reattach.api.state import Completion, Epoch, JobState, JobSummary, Seal, StateView, Summary
 from reattach.api.taskrun import Resolution, StateReference, Status, TaskRun
 from reattach.planner import plan as plans
 from reattach.planner.budgets import amount, exhausted
 from reattach.planner.decide import decide
+from reattach.planner.jobs import name_of
 from reattach.planner.plan import (
     Announce,
     CreatePod,
@@ -787,7 +788,8 @@ class Operator:
                 return plan
             self.taskrun = written
         else:
-            assert not [action for action in plan.actions if isinstance(action, Announce)], "said without a write"
+            said = [action for action in plan.actions if isinstance(action, Announce)]
+            assert all(each.reason == News.ORPHANED for each in said), "said without a write"
         for action in plan.actions:
             self._die(dies)
             self._act(action, refuses)
@@ -819,6 +821,9 @@ class Operator:
                     self.pods.pop(uid, None)
             case ReleaseTaskRun():
                 assert self.taskrun is not None
+                told = "".join(each.note for each in self.announced if each.reason == News.ORPHANED)
+                left = [job for job in self.taskrun.status.external_jobs if job.state == JobState.ORPHANED]
+                assert all(name_of(job) in told for job in left), "let go before anybody was told what is left running"
                 world.release_taskrun(self.taskrun.metadata.resource_version)
                 self.taskrun = world.taskrun
             case ReleaseState():

@@ -45,12 +45,17 @@ class Announcer:
 
     def announce(self, about: ObjectMeta, said: Announce) -> None:
         """Send it some time soon, unless it was sent already or too many were. An orphan is also counted, and said in the log."""
+        body = event_of(about, said, self._instance, datetime.now(UTC))
+        name, names = body["metadata"]["name"], self._sent_of(about.uid)
+        if name in names:
+            return
         if said.reason == News.ORPHANED:
             self._metrics.orphaned_jobs.inc()
             _log.warning("TaskRun %s/%s: %s", about.namespace, about.name, said.note)
-        body = event_of(about, said, self._instance, datetime.now(UTC))
-        if not self._admits(about.uid, body["metadata"]["name"]):
+        if len(names) >= _PER_TASKRUN:
+            self._metrics.events_dropped.inc()
             return
+        names.add(name)
         try:
             self._waiting.put_nowait((about.namespace, body))
         except asyncio.QueueFull:
@@ -68,21 +73,15 @@ class Announcer:
                 self._metrics.events_dropped.inc()
                 _log.info("An event on TaskRun %s/%s was not sent: %s", namespace, body["regarding"]["name"], error)
 
-    def _admits(self, uid: str, name: str) -> bool:
+    def _sent_of(self, uid: str) -> set[str]:
+        """The names of what was sent on this TaskRun within the hour that its first Event began."""
         now = self._clock()
         while self._sent:
             oldest, (since, _) = next(iter(self._sent.items()))
             if len(self._sent) <= _REMEMBERED_MAX and now - since < _WINDOW_SECONDS:
                 break
             del self._sent[oldest]
-        _, names = self._sent.setdefault(uid, (now, set()))
-        if name in names:
-            return False
-        if len(names) >= _PER_TASKRUN:
-            self._metrics.events_dropped.inc()
-            return False
-        names.add(name)
-        return True
+        return self._sent.setdefault(uid, (now, set()))[1]
 
 
 def event_of(about: ObjectMeta, said: Announce, instance: str, now: datetime) -> dict[str, Any]:

@@ -191,9 +191,11 @@ def test_an_open_job_is_named_before_the_finalizer_goes_and_the_outcome_comes_la
     assert (reason, "load (handle job-1, https://ray.example/job-1)" in message) == ("JobsOrphaned", True)
     assert (told(plan), actions_of(plan, Announce)[0].warning) == (["Orphaned"], True)
     assert "job-1, https://ray.example/job-1" in actions_of(plan, Announce)[0].note
-    assert len(actions_of(plan, ReleaseTaskRun)) == 1
+    said = actions_of(plan, Announce)
+    assert plan.actions[-2:] == (*said, ReleaseTaskRun()), "who dies after the release can't say it any more"
+    # Who died before saying it says it afterwards.
     again = plan_of(taskrun.with_status(status), STOPPED.released(), state=state)
-    assert again == Plan(actions=(ReleaseTaskRun(),))
+    assert again == Plan(actions=(*said, ReleaseTaskRun()))
     ended = plan_of(taskrun.with_status(status).with_metadata(finalizers=[]), STOPPED.released(), state=state, now=12)
     assert (status_of(ended).outcome, shown(ended), told(ended)) == (
         "Cancelled",
@@ -233,7 +235,8 @@ def test_a_stray_is_named_though_its_job_is_over() -> None:
     assert told(plan) == ["Orphaned"]
     assert "also handle job-9" in condition_of(plan, ConditionType.ORPHANED)[1]
     named = taskrun.with_status(status_of(plan))
-    assert plan_of(named, a_pod().exited(0).released(), state=state) == Plan(actions=(ReleaseTaskRun(),))
+    said = actions_of(plan, Announce)
+    assert plan_of(named, a_pod().exited(0).released(), state=state) == Plan(actions=(*said, ReleaseTaskRun()))
 
 
 def test_a_handle_that_is_reported_after_its_job_was_named_is_shown() -> None:

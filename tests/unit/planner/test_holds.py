@@ -196,6 +196,27 @@ def test_the_job_of_a_lost_state_stays_named_beside_those_of_the_new_one() -> No
     ]
 
 
+@pytest.mark.parametrize("job", [a_job("job-2"), a_job(), a_job(None)], ids=["another", "the same", "not known yet"])
+def test_a_job_of_the_new_state_by_the_name_of_a_lost_one_is_what_counts_from_then_on(job: Any) -> None:
+    taskrun = lost(a_job()).answered("StateLost", "StartEmpty")
+    empty = taskrun.with_status(status_of(plan_of(taskrun, a_pod().exited(1).released())))
+    new = {"summary": a_summary(2, jobs=(job,)), "state": a_state(2, uid="new-uid", jobs=(job,), seal=SEALED)}
+    plan = plan_of(empty, a_pod(2).running(), **new)
+    assert [(job.handle, job.state) for job in status_of(plan).external_jobs] == [(job.handle, job.state)]
+    cancelled = empty.with_status(status_of(plan)).with_spec(cancel=True)
+    end = plan_of(cancelled, a_pod(2).running().deleted().exited(143, 8), **new)
+    if job.handle is None:
+        assert (hold_of(end)[0], actions_of(end, ReleaseTaskRun)) == ("True", [])
+        return
+    assert told(end) == ["Orphaned"]
+    named = next(one.message for one in status_of(end).conditions if one.type == "Orphaned")
+    assert "handle job-1" in named, "the lost one is named still"
+    assert f"handle {job.handle}" in named
+    spent = empty.with_status(status_of(plan)).with_budgets(disruption=0)
+    unsealed = {**new, "state": a_state(2, uid="new-uid", jobs=(job,))}
+    assert hold_of(plan_of(spent, a_pod(2).disrupted().exited(143), **unsealed))[1] == "BudgetExhausted"
+
+
 def test_a_lost_state_is_the_end_when_a_person_says_so() -> None:
     answered = lost().answered("StateLost", "Fail").with_metadata(finalizers=[])
     plan = plan_of(answered, a_pod().exited(1).released())
