@@ -237,11 +237,13 @@ class Decision(StrEnum):
     REATTACH = "Reattach"
     """The job has a handle: watch it."""
     OVER = "Over"
-    """The job is over, and its outcome recorded. A failed one is submitted anew, as a new generation, once an attempt was charged for it."""
+    """The job is over, and its outcome recorded. A failed one that was not given up is submitted anew, as a new generation, once an attempt
+    was charged for it.
+    """
 
 
 class Job(Shape, frozen=True, omit_defaults=False):
-    """One generation of one external job. `result` is JSON, absent unless it succeeded with one."""
+    """One generation of one external job. `result` is JSON, absent unless it succeeded with one. `given_up`: see `OutcomeRequest`."""
 
     key: str
     generation: int
@@ -264,6 +266,7 @@ class Job(Shape, frozen=True, omit_defaults=False):
     held: bool = False
     holds: int = 0
     strays: tuple[str, ...] = ()
+    given_up: bool = False
 
 
 class JobList(Shape, frozen=True, omit_defaults=False):
@@ -314,7 +317,8 @@ class OutcomeRequest(Shape, frozen=True, forbid_unknown_fields=True):
 
     `Succeeded` (with `result`, JSON of at most 4 KiB), `Failed`, `Cancelled`: final. `Active`, `Unknown`: for people to see that the other side
     can or can't be asked; needs a handle. `hold`: a person must decide; with `Unknown` for an intent without a handle, with `NotFound` for a job
-    with one.
+    with one. `given_up`, with `Failed`: nobody knows what became of it, and the policy is `Fail`. It may run, so no attempt submits it anew unless
+    that is asked for.
     """
 
     generation: int
@@ -322,6 +326,7 @@ class OutcomeRequest(Shape, frozen=True, forbid_unknown_fields=True):
     result: Any | msgspec.UnsetType = msgspec.UNSET
     message: str = ""
     hold: bool = False
+    given_up: bool = False
 
 
 class TerminationMessage(Shape, frozen=True):

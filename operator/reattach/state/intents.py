@@ -125,7 +125,9 @@ def _begin(question: _Question, generation: int) -> tuple[State, Answer]:
 
 
 def _after_the_end(question: _Question, record: JobRecord, *, wanted: bool) -> tuple[State, Answer]:
-    if wanted or (record.state is not JobState.SUCCEEDED and _was_charged(question, record)):
+    # What was given up may run: its failure is the run's, also if the attempt that was to say so is lost.
+    is_paid = record.state is not JobState.SUCCEEDED and not record.given_up and _was_charged(question, record)
+    if wanted or is_paid:
         return _begin(question, record.generation + 1)
     return question.state, Answer(Decision.OVER, record, counted=Counted.OVER)
 

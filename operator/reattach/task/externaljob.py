@@ -14,9 +14,9 @@ from reattach.api.messages import Job
 from reattach.api.state import JobState
 from reattach.task.adapter import Active, Cancelled, Failed, JobStatus, NotFound, Succeeded, Unknown
 from reattach.task.doubt import Doubt
-from reattach.task.errors import JobOver, PermanentFailure
+from reattach.task.errors import JobOver
 from reattach.task.jobs import Jobs, OutcomeState, Step, cut_message
-from reattach.task.submitting import Submitting, Taken, Wanted, failed, held_text
+from reattach.task.submitting import Submitting, Taken, Wanted, failed, given_up, held_text
 from reattach.task.values import result_text_of
 
 logger = logging.getLogger("reattach")
@@ -185,13 +185,21 @@ class ExternalJob:
             case _:
                 return Failed(self._job.message)
 
-    def _store(self, state: OutcomeState, message: str = "", *, result: Any = None, hold: bool = False) -> None:
+    def _store(
+        self,
+        state: OutcomeState,
+        message: str = "",
+        *,
+        result: Any = None,
+        hold: bool = False,
+        given_up: bool = False,
+    ) -> None:
         # As it will be read by whoever comes later.
         decoded = None if result is None else msgspec.json.decode(result_text_of(result))
         message = cut_message(message)
         self._jobs.step(Step.BEFORE_OUTCOME)
         try:
-            self._jobs.outcome(self.key, self.generation, state, result, message=message, hold=hold)
+            self._jobs.outcome(self.key, self.generation, state, result, message=message, hold=hold, given_up=given_up)
         except JobOver:
             stored = self._jobs.get(self.key, self.generation)
             if stored is None:
@@ -207,6 +215,7 @@ class ExternalJob:
                     result=msgspec.UNSET if decoded is None else decoded,
                     message=message,
                     held=hold,
+                    given_up=given_up,
                 )
             )
         self._jobs.step(Step.AFTER_OUTCOME)
@@ -222,9 +231,9 @@ class ExternalJob:
                     raise self._jobs.held(held_text(self._job, why))
             case "Fail":
                 with self._lock:
-                    self._store("Failed", why)
+                    self._store("Failed", why, given_up=True)
                 if self.state is JobState.FAILED:
-                    raise PermanentFailure(f"{who}: {why}")
+                    raise given_up(self._job, why)
             case "Resubmit":
                 logger.warning("%s: %s. It is submitted anew, as spec.submission.onNotFound says.", who, why)
                 with self._lock:

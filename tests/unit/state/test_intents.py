@@ -340,6 +340,18 @@ class TestOver:
         run.with_attempt(2, **REPORTED)
         assert run.by(3).intend().decision is Decision.OVER
 
+    @pytest.mark.parametrize("begin", [intended, active], ids=["intended", "active"])
+    def test_what_was_given_up_may_run_and_is_submitted_anew_by_nobody_who_was_not_asked_to(
+        self, begin: Callable[[], Run]
+    ) -> None:
+        run = begin()
+        run.outcome("Failed", given_up=True)
+        for attempt in (2, 3):
+            run.with_attempt(attempt - 1, **FAILED).by(attempt)
+            answer = run.intend()
+            assert (answer.decision, answer.job.generation, answer.job.given_up) == (Decision.OVER, 1, True)
+        assert run.intend(new_generation=True).decision is Decision.SUBMIT
+
     def test_a_new_generation_is_made_when_it_is_wanted(self) -> None:
         run = active()
         run.outcome("Failed")

@@ -250,6 +250,27 @@ class TestNotFound:
             wait(pod, gone)
         assert pod.api.jobs.record().state is JobState.FAILED
 
+    def test_and_still_does_if_the_attempt_that_found_out_is_gone_before_it_could_say_so(
+        self, pod: Pod, gone: System
+    ) -> None:
+        def die() -> None:
+            raise KeyboardInterrupt
+
+        pod.api.jobs.rules(on_not_found="Fail")
+        pod.time.on_step["after-outcome"] = die
+        with pytest.raises(KeyboardInterrupt):
+            wait(pod, gone)
+        errors = set()
+        for _ in range(2):
+            pod.api.jobs.next_attempt(charged_to="application")
+            with pytest.raises(reattach.PermanentFailure) as raised:
+                wait(pod, gone)
+            errors.add(str(raised.value))
+        assert errors == {
+            "external job 'load' (generation 1, job-1): the other side does not know it: no job-1 here",
+        }
+        assert len(gone.submissions) == 1
+
     def test_or_it_is_submitted_anew_as_a_new_generation(
         self, pod: Pod, gone: System, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -434,6 +434,18 @@ class TestLostSubmissions:
         assert pod.api.jobs.record().state is JobState.FAILED
         assert pod.message()["kind"] == "Permanent"
 
+    def test_and_still_does_if_the_attempt_that_gave_it_up_is_gone_before_it_could_say_so(
+        self, pod: Pod, system: System, lose: Callable[[int], None]
+    ) -> None:
+        pod.api.jobs.rules(on_unknown="Fail")
+        lose(1)
+        an_attempt_dies(pod, system, "after-outcome")
+        for _ in range(2):  # each of these was charged, as one whose word is lost again would be
+            with pytest.raises(reattach.PermanentFailure, match="no way to tell"):
+                submit(pod, system)
+            pod.api.jobs.next_attempt(charged_to="application")
+        assert len(system.submissions) == 1
+
     def test_or_it_is_submitted_again_by_policy(self, pod: Pod, system: System, lose: Callable[[int], None]) -> None:
         pod.api.jobs.rules(on_unknown="Resubmit")
         lose(1)
