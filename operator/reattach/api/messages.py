@@ -83,7 +83,7 @@ class ProblemCode(StrEnum):
     UNAVAILABLE = "unavailable"  # 503: the Kubernetes API can't be reached
     METHOD_NOT_ALLOWED = "method-not-allowed"  # 405
     ROUTE_UNKNOWN = "route-unknown"  # 404: no such route
-    DIGEST_CHANGED = "digest-changed"  # 409: another request under the key of a job that is open
+    DIGEST_CHANGED = "digest-changed"  # 409: another request under the key of a job that is open or succeeded
     JOB_NOT_FOUND = "job-not-found"  # 404: no intent was ever stored under this key and generation
     JOB_OPEN = "job-open"  # 409: a new generation is wanted, and the newest is still open
     JOB_OVER = "job-over"  # 409: the job has ended otherwise

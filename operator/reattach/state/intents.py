@@ -129,6 +129,13 @@ def _after_the_end(question: _Question, record: JobRecord, *, wanted: bool) -> t
     is_paid = record.state is not JobState.SUCCEEDED and not record.given_up and _was_charged(question, record)
     if wanted or is_paid:
         return _begin(question, record.generation + 1)
+    if record.state is JobState.SUCCEEDED and not _is_of_same_request(record, question.asked):
+        # Its result is not that of what is asked for now, as in a loop that forgot to make the key of the day.
+        detail = (
+            f"the job {shown(record.key)} succeeded with another request; use another key, or ask for a new generation"
+            " (task.resubmit)"
+        )
+        raise RefusedError(ProblemCode.DIGEST_CHANGED, detail)
     return question.state, Answer(Decision.OVER, record, counted=Counted.OVER)
 
 
@@ -279,11 +286,15 @@ def _check_same(record: JobRecord, asked: IntentRequest, *, was_told: bool) -> N
     if asked.new_generation and not was_told:
         detail = f"the job {shown(record.key)} must be over before it is submitted anew; it is {record.state}"
         raise RefusedError(ProblemCode.JOB_OPEN, detail)
-    if (record.digest, record.adapter) != (asked.digest, asked.adapter):
+    if not _is_of_same_request(record, asked):
         detail = (
             f"the request under the key {shown(record.key)} must stay the same while its job is open; use another key"
         )
         raise RefusedError(ProblemCode.DIGEST_CHANGED, detail)
+
+
+def _is_of_same_request(record: JobRecord, asked: IntentRequest) -> bool:
+    return (record.digest, record.adapter) == (asked.digest, asked.adapter)
 
 
 def _check_request(key: str, asked: IntentRequest) -> None:

@@ -82,7 +82,7 @@ class Task:
 
         Raises:
             JobFailed: the other side refused the job for good.
-            DigestChanged: the job under this key is open, and was made from another request.
+            DigestChanged: the job under this key is open or succeeded, and was made from another request.
             PermanentFailure, Held: it can't be known whether it was submitted; see `docs/sdk.md`.
         """
         return self._submit_once(key, adapter, request, detached=detached)

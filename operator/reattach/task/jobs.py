@@ -94,7 +94,7 @@ class Jobs:
         `reattach.api.messages.IntentRequest`.
 
         Raises:
-            DigestChanged: another request under the key of a job that is open.
+            DigestChanged: another request under the key of a job that is open or succeeded.
             JobsOpen: `new_generation`, and the newest one is open.
             GroundsRefused: `again`, and what the state API knows speaks against it.
         """

@@ -299,9 +299,23 @@ class TestOver:
     def test_what_succeeded_is_over_for_every_attempt(self) -> None:
         run = active()
         run.outcome("Succeeded", result={"rows": 7})
-        answer = died(run, **FAILED).intend(digest="whatever")
+        answer = died(run, **FAILED).intend()
         assert (answer.decision, answer.counted) == (Decision.OVER, Counted.OVER)
         assert bytes(answer.job.result) == b'{"rows":7}'  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("asked", [{"digest": "other"}, {"adapter": "other"}])
+    def test_but_it_is_not_the_answer_to_another_request(self, asked: dict[str, Any]) -> None:
+        run = active()
+        run.outcome("Succeeded", result={"rows": 7})
+        assert code_of(run.intend, **asked) is ProblemCode.DIGEST_CHANGED
+        assert code_of(died(run).intend, **asked) is ProblemCode.DIGEST_CHANGED
+
+    @pytest.mark.parametrize("state", ["Failed", "Cancelled"])
+    def test_what_did_not_succeed_may_be_tried_with_another_request(self, state: str) -> None:
+        run = active()
+        run.outcome(state)
+        assert run.intend(digest="other").decision is Decision.OVER
+        assert died(run, **FAILED).intend(digest="other").decision is Decision.SUBMIT
 
     @pytest.mark.parametrize("state", ["Failed", "Cancelled"])
     @pytest.mark.parametrize(

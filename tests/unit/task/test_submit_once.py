@@ -876,7 +876,16 @@ class TestGenerations:
             assert (second.generation, second.handle) == (2, "job-2")
             assert second.token != first.token
             assert second.wait() == RESULT
-            assert task.submit_once("load", system, REQUEST).generation == 2
+            assert task.submit_once("load", system, {"entrypoint": "another"}).generation == 2
+
+    def test_a_key_that_was_meant_to_vary_does_not_give_the_first_result_to_each(
+        self, pod: Pod, system: System
+    ) -> None:
+        with pod.context() as task:
+            assert task.submit_once("load", system, {"day": 1}).wait() == RESULT
+            with pytest.raises(reattach.DigestChanged, match="use another key"):
+                task.submit_once("load", system, {"day": 2})
+        assert len(system.submissions) == 1
 
     def test_resubmit_takes_that_the_newest_is_over(self, pod: Pod, system: System) -> None:
         with pod.context() as task:
