@@ -215,7 +215,8 @@ class IntentRequest(Shape, frozen=True, forbid_unknown_fields=True):
     `submitter`: who is going to submit, one process (letters, digits, `-`, `_`, `.`; a UUID chosen once per process): its own earlier
     submissions count as over when it asks again. `digest`: of the request, so that another request under the same key is noticed.
     `token_seconds`: for how long the other side honours the token, counted from the first intent; None: not at all or not known.
-    `again`: submit although the last answer was `Resolve`. `new_generation`: the newest generation is over, and the job is wanted once more.
+    `again`: submit although the last answer was `Resolve`. `new_generation`: the newest generation is over, and the job is wanted once more; or
+    it is `NotFound`, and `spec.submission.onNotFound` is `Resubmit`: then this ends it.
     """
 
     submitter: str

@@ -5,7 +5,7 @@ been submitted. It is submitted once more only on grounds that speak for it, whi
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import msgspec
@@ -96,6 +96,8 @@ def intend(
     was_told = _was_told(newest, question)
     if newest.is_over:
         return _after_the_end(question, newest, wanted=asked.new_generation and not was_told)
+    if asked.new_generation and not was_told and _is_gone_by_policy(question, newest):
+        return _anew(question, newest, "not found; submitted anew by spec.submission.onNotFound")
     _check_same(newest, asked, was_told=was_told)
     if newest.held:
         return _as_a_person_decided(question, newest)
@@ -163,13 +165,20 @@ def _as_a_person_decided(question: _Question, record: JobRecord) -> tuple[State,
     if answer.action == "Resubmit":
         if record.handle is None:
             return _submit_again(question, free)
-        gone = with_end(
-            free, JobState.FAILED, "not found; a person decided to submit again", question.writer, question.now
-        )
-        after = msgspec.structs.replace(question.state, jobs=with_job(question.state, gone).jobs)
-        return _begin(_Question(**{**vars(question), "state": after}), record.generation + 1)
+        return _anew(question, free, "not found; a person decided to submit again")
     failed = with_end(free, JobState.FAILED, "a person decided that it has failed", question.writer, question.now)
     return with_job(question.state, failed), Answer(Decision.OVER, failed, counted=Counted.OVER)
+
+
+def _is_gone_by_policy(question: _Question, record: JobRecord) -> bool:
+    is_gone = record.state is JobState.NOT_FOUND and not record.held
+    return is_gone and question.owner.spec.submission.on_not_found == "Resubmit"
+
+
+def _anew(question: _Question, record: JobRecord, why: str) -> tuple[State, Answer]:
+    """The end of one generation and the begin of the next in one write: nobody comes between and takes the first for a failure."""
+    gone = with_end(record, JobState.FAILED, why, question.writer, question.now)
+    return _begin(replace(question, state=with_job(question.state, gone)), record.generation + 1)
 
 
 def _reattach(question: _Question, record: JobRecord) -> tuple[State, Answer]:

@@ -237,8 +237,9 @@ class ExternalJob:
             case "Resubmit":
                 logger.warning("%s: %s. It is submitted anew, as spec.submission.onNotFound says.", who, why)
                 with self._lock:
-                    self._store("Failed", why)
-                    if self.state is JobState.FAILED:
+                    # Only shown so: should this process die now, the next one finds the same again.
+                    self._store("NotFound", why)
+                    if not self._is_over:
                         self._taken = Submitting(self._jobs, self._wanted).run(new_generation=True)
 
     def is_settled(self) -> bool:

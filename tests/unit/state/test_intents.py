@@ -272,6 +272,38 @@ class TestSameRequest:
         assert code_of(begin().intend, new_generation=True) is ProblemCode.JOB_OPEN
 
 
+class TestNotFound:
+    def gone(self, on_not_found: str = "Resubmit") -> Run:
+        run = active()
+        run.owner["spec"]["submission"] = {"onNotFound": on_not_found}
+        run.outcome("NotFound")
+        return run
+
+    def test_where_the_policy_is_resubmit_its_end_and_the_next_generation_are_one_write(self) -> None:
+        run = self.gone()
+        for _ in range(2):
+            answer = run.intend(new_generation=True, request="r")
+            assert (answer.decision, answer.job.generation) == (Decision.SUBMIT, 2)
+        assert (run.job(1).state, run.job(1).ended_by_attempt) == (JobState.FAILED, 1)
+        assert "onNotFound" in run.job(1).message
+        assert set(run.state.jobs) == {(KEY, 1), (KEY, 2)}
+
+    def test_who_does_not_ask_for_that_takes_it_up(self) -> None:
+        assert died(self.gone()).intend().decision is Decision.REATTACH
+
+    @pytest.mark.parametrize("on_not_found", ["Hold", "Fail"])
+    def test_with_another_policy_it_must_be_over_first(self, on_not_found: str) -> None:
+        assert code_of(self.gone(on_not_found).intend, new_generation=True) is ProblemCode.JOB_OPEN
+
+    def test_so_it_must_while_a_person_is_asked(self) -> None:
+        assert code_of(self.gone().held().intend, new_generation=True) is ProblemCode.JOB_OPEN
+
+    def test_so_it_must_once_the_other_side_knows_it_again(self) -> None:
+        run = self.gone()
+        run.outcome("Active")
+        assert code_of(run.intend, new_generation=True) is ProblemCode.JOB_OPEN
+
+
 class TestReattach:
     def test_each_session_that_takes_a_job_up_is_counted_once(self) -> None:
         run = active()

@@ -78,12 +78,12 @@ class TestBeginning:
         assert pod.termination_log.read_bytes() == b""
 
     def test_but_that_the_attempt_must_end_a_child_tells_too(self, pod: Pod) -> None:
-        with (
-            pytest.raises(reattach.Fenced),
-            pod.context(dataclasses.replace(pod.settings, session="parents-session")) as task,
-        ):
+        def main(task: reattach.Task) -> None:
             pod.api.down = a_problem(409, "fenced", "attempt 3 took over")
             task.state.get("job_id")
+
+        with pytest.raises(reattach.Fenced):
+            pod.context(dataclasses.replace(pod.settings, session="parents-session")).run(main)
         assert pod.message()["kind"] == "Fenced"
 
     def test_a_child_may_complete_the_task_if_it_says_so(self, pod: Pod) -> None:

@@ -113,7 +113,6 @@ class TestDeferring:
         leave.set()
         thread.join()
 
-
     def test_a_wait_in_another_thread_does_not_end_what_is_deferred_in_the_main_one(self, listening: Ending) -> None:
         waiting, leave = threading.Event(), threading.Event()
 

@@ -11,7 +11,7 @@ import pytest
 
 import reattach
 from fakepod import Pod, a_problem
-from fakesystem import REQUEST, RESULT, LostError, System, fails
+from fakesystem import NAME, REQUEST, RESULT, LostError, System, fails
 from reattach.adapter import (
     Active,
     Cancelled,
@@ -282,6 +282,22 @@ class TestNotFound:
         assert [pod.api.jobs.record(generation=n).state for n in (1, 2)] == [JobState.FAILED, JobState.SUCCEEDED]
         assert len({submission.token for submission in gone.submissions}) == 2
         assert "submitted anew, as spec.submission.onNotFound says" in caplog.text
+
+    @pytest.mark.parametrize("at", ["after-outcome", "before-intent", "after-intent"])
+    def test_which_goes_on_wherever_an_attempt_dies_and_costs_no_attempt(self, pod: Pod, gone: System, at: str) -> None:
+        def die() -> None:
+            raise KeyboardInterrupt
+
+        gone.can = Capabilities(NAME)
+        pod.api.jobs.rules(on_not_found="Resubmit")
+        first = gone.before_status[0]
+        gone.before_status = [lambda: (pod.time.on_step.update({at: die}), first())]
+        with pytest.raises(KeyboardInterrupt):
+            wait(pod, gone)
+        pod.api.jobs.next_attempt(charged_to="disruption")
+        assert wait(pod, gone) == RESULT
+        assert [pod.api.jobs.record(generation=n).state for n in (1, 2)] == [JobState.FAILED, JobState.SUCCEEDED]
+        assert len({submission.token for submission in gone.submissions}) == 2
 
     def test_it_is_believed_only_when_it_is_seen_twice(self, pod: Pod, system: System) -> None:
         system.statuses = [NotFound(), Active(), NotFound(), Active(), Succeeded(RESULT)]
