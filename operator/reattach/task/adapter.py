@@ -104,7 +104,9 @@ class Active:
 
 @dataclass(frozen=True)
 class Succeeded:
-    """It is over, with this result: JSON of at most 4 KiB, the same whoever asks and whenever."""
+    """It is over, with this result: JSON of at most 4 KiB, the same whoever asks and whenever. Any other is dropped, with an ERROR in the
+    log: the job has succeeded without.
+    """
 
     result: Any = None
 

@@ -14,7 +14,7 @@ from reattach.api.messages import Job
 from reattach.api.state import JobState
 from reattach.task.adapter import Active, Cancelled, Failed, JobStatus, NotFound, Succeeded, Unknown
 from reattach.task.doubt import Doubt
-from reattach.task.errors import JobOver
+from reattach.task.errors import InvalidValue, JobOver
 from reattach.task.jobs import Jobs, OutcomeState, Step, cut_message
 from reattach.task.submitting import Submitting, Taken, Wanted, failed, given_up, held_text
 from reattach.task.values import result_text_of
@@ -168,13 +168,22 @@ class ExternalJob:
         """Store an end, before anybody acts on it."""
         match status:
             case Succeeded(result):
-                self._store("Succeeded", result=result)
+                self._store("Succeeded", result=self._kept(result))
             case Failed(message):
                 self._store("Failed", message)
             case Cancelled(message):
                 self._store("Cancelled", message)
             case _:
                 pass
+
+    def _kept(self, result: Any) -> Any:
+        """The result, or None if it can't be stored: the job has succeeded all the same, and whoever asks would get the same again."""
+        try:
+            result_text_of(result)
+        except InvalidValue as error:
+            logger.error("External job %r (%s) succeeded; its result is dropped: %s", self.key, self.handle, error)  # noqa: TRY400 -- says all
+            return None
+        return result
 
     def _recorded(self) -> JobStatus:
         match self.state:

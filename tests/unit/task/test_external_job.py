@@ -4,6 +4,7 @@ import contextlib
 import logging
 import threading
 from datetime import timedelta
+from functools import reduce
 from typing import Any
 
 import httpx
@@ -104,14 +105,28 @@ class TestTheResult:
         system.statuses = [Succeeded({"state": JobState.SUCCEEDED})]
         assert repr(wait(pod, system)) == repr({"state": "Succeeded"})
 
-    @pytest.mark.parametrize("result", [object(), float("nan"), "x" * 4096, {1: 2}, (1, 2)])
-    def test_what_is_no_result_is_the_adapters_mistake_and_the_job_stays(
-        self, pod: Pod, system: System, result: Any
+    @pytest.mark.parametrize(
+        "result, why",
+        [
+            (object(), "not object"),
+            (1e999, "finite"),
+            ("x" * 4096, "this one has 4098"),
+            (reduce(lambda inner, _: [inner], range(101), 1), "nested"),
+            ({1: 2}, "strings as names"),
+            ((1, 2), "store it as a list"),
+        ],
+    )
+    def test_one_that_can_not_be_stored_is_none_on_every_path_since_the_job_has_succeeded(
+        self, pod: Pod, system: System, result: Any, why: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         system.statuses = [Succeeded(result)]
-        with pytest.raises(reattach.InvalidValue):
-            wait(pod, system)
-        assert pod.api.jobs.record().state is JobState.ACTIVE
+        for _ in range(2):
+            assert wait(pod, system) is None
+            pod.api.jobs.next_attempt()
+        assert pod.api.jobs.record().state is JobState.SUCCEEDED
+        [said] = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert "'load' (job-1) succeeded; its result is dropped" in said.getMessage()
+        assert why in said.getMessage()
 
     def test_it_is_stored_before_it_is_returned(self, pod: Pod, system: System) -> None:
         with pod.context() as task:
