@@ -70,6 +70,7 @@ class JobSummary(Shape, frozen=True):
     in `spec.resolutions` that answers it, always one more than there were when it was held, so that none is used twice; a hold that was
     settled by itself (a fenced attempt reported the handle) takes none. `message`: why it is held, or how it ended.
     `strays`: other handles that were reported for the same intent; jobs that run a second time and belong to nobody.
+    `given_up`: it is `Failed` because nobody could tell what became of it and the policy is `Fail`; it may run.
     """
 
     key: str
@@ -86,6 +87,7 @@ class JobSummary(Shape, frozen=True):
     holds: int = 0
     message: str = ""
     strays: tuple[str, ...] = ()
+    given_up: bool = False
 
     @property
     def is_open(self) -> bool:

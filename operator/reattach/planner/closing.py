@@ -152,7 +152,8 @@ def with_orphans(look: Look, outcome: Outcome | None) -> Look:
 def _orphans(look: Look) -> list[str]:
     """The names of what status says is left running, and of jobs that nobody ever watched."""
     left = [jobs.name_of(job) for job in look.status.external_jobs if job.state == JobState.ORPHANED]
-    return left + [f"{jobs.name_of(job)}, also handle {stray}" for job in look.jobs for stray in job.strays]
+    strays = [f"{jobs.name_of(job)}, also handle {stray}" for job in look.jobs for stray in job.strays]
+    return left + strays + [f"{jobs.name_of(job)}, given up, which may run" for job in look.jobs if job.given_up]
 
 
 def _orphans_told(look: Look) -> str:

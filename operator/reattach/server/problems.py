@@ -30,7 +30,7 @@ PROBLEMS: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.CLOSING: (409, "The run is being ended or suspended"),
     ProblemCode.COMPLETED: (409, "The attempt is complete"),
     ProblemCode.STATE_LOST: (409, "The state was deleted by force"),
-    ProblemCode.DIGEST_CHANGED: (409, "Another request under the key of an open job"),
+    ProblemCode.DIGEST_CHANGED: (409, "Another request under the key of a job"),
     ProblemCode.JOB_NOT_FOUND: (404, "No such external job"),
     ProblemCode.JOB_OPEN: (409, "The external job is open"),
     ProblemCode.JOB_OVER: (409, "The external job is over"),

@@ -82,7 +82,7 @@ class Task:
 
         Raises:
             JobFailed: the other side refused the job for good.
-            DigestChanged: the job under this key is open, and was made from another request.
+            DigestChanged: the job under this key is open or succeeded, and was made from another request.
             PermanentFailure, Held: it can't be known whether it was submitted; see `docs/sdk.md`.
         """
         return self._submit_once(key, adapter, request, detached=detached)
@@ -240,8 +240,10 @@ class TaskContext:
 
     def _leave(self, error: BaseException | None) -> None:
         self._ending.stop_listening()
-        if not self._is_child:
-            self._environment.pop(ENV_SESSION, None)
+        if self._is_child:
+            # How the attempt ends is for the process to say that opened the state; it may go on without this one.
+            return
+        self._environment.pop(ENV_SESSION, None)
         if error is not None:
             self._ending.tell(error)
 

@@ -162,9 +162,15 @@ class Ending:
         self._end_process(code)
 
     def interruptible(self, sleep: Callable[[float], None]) -> Callable[[float], None]:
-        """`sleep`, during which SIGTERM counts at once although it is deferred."""
+        """`sleep`, during which SIGTERM counts at once although it is deferred. In the main thread: a wait in another one is no reason to
+        interrupt what that defers.
+        """
 
         def interrupted(seconds: float) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                self.check()
+                sleep(seconds)
+                return
             deferring, self._deferring = self._deferring, False
             try:
                 self.check()

@@ -299,9 +299,9 @@ class Submitting:
                         return Next(self._asking(None))
                     raise self.jobs.held(held_text(job, why))
                 case GiveUp(why):
-                    if not self._try_outcome(job, "Failed", why):
+                    if not self._try_outcome(job, "Failed", why, given_up=True):
                         return Next(self._asking(None))
-                    raise PermanentFailure(f"external job {job.key!r} (generation {job.generation}): {why}")
+                    raise given_up(job, why)
 
     def _wait_until(self, at: datetime | None) -> None:
         seconds = 0.0 if at is None else (at - self._now().earliest).total_seconds()
@@ -329,10 +329,12 @@ class Submitting:
                 self._absence = Absence(began, self._now().latest)
                 return found
 
-    def _try_outcome(self, job: Job, state: OutcomeState, why: str, *, hold: bool = False) -> bool:
+    def _try_outcome(
+        self, job: Job, state: OutcomeState, why: str, *, hold: bool = False, given_up: bool = False
+    ) -> bool:
         """False: somebody settled it meanwhile, such as the attempt before, which reported its handle after all."""
         try:
-            self._outcome(job, state, why, hold=hold)
+            self._outcome(job, state, why, hold=hold, given_up=given_up)
         except JobOver:
             return False
         except InvalidCall:
@@ -342,9 +344,11 @@ class Submitting:
             return False
         return True
 
-    def _outcome(self, job: Job, state: OutcomeState, message: str, *, hold: bool = False) -> None:
+    def _outcome(
+        self, job: Job, state: OutcomeState, message: str, *, hold: bool = False, given_up: bool = False
+    ) -> None:
         self.jobs.step(Step.BEFORE_OUTCOME)
-        self.jobs.outcome(job.key, job.generation, state, message=message, hold=hold)
+        self.jobs.outcome(job.key, job.generation, state, message=message, hold=hold, given_up=given_up)
         self.jobs.step(Step.AFTER_OUTCOME)
 
     # -- done ---------------------------------------------------------------------------------------------------------
@@ -379,8 +383,10 @@ def grounds_of(asking: Asking) -> Grounds | None:
     return asking.body.again
 
 
-def failed(job: Job) -> JobFailed:
+def failed(job: Job) -> JobFailed | PermanentFailure:
     """What to raise for a job that is over without success."""
+    if job.given_up:
+        return given_up(job, job.message)
     return JobFailed(
         key=job.key,
         generation=job.generation,
@@ -390,8 +396,16 @@ def failed(job: Job) -> JobFailed:
     )
 
 
+def given_up(job: Job, why: str) -> PermanentFailure:
+    """What to raise for a job of which nobody knows what became of it, where the policy is `Fail`."""
+    return PermanentFailure(f"{_name_of(job)}: {why}")
+
+
 def held_text(job: Job, why: str) -> str:
     """What people read, with what to do."""
-    what = f"external job {job.key!r} (generation {job.generation}"
-    where = ")" if job.handle is None else f", {job.handle})"
-    return f"{what}{where}: {why}. A person must decide: kubectl reattach resolve NAME --adopt HANDLE, --resubmit or --fail"
+    return f"{_name_of(job)}: {why}. A person must decide: kubectl reattach resolve NAME --adopt HANDLE, --resubmit or --fail"
+
+
+def _name_of(job: Job) -> str:
+    handle = "" if job.handle is None else f", {job.handle}"
+    return f"external job {job.key!r} (generation {job.generation}{handle})"

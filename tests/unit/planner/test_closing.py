@@ -239,6 +239,17 @@ def test_a_stray_is_named_though_its_job_is_over() -> None:
     assert plan_of(named, a_pod().exited(0).released(), state=state) == Plan(actions=(*said, ReleaseTaskRun()))
 
 
+@pytest.mark.parametrize("handle, who", [(None, "no handle known"), ("job-1", "handle job-1")])
+def test_a_job_that_was_given_up_is_named_because_it_may_run(handle: str | None, who: str) -> None:
+    job = a_job(handle, state=JobState.FAILED, given_up=True)
+    taskrun, state = with_jobs(a_taskrun().with_state(), job), a_state(1, jobs=[job])
+    plan = plan_of(taskrun, a_pod().exited(1), state=state)
+    assert (told(plan), shown(plan)) == (["Orphaned"], [("load", handle, "Failed")])
+    assert f"load ({who}), given up, which may run" in condition_of(plan, ConditionType.ORPHANED)[1]
+    named = taskrun.with_status(status_of(plan))
+    assert plan_of(named, a_pod().exited(1).released(), state=state) == Plan(actions=(ReleaseTaskRun(),))
+
+
 def test_a_handle_that_is_reported_after_its_job_was_named_is_shown() -> None:
     # Nobody may wait for it any more: the finalizer was taken off by hand.
     taskrun = with_jobs(CANCELLED, a_job(None)).with_metadata(finalizers=[])

@@ -272,6 +272,38 @@ class TestSameRequest:
         assert code_of(begin().intend, new_generation=True) is ProblemCode.JOB_OPEN
 
 
+class TestNotFound:
+    def gone(self, on_not_found: str = "Resubmit") -> Run:
+        run = active()
+        run.owner["spec"]["submission"] = {"onNotFound": on_not_found}
+        run.outcome("NotFound")
+        return run
+
+    def test_where_the_policy_is_resubmit_its_end_and_the_next_generation_are_one_write(self) -> None:
+        run = self.gone()
+        for _ in range(2):
+            answer = run.intend(new_generation=True, request="r")
+            assert (answer.decision, answer.job.generation) == (Decision.SUBMIT, 2)
+        assert (run.job(1).state, run.job(1).ended_by_attempt) == (JobState.FAILED, 1)
+        assert "onNotFound" in run.job(1).message
+        assert set(run.state.jobs) == {(KEY, 1), (KEY, 2)}
+
+    def test_who_does_not_ask_for_that_takes_it_up(self) -> None:
+        assert died(self.gone()).intend().decision is Decision.REATTACH
+
+    @pytest.mark.parametrize("on_not_found", ["Hold", "Fail"])
+    def test_with_another_policy_it_must_be_over_first(self, on_not_found: str) -> None:
+        assert code_of(self.gone(on_not_found).intend, new_generation=True) is ProblemCode.JOB_OPEN
+
+    def test_so_it_must_while_a_person_is_asked(self) -> None:
+        assert code_of(self.gone().held().intend, new_generation=True) is ProblemCode.JOB_OPEN
+
+    def test_so_it_must_once_the_other_side_knows_it_again(self) -> None:
+        run = self.gone()
+        run.outcome("Active")
+        assert code_of(run.intend, new_generation=True) is ProblemCode.JOB_OPEN
+
+
 class TestReattach:
     def test_each_session_that_takes_a_job_up_is_counted_once(self) -> None:
         run = active()
@@ -299,9 +331,23 @@ class TestOver:
     def test_what_succeeded_is_over_for_every_attempt(self) -> None:
         run = active()
         run.outcome("Succeeded", result={"rows": 7})
-        answer = died(run, **FAILED).intend(digest="whatever")
+        answer = died(run, **FAILED).intend()
         assert (answer.decision, answer.counted) == (Decision.OVER, Counted.OVER)
         assert bytes(answer.job.result) == b'{"rows":7}'  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("asked", [{"digest": "other"}, {"adapter": "other"}])
+    def test_but_it_is_not_the_answer_to_another_request(self, asked: dict[str, Any]) -> None:
+        run = active()
+        run.outcome("Succeeded", result={"rows": 7})
+        assert code_of(run.intend, **asked) is ProblemCode.DIGEST_CHANGED
+        assert code_of(died(run).intend, **asked) is ProblemCode.DIGEST_CHANGED
+
+    @pytest.mark.parametrize("state", ["Failed", "Cancelled"])
+    def test_what_did_not_succeed_may_be_tried_with_another_request(self, state: str) -> None:
+        run = active()
+        run.outcome(state)
+        assert run.intend(digest="other").decision is Decision.OVER
+        assert died(run, **FAILED).intend(digest="other").decision is Decision.SUBMIT
 
     @pytest.mark.parametrize("state", ["Failed", "Cancelled"])
     @pytest.mark.parametrize(
@@ -339,6 +385,18 @@ class TestOver:
         run.outcome("Failed")
         run.with_attempt(2, **REPORTED)
         assert run.by(3).intend().decision is Decision.OVER
+
+    @pytest.mark.parametrize("begin", [intended, active], ids=["intended", "active"])
+    def test_what_was_given_up_may_run_and_is_submitted_anew_by_nobody_who_was_not_asked_to(
+        self, begin: Callable[[], Run]
+    ) -> None:
+        run = begin()
+        run.outcome("Failed", given_up=True)
+        for attempt in (2, 3):
+            run.with_attempt(attempt - 1, **FAILED).by(attempt)
+            answer = run.intend()
+            assert (answer.decision, answer.job.generation, answer.job.given_up) == (Decision.OVER, 1, True)
+        assert run.intend(new_generation=True).decision is Decision.SUBMIT
 
     def test_a_new_generation_is_made_when_it_is_wanted(self) -> None:
         run = active()

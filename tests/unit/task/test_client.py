@@ -1,8 +1,11 @@
 """A call is asked until it is answered, patience is over, or the answer is final."""
 
+import asyncio
 import contextlib
+import gc
 import json
 import logging
+import weakref
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +16,7 @@ import reattach
 from fakepod import CA, Pod, a_problem
 from reattach.api.names import HEADER_REQUEST_ID, HEADER_SESSION
 from reattach.task.client import DELAY_SECONDS_MAX, UNAUTHENTICATED_SECONDS
+from reattach.task.connection import Connection, Request
 
 LOST = httpx.ReadError("connection reset")
 REFUSED = httpx.ConnectError("connection refused")
@@ -205,6 +209,54 @@ class TestFinalAnswers:
         with pytest.raises(reattach.Fenced) as raised:
             pod.state().get("job_id")
         assert pod.over == [raised.value]
+
+
+class TestEventLoops:
+    @pytest.fixture
+    def made(self, monkeypatch: pytest.MonkeyPatch) -> list[httpx.AsyncClient]:
+        made: list[httpx.AsyncClient] = []
+
+        class Client(httpx.AsyncClient):
+            def __init__(self, **settings: Any) -> None:
+                super().__init__(**settings)
+                made.append(self)
+
+        monkeypatch.setattr(httpx, "AsyncClient", Client)
+        return made
+
+    @pytest.fixture
+    def connection(self, pod: Pod) -> Connection:
+        return Connection(pod.settings, "session-1", pod.api.transport())
+
+    ASKED = Request("GET", "/v1/state")
+
+    def test_each_has_one_client_however_they_take_turns(
+        self, connection: Connection, made: list[httpx.AsyncClient]
+    ) -> None:
+        with asyncio.Runner() as one, asyncio.Runner() as other:
+            for runner in (one, other) * 3:
+                runner.run(connection.asend(self.ASKED))
+            assert len(made) == 2
+
+    def test_one_that_closes_leaves_the_others_what_is_theirs(
+        self, connection: Connection, made: list[httpx.AsyncClient]
+    ) -> None:
+        with asyncio.Runner() as one, asyncio.Runner() as other:
+            for runner in (one, other):
+                runner.run(connection.asend(self.ASKED))
+            one.run(connection.aclose())
+            assert [client.is_closed for client in made] == [True, False]
+            other.run(connection.asend(self.ASKED))
+            other.run(connection.aclose())
+        assert [client.is_closed for client in made] == [True, True]
+
+    def test_what_a_closed_one_left_is_let_go_of(self, connection: Connection, made: list[httpx.AsyncClient]) -> None:
+        for _ in range(3):
+            asyncio.run(connection.asend(self.ASKED))
+        left = [weakref.ref(client) for client in made]
+        made.clear()
+        gc.collect()
+        assert [client() is None for client in left] == [True, True, False]
 
 
 class TestTokenAndCertificate:

@@ -71,6 +71,21 @@ class TestBeginning:
         assert pod.api.paths() == ["POST /v1/state"]
         assert pod.api.requests[0].headers[HEADER_SESSION] == "parents-session"
 
+    @pytest.mark.parametrize("error", [ValueError("of a part"), reattach.PermanentFailure("of a part"), SystemExit(0)])
+    def test_what_ends_a_child_is_not_told_as_the_end_of_the_attempt(self, pod: Pod, error: BaseException) -> None:
+        with pytest.raises(type(error)), pod.context(dataclasses.replace(pod.settings, session="parents-session")):
+            raise error
+        assert pod.termination_log.read_bytes() == b""
+
+    def test_but_that_the_attempt_must_end_a_child_tells_too(self, pod: Pod) -> None:
+        def main(task: reattach.Task) -> None:
+            pod.api.down = a_problem(409, "fenced", "attempt 3 took over")
+            task.state.get("job_id")
+
+        with pytest.raises(reattach.Fenced):
+            pod.context(dataclasses.replace(pod.settings, session="parents-session")).run(main)
+        assert pod.message()["kind"] == "Fenced"
+
     def test_a_child_may_complete_the_task_if_it_says_so(self, pod: Pod) -> None:
         with pod.context(dataclasses.replace(pod.settings, session="parents-session")) as task:
             task.complete(1)

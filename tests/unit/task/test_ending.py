@@ -113,6 +113,35 @@ class TestDeferring:
         leave.set()
         thread.join()
 
+    def test_a_wait_in_another_thread_does_not_end_what_is_deferred_in_the_main_one(self, listening: Ending) -> None:
+        waiting, leave = threading.Event(), threading.Event()
+
+        def wait(_: float) -> None:
+            waiting.set()
+            leave.wait(10)
+
+        thread = threading.Thread(target=lambda: listening.interruptible(wait)(1.0))
+        done: list[str] = []
+        with pytest.raises(Terminated):
+            deferred(listening, thread.start, lambda: waiting.wait(10), sigterm, lambda: done.append("the rest"))
+        leave.set()
+        thread.join()
+        assert done == ["the rest"]
+
+    def test_nor_does_its_end_defer_what_came_after(self, listening: Ending) -> None:
+        waiting, leave = threading.Event(), threading.Event()
+
+        def wait(_: float) -> None:
+            waiting.set()
+            leave.wait(10)
+
+        thread = threading.Thread(target=lambda: listening.interruptible(wait)(1.0))
+        deferred(listening, thread.start, lambda: waiting.wait(10))
+        leave.set()
+        thread.join()
+        with pytest.raises(Terminated):
+            sigterm()
+
 
 class TestSparing:
     def test_a_process_that_must_end_is_left_to_store_the_handle(self, listening: Ending, ended: list[int]) -> None:

@@ -434,6 +434,18 @@ class TestLostSubmissions:
         assert pod.api.jobs.record().state is JobState.FAILED
         assert pod.message()["kind"] == "Permanent"
 
+    def test_and_still_does_if_the_attempt_that_gave_it_up_is_gone_before_it_could_say_so(
+        self, pod: Pod, system: System, lose: Callable[[int], None]
+    ) -> None:
+        pod.api.jobs.rules(on_unknown="Fail")
+        lose(1)
+        an_attempt_dies(pod, system, "after-outcome")
+        for _ in range(2):  # each of these was charged, as one whose word is lost again would be
+            with pytest.raises(reattach.PermanentFailure, match="no way to tell"):
+                submit(pod, system)
+            pod.api.jobs.next_attempt(charged_to="application")
+        assert len(system.submissions) == 1
+
     def test_or_it_is_submitted_again_by_policy(self, pod: Pod, system: System, lose: Callable[[int], None]) -> None:
         pod.api.jobs.rules(on_unknown="Resubmit")
         lose(1)
@@ -864,7 +876,16 @@ class TestGenerations:
             assert (second.generation, second.handle) == (2, "job-2")
             assert second.token != first.token
             assert second.wait() == RESULT
-            assert task.submit_once("load", system, REQUEST).generation == 2
+            assert task.submit_once("load", system, {"entrypoint": "another"}).generation == 2
+
+    def test_a_key_that_was_meant_to_vary_does_not_give_the_first_result_to_each(
+        self, pod: Pod, system: System
+    ) -> None:
+        with pod.context() as task:
+            assert task.submit_once("load", system, {"day": 1}).wait() == RESULT
+            with pytest.raises(reattach.DigestChanged, match="use another key"):
+                task.submit_once("load", system, {"day": 2})
+        assert len(system.submissions) == 1
 
     def test_resubmit_takes_that_the_newest_is_over(self, pod: Pod, system: System) -> None:
         with pod.context() as task:
