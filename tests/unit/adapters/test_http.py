@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from jobservers import LocalJobServer, Time, serving
+from reattach.adapters.calls import CallError
 from reattach.adapters.http import (
     Cancel,
     Credentials,
@@ -47,6 +48,14 @@ TAGGED = Submit(path="/jobs", handle="id", body={"tag": "{token}"})
 LOOK_UP = LookUp(
     path="/jobs?tag={token}", items="jobs", carries="tag", handle="id", settling_seconds=60, retention_seconds=None
 )
+SINGLE = LookUp(
+    path="/jobs/{name}",
+    carries="name",
+    handle="id",
+    settling_seconds=0,
+    retention_seconds=None,
+    not_found_says="no job",
+)
 NAMES = Submit(path="/jobs", handle="id", body={"name": "{name}"}, accepted=(201,), exists=(409,))
 TOKEN = Submit(path="/jobs", handle="id", headers={"Idempotency-Key": "{token}"}, exists=(200,))
 
@@ -56,6 +65,13 @@ def described(server: LocalJobServer | str, **how: Any) -> HttpJobs:
     address = server if isinstance(server, str) else server.url
     given = {"submit": SUBMIT, "status": STATUS, "cancel": Cancel(path="/jobs/{handle}/cancel"), **how}
     return HttpJobs(Description(address=address, **given))
+
+
+def answered(status: int, text: str, **how: Any) -> HttpJobs:
+    """An adapter that gets this answer to everything."""
+    submit = Submit(path="/jobs", handle="id", body={"name": "{name}", "tag": "{token}"})
+    description = Description(address="https://jobs.invalid", submit=submit, status=STATUS, **how)
+    return HttpJobs(description, transport=httpx.MockTransport(lambda _: httpx.Response(status, text=text)))
 
 
 def submission(token: str = "a" * 8, request: Any = REQUEST) -> Submission:
@@ -330,10 +346,19 @@ class TestLookUp:
     def test_one_job_may_be_asked_for_instead_of_a_list(self) -> None:
         with serving("name") as server:
             submit = Submit(path="/jobs", handle="id", body={"name": "{name}"})
-            single = LookUp(
-                path="/jobs/{name}", carries="name", handle="id", settling_seconds=0, retention_seconds=None
-            )
-            assert described(server, submit=submit, look_up=single).look_up(submission()) is None
+            assert described(server, submit=submit, look_up=SINGLE).look_up(submission()) is None
+
+    @pytest.mark.parametrize("look_up", [SINGLE, LOOK_UP], ids=["one job", "a list"])
+    def test_the_404_of_a_proxy_is_not_absence(self, look_up: LookUp) -> None:
+        with pytest.raises(CallError, match="404 default backend"):
+            answered(404, "default backend - 404", look_up=look_up).look_up(submission())
+
+    def test_the_404_of_the_api_itself_is_absence(self) -> None:
+        assert answered(404, "no job of this name", look_up=SINGLE).look_up(submission()) is None
+
+    def test_the_words_of_absence_with_another_status_are_not_absence(self) -> None:
+        with pytest.raises(CallError, match="not answered: 502"):
+            answered(502, "no job server answers", look_up=SINGLE).look_up(submission())
 
 
 class TestCredentials:

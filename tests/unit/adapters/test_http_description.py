@@ -88,6 +88,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("token.lifetimeSeconds", 25, "must be more than requestSeconds"),
     ("lookUp.path", "/jobs?user={taskrun}", r"lookUp.path must hold \{name\} or \{token\}"),
     ("lookUp.carries", ".", "lookUp.carries must be a place"),
+    ("lookUp.items", None, "lookUp.notFoundSays must be what the API itself says with 404"),
     ("lookUp.settlingSeconds", -1, "must be at least 0 seconds"),
     ("lookUp.retentionSeconds", 10, "lookUp.retentionSeconds must be at least 30 seconds"),
     ("lookUp.retentionSeconds", "for ever", "Expected `float | null`"),

@@ -176,8 +176,11 @@ class Cancel(Part, frozen=True):
 class LookUp(Part, frozen=True):
     """How a job is found by what its submission carried: `/jobs?tag={token}`.
 
-    `items`: where the list of jobs is in the answer; None: the answer is one job, and 404 says that there is none. `carries`: where in a job the
-    token (or the name, whichever the path holds) stands, alone or in a list; jobs that don't carry it are not ours. `handle`: a place in a job.
+    `items`: where the list of jobs is in the answer; None: the answer is one job. `carries`: where in a job the token (or the name, whichever the
+    path holds) stands, alone or in a list; jobs that don't carry it are not ours. `handle`: a place in a job.
+
+    `not_found_says`: 404 says that there is none if the answer's text also contains this, which no proxy would answer: whoever takes a proxy's
+    404 for absence makes a second job. Needed where `items` is None; without it 404 is no answer.
 
     `settling_seconds`: a job that was accepted is found at the latest after this time. `retention_seconds`: how long a job is found after its
     submission at least, also when it ended at once; None (null): for ever.
@@ -189,6 +192,7 @@ class LookUp(Part, frozen=True):
     settling_seconds: float
     retention_seconds: float | None
     items: str | None = None
+    not_found_says: str = ""
 
     def __post_init__(self) -> None:
         """Raises `DescriptionError`."""
@@ -198,6 +202,11 @@ class LookUp(Part, frozen=True):
         check_place("lookUp.handle", self.handle, whole=False)
         if self.items is not None:
             check_place("lookUp.items", self.items)
+        elif not self.not_found_says.strip():
+            raise DescriptionError(
+                "lookUp.notFoundSays must be what the API itself says with 404 when there is no such job, or lookUp.items be where the list is: "
+                "a proxy answers 404 too"
+            )
         _check_seconds("lookUp.settlingSeconds", self.settling_seconds, least=0)
         if self.retention_seconds is not None:
             _check_seconds("lookUp.retentionSeconds", self.retention_seconds, least=self.settling_seconds)

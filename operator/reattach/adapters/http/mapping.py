@@ -82,7 +82,7 @@ def found_of(look_up: LookUp, answer: Answer, submission: Submission, submit: Su
     Raises:
         CallError: the answer does not tell.
     """
-    if look_up.items is None and answer.status == 404:
+    if answer.status == 404 and look_up.not_found_says and look_up.not_found_says in answer.text:
         return None
     if not answer.is_success:
         raise CallError(f"the look-up was not answered: {answer}")
