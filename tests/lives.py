@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import httpx
 
 from controlplane import REPOSITORY, ControlPlane
 from operating import Cluster, Containers, Kubelet, Operator, Operators, Script, free_port
-from proxy import Door, Point, Proxy
+from proxy import Door, Point, Proxy, When
 from reattach.api.names import ANNOTATION_CA, CA_FILE, TOKEN_AUDIENCE, TOKEN_FILE
 from reattach.cluster.paths import configmaps
 from stateapi import Server
@@ -57,6 +57,43 @@ class Life:
     """When each pod was made."""
     led_again: dt.datetime | None
     """When the operator was back, after it died."""
+
+    @property
+    def died_at(self) -> tuple[str, When] | None:
+        """The kind of write that it died at, and on which side of it; None: this life was over before it came so far.
+
+        Lives differ by a write or two: what is shown while it lasts, and what is written again since somebody else was faster.
+        """
+        assert self.point is not None
+        noted = self.events if self.point.events else self.writes
+        if self.has_killed:
+            return kind_of(noted[self.point.number - 1]), self.point.when
+        assert len(noted) < self.point.number, f"nobody killed it at {noted[self.point.number - 1]}"
+        return None
+
+
+def kind_of(write: str) -> str:
+    """The verb, the resource and the subresource of a write, without the names."""
+    method, path = write.split()
+    _, _, about = path.partition("/namespaces/")
+    _, resource, *name_and_sub = about.split("/")
+    return " ".join([method, resource, *name_and_sub[1:]])
+
+
+def points_of(peaceful: Life) -> list[Point]:
+    """Before and after each write and each Event that a life without a death has, and one more that a longer life may have."""
+    return [
+        Point(number, when, events)
+        for events, last in ((False, len(peaceful.writes) + 1), (True, len(peaceful.events)))
+        for number in range(1, last + 1)
+        for when in When
+    ]
+
+
+def check_deaths(peaceful: Life, deaths: Iterable[tuple[str, When] | None]) -> None:
+    """Some life died on each side of each kind of write."""
+    missing = {(kind_of(write), when) for write in (*peaceful.writes, *peaceful.events) for when in When} - {*deaths}
+    assert not missing, f"no life died there: {missing}"
 
 
 @dataclass
