@@ -16,7 +16,7 @@ import pytest
 from controlplane import ControlPlane
 from lives import JobServer, Life, Story, TaskProcess, World, check_deaths, normalised, points_of, write_ca
 from operating import CONTAINER, Kubelet, Operators, fail, kubelet_of, succeed
-from proxy import Point, Proxy, When, proxy_to
+from proxy import Point, Proxy, proxy_to
 from stateapi import Servers
 
 AT_ONCE = 3
@@ -90,12 +90,13 @@ def check_all_deaths(world: World, story: Story) -> Life:
     assert peaceful.starts == 1, "the operator ended by itself"
     check_waits(peaceful)
     wrong: list[str] = []
-    deaths: list[tuple[str, When] | None] = []
+    lives: list[Life] = []
 
     def compare(point: Point) -> None:
         try:
             life = world.live(story, point)
-            deaths.append(life.died_at)
+            lives.append(life)
+            life.check_death()
             assert life.starts == (2 if life.has_killed else 1), f"it was started {life.starts} times"
             assert normalised(life.status) == normalised(peaceful.status)
             assert life.pods == peaceful.pods
@@ -107,7 +108,7 @@ def check_all_deaths(world: World, story: Story) -> Life:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(compare, points_of(peaceful)))
     assert not wrong, "\n".join(wrong)
-    check_deaths(peaceful, deaths)
+    check_deaths(lives)
     return peaceful
 
 

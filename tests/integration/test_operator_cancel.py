@@ -13,7 +13,7 @@ import pytest
 from controlplane import ControlPlane
 from lives import NAME, Life, Story, World, check_deaths, normalised, points_of
 from operating import Containers, Kubelet, Operators, kubelet_of
-from proxy import Point, Proxy, When, proxy_to
+from proxy import Point, Proxy, proxy_to
 from reattach.cluster.paths import taskruns
 from stateapi import Servers
 from taskscripts import Tasks
@@ -56,12 +56,13 @@ def test_a_cancelled_run_ends_the_same_wherever_the_operator_dies(
         peaceful = world.live(story, None)
         check(peaceful)
         wrong: list[str] = []
-        deaths: list[tuple[str, When] | None] = []
+        lives: list[Life] = []
 
         def compare(point: Point) -> None:
             try:
                 life = world.live(story, point)
-                deaths.append(life.died_at)
+                lives.append(life)
+                life.check_death()
                 check(life)
                 assert ended(life.status) == ended(peaceful.status)
             except AssertionError as error:
@@ -70,7 +71,7 @@ def test_a_cancelled_run_ends_the_same_wherever_the_operator_dies(
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(compare, points_of(peaceful)))
         assert not wrong, "\n".join(wrong)
-        check_deaths(peaceful, deaths)
+        check_deaths(lives)
     finally:
         servers.stop()
 
