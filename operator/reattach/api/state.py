@@ -125,13 +125,17 @@ class Completion(Shape, frozen=True):
 
 
 class Summary(Shape, frozen=True):
-    """The annotation `reattach.dev/summary`: enough for the operator to know whether it must read the state."""
+    """The annotation `reattach.dev/summary`: enough for the operator to know whether it must read the state.
+
+    `next_expiry`: when the first of the keys expires that ever do.
+    """
 
     epoch: Epoch | None = None
     completed_attempt: int | None = None
     seal: Seal | None = None
     jobs: tuple[JobSummary, ...] = ()
     counts: JobCounts = JobCounts()
+    next_expiry: datetime | None = None
 
 
 class StateView(Shape, frozen=True):

@@ -49,7 +49,7 @@ class Cache(Generic[T]):
         """All that belong to `key`."""
         return tuple(self._by_key.get(key, {}).values())
 
-    def all(self) -> Iterable[T]:
+    def all(self) -> list[T]:
         """All."""
         return [found for group in self._by_key.values() for found in group.values()]
 

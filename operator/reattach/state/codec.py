@@ -177,6 +177,13 @@ def from_configmap(configmap: bytes) -> Stored:
     return Stored(metadata=read.metadata, state=from_data(read.data), body=body)
 
 
+def to_configmap(stored: Stored, state: State) -> dict[str, Any]:
+    """The ConfigMap that was read, with another state in it. Its resourceVersion, as read, makes writing it a compare-and-set."""
+    metadata = {name: value for name, value in stored.body["metadata"].items() if name != "managedFields"}
+    annotations = {**(metadata.get("annotations") or {}), ANNOTATION_SUMMARY: summary_annotation_of(state)}
+    return {**stored.body, "metadata": {**metadata, "annotations": annotations}, "data": to_data(state)}
+
+
 def summary_annotation_of(state: State) -> str:
     """The text of the annotation `reattach.dev/summary`."""
     completed = None if state.completion is None else state.completion.attempt
@@ -186,6 +193,7 @@ def summary_annotation_of(state: State) -> str:
         seal=state.seal,
         jobs=_job_summaries_of(state),
         counts=state.counts,
+        next_expiry=min((at for record in state.records.values() if (at := record.expires_at)), default=None),
     )
     text = _text(summary)
     for left_out in ({"strays": ()}, {"message": ""}, {"url": None}):
