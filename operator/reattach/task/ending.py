@@ -18,6 +18,7 @@ from reattach.task.errors import (
     Fenced,
     Held,
     PermanentFailure,
+    Refused,
     RetryLater,
     StateLost,
     Terminated,
@@ -51,6 +52,8 @@ def message_of(error: BaseException) -> TerminationMessage:
             return TerminationMessage(reattach="v1", kind="Fenced", message=_text_of(error))
         case StateLost() | Held():
             return TerminationMessage(reattach="v1", kind="Held", message=_text_of(error))
+        case Unavailable() | Refused():
+            return TerminationMessage(reattach="v1", kind="Unavailable", message=_text_of(error))
         case _:
             return TerminationMessage(reattach="v1", kind="Failed", message=_text_of(error))
 

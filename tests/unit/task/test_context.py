@@ -347,7 +347,7 @@ class TestBeingFenced:
         with pytest.raises(reattach.Unavailable):
             pod.context().run(lambda _: None)
         assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
-        assert pod.message()["kind"] == "Failed"
+        assert pod.message()["kind"] == "Unavailable"
 
 
 class TestSigterm:
