@@ -113,7 +113,7 @@ class Task:
         new_generation: bool = False,
         is_abandoned: Callable[[], bool] = lambda: False,
     ) -> ExternalJob:
-        wanted = Wanted(key, adapter, request, detached, self.namespace, self.name)
+        wanted = Wanted(key, adapter, request, detached, self.namespace, self.name, self.attempt)
         with self.jobs.lock_of(key):
             taken = Submitting(self.jobs, wanted, is_abandoned).run(new_generation=new_generation)
         return ExternalJob(self.jobs, wanted, taken)
