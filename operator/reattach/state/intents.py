@@ -20,7 +20,7 @@ from reattach.api.messages import (
     ProblemCode,
     Unresolved,
 )
-from reattach.api.reasons import Budget, End
+from reattach.api.reasons import Budget
 from reattach.api.state import JobOrigin, JobState
 from reattach.state.codec import State
 from reattach.state.jobrecord import JobRecord, Submitter, check_room, newest_of, token_of
@@ -262,8 +262,7 @@ def _has_ended(question: _Question, submitter: Submitter) -> bool:
     """A process that asks again says that its own call is over. Of another one only its kubelet can tell: a frozen one may still submit."""
     if submitter.id == question.asked.submitter and submitter.pod_uid == question.writer.pod_uid:
         return True
-    attempt = question.owner.attempt(submitter.attempt)
-    return attempt is not None and attempt.end == End.REPORTED and attempt.pod_uid in {"", submitter.pod_uid}
+    return question.owner.has_reported_end(submitter.attempt, submitter.pod_uid)
 
 
 def _unresolved(question: _Question, record: JobRecord) -> Unresolved:

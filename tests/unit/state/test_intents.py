@@ -176,6 +176,24 @@ class TestUnresolved:
         quiet_since = at(60) if all_ended else None
         assert answer.unresolved == Unresolved(all_ended=all_ended, quiet_since=quiet_since, attempts=(1,))
 
+    @pytest.mark.parametrize(
+        "counts, all_ended",
+        [
+            ({"attempts": 3, "lastPresumed": 0}, True),
+            ({"attempts": 3, "lastPresumed": 1}, False),
+            ({"attempts": 3, "lastPresumed": 3}, False),
+            ({"attempts": 0}, False),  # nothing is known of it yet
+        ],
+    )
+    def test_the_end_of_one_that_left_the_list_is_known_if_none_since_then_was_presumed(
+        self, counts: dict[str, int], all_ended: bool
+    ) -> None:
+        run = intended().with_attempt(3, **REPORTED).later(60).by(4)
+        run.owner["status"]["counts"] = counts
+        answer = run.intend()
+        assert answer.unresolved is not None
+        assert answer.unresolved.all_ended is all_ended
+
     def test_the_end_of_another_pod_under_the_number_says_nothing(self) -> None:
         run = intended().with_attempt(1, **REPORTED)
         run.owner["status"]["attempts"][0]["podUID"] = "pod-x"
