@@ -240,6 +240,8 @@ class TaskContext:
 
     def _leave(self, error: BaseException | None) -> None:
         self._ending.stop_listening()
+        if error is not None:
+            self._ending.log(error)
         if self._is_child:
             # How the attempt ends is for the process to say that opened the state; it may go on without this one.
             return

@@ -183,6 +183,16 @@ class Ending:
 
         return interrupted
 
+    def log(self, error: BaseException) -> None:
+        """Say why the process ends, where nobody has: a `SystemExit` has no traceback, and what the state API said was said at once."""
+        match self.over or error:
+            case Terminated():
+                logger.warning("SIGTERM: this pod is being stopped; an external job goes on.")
+            case Unavailable() as unavailable:
+                logger.error("Unavailable: %s. This attempt ends.", unavailable)
+            case _:
+                pass
+
     def tell(self, error: BaseException) -> None:
         """Write the termination message. What made the process end counts more than what broke on the way out."""
         write_message(self._termination_log, message_of(self.over or error))
