@@ -210,6 +210,7 @@ def _with_adopted(question: _Question, record: JobRecord, handle: str) -> tuple[
         state=JobState.ACTIVE,
         recorded_at=question.now,
         session=question.writer.session,
+        strays=tuple(stray for stray in record.strays if stray != handle),
     )
     state = with_job(question.state, adopted)
     check_room(state.jobs)

@@ -512,6 +512,14 @@ class TestHeld:
         run = died(active()).held().with_answer("Adopt", handle="job-1b").by(3)
         assert run.intend().job.handle == "job-1b"
 
+    def test_a_stray_that_a_person_adopts_is_one_no_more(self) -> None:
+        run = died(active())
+        for stray in ("job-2", "job-3"):
+            assert code_of(run.by(1, opened=False).handle, stray) is ProblemCode.HANDLE_DIFFERS
+        run.by(2).held().with_answer("Adopt", handle="job-2").by(3)
+        run.intend()
+        assert (run.job().handle, run.job().strays) == ("job-2", ("job-3",))
+
     def test_the_request_must_still_be_the_same(self) -> None:
         run = died(intended()).held().with_answer("Resubmit").by(3)
         assert code_of(run.intend, digest="other") is ProblemCode.DIGEST_CHANGED
