@@ -35,6 +35,20 @@ class Interrupted(MemoryCluster):
         return made
 
 
+class Ended(MemoryCluster):
+    """The TaskRun's outcome is written right before somebody else would write its status."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: NOW)
+        self.ends = True
+
+    async def merge_patch(self, path: str, body: Mapping[str, Any], **query: str | int | None) -> bytes:
+        if self.ends and path == taskruns("demo", "load", "status"):
+            self.ends = False
+            await super().merge_patch(path, {"status": {"outcome": "Cancelled"}})
+        return await super().merge_patch(path, body, **query)
+
+
 def run_of(taskrun: dict[str, Any]) -> Run:
     return Run("demo", "load", taskrun["metadata"]["uid"])
 
@@ -57,3 +71,13 @@ async def test_an_open_that_was_stored_is_answered_so_although_the_seal_came_bef
     with pytest.raises(RefusedError) as refused:
         await store.open(run, WRITER, NOW)
     assert refused.value.code is ProblemCode.CLOSING
+
+
+async def test_a_taskrun_that_ended_meanwhile_is_not_made_to_name_a_state() -> None:
+    cluster = Ended()
+    run = await create_run(cluster)
+    with pytest.raises(RefusedError) as refused:
+        await Store(cluster).open(run, WRITER, NOW)
+    assert refused.value.code is ProblemCode.CLOSING
+    status = json.loads(await cluster.get(taskruns("demo", "load")))["status"]
+    assert status == {"outcome": "Cancelled"}
