@@ -49,6 +49,8 @@ FRESH_SECONDS = 5.0
 """How old the state API's word may be when a submission begins. A process that was frozen longer asks again."""
 STALE_MAX = 5
 """How often in a row. Where the state API takes this long for each answer, asking it for ever would get nowhere."""
+STALE_SECONDS = 60.0
+"""What is older than this is not acted on, however often the answer was late."""
 WAIT_SECONDS_MAX = 60.0
 SIBLING_SECONDS = 5.0
 """How often it is asked what became of a submission that another process of this attempt may have begun."""
@@ -208,7 +210,8 @@ class Submitting:
 
     def _submit(self, asking: Asking, answer: IntentResponse) -> Taken | Next:
         adapter, job = self.wanted.adapter, answer.job
-        if self.jobs.waits.clock() - self._sent > FRESH_SECONDS and self._stale < STALE_MAX:
+        age = self.jobs.waits.clock() - self._sent
+        if age > STALE_SECONDS or (age > FRESH_SECONDS and self._stale < STALE_MAX):
             self._stale += 1
             return Next(asking)
         self._stale = 0

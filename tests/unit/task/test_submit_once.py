@@ -277,6 +277,21 @@ class TestNothingIsSubmittedWithoutAnIntent:
         assert len(system.submissions) == 1
         assert len(agains(pod)) == STALE_MAX + 1
 
+    def test_but_of_an_answer_that_is_minutes_old_nothing_follows_however_many_were_slow(
+        self, pod: Pod, system: System
+    ) -> None:
+        waits = [*[6.0] * STALE_MAX, 61.0, 3600.0]
+
+        def slow() -> None:
+            pod.time.sleep(waits.pop(0))
+            if waits:
+                pod.time.on_step["after-intent"] = slow
+
+        pod.time.on_step["after-intent"] = slow
+        submit(pod, system)
+        assert len(system.submissions) == 1
+        assert len(agains(pod)) == STALE_MAX + 3
+
     def test_what_an_attempt_was_told_in_another_thread_keeps_it_from_submitting(
         self, pod: Pod, system: System
     ) -> None:
