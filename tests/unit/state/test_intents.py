@@ -10,6 +10,7 @@ from reattach.api.messages import Unresolved
 from reattach.api.state import JobOrigin
 from reattach.state.jobrecord import token_of
 from reattach.state.jobs import Counted
+from reattach.state.refusals import RefusedError
 
 REPORTED = {"end": "Reported", "chargedTo": "disruption"}
 PRESUMED = {"end": "Presumed", "chargedTo": "disruption"}
@@ -444,6 +445,19 @@ class TestAdopted:
         run.intend()
         run.outcome("Failed")
         assert run.intend(new_generation=True).decision is Decision.SUBMIT
+
+
+LONG = "é" * 1024
+"""As many characters as the schema takes, and more bytes than can be kept."""
+
+
+def test_a_handle_that_can_not_be_kept_is_refused_by_the_name_of_who_gave_it() -> None:
+    adopting = Run.opened(adopt=[{"key": KEY, "handle": LONG}])
+    with pytest.raises(RefusedError, match=r"spec\.adopt must name a handle that can be kept: the handle must"):
+        adopting.intend()
+    resolved = died(intended()).held().with_answer("Adopt", handle=LONG).by(3)
+    with pytest.raises(RefusedError, match=r"spec\.resolutions must name a handle"):
+        resolved.intend()
 
 
 class TestHeld:
