@@ -279,6 +279,8 @@ def run(main: Callable[[Task], Any], *, patience: float = PATIENCE_SECONDS) -> A
     """Run `main(task)`, a plain or an async function, as the task; what it returns (JSON of at most 4 KiB) is the result, and is returned.
 
     An exception of `main` goes on to the caller: with nothing around `run`, the process prints the traceback and exits with 1.
+
+    Call it under `if __name__ == "__main__":`. A child that `multiprocessing` spawns imports your program, and would run `main` once more.
     """
     return task(patience=patience).run(main)
 
