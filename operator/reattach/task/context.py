@@ -228,6 +228,7 @@ class TaskContext:
             await self._connection.aclose()
 
     def _opened(self, opened: OpenResponse) -> None:
+        self._task.jobs.opened_at = self._client.waits.clock()
         self._environment[ENV_SESSION] = self._session
         logger.info("Attempt %d of %s/%s opened its state.", opened.attempt, opened.namespace, opened.taskrun)
 

@@ -281,7 +281,7 @@ class Submitting:
     # -- it may have been submitted -----------------------------------------------------------------------------------
 
     def _climb(self, answer: IntentResponse) -> Taken | Next:
-        job = answer.job
+        answer, job = self._by_one_clock(answer), answer.job
         while True:
             self._check()
             rung = next_rung(
@@ -314,6 +314,17 @@ class Submitting:
                     if not self._try_outcome(job, "Failed", why, given_up=True):
                         return Next(self._asking(None))
                     raise given_up(job, why)
+
+    def _by_one_clock(self, answer: IntentResponse) -> IntentResponse:
+        """That the others had ended when this one opened the state is known by the clock of the replica that was asked then, and what is
+        settled is judged by that of the one that answers now. So it is also counted by our own, which goes on at the same pace.
+        """
+        unresolved = answer.unresolved
+        if unresolved is None or unresolved.quiet_since is None:
+            return answer
+        assert self._clock is not None
+        quiet_since = max(unresolved.quiet_since, self._clock.at(self.jobs.opened_at).latest)
+        return msgspec.structs.replace(answer, unresolved=msgspec.structs.replace(unresolved, quiet_since=quiet_since))
 
     def _is_of_a_sibling(self, answer: IntentResponse) -> bool:
         """Whether nobody may be submitting it but other processes of this very attempt."""

@@ -596,6 +596,18 @@ class TestTheNextAttempt:
             submit(pod, system)
         assert system.jobs == {}
 
+    def test_a_replica_whose_clock_is_ahead_does_not_shorten_the_time_in_which_it_settles(
+        self, pod: Pod, system: System
+    ) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        an_attempt_dies(pod, system, "after-submit")
+        system.hidden_for = 1
+        with pod.context() as task:
+            right = pod.api.jobs.clock
+            pod.api.jobs.clock = lambda: right() + timedelta(minutes=5)
+            task.submit_once("load", system, REQUEST).wait()
+        assert (len(system.jobs), pod.api.jobs.record().origin) == (1, "Found")
+
     def test_it_reattaches_to_what_is_recorded(
         self, pod: Pod, system: System, caplog: pytest.LogCaptureFixture
     ) -> None:
