@@ -266,6 +266,10 @@ class World:
         for budget in Budget:
             charged = sum(attempt.charged_to == budget for attempt in new)
             assert amount(after.counts.charged, budget) == amount(before.counts.charged, budget) + charged, "wrong sum"
+        presumed = [attempt.number for attempt in new if attempt.end == "Presumed"]
+        assert after.counts.last_presumed == max([before.counts.last_presumed, *presumed]), (
+            "a presumed end is forgotten"
+        )
         assert len(after.attempts) <= max(
             self.taskrun.spec.history_limit, 1 + sum(a.finish_time is None for a in after.attempts)
         )

@@ -333,10 +333,11 @@ class OutcomeRequest(Shape, frozen=True, forbid_unknown_fields=True):
 class TerminationMessage(Shape, frozen=True):
     """What the SDK writes to the container's termination message file, so that the operator knows more than the exit code.
 
-    `kind`: `Failed` (an ordinary error), `Permanent` (never try again), `RetryLater` (with `retry_after_seconds`), `Fenced`, `Held`.
+    `kind`: `Failed` (an ordinary error), `Permanent` (never try again), `RetryLater` (with `retry_after_seconds`), `Unavailable` (of the state
+    API, or refused by it), `Fenced`, `Held`. An operator that does not know the kind takes it all for the end of a log.
     """
 
     reattach: Literal["v1"]
-    kind: Literal["Failed", "Permanent", "RetryLater", "Fenced", "Held"]
+    kind: Literal["Failed", "Permanent", "RetryLater", "Unavailable", "Fenced", "Held"]
     message: str = ""
     retry_after_seconds: int | None = None

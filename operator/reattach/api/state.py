@@ -56,7 +56,7 @@ class SealPurpose(StrEnum):
     SUSPEND = "Suspend"
 
 
-class Seal(Shape, frozen=True):
+class Seal(Shape, frozen=True, forbid_unknown_fields=True):
     """No attempt up to `through_attempt` may open the state or store an intent any more; later ones store intents only after `Suspend`."""
 
     through_attempt: int
@@ -115,7 +115,7 @@ class Epoch(Shape, frozen=True):
     pod_uid: str = msgspec.field(name="podUID")
 
 
-class Completion(Shape, frozen=True):
+class Completion(Shape, frozen=True, forbid_unknown_fields=True):
     """The record that the task wrote when it was done. `result` is JSON text, at most 4 KiB."""
 
     attempt: int

@@ -208,6 +208,13 @@ def _disrupted(ended: Ended) -> Verdict | None:
     return None
 
 
+def _said_unavailable(ended: Ended) -> Verdict | None:
+    # Nobody can check it, and nobody need: it is charged to a budget that is as bounded as any other.
+    if ended.said is None or ended.said.kind != "Unavailable" or ended.exit_code == 0:
+        return None
+    return Verdict(Cause.DISRUPTION, "StateApiUnavailable", _told(ended))
+
+
 def _said_permanent(ended: Ended) -> Verdict | None:
     if ended.said is None or ended.said.kind != "Permanent":
         return None
@@ -256,6 +263,7 @@ _LADDER: tuple[Callable[[Ended], Verdict | None], ...] = (
     _fenced,
     _never_started,
     _disrupted,
+    _said_unavailable,
     _said_permanent,
     _said_retry_later,
     _out_of_resources,

@@ -5,7 +5,7 @@ from datetime import datetime
 import msgspec
 
 from reattach.api.objects import Condition
-from reattach.api.reasons import SENTENCES, ConditionType, Outcome, Reason
+from reattach.api.reasons import SENTENCES, ConditionType, End, Outcome, Reason
 from reattach.api.taskrun import Attempt, Status
 from reattach.planner import wording
 
@@ -81,6 +81,8 @@ def with_attempt(status: Status, attempt: Attempt, history_limit: int) -> Status
     for old in [one for one in listed[:-1] if one.finish_time is not None][: max(surplus, 0)]:
         listed.remove(old)
     counts = msgspec.structs.replace(status.counts, attempts=max(status.counts.attempts, attempt.number))
+    if attempt.end == End.PRESUMED:
+        counts = msgspec.structs.replace(counts, last_presumed=max(counts.last_presumed, attempt.number))
     start = status.start_time or attempt.start_time
     return msgspec.structs.replace(status, attempts=tuple(listed), counts=counts, start_time=start)
 

@@ -20,7 +20,7 @@ from reattach.api.messages import (
     ProblemCode,
     Unresolved,
 )
-from reattach.api.reasons import Budget, End
+from reattach.api.reasons import Budget
 from reattach.api.state import JobOrigin, JobState
 from reattach.state.codec import State
 from reattach.state.jobrecord import JobRecord, Submitter, check_room, newest_of, token_of
@@ -116,7 +116,7 @@ def _adopt(question: _Question) -> tuple[State, Answer] | None:
     if adoption is None:
         return None
     intended = msgspec.structs.replace(_new_record(question, 1), submitters=())
-    return _with_adopted(question, intended, adoption.handle)
+    return _with_adopted(question, intended, adoption.handle, "spec.adopt")
 
 
 def _begin(question: _Question, generation: int) -> tuple[State, Answer]:
@@ -160,7 +160,7 @@ def _as_a_person_decided(question: _Question, record: JobRecord) -> tuple[State,
     answer = answers[record.holds - 1]
     free = msgspec.structs.replace(record, held=False, message="")
     if answer.action == "Adopt" and answer.handle:
-        state, adopted = _with_adopted(question, free, answer.handle)
+        state, adopted = _with_adopted(question, free, answer.handle, "spec.resolutions")
         return counting(state, submissions=record.handle is None, duplicates_averted=1), adopted
     if answer.action == "Resubmit":
         if record.handle is None:
@@ -202,14 +202,20 @@ def _submit_again(question: _Question, record: JobRecord) -> tuple[State, Answer
     return state, Answer(Decision.SUBMIT, told)
 
 
-def _with_adopted(question: _Question, record: JobRecord, handle: str) -> tuple[State, Answer]:
+def _with_adopted(question: _Question, record: JobRecord, handle: str, named_in: str) -> tuple[State, Answer]:
+    try:
+        checked_handle(handle)
+    except RefusedError as error:
+        # The schema counts characters.
+        raise RefusedError(error.code, f"{named_in} must name a handle that can be kept: {error.detail}") from None
     adopted = msgspec.structs.replace(
         record,
-        handle=checked_handle(handle),
+        handle=handle,
         origin=JobOrigin.ADOPTED,
         state=JobState.ACTIVE,
         recorded_at=question.now,
         session=question.writer.session,
+        strays=tuple(stray for stray in record.strays if stray != handle),
     )
     state = with_job(question.state, adopted)
     check_room(state.jobs)
@@ -262,8 +268,7 @@ def _has_ended(question: _Question, submitter: Submitter) -> bool:
     """A process that asks again says that its own call is over. Of another one only its kubelet can tell: a frozen one may still submit."""
     if submitter.id == question.asked.submitter and submitter.pod_uid == question.writer.pod_uid:
         return True
-    attempt = question.owner.attempt(submitter.attempt)
-    return attempt is not None and attempt.end == End.REPORTED and attempt.pod_uid in {"", submitter.pod_uid}
+    return question.owner.has_reported_end(submitter.attempt, submitter.pod_uid)
 
 
 def _unresolved(question: _Question, record: JobRecord) -> Unresolved:

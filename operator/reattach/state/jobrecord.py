@@ -24,7 +24,7 @@ JobName = tuple[str, int]
 """Key and generation."""
 
 
-class Submitter(Shape, frozen=True):
+class Submitter(Shape, frozen=True, forbid_unknown_fields=True):
     """A process that was told to submit. `request_id` and `request_digest` are of the intent that was answered so, empty without an id."""
 
     id: str
@@ -36,7 +36,7 @@ class Submitter(Shape, frozen=True):
     request_digest: str = ""
 
 
-class JobRecord(Shape, frozen=True):
+class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
     """As stored. `result` is JSON text, kept as it is.
 
     `repeated`: somebody was told to submit although an earlier submission was unresolved. `submitters`: those who were told to, but for

@@ -269,6 +269,8 @@ class Store:
             except ConflictError:
                 await self._pause(number)
                 taskrun = await self._taskrun(run)
+                if taskrun.status.outcome is not None:
+                    raise RefusedError(ProblemCode.CLOSING, "the TaskRun is over; no attempt may begin") from None
                 if taskrun.state_uid is None:
                     continue
                 if taskrun.state_uid != stored.metadata.uid:

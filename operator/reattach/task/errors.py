@@ -177,7 +177,8 @@ class Refused(AttemptOver):
 
 
 class Unavailable(AttemptOver):
-    """The state API did not answer for as long as the patience lasts. What was asked for may or may not have been stored.
+    """The state API did not answer for as long as the patience lasts. What was asked for may or may not have been stored. Also raised where
+    another process of this attempt may be submitting the same job, and does not say what became of it.
 
     Catch it by name around calls that your task can do without, such as writing progress.
     """

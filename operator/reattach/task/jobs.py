@@ -76,6 +76,8 @@ class Jobs:
         # By process: after a fork, the child is somebody else, and the parent's locks are none of its own.
         self._submitters: dict[int, str] = {}
         self._locks: dict[tuple[int, str], threading.Lock] = {}
+        self.opened_at = client.waits.clock()
+        """Not before the state was opened for this process, by its own clock."""
 
     def intent(
         self,

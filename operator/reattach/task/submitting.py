@@ -26,9 +26,11 @@ from reattach.task.errors import (
     JobFailed,
     JobOver,
     PermanentFailure,
+    Unavailable,
 )
 from reattach.task.jobs import Jobs, Origin, OutcomeState, Step, cut_message, seconds_of
 from reattach.task.ladder import (
+    MARGIN,
     Absence,
     GiveUp,
     Hold,
@@ -47,7 +49,11 @@ FRESH_SECONDS = 5.0
 """How old the state API's word may be when a submission begins. A process that was frozen longer asks again."""
 STALE_MAX = 5
 """How often in a row. Where the state API takes this long for each answer, asking it for ever would get nowhere."""
+STALE_SECONDS = 60.0
+"""What is older than this is not acted on, however often the answer was late."""
 WAIT_SECONDS_MAX = 60.0
+SIBLING_SECONDS = 5.0
+"""How often it is asked what became of a submission that another process of this attempt may have begun."""
 
 Asking: TypeAlias = Call[IntentResponse]
 NotFoundPolicy = Literal["Hold", "Fail", "Resubmit"]
@@ -67,6 +73,7 @@ class Wanted:
     detached: bool
     namespace: str
     taskrun: str
+    attempt: int
 
     @property
     def request_time(self) -> timedelta:
@@ -130,6 +137,7 @@ class Submitting:
     _sent: float = 0.0
     _stale: int = 0
     _is_refused_hold: bool = False
+    _sibling_since: float | None = None
 
     def run(self, *, new_generation: bool = False) -> Taken:
         """The job.
@@ -138,6 +146,7 @@ class Submitting:
             JobFailed: the other side made no job, and says that it won't.
             PermanentFailure: nobody can tell what became of it, and `onUnknown` is Fail.
             Held: the same, with Hold.
+            Unavailable: nobody but another process of this attempt can tell, and it did not.
             DigestChanged, JobsOpen: see `Jobs.intent`.
         """
         following: Taken | Next = Next(self._asking(None, new_generation=new_generation))
@@ -201,7 +210,8 @@ class Submitting:
 
     def _submit(self, asking: Asking, answer: IntentResponse) -> Taken | Next:
         adapter, job = self.wanted.adapter, answer.job
-        if self.jobs.waits.clock() - self._sent > FRESH_SECONDS and self._stale < STALE_MAX:
+        age = self.jobs.waits.clock() - self._sent
+        if age > STALE_SECONDS or (age > FRESH_SECONDS and self._stale < STALE_MAX):
             self._stale += 1
             return Next(asking)
         self._stale = 0
@@ -271,7 +281,7 @@ class Submitting:
     # -- it may have been submitted -----------------------------------------------------------------------------------
 
     def _climb(self, answer: IntentResponse) -> Taken | Next:
-        job = answer.job
+        answer, job = self._by_one_clock(answer), answer.job
         while True:
             self._check()
             rung = next_rung(
@@ -285,6 +295,8 @@ class Submitting:
                 )
             )
             match rung:
+                case Hold() | GiveUp() | SubmitAgain(Grounds.POLICY) if self._is_of_a_sibling(answer):
+                    return self._wait_for_sibling()
                 case SubmitAgain(grounds):
                     logger.info("External job %r may have been submitted; submitting again: %s.", job.key, grounds)
                     return Next(self._asking(grounds))
@@ -302,6 +314,36 @@ class Submitting:
                     if not self._try_outcome(job, "Failed", why, given_up=True):
                         return Next(self._asking(None))
                     raise given_up(job, why)
+
+    def _by_one_clock(self, answer: IntentResponse) -> IntentResponse:
+        """That the others had ended when this one opened the state is known by the clock of the replica that was asked then, and what is
+        settled is judged by that of the one that answers now. So it is also counted by our own, which goes on at the same pace.
+        """
+        unresolved = answer.unresolved
+        if unresolved is None or unresolved.quiet_since is None:
+            return answer
+        assert self._clock is not None
+        quiet_since = max(unresolved.quiet_since, self._clock.at(self.jobs.opened_at).latest)
+        return msgspec.structs.replace(answer, unresolved=msgspec.structs.replace(unresolved, quiet_since=quiet_since))
+
+    def _is_of_a_sibling(self, answer: IntentResponse) -> bool:
+        """Whether nobody may be submitting it but other processes of this very attempt."""
+        unresolved = answer.unresolved
+        return unresolved is not None and not unresolved.all_ended and set(unresolved.attempts) == {self.wanted.attempt}
+
+    def _wait_for_sibling(self) -> Next:
+        """It is about to record the handle, or will never: then the next attempt knows that it has ended, as this one can't."""
+        now = self.jobs.waits.clock()
+        if self._sibling_since is None:
+            self._sibling_since = now
+            logger.info("External job %r: another process of this attempt may be submitting it.", self.wanted.key)
+        if now - self._sibling_since > (self.wanted.request_time + MARGIN).total_seconds():
+            raise Unavailable(
+                f"external job {self.wanted.key!r} may have been submitted by another process of this attempt, which"
+                f" has not said so for {now - self._sibling_since:.0f} s; the next attempt finds out"
+            )
+        self._absence = None
+        return Next(self._asking(None), SIBLING_SECONDS)
 
     def _wait_until(self, at: datetime | None) -> None:
         seconds = 0.0 if at is None else (at - self._now().earliest).total_seconds()

@@ -68,6 +68,8 @@ ROWS: dict[str, tuple[APod, tuple[str, str | None], str]] = {
     "said permanent": (a_pod().exited(1, message=said("Permanent", message="bad input")), PERMANENT, "PermanentFailure"),
     "said retry later": (a_pod().exited(1, message=said("RetryLater", retryAfterSeconds=7)), APPLICATION, "RetryLater"),
     "said permanent while it was evicted": (a_pod().disrupted().exited(1, message=said("Permanent")), DISRUPTION, "EvictionByEvictionAPI"),
+    "said unavailable": (a_pod().exited(83, message=said("Unavailable", message="no answer")), DISRUPTION, "StateApiUnavailable"),
+    "said unavailable, and it exited with 0": (a_pod().exited(0, message=said("Unavailable")), SUCCEEDED, "Completed"),
     # resources, deadline
     "out of memory": (a_pod().exited(137, reason="OOMKilled"), RESOURCE, "OOMKilled"),
     "out of memory, and it exited with 0": (a_pod().exited(0, reason="OOMKilled"), RESOURCE, "OOMKilled"),

@@ -285,6 +285,14 @@ def test_the_oldest_ended_attempts_leave_the_list_and_stay_counted() -> None:
     assert (status.counts.attempts, status.counts.charged.application) == (3, 3)
 
 
+def test_that_an_end_was_presumed_is_known_after_the_attempt_left_the_list() -> None:
+    taskrun = a_taskrun(historyLimit=1).with_budgets(application=9)
+    lost = status_of(plan_of(taskrun, a_pod().running().deleted(-400, 0)))
+    assert (lost.attempts[0].end, lost.counts.last_presumed) == ("Presumed", 1)
+    status = status_of(plan_of(taskrun.with_status(lost), a_pod(2).exited(1)))
+    assert ([attempt.number for attempt in status.attempts], status.counts.last_presumed) == ([2], 1)
+
+
 # -- what else is in the pod ----------------------------------------------------------------------------------------------
 
 

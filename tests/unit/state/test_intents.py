@@ -10,6 +10,7 @@ from reattach.api.messages import Unresolved
 from reattach.api.state import JobOrigin
 from reattach.state.jobrecord import token_of
 from reattach.state.jobs import Counted
+from reattach.state.refusals import RefusedError
 
 REPORTED = {"end": "Reported", "chargedTo": "disruption"}
 PRESUMED = {"end": "Presumed", "chargedTo": "disruption"}
@@ -175,6 +176,24 @@ class TestUnresolved:
         assert answer.decision is Decision.RESOLVE
         quiet_since = at(60) if all_ended else None
         assert answer.unresolved == Unresolved(all_ended=all_ended, quiet_since=quiet_since, attempts=(1,))
+
+    @pytest.mark.parametrize(
+        "counts, all_ended",
+        [
+            ({"attempts": 3, "lastPresumed": 0}, True),
+            ({"attempts": 3, "lastPresumed": 1}, False),
+            ({"attempts": 3, "lastPresumed": 3}, False),
+            ({"attempts": 0}, False),  # nothing is known of it yet
+        ],
+    )
+    def test_the_end_of_one_that_left_the_list_is_known_if_none_since_then_was_presumed(
+        self, counts: dict[str, int], all_ended: bool
+    ) -> None:
+        run = intended().with_attempt(3, **REPORTED).later(60).by(4)
+        run.owner["status"]["counts"] = counts
+        answer = run.intend()
+        assert answer.unresolved is not None
+        assert answer.unresolved.all_ended is all_ended
 
     def test_the_end_of_another_pod_under_the_number_says_nothing(self) -> None:
         run = intended().with_attempt(1, **REPORTED)
@@ -428,6 +447,19 @@ class TestAdopted:
         assert run.intend(new_generation=True).decision is Decision.SUBMIT
 
 
+LONG = "é" * 1024
+"""As many characters as the schema takes, and more bytes than can be kept."""
+
+
+def test_a_handle_that_can_not_be_kept_is_refused_by_the_name_of_who_gave_it() -> None:
+    adopting = Run.opened(adopt=[{"key": KEY, "handle": LONG}])
+    with pytest.raises(RefusedError, match=r"spec\.adopt must name a handle that can be kept: the handle must"):
+        adopting.intend()
+    resolved = died(intended()).held().with_answer("Adopt", handle=LONG).by(3)
+    with pytest.raises(RefusedError, match=r"spec\.resolutions must name a handle"):
+        resolved.intend()
+
+
 class TestHeld:
     def test_it_waits_for_a_person(self) -> None:
         run = died(intended()).held()
@@ -493,6 +525,14 @@ class TestHeld:
     def test_a_job_that_is_not_found_can_be_adopted_under_another_handle(self) -> None:
         run = died(active()).held().with_answer("Adopt", handle="job-1b").by(3)
         assert run.intend().job.handle == "job-1b"
+
+    def test_a_stray_that_a_person_adopts_is_one_no_more(self) -> None:
+        run = died(active())
+        for stray in ("job-2", "job-3"):
+            assert code_of(run.by(1, opened=False).handle, stray) is ProblemCode.HANDLE_DIFFERS
+        run.by(2).held().with_answer("Adopt", handle="job-2").by(3)
+        run.intend()
+        assert (run.job().handle, run.job().strays) == ("job-2", ("job-3",))
 
     def test_the_request_must_still_be_the_same(self) -> None:
         run = died(intended()).held().with_answer("Resubmit").by(3)

@@ -40,6 +40,20 @@ class Interrupted(MemoryCluster):
         return made
 
 
+class Ended(MemoryCluster):
+    """The TaskRun's outcome is written right before somebody else would write its status."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: NOW)
+        self.ends = True
+
+    async def merge_patch(self, path: str, body: Mapping[str, Any], **query: str | int | None) -> bytes:
+        if self.ends and path == taskruns("demo", "load", "status"):
+            self.ends = False
+            await super().merge_patch(path, {"status": {"outcome": "Cancelled"}})
+        return await super().merge_patch(path, body, **query)
+
+
 def run_of(taskrun: dict[str, Any]) -> Run:
     return Run("demo", "load", taskrun["metadata"]["uid"])
 
@@ -104,3 +118,13 @@ async def test_of_a_run_that_is_over_what_has_expired_goes_and_what_has_not_stay
     assert await due(timedelta(seconds=61)) == {"never", "later"}
     assert await due(timedelta(hours=2)) == {"never"}
     assert await due(timedelta(days=999)) == {"never"}
+
+
+async def test_a_taskrun_that_ended_meanwhile_is_not_made_to_name_a_state() -> None:
+    cluster = Ended()
+    run = await create_run(cluster)
+    with pytest.raises(RefusedError) as refused:
+        await Store(cluster).open(run, WRITER, NOW)
+    assert refused.value.code is ProblemCode.CLOSING
+    status = json.loads(await cluster.get(taskruns("demo", "load")))["status"]
+    assert status == {"outcome": "Cancelled"}

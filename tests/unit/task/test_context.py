@@ -342,12 +342,16 @@ class TestBeingFenced:
             pod.context().run(main)
         assert pod.message()["kind"] == "Fenced"
 
-    def test_an_absent_state_api_ends_no_process(self, pod: Pod) -> None:
+    def test_an_absent_state_api_ends_no_process(self, pod: Pod, caplog: pytest.LogCaptureFixture) -> None:
         pod.api.down = REFUSED
         with pytest.raises(reattach.Unavailable):
             pod.context().run(lambda _: None)
+        [last] = [
+            record.getMessage() for record in caplog.records if (record.name, record.levelname) == ("reattach", "ERROR")
+        ]
+        assert last.startswith("Unavailable: the state API did not answer for 3600 s")
         assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
-        assert pod.message()["kind"] == "Failed"
+        assert pod.message()["kind"] == "Unavailable"
 
 
 class TestSigterm:
@@ -363,6 +367,13 @@ class TestSigterm:
             pod.context().run(main)
         assert raised.value.code == 143
         assert pod.api.completed == []
+
+    def test_the_log_has_one_line_about_it(self, pod: Pod, caplog: pytest.LogCaptureFixture) -> None:
+        with pytest.raises(reattach.Terminated):
+            pod.context().run(lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        assert [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "reattach"] == [
+            ("WARNING", "SIGTERM: this pod is being stopped; an external job goes on.")
+        ]
 
     def test_it_ends_waiting_for_the_state_api(self, pod: Pod) -> None:
         def main(task: reattach.Task) -> None:

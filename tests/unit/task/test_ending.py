@@ -11,7 +11,7 @@ import pytest
 
 from reattach.task import ending
 from reattach.task.ending import Ending, message_of
-from reattach.task.errors import Closing, Fenced, Held, StateLost, Terminated
+from reattach.task.errors import Closing, Fenced, Held, Refused, StateLost, Terminated, Unavailable
 
 
 def sigterm() -> None:
@@ -52,6 +52,11 @@ def fail() -> None:
 @pytest.mark.parametrize("error", [StateLost("gone"), Held("who knows")])
 def test_what_needs_a_person_is_told_as_held(error: BaseException) -> None:
     assert message_of(error).kind == "Held"
+
+
+@pytest.mark.parametrize("error", [Unavailable("no answer"), Refused("403")])
+def test_what_the_state_api_could_not_help_with_is_not_told_as_the_tasks_own_failure(error: BaseException) -> None:
+    assert message_of(error).kind == "Unavailable"
 
 
 class TestDeferring:
