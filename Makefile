@@ -88,7 +88,7 @@ conformance: $(READY) control-plane ## every crash point against the adapters, a
 	$(PYTEST) tests/conformance -n $(WORKERS) --dist loadfile
 
 .PHONY: systems
-systems: $(READY) cluster-up ## the adapters against real Ray and real Slurm, started by the tests
+systems: $(READY) cluster-up ## the adapters against real Ray and real Slurm, started by the tests (REATTACH_ALL=1: every case)
 	@hack/systems/up $(BIN)/python
 	$(PYTEST) tests/systems -n $(WORKERS) --dist loadfile
 

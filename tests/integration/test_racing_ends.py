@@ -1,6 +1,6 @@
 """A task that stores its intent, submits and records the handle while its run is cancelled or deleted: the job is kept or named, never lost.
 
-200 interleavings of the task's steps with those of the end; a sample of them by default, all with REATTACH_ALL_INTERLEAVINGS=1. The operator,
+200 interleavings of the task's steps with those of the end; a sample of them by default, all with REATTACH_ALL=1. The operator,
 the state API and the API server are real. The other side is a list of what was submitted to it; it has no token and no look-up, so only what
 is recorded here is ever known of a job.
 """
@@ -66,7 +66,7 @@ def interleavings() -> list[Interleaving]:
 
 
 ALL = interleavings()
-SOME = ALL if os.environ.get("REATTACH_ALL_INTERLEAVINGS") else random.Random(4).sample(ALL, 20)
+SOME = ALL if os.environ.get("REATTACH_ALL") else random.Random(4).sample(ALL, 20)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The adapter for Ray against a real head."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,6 +25,8 @@ from reattach.task.adapter import (
     Succeeded,
 )
 from reattach.task.ladder import Moment, still_holds
+from reattach.testing import Case, OtherSide
+from systems.conformance import HERE, Stage, play, staged
 from systems.rayhead import RayHead
 from waiting import wait_until
 
@@ -243,3 +245,32 @@ class TestTheOtherSideDown:
         # The margin of the head's memory passes, then what is intended from now on can be submitted again.
         wait_until(lambda: may_submit_again(jobs, datetime.now(UTC)), seconds=60, what="the head is trusted again")
         assert RayJobs(ray_head.address, durable=True).capabilities.client_name == ClientName(None)
+
+
+def memory_of(head: RayHead) -> timedelta | None:
+    """For how long it remembers jobs."""
+    look_up = RayJobs(head.address, headers=head.headers).capabilities.look_up
+    return look_up and look_up.retention
+
+
+@pytest.fixture(scope="module")
+def stage(ray_head: RayHead) -> Iterator[Stage]:
+    # What must come of a case follows from what is declared when the suite begins: nothing, while the head's memory is younger than its margin.
+    wait_until(lambda: memory_of(ray_head), seconds=60, what="the head says since when it remembers", every=0.5)
+
+    def made() -> int:
+        answer = httpx.get(f"{ray_head.address}/api/jobs/", headers=ray_head.headers(), trust_env=False, timeout=60)
+        return len(answer.raise_for_status().json())
+
+    side = OtherSide(
+        adapter=lambda: RayJobs(ray_head.address, headers=ray_head.headers),
+        count_jobs=made,
+        request={"entrypoint": "sleep 1"},
+        other_request={"entrypoint": "sleep 1.1"},
+    )
+    yield from staged("ray", side)
+
+
+@pytest.mark.parametrize("case", HERE, ids=str)
+def test_each_case_ends_as_one_job_or_held(stage: Stage, case: Case) -> None:
+    play(stage, case)

@@ -12,6 +12,8 @@ from reattach.adapters.slurm import SlurmCommands, SlurmError, SlurmRest
 from reattach.adapters.slurm.adapter import Slurm
 from reattach.adapters.slurm.records import handle_from
 from reattach.task.adapter import Active, Cancelled, Failed, JobStatus, NotFound, Rejected, Submission, Succeeded
+from reattach.testing import Case, OtherSide
+from systems.conformance import ALL, HERE, Stage, play, staged
 from systems.slurmcluster import REST_VERSION, SlurmCluster
 from waiting import wait_until
 
@@ -19,6 +21,9 @@ Made = Callable[[Any], Submission]
 END_SECONDS = 90
 DAYS = timedelta(days=30)
 WAYS = ["commands", "line", "rest"]
+# What waits for Slurm's own time-outs: `make test-all` plays it, and by every way.
+long = pytest.mark.skipif(not ALL, reason="takes long: REATTACH_ALL=1 plays it")
+by_few_ways = pytest.mark.parametrize("jobs", WAYS if ALL else WAYS[:1], indirect=True)
 
 
 def adapter_of(cluster: SlurmCluster, way: str, accounting: timedelta | None = DAYS) -> Slurm:
@@ -198,6 +203,7 @@ class TestForgetting:
             assert found is not None
             assert found.handle == handle
 
+    @long
     def test_while_accounting_lags_nobody_can_tell(
         self, slurm: SlurmCluster, a_submission: Made, forgotten: Callable[[str], None]
     ) -> None:
@@ -232,6 +238,7 @@ class TestForgetting:
         assert found is not None, "told that there is no job"
         return found.handle
 
+    @long
     def test_an_id_that_is_given_anew_is_not_taken_for_the_old_job(
         self, slurm: SlurmCluster, a_submission: Made, forgotten: Callable[[str], None]
     ) -> None:
@@ -267,6 +274,7 @@ class TestCancel:
 
 
 class TestTheOtherSideDown:
+    @by_few_ways
     @pytest.mark.usefixtures("stopped_controller")
     def test_a_controller_that_is_away_makes_no_job_and_tells_nothing(self, jobs: Slurm, a_submission: Made) -> None:
         submission = a_submission(a_script(jobs, "true"))
@@ -278,6 +286,7 @@ class TestTheOtherSideDown:
         with pytest.raises(SlurmError):
             jobs.look_up(submission)
 
+    @by_few_ways
     def test_a_controller_that_is_frozen_makes_the_job_after_its_client_gave_up(
         self, jobs: Slurm, slurm: SlurmCluster, a_submission: Made
     ) -> None:
@@ -309,3 +318,29 @@ class TestTheOtherSideDown:
         jobs = SlurmCommands(accounting=None, via=("sh", "-c", "echo broken pipe >&2; exit 255"))
         with pytest.raises(SlurmError, match="broken pipe"):
             jobs.submit(a_submission(a_script(jobs, "true")))
+
+
+@pytest.fixture(scope="module")
+def stage(slurm: SlurmCluster) -> Iterator[Stage]:
+    def made() -> int:
+        """Slurm numbers its jobs."""
+        [number] = [
+            line.partition("=")[2]
+            for line in slurm.root("scontrol", "show", "config").splitlines()
+            if line.startswith("NEXT_JOB_ID")
+        ]
+        return int(number)
+
+    # A settling time as short as a controller allows that has nothing else to do.
+    side = OtherSide(
+        adapter=lambda: SlurmCommands(accounting=DAYS, via=slurm.via, settling=timedelta(seconds=5)),
+        count_jobs=made,
+        request={"script": "#!/bin/sh\nsleep 1\n", "options": []},
+        other_request={"script": "#!/bin/sh\nsleep 1.1\n", "options": []},
+    )
+    yield from staged("slurm", side)
+
+
+@pytest.mark.parametrize("case", HERE, ids=str)
+def test_each_case_ends_as_one_job_or_held(stage: Stage, case: Case) -> None:
+    play(stage, case)

@@ -116,7 +116,7 @@ class RayJobs(Adapter):
 
     def cancel(self, handle: str) -> None:
         answer = self._caller.send("POST", f"{_path(handle)}/stop")
-        if answer.status == 404:
+        if is_absent(answer):
             return
         if answer.status != 200 or not isinstance(answer.body, dict):
             raise RayError(f"Ray did not stop {handle}: {_shown(answer)}")
@@ -170,8 +170,7 @@ def submitted_of(answer: Answer, submission_id: str) -> bool:
 def status_of(answer: Answer) -> JobStatus:
     """What `GET /api/jobs/ID` says. The result of a job that succeeded is `{"submissionId": …}`: Ray keeps no other."""
     body = answer.body
-    # Another server at this address, or a proxy before it, may answer 404 as well; the sentence is Ray's.
-    if answer.status == 404 and "does not exist" in answer.text:
+    if is_absent(answer):
         return NotFound(_shown(answer))
     if answer.status != 200 or not isinstance(body, dict):
         return Unknown(_shown(answer))
@@ -187,6 +186,11 @@ def status_of(answer: Answer) -> JobStatus:
             return Cancelled(message)
         case unknown:
             return Unknown(f"Ray reports a status that this adapter does not know: {unknown!r}")
+
+
+def is_absent(answer: Answer) -> bool:
+    """Whether Ray says that it has no such job. Another server at this address, or a proxy before it, may answer 404 as well; the sentence is Ray's."""
+    return answer.status == 404 and "does not exist" in answer.text
 
 
 def memory_of(answer: Answer) -> timedelta:

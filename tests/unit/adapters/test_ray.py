@@ -197,6 +197,15 @@ class TestCancel:
 
         return RayJobs("http://ray.invalid:8265", transport=httpx.MockTransport(answer))
 
+    def test_a_job_that_ray_does_not_have_needs_no_cancelling_and_a_404_of_a_proxy_cancels_nothing(self) -> None:
+        def answered(text: str) -> RayJobs:
+            transport = httpx.MockTransport(lambda _: httpx.Response(404, text=text))
+            return RayJobs("http://ray.invalid:8265", transport=transport)
+
+        answered(f"Job {ID} does not exist").cancel(ID)
+        with pytest.raises(RayError, match="404 default backend"):
+            answered("default backend - 404").cancel(ID)
+
     def test_a_job_that_could_not_be_stopped_and_goes_on_is_said(self) -> None:
         with pytest.raises(RayError, match="ask again"):
             self.jobs(stopped=False, status="PENDING").cancel(ID)
