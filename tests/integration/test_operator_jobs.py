@@ -189,16 +189,11 @@ def test_a_namespace_that_is_deleted_is_not_kept_by_an_intent_that_nobody_can_te
     try:
         stage.run("unresolved", lambda _: intend_and_stay)
         wait_for_jobs(stage, "unresolved", ("load", None, "Intended"))
+        control_plane.call("DELETE", taskruns(namespace, "unresolved"))
+        wait_for_hold(stage, "unresolved", "SubmissionUnknown")
+        # Nothing of the TaskRun changes by that: the operator looks now and then.
         control_plane.delete_namespace(namespace)
-
-        def is_gone() -> bool:
-            try:
-                control_plane.call("GET", f"/api/v1/namespaces/{namespace}")
-            except ControlPlaneError as error:
-                return str(error).startswith("404")
-            return False
-
-        wait_until(is_gone, seconds=SLOW, what="the namespace is gone", every=0.5)
+        wait_until(lambda: is_gone(stage, "unresolved"), seconds=SLOW, what="the TaskRun is gone", every=0.5)
         assert f"TaskRun {namespace}/unresolved: External job load (no handle known) is left running" in operator.log
     finally:
         kubelet.forget(namespace)
