@@ -15,12 +15,13 @@ import msgspec
 from builders import NAME, SETTINGS, STATE_UID, APod, a_pod, a_taskrun, at
 from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, state_name
 from reattach.api.objects import Pod
-from reattach.api.reasons import Budget, ConditionType, Reason
+from reattach.api.reasons import Budget, ConditionType, News, Reason
 from reattach.api.state import Completion, Epoch, JobState, JobSummary, Seal, StateView, Summary
 from reattach.api.taskrun import Resolution, StateReference, Status, TaskRun
 from reattach.planner import plan as plans
 from reattach.planner.budgets import amount, exhausted
 from reattach.planner.decide import decide
+from reattach.planner.jobs import name_of
 from reattach.planner.plan import (
     Announce,
     CreatePod,
@@ -785,7 +786,10 @@ class Operator:
                 return plan
             self.taskrun = written
         else:
-            assert not [action for action in plan.actions if isinstance(action, Announce)], "said without a write"
+            said = [action.reason for action in plan.actions if isinstance(action, Announce)]
+            # That jobs are left running is said again, as long as it may be that nobody came to it.
+            assert all(reason == News.ORPHANED for reason in said), "said without a write"
+            assert not said or ReleaseTaskRun() in plan.actions, "said without a need"
         for action in plan.actions:
             self._die(dies)
             self._act(action, refuses)
@@ -817,6 +821,7 @@ class Operator:
                     self.pods.pop(uid, None)
             case ReleaseTaskRun():
                 assert self.taskrun is not None
+                self._check_named(self.taskrun.status)
                 world.release_taskrun(self.taskrun.metadata.resource_version)
                 self.taskrun = world.taskrun
             case ReleaseState():
@@ -825,6 +830,12 @@ class Operator:
                 self.announced.append(action)
             case _:
                 raise AssertionError(action)
+
+    def _check_named(self, status: Status) -> None:
+        """In the log, which outlives the operator's processes and the TaskRun."""
+        left = [name_of(job) for job in status.external_jobs if job.state == JobState.ORPHANED]
+        said = [one.note for one in self.announced if one.reason == News.ORPHANED]
+        assert all(any(name in note for note in said) for name in left), "let go of before its jobs were named"
 
     def _learn(self, pod: SimulatedPod) -> None:
         self.pods[pod.apod.metadata["uid"]] = pod.view

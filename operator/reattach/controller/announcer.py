@@ -21,6 +21,7 @@ _PER_TASKRUN = 20
 """Events per TaskRun and hour: retries announce themselves by this much, the rest is in status."""
 _WINDOW_SECONDS = 3600.0
 _WAITING_MAX = 1000
+_ORPHANS_MAX = 10_000
 
 _log = logging.getLogger(__name__)
 
@@ -40,14 +41,19 @@ class Announcer:
         self._clock = clock
         self._waiting: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(_WAITING_MAX)
         self._sent: dict[str, tuple[float, set[str]]] = {}
+        self._orphans: set[str] = set()
 
     def announce(self, about: ObjectMeta, said: Announce) -> None:
-        """Send it some time soon, unless it was sent already or too many were. An orphan is also counted, and said in the log."""
-        if said.reason == News.ORPHANED:
-            self._metrics.orphaned_jobs.inc()
-            _log.warning("TaskRun %s/%s: %s", about.namespace, about.name, said.note)
+        """Send it some time soon, unless it was sent already or too many were. An orphan is also counted, and said in the log.
+
+        It is said again by each process that finds it still to be let go of, and counted by each but once: of the two, to count it twice
+        after a death is better than to miss it.
+        """
         body = event_of(about, said, self._instance, datetime.now(UTC))
-        if not self._admits(about.uid, body["metadata"]["name"]):
+        name = body["metadata"]["name"]
+        if said.reason == News.ORPHANED and name not in self._orphans:
+            self._say_orphan(about, said, name)
+        if not self._admits(about.uid, name):
             return
         try:
             self._waiting.put_nowait((about.namespace, body))
@@ -65,6 +71,13 @@ class Announcer:
             except (ClusterError, NotLeadingError) as error:
                 self._metrics.events_dropped.inc()
                 _log.info("An event on TaskRun %s/%s was not sent: %s", namespace, body["regarding"]["name"], error)
+
+    def _say_orphan(self, about: ObjectMeta, said: Announce, name: str) -> None:
+        if len(self._orphans) >= _ORPHANS_MAX:
+            self._orphans.clear()
+        self._orphans.add(name)
+        self._metrics.orphaned_jobs.inc()
+        _log.warning("TaskRun %s/%s: %s", about.namespace, about.name, said.note)
 
     def _admits(self, uid: str, name: str) -> bool:
         now = self._clock()

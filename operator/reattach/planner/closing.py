@@ -95,7 +95,10 @@ def _let_go(look: Look, ending: Ending) -> Plan | None:
     if FINALIZER_EXTERNAL_JOBS not in look.about.finalizers:
         return None
     named = with_orphans(look, ending.outcome)
-    return Plan(actions=(ReleaseTaskRun(),)) if named is look else named.plan(ReleaseTaskRun())
+    if named.status != look.status:
+        return named.plan(ReleaseTaskRun())
+    again = [said for said in named.announced if said not in look.announced]
+    return Plan(actions=(*again, ReleaseTaskRun()))
 
 
 def _end(look: Look, ending: Ending) -> Plan:
@@ -129,21 +132,20 @@ def _stops_of_unrecorded(look: Look) -> tuple[DeletePod, ...]:
 
 
 def with_orphans(look: Look, outcome: Outcome | None) -> Look:
-    """The look after it is written what becomes of the jobs that are open; the same one if none is."""
+    """The look after it is written what becomes of the jobs that are open, and said which are left running.
+
+    All of them are said each time, not only what is news: who wrote it to status may have died before it was said, and a TaskRun that is
+    being deleted takes its status with it.
+    """
     known = {jobs.id_of(job): job for job in look.jobs}
-    before = look.status.external_jobs
-    after = tuple(_at_end(look, job, known.get(jobs.id_of(job)), outcome) for job in before)
+    after = tuple(_at_end(look, job, known.get(jobs.id_of(job)), outcome) for job in look.status.external_jobs)
     status = msgspec.structs.replace(look.status, external_jobs=after)
-    left = [job for job in after if job.state == JobState.ORPHANED]
-    strays = [f"{jobs.name_of(job)}, also handle {stray}" for job in look.jobs for stray in job.strays]
-    names = [jobs.name_of(job) for job in left] + strays
+    names = [jobs.name_of(job) for job in after if job.state == JobState.ORPHANED]
+    names += [f"{jobs.name_of(job)}, also handle {stray}" for job in look.jobs for stray in job.strays]
     if names:
         message = f"{SENTENCES[Reason.JOBS_ORPHANED]} External job {'; '.join(names)}."
         status = statuses.with_orphans(status, message, look.now)
-    if status == look.status:
-        return look
-    new = [jobs.name_of(job) for job in left if job not in before]
-    return look.with_status(status, *(_announced(name) for name in new + strays))
+    return look.with_status(status, *(_announced(name) for name in names))
 
 
 def _announced(name: str) -> Announce:

@@ -191,14 +191,15 @@ def test_an_open_job_is_named_before_the_finalizer_goes_and_the_outcome_comes_la
     assert (reason, "load (handle job-1, https://ray.example/job-1)" in message) == ("JobsOrphaned", True)
     assert (told(plan), actions_of(plan, Announce)[0].warning) == (["Orphaned"], True)
     assert "job-1, https://ray.example/job-1" in actions_of(plan, Announce)[0].note
-    assert len(actions_of(plan, ReleaseTaskRun)) == 1
+    assert plan.actions == (*actions_of(plan, Announce), ReleasePod(STOPPED.build()), ReleaseTaskRun())
+    # Who wrote that may have died before it was said.
     again = plan_of(taskrun.with_status(status), STOPPED.released(), state=state)
-    assert again == Plan(actions=(ReleaseTaskRun(),))
+    assert again == Plan(actions=(*actions_of(plan, Announce), ReleaseTaskRun()))
     ended = plan_of(taskrun.with_status(status).with_metadata(finalizers=[]), STOPPED.released(), state=state, now=12)
     assert (status_of(ended).outcome, shown(ended), told(ended)) == (
         "Cancelled",
         [("load", "job-1", "Orphaned")],
-        ["Cancelled"],
+        ["Orphaned", "Cancelled"],
     )
 
 
@@ -233,7 +234,8 @@ def test_a_stray_is_named_though_its_job_is_over() -> None:
     assert told(plan) == ["Orphaned"]
     assert "also handle job-9" in condition_of(plan, ConditionType.ORPHANED)[1]
     named = taskrun.with_status(status_of(plan))
-    assert plan_of(named, a_pod().exited(0).released(), state=state) == Plan(actions=(ReleaseTaskRun(),))
+    again = plan_of(named, a_pod().exited(0).released(), state=state)
+    assert again == Plan(actions=(*actions_of(plan, Announce), ReleaseTaskRun()))
 
 
 def test_a_handle_that_is_reported_after_its_job_was_named_is_shown() -> None:
@@ -317,7 +319,23 @@ def test_a_deleted_run_is_sealed_and_stopped_and_its_jobs_are_named_then_it_goes
         "Deleted",
         ["Orphaned"],
     )
-    assert (status_of(plan).outcome, len(actions_of(plan, ReleaseTaskRun))) == (None, 1)
+    assert status_of(plan).outcome is None
+    assert [type(action) for action in plan.actions] == [Announce, ReleasePod, ReleaseTaskRun]
+    named = taskrun.with_status(status_of(plan))
+    again = plan_of(named, STOPPED.released(), state=sealed)
+    assert again == Plan(actions=(*actions_of(plan, Announce), ReleaseTaskRun()))
+
+
+def test_what_is_left_running_is_said_again_and_nothing_else_as_long_as_the_finalizer_is_there() -> None:
+    jobs = [a_job(), a_job("job-2", key="other", state=JobState.SUCCEEDED, strays=("job-9",))]
+    taskrun, state = with_jobs(a_taskrun().with_state(), *jobs).being_deleted(), a_state(1, seal=SEALED, jobs=jobs)
+    named = taskrun.with_status(status_of(plan_of(taskrun, STOPPED, state=state)))
+    for seconds in (12, 90):
+        plan = plan_of(named, STOPPED.released(), state=state, now=seconds)
+        assert plan.status is None
+        notes = [said.note for said in actions_of(plan, Announce)]
+        assert [handle in note for handle, note in zip(("job-1", "job-9"), notes, strict=True)] == [True, True]
+        assert plan.actions[-1] == ReleaseTaskRun()
 
 
 def test_of_a_deleted_run_whose_jobs_are_over_nothing_is_written_but_that_it_may_go() -> None:
