@@ -790,6 +790,8 @@ class Operator:
             # That jobs are left running is said again, as long as it may be that nobody came to it.
             assert all(reason == News.ORPHANED for reason in said), "said without a write"
             assert not said or ReleaseTaskRun() in plan.actions, "said without a need"
+        # The worst time to die: what is named in status alone is about to go with it.
+        dies = 5 * dies if ReleaseTaskRun() in plan.actions else dies
         for action in plan.actions:
             self._die(dies)
             self._act(action, refuses)
