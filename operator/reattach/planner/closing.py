@@ -104,7 +104,7 @@ def _let_go(look: Look, ending: Ending) -> Plan | None:
     said = [_announced(name) for name in _orphans(named)]
     if named is look and not said:
         return Plan(actions=(ReleaseTaskRun(),))
-    return replace(named, announced=look.announced).plan(*said, ReleaseTaskRun())
+    return replace(named, announced=(*look.announced, *said)).plan(ReleaseTaskRun())
 
 
 def _end(look: Look, ending: Ending) -> Plan:

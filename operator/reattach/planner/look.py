@@ -150,14 +150,17 @@ class Look:
         return replace(self, status=status, announced=(*self.announced, *announced))
 
     def plan(self, *actions: Action, again: datetime | None = None, held: bool = False) -> Plan:
-        """What to do: write the status if it has news, tidy up, then `actions`; and say what the news are."""
+        """What to do: write the status if it has news, say what these are, tidy up, then `actions`.
+
+        Saying comes first: it waits for nobody, and after the last of the actions there may be no TaskRun left to tell it from.
+        """
         status = self.status
         if not held and not statuses.is_held_for_good(status):
             status = statuses.without_hold(status, self.now)
         to_write = statuses.to_write(self.observed.taskrun.status, status, self.about.generation, self.now)
         tidying: tuple[Action, ...] = (*self._releases(), *self._deletes())
         times = [time for time in (again, self.next_loss) if time is not None]
-        return Plan(to_write, (*tidying, *actions, *self.announced), min(times, default=None))
+        return Plan(to_write, (*self.announced, *tidying, *actions), min(times, default=None))
 
     def releases_of_all(self) -> tuple[ReleasePod, ...]:
         """Let go of every pod that is over, of whichever attempt."""

@@ -308,19 +308,22 @@ async def test_held_taskruns_are_counted_by_reason() -> None:
     assert [scene.taskruns.held(reason) for reason in (Reason.STATE_LOST, Reason.BUDGET_EXHAUSTED)] == [1, 0]
 
 
-def test_an_orphan_is_counted_and_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_orphan_is_counted_and_said_in_the_log_once_however_often_it_is_announced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     metrics = Metrics()
     announcer = Announcer(SimpleNamespace(), "pod-1", metrics)  # type: ignore[arg-type]
     about = ObjectMeta(name=KEY.name, namespace=KEY.namespace, uid=NEW)
 
     async def announce() -> None:
-        announcer.announce(
-            about, Announce(News.ORPHANED, "External job load (handle job-1) is left running.", warning=True)
-        )
+        for number in (1, 1, 2):
+            note = f"External job load (handle job-{number}) is left running."
+            announcer.announce(about, Announce(News.ORPHANED, note, warning=True))
         announcer.announce(about, Announce(News.SUBMITTED, "External job load was submitted."))
 
     asyncio.run(announce())
-    assert b"reattach_orphaned_jobs_total 1.0" in metrics.text()
+    assert b"reattach_orphaned_jobs_total 2.0" in metrics.text()
     assert [record.getMessage() for record in caplog.records] == [
-        "TaskRun team/load: External job load (handle job-1) is left running."
+        "TaskRun team/load: External job load (handle job-1) is left running.",
+        "TaskRun team/load: External job load (handle job-2) is left running.",
     ]

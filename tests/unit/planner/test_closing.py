@@ -192,7 +192,7 @@ def test_an_open_job_is_named_before_the_finalizer_goes_and_the_outcome_comes_la
     assert (told(plan), actions_of(plan, Announce)[0].warning) == (["Orphaned"], True)
     assert "job-1, https://ray.example/job-1" in actions_of(plan, Announce)[0].note
     said = actions_of(plan, Announce)
-    assert plan.actions[-2:] == (*said, ReleaseTaskRun()), "who dies after the release can't say it any more"
+    assert plan.actions == (*said, ReleasePod(STOPPED.build()), ReleaseTaskRun()), "after the release nobody can say it"
     # Who died before saying it says it afterwards.
     again = plan_of(taskrun.with_status(status), STOPPED.released(), state=state)
     assert again == Plan(actions=(*said, ReleaseTaskRun()))
@@ -354,7 +354,23 @@ def test_a_deleted_run_is_sealed_and_stopped_and_its_jobs_are_named_then_it_goes
         "Deleted",
         ["Orphaned"],
     )
-    assert (status_of(plan).outcome, len(actions_of(plan, ReleaseTaskRun))) == (None, 1)
+    assert status_of(plan).outcome is None
+    assert [type(action) for action in plan.actions] == [Announce, ReleasePod, ReleaseTaskRun]
+    named = taskrun.with_status(status_of(plan))
+    again = plan_of(named, STOPPED.released(), state=sealed)
+    assert again == Plan(actions=(*actions_of(plan, Announce), ReleaseTaskRun()))
+
+
+def test_what_is_left_running_is_said_again_and_nothing_else_as_long_as_the_finalizer_is_there() -> None:
+    jobs = [a_job(), a_job("job-2", key="other", state=JobState.SUCCEEDED, strays=("job-9",))]
+    taskrun, state = with_jobs(a_taskrun().with_state(), *jobs).being_deleted(), a_state(1, seal=SEALED, jobs=jobs)
+    named = taskrun.with_status(status_of(plan_of(taskrun, STOPPED, state=state)))
+    for seconds in (12, 90):
+        plan = plan_of(named, STOPPED.released(), state=state, now=seconds)
+        assert plan.status is None
+        notes = [said.note for said in actions_of(plan, Announce)]
+        assert [handle in note for handle, note in zip(("job-1", "job-9"), notes, strict=True)] == [True, True]
+        assert plan.actions[-1] == ReleaseTaskRun()
 
 
 def test_of_a_deleted_run_whose_jobs_are_over_nothing_is_written_but_that_it_may_go() -> None:

@@ -182,7 +182,7 @@ def test_back_off_is_waited_out_neither_shortened_nor_repeated() -> None:
 def test_an_end_recorded_late_starts_the_next_attempt_in_the_same_look() -> None:
     plan = plan_of(RETRIED, a_pod().exited(1), now=500)
     assert status_of(plan).attempts[0].finish_time == at(5)
-    assert [type(action).__name__ for action in plan.actions] == ["ReleasePod", "CreatePod", "Announce"]
+    assert [type(action).__name__ for action in plan.actions] == ["Announce", "ReleasePod", "CreatePod"]
 
 
 def test_the_task_may_ask_for_a_delay() -> None:
