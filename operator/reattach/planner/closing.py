@@ -136,20 +136,23 @@ def with_orphans(look: Look, outcome: Outcome | None) -> Look:
     status = msgspec.structs.replace(look.status, external_jobs=after)
     left = [job for job in after if job.state == JobState.ORPHANED]
     strays = [f"{jobs.name_of(job)}, also handle {stray}" for job in look.jobs for stray in job.strays]
-    given_up = [f"{jobs.name_of(job)}, given up, which may run" for job in look.jobs if job.given_up]
-    names = [jobs.name_of(job) for job in left] + strays + given_up
+    given_up = [jobs.name_of(job) for job in look.jobs if job.given_up]
+    names = (
+        [jobs.name_of(job) for job in left] + strays + [f"{name}, which was given up and may run" for name in given_up]
+    )
     if names:
         message = f"{SENTENCES[Reason.JOBS_ORPHANED]} External job {'; '.join(names)}."
         status = statuses.with_orphans(status, message, look.now)
     if status == look.status:
         return look
     new = [jobs.name_of(job) for job in left if job not in before]
-    return look.with_status(status, *(_announced(name) for name in new + strays + given_up))
+    said = [_announced(name) for name in new + strays]
+    return look.with_status(status, *said, *(_announced(name, "was given up and may run") for name in given_up))
 
 
-def _announced(name: str) -> Announce:
+def _announced(name: str, how: str = "is left running by the end of the TaskRun") -> Announce:
     """One job that nobody watches any more."""
-    note = f"External job {name} is left running by the end of the TaskRun; nobody watches it any more."
+    note = f"External job {name} {how}; nobody watches it any more."
     return Announce(News.ORPHANED, wording.start_of(note), warning=True)
 
 
