@@ -24,6 +24,7 @@ from reattach.planner.plan import Announce, DeletePod, Plan, ReadState, ReleaseT
 Step = Callable[[Look, Ending], Plan | None]
 
 LOOK_AT_NAMESPACE_AFTER = timedelta(seconds=30)
+_GIVEN_UP = ", which was given up and may run"
 
 
 def close(look: Look, ending: Ending) -> Plan:
@@ -153,7 +154,7 @@ def _orphans(look: Look) -> list[str]:
     """The names of what status says is left running, and of jobs that nobody ever watched."""
     left = [jobs.name_of(job) for job in look.status.external_jobs if job.state == JobState.ORPHANED]
     strays = [f"{jobs.name_of(job)}, also handle {stray}" for job in look.jobs for stray in job.strays]
-    return left + strays + [f"{jobs.name_of(job)}, given up, which may run" for job in look.jobs if job.given_up]
+    return left + strays + [jobs.name_of(job) + _GIVEN_UP for job in look.jobs if job.given_up]
 
 
 def _orphans_told(look: Look) -> str:
@@ -169,7 +170,8 @@ def _with_orphans_told(look: Look, new: list[str]) -> str:
 
 def _announced(name: str) -> Announce:
     """One job that nobody watches any more."""
-    note = f"External job {name} is left running by the end of the TaskRun; nobody watches it any more."
+    how = "" if name.endswith(_GIVEN_UP) else " is left running by the end of the TaskRun"
+    note = f"External job {name}{how}; nobody watches it any more."
     return Announce(News.ORPHANED, wording.start_of(note), warning=True)
 
 

@@ -245,7 +245,8 @@ def test_a_job_that_was_given_up_is_named_because_it_may_run(handle: str | None,
     taskrun, state = with_jobs(a_taskrun().with_state(), job), a_state(1, jobs=[job])
     plan = plan_of(taskrun, a_pod().exited(1), state=state)
     assert (told(plan), shown(plan)) == (["Orphaned"], [("load", handle, "Failed")])
-    assert f"load ({who}), given up, which may run" in condition_of(plan, ConditionType.ORPHANED)[1]
+    assert f"load ({who}), which was given up and may run" in condition_of(plan, ConditionType.ORPHANED)[1]
+    assert f"load ({who}), which was given up and may run; nobody" in actions_of(plan, Announce)[0].note
     named = taskrun.with_status(status_of(plan))
     assert plan_of(named, a_pod().exited(1).released(), state=state) == Plan(
         actions=(*actions_of(plan, Announce), ReleaseTaskRun())
