@@ -42,7 +42,7 @@ from stateapi import free_port
 
 REQUEST = {"seconds": 10, "rows": 7}
 STATES = States(active=("RUNNING",), succeeded=("SUCCEEDED",), failed=("FAILED",), cancelled=("CANCELLED",))
-STATUS = Status(path="/jobs/{handle}", state="status", states=STATES, result="rows_written")
+STATUS = Status(path="/jobs/{handle}", state="status", states=STATES, result="rows_written", not_found_says="no job")
 SUBMIT = Submit(path="/jobs", handle="id", url="{handle}")
 TAGGED = Submit(path="/jobs", handle="id", body={"tag": "{token}"})
 LOOK_UP = LookUp(
@@ -187,9 +187,12 @@ class TestStatus:
             assert isinstance(described(server).status("job-1"), NotFound)
 
     def test_a_404_that_does_not_say_what_the_api_says_is_no_word_about_the_job(self) -> None:
+        assert isinstance(answered(404, "default backend - 404").status("job-1"), Unknown)
+
+    def test_where_the_api_says_nothing_of_jobs_that_are_gone_nothing_is_told(self) -> None:
+        silent = Status(path="/jobs/{handle}", state="status", states=STATES, not_found=())
         with serving("nothing") as server:
-            careful = Status(**{**vars_of(STATUS), "not_found_says": "no such job, says the real API"})
-            assert isinstance(described(server, status=careful).status("job-1"), Unknown)
+            assert isinstance(described(server, status=silent).status("job-1"), Unknown)
 
     @pytest.mark.parametrize("kind", ["down", "error", "half", "lose"])
     def test_a_system_that_can_not_be_asked_leaves_the_status_unknown(self, kind: str) -> None:
@@ -203,7 +206,7 @@ class TestStatus:
     def test_a_word_that_the_description_does_not_know_is_unknown_and_never_an_end(self) -> None:
         with serving("nothing") as server:
             other = States(active=("WAITING",), succeeded=("OK",), failed=("BAD",))
-            jobs = described(server, status=Status(path="/jobs/{handle}", state="status", states=other))
+            jobs = described(server, status=Status(**{**vars_of(STATUS), "states": other}))
             status = jobs.status(jobs.submit(submission()).handle)
             assert isinstance(status, Unknown)
             assert "'RUNNING'" in status.message

@@ -132,8 +132,8 @@ class Status(Part, frozen=True):
     """How a job is asked for. `state`: where its state is in the answer; `result`: where the result of a job that succeeded is, `.` for all of the
     answer; `message`: what to tell people. All are places.
 
-    `not_found`: the status codes by which the API says that it does not know the handle, if the answer's text also contains `not_found_says`:
-    say something there that no proxy would answer.
+    `not_found`: the status codes by which the API says that it does not know the handle, if the answer's text also contains `not_found_says`, which
+    no proxy would answer: whoever takes a proxy's 404 for a job that is gone holds the run, or submits anew. Empty: it never says so.
     """
 
     path: str
@@ -155,6 +155,11 @@ class Status(Part, frozen=True):
             if place is not None:
                 check_place(f"status.{name}", place)
         _check_statuses("status.notFound", self.not_found)
+        if self.not_found and not self.not_found_says.strip():
+            raise DescriptionError(
+                "status.notFoundSays must be what the API itself says of a job that it does not know: a proxy answers 404 too. "
+                "If it says nothing, status.notFound must be empty, and such an answer tells nothing"
+            )
 
 
 class Cancel(Part, frozen=True):
