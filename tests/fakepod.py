@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -219,12 +220,16 @@ class Pod:
 
     def context(self, settings: Settings | None = None) -> TaskContext:
         return TaskContext(
-            settings or self.settings,
+            settings or self._settings_now(),
             transport=self.api.transport(),
             waits=self.time.waits(),
             environment=self.environment,
             end_process=self.ended.append,
         )
+
+    def _settings_now(self) -> Settings:
+        """Of the attempt whose turn it is, where jobs count them."""
+        return replace(self.settings, attempt=self.api.jobs.attempt) if "jobs" in self.api.__dict__ else self.settings
 
     def client(self) -> Client:
         connection = Connection(self.settings, "session-1", self.api.transport())

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import httpx
 
 from controlplane import REPOSITORY, ControlPlane
 from operating import Cluster, Containers, Kubelet, Operator, Operators, Script, free_port
-from proxy import Door, Point, Proxy
+from proxy import Door, Point, Proxy, When, kind_of
 from reattach.api.names import ANNOTATION_CA, CA_FILE, TOKEN_AUDIENCE, TOKEN_FILE
 from reattach.cluster.paths import configmaps
 from stateapi import Server
@@ -25,7 +26,7 @@ from waiting import wait_until
 JSON = dict[str, Any]
 
 LIFE_SECONDS = 180
-QUIET_SECONDS = 5
+QUIET_SECONDS = 3
 """For how long a life must be over before its operator, which is still alive, counts as done with it."""
 NAME = "load"
 
@@ -57,6 +58,30 @@ class Life:
     """When each pod was made."""
     led_again: dt.datetime | None
     """When the operator was back, after it died."""
+
+    def check_death(self) -> None:
+        """It died where it should, unless it was over before it had so many writes of that kind.
+
+        Lives differ by a write or two: what is shown while it lasts, and what is written again since somebody else was faster.
+        """
+        assert self.point is not None
+        kinds = [kind_of(write) for write in (*self.writes, *self.events)]
+        assert self.has_killed or kinds.count(self.point.kind) < self.point.number, f"nobody killed it: {kinds}"
+
+
+def points_of(peaceful: Life) -> list[Point]:
+    """Before and after each write and each Event that a life without a death has."""
+    kinds = Counter(kind_of(write) for write in (*peaceful.writes, *peaceful.events))
+    return [Point(kind, number, when) for kind, last in kinds.items() for number in range(1, last + 1) for when in When]
+
+
+def check_deaths(lives: Iterable[Life]) -> None:
+    """Some life died on each side of each kind of write."""
+    points = {
+        (life.point.kind, life.point.when): life.has_killed for life in lives if life.point and life.point.number == 1
+    }
+    assert points
+    assert all(points.values()), f"no life died there: {[point for point, killed in points.items() if not killed]}"
 
 
 @dataclass

@@ -39,15 +39,23 @@ class When(Enum):
 
 @dataclass(frozen=True)
 class Point:
-    """The n-th write, counted from 1 and without those of the Lease; Events are counted apart, as nothing orders them among the others."""
+    """The n-th write of its kind (`kind_of`), counted from 1. Those of the Lease don't count."""
 
+    kind: str
     number: int
     when: When
-    events: bool = False
 
     @override
     def __str__(self) -> str:
-        return f"{self.when.value} {'event' if self.events else 'write'} {self.number}"
+        return f"{self.when.value} {self.kind} {self.number}"
+
+
+def kind_of(write: str) -> str:
+    """The verb, the resource and the subresource of a write (verb and path), without the names."""
+    method, path = write.split()
+    _, _, about = path.partition("/namespaces/")
+    _, resource, *name_and_sub = about.split("/")
+    return " ".join([method, resource, *name_and_sub[1:]])
 
 
 @dataclass
@@ -67,13 +75,17 @@ class Door:
         """Note the write; tells on which side of it to kill, if at all."""
         if method in _READS or "/leases" in path:
             return None
-        is_event = "/events" in path
-        noted = self.events if is_event else self.writes
-        noted.append(f"{method} {path}")
-        point = self.point
-        if point is None or self.has_killed or point.events != is_event or point.number != len(noted):
+        write = f"{method} {path}"
+        (self.events if "/events" in path else self.writes).append(write)
+        point, kind = self.point, kind_of(write)
+        if point is None or self.has_killed or point.kind != kind:
             return None
-        return point.when
+        return point.when if self.kinds.count(kind) == point.number else None
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of all that was written so far."""
+        return [kind_of(write) for write in (*self.writes, *self.events)]
 
     def kill(self) -> None:
         """As the kernel kills a process that is out of memory: no handler runs, nothing is flushed."""

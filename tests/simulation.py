@@ -15,12 +15,13 @@ import msgspec
 from builders import NAME, SETTINGS, STATE_UID, APod, a_pod, a_taskrun, at
 from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, state_name
 from reattach.api.objects import Pod
-from reattach.api.reasons import Budget, ConditionType, Reason
+from reattach.api.reasons import Budget, ConditionType, News, Reason
 from reattach.api.state import Completion, Epoch, JobState, JobSummary, Seal, StateView, Summary
 from reattach.api.taskrun import Resolution, StateReference, Status, TaskRun
 from reattach.planner import plan as plans
 from reattach.planner.budgets import amount, exhausted
 from reattach.planner.decide import decide
+from reattach.planner.jobs import name_of
 from reattach.planner.plan import (
     Announce,
     CreatePod,
@@ -265,6 +266,10 @@ class World:
         for budget in Budget:
             charged = sum(attempt.charged_to == budget for attempt in new)
             assert amount(after.counts.charged, budget) == amount(before.counts.charged, budget) + charged, "wrong sum"
+        presumed = [attempt.number for attempt in new if attempt.end == "Presumed"]
+        assert after.counts.last_presumed == max([before.counts.last_presumed, *presumed]), (
+            "a presumed end is forgotten"
+        )
         assert len(after.attempts) <= max(
             self.taskrun.spec.history_limit, 1 + sum(a.finish_time is None for a in after.attempts)
         )
@@ -295,7 +300,9 @@ class World:
             answers = self._answers("SubmissionUnknown", (job.key, job.generation))
             left = shown.get((job.key, job.generation))
             assert left is not None, "an open job is not even shown"
-            assert left.state in {"Orphaned", "Detached"} or (left.state == "Failed" and "Fail" in answers), "not named"
+            # Resubmit says that there is no such job; one whose handle is known since, and that nobody asked about again, there is.
+            is_denied = "Fail" in answers or ("Resubmit" in answers and (job.held or job.handle is None))
+            assert left.state in {"Orphaned", "Detached"} or (left.state == "Failed" and is_denied), "not named"
             assert left.handle is not None or answers or self.let_go_by_hand, "an intent was forgotten"
         over = {(job.key, job.generation) for job in state.jobs if not job.is_open} if state else set()
         for which, job in shown.items():
@@ -785,7 +792,8 @@ class Operator:
                 return plan
             self.taskrun = written
         else:
-            assert not [action for action in plan.actions if isinstance(action, Announce)], "said without a write"
+            said = [action for action in plan.actions if isinstance(action, Announce)]
+            assert all(each.reason == News.ORPHANED for each in said), "said without a write"
         for action in plan.actions:
             self._die(dies)
             self._act(action, refuses)
@@ -817,6 +825,9 @@ class Operator:
                     self.pods.pop(uid, None)
             case ReleaseTaskRun():
                 assert self.taskrun is not None
+                told = "".join(each.note for each in self.announced if each.reason == News.ORPHANED)
+                left = [job for job in self.taskrun.status.external_jobs if job.state == JobState.ORPHANED]
+                assert all(name_of(job) in told for job in left), "let go before anybody was told what is left running"
                 world.release_taskrun(self.taskrun.metadata.resource_version)
                 self.taskrun = world.taskrun
             case ReleaseState():

@@ -1,9 +1,11 @@
 """Wait for a condition, with a bound; nothing in the tests sleeps and hopes."""
 
 import asyncio
+import subprocess
+import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import IO, TypeVar
 
 T = TypeVar("T")
 
@@ -30,3 +32,19 @@ async def until(condition: Callable[[], Awaitable[T | None]], *, seconds: float,
             raise AssertionError(f"Not within {seconds:g} s: {what}. The last answer was {answer!r}")
         await asyncio.sleep(every)
     return answer
+
+
+def read_until(process: subprocess.Popen[str], output: IO[str] | None, text: str, *, seconds: float = 60) -> str:
+    """The first line of `output` with `text` in it; the lines before it are passed over. A process that says nothing is killed then."""
+    assert output is not None
+    watchdog = threading.Timer(seconds, process.kill)
+    watchdog.start()
+    lines: list[str] = []
+    try:
+        for line in iter(output.readline, ""):
+            if text in line:
+                return line
+            lines.append(line)
+    finally:
+        watchdog.cancel()
+    raise AssertionError(f"no {text!r} within {seconds} s, but: {''.join(lines)}")

@@ -9,7 +9,8 @@
             task.state.set("job_id", job_id, retention=reattach.NEVER_EXPIRE)
         return {"rows_written": wait_for(job_id)}
 
-    reattach.run(main)
+    if __name__ == "__main__":
+        reattach.run(main)
 
 or, where the other side has an adapter, without a gap between submitting and storing the id:
 

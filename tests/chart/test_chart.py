@@ -307,6 +307,7 @@ OPERATOR = (
     | each("served", "", "pods", "create delete get list patch watch")
     | each("served", "", "configmaps", "get list patch update watch")
     | each("served", "events.k8s.io", "events", "create")
+    | each("served", "", "namespaces", "get")
     | each("own", "coordination.k8s.io", "leases", "create")
     | each("own", "coordination.k8s.io", "leases", "get patch update", " reattach-operator")
     | each("own", "", "secrets", "create")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from controlplane import ControlPlane
-from lives import NAME, Life, Story, World, normalised
+from lives import NAME, Life, Story, World, check_deaths, normalised, points_of
 from operating import Containers, Kubelet, Operators, kubelet_of
-from proxy import Point, Proxy, When, proxy_to
+from proxy import Point, Proxy, proxy_to
 from reattach.cluster.paths import taskruns
 from stateapi import Servers
 from taskscripts import Tasks
@@ -55,10 +55,23 @@ def test_a_cancelled_run_ends_the_same_wherever_the_operator_dies(
         story = Story({}, lambda _: tasks.submit_and(be_cancelled))
         peaceful = world.live(story, None)
         check(peaceful)
-        points = [Point(number, when) for number in range(1, len(peaceful.writes) + 1) for when in When]
+        wrong: list[str] = []
+        lives: list[Life] = []
+
+        def compare(point: Point) -> None:
+            try:
+                life = world.live(story, point)
+                lives.append(life)
+                life.check_death()
+                check(life)
+                assert ended(life.status) == ended(peaceful.status)
+            except AssertionError as error:
+                wrong.append(f"died {point}: {error}")
+
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            wrong = list(pool.map(lambda point: compare(world, story, peaceful, point), points))
-        assert not any(wrong), "\n".join(each for each in wrong if each)
+            list(pool.map(compare, points_of(peaceful)))
+        assert not wrong, "\n".join(wrong)
+        check_deaths(lives)
     finally:
         servers.stop()
 
@@ -70,20 +83,6 @@ def check(life: Life) -> None:
     assert [(each["cause"], each.get("chargedTo")) for each in status["attempts"]] == [("Stopped", None)]
     assert jobs_of(status) == [("load", "job-1", "Orphaned")]
     assert {each["type"]: each["status"] for each in status["conditions"]} == {"Succeeded": "False", "Orphaned": "True"}
-
-
-def compare(world: World, story: Story, peaceful: Life, point: Point) -> str:
-    """What is not as it was in the peaceful life; empty if nothing is."""
-    try:
-        life = world.live(story, point)
-        if not life.has_killed:
-            # That the pod runs, or that it ends, may be shown or be over before there is time to: then there is a write less.
-            assert point.number > len(peaceful.writes) - 2, f"there was no such write: {life.writes}"
-        check(life)
-        assert ended(life.status) == ended(peaceful.status)
-    except AssertionError as error:
-        return f"died {point}: {error}"
-    return ""
 
 
 def ended(status: JSON) -> JSON:

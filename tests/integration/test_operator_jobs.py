@@ -2,12 +2,13 @@
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from controlplane import ControlPlane, ControlPlaneError
-from operating import Kubelet, Operators, Stage, condition, kubelet_of, run_on, stage_of
+from operating import Cluster, Kubelet, Operators, Stage, condition, kubelet_of, run_on, stage_of
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE
 from reattach.cluster.paths import configmaps, events, taskruns
 from stateapi import Servers
@@ -172,6 +173,36 @@ def test_an_intent_that_nobody_can_tell_of_keeps_a_deleted_run_until_a_person_ha
     answer(stage, "unresolved", "SubmissionUnknown", "Adopt", handle="found-by-hand")
     wait_until(lambda: is_gone(stage, "unresolved"), seconds=SLOW, what="the TaskRun is gone")
     wait_until(lambda: "found-by-hand" in stage.operator.log, seconds=SLOW, what="the job is named")
+
+
+def test_a_namespace_that_is_deleted_is_not_kept_by_an_intent_that_nobody_can_tell_of(
+    control_plane: ControlPlane, kubelet: Kubelet, tasks: Tasks, tmp_path: Path
+) -> None:
+    def intend_and_stay(containers: Any) -> None:
+        containers.run()
+        tasks.intended(containers)
+
+    operators, namespace = Operators(control_plane, tmp_path), control_plane.create_namespace("ends")
+    operator = operators.start(namespaces=[namespace])
+    stage = Stage(control_plane, namespace, Cluster(control_plane, namespace), operators, kubelet, operator)
+    kubelet.play(namespace, stage.script_of)
+    try:
+        stage.run("unresolved", lambda _: intend_and_stay)
+        wait_for_jobs(stage, "unresolved", ("load", None, "Intended"))
+        control_plane.delete_namespace(namespace)
+
+        def is_gone() -> bool:
+            try:
+                control_plane.call("GET", f"/api/v1/namespaces/{namespace}")
+            except ControlPlaneError as error:
+                return str(error).startswith("404")
+            return False
+
+        wait_until(is_gone, seconds=SLOW, what="the namespace is gone", every=0.5)
+        assert f"TaskRun {namespace}/unresolved: External job load (no handle known) is left running" in operator.log
+    finally:
+        kubelet.forget(namespace)
+        operators.stop()
 
 
 # -- held ---------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from controlplane import ControlPlane, ControlPlaneError, helm_template
-from operating import Cluster, Containers, Operator, free_port, kubelet_of, run_on
+from operating import Cluster, Containers, Operator, free_port, kubelet_of
 from reattach.api.names import ANNOTATION_CA, HEADER_SESSION, LABEL_TASKRUN, TOKEN_AUDIENCE
 from stateapi import new_session
 from waiting import wait_until
@@ -81,7 +81,8 @@ class Installation:
     def operator(self) -> Operator:
         """Not yet started."""
         port = free_port()
-        command = self.command("operator", "--metrics-host=127.0.0.1", f"--metrics-port={port}", "--identity=pod-1")
+        flags = ["--metrics-host=127.0.0.1", f"--metrics-port={port}", "--identity=pod-1", "--lease-renew-seconds=0.2"]
+        command = self.command("operator", *flags)
         return Operator("", "pod-1", f"http://127.0.0.1:{port}", command, self.directory / "operator.log")
 
     def start_server(self) -> tuple[subprocess.Popen[bytes], int]:
@@ -190,7 +191,7 @@ def lived(installation: Installation) -> Installation:
         scripts = {
             "retried": task_of(port, [1, 0]),
             "pending": never_start,
-            "deleted": run_on,
+            "deleted": task_of(port, [RUNS_ON]),
             "cancelled": task_of(port, [RUNS_ON]),
         }
         with kubelet_of(control_plane) as kubelet:
@@ -212,7 +213,7 @@ def lived(installation: Installation) -> Installation:
             assert cluster.wait_for_outcome("cancelled", seconds=60)["outcome"] == "Cancelled"
             assert cluster.wait_for_outcome("retried", seconds=60)["outcome"] == "Succeeded"
             assert cluster.wait_for_outcome("pending", seconds=60)["outcome"] == "Failed"
-            cluster.wait_for_reason("deleted", "Running")
+            wait_until(lambda: cluster.status("deleted").get("externalJobs"), seconds=60, what="the other one has, too")
             # A pod that is hidden from the watch is asked for by name, and found.
             (pod,) = cluster.pods("deleted")
             path = f"/api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}"

@@ -93,6 +93,9 @@ annotations:
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]
+- apiGroups: [""]
+  resources: [namespaces]  # whether it is being deleted, and so nobody can be waited for
+  verbs: [get]
 {{- end -}}
 
 {{/* What the server may do in the namespaces that Reattach serves; docs/install.md says why. */}}

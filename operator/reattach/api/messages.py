@@ -83,7 +83,7 @@ class ProblemCode(StrEnum):
     UNAVAILABLE = "unavailable"  # 503: the Kubernetes API can't be reached
     METHOD_NOT_ALLOWED = "method-not-allowed"  # 405
     ROUTE_UNKNOWN = "route-unknown"  # 404: no such route
-    DIGEST_CHANGED = "digest-changed"  # 409: another request under the key of a job that is open
+    DIGEST_CHANGED = "digest-changed"  # 409: another request under the key of a job that is open or succeeded
     JOB_NOT_FOUND = "job-not-found"  # 404: no intent was ever stored under this key and generation
     JOB_OPEN = "job-open"  # 409: a new generation is wanted, and the newest is still open
     JOB_OVER = "job-over"  # 409: the job has ended otherwise
@@ -215,7 +215,8 @@ class IntentRequest(Shape, frozen=True, forbid_unknown_fields=True):
     `submitter`: who is going to submit, one process (letters, digits, `-`, `_`, `.`; a UUID chosen once per process): its own earlier
     submissions count as over when it asks again. `digest`: of the request, so that another request under the same key is noticed.
     `token_seconds`: for how long the other side honours the token, counted from the first intent; None: not at all or not known.
-    `again`: submit although the last answer was `Resolve`. `new_generation`: the newest generation is over, and the job is wanted once more.
+    `again`: submit although the last answer was `Resolve`. `new_generation`: the newest generation is over, and the job is wanted once more; or
+    it is `NotFound`, and `spec.submission.onNotFound` is `Resubmit`: then this ends it.
     """
 
     submitter: str
@@ -237,11 +238,13 @@ class Decision(StrEnum):
     REATTACH = "Reattach"
     """The job has a handle: watch it."""
     OVER = "Over"
-    """The job is over, and its outcome recorded. A failed one is submitted anew, as a new generation, once an attempt was charged for it."""
+    """The job is over, and its outcome recorded. A failed one that was not given up is submitted anew, as a new generation, once an attempt
+    was charged for it.
+    """
 
 
 class Job(Shape, frozen=True, omit_defaults=False):
-    """One generation of one external job. `result` is JSON, absent unless it succeeded with one."""
+    """One generation of one external job. `result` is JSON, absent unless it succeeded with one. `given_up`: see `OutcomeRequest`."""
 
     key: str
     generation: int
@@ -264,6 +267,7 @@ class Job(Shape, frozen=True, omit_defaults=False):
     held: bool = False
     holds: int = 0
     strays: tuple[str, ...] = ()
+    given_up: bool = False
 
 
 class JobList(Shape, frozen=True, omit_defaults=False):
@@ -314,7 +318,8 @@ class OutcomeRequest(Shape, frozen=True, forbid_unknown_fields=True):
 
     `Succeeded` (with `result`, JSON of at most 4 KiB), `Failed`, `Cancelled`: final. `Active`, `Unknown`: for people to see that the other side
     can or can't be asked; needs a handle. `hold`: a person must decide; with `Unknown` for an intent without a handle, with `NotFound` for a job
-    with one.
+    with one. `given_up`, with `Failed`: nobody knows what became of it, and the policy is `Fail`. It may run, so no attempt submits it anew unless
+    that is asked for.
     """
 
     generation: int
@@ -322,15 +327,17 @@ class OutcomeRequest(Shape, frozen=True, forbid_unknown_fields=True):
     result: Any | msgspec.UnsetType = msgspec.UNSET
     message: str = ""
     hold: bool = False
+    given_up: bool = False
 
 
 class TerminationMessage(Shape, frozen=True):
     """What the SDK writes to the container's termination message file, so that the operator knows more than the exit code.
 
-    `kind`: `Failed` (an ordinary error), `Permanent` (never try again), `RetryLater` (with `retry_after_seconds`), `Fenced`, `Held`.
+    `kind`: `Failed` (an ordinary error), `Permanent` (never try again), `RetryLater` (with `retry_after_seconds`), `Unavailable` (of the state
+    API, or refused by it), `Fenced`, `Held`. An operator that does not know the kind takes it all for the end of a log.
     """
 
     reattach: Literal["v1"]
-    kind: Literal["Failed", "Permanent", "RetryLater", "Fenced", "Held"]
+    kind: Literal["Failed", "Permanent", "RetryLater", "Unavailable", "Fenced", "Held"]
     message: str = ""
     retry_after_seconds: int | None = None

@@ -56,7 +56,7 @@ class SealPurpose(StrEnum):
     SUSPEND = "Suspend"
 
 
-class Seal(Shape, frozen=True):
+class Seal(Shape, frozen=True, forbid_unknown_fields=True):
     """No attempt up to `through_attempt` may open the state or store an intent any more; later ones store intents only after `Suspend`."""
 
     through_attempt: int
@@ -70,6 +70,7 @@ class JobSummary(Shape, frozen=True):
     in `spec.resolutions` that answers it, always one more than there were when it was held, so that none is used twice; a hold that was
     settled by itself (a fenced attempt reported the handle) takes none. `message`: why it is held, or how it ended.
     `strays`: other handles that were reported for the same intent; jobs that run a second time and belong to nobody.
+    `given_up`: it is `Failed` because nobody could tell what became of it and the policy is `Fail`; it may run.
     """
 
     key: str
@@ -86,6 +87,7 @@ class JobSummary(Shape, frozen=True):
     holds: int = 0
     message: str = ""
     strays: tuple[str, ...] = ()
+    given_up: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -113,7 +115,7 @@ class Epoch(Shape, frozen=True):
     pod_uid: str = msgspec.field(name="podUID")
 
 
-class Completion(Shape, frozen=True):
+class Completion(Shape, frozen=True, forbid_unknown_fields=True):
     """The record that the task wrote when it was done. `result` is JSON text, at most 4 KiB."""
 
     attempt: int
@@ -123,13 +125,17 @@ class Completion(Shape, frozen=True):
 
 
 class Summary(Shape, frozen=True):
-    """The annotation `reattach.dev/summary`: enough for the operator to know whether it must read the state."""
+    """The annotation `reattach.dev/summary`: enough for the operator to know whether it must read the state.
+
+    `next_expiry`: when the first of the keys expires that ever do.
+    """
 
     epoch: Epoch | None = None
     completed_attempt: int | None = None
     seal: Seal | None = None
     jobs: tuple[JobSummary, ...] = ()
     counts: JobCounts = JobCounts()
+    next_expiry: datetime | None = None
 
 
 class StateView(Shape, frozen=True):

@@ -114,7 +114,8 @@ class Charged(Shape, frozen=True, omit_defaults=False):
 class Counts(Shape, frozen=True, omit_defaults=False):
     """Totals over the whole life, also of attempts that `historyLimit` dropped from the list.
 
-    `state_losses`: lost states that a person answered with StartEmpty.
+    `state_losses`: lost states that a person answered with StartEmpty. `last_presumed`: no count, but the highest number of an attempt whose end
+    was presumed, so that of all later ones that were dropped the end is known to have been reported.
     """
 
     attempts: int = 0
@@ -123,6 +124,7 @@ class Counts(Shape, frozen=True, omit_defaults=False):
     reattachments: int = 0
     duplicates_averted: int = 0
     state_losses: int = 0
+    last_presumed: int = 0
 
 
 class ExternalJob(Shape, frozen=True):

@@ -20,8 +20,8 @@ from reattach.cli.errors import CommandError
 from reattach.cli.looking import StateAbsent, pods_of, stored_of, taskrun_of
 from reattach.cli.text import clock, count
 from reattach.cluster import ConflictError, ForbiddenError, paths
-from reattach.state.codec import Opening, Record, State, Stored, to_data
-from reattach.state.operations import Clear, Set, Step, Writer, change
+from reattach.state.codec import Opening, Record, State, Stored, to_configmap
+from reattach.state.operations import Clear, Set, Step, Writer, change, expire
 from reattach.state.refusals import RefusedError
 from reattach.state.values import check_key, from_json, stored_value_of, to_json
 
@@ -184,12 +184,14 @@ def refused(error: RefusedError) -> CommandError:
 
 
 async def read(connection: Connection, name: str) -> tuple[TaskRun, Stored]:
-    """The TaskRun and its state as of now. Raises `CommandError` if there is no state."""
+    """The TaskRun and its state as of now, once it is over without what has expired. Raises `CommandError` if there is no state."""
     taskrun = await taskrun_of(connection, name)
     stored = await stored_of(connection, taskrun)
     if isinstance(stored, StateAbsent):
         more = f" kubectl reattach explain {name} tells what to do." if stored.lost else ""
         raise CommandError(stored.why + more)
+    if taskrun.status.outcome is not None:
+        stored = msgspec.structs.replace(stored, state=expire(stored.state, datetime.now(UTC)))
     return taskrun, stored
 
 
@@ -230,11 +232,8 @@ async def _check_idle(connection: Connection, taskrun: TaskRun) -> None:
 
 
 async def _replace(connection: Connection, stored: Stored, state: State) -> None:
-    # The resourceVersion in the metadata, as read, makes this the compare-and-set.
-    metadata = {name: value for name, value in stored.body["metadata"].items() if name != "managedFields"}
-    body = {**stored.body, "metadata": metadata, "data": to_data(state)}
     path = paths.configmaps(connection.namespace, stored.metadata.name)
-    await connection.cluster.replace(path, body, fieldManager=FIELD_MANAGER)
+    await connection.cluster.replace(path, to_configmap(stored, state), fieldManager=FIELD_MANAGER)
 
 
 def said_of(results: Sequence[BatchResult]) -> str:

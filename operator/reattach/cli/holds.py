@@ -13,6 +13,7 @@ from reattach.api.taskrun import Resolution, Spec, Status, TaskRun
 from reattach.cli.text import count
 from reattach.planner import holds as planned
 from reattach.planner.budgets import amount
+from reattach.planner.conclusions import conclusion_of
 
 RESOLUTIONS_MAX = 64
 ANSWERS: dict[str, tuple[str, ...]] = {
@@ -143,7 +144,9 @@ def command_of(taskrun: TaskRun, hold: Hold, action: str) -> str:
 def consequence_of(taskrun: TaskRun, hold: Hold, action: str, handle: str = "HANDLE") -> str:
     """What happens after this answer, in one or two sentences."""
     name = taskrun.metadata.name
-    ending = taskrun.spec.cancel or taskrun.metadata.deletion_timestamp is not None
+    is_wanted = taskrun.spec.cancel or taskrun.metadata.deletion_timestamp is not None
+    about_a_job = hold.held == Reason.SUBMISSION_UNKNOWN
+    ending = is_wanted or (about_a_job and conclusion_of(taskrun.spec, taskrun.status) is not None)
     match action:
         case "Adopt" if ending:
             return f"{handle} is the job that was submitted. {name} ends, and names it as left running."

@@ -15,6 +15,9 @@ ClusterError
 
 from typing import Any
 
+NO_REASON = "Unknown"
+"""The reason of an answer that is no `Status` object of the API server."""
+
 
 class ClusterError(Exception):
     """An answer of the API server that is not success.
@@ -93,7 +96,7 @@ _SERVER_ERROR = 500
 
 def error_of(status: int, body: dict[str, Any], retry_after: float | None) -> ClusterError:
     """The error for an answer: `body` is the decoded `Status` object, or empty if the answer was none."""
-    reason = str(body.get("reason") or "Unknown")
+    reason = str(body.get("reason") or NO_REASON)
     kind = UnavailableError if status >= _SERVER_ERROR else _BY_STATUS.get(status, ClusterError)
     if kind is ConflictError and reason == "AlreadyExists":
         kind = AlreadyExistsError

@@ -13,6 +13,11 @@ def core(plural: str, namespace: str | None, name: str | None = None, subresourc
     return _namespaced("/api/v1", namespace, plural, name, subresource)
 
 
+def namespace_of(name: str) -> str:
+    """A namespace itself; a Role in it may allow to get it."""
+    return f"/api/v1/namespaces/{name}"
+
+
 def pods(namespace: str | None, name: str | None = None) -> str:
     """Pods."""
     return core("pods", namespace, name)

@@ -34,6 +34,7 @@ from reattach.cluster import (
     UnavailableError,
     paths,
 )
+from reattach.cluster.errors import NO_REASON
 from reattach.controller.cache import Cache
 from reattach.controller.workqueue import Key
 from reattach.controller.writer import Writer
@@ -253,7 +254,7 @@ class Actor:
         if LABEL_TASKRUN in found.metadata.labels:
             cache.learn(found)
         else:
-            cache.forget(about.uid, ended=False)
+            cache.forget(about.uid, version=found.metadata.resource_version)
         return found
 
 
@@ -267,7 +268,8 @@ def kind_of(error: ClusterError) -> RefusalKind:
     if isinstance(error, ForbiddenError):
         return RefusalKind.QUOTA if "exceeded quota" in error.message else RefusalKind.FORBIDDEN
     is_final = isinstance(error, BadRequestError | InvalidError) or error.status == _TOO_LARGE
-    return RefusalKind.INVALID if is_final else RefusalKind.ERROR
+    # Without a reason it is the word of something in between, such as a proxy.
+    return RefusalKind.INVALID if is_final and error.reason != NO_REASON else RefusalKind.ERROR
 
 
 def is_meant(pod: Pod, taskrun: TaskRun, body: Mapping[str, Any]) -> bool:

@@ -21,6 +21,8 @@ _PER_TASKRUN = 20
 """Events per TaskRun and hour: retries announce themselves by this much, the rest is in status."""
 _WINDOW_SECONDS = 3600.0
 _WAITING_MAX = 1000
+_REMEMBERED_MAX = 10_000
+"""TaskRuns of the last hour whose events are counted; of more of them, an Event may be sent once more, which changes nothing."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,16 +41,21 @@ class Announcer:
         self._metrics = metrics
         self._clock = clock
         self._waiting: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(_WAITING_MAX)
-        self._sent: dict[str, tuple[float, set[str]]] = {}
+        self._sent: dict[str, tuple[float, set[str]]] = {}  # by UID, the oldest windows first
 
     def announce(self, about: ObjectMeta, said: Announce) -> None:
         """Send it some time soon, unless it was sent already or too many were. An orphan is also counted, and said in the log."""
+        body = event_of(about, said, self._instance, datetime.now(UTC))
+        name, names = body["metadata"]["name"], self._sent_of(about.uid)
+        if name in names:
+            return
         if said.reason == News.ORPHANED:
             self._metrics.orphaned_jobs.inc()
             _log.warning("TaskRun %s/%s: %s", about.namespace, about.name, said.note)
-        body = event_of(about, said, self._instance, datetime.now(UTC))
-        if not self._admits(about.uid, body["metadata"]["name"]):
+        if len(names) >= _PER_TASKRUN:
+            self._metrics.events_dropped.inc()
             return
+        names.add(name)
         try:
             self._waiting.put_nowait((about.namespace, body))
         except asyncio.QueueFull:
@@ -66,20 +73,15 @@ class Announcer:
                 self._metrics.events_dropped.inc()
                 _log.info("An event on TaskRun %s/%s was not sent: %s", namespace, body["regarding"]["name"], error)
 
-    def _admits(self, uid: str, name: str) -> bool:
+    def _sent_of(self, uid: str) -> set[str]:
+        """The names of what was sent on this TaskRun within the hour that its first Event began."""
         now = self._clock()
-        if len(self._sent) > _WAITING_MAX:
-            self._sent = {uid: sent for uid, sent in self._sent.items() if now - sent[0] < _WINDOW_SECONDS}
-        since, names = self._sent.get(uid, (now, set()))
-        if now - since >= _WINDOW_SECONDS:
-            since, names = now, set()
-        if name in names:
-            return False
-        if len(names) >= _PER_TASKRUN:
-            self._metrics.events_dropped.inc()
-            return False
-        self._sent[uid] = (since, names | {name})
-        return True
+        while self._sent:
+            oldest, (since, _) = next(iter(self._sent.items()))
+            if len(self._sent) <= _REMEMBERED_MAX and now - since < _WINDOW_SECONDS:
+                break
+            del self._sent[oldest]
+        return self._sent.setdefault(uid, (now, set()))[1]
 
 
 def event_of(about: ObjectMeta, said: Announce, instance: str, now: datetime) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Cache(Generic[T]):
         self._on_change = on_change
         self._by_key: dict[Key, dict[str, T]] = {}
         self._key_by_uid: dict[str, Key] = {}
-        self._ended: dict[str, None] = {}
+        self._ended: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._key_by_uid)
@@ -49,15 +49,17 @@ class Cache(Generic[T]):
         """All that belong to `key`."""
         return tuple(self._by_key.get(key, {}).values())
 
-    def all(self) -> Iterable[T]:
+    def all(self) -> list[T]:
         """All."""
         return [found for group in self._by_key.values() for found in group.values()]
 
     def learn(self, found: T) -> bool:
         """Take `found` as what is now, unless something newer is known. Tells whether it was news."""
         metadata = found.metadata
-        if metadata.uid in self._ended:
-            return False
+        if (ended := self._ended.get(metadata.uid)) is not None:
+            if not ended or ended == metadata.resource_version or is_older(metadata.resource_version, ended):
+                return False
+            del self._ended[metadata.uid]
         key = self._key_of(found)
         before = self._key_by_uid.get(metadata.uid)
         if before is not None:
@@ -71,12 +73,12 @@ class Cache(Generic[T]):
         self._on_change(key)
         return True
 
-    def forget(self, uid: str, *, ended: bool = True) -> None:
-        """It is gone; with `ended` false it may come back (it left the selector)."""
-        if ended:
-            self._ended[uid] = None
-            while len(self._ended) > _TOMBSTONES_MAX:
-                del self._ended[next(iter(self._ended))]
+    def forget(self, uid: str, *, version: str = "") -> None:
+        """It is gone. With `version` it was gone, or had left the selector, by then, and comes back with what is newer."""
+        self._ended.pop(uid, None)
+        self._ended[uid] = version
+        while len(self._ended) > _TOMBSTONES_MAX:
+            del self._ended[next(iter(self._ended))]
         self._remove(uid)
 
     def missing_from(self, listed: Iterable[T], version: str, namespace: str | None) -> list[T]:

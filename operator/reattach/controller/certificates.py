@@ -20,7 +20,7 @@ from typing import Any, Final
 from cryptography import x509
 
 from reattach.api.names import ANNOTATION_CA, GROUP, LABEL_TASKRUN
-from reattach.cluster import Cluster, ConflictError, InvalidError, NotFoundError, paths
+from reattach.cluster import Cluster, ClusterError, ConflictError, InvalidError, NotFoundError, paths
 from reattach.controller.authority import Pair, authorities_in, is_authority, new_authority, new_serving, pem_of
 from reattach.controller.listing import metadata_of_all
 from reattach.controller.rotation import (
@@ -90,7 +90,7 @@ async def ensure(cluster: Cluster, settings: CertificateSettings, now: datetime)
 
 
 async def distribute(cluster: Cluster, watch_namespaces: Sequence[str], pem: str) -> int:
-    """Put the bundle on every live pod of ours that lacks it; safe to repeat. The number of pods written."""
+    """Put the bundle on every live pod of ours that lacks it; safe to repeat. The number of pods that lacked it: written now, or refused."""
     pods = [pod async for pod in unmarked_pods(cluster, watch_namespaces, pem)]
     gate = asyncio.Semaphore(_PATCHES_AT_ONCE)
 
@@ -101,6 +101,9 @@ async def distribute(cluster: Cluster, watch_namespaces: Sequence[str], pem: str
                 await cluster.merge_patch(paths.pods(namespace, name), patch)
             except (NotFoundError, InvalidError):
                 return 0  # gone, or another pod by that name (a UID is immutable): the next look tells
+            except ClusterError as error:
+                # One namespace's policy is no reason to serve no other.
+                _log.warning("Pod %s/%s can't be told of the state API's CA: %s", namespace, name, error)
             return 1
 
     return sum(await asyncio.gather(*(mark(*pod) for pod in pods)))

@@ -93,16 +93,13 @@ class Leader:
 
     async def keep(self) -> None:
         """Renew for as long as this replica leads; raises `LeadershipLostError`."""
-        while True:
-            await asyncio.sleep(self._settings.every_seconds)
-            if not self.leads():
-                break
+        while self.leads():
+            # Never past the deadline, whatever hangs: this process must have ended before another one starts.
+            await asyncio.sleep(min(self._settings.every_seconds, self._left()))
             try:
-                async with asyncio.timeout(self._settings.deadline_seconds):
-                    await self._renew()
-            except ConflictError:
-                if await self._is_taken():
-                    break
+                async with asyncio.timeout(self._left()):
+                    if not await self._renewed():
+                        break
             except (ClusterError, TimeoutError) as error:
                 _log.warning("The Lease could not be renewed yet: %s", str(error) or "no answer in time")
         self._renewed_at = None
@@ -147,8 +144,18 @@ class Leader:
             self._seen = (lease.metadata.resource_version, self._clock())
         return self._clock() - self._seen[1] > lease.spec.lease_duration_seconds
 
-    async def _renew(self) -> None:
-        await self._write(self._clock())
+    def _left(self) -> float:
+        """For how many seconds it leads still without a renewal."""
+        assert self._renewed_at is not None
+        return max(self._renewed_at + self._settings.deadline_seconds - self._clock(), 0)
+
+    async def _renewed(self) -> bool:
+        """False: another holds it."""
+        try:
+            await self._write(self._clock())
+        except ConflictError:
+            return not await self._is_taken()
+        return True
 
     async def _is_taken(self) -> bool:
         """After a conflict: whether it is another's. If it is ours still (a renewal whose answer was lost), go on from there."""

@@ -54,7 +54,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, environment: Mapping[str,
         "--sweep-seconds",
         type=float,
         default=300.0,
-        help="how often all TaskRuns are listed, to find what a watch has missed",
+        help="how often all TaskRuns are listed, to find what a watch has missed, and expired keys of finished ones are removed",
     )
     tls = parser.add_argument_group("certificates of the state API")
     tls.add_argument("--ca-file", type=Path, help="give pods this bundle, and make no certificates")

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from reattach.api.names import LABEL_TASKRUN
+from reattach.api.names import LABEL_TASKRUN, OPERATOR_NAME
 from reattach.api.objects import PartialObject, Pod
 from reattach.api.reasons import HOLDS
 from reattach.cluster import Cluster, ClusterError, paths
 from reattach.controller.announcer import Announcer
 from reattach.controller.cache import Cache
 from reattach.controller.certificates import CertificatesError, distribute, ensure
+from reattach.controller.expiry import Expiry
 from reattach.controller.health import Health
 from reattach.controller.leader import Leader, LeadershipLostError
 from reattach.controller.metrics import Metrics
@@ -29,6 +30,7 @@ from reattach.controller.workers import Workers
 from reattach.controller.workqueue import WorkQueue
 from reattach.controller.writer import Pace, Writer
 from reattach.planner.plan import Settings
+from reattach.state import Store
 
 _TRY_AGAIN_SECONDS = 2.0
 
@@ -70,6 +72,7 @@ class Operator:
             decide=decide,
             settings=lambda: self._settings,
         )
+        self._expiry = Expiry(self._states, Store(writer, field_manager=OPERATOR_NAME))  # type: ignore[arg-type]
         self._workers = Workers(self._queue, reconciler.reconcile, self._metrics)
         self._register_gauges()
 
@@ -134,6 +137,7 @@ class Operator:
                 await self._taskruns.sweep()
             except ClusterError as error:
                 _log.warning("The TaskRuns could not be listed: %s", error)
+            await self._expiry.sweep(datetime.now(UTC))
 
     async def _renew_certificates(self) -> float:
         """Take what pods are to trust; the answer is after how many seconds to come again."""
@@ -142,8 +146,8 @@ class Operator:
         bundle = await ensure(self._cluster, self._options.certificates, now)
         self._settings = Settings(url=self._options.state_api_url, ca=bundle.pem)
         if bundle.pem != self._distributed:
-            await distribute(self._cluster, self._options.watch_namespaces, bundle.pem)
-            self._distributed = bundle.pem
+            lacking = await distribute(self._cluster, self._options.watch_namespaces, bundle.pem)
+            self._distributed = "" if lacking else bundle.pem
         return max((bundle.look_again_at - now).total_seconds(), 1.0)
 
     async def _keep_certificates(self) -> None:

@@ -8,11 +8,27 @@ from typing import TypeAlias
 
 import msgspec
 
-from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_STATE, KIND, LABEL_TASKRUN, pod_name, state_name
+from reattach.api.names import (
+    FINALIZER_ATTEMPT,
+    FINALIZER_EXTERNAL_JOBS,
+    FINALIZER_STATE,
+    KIND,
+    LABEL_TASKRUN,
+    pod_name,
+    state_name,
+)
 from reattach.api.objects import ObjectMeta, PartialObject, Pod
 from reattach.api.state import Epoch, StateView
 from reattach.api.taskrun import Status, TaskRun
-from reattach.cluster import Cluster, ClusterError, ConflictError, NotFoundError, paths
+from reattach.cluster import (
+    Cluster,
+    ClusterError,
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    UnavailableError,
+    paths,
+)
 from reattach.controller.actor import Actor, controller_of
 from reattach.controller.announcer import Announcer
 from reattach.controller.cache import Cache
@@ -93,12 +109,10 @@ class Reconciler:
         taskrun = self._taskruns.known(key)
         if self._taskruns.is_doubtful(key) or self._has_leftovers(key, taskrun):
             taskrun = await self._taskruns.look(key)
-        if taskrun is not None and not is_ours(taskrun):
-            return None
-        if taskrun is not None and taskrun.status.outcome is not None:
+        if taskrun is not None and taskrun.status.outcome is not None and is_ours(taskrun):
             taskrun = None
         again = await self._release_leftovers(key, taskrun)
-        if taskrun is None:
+        if taskrun is None or not is_ours(taskrun):
             self._actor.forget(key)
             return again
         then = await self._carry_on(key, taskrun)
@@ -114,6 +128,7 @@ class Reconciler:
             pods=self._pods_of(key, taskrun),
             summary=summary,
             refusal=self._actor.refusal(key, taskrun),
+            namespace_ends=await self._namespace_ends(taskrun),
         )
         plan = await self._decide_with_state(key, observed)
         if plan.status is not None:
@@ -143,6 +158,8 @@ class Reconciler:
                 await self._find_hidden(taskrun, state.epoch)
             observed = replace(observed, state=state, pods=self._pods_of(key, taskrun))
             plan = self._decide(observed, self._settings(), self._clock())
+        if any(isinstance(action, ReadState | Seal) for action in plan.actions):
+            raise UnavailableError(0, "Restless", "the state changes as fast as it is read or sealed")
         return plan
 
     async def _act_on_all(self, key: Key, taskrun: TaskRun, actions: Sequence[Action]) -> None:
@@ -214,6 +231,19 @@ class Reconciler:
             return view_of(found)
         except UnreadableError as error:
             return StateUnreadable(str(error))
+
+    async def _namespace_ends(self, taskrun: TaskRun) -> bool:
+        about = taskrun.metadata
+        if about.deletion_timestamp is None or FINALIZER_EXTERNAL_JOBS not in about.finalizers:
+            return False
+        try:
+            found = await self._cluster.get(paths.namespace_of(about.namespace), metadata_only=True)
+        except NotFoundError:
+            return True
+        except ForbiddenError as error:
+            _log.warning("Whether the namespace %s is being deleted can't be told: %s", about.namespace, error)
+            return False
+        return msgspec.json.decode(found, type=PartialObject).metadata.deletion_timestamp is not None
 
     async def _find_hidden(self, taskrun: TaskRun, epoch: Epoch | None) -> None:
         """Ask for the pod of every attempt that is known to have begun and not to have ended, and isn't seen.

@@ -136,7 +136,7 @@ class Reflector(Generic[T]):
         for each in found:
             self._cache.learn(each)
         for each in self._cache.missing_from(found, version, self._namespace):
-            self._cache.forget(each.metadata.uid, ended=False)
+            self._cache.forget(each.metadata.uid, version=version)
         self._version = version
         self._sign()
         self.synced.set()
@@ -167,7 +167,7 @@ class Reflector(Generic[T]):
     def _take(self, kind: str, found: T) -> None:
         if kind == "DELETED":
             # It may have lost its label only, and get it back.
-            self._cache.forget(found.metadata.uid, ended=not found.metadata.finalizers)
+            self._cache.forget(found.metadata.uid, version=found.metadata.resource_version)
         else:
             self._cache.learn(found)
 

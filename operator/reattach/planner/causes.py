@@ -10,7 +10,7 @@ import msgspec
 from reattach.api.messages import TerminationMessage
 from reattach.api.objects import Pod, Terminated
 from reattach.api.reasons import Cause, End
-from reattach.api.state import StateView
+from reattach.api.state import JobOrigin, StateView
 from reattach.planner import evidence, wording
 
 _OWN_LIMIT = re.compile(
@@ -149,8 +149,10 @@ def _held(ended: Ended) -> Verdict | None:
 
 
 def _held_by_a_job(ended: Ended) -> Verdict | None:
+    # Another attempt, thought dead, may have told the handle since: then the next attempt goes on from there.
     jobs = ended.state.jobs if ended.state is not None else ()
-    if ended.said is None or ended.said.kind != "Held" or not any(job.held for job in jobs):
+    was_held = any(job.held or (job.holds and job.origin is JobOrigin.REPORTED) for job in jobs)
+    if ended.said is None or ended.said.kind != "Held" or not was_held:
         return None
     return Verdict(Cause.HELD, "SubmissionUnknown", _told(ended))
 
@@ -206,6 +208,13 @@ def _disrupted(ended: Ended) -> Verdict | None:
     return None
 
 
+def _said_unavailable(ended: Ended) -> Verdict | None:
+    # Nobody can check it, and nobody need: it is charged to a budget that is as bounded as any other.
+    if ended.said is None or ended.said.kind != "Unavailable" or ended.exit_code == 0:
+        return None
+    return Verdict(Cause.DISRUPTION, "StateApiUnavailable", _told(ended))
+
+
 def _said_permanent(ended: Ended) -> Verdict | None:
     if ended.said is None or ended.said.kind != "Permanent":
         return None
@@ -254,6 +263,7 @@ _LADDER: tuple[Callable[[Ended], Verdict | None], ...] = (
     _fenced,
     _never_started,
     _disrupted,
+    _said_unavailable,
     _said_permanent,
     _said_retry_later,
     _out_of_resources,

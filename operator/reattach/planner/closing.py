@@ -5,12 +5,14 @@ by this process or the next.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 
 import msgspec
 
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS
 from reattach.api.objects import Pod
-from reattach.api.reasons import SENTENCES, End, News, Outcome, Reason
+from reattach.api.reasons import SENTENCES, ConditionType, End, News, Outcome, Reason
 from reattach.api.state import JobState, JobSummary, SealPurpose, StateView
 from reattach.api.taskrun import ExternalJob
 from reattach.planner import holds, jobs, wording
@@ -20,6 +22,8 @@ from reattach.planner.look import Look, release_of_state
 from reattach.planner.plan import Announce, DeletePod, Plan, ReadState, ReleaseTaskRun, Seal
 
 Step = Callable[[Look, Ending], Plan | None]
+
+LOOK_AT_NAMESPACE_AFTER = timedelta(seconds=30)
 
 
 def close(look: Look, ending: Ending) -> Plan:
@@ -75,27 +79,32 @@ def _stop(look: Look, ending: Ending) -> Plan | None:
 
 
 def _hold_unresolved(look: Look, _ending: Ending) -> Plan | None:
-    """An intent of which nobody knows what became of it keeps the TaskRun, unless somebody took the finalizer off by hand."""
-    if FINALIZER_EXTERNAL_JOBS not in look.about.finalizers:
+    """An intent of which nobody knows what became of it keeps the TaskRun, unless somebody took the finalizer off by hand, nobody is
+    to be waited for (`onUnknown`), or nobody can answer any more (the namespace is being deleted): then it is named, as every open job.
+    """
+    nobody_answers = look.spec.submission.on_unknown != "Hold" or look.observed.namespace_ends
+    if FINALIZER_EXTERNAL_JOBS not in look.about.finalizers or nobody_answers:
         return None
-    left = {jobs.id_of(job) for job in look.status.external_jobs if not jobs.is_open(job)}
-    waiting = tuple(
-        job
-        for job in look.jobs
-        if job.is_open
-        and job.handle is None
-        and jobs.id_of(job) not in left
-        and holds.answer_at_end(look.spec, job) is None
-    )
-    return holds.hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(look, waiting)) if waiting else None
+    unresolved = (job for job in look.jobs if job.is_open and job.handle is None)
+    waiting = tuple(job for job in unresolved if holds.answer_at_end(look.spec, job) is None)
+    if not waiting:
+        return None
+    # The deletion of its namespace changes nothing of a TaskRun that is being deleted already.
+    again = None if look.about.deletion_timestamp is None else look.now + LOOK_AT_NAMESPACE_AFTER
+    return holds.hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(look, waiting), again=again)
 
 
 def _let_go(look: Look, ending: Ending) -> Plan | None:
-    """Name what is left running, durably, before the finalizer goes that stands for it."""
+    """Name what is left running, durably, and tell people, before the finalizer goes that stands for it. They are told each time until it
+    has gone: of one that is deleted nothing stays by which it could be made up for later.
+    """
     if FINALIZER_EXTERNAL_JOBS not in look.about.finalizers:
         return None
     named = with_orphans(look, ending.outcome)
-    return Plan(actions=(ReleaseTaskRun(),)) if named is look else named.plan(ReleaseTaskRun())
+    said = [_announced(name) for name in _orphans(named)]
+    if named is look and not said:
+        return Plan(actions=(ReleaseTaskRun(),))
+    return replace(named, announced=look.announced).plan(*said, ReleaseTaskRun())
 
 
 def _end(look: Look, ending: Ending) -> Plan:
@@ -131,19 +140,31 @@ def _stops_of_unrecorded(look: Look) -> tuple[DeletePod, ...]:
 def with_orphans(look: Look, outcome: Outcome | None) -> Look:
     """The look after it is written what becomes of the jobs that are open; the same one if none is."""
     known = {jobs.id_of(job): job for job in look.jobs}
-    before = look.status.external_jobs
-    after = tuple(_at_end(look, job, known.get(jobs.id_of(job)), outcome) for job in before)
-    status = msgspec.structs.replace(look.status, external_jobs=after)
-    left = [job for job in after if job.state == JobState.ORPHANED]
+    after = tuple(_at_end(look, job, known.get(jobs.id_of(job)), outcome) for job in look.status.external_jobs)
+    named = look.with_status(msgspec.structs.replace(look.status, external_jobs=after))
+    new = [name for name in _orphans(named) if name not in _orphans_told(look)]
+    if not new:
+        return named if named.status != look.status else look
+    status = statuses.with_orphans(named.status, _with_orphans_told(look, new), look.now)
+    return look.with_status(status, *(_announced(name) for name in new))
+
+
+def _orphans(look: Look) -> list[str]:
+    """The names of what status says is left running, and of jobs that nobody ever watched."""
+    left = [jobs.name_of(job) for job in look.status.external_jobs if job.state == JobState.ORPHANED]
     strays = [f"{jobs.name_of(job)}, also handle {stray}" for job in look.jobs for stray in job.strays]
-    names = [jobs.name_of(job) for job in left] + strays
-    if names:
-        message = f"{SENTENCES[Reason.JOBS_ORPHANED]} External job {'; '.join(names)}."
-        status = statuses.with_orphans(status, message, look.now)
-    if status == look.status:
-        return look
-    new = [jobs.name_of(job) for job in left if job not in before]
-    return look.with_status(status, *(_announced(name) for name in new + strays))
+    return left + strays + [f"{jobs.name_of(job)}, given up, which may run" for job in look.jobs if job.given_up]
+
+
+def _orphans_told(look: Look) -> str:
+    told = statuses.condition_of(look.status, ConditionType.ORPHANED)
+    return told.message if told else ""
+
+
+def _with_orphans_told(look: Look, new: list[str]) -> str:
+    """The message with these names added: of a state that was lost, and begun anew, the jobs are listed here alone."""
+    begin = _orphans_told(look).removesuffix(".") or f"{SENTENCES[Reason.JOBS_ORPHANED]} External job"
+    return f"{begin}{';' if _orphans_told(look) else ''} {'; '.join(new)}."
 
 
 def _announced(name: str) -> Announce:
@@ -156,7 +177,8 @@ def _at_end(look: Look, job: ExternalJob, known: JobSummary | None, outcome: Out
     if not jobs.is_open(job):
         return job
     answer = holds.answer_at_end(look.spec, known) if known else None
-    if answer is not None and answer.action == holds.FAIL:
+    if answer is not None and answer.action in {holds.FAIL, holds.RESUBMIT}:
+        # Resubmit says that there is no such job.
         return msgspec.structs.replace(job, state=JobState.FAILED.value)
     if answer is not None and answer.action == holds.ADOPT:
         return msgspec.structs.replace(job, state=JobState.ORPHANED.value, handle=answer.handle)

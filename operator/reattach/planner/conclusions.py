@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from reattach.api.reasons import SENTENCES, Cause, Outcome, Reason
+from reattach.api.reasons import SENTENCES, Budget, Cause, Outcome, Reason
 from reattach.api.state import StateView
 from reattach.api.taskrun import Spec, Status
 from reattach.planner import holds, jobs, wording
@@ -28,7 +28,7 @@ def ending_of(look: Look) -> Ending | None:
         done = _late_success(look) or conclusion_of(look.spec, look.status)
     if done is not None and done.outcome is Outcome.SUCCEEDED:
         return done
-    return wanted(look) or done
+    return wanted(look) or done or _begun(look)
 
 
 def _late_success(look: Look) -> Ending | None:
@@ -54,6 +54,16 @@ def wanted(look: Look) -> Ending | None:
     if holds.answer_to_loss(look.spec, look.status) == holds.FAIL:
         return Ending(*holds.by_resolution("its lost state"))
     return None
+
+
+def _begun(look: Look) -> Ending | None:
+    """The end that was begun, although a budget has been raised since: no further attempt could open the state."""
+    last = statuses.last_end_of(look.status)
+    if not look.is_sealed or look.current is not None or last is None:
+        return None
+    reason = FAILURES[Budget(last.charged_to)] if last.charged_to else Reason.APPLICATION_FAILED
+    message = f"{SENTENCES[reason]} {wording.how_it_ended(last)} That it may go on came after its end was begun."
+    return Ending(Outcome.FAILED, reason, message)
 
 
 def conclusion_of(spec: Spec, status: Status) -> Ending | None:

@@ -100,7 +100,7 @@ def _read_state(look: Look) -> Plan | None:
 
 
 def _wait_for_readable_state(look: Look) -> Plan | None:
-    if not isinstance(look.observed.state, StateUnreadable):
+    if not isinstance(look.observed.state, StateUnreadable) or look.observed.namespace_ends:
         return None
     message = f"{SENTENCES[Reason.STATE_UNREADABLE]} {look.observed.state.message}"
     plan = holds.hold(look, Reason.STATE_UNREADABLE, message, again=look.now + READ_AGAIN_AFTER)

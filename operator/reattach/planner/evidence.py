@@ -26,6 +26,10 @@ _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunC
 _ON_THE_WAY = frozenset({"", "ContainerCreating", "PodInitializing"})
 _GATED = "SchedulingGated"
 _UNIX_EPOCH_YEAR = 1970
+CLOCKS_DIFFER = timedelta(seconds=15)
+"""How much later than an end by its node's clock a stop by another machine's must be, to have come after it. Taking an eviction for the
+task's own failure costs the run, taking a failure for an eviction costs one of many retries.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,10 @@ def failed_init_of(pod: Pod) -> tuple[str, Terminated] | None:
 
 
 def ended_by_itself(pod: Pod, ended: Terminated) -> bool:
-    """Whether a container ended before somebody stopped its pod. A tie, and what nobody knows, goes to whoever stopped it."""
+    """Whether a container ended before somebody stopped its pod. What can't be told goes to whoever stopped it.
+
+    The end is by its node's clock, the stop by another machine's, and both are cut to seconds; so nothing is told by a few of them.
+    """
     stopped: list[datetime | None] = []
     if pod.metadata.deletion_timestamp is not None and not _was_over_when_deleted(pod):
         # What is stored is the end of the grace period, so whoever asked did so at its start. When the kubelet is done, it deletes once more,
@@ -130,7 +137,7 @@ def ended_by_itself(pod: Pod, ended: Terminated) -> bool:
     if target := disruption_target_of(pod):
         stopped.append(target.last_transition_time)
     at = ended.finished_at
-    return all(at is not None and is_real(at) and time is not None and at < time for time in stopped)
+    return all(at is not None and is_real(at) and time is not None and at + CLOCKS_DIFFER < time for time in stopped)
 
 
 def _was_over_when_deleted(pod: Pod) -> bool:

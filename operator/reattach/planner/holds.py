@@ -15,7 +15,7 @@ from reattach.planner.budgets import exhausted
 from reattach.planner.look import Look
 from reattach.planner.plan import Announce, Plan
 
-ADOPT, FAIL, START_EMPTY = "Adopt", "Fail", "StartEmpty"
+ADOPT, RESUBMIT, FAIL, START_EMPTY = "Adopt", "Resubmit", "Fail", "StartEmpty"
 
 TO_ANSWER = " To answer: "
 """Begins the part of a hold's message that tells how to answer it."""

@@ -31,19 +31,21 @@ def is_open(job: ExternalJob) -> bool:
 
 
 def with_jobs(status: Status, view: StateView | Summary) -> Status:
-    """The status that shows the jobs as the state has them, in its order. What the TaskRun's end left running stays shown as that.
+    """The status that shows the jobs as the state has them, in its order. What was left running by a state that is lost stays shown as
+    that, unless the state that was begun anew has a job of that name again.
 
     Counts never go back, although a state that was begun anew counts from nought.
     """
-    left = {id_of(job): job for job in status.external_jobs if job.state in _LEFT}
-    shown = [_shown_of(job, left.pop(id_of(job), None)) for job in view.jobs]
+    known = {id_of(job) for job in view.jobs}
+    left = [job for job in status.external_jobs if job.state in _LEFT and id_of(job) not in known]
+    shown = [_shown_of(job) for job in view.jobs]
     counts = msgspec.structs.replace(
         status.counts,
         submissions=max(status.counts.submissions, view.counts.submissions),
         reattachments=max(status.counts.reattachments, view.counts.reattachments),
         duplicates_averted=max(status.counts.duplicates_averted, view.counts.duplicates_averted),
     )
-    return msgspec.structs.replace(status, external_jobs=(*left.values(), *shown)[-JOBS_MAX:], counts=counts)
+    return msgspec.structs.replace(status, external_jobs=(*left, *shown)[-JOBS_MAX:], counts=counts)
 
 
 def has_news(status: Status, summary: Summary) -> bool:
@@ -70,9 +72,9 @@ def name_of(job: JobSummary | ExternalJob) -> str:
     return f"{job.key} ({', '.join(parts)})"
 
 
-def _shown_of(job: JobSummary, left: ExternalJob | None) -> ExternalJob:
+def _shown_of(job: JobSummary) -> ExternalJob:
     since = job.submitted_time
-    shown = ExternalJob(
+    return ExternalJob(
         key=job.key,
         generation=job.generation,
         state=job.state.value,
@@ -82,9 +84,6 @@ def _shown_of(job: JobSummary, left: ExternalJob | None) -> ExternalJob:
         submitted_time=since.replace(microsecond=0) if since else None,
         submitted_by_attempt=job.submitted_by_attempt,
     )
-    if left is None or not job.is_open:
-        return shown
-    return msgspec.structs.replace(shown, state=left.state, handle=left.handle or shown.handle)
 
 
 def _without_urls(status: Status) -> Status:

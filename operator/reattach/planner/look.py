@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from reattach.api.names import FINALIZER_ATTEMPT, state_name
 from reattach.api.objects import ObjectMeta, Pod
 from reattach.api.reasons import News
-from reattach.api.state import Epoch, JobSummary, StateView
+from reattach.api.state import Epoch, JobSummary, SealPurpose, StateView
 from reattach.api.taskrun import Attempt, Spec, Status
 from reattach.planner import evidence
 from reattach.planner import status as statuses
@@ -54,6 +54,13 @@ class Look:
         if isinstance(self.observed.state, StateView):
             return self.observed.state.epoch
         return self.observed.summary.epoch if self.observed.summary else None
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the end of the run was begun and no attempt can open the state any more: that is never taken back."""
+        read, summary = self.observed.state, self.observed.summary
+        seal = read.seal if isinstance(read, StateView) else summary.seal if summary else None
+        return seal is not None and seal.purpose is SealPurpose.END and not self.state_lost
 
     @property
     def attempts(self) -> tuple[Known, ...]:

@@ -72,6 +72,8 @@ class Observed:
     `summary`: the state's summary as the watch last said (None: no ConfigMap seen). It may be old: it only wakes, except that
     `completed_attempt`, once there, is final.
     `state`: what reading the state itself gave, in this very pass; None if it was not read. `decide` asks for it by `ReadState`.
+    `namespace_ends`: whether the namespace is being deleted, so that nobody is left who could be waited for. Looked up for a TaskRun
+    that is being deleted and not let go of yet.
     """
 
     taskrun: TaskRun
@@ -79,6 +81,7 @@ class Observed:
     summary: Summary | None = None
     state: StateView | StateAbsent | StateUnreadable | None = None
     refusal: Refusal | None = None
+    namespace_ends: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from datetime import datetime
 import msgspec
 
 from reattach.api.objects import Condition
-from reattach.api.reasons import SENTENCES, ConditionType, Outcome, Reason
+from reattach.api.reasons import SENTENCES, ConditionType, End, Outcome, Reason
 from reattach.api.taskrun import Attempt, Status
 from reattach.planner import wording
 
@@ -40,9 +40,10 @@ def with_progress(status: Status, reason: Reason, message: str, now: datetime) -
 
 
 def with_hold(status: Status, reason: Reason, message: str, now: datetime) -> Status:
-    """The TaskRun waits for a person."""
+    """The TaskRun waits for a person; and if that may end by itself, as long afterwards as it would have waited in any case."""
     status = _with_condition(status, ConditionType.HELD, _YES, (reason, message), now)
-    return msgspec.structs.replace(with_progress(status, reason, message, now), next_attempt_time=None)
+    until = status.next_attempt_time if reason is Reason.STATE_UNREADABLE else None
+    return msgspec.structs.replace(with_progress(status, reason, message, now), next_attempt_time=until)
 
 
 def is_held_for_good(status: Status) -> bool:
@@ -80,6 +81,8 @@ def with_attempt(status: Status, attempt: Attempt, history_limit: int) -> Status
     for old in [one for one in listed[:-1] if one.finish_time is not None][: max(surplus, 0)]:
         listed.remove(old)
     counts = msgspec.structs.replace(status.counts, attempts=max(status.counts.attempts, attempt.number))
+    if attempt.end == End.PRESUMED:
+        counts = msgspec.structs.replace(counts, last_presumed=max(counts.last_presumed, attempt.number))
     start = status.start_time or attempt.start_time
     return msgspec.structs.replace(status, attempts=tuple(listed), counts=counts, start_time=start)
 

@@ -20,6 +20,9 @@ from reattach.state.operations import RETENTION_SECONDS_MAX
 
 log = logging.getLogger("reattach.server")
 
+_KEEPALIVE_SECONDS = 75.0
+"""How long a connection without a request is kept. aiohttp's own is an hour, of which a replica would hold one for each pod."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
@@ -134,7 +137,12 @@ async def _listen(
     port: int,
     certificate: Certificate | None = None,
 ) -> web.TCPSite:
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=settings.request_seconds)
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        shutdown_timeout=settings.request_seconds,
+        keepalive_timeout=_KEEPALIVE_SECONDS,
+    )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     site = web.TCPSite(runner, settings.host, port, ssl_context=certificate.context if certificate else None)

@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from reattach.api.messages import Problem, ProblemCode
-from reattach.cluster import ClusterError
+from reattach.cluster import ClusterError, ForbiddenError, InvalidError
 from reattach.server.settings import BODY_BYTES_MAX
 from reattach.state import RefusedError
 
@@ -30,7 +30,7 @@ PROBLEMS: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.CLOSING: (409, "The run is being ended or suspended"),
     ProblemCode.COMPLETED: (409, "The attempt is complete"),
     ProblemCode.STATE_LOST: (409, "The state was deleted by force"),
-    ProblemCode.DIGEST_CHANGED: (409, "Another request under the key of an open job"),
+    ProblemCode.DIGEST_CHANGED: (409, "Another request under the key of a job"),
     ProblemCode.JOB_NOT_FOUND: (404, "No such external job"),
     ProblemCode.JOB_OPEN: (409, "The external job is open"),
     ProblemCode.JOB_OVER: (409, "The external job is over"),
@@ -54,6 +54,8 @@ _OF_HTTP = {
     413: (ProblemCode.REQUEST_TOO_LARGE, f"the body must have at most {BODY_BYTES_MAX} bytes"),
 }
 _RETRY_SECONDS = 1.0
+REFUSAL_CHARACTERS_MAX = 300
+"""As much of the API server's own sentence as a task is told."""
 
 
 class RateLimitedError(RefusedError):
@@ -76,6 +78,9 @@ def response_of(error: Exception) -> tuple[ProblemCode, web.Response]:
         case ClusterError():
             log.warning("the Kubernetes API answered: %s", error)
             detail = "the Kubernetes API does not answer as it should; ask again, with the same request id"
+            if isinstance(error, ForbiddenError | InvalidError):
+                # A quota or an admission policy: somebody must put that right, and the task's log is where they look.
+                detail = f"{detail}. It refuses what this call needs: {error.message[:REFUSAL_CHARACTERS_MAX]}"
             wait = error.retry_after or _RETRY_SECONDS
             return ProblemCode.UNAVAILABLE, to_response(ProblemCode.UNAVAILABLE, detail, retry_after=wait)
         case TimeoutError():

@@ -15,7 +15,8 @@
       job-escaped.1.a_2Fb, job-hashed.1.9f86d0…                # as for keys
 
 A release that adds to this writes another formatVersion only once every supported release reads it, so that a rollback works. Whatever
-this code does not know makes the whole state unreadable: a record passed over would look like one that was never stored.
+this code does not know makes the whole state unreadable: a record passed over would look like one that was never stored, and a field
+of one would be gone with the next write.
 """
 
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ SUMMARY_BYTES_MAX = 128 * 1024
 """A larger summary leaves out, one after the other, strays, messages and URLs. Kubernetes takes 256 KiB of annotations."""
 
 
-class Opening(Epoch, frozen=True, omit_defaults=False):
+class Opening(Epoch, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
     """The epoch as stored: who opened the state last. `fenced_sessions` are earlier sessions of the same pod, the newest last."""
 
     session: str
@@ -55,7 +56,7 @@ class Opening(Epoch, frozen=True, omit_defaults=False):
     fenced_sessions: tuple[str, ...] = ()
 
 
-class Record(Shape, frozen=True, omit_defaults=False):
+class Record(Shape, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
     """One key as stored. `value` is JSON text, kept as it is, so that no number loses a digit."""
 
     key: str
@@ -67,7 +68,7 @@ class Record(Shape, frozen=True, omit_defaults=False):
     expires_at: datetime | None
 
 
-class Remembered(Shape, frozen=True):
+class Remembered(Shape, frozen=True, forbid_unknown_fields=True):
     """A change that was asked for under a request id, and its answer (JSON text)."""
 
     id: str
@@ -88,7 +89,7 @@ class State(Shape, frozen=True):
     jobs: Mapping[JobName, JobRecord] = {}
 
 
-class _Counts(JobCounts, frozen=True, omit_defaults=False):
+class _Counts(JobCounts, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
     """With the number of jobs, so that one that is missing is noticed: it would be submitted again."""
 
     jobs: int = 0
@@ -177,6 +178,13 @@ def from_configmap(configmap: bytes) -> Stored:
     return Stored(metadata=read.metadata, state=from_data(read.data), body=body)
 
 
+def to_configmap(stored: Stored, state: State) -> dict[str, Any]:
+    """The ConfigMap that was read, with another state in it. Its resourceVersion, as read, makes writing it a compare-and-set."""
+    metadata = {name: value for name, value in stored.body["metadata"].items() if name != "managedFields"}
+    annotations = {**(metadata.get("annotations") or {}), ANNOTATION_SUMMARY: summary_annotation_of(state)}
+    return {**stored.body, "metadata": {**metadata, "annotations": annotations}, "data": to_data(state)}
+
+
 def summary_annotation_of(state: State) -> str:
     """The text of the annotation `reattach.dev/summary`."""
     completed = None if state.completion is None else state.completion.attempt
@@ -186,6 +194,7 @@ def summary_annotation_of(state: State) -> str:
         seal=state.seal,
         jobs=_job_summaries_of(state),
         counts=state.counts,
+        next_expiry=min((at for record in state.records.values() if (at := record.expires_at)), default=None),
     )
     text = _text(summary)
     for left_out in ({"strays": ()}, {"message": ""}, {"url": None}):

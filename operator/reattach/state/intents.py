@@ -5,7 +5,7 @@ been submitted. It is submitted once more only on grounds that speak for it, whi
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import msgspec
@@ -20,7 +20,7 @@ from reattach.api.messages import (
     ProblemCode,
     Unresolved,
 )
-from reattach.api.reasons import Budget, End
+from reattach.api.reasons import Budget
 from reattach.api.state import JobOrigin, JobState
 from reattach.state.codec import State
 from reattach.state.jobrecord import JobRecord, Submitter, check_room, newest_of, token_of
@@ -96,6 +96,8 @@ def intend(
     was_told = _was_told(newest, question)
     if newest.is_over:
         return _after_the_end(question, newest, wanted=asked.new_generation and not was_told)
+    if asked.new_generation and not was_told and _is_gone_by_policy(question, newest):
+        return _anew(question, newest, "not found; submitted anew by spec.submission.onNotFound")
     _check_same(newest, asked, was_told=was_told)
     if newest.held:
         return _as_a_person_decided(question, newest)
@@ -114,7 +116,7 @@ def _adopt(question: _Question) -> tuple[State, Answer] | None:
     if adoption is None:
         return None
     intended = msgspec.structs.replace(_new_record(question, 1), submitters=())
-    return _with_adopted(question, intended, adoption.handle)
+    return _with_adopted(question, intended, adoption.handle, "spec.adopt")
 
 
 def _begin(question: _Question, generation: int) -> tuple[State, Answer]:
@@ -125,8 +127,17 @@ def _begin(question: _Question, generation: int) -> tuple[State, Answer]:
 
 
 def _after_the_end(question: _Question, record: JobRecord, *, wanted: bool) -> tuple[State, Answer]:
-    if wanted or (record.state is not JobState.SUCCEEDED and _was_charged(question, record)):
+    # What was given up may run: its failure is the run's, also if the attempt that was to say so is lost.
+    is_paid = record.state is not JobState.SUCCEEDED and not record.given_up and _was_charged(question, record)
+    if wanted or is_paid:
         return _begin(question, record.generation + 1)
+    if record.state is JobState.SUCCEEDED and not _is_of_same_request(record, question.asked):
+        # Its result is not that of what is asked for now, as in a loop that forgot to make the key of the day.
+        detail = (
+            f"the job {shown(record.key)} succeeded with another request; use another key, or ask for a new generation"
+            " (task.resubmit)"
+        )
+        raise RefusedError(ProblemCode.DIGEST_CHANGED, detail)
     return question.state, Answer(Decision.OVER, record, counted=Counted.OVER)
 
 
@@ -149,18 +160,25 @@ def _as_a_person_decided(question: _Question, record: JobRecord) -> tuple[State,
     answer = answers[record.holds - 1]
     free = msgspec.structs.replace(record, held=False, message="")
     if answer.action == "Adopt" and answer.handle:
-        state, adopted = _with_adopted(question, free, answer.handle)
+        state, adopted = _with_adopted(question, free, answer.handle, "spec.resolutions")
         return counting(state, submissions=record.handle is None, duplicates_averted=1), adopted
     if answer.action == "Resubmit":
         if record.handle is None:
             return _submit_again(question, free)
-        gone = with_end(
-            free, JobState.FAILED, "not found; a person decided to submit again", question.writer, question.now
-        )
-        after = msgspec.structs.replace(question.state, jobs=with_job(question.state, gone).jobs)
-        return _begin(_Question(**{**vars(question), "state": after}), record.generation + 1)
+        return _anew(question, free, "not found; a person decided to submit again")
     failed = with_end(free, JobState.FAILED, "a person decided that it has failed", question.writer, question.now)
     return with_job(question.state, failed), Answer(Decision.OVER, failed, counted=Counted.OVER)
+
+
+def _is_gone_by_policy(question: _Question, record: JobRecord) -> bool:
+    is_gone = record.state is JobState.NOT_FOUND and not record.held
+    return is_gone and question.owner.spec.submission.on_not_found == "Resubmit"
+
+
+def _anew(question: _Question, record: JobRecord, why: str) -> tuple[State, Answer]:
+    """The end of one generation and the begin of the next in one write: nobody comes between and takes the first for a failure."""
+    gone = with_end(record, JobState.FAILED, why, question.writer, question.now)
+    return _begin(replace(question, state=with_job(question.state, gone)), record.generation + 1)
 
 
 def _reattach(question: _Question, record: JobRecord) -> tuple[State, Answer]:
@@ -184,14 +202,20 @@ def _submit_again(question: _Question, record: JobRecord) -> tuple[State, Answer
     return state, Answer(Decision.SUBMIT, told)
 
 
-def _with_adopted(question: _Question, record: JobRecord, handle: str) -> tuple[State, Answer]:
+def _with_adopted(question: _Question, record: JobRecord, handle: str, named_in: str) -> tuple[State, Answer]:
+    try:
+        checked_handle(handle)
+    except RefusedError as error:
+        # The schema counts characters.
+        raise RefusedError(error.code, f"{named_in} must name a handle that can be kept: {error.detail}") from None
     adopted = msgspec.structs.replace(
         record,
-        handle=checked_handle(handle),
+        handle=handle,
         origin=JobOrigin.ADOPTED,
         state=JobState.ACTIVE,
         recorded_at=question.now,
         session=question.writer.session,
+        strays=tuple(stray for stray in record.strays if stray != handle),
     )
     state = with_job(question.state, adopted)
     check_room(state.jobs)
@@ -244,8 +268,7 @@ def _has_ended(question: _Question, submitter: Submitter) -> bool:
     """A process that asks again says that its own call is over. Of another one only its kubelet can tell: a frozen one may still submit."""
     if submitter.id == question.asked.submitter and submitter.pod_uid == question.writer.pod_uid:
         return True
-    attempt = question.owner.attempt(submitter.attempt)
-    return attempt is not None and attempt.end == End.REPORTED and attempt.pod_uid in {"", submitter.pod_uid}
+    return question.owner.has_reported_end(submitter.attempt, submitter.pod_uid)
 
 
 def _unresolved(question: _Question, record: JobRecord) -> Unresolved:
@@ -277,11 +300,15 @@ def _check_same(record: JobRecord, asked: IntentRequest, *, was_told: bool) -> N
     if asked.new_generation and not was_told:
         detail = f"the job {shown(record.key)} must be over before it is submitted anew; it is {record.state}"
         raise RefusedError(ProblemCode.JOB_OPEN, detail)
-    if (record.digest, record.adapter) != (asked.digest, asked.adapter):
+    if not _is_of_same_request(record, asked):
         detail = (
             f"the request under the key {shown(record.key)} must stay the same while its job is open; use another key"
         )
         raise RefusedError(ProblemCode.DIGEST_CHANGED, detail)
+
+
+def _is_of_same_request(record: JobRecord, asked: IntentRequest) -> bool:
+    return (record.digest, record.adapter) == (asked.digest, asked.adapter)
 
 
 def _check_request(key: str, asked: IntentRequest) -> None:

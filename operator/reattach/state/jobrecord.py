@@ -24,7 +24,7 @@ JobName = tuple[str, int]
 """Key and generation."""
 
 
-class Submitter(Shape, frozen=True):
+class Submitter(Shape, frozen=True, forbid_unknown_fields=True):
     """A process that was told to submit. `request_id` and `request_digest` are of the intent that was answered so, empty without an id."""
 
     id: str
@@ -36,12 +36,12 @@ class Submitter(Shape, frozen=True):
     request_digest: str = ""
 
 
-class JobRecord(Shape, frozen=True):
+class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
     """As stored. `result` is JSON text, kept as it is.
 
     `repeated`: somebody was told to submit although an earlier submission was unresolved. `submitters`: those who were told to, but for
     such as were known to have ended when another was told. `session`: the last one that recorded the handle or took the job up.
-    An open job without a handle is `Intended`, and no other is.
+    An open job without a handle is `Intended`, and no other is. `given_up`: see `JobSummary`.
     """
 
     key: str
@@ -69,6 +69,7 @@ class JobRecord(Shape, frozen=True):
     held: bool = False
     holds: int = 0
     strays: tuple[str, ...] = ()
+    given_up: bool = False
 
     @property
     def name(self) -> JobName:
@@ -125,6 +126,7 @@ def to_summary(record: JobRecord) -> JobSummary:
         holds=record.holds,
         message=record.message,
         strays=record.strays,
+        given_up=record.given_up,
     )
 
 

@@ -142,7 +142,7 @@ def record_outcome(
     _check_fits_job(record, asked)
     if wanted in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}:
         ended = with_end(record, wanted, asked.message, writer, now)
-        ended = msgspec.structs.replace(ended, result=result)
+        ended = msgspec.structs.replace(ended, result=result, given_up=asked.given_up)
         return _stored_with_message(state, ended), Recorded(ended)
     if asked.hold:
         return _held(state, record, asked, answers)
@@ -247,6 +247,8 @@ def _checked_result(asked: OutcomeRequest) -> msgspec.Raw | msgspec.UnsetType:
 
 
 def _check_fits_job(record: JobRecord, asked: OutcomeRequest) -> None:
+    if asked.given_up and asked.state != "Failed":
+        raise invalid("only a job that Failed can be given up")
     if asked.hold:
         wanted = "Unknown" if record.handle is None else "NotFound"
         if asked.state != wanted:

@@ -167,6 +167,14 @@ def seal(state: State, through: int, purpose: SealPurpose) -> State:
     return msgspec.structs.replace(state, seal=grown)
 
 
+def expire(state: State, now: datetime) -> State:
+    """The state without the keys that have expired. For runs that are over: nothing expires before."""
+    kept = {
+        key: record for key, record in state.records.items() if record.expires_at is None or record.expires_at > now
+    }
+    return state if len(kept) == len(state.records) else msgspec.structs.replace(state, records=kept)
+
+
 def check_not_completed(state: State, writer: Writer) -> None:
     """Refuse a change by an attempt that recorded its completion."""
     if _has_completed(state, writer):

@@ -1,7 +1,8 @@
 """The TaskRun that a state belongs to, as far as the state API looks at it."""
 
 from reattach.api.objects import ObjectMeta, Shape
-from reattach.api.taskrun import Adoption, Attempt, Resolution, StateReference, Submission
+from reattach.api.reasons import End
+from reattach.api.taskrun import Adoption, Attempt, Counts, Resolution, StateReference, Submission
 
 
 class OwnerSpec(Shape, frozen=True):
@@ -18,6 +19,7 @@ class OwnerStatus(Shape, frozen=True):
 
     outcome: str | None = None
     attempts: tuple[Attempt, ...] = ()
+    counts: Counts = Counts()
     state: StateReference | None = None
 
 
@@ -51,6 +53,14 @@ class Owner(Shape, frozen=True):
     def attempt(self, number: int) -> Attempt | None:
         """What is listed of an attempt; None if `historyLimit` dropped it, or nothing is known yet."""
         return next((attempt for attempt in self.status.attempts if attempt.number == number), None)
+
+    def has_reported_end(self, number: int, pod_uid: str) -> bool:
+        """Whether the kubelet reported that the container of this pod, of this attempt, had ended."""
+        attempt = self.attempt(number)
+        if attempt is not None:
+            return attempt.end == End.REPORTED and attempt.pod_uid in {"", pod_uid}
+        # Only what has ended leaves the list.
+        return self.status.counts.last_presumed < number <= self.status.counts.attempts
 
     def answers_for(self, key: str, generation: int) -> tuple[Resolution, ...]:
         """A person's answers about one external job, in the order in which they were given."""

@@ -28,8 +28,8 @@ from reattach.api.names import (
 from reattach.api.state import SealPurpose
 from reattach.cluster import Cluster, ConflictError, NotFoundError
 from reattach.cluster.paths import configmaps, taskruns
-from reattach.state.codec import State, Stored, from_configmap, summary_annotation_of, to_data
-from reattach.state.operations import Writer, open_state, seal
+from reattach.state.codec import State, Stored, from_configmap, summary_annotation_of, to_configmap, to_data
+from reattach.state.operations import Writer, expire, open_state, seal
 from reattach.state.owner import Owner
 from reattach.state.refusals import RefusedError, UnreadableError
 
@@ -147,6 +147,23 @@ class Store:
                     return
         raise _too_many_writers()
 
+    async def sweep(self, run: Run, now: datetime) -> int:
+        """Remove the keys that have expired from the state of a run that is over, which our finalizer's absence tells; how many.
+
+        Whoever writes it meanwhile, be it a person, is not in the way: the next sweep does what this one could not.
+        """
+        stored = await self._configmap(run)
+        if stored is None or FINALIZER_STATE in stored.metadata.finalizers:
+            return 0
+        swept = expire(stored.state, now)
+        if swept == stored.state:
+            return 0
+        try:
+            await self._replace(run, stored, swept)
+        except (ConflictError, NotFoundError):
+            return 0
+        return len(stored.state.records) - len(swept.records)
+
     async def _try_seal(self, run: Run, through: int, purpose: SealPurpose) -> None:
         owner = await self._taskrun(run)
         stored = await self._configmap(run)
@@ -236,15 +253,8 @@ class Store:
         )
 
     async def _replace(self, run: Run, stored: Stored, state: State) -> None:
-        # The resourceVersion in the metadata, as read, makes this the compare-and-set. managedFields are left to the API server.
-        metadata = {name: value for name, value in stored.body["metadata"].items() if name != "managedFields"}
-        metadata["annotations"] = {
-            **(metadata.get("annotations") or {}),
-            ANNOTATION_SUMMARY: summary_annotation_of(state),
-        }
-        body = {**stored.body, "metadata": metadata, "data": to_data(state)}
         path = configmaps(run.namespace, stored.metadata.name)
-        await self._cluster.replace(path, body, fieldManager=self._field_manager)
+        await self._cluster.replace(path, to_configmap(stored, state), fieldManager=self._field_manager)
 
     async def _announce(self, run: Run, taskrun: Owner, stored: Stored) -> None:
         """Have `status.state` name it. What was stored stays so, and its answer with it, whoever else writes the TaskRun meanwhile."""
@@ -259,6 +269,8 @@ class Store:
             except ConflictError:
                 await self._pause(number)
                 taskrun = await self._taskrun(run)
+                if taskrun.status.outcome is not None:
+                    raise RefusedError(ProblemCode.CLOSING, "the TaskRun is over; no attempt may begin") from None
                 if taskrun.state_uid is None:
                     continue
                 if taskrun.state_uid != stored.metadata.uid:

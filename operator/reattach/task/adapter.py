@@ -18,6 +18,9 @@ from typing import Any, ClassVar, TypeAlias
 
 from reattach.task.errors import ReattachError
 
+LONGEST = timedelta(days=100 * 365)
+"""What is declared to last longer counts as this long: it is added to dates, and `timedelta.max` goes beyond the last one."""
+
 
 @dataclass(frozen=True)
 class ClientName:
@@ -27,12 +30,18 @@ class ClientName:
 
     retention: timedelta | None = None
 
+    def __post_init__(self) -> None:
+        _bound(self, "retention")
+
 
 @dataclass(frozen=True)
 class SubmissionToken:
     """The other side answers a repeated token with the job that it made for it, for `lifetime` after the first use."""
 
     lifetime: timedelta
+
+    def __post_init__(self) -> None:
+        _bound(self, "lifetime")
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,10 @@ class Lookup:
 
     settling: timedelta
     retention: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        _bound(self, "settling")
+        _bound(self, "retention")
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,9 @@ class Active:
 
 @dataclass(frozen=True)
 class Succeeded:
-    """It is over, with this result: JSON of at most 4 KiB, the same whoever asks and whenever."""
+    """It is over, with this result: JSON of at most 4 KiB, the same whoever asks and whenever. Any other is dropped, with an ERROR in the
+    log: the job has succeeded without.
+    """
 
     result: Any = None
 
@@ -174,3 +189,12 @@ class Adapter(ABC):
         """
         text = json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return hashlib.sha256(f"{self.name}\0{text}".encode()).hexdigest()
+
+
+def _bound(declared: ClientName | SubmissionToken | Lookup, name: str) -> None:
+    lasting: timedelta | None = getattr(declared, name)
+    if lasting is None:
+        return
+    if lasting < timedelta(0):
+        raise ValueError(f"{name} of {type(declared).__name__} must not be negative: {lasting}")
+    object.__setattr__(declared, name, min(lasting, LONGEST))

@@ -210,6 +210,19 @@ class _Absence:
 
     def wait(self, why: str, retry_after: float = 0.0) -> float:
         """Seconds to wait before asking again. Raises `Unavailable` when patience is over."""
+        self._refused_since = None
+        return self._wait(why, retry_after)
+
+    def wait_for_token(self, problem: Problem) -> float:
+        """`wait`, for the next token. Raises `Refused` when nothing but that was answered for too long."""
+        now = self._waits.clock()
+        if self._refused_since is None:
+            self._refused_since = now
+        if now - self._refused_since >= UNAUTHENTICATED_SECONDS:
+            raise Refused(problem.detail or problem.title)
+        return self._wait(f"{problem.status} {problem.code}: {problem.detail}")
+
+    def _wait(self, why: str, retry_after: float = 0.0) -> float:
         now = self._waits.clock()
         lasting = now - self._since
         if lasting >= self._patience:
@@ -226,15 +239,6 @@ class _Absence:
         wait = self._delay * (0.5 + self._waits.chance() / 2)
         self._delay = min(self._delay * 2, DELAY_SECONDS_MAX)
         return min(max(wait, retry_after), self._patience - lasting)
-
-    def wait_for_token(self, problem: Problem) -> float:
-        """`wait`, for the next token. Raises `Refused` when that takes too long."""
-        now = self._waits.clock()
-        if self._refused_since is None:
-            self._refused_since = now
-        if now - self._refused_since >= UNAUTHENTICATED_SECONDS:
-            raise Refused(problem.detail or problem.title)
-        return self.wait(f"{problem.status} {problem.code}: {problem.detail}")
 
     def end(self) -> None:
         """An answer came."""

@@ -41,8 +41,8 @@ class Connection:
         self._session = session
         self._transport = transport
         self._lock = threading.Lock()
-        # The newest of each list is in use. An older one is not closed while others may be using it; after a fork its TLS
-        # connections are the parent's.
+        # Of plain ones the newest is in use, of async ones the one of its event loop. An older one is not closed while others may be using
+        # it; after a fork its TLS connections are the parent's.
         self._plain: list[tuple[Identity, httpx.Client]] = []
         self._async: list[tuple[Identity, asyncio.AbstractEventLoop, httpx.AsyncClient]] = []
 
@@ -91,10 +91,11 @@ class Connection:
         """Close what plain code opened, and what this event loop opened."""
         self.close()
         here = asyncio.get_running_loop()
-        clients, self._async = self._async, []
-        for _, loop, client in clients:
-            if loop is here:
-                await client.aclose()
+        with self._lock:
+            clients = [client for (pid, _), loop, client in self._async if loop is here and pid == os.getpid()]
+            self._async = [known for known in self._async if known[1] is not here]
+        for client in clients:
+            await client.aclose()
 
     def _plain_client(self) -> httpx.Client:
         with self._lock:
@@ -112,8 +113,13 @@ class Connection:
 
     def _async_client(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
-        identity = (os.getpid(), self._settings.ca_file.read_text())
-        if not self._async or self._async[-1][:2] != (identity, loop):
+        with self._lock:
+            identity = (os.getpid(), self._settings.ca_file.read_text())
+            # With its loop, a client's connections are gone.
+            self._async = [known for known in self._async if not known[1].is_closed()]
+            for known_identity, known_loop, known in self._async:
+                if known_identity == identity and known_loop is loop:
+                    return known
             client = httpx.AsyncClient(
                 base_url=self._settings.url,
                 verify=_tls(identity[1]),
@@ -122,7 +128,7 @@ class Connection:
                 trust_env=False,
             )
             self._async.append((identity, loop, client))
-        return self._async[-1][2]
+            return client
 
     def _headers(self, request: Request) -> dict[str, str]:
         headers = {

@@ -82,7 +82,7 @@ class Task:
 
         Raises:
             JobFailed: the other side refused the job for good.
-            DigestChanged: the job under this key is open, and was made from another request.
+            DigestChanged: the job under this key is open or succeeded, and was made from another request.
             PermanentFailure, Held: it can't be known whether it was submitted; see `docs/sdk.md`.
         """
         return self._submit_once(key, adapter, request, detached=detached)
@@ -113,7 +113,7 @@ class Task:
         new_generation: bool = False,
         is_abandoned: Callable[[], bool] = lambda: False,
     ) -> ExternalJob:
-        wanted = Wanted(key, adapter, request, detached, self.namespace, self.name)
+        wanted = Wanted(key, adapter, request, detached, self.namespace, self.name, self.attempt)
         with self.jobs.lock_of(key):
             taken = Submitting(self.jobs, wanted, is_abandoned).run(new_generation=new_generation)
         return ExternalJob(self.jobs, wanted, taken)
@@ -228,6 +228,7 @@ class TaskContext:
             await self._connection.aclose()
 
     def _opened(self, opened: OpenResponse) -> None:
+        self._task.jobs.opened_at = self._client.waits.clock()
         self._environment[ENV_SESSION] = self._session
         logger.info("Attempt %d of %s/%s opened its state.", opened.attempt, opened.namespace, opened.taskrun)
 
@@ -240,8 +241,12 @@ class TaskContext:
 
     def _leave(self, error: BaseException | None) -> None:
         self._ending.stop_listening()
-        if not self._is_child:
-            self._environment.pop(ENV_SESSION, None)
+        if error is not None:
+            self._ending.log(error)
+        if self._is_child:
+            # How the attempt ends is for the process to say that opened the state; it may go on without this one.
+            return
+        self._environment.pop(ENV_SESSION, None)
         if error is not None:
             self._ending.tell(error)
 
@@ -275,6 +280,8 @@ def run(main: Callable[[Task], Any], *, patience: float = PATIENCE_SECONDS) -> A
     """Run `main(task)`, a plain or an async function, as the task; what it returns (JSON of at most 4 KiB) is the result, and is returned.
 
     An exception of `main` goes on to the caller: with nothing around `run`, the process prints the traceback and exits with 1.
+
+    Call it under `if __name__ == "__main__":`. A child that `multiprocessing` spawns imports your program, and would run `main` once more.
     """
     return task(patience=patience).run(main)
 

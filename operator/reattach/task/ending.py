@@ -18,6 +18,7 @@ from reattach.task.errors import (
     Fenced,
     Held,
     PermanentFailure,
+    Refused,
     RetryLater,
     StateLost,
     Terminated,
@@ -51,6 +52,8 @@ def message_of(error: BaseException) -> TerminationMessage:
             return TerminationMessage(reattach="v1", kind="Fenced", message=_text_of(error))
         case StateLost() | Held():
             return TerminationMessage(reattach="v1", kind="Held", message=_text_of(error))
+        case Unavailable() | Refused():
+            return TerminationMessage(reattach="v1", kind="Unavailable", message=_text_of(error))
         case _:
             return TerminationMessage(reattach="v1", kind="Failed", message=_text_of(error))
 
@@ -162,9 +165,15 @@ class Ending:
         self._end_process(code)
 
     def interruptible(self, sleep: Callable[[float], None]) -> Callable[[float], None]:
-        """`sleep`, during which SIGTERM counts at once although it is deferred."""
+        """`sleep`, during which SIGTERM counts at once although it is deferred. In the main thread: a wait in another one is no reason to
+        interrupt what that defers.
+        """
 
         def interrupted(seconds: float) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                self.check()
+                sleep(seconds)
+                return
             deferring, self._deferring = self._deferring, False
             try:
                 self.check()
@@ -173,6 +182,16 @@ class Ending:
                 self._deferring = deferring
 
         return interrupted
+
+    def log(self, error: BaseException) -> None:
+        """Say why the process ends, where nobody has: a `SystemExit` has no traceback, and what the state API said was said at once."""
+        match self.over or error:
+            case Terminated():
+                logger.warning("SIGTERM: this pod is being stopped; an external job goes on.")
+            case Unavailable() as unavailable:
+                logger.error("Unavailable: %s. This attempt ends.", unavailable)
+            case _:
+                pass
 
     def tell(self, error: BaseException) -> None:
         """Write the termination message. What made the process end counts more than what broke on the way out."""

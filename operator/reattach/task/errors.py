@@ -10,7 +10,7 @@
         KeyExists              `if_absent`, and the key is there
         VersionMismatch        `if_version`, and the version is another
         AlreadyCompleted       changes after `complete`
-        DigestChanged          another request under the key of an external job that is open
+        DigestChanged          another request under the key of an external job that is open or succeeded
         JobsOpen               an external job is open that must not be: at `complete`, or at `resubmit` of its key
         JobFailed              an external job is over, without success
         JobOver                a handle or an outcome for an external job that has ended otherwise
@@ -76,7 +76,7 @@ class AlreadyCompleted(ReattachError):  # noqa: N818
 
 
 class DigestChanged(ReattachError):  # noqa: N818
-    """Another request, or another adapter, under the key of an external job that is open. Another job needs another key."""
+    """Another request, or another adapter, under the key of an external job that is open or succeeded. Another job needs another key."""
 
 
 class JobsOpen(ReattachError):  # noqa: N818
@@ -177,7 +177,8 @@ class Refused(AttemptOver):
 
 
 class Unavailable(AttemptOver):
-    """The state API did not answer for as long as the patience lasts. What was asked for may or may not have been stored.
+    """The state API did not answer for as long as the patience lasts. What was asked for may or may not have been stored. Also raised where
+    another process of this attempt may be submitting the same job, and does not say what became of it.
 
     Catch it by name around calls that your task can do without, such as writing progress.
     """

@@ -14,9 +14,9 @@ from reattach.api.messages import Job
 from reattach.api.state import JobState
 from reattach.task.adapter import Active, Cancelled, Failed, JobStatus, NotFound, Succeeded, Unknown
 from reattach.task.doubt import Doubt
-from reattach.task.errors import JobOver, PermanentFailure
+from reattach.task.errors import InvalidValue, JobOver
 from reattach.task.jobs import Jobs, OutcomeState, Step, cut_message
-from reattach.task.submitting import Submitting, Taken, Wanted, failed, held_text
+from reattach.task.submitting import Submitting, Taken, Wanted, failed, given_up, held_text
 from reattach.task.values import result_text_of
 
 logger = logging.getLogger("reattach")
@@ -168,13 +168,22 @@ class ExternalJob:
         """Store an end, before anybody acts on it."""
         match status:
             case Succeeded(result):
-                self._store("Succeeded", result=result)
+                self._store("Succeeded", result=self._kept(result))
             case Failed(message):
                 self._store("Failed", message)
             case Cancelled(message):
                 self._store("Cancelled", message)
             case _:
                 pass
+
+    def _kept(self, result: Any) -> Any:
+        """The result, or None if it can't be stored: the job has succeeded all the same, and whoever asks would get the same again."""
+        try:
+            result_text_of(result)
+        except InvalidValue as error:
+            logger.error("External job %r (%s) succeeded; its result is dropped: %s", self.key, self.handle, error)  # noqa: TRY400 -- says all
+            return None
+        return result
 
     def _recorded(self) -> JobStatus:
         match self.state:
@@ -185,13 +194,21 @@ class ExternalJob:
             case _:
                 return Failed(self._job.message)
 
-    def _store(self, state: OutcomeState, message: str = "", *, result: Any = None, hold: bool = False) -> None:
+    def _store(
+        self,
+        state: OutcomeState,
+        message: str = "",
+        *,
+        result: Any = None,
+        hold: bool = False,
+        given_up: bool = False,
+    ) -> None:
         # As it will be read by whoever comes later.
         decoded = None if result is None else msgspec.json.decode(result_text_of(result))
         message = cut_message(message)
         self._jobs.step(Step.BEFORE_OUTCOME)
         try:
-            self._jobs.outcome(self.key, self.generation, state, result, message=message, hold=hold)
+            self._jobs.outcome(self.key, self.generation, state, result, message=message, hold=hold, given_up=given_up)
         except JobOver:
             stored = self._jobs.get(self.key, self.generation)
             if stored is None:
@@ -207,6 +224,7 @@ class ExternalJob:
                     result=msgspec.UNSET if decoded is None else decoded,
                     message=message,
                     held=hold,
+                    given_up=given_up,
                 )
             )
         self._jobs.step(Step.AFTER_OUTCOME)
@@ -222,14 +240,15 @@ class ExternalJob:
                     raise self._jobs.held(held_text(self._job, why))
             case "Fail":
                 with self._lock:
-                    self._store("Failed", why)
+                    self._store("Failed", why, given_up=True)
                 if self.state is JobState.FAILED:
-                    raise PermanentFailure(f"{who}: {why}")
+                    raise given_up(self._job, why)
             case "Resubmit":
                 logger.warning("%s: %s. It is submitted anew, as spec.submission.onNotFound says.", who, why)
                 with self._lock:
-                    self._store("Failed", why)
-                    if self.state is JobState.FAILED:
+                    # Only shown so: should this process die now, the next one finds the same again.
+                    self._store("NotFound", why)
+                    if not self._is_over:
                         self._taken = Submitting(self._jobs, self._wanted).run(new_generation=True)
 
     def is_settled(self) -> bool:

@@ -76,6 +76,8 @@ class Jobs:
         # By process: after a fork, the child is somebody else, and the parent's locks are none of its own.
         self._submitters: dict[int, str] = {}
         self._locks: dict[tuple[int, str], threading.Lock] = {}
+        self.opened_at = client.waits.clock()
+        """Not before the state was opened for this process, by its own clock."""
 
     def intent(
         self,
@@ -94,7 +96,7 @@ class Jobs:
         `reattach.api.messages.IntentRequest`.
 
         Raises:
-            DigestChanged: another request under the key of a job that is open.
+            DigestChanged: another request under the key of a job that is open or succeeded.
             JobsOpen: `new_generation`, and the newest one is open.
             GroundsRefused: `again`, and what the state API knows speaks against it.
         """
@@ -160,13 +162,15 @@ class Jobs:
         *,
         message: str = "",
         hold: bool = False,
+        given_up: bool = False,
     ) -> None:
-        """Store how the job stands. `Succeeded` (with `result`, JSON of at most 4 KiB), `Failed` and `Cancelled` are final.
+        """Store how the job stands. `Succeeded` (with `result`, JSON of at most 4 KiB), `Failed` and `Cancelled` are final. `hold`, `given_up`:
+        see `reattach.api.messages.OutcomeRequest`.
 
         Raises:
             JobOver: the job has ended otherwise.
         """
-        self._checked(_outcome_call(key, generation, state, result, message, hold=hold))
+        self._checked(_outcome_call(key, generation, state, result, message, hold=hold, given_up=given_up))
 
     async def aoutcome(
         self,
@@ -177,9 +181,10 @@ class Jobs:
         *,
         message: str = "",
         hold: bool = False,
+        given_up: bool = False,
     ) -> None:
         """`outcome` for async code."""
-        await self._achecked(_outcome_call(key, generation, state, result, message, hold=hold))
+        await self._achecked(_outcome_call(key, generation, state, result, message, hold=hold, given_up=given_up))
 
     def get(self, key: str, generation: int | None = None) -> Job | None:
         """One job, without a generation the newest; None if no intent was ever stored."""
@@ -323,7 +328,7 @@ def seconds_of(lifetime: timedelta | None) -> int | None:
 
 
 def _outcome_call(
-    key: str, generation: int, state: OutcomeState, result: Any, message: str, *, hold: bool
+    key: str, generation: int, state: OutcomeState, result: Any, message: str, *, hold: bool, given_up: bool = False
 ) -> Call[None]:
     request = OutcomeRequest(
         generation=generation,
@@ -331,6 +336,7 @@ def _outcome_call(
         result=msgspec.UNSET if result is None else result_text_of(result),
         message=cut_message(message),
         hold=hold,
+        given_up=given_up,
     )
     return Call("PUT", f"{_path(key)}/outcome", type(None), request)
 

@@ -15,4 +15,12 @@ def show() -> None:
     # As Python's handler of last resort: it is silent once the root logger has a handler.
     handler.addFilter(lambda _: not logging.getLogger().handlers)
     logger.addHandler(handler)
+    # A record that goes up to the root's handlers is not held against the root's level.
+    logger.addFilter(_is_wanted)
     logger.setLevel(logging.INFO)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """Whether logging that was set up after ours, if any, asks for as much. A level that somebody chose for ours since then counts alone."""
+    root = logging.getLogger()
+    return not root.handlers or logger.level != logging.INFO or record.levelno >= root.level

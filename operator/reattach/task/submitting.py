@@ -26,9 +26,11 @@ from reattach.task.errors import (
     JobFailed,
     JobOver,
     PermanentFailure,
+    Unavailable,
 )
 from reattach.task.jobs import Jobs, Origin, OutcomeState, Step, cut_message, seconds_of
 from reattach.task.ladder import (
+    MARGIN,
     Absence,
     GiveUp,
     Hold,
@@ -47,7 +49,11 @@ FRESH_SECONDS = 5.0
 """How old the state API's word may be when a submission begins. A process that was frozen longer asks again."""
 STALE_MAX = 5
 """How often in a row. Where the state API takes this long for each answer, asking it for ever would get nowhere."""
+STALE_SECONDS = 60.0
+"""What is older than this is not acted on, however often the answer was late."""
 WAIT_SECONDS_MAX = 60.0
+SIBLING_SECONDS = 5.0
+"""How often it is asked what became of a submission that another process of this attempt may have begun."""
 
 Asking: TypeAlias = Call[IntentResponse]
 NotFoundPolicy = Literal["Hold", "Fail", "Resubmit"]
@@ -67,6 +73,7 @@ class Wanted:
     detached: bool
     namespace: str
     taskrun: str
+    attempt: int
 
     @property
     def request_time(self) -> timedelta:
@@ -130,6 +137,7 @@ class Submitting:
     _sent: float = 0.0
     _stale: int = 0
     _is_refused_hold: bool = False
+    _sibling_since: float | None = None
 
     def run(self, *, new_generation: bool = False) -> Taken:
         """The job.
@@ -138,6 +146,7 @@ class Submitting:
             JobFailed: the other side made no job, and says that it won't.
             PermanentFailure: nobody can tell what became of it, and `onUnknown` is Fail.
             Held: the same, with Hold.
+            Unavailable: nobody but another process of this attempt can tell, and it did not.
             DigestChanged, JobsOpen: see `Jobs.intent`.
         """
         following: Taken | Next = Next(self._asking(None, new_generation=new_generation))
@@ -201,7 +210,8 @@ class Submitting:
 
     def _submit(self, asking: Asking, answer: IntentResponse) -> Taken | Next:
         adapter, job = self.wanted.adapter, answer.job
-        if self.jobs.waits.clock() - self._sent > FRESH_SECONDS and self._stale < STALE_MAX:
+        age = self.jobs.waits.clock() - self._sent
+        if age > STALE_SECONDS or (age > FRESH_SECONDS and self._stale < STALE_MAX):
             self._stale += 1
             return Next(asking)
         self._stale = 0
@@ -271,7 +281,7 @@ class Submitting:
     # -- it may have been submitted -----------------------------------------------------------------------------------
 
     def _climb(self, answer: IntentResponse) -> Taken | Next:
-        job = answer.job
+        answer, job = self._by_one_clock(answer), answer.job
         while True:
             self._check()
             rung = next_rung(
@@ -285,6 +295,8 @@ class Submitting:
                 )
             )
             match rung:
+                case Hold() | GiveUp() | SubmitAgain(Grounds.POLICY) if self._is_of_a_sibling(answer):
+                    return self._wait_for_sibling()
                 case SubmitAgain(grounds):
                     logger.info("External job %r may have been submitted; submitting again: %s.", job.key, grounds)
                     return Next(self._asking(grounds))
@@ -299,9 +311,39 @@ class Submitting:
                         return Next(self._asking(None))
                     raise self.jobs.held(held_text(job, why))
                 case GiveUp(why):
-                    if not self._try_outcome(job, "Failed", why):
+                    if not self._try_outcome(job, "Failed", why, given_up=True):
                         return Next(self._asking(None))
-                    raise PermanentFailure(f"external job {job.key!r} (generation {job.generation}): {why}")
+                    raise given_up(job, why)
+
+    def _by_one_clock(self, answer: IntentResponse) -> IntentResponse:
+        """That the others had ended when this one opened the state is known by the clock of the replica that was asked then, and what is
+        settled is judged by that of the one that answers now. So it is also counted by our own, which goes on at the same pace.
+        """
+        unresolved = answer.unresolved
+        if unresolved is None or unresolved.quiet_since is None:
+            return answer
+        assert self._clock is not None
+        quiet_since = max(unresolved.quiet_since, self._clock.at(self.jobs.opened_at).latest)
+        return msgspec.structs.replace(answer, unresolved=msgspec.structs.replace(unresolved, quiet_since=quiet_since))
+
+    def _is_of_a_sibling(self, answer: IntentResponse) -> bool:
+        """Whether nobody may be submitting it but other processes of this very attempt."""
+        unresolved = answer.unresolved
+        return unresolved is not None and not unresolved.all_ended and set(unresolved.attempts) == {self.wanted.attempt}
+
+    def _wait_for_sibling(self) -> Next:
+        """It is about to record the handle, or will never: then the next attempt knows that it has ended, as this one can't."""
+        now = self.jobs.waits.clock()
+        if self._sibling_since is None:
+            self._sibling_since = now
+            logger.info("External job %r: another process of this attempt may be submitting it.", self.wanted.key)
+        if now - self._sibling_since > (self.wanted.request_time + MARGIN).total_seconds():
+            raise Unavailable(
+                f"external job {self.wanted.key!r} may have been submitted by another process of this attempt, which"
+                f" has not said so for {now - self._sibling_since:.0f} s; the next attempt finds out"
+            )
+        self._absence = None
+        return Next(self._asking(None), SIBLING_SECONDS)
 
     def _wait_until(self, at: datetime | None) -> None:
         seconds = 0.0 if at is None else (at - self._now().earliest).total_seconds()
@@ -329,10 +371,12 @@ class Submitting:
                 self._absence = Absence(began, self._now().latest)
                 return found
 
-    def _try_outcome(self, job: Job, state: OutcomeState, why: str, *, hold: bool = False) -> bool:
+    def _try_outcome(
+        self, job: Job, state: OutcomeState, why: str, *, hold: bool = False, given_up: bool = False
+    ) -> bool:
         """False: somebody settled it meanwhile, such as the attempt before, which reported its handle after all."""
         try:
-            self._outcome(job, state, why, hold=hold)
+            self._outcome(job, state, why, hold=hold, given_up=given_up)
         except JobOver:
             return False
         except InvalidCall:
@@ -342,9 +386,11 @@ class Submitting:
             return False
         return True
 
-    def _outcome(self, job: Job, state: OutcomeState, message: str, *, hold: bool = False) -> None:
+    def _outcome(
+        self, job: Job, state: OutcomeState, message: str, *, hold: bool = False, given_up: bool = False
+    ) -> None:
         self.jobs.step(Step.BEFORE_OUTCOME)
-        self.jobs.outcome(job.key, job.generation, state, message=message, hold=hold)
+        self.jobs.outcome(job.key, job.generation, state, message=message, hold=hold, given_up=given_up)
         self.jobs.step(Step.AFTER_OUTCOME)
 
     # -- done ---------------------------------------------------------------------------------------------------------
@@ -379,8 +425,10 @@ def grounds_of(asking: Asking) -> Grounds | None:
     return asking.body.again
 
 
-def failed(job: Job) -> JobFailed:
+def failed(job: Job) -> JobFailed | PermanentFailure:
     """What to raise for a job that is over without success."""
+    if job.given_up:
+        return given_up(job, job.message)
     return JobFailed(
         key=job.key,
         generation=job.generation,
@@ -390,8 +438,16 @@ def failed(job: Job) -> JobFailed:
     )
 
 
+def given_up(job: Job, why: str) -> PermanentFailure:
+    """What to raise for a job of which nobody knows what became of it, where the policy is `Fail`."""
+    return PermanentFailure(f"{_name_of(job)}: {why}")
+
+
 def held_text(job: Job, why: str) -> str:
     """What people read, with what to do."""
-    what = f"external job {job.key!r} (generation {job.generation}"
-    where = ")" if job.handle is None else f", {job.handle})"
-    return f"{what}{where}: {why}. A person must decide: kubectl reattach resolve NAME --adopt HANDLE, --resubmit or --fail"
+    return f"{_name_of(job)}: {why}. A person must decide: kubectl reattach resolve NAME --adopt HANDLE, --resubmit or --fail"
+
+
+def _name_of(job: Job) -> str:
+    handle = "" if job.handle is None else f", {job.handle}"
+    return f"external job {job.key!r} (generation {job.generation}{handle})"

@@ -22,7 +22,7 @@ from reattach.task.connection import Connection, Request, UnreachableError
 from relay import Relay
 from stateapi import Server
 from taskpods import Pod, Pods, port_of
-from waiting import wait_until
+from waiting import read_until, wait_until
 
 LOOK_UP = Lookup(settling=timedelta(seconds=1), retention=timedelta(hours=1))
 ABLE = {
@@ -280,9 +280,7 @@ class TestProcesses:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line == "submitting\n", line + process.stdout.read()
+        read_until(process, process.stdout, "submitting")
         return process
 
     @staticmethod

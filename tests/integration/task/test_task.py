@@ -19,7 +19,7 @@ from reattach.task.connection import Connection, Request, UnreachableError
 from relay import Relay
 from stateapi import Server, Servers
 from taskpods import Pod, Pods, port_of
-from waiting import wait_until
+from waiting import read_until, wait_until
 
 KEYS = [
     "job_id",
@@ -293,21 +293,19 @@ class TestFoulWeather:
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert task.stdout is not None
-        assert task.stderr is not None
         assert task.stdin is not None
         with task:
-            assert task.stdout.readline() == "away\n"
+            read_until(task, task.stdout, "away")
             relay.lead_to(None)
             before = relay.connections
             task.stdin.write("\n")
             task.stdin.flush()
-            assert "The state API has not answered for" in task.stderr.readline()
+            read_until(task, task.stderr, "The state API has not answered for")
             wait_until(lambda: relay.connections > before + 5, seconds=60, what="the task keeps asking")
             assert not submissions.exists()
             assert task.poll() is None
             relay.lead_to(port_of(server))
-            assert "The state API answers again, after" in task.stderr.readline()
+            read_until(task, task.stderr, "The state API answers again, after")
             assert task.wait(60) == 0
         assert submissions.read_text() == "job-7\n"
         assert "job-7" in data_of(pods)["completion"]

@@ -19,7 +19,7 @@ import yaml
 from reattach.api.names import MOUNT_PATH
 from stateapi import free_port
 from taskpods import Pod, Pods
-from waiting import wait_until
+from waiting import read_until, wait_until
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SECONDS = 90
@@ -128,8 +128,7 @@ def test_a_task_that_is_killed_while_it_polls_and_a_job_server_that_restarts_cha
     assert ended(example.start(pods.start(1), jobserver))[0] == 1
 
     polling = example.start(pods.start(2), jobserver)
-    assert polling.stdout is not None
-    assert "reattached to job-" in polling.stdout.readline()
+    read_until(polling, polling.stdout, "reattached to job-")
     polling.kill()
     ended(polling)
     jobserver.kill()

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from builders import START, ATaskRun, a_pod, a_state, a_taskrun, at
+from builders import SEALED, START, ATaskRun, a_pod, a_state, a_taskrun, at
 from reattach.api.objects import Condition
 from reattach.api.reasons import SENTENCES, Reason
 from reattach.api.state import JobOrigin, JobState, JobSummary, Seal, SealPurpose
@@ -200,6 +200,11 @@ def being_cancelled() -> Situation:
     return see(taskrun, a_job(), pods=(a_pod(1).running().build(),))
 
 
+def failed_for_good_and_held() -> Situation:
+    taskrun = held(a_taskrun().with_failed_attempt(1), Reason.SUBMISSION_UNKNOWN)
+    return see(taskrun, an_intent(), state=msgspec.structs.replace(a_state(1), seal=SEALED))
+
+
 def being_deleted_and_held() -> Situation:
     about = {
         "deletionTimestamp": at(590).isoformat(),
@@ -308,6 +313,7 @@ SITUATIONS: list[Callable[[], Situation]] = [
     held_for_a_state_that_can_not_be_read,
     restored_from_a_backup,
     being_cancelled,
+    failed_for_good_and_held,
     being_deleted_and_held,
     being_deleted,
     being_cancelled_with_an_unresolved_intent,

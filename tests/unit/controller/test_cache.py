@@ -62,11 +62,15 @@ def test_a_late_answer_does_not_bring_a_deleted_object_back() -> None:
     assert versions(cache) == []
 
 
-def test_what_only_left_the_selector_may_come_back() -> None:
+def test_what_only_left_the_selector_comes_back_with_what_is_newer_than_that() -> None:
     cache, _ = a_cache()
     cache.learn(made("u1", "5"))
-    cache.forget("u1", ended=False)
-    assert cache.learn(made("u1", "9"))
+    cache.forget("u1", version="9")
+    assert not cache.learn(made("u1", "8"))  # the late answer to a write before it left
+    assert not cache.learn(made("u1", "9"))
+    assert cache.learn(made("u1", "10"))
+    assert not cache.learn(made("u1", "9"))
+    assert versions(cache) == [("u1", "10")]
 
 
 def test_forgetting_marks_the_key_that_it_belonged_to() -> None:

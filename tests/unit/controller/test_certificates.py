@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from reattach.api.names import ANNOTATION_CA
-from reattach.cluster import AlreadyExistsError, ConflictError, InvalidError, NotFoundError, UnavailableError
+from reattach.cluster import (
+    AlreadyExistsError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from reattach.controller.authority import certificates_in, is_issued_by
 from reattach.controller.certificates import (
     ANNOTATION_DISTRIBUTED,
@@ -49,6 +56,7 @@ class FakeCluster:
     versions: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     before_write: Callable[[str], None] = lambda _: None
     writes: list[str] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
 
     async def get(self, path: str) -> bytes:
         if path not in self.objects:
@@ -81,6 +89,8 @@ class FakeCluster:
             raise NotFoundError(404, "NotFound", path)
         if self.objects[path]["metadata"]["uid"] != body["metadata"]["uid"]:
             raise InvalidError(422, "Invalid", path)
+        if path in self.refused:
+            raise ForbiddenError(403, "Forbidden", "a webhook of that namespace says no")
         self.objects[path]["metadata"].setdefault("annotations", {}).update(body["metadata"]["annotations"])
         return b"{}"
 
@@ -317,6 +327,19 @@ async def test_distribution_passes_over_a_pod_that_is_gone_or_made_anew(cluster:
     cluster.add_pod("anew")
     cluster.objects["/api/v1/namespaces/work/pods/anew"] = {"metadata": {"uid": "another"}}
     assert await distribute(cluster, (), "bundle") == 0
+
+
+async def test_a_pod_that_may_not_be_written_counts_as_lacking_the_bundle_and_holds_up_no_other(
+    cluster: FakeCluster,
+) -> None:
+    for name in ("nightly-1", "nightly-2", "nightly-3"):
+        cluster.add_pod(name, "old")
+    cluster.refused.add("/api/v1/namespaces/work/pods/nightly-2")
+    assert await distribute(cluster, (), "new") == 3
+    assert await distribute(cluster, (), "new") == 1
+    cluster.refused.clear()
+    assert await distribute(cluster, (), "new") == 1
+    assert await distribute(cluster, (), "new") == 0
 
 
 async def test_distribution_looks_into_the_watched_namespaces_alone(cluster: FakeCluster) -> None:

@@ -21,7 +21,7 @@ from reattach.api.names import (
 )
 from reattach.api.objects import ObjectMeta, OwnerReference, PartialObject, Pod, PodSpec, PodStatus
 from reattach.api.reasons import News, Reason
-from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, paths
+from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, UnavailableError, paths
 from reattach.controller.announcer import Announcer
 from reattach.controller.cache import Cache
 from reattach.controller.metrics import Metrics
@@ -29,7 +29,7 @@ from reattach.controller.reconciler import Caches, Reconciler, key_by_label
 from reattach.controller.taskruns import TaskRuns
 from reattach.controller.workqueue import Key, WorkQueue
 from reattach.planner.decide import decide
-from reattach.planner.plan import Announce, Settings
+from reattach.planner.plan import Announce, Plan, ReadState, Settings
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 KEY = Key("team", "load")
@@ -160,6 +160,28 @@ async def test_a_leftover_that_can_not_be_let_go_of_does_not_keep_a_new_taskrun_
     assert scene.asked("POST") == [paths.pods(KEY.namespace, "load-new00-1")]
     assert again is not None
     assert again > NOW
+
+
+async def test_what_is_left_of_ours_is_let_go_of_though_its_name_is_now_somebody_elses() -> None:
+    scene = Scene()
+    foreign = taskrun(NEW, "20")
+    foreign["spec"]["managedBy"] = "example.com/other"
+    scene.client.objects[paths.taskruns(*KEY)] = foreign
+    scene.taskruns.saw(foreign)
+    scene.pods.learn(lost_pod())
+
+    await scene.reconciler.reconcile(KEY)
+
+    assert scene.asked("PATCH") == [paths.pods(KEY.namespace, "load-0ld00-1")]
+    assert scene.asked("POST") == []
+
+
+async def test_a_state_that_can_not_be_sealed_for_now_is_tried_again_and_no_defect() -> None:
+    scene = Scene()
+    scene.has_taskrun(OLD)
+    scene.reconciler._decide = lambda *_: Plan(actions=(ReadState(),))
+    with pytest.raises(UnavailableError, match="as fast as it is read or sealed"):
+        await scene.reconciler.reconcile(KEY)
 
 
 async def test_a_pod_that_can_not_be_let_go_of_does_not_keep_the_next_attempt_waiting() -> None:

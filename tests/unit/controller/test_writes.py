@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Any, cast
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import given
@@ -21,8 +22,9 @@ from reattach.cluster import (
     TooManyRequestsError,
     UnavailableError,
 )
+from reattach.cluster.errors import error_of
 from reattach.controller.actor import kind_of
-from reattach.controller.announcer import NOTE_MAX, Announcer, event_of
+from reattach.controller.announcer import _REMEMBERED_MAX, NOTE_MAX, Announcer, event_of
 from reattach.controller.mergepatch import merge_patch_of
 from reattach.controller.metrics import Metrics
 from reattach.controller.schema import missing_from
@@ -137,6 +139,8 @@ class TestRefusals:
                 RefusalKind.INVALID,
             ),
             (InvalidError(422, "Invalid", "spec.containers[0].image: Required value"), RefusalKind.INVALID),
+            (error_of(400, {}, None), RefusalKind.ERROR),  # a proxy's, which is no Status object
+            (error_of(413, {}, None), RefusalKind.ERROR),
             (ForbiddenError(403, "Forbidden", "exceeded quota: q, requested: pods=1"), RefusalKind.QUOTA),
             (ForbiddenError(403, "Forbidden", "failed quota: q: must specify cpu"), RefusalKind.FORBIDDEN),
             (ForbiddenError(403, "Forbidden", 'violates PodSecurity "restricted"'), RefusalKind.FORBIDDEN),
@@ -175,6 +179,16 @@ class TestEvents:
         clock[0] = 3600.0
         announcer.announce(ABOUT, Announce("Ended", "attempt 51"))
         assert announcer._waiting.qsize() == 21
+
+    def test_no_more_is_remembered_than_bounds_allow(self) -> None:
+        clock = [0.0]
+        announcer = Announcer(cast("Writer", None), "a", Metrics(), lambda: clock[0])
+        for number in range(_REMEMBERED_MAX + 50):
+            announcer.announce(msgspec.structs.replace(ABOUT, uid=f"u{number}"), Announce("Ended", "it ended"))
+        assert len(announcer._sent) <= _REMEMBERED_MAX + 1
+        clock[0] = 3600.0
+        announcer.announce(ABOUT, Announce("Ended", "another one"))
+        assert len(announcer._sent) == 1
 
 
 class TestSchema:

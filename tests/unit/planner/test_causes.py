@@ -68,6 +68,8 @@ ROWS: dict[str, tuple[APod, tuple[str, str | None], str]] = {
     "said permanent": (a_pod().exited(1, message=said("Permanent", message="bad input")), PERMANENT, "PermanentFailure"),
     "said retry later": (a_pod().exited(1, message=said("RetryLater", retryAfterSeconds=7)), APPLICATION, "RetryLater"),
     "said permanent while it was evicted": (a_pod().disrupted().exited(1, message=said("Permanent")), DISRUPTION, "EvictionByEvictionAPI"),
+    "said unavailable": (a_pod().exited(83, message=said("Unavailable", message="no answer")), DISRUPTION, "StateApiUnavailable"),
+    "said unavailable, and it exited with 0": (a_pod().exited(0, message=said("Unavailable")), SUCCEEDED, "Completed"),
     # resources, deadline
     "out of memory": (a_pod().exited(137, reason="OOMKilled"), RESOURCE, "OOMKilled"),
     "out of memory, and it exited with 0": (a_pod().exited(0, reason="OOMKilled"), RESOURCE, "OOMKilled"),
@@ -82,8 +84,8 @@ ROWS: dict[str, tuple[APod, tuple[str, str | None], str]] = {
     "exited with 1": (a_pod().exited(1), APPLICATION, "Error"),
     "exited with 1, no reason given": (a_pod().exited(1, reason=""), APPLICATION, "Error"),
     "stopped by a deletion, after the kubelet's own": (a_pod().exited(0, 5).deleted(7, 0), DISRUPTION, "Deleted"),
-    "exited by itself before it was deleted": (a_pod().exited(1, 3).deleted(4), APPLICATION, "Error"),
-    "exited by itself long before it was deleted, after the kubelet's own": (a_pod().exited(1, 3).deleted(34, 0), APPLICATION, "Error"),
+    "exited by itself before it was deleted": (a_pod().exited(1, 3).deleted(24), APPLICATION, "Error"),
+    "exited by itself long before it was deleted, after the kubelet's own": (a_pod().exited(1, 3).deleted(54, 0), APPLICATION, "Error"),
     "stopped by a deletion that its kubelet knew of": (
         a_pod().with_metadata(generation=2).exited(0, 5).deleted(7, 0).with_status(observedGeneration=2), DISRUPTION, "Deleted"
     ),
@@ -94,9 +96,15 @@ ROWS: dict[str, tuple[APod, tuple[str, str | None], str]] = {
         a_pod().with_metadata(generation=2).running().deleted(-400, 0).with_status(observedGeneration=1), DISRUPTION, "NodeLost"
     ),
     "exited by itself before it was deleted, by a pod with little grace": (
-        a_pod().with_spec(terminationGracePeriodSeconds=2).exited(1, 3).deleted(7, 0), APPLICATION, "Error"
+        a_pod().with_spec(terminationGracePeriodSeconds=2).exited(1, 3).deleted(27, 0), APPLICATION, "Error"
     ),
-    "exited by itself before it was evicted": (a_pod().exited(1, 3).disrupted(seconds=4).deleted(4), APPLICATION, "Error"),
+    "exited by itself before it was evicted": (a_pod().exited(1, 3).disrupted(seconds=24).deleted(24), APPLICATION, "Error"),
+    "evicted, from a node whose clock is behind": (
+        a_pod().disrupted(seconds=8).deleted(8).exited(143, 5), DISRUPTION, "EvictionByEvictionAPI"
+    ),
+    "evicted, from a node whose clock is behind, and it exited with 0": (
+        a_pod().disrupted(seconds=8).deleted(8).exited(0, 5), DISRUPTION, "EvictionByEvictionAPI"
+    ),
     "its init container failed": (
         a_pod().with_init().waiting("PodInitializing").with_status(phase="Failed")
         .with_container("prepare", init=True, terminated={"exitCode": 2, "reason": "Error", "message": "no data"}),

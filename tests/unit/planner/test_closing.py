@@ -191,9 +191,11 @@ def test_an_open_job_is_named_before_the_finalizer_goes_and_the_outcome_comes_la
     assert (reason, "load (handle job-1, https://ray.example/job-1)" in message) == ("JobsOrphaned", True)
     assert (told(plan), actions_of(plan, Announce)[0].warning) == (["Orphaned"], True)
     assert "job-1, https://ray.example/job-1" in actions_of(plan, Announce)[0].note
-    assert len(actions_of(plan, ReleaseTaskRun)) == 1
+    said = actions_of(plan, Announce)
+    assert plan.actions[-2:] == (*said, ReleaseTaskRun()), "who dies after the release can't say it any more"
+    # Who died before saying it says it afterwards.
     again = plan_of(taskrun.with_status(status), STOPPED.released(), state=state)
-    assert again == Plan(actions=(ReleaseTaskRun(),))
+    assert again == Plan(actions=(*said, ReleaseTaskRun()))
     ended = plan_of(taskrun.with_status(status).with_metadata(finalizers=[]), STOPPED.released(), state=state, now=12)
     assert (status_of(ended).outcome, shown(ended), told(ended)) == (
         "Cancelled",
@@ -233,7 +235,21 @@ def test_a_stray_is_named_though_its_job_is_over() -> None:
     assert told(plan) == ["Orphaned"]
     assert "also handle job-9" in condition_of(plan, ConditionType.ORPHANED)[1]
     named = taskrun.with_status(status_of(plan))
-    assert plan_of(named, a_pod().exited(0).released(), state=state) == Plan(actions=(ReleaseTaskRun(),))
+    said = actions_of(plan, Announce)
+    assert plan_of(named, a_pod().exited(0).released(), state=state) == Plan(actions=(*said, ReleaseTaskRun()))
+
+
+@pytest.mark.parametrize("handle, who", [(None, "no handle known"), ("job-1", "handle job-1")])
+def test_a_job_that_was_given_up_is_named_because_it_may_run(handle: str | None, who: str) -> None:
+    job = a_job(handle, state=JobState.FAILED, given_up=True)
+    taskrun, state = with_jobs(a_taskrun().with_state(), job), a_state(1, jobs=[job])
+    plan = plan_of(taskrun, a_pod().exited(1), state=state)
+    assert (told(plan), shown(plan)) == (["Orphaned"], [("load", handle, "Failed")])
+    assert f"load ({who}), given up, which may run" in condition_of(plan, ConditionType.ORPHANED)[1]
+    named = taskrun.with_status(status_of(plan))
+    assert plan_of(named, a_pod().exited(1).released(), state=state) == Plan(
+        actions=(*actions_of(plan, Announce), ReleaseTaskRun())
+    )
 
 
 def test_a_handle_that_is_reported_after_its_job_was_named_is_shown() -> None:
@@ -265,7 +281,7 @@ def test_an_intent_that_nobody_can_tell_of_holds_the_end_until_a_person_has_answ
     "answer, after",
     [
         ({"action": "Adopt", "handle": "job-7"}, ("load", "job-7", "Orphaned")),
-        ({"action": "Resubmit"}, ("load", None, "Orphaned")),
+        ({"action": "Resubmit"}, ("load", None, "Failed")),
         ({"action": "Fail"}, ("load", None, "Failed")),
     ],
 )
@@ -288,7 +304,28 @@ def test_an_answer_that_an_attempt_used_does_not_answer_what_the_end_asks() -> N
     twice = taskrun.answered("SubmissionUnknown", "Fail")
     assert shown(plan_of(twice, STOPPED, state=used)) == [("load", None, "Failed")]
     waiting = a_state(1, seal=SEALED, jobs=[a_job(None, held=True, holds=1)])
-    assert shown(plan_of(taskrun, STOPPED, state=waiting)) == [("load", None, "Orphaned")]
+    assert shown(plan_of(taskrun, STOPPED, state=waiting)) == [("load", None, "Failed")]
+
+
+@pytest.mark.parametrize("policy", ["Fail", "Resubmit"])
+def test_where_nobody_is_to_be_asked_the_end_waits_for_nobody_and_names_the_job(policy: str) -> None:
+    taskrun = with_jobs(CANCELLED.with_spec(submission={"onUnknown": policy}), a_job(None))
+    plan = plan_of(taskrun, STOPPED, state=UNRESOLVED)
+    assert (shown(plan), told(plan)) == ([("load", None, "Orphaned")], ["Orphaned"])
+    assert actions_of(plan, ReleaseTaskRun)
+
+
+@pytest.mark.parametrize("seen", ["summary", "state"])
+def test_an_end_that_was_begun_goes_on_though_the_budget_is_raised_since(seen: str) -> None:
+    failed = a_taskrun().with_state().with_finalizer()
+    job = a_job(None, held=True, holds=1)
+    waiting = failed.with_status(
+        status_of(plan_of(failed, a_pod().exited(1), state=a_state(1, jobs=[job], seal=SEALED)))
+    )
+    raised = waiting.with_budgets(application=5).answered("SubmissionUnknown", "Adopt", handle="job-7")
+    known = {"summary": a_summary(1, jobs=(job,), seal=SEALED)} if seen == "summary" else {}
+    plan = plan_of(raised, a_pod().exited(1).released(), state=a_state(1, jobs=[job], seal=SEALED), now=5000, **known)
+    assert (actions_of(plan, CreatePod), actions_of(plan, ReleaseTaskRun)) == ([], [ReleaseTaskRun()])
 
 
 def test_a_lost_state_does_not_keep_the_run_from_ending_and_what_was_known_is_named() -> None:
@@ -330,6 +367,15 @@ def test_a_deleted_run_is_held_too_by_an_intent_that_nobody_can_tell_of() -> Non
     taskrun = with_jobs(a_taskrun().with_state(), a_job(None)).being_deleted()
     plan = plan_of(taskrun, STOPPED, state=UNRESOLVED)
     assert (hold_of(plan), actions_of(plan, ReleaseTaskRun)) == (("True", "SubmissionUnknown"), [])
+    assert plan.look_again_at == at(40)
+
+
+@pytest.mark.parametrize("state", [UNRESOLVED, StateUnreadable("formatVersion 9"), StateAbsent()])
+def test_where_the_namespace_is_being_deleted_too_nobody_is_waited_for_and_the_job_is_named(state: Any) -> None:
+    taskrun = with_jobs(a_taskrun().with_state(), a_job(None)).being_deleted()
+    plan = plan_of(taskrun, STOPPED, state=state, namespace_ends=True)
+    assert (shown(plan), told(plan)) == ([("load", None, "Orphaned")], ["Orphaned"])
+    assert actions_of(plan, ReleaseTaskRun) == [ReleaseTaskRun()]
 
 
 # -- other ends ---------------------------------------------------------------------------------------------------------

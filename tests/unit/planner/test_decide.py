@@ -285,6 +285,14 @@ def test_the_oldest_ended_attempts_leave_the_list_and_stay_counted() -> None:
     assert (status.counts.attempts, status.counts.charged.application) == (3, 3)
 
 
+def test_that_an_end_was_presumed_is_known_after_the_attempt_left_the_list() -> None:
+    taskrun = a_taskrun(historyLimit=1).with_budgets(application=9)
+    lost = status_of(plan_of(taskrun, a_pod().running().deleted(-400, 0)))
+    assert (lost.attempts[0].end, lost.counts.last_presumed) == ("Presumed", 1)
+    status = status_of(plan_of(taskrun.with_status(lost), a_pod(2).exited(1)))
+    assert ([attempt.number for attempt in status.attempts], status.counts.last_presumed) == ([2], 1)
+
+
 # -- what else is in the pod ----------------------------------------------------------------------------------------------
 
 
@@ -533,6 +541,7 @@ def test_a_run_whose_state_can_not_be_read_waits_visibly() -> None:
     assert plan.look_again_at == at(40)
     waiting = taskrun.with_status(status_of(plan))
     assert nothing(plan_of(waiting, a_pod().exited(1), state=StateUnreadable("formatVersion 9"), now=40))
+
     readable = plan_of(waiting, a_pod().exited(1), state=a_state(1), now=70)
     assert (hold_of(readable), last_attempt_of(readable).cause) == (("False", "NotHeld"), "Application")
     assert (
@@ -541,6 +550,15 @@ def test_a_run_whose_state_can_not_be_read_waits_visibly() -> None:
         ).status
         is None
     )
+
+
+def test_a_wait_is_not_cut_short_by_a_state_that_can_not_be_read_for_a_while() -> None:
+    taskrun = a_taskrun().with_budgets(application=3).with_state()
+    backing_off = taskrun.with_status(status_of(plan_of(taskrun, a_pod().exited(1), state=a_state(1))))
+    until = backing_off.build().status.next_attempt_time
+    plan = plan_of(backing_off, a_pod().exited(1).released(), state=StateUnreadable("formatVersion 9"), now=11)
+    assert (hold_of(plan)[0], status_of(plan).next_attempt_time) == ("True", until)
+    assert until is not None
 
 
 def test_a_record_that_came_after_the_end_was_recorded_ends_the_run() -> None:

@@ -19,7 +19,7 @@ from builders import (
     progress_of,
     status_of,
 )
-from reattach.api.state import JobState
+from reattach.api.state import JobOrigin, JobState
 from reattach.planner.plan import Announce, CreatePod, DeletePod, Plan, ReleaseTaskRun, StateAbsent
 from reattach.planner.plan import Seal as SealIt
 
@@ -69,6 +69,13 @@ def test_an_attempt_that_says_held_is_not_believed_if_the_state_does_not_agree(s
     taskrun = a_taskrun().with_budgets(application=3)
     plan = plan_of(taskrun, a_pod().exited(85, message=HELD), state=state)
     assert (last_attempt_of(plan).cause, progress_of(plan)[0]) == ("Application", "BackingOff")
+
+
+def test_a_hold_that_settled_itself_before_the_operator_looked_is_no_failure_of_the_task() -> None:
+    job = a_job(holds=1, origin=JobOrigin.REPORTED)
+    plan = plan_of(a_taskrun(), a_pod().exited(85, message=HELD), state=a_state(1, jobs=[job]))
+    assert (last_attempt_of(plan).cause, progress_of(plan)[0]) == ("Held", "BackingOff")
+    assert status_of(plan).next_attempt_time is not None
 
 
 def test_an_attempt_that_failed_otherwise_after_its_job_was_held_is_charged_for_that_and_the_run_is_held() -> None:
@@ -187,6 +194,27 @@ def test_the_job_of_a_lost_state_stays_named_beside_those_of_the_new_one() -> No
         ("job-1", "Orphaned"),
         ("job-2", "Active"),
     ]
+
+
+@pytest.mark.parametrize("job", [a_job("job-2"), a_job(), a_job(None)], ids=["another", "the same", "not known yet"])
+def test_a_job_of_the_new_state_by_the_name_of_a_lost_one_is_what_counts_from_then_on(job: Any) -> None:
+    taskrun = lost(a_job()).answered("StateLost", "StartEmpty")
+    empty = taskrun.with_status(status_of(plan_of(taskrun, a_pod().exited(1).released())))
+    new = {"summary": a_summary(2, jobs=(job,)), "state": a_state(2, uid="new-uid", jobs=(job,), seal=SEALED)}
+    plan = plan_of(empty, a_pod(2).running(), **new)
+    assert [(job.handle, job.state) for job in status_of(plan).external_jobs] == [(job.handle, job.state)]
+    cancelled = empty.with_status(status_of(plan)).with_spec(cancel=True)
+    end = plan_of(cancelled, a_pod(2).running().deleted().exited(143, 8), **new)
+    if job.handle is None:
+        assert (hold_of(end)[0], actions_of(end, ReleaseTaskRun)) == ("True", [])
+        return
+    assert told(end) == ["Orphaned"]
+    named = next(one.message for one in status_of(end).conditions if one.type == "Orphaned")
+    assert "handle job-1" in named, "the lost one is named still"
+    assert f"handle {job.handle}" in named
+    spent = empty.with_status(status_of(plan)).with_budgets(disruption=0)
+    unsealed = {**new, "state": a_state(2, uid="new-uid", jobs=(job,))}
+    assert hold_of(plan_of(spent, a_pod(2).disrupted().exited(143), **unsealed))[1] == "BudgetExhausted"
 
 
 def test_a_lost_state_is_the_end_when_a_person_says_so() -> None:

@@ -122,6 +122,7 @@ def jobs(draw: st.DrawFn) -> JobRecord:
         held=draw(st.booleans()),
         holds=draw(st.integers(0, 3)),
         strays=tuple(draw(st.lists(TEXT, max_size=2))),
+        given_up=draw(st.booleans()),
     )
 
 
@@ -302,6 +303,31 @@ def test_a_job_that_is_damaged_or_missing_makes_the_state_unreadable(change: dic
     data = {name: text for name, text in {**to_data(with_jobs(a_job())), **change}.items() if text is not None}
     with pytest.raises(UnreadableError):
         from_data(data)
+
+
+WITH_ALL = to_data(
+    msgspec.structs.replace(
+        with_jobs(a_job()),
+        completion=Completion(attempt=1, pod_uid="pod-1", time=NOW),
+        seal=Seal(through_attempt=1, purpose=SealPurpose.END),
+        requests=(Remembered(id="r", digest="d", answer=msgspec.Raw(b"{}")),),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    "name, inner",
+    [
+        *((name, '{"') for name in ("epoch", "completion", "seal", "counts", "requests", "key.job_id", "job.1.load")),
+        ("job.1.load", '"submitters":[{"'),
+    ],
+)
+def test_a_field_that_a_later_release_added_is_not_dropped_by_the_next_write(name: str, inner: str) -> None:
+    assert from_data(WITH_ALL)
+    text = WITH_ALL[name].replace(inner, f'{inner}new":1,"', 1)
+    assert text != WITH_ALL[name]
+    with pytest.raises(UnreadableError, match="unknown field `new`"):
+        from_data({**WITH_ALL, name: text})
 
 
 def test_a_state_from_before_there_were_jobs_is_read() -> None:

@@ -10,6 +10,7 @@ from reattach.api.messages import Unresolved
 from reattach.api.state import JobOrigin
 from reattach.state.jobrecord import token_of
 from reattach.state.jobs import Counted
+from reattach.state.refusals import RefusedError
 
 REPORTED = {"end": "Reported", "chargedTo": "disruption"}
 PRESUMED = {"end": "Presumed", "chargedTo": "disruption"}
@@ -176,6 +177,24 @@ class TestUnresolved:
         quiet_since = at(60) if all_ended else None
         assert answer.unresolved == Unresolved(all_ended=all_ended, quiet_since=quiet_since, attempts=(1,))
 
+    @pytest.mark.parametrize(
+        "counts, all_ended",
+        [
+            ({"attempts": 3, "lastPresumed": 0}, True),
+            ({"attempts": 3, "lastPresumed": 1}, False),
+            ({"attempts": 3, "lastPresumed": 3}, False),
+            ({"attempts": 0}, False),  # nothing is known of it yet
+        ],
+    )
+    def test_the_end_of_one_that_left_the_list_is_known_if_none_since_then_was_presumed(
+        self, counts: dict[str, int], all_ended: bool
+    ) -> None:
+        run = intended().with_attempt(3, **REPORTED).later(60).by(4)
+        run.owner["status"]["counts"] = counts
+        answer = run.intend()
+        assert answer.unresolved is not None
+        assert answer.unresolved.all_ended is all_ended
+
     def test_the_end_of_another_pod_under_the_number_says_nothing(self) -> None:
         run = intended().with_attempt(1, **REPORTED)
         run.owner["status"]["attempts"][0]["podUID"] = "pod-x"
@@ -272,6 +291,38 @@ class TestSameRequest:
         assert code_of(begin().intend, new_generation=True) is ProblemCode.JOB_OPEN
 
 
+class TestNotFound:
+    def gone(self, on_not_found: str = "Resubmit") -> Run:
+        run = active()
+        run.owner["spec"]["submission"] = {"onNotFound": on_not_found}
+        run.outcome("NotFound")
+        return run
+
+    def test_where_the_policy_is_resubmit_its_end_and_the_next_generation_are_one_write(self) -> None:
+        run = self.gone()
+        for _ in range(2):
+            answer = run.intend(new_generation=True, request="r")
+            assert (answer.decision, answer.job.generation) == (Decision.SUBMIT, 2)
+        assert (run.job(1).state, run.job(1).ended_by_attempt) == (JobState.FAILED, 1)
+        assert "onNotFound" in run.job(1).message
+        assert set(run.state.jobs) == {(KEY, 1), (KEY, 2)}
+
+    def test_who_does_not_ask_for_that_takes_it_up(self) -> None:
+        assert died(self.gone()).intend().decision is Decision.REATTACH
+
+    @pytest.mark.parametrize("on_not_found", ["Hold", "Fail"])
+    def test_with_another_policy_it_must_be_over_first(self, on_not_found: str) -> None:
+        assert code_of(self.gone(on_not_found).intend, new_generation=True) is ProblemCode.JOB_OPEN
+
+    def test_so_it_must_while_a_person_is_asked(self) -> None:
+        assert code_of(self.gone().held().intend, new_generation=True) is ProblemCode.JOB_OPEN
+
+    def test_so_it_must_once_the_other_side_knows_it_again(self) -> None:
+        run = self.gone()
+        run.outcome("Active")
+        assert code_of(run.intend, new_generation=True) is ProblemCode.JOB_OPEN
+
+
 class TestReattach:
     def test_each_session_that_takes_a_job_up_is_counted_once(self) -> None:
         run = active()
@@ -299,9 +350,23 @@ class TestOver:
     def test_what_succeeded_is_over_for_every_attempt(self) -> None:
         run = active()
         run.outcome("Succeeded", result={"rows": 7})
-        answer = died(run, **FAILED).intend(digest="whatever")
+        answer = died(run, **FAILED).intend()
         assert (answer.decision, answer.counted) == (Decision.OVER, Counted.OVER)
         assert bytes(answer.job.result) == b'{"rows":7}'  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("asked", [{"digest": "other"}, {"adapter": "other"}])
+    def test_but_it_is_not_the_answer_to_another_request(self, asked: dict[str, Any]) -> None:
+        run = active()
+        run.outcome("Succeeded", result={"rows": 7})
+        assert code_of(run.intend, **asked) is ProblemCode.DIGEST_CHANGED
+        assert code_of(died(run).intend, **asked) is ProblemCode.DIGEST_CHANGED
+
+    @pytest.mark.parametrize("state", ["Failed", "Cancelled"])
+    def test_what_did_not_succeed_may_be_tried_with_another_request(self, state: str) -> None:
+        run = active()
+        run.outcome(state)
+        assert run.intend(digest="other").decision is Decision.OVER
+        assert died(run, **FAILED).intend(digest="other").decision is Decision.SUBMIT
 
     @pytest.mark.parametrize("state", ["Failed", "Cancelled"])
     @pytest.mark.parametrize(
@@ -340,6 +405,18 @@ class TestOver:
         run.with_attempt(2, **REPORTED)
         assert run.by(3).intend().decision is Decision.OVER
 
+    @pytest.mark.parametrize("begin", [intended, active], ids=["intended", "active"])
+    def test_what_was_given_up_may_run_and_is_submitted_anew_by_nobody_who_was_not_asked_to(
+        self, begin: Callable[[], Run]
+    ) -> None:
+        run = begin()
+        run.outcome("Failed", given_up=True)
+        for attempt in (2, 3):
+            run.with_attempt(attempt - 1, **FAILED).by(attempt)
+            answer = run.intend()
+            assert (answer.decision, answer.job.generation, answer.job.given_up) == (Decision.OVER, 1, True)
+        assert run.intend(new_generation=True).decision is Decision.SUBMIT
+
     def test_a_new_generation_is_made_when_it_is_wanted(self) -> None:
         run = active()
         run.outcome("Failed")
@@ -368,6 +445,19 @@ class TestAdopted:
         run.intend()
         run.outcome("Failed")
         assert run.intend(new_generation=True).decision is Decision.SUBMIT
+
+
+LONG = "é" * 1024
+"""As many characters as the schema takes, and more bytes than can be kept."""
+
+
+def test_a_handle_that_can_not_be_kept_is_refused_by_the_name_of_who_gave_it() -> None:
+    adopting = Run.opened(adopt=[{"key": KEY, "handle": LONG}])
+    with pytest.raises(RefusedError, match=r"spec\.adopt must name a handle that can be kept: the handle must"):
+        adopting.intend()
+    resolved = died(intended()).held().with_answer("Adopt", handle=LONG).by(3)
+    with pytest.raises(RefusedError, match=r"spec\.resolutions must name a handle"):
+        resolved.intend()
 
 
 class TestHeld:
@@ -435,6 +525,14 @@ class TestHeld:
     def test_a_job_that_is_not_found_can_be_adopted_under_another_handle(self) -> None:
         run = died(active()).held().with_answer("Adopt", handle="job-1b").by(3)
         assert run.intend().job.handle == "job-1b"
+
+    def test_a_stray_that_a_person_adopts_is_one_no_more(self) -> None:
+        run = died(active())
+        for stray in ("job-2", "job-3"):
+            assert code_of(run.by(1, opened=False).handle, stray) is ProblemCode.HANDLE_DIFFERS
+        run.by(2).held().with_answer("Adopt", handle="job-2").by(3)
+        run.intend()
+        assert (run.job().handle, run.job().strays) == ("job-2", ("job-3",))
 
     def test_the_request_must_still_be_the_same(self) -> None:
         run = died(intended()).held().with_answer("Resubmit").by(3)

@@ -203,6 +203,10 @@ class TestOutcome:
     def test_a_hold_fits_what_is_not_known(self, begin: Any, state: str) -> None:
         assert code_of(begin().outcome, state, hold=True) is ProblemCode.INVALID
 
+    @pytest.mark.parametrize("state", ["Succeeded", "Cancelled", "Active", "Unknown", "NotFound"])
+    def test_only_what_failed_can_be_given_up(self, state: str) -> None:
+        assert code_of(active().outcome, state, given_up=True) is ProblemCode.INVALID
+
     def test_only_success_has_a_result(self) -> None:
         assert code_of(active().outcome, "Failed", result=1) is ProblemCode.INVALID
         assert code_of(active().outcome, "Succeeded", result="x" * 4095) is ProblemCode.VALUE_TOO_LARGE

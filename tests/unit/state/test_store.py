@@ -2,16 +2,21 @@
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from reattach.api.messages import ProblemCode
-from reattach.api.names import API_VERSION, KIND
+from reattach.api.names import API_VERSION, KIND, state_name
+from reattach.api.objects import PartialObject
 from reattach.api.state import SealPurpose
 from reattach.cluster.paths import configmaps, taskruns
-from reattach.state.operations import Writer
+from reattach.controller.cache import Cache
+from reattach.controller.expiry import Expiry, is_due
+from reattach.controller.reconciler import key_by_label
+from reattach.state.operations import Set, Writer, change
 from reattach.state.refusals import RefusedError
 from reattach.state.store import Run, Store
 from reattach.testing.memory import MemoryCluster
@@ -33,6 +38,20 @@ class Interrupted(MemoryCluster):
             self.seals = False
             await Store(self).seal(run_of(json.loads(await self.get(taskruns("demo", "load")))), 1, SealPurpose.END)
         return made
+
+
+class Ended(MemoryCluster):
+    """The TaskRun's outcome is written right before somebody else would write its status."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: NOW)
+        self.ends = True
+
+    async def merge_patch(self, path: str, body: Mapping[str, Any], **query: str | int | None) -> bytes:
+        if self.ends and path == taskruns("demo", "load", "status"):
+            self.ends = False
+            await super().merge_patch(path, {"status": {"outcome": "Cancelled"}})
+        return await super().merge_patch(path, body, **query)
 
 
 def run_of(taskrun: dict[str, Any]) -> Run:
@@ -57,3 +76,55 @@ async def test_an_open_that_was_stored_is_answered_so_although_the_seal_came_bef
     with pytest.raises(RefusedError) as refused:
         await store.open(run, WRITER, NOW)
     assert refused.value.code is ProblemCode.CLOSING
+
+
+async def finished(cluster: MemoryCluster) -> tuple[Run, Store]:
+    """A run with a key that never expires, one that has by a minute after `NOW`, and one that has not."""
+    run, store = await create_run(cluster), Store(cluster)
+    await store.open(run, WRITER, NOW)
+    kept = {"never": None, "soon": timedelta(seconds=60), "later": timedelta(hours=1)}
+    steps = [Set(key=key, text=b"1", retention=retention) for key, retention in kept.items()]
+    await store.change(run, lambda state: change(state, WRITER, steps, NOW))
+    return run, store
+
+
+async def release(cluster: MemoryCluster, run: Run) -> None:
+    await cluster.merge_patch(configmaps("demo", state_name(run.name, run.uid)), {"metadata": {"finalizers": []}})
+
+
+async def test_nothing_expires_while_its_run_is_unfinished() -> None:
+    cluster = MemoryCluster(lambda: NOW)
+    run, store = await finished(cluster)
+    assert await store.sweep(run, NOW + timedelta(days=9)) == 0
+    assert {*(await store.read(run)).records} == {"never", "soon", "later"}
+
+
+async def test_of_a_run_that_is_over_what_has_expired_goes_and_what_has_not_stays() -> None:
+    cluster = MemoryCluster(lambda: NOW)
+    run, store = await finished(cluster)
+    await release(cluster, run)
+    states: Cache[PartialObject] = Cache(key_by_label, lambda _: None)
+    expiry, path = Expiry(states, store), configmaps("demo", state_name(run.name, run.uid))
+
+    async def due(after: timedelta) -> set[str]:
+        states.learn(msgspec.json.decode(await cluster.get(path, metadata_only=True), type=PartialObject))
+        before = await cluster.get(path)
+        await expiry.sweep(NOW + after)
+        assert (await cluster.get(path) != before) is is_due(states.all()[0], NOW + after), "read and written in vain"
+        return {*(await store.read(run)).records}
+
+    assert await due(timedelta(seconds=59)) == {"never", "soon", "later"}
+    assert await due(timedelta(seconds=60)) == {"never", "later"}
+    assert await due(timedelta(seconds=61)) == {"never", "later"}
+    assert await due(timedelta(hours=2)) == {"never"}
+    assert await due(timedelta(days=999)) == {"never"}
+
+
+async def test_a_taskrun_that_ended_meanwhile_is_not_made_to_name_a_state() -> None:
+    cluster = Ended()
+    run = await create_run(cluster)
+    with pytest.raises(RefusedError) as refused:
+        await Store(cluster).open(run, WRITER, NOW)
+    assert refused.value.code is ProblemCode.CLOSING
+    status = json.loads(await cluster.get(taskruns("demo", "load")))["status"]
+    assert status == {"outcome": "Cancelled"}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -77,6 +78,15 @@ def test_a_body_must_be_json_and_nothing_more(text: bytes, code: ProblemCode) ->
     with pytest.raises(RefusedError) as refused:
         from_json(text)
     assert refused.value.code is code
+
+
+def test_a_name_that_occurs_twice_is_found_in_time_among_as_many_as_a_body_can_have() -> None:
+    names = [f"{number:x}" for number in range(80_000)]
+    text = ",".join(f'"{name}":1' for name in [*names, names[-1]])
+    began = time.process_time()
+    with pytest.raises(RefusedError, match="'1387f' occurs again"):
+        from_json(f"{{{text}}}".encode())
+    assert time.process_time() - began < 5  # comparing each with each takes minutes
 
 
 def test_a_value_may_have_64_kib_to_the_byte() -> None:

@@ -1,8 +1,11 @@
 """A call is asked until it is answered, patience is over, or the answer is final."""
 
+import asyncio
 import contextlib
+import gc
 import json
 import logging
+import weakref
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +16,7 @@ import reattach
 from fakepod import CA, Pod, a_problem
 from reattach.api.names import HEADER_REQUEST_ID, HEADER_SESSION
 from reattach.task.client import DELAY_SECONDS_MAX, UNAUTHENTICATED_SECONDS
+from reattach.task.connection import Connection, Request
 
 LOST = httpx.ReadError("connection reset")
 REFUSED = httpx.ConnectError("connection refused")
@@ -207,6 +211,54 @@ class TestFinalAnswers:
         assert pod.over == [raised.value]
 
 
+class TestEventLoops:
+    @pytest.fixture
+    def made(self, monkeypatch: pytest.MonkeyPatch) -> list[httpx.AsyncClient]:
+        made: list[httpx.AsyncClient] = []
+
+        class Client(httpx.AsyncClient):
+            def __init__(self, **settings: Any) -> None:
+                super().__init__(**settings)
+                made.append(self)
+
+        monkeypatch.setattr(httpx, "AsyncClient", Client)
+        return made
+
+    @pytest.fixture
+    def connection(self, pod: Pod) -> Connection:
+        return Connection(pod.settings, "session-1", pod.api.transport())
+
+    ASKED = Request("GET", "/v1/state")
+
+    def test_each_has_one_client_however_they_take_turns(
+        self, connection: Connection, made: list[httpx.AsyncClient]
+    ) -> None:
+        with asyncio.Runner() as one, asyncio.Runner() as other:
+            for runner in (one, other) * 3:
+                runner.run(connection.asend(self.ASKED))
+            assert len(made) == 2
+
+    def test_one_that_closes_leaves_the_others_what_is_theirs(
+        self, connection: Connection, made: list[httpx.AsyncClient]
+    ) -> None:
+        with asyncio.Runner() as one, asyncio.Runner() as other:
+            for runner in (one, other):
+                runner.run(connection.asend(self.ASKED))
+            one.run(connection.aclose())
+            assert [client.is_closed for client in made] == [True, False]
+            other.run(connection.asend(self.ASKED))
+            other.run(connection.aclose())
+        assert [client.is_closed for client in made] == [True, True]
+
+    def test_what_a_closed_one_left_is_let_go_of(self, connection: Connection, made: list[httpx.AsyncClient]) -> None:
+        for _ in range(3):
+            asyncio.run(connection.asend(self.ASKED))
+        left = [weakref.ref(client) for client in made]
+        made.clear()
+        gc.collect()
+        assert [client() is None for client in left] == [True, True, False]
+
+
 class TestTokenAndCertificate:
     def test_a_new_token_is_used_from_the_next_request_on(self, pod: Pod) -> None:
         state = pod.state()
@@ -229,6 +281,15 @@ class TestTokenAndCertificate:
         with pytest.raises(reattach.Refused, match="the pod is gone"):
             pod.state().get("job_id")
         assert sum(pod.time.waited) == pytest.approx(UNAUTHENTICATED_SECONDS, abs=DELAY_SECONDS_MAX)
+
+    def test_how_long_a_token_was_refused_counts_from_the_last_other_answer(self, pod: Pod) -> None:
+        refused = a_problem(401, "unauthenticated")
+        pod.api.down = refused
+        pod.time.at(5, lambda: setattr(pod.api, "down", UNAVAILABLE))
+        pod.time.at(2 * UNAUTHENTICATED_SECONDS, lambda: setattr(pod.api, "down", refused))
+        pod.time.at(2.5 * UNAUTHENTICATED_SECONDS, lambda: setattr(pod.api, "down", None))
+        pod.state().set("color", "green")
+        assert pod.api.values == {"color": "green"}
 
     def test_files_that_vanish_for_a_moment_are_waited_for(self, pod: Pod) -> None:
         state = pod.state()

@@ -71,6 +71,21 @@ class TestBeginning:
         assert pod.api.paths() == ["POST /v1/state"]
         assert pod.api.requests[0].headers[HEADER_SESSION] == "parents-session"
 
+    @pytest.mark.parametrize("error", [ValueError("of a part"), reattach.PermanentFailure("of a part"), SystemExit(0)])
+    def test_what_ends_a_child_is_not_told_as_the_end_of_the_attempt(self, pod: Pod, error: BaseException) -> None:
+        with pytest.raises(type(error)), pod.context(dataclasses.replace(pod.settings, session="parents-session")):
+            raise error
+        assert pod.termination_log.read_bytes() == b""
+
+    def test_but_that_the_attempt_must_end_a_child_tells_too(self, pod: Pod) -> None:
+        def main(task: reattach.Task) -> None:
+            pod.api.down = a_problem(409, "fenced", "attempt 3 took over")
+            task.state.get("job_id")
+
+        with pytest.raises(reattach.Fenced):
+            pod.context(dataclasses.replace(pod.settings, session="parents-session")).run(main)
+        assert pod.message()["kind"] == "Fenced"
+
     def test_a_child_may_complete_the_task_if_it_says_so(self, pod: Pod) -> None:
         with pod.context(dataclasses.replace(pod.settings, session="parents-session")) as task:
             task.complete(1)
@@ -327,12 +342,16 @@ class TestBeingFenced:
             pod.context().run(main)
         assert pod.message()["kind"] == "Fenced"
 
-    def test_an_absent_state_api_ends_no_process(self, pod: Pod) -> None:
+    def test_an_absent_state_api_ends_no_process(self, pod: Pod, caplog: pytest.LogCaptureFixture) -> None:
         pod.api.down = REFUSED
         with pytest.raises(reattach.Unavailable):
             pod.context().run(lambda _: None)
+        [last] = [
+            record.getMessage() for record in caplog.records if (record.name, record.levelname) == ("reattach", "ERROR")
+        ]
+        assert last.startswith("Unavailable: the state API did not answer for 3600 s")
         assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
-        assert pod.message()["kind"] == "Failed"
+        assert pod.message()["kind"] == "Unavailable"
 
 
 class TestSigterm:
@@ -348,6 +367,13 @@ class TestSigterm:
             pod.context().run(main)
         assert raised.value.code == 143
         assert pod.api.completed == []
+
+    def test_the_log_has_one_line_about_it(self, pod: Pod, caplog: pytest.LogCaptureFixture) -> None:
+        with pytest.raises(reattach.Terminated):
+            pod.context().run(lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        assert [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "reattach"] == [
+            ("WARNING", "SIGTERM: this pod is being stopped; an external job goes on.")
+        ]
 
     def test_it_ends_waiting_for_the_state_api(self, pod: Pod) -> None:
         def main(task: reattach.Task) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from reattach.task import ending
 from reattach.task.ending import Ending, message_of
-from reattach.task.errors import Closing, Fenced, Held, StateLost, Terminated
+from reattach.task.errors import Closing, Fenced, Held, Refused, StateLost, Terminated, Unavailable
 
 
 def sigterm() -> None:
@@ -52,6 +52,11 @@ def fail() -> None:
 @pytest.mark.parametrize("error", [StateLost("gone"), Held("who knows")])
 def test_what_needs_a_person_is_told_as_held(error: BaseException) -> None:
     assert message_of(error).kind == "Held"
+
+
+@pytest.mark.parametrize("error", [Unavailable("no answer"), Refused("403")])
+def test_what_the_state_api_could_not_help_with_is_not_told_as_the_tasks_own_failure(error: BaseException) -> None:
+    assert message_of(error).kind == "Unavailable"
 
 
 class TestDeferring:
@@ -112,6 +117,35 @@ class TestDeferring:
             sigterm()
         leave.set()
         thread.join()
+
+    def test_a_wait_in_another_thread_does_not_end_what_is_deferred_in_the_main_one(self, listening: Ending) -> None:
+        waiting, leave = threading.Event(), threading.Event()
+
+        def wait(_: float) -> None:
+            waiting.set()
+            leave.wait(10)
+
+        thread = threading.Thread(target=lambda: listening.interruptible(wait)(1.0))
+        done: list[str] = []
+        with pytest.raises(Terminated):
+            deferred(listening, thread.start, lambda: waiting.wait(10), sigterm, lambda: done.append("the rest"))
+        leave.set()
+        thread.join()
+        assert done == ["the rest"]
+
+    def test_nor_does_its_end_defer_what_came_after(self, listening: Ending) -> None:
+        waiting, leave = threading.Event(), threading.Event()
+
+        def wait(_: float) -> None:
+            waiting.set()
+            leave.wait(10)
+
+        thread = threading.Thread(target=lambda: listening.interruptible(wait)(1.0))
+        deferred(listening, thread.start, lambda: waiting.wait(10))
+        leave.set()
+        thread.join()
+        with pytest.raises(Terminated):
+            sigterm()
 
 
 class TestSparing:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import threading
 from datetime import timedelta
+from functools import reduce
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ import pytest
 
 import reattach
 from fakepod import Pod, a_problem
-from fakesystem import REQUEST, RESULT, LostError, System, fails
+from fakesystem import NAME, REQUEST, RESULT, LostError, System, fails
 from reattach.adapter import (
     Active,
     Cancelled,
@@ -104,14 +105,28 @@ class TestTheResult:
         system.statuses = [Succeeded({"state": JobState.SUCCEEDED})]
         assert repr(wait(pod, system)) == repr({"state": "Succeeded"})
 
-    @pytest.mark.parametrize("result", [object(), float("nan"), "x" * 4096, {1: 2}, (1, 2)])
-    def test_what_is_no_result_is_the_adapters_mistake_and_the_job_stays(
-        self, pod: Pod, system: System, result: Any
+    @pytest.mark.parametrize(
+        "result, why",
+        [
+            (object(), "not object"),
+            (1e999, "finite"),
+            ("x" * 4096, "this one has 4098"),
+            (reduce(lambda inner, _: [inner], range(101), 1), "nested"),
+            ({1: 2}, "strings as names"),
+            ((1, 2), "store it as a list"),
+        ],
+    )
+    def test_one_that_can_not_be_stored_is_none_on_every_path_since_the_job_has_succeeded(
+        self, pod: Pod, system: System, result: Any, why: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         system.statuses = [Succeeded(result)]
-        with pytest.raises(reattach.InvalidValue):
-            wait(pod, system)
-        assert pod.api.jobs.record().state is JobState.ACTIVE
+        for _ in range(2):
+            assert wait(pod, system) is None
+            pod.api.jobs.next_attempt()
+        assert pod.api.jobs.record().state is JobState.SUCCEEDED
+        [said] = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert "'load' (job-1) succeeded; its result is dropped" in said.getMessage()
+        assert why in said.getMessage()
 
     def test_it_is_stored_before_it_is_returned(self, pod: Pod, system: System) -> None:
         with pod.context() as task:
@@ -250,6 +265,27 @@ class TestNotFound:
             wait(pod, gone)
         assert pod.api.jobs.record().state is JobState.FAILED
 
+    def test_and_still_does_if_the_attempt_that_found_out_is_gone_before_it_could_say_so(
+        self, pod: Pod, gone: System
+    ) -> None:
+        def die() -> None:
+            raise KeyboardInterrupt
+
+        pod.api.jobs.rules(on_not_found="Fail")
+        pod.time.on_step["after-outcome"] = die
+        with pytest.raises(KeyboardInterrupt):
+            wait(pod, gone)
+        errors = set()
+        for _ in range(2):
+            pod.api.jobs.next_attempt(charged_to="application")
+            with pytest.raises(reattach.PermanentFailure) as raised:
+                wait(pod, gone)
+            errors.add(str(raised.value))
+        assert errors == {
+            "external job 'load' (generation 1, job-1): the other side does not know it: no job-1 here",
+        }
+        assert len(gone.submissions) == 1
+
     def test_or_it_is_submitted_anew_as_a_new_generation(
         self, pod: Pod, gone: System, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -261,6 +297,22 @@ class TestNotFound:
         assert [pod.api.jobs.record(generation=n).state for n in (1, 2)] == [JobState.FAILED, JobState.SUCCEEDED]
         assert len({submission.token for submission in gone.submissions}) == 2
         assert "submitted anew, as spec.submission.onNotFound says" in caplog.text
+
+    @pytest.mark.parametrize("at", ["after-outcome", "before-intent", "after-intent"])
+    def test_which_goes_on_wherever_an_attempt_dies_and_costs_no_attempt(self, pod: Pod, gone: System, at: str) -> None:
+        def die() -> None:
+            raise KeyboardInterrupt
+
+        gone.can = Capabilities(NAME)
+        pod.api.jobs.rules(on_not_found="Resubmit")
+        first = gone.before_status[0]
+        gone.before_status = [lambda: (pod.time.on_step.update({at: die}), first())]
+        with pytest.raises(KeyboardInterrupt):
+            wait(pod, gone)
+        pod.api.jobs.next_attempt(charged_to="disruption")
+        assert wait(pod, gone) == RESULT
+        assert [pod.api.jobs.record(generation=n).state for n in (1, 2)] == [JobState.FAILED, JobState.SUCCEEDED]
+        assert len({submission.token for submission in gone.submissions}) == 2
 
     def test_it_is_believed_only_when_it_is_seen_twice(self, pod: Pod, system: System) -> None:
         system.statuses = [NotFound(), Active(), NotFound(), Active(), Succeeded(RESULT)]

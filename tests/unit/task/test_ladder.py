@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from reattach.adapter import Capabilities, ClientName, Lookup, SubmissionToken
 from reattach.api.messages import Decision, Grounds, IntentResponse, Job, Unresolved
 from reattach.api.state import JobState
+from reattach.state.operations import RETENTION_SECONDS_MAX
+from reattach.task.adapter import LONGEST
+from reattach.task.jobs import seconds_of
 from reattach.task.ladder import (
     MARGIN,
     Absence,
@@ -40,6 +43,30 @@ NAME = ClientName()
 TOKEN = SubmissionToken(lifetime=timedelta(hours=1))
 LOOK_UP = Lookup(settling=SETTLING, retention=timedelta(hours=2))
 EVERY = Capabilities(NAME, TOKEN, LOOK_UP)
+
+
+class TestDeclaring:
+    FOR_EVER = Capabilities(ClientName(timedelta.max), SubmissionToken(timedelta.max), Lookup(SETTLING, timedelta.max))
+
+    def test_as_long_as_can_be_leads_beyond_no_calendar(self) -> None:
+        for grounds in ({Grounds.CLIENT_NAME}, {Grounds.CLIENT_NAME, Grounds.TOKEN}):
+            assert next_rung(
+                a_situation(self.FOR_EVER, refused=grounds, looked_up_after=9 * MINUTE, token_seconds=None)
+            )
+        assert still_holds(Grounds.CLIENT_NAME, a_situation().job, self.FOR_EVER, REQUEST, a_situation().now)
+        assert next_rung(
+            a_situation(Capabilities(look_up=Lookup(timedelta.max)), looked_up_after=9 * MINUTE)
+        ) == LookUp(INTENDED + 5 * MINUTE + REQUEST + MARGIN + LONGEST)
+
+    def test_it_is_no_longer_than_the_state_api_takes(self) -> None:
+        assert self.FOR_EVER.token is not None
+        assert seconds_of(self.FOR_EVER.token.lifetime) == RETENTION_SECONDS_MAX
+
+    @pytest.mark.parametrize("declare", [ClientName, SubmissionToken, Lookup, lambda time: Lookup(SETTLING, time)])
+    def test_nothing_lasts_less_than_no_time(self, declare: Any) -> None:
+        declare(timedelta(0))
+        with pytest.raises(ValueError, match="must not be negative"):
+            declare(-SECOND)
 
 
 def a_situation(

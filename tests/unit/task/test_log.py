@@ -31,6 +31,23 @@ def test_logging_that_is_set_up_later_takes_over() -> None:
     assert second == "mine: reattached to job-1"
 
 
+@pytest.mark.parametrize(
+    "after,shown",
+    [
+        pytest.param("logging.basicConfig(level=logging.WARNING);", 0, id="a level of its own"),
+        pytest.param("logging.basicConfig(level=logging.INFO);", 1, id="its own, at INFO"),
+        pytest.param(
+            "logging.basicConfig(level=logging.WARNING); logging.getLogger('reattach').setLevel(logging.DEBUG);",
+            1,
+            id="a level for the SDK",
+        ),
+    ],
+)
+def test_and_its_level_counts(after: str, shown: int) -> None:
+    ran = _run(f"import logging; from reattach.task.log import show; show(); {after} {SAYS}")
+    assert ran.count("reattached to job-1") == shown
+
+
 def _run(program: str) -> str:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

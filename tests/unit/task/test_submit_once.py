@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ from fakepod import Pod, a_problem
 from fakesystem import LOOK_UP, NAME, REQUEST, RESULT, TOKEN, LostError, System, fails
 from reattach.adapter import Active, Capabilities, Failed, Rejected, Submission, SubmissionToken
 from reattach.api.messages import Grounds
+from reattach.api.names import ENV_SESSION
 from reattach.api.state import JobState
 from reattach.task import ending
 from reattach.task.submitting import STALE_MAX
@@ -275,6 +277,21 @@ class TestNothingIsSubmittedWithoutAnIntent:
         assert len(system.submissions) == 1
         assert len(agains(pod)) == STALE_MAX + 1
 
+    def test_but_of_an_answer_that_is_minutes_old_nothing_follows_however_many_were_slow(
+        self, pod: Pod, system: System
+    ) -> None:
+        waits = [*[6.0] * STALE_MAX, 61.0, 3600.0]
+
+        def slow() -> None:
+            pod.time.sleep(waits.pop(0))
+            if waits:
+                pod.time.on_step["after-intent"] = slow
+
+        pod.time.on_step["after-intent"] = slow
+        submit(pod, system)
+        assert len(system.submissions) == 1
+        assert len(agains(pod)) == STALE_MAX + 3
+
     def test_what_an_attempt_was_told_in_another_thread_keeps_it_from_submitting(
         self, pod: Pod, system: System
     ) -> None:
@@ -434,6 +451,18 @@ class TestLostSubmissions:
         assert pod.api.jobs.record().state is JobState.FAILED
         assert pod.message()["kind"] == "Permanent"
 
+    def test_and_still_does_if_the_attempt_that_gave_it_up_is_gone_before_it_could_say_so(
+        self, pod: Pod, system: System, lose: Callable[[int], None]
+    ) -> None:
+        pod.api.jobs.rules(on_unknown="Fail")
+        lose(1)
+        an_attempt_dies(pod, system, "after-outcome")
+        for _ in range(2):  # each of these was charged, as one whose word is lost again would be
+            with pytest.raises(reattach.PermanentFailure, match="no way to tell"):
+                submit(pod, system)
+            pod.api.jobs.next_attempt(charged_to="application")
+        assert len(system.submissions) == 1
+
     def test_or_it_is_submitted_again_by_policy(self, pod: Pod, system: System, lose: Callable[[int], None]) -> None:
         pod.api.jobs.rules(on_unknown="Resubmit")
         lose(1)
@@ -567,6 +596,18 @@ class TestTheNextAttempt:
             submit(pod, system)
         assert system.jobs == {}
 
+    def test_a_replica_whose_clock_is_ahead_does_not_shorten_the_time_in_which_it_settles(
+        self, pod: Pod, system: System
+    ) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        an_attempt_dies(pod, system, "after-submit")
+        system.hidden_for = 1
+        with pod.context() as task:
+            right = pod.api.jobs.clock
+            pod.api.jobs.clock = lambda: right() + timedelta(minutes=5)
+            task.submit_once("load", system, REQUEST).wait()
+        assert (len(system.jobs), pod.api.jobs.record().origin) == (1, "Found")
+
     def test_it_reattaches_to_what_is_recorded(
         self, pod: Pod, system: System, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -616,6 +657,64 @@ class TestTheNextAttempt:
         with pytest.raises(reattach.Held):
             pod.context().run(main)
         assert len(system.submissions) == 1
+
+
+class TestTwoProcessesOfOneAttempt:
+    """One has begun to submit, and a child of it or its parent comes with the same key."""
+
+    @staticmethod
+    def one_has_submitted(pod: Pod, system: System) -> None:
+        """And is busy, before it has stored the handle."""
+
+        def busy() -> None:
+            raise KeyboardInterrupt
+
+        child = dataclasses.replace(pod.settings, session=pod.environment[ENV_SESSION])
+        pod.time.on_step["after-submit"] = busy
+        with pytest.raises(KeyboardInterrupt), pod.context(child) as task:
+            task.submit_once("load", system, REQUEST)
+
+    @pytest.mark.parametrize("on_unknown", ["Hold", "Fail", "Resubmit"])
+    def test_the_other_one_is_about_to_store_the_handle_and_is_waited_for(
+        self, pod: Pod, system: System, on_unknown: str
+    ) -> None:
+        pod.api.jobs.rules(on_unknown=on_unknown)
+        with pod.context() as task:
+            self.one_has_submitted(pod, system)
+            pod.time.at(12, lambda: pod.api.jobs.change(handle="job-1", state=JobState.ACTIVE))
+            job = task.submit_once("load", system, REQUEST)
+            assert (job.handle, job.wait()) == ("job-1", RESULT)
+        assert len(system.submissions) == 1
+
+    def test_or_its_job_is_found_meanwhile(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        system.hidden_for = 2
+        with pod.context() as task:
+            self.one_has_submitted(pod, system)
+            assert task.submit_once("load", system, REQUEST).wait() == RESULT
+        assert pod.api.jobs.record().origin == "Found"
+        assert len(system.submissions) == 1
+
+    @pytest.mark.parametrize("on_unknown", ["Hold", "Fail", "Resubmit"])
+    def test_if_it_never_does_the_attempt_ends_and_the_next_one_knows_that_it_is_over(
+        self, pod: Pod, system: System, on_unknown: str
+    ) -> None:
+        system.can = Capabilities(token=TOKEN)
+        pod.api.jobs.rules(on_unknown=on_unknown)
+
+        def main(task: reattach.Task) -> None:
+            self.one_has_submitted(pod, system)
+            task.submit_once("load", system, REQUEST)
+
+        with pytest.raises(reattach.Unavailable, match="another process of this attempt"):
+            pod.context().run(main)
+        assert 35 < pod.time.now - pod.time.start <= 40
+        assert pod.message()["kind"] == "Unavailable"
+        record = pod.api.jobs.record()
+        assert (record.state, record.held) == (JobState.INTENDED, False)
+        pod.api.jobs.next_attempt()
+        assert submit(pod, system).handle == "job-1"
+        assert len(system.jobs) == 1
 
 
 class TestHolds:
@@ -864,7 +963,16 @@ class TestGenerations:
             assert (second.generation, second.handle) == (2, "job-2")
             assert second.token != first.token
             assert second.wait() == RESULT
-            assert task.submit_once("load", system, REQUEST).generation == 2
+            assert task.submit_once("load", system, {"entrypoint": "another"}).generation == 2
+
+    def test_a_key_that_was_meant_to_vary_does_not_give_the_first_result_to_each(
+        self, pod: Pod, system: System
+    ) -> None:
+        with pod.context() as task:
+            assert task.submit_once("load", system, {"day": 1}).wait() == RESULT
+            with pytest.raises(reattach.DigestChanged, match="use another key"):
+                task.submit_once("load", system, {"day": 2})
+        assert len(system.submissions) == 1
 
     def test_resubmit_takes_that_the_newest_is_over(self, pod: Pod, system: System) -> None:
         with pod.context() as task:
