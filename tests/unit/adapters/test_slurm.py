@@ -293,6 +293,11 @@ class TestRest:
         body = {"meta": META, "errors": errors, "job_id": 3, "step_id": "BATCH", "job_submit_user_msg": ""}
         assert self.submitted(200, body) == Submitted(f"3/{NAME}")
 
+    @pytest.mark.parametrize("number", [2000, 2101, 2105, 5004])
+    def test_an_id_is_a_job_whatever_error_stands_beside_it(self, number: int) -> None:
+        body = {"job_id": 3, "errors": [{"error_number": number, "error": "Partition in DOWN state"}]}
+        assert self.submitted(500, body) == Submitted(f"3/{NAME}")
+
     @pytest.mark.parametrize(
         "status, body",
         [
