@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from reattach.adapters.slurm import SlurmCommands, SlurmError, SlurmRest
+from reattach.adapters.slurm import SlurmCommands, SlurmError, SlurmRest, commands
 from reattach.adapters.slurm.adapter import Slurm
 from reattach.adapters.slurm.commands import Ended, request_of
 from reattach.adapters.slurm.records import (
@@ -415,6 +415,21 @@ class TestCommands:
         assert SlurmCommands(accounting=None, via=(sys.executable, "-c", program)).submit(COMMANDED) == Submitted(
             f"17/{NAME}"
         )
+
+    def test_an_id_is_a_job_also_where_the_way_does_not_end_in_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(commands, "_COMMAND_SECONDS", 0.5)
+        monkeypatch.setattr(commands, "_WAY_SECONDS", 0.5)
+        says_and_hangs = SlurmCommands(accounting=None, via=("sh", "-c", "echo 17; exec sleep 60"))
+        assert says_and_hangs.submit(COMMANDED) == Submitted(f"17/{NAME}")
+        hangs = SlurmCommands(accounting=None, via=("sh", "-c", "exec sleep 60"))
+        with pytest.raises(SlurmError, match="sbatch did not end within 1 s"):
+            hangs.submit(COMMANDED)
+        with pytest.raises(SlurmError, match="squeue did not end within 1 s"):
+            hangs.look_up(COMMANDED)
+
+    def test_ssh_takes_a_line(self) -> None:
+        with pytest.raises(ValueError, match="needs line=True"):
+            SlurmCommands(accounting=None, via=("/usr/bin/ssh", "login.example.org"))
 
     def test_without_an_id_success_is_not_believed(self) -> None:
         with pytest.raises(SlurmError):

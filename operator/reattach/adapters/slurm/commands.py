@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from reattach.adapters.slurm.adapter import MIN_JOB_AGE, SETTLING, Slurm, SlurmError
@@ -85,6 +86,10 @@ class SlurmCommands(Slurm):
         line: bool = False,
     ) -> None:
         super().__init__(accounting=accounting, min_job_age=min_job_age, settling=settling)
+        if via and Path(via[0]).name == "ssh" and not line:
+            raise ValueError(
+                "via ssh needs line=True: it joins what it is given, and the shell over there takes it apart anew"
+            )
         self._via = tuple(via)
         self._line = line
 
@@ -131,7 +136,7 @@ class SlurmCommands(Slurm):
             _output_of("scancel", ended)
 
     def _run(self, *command: str, text: str | None = None) -> Ended:
-        """Raises `SlurmError` where the command did not end in time, `FileNotFoundError`."""
+        """Raises `FileNotFoundError`."""
         bounded = ("sh", "-c", _BOUNDED, str(_COMMAND_SECONDS - 1), *command)
         try:
             done = subprocess.run(  # noqa: S603 -- no shell here, and what is run is ours and the caller's
@@ -145,9 +150,15 @@ class SlurmCommands(Slurm):
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise SlurmError(f"{command[0]} did not end within {error.timeout:g} s") from error
+            said = f"{_text_of(error.stderr)}{command[0]} did not end within {error.timeout:g} s"
+            return Ended(None, _text_of(error.stdout), said)
         codes = _LAST_WORD.findall(done.stderr)
         return Ended(int(codes[-1]) if codes else None, done.stdout, _LAST_WORD.sub("", done.stderr))
+
+
+def _text_of(output: bytes | str | None) -> str:
+    """What was read until the time was over; it is bytes, whatever was asked for."""
+    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
 
 
 def _output_of(command: str, ended: Ended) -> str:
