@@ -50,6 +50,7 @@ GOOD: dict[str, Any] = {
 WRONG: list[tuple[str, Any, str]] = [
     ("address", "jobs.example.com", "address must be like https://"),
     ("address", "https://jobs.example.com/", "without a / at its end"),
+    ("address", "https://me:geheim@jobs.example.com", "without a password, not 'jobs.example.com'"),
     ("address", "https://jobs.example.com?x=1", "address must be like"),
     ("name", "My API", "must be a DNS label"),
     ("speling", 1, "unknown field `speling`"),
@@ -92,6 +93,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("lookUp.path", "/jobs?user={taskrun}", r"lookUp.path must hold \{name\} or \{token\}"),
     ("lookUp.carries", ".", "lookUp.carries must be a place"),
     ("lookUp.items", None, "lookUp.notFoundSays must be what the API itself says with 404"),
+    ("lookUp.nextPage", "a..b", "lookUp.nextPage must be a place"),
     ("lookUp.settlingSeconds", -1, "must be at least 0 seconds"),
     ("lookUp.retentionSeconds", 10, "lookUp.retentionSeconds must be at least 30 seconds"),
     ("lookUp.retentionSeconds", "for ever", "Expected `float | null`"),
