@@ -29,7 +29,9 @@ unique = CAN == "refuse-names"
 jobs = Description(
     address="http://jobserver:8000",
     submit=Submit(path="/jobs", body={"name": "{name}"} if unique else {}, handle="id", exists=(409,) if unique else ()),
-    status=Status(path="/jobs/{handle}", state="status", states=states, result="rows_written"),
+    status=Status(
+        path="/jobs/{handle}", state="status", states=states, result="rows_written", not_found_says="no job"
+    ),
     cancel=Cancel(path="/jobs/{handle}/cancel"),
     names=Names(retention_seconds=None) if unique else None,
     poll_seconds=0.5,

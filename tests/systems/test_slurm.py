@@ -110,6 +110,16 @@ class TestSubmitting:
         record_property("look-up lag", round(time.monotonic() - answered, 3))
         assert (found.handle, found.existed) == (handle, True)
 
+    @pytest.mark.parametrize("way", WAYS)
+    def test_a_job_in_a_hidden_partition_is_found(self, slurm: SlurmCluster, a_submission: Made, way: str) -> None:
+        jobs = adapter_of(slurm, way, None)
+        submission = a_submission(a_script(jobs, "sleep 2", partition="hidden"))
+        handle = jobs.submit(submission).handle
+        found = jobs.look_up(submission)
+        assert found is not None
+        assert found.handle == handle
+        assert isinstance(jobs.status(handle), Active)
+
     def test_the_same_name_makes_a_second_job_and_the_first_one_is_found(self, jobs: Slurm, a_submission: Made) -> None:
         submission = a_submission(a_script(jobs, "sleep 2"))
         first, second = jobs.submit(submission), jobs.submit(submission)

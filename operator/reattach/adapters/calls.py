@@ -107,7 +107,7 @@ class Caller:
     def _headers(self, given: Mapping[str, str], *, has_body: bool) -> dict[str, str]:
         try:
             own = dict(self.headers())
-        except OSError as error:
+        except Exception as error:  # whatever it is, nothing has left
             raise NotSentError(f"the credentials for {self.address} can't be read: {_why(error)}") from error
         media = {"Content-Type": "application/json"} if has_body else {}
         return {"Accept": "application/json", "Connection": "close", **media, **own, **given}
@@ -115,7 +115,7 @@ class Caller:
     def _client(self) -> httpx.Client:
         try:
             verify = self._system_trust if self.tls is None else self.tls()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, nothing has left
             raise NotSentError(f"the CA for {self.address} can't be read: {_why(error)}") from error
         # Connecting and writing one sixth each, and one half until the answer comes.
         phase = self.seconds / 6

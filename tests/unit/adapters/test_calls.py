@@ -75,6 +75,16 @@ def test_what_was_never_connected_was_not_sent() -> None:
         Caller(address, 20).send("GET", "/")
 
 
+def test_whatever_keeps_the_credentials_from_being_read_nothing_was_sent() -> None:
+    def headers() -> dict[str, str]:
+        raise RuntimeError("the identity provider is away")
+
+    with pytest.raises(NotSentError, match=r"credentials .* can't be read: RuntimeError: the identity provider"):
+        Caller("http://127.0.0.1:9", 20, headers).send("POST", "/jobs", {})
+    with pytest.raises(NotSentError, match=r"CA .* can't be read: RuntimeError"):
+        Caller("http://127.0.0.1:9", 20, tls=headers).send("POST", "/jobs", {})  # type: ignore[arg-type] # it raises
+
+
 def test_a_connection_that_breaks_after_the_request_tells_nothing() -> None:
     with listening(lambda _connection: None) as (address, received):
         with pytest.raises(CallError) as caught:

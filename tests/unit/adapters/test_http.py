@@ -42,7 +42,7 @@ from stateapi import free_port
 
 REQUEST = {"seconds": 10, "rows": 7}
 STATES = States(active=("RUNNING",), succeeded=("SUCCEEDED",), failed=("FAILED",), cancelled=("CANCELLED",))
-STATUS = Status(path="/jobs/{handle}", state="status", states=STATES, result="rows_written")
+STATUS = Status(path="/jobs/{handle}", state="status", states=STATES, result="rows_written", not_found_says="no job")
 SUBMIT = Submit(path="/jobs", handle="id", url="{handle}")
 TAGGED = Submit(path="/jobs", handle="id", body={"tag": "{token}"})
 LOOK_UP = LookUp(
@@ -187,9 +187,12 @@ class TestStatus:
             assert isinstance(described(server).status("job-1"), NotFound)
 
     def test_a_404_that_does_not_say_what_the_api_says_is_no_word_about_the_job(self) -> None:
+        assert isinstance(answered(404, "default backend - 404").status("job-1"), Unknown)
+
+    def test_where_the_api_says_nothing_of_jobs_that_are_gone_nothing_is_told(self) -> None:
+        silent = Status(path="/jobs/{handle}", state="status", states=STATES, not_found=())
         with serving("nothing") as server:
-            careful = Status(**{**vars_of(STATUS), "not_found_says": "no such job, says the real API"})
-            assert isinstance(described(server, status=careful).status("job-1"), Unknown)
+            assert isinstance(described(server, status=silent).status("job-1"), Unknown)
 
     @pytest.mark.parametrize("kind", ["down", "error", "half", "lose"])
     def test_a_system_that_can_not_be_asked_leaves_the_status_unknown(self, kind: str) -> None:
@@ -203,7 +206,7 @@ class TestStatus:
     def test_a_word_that_the_description_does_not_know_is_unknown_and_never_an_end(self) -> None:
         with serving("nothing") as server:
             other = States(active=("WAITING",), succeeded=("OK",), failed=("BAD",))
-            jobs = described(server, status=Status(path="/jobs/{handle}", state="status", states=other))
+            jobs = described(server, status=Status(**{**vars_of(STATUS), "states": other}))
             status = jobs.status(jobs.submit(submission()).handle)
             assert isinstance(status, Unknown)
             assert "'RUNNING'" in status.message
@@ -216,6 +219,40 @@ class TestStatus:
 
 
 class TestCancel:
+    def test_a_job_that_cancelling_removes_is_cancelled_also_where_the_answer_is_lost(self) -> None:
+        gone, lose = [False], [True]
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            if request.method == "DELETE":
+                gone[0] = True
+                if lose.pop():
+                    raise httpx.ReadError("the connection was cut")
+            return httpx.Response(
+                404 if gone[0] else 200, json={"error": "no job"} if gone[0] else {"status": "RUNNING"}
+            )
+
+        cancel = Cancel(path="/jobs/{handle}", method="DELETE")
+        description = Description(address="https://jobs.invalid", submit=SUBMIT, status=STATUS, cancel=cancel)
+        jobs = HttpJobs(description, transport=httpx.MockTransport(answer))
+        with pytest.raises(CallError):
+            jobs.cancel("job-1")
+        assert isinstance(jobs.status("job-1"), Cancelled)
+        lose.append(False)
+        jobs.cancel("job-1")
+        assert isinstance(jobs.status("job-1"), Cancelled)
+        assert isinstance(jobs.status("job-2"), NotFound), "nobody asked for its end"
+
+    def test_a_job_that_was_not_cancelled_and_is_gone_later_is_not_taken_for_cancelled(self) -> None:
+        time = Time()
+        with serving("forgetting-lookup", seconds=60, clock=time) as server:
+            jobs = described(server)
+            handle = jobs.submit(submission()).handle
+            server.fail("error", "cancel", times=1)
+            with pytest.raises(CallError, match="was not cancelled"):
+                jobs.cancel(handle)
+            time.pass_by(100)
+            assert isinstance(jobs.status(handle), NotFound)
+
     def test_a_job_that_is_over_or_absent_is_fine(self) -> None:
         time = Time()
         with serving("nothing", clock=time) as server:
@@ -296,6 +333,28 @@ class TestSubmit:
                 described(server, submit=Submit(path="/jobs", handle="nr")).submit(submission())
             assert not isinstance(caught.value, Rejected)
 
+    @pytest.mark.parametrize("found", [{"id": "job-1", "tag": "a" * 8}, None])
+    def test_a_name_that_is_taken_by_nobody_says_which_job_is_looked_up(self, found: dict[str, str] | None) -> None:
+        def answer(request: httpx.Request) -> httpx.Response:
+            if request.method == "POST":
+                return httpx.Response(409, text="taken")
+            return httpx.Response(200, json={"jobs": [found] if found else []})
+
+        submit = Submit(path="/jobs", handle="id", body={"name": "{name}", "tag": "{token}"}, exists=(409,))
+        description = Description(
+            address="https://jobs.invalid",
+            submit=submit,
+            status=STATUS,
+            names=Names(retention_seconds=None),
+            look_up=LOOK_UP,
+        )
+        jobs = HttpJobs(description, transport=httpx.MockTransport(answer))
+        if found:
+            assert jobs.submit(submission()) == Submitted("job-1", existed=True)
+        else:
+            with pytest.raises(CallError, match="not found yet: 409 taken"):
+                jobs.submit(submission())
+
     def test_a_request_that_takes_the_place_of_the_token_is_rejected(self) -> None:
         with serving("nothing") as server:
             jobs = described(server, submit=TAGGED)
@@ -347,6 +406,21 @@ class TestLookUp:
         with serving("name") as server:
             submit = Submit(path="/jobs", handle="id", body={"name": "{name}"})
             assert described(server, submit=submit, look_up=SINGLE).look_up(submission()) is None
+
+    def test_a_page_of_several_is_not_absence(self) -> None:
+        paged = LookUp(**{**vars_of(LOOK_UP), "next_page": "next"})
+        with pytest.raises(CallError, match="fit on one page"):
+            answered(200, '{"jobs": [], "next": "x"}', look_up=paged).look_up(submission())
+        ours = '{"jobs": [{"id": "job-1", "tag": "aaaaaaaa"}], "next": "x"}'
+        assert answered(200, ours, look_up=paged).look_up(submission()) == Submitted("job-1", existed=True)
+        assert answered(200, '{"jobs": [], "next": ""}', look_up=paged).look_up(submission()) is None
+
+    def test_a_list_that_is_left_out_is_empty_only_where_the_description_says_so(self) -> None:
+        omitting = LookUp(**{**vars_of(LOOK_UP), "items_omitted": True})
+        assert answered(200, "{}", look_up=omitting).look_up(submission()) is None
+        for text, look_up in {"{}": LOOK_UP, "<html>": omitting, "[]": omitting}.items():
+            with pytest.raises(CallError, match="must be where the list of jobs is"):
+                answered(200, text, look_up=look_up).look_up(submission())
 
     @pytest.mark.parametrize("look_up", [SINGLE, LOOK_UP], ids=["one job", "a list"])
     def test_the_404_of_a_proxy_is_not_absence(self, look_up: LookUp) -> None:

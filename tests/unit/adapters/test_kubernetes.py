@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from reattach.adapter import Active, NotFound, Rejected, Submission, Succeeded, Unknown
+from reattach.adapter import Active, Cancelled, NotFound, Rejected, Submission, Succeeded, Unknown
 from reattach.adapters.calls import CallError
 from reattach.adapters.kubernetes import JOB, TASKRUN, Access, AccessError, Kind, KubernetesObjects, When
 from reattach.adapters.kubernetes.kinds import text_at, value_at
@@ -128,6 +128,24 @@ class TestAnswers:
         jobs.cancel(handle)
         assert "as asked" in str(jobs.status(handle))
         assert isinstance(adapter((404, ABSENT)).status(handle), NotFound)
+
+    def test_a_deletion_whose_answer_is_lost_is_its_end_too(self) -> None:
+        handle = f"team/{NAME}/u1"
+        jobs = adapter((200, OURS), (403, {"reason": "Forbidden"}), (404, ABSENT))
+        with pytest.raises(CallError):
+            jobs.cancel(handle)
+        assert isinstance(jobs.status(handle), NotFound), "it was somebody else's"
+
+        def lost(request: httpx.Request) -> httpx.Response:
+            if request.method == "DELETE":
+                raise httpx.ReadError("the connection was cut")
+            return answers.pop(0)
+
+        answers = [httpx.Response(200, json=OURS), httpx.Response(404, json=ABSENT)]
+        jobs = KubernetesObjects(JOB, access=ACCESS, transport=httpx.MockTransport(lost))
+        with pytest.raises(CallError):
+            jobs.cancel(handle)
+        assert isinstance(jobs.status(handle), Cancelled)
 
     def test_an_object_that_keeps_changing_is_given_up(self) -> None:
         turns = [(200, OURS), (409, {"reason": "Conflict"})] * 5

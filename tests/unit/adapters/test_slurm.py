@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -10,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from reattach.adapters.slurm import SlurmCommands, SlurmError, SlurmRest
+from reattach.adapters.slurm import SlurmCommands, SlurmError, SlurmRest, commands
 from reattach.adapters.slurm.adapter import Slurm
-from reattach.adapters.slurm.commands import request_of
+from reattach.adapters.slurm.commands import Ended, request_of
 from reattach.adapters.slurm.records import (
     ACTIVE_STATES,
     FAILED_STATES,
@@ -65,6 +66,9 @@ NO_PARTITION = """sbatch: error: invalid partition specified: nope
 sbatch: error: Batch job submission failed: Invalid partition name specified
 """
 NOT_CONNECTED = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)\n"
+TOO_MANY = """sbatch: error: QOSMaxSubmitJobPerUserLimit
+sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)
+"""
 NO_SCRIPT = """sbatch: error: This does not look like a batch script.  The first
 sbatch: error: line must start with #! followed by the path to an interpreter.
 sbatch: error: For instance: #!/bin/sh
@@ -178,10 +182,14 @@ class TestWhatCommandsPrint:
             (-9, "", Refusal.UNKNOWN),
             (255, "ssh: connect to host login port 22: Connection refused\n", Refusal.UNKNOWN),
             (255, "Connection to login closed by remote host.\n", Refusal.UNKNOWN),
-            (127, "sh: 1: timeout: not found\n", Refusal.UNKNOWN),
+            (None, "sbatch: lua: your project has 3 h left\nConnection to login closed by remote host.\n", Refusal.UNKNOWN),
+            (127, "sh: 1: timeout: not found\n", Refusal.FINAL),
+            (126, "timeout: failed to run command 'sbatch': Permission denied\n", Refusal.FINAL),
+            (1, TOO_MANY, Refusal.FOR_NOW),
+            (1, TOO_MANY.splitlines(keepends=True)[1], Refusal.FINAL),
         ],
     )  # fmt: skip
-    def test_only_what_surely_made_no_job_is_a_refusal(self, code: int, text: str, refusal: Refusal) -> None:
+    def test_only_what_surely_made_no_job_is_a_refusal(self, code: int | None, text: str, refusal: Refusal) -> None:
         assert refusal_of_sbatch(code, text) is refusal
 
 
@@ -293,6 +301,11 @@ class TestRest:
         body = {"meta": META, "errors": errors, "job_id": 3, "step_id": "BATCH", "job_submit_user_msg": ""}
         assert self.submitted(200, body) == Submitted(f"3/{NAME}")
 
+    @pytest.mark.parametrize("number", [2000, 2101, 2105, 5004])
+    def test_an_id_is_a_job_whatever_error_stands_beside_it(self, number: int) -> None:
+        body = {"job_id": 3, "errors": [{"error_number": number, "error": "Partition in DOWN state"}]}
+        assert self.submitted(500, body) == Submitted(f"3/{NAME}")
+
     @pytest.mark.parametrize(
         "status, body",
         [
@@ -403,6 +416,21 @@ class TestCommands:
             f"17/{NAME}"
         )
 
+    def test_an_id_is_a_job_also_where_the_way_does_not_end_in_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(commands, "_COMMAND_SECONDS", 0.5)
+        monkeypatch.setattr(commands, "_WAY_SECONDS", 0.5)
+        says_and_hangs = SlurmCommands(accounting=None, via=("sh", "-c", "echo 17; exec sleep 60"))
+        assert says_and_hangs.submit(COMMANDED) == Submitted(f"17/{NAME}")
+        hangs = SlurmCommands(accounting=None, via=("sh", "-c", "exec sleep 60"))
+        with pytest.raises(SlurmError, match="sbatch did not end within 1 s"):
+            hangs.submit(COMMANDED)
+        with pytest.raises(SlurmError, match="squeue did not end within 1 s"):
+            hangs.look_up(COMMANDED)
+
+    def test_ssh_takes_a_line(self) -> None:
+        with pytest.raises(ValueError, match="needs line=True"):
+            SlurmCommands(accounting=None, via=("/usr/bin/ssh", "login.example.org"))
+
     def test_without_an_id_success_is_not_believed(self) -> None:
         with pytest.raises(SlurmError):
             SlurmCommands(accounting=None, via=(sys.executable, "-c", "pass")).submit(COMMANDED)
@@ -412,7 +440,26 @@ class TestCommands:
         ended = SlurmCommands(accounting=None, via=(sys.executable, "-c", program), line=True)._run(
             "sbatch", "--comment=a b'c"
         )
-        assert json.loads(ended.stdout) == ["timeout -k 1 19 sbatch '--comment=a b'\"'\"'c'"]
+        [line] = json.loads(ended.stdout)
+        assert shlex.split(line)[3:] == ["19", "sbatch", "--comment=a b'c"]
+
+    @pytest.mark.parametrize("line", [False, True])
+    def test_a_command_says_how_it_ended(self, line: bool) -> None:
+        via = ("sh", "-c") if line else ("env",)
+        ended = SlurmCommands(accounting=None, via=via, line=line)._run("sh", "-c", "echo out; echo err >&2; exit 3")
+        assert ended == Ended(3, "out\n", "err\n")
+
+    @pytest.mark.parametrize("code", [0, 1, 255])
+    def test_where_the_way_breaks_a_message_of_sbatch_is_no_refusal(self, code: int) -> None:
+        """A site's own plugin greets who submits, the connection breaks, and ssh ends with a code that sbatch has too."""
+        way = ("sh", "-c", f"echo 'sbatch: lua: your project has 3 h left' >&2; exit {code}")
+        with pytest.raises(SlurmError, match="the way there broke"):
+            SlurmCommands(accounting=None, via=way).submit(COMMANDED)
+
+    def test_a_program_that_is_not_there_made_no_job(self) -> None:
+        with pytest.raises(Rejected, match="No such file") as rejected:
+            SlurmCommands(accounting=None, via=("env", "PATH=/usr/bin:/bin")).submit(COMMANDED)
+        assert not rejected.value.retriable
 
 
 @pytest.mark.parametrize(

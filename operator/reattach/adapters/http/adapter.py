@@ -15,6 +15,7 @@ from reattach.adapters.http.mapping import (
     cancel_body_of,
     found_of,
     handle_path_of,
+    is_taken_by_an_unnamed_job,
     look_up_path_of,
     request_of,
     status_of,
@@ -23,10 +24,12 @@ from reattach.adapters.http.mapping import (
 from reattach.task.adapter import (
     Active,
     Adapter,
+    Cancelled,
     Capabilities,
     ClientName,
     JobStatus,
     Lookup,
+    NotFound,
     Rejected,
     Submission,
     SubmissionToken,
@@ -61,6 +64,8 @@ class HttpJobs(Adapter):
             raise DescriptionError(
                 f"what the description of {description.address} names must be there: {error}"
             ) from error
+        self._cancelled: set[str] = set()
+        """Handles whose end this process asked for: being gone is their end then, and no riddle."""
         self._caller = Caller(description.address, description.request_seconds, headers, tls, transport=transport)
 
     @property
@@ -81,6 +86,11 @@ class HttpJobs(Adapter):
             answer = self._caller.send(request.method, request.path, request.body, request.headers)
         except NotSentError as error:
             raise Rejected(f"the job was not sent: {error}", retriable=True) from error
+        if self._description.look_up is not None and is_taken_by_an_unnamed_job(submit, answer):
+            found = self.look_up(submission)
+            if found is None:
+                raise CallError(f"the name or token has a job, which is not found yet: {answer}")
+            return found
         return submitted_of(submit, answer, submission)
 
     def look_up(self, submission: Submission) -> Submitted | None:
@@ -91,21 +101,28 @@ class HttpJobs(Adapter):
         return found_of(look_up, answer, submission, self._description.submit)
 
     def status(self, handle: str) -> JobStatus:
-        status = self._description.status
+        told = self._description.status
         try:
-            return status_of(status, self._ask(status.method, status.path, handle))
+            status = status_of(told, self._ask(told.method, told.path, handle))
         except CallError as error:
             return Unknown(str(error))
+        if isinstance(status, NotFound) and handle in self._cancelled:
+            return Cancelled("it was cancelled, as asked, and is gone")
+        return status
 
     def cancel(self, handle: str) -> None:
         """Raises `CallError`: the job goes on, or it can't be told."""
         cancel = self._description.cancel
         if cancel is None:
             raise CallError("this job can't be cancelled: its description has no `cancel`")
+        # Before it is sent: the answer may be lost, and the job be gone.
+        self._cancelled.add(handle)
         answer = self._ask(cancel.method, cancel.path, handle, cancel_body_of(cancel))
         if answer.is_success:
             return
         status = self.status(handle)
+        if not isinstance(status, Cancelled):
+            self._cancelled.discard(handle)
         if isinstance(status, Active | Unknown):
             raise CallError(f"{handle} was not cancelled: {answer}; it stands as {status}")
 

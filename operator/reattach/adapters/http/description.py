@@ -132,8 +132,8 @@ class Status(Part, frozen=True):
     """How a job is asked for. `state`: where its state is in the answer; `result`: where the result of a job that succeeded is, `.` for all of the
     answer; `message`: what to tell people. All are places.
 
-    `not_found`: the status codes by which the API says that it does not know the handle, if the answer's text also contains `not_found_says`:
-    say something there that no proxy would answer.
+    `not_found`: the status codes by which the API says that it does not know the handle, if the answer's text also contains `not_found_says`, which
+    no proxy would answer: whoever takes a proxy's 404 for a job that is gone holds the run, or submits anew. Empty: it never says so.
     """
 
     path: str
@@ -155,6 +155,11 @@ class Status(Part, frozen=True):
             if place is not None:
                 check_place(f"status.{name}", place)
         _check_statuses("status.notFound", self.not_found)
+        if self.not_found and not self.not_found_says.strip():
+            raise DescriptionError(
+                "status.notFoundSays must be what the API itself says of a job that it does not know: a proxy answers 404 too. "
+                "If it says nothing, status.notFound must be empty, and such an answer tells nothing"
+            )
 
 
 class Cancel(Part, frozen=True):
@@ -182,6 +187,9 @@ class LookUp(Part, frozen=True):
     `not_found_says`: 404 says that there is none if the answer's text also contains this, which no proxy would answer: whoever takes a proxy's
     404 for absence makes a second job. Needed where `items` is None; without it 404 is no answer.
 
+    `next_page`: where in the answer something stands if there are more jobs on a next page (`nextPageToken`): a page without our job is then no
+    answer. `items_omitted`: the API leaves an empty list out, as protobuf's JSON does; else an answer without the list is none.
+
     `settling_seconds`: a job that was accepted is found at the latest after this time. `retention_seconds`: how long a job is found after its
     submission at least, also when it ended at once; None (null): for ever.
     """
@@ -193,6 +201,8 @@ class LookUp(Part, frozen=True):
     retention_seconds: float | None
     items: str | None = None
     not_found_says: str = ""
+    next_page: str | None = None
+    items_omitted: bool = False
 
     def __post_init__(self) -> None:
         """Raises `DescriptionError`."""
@@ -207,6 +217,10 @@ class LookUp(Part, frozen=True):
                 "lookUp.notFoundSays must be what the API itself says with 404 when there is no such job, or lookUp.items be where the list is: "
                 "a proxy answers 404 too"
             )
+        if self.next_page is not None:
+            check_place("lookUp.nextPage", self.next_page, whole=False)
+        if self.items is None and (self.next_page is not None or self.items_omitted):
+            raise DescriptionError("lookUp.items must be where the list is if there are nextPage or itemsOmitted")
         _check_seconds("lookUp.settlingSeconds", self.settling_seconds, least=0)
         if self.retention_seconds is not None:
             _check_seconds("lookUp.retentionSeconds", self.retention_seconds, least=self.settling_seconds)
@@ -277,9 +291,9 @@ class Description(Part, frozen=True):
 
     def __post_init__(self) -> None:
         """Raises `DescriptionError`."""
-        if not re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", self.address) or self.address.endswith("/"):
+        if not re.fullmatch(r"https?://[^/?#\s@]+(/[^?#\s]*)?", self.address) or self.address.endswith("/"):
             raise DescriptionError(
-                f"address must be like https://jobs.example.com/api, without a / at its end, not {self.address!r}"
+                f"address must be like https://jobs.example.com/api, without a / at its end and without a password, not {self.address.rpartition('@')[2]!r}"
             )
         if not _NAME.fullmatch(self.name):
             raise DescriptionError(f"name must be a DNS label of at most 63 characters, not {self.name!r}")

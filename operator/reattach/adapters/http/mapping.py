@@ -69,6 +69,12 @@ def submitted_of(submit: Submit, answer: Answer, submission: Submission) -> Subm
     raise CallError(f"the answer does not tell whether the job was accepted: {answer}")
 
 
+def is_taken_by_an_unnamed_job(submit: Submit, answer: Answer) -> bool:
+    """Whether the answer says that the name or the token has a job, and not which."""
+    source = submit.existing_handle or submit.handle
+    return answer.status in submit.exists and "{" not in source and not _text_of(value_at(answer.body, source))
+
+
 def look_up_path_of(look_up: LookUp, submission: Submission) -> str:
     """Where the job is asked for."""
     return _path_of(look_up.path, fields_of(submission))
@@ -86,11 +92,13 @@ def found_of(look_up: LookUp, answer: Answer, submission: Submission, submit: Su
         return None
     if not answer.is_success:
         raise CallError(f"the look-up was not answered: {answer}")
-    jobs = [answer.body] if look_up.items is None else value_at(answer.body, look_up.items)
+    jobs = _jobs_in(look_up, answer)
     if not isinstance(jobs, list):
         raise CallError(f"lookUp.items ({look_up.items}) must be where the list of jobs is in the answer: {answer}")
     fields = fields_of(submission)
     ours = [job for job in jobs if _carries(job, look_up.carries, fields[look_up.carried])]
+    if not ours and look_up.next_page is not None and value_at(answer.body, look_up.next_page):
+        raise CallError(f"lookUp.path must select so few jobs that they fit on one page; there are more: {answer}")
     if jobs and not ours:
         # Whoever ignores the query and answers the first page of all jobs must not be understood as "there is none".
         raise CallError(
@@ -101,6 +109,15 @@ def found_of(look_up: LookUp, answer: Answer, submission: Submission, submit: Su
         return None
     handle = _handle_at(ours[0], look_up.handle, answer)
     return Submitted(handle, _url_of(submit, ours[0], {**fields, "handle": handle}), existed=True)
+
+
+def _jobs_in(look_up: LookUp, answer: Answer) -> Any:
+    if look_up.items is None:
+        return [answer.body]
+    jobs = value_at(answer.body, look_up.items)
+    if jobs is None and look_up.items_omitted and isinstance(answer.body, dict):
+        return []
+    return jobs
 
 
 def status_of(status: Status, answer: Answer) -> JobStatus:

@@ -143,9 +143,11 @@ class KubernetesObjects(Adapter):
         if self._kind.cancel_patch is not None:
             patch = {**self._kind.cancel_patch, "metadata": preconditions}
             return self._caller.send("PATCH", path, patch, {"Content-Type": "application/merge-patch+json"})
+        # Before it is sent: the answer may be lost, and the object be gone.
+        self._deleted.add(handle.uid)
         answer = self._caller.send("DELETE", path, delete_options_of(preconditions))
-        if answer.is_success:
-            self._deleted.add(handle.uid)
+        if 400 <= answer.status < 500 and not is_absent(answer, handle.name):
+            self._deleted.discard(handle.uid)
         return answer
 
     def _existing(self, submission: Submission) -> Submitted:

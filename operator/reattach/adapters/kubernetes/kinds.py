@@ -199,5 +199,5 @@ RAY_JOB: Final = Kind(
     ),
     messages=("status.jobDeploymentStatus", "status.jobStatus", "status.reason", "status.message"),
     # Its ttlSecondsAfterFinished removes the RayCluster, not the RayJob.
-    ends=("spec.deletionStrategy",),
+    ends=("spec.deletionStrategy", "spec.deletionPolicy"),  # the latter in KubeRay 1.3
 )

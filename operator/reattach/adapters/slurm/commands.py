@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from reattach.adapters.slurm.adapter import MIN_JOB_AGE, SETTLING, Slurm, SlurmError
@@ -34,6 +35,10 @@ _NOT_OURS: Final = {
     "--wait": "Reattach waits", "-W": "Reattach waits",
     "--test-only": "it makes no job", "--wrap": "the script says what to run",
 }  # fmt: skip
+_BOUNDED: Final = 'timeout -k 1 "$0" "$@"; e=$?; echo "reattach-ended $e" >&2; exit $e'
+"""Killing what starts a command here would let it go on there. The last word says that it is the command's own end: ssh and kubectl exec end
+with codes of their own where the connection breaks."""
+_LAST_WORD: Final = re.compile(r"^reattach-ended (\d+)\r?\n?", re.MULTILINE)
 _UNKNOWN_JOB: Final = "Invalid job id specified"
 _FILTERS: Final = (
     "SQUEUE_",
@@ -49,18 +54,19 @@ _FILTERS: Final = (
 
 @dataclass(frozen=True)
 class Ended:
-    """What a command printed, and how it ended."""
+    """What a command printed, and how it ended; None: its way broke, and nobody knows."""
 
-    code: int
+    code: int | None
     stdout: str
     stderr: str
 
     def __str__(self) -> str:
-        return f"{self.code} {' '.join((self.stderr or self.stdout).split())[-300:]}".strip()
+        code = "the way there broke:" if self.code is None else self.code
+        return f"{code} {' '.join((self.stderr or self.stdout).split())[-300:]}".strip()
 
 
 class SlurmCommands(Slurm):
-    r"""By sbatch, squeue, scancel; sacct and sdiag where there is accounting. `timeout` of the coreutils must be there too.
+    r"""By sbatch, squeue, scancel; sacct and sdiag where there is accounting. `sh` and `timeout` must be there too.
 
     A request is `{"script": "#!/bin/sh\n…", "options": ["--partition=main", …]}`, each option in one string. `via`: what starts the commands
     elsewhere: `("kubectl", "exec", "-i", "login", "--")`. `line`: it takes one command line, as ssh does: `("ssh", "login.example.org")`.
@@ -80,6 +86,10 @@ class SlurmCommands(Slurm):
         line: bool = False,
     ) -> None:
         super().__init__(accounting=accounting, min_job_age=min_job_age, settling=settling)
+        if via and Path(via[0]).name == "ssh" and not line:
+            raise ValueError(
+                "via ssh needs line=True: it joins what it is given, and the shell over there takes it apart anew"
+            )
         self._via = tuple(via)
         self._line = line
 
@@ -102,7 +112,7 @@ class SlurmCommands(Slurm):
 
     def _queued(self, *, name: str | None = None, job_id: int | None = None) -> list[Record]:
         which = f"--name={name}" if job_id is None else f"--jobs={job_id}"
-        ended = self._run("squeue", "--noheader", "--states=all", which, f"--format={SQUEUE_FORMAT}")
+        ended = self._run("squeue", "--noheader", "--all", "--states=all", which, f"--format={SQUEUE_FORMAT}")
         if ended.code != 0 and _UNKNOWN_JOB in ended.stderr:
             return []
         return records_of_squeue(_output_of("squeue", ended))
@@ -126,9 +136,8 @@ class SlurmCommands(Slurm):
             _output_of("scancel", ended)
 
     def _run(self, *command: str, text: str | None = None) -> Ended:
-        """Raises `SlurmError` where the command did not end in time, `FileNotFoundError`."""
-        # Killing what starts it here would let it go on there.
-        bounded = ("timeout", "-k", "1", str(_COMMAND_SECONDS - 1), *command)
+        """Raises `FileNotFoundError`."""
+        bounded = ("sh", "-c", _BOUNDED, str(_COMMAND_SECONDS - 1), *command)
         try:
             done = subprocess.run(  # noqa: S603 -- no shell here, and what is run is ours and the caller's
                 [*self._via, shlex.join(bounded)] if self._line else [*self._via, *bounded],
@@ -141,8 +150,15 @@ class SlurmCommands(Slurm):
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise SlurmError(f"{command[0]} did not end within {error.timeout:g} s") from error
-        return Ended(done.returncode, done.stdout, done.stderr)
+            said = f"{_text_of(error.stderr)}{command[0]} did not end within {error.timeout:g} s"
+            return Ended(None, _text_of(error.stdout), said)
+        codes = _LAST_WORD.findall(done.stderr)
+        return Ended(int(codes[-1]) if codes else None, done.stdout, _LAST_WORD.sub("", done.stderr))
+
+
+def _text_of(output: bytes | str | None) -> str:
+    """What was read until the time was over; it is bytes, whatever was asked for."""
+    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
 
 
 def _output_of(command: str, ended: Ended) -> str:

@@ -284,20 +284,29 @@ _TEXTS_FINAL: Final = (
     "User's group not permitted",
 )
 _FAILED: Final = "Batch job submission failed: "
+_NEVER_RAN: Final = frozenset({126, 127})
+"""What a shell says of a program that it can't run, or that is not there."""
 
 
-def refusal_of_sbatch(code: int, stderr: str) -> Refusal:
-    """By what sbatch printed before it ended with `code`.
+def is_full(text: str) -> bool:
+    """Whether a policy refuses the job for how many there are (`QOSMaxSubmitJobPerUserLimit`), which passes; the error is that of a job too large."""
+    return "MaxSubmitJob" in text
+
+
+def refusal_of_sbatch(code: int | None, stderr: str) -> Refusal:
+    """By what sbatch printed before it ended with `code`; None: whether it ended is not known.
 
     It says `Batch job submission failed: …` whenever it asked the controller; of what follows only what the controller itself says proves that
     there is no job. Without that sentence, a message of sbatch's own means that it did not come to asking.
     """
+    if code in _NEVER_RAN:
+        return Refusal.FINAL
     if code not in {1, 255} or not re.search(r"^sbatch: ", stderr, re.MULTILINE):
-        return Refusal.UNKNOWN  # killed, or whatever starts it failed
+        return Refusal.UNKNOWN  # killed, or its way broke
     failures = [line.split(_FAILED, 1)[1] for line in stderr.splitlines() if _FAILED in line]
     if not failures:
         # While it sleeps and asks again, it has asked.
         return Refusal.UNKNOWN if "retrying" in stderr else Refusal.FINAL
-    if failures[-1].startswith(_TEXTS_FOR_NOW):
+    if failures[-1].startswith(_TEXTS_FOR_NOW) or is_full(stderr):
         return Refusal.FOR_NOW
     return Refusal.FINAL if failures[-1].startswith(_TEXTS_FINAL) else Refusal.UNKNOWN

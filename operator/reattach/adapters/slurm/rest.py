@@ -16,6 +16,7 @@ from reattach.adapters.slurm.records import (
     Record,
     Refusal,
     errors_of_rest,
+    is_full,
     of_handle,
     records_of_rest,
     refusal_of,
@@ -132,10 +133,12 @@ def job_id_of(answer: Answer) -> int:
     """The id of the new job. Raises `Rejected`, or `SlurmError` where nobody knows."""
     body = answer.body
     job_id = body.get("job_id") if isinstance(body, dict) else None
-    # Errors beside an id are the scheduler's: the job is accepted and waits.
-    if answer.is_success and isinstance(job_id, int) and job_id > 0:
+    # Errors beside an id are the scheduler's: the job is accepted and waits. Versions from v0.0.39 on answer 500 then.
+    if isinstance(job_id, int) and job_id > 0:
         return job_id
     known = {refusal_of(number) for number in errors_of_rest(body)}
+    if known == {Refusal.FINAL} and is_full(answer.text):
+        known = {Refusal.FOR_NOW}
     if known == {Refusal.FINAL} or (not known and answer.status in _REFUSED):
         raise Rejected(f"Slurm refuses the job: {_shown(answer)}")
     if known == {Refusal.FOR_NOW}:
