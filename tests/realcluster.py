@@ -167,6 +167,12 @@ class Cluster:
         nodes = [subprocess.run(["docker", "exec", node, *command], check=False).returncode for node in NODES]
         assert 0 in nodes, f"no {component} was found to be killed"
 
+    def renew(self, component: str) -> None:
+        """New pods for `operator` or `server`, and wait until they are ready."""
+        deployment = f"deployment/reattach-{component}"
+        self.kubectl("rollout", "restart", deployment, namespace=RELEASE_NAMESPACE)
+        self.kubectl("rollout", "status", deployment, "--timeout=120s", namespace=RELEASE_NAMESPACE, seconds=150)
+
     def scale_state_api(self, replicas: int) -> None:
         """Until so many replicas are ready, or none is left."""
         self.kubectl("scale", "deployment/reattach-server", f"--replicas={replicas}", namespace=RELEASE_NAMESPACE)
