@@ -85,7 +85,10 @@ def strike(release: Cluster, column: str, pods: dict[str, str], namespace: str, 
 
 
 @pytest.mark.parametrize(
-    "struck, step", [(column, step) for column, steps in HERE.items() for step in steps], indirect=["struck"]
+    "struck, step",
+    [(column, step) for column, steps in HERE.items() for step in steps],
+    indirect=["struck"],
+    scope="module",  # as `struck` is: one column after the other, each begun once
 )
 def test_there_is_one_job_whoever_dies_and_whenever(release: Cluster, namespace: str, struck: str, step: Step) -> None:
     name = name_of(struck, step)
