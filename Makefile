@@ -10,7 +10,7 @@ READY := .venv/.ready
 # Of pytest-xdist: as many as there are cores.
 WORKERS ?= auto
 PYTEST := $(BIN)/pytest
-MYPY_TESTS := tests/conftest.py tests/controlplane.py tests/realcluster.py tests/waiting.py tests/e2e/conftest.py tests/e2e/test_examples.py
+MYPY_TESTS := tests/conftest.py tests/controlplane.py tests/realcluster.py tests/waiting.py tests/stalls.py tests/e2e
 
 .PHONY: help
 help: ## this list
@@ -97,8 +97,8 @@ chart: $(READY) control-plane ## the Helm chart: lint, render, values
 	$(PYTEST) tests/chart
 
 .PHONY: e2e
-e2e: $(READY) image ## on the local cluster: the image, the chart, every example (REATTACH_ALL=1: and what dies on the way to one job)
-	hack/e2e tests/e2e $(if $(REATTACH_ALL),,--ignore tests/e2e/test_submit_once.py)
+e2e: $(READY) image ## on the local cluster: the image, the chart, every example, and what dies on the way to one job
+	hack/e2e tests/e2e
 
 ##@ The local cluster
 

@@ -6,7 +6,6 @@ the cluster knows about that namespace, and what the operator and the state API 
 
 import json
 import os
-import re
 import secrets
 import subprocess
 import sys
@@ -22,6 +21,11 @@ REPOSITORY = Path(__file__).parent.parent
 RELEASE_NAMESPACE = "reattach"
 IMAGE = "localhost/reattach:dev"
 NODES = ("reattach-worker", "reattach-control-plane")
+JOBS_OF = """
+import json, sqlite3, sys
+found = sqlite3.connect("/data/jobs.sqlite").execute("SELECT id FROM jobs WHERE label = ? ORDER BY submitted", sys.argv[1:])
+print(json.dumps([job for job, in found]))
+"""
 
 
 class ClusterError(Exception):
@@ -119,22 +123,29 @@ class Cluster:
 
         wait_until(answers, seconds=60, what="the job server answers by its Service", every=0.5)
 
+    def ask_jobserver(self, question: str, namespace: str) -> dict[str, Any]:
+        """What the job server in this namespace answers to a GET of this path."""
+        path = f"/api/v1/namespaces/{namespace}/services/jobserver:http/proxy/{question}"
+        answer: dict[str, Any] = json.loads(self.kubectl("get", "--raw", path))
+        return answer
+
     def submissions(self, namespace: str) -> dict[str, int]:
         """How many jobs the job server in this namespace was asked to run, by label."""
-        path = f"/api/v1/namespaces/{namespace}/services/jobserver:http/proxy/stats"
-        by_label: dict[str, int] = json.loads(self.kubectl("get", "--raw", path))["by_label"]
+        by_label: dict[str, int] = self.ask_jobserver("stats", namespace)["by_label"]
         return by_label
 
     def jobs(self, namespace: str, label: str) -> list[str]:
-        """The ids of the jobs that the job server in this namespace made for a label, as a person finds them: in its log."""
-        log = self.kubectl("logs", "deployment/jobserver", namespace=namespace)
-        return re.findall(rf"submitted (job-\w+) \(label '{re.escape(label)}'\)", log)
+        """The ids of the jobs that the job server in this namespace made for a label, oldest first.
+
+        From its database: its log is that of its last container alone, and it promises nobody that jobs can be found.
+        """
+        command = ("exec", "deployment/jobserver", "--", "python", "-c", JOBS_OF, label)
+        found: list[str] = json.loads(self.kubectl(*command, namespace=namespace))
+        return found
 
     def job(self, handle: str, namespace: str) -> dict[str, Any]:
         """How a job stands at the job server in this namespace."""
-        path = f"/api/v1/namespaces/{namespace}/services/jobserver:http/proxy/jobs/{handle}"
-        job: dict[str, Any] = json.loads(self.kubectl("get", "--raw", path))
-        return job
+        return self.ask_jobserver(f"jobs/{handle}", namespace)
 
     def metric(self, name: str, component: str = "operator") -> float:
         """The sum of a metric, named with its labels as it is printed, over the pods of a component that run."""
@@ -155,6 +166,12 @@ class Cluster:
         command = ("pkill", "-9", "-f", f"bin/reattach-{component}")
         nodes = [subprocess.run(["docker", "exec", node, *command], check=False).returncode for node in NODES]
         assert 0 in nodes, f"no {component} was found to be killed"
+
+    def renew(self, component: str) -> None:
+        """New pods for `operator` or `server`, and wait until they are ready."""
+        deployment = f"deployment/reattach-{component}"
+        self.kubectl("rollout", "restart", deployment, namespace=RELEASE_NAMESPACE)
+        self.kubectl("rollout", "status", deployment, "--timeout=120s", namespace=RELEASE_NAMESPACE, seconds=150)
 
     def scale_state_api(self, replicas: int) -> None:
         """Until so many replicas are ready, or none is left."""

@@ -156,7 +156,8 @@ def goes_on(cluster: Cluster, namespace: str, taskrun: str) -> int:
     before = ticks(cluster, namespace, taskrun)
     return wait_until(
         lambda: count if (count := ticks(cluster, namespace, taskrun)) > before else 0,
-        seconds=90,
+        # Two minutes until the kubelet has brought a new CA into the pod, at most.
+        seconds=180,
         what=f"{taskrun} writes its state",
         every=0.5,
     )

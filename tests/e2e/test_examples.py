@@ -25,6 +25,7 @@ ENDS = {
     "10-submit-once": ("Succeeded", 2, {"rows_written": 4211}, 1),
     "11-held": ("Succeeded", 3, {"rows_written": 812}, 1),
     "12-kubernetes-job": ("Succeeded", 2, "counted", 0),
+    "13-taskrun-of-a-taskrun": ("Succeeded", 2, {"rows_written": 99}, 0),
 }
 # What a person does meanwhile, in the words of the header.
 HELD = "11-held"
@@ -95,3 +96,18 @@ def test_the_kubernetes_adapter_makes_one_job(release: Cluster, namespace: str) 
         job["metadata"]["uid"],
     ]
     assert status["counts"]["submissions"] == status["counts"]["reattachments"] == 1
+
+
+def test_a_taskrun_makes_one_other_and_has_its_result(release: Cluster, namespace: str) -> None:
+    outer = release.finished("outer", namespace)["status"]
+
+    (inner,) = release.items("taskruns", namespace, "reattach.dev/submission-token")
+    assert inner["status"]["outcome"] == "Succeeded"
+    assert len(inner["status"]["attempts"]) == 2
+    assert outer["result"] == inner["status"]["result"]
+    assert outer["externalJobs"][0]["handle"].split("/") == [
+        namespace,
+        inner["metadata"]["name"],
+        inner["metadata"]["uid"],
+    ]
+    assert outer["counts"]["submissions"] == outer["counts"]["duplicatesAverted"] == 1

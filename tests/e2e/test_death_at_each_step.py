@@ -1,0 +1,110 @@
+"""One external job, whoever dies and whenever: at each step of submitting once each of these is killed, counted by the job server.
+
+The other side takes a name once, so no life may need a person. `make test` lives two of these lives, `make test-all` (REATTACH_ALL=1) all: the
+ten of a column side by side, each stalled at its step until all are and the blow falls.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from realcluster import Cluster
+from reattach.task.jobs import Step
+from stalls import ALL, LOST_NODE, NAMES, Life, begin, force, go_on, lost_node, on_node, processes_of
+
+STEPS = tuple(Step)
+CANCELLING = (Step.BEFORE_CANCEL, Step.AFTER_CANCEL)
+KNOWN = (Step.AFTER_HANDLE, Step.WATCHING, Step.BEFORE_OUTCOME, *CANCELLING)
+"""Whoever comes next finds the handle stored, and no outcome."""
+
+# A node takes a minute to be given up, whatever the step: once each before and after the request, and before and after the job's end.
+COLUMNS: dict[str, tuple[Step, ...]] = {
+    "pod": STEPS,
+    "eviction": STEPS,
+    "operator and pod": STEPS,
+    "state API": STEPS,
+    "state API and pod": STEPS,
+    "operator, state API and pod": STEPS,
+    "node": (Step.AFTER_INTENT, Step.AFTER_SUBMIT, Step.WATCHING, Step.BEFORE_OUTCOME),
+}
+SAMPLE: dict[str, tuple[Step, ...]] = {"eviction": (Step.AFTER_SUBMIT,), "operator and pod": (Step.AFTER_SUBMIT,)}
+HERE = COLUMNS if ALL else SAMPLE
+
+
+def name_of(column: str, step: Step) -> str:
+    """Of the TaskRun, which is also its job's label."""
+    who = "".join(word[0] for word in column.replace(",", "").split() if word != "and") if " " in column else column
+    return f"{who.lower()}-{step}"
+
+
+@pytest.fixture(scope="module")
+def namespace(release: Cluster) -> Iterator[str]:
+    name = release.create_namespace("each-step")
+    try:
+        release.start_jobserver(name)
+        yield name
+    finally:
+        release.let_go_of_held(name)
+        release.delete_namespace(name)
+
+
+@pytest.fixture(scope="module")
+def struck(request: pytest.FixtureRequest, release: Cluster, namespace: str) -> Iterator[str]:
+    """What died, in all lives of this column at once, where each of them stalls."""
+    column: str = request.param
+    node = LOST_NODE if column == "node" else ""
+    lives = {
+        name_of(column, step): Life(NAMES, step, node, seconds=3600 if step in CANCELLING else 3)
+        for step in HERE[column]
+    }
+    pods = begin(release, lives, namespace)
+    with ExitStack() as until_seen:
+        strike(release, column, pods, namespace, until_seen)
+        yield column
+
+
+def strike(release: Cluster, column: str, pods: dict[str, str], namespace: str, until_seen: ExitStack) -> None:
+    if "operator" in column:
+        release.kill("operator")
+    if "state API" in column:
+        release.kill("server")
+    match column:
+        case "eviction":
+            for pod in pods.values():
+                release.evict(pod, namespace)
+        case "state API":  # alone: the attempt goes on, and finds nobody at first
+            for pod in pods.values():
+                go_on(release, pod, namespace)
+        case "node":
+            until_seen.enter_context(lost_node(release))
+            on_node("kill", "-9", *(process for name in pods for process in processes_of(name)))
+        case _:
+            force(release, pods.values(), namespace)
+
+
+@pytest.mark.parametrize(
+    "struck, step",
+    [(column, step) for column, steps in HERE.items() for step in steps],
+    indirect=["struck"],
+    scope="module",  # as `struck` is: one column after the other, each begun once
+)
+def test_there_is_one_job_whoever_dies_and_whenever(release: Cluster, namespace: str, struck: str, step: Step) -> None:
+    name = name_of(struck, step)
+    dies = struck != "state API"
+
+    status = release.finished(name, namespace, seconds=240)["status"]
+
+    (job,) = release.jobs(namespace, label=name)
+    cancelled = step in CANCELLING
+    assert status["outcome"] == "Succeeded"
+    assert [attempt["cause"] for attempt in status["attempts"]] == ["Disruption"] * dies + ["Succeeded"]
+    assert json.loads(status["result"]) == {"rows": 0 if cancelled else 7, "attempt": 1 + dies}
+    assert [(known["handle"], known["state"]) for known in status["externalJobs"]] == [
+        (job, "Cancelled" if cancelled else "Succeeded")
+    ]
+    counts = status["counts"]
+    assert counts["submissions"] == 1
+    assert counts["duplicatesAverted"] == (1 if dies and step is Step.AFTER_SUBMIT else 0)
+    assert counts["reattachments"] == (1 if dies and step in KNOWN else 0)
