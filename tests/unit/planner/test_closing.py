@@ -247,7 +247,9 @@ def test_a_job_that_was_given_up_is_named_because_it_may_run(handle: str | None,
     assert (told(plan), shown(plan)) == (["Orphaned"], [("load", handle, "Failed")])
     assert f"load ({who}), given up, which may run" in condition_of(plan, ConditionType.ORPHANED)[1]
     named = taskrun.with_status(status_of(plan))
-    assert plan_of(named, a_pod().exited(1).released(), state=state) == Plan(actions=(*actions_of(plan, Announce), ReleaseTaskRun()))
+    assert plan_of(named, a_pod().exited(1).released(), state=state) == Plan(
+        actions=(*actions_of(plan, Announce), ReleaseTaskRun())
+    )
 
 
 def test_a_handle_that_is_reported_after_its_job_was_named_is_shown() -> None:
