@@ -18,6 +18,7 @@ import yaml
 
 from controlplane import ControlPlane, ControlPlaneError, helm_template
 from reattach.cli import application
+from relay import Relay
 from stateapi import write_certificate
 from waiting import wait_until
 
@@ -67,6 +68,12 @@ class Person:
         finally:
             sys.stdin = before
         return Said(int(code), *(stream.buffer.getvalue().decode() for stream in (out, err)))  # type: ignore[attr-defined]
+
+    def kubeconfig_through(self, relay: Relay, directory: Path) -> str:
+        """A kubeconfig whose way to the API server leads through the relay."""
+        file = directory / f"through-{relay.port}"
+        file.write_text(self.kubeconfig.read_text().replace(self.control_plane.url, relay.url))
+        return str(file)
 
     def in_background(self, *arguments: str) -> "Started":
         return Started.of(self, arguments)

@@ -29,3 +29,7 @@ class CommandError(Exception):
     def __init__(self, sentence: str, exit_code: ExitCode = ExitCode.ERROR) -> None:
         super().__init__(sentence)
         self.exit_code = exit_code
+
+
+class NoSuchTaskRunError(CommandError):
+    """The API server says that there is no TaskRun of that name."""

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,17 +16,16 @@ from reattach.api.objects import Pod
 from reattach.api.reasons import Outcome
 from reattach.api.taskrun import Attempt, TaskRun
 from reattach.cli.connection import Connection
-from reattach.cli.errors import CommandError, ExitCode
+from reattach.cli.errors import CommandError, ExitCode, NoSuchTaskRunError
 from reattach.cli.holds import held_condition_of
 from reattach.cli.looking import pods_of, taskrun_of, versions_of
+from reattach.cli.patience import Say, patiently, sentence_of_absence
 from reattach.cli.text import listed, one_line
-from reattach.cluster import BadRequestError, NotFoundError, UnavailableError, paths
+from reattach.cluster import BadRequestError, NotFoundError, TooManyRequestsError, UnavailableError, paths
 
 _LOOK_AGAIN_SECONDS = 1.0
 _STAMP = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(Z|[-+][0-9:]+)$")
 _OVER = frozenset({"Succeeded", "Failed"})
-
-Say = Callable[[str], None]
 
 
 # -- wait -----------------------------------------------------------------------------------------------------------
@@ -53,10 +52,12 @@ class Waited:
 async def wait_for(connection: Connection, name: str, goal: Goal, timeout: timedelta | None, say: Say) -> Waited:  # noqa: ASYNC109 -- what the person asked for
     """Until the goal is reached, or can't be. Raises `CommandError` if there is no such TaskRun, and `ClusterError`."""
     first = await taskrun_of(connection, name)
-    told = ""
+    if (waited := verdict_of(first, name, goal)) is not None:  # however short the timeout is
+        return waited
+    told = _tell_hold(first, "", say)
     try:
         async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
-            async with aclosing(versions_of(connection, name, first.metadata.uid)) as versions:
+            async with aclosing(versions_of(connection, first, say)) as versions:
                 async for taskrun in versions:
                     if (waited := verdict_of(taskrun, name, goal)) is not None:
                         return waited
@@ -166,12 +167,12 @@ async def show_logs(connection: Connection, name: str, options: LogOptions, say:
         return ExitCode.OK
     shown = 0
     told = ""
-    async for version in _versions(connection, taskrun, follow=options.follow):
+    async for version in _versions(connection, taskrun, say, follow=options.follow):
         if version is None:
             say(f"{name} was deleted.")
             return ExitCode.DELETED
         told = _tell_hold(version, told, say)
-        pods = await _pods_by_attempt(connection, version)
+        pods = await _pods_of_version(connection, version, say, follow=options.follow)
         for number in sorted(n for n in {*pods, *(one.number for one in version.status.attempts)} if n > shown):
             shown = number
             say(heading_of(version, number, pods.get(number)))
@@ -187,7 +188,9 @@ async def show_logs(connection: Connection, name: str, options: LogOptions, say:
     return ExitCode.OK
 
 
-async def _versions(connection: Connection, taskrun: TaskRun, *, follow: bool) -> AsyncIterator[TaskRun | None]:
+async def _versions(
+    connection: Connection, taskrun: TaskRun, say: Say, *, follow: bool
+) -> AsyncIterator[TaskRun | None]:
     if not follow:
         yield taskrun
         return
@@ -196,12 +199,18 @@ async def _versions(connection: Connection, taskrun: TaskRun, *, follow: bool) -
     name, uid = taskrun.metadata.name, taskrun.metadata.uid
     while True:
         try:
-            newer = await taskrun_of(connection, name)
-        except CommandError:
+            newer = await patiently(connection, say, lambda: taskrun_of(connection, name))
+        except NoSuchTaskRunError:
             yield None
             return
         yield newer if newer.metadata.uid == uid else None
         await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+
+async def _pods_of_version(connection: Connection, version: TaskRun, say: Say, *, follow: bool) -> dict[int, Pod]:
+    if not follow:
+        return await _pods_by_attempt(connection, version)
+    return await patiently(connection, say, lambda: _pods_by_attempt(connection, version))
 
 
 async def _show_one(
@@ -223,23 +232,30 @@ async def _show(connection: Connection, pod: Pod, container: str, options: LogOp
     """The log of one pod; if it is followed, until the container has ended."""
     output.begin()
     tail = options.tail
+    told: bytes | None = None
     while True:
         try:
             await _stream(connection, pod, container, output, follow=options.follow, tail=tail)
         except BadRequestError as error:
+            if "is not valid for pod" in error.message:
+                raise CommandError(
+                    f"The pod {pod.metadata.name} has no container {container!r}; without -c it is the task's."
+                ) from None
             # It has not started yet; or never will, once its pod is over.
-            if not options.follow or _is_over(await _newer(connection, pod), container):
+            if not options.follow or _is_over(await _newer(connection, pod, output.say), container):
                 output.say(f"There is no log: {one_line(error.message)}")
                 return
         except NotFoundError:
             output.say(f"The pod {pod.metadata.name} is gone, and its log with it.")
             return
-        except UnavailableError as error:
+        except (UnavailableError, TooManyRequestsError) as error:
             if not options.follow:
                 raise
-            output.say(f"The log broke off ({one_line(error.message)}); asking again.")
+            if told != output.last:  # as long as nothing comes, once is enough
+                output.say(sentence_of_absence(connection, error))
+                told = output.last
         else:
-            if not options.follow or _is_over(await _newer(connection, pod), container):
+            if not options.follow or _is_over(await _newer(connection, pod, output.say), container):
                 output.end()
                 return
             # The API server ends the stream in the same way when it lost the kubelet: what it sent of a line is sent again.
@@ -265,9 +281,10 @@ async def _stream(
             output.take(piece)
 
 
-async def _newer(connection: Connection, pod: Pod) -> Pod | None:
+async def _newer(connection: Connection, pod: Pod, say: Say) -> Pod | None:
+    path = paths.pods(connection.namespace, pod.metadata.name)
     try:
-        body = await connection.cluster.get(paths.pods(connection.namespace, pod.metadata.name))
+        body = await patiently(connection, say, lambda: connection.cluster.get(path))
     except NotFoundError:
         return None
     newer = msgspec.json.decode(body, type=Pod)

@@ -10,7 +10,7 @@ from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import TaskRun
 from reattach.cli.answering import FIELD_MANAGER
 from reattach.cli.connection import Connection
-from reattach.cli.errors import CommandError
+from reattach.cli.errors import CommandError, NoSuchTaskRunError
 from reattach.cli.holds import held_condition_of
 from reattach.cli.looking import StateAbsent, items_of, stored_of, taskrun_of
 from reattach.cli.text import one_line
@@ -64,7 +64,7 @@ async def prepare(connection: Connection, name: str, *, force: bool = False) -> 
     """See what is held back, without changing anything. Raises `CommandError` if nothing is, or if it should go on by itself."""
     try:
         taskrun: TaskRun | None = await taskrun_of(connection, name)
-    except CommandError:
+    except NoSuchTaskRunError:
         taskrun = None  # its pods and its state may be there still
         held = await _leftovers(connection, name, None)
         if not held:

@@ -15,7 +15,8 @@ from reattach.api.objects import ObjectMeta, PartialObject, Pod, Shape
 from reattach.api.state import JobSummary
 from reattach.api.taskrun import TaskRun
 from reattach.cli.connection import Connection
-from reattach.cli.errors import CommandError
+from reattach.cli.errors import CommandError, NoSuchTaskRunError
+from reattach.cli.patience import Say, patiently
 from reattach.cli.sentences import missing_right_of
 from reattach.cli.situation import Event, Situation
 from reattach.cluster import ClusterError, ForbiddenError, NotFoundError, paths
@@ -65,7 +66,7 @@ class StateAbsent:
 
 
 async def taskrun_of(connection: Connection, name: str) -> TaskRun:
-    """The TaskRun as of now. Raises `CommandError` with similar names if there is none, and `ClusterError`."""
+    """The TaskRun as of now. Raises `NoSuchTaskRunError` with similar names if there is none, `CommandError` if it can't be read, `ClusterError`."""
     return to_taskrun(await body_of(connection, name))
 
 
@@ -105,33 +106,37 @@ async def namespaces_of(connection: Connection) -> list[str]:
     return [one.metadata.name for one in items_of(body, PartialObject)]
 
 
-async def _no_such(connection: Connection, name: str) -> CommandError:
-    where = f"in namespace {connection.namespace}"
+async def _no_such(connection: Connection, name: str) -> NoSuchTaskRunError:
+    there_is_none = f"There is no TaskRun {name!r} in namespace {connection.namespace}"
     try:
         names = await names_of(connection)
     except NotFoundError:
-        return CommandError("This cluster knows no TaskRuns; install Reattach's chart, or name another --context.")
+        return NoSuchTaskRunError(
+            "This cluster knows no TaskRuns; install Reattach's chart, or name another --context."
+        )
     except ForbiddenError:
-        return CommandError(f"There is no TaskRun {name!r} {where}.")
+        return NoSuchTaskRunError(f"{there_is_none}.")
     if similar := difflib.get_close_matches(name, names, n=3, cutoff=0.5):
-        return CommandError(f"There is no TaskRun {name!r} {where}. Did you mean {' or '.join(similar)}?")
+        return NoSuchTaskRunError(f"{there_is_none}. Did you mean {' or '.join(similar)}?")
     if not names:
-        return CommandError(f"There is no TaskRun {name!r} {where}, nor any other; name the namespace by -n.")
-    return CommandError(f"There is no TaskRun {name!r} {where}; kubectl get trun -n {connection.namespace} lists them.")
+        return NoSuchTaskRunError(f"{there_is_none}, nor any other; name the namespace by -n.")
+    return NoSuchTaskRunError(f"{there_is_none}; kubectl get trun -n {connection.namespace} lists them.")
 
 
-async def versions_of(
-    connection: Connection, name: str, uid: str | None = None
-) -> AsyncGenerator[TaskRun | None, None]:
-    """The TaskRun as it is and then each time it changed, for ever; None, and the end, once it is gone or another has its name."""
-    cluster, _path = connection.cluster, paths.taskruns(connection.namespace)
+async def versions_of(connection: Connection, first: TaskRun, say: Say) -> AsyncGenerator[TaskRun | None, None]:
+    """What `first` is now and then each time it changed, for ever; None, and the end, once it is gone or another has its name.
+
+    An API server that is away is waited for, and told once through `say`.
+    """
+    name = first.metadata.name
+    path = paths.taskruns(connection.namespace, name)
     while True:
         try:
-            taskrun = to_taskrun(await cluster.get(paths.taskruns(connection.namespace, name)))
+            taskrun = to_taskrun(await patiently(connection, say, lambda: connection.cluster.get(path)))
         except NotFoundError:
             yield None
             return
-        if taskrun.metadata.uid != (uid := uid or taskrun.metadata.uid):
+        if taskrun.metadata.uid != first.metadata.uid:
             yield None
             return
         yield taskrun

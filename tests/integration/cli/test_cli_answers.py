@@ -3,14 +3,18 @@
 import secrets
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from controlplane import ControlPlane
 from people import Person
 from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE
+from reattach.cli.errors import CommandError
 from reattach.cluster.paths import pods, taskruns
+from relay import Relay
 from stateapi import Attempt, Server, Task
 from waiting import wait_until
 
@@ -273,6 +277,20 @@ class TestRelease:
         ]
         assert task.configmap()["metadata"].get("finalizers", []) == []
 
+    def test_a_run_that_can_not_be_read_is_not_taken_for_one_that_is_gone(
+        self, editor: Person, server: Server, task: Task, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        attempt = task.attempt(server)
+        record(attempt, intend(attempt), "job-7")
+
+        def refuse(_: bytes) -> None:
+            raise CommandError("This version can't read the TaskRun.")
+
+        monkeypatch.setattr("reattach.cli.looking.to_taskrun", refuse)
+        said = editor("release", "load", "--yes")
+        assert (said.code, said.err) == (1, "error: This version can't read the TaskRun.\n")
+        assert task.configmap()["metadata"]["finalizers"] == [FINALIZER_STATE]
+
     def test_what_outlived_its_taskrun_is_let_go_too(
         self, editor: Person, control_plane: ControlPlane, server: Server, task: Task
     ) -> None:
@@ -324,6 +342,43 @@ class TestWait:
     def test_the_timeout_has_a_code_of_its_own(self, viewer: Person, task: Task) -> None:
         said = viewer("wait", task.name, "--timeout", "0.2", "-o", "json")
         assert (said.code, said.json["exitCode"]) == (6, 6)
+
+    def test_no_timeout_is_too_short_to_look_once(self, viewer: Person, write_status: WriteStatus) -> None:
+        assert viewer("wait", "load", "--timeout", "0").code == 6
+        write_status(**ended("Failed", "SaidWhy"))
+        assert viewer("wait", "load", "--timeout", "0").code == 3
+
+    def test_an_api_server_that_is_away_for_a_while_is_waited_for(
+        self, viewer: Person, write_status: WriteStatus, tmp_path: Path
+    ) -> None:
+        port = urlsplit(viewer.control_plane.url).port
+        with Relay(port) as relay:
+            write_status(conditions=held("StateLost"))
+            flags = [
+                "--for",
+                "outcome",
+                "--timeout",
+                "120s",
+                "--kubeconfig",
+                viewer.kubeconfig_through(relay, tmp_path),
+            ]
+            waiting = viewer.in_background("wait", "load", *flags)
+            waiting.wait_for("load is held for StateLost")
+            relay.lead_to(None)
+            waiting.wait_for(f"{relay.url} does not answer")
+            asked = relay.connections
+            wait_until(lambda: relay.connections > asked, seconds=60, what="it is asked again")
+            relay.lead_to(port)
+            write_status(**ended("Failed", "FailedByResolution"))
+            said = waiting.wait()
+        assert said.code == 0, said.err
+        assert said.err.count("asking again") == 1
+
+    def test_an_api_server_that_was_never_there_is_an_error(self, viewer: Person, tmp_path: Path) -> None:
+        with Relay(None) as relay:
+            said = viewer("wait", "load", "--kubeconfig", viewer.kubeconfig_through(relay, tmp_path))
+        assert said.code == 1
+        assert "can't be reached" in said.err
 
     def test_a_run_that_is_deleted_meanwhile_is_noticed(self, viewer: Person, task: Task) -> None:
         waiting = viewer.in_background("wait", task.name, "--timeout", "120s")

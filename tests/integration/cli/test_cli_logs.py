@@ -1,12 +1,15 @@
 """`kubectl reattach logs`: the API server asks a kubelet for them, as it does for `kubectl logs`."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from controlplane import ControlPlane
 from people import Node, Person, node_of
 from reattach.cluster.paths import pods
+from relay import Relay
 from stateapi import Task
 from waiting import wait_until
 
@@ -127,6 +130,59 @@ def test_a_log_that_breaks_off_goes_on_where_it_was(
     assert said.out == "one\ntwo\nthree\n", said.err
     again = [asked["sinceTime"] for asked in node.asked if asked["pod"] == name and "sinceTime" in asked]
     assert again[0] == "2026-03-01T12:00:02Z"
+
+
+def test_an_api_server_that_is_away_for_a_while_does_not_end_a_following(
+    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None], tmp_path: Path
+) -> None:
+    name = attempts.start(1)
+    node.write(name, "one")
+    port = urlsplit(viewer.control_plane.url).port
+    with Relay(port) as relay:
+        following = viewer.in_background(
+            "logs", "load", "-f", "--kubeconfig", viewer.kubeconfig_through(relay, tmp_path)
+        )
+        following.wait_for("one")
+        relay.lead_to(None)
+        following.wait_for(f"{relay.url} does not answer")
+        asked = relay.connections
+        wait_until(lambda: relay.connections > asked, seconds=60, what="it is asked again")
+        relay.lead_to(port)
+        node.write(name, "two")
+        following.wait_for("two")
+        attempts.end(1, 0)
+        write_status(outcome="Succeeded", conditions=[OVER])
+        said = following.wait()
+    assert said.code == 0, said.err
+    assert said.out == "one\ntwo\n"
+    assert said.err.count("asking again") == 1
+
+
+def test_nor_does_it_while_no_pod_is_there(
+    viewer: Person, task: Task, write_status: Callable[..., None], tmp_path: Path
+) -> None:
+    held = {"type": "Held", "status": "True", "reason": "StateLost", "message": "", "lastTransitionTime": TIME}
+    write_status(conditions=[held])
+    port = urlsplit(viewer.control_plane.url).port
+    with Relay(port) as relay:
+        flags = ["-f", "--kubeconfig", viewer.kubeconfig_through(relay, tmp_path)]
+        following = viewer.in_background("logs", task.name, *flags)
+        following.wait_for("load is held for StateLost")
+        relay.lead_to(None)
+        following.wait_for(f"{relay.url} does not answer")
+        relay.lead_to(port)
+        write_status(outcome="Succeeded", conditions=[OVER])
+        said = following.wait()
+    assert said.code == 0, said.err
+
+
+def test_a_container_that_is_not_there_is_an_error(viewer: Person, node: Node, attempts: Pods) -> None:
+    name = attempts.start(1)
+    node.write(name, "one")
+    for flags in ([], ["-f"], ["--attempt", "1"]):
+        said = viewer("logs", "load", "-c", "typo", *flags)
+        assert (said.code, said.out) == (1, "")
+        assert said.err.endswith(f"error: The pod {name} has no container 'typo'; without -c it is the task's.\n")
 
 
 def test_a_pod_that_is_gone_is_told_with_its_last_words(
