@@ -7,7 +7,18 @@ import pytest
 import yaml
 
 from controlplane import CRD, ControlPlaneError, RunningControlPlane
-from operating import NAMESPACE, SHORT_LEASE, Cluster, Containers, Kubelet, Operators, kubelet_of, run_on, succeed
+from operating import (
+    NAMESPACE,
+    RULES,
+    SHORT_LEASE,
+    Cluster,
+    Containers,
+    Kubelet,
+    Operators,
+    kubelet_of,
+    run_on,
+    succeed,
+)
 from reattach.cluster.paths import leases, pods
 from waiting import wait_until
 
@@ -37,6 +48,35 @@ def test_all_namespaces_are_served(
         cluster = Cluster(private_control_plane, namespace)
         cluster.create("load")
         assert cluster.wait_for_outcome("load")["outcome"] == "Succeeded"
+
+
+def test_a_namespace_that_refuses_the_operator_keeps_no_other_waiting(
+    private_control_plane: RunningControlPlane, kubelet: Kubelet, operators: Operators
+) -> None:
+    served, refused = (private_control_plane.create_namespace() for _ in range(2))
+    operators.make(namespaces=[served])  # makes the namespace of the Lease
+    rbac, user = "/apis/rbac.authorization.k8s.io/v1", f"operator-of-{served}"
+    subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}
+    # As a Role in each of watchNamespaces, of which one was deleted with its namespace.
+    for where, kind in (
+        (f"/namespaces/{served}/", "Role"),
+        (f"/namespaces/{NAMESPACE}/", "Role"),
+        ("/", "ClusterRole"),
+    ):
+        rules = (
+            RULES if kind == "Role" else [rule for rule in RULES if "customresourcedefinitions" in rule["resources"]]
+        )
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": user}
+        plural = f"{kind.lower()}s"
+        private_control_plane.call("POST", f"{rbac}{where}{plural}", {"metadata": {"name": user}, "rules": rules})
+        binding = {"metadata": {"name": user}, "roleRef": role, "subjects": [subject]}
+        private_control_plane.call("POST", f"{rbac}{where}{plural.removesuffix('s')}bindings", binding)
+    kubelet.play(served, lambda *_: succeed)
+    operator = operators.start(namespaces=[refused, served], kubeconfig=private_control_plane.kubeconfig(user, ()))
+    cluster = Cluster(private_control_plane, served)
+    cluster.create("load")
+    assert cluster.wait_for_outcome("load", seconds=60)["outcome"] == "Succeeded"
+    assert f"The TaskRuns of namespace {refused} can't be listed" in operator.log
 
 
 def test_an_api_server_that_restarts_is_waited_for(

@@ -20,7 +20,7 @@ from typing import Any, Final
 from cryptography import x509
 
 from reattach.api.names import ANNOTATION_CA, GROUP, LABEL_TASKRUN
-from reattach.cluster import Cluster, ClusterError, ConflictError, InvalidError, NotFoundError, paths
+from reattach.cluster import Cluster, ClusterError, ConflictError, ForbiddenError, InvalidError, NotFoundError, paths
 from reattach.controller.authority import Pair, authorities_in, is_authority, new_authority, new_serving, pem_of
 from reattach.controller.listing import metadata_of_all
 from reattach.controller.rotation import (
@@ -112,12 +112,18 @@ async def distribute(cluster: Cluster, watch_namespaces: Sequence[str], pem: str
 async def unmarked_pods(
     cluster: Cluster, watch_namespaces: Sequence[str], pem: str
 ) -> AsyncIterator[tuple[str, str, str]]:
-    """Namespace, name and UID of the live pods of ours that don't carry this bundle."""
+    """Namespace, name and UID of the live pods of ours that don't carry this bundle, but for those of a namespace that refuses to tell."""
     for namespace in watch_namespaces or (None,):
         pods = metadata_of_all(cluster, paths.pods(namespace), label_selector=LABEL_TASKRUN, field_selector=_LIVE)
-        async for metadata in pods:
-            if (metadata.get("annotations") or {}).get(ANNOTATION_CA) != pem:
-                yield metadata["namespace"], metadata["name"], metadata["uid"]
+        try:
+            async for metadata in pods:
+                if (metadata.get("annotations") or {}).get(ANNOTATION_CA) != pem:
+                    yield metadata["namespace"], metadata["name"], metadata["uid"]
+        except ForbiddenError as error:
+            if namespace is None:
+                raise
+            # Such as one that was deleted, and its Role with it: no reason to let the certificates of all others run out.
+            _log.warning("The pods of namespace %s can't be listed: %s", namespace, error)
 
 
 async def remove(cluster: Cluster, namespace: str, *names: str) -> None:

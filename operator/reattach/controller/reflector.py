@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from reattach.api.objects import ObjectMeta, Shape
-from reattach.cluster import Cluster, ClusterError, GoneError
+from reattach.cluster import Cluster, ClusterError, ForbiddenError, GoneError
 from reattach.cluster.client import raise_error_event
 from reattach.controller.cache import Cache, HasMetadata
 
@@ -97,7 +97,9 @@ class Reflector(Generic[T]):
         self._version = ""
         self._failures = 0
         self.synced = asyncio.Event()
-        """Set once the first list is in the cache."""
+        """Set once the first list is in the cache; or once one namespace of several refuses it, which the others need not wait for. What is
+        not known of it does no harm: each pod is the record of its own attempt, and asked for by name.
+        """
         self._last_sign = time.monotonic()
 
     @property
@@ -123,6 +125,8 @@ class Reflector(Generic[T]):
                 _log.info("The watch of %s was away for too long; listing again.", self._path)
                 self._version = ""
             except (ClusterError, msgspec.DecodeError) as error:
+                if isinstance(error, ForbiddenError) and self._namespace is not None:
+                    self.synced.set()
                 await self._pause(error)
 
     async def _list(self) -> None:
@@ -177,8 +181,8 @@ class Reflector(Generic[T]):
 
     async def _pause(self, error: ClusterError | msgspec.DecodeError) -> None:
         seconds = _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS) - 1)]
-        # Every watch ends now and then; that it can't be had again is what is worth a line.
-        if self._failures == 1:
+        # Every watch ends now and then; that it can't be had again is what is worth a line, and that it may not be had.
+        if self._failures == (0 if isinstance(error, ForbiddenError) else 1):
             _log.warning("Can't watch %s, trying again: %s", self._path, error)
         self._failures += 1
         if self._failures > len(

@@ -10,7 +10,7 @@ from reattach.api.names import OPERATOR_NAME
 from reattach.api.objects import PartialObject
 from reattach.api.reasons import Reason
 from reattach.api.taskrun import TaskRun
-from reattach.cluster import Cluster, NotFoundError, paths
+from reattach.cluster import Cluster, ForbiddenError, NotFoundError, paths
 from reattach.controller.cache import Cache
 from reattach.controller.metrics import Metrics
 from reattach.controller.reflector import list_all
@@ -104,10 +104,19 @@ class TaskRuns:
         return found
 
     async def sweep(self) -> None:
-        """List them all: learn what a watch has missed, doubt what it should have told the end of."""
+        """List them all: learn what a watch has missed, doubt what it should have told the end of.
+
+        One namespace of several that refuses it, as one that was deleted does, is passed over.
+        """
         for namespace in self._namespaces:
             path = paths.taskruns(namespace)
-            found, version = await list_all(self._cluster, path, self._decode, fieldSelector=UNFINISHED)
+            try:
+                found, version = await list_all(self._cluster, path, self._decode, fieldSelector=UNFINISHED)
+            except ForbiddenError as error:
+                if namespace is None:
+                    raise
+                _log.warning("The TaskRuns of namespace %s can't be listed: %s", namespace, error)
+                continue
             for each in found:
                 self._cache.learn(each)
             for each in self._cache.missing_from(found, version, namespace):

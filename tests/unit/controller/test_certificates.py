@@ -64,6 +64,8 @@ class FakeCluster:
         return json.dumps(self.objects[path]).encode()
 
     async def list(self, path: str, **query: Any) -> bytes:
+        if path in self.refused:
+            raise ForbiddenError(403, "Forbidden", "no Role there")
         items = [self.objects[key] for key in sorted(self.objects) if key.startswith(f"{path}/")]
         start = int(query.get("continue") or 0)
         metadata = {"continue": str(start + 2)} if start + 2 < len(items) else {}
@@ -340,6 +342,15 @@ async def test_a_pod_that_may_not_be_written_counts_as_lacking_the_bundle_and_ho
     cluster.refused.clear()
     assert await distribute(cluster, (), "new") == 1
     assert await distribute(cluster, (), "new") == 0
+
+
+async def test_a_namespace_that_refuses_to_tell_its_pods_is_passed_over(cluster: FakeCluster) -> None:
+    cluster.add_pod("nightly-1", "old")
+    cluster.refused.add("/api/v1/namespaces/gone/pods")
+    assert await distribute(cluster, ("gone", "work"), "new") == 1
+    cluster.refused.add("/api/v1/pods")
+    with pytest.raises(ForbiddenError):
+        await distribute(cluster, (), "new")
 
 
 async def test_distribution_looks_into_the_watched_namespaces_alone(cluster: FakeCluster) -> None:
