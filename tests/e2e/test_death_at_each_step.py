@@ -39,64 +39,65 @@ def name_of(column: str, step: Step) -> str:
     return f"{who.lower()}-{step}"
 
 
+class Deaths:
+    """The lives of each column, begun and struck once, when the first of them is asked for."""
+
+    def __init__(self, release: Cluster, namespace: str, until_over: ExitStack) -> None:
+        self.namespace = namespace
+        self._release = release
+        self._until_over = until_over
+        self._struck: set[str] = set()
+
+    def come(self, column: str) -> None:
+        """All lives of the column stalled at their steps, and the blow has fallen."""
+        if column in self._struck:
+            return
+        self._struck.add(column)
+        node = LOST_NODE if column == "node" else ""
+        lives = {
+            name_of(column, step): Life(NAMES, step, node, seconds=3600 if step in CANCELLING else 3)
+            for step in HERE[column]
+        }
+        pods = begin(self._release, lives, self.namespace)
+        if "operator" in column:
+            self._release.kill("operator")
+        if "state API" in column:
+            self._release.kill("server")
+        match column:
+            case "eviction":
+                for pod in pods.values():
+                    self._release.evict(pod, self.namespace)
+            case "state API":  # alone: the attempt goes on, and finds nobody at first
+                for pod in pods.values():
+                    go_on(self._release, pod, self.namespace)
+            case "node":
+                self._until_over.enter_context(lost_node(self._release))
+                on_node("kill", "-9", *(process for name in pods for process in processes_of(name)))
+            case _:
+                force(self._release, pods.values(), self.namespace)
+
+
 @pytest.fixture(scope="module")
-def namespace(release: Cluster) -> Iterator[str]:
+def deaths(release: Cluster) -> Iterator[Deaths]:
     name = release.create_namespace("each-step")
     try:
         release.start_jobserver(name)
-        yield name
+        with ExitStack() as until_over:
+            yield Deaths(release, name, until_over)
     finally:
         release.let_go_of_held(name)
         release.delete_namespace(name)
 
 
-@pytest.fixture(scope="module")
-def struck(request: pytest.FixtureRequest, release: Cluster, namespace: str) -> Iterator[str]:
-    """What died, in all lives of this column at once, where each of them stalls."""
-    column: str = request.param
-    node = LOST_NODE if column == "node" else ""
-    lives = {
-        name_of(column, step): Life(NAMES, step, node, seconds=3600 if step in CANCELLING else 3)
-        for step in HERE[column]
-    }
-    pods = begin(release, lives, namespace)
-    with ExitStack() as until_seen:
-        strike(release, column, pods, namespace, until_seen)
-        yield column
+@pytest.mark.parametrize("column, step", [(column, step) for column, steps in HERE.items() for step in steps])
+def test_there_is_one_job_whoever_dies_and_whenever(release: Cluster, deaths: Deaths, column: str, step: Step) -> None:
+    deaths.come(column)
+    name = name_of(column, step)
+    dies = column != "state API"
 
+    status = release.finished(name, deaths.namespace, seconds=240)["status"]
 
-def strike(release: Cluster, column: str, pods: dict[str, str], namespace: str, until_seen: ExitStack) -> None:
-    if "operator" in column:
-        release.kill("operator")
-    if "state API" in column:
-        release.kill("server")
-    match column:
-        case "eviction":
-            for pod in pods.values():
-                release.evict(pod, namespace)
-        case "state API":  # alone: the attempt goes on, and finds nobody at first
-            for pod in pods.values():
-                go_on(release, pod, namespace)
-        case "node":
-            until_seen.enter_context(lost_node(release))
-            on_node("kill", "-9", *(process for name in pods for process in processes_of(name)))
-        case _:
-            force(release, pods.values(), namespace)
-
-
-@pytest.mark.parametrize(
-    "struck, step",
-    [(column, step) for column, steps in HERE.items() for step in steps],
-    indirect=["struck"],
-    scope="module",  # as `struck` is: one column after the other, each begun once
-)
-def test_there_is_one_job_whoever_dies_and_whenever(release: Cluster, namespace: str, struck: str, step: Step) -> None:
-    name = name_of(struck, step)
-    dies = struck != "state API"
-
-    status = release.finished(name, namespace, seconds=240)["status"]
-
-    (job,) = release.jobs(namespace, label=name)
+    (job,) = release.jobs(deaths.namespace, label=name)
     cancelled = step in CANCELLING
     assert status["outcome"] == "Succeeded"
     assert [attempt["cause"] for attempt in status["attempts"]] == ["Disruption"] * dies + ["Succeeded"]
