@@ -44,6 +44,7 @@ class System(Adapter):
     name = "thing"
 
     can: Capabilities = field(default_factory=Capabilities)
+    before_capabilities: list[Callable[[], None]] = field(default_factory=list)
     before_submit: list[Callable[[], None]] = field(default_factory=list)
     after_submit: list[Callable[[], None]] = field(default_factory=list)
     before_look_up: list[Callable[[], None]] = field(default_factory=list)
@@ -62,6 +63,7 @@ class System(Adapter):
     @property
     @override
     def capabilities(self) -> Capabilities:
+        _happens(self.before_capabilities)
         return self.can
 
     @override

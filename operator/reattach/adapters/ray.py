@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import httpx
 
-from reattach.adapters.calls import Answer, Caller, CallError, NotSentError
+from reattach.adapters.calls import Answer, Caller, NotSentError
 from reattach.task.adapter import (
     Active,
     Adapter,
@@ -82,13 +82,10 @@ class RayJobs(Adapter):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Asks the head since when it remembers. Where it does not answer, nothing is promised now."""
+        """Asks the head since when it remembers. Raises `CallError` or `RayError` where it does not answer."""
         if self._durable:
             return Capabilities(client_name=ClientName(), look_up=Lookup(_SETTLING))
-        try:
-            memory = memory_of(self._quick.send("GET", _HEAD_NODE))
-        except CallError:
-            memory = timedelta(0)
+        memory = memory_of(self._quick.send("GET", _HEAD_NODE))
         # Whoever submits must be sure of the name until the request has arrived; by then the memory has grown as much.
         growth = timedelta(seconds=self.request_seconds) + MARGIN if memory else timedelta(0)
         return Capabilities(client_name=ClientName(memory + growth), look_up=Lookup(_SETTLING, memory))
@@ -194,14 +191,20 @@ def is_absent(answer: Answer) -> bool:
 
 
 def memory_of(answer: Answer) -> timedelta:
-    """For how long the head has remembered jobs: since its node started, by its own clock. 0 where it does not say."""
+    """For how long the head has remembered jobs: since its node started, by its own clock. 0 where it does not say.
+
+    Raises `RayError`: it can't be told now. 404 is the answer of a Ray that knows no such question.
+    """
+    if not answer.is_success and answer.status != 404:
+        raise RayError(f"Ray does not say since when it remembers: {_shown(answer)}")
     try:
         nodes = answer.body["data"]["result"]["result"]
         started = max(node["start_time_ms"] for node in nodes if node["is_head_node"])
         now = parsedate_to_datetime(answer.headers["date"]).timestamp()
+        memory = timedelta(seconds=now - started / 1000)
     except (TypeError, KeyError, ValueError):
         return timedelta(0)
-    return max(timedelta(seconds=now - started / 1000) - _MEMORY_MARGIN, timedelta(0))
+    return max(memory - _MEMORY_MARGIN, timedelta(0))
 
 
 def _shown(answer: Answer) -> str:

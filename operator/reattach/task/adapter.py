@@ -163,7 +163,9 @@ class Adapter(ABC):
     @property
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """What the other side can do. Declare no more than its documentation promises: a duplicate follows from each promise not kept."""
+        """What the other side can do. Declare no more than its documentation promises: a duplicate follows from each promise not kept. Where the
+        other side must be asked for it, anything raised means that it can't be told now; what hangs on it waits.
+        """
 
     @abstractmethod
     def submit(self, submission: Submission) -> Submitted:

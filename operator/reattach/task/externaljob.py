@@ -253,7 +253,10 @@ class ExternalJob:
 
     def is_settled(self) -> bool:
         """Whether the job would be found by now, if it is there."""
-        look_up = self._wanted.adapter.capabilities.look_up
+        try:
+            look_up = self._wanted.adapter.capabilities.look_up
+        except Exception:  # noqa: BLE001 -- whatever it is, nobody can tell now
+            return False
         recorded = self._job.recorded_at
         if look_up is None or recorded is None:
             return True

@@ -16,7 +16,7 @@ import msgspec
 
 from reattach.api.messages import Decision, Grounds, IntentRequest, IntentResponse, Job
 from reattach.api.state import JobOrigin, JobState
-from reattach.task.adapter import Adapter, Rejected, Submission, Submitted
+from reattach.task.adapter import Adapter, Capabilities, Rejected, Submission, Submitted
 from reattach.task.client import Call
 from reattach.task.doubt import Doubt
 from reattach.task.errors import (
@@ -166,15 +166,24 @@ class Submitting:
             return self._without(asking)
         except _RefusedError as refused:
             return self._settle_refused(asking, refused.job, refused.rejected)
-        if answer.decision is Decision.RESOLVE:
+        except _UntoldError as untold:
+            return Next(asking, self._doubt_about(str(untold)))
+        if answer.decision is not Decision.RESOLVE:
+            return self._taken(answer)
+        try:
             return self._climb(answer)
-        return self._taken(answer)
+        except _UntoldError as untold:
+            return Next(self._asking(None), self._doubt_about(str(untold)))
 
     # -- ask ----------------------------------------------------------------------------------------------------------
 
     def _asking(self, again: Grounds | None, *, new_generation: bool = False) -> Asking:
         adapter = self.wanted.adapter
-        token = adapter.capabilities.token
+        try:
+            token = self._capabilities().token
+        except _UntoldError:
+            # It is not needed to learn what became of the job, and what is not recorded is not counted on.
+            token = None
         return self.jobs.intent_call(
             self.wanted.key,
             adapter=adapter.name,
@@ -184,6 +193,13 @@ class Submitting:
             again=again,
             new_generation=new_generation,
         )
+
+    def _capabilities(self) -> Capabilities:
+        """What is promised now. Raises `_UntoldError`."""
+        try:
+            return self.wanted.adapter.capabilities
+        except Exception as error:  # whatever it is, it is no promise, and no word that there is none
+            raise _UntoldError(f"{type(error).__name__}: {error}") from error
 
     def _without(self, asking: Asking) -> Next:
         """The same, on other grounds."""
@@ -217,7 +233,7 @@ class Submitting:
         self._stale = 0
         grounds = grounds_of(asking)
         if grounds is not None and not still_holds(
-            grounds, job, adapter.capabilities, self.wanted.request_time, self._now()
+            grounds, job, self._capabilities(), self.wanted.request_time, self._now()
         ):
             return Next(self._asking(None))
         self._absence = None
@@ -287,7 +303,7 @@ class Submitting:
             rung = next_rung(
                 Situation(
                     answer=answer,
-                    capabilities=self.wanted.adapter.capabilities,
+                    capabilities=self._capabilities(),
                     request=self.wanted.request_time,
                     now=self._now(),
                     absence=self._absence,
@@ -417,6 +433,10 @@ class _RefusedError(Exception):
         super().__init__(str(rejected))
         self.job = job
         self.rejected = rejected
+
+
+class _UntoldError(Exception):
+    """What the other side promises can't be told now."""
 
 
 def grounds_of(asking: Asking) -> Grounds | None:

@@ -167,19 +167,26 @@ class TestMemory:
             an_answer(200, nodes(NODE)),
             an_answer(200, nodes(), date=LATER),
             an_answer(200, nodes(NODE), date="soon"),
-            an_answer(500, "Traceback", date=LATER),
+            an_answer(200, nodes({**NODE, "start_time_ms": None}), date=LATER),
+            an_answer(404, "404: Not Found", date=LATER),
             an_answer(200, {"data": None}, date=LATER),
         ],
     )
     def test_where_it_does_not_say_nothing_is_promised(self, answer: Answer) -> None:
         assert memory_of(answer) == timedelta(0)
 
-    def test_a_head_out_of_reach_promises_nothing(self) -> None:
+    @pytest.mark.parametrize("status", [401, 429, 500, 502, 503])
+    def test_an_error_is_no_word_about_it(self, status: int) -> None:
+        with pytest.raises(RayError, match=f"since when it remembers: {status}"):
+            memory_of(an_answer(status, "Traceback", date=LATER))
+
+    def test_of_a_head_out_of_reach_nobody_can_tell(self) -> None:
         def refuse(request: httpx.Request) -> httpx.Response:
             raise httpx.ConnectError("refused", request=request)
 
         jobs = RayJobs("http://ray.invalid:8265", transport=httpx.MockTransport(refuse))
-        assert jobs.capabilities.client_name == ClientName(timedelta(0))
+        with pytest.raises(CallError):
+            _ = jobs.capabilities
         with pytest.raises(CallError):
             jobs.status(ID)
 

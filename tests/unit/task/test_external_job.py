@@ -330,6 +330,11 @@ class TestNotFound:
             wait(pod, system)
         assert 300 <= pod.time.now - began <= 320
 
+    def test_and_not_while_nobody_can_tell_when_it_would_be_found(self, pod: Pod, system: System) -> None:
+        system.before_capabilities = [lambda: None] + [fails(LostError("503"))] * 9
+        system.statuses = [*[NotFound()] * 9, Active(), Succeeded(RESULT)]
+        assert wait(pod, system) == RESULT
+
     def test_what_another_process_stored_meanwhile_counts(self, pod: Pod, gone: System) -> None:
         for rule in ("Hold", "Fail", "Resubmit"):
             pod.api.jobs.rules(on_not_found=rule)

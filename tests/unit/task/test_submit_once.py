@@ -636,6 +636,24 @@ class TestTheNextAttempt:
         assert "can't be looked up" in caplog.text
         assert "can't be looked up: over, after" in caplog.text
 
+    @pytest.mark.parametrize("can", ABLE)
+    @pytest.mark.parametrize("at", ["after-intent", "after-submit"])
+    def test_while_nobody_can_tell_what_is_promised_it_waits_and_no_person_is_asked(
+        self, pod: Pod, system: System, can: str, at: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        system.can = self.ABLE[can]
+        an_attempt_dies(pod, system, at)
+        # The first is asked when the intent is read, and is no reason to wait.
+        system.before_capabilities = [lambda: None] + [fails(LostError("503"))] * 9
+        assert submit(pod, system).handle == "job-1"
+        assert len(system.jobs) == 1
+        assert "can't be submitted, for" in caplog.text
+
+    def test_a_job_that_is_over_is_told_of_whatever_is_promised_now(self, pod: Pod, system: System) -> None:
+        assert submit(pod, system).handle == "job-1"
+        system.before_capabilities = [fails(LostError("503"))] * 100
+        assert submit(pod, system).wait() == RESULT
+
     def test_a_look_up_that_is_declared_and_not_there_is_the_adapters_mistake(self, pod: Pod, system: System) -> None:
         system.can = Capabilities(look_up=LOOK_UP)
         an_attempt_dies(pod, system, "after-submit")
