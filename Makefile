@@ -38,9 +38,9 @@ test-all: $(READY) ## the same without sampling (1,000 random lives, every case 
 .PHONY: clean
 clean: ## remove all that these targets made: cluster, cache, Python environment
 	@hack/cluster/down --clean
-	rm -rf .venv build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest-kind .pytest_cache .ruff_cache
+	rm -rf .venv build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest-kind .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	@echo "Left alone: Go's own caches (go clean -cache -modcache), official images and Debian packages that were installed."
+	@echo "Left alone: Go's own caches (go clean -cache -modcache), official images, the Docker network kind, and Debian packages that were installed."
 
 ##@ Develop
 

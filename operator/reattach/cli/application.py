@@ -24,10 +24,9 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read stdout has what they wanted; Python must not complain about it while it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
+    except SystemExit:
+        # click's own, with 1, when whoever read stdout went away; here that would mean "not done". No command raises it.
+        return ExitCode.PIPE_CLOSED
     return result if isinstance(result, int) else ExitCode.OK
 
 

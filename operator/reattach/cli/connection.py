@@ -45,11 +45,17 @@ async def connect(target: Target) -> Connection:
             namespace, impersonated = await _load(paths, target, configuration)
         except (ConfigException, yaml.YAMLError, OSError, ValueError) as error:
             raise CommandError(f"The kubeconfig {paths} can't be used: {error}. See kubectl config view.") from error
+        except (TypeError, LookupError, AttributeError) as error:
+            # What the Python client makes of a text where a map belongs, and the like.
+            raise CommandError(f"The kubeconfig {paths} has not the form of one; see kubectl config view.") from error
     headers = _impersonation(target, impersonated)
     # Proxies as for kubectl: HTTPS_PROXY and NO_PROXY of the environment count, but not on the way to this machine itself.
     is_far = not _is_loopback(str(configuration.host))
     configuration.client_session_kwargs = {"trust_env": is_far, "headers": headers}
-    cluster = Cluster(configuration, connections=16, timeout=target.request_timeout)
+    try:
+        cluster = Cluster(configuration, connections=16, timeout=target.request_timeout)
+    except OSError as error:  # of the ssl module
+        raise CommandError(f"The certificates in the kubeconfig {paths} can't be used: {error}.") from error
     return Connection(cluster, target.namespace or namespace)
 
 
@@ -74,7 +80,14 @@ async def user_of(cluster: Cluster) -> str:
 
 
 def _paths_of(target: Target) -> str:
-    return target.kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
+    named = target.kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
+    # As kubectl: a file that is empty says nothing. The Python client can't merge it.
+    files = [file for file in named.split(os.pathsep) if file and not _is_empty(Path(file).expanduser())]
+    return os.pathsep.join(files) or named
+
+
+def _is_empty(file: Path) -> bool:
+    return file.is_file() and not file.stat().st_size
 
 
 def _exists(paths: str) -> bool:
@@ -85,8 +98,8 @@ async def _load(paths: str, target: Target, configuration: client.Configuration)
     """The namespace of the context, and what the user's entry says about impersonation."""
     if not _exists(paths):
         raise CommandError(f"There is no kubeconfig at {paths}; name one by --kubeconfig or KUBECONFIG.")
-    merged: ConfigNode = KubeConfigMerger(paths).config  # type: ignore[no-untyped-call]
     context = target.context or _current_context_of(paths)
+    merged: ConfigNode = KubeConfigMerger(paths).config  # type: ignore[no-untyped-call]
     if not context and not target.cluster:
         raise CommandError(f"The kubeconfig {paths} has no current context; name one by --context.")
     about = _context_of(merged, context)

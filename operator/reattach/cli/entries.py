@@ -6,7 +6,7 @@ completion record and the epoch stay as they are.
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -43,7 +43,7 @@ class ExportedEntry(Shape, frozen=True, omit_defaults=False):
     attempt: int = 0
     pod_uid: str = msgspec.field(default="", name="podUID")
     updated_at: datetime | None = None
-    expires_at: datetime | None = None
+    expires_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
 class Export(Shape, frozen=True, omit_defaults=False):

@@ -21,6 +21,8 @@ class ExitCode(IntEnum):
     DELETED = 7
     """`wait`, `logs -f`: the TaskRun was deleted meanwhile."""
     INTERRUPTED = 130
+    PIPE_CLOSED = 141
+    """Whoever read stdout went away; as of a program that SIGPIPE ends."""
 
 
 class CommandError(Exception):

@@ -6,6 +6,7 @@ What calls the API server is imported when a command runs: completing a word and
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
@@ -15,6 +16,7 @@ import click
 import msgspec
 from typing_extensions import override
 
+from reattach.api.names import GROUP
 from reattach.cli import completion
 from reattach.cli.errors import CommandError, ExitCode
 from reattach.cli.target import Target
@@ -135,9 +137,28 @@ class Commands(click.Group):
 Commands.group_class = Commands
 
 
+class TaskRunName(click.ParamType[str]):
+    """`NAME`, `trun/NAME`, or as `kubectl get trun -o name` has it."""
+
+    name = "taskrun"
+
+    @override
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        kind, _, name = str(value).rpartition("/")
+        if kind not in _KINDS or not _NAME.fullmatch(name):
+            self.fail(f"{value!r} must be the name of a TaskRun, or trun/NAME", param, ctx)
+        return name
+
+
+_NAME = re.compile(
+    r"[A-Za-z0-9][-.A-Za-z0-9]*"
+)  # more than the API server takes, which knows best; nothing that leads elsewhere in a URL
+_KINDS = frozenset({"", "trun", "taskrun", "taskruns", f"taskrun.{GROUP}", f"taskruns.{GROUP}"})
+
+
 def name_argument(function: Decorated) -> Decorated:
     """NAME, a TaskRun."""
-    return click.argument("name", shell_complete=completion.taskruns)(function)
+    return click.argument("name", type=TaskRunName(), shell_complete=completion.taskruns)(function)
 
 
 def output_option(function: Decorated) -> Decorated:

@@ -1,16 +1,18 @@
 """`kubectl reattach state …`: read and change what a task stored."""
 
 import json
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from typing_extensions import override
 
 from reattach.cli import completion
 from reattach.cli.errors import CommandError
-from reattach.cli.flags import DURATION, Commands, call, name_argument, output_option, paint, say, show
+from reattach.cli.flags import DURATION, Command, Commands, call, name_argument, output_option, paint, say, show
 from reattach.cli.text import ago, one_line, table
 
 if TYPE_CHECKING:
@@ -78,7 +80,20 @@ def state_ls(name: str, prefix: str, output: str | None) -> None:
 _FORCE = click.option("--force", is_flag=True, help="Also while an attempt runs, which acts on what it has read.")
 
 
-@state.command("set")
+class _TakesNumbers(Command):
+    """Its last argument may be a negative number, which click takes for an option: it is moved behind the end of options."""
+
+    @override
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        numbers = [] if "--" in args else [arg for arg in args if _NEGATIVE.fullmatch(arg)]
+        others = [arg for arg in args if arg not in numbers]
+        return super().parse_args(ctx, [*others, "--", *numbers] if numbers else args)
+
+
+_NEGATIVE = re.compile(r"-[0-9][0-9.eE+-]*")
+
+
+@state.command("set", cls=_TakesNumbers)
 @name_argument
 @click.argument("key", shell_complete=completion.state_keys)
 @click.argument("value")

@@ -20,6 +20,7 @@ _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _SECONDS = re.compile(r"[0-9]+(?:[.][0-9]+)?")
 _PART = re.compile(r"([0-9]+(?:[.][0-9]+)?)([dhms])")
 _PARTS = re.compile(f"(?:{_PART.pattern})+")
+_DURATION_MAX = timedelta(days=36500)  # as the state API; sums of times beyond that leave the calendar
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,11 @@ def listed(names: Sequence[str], last: str = "and") -> str:
 def parse_duration(text: str) -> timedelta:
     """`90`, `90s`, `5m`, `1h30m`, `7d`. Raises ValueError."""
     if _SECONDS.fullmatch(text):
-        return timedelta(seconds=float(text))
-    if not _PARTS.fullmatch(text):
+        seconds = float(text)
+    elif _PARTS.fullmatch(text):
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+    else:
         raise ValueError(f"{text!r} must be a duration such as 90s, 5m, 1h30m or 7d")
-    return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text)))
+    if seconds > _DURATION_MAX.total_seconds():
+        raise ValueError(f"{text!r} must be at most {_DURATION_MAX.days}d")
+    return timedelta(seconds=seconds)

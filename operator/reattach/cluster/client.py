@@ -144,7 +144,7 @@ class Cluster:
             while line := await response.content.readline():
                 yield line
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnavailableError(0, "WatchBroken", f"the watch of {path} broke: {error!r}") from error
+            raise UnavailableError(0, "WatchBroken", f"the watch of {path} broke: {_said(error)}") from error
         finally:
             _drop(response)
 
@@ -161,7 +161,7 @@ class Cluster:
             async for piece in response.content.iter_any():
                 yield piece
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnavailableError(0, "StreamBroken", f"the stream of {path} broke: {error!r}") from error
+            raise UnavailableError(0, "StreamBroken", f"the stream of {path} broke: {_said(error)}") from error
         finally:
             _drop(response)
 
@@ -182,7 +182,7 @@ class Cluster:
         try:
             return await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnavailableError(0, "NoAnswer", f"{method} {path}: {error!r}") from error
+            raise UnavailableError(0, "NoAnswer", f"{method} {path}: {_said(error)}") from error
 
     async def _send(
         self,
@@ -210,8 +210,13 @@ class Cluster:
                 return response
             text = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnavailableError(0, "NoAnswer", f"{method} {path}: {error!r}") from error
+            raise UnavailableError(0, "NoAnswer", f"{method} {path}: {_said(error)}") from error
         raise error_of(response.status, _status_in(text), _seconds_in(response.headers.get("Retry-After")))
+
+
+def _said(error: Exception) -> str:
+    """For a sentence: a time-out has nothing to say but its name."""
+    return str(error) or type(error).__name__
 
 
 def _drop(response: aiohttp.ClientResponse) -> None:

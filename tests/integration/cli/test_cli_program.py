@@ -110,18 +110,71 @@ def test_an_api_server_that_is_away_is_one_sentence(run: Run, viewer: Person, tm
     assert said.returncode == 1
     assert said.stderr.startswith("error: https://127.0.0.1:1 can't be reached or did not answer in time")
     assert len(said.stderr.splitlines()) == 1
+    assert "ConnectionKey" not in said.stderr
+
+
+KUBECONFIG = """
+current-context: here
+contexts:
+- {name: here, context: {cluster: here, user: me}}
+users:
+- {name: me, user: {token: secret}}
+clusters:
+- {name: here, cluster: {server: "https://127.0.0.1:1", certificate-authority-data: aGVsbG8=}}
+"""
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("", "has not the form of one"),
+        ("- a list\n", "has not the form of one"),
+        ("a text\n", "has not the form of one"),
+        ("clusters: 5\n" + KUBECONFIG.replace("clusters", "others"), "has not the form of one"),
+        ("current-context: {", "can't be used"),
+        (KUBECONFIG, "The certificates in the kubeconfig"),
+    ],
+    ids=["empty", "list", "text", "number", "no YAML", "no certificate"],
+)
+def test_a_kubeconfig_that_is_none_is_one_sentence(run: Run, tmp_path: Path, content: str, says: str) -> None:
+    file = tmp_path / "config"
+    file.write_text(content)
+    said = run("kubectl-reattach", "explain", "load", "--kubeconfig", str(file))
+    assert said.returncode == 1
+    assert "Traceback" not in said.stderr
+    assert says in said.stderr
+
+
+def test_an_empty_file_among_several_says_nothing(run: Run, viewer: Person, task: Task, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    said = run("kubectl-reattach", "explain", task.name, KUBECONFIG=f"{tmp_path}/empty:{viewer.kubeconfig}")
+    assert said.returncode == 0, said.stderr
+
+
+@pytest.mark.parametrize("name", ["trun/load", "taskrun/load", "taskruns/load", "taskrun.reattach.dev/load"])
+def test_a_name_may_come_as_kubectl_prints_it(run: Run, task: Task, name: str) -> None:
+    assert run("kubectl-reattach", "explain", name).returncode == 0
 
 
 def test_wrong_usage_has_a_code_of_its_own(run: Run) -> None:
-    for command in (["explain"], ["nothing"], ["wait", "load", "--timeout", "soon"], ["state", "set", "load"]):
+    for command in (
+        ["explain"],
+        ["explain", ""],
+        ["explain", "pod/load"],
+        ["explain", ".."],
+        ["nothing"],
+        ["wait", "load", "--timeout", "soon"],
+        ["state", "set", "load"],
+        ["state", "set", "load", "k", "1", "--if-version", "-5"],
+    ):
         said = run("kubectl", "reattach", *command)
         assert said.returncode == 2, said.stderr
         assert said.stderr
 
 
-def test_a_reader_that_goes_away_is_no_error(run: Run, task: Task) -> None:
-    said = run("bash", "-c", f"set -o pipefail; kubectl-reattach explain {task.name} | true")
-    assert said.stderr == ""
+def test_a_reader_that_goes_away_ends_it_silently_as_sigpipe_ends_others(run: Run, task: Task) -> None:
+    said = run("bash", "-c", f"kubectl-reattach explain {task.name} | true; exit ${{PIPESTATUS[0]}}")
+    assert (said.returncode, said.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,14 @@ def test_conditions_are_checked(editor: Person, stored: Task) -> None:
     assert editor("state", "set", "load", "fresh", "1", "--if-absent", "--retention", "2d").code == 0
 
 
+def test_a_negative_number_is_a_value(editor: Person, stored: Task) -> None:
+    for text in ("-5", "-1.5"):
+        said = editor("state", "set", "load", "offset", text)
+        assert said.code == 0, said.err
+        assert editor("state", "get", "load", "offset", "--raw").out == f"{text}\n"
+    assert editor("state", "set", "load", "offset", "--", "-7").code == 0
+
+
 def test_bad_values_are_refused_with_the_reason(editor: Person, stored: Task) -> None:
     assert "is no JSON; to store it as a text, say --string" in editor("state", "set", stored.name, "k", "job-7").err
     assert editor("state", "set", "load", "k", "job-7", "--string").code == 0

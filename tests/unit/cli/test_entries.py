@@ -112,6 +112,8 @@ def test_an_import_keeps_other_keys_unless_it_replaces() -> None:
         b"[]",
         b'{"job_id": "job-7"}',
         b'{"format":"reattach-state/v9","namespace":"n","taskrun":"t","exportedAt":"2026-03-01T12:00:00Z","entries":[]}',
+        # Of which time zone is it?
+        b'{"format":"reattach-state/v1","namespace":"n","taskrun":"t","exportedAt":"2026-03-01T12:00:00Z","entries":[{"key":"a","value":1,"expiresAt":"2026-03-02T12:00:00"}]}',
     ],
 )
 def test_what_is_no_export_is_not_imported(text: bytes) -> None:

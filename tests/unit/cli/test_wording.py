@@ -48,6 +48,12 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         parse_duration(text)
 
 
+@pytest.mark.parametrize("text", ["99999999999999999", "99999999999d", "36501d"])
+def test_a_duration_that_leaves_the_calendar_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be at most 36500d"):
+        parse_duration(text)
+
+
 def test_columns_are_aligned_also_with_wide_characters_and_colours() -> None:
     assert table([("a", "b"), ("表", "c"), ("long", "d")]) == ["a      b", "表     c", "long   d"]
     [line, _] = table([(Cell("a", "red"), "b"), ("long", "c")], Paint(on=True))
