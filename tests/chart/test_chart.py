@@ -36,6 +36,8 @@ VALUES: dict[str, dict[str, Any]] = {
             "affinity": {"nodeAffinity": {}},
             "priorityClassName": "system-cluster-critical",
             "serviceAccount": {"name": "op", "annotations": {"e": "f"}},
+            "writesPerSecond": 2.5,
+            "logFormat": "json",
         },
     },
     "everything optional off": {
@@ -123,6 +125,15 @@ def test_a_selector_never_meets_labels_that_a_value_or_a_version_can_change(obje
         labels = deployment["spec"]["template"]["metadata"]["labels"]
         assert selector.items() <= labels.items()
         assert not any("version" in key or "chart" in key for key in labels)
+
+
+def test_what_is_asked_for_the_operators_pod_is_on_the_release_jobs_too() -> None:
+    """A mesh would put a sidecar into it that never ends."""
+    (job,) = of_kind(render(VALUES["everything optional on"]), "Job").values()
+    about = job["spec"]["template"]["metadata"]
+    assert about["annotations"] == {"a": "b"}
+    assert about["labels"]["c"] == "d"
+    assert about["labels"]["app.kubernetes.io/component"] == "release"
 
 
 def test_every_service_and_budget_selects_the_pods_of_one_deployment(objects: list[Object]) -> None:
@@ -435,6 +446,13 @@ def test_the_charts_version_is_the_packages() -> None:
         ({"flowControl": {"enabled": None, "on": True}}, "additional properties 'on' not allowed"),
         ({"operator": {"serviceAccount": {"create": False}}}, "must name an existing ServiceAccount"),
         ({"server": {"serviceAccount": {"create": False}}}, "must name an existing ServiceAccount"),
+        (
+            {"operator": {"serviceAccount": {"name": "one"}}, "server": {"serviceAccount": {"name": "one"}}},
+            "operator.serviceAccount.name and server.serviceAccount.name must differ",
+        ),
+        ({"certificates": {"certManager": {"issuerRef": {"kind": "Issuer"}}}}, "if 'kind' exists"),
+        ({"operator": {"writesPerSecond": 0}}, "exclusiveMinimum: got 0, want 0"),
+        ({"operator": {"logFormat": "xml"}}, "value must be one of 'plain', 'json'"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_place(values: dict[str, Any], message: str) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from admission import OPERATOR, SERVER, install_admission, pod
 from controlplane import CRD, ControlPlaneError, RunningControlPlane
+from reattach.adapters.kubernetes.objects import ANNOTATION_JOB, ANNOTATION_TASKRUN, LABEL_TOKEN
 from waiting import wait_until
 
 Object = dict[str, Any]
@@ -198,6 +199,14 @@ class TestPodsOfStrangers:
         harmless = pod(spec=token_volume("vault"), labels=labels, annotations=labels, ownerReferences=[other])
         cluster.call("POST", PODS, harmless, dryRun="All")
         cluster.call("POST", PODS, pod(), dryRun="All")
+
+    def test_may_be_external_jobs_and_say_whose(self, cluster: RunningControlPlane) -> None:
+        """As the adapter `kubernetes` makes them, or a controller that copies the labels and annotations of its object to its pods."""
+        marks = {LABEL_TOKEN: "a", ANNOTATION_TASKRUN: "b", ANNOTATION_JOB: "c"}
+        cluster.call("POST", PODS, pod("a-job", labels=marks, annotations=marks))
+        cluster.call("PATCH", f"{PODS}/a-job", {"metadata": {"labels": {LABEL_TOKEN: "d"}}})
+        forged = pod(labels={**marks, "reattach.dev/taskrun": "load"})
+        assert "may set the label reattach.dev/taskrun of a pod" in refused(cluster, "POST", PODS, forged)
 
     def test_the_state_api_is_a_stranger_too(self, cluster: RunningControlPlane) -> None:
         forged = pod(labels={"reattach.dev/taskrun": "load"})
