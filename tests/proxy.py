@@ -37,17 +37,35 @@ class When(Enum):
     AFTER = "after"
 
 
+EVENTS = "POST events"
+
+
+def kind_of(write: str) -> str:
+    """Which kind of write it is: `PATCH taskruns/status` of `PATCH /apis/…/namespaces/demo/taskruns/load/status`."""
+    method, _, path = write.partition(" ")
+    resource, _, rest = path.partition("/namespaces/")[2].partition("/")[2].partition("/")
+    subresource = rest.partition("/")[2]
+    return f"{method} {resource}/{subresource}" if subresource else f"{method} {resource}"
+
+
 @dataclass(frozen=True)
 class Point:
-    """The n-th write, counted from 1 and without those of the Lease; Events are counted apart, as nothing orders them among the others."""
+    """The n-th write, counted from 1 and without those of the Lease.
+
+    `kind`: only these are counted; without it, all but Events, which nothing orders among the others.
+    """
 
     number: int
     when: When
-    events: bool = False
+    kind: str | None = None
 
     @override
     def __str__(self) -> str:
-        return f"{self.when.value} {'event' if self.events else 'write'} {self.number}"
+        return f"{self.when.value} write {self.number}{f' of {self.kind}' if self.kind else ''}"
+
+    def counts(self, write: str) -> bool:
+        kind = kind_of(write)
+        return kind == self.kind if self.kind else kind != EVENTS
 
 
 @dataclass
@@ -58,26 +76,29 @@ class Door:
     kubeconfig: Path
     pid: Callable[[], int]
     point: Point | None = None
-    has_killed: bool = False
+    struck: str | None = None
+    """The write at which it killed, from when on that was decided."""
+    is_over: bool = False
+    """Nothing is counted any more, and nobody killed."""
     writes: list[str] = field(default_factory=list)
-    events: list[str] = field(default_factory=list)
     runner: web.AppRunner | None = None
 
     def count(self, method: str, path: str) -> When | None:
         """Note the write; tells on which side of it to kill, if at all."""
-        if method in _READS or "/leases" in path:
+        if method in _READS or "/leases" in path or self.is_over:
             return None
-        is_event = "/events" in path
-        noted = self.events if is_event else self.writes
-        noted.append(f"{method} {path}")
+        write = f"{method} {path}"
+        self.writes.append(write)
         point = self.point
-        if point is None or self.has_killed or point.events != is_event or point.number != len(noted):
+        if point is None or self.struck is not None or not point.counts(write):
             return None
+        if sum(map(point.counts, self.writes)) != point.number:
+            return None
+        self.struck = write
         return point.when
 
     def kill(self) -> None:
         """As the kernel kills a process that is out of memory: no handler runs, nothing is flushed."""
-        self.has_killed = True
         os.kill(self.pid(), signal.SIGKILL)
 
 

@@ -286,7 +286,9 @@ async def test_held_taskruns_are_counted_by_reason() -> None:
     assert [scene.taskruns.held(reason) for reason in (Reason.STATE_LOST, Reason.BUDGET_EXHAUSTED)] == [1, 0]
 
 
-def test_an_orphan_is_counted_and_said_in_the_log_once_however_often_it_is_announced(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_orphan_is_counted_and_said_in_the_log_once_however_often_it_is_announced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     metrics = Metrics()
     announcer = Announcer(SimpleNamespace(), "pod-1", metrics)  # type: ignore[arg-type]
     about = ObjectMeta(name=KEY.name, namespace=KEY.namespace, uid=NEW)
