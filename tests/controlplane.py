@@ -359,7 +359,7 @@ class ControlPlane:
             at = text.rfind(marker.encode())
             return text.find(b"\n", at) + 1 if at >= 0 else 0
 
-        return wait_until(place, seconds=10, what="the request is in the audit log")
+        return wait_until(place, seconds=60, what="the request is in the audit log")
 
     def audit(self, since: int = 0, *, user: str | None = None, namespace: str | None = None) -> list[dict[str, Any]]:
         """The requests answered since `audit_mark`, oldest first, as audit.k8s.io/v1 Events.

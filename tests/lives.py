@@ -5,11 +5,9 @@ import os
 import ssl
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import httpx
 
 from controlplane import REPOSITORY, ControlPlane
 from operating import Cluster, Containers, Kubelet, Operator, Operators, Script, free_port
-from proxy import Door, Point, Proxy, When, kind_of
+from proxy import Door, Point, Proxy
 from reattach.api.names import ANNOTATION_CA, CA_FILE, TOKEN_AUDIENCE, TOKEN_FILE
 from reattach.cluster.paths import configmaps
 from stateapi import Server
@@ -26,8 +24,8 @@ from waiting import wait_until
 JSON = dict[str, Any]
 
 LIFE_SECONDS = 180
-QUIET_SECONDS = 3
-"""For how long a life must be over before its operator, which is still alive, counts as done with it."""
+QUIET_SECONDS = 2
+"""For how long a life must be over before its operator, which is still alive, counts as done with it. What comes later is not counted."""
 NAME = "load"
 
 
@@ -46,42 +44,21 @@ class Life:
 
     point: Point | None
     status: JSON
+    """Empty if the TaskRun is gone."""
     pods: list[str]
     submissions: int
-    has_killed: bool
+    struck: str | None
+    """The write at which the operator died."""
     starts: int
     writes: list[str]
-    events: list[str]
+    log: str
+    """Of all the operator's processes."""
     waits: list[str]
     """The `nextAttemptTime`s that were recorded, in order."""
     created: list[dt.datetime]
     """When each pod was made."""
     led_again: dt.datetime | None
     """When the operator was back, after it died."""
-
-    def check_death(self) -> None:
-        """It died where it should, unless it was over before it had so many writes of that kind.
-
-        Lives differ by a write or two: what is shown while it lasts, and what is written again since somebody else was faster.
-        """
-        assert self.point is not None
-        kinds = [kind_of(write) for write in (*self.writes, *self.events)]
-        assert self.has_killed or kinds.count(self.point.kind) < self.point.number, f"nobody killed it: {kinds}"
-
-
-def points_of(peaceful: Life) -> list[Point]:
-    """Before and after each write and each Event that a life without a death has."""
-    kinds = Counter(kind_of(write) for write in (*peaceful.writes, *peaceful.events))
-    return [Point(kind, number, when) for kind, last in kinds.items() for number in range(1, last + 1) for when in When]
-
-
-def check_deaths(lives: Iterable[Life]) -> None:
-    """Some life died on each side of each kind of write."""
-    points = {
-        (life.point.kind, life.point.when): life.has_killed for life in lives if life.point and life.point.number == 1
-    }
-    assert points
-    assert all(points.values()), f"no life died there: {[point for point, killed in points.items() if not killed]}"
 
 
 @dataclass
@@ -105,16 +82,15 @@ class World:
         try:
             starts, led_again = self._accompany(operator, namespace, story, door)
             cluster = Cluster(self.control_plane, namespace)
-            status = cluster.status(NAME)
             return Life(
                 point=point,
-                status=status,
+                status=cluster.status_if_there(NAME) or {},
                 pods=[pod["metadata"]["name"].rpartition("-")[2] for pod in cluster.pods(NAME)],
                 submissions=story.submissions(namespace),
-                has_killed=door.has_killed,
+                struck=door.struck,
                 starts=starts,
                 writes=door.writes,
-                events=door.events,
+                log=operator.log,
                 **self._recorded(namespace, mark),
                 led_again=led_again,
             )
@@ -142,12 +118,14 @@ class World:
             over_since = (over_since or now) if alive and is_over(cluster) else None
             # A last death may come when nothing is left to do, at an event: what starts after it must find just that.
             # That it was killed is known before it is dead, so what counts is that it was started again. If no death
-            # comes although all is over for a while, this life had a write less than the one that was counted.
-            has_died = door.point is None or starts > 1
-            if over_since is not None and (has_died or now - over_since > QUIET_SECONDS):
+            # comes although all is over for a while, this life had fewer writes than that.
+            if over_since is not None and (starts > 1 if door.struck else door.is_over):
                 break
+            # Only the next round ends it: a death that was decided at this moment is seen by then.
+            door.is_over = not door.struck and over_since is not None and now - over_since > QUIET_SECONDS
             if now > end:
-                raise AssertionError(f"not over after {LIFE_SECONDS} s: {cluster.status(NAME)}\n{operator.log[-3000:]}")
+                shown = cluster.status_if_there(NAME)
+                raise AssertionError(f"not over after {LIFE_SECONDS} s: {shown}\n{operator.log[-3000:]}")
             time.sleep(0.1)
         return starts, led_again
 
@@ -168,8 +146,9 @@ class World:
 
 
 def is_over(cluster: Cluster) -> bool:
-    """It has an outcome, and neither a pod nor the state waits for the operator any more."""
-    if not cluster.status(NAME).get("outcome"):
+    """It has an outcome or is gone, and neither a pod nor the state waits for the operator any more."""
+    status = cluster.status_if_there(NAME)
+    if status is not None and not status.get("outcome"):
         return False
     states = cluster.control_plane.call("GET", configmaps(cluster.namespace))["items"]
     return all(not found["metadata"].get("finalizers") for found in (*cluster.pods(NAME), *states))
@@ -195,7 +174,12 @@ def normalised(status: JSON) -> JSON:
     fixed = {
         name: status.get(name) for name in ("outcome", "counts", "result", "observedGeneration", "nextAttemptTime")
     }
-    return {**fixed, "attempts": attempts, "conditions": conditions, "has state": "state" in status}
+    jobs = [
+        {name: value for name, value in job.items() if name not in {"handle", "url", "submittedTime"}}
+        | {"has handle": "handle" in job}
+        for job in status.get("externalJobs", ())
+    ]
+    return {**fixed, "attempts": attempts, "conditions": conditions, "has state": "state" in status, "jobs": jobs}
 
 
 # -- a task that is a process -----------------------------------------------------------------------------------------
@@ -223,11 +207,15 @@ reattach.run(main)
 
 @dataclass
 class TaskProcess:
-    """Runs `TASK` in a pod: the environment that the operator gave it, a token of the pod, and the CA of its annotation."""
+    """Runs a task in a pod: the environment that the operator gave it, a token of the pod, and the CA of its annotation.
+
+    `program`: the interpreter's arguments. `environment_of(attempt)` comes on top.
+    """
 
     directory: Path
     jobserver_url: str
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    program: Sequence[str] = ("-c", TASK)
+    environment_of: Callable[[int], dict[str, str]] = lambda _: {}
 
     def script(self, containers: Containers) -> None:
         """The whole life of the container."""
@@ -248,29 +236,32 @@ class TaskProcess:
             "REATTACH_DIRECTORY": str(mount),
             "REATTACH_TERMINATION_LOG": str(termination_log),
             "JOBSERVER_URL": self.jobserver_url,
+            **self.environment_of(containers.attempt),
         }
         process = subprocess.run(
-            [sys.executable, "-c", TASK],
+            [sys.executable, *self.program],
             env={**os.environ, **given, **own},
             capture_output=True,
             text=True,
             check=False,
             timeout=60,
         )
-        return process.returncode, termination_log.read_text() or process.stderr[-1000:]
+        code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+        return code, termination_log.read_text() or process.stderr[-1000:]
 
 
 class JobServer:
     """The example's outside system."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, mode: str = "nothing") -> None:
+        directory.mkdir(exist_ok=True)
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         program = REPOSITORY / "examples/jobserver/jobserver.py"
-        flags = ["--port", str(port), "--database", str(directory / "jobs.sqlite")]
+        flags = ["--port", str(port), "--database", str(directory / "jobs.sqlite"), "--mode", mode]
         self._log = (directory / "jobserver.log").open("wb")
         self._process = subprocess.Popen([sys.executable, str(program), *flags], stdout=self._log, stderr=self._log)
-        wait_until(self._is_up, seconds=20, what="the job server answers")
+        wait_until(self._is_up, seconds=60, what="the job server answers")
 
     def submissions(self, label: str) -> int:
         """How many jobs of this label it was given."""

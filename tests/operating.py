@@ -216,6 +216,15 @@ class Cluster:
         status: JSON = self.taskrun(name).get("status", {})
         return status
 
+    def status_if_there(self, name: str) -> JSON | None:
+        """None: the TaskRun is gone."""
+        try:
+            return self.status(name)
+        except ControlPlaneError as error:
+            if not str(error).startswith("404"):
+                raise
+            return None
+
     def reason(self, name: str) -> str | None:
         """What `kubectl get trun` shows under STATUS."""
         return condition(self.status(name), "Succeeded").get("reason")
@@ -246,7 +255,7 @@ class Cluster:
             raise AssertionError(f"{error}\n{yaml.safe_dump(self.status(name))}") from None
         return self.status(name)
 
-    def wait_for_release(self, name: str, *, seconds: float = 10) -> None:
+    def wait_for_release(self, name: str, *, seconds: float = 60) -> None:
         """Until no pod of it carries a finalizer."""
         wait_until(
             lambda: all(not pod["metadata"].get("finalizers") for pod in self.pods(name)),

@@ -37,25 +37,35 @@ class When(Enum):
     AFTER = "after"
 
 
-@dataclass(frozen=True)
-class Point:
-    """The n-th write of its kind (`kind_of`), counted from 1. Those of the Lease don't count."""
-
-    kind: str
-    number: int
-    when: When
-
-    @override
-    def __str__(self) -> str:
-        return f"{self.when.value} {self.kind} {self.number}"
+EVENTS = "POST events"
 
 
 def kind_of(write: str) -> str:
-    """The verb, the resource and the subresource of a write (verb and path), without the names."""
-    method, path = write.split()
-    _, _, about = path.partition("/namespaces/")
-    _, resource, *name_and_sub = about.split("/")
-    return " ".join([method, resource, *name_and_sub[1:]])
+    """Which kind of write it is: `PATCH taskruns/status` of `PATCH /apis/…/namespaces/demo/taskruns/load/status`."""
+    method, _, path = write.partition(" ")
+    resource, _, rest = path.partition("/namespaces/")[2].partition("/")[2].partition("/")
+    subresource = rest.partition("/")[2]
+    return f"{method} {resource}/{subresource}" if subresource else f"{method} {resource}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """The n-th write, counted from 1 and without those of the Lease.
+
+    `kind`: only these are counted; without it, all but Events, which nothing orders among the others.
+    """
+
+    number: int
+    when: When
+    kind: str | None = None
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.when.value} write {self.number}{f' of {self.kind}' if self.kind else ''}"
+
+    def counts(self, write: str) -> bool:
+        kind = kind_of(write)
+        return kind == self.kind if self.kind else kind != EVENTS
 
 
 @dataclass
@@ -66,30 +76,29 @@ class Door:
     kubeconfig: Path
     pid: Callable[[], int]
     point: Point | None = None
-    has_killed: bool = False
+    struck: str | None = None
+    """The write at which it killed, from when on that was decided."""
+    is_over: bool = False
+    """Nothing is counted any more, and nobody killed."""
     writes: list[str] = field(default_factory=list)
-    events: list[str] = field(default_factory=list)
     runner: web.AppRunner | None = None
 
     def count(self, method: str, path: str) -> When | None:
         """Note the write; tells on which side of it to kill, if at all."""
-        if method in _READS or "/leases" in path:
+        if method in _READS or "/leases" in path or self.is_over:
             return None
         write = f"{method} {path}"
-        (self.events if "/events" in path else self.writes).append(write)
-        point, kind = self.point, kind_of(write)
-        if point is None or self.has_killed or point.kind != kind:
+        self.writes.append(write)
+        point = self.point
+        if point is None or self.struck is not None or not point.counts(write):
             return None
-        return point.when if self.kinds.count(kind) == point.number else None
-
-    @property
-    def kinds(self) -> list[str]:
-        """Of all that was written so far."""
-        return [kind_of(write) for write in (*self.writes, *self.events)]
+        if sum(map(point.counts, self.writes)) != point.number:
+            return None
+        self.struck = write
+        return point.when
 
     def kill(self) -> None:
         """As the kernel kills a process that is out of memory: no handler runs, nothing is flushed."""
-        self.has_killed = True
         os.kill(self.pid(), signal.SIGKILL)
 
 

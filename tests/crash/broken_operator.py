@@ -33,6 +33,25 @@ class WaitAgain:
 
 
 @dataclass
+class WaitInMemory:
+    """Begins a wait anew that another process recorded, and tells nobody."""
+
+    waits: dict[datetime, datetime] = field(default_factory=dict)
+
+    def decide(self, observed: Observed, settings: Settings, now: datetime) -> Plan:
+        status, recorded = observed.taskrun.status, observed.taskrun.status.next_attempt_time
+        if recorded is not None:
+            last = status.attempts[-1].finish_time or now
+            again = self.waits.setdefault(recorded, now + (recorded - last))
+            if now < again:
+                return Plan(look_again_at=again)
+        plan = decide(observed, settings, now)
+        if plan.status is not None and plan.status.next_attempt_time is not None:
+            self.waits[plan.status.next_attempt_time] = plan.status.next_attempt_time
+        return plan
+
+
+@dataclass
 class CountFromStatus:
     """Numbers attempts by what status says, and does not see the pod whose creation it doesn't remember: a lost answer makes a second one."""
 
@@ -50,7 +69,11 @@ class CountFromStatus:
         return replace(plan, actions=(*plan.actions[:-1], CreatePod(attempt=number, body=body)))
 
 
-BREAKS = {"wait-again": WaitAgain().decide, "count-from-status": CountFromStatus().decide}
+BREAKS = {
+    "wait-again": WaitAgain().decide,
+    "wait-in-memory": WaitInMemory().decide,
+    "count-from-status": CountFromStatus().decide,
+}
 
 if __name__ == "__main__":
     sys.exit(main(None, BREAKS[os.environ["REATTACH_BREAK"]]))

@@ -1,30 +1,35 @@
-"""The operator dies anywhere in the life of a TaskRun, is started again, and the end is the same.
-
-For every n, it is killed (SIGKILL) before its n-th write reaches the API server, and in another life after the API server answered that write
-and before the operator heard of it. First comes a life without a death: it tells how many writes there are, and what the end must be.
-"""
+"""The operator dies anywhere in the life of a TaskRun, is started again, and the end is the same: `tests/deaths.py` says how."""
 
 import datetime as dt
 import os
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from controlplane import ControlPlane
-from lives import JobServer, Life, Story, TaskProcess, World, check_deaths, normalised, points_of, write_ca
-from operating import CONTAINER, Kubelet, Operators, fail, kubelet_of, succeed
-from proxy import Point, Proxy, proxy_to
+from controlplane import REPOSITORY, ControlPlane
+from deaths import die_everywhere
+from lives import NAME, JobServer, Life, Story, TaskProcess, World, normalised, write_ca
+from operating import CONTAINER, Containers, Kubelet, Operators, fail, kubelet_of, succeed
+from proxy import Proxy, proxy_to
 from stateapi import Servers
 
-AT_ONCE = 3
-"""Lives side by side; more only make each slower on two cores."""
-SLACK = dt.timedelta(seconds=5)
-"""How much later than planned a pod may come, on a busy machine; less than the wait and a new start together."""
+JSON = dict[str, Any]
+
+SLACK = dt.timedelta(seconds=10)
+"""How much later than planned, or than the operator is back, a pod may come on a busy machine."""
+LONG_WAIT = 12
+"""Seconds: more than the slack, so that a wait that a new operator begins anew is seen to be too long."""
 PROGRAM = ("-m", "reattach.controller")
 BROKEN = str(Path(__file__).parent / "broken_operator.py")
+SUBMIT_ONCE = Path(__file__).parent / "submit_once_task.py"
+RETRIED: JSON = {
+    "template": {"spec": {"containers": [CONTAINER]}},
+    "retry": {"budgets": {"application": 2}, "backoff": {"initialSeconds": 2, "jitterPercent": 0}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,68 +53,91 @@ def world(control_plane: ControlPlane, kubelet: Kubelet, proxy: Proxy, tmp_path:
     operators.stop()
 
 
-def test_a_life_of_three_retries_ends_the_same_wherever_the_operator_dies(world: World) -> None:
-    backoff = {"initialSeconds": 4, "factorPercent": 100, "jitterPercent": 0}
-    spec = {"retry": {"budgets": {"application": 3}, "backoff": backoff}}
-    story = Story(spec, lambda attempt: fail(attempt) if attempt < 4 else succeed)
-    peaceful = check_all_deaths(world, story)
-    assert [attempt["cause"] for attempt in peaceful.status["attempts"]] == [*["Application"] * 3, "Succeeded"]
-    assert len(peaceful.pods) == 4
-    assert len(peaceful.writes) >= 12
+@dataclass
+class Outside:
+    """A world with the real state API, and what tasks submit to."""
+
+    world: World
+    directory: Path
+    _started: list[JobServer] = field(default_factory=list)
+
+    def jobserver(self, mode: str) -> JobServer:
+        self._started.append(JobServer(self.directory, mode))
+        return self._started[-1]
+
+    def stop(self) -> None:
+        for jobserver in self._started:
+            jobserver.stop()
 
 
-def test_a_reattaching_life_submits_once_wherever_the_operator_dies(
-    control_plane: ControlPlane, kubelet: Kubelet, proxy: Proxy, world: World, tmp_path: Path
-) -> None:
-    servers, jobserver = Servers(control_plane, tmp_path / "state-api"), JobServer(tmp_path)
+@pytest.fixture
+def outside(control_plane: ControlPlane, world: World, tmp_path: Path) -> Iterator[Outside]:
+    servers, outside = Servers(control_plane, tmp_path / "state-api"), Outside(world, tmp_path / "tasks")
     try:
         server = servers.start()
         world.operators.ca_file = tmp_path / "ca.crt"
         world.operators.state_api_url = server.url
         write_ca(server, world.operators.ca_file)
-        tasks = tmp_path / "tasks"
-        tasks.mkdir()
-        task = TaskProcess(tasks, jobserver.url)
-        spec = {
-            "template": {"spec": {"containers": [CONTAINER]}},
-            "retry": {"budgets": {"application": 2}, "backoff": {"initialSeconds": 4, "jitterPercent": 0}},
-        }
-        story = Story(spec, lambda _: task.script, jobserver.submissions)
-        peaceful = check_all_deaths(world, story)
-        assert [attempt["cause"] for attempt in peaceful.status["attempts"]] == ["Application", "Succeeded"]
-        assert peaceful.status["result"] == '{"rows_written":4211}'
-        assert peaceful.submissions == 1
+        yield outside
     finally:
-        jobserver.stop()
+        outside.stop()
         servers.stop()
 
 
-def check_all_deaths(world: World, story: Story) -> Life:
-    """Live it once in peace, then once with each death; compare. The answer is the peaceful life."""
-    peaceful = world.live(story, None)
-    assert peaceful.starts == 1, "the operator ended by itself"
-    check_waits(peaceful)
-    wrong: list[str] = []
-    lives: list[Life] = []
+def test_a_life_of_three_retries_ends_the_same_wherever_the_operator_dies(world: World) -> None:
+    backoff = {"initialSeconds": 1, "factorPercent": 100, "jitterPercent": 0}
+    spec = {"retry": {"budgets": {"application": 3}, "backoff": backoff}}
+    story = Story(spec, lambda attempt: {3: ask_for_a_long_wait, 4: succeed}.get(attempt, fail(attempt)))
+    peaceful = die_everywhere(world, story, check)
+    assert [attempt["cause"] for attempt in peaceful.status["attempts"]] == [*["Application"] * 3, "Succeeded"]
+    assert len(peaceful.pods) == 4
+    assert len(peaceful.writes) >= 12
 
-    def compare(point: Point) -> None:
-        try:
-            life = world.live(story, point)
-            lives.append(life)
-            life.check_death()
-            assert life.starts == (2 if life.has_killed else 1), f"it was started {life.starts} times"
-            assert normalised(life.status) == normalised(peaceful.status)
-            assert life.pods == peaceful.pods
-            assert life.submissions == peaceful.submissions
-            check_waits(life)
-        except AssertionError as error:
-            wrong.append(f"died {point}: {error}")
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(compare, points_of(peaceful)))
-    assert not wrong, "\n".join(wrong)
-    check_deaths(lives)
-    return peaceful
+def test_a_reattaching_life_submits_once_wherever_the_operator_dies(outside: Outside) -> None:
+    jobserver = outside.jobserver("nothing")
+    task = TaskProcess(outside.directory, jobserver.url)
+    peaceful = die_everywhere(outside.world, Story(RETRIED, lambda _: task.script, jobserver.submissions), check)
+    assert [attempt["cause"] for attempt in peaceful.status["attempts"]] == ["Application", "Succeeded"]
+    assert peaceful.status["result"] == '{"rows_written":4211}'
+    assert peaceful.submissions == 1
+
+
+def test_a_life_that_submits_once_has_one_job_wherever_the_operator_dies(outside: Outside) -> None:
+    """As examples/10-submit-once.yaml: the first attempt dies when its job is made and its handle stored nowhere."""
+    jobserver = outside.jobserver("name")
+
+    def environment_of(attempt: int) -> dict[str, str]:
+        blow = "accepted SIGKILL" if attempt == 1 else ""
+        path = f"{REPOSITORY / 'operator'}:{REPOSITORY / 'tests'}"
+        return {"BLOW": blow, "MODE": "name", "SECONDS": "0", "PYTHONPATH": path}
+
+    task = TaskProcess(outside.directory, jobserver.url, (str(SUBMIT_ONCE),), environment_of)
+    story = Story(RETRIED, lambda _: task.script, lambda namespace: jobserver.submissions(f"{namespace}/{NAME}"))
+    peaceful = die_everywhere(outside.world, story, check)
+    status = peaceful.status
+    assert [(attempt["cause"], attempt["exitCode"]) for attempt in status["attempts"]] == [
+        ("Application", 137),
+        ("Succeeded", 0),
+    ]
+    assert [(job["state"], "handle" in job) for job in status["externalJobs"]] == [("Succeeded", True)]
+    assert (status["counts"]["submissions"], status["counts"]["duplicatesAverted"]) == (1, 1)
+    assert status["result"] == '{"rows_written":4211}'
+    assert peaceful.submissions == 1
+
+
+def ask_for_a_long_wait(containers: Containers) -> None:
+    """Fail, and be tried again no sooner than after `LONG_WAIT`."""
+    containers.run()
+    containers.end(3, f'{{"reattach":"v1","kind":"RetryLater","message":"later","retryAfterSeconds":{LONG_WAIT}}}')
+
+
+def check(life: Life, peaceful: Life) -> None:
+    """All is as it was in the peaceful life."""
+    assert normalised(life.status) == normalised(peaceful.status)
+    assert life.pods == peaceful.pods
+    assert life.submissions == peaceful.submissions
+    check_waits(life)
 
 
 def check_waits(life: Life) -> None:

@@ -1,25 +1,24 @@
-"""The operator dies at each write of a cancellation, is started again, and the end is the same: sealed, stopped, every job named.
+"""The operator dies at each write of a cancellation or a deletion, is started again, and the end is the same: sealed, stopped, every job named.
 
-As in `tests/crash`, for a run whose task submits a job and is then cancelled.
+As in `tests/crash`, for a run whose task submits a job.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from controlplane import ControlPlane
-from lives import NAME, Life, Story, World, check_deaths, normalised, points_of
+from deaths import die_everywhere
+from lives import NAME, Life, Story, World, normalised
 from operating import Containers, Kubelet, Operators, kubelet_of
-from proxy import Point, Proxy, proxy_to
+from proxy import Proxy, proxy_to
 from reattach.cluster.paths import taskruns
 from stateapi import Servers
 from taskscripts import Tasks
 
 JSON = dict[str, Any]
-AT_ONCE = 3
 
 
 @pytest.fixture(scope="module")
@@ -41,53 +40,52 @@ def world(control_plane: ControlPlane, kubelet: Kubelet, proxy: Proxy, tmp_path:
     operators.stop()
 
 
-def test_a_cancelled_run_ends_the_same_wherever_the_operator_dies(
-    control_plane: ControlPlane, world: World, tmp_path: Path
-) -> None:
+@pytest.fixture
+def tasks(control_plane: ControlPlane, tmp_path: Path) -> Iterator[Tasks]:
     servers = Servers(control_plane, tmp_path / "state-api")
     try:
-        tasks = Tasks(control_plane, servers.start())
-
-        def be_cancelled(containers: Containers) -> None:
-            path = taskruns(containers.namespace, NAME)
-            control_plane.call("PATCH", path, {"spec": {"cancel": True}})
-
-        story = Story({}, lambda _: tasks.submit_and(be_cancelled))
-        peaceful = world.live(story, None)
-        check(peaceful)
-        wrong: list[str] = []
-        lives: list[Life] = []
-
-        def compare(point: Point) -> None:
-            try:
-                life = world.live(story, point)
-                lives.append(life)
-                life.check_death()
-                check(life)
-                assert ended(life.status) == ended(peaceful.status)
-            except AssertionError as error:
-                wrong.append(f"died {point}: {error}")
-
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(compare, points_of(peaceful)))
-        assert not wrong, "\n".join(wrong)
-        check_deaths(lives)
+        yield Tasks(control_plane, servers.start())
     finally:
         servers.stop()
 
 
-def check(life: Life) -> None:
+def test_a_cancelled_run_ends_the_same_wherever_the_operator_dies(
+    control_plane: ControlPlane, world: World, tasks: Tasks
+) -> None:
+    def be_cancelled(containers: Containers) -> None:
+        control_plane.call("PATCH", taskruns(containers.namespace, NAME), {"spec": {"cancel": True}})
+
+    die_everywhere(world, Story({}, lambda _: tasks.submit_and(be_cancelled)), check_cancelled, at_each_event=False)
+
+
+def test_a_deleted_run_goes_and_its_job_is_in_the_log_wherever_the_operator_dies(
+    control_plane: ControlPlane, world: World, tasks: Tasks
+) -> None:
+    def be_deleted(containers: Containers) -> None:
+        control_plane.call("DELETE", taskruns(containers.namespace, NAME))
+
+    die_everywhere(world, Story({}, lambda _: tasks.submit_and(be_deleted)), check_deleted, at_each_event=False)
+
+
+def check_cancelled(life: Life, peaceful: Life) -> None:
     """What must be, wherever the operator died."""
     status = life.status
     assert status["outcome"] == "Cancelled"
     assert [(each["cause"], each.get("chargedTo")) for each in status["attempts"]] == [("Stopped", None)]
     assert jobs_of(status) == [("load", "job-1", "Orphaned")]
     assert {each["type"]: each["status"] for each in status["conditions"]} == {"Succeeded": "False", "Orphaned": "True"}
+    assert is_named(life)
+    assert normalised(status) == normalised(peaceful.status)
 
 
-def ended(status: JSON) -> JSON:
-    """What must be the same. How it is known that a pod ended that nobody watched for a while may differ by its node's name."""
-    return {**normalised(status), "jobs": jobs_of(status)}
+def check_deleted(life: Life, _: Life) -> None:
+    """Nothing is left that could tell of the job, but the log."""
+    assert life.status == {}
+    assert is_named(life), f"nobody named the job: {life.writes}\n{life.log[-3000:]}"
+
+
+def is_named(life: Life) -> bool:
+    return "External job load (handle job-1) is left running" in life.log
 
 
 def jobs_of(status: JSON) -> list[tuple[str, str, str]]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from controlplane import ControlPlane, ControlPlaneError
+from controlplane import ControlPlane
 from operating import Containers, Kubelet, Operators, Stage, condition, kubelet_of, stage_of
 from reattach.api.names import ANNOTATION_SUMMARY
 from reattach.cluster.paths import configmaps, taskruns
@@ -186,12 +186,7 @@ class Race:
     # -- what is there ----------------------------------------------------------------------------------------------------------
 
     def _status(self) -> JSON | None:
-        try:
-            return self.stage.cluster.status(self.how.name)
-        except ControlPlaneError as error:
-            if not str(error).startswith("404"):
-                raise
-            return None
+        return self.stage.cluster.status_if_there(self.how.name)
 
     def _is_gone(self) -> bool:
         return self._status() is None
