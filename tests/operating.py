@@ -31,8 +31,10 @@ GROUP = "reattach-operator"
 NAMESPACE = "reattach-system"
 URL = "https://reattach.invalid:8443"
 NODE = "puppet"
-SHORT_LEASE = ("--lease-seconds", "2", "--lease-deadline-seconds", "1.5", "--lease-renew-seconds", "0.2")
-"""For what is to be seen of the Lease itself. On a busy machine a leader loses it by no fault of its own."""
+SHORT_LEASE = ("--lease-seconds", "6", "--lease-deadline-seconds", "4.5", "--lease-renew-seconds", "0.3")
+"""For what is to be seen of a Lease that runs out. Much shorter, and a leader on a busy machine loses it by no fault of its own."""
+QUICK_RENEWAL = ("--lease-renew-seconds", "0.2")
+"""For a leader that is to notice soon what became of its Lease."""
 
 RULES = [
     {"apiGroups": ["reattach.dev"], "resources": ["taskruns"], "verbs": ["get", "list", "patch", "watch"]},
@@ -101,7 +103,7 @@ class Operator:
     def exit_code(self) -> int | None:
         return None if self.process is None else self.process.poll()
 
-    def wait_for_exit(self, *, seconds: float = 20) -> int:
+    def wait_for_exit(self, *, seconds: float = 60) -> int:
         assert self.process is not None
         return self.process.wait(seconds)
 

@@ -12,6 +12,7 @@ from controlplane import ControlPlane, ControlPlaneError
 from operating import (
     CONTAINER,
     NAMESPACE,
+    QUICK_RENEWAL,
     SHORT_LEASE,
     Cluster,
     Containers,
@@ -65,6 +66,13 @@ def own_stage(control_plane: ControlPlane, operators: Operators, kubelet: Kubele
 @pytest.fixture
 def leased_stage(control_plane: ControlPlane, operators: Operators, kubelet: Kubelet) -> Iterator[Stage]:
     """For a test of who leads."""
+    with stage_of(control_plane, operators, kubelet, *QUICK_RENEWAL) as stage:
+        yield stage
+
+
+@pytest.fixture
+def expiring_stage(control_plane: ControlPlane, operators: Operators, kubelet: Kubelet) -> Iterator[Stage]:
+    """For a test that waits for the end of a Lease."""
     with stage_of(control_plane, operators, kubelet, *SHORT_LEASE) as stage:
         yield stage
 
@@ -459,21 +467,21 @@ def test_the_finalizer_of_a_state_goes_with_the_end_of_its_run(
 # -- one leads --------------------------------------------------------------------------------------------------------
 
 
-def test_of_two_operators_one_leads_and_the_other_takes_over(leased_stage: Stage) -> None:
-    lease = leased_stage.operator.user
-    other = leased_stage.operators.make(*SHORT_LEASE, namespaces=[leased_stage.namespace], lease=lease).start(
+def test_of_two_operators_one_leads_and_the_other_takes_over(expiring_stage: Stage) -> None:
+    lease = expiring_stage.operator.user
+    other = expiring_stage.operators.make(*SHORT_LEASE, namespaces=[expiring_stage.namespace], lease=lease).start(
         wait=False
     )
-    wait_until(other.is_ready, seconds=30, what="the second operator stands by")
-    assert leased_stage.operator.metric("reattach_leader") == 1
+    wait_until(other.is_ready, seconds=90, what="the second operator stands by")
+    assert expiring_stage.operator.metric("reattach_leader") == 1
     assert other.metric("reattach_leader") == 0
-    leased_stage.run("first")
-    leased_stage.cluster.wait_for_outcome("first")
+    expiring_stage.run("first")
+    expiring_stage.cluster.wait_for_outcome("first")
     assert other.metric("reattach_reconciles_total") == 0
-    leased_stage.operator.kill()
-    wait_until(other.leads, seconds=15, what="the second operator leads")
-    leased_stage.run("second")
-    leased_stage.cluster.wait_for_outcome("second")
+    expiring_stage.operator.kill()
+    wait_until(other.leads, seconds=40, what="the second operator leads")
+    expiring_stage.run("second")
+    expiring_stage.cluster.wait_for_outcome("second")
     other.kill()
 
 
@@ -487,7 +495,7 @@ def test_sigterm_gives_the_lease_up_and_ends_well(leased_stage: Stage) -> None:
 def test_a_leader_whose_lease_is_taken_ends_at_once(leased_stage: Stage) -> None:
     path = leases(NAMESPACE, leased_stage.operator.user)
     leased_stage.control_plane.call("PATCH", path, {"spec": {"holderIdentity": "somebody-else"}})
-    assert leased_stage.operator.wait_for_exit(seconds=5) == 1
+    assert leased_stage.operator.wait_for_exit() == 1
     assert "the Lease" in leased_stage.operator.log
 
 
