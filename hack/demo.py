@@ -16,7 +16,9 @@ REPOSITORY = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("REATTACH_CACHE") or Path.home() / ".cache/reattach-cluster")
 NAME = "submit-once"
 EXAMPLE = f"examples/10-{NAME}.yaml"
-PATIENCE = 120.0  # seconds for the whole story, which takes some 20
+PATIENCE = (
+    120.0  # seconds from kubectl apply to the end of the story, which takes some 20; and for the job server to answer
+)
 STARTED = time.monotonic()
 
 
@@ -54,11 +56,12 @@ def prepare() -> tuple[str, int]:
 def wait_for_service() -> None:
     """On a node, a Service answers a little after its pod is ready."""
     ask = "import urllib.request; urllib.request.urlopen('http://jobserver:8000/healthz', timeout=5)"
+    until = time.monotonic() + PATIENCE
     while True:
         try:
             kubectl("exec", "deployment/jobserver", "--", "python", "-c", ask)
         except DemoError:
-            if time.monotonic() - STARTED > PATIENCE:
+            if time.monotonic() > until:
                 raise
             time.sleep(0.5)
         else:
@@ -66,45 +69,44 @@ def wait_for_service() -> None:
 
 
 def follow(uid: str, before: int) -> tuple[dict[str, Any], dict[int, str], int]:
-    """Show each new line that an attempt logs and each change of the status, until there is an outcome.
+    """Tell the story as it happens, until there is an outcome.
 
     Returns:
         The final status, what each attempt logged, and the number of submissions since `before`.
     """
-    logs: dict[int, str] = {}
-    told: set[str] = set()
+    until = time.monotonic() + PATIENCE
+    told: list[str] = []
     while True:
         taskrun = get("trun", NAME)
         if taskrun["metadata"]["uid"] != uid:
             raise DemoError(f"somebody replaced the TaskRun {NAME} meanwhile")
         status = taskrun.get("status", {})
-        for number, log in attempt_logs(uid).items():
-            if number not in logs:
-                say(f"Attempt {number} runs")
-            for line in log[len(logs.get(number, "")) :].splitlines():
-                if not line.startswith((" ", "Traceback")):
-                    say(f"  its log | {line}")
-            logs[number] = log
-        for line in story(status):
+        logs = attempt_logs(uid)
+        for line in story(status, logs):
             if line not in told:
-                told.add(line)
+                told.append(line)
                 say(line)
         if "outcome" in status:
             return status, logs, submissions() - before
-        if time.monotonic() - STARTED > PATIENCE:
+        if time.monotonic() > until:
             raise DemoError(f"no outcome within {PATIENCE:g} s; the status is {json.dumps(status)}")
         time.sleep(0.3)
 
 
-def story(status: dict[str, Any]) -> list[str]:
-    """The status in sentences, oldest first; each stays the same once it is true."""
+def story(status: dict[str, Any], logs: dict[int, str]) -> list[str]:
+    """What is known by now, in sentences, oldest first; each stays the same once it is true."""
     lines = []
-    for attempt in status.get("attempts", []):
-        if "cause" in attempt:
+    ended = {attempt["number"]: attempt for attempt in status.get("attempts", []) if "cause" in attempt}
+    for number in sorted({*logs, *ended}):
+        if number > 1 and number - 1 not in ended:
+            break  # the logs were read after the status: what came in between is told first, the next time
+        lines.append(f"Attempt {number} runs")
+        lines += [f"  its log | {line}" for line in told_of(logs.get(number, ""))]
+        if attempt := ended.get(number):
             code = f", exit code {attempt['exitCode']}" if "exitCode" in attempt else ""
-            lines.append(f"Attempt {attempt['number']} ended: {attempt['cause']}{code}")
+            lines.append(f"Attempt {number} ended: {attempt['cause']}{code}")
     lines += [
-        f"External job {job['key']}: {job.get('handle', 'its id is not known')}, {job['state']}"
+        f"status.externalJobs: {job['key']} is {job['state']}, {job.get('handle', 'its id not known')}"
         for job in status.get("externalJobs", [])
     ]
     if "nextAttemptTime" in status and "outcome" not in status:
@@ -114,9 +116,17 @@ def story(status: dict[str, Any]) -> list[str]:
     return lines
 
 
+def told_of(log: str) -> list[str]:
+    """What a task logged, without the time, which is told already, and without tracebacks."""
+    lines = [re.sub(r"^\d{4}-\d\d-\d\d \S+ ", "", line) for line in log.splitlines()]
+    return [line for line in lines if not line.startswith((" ", "Traceback"))]
+
+
 def show(seen: tuple[dict[str, Any], dict[int, str], int]) -> None:
     """Hold the end to what was promised, and say what to try next."""
     status, logs, submitted = seen
+    table = kubectl("get", "trun", NAME)
+    row = table.splitlines()[-1]
     attempts = [attempt["number"] for attempt in status.get("attempts", [])]
     jobs = {number: set(re.findall(r"job-[0-9a-f]+", log)) for number, log in logs.items()}
     promises = {
@@ -129,25 +139,31 @@ def show(seen: tuple[dict[str, Any], dict[int, str], int]) -> None:
         and jobs.get(1) == jobs.get(2),
         f"the result is the job's (it is {status.get('result')})": json.loads(status.get("result", "{}"))
         == {"rows_written": 4211},
+        f"kubectl shows the outcome and the result (it shows {row!r})": "Succeeded" in row and "4211" in row,
     }
     broken = [promise for promise, kept in promises.items() if not kept]
     if broken:
         raise DemoError("it does not hold that " + "; nor that ".join(broken))
     job = jobs[1].pop()
     say(
-        f"Two attempts, one job: attempt 1 died before the id of {job} was stored, and attempt 2 found out and took it over."
+        f"Two attempts, one job: attempt 1 died before the id of {job} was stored; attempt 2 found out and took it over."
     )
-    print(f"\n$ kubectl get trun {NAME}\n{kubectl('get', 'trun', NAME)}")
+    say("The job server has counted one submission.")
+    print(f"\n$ kubectl get trun {NAME}\n{table}")
     print(
         f"""What to try next:
-  . {CACHE}/env    # kubectl and helm for this cluster
-  PATH="{REPOSITORY}/.venv/bin:$PATH"     # kubectl reattach
-  kubectl reattach explain {NAME}           # every attempt, why it ended, what was decided about the job
+  # kubectl, helm and kubectl reattach for this cluster
+  . {CACHE}/env; PATH="{REPOSITORY}/.venv/bin:$PATH"
+  # every attempt, why it ended, and what was decided about the job
+  kubectl reattach explain {NAME}
+  # the task's state
   kubectl get configmap {status["state"]["configMap"]} -o yaml
-                                                 # the task's state
+  # what else a TaskRun can say about its retries
   kubectl explain trun.spec.retry
-  kubectl apply -f examples/11-held.yaml         # a job that nobody can tell of, and the one command that answers
-  make cluster-down                              # or make clean, which removes all that was built"""
+  # a job that nobody can tell of, and the one command that answers
+  kubectl apply -f examples/11-held.yaml; kubectl get trun held --watch
+  # the end; make clean removes all that was built
+  make cluster-down"""
     )
 
 
