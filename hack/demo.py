@@ -106,7 +106,7 @@ def story(status: dict[str, Any], logs: dict[int, str]) -> list[str]:
             code = f", exit code {attempt['exitCode']}" if "exitCode" in attempt else ""
             lines.append(f"Attempt {number} ended: {attempt['cause']}{code}")
     lines += [
-        f"kubectl sees: external job {job['key']} is {job['state']}, {job.get('handle', 'and its id is not known')}"
+        f"status.externalJobs: {job['key']} is {job['state']}, {job.get('handle', 'its id not known')}"
         for job in status.get("externalJobs", [])
     ]
     if "nextAttemptTime" in status and "outcome" not in status:
@@ -148,6 +148,7 @@ def show(seen: tuple[dict[str, Any], dict[int, str], int]) -> None:
     say(
         f"Two attempts, one job: attempt 1 died before the id of {job} was stored; attempt 2 found out and took it over."
     )
+    say("The job server has counted one submission.")
     print(f"\n$ kubectl get trun {NAME}\n{table}")
     print(
         f"""What to try next:

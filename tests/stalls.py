@@ -15,6 +15,8 @@ from waiting import wait_until
 ALL = bool(os.environ.get("REATTACH_ALL"))
 """Whether every life is lived, or the bounded sample of `make test`."""
 NAMES, NOTHING = "refuse-names", "nothing"
+NODE = "reattach-worker"
+"""Where pods run, unless a life says otherwise."""
 LOST_NODE = "reattach-control-plane"
 """Nothing of Reattach runs there, so what is lost with its kubelet is the task's pod alone."""
 
@@ -67,11 +69,11 @@ TaskContext(from_environment(os.environ), waits=Waits(on_step=at)).run(main)
 
 @dataclass(frozen=True)
 class Life:
-    """What the other side can do, where attempt 1 stalls, on which node it had better run, and how long its job takes."""
+    """What the other side can do, where attempt 1 stalls, on which node it runs, and how long its job takes."""
 
     can: str
     stalls: str
-    node: str = ""
+    node: str = NODE
     seconds: float = 3.0
 
 
@@ -95,7 +97,7 @@ def manifest_of(name: str, life: Life) -> str:
         "command": ["python", "-u", "-c", PROGRAM, name, life.can, life.stalls, str(life.seconds)],
     }
     pod: dict[str, Any] = {}
-    if life.node:
+    if life.node != NODE:
         pod["tolerations"] = [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]
         # Attempt 1 there, since nothing else is as free of pods; the others wherever there is a node that answers.
         preferred = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [life.node]}]}
@@ -115,11 +117,6 @@ def _stalled(release: Cluster, namespace: str) -> dict[str, str]:
     return {pod.rsplit("-", 2)[0]: pod for pod in pods}
 
 
-def go_on(release: Cluster, pod: str, namespace: str) -> None:
-    """Let a stalled attempt go on."""
-    release.kubectl("exec", pod, "--container", "task", "--", "touch", "/tmp/go", namespace=namespace)
-
-
 def force(release: Cluster, pods: Iterable[str], namespace: str) -> None:
     """End pods without any time to end in."""
     release.kubectl("delete", "pod", *pods, "--grace-period=0", "--force", "--wait=false", namespace=namespace)
@@ -129,10 +126,10 @@ def force(release: Cluster, pods: Iterable[str], namespace: str) -> None:
 def lost_node(release: Cluster) -> Iterator[None]:
     """Nobody answers for `LOST_NODE` meanwhile, while its containers go on. In the end it is back."""
     try:
-        on_node("systemctl", "stop", "kubelet")
+        _on(LOST_NODE, "systemctl", "stop", "kubelet")
         yield
     finally:
-        on_node("systemctl", "start", "kubelet")
+        _on(LOST_NODE, "systemctl", "start", "kubelet")
         wait_until(lambda: _is_ready(release), seconds=90, what=f"{LOST_NODE} is back", every=0.5)
 
 
@@ -141,11 +138,21 @@ def _is_ready(release: Cluster) -> bool:
     return bool(condition_of(node, "Ready")["status"] == "True")
 
 
-def on_node(*command: str) -> str:
-    done = subprocess.run(["docker", "exec", LOST_NODE, *command], capture_output=True, text=True, check=True)
+class Processes:
+    """Those of the tasks of these TaskRuns on a node, without asking Kubernetes: it may not answer for them."""
+
+    def __init__(self, names: Iterable[str], node: str = NODE) -> None:
+        self._node = node
+        self._found = _on(node, "pgrep", "-f", f"stalls at.* ({'|'.join(names)}) ").split()
+
+    def go_on(self) -> None:
+        """All at once: none stalls any longer."""
+        _on(self._node, "touch", *(f"/proc/{process}/root/tmp/go" for process in self._found))
+
+    def kill(self) -> None:
+        _on(self._node, "kill", "-9", *self._found)
+
+
+def _on(node: str, *command: str) -> str:
+    done = subprocess.run(["docker", "exec", node, *command], capture_output=True, text=True, check=True)
     return done.stdout
-
-
-def processes_of(name: str) -> list[str]:
-    """The task's processes on the lost node."""
-    return on_node("pgrep", "-f", f"stalls at.* {name} ").split()

@@ -12,7 +12,7 @@ import pytest
 
 from realcluster import Cluster
 from reattach.task.jobs import Step
-from stalls import ALL, LOST_NODE, NAMES, Life, begin, force, go_on, lost_node, on_node, processes_of
+from stalls import ALL, LOST_NODE, NAMES, NODE, Life, Processes, begin, force, lost_node
 
 STEPS = tuple(Step)
 CANCELLING = (Step.BEFORE_CANCEL, Step.AFTER_CANCEL)
@@ -23,20 +23,14 @@ KNOWN = (Step.AFTER_HANDLE, Step.WATCHING, Step.BEFORE_OUTCOME, *CANCELLING)
 COLUMNS: dict[str, tuple[Step, ...]] = {
     "pod": STEPS,
     "eviction": STEPS,
-    "operator and pod": STEPS,
-    "state API": STEPS,
-    "state API and pod": STEPS,
-    "operator, state API and pod": STEPS,
+    "operator-and-pod": STEPS,
+    "state-api": STEPS,
+    "state-api-and-pod": STEPS,
+    "operator-state-api-and-pod": STEPS,
     "node": (Step.AFTER_INTENT, Step.AFTER_SUBMIT, Step.WATCHING, Step.BEFORE_OUTCOME),
 }
-SAMPLE: dict[str, tuple[Step, ...]] = {"eviction": (Step.AFTER_SUBMIT,), "operator and pod": (Step.AFTER_SUBMIT,)}
+SAMPLE: dict[str, tuple[Step, ...]] = {"eviction": (Step.AFTER_SUBMIT,), "operator-and-pod": (Step.AFTER_SUBMIT,)}
 HERE = COLUMNS if ALL else SAMPLE
-
-
-def name_of(column: str, step: Step) -> str:
-    """Of the TaskRun, which is also its job's label."""
-    who = "".join(word[0] for word in column.replace(",", "").split() if word != "and") if " " in column else column
-    return f"{who.lower()}-{step}"
 
 
 class Deaths:
@@ -53,26 +47,26 @@ class Deaths:
         if column in self._struck:
             return
         self._struck.add(column)
-        node = LOST_NODE if column == "node" else ""
+        node = LOST_NODE if column == "node" else NODE
         lives = {
-            name_of(column, step): Life(NAMES, step, node, seconds=3600 if step in CANCELLING else 3)
+            f"{column}-{step}": Life(NAMES, step, node, seconds=3600 if step in CANCELLING else 3)
             for step in HERE[column]
         }
         pods = begin(self._release, lives, self.namespace)
+        processes = Processes(lives, node)
         if "operator" in column:
             self._release.kill("operator")
-        if "state API" in column:
+        if "state-api" in column:
             self._release.kill("server")
         match column:
             case "eviction":
                 for pod in pods.values():
                     self._release.evict(pod, self.namespace)
-            case "state API":  # alone: the attempt goes on, and finds nobody at first
-                for pod in pods.values():
-                    go_on(self._release, pod, self.namespace)
+            case "state-api":  # alone: the attempt goes on, and finds nobody at first
+                processes.go_on()
             case "node":
                 self._until_over.enter_context(lost_node(self._release))
-                on_node("kill", "-9", *(process for name in pods for process in processes_of(name)))
+                processes.kill()
             case _:
                 force(self._release, pods.values(), self.namespace)
 
@@ -92,8 +86,8 @@ def deaths(release: Cluster) -> Iterator[Deaths]:
 @pytest.mark.parametrize("column, step", [(column, step) for column, steps in HERE.items() for step in steps])
 def test_there_is_one_job_whoever_dies_and_whenever(release: Cluster, deaths: Deaths, column: str, step: Step) -> None:
     deaths.come(column)
-    name = name_of(column, step)
-    dies = column != "state API"
+    name = f"{column}-{step}"
+    dies = column != "state-api"
 
     status = release.finished(name, deaths.namespace, seconds=240)["status"]
 

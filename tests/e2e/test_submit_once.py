@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from realcluster import RELEASE_NAMESPACE, Cluster, condition_of
-from stalls import ALL, LOST_NODE, NAMES, NOTHING, Life, begin, force, go_on, lost_node, on_node, processes_of
+from stalls import ALL, LOST_NODE, NAMES, NOTHING, Life, Processes, begin, force, lost_node
 from waiting import wait_until
 
 # Nobody can know.
@@ -212,8 +212,7 @@ def test_nothing_is_submitted_while_the_state_api_is_away(release: Cluster, name
     pods = {name: release.pods_of(name, namespace)[0]["metadata"]["name"] for name in away}
     try:
         release.scale_state_api(0)
-        for pod in pods.values():
-            go_on(release, pod, namespace)
+        Processes(away).go_on()
         for pod in pods.values():
             wait_logged(release, pod, namespace, "state API has not answered")
         assert release.jobs(namespace, label="away-before-intent") == []
@@ -239,8 +238,7 @@ def test_a_pod_that_was_given_up_with_its_node_wakes_up(release: Cluster, namesp
         # Its end is presumed. A name that is taken can be used by whoever comes next; without one, a person is asked.
         first = release.finished("zombie-submits", namespace)["status"]
         wait_held(release, "zombie-reports", namespace)
-        for name in pods:
-            wake_up(name)
+        Processes(pods, LOST_NODE).go_on()
         # What it knows is what nobody else could: its report settles the hold.
         status = release.finished("zombie-reports", namespace)["status"]
         wait_asked_for_twice(release, first["externalJobs"][0]["handle"], namespace)
@@ -250,12 +248,6 @@ def test_a_pod_that_was_given_up_with_its_node_wakes_up(release: Cluster, namesp
     assert status["counts"]["duplicatesAverted"] == 1
     for name in pods:
         assert release.submissions(namespace)[name] == 1
-
-
-def wake_up(name: str) -> None:
-    """Let a stalled process go on that no kubelet answers for."""
-    for process in processes_of(name):
-        on_node("touch", f"/proc/{process}/root/tmp/go")
 
 
 def wait_asked_for_twice(release: Cluster, handle: str, namespace: str) -> None:
