@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from controlplane import CHART, HELM, ControlPlaneError, helm_template
+from controlplane import CHART, HELM, REPOSITORY, ControlPlaneError, helm_template
 
 Object = dict[str, Any]
 Right = tuple[str, str, str, str]
@@ -413,6 +413,19 @@ def test_the_charts_version_is_the_packages() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = (CHART.parent.parent / "pyproject.toml").read_text()
     assert f'\nversion = "{chart["appVersion"]}"\n' in project
+
+
+def test_the_metrics_in_the_docs_are_those_that_there_are() -> None:
+    docs = (REPOSITORY / "docs/install.md").read_text()
+    [section] = re.findall(r"\n## Metrics\n(.*?)\n## ", docs, re.DOTALL)
+    told = {name.removesuffix("_total") for name in re.findall(r"`(reattach_\w+)`", section)}
+    sources = [
+        path.read_text()
+        for part in ("controller", "server")
+        for path in (REPOSITORY / "operator/reattach" / part).glob("*.py")
+    ]
+    served = {name.removesuffix("_total") for source in sources for name in re.findall(r'"(reattach_[a-z_]+)"', source)}
+    assert told == served
 
 
 # -- wrong values ---------------------------------------------------------------------------------------------------
