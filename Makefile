@@ -77,7 +77,8 @@ unit: $(READY) ## pure code; every branch of the planner
 
 .PHONY: integration
 integration: $(READY) control-plane ## on a real API server, without nodes
-	$(PYTEST) tests/integration -n $(WORKERS) --dist loadfile
+	@# In the order of tests/integration/conftest.py: xdist's own has the files with the fewest tests last, and these take longest.
+	$(PYTEST) tests/integration -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: crash
 crash: $(READY) control-plane ## the operator's process dies before and after each of its writes
