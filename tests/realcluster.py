@@ -1,6 +1,6 @@
 """The local kind cluster, seen through kubectl; tests ask for it by the fixtures `cluster` and `release`.
 
-Each test works in a namespace of its own (the fixture `namespace`), and waits for conditions with a bound. When it fails, what
+Each module works in a namespace of its own (the fixture `namespace`), and waits for conditions with a bound. When it fails, what
 the cluster knows about that namespace, and what the operator and the state API logged, is added to the report.
 """
 

@@ -22,12 +22,15 @@ def release(cluster: Cluster) -> Cluster:
     return cluster
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def namespace(release: Cluster) -> Iterator[str]:
-    """A namespace of the test's own; when the test is over it must go away by itself, with all that is in it."""
+    """A namespace of the module's own, with the job server; in the end it must go away by itself, with all that is in it."""
     name = release.create_namespace()
-    yield name
-    release.delete_namespace(name)
+    try:
+        release.start_jobserver(name)
+        yield name
+    finally:
+        release.delete_namespace(name)
 
 
 @pytest.hookimpl(wrapper=True)

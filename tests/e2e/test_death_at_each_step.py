@@ -37,7 +37,7 @@ class Deaths:
     """The lives of each column, begun and struck once, when the first of them is asked for."""
 
     def __init__(self, release: Cluster, namespace: str, until_over: ExitStack) -> None:
-        self.namespace = namespace
+        self._namespace = namespace
         self._release = release
         self._until_over = until_over
         self._struck: set[str] = set()
@@ -52,7 +52,7 @@ class Deaths:
             f"{column}-{step}": Life(NAMES, step, node, seconds=3600 if step in CANCELLING else 3)
             for step in HERE[column]
         }
-        pods = begin(self._release, lives, self.namespace)
+        pods = begin(self._release, lives, self._namespace)
         processes = Processes(lives, node)
         if "operator" in column:
             self._release.kill("operator")
@@ -61,37 +61,36 @@ class Deaths:
         match column:
             case "eviction":
                 for pod in pods.values():
-                    self._release.evict(pod, self.namespace)
+                    self._release.evict(pod, self._namespace)
             case "state-api":  # alone: the attempt goes on, and finds nobody at first
                 processes.go_on()
             case "node":
                 self._until_over.enter_context(lost_node(self._release))
                 processes.kill()
             case _:
-                force(self._release, pods.values(), self.namespace)
+                force(self._release, pods.values(), self._namespace)
 
 
 @pytest.fixture(scope="module")
-def deaths(release: Cluster) -> Iterator[Deaths]:
-    name = release.create_namespace("each-step")
+def deaths(release: Cluster, namespace: str) -> Iterator[Deaths]:
     try:
-        release.start_jobserver(name)
         with ExitStack() as until_over:
-            yield Deaths(release, name, until_over)
+            yield Deaths(release, namespace, until_over)
     finally:
-        release.let_go_of_held(name)
-        release.delete_namespace(name)
+        release.let_go_of_held(namespace)
 
 
 @pytest.mark.parametrize("column, step", [(column, step) for column, steps in HERE.items() for step in steps])
-def test_there_is_one_job_whoever_dies_and_whenever(release: Cluster, deaths: Deaths, column: str, step: Step) -> None:
+def test_there_is_one_job_whoever_dies_and_whenever(
+    release: Cluster, namespace: str, deaths: Deaths, column: str, step: Step
+) -> None:
     deaths.come(column)
     name = f"{column}-{step}"
     dies = column != "state-api"
 
-    status = release.finished(name, deaths.namespace, seconds=240)["status"]
+    status = release.finished(name, namespace, seconds=240)["status"]
 
-    (job,) = release.jobs(deaths.namespace, label=name)
+    (job,) = release.jobs(namespace, label=name)
     cancelled = step in CANCELLING
     assert status["outcome"] == "Succeeded"
     assert [attempt["cause"] for attempt in status["attempts"]] == ["Disruption"] * dies + ["Succeeded"]

@@ -32,17 +32,14 @@ HELD = "11-held"
 
 
 @pytest.fixture(scope="module")
-def namespace(release: Cluster) -> Iterator[str]:
+def namespace(release: Cluster, namespace: str) -> Iterator[str]:
     """All examples at once, side by side, with the job server."""
-    name = release.create_namespace("examples")
     try:
-        release.start_jobserver(name)
         for example in EXAMPLES:
-            release.apply(example, name)
-        yield name
+            release.apply(example, namespace)
+        yield namespace
     finally:
-        release.let_go_of_held(name)
-        release.delete_namespace(name)
+        release.let_go_of_held(namespace)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

@@ -40,18 +40,15 @@ beyond_the_sample = pytest.mark.skipif(not ALL, reason="REATTACH_ALL=1 lives it"
 
 
 @pytest.fixture(scope="module")
-def namespace(release: Cluster) -> Iterator[str]:
+def namespace(release: Cluster, namespace: str) -> Iterator[str]:
     """All lives, each at the step where its first attempt stalls; the pods of those about which nobody can know are dead already."""
-    name = release.create_namespace("submit-once")
     try:
-        release.start_jobserver(name)
-        pods = begin(release, LIVES, name)
-        release.evict(pods["held-adopt"], name)
-        force(release, (pods["held-resubmit"], pods["held-fail"]), name)
-        yield name
+        pods = begin(release, LIVES, namespace)
+        release.evict(pods["held-adopt"], namespace)
+        force(release, (pods["held-resubmit"], pods["held-fail"]), namespace)
+        yield namespace
     finally:
-        release.let_go_of_held(name)
-        release.delete_namespace(name)
+        release.let_go_of_held(namespace)
 
 
 def wait_logged(release: Cluster, pod: str, namespace: str, text: str) -> None:
