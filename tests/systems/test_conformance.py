@@ -33,6 +33,7 @@ def ray_side(head: RayHead) -> OtherSide:
         count_jobs=made,
         request={"entrypoint": "sleep 1"},
         other_request={"entrypoint": "sleep 1.1"},
+        lasting_request={"entrypoint": "sleep 900"},
     )
 
 
@@ -51,6 +52,7 @@ def slurm_side(cluster: SlurmCluster) -> OtherSide:
         count_jobs=made,
         request={"script": "#!/bin/sh\nsleep 1\n", "options": []},
         other_request={"script": "#!/bin/sh\nsleep 1.1\n", "options": []},
+        lasting_request={"script": "#!/bin/sh\nsleep 900\n", "options": []},
     )
 
 
