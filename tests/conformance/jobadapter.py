@@ -178,6 +178,7 @@ class Served:
             count_jobs=lambda: self.server.made,
             request={"seconds": seconds, "rows": 4211},
             other_request={"seconds": seconds, "rows": 1},
+            lasting_request={"seconds": 3600},
             forget=self.server.jobs.forget,
             clock=self.clock,
         )

@@ -1,15 +1,20 @@
 """Every case of the conformance suite, against the job server in each of its modes; and that the suite notices who promises too much."""
 
+import itertools
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from typing_extensions import override
 
-from conformance.jobadapter import CAPABILITIES, MODES, SECONDS, Served, serving
+from conformance.jobadapter import CAPABILITIES, MODES, SECONDS, JobServerAdapter, Served, serving
 from conformance.tables import keep_outcomes
-from reattach.task.adapter import Capabilities, ClientName, Lookup, SubmissionToken
-from reattach.testing import CASES, Case, Outcome, RealClock, Report, Suite, conformance
+from reattach.task.adapter import Capabilities, ClientName, Failed, JobStatus, Lookup, SubmissionToken, Succeeded
+from reattach.testing import CASES, Case, Outcome, RealClock, Report, Suite, Verdict, conformance
+from reattach.testing.conformance import Scene
 
 
 @dataclass
@@ -66,6 +71,70 @@ def test_an_adapter_that_declares_too_much_is_found_out(promise: str) -> None:
         )
     assert report.failures, str(report)
     assert any("made 2 jobs" in outcome.wrong for outcome in report.failures), str(report)
+
+
+class TakesActiveForFailed(JobServerAdapter):
+    @override
+    def status(self, handle: str) -> JobStatus:
+        status = super().status(handle)
+        return status if isinstance(status, Succeeded) else Failed("a state that it does not know")
+
+
+class DoesNotCancel(JobServerAdapter):
+    @override
+    def cancel(self, handle: str) -> None:
+        pass
+
+
+class TellsNoRequestFromAnother(JobServerAdapter):
+    @override
+    def digest(self, request: Any) -> str:
+        return "the same"
+
+
+class TellsAnotherResultEachTime(JobServerAdapter):
+    _times = itertools.count()
+
+    @override
+    def status(self, handle: str) -> JobStatus:
+        status = super().status(handle)
+        return Succeeded({"asked": next(self._times)}) if isinstance(status, Succeeded) else status
+
+
+WRONG: dict[str, tuple[type[JobServerAdapter], str, str]] = {
+    "a job that runs is called failed": (TakesActiveForFailed, "undisturbed", "made 51 jobs"),
+    "nothing is cancelled, crash before": (DoesNotCancel, "before cancel", "was cancelled, and .* Succeeded"),
+    "nothing is cancelled, crash meanwhile": (DoesNotCancel, "during cancel", "was cancelled, and .* Succeeded"),
+    "nothing is cancelled, crash after": (DoesNotCancel, "after cancel", "was cancelled, and .* Succeeded"),
+    "requests are not told apart": (TellsNoRequestFromAnother, "digest changed", "must end by DigestChanged"),
+    "the result changes": (TellsAnotherResultEachTime, "undisturbed", "must be the same whoever asks"),
+    "the result changes after a crash": (TellsAnotherResultEachTime, "outcome recorded", "must be the same"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_an_adapter_that_does_wrong_is_found_out_by_the_case_that_tries_it(what: str) -> None:
+    adapter, name, words = WRONG[what]
+    [case] = [case for case in CASES if case.name == name]
+    with serving("token") as served:
+        side = replace(served.other_side(), adapter=lambda: adapter(served.client, CAPABILITIES["token"]))
+        with Suite(side) as suite:
+            outcome = suite.play(case)
+    assert re.search(words, outcome.wrong), outcome
+
+
+def test_a_run_that_is_held_for_another_reason_than_an_unknown_submission_is_not_right() -> None:
+    """Attempts that fail while their job runs use up their budget, and the run waits for a person."""
+    [case] = [case for case in CASES if case.name == "undisturbed"]
+
+    def arrange(scene: Scene) -> frozenset[Verdict]:
+        for attempt in range(1, 60):
+            scene.at(attempt, "watching", lambda process: process.kill())
+        return frozenset({Verdict.HELD})
+
+    with serving("token") as served, Suite(served.other_side()) as suite:
+        outcome = suite.play(replace(case, arrange=arrange))
+    assert outcome.wrong == "it must end as held; it ended as failed"
 
 
 def test_an_adapter_that_declares_less_is_right_and_only_held_more_often() -> None:

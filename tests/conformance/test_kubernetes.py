@@ -10,7 +10,17 @@ from conformance.tables import keep_outcomes
 from controlplane import ControlPlane
 from reattach.testing import CASES, Case, Outcome, Suite
 
-SAMPLE = {"undisturbed", "intent answered", "request left", "answer lost", "handle on its way", "job ended"}
+SAMPLE = {
+    "undisturbed",
+    "intent answered",
+    "request left",
+    "answer lost",
+    "handle on its way",
+    "job ended",
+    "during cancel",
+    "forgotten",
+    "frozen in submit",
+}
 HERE = [case for case in CASES if os.environ.get("REATTACH_ALL") or case.name in SAMPLE]
 
 Stage = tuple[Suite, list[Outcome]]

@@ -269,6 +269,7 @@ def stage(ray_head: RayHead) -> Iterator[Stage]:
         count_jobs=made,
         request={"entrypoint": "sleep 1"},
         other_request={"entrypoint": "sleep 1.1"},
+        lasting_request={"entrypoint": "sleep 900"},
     )
     yield from staged("ray", side)
 

@@ -347,6 +347,7 @@ def stage(slurm: SlurmCluster) -> Iterator[Stage]:
         count_jobs=made,
         request={"script": "#!/bin/sh\nsleep 1\n", "options": []},
         other_request={"script": "#!/bin/sh\nsleep 1.1\n", "options": []},
+        lasting_request={"script": "#!/bin/sh\nsleep 900\n", "options": []},
     )
     yield from staged("slurm", side)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from typing_extensions import override
 
-from reattach.task.adapter import Capabilities
+from reattach.task.adapter import Cancelled, Capabilities, NotFound
+from reattach.task.errors import DigestChanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,12 +23,14 @@ MARGIN_SECONDS = 5.0
 
 
 class Verdict(StrEnum):
-    """How a case ends. Never by two jobs."""
+    """How a case ends. Never by two jobs, and only by the first two."""
 
     ONE_JOB = "one job"
     """The task completed, and the other side made one job."""
     HELD = "held"
-    """The run waits for a person, and the other side made one job or none."""
+    """Nobody can know whether there is a job, so the run waits for a person, and the other side made one job or none."""
+    FAILED = "failed"
+    """The run failed, or waits for a person for another reason. Right in no case: every job that the suite asks for ends well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +209,15 @@ def _cancel_at(step: str) -> "Callable[[Scene], frozenset[Verdict]]":
     def arrange(scene: "Scene") -> frozenset[Verdict]:
         scene.cancels = True
         scene.at(1, step, lambda process: process.kill())
-        return frozenset(Verdict) if step != "before-cancel" else frozenset({Verdict.ONE_JOB})
+        scene.checks.append(lambda: _not_cancelled(scene))
+        return frozenset({Verdict.ONE_JOB} if step == "before-cancel" else {Verdict.ONE_JOB, Verdict.HELD})
 
     return arrange
+
+
+def _not_cancelled(scene: "Scene") -> str:
+    others = [status for status in scene.standings if not isinstance(status, Cancelled | NotFound)]
+    return f"the job was cancelled, and the other side says of it: {others[0]}" if others else ""
 
 
 def _frozen_at(step: str, found: Unresolved | None) -> "Callable[[Scene], Unresolved | None]":
@@ -246,6 +255,14 @@ def _digest_changed(scene: "Scene") -> None:
     scene.at(1, "watching", lambda process: process.kill())
     scene.requests[2] = scene.other.other_request
 
+    def check() -> str:
+        error = scene.process(2).error
+        if isinstance(error, DigestChanged):
+            return ""
+        return f"attempt 2 asked for something else, and must end by DigestChanged; it ended by {error!r}"
+
+    scene.checks.append(check)
+
 
 def _state_api_down(scene: "Scene") -> None:
     """Nothing is submitted as long as the intent can't be stored."""
@@ -254,6 +271,7 @@ def _state_api_down(scene: "Scene") -> None:
         jobs = scene.other.count_jobs()
         scene.stop_state_api(scene.pace.outage)
         scene.at(1, "submit leaving", lambda _process: scene.note_early(jobs))
+        scene.checks.append(lambda: scene.early)
 
     scene.at(1, "before-intent", lambda _process: stop())
 
@@ -293,6 +311,10 @@ def _needs_retention(scene: "Scene") -> str:
     return scene.too_long(scene.can.look_up.retention.total_seconds(), "a look-up finds jobs")
 
 
+def _needs_a_lasting_job(scene: "Scene") -> str:
+    return "" if scene.other.lasting_request is not None else "no job was given that lasts until it is cancelled"
+
+
 def _needs_forget(scene: "Scene") -> str:
     return "" if scene.other.forget else "nothing makes the other side forget"
 
@@ -319,9 +341,14 @@ CASES: tuple[Case, ...] = (
     Case("watching", "crash while the job is watched", _crash_at("watching", None)),
     Case("job ended", "crash before the outcome is recorded", _crash_at("before-outcome", None)),
     Case("outcome recorded", "crash after it is recorded, before the task completes", _crash_at("after-outcome", None)),
-    Case("before cancel", "crash before the job is cancelled", _cancel_at("before-cancel")),
-    Case("during cancel", "crash when the other side has cancelled it", _cancel_at("cancel accepted")),
-    Case("after cancel", "crash after the job was cancelled", _cancel_at("after-cancel")),
+    Case("before cancel", "crash before the job is cancelled", _cancel_at("before-cancel"), _needs_a_lasting_job),
+    Case(
+        "during cancel",
+        "crash when the other side has cancelled it",
+        _cancel_at("cancel accepted"),
+        _needs_a_lasting_job,
+    ),
+    Case("after cancel", "crash after the job was cancelled", _cancel_at("after-cancel"), _needs_a_lasting_job),
     Case("two crashes", "the answer is lost, and the next attempt crashes too", _two_crashes),
     Case("evicted", "evicted when the other side has accepted", _evicted),
     Case("request failed", "an error, and the request did not arrive", _lose_the_request),

@@ -15,10 +15,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import msgspec
 from typing_extensions import override
 
-from reattach.api.reasons import ConditionType
-from reattach.task.adapter import Adapter, Capabilities
+from reattach.api.reasons import ConditionType, Reason
+from reattach.api.reasons import Outcome as RunOutcome
+from reattach.task.adapter import Adapter, Capabilities, JobStatus, Succeeded, Unknown
 from reattach.task.context import Task
 from reattach.task.errors import JobFailed
 from reattach.testing.between import Between
@@ -57,14 +59,16 @@ class OtherSide:
     """What the suite needs of one external system.
 
     `adapter()`: a new adapter, as each pod would make one. `count_jobs()`: how many jobs the other side has made in all, forgotten and
-    ended ones too. `request`: a job that ends well, within seconds, and takes at least one. `other_request`: another one. `forget(handle)`:
-    makes the other side forget a job (None: it can't be made to). `clock`: the one that the other side goes by, None: it goes by the real one.
+    ended ones too. `request`: a job that ends well, within seconds, and takes at least one. `other_request`: another one. `lasting_request`: one
+    that takes many minutes; it is cancelled (None: cancelling is not tried). `forget(handle)`: makes the other side forget a job (None: it
+    can't be made to). `clock`: the one that the other side goes by, None: it goes by the real one.
     """
 
     adapter: Callable[[], Adapter]
     count_jobs: Callable[[], int]
     request: Any
     other_request: Any
+    lasting_request: Any = None
     forget: Callable[[str], None] | None = None
     clock: Clock | None = None
     pace: Pace | None = None
@@ -123,6 +127,10 @@ class Scene:
         """What an attempt asks for, where it is not the same as ever."""
         self.cancels = False
         self.early: str = ""
+        self.checks: list[Callable[[], str]] = []
+        """What must hold in the end beside the verdict: each tells what is wrong, or nothing."""
+        self.standings: list[JobStatus] = []
+        """What the other side says of the run's jobs when it has ended."""
         self.run = Run(name, self._main, self._on_step)
         self._plans: dict[tuple[int, str], list[Callable[[Process], object]]] = {}
         self._betweens: dict[int, Between] = {}
@@ -207,7 +215,8 @@ class Scene:
         self._betweens[process.attempt] = between
         if process.attempt in self._starts:
             self._starts[process.attempt](process)
-        job = task.submit_once(KEY, between, self.requests.get(process.attempt, self.other.request))
+        usual = self.other.lasting_request if self.cancels else self.other.request
+        job = task.submit_once(KEY, between, self.requests.get(process.attempt, usual))
         if not self.cancels:
             return job.wait()
         job.cancel()
@@ -237,10 +246,35 @@ class Scene:
         sent = min((between.accepted_at for between in self._betweens.values() if between.accepted_at), default=0.0)
         return sent + 0.9 * settling if self._lagging else 0.0
 
+    def ask(self) -> None:
+        """Note how the run's jobs stand over there, whoever submitted them."""
+        adapter = self.other.adapter()
+
+        def told(handle: str) -> JobStatus:
+            try:
+                return adapter.status(handle)
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it says nothing about the job
+                return Unknown(str(error))
+
+        self.standings = [told(job.handle) for job in self.world.jobs(self.run.name) if job.handle]
+
+    def unlike_results(self) -> str:
+        """The result of a job is the same on every path: as the other side tells it, as attempts returned it, and as the TaskRun shows it."""
+        shown = self.world.taskrun(self.run.name).status.result
+        results = [None if shown is None else msgspec.json.decode(shown)]
+        results += [process.result for process in self.run.processes if process.code == 0]
+        results += [_as_json(told.result) for told in self.standings if isinstance(told, Succeeded)]
+        others = [result for result in results if result != results[0]]
+        return f"a job's result must be the same whoever asks; it was {results[0]} and {others[0]}" if others else ""
+
     def is_quiet(self) -> bool:
         """Whether nothing runs and nothing is on its way any more."""
         over = all(process.has_ended for process in self.run.processes)
         return over and not any(between.on_their_way for between in self._betweens.values())
+
+
+def _as_json(value: Any) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def _short(step: str) -> str:
@@ -289,15 +323,13 @@ class Suite:
         self.world.create(scene.run.name, {"deadlines": {"lostSeconds": self.pace.lost}})
         ended = self.world.live(scene.run, lambda: self._verdict(scene) is not None, seconds=self.pace.patience)
         verdict = self._verdict(scene)
+        scene.ask()
         # Whatever is frozen wakes up now and goes on; what is on its way arrives.
         self.world.live(scene.run, scene.is_quiet, seconds=2 * self.pace.frozen)
         self.world.end(scene.run)
         jobs, attempts = self.other.count_jobs() - before, len(scene.run.processes)
-        generations = max((job.generation for job in self.world.jobs(scene.run.name)), default=1)
         wrong = (
-            scene.early or _wrong(verdict, must, jobs, generations)
-            if ended
-            else f"it did not end within {self.pace.patience} s"
+            self._wrong(scene, verdict, must, jobs) if ended else f"it did not end within {self.pace.patience:.0f} s"
         )
         return Outcome(case, verdict, jobs, attempts, wrong)
 
@@ -311,20 +343,22 @@ class Suite:
     def _verdict(self, scene: Scene) -> Verdict | None:
         status = self.world.taskrun(scene.run.name).status
         if status.outcome is not None:
-            return Verdict.ONE_JOB
-        held = any(c.type == ConditionType.HELD and c.status == "True" for c in status.conditions)
-        return Verdict.HELD if held else None
+            return Verdict.ONE_JOB if status.outcome == RunOutcome.SUCCEEDED else Verdict.FAILED
+        for condition in status.conditions:
+            if condition.type == ConditionType.HELD and condition.status == "True":
+                return Verdict.HELD if condition.reason == Reason.SUBMISSION_UNKNOWN else Verdict.FAILED
+        return None
 
-
-def _wrong(verdict: Verdict | None, must: frozenset[Verdict], jobs: int, generations: int) -> str:
-    """`generations`: how often the job was wanted: once more when an attempt cancelled it and crashed."""
-    if jobs > generations:
-        return f"the other side made {jobs} jobs: it does not keep what the adapter declares"
-    if verdict not in must:
-        return f"it must end as {' or '.join(sorted(must))}; it ended as {verdict}"
-    if verdict is Verdict.ONE_JOB and jobs < 1:
-        return f"the other side must have made 1 job; it made {jobs}"
-    return ""
+    def _wrong(self, scene: Scene, verdict: Verdict | None, must: frozenset[Verdict], jobs: int) -> str:
+        if jobs > 1:
+            return f"the other side made {jobs} jobs: it does not keep what the adapter declares"
+        if verdict not in must:
+            return f"it must end as {' or '.join(sorted(must))}; it ended as {verdict}"
+        if verdict is Verdict.ONE_JOB and jobs < 1:
+            return f"the other side must have made 1 job; it made {jobs}"
+        if verdict is Verdict.ONE_JOB and not scene.cancels and (unlike := scene.unlike_results()):
+            return unlike
+        return next((wrong for check in scene.checks if (wrong := check())), "")
 
 
 def conformance(
@@ -333,6 +367,7 @@ def conformance(
     *,
     request: Any,
     other_request: Any,
+    lasting_request: Any = None,
     forget: Callable[[str], None] | None = None,
     clock: Clock | None = None,
     pace: Pace | None = None,
@@ -344,6 +379,7 @@ def conformance(
         count_jobs=count_jobs,
         request=request,
         other_request=other_request,
+        lasting_request=lasting_request,
         forget=forget,
         clock=clock,
         pace=pace,

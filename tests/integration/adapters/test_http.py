@@ -105,6 +105,7 @@ def suite(mode: Any, make: Any, seconds: float = 0) -> Iterator[tuple[Suite, Loc
             count_jobs=lambda: server.made,
             request={"seconds": 60, "rows": 4211},
             other_request={"seconds": 60, "rows": 1},
+            lasting_request={"seconds": 3600},
             forget=server.jobs.forget,
             clock=clock,
         )
