@@ -37,7 +37,7 @@ from reattach.task.adapter import (
     Submitted,
     Succeeded,
 )
-from reattach.testing import Clock, MadeUpClock, OtherSide
+from reattach.testing import Clock, Fault, MadeUpClock, OtherSide
 
 SECONDS = {"expiring-token": 600.0, "lagging-lookup": 20.0, "forgetting-lookup": 7200.0}
 """The N of each mode's line in the job server's description; far more than a request takes, and less than lives last."""
@@ -171,6 +171,12 @@ class Served:
         rows = self.server.jobs._database.execute("SELECT id FROM jobs WHERE label = ? ORDER BY submitted", (label,))
         return [row["id"] for row in rows]
 
+    def fail(self, fault: Fault | None) -> None:
+        """This goes wrong in the server, and nothing else."""
+        self.server.faults.clear()
+        if fault is not None:
+            self.server.fail(fault.how, fault.on, times=1 if fault.once else None)
+
     def other_side(self, capabilities: Capabilities | None = None, *, seconds: float = 60) -> OtherSide:
         """`capabilities`: what is declared, if it is not what the mode keeps. `seconds`: how long jobs take."""
         return OtherSide(
@@ -180,6 +186,7 @@ class Served:
             other_request={"seconds": seconds, "rows": 1},
             lasting_request={"seconds": 3600},
             forget=self.server.jobs.forget,
+            fail=self.fail,
             clock=self.clock,
         )
 

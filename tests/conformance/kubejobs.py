@@ -12,6 +12,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from conformance.brokenapi import BrokenApi, broken_api
 from controlplane import ControlPlane, ControlPlaneError
 from reattach.adapters.kubernetes import JOB, TASKRUN, Access, KubernetesObjects
 from reattach.adapters.kubernetes.kinds import Kind
@@ -52,8 +53,12 @@ class QuickObjects(KubernetesObjects):
 class Objects:
     """The objects of one kind in one namespace."""
 
-    def __init__(self, control_plane: ControlPlane, namespace: str, kind: Kind) -> None:
+    def __init__(
+        self, control_plane: ControlPlane, address: str, broken: BrokenApi, namespace: str, kind: Kind
+    ) -> None:
         self._control_plane = control_plane
+        self._address = address
+        self._broken = broken
         self._namespace = namespace
         self._kind = kind
         self._mark = control_plane.audit_mark()
@@ -63,7 +68,7 @@ class Objects:
     def other_side(self) -> OtherSide:
         """What the suite asks of it."""
         manifest = _MANIFESTS[self._kind.kind]
-        access = Access.from_kubeconfig(self._control_plane.kubeconfig())
+        access = Access(server=self._address, namespace=self._namespace, ca=None)
         return OtherSide(
             adapter=lambda: QuickObjects(self._kind, access=access, namespace=self._namespace),
             count_jobs=self.made,
@@ -71,6 +76,7 @@ class Objects:
             other_request={**manifest, "metadata": {"labels": {"other": "yes"}}},
             lasting_request={**manifest, "metadata": {"labels": {LASTS: "yes"}}},
             forget=self.forget,
+            fail=self._broken.fail,
         )
 
     def made(self) -> int:
@@ -132,9 +138,10 @@ class Objects:
 @contextlib.contextmanager
 def objects(control_plane: ControlPlane, namespace: str, kind: str) -> Iterator[Objects]:
     """Objects of this kind, which end by themselves."""
-    found = Objects(control_plane, namespace, KINDS[kind])
-    found.start()
-    try:
-        yield found
-    finally:
-        found.stop()
+    with broken_api(control_plane) as (address, broken):
+        found = Objects(control_plane, address, broken, namespace, KINDS[kind])
+        found.start()
+        try:
+            yield found
+        finally:
+            found.stop()

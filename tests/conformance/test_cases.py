@@ -1,5 +1,6 @@
 """Every case of the conformance suite, against the job server in each of its modes; and that the suite notices who promises too much."""
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterator
@@ -7,12 +8,24 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 from typing_extensions import override
 
 from conformance.jobadapter import CAPABILITIES, MODES, SECONDS, JobServerAdapter, Served, serving
 from conformance.tables import keep_outcomes
-from reattach.task.adapter import Capabilities, ClientName, Failed, JobStatus, Lookup, SubmissionToken, Succeeded
+from reattach.task.adapter import (
+    Capabilities,
+    ClientName,
+    Failed,
+    JobStatus,
+    Lookup,
+    Rejected,
+    Submission,
+    SubmissionToken,
+    Submitted,
+    Succeeded,
+)
 from reattach.testing import CASES, Case, Outcome, RealClock, Report, Suite, Verdict, conformance
 from reattach.testing.conformance import Scene
 
@@ -101,12 +114,53 @@ class TellsAnotherResultEachTime(JobServerAdapter):
         return Succeeded({"asked": next(self._times)}) if isinstance(status, Succeeded) else status
 
 
+class TakesAnErrorForARefusal(JobServerAdapter):
+    @override
+    def submit(self, submission: Submission) -> Submitted:
+        try:
+            return super().submit(submission)
+        except httpx.HTTPStatusError as error:
+            raise Rejected(str(error)) from error
+
+
+class TakesACutConnectionForARefusal(JobServerAdapter):
+    @override
+    def submit(self, submission: Submission) -> Submitted:
+        try:
+            return super().submit(submission)
+        except httpx.TransportError as error:
+            raise Rejected(str(error), retriable=True) from error
+
+
+class TakesNoAnswerForAbsence(JobServerAdapter):
+    @override
+    def look_up(self, submission: Submission) -> Submitted | None:
+        with contextlib.suppress(httpx.HTTPError):
+            return super().look_up(submission)
+        return None
+
+
+class TakesAnErrorForTheJobsEnd(JobServerAdapter):
+    @override
+    def status(self, handle: str) -> JobStatus:
+        try:
+            return super().status(handle)
+        except httpx.HTTPStatusError as error:
+            return Failed(str(error))
+
+
 WRONG: dict[str, tuple[type[JobServerAdapter], str, str]] = {
     "a job that runs is called failed": (TakesActiveForFailed, "undisturbed", "made 51 jobs"),
     "nothing is cancelled, crash before": (DoesNotCancel, "before cancel", "was cancelled, and .* Succeeded"),
     "nothing is cancelled, crash meanwhile": (DoesNotCancel, "during cancel", "was cancelled, and .* Succeeded"),
     "nothing is cancelled, crash after": (DoesNotCancel, "after cancel", "was cancelled, and .* Succeeded"),
     "requests are not told apart": (TellsNoRequestFromAnother, "digest changed", "must end by DigestChanged"),
+    "a 500 is a refusal, job not made": (TakesAnErrorForARefusal, "500, not made", "asked for once more"),
+    "a 500 is a refusal, job made": (TakesAnErrorForARefusal, "500, made", "made 2 jobs"),
+    "a 500 is a refusal, for ten minutes": (TakesAnErrorForARefusal, "500 on submit", "ended as failed"),
+    "a cut connection is a refusal": (TakesACutConnectionForARefusal, "cut, made", "made 2 jobs"),
+    "a look-up without an answer is absence": (TakesNoAnswerForAbsence, "500 on look-up", "made 2 jobs"),
+    "a 500 is the job's end": (TakesAnErrorForTheJobsEnd, "500 on status", "made .* jobs"),
     "the result changes": (TellsAnotherResultEachTime, "undisturbed", "must be the same whoever asks"),
     "the result changes after a crash": (TellsAnotherResultEachTime, "outcome recorded", "must be the same"),
 }
@@ -116,8 +170,8 @@ WRONG: dict[str, tuple[type[JobServerAdapter], str, str]] = {
 def test_an_adapter_that_does_wrong_is_found_out_by_the_case_that_tries_it(what: str) -> None:
     adapter, name, words = WRONG[what]
     [case] = [case for case in CASES if case.name == name]
-    with serving("token") as served:
-        side = replace(served.other_side(), adapter=lambda: adapter(served.client, CAPABILITIES["token"]))
+    with serving("lookup") as served:
+        side = replace(served.other_side(), adapter=lambda: adapter(served.client, CAPABILITIES["lookup"]))
         with Suite(side) as suite:
             outcome = suite.play(case)
     assert re.search(words, outcome.wrong), outcome

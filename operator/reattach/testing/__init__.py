@@ -4,7 +4,7 @@ It brings the real SDK, the real state API and the operator's real planner toget
 can't be made up is the other side. Needs `pip install reattach[operator]`.
 """
 
-from reattach.testing.cases import CASES, Case, Verdict
+from reattach.testing.cases import CASES, Case, Fault, Verdict
 from reattach.testing.clocks import Clock, MadeUpClock, RealClock
 from reattach.testing.conformance import MADE_UP, REAL, OtherSide, Outcome, Pace, Report, Suite, conformance
 from reattach.testing.processes import Process
@@ -16,6 +16,7 @@ __all__ = [
     "REAL",
     "Case",
     "Clock",
+    "Fault",
     "MadeUpClock",
     "OtherSide",
     "Outcome",

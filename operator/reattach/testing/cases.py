@@ -6,7 +6,7 @@ here anew, not asked of the code that is tested.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from typing_extensions import override
 
@@ -31,6 +31,20 @@ class Verdict(StrEnum):
     """Nobody can know whether there is a job, so the run waits for a person, and the other side made one job or none."""
     FAILED = "failed"
     """The run failed, or waits for a person for another reason. Right in no case: every job that the suite asks for ends well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What the other side itself does wrong, so that the adapter sees it.
+
+    `how`: `error`: nothing is done, and the answer is 500, or what else says that something broke in there; `half`: it is done, and the answer
+    is the same; `lose`: it is done, and the connection is cut instead of an answer. `on`: with which calls. `once`: with the next one alone;
+    else with all of them until the other side is told otherwise.
+    """
+
+    how: Literal["error", "half", "lose"]
+    on: Literal["submit", "look-up", "status"]
+    once: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +166,39 @@ def _down_while_watching(scene: "Scene") -> None:
 
 def _fails_once_while_watching(scene: "Scene") -> None:
     scene.fail_once(1, "status leaving")
+
+
+def _broken_once(how: Literal["error", "half", "lose"]) -> "Callable[[Scene], Unresolved]":
+    """The adapter must not say `Rejected`, but that nobody knows."""
+
+    def arrange(scene: "Scene") -> Unresolved:
+        scene.break_down(Fault(how=how, on="submit", once=True))
+        return Unresolved(exists=how != "error")
+
+    return arrange
+
+
+def _broken_for_submissions(scene: "Scene") -> Unresolved:
+    fault = Fault(how="error", on="submit")
+    scene.at(1, "submit leaving", lambda _process: scene.break_down(fault, scene.pace.outage))
+    return Unresolved(exists=False, age=10 + scene.pace.outage)
+
+
+def _broken_for_look_ups(scene: "Scene") -> Unresolved:
+    """The adapter must not say None, but that it can't be told now."""
+
+    def crash() -> None:
+        scene.break_down(Fault(how="error", on="look-up"), scene.pace.outage)
+        scene.process(1).kill()
+
+    scene.at(1, "submit accepted", lambda _process: crash())
+    return Unresolved(exists=True, age=10 + scene.pace.outage)
+
+
+def _broken_for_questions(scene: "Scene") -> None:
+    """The adapter must not call the job failed or absent."""
+    fault = Fault(how="error", on="status")
+    scene.at(1, "watching", lambda _process: scene.break_down(fault, scene.pace.outage))
 
 
 def _token_expired(scene: "Scene") -> Unresolved:
@@ -311,6 +358,14 @@ def _needs_retention(scene: "Scene") -> str:
     return scene.too_long(scene.can.look_up.retention.total_seconds(), "a look-up finds jobs")
 
 
+def _needs_fail(scene: "Scene") -> str:
+    return "" if scene.other.fail else "nothing makes the other side fail"
+
+
+def _needs_fail_and_look_up(scene: "Scene") -> str:
+    return _needs_fail(scene) or _needs_lag(scene)
+
+
 def _needs_a_lasting_job(scene: "Scene") -> str:
     return "" if scene.other.lasting_request is not None else "no job was given that lasts until it is cancelled"
 
@@ -358,6 +413,19 @@ CASES: tuple[Case, ...] = (
     Case("down for submit", "the other side is down when it is asked for the job", _down_while_submitting),
     Case("down for status", "the other side is down while the job runs", _down_while_watching),
     Case("one error", "the other side answers one question with an error", _fails_once_while_watching),
+    Case("500, not made", "a submission is answered 500, and made no job", _broken_once("error"), _needs_fail),
+    Case("500, made", "a submission is answered 500, and made the job", _broken_once("half"), _needs_fail),
+    Case(
+        "cut, made", "the job is made, and the connection cut instead of an answer", _broken_once("lose"), _needs_fail
+    ),
+    Case("500 on submit", "submissions are answered 500 for a while", _broken_for_submissions, _needs_fail),
+    Case(
+        "500 on look-up",
+        "the answer is lost, and look-ups are answered 500 for a while",
+        _broken_for_look_ups,
+        _needs_fail_and_look_up,
+    ),
+    Case("500 on status", "questions for the status are answered 500 for a while", _broken_for_questions, _needs_fail),
     Case("token expired", "the next attempt comes after the token's life", _token_expired, _needs_token),
     Case("just in time", "the next attempt comes when what is declared is nearly over", _just_in_time, _needs_an_end),
     Case(

@@ -9,6 +9,7 @@ or, as a table: `print(conformance(MyAdapter, count, request={...}, other_reques
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,7 +25,7 @@ from reattach.task.adapter import Adapter, Capabilities, JobStatus, Succeeded, U
 from reattach.task.context import Task
 from reattach.task.errors import JobFailed
 from reattach.testing.between import Between
-from reattach.testing.cases import CASES, Arranged, Case, Unresolved, Verdict, expected
+from reattach.testing.cases import CASES, Arranged, Case, Fault, Unresolved, Verdict, expected
 from reattach.testing.clocks import Clock, MadeUpClock, RealClock
 from reattach.testing.processes import Process
 from reattach.testing.world import Run, World
@@ -61,7 +62,8 @@ class OtherSide:
     `adapter()`: a new adapter, as each pod would make one. `count_jobs()`: how many jobs the other side has made in all, forgotten and
     ended ones too. `request`: a job that ends well, within seconds, and takes at least one. `other_request`: another one. `lasting_request`: one
     that takes many minutes; it is cancelled (None: cancelling is not tried). `forget(handle)`: makes the other side forget a job (None: it
-    can't be made to). `clock`: the one that the other side goes by, None: it goes by the real one.
+    can't be made to). `fail(fault)`: from now on the other side does this wrong, and nothing that it was told before; `fail(None)`: nothing any
+    more (None: it can't be made to). `clock`: the one that the other side goes by, None: it goes by the real one.
     """
 
     adapter: Callable[[], Adapter]
@@ -70,6 +72,7 @@ class OtherSide:
     other_request: Any
     lasting_request: Any = None
     forget: Callable[[str], None] | None = None
+    fail: Callable[[Fault | None], None] | None = None
     clock: Clock | None = None
     pace: Pace | None = None
 
@@ -138,6 +141,7 @@ class Scene:
         self._outage: tuple[str, float] | None = None
         self._down_until = 0.0
         self._state_api_down_until = 0.0
+        self._broken_until = math.inf
         self._lagging = False
 
     # -- what a case arranges -----------------------------------------------------------------------------------------
@@ -169,6 +173,18 @@ class Scene:
     def out_of_order(self, *, from_step: str, seconds: float) -> None:
         """The other side can't be reached, for so long from that step of the first attempt on."""
         self._outage = (from_step, seconds)
+
+    def break_down(self, fault: Fault, seconds: float = math.inf) -> None:
+        """The other side itself does this wrong, for so long."""
+        assert self.other.fail is not None
+        self.other.fail(fault)
+        self._broken_until = self.world.clock.monotonic() + seconds
+
+    def mend(self) -> None:
+        """Nothing of it is broken any more."""
+        if self.other.fail is not None:
+            self.other.fail(None)
+        self._broken_until = math.inf
 
     def lag(self) -> None:
         """What was submitted is not found until just before the settling time is over."""
@@ -232,6 +248,8 @@ class Scene:
             for act in self._plans.pop((process.attempt, name), ()):
                 act(process)
         now = self.world.clock.monotonic()
+        if now >= self._broken_until:
+            self.mend()
         if self._outage is not None and step == self._outage[0]:
             self._down_until, self._outage = now + self._outage[1], None
         if now < self._down_until and step.endswith(" leaving"):
@@ -323,6 +341,7 @@ class Suite:
         self.world.create(scene.run.name, {"deadlines": {"lostSeconds": self.pace.lost}})
         ended = self.world.live(scene.run, lambda: self._verdict(scene) is not None, seconds=self.pace.patience)
         verdict = self._verdict(scene)
+        scene.mend()
         scene.ask()
         # Whatever is frozen wakes up now and goes on; what is on its way arrives.
         self.world.live(scene.run, scene.is_quiet, seconds=2 * self.pace.frozen)
@@ -354,6 +373,10 @@ class Suite:
             return f"the other side made {jobs} jobs: it does not keep what the adapter declares"
         if verdict not in must:
             return f"it must end as {' or '.join(sorted(must))}; it ended as {verdict}"
+        if any(job.generation > 1 for job in self.world.jobs(scene.run.name)):
+            return (
+                "the adapter said that the job failed or was refused, and nobody knew that: it was asked for once more"
+            )
         if verdict is Verdict.ONE_JOB and jobs < 1:
             return f"the other side must have made 1 job; it made {jobs}"
         if verdict is Verdict.ONE_JOB and not scene.cancels and (unlike := scene.unlike_results()):
@@ -369,6 +392,7 @@ def conformance(
     other_request: Any,
     lasting_request: Any = None,
     forget: Callable[[str], None] | None = None,
+    fail: Callable[[Fault | None], None] | None = None,
     clock: Clock | None = None,
     pace: Pace | None = None,
     cases: Iterable[Case] = CASES,
@@ -381,6 +405,7 @@ def conformance(
         other_request=other_request,
         lasting_request=lasting_request,
         forget=forget,
+        fail=fail,
         clock=clock,
         pace=pace,
     )
