@@ -39,7 +39,8 @@ class Stage:
     outcomes: list[Outcome]
 
 
-@pytest.fixture(scope="module", params=MODES)
+# A mode's cases share a job server, and so a worker.
+@pytest.fixture(scope="module", params=[pytest.param(mode, marks=pytest.mark.xdist_group(mode)) for mode in MODES])
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     with serving(request.param) as served, Suite(served.other_side()) as suite:
         found = Stage(served, suite, [])
