@@ -213,8 +213,3 @@ def test_the_table_tells_what_was_not_tried_and_what_is_wrong() -> None:
     assert "**2 jobs**" in str(report)
     assert [outcome.case for outcome in report.failures] == [second]
     assert [outcome.case for outcome in report.tried] == [second, third]
-
-
-def test_every_mode_of_the_job_server_is_played() -> None:
-    assert set(CAPABILITIES) == set(MODES)
-    assert len(MODES) * len(CASES) >= 250
