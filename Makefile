@@ -86,7 +86,7 @@ crash: $(READY) control-plane ## the operator's process dies before and after ea
 
 .PHONY: conformance
 conformance: $(READY) control-plane ## every crash point against the adapters, and random lives
-	$(PYTEST) tests/conformance -n $(WORKERS) --dist loadfile
+	$(PYTEST) tests/conformance -n $(WORKERS) --dist loadgroup
 
 .PHONY: systems
 systems: $(READY) cluster-up ## the adapters against real Ray and real Slurm, started by the tests (REATTACH_ALL=1: every case)

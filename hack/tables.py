@@ -11,6 +11,11 @@ DOCUMENT = Path(__file__).parent.parent / "docs/conformance.md"
 ORDER = ("http", "kubernetes", "ray", "slurm")
 MODES = ("name", "token", "expiring-token", "lookup", "lagging-lookup", "forgetting-lookup", "nothing")
 
+COMBINATIONS = 300
+"""Of an adapter and a case, at least: what docs/conformance.md claims."""
+LIVES = 1000
+"""In each mode."""
+
 NONE = "-"
 Part = Mapping[str, Any]
 
@@ -37,18 +42,37 @@ def adapters(parts: list[Part]) -> str:
     seen = {row[0]: row[1] for part in parts for row in part["rows"]}
     cells = {(part["name"], row[0]): row[2] or NONE for part in parts for row in part["rows"]}
     names = [part["name"] for part in parts]
-    tried = sum(cell != NONE for cell in cells.values())
+    tried = tried_of(parts)
     rows = ([case, what, *(cells.get((name, case), NONE) for name in names)] for case, what in seen.items())
     words = f"One job or held, never two; {NONE} where a case does not apply."
-    return f"{tried} combinations. {words}\n\n{table(['case', 'what happens', *names], rows)}"
+    return f"{tried} combinations were tried. {words}\n\n{table(['case', 'what happens', *names], rows)}"
 
 
 def lives(parts: list[Part]) -> str:
     """A row for each mode, and their sum."""
     rows = sorted((part["rows"] for part in parts), key=lambda row: MODES.index(row["mode"]))
     head = list(rows[0])
-    total = {name: "all" if name == "mode" else sum(row[name] for row in rows) for name in head}
+    total = {name: sum(row[name] for row in rows) if isinstance(rows[0][name], int) else "all" for name in head}
     return table(head, [row.values() for row in (*rows, total)])
+
+
+def tried_of(parts: Iterable[Part]) -> int:
+    """How many combinations of an adapter and a case were played."""
+    return sum(bool(row[2]) for part in parts for row in part["rows"])
+
+
+def missing_of(parts: list[Part]) -> list[str]:
+    """What the tests must have left, and have not: without it the document would claim more than was shown."""
+    of = {table: [part for part in parts if part["table"] == table] for table in TABLES}
+    systems = [part["name"] for part in of["adapters"] if tried_of([part])]
+    missing = [f"cases on {name}" for name in ORDER if not any(system.startswith(name) for system in systems)]
+    missing += [f"cases on http, {mode}" for mode in MODES if f"http, {mode}" not in systems]
+    if (tried := tried_of(of["adapters"])) < COMBINATIONS:
+        missing.append(f"{COMBINATIONS} combinations of an adapter and a case; {tried} were tried")
+    for table in ("lives", "plain"):
+        lived = {part["name"]: part["rows"]["lives"] for part in of[table]}
+        missing += [f"{table}: {LIVES} in mode {mode}" for mode in MODES if lived.get(mode) != LIVES]
+    return missing if of["processes"] else [*missing, "lives with real processes"]
 
 
 def processes(parts: list[Part]) -> str:
@@ -61,14 +85,15 @@ TABLES = {"adapters": adapters, "lives": lives, "plain": lives, "processes": pro
 
 
 def main(directory: Path) -> None:
-    """Replace what is between a table's marks; a table of which nothing was left stays as it is."""
+    """Replace what is between the tables' marks."""
     parts: list[Part] = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
+    if missing := missing_of(parts):
+        sys.exit(f"{DOCUMENT} stays as it is. In {directory} must be, from make test-all:\n  " + "\n  ".join(missing))
     text = DOCUMENT.read_text()
     for name, build in TABLES.items():
-        if found := [part for part in parts if part["table"] == name]:
-            begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-            shown = f"{begin}\n\n{build(found)}\n\n{end}"
-            text = re.sub(f"{begin}.*?{end}", lambda _, shown=shown: shown, text, flags=re.DOTALL)
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        shown = f"{begin}\n\n{build([part for part in parts if part['table'] == name])}\n\n{end}"
+        text = re.sub(f"{begin}.*?{end}", lambda _, shown=shown: shown, text, flags=re.DOTALL)
     DOCUMENT.write_text(text)
     print(f"{DOCUMENT} has the tables of {len(parts)} parts.")
 

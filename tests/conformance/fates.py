@@ -1,6 +1,6 @@
 """Random lives of a TaskRun with external jobs, against the job server in each of its modes.
 
-A seed fixes everything: the job, what breaks in which attempt at which step, for how long, and what the person does who is asked. What may be
+A seed fixes everything, and means the same in each mode: the job, what breaks in which attempt at which step, for how long, and what the person does who is asked. What may be
 held is worked out here from what was injected, not asked of the code that is tested. Without the protocol (`PLAIN`), the same lives are
 lived by a task that submits and then stores the id, as most do.
 """
@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 import httpx
 import msgspec
 
-from conformance.jobadapter import CAPABILITIES, MODES, Served, serving
+from conformance.jobadapter import CAPABILITIES, Served, serving
 from reattach.api.reasons import ConditionType
 from reattach.api.state import JobSummary
 from reattach.task.adapter import Active, NotFound, Submission, Succeeded, Unknown
@@ -26,7 +25,7 @@ from reattach.testing.processes import Process
 from reattach.testing.world import Run, World
 
 SEEDS = tuple(range(1, 1001))
-"""Of all lives. A life's mode is its seed's place in the list of modes."""
+"""Of all lives. Each is lived in each mode."""
 LIFE_SECONDS = 30 * 24 * 3600.0
 REQUEST_SECONDS = 30.0
 MARGIN_SECONDS = 5.0
@@ -75,8 +74,9 @@ KINDS = {
 }
 
 
-def mode_of(seed: int) -> str:
-    return MODES[seed % len(MODES)]
+def steps_of(mode: str) -> set[str]:
+    """Those that processes get to in this mode: nothing is looked up where nothing can be."""
+    return {step for step in STEPS if CAPABILITIES[mode].look_up or not step.startswith("look-up ")}
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Fate:
     late: dict[int, float]
 
 
-def fate_of(seed: int) -> Fate:
+def fate_of(seed: int, mode: str) -> Fate:
     """What this seed means."""
     chance = random.Random(seed)
     attempts = chance.choice((1, 1, 2, 2, 3, 4))
@@ -121,7 +121,7 @@ def fate_of(seed: int) -> Fate:
         if chance.random() < 0.3:
             late[attempt + 1] = chance.choice((30, 500, 700, 8000)) * chance.uniform(0.5, 1)
     keys = ("load",) if chance.random() < 0.8 else ("load", "index")
-    return Fate(seed, mode_of(seed), keys, chance.choice((1, 20, 60, 600)), tuple(blows), late)
+    return Fate(seed, mode, keys, chance.choice((1, 20, 60, 600)), tuple(blows), late)
 
 
 @dataclass
@@ -137,12 +137,16 @@ class Told:
 
 @dataclass
 class Row:
-    """What came of the lives of one mode."""
+    """What came of the lives of these seeds in one mode."""
 
     mode: str
+    seeds: tuple[int, ...]
     lives: int = 0
     attempts: int = 0
-    blows: Counter[str] = field(default_factory=Counter)
+    struck: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By kind and step, what happened to processes; more was planned."""
+    reached: set[str] = field(default_factory=set)
+    """The steps that processes got to."""
     jobs: int = 0
     held: int = 0
     duplicates: list[int] = field(default_factory=list)
@@ -152,15 +156,19 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """As a row of a table."""
-        crashes = sum(self.blows[kind] for kind in ("crash", "evicted", "node dies", "on its way"))
-        freezes = self.blows["frozen"] + self.blows["frozen and presumed"]
+        blows: Counter[str] = Counter()
+        for (kind, _), times in self.struck.items():
+            blows[kind] += times
+        crashes = sum(blows[kind] for kind in ("crash", "evicted", "node dies", "on its way"))
+        freezes = blows["frozen"] + blows["frozen and presumed"]
         return {
             "mode": self.mode,
+            "seeds": f"{min(self.seeds)} to {max(self.seeds)}",
             "lives": self.lives,
             "attempts": self.attempts,
             "crashes": crashes,
             "freezes": freezes,
-            "other faults": sum(self.blows.values()) - crashes - freezes,
+            "other faults": blows.total() - crashes - freezes,
             "jobs": self.jobs,
             "held": self.held,
             "duplicates": len(self.duplicates),
@@ -288,10 +296,11 @@ class Life:
     def _on_step(self, process: Process, step: str) -> None:
         name = _short(step, plain=self.plain)
         self._counts[process.attempt, name] += 1
+        self.row.reached.add(name)
         self._note(process, name)
         for blow in self.fate.blows:
             if (blow.attempt, blow.step, blow.nth) == (process.attempt, name, self._counts[process.attempt, name]):
-                self.row.blows[blow.kind] += 1
+                self.row.struck[blow.kind, name] += 1
                 self.struck.append(f"{self.now:.1f} {blow}")
                 self._strike(process, blow)
         if self.now < self._down_until and step.endswith(" leaving"):
@@ -378,12 +387,11 @@ class Life:
         return ""
 
     def _is_found(self, key: str) -> bool:
-        """Whether a look-up finds the job of this key, and found it half a minute ago too."""
-        label, now = self.label_of(key), self.world.clock.now().timestamp()
+        """Whether a look-up finds the job of this key, and found it half a minute ago too: it was looked up in between."""
+        label, now, jobs = self.label_of(key), self.world.clock.now().timestamp(), self.served.server.jobs
         return any(
-            found["label"] == label and now - REQUEST_SECONDS > _timestamp(found["submitted_at"])
+            all(any(found["label"] == label for found in jobs.find(token, at)) for at in (now - REQUEST_SECONDS, now))
             for token in self._tokens()
-            for found in self.served.server.jobs.find(token, now - REQUEST_SECONDS)
         )
 
     def _tokens(self) -> set[str]:
@@ -393,9 +401,11 @@ class Life:
     # -- the person ---------------------------------------------------------------------------------------------------
 
     def _answer(self) -> None:
-        """A careful person: waits until nothing of the attempts runs any more and nothing is on its way, looks, and answers."""
+        """A careful person: waits until nothing of the attempts runs any more, nothing is on its way and the other side can be asked, looks,
+        and answers.
+        """
         self._wait(lambda: all(process.has_ended for process in self.run.processes))
-        self.world.live(self.run, lambda: False, seconds=2 * REQUEST_SECONDS)
+        self.world.live(self.run, lambda: False, seconds=max(2 * REQUEST_SECONDS, self._down_until - self.now))
         for job in self._held():
             self.world.resolve(self.name, {"held": "SubmissionUnknown", **self._answer_to(job)})
         self._wait(lambda: self._is_over() or not self._held() or self._has_new_hold())
@@ -455,26 +465,21 @@ def _short(step: str, *, plain: bool) -> str:
     return f"{when} {method} {path.rpartition('/')[2]}"
 
 
-def _timestamp(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
-
-
 @contextmanager
 def worlds(mode: str) -> Iterator[Callable[[int, Row, bool], None]]:
     """Lives of one mode, one after the other: call it with a seed."""
     with serving(mode) as served, World(served.clock, seed=1) as world:
 
         def live(seed: int, row: Row, plain: bool) -> None:
-            Life(world, served, fate_of(seed), row, plain=plain).live()
+            Life(world, served, fate_of(seed, mode), row, plain=plain).live()
 
         yield live
 
 
 def live_all(mode: str, seeds: tuple[int, ...], *, plain: bool = False) -> Row:
-    """The lives of these seeds that are of this mode. Raises `WrongError`."""
-    row = Row(mode)
+    """The lives of these seeds in this mode. Raises `WrongError`."""
+    row = Row(mode, seeds)
     with worlds(mode) as live:
         for seed in seeds:
-            if mode_of(seed) == mode:
-                live(seed, row, plain)
+            live(seed, row, plain)
     return row

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import httpx
 from typing_extensions import override
@@ -192,7 +193,7 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(mode: str, clock: Clock | None = None) -> Iterator[Served]:
+def serving(mode: str | Any, clock: Clock | None = None) -> Iterator[Served]:
     """A job server of this mode; on a clock that is made up, unless one is given."""
     clock = clock or MadeUpClock()
     with (

@@ -28,7 +28,8 @@ HERE = [case for case in CASES if os.environ.get("REATTACH_ALL") or case.name in
 Stage = tuple[Suite, list[Outcome]]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+# A kind's cases share a namespace, and so a worker.
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in KINDS])
 def stage(request: pytest.FixtureRequest, control_plane: ControlPlane) -> Iterator[Stage]:
     namespace = control_plane.create_namespace("conformance")
     outcomes: list[Outcome] = []

@@ -8,6 +8,7 @@ import pytest
 
 from controlplane import ControlPlane
 from people import Person
+from reattach.api.names import ANNOTATION_SUMMARY
 from reattach.cluster.paths import pods
 from stateapi import Server, Task
 
@@ -74,8 +75,13 @@ def test_jobs_and_epoch_stay_as_they_are(editor: Person, stored: Task) -> None:
         name for name in {*before["data"], *after["data"]} if before["data"].get(name) != after["data"].get(name)
     }
     assert changed == {"key.new", "key.progress", "lastVersion"}
-    for part in ("annotations", "labels", "finalizers", "ownerReferences"):
+    for part in ("labels", "finalizers", "ownerReferences"):
         assert after["metadata"][part] == before["metadata"][part]
+    summaries = [json.loads(found["metadata"]["annotations"][ANNOTATION_SUMMARY]) for found in (before, after)]
+    assert summaries[0].pop("nextExpiry") < summaries[1].pop("nextExpiry"), (
+        "the key that would have expired first is gone"
+    )
+    assert summaries[0] == summaries[1]
 
 
 def test_conditions_are_checked(editor: Person, stored: Task) -> None:

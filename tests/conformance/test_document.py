@@ -1,0 +1,79 @@
+"""What the documents tell an author of an adapter to run does run, and finds the worked example right."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jobservers
+from conformance.jobadapter import Served, serving
+from controlplane import REPOSITORY
+from reattach.testing import CASES
+
+CONFORMANCE, ADAPTERS = REPOSITORY / "docs/conformance.md", REPOSITORY / "docs/adapters.md"
+MODE = jobservers.jobserver.Mode(lag_seconds=20, forget_seconds=7200)
+"""What the worked example declares."""
+
+
+def snippet(document: Path, beginning: str) -> str:
+    [text] = re.findall(rf"```python\n({re.escape(beginning)}.*?)```", document.read_text(), re.DOTALL)
+    return str(text)
+
+
+WORKED_EXAMPLE = snippet(ADAPTERS, "# worked example")
+
+
+def names_of(served: Served) -> dict[str, Any]:
+    """What the snippets take for granted."""
+    names: dict[str, Any] = {
+        "address": served.server.url,
+        "count_jobs": lambda: served.server.made,
+        "delete_job": served.server.jobs.forget,
+        "break_down": served.fail,
+    }
+    exec(WORKED_EXAMPLE, names)
+    names["MyAdapter"] = names["JobServer"]
+    return names
+
+
+@pytest.mark.parametrize("document", [CONFORMANCE, ADAPTERS], ids=lambda path: path.name)
+def test_the_documented_call_plays_all_cases_and_prints_that_all_is_well(
+    document: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = snippet(document, "from reattach.testing import conformance\n")
+    with serving(MODE) as served:
+        # The call goes by the real clock; here hours may pass.
+        monkeypatch.setattr(sys.modules["reattach.testing.conformance"], "RealClock", lambda: served.clock)
+        exec(text, names_of(served))
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(table) == 2 + len(CASES)
+    assert not [line for line in table if "**" in line]
+    assert sum("not tried" in line for line in table) == (1 if document == CONFORMANCE else 9)
+
+
+def test_the_documented_test_module_passes_in_real_time(tmp_path: Path) -> None:
+    given = (
+        "import httpx\n\ndef count_jobs():\n    return httpx.get(f'{address}/counts', trust_env=False).json()['made']\n"
+    )
+    with jobservers.serving(MODE) as server:
+        module = tmp_path / "test_own.py"
+        parts = [
+            f"address = {server.url!r}",
+            given,
+            WORKED_EXAMPLE,
+            "MyAdapter = JobServer",
+            snippet(CONFORMANCE, "import pytest\n"),
+        ]
+        module.write_text("\n".join(parts))
+        ran = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-k", "undisturbed or watching and not frozen", module],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert "2 passed" in ran.stdout, ran.stdout + ran.stderr

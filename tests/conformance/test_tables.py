@@ -1,0 +1,70 @@
+"""docs/conformance.md gets its tables only where the tests left all that it claims."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from conformance.jobadapter import MODES
+from controlplane import REPOSITORY
+from reattach.testing import CASES
+
+SYSTEMS = (*(f"http, {mode}" for mode in MODES), "kubernetes, Job", "kubernetes, TaskRun", "ray", "slurm")
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables_program", REPOSITORY / "hack/tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    document = tmp_path / "conformance.md"
+    document.write_text((REPOSITORY / "docs/conformance.md").read_text())
+    monkeypatch.setattr(module, "DOCUMENT", document)
+    return module
+
+
+def leave(directory: Path, *, systems: tuple[str, ...] = SYSTEMS, cases: int = len(CASES), lives: int = 1000) -> Path:
+    """What `make test-all` leaves."""
+    rows = [[case.name, case.what, "one job" if number < cases else "", ""] for number, case in enumerate(CASES)]
+    lived = {"lives": lives, "held": 1}
+    parts: list[dict[str, Any]] = [
+        *({"table": "adapters", "name": name, "rows": rows} for name in systems),
+        *({"table": t, "name": m, "rows": {"mode": m, **lived}} for t in ("lives", "plain") for m in MODES),
+        {"table": "processes", "name": "1", "rows": [{"seed": 1, "mode": "name"}]},
+    ]
+    for number, part in enumerate(parts):
+        (directory / f"{number}.json").write_text(json.dumps(part))
+    return directory
+
+
+def test_the_tables_of_all_systems_go_into_the_document(program: ModuleType, tmp_path: Path) -> None:
+    program.main(leave(tmp_path))
+    text = program.DOCUMENT.read_text()
+    assert f"{len(SYSTEMS) * len(CASES)} combinations were tried" in text
+    assert "| what happens | http, name | http, token |" in text
+    assert "| all | 7000 | 7 |" in text
+
+
+@pytest.mark.parametrize("system", ["ray", "slurm", "kubernetes", "http, token"])
+def test_a_system_that_was_not_tried_is_named_and_the_document_stays(
+    program: ModuleType, tmp_path: Path, system: str
+) -> None:
+    before = program.DOCUMENT.read_text()
+    others = tuple(name for name in SYSTEMS if not name.startswith(system))
+    with pytest.raises(SystemExit, match=f"cases on {system}"):
+        program.main(leave(tmp_path, systems=others))
+    assert program.DOCUMENT.read_text() == before
+
+
+def test_too_few_combinations_and_lives_are_said(program: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="300 combinations of an adapter and a case; 11 were tried"):
+        program.main(leave(tmp_path, cases=1))
+    with pytest.raises(SystemExit, match="lives: 1000 in mode expiring-token"):
+        program.main(leave(tmp_path, lives=22))
+    with pytest.raises(SystemExit, match="lives with real processes"):
+        program.main(tmp_path / "nothing")
