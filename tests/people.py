@@ -1,12 +1,14 @@
 """People at their terminals: `kubectl reattach` as a user with the rights of `edit` or `view`, and a kubelet that has their logs."""
 
 import contextlib
+import gc
 import io
 import json
 import secrets
 import ssl
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +47,13 @@ class Said:
         return yaml.safe_load(self.out)
 
 
+def _forget_what_a_program_leaves_open() -> None:
+    """A connection that was being made when a command ended goes with its process; here that is the tests'."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
 @dataclass
 class Person:
     """A user of the API server, whose context has the namespace."""
@@ -67,6 +76,7 @@ class Person:
                 code = application.run(["--kubeconfig", str(self.kubeconfig), *arguments])
         finally:
             sys.stdin = before
+            _forget_what_a_program_leaves_open()
         return Said(int(code), *(stream.buffer.getvalue().decode() for stream in (out, err)))  # type: ignore[attr-defined]
 
     def kubeconfig_through(self, relay: Relay, directory: Path) -> str:

@@ -55,6 +55,9 @@ async def wait_for(connection: Connection, name: str, goal: Goal, timeout: timed
     if (waited := verdict_of(first, name, goal)) is not None:  # however short the timeout is
         return waited
     told = _tell_hold(first, "", say)
+    late = Waited(ExitCode.TIMEOUT, f"{name} has not ended within the time; it goes on.")
+    if timeout == timedelta():
+        return late
     try:
         async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
             async with aclosing(versions_of(connection, first, say)) as versions:
@@ -64,7 +67,7 @@ async def wait_for(connection: Connection, name: str, goal: Goal, timeout: timed
                     told = _tell_hold(taskrun, told, say)
     except TimeoutError:
         pass
-    return Waited(ExitCode.TIMEOUT, f"{name} has not ended within the time; it goes on.")
+    return late
 
 
 def verdict_of(taskrun: TaskRun | None, name: str, goal: Goal) -> Waited | None:
