@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from reattach.testing import CASES
+
 DOCUMENT = Path(__file__).parent.parent / "docs/conformance.md"
 ORDER = ("http", "kubernetes", "ray", "slurm")
 MODES = ("name", "token", "expiring-token", "lookup", "lagging-lookup", "forgetting-lookup", "nothing")
@@ -43,7 +45,10 @@ def adapters(parts: list[Part]) -> str:
     cells = {(part["name"], row[0]): row[2] or NONE for part in parts for row in part["rows"]}
     names = [part["name"] for part in parts]
     tried = tried_of(parts)
-    rows = ([case, what, *(cells.get((name, case), NONE) for name in names)] for case, what in seen.items())
+    # As the suite plays them, whichever worker did.
+    order = [case.name for case in CASES]
+    cases = sorted(seen, key=lambda case: order.index(case) if case in order else len(order))
+    rows = ([case, seen[case], *(cells.get((name, case), NONE) for name in names)] for case in cases)
     words = f"One job or held, never two; {NONE} where a case does not apply."
     return f"{tried} combinations were tried. {words}\n\n{table(['case', 'what happens', *names], rows)}"
 
