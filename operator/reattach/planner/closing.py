@@ -143,7 +143,8 @@ def with_orphans(look: Look, outcome: Outcome | None) -> Look:
     known = {jobs.id_of(job): job for job in look.jobs}
     after = tuple(_at_end(look, job, known.get(jobs.id_of(job)), outcome) for job in look.status.external_jobs)
     named = look.with_status(msgspec.structs.replace(look.status, external_jobs=after))
-    new = [name for name in _orphans(named) if name not in _orphans_told(look)]
+    told = _orphans_told(look)
+    new = [name for name in _orphans(named) if f" {name}" not in told]  # whole names: `load` is not told by `preload`
     if not new:
         return named if named.status != look.status else look
     status = statuses.with_orphans(named.status, _with_orphans_told(look, new), look.now)

@@ -253,6 +253,16 @@ def test_a_job_that_was_given_up_is_named_because_it_may_run(handle: str | None,
     )
 
 
+def test_a_job_is_not_taken_for_named_because_another_ones_name_ends_like_its_own() -> None:
+    unasked = CANCELLED.with_spec(submission={"onUnknown": "Fail"})
+    first, second = a_job(None, key="preload"), a_job(None)
+    named = with_jobs(unasked, first)
+    named = named.with_status(status_of(plan_of(named, STOPPED, state=a_state(1, seal=SEALED, jobs=[first]))))
+    plan = plan_of(named, STOPPED.released(), state=a_state(1, seal=SEALED, jobs=[first, second]))
+    message = condition_of(plan, ConditionType.ORPHANED)[1]
+    assert "preload (no handle known); load (no handle known)." in message
+
+
 def test_a_handle_that_is_reported_after_its_job_was_named_is_shown() -> None:
     # Nobody may wait for it any more: the finalizer was taken off by hand.
     taskrun = with_jobs(CANCELLED, a_job(None)).with_metadata(finalizers=[])
