@@ -58,6 +58,15 @@ def test_a_person_is_asked_where_the_other_side_can_tell_nothing_and_never_where
     assert not live_all("name", SEEDS[:10]).held
 
 
+def test_a_process_that_is_frozen_with_its_request_about_to_leave_does_not_send_what_its_token_no_longer_protects() -> (
+    None
+):
+    """The third attempt of seed 477 is granted the token when 132 s are left of it, and is frozen for twice as long."""
+    row = live_all("expiring-token", (477,))
+    assert row.struck["frozen", "submit leaving"]
+    assert (row.jobs, row.held, row.duplicates, row.lost) == (1, 1, [], []), row
+
+
 def test_a_seed_means_the_same_life_each_time() -> None:
     assert [fate_of(seed, "token") for seed in SEEDS] == [fate_of(seed, "token") for seed in SEEDS]
     first, second = live_all("token", SEEDS[:6]), live_all("token", SEEDS[:6])

@@ -16,6 +16,7 @@ import httpx
 
 ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 NO_BODY: Final = object()
+TOO_LATE: Final = "it would arrive when the token or name that it carries may no longer be known there"
 _SHOWN_CHARACTERS: Final = 300
 
 
@@ -70,8 +71,16 @@ class Caller:
     answer_bytes: int = ANSWER_BYTES_MAX
     clock: Callable[[], float] = time.monotonic
 
-    def send(self, method: str, path: str, body: Any = NO_BODY, headers: Mapping[str, str] | None = None) -> Answer:
-        """The answer. `path` is appended to the address; `body`: what is sent as JSON.
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: Any = NO_BODY,
+        headers: Mapping[str, str] | None = None,
+        *,
+        may_leave: Callable[[], bool] = lambda: True,
+    ) -> Answer:
+        """The answer. `path` is appended to the address; `body`: what is sent as JSON; `may_leave`: of the submission that this is.
 
         Raises:
             NotSentError: see there.
@@ -81,8 +90,12 @@ class Caller:
         departure = latest - self.seconds * 2 / 3
 
         def check_departure(event: str, _info: Mapping[str, Any]) -> None:
-            if event.endswith("send_request_headers.started") and self.clock() > departure:
+            if not event.endswith("send_request_headers.started"):
+                return
+            if self.clock() > departure:
                 raise NotSentError(f"{self.address} was not connected within {self.seconds / 3:g} s")
+            if not may_leave():
+                raise NotSentError(TOO_LATE)
 
         try:
             content = None if body is NO_BODY else json.dumps(body, ensure_ascii=False, allow_nan=False).encode()

@@ -93,7 +93,7 @@ class RayJobs(Adapter):
     def submit(self, submission: Submission) -> Submitted:
         body = body_of(submission)
         try:
-            answer = self._caller.send("POST", "/api/jobs/", body)
+            answer = self._caller.send("POST", "/api/jobs/", body, may_leave=submission.may_leave)
         except NotSentError as error:
             raise Rejected(f"Ray's dashboard must be reachable: {error}", retriable=True) from error
         existed = submitted_of(answer, submission.name)

@@ -12,7 +12,8 @@ declares. Its methods are plain functions that talk to the other side once, with
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, ClassVar, TypeAlias
 
@@ -71,6 +72,9 @@ class Capabilities:
 class Submission:
     """What is to be submitted. The `token` (a UUID, the same for every attempt) is what the job must carry, as its name or a part of
     it, as a tag, or as the idempotency key; `request` is what the task asked for, as it gave it.
+
+    `may_leave`: ask it right before the request leaves, the last moment at which anything can stop it. It says no where the other side may have
+    forgotten, when the request arrives, the token or name that keeps it from making a second job; then raise `Rejected`, retriable.
     """
 
     token: str
@@ -79,6 +83,7 @@ class Submission:
     generation: int
     namespace: str
     taskrun: str
+    may_leave: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
 
     @property
     def name(self) -> str:

@@ -79,7 +79,7 @@ class Wanted:
     def request_time(self) -> timedelta:
         return timedelta(seconds=self.adapter.request_seconds)
 
-    def submission_of(self, job: Job) -> Submission:
+    def submission_of(self, job: Job, may_leave: Callable[[], bool] = lambda: True) -> Submission:
         return Submission(
             token=job.token,
             request=self.request,
@@ -87,6 +87,7 @@ class Wanted:
             generation=job.generation,
             namespace=self.namespace,
             taskrun=self.taskrun,
+            may_leave=may_leave,
         )
 
 
@@ -232,15 +233,23 @@ class Submitting:
             return Next(asking)
         self._stale = 0
         grounds = grounds_of(asking)
-        if grounds is not None and not still_holds(
-            grounds, job, self._capabilities(), self.wanted.request_time, self._now()
-        ):
-            return Next(self._asking(None))
+        if grounds is None:
+            submission = self.wanted.submission_of(job)
+        else:
+            # What is promised is asked for once: the other side itself may have to say, and the last check can't wait for it.
+            promised = self._capabilities()
+
+            def may_leave() -> bool:
+                return still_holds(grounds, job, promised, self.wanted.request_time, self._now())
+
+            if not may_leave():
+                return Next(self._asking(None))
+            submission = self.wanted.submission_of(job, may_leave)
         self._absence = None
         with self.jobs.ending.spared():
             self.jobs.step(Step.BEFORE_SUBMIT)
             try:
-                submitted = adapter.submit(self.wanted.submission_of(job))
+                submitted = adapter.submit(submission)
             except Rejected as rejected:
                 raise _RefusedError(job, rejected) from rejected
             except Exception as error:  # noqa: BLE001 -- whatever it is, nobody knows whether there is a job now

@@ -68,6 +68,19 @@ def test_a_request_that_is_late_to_leave_does_not_leave() -> None:
     assert received in ([], [b""])
 
 
+def test_a_submission_that_may_not_leave_any_more_does_not_leave() -> None:
+    asked: list[int] = []
+
+    def may_leave() -> bool:
+        asked.append(len(received))
+        return False
+
+    with listening(answer_ok) as (address, received), pytest.raises(NotSentError, match="may no longer be known"):
+        Caller(address, 30).send("POST", "/jobs", {}, may_leave=may_leave)
+    assert asked
+    assert received in ([], [b""])
+
+
 def test_what_was_never_connected_was_not_sent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"

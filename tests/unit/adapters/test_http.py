@@ -1,5 +1,6 @@
 """The adapter for REST APIs against the real job server over loopback, in each of its modes."""
 
+import dataclasses
 import time as clock
 from datetime import timedelta
 from pathlib import Path
@@ -300,6 +301,14 @@ class TestSubmit:
         with pytest.raises(Rejected, match="can't be reached") as caught:
             described(f"http://127.0.0.1:{free_port()}").submit(submission())
         assert caught.value.retriable
+
+    def test_what_may_not_leave_any_more_is_rejected_for_now(self) -> None:
+        with serving("token") as server:
+            jobs = described(server, submit=TOKEN, token=Token(lifetime_seconds=86400))
+            with pytest.raises(Rejected, match="may no longer be known") as caught:
+                jobs.submit(dataclasses.replace(submission(), may_leave=lambda: False))
+            assert caught.value.retriable
+            assert server.made == 0
 
     def test_a_wrong_request_is_rejected_for_good(self) -> None:
         with serving("nothing") as server, pytest.raises(Rejected, match="400 unknown, or of the wrong type") as caught:

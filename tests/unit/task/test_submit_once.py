@@ -17,7 +17,7 @@ import pytest
 import reattach
 from fakepod import Pod, a_problem
 from fakesystem import LOOK_UP, NAME, REQUEST, RESULT, TOKEN, LostError, System, fails
-from reattach.adapter import Active, Capabilities, Failed, Rejected, Submission, SubmissionToken
+from reattach.adapter import Active, Capabilities, ClientName, Failed, Rejected, Submission, SubmissionToken
 from reattach.api.messages import Grounds
 from reattach.api.names import ENV_SESSION
 from reattach.api.state import JobState
@@ -407,6 +407,36 @@ class TestLostSubmissions:
         # As often as there was room for the request and the margin, and not once more.
         assert 265 - 60 <= pod.time.now - pod.time.start <= 265 + 60
         assert pod.api.jobs.record().held
+
+    @pytest.mark.parametrize("can", [Capabilities(ClientName(timedelta(minutes=5))), Capabilities(token=TOKEN)])
+    def test_when_it_is_too_late_the_adapter_is_told_before_the_request_leaves(
+        self, pod: Pod, system: System, lose: Callable[[int], None], can: Capabilities
+    ) -> None:
+        """The process was frozen within the adapter, with its request about to leave."""
+        system.can = can
+        lose(1)
+
+        def freeze() -> None:
+            asked = system.submissions[-1]
+            told.append(asked.may_leave())
+            pod.time.now += timedelta(hours=2).total_seconds()
+            told.append(asked.may_leave())
+            raise Rejected("it was not sent", retriable=True)
+
+        told: list[bool] = []
+        system.before_submit = [*(system.before_submit or [lambda: None]), freeze]
+        with pytest.raises(reattach.Held):
+            submit(pod, system)
+        assert told == [True, False]
+        assert len(system.submissions) == 2
+        assert pod.api.jobs.record().held
+
+    def test_what_nobody_may_have_submitted_before_may_leave_whenever_it_does(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(token=SubmissionToken(timedelta(minutes=5)))
+        submit(pod, system)
+        pod.time.now += timedelta(hours=2).total_seconds()
+        [submission] = system.submissions
+        assert submission.may_leave()
 
     def test_with_a_look_up_it_is_found_or_submitted_again_once_it_would_be_found(
         self, pod: Pod, system: System, lose: Callable[[int], None], caplog: pytest.LogCaptureFixture

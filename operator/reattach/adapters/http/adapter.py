@@ -83,7 +83,9 @@ class HttpJobs(Adapter):
         submit = self._description.submit
         request = request_of(submit, submission)
         try:
-            answer = self._caller.send(request.method, request.path, request.body, request.headers)
+            answer = self._caller.send(
+                request.method, request.path, request.body, request.headers, may_leave=submission.may_leave
+            )
         except NotSentError as error:
             raise Rejected(f"the job was not sent: {error}", retriable=True) from error
         if self._description.look_up is not None and is_taken_by_an_unnamed_job(submit, answer):

@@ -97,7 +97,8 @@ class KubernetesObjects(Adapter):
         path = self._kind.path(self._namespace)
         try:
             # Strict: a misspelt field would be dropped in silence otherwise.
-            answer = self._caller.send("POST", f"{path}?fieldValidation=Strict&fieldManager=reattach-task", body)
+            query = "fieldValidation=Strict&fieldManager=reattach-task"
+            answer = self._caller.send("POST", f"{path}?{query}", body, may_leave=submission.may_leave)
         except NotSentError as error:
             raise Rejected(f"the object was not sent: {error}", retriable=True) from error
         created = created_of(answer)
