@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from reattach.task.jobs import Step
 from reattach.testing import CASES
 
 DOCUMENT = Path(__file__).parent.parent / "docs/conformance.md"
@@ -17,6 +18,8 @@ COMBINATIONS = 300
 """Of an adapter and a case, at least: what docs/conformance.md claims."""
 LIVES = 1000
 """In each mode."""
+PROCESSES, RACES, DEATHS = 40, 200, 64
+"""Lives with real processes, races of the end with a submission, and deaths on the cluster."""
 
 NONE = "-"
 Part = Mapping[str, Any]
@@ -56,9 +59,13 @@ def adapters(parts: list[Part]) -> str:
 def lives(parts: list[Part]) -> str:
     """A row for each mode, and their sum."""
     rows = sorted((part["rows"] for part in parts), key=lambda row: MODES.index(row["mode"]))
-    head = list(rows[0])
-    total = {name: sum(row[name] for row in rows) if isinstance(rows[0][name], int) else "all" for name in head}
-    return table(head, [row.values() for row in (*rows, total)])
+    return with_sum(rows)
+
+
+def with_sum(rows: list[Any]) -> str:
+    """These rows, and one that sums up their numbers."""
+    total = {name: sum(row[name] for row in rows) if isinstance(rows[0][name], int) else "all" for name in rows[0]}
+    return table(rows[0], [row.values() for row in (*rows, total)])
 
 
 def tried_of(parts: Iterable[Part]) -> int:
@@ -77,16 +84,48 @@ def missing_of(parts: list[Part]) -> list[str]:
     for table in ("lives", "plain"):
         lived = {part["name"]: part["rows"]["lives"] for part in of[table]}
         missing += [f"{table}: {LIVES} in mode {mode}" for mode in MODES if lived.get(mode) != LIVES]
-    return missing if of["processes"] else [*missing, "lives with real processes"]
+    if (lived := len(rows_of(of["processes"]))) != PROCESSES:
+        missing.append(f"{PROCESSES} lives with real processes; {lived} were lived")
+    if (raced := sum(row["races"] for row in rows_of(of["races"]))) != RACES:
+        missing.append(f"{RACES} races; {raced} were run")
+    if (died := len(rows_of(of["deaths"]))) != DEATHS:
+        missing.append(f"{DEATHS} deaths on the cluster; {died} were died")
+    return missing
+
+
+def rows_of(parts: Iterable[Part]) -> list[Any]:
+    """Of all parts of a table whose parts are lists of rows."""
+    return [row for part in parts for row in part["rows"]]
 
 
 def processes(parts: list[Part]) -> str:
     """A row for each life."""
-    rows = sorted((row for part in parts for row in part["rows"]), key=lambda row: row["seed"])
+    rows = sorted(rows_of(parts), key=lambda row: row["seed"])
     return table(rows[0], [row.values() for row in rows])
 
 
-TABLES = {"adapters": adapters, "lives": lives, "plain": lives, "processes": processes}
+def races(parts: list[Part]) -> str:
+    """A row for each end and step, and their sum."""
+    return with_sum(rows_of(parts))
+
+
+def deaths(parts: list[Part]) -> str:
+    """A row for each step, a column for each that dies there."""
+    cells = {(row["step"], row["dies"]): row["came of it"] for row in rows_of(parts)}
+    columns = list(dict.fromkeys(dies for _, dies in sorted(cells, key=lambda cell: (len(cell[1]), cell[1]))))
+    steps = [step.value for step in Step if any(step.value == known for known, _ in cells)]
+    shown = ([step, *(cells.get((step, column), NONE) for column in columns)] for step in steps)
+    return table(["step", *columns], shown)
+
+
+TABLES = {
+    "adapters": adapters,
+    "lives": lives,
+    "plain": lives,
+    "processes": processes,
+    "races": races,
+    "deaths": deaths,
+}
 
 
 def main(directory: Path) -> None:

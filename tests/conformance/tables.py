@@ -8,7 +8,7 @@ from typing import Any
 
 from reattach.testing import Outcome
 
-ADAPTERS, LIVES, PLAIN, PROCESSES = "adapters", "lives", "plain", "processes"
+ADAPTERS, LIVES, PLAIN, PROCESSES, RACES, DEATHS = "adapters", "lives", "plain", "processes", "races", "deaths"
 """The tables."""
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,9 +11,21 @@ import pytest
 
 from conformance.jobadapter import MODES
 from controlplane import REPOSITORY
+from reattach.task.jobs import Step
 from reattach.testing import CASES
 
 SYSTEMS = (*(f"http, {mode}" for mode in MODES), "kubernetes, Job", "kubernetes, TaskRun", "ray", "slurm")
+
+
+ENDS = ("cancel", "delete")
+DEATHS = [
+    *product(("pod", "eviction", "state-api", "operator", "both", "all"), Step),
+    *product(("node",), list(Step)[:4]),
+]
+
+
+def death(who: str, step: Step) -> dict[str, str]:
+    return {"dies": who, "step": step.value, "came of it": "one job"}
 
 
 @pytest.fixture
@@ -35,7 +48,10 @@ def leave(directory: Path, *, systems: tuple[str, ...] = SYSTEMS, cases: int = l
     parts: list[dict[str, Any]] = [
         *({"table": "adapters", "name": name, "rows": rows} for name in systems),
         *({"table": t, "name": m, "rows": {"mode": m, **lived}} for t in ("lives", "plain") for m in MODES),
-        {"table": "processes", "name": "1", "rows": [{"seed": 1, "mode": "name"}]},
+        {"table": "processes", "name": "1", "rows": [{"seed": seed, "mode": "name"} for seed in range(30)]},
+        {"table": "processes", "name": "2", "rows": [{"seed": seed, "mode": "name"} for seed in range(30, 40)]},
+        {"table": "races", "name": "all", "rows": [{"end": end, "races": 100, "jobs": 7} for end in ENDS]},
+        *({"table": "deaths", "name": f"{who} {step}", "rows": [death(who, step)]} for who, step in DEATHS),
     ]
     for number, part in enumerate(parts):
         (directory / f"{number}.json").write_text(json.dumps(part))
@@ -48,6 +64,10 @@ def test_the_tables_of_all_systems_go_into_the_document(program: ModuleType, tmp
     assert f"{len(SYSTEMS) * len(CASES)} combinations were tried" in text
     assert "| what happens | http, name | http, token |" in text
     assert "| all | 7000 | 7 |" in text
+    assert text.count("| name |\n") == 40
+    assert "| all | 200 | 14 |" in text
+    assert "| step | all | pod | both | node | eviction | operator | state-api |" in text
+    assert text.count("| before-cancel | one job | one job | one job | - | one job | one job | one job |") == 1
 
 
 @pytest.mark.parametrize("system", ["ray", "slurm", "kubernetes", "http, token"])
@@ -66,5 +86,7 @@ def test_too_few_combinations_and_lives_are_said(program: ModuleType, tmp_path: 
         program.main(leave(tmp_path, cases=1))
     with pytest.raises(SystemExit, match="lives: 1000 in mode expiring-token"):
         program.main(leave(tmp_path, lives=22))
-    with pytest.raises(SystemExit, match="lives with real processes"):
+    with pytest.raises(
+        SystemExit, match=r"40 lives with real processes; 0 were lived\n.*200 races; 0 were.*\n.*64 deaths"
+    ):
         program.main(tmp_path / "nothing")

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from conformance.tables import DEATHS, keep
 from realcluster import Cluster
 from reattach.task.jobs import Step
 from stalls import ALL, LOST_NODE, NAMES, NODE, Life, Processes, begin, force, lost_node
@@ -102,3 +103,4 @@ def test_there_is_one_job_whoever_dies_and_whenever(
     assert counts["submissions"] == 1
     assert counts["duplicatesAverted"] == (1 if dies and step is Step.AFTER_SUBMIT else 0)
     assert counts["reattachments"] == (1 if dies and step in KNOWN else 0)
+    keep(DEATHS, name, [{"dies": column, "step": step.value, "came of it": "one job"}])

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from conformance.tables import RACES, keep
 from controlplane import ControlPlane, ControlPlaneError
 from operating import Containers, Kubelet, Operators, Stage, condition, kubelet_of, stage_of
 from reattach.api.names import ANNOTATION_SUMMARY
@@ -102,6 +103,9 @@ class Race:
     """The step at which it waits; for the sign `nothing`, beside which the end is asked for."""
     submitted: list[str] = field(default_factory=list)
     refused: str = ""
+    was_held: bool = False
+    named: list[str] = field(default_factory=list)
+    """Of what was submitted, what the operator named as left running."""
 
     # -- the task -----------------------------------------------------------------------------------------------------------
 
@@ -186,6 +190,7 @@ class Race:
         status = self._status()
         if not self._is_over(status):
             assert status is not None
+            self.was_held = True
             assert condition(status, "Held")["reason"] == "SubmissionUnknown"
             assert [job["state"] for job in status["externalJobs"]] == ["Intended"], "held for a job that is known"
             self._adopt(self.submitted[0] if self.submitted else "none")
@@ -197,6 +202,7 @@ class Race:
             wait_until(
                 lambda handle=handle: handle in self.stage.operator.log, seconds=SECONDS, what="the job is named"
             )
+            self.named.append(handle)
         if status is not None:
             assert status["outcome"] == "Cancelled"
 
@@ -258,8 +264,30 @@ def test_a_job_that_is_submitted_while_its_run_ends_is_kept_or_named(
             wrong = [each for each in pool.map(Race.run, races) if each]
         assert not wrong, "\n".join(wrong)
         check_were_run(races)
+        keep(RACES, "all", rows_of(races))
     finally:
         servers.stop()
+
+
+def rows_of(races: list[Race]) -> list[JSON]:
+    """What the document shows of races of which none went wrong."""
+    rows = []
+    for end, step in product(ENDS, STEPS):
+        ran = [race for race in races if (race.how.end, race.how.step) == (end, step)]
+        submitted = [race for race in ran if race.submitted]
+        rows.append(
+            {
+                "end": end,
+                "waits before": step,
+                "races": len(ran),
+                "submission refused": sum(bool(race.refused) for race in ran),
+                "held": sum(race.was_held for race in ran),
+                "jobs": len(submitted),
+                "recorded": sum(not race.how.forgets for race in submitted),
+                "named": sum(race.named == race.submitted for race in submitted),
+            }
+        )
+    return rows
 
 
 def check_were_run(races: list[Race]) -> None:
