@@ -195,7 +195,8 @@ class Life:
         self.name = f"life-{fate.seed}"
         self.run = Run(self.name, self._main, self._on_step)
         self.told: list[Told] = []
-        self.resubmitted = 0
+        self.resubmitted: Counter[str] = Counter()
+        """By key, how often a person wanted another job than the one that was made."""
         self.struck: list[str] = []
         self._betweens: dict[str, Between] = {}
         self._counts: Counter[tuple[int, str]] = Counter()
@@ -413,7 +414,7 @@ class Life:
     def _answer_to(self, job: JobSummary) -> dict[str, Any]:
         about = {"key": job.key, "generation": job.generation}
         if job.handle is not None:  # it is gone
-            self.resubmitted += 1
+            self.resubmitted[job.key] += 1
             return {**about, "action": "Resubmit"}
         made = self.made_of(job.key)
         if made:
@@ -438,7 +439,7 @@ class Life:
         for key in self.fate.keys:
             made = self.made_of(key)
             self.row.jobs += len(made)
-            if len(made) > 1 + self.resubmitted:
+            if len(made) > 1 + self.resubmitted[key]:
                 self.row.duplicates.append(self.fate.seed)
             if not self.plain and not set(made) <= known:
                 self.row.lost.append(self.fate.seed)
