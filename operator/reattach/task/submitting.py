@@ -171,6 +171,9 @@ class Submitting:
             return Next(asking, self._doubt_about(str(untold)))
         if answer.decision is not Decision.RESOLVE:
             return self._taken(answer)
+        if self._is_old() and self._stale <= STALE_MAX:
+            # It took long to be answered, such as when the state API was away; the time that is told from it would be too late by as much.
+            return Next(self._asking(None))
         try:
             return self._climb(answer)
         except _UntoldError as untold:
@@ -219,6 +222,15 @@ class Submitting:
         self.jobs.step(Step.AFTER_INTENT)
         return answer
 
+    def _age(self, sent: float | None = None) -> float:
+        """Seconds since the last question was sent, or the one that was sent then: so old is what its answer says."""
+        return self.jobs.waits.clock() - (self._sent if sent is None else sent)
+
+    def _is_old(self) -> bool:
+        """Whether the last answer is older than fresh ones are; `_stale` counts how many in a row."""
+        self._stale = self._stale + 1 if self._age() > FRESH_SECONDS else 0
+        return self._stale > 0
+
     def _now(self) -> Moment:
         assert self._clock is not None
         return self._clock.at(self.jobs.waits.clock())
@@ -227,29 +239,28 @@ class Submitting:
 
     def _submit(self, asking: Asking, answer: IntentResponse) -> Taken | Next:
         adapter, job = self.wanted.adapter, answer.job
-        age = self.jobs.waits.clock() - self._sent
-        if age > STALE_SECONDS or (age > FRESH_SECONDS and self._stale < STALE_MAX):
-            self._stale += 1
+        if self._is_old() and (self._stale <= STALE_MAX or self._age() > STALE_SECONDS):
             return Next(asking)
-        self._stale = 0
         grounds = grounds_of(asking)
-        if grounds is None:
-            submission = self.wanted.submission_of(job)
-        else:
-            # What is promised is asked for once: the other side itself may have to say, and the last check can't wait for it.
-            promised = self._capabilities()
+        # Asked for once: the other side itself may have to say what it promises, and the last check can't wait for it.
+        promised = None if grounds is None else self._capabilities()
+        sent = self._sent
 
-            def may_leave() -> bool:
-                return still_holds(grounds, job, promised, self.wanted.request_time, self._now())
+        def may_leave() -> bool:
+            if self._age(sent) > STALE_SECONDS:
+                # Also of the first submission: since it was allowed, another attempt may have submitted, and its job been forgotten.
+                return False
+            if grounds is None or promised is None:
+                return True
+            return still_holds(grounds, job, promised, self.wanted.request_time, self._now())
 
-            if not may_leave():
-                return Next(self._asking(None))
-            submission = self.wanted.submission_of(job, may_leave)
+        if not may_leave():
+            return Next(asking if grounds is None else self._asking(None))
         self._absence = None
         with self.jobs.ending.spared():
             self.jobs.step(Step.BEFORE_SUBMIT)
             try:
-                submitted = adapter.submit(submission)
+                submitted = adapter.submit(self.wanted.submission_of(job, may_leave))
             except Rejected as rejected:
                 raise _RefusedError(job, rejected) from rejected
             except Exception as error:  # noqa: BLE001 -- whatever it is, nobody knows whether there is a job now

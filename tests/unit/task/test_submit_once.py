@@ -22,7 +22,7 @@ from reattach.api.messages import Grounds
 from reattach.api.names import ENV_SESSION
 from reattach.api.state import JobState
 from reattach.task import ending
-from reattach.task.submitting import STALE_MAX
+from reattach.task.submitting import STALE_MAX, STALE_SECONDS
 from waiting import wait_until
 
 REFUSED = httpx.ConnectError("connection refused")
@@ -431,12 +431,37 @@ class TestLostSubmissions:
         assert len(system.submissions) == 2
         assert pod.api.jobs.record().held
 
-    def test_what_nobody_may_have_submitted_before_may_leave_whenever_it_does(self, pod: Pod, system: System) -> None:
-        system.can = Capabilities(token=SubmissionToken(timedelta(minutes=5)))
+    def test_also_of_the_first_submission_since_another_attempt_may_have_made_the_job_meanwhile(
+        self, pod: Pod, system: System
+    ) -> None:
+        """And its name have been forgotten."""
+
+        def freeze() -> None:
+            asked = system.submissions[-1]
+            told.append(asked.may_leave())
+            pod.time.now += STALE_SECONDS + 1
+            told.append(asked.may_leave())
+            raise Rejected("it was not sent", retriable=True)
+
+        told: list[bool] = []
+        system.before_submit = [freeze]
         submit(pod, system)
-        pod.time.now += timedelta(hours=2).total_seconds()
-        [submission] = system.submissions
-        assert submission.may_leave()
+        assert told == [True, False]
+        assert agains(pod) == [None, None]
+        assert len(system.jobs) == 1
+
+    def test_a_state_api_that_was_away_does_not_use_up_the_time_of_the_token(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(token=SubmissionToken(timedelta(minutes=10)))
+        an_attempt_dies(pod, system, "after-submit")
+
+        def outage() -> None:
+            pod.api.down = REFUSED
+            pod.time.at(400, lambda: setattr(pod.api, "down", None))
+
+        pod.time.on_step["before-intent"] = outage
+        submit(pod, system)
+        assert agains(pod)[-2:] == [None, Grounds.TOKEN]
+        assert len(system.jobs) == 1
 
     def test_with_a_look_up_it_is_found_or_submitted_again_once_it_would_be_found(
         self, pod: Pod, system: System, lose: Callable[[int], None], caplog: pytest.LogCaptureFixture
