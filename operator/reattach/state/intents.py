@@ -94,11 +94,12 @@ def intend(
     if newest is None:
         return _adopt(question) or _begin(question, 1)
     was_told = _was_told(newest, question)
+    wants_new = asked.new_generation and not was_told and not _has_begun_one(question)
     if newest.is_over:
-        return _after_the_end(question, newest, wanted=asked.new_generation and not was_told)
-    if asked.new_generation and not was_told and _is_gone_by_policy(question, newest):
+        return _after_the_end(question, newest, wanted=wants_new)
+    if wants_new and _is_gone_by_policy(question, newest):
         return _anew(question, newest, "not found; submitted anew by spec.submission.onNotFound")
-    _check_same(newest, asked, was_told=was_told)
+    _check_same(newest, asked, wants_new=wants_new)
     if newest.held:
         return _as_a_person_decided(question, newest)
     if newest.handle is not None:
@@ -236,6 +237,7 @@ def _new_record(question: _Question, generation: int) -> JobRecord:
         token_seconds=asked.token_seconds,
         detached=asked.detached,
         submitters=(_submitter(question),),
+        begun_by=question.request.id if question.request and asked.new_generation else "",
     )
 
 
@@ -262,6 +264,12 @@ def _was_told(record: JobRecord, question: _Question) -> bool:
                 raise invalid("a request id must not be used again for another request")
             return True
     return False
+
+
+def _has_begun_one(question: _Question) -> bool:
+    """Whether this very request began a generation before. It may come late once more, when others have settled what became of that one."""
+    began = question.request.id if question.request else ""
+    return bool(began) and any(job.begun_by == began for job in question.state.jobs.values() if job.key == question.key)
 
 
 def _has_ended(question: _Question, submitter: Submitter) -> bool:
@@ -296,8 +304,8 @@ def _check_grounds(question: _Question, record: JobRecord, again: Grounds) -> No
         raise _refused("Policy takes that spec.submission.onUnknown is Resubmit, and it is not")
 
 
-def _check_same(record: JobRecord, asked: IntentRequest, *, was_told: bool) -> None:
-    if asked.new_generation and not was_told:
+def _check_same(record: JobRecord, asked: IntentRequest, *, wants_new: bool) -> None:
+    if wants_new:
         detail = f"the job {shown(record.key)} must be over before it is submitted anew; it is {record.state}"
         raise RefusedError(ProblemCode.JOB_OPEN, detail)
     if not _is_of_same_request(record, asked):

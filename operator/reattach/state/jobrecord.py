@@ -41,7 +41,8 @@ class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
 
     `repeated`: somebody was told to submit although an earlier submission was unresolved. `submitters`: those who were told to, but for
     such as were known to have ended when another was told. `session`: the last one that recorded the handle or took the job up.
-    An open job without a handle is `Intended`, and no other is. `given_up`: see `JobSummary`.
+    An open job without a handle is `Intended`, and no other is. `given_up`: see `JobSummary`. `begun_by`: the id of the request that
+    wanted this generation, if one did.
     """
 
     key: str
@@ -70,6 +71,7 @@ class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
     holds: int = 0
     strays: tuple[str, ...] = ()
     given_up: bool = False
+    begun_by: str = ""
 
     @property
     def name(self) -> JobName:

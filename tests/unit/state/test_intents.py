@@ -155,6 +155,22 @@ class TestLostAnswer:
         assert run.intend(request="r", new_generation=True).decision is Decision.OVER
         assert set(run.state.jobs) == {(KEY, 1), (KEY, 2)}
 
+    @pytest.mark.parametrize("ended", ["Succeeded", "Failed", None])
+    def test_nor_by_a_copy_of_the_request_that_comes_late_once_another_has_submitted_it(
+        self, ended: str | None
+    ) -> None:
+        """A replica sat on it; the client asked another one, and its submission was settled by somebody else."""
+        run = active()
+        run.outcome("Succeeded")
+        run.intend(request="r", new_generation=True, token_seconds=600)
+        assert run.intend(request="r-2", again=Grounds.TOKEN, token_seconds=600).decision is Decision.SUBMIT
+        if ended:
+            run.handle("job-2", generation=2)
+            run.outcome(ended, generation=2)
+        late = run.intend(request="r", new_generation=True, token_seconds=600)
+        assert late.decision is (Decision.OVER if ended else Decision.RESOLVE)
+        assert set(run.state.jobs) == {(KEY, 1), (KEY, 2)}
+
     def test_a_repeated_submission_is_told_so_once(self) -> None:
         run = intended(token_seconds=600)
         answers = [run.intend(request="r", again=Grounds.TOKEN) for _ in range(2)]
