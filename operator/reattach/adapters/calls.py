@@ -6,7 +6,6 @@ was frozen, or waited long for a name server, does not send when the token that 
 
 import json
 import ssl
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,9 +13,13 @@ from typing import Any, Final
 
 import httpx
 
+from reattach.task.clock import monotonic
+
 ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 NO_BODY: Final = object()
-TOO_LATE: Final = "it would arrive when the token or name that it carries may no longer be known there"
+TOO_LATE: Final = (
+    "too much time has passed since it was allowed, and what keeps it from making a second job may no longer hold"
+)
 _SHOWN_CHARACTERS: Final = 300
 
 
@@ -69,7 +72,7 @@ class Caller:
     trust_env: bool = True
     transport: httpx.BaseTransport | None = None
     answer_bytes: int = ANSWER_BYTES_MAX
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = monotonic
 
     def send(
         self,

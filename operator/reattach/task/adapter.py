@@ -73,8 +73,9 @@ class Submission:
     """What is to be submitted. The `token` (a UUID, the same for every attempt) is what the job must carry, as its name or a part of
     it, as a tag, or as the idempotency key; `request` is what the task asked for, as it gave it.
 
-    `may_leave`: ask it right before the request leaves, the last moment at which anything can stop it. It says no where the other side may have
-    forgotten, when the request arrives, the token or name that keeps it from making a second job; then raise `Rejected`, retriable.
+    `may_leave`: ask it right before the request leaves, the last moment at which anything can stop it. It says no where too much time has passed
+    since the submission was allowed: another attempt may have submitted meanwhile, and the other side may have forgotten the token or name
+    that keeps this one from making a second job. Then raise `Rejected`, retriable: it is asked anew what is to be done.
     """
 
     token: str

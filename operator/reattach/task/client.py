@@ -17,6 +17,7 @@ import httpx
 import msgspec
 
 from reattach.api.messages import Problem, ProblemCode
+from reattach.task.clock import monotonic
 from reattach.task.connection import Connection, Request, UnreachableError
 from reattach.task.errors import (
     AlreadyCompleted,
@@ -113,7 +114,7 @@ class Call(Generic[T]):
 class Waits:
     """Clock, sleep and chance, so that a test can have its own. `on_step` is told each step of submitting once (`jobs.Step`)."""
 
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = monotonic
     sleep: Callable[[float], None] = time.sleep
     asleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     chance: Callable[[], float] = random.random

@@ -12,7 +12,9 @@ from reattach.api.messages import Grounds, IntentResponse, Job, Unresolved
 from reattach.task.adapter import Capabilities
 
 MARGIN = timedelta(seconds=5)
-"""What a request may be late by, on top of its time-out."""
+"""What a request may be late by, on top of its time-out; and what the clocks of the state API's replicas may differ by, where one wrote the
+intent and another one says what time it is.
+"""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def _rung_of_absence(seen: Situation, unresolved: Unresolved) -> Rung | None:
     settled = unresolved.quiet_since + seen.request + MARGIN + look_up.settling
     proves = absence.began >= settled
     asked = absence.ended if proves else max(settled, seen.now.latest)
-    if look_up.retention is not None and asked >= seen.job.intended_at + look_up.retention:
+    if look_up.retention is not None and asked + MARGIN >= seen.job.intended_at + look_up.retention:
         return None
     return SubmitAgain(Grounds.ABSENT) if proves else LookUp(settled)
 

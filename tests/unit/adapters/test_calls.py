@@ -75,7 +75,7 @@ def test_a_submission_that_may_not_leave_any_more_does_not_leave() -> None:
         asked.append(len(received))
         return False
 
-    with listening(answer_ok) as (address, received), pytest.raises(NotSentError, match="may no longer be known"):
+    with listening(answer_ok) as (address, received), pytest.raises(NotSentError, match="too much time has passed"):
         Caller(address, 30).send("POST", "/jobs", {}, may_leave=may_leave)
     assert asked
     assert received in ([], [b""])

@@ -305,10 +305,11 @@ class TestSubmit:
     def test_what_may_not_leave_any_more_is_rejected_for_now(self) -> None:
         with serving("token") as server:
             jobs = described(server, submit=TOKEN, token=Token(lifetime_seconds=86400))
-            with pytest.raises(Rejected, match="may no longer be known") as caught:
+            with pytest.raises(Rejected, match="too much time has passed") as caught:
                 jobs.submit(dataclasses.replace(submission(), may_leave=lambda: False))
             assert caught.value.retriable
             assert server.made == 0
+            assert not jobs.submit(submission()).existed
 
     def test_a_wrong_request_is_rejected_for_good(self) -> None:
         with serving("nothing") as server, pytest.raises(Rejected, match="400 unknown, or of the wrong type") as caught:

@@ -225,16 +225,17 @@ class TestLookUp:
 
     def test_absence_counts_only_while_a_job_of_that_age_would_be_remembered(self) -> None:
         retention = timedelta(hours=2)
-        remembered = a_situation(self.ABLE, after=retention, looked_up_after=retention - SECOND)
+        last = retention - MARGIN
+        remembered = a_situation(self.ABLE, after=retention, looked_up_after=last - SECOND)
         assert next_rung(remembered) == SubmitAgain(Grounds.ABSENT)
-        assert kind(next_rung(a_situation(self.ABLE, after=retention, looked_up_after=retention))) is Hold
-        slow = a_situation(self.ABLE, after=retention, looked_up_after=retention - SECOND, slowness=SECOND)
+        assert kind(next_rung(a_situation(self.ABLE, after=retention, looked_up_after=last))) is Hold
+        slow = a_situation(self.ABLE, after=retention, looked_up_after=last - SECOND, slowness=SECOND)
         assert kind(next_rung(slow)) is Hold
 
     def test_nobody_waits_for_an_absence_that_would_prove_nothing_by_then(self) -> None:
-        forgets = Capabilities(look_up=Lookup(settling=SETTLING, retention=9 * MINUTE + SETTLES))
+        forgets = Capabilities(look_up=Lookup(settling=SETTLING, retention=9 * MINUTE + SETTLES + MARGIN))
         assert kind(next_rung(a_situation(forgets, quiet_after=9 * MINUTE, looked_up_after=10 * MINUTE))) is Hold
-        keeps = Capabilities(look_up=Lookup(settling=SETTLING, retention=9 * MINUTE + SETTLES + SECOND))
+        keeps = Capabilities(look_up=Lookup(settling=SETTLING, retention=9 * MINUTE + SETTLES + MARGIN + SECOND))
         assert kind(next_rung(a_situation(keeps, quiet_after=9 * MINUTE, looked_up_after=10 * MINUTE))) is LookUp
 
     def test_what_is_found_for_ever_is_absent_for_ever(self) -> None:

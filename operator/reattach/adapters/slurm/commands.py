@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from reattach.adapters.calls import TOO_LATE
 from reattach.adapters.slurm.adapter import MIN_JOB_AGE, SETTLING, Slurm, SlurmError
 from reattach.adapters.slurm.records import (
     SACCT_FORMAT,
@@ -95,6 +96,8 @@ class SlurmCommands(Slurm):
 
     def submit(self, submission: Submission) -> Submitted:
         script, options = request_of(submission.request)
+        if not submission.may_leave():
+            raise Rejected(TOO_LATE, retriable=True)
         try:
             # The last one of two counts: ours.
             ended = self._run("sbatch", *options, "--parsable", f"--job-name={submission.name}", text=script)

@@ -65,7 +65,9 @@ class SlurmRest(Slurm):
     def submit(self, submission: Submission) -> Submitted:
         body = body_of(submission.request, submission.name)
         try:
-            answer = self._caller.send("POST", f"/slurm/{self._version}/job/submit", body)
+            answer = self._caller.send(
+                "POST", f"/slurm/{self._version}/job/submit", body, may_leave=submission.may_leave
+            )
         except NotSentError as error:
             raise Rejected(f"slurmrestd must be reachable: {error}", retriable=True) from error
         except CallError as error:

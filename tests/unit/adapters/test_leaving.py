@@ -1,0 +1,69 @@
+"""Each adapter asks at its last moment whether a submission may still leave."""
+
+import dataclasses
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from reattach.adapters.http import Description, HttpJobs, Names, States, Status, Submit
+from reattach.adapters.kubernetes import TASKRUN, Access, KubernetesObjects
+from reattach.adapters.ray import RayJobs
+from reattach.adapters.slurm import SlurmCommands, SlurmRest
+from reattach.task.adapter import Adapter, Rejected, Submission
+
+NAMED = Submit(path="/jobs", handle="id", body={"name": "{name}"}, exists=(409,))
+STATES = States(active=("R",), succeeded=("S",), failed=("F",))
+STATUS = Status(path="/jobs/{handle}", state="status", states=STATES, not_found_says="no job")
+ADAPTERS: dict[str, tuple[Callable[[str], Adapter], object]] = {
+    "http": (
+        lambda url: HttpJobs(Description(address=url, submit=NAMED, status=STATUS, names=Names(retention_seconds=60))),
+        {},
+    ),
+    "kubernetes": (
+        lambda url: KubernetesObjects(TASKRUN, access=Access(server=url, namespace="team", ca=None, token="t")),
+        {"apiVersion": "reattach.dev/v1alpha1", "kind": "TaskRun", "spec": {}},
+    ),
+    "ray": (lambda url: RayJobs(url, durable=True), {"entrypoint": "true"}),
+    "slurmrestd": (
+        lambda url: SlurmRest(url, user="u", token=lambda: "t", version="v0.0.38", accounting=None),
+        {"script": "#!/bin/sh\ntrue", "job": {}},
+    ),
+}
+
+
+@pytest.fixture
+def server() -> Iterator[socket.socket]:
+    """It lets anybody connect, and answers nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(5)
+        yield server
+
+
+def too_late(request: object) -> Submission:
+    return Submission("t-1", request, "load", 1, "team", "nightly", may_leave=lambda: False)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_nothing_is_sent_when_it_may_not_leave_any_more(server: socket.socket, name: str) -> None:
+    build, request = ADAPTERS[name]
+    with pytest.raises(Rejected, match="too much time has passed") as caught:
+        build(f"http://127.0.0.1:{server.getsockname()[1]}").submit(too_late(request))
+    assert caught.value.retriable
+    connection, _ = server.accept()
+    with connection:
+        assert connection.recv(1024) == b""
+
+
+def test_nor_is_sbatch_run(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    jobs = SlurmCommands(accounting=None, via=(sys.executable, "-c", f"open({str(ran)!r}, 'w'); print(17)"))
+    submission = too_late({"script": "#!/bin/sh\ntrue"})
+    with pytest.raises(Rejected, match="too much time has passed") as caught:
+        jobs.submit(submission)
+    assert caught.value.retriable
+    assert not ran.exists()
+    jobs.submit(dataclasses.replace(submission, may_leave=lambda: True))
+    assert ran.exists()
