@@ -279,6 +279,9 @@ def test_a_run_whose_state_was_lost_starts_empty_when_a_person_says_so(stage: St
     stage.run("emptied", lambda attempt: first if attempt == 1 else tasks.finish, retry=retry)
     assert submitted.wait(SLOW)
     wait_for_jobs(stage, "emptied", ("load", "job-1", "Active"))
+    wait_until(
+        lambda: stage.cluster.status("emptied")["counts"]["submissions"] == 1, seconds=SLOW, what="it is counted"
+    )
     lost = stage.cluster.status("emptied")["state"]
     path = configmaps(stage.namespace, lost["configMap"])
     stage.control_plane.call("PATCH", path, {"metadata": {"finalizers": None}})
@@ -290,5 +293,6 @@ def test_a_run_whose_state_was_lost_starts_empty_when_a_person_says_so(stage: St
     assert (status["outcome"], status["counts"]["stateLosses"]) == ("Succeeded", 1)
     assert status["state"]["uid"] != lost["uid"]
     assert tasks.answers["emptied", 2]["decision"] == "Submit"
+    assert status["counts"]["submissions"] == 2
     assert "job-1" in condition(status, "Orphaned")["message"]
     check_left_nothing(stage, "emptied")

@@ -34,7 +34,7 @@ def with_jobs(status: Status, view: StateView | Summary) -> Status:
     """The status that shows the jobs as the state has them, in its order. What was left running by a state that is lost stays shown as
     that, unless the state that was begun anew has a job of that name again.
 
-    Counts never go back, although a state that was begun anew counts from nought.
+    Counts never go back, whatever somebody did to the state.
     """
     known = {id_of(job) for job in view.jobs}
     left = [job for job in status.external_jobs if job.state in _LEFT and id_of(job) not in known]

@@ -25,7 +25,7 @@ from reattach.api.names import (
     OPERATOR_NAME,
     state_name,
 )
-from reattach.api.state import SealPurpose
+from reattach.api.state import JobCounts, SealPurpose
 from reattach.cluster import Cluster, ConflictError, NotFoundError
 from reattach.cluster.paths import configmaps, taskruns
 from reattach.state.codec import State, Stored, from_configmap, summary_annotation_of, to_configmap, to_data
@@ -168,8 +168,7 @@ class Store:
         owner = await self._taskrun(run)
         stored = await self._configmap(run)
         _check_not_lost(owner, stored)
-        before = State() if stored is None else stored.state
-        await self._keep(run, owner, stored, seal(before, through, purpose))
+        await self._keep(run, owner, stored, seal(_before(owner, stored), through, purpose))
 
     async def _try_open(self, run: Run, writer: Writer, now: datetime, *, can_cleanup: bool) -> bool:
         # The TaskRun before the ConfigMap: what `status.state` names existed then, so its absence afterwards is loss.
@@ -178,8 +177,7 @@ class Store:
             raise RefusedError(ProblemCode.CLOSING, "the TaskRun is over or being deleted; no attempt may begin")
         stored = await self._configmap(run)
         _check_not_lost(taskrun, stored)
-        before = State() if stored is None else stored.state
-        state, first = open_state(before, writer, now, can_cleanup=can_cleanup)
+        state, first = open_state(_before(taskrun, stored), writer, now, can_cleanup=can_cleanup)
         await self._keep(run, taskrun, stored, state)
         return first
 
@@ -309,6 +307,14 @@ class Store:
         self._on_conflict()
         longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**number)
         await asyncio.sleep(random.uniform(0, longest))  # noqa: S311 -- only spreads the writers
+
+
+def _before(taskrun: Owner, stored: Stored | None) -> State:
+    """What a change begins with. One that is begun anew after a loss goes on counting: its totals are of the TaskRun's whole life."""
+    if stored is not None:
+        return stored.state
+    counts = {name: getattr(taskrun.status.counts, name) for name in JobCounts.__struct_fields__}
+    return State(counts=JobCounts(**counts))
 
 
 def _check_not_lost(taskrun: Owner, stored: Stored | None) -> None:

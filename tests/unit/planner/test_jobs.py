@@ -92,7 +92,7 @@ def test_a_reattachment_is_told_with_its_attempt() -> None:
     assert status_of(plan).counts.reattachments == 1
 
 
-def test_counts_never_go_back_though_a_state_that_was_begun_anew_counts_from_nought() -> None:
+def test_counts_never_go_back_whatever_somebody_did_to_the_state() -> None:
     before = SHOWN.with_status(status_of(look(a_job(), counts=JobCounts(submissions=3, duplicates_averted=2))))
     plan = look(a_job("job-2"), before=before, counts=JobCounts(submissions=1))
     counts = status_of(plan).counts
