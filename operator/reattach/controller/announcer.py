@@ -18,7 +18,10 @@ from reattach.planner.plan import Announce
 
 NOTE_MAX = 1024
 _PER_TASKRUN = 20
-"""Events per TaskRun and hour: retries announce themselves by this much, the rest is in status."""
+"""Events per TaskRun and hour; the rest is in status."""
+_OF_ATTEMPTS = frozenset({News.ATTEMPT_FAILED, News.REATTACHED})
+_PER_TASKRUN_OF_ATTEMPTS = 15
+"""Of them, of what each attempt has to say anew: what a person must know, such as a hold, has room however many attempts there were."""
 _WINDOW_SECONDS = 3600.0
 _WAITING_MAX = 1000
 _REMEMBERED_MAX = 10_000
@@ -52,7 +55,7 @@ class Announcer:
         if said.reason == News.ORPHANED:
             self._metrics.orphaned_jobs.inc()
             _log.warning("TaskRun %s/%s: %s", about.namespace, about.name, said.note)
-        if len(names) >= _PER_TASKRUN:
+        if len(names) >= (_PER_TASKRUN_OF_ATTEMPTS if said.reason in _OF_ATTEMPTS else _PER_TASKRUN):
             self._metrics.events_dropped.inc()
             return
         names.add(name)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from controlplane import CRD
 from reattach.api.objects import ObjectMeta
+from reattach.api.reasons import News, Reason
 from reattach.cluster import (
     BadRequestError,
     Cluster,
@@ -179,6 +180,15 @@ class TestEvents:
         clock[0] = 3600.0
         announcer.announce(ABOUT, Announce("Ended", "attempt 51"))
         assert announcer._waiting.qsize() == 21
+
+    def test_attempts_leave_room_for_what_a_person_must_know(self) -> None:
+        announcer = Announcer(cast("Writer", None), "a", Metrics(), lambda: 0.0)
+        for number in range(50):
+            announcer.announce(ABOUT, Announce(News.ATTEMPT_FAILED, f"attempt {number}"))
+            announcer.announce(ABOUT, Announce(News.REATTACHED, f"attempt {number}"))
+        announcer.announce(ABOUT, Announce(Reason.SUBMISSION_UNKNOWN, "it may have been submitted", warning=True))
+        assert [announcer._waiting.get_nowait()[1]["reason"] for _ in range(16)][-1] == Reason.SUBMISSION_UNKNOWN
+        assert announcer._waiting.empty()
 
     def test_no_more_is_remembered_than_bounds_allow(self) -> None:
         clock = [0.0]
