@@ -434,7 +434,8 @@ class Submitting:
     def _taken(self, answer: IntentResponse) -> Taken:
         job = answer.job
         if answer.decision is Decision.REATTACH:
-            logger.info("Reattached to external job %r (generation %d): %s.", job.key, job.generation, job.handle)
+            what = (job.key, job.generation, job.handle, job.state)
+            logger.info("Reattached to external job %r (generation %d): %s, last known as %s.", *what)
         if job.state in {JobState.FAILED, JobState.CANCELLED} and job.handle is None:
             raise failed(job)
         assert self._clock is not None

@@ -171,6 +171,23 @@ class TestProtocol:
         assert any("handle" in line and "given='job-1'" in line and "handle='job-2'" in line for line in lines)
         assert any("outcome" in line and "holds=1" in line for line in lines)
 
+    def test_each_way_in_which_a_handle_becomes_known_is_counted_as_that(
+        self, servers: Servers, control_plane: ControlPlane, namespace: str
+    ) -> None:
+        server = servers.start()
+        task = Task.create(control_plane, namespace, adopt=[{"key": "named", "handle": "job-5"}])
+        first = task.attempt(server)
+        for key in ("plain", "there", "seen", "late"):
+            assert decision_of(first.intend(key)) == "Submit"
+        for key, origin in (("plain", "Submitted"), ("there", "Existed"), ("seen", "Found")):
+            assert first.handle(f"job-{key}", key, origin=origin).status_code == 204
+        second = task.attempt(server, 2)
+        assert first.handle("job-4", "late").status_code == 204
+        for key in ("plain", "named"):
+            assert decision_of(second.intend(key)) == "Reattach"
+        for decision in ("submitted", "existed", "found", "reported", "reattached", "adopted"):
+            assert f'reattach_job_decisions_total{{decision="{decision}"}} 1.0' in server.metrics, server.metrics
+
 
 class TestOwner:
     """No job is left without a TaskRun that is kept for it."""

@@ -135,10 +135,12 @@ def test_airflow_10_the_decision_is_told_with_the_id_before_polling(
 ) -> None:
     caplog.set_level(logging.INFO, "reattach")
     told: list[str] = []
+    system.before_submit = [lambda: told.append(caplog.text)]
     system.before_status = [lambda: told.append(caplog.text)] * 2
     an_earlier_attempt_submitted(pod, system)
     an_attempt(pod, system)
-    assert "Reattached to external job 'load' (generation 1): job-1" in told[-1]
+    assert "job-1" not in told[0]
+    assert "Reattached to external job 'load' (generation 1): job-1, last known as Active." in told[-1]
 
 
 def test_airflow_11_must_not_hold_without_a_store_nothing_is_submitted(
