@@ -18,7 +18,7 @@ COMBINATIONS = 300
 """Of an adapter and a case, at least: what docs/conformance.md claims."""
 LIVES = 1000
 """In each mode."""
-PROCESSES, RACES, DEATHS = 40, 200, 64
+PROCESSES, RACES, DEATHS = 40, 200, 74
 """Lives with real processes, races of the end with a submission, and deaths on the cluster."""
 
 NONE = "-"

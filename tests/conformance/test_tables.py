@@ -19,7 +19,7 @@ SYSTEMS = (*(f"http, {mode}" for mode in MODES), "kubernetes, Job", "kubernetes,
 
 ENDS = ("cancel", "delete")
 DEATHS = [
-    *product(("pod", "eviction", "state-api", "operator", "both", "all"), Step),
+    *product(("pod", "eviction", "state-api", "operator", "operators", "both", "all"), Step),
     *product(("node",), list(Step)[:4]),
 ]
 
@@ -66,8 +66,10 @@ def test_the_tables_of_all_systems_go_into_the_document(program: ModuleType, tmp
     assert "| all | 7000 | 7 |" in text
     assert text.count("| name |\n") == 40
     assert "| all | 200 | 14 |" in text
-    assert "| step | all | pod | both | node | eviction | operator | state-api |" in text
-    assert text.count("| before-cancel | one job | one job | one job | - | one job | one job | one job |") == 1
+    assert "| step | all | pod | both | node | eviction | operator | operators | state-api |" in text
+    assert (
+        text.count("| before-cancel | one job | one job | one job | - | one job | one job | one job | one job |") == 1
+    )
 
 
 @pytest.mark.parametrize("system", ["ray", "slurm", "kubernetes", "http, token"])
@@ -87,6 +89,6 @@ def test_too_few_combinations_and_lives_are_said(program: ModuleType, tmp_path: 
     with pytest.raises(SystemExit, match="lives: 1000 in mode expiring-token"):
         program.main(leave(tmp_path, lives=22))
     with pytest.raises(
-        SystemExit, match=r"40 lives with real processes; 0 were lived\n.*200 races; 0 were.*\n.*64 deaths"
+        SystemExit, match=r"40 lives with real processes; 0 were lived\n.*200 races; 0 were.*\n.*74 deaths"
     ):
         program.main(tmp_path / "nothing")

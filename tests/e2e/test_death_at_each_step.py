@@ -24,13 +24,20 @@ KNOWN = (Step.AFTER_HANDLE, Step.WATCHING, Step.BEFORE_OUTCOME, *CANCELLING)
 COLUMNS: dict[str, tuple[Step, ...]] = {
     "pod": STEPS,
     "eviction": STEPS,
+    "operator": STEPS,
     "operator-and-pod": STEPS,
     "state-api": STEPS,
     "state-api-and-pod": STEPS,
     "operator-state-api-and-pod": STEPS,
     "node": (Step.AFTER_INTENT, Step.AFTER_SUBMIT, Step.WATCHING, Step.BEFORE_OUTCOME),
 }
-SAMPLE: dict[str, tuple[Step, ...]] = {"eviction": (Step.AFTER_SUBMIT,), "operator-and-pod": (Step.AFTER_SUBMIT,)}
+SAMPLE: dict[str, tuple[Step, ...]] = {
+    "eviction": (Step.AFTER_SUBMIT,),
+    "operator-and-pod": (Step.AFTER_SUBMIT,),
+    "state-api-and-pod": (Step.AFTER_INTENT,),
+}
+ATTEMPT_LIVES = ("operator", "state-api")
+"""The attempt goes on, and finds nobody at first."""
 HERE = COLUMNS if ALL else SAMPLE
 
 
@@ -63,7 +70,7 @@ class Deaths:
             case "eviction":
                 for pod in pods.values():
                     self._release.evict(pod, self._namespace)
-            case "state-api":  # alone: the attempt goes on, and finds nobody at first
+            case _ if column in ATTEMPT_LIVES:
                 processes.go_on()
             case "node":
                 self._until_over.enter_context(lost_node(self._release))
@@ -87,7 +94,7 @@ def test_there_is_one_job_whoever_dies_and_whenever(
 ) -> None:
     deaths.come(column)
     name = f"{column}-{step}"
-    dies = column != "state-api"
+    dies = column not in ATTEMPT_LIVES
 
     status = release.finished(name, namespace, seconds=240)["status"]
 
