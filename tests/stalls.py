@@ -153,6 +153,11 @@ class Processes:
         _on(self._node, "kill", "-9", *self._found)
 
 
+def log_on(node: str, pod: str, namespace: str) -> str:
+    """The log of a pod's task, from the node itself."""
+    return _on(node, "sh", "-c", f"cat /var/log/pods/{namespace}_{pod}_*/task/*.log")
+
+
 def _on(node: str, *command: str) -> str:
     done = subprocess.run(["docker", "exec", node, *command], capture_output=True, text=True, check=True)
     return done.stdout

@@ -138,7 +138,7 @@ class Objects:
 @contextlib.contextmanager
 def objects(control_plane: ControlPlane, namespace: str, kind: str) -> Iterator[Objects]:
     """Objects of this kind, which end by themselves."""
-    with broken_api(control_plane) as (address, broken):
+    with broken_api(control_plane.client()) as (address, broken):
         found = Objects(control_plane, address, broken, namespace, KINDS[kind])
         found.start()
         try:

@@ -5,13 +5,15 @@ once, side by side. `make test` lives the sample, `make test-all` (REATTACH_ALL=
 """
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from realcluster import RELEASE_NAMESPACE, Cluster, condition_of
-from stalls import ALL, LOST_NODE, NAMES, NOTHING, Life, Processes, begin, force, lost_node
+from reattach.task.submitting import STALE_SECONDS
+from stalls import ALL, LOST_NODE, NAMES, NOTHING, Life, Processes, begin, force, log_on, lost_node
 from waiting import wait_until
 
 # Nobody can know.
@@ -231,28 +233,28 @@ def test_nothing_is_submitted_while_the_state_api_is_away(release: Cluster, name
 def test_a_pod_that_was_given_up_with_its_node_wakes_up(release: Cluster, namespace: str) -> None:
     pods = {name: release.pods_of(name, namespace)[0] for name in ("zombie-submits", "zombie-reports")}
     assert {pod["spec"]["nodeName"] for pod in pods.values()} == {LOST_NODE}
+    began = time.monotonic()
     with lost_node(release):
         # Its end is presumed. A name that is taken can be used by whoever comes next; without one, a person is asked.
         first = release.finished("zombie-submits", namespace)["status"]
         wait_held(release, "zombie-reports", namespace)
+        # What it was told is so old by now that it does not submit on it, though it would only be told of the job that is there.
+        time.sleep(max(0.0, began + STALE_SECONDS - time.monotonic()))
         Processes(pods, LOST_NODE).go_on()
         # What it knows is what nobody else could: its report settles the hold.
         status = release.finished("zombie-reports", namespace)["status"]
-        wait_asked_for_twice(release, first["externalJobs"][0]["handle"], namespace)
+        zombie = pods["zombie-submits"]["metadata"]["name"]
+        wait_until(
+            lambda: "Fenced" in log_on(LOST_NODE, zombie, namespace),
+            seconds=60,
+            what=f"{zombie} is told that it is over",
+        )
+        assert "too much time has passed" in log_on(LOST_NODE, zombie, namespace)
 
     assert first["outcome"] == status["outcome"] == "Succeeded"
     assert status["attempts"][0]["end"] == "Presumed"
     assert status["counts"]["duplicatesAverted"] == 1
     for name in pods:
         assert release.submissions(namespace)[name] == 1
-
-
-def wait_asked_for_twice(release: Cluster, handle: str, namespace: str) -> None:
-    """Until the job server has been asked for the job by this name a second time: before, a count of one says nothing."""
-    name = release.job(handle, namespace)["name"]
-
-    def asked() -> bool:
-        counted: int = release.ask_jobserver("counts", namespace)["by_token"][name]["asked"]
-        return counted >= 2
-
-    wait_until(asked, seconds=60, what=f"somebody submits {name} again", every=0.5)
+    name = release.job(first["externalJobs"][0]["handle"], namespace)["name"]
+    assert release.ask_jobserver("counts", namespace)["by_token"][name]["asked"] == 1

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from conformance.brokenapi import broken_api
 from reattach.adapters.calls import CallError
 from reattach.adapters.ray import RayJobs
 from reattach.api.messages import Grounds, Job
@@ -255,6 +256,14 @@ def memory_of(head: RayHead) -> timedelta | None:
     return look_up and look_up.retention
 
 
+def operations_of(method: str, path: str) -> tuple[str, ...]:
+    """What the adapter does by this call of the dashboard."""
+    if (method, path) == ("POST", "/api/jobs/"):
+        return ("submit",)
+    # By its id a job is looked up, and asked how it stands.
+    return ("look-up", "status") if method == "GET" and path.startswith("/api/jobs/") else ()
+
+
 @pytest.fixture(scope="module")
 def stage(ray_head: RayHead) -> Iterator[Stage]:
     # What must come of a case follows from what is declared when the suite begins: nothing, while the head's memory is younger than its margin.
@@ -264,14 +273,19 @@ def stage(ray_head: RayHead) -> Iterator[Stage]:
         answer = httpx.get(f"{ray_head.address}/api/jobs/", headers=ray_head.headers(), trust_env=False, timeout=60)
         return len(answer.raise_for_status().json())
 
-    side = OtherSide(
-        adapter=lambda: RayJobs(ray_head.address, headers=ray_head.headers),
-        count_jobs=made,
-        request={"entrypoint": "sleep 1"},
-        other_request={"entrypoint": "sleep 1.1"},
-        lasting_request={"entrypoint": "sleep 900"},
-    )
-    yield from staged("ray", side)
+    with (
+        httpx.Client(base_url=ray_head.address, trust_env=False, timeout=60) as client,
+        broken_api(client, operations_of) as (address, broken),
+    ):
+        side = OtherSide(
+            adapter=lambda: RayJobs(address, headers=ray_head.headers),
+            count_jobs=made,
+            request={"entrypoint": "sleep 1"},
+            other_request={"entrypoint": "sleep 1.1"},
+            lasting_request={"entrypoint": "sleep 900"},
+            fail=broken.fail,
+        )
+        yield from staged("ray", side)
 
 
 @pytest.mark.parametrize("case", HERE, ids=str)

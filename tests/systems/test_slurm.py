@@ -3,11 +3,14 @@
 import functools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 
+from conformance.brokenapi import broken_api
 from reattach.adapters.slurm import SlurmCommands, SlurmError, SlurmRest
 from reattach.adapters.slurm.adapter import Slurm
 from reattach.adapters.slurm.records import handle_from
@@ -330,8 +333,18 @@ class TestTheOtherSideDown:
             jobs.submit(a_submission(a_script(jobs, "true")))
 
 
+def operations_of(method: str, path: str) -> tuple[str, ...]:
+    """What the adapter does by this call of slurmrestd."""
+    if method == "POST" and path.endswith("/job/submit"):
+        return ("submit",)
+    # A name is looked for among all jobs; how a job stands is asked by its id.
+    return ("look-up",) if path.endswith("/jobs") else ("status",) if "/job/" in path and method == "GET" else ()
+
+
 @pytest.fixture(scope="module")
-def stage(slurm: SlurmCluster) -> Iterator[Stage]:
+def stages(slurm: SlurmCluster) -> Iterator[Callable[[str], Stage]]:
+    """Each way has one, made when its first case comes: the cases of a way come one after the other."""
+
     def made() -> int:
         """Slurm numbers its jobs."""
         [number] = [
@@ -341,17 +354,32 @@ def stage(slurm: SlurmCluster) -> Iterator[Stage]:
         ]
         return int(number)
 
+    def requests_of(adapter: Slurm) -> dict[str, Any]:
+        seconds = {"request": 1, "other_request": 1.1, "lasting_request": 900}
+        return {name: a_script(adapter, f"sleep {time}") for name, time in seconds.items()}
+
     # A settling time as short as a controller allows that has nothing else to do.
-    side = OtherSide(
-        adapter=lambda: SlurmCommands(accounting=DAYS, via=slurm.via, settling=timedelta(seconds=5)),
-        count_jobs=made,
-        request={"script": "#!/bin/sh\nsleep 1\n", "options": []},
-        other_request={"script": "#!/bin/sh\nsleep 1.1\n", "options": []},
-        lasting_request={"script": "#!/bin/sh\nsleep 900\n", "options": []},
-    )
-    yield from staged("slurm", side)
+    how: dict[str, Any] = {"accounting": DAYS, "settling": timedelta(seconds=5)}
+    with ExitStack() as stack:
+        client = stack.enter_context(httpx.Client(base_url=slurm.address, trust_env=False, timeout=60))
+        address, broken = stack.enter_context(broken_api(client, operations_of))
+
+        def by_commands() -> Slurm:
+            return SlurmCommands(via=slurm.via, **how)
+
+        def by_rest() -> Slurm:
+            return SlurmRest(address, user="task", token=slurm.token, version=REST_VERSION, **how)
+
+        @functools.cache
+        def stage_of(way: str) -> Stage:
+            adapter, fail = (by_rest, broken.fail) if way == "slurmrestd" else (by_commands, None)
+            side = OtherSide(adapter=adapter, count_jobs=made, fail=fail, **requests_of(adapter()))
+            return stack.enter_context(contextmanager(staged)(f"slurm, {way}", side))
+
+        yield stage_of
 
 
 @pytest.mark.parametrize("case", HERE, ids=str)
-def test_each_case_ends_as_one_job_or_held(stage: Stage, case: Case) -> None:
-    play(stage, case)
+@pytest.mark.parametrize("way", ["commands", "slurmrestd"])
+def test_each_case_ends_as_one_job_or_held(stages: Callable[[str], Stage], case: Case, way: str) -> None:
+    play(stages(way), case)
