@@ -154,11 +154,14 @@ def grant(control_plane: ControlPlane, namespace: str, role: str) -> Person:
 
 @dataclass
 class Log:
-    """What a container wrote so far. A line is (seconds, text); a follower is cut off whenever `breaks` is raised."""
+    """What a container wrote so far. A line is (seconds, text); a follower is cut off whenever `breaks` is raised. `refusal`: the kubelet
+    answers this instead.
+    """
 
     lines: list[tuple[float, str]] = field(default_factory=list)
     is_over: bool = False
     breaks: int = 0
+    refusal: tuple[int, str] | None = None
 
 
 @dataclass
@@ -183,6 +186,14 @@ class Node:
         """Every follower loses its connection, within a line."""
         with self.changed:
             self.logs[pod].breaks += 1
+            self.changed.notify_all()
+
+    def refuse(self, pod: str, status: int, text: str) -> None:
+        """As a node that is lost: its followers lose their connection, and who asks for the log is told this."""
+        with self.changed:
+            log = self.logs.setdefault(pod, Log())
+            log.refusal = (status, text)
+            log.breaks += 1
             self.changed.notify_all()
 
     def start(self, directory: Path) -> None:
@@ -238,6 +249,9 @@ def _handler_of(node: Node) -> type[BaseHTTPRequestHandler]:
             with node.changed:
                 node.asked.append({"pod": pod, "container": container, **query})
                 log = node.logs.setdefault(pod, Log())
+            if log.refusal is not None:
+                self._refuse(*log.refusal)
+                return
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
@@ -245,6 +259,12 @@ def _handler_of(node: Node) -> type[BaseHTTPRequestHandler]:
                 if self._send(log, query):
                     self.wfile.write(b"0\r\n\r\n")
             self.close_connection = True
+
+        def _refuse(self, status: int, text: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
 
         def _send(self, log: Log, query: dict[str, str]) -> bool:
             """False: cut off."""

@@ -108,7 +108,8 @@ def logs(
     *, name: str, follow: bool, attempt: int | None, container: str | None, tail: int | None, timestamps: bool
 ) -> None:
     """Print the logs of all attempts, in order. What is said about them goes to stderr."""
-    from reattach.cli.following import LogOptions, show_logs
+    from reattach.cli.following import show_logs
+    from reattach.cli.podlogs import LogOptions
 
     options = LogOptions(follow=follow, attempt=attempt, container=container, tail=tail, timestamps=timestamps)
     leave(call(lambda connection: show_logs(connection, name, options, say)))

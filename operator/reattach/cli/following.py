@@ -1,32 +1,23 @@
 """`logs`, over all attempts of a run, and `wait`, until it has ended."""
 
 import asyncio
-import re
-import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-
-import msgspec
 
 from reattach.api.names import LABEL_ATTEMPT, pod_name
 from reattach.api.objects import Pod
 from reattach.api.reasons import Outcome
-from reattach.api.taskrun import Attempt, TaskRun
+from reattach.api.taskrun import TaskRun
 from reattach.cli.connection import Connection
 from reattach.cli.errors import CommandError, ExitCode, NoSuchTaskRunError
 from reattach.cli.holds import held_condition_of
 from reattach.cli.looking import pods_of, taskrun_of, versions_of
-from reattach.cli.patience import Say, patiently, sentence_of_absence
+from reattach.cli.patience import Say, patiently
+from reattach.cli.podlogs import LOOK_AGAIN_SECONDS, LogOptions, Output, Source, attempt_of, gone, show_log
 from reattach.cli.text import listed, one_line
-from reattach.cluster import BadRequestError, NotFoundError, TooManyRequestsError, UnavailableError, paths
-
-_LOOK_AGAIN_SECONDS = 1.0
-_STAMP = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(Z|[-+][0-9:]+)$")
-_OVER = frozenset({"Succeeded", "Failed"})
-
 
 # -- wait -----------------------------------------------------------------------------------------------------------
 
@@ -107,64 +98,11 @@ def _tell_hold(taskrun: TaskRun | None, told: str, say: Say) -> str:
 # -- logs -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class LogOptions:
-    """What of the logs is wanted. `attempt` None: all; `tail` None: everything that is kept."""
-
-    follow: bool = False
-    attempt: int | None = None
-    container: str | None = None
-    tail: int | None = None
-    timestamps: bool = False
-
-
-@dataclass
-class _Output:
-    """Where lines go: the log itself to stdout, what is said about it to stderr, so that a pipe has the log alone."""
-
-    say: Say
-    timestamps: bool
-    last: bytes = b""
-    _rest: bytes = field(default=b"", repr=False)
-    _is_repeated: bool = False
-
-    def take(self, piece: bytes) -> None:
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        for line in lines:
-            self._write(line + b"\n")
-
-    def end(self) -> None:
-        if self._rest:
-            self._write(self._rest + b"\n")
-        self._rest = b""
-
-    def begin(self) -> None:
-        """Another container: what was seen of the last one doesn't count any more."""
-        self.last = self._rest = b""
-        self._is_repeated = False
-
-    def reconnect(self) -> None:
-        """What was sent within the last second comes again, and so does a line that was cut."""
-        self._rest = b""
-        self._is_repeated = True
-
-    def _write(self, line: bytes) -> None:
-        stamp, _, text = line.partition(b" ")
-        if not _STAMP.match(stamp):
-            text = line  # what the kubelet itself says about the log
-        elif self._is_repeated and stamp <= self.last:
-            return
-        else:
-            self.last, self._is_repeated = stamp, False
-        sys.stdout.buffer.write(line if self.timestamps else text)
-        sys.stdout.buffer.flush()
-
-
 async def show_logs(connection: Connection, name: str, options: LogOptions, say: Say) -> ExitCode:
     """Raises `CommandError` if there is no such TaskRun or attempt, and `ClusterError`."""
     taskrun = await taskrun_of(connection, name)
     container = options.container or container_of(taskrun)
-    output = _Output(say, options.timestamps)
+    output = Output(say, options.timestamps)
     if options.attempt is not None:
         await _show_one(connection, taskrun, options, output, container)
         return ExitCode.OK
@@ -179,10 +117,10 @@ async def show_logs(connection: Connection, name: str, options: LogOptions, say:
         for number in sorted(n for n in {*pods, *(one.number for one in version.status.attempts)} if n > shown):
             shown = number
             say(heading_of(version, number, pods.get(number)))
-            if (pod := pods.get(number)) is not None:
-                await _show(connection, pod, container, options, output)
-            else:
-                say(_gone(version, number))
+            if number not in pods:
+                say(gone(version, number))
+            elif unread := await show_log(Source.of(connection, version, number, pods, container), options, output):
+                say(unread)
         if version.status.outcome is not None:
             say(f"==> {name} ended as {version.status.outcome}{_progress(version)}")
             return ExitCode.OK
@@ -207,7 +145,7 @@ async def _versions(
             yield None
             return
         yield newer if newer.metadata.uid == uid else None
-        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        await asyncio.sleep(LOOK_AGAIN_SECONDS)
 
 
 async def _pods_of_version(connection: Connection, version: TaskRun, say: Say, *, follow: bool) -> dict[int, Pod]:
@@ -217,89 +155,19 @@ async def _pods_of_version(connection: Connection, version: TaskRun, say: Say, *
 
 
 async def _show_one(
-    connection: Connection, taskrun: TaskRun, options: LogOptions, output: _Output, container: str
+    connection: Connection, taskrun: TaskRun, options: LogOptions, output: Output, container: str
 ) -> None:
     number = options.attempt or 0
     pods = await _pods_by_attempt(connection, taskrun)
-    if (pod := pods.get(number)) is not None:
-        await _show(connection, pod, container, options, output)
+    if number in pods:
+        if unread := await show_log(Source.of(connection, taskrun, number, pods, container), options, output):
+            raise CommandError(unread)
         return
     known = sorted({*pods, *(one.number for one in taskrun.status.attempts)})
     if number not in known:
         which = listed([str(one) for one in known]) or "none so far"
         raise CommandError(f"{taskrun.metadata.name} has no attempt {number}; there is {which}.")
-    raise CommandError(_gone(taskrun, number))
-
-
-async def _show(connection: Connection, pod: Pod, container: str, options: LogOptions, output: _Output) -> None:
-    """The log of one pod; if it is followed, until the container has ended."""
-    output.begin()
-    tail = options.tail
-    told: bytes | None = None
-    while True:
-        try:
-            await _stream(connection, pod, container, output, follow=options.follow, tail=tail)
-        except BadRequestError as error:
-            if "is not valid for pod" in error.message:
-                raise CommandError(
-                    f"The pod {pod.metadata.name} has no container {container!r}; without -c it is the task's."
-                ) from None
-            # It has not started yet; or never will, once its pod is over.
-            if not options.follow or _is_over(await _newer(connection, pod, output.say), container):
-                output.say(f"There is no log: {one_line(error.message)}")
-                return
-        except NotFoundError:
-            output.say(f"The pod {pod.metadata.name} is gone, and its log with it.")
-            return
-        except (UnavailableError, TooManyRequestsError) as error:
-            if not options.follow:
-                raise
-            if told != output.last:  # as long as nothing comes, once is enough
-                output.say(sentence_of_absence(connection, error))
-                told = output.last
-        else:
-            if not options.follow or _is_over(await _newer(connection, pod, output.say), container):
-                output.end()
-                return
-            # The API server ends the stream in the same way when it lost the kubelet: what it sent of a line is sent again.
-            tail = None
-        output.reconnect()
-        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-
-
-async def _stream(
-    connection: Connection, pod: Pod, container: str, output: _Output, *, follow: bool, tail: int | None
-) -> None:
-    since = output.last.decode(errors="replace")[:19]  # seconds are as exact as the API server takes it
-    pieces = connection.cluster.stream(
-        f"{paths.pods(connection.namespace, pod.metadata.name)}/log",
-        container=container,
-        follow="true" if follow else None,
-        timestamps="true",
-        tailLines=None if since else tail,
-        sinceTime=f"{since}Z" if since else None,
-    )
-    async with aclosing(pieces):
-        async for piece in pieces:
-            output.take(piece)
-
-
-async def _newer(connection: Connection, pod: Pod, say: Say) -> Pod | None:
-    path = paths.pods(connection.namespace, pod.metadata.name)
-    try:
-        body = await patiently(connection, say, lambda: connection.cluster.get(path))
-    except NotFoundError:
-        return None
-    newer = msgspec.json.decode(body, type=Pod)
-    return newer if newer.metadata.uid == pod.metadata.uid else None
-
-
-def _is_over(pod: Pod | None, container: str) -> bool:
-    if pod is None or pod.status.phase in _OVER:
-        return True
-    found = (one for one in pod.status.container_statuses if one.name == container)
-    status = next(found, None)
-    return status is not None and status.state.terminated is not None
+    raise CommandError(gone(taskrun, number))
 
 
 async def _pods_by_attempt(connection: Connection, taskrun: TaskRun) -> dict[int, Pod]:
@@ -319,17 +187,7 @@ def container_of(taskrun: TaskRun) -> str:
 
 def heading_of(taskrun: TaskRun, number: int, pod: Pod | None) -> str:
     """What is said before the log of an attempt."""
-    attempt = _attempt_of(taskrun, number)
+    attempt = attempt_of(taskrun, number)
     name = pod.metadata.name if pod else (attempt.pod_name if attempt else "")
     ended = f", ended by {attempt.cause}" if attempt and attempt.cause else ""
     return f"==> attempt {number}{ended} (pod {name})"
-
-
-def _gone(taskrun: TaskRun, number: int) -> str:
-    attempt = _attempt_of(taskrun, number)
-    last = f" It said at the end: {one_line(attempt.message)}" if attempt and attempt.message else ""
-    return f"The pod of attempt {number} is gone, and its log with it.{last}"
-
-
-def _attempt_of(taskrun: TaskRun, number: int) -> Attempt | None:
-    return next((one for one in taskrun.status.attempts if one.number == number), None)

@@ -1,5 +1,7 @@
 """`kubectl reattach logs`: the API server asks a kubelet for them, as it does for `kubectl logs`."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -174,6 +176,119 @@ def test_nor_does_it_while_no_pod_is_there(
         write_status(outcome="Succeeded", conditions=[OVER])
         said = following.wait()
     assert said.code == 0, said.err
+
+
+LOST = (500, 'Get "https://10.0.0.1:10250/containerLogs/load": dial tcp 10.0.0.1:10250: i/o timeout')
+PRESUMED = {
+    "finishTime": TIME,
+    "end": "Presumed",
+    "cause": "Disruption",
+    "chargedTo": "disruption",
+    "reason": "NodeLost",
+    "message": "The node did not answer.",
+}
+
+
+def test_what_a_lost_node_keeps_of_an_attempt_that_is_over_does_not_hide_the_next_one(
+    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+) -> None:
+    first, second = attempts.start(1), attempts.start(2)
+    node.refuse(first, *LOST)
+    node.write(second, "reattached to job-7")
+    write_status(attempts=[an_attempt(1, podName=first, **PRESUMED), an_attempt(2, podName=second)])
+    said = viewer("logs", "load")
+    assert (said.code, said.out) == (0, "reattached to job-7\n"), said.err
+    [_, unread, heading] = said.err.splitlines()
+    assert unread.startswith("The log of attempt 1, which is over, can't be read to its end: ")
+    assert unread.endswith(" It said at the end: The node did not answer.")
+    assert heading == f"==> attempt 2 (pod {second})"
+    assert viewer("logs", "load", "--attempt", "1").err == f"error: {unread}\n"
+    attempts.end(2, 0)
+
+
+def test_a_log_that_nobody_says_is_over_is_no_log_that_was_shown(
+    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+) -> None:
+    first = attempts.start(1)
+    node.refuse(first, *LOST)
+    write_status(attempts=[an_attempt(1, podName=first)])
+    assert viewer("logs", "load").code == 1
+
+
+def test_a_following_leaves_a_lost_node_when_the_end_of_its_attempt_is_recorded(
+    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+) -> None:
+    first = attempts.start(1)
+    node.write(first, "submitted job-7")
+    write_status(attempts=[an_attempt(1, podName=first)])
+    following = viewer.in_background("logs", "load", "-f")
+    following.wait_for("submitted job-7")
+    node.refuse(first, *LOST)
+    following.wait_for("The log of attempt 1 can't be had now")
+    asked = len(node.asked)
+    wait_until(lambda: len(node.asked) > asked + 1, seconds=60, what="it is asked again")
+    second = attempts.start(2)
+    node.write(second, "reattached to job-7")
+    write_status(attempts=[an_attempt(1, podName=first, **PRESUMED), an_attempt(2, podName=second)])
+    following.wait_for("reattached to job-7")
+    attempts.end(2, 0)
+    write_status(outcome="Succeeded", conditions=[OVER])
+    said = following.wait()
+    assert said.code == 0, said.err
+    assert said.out == "submitted job-7\nreattached to job-7\n"
+    assert said.err.count("asking again") == 1
+    assert said.err.count("The log of attempt 1, which is over, can't be read to its end: ") == 1
+
+
+def test_a_log_that_falls_silent_is_left_when_the_end_of_its_attempt_is_recorded(
+    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+) -> None:
+    """A node that lost its power closes no connection."""
+    first = attempts.start(1)
+    node.write(first, "submitted job-7")
+    write_status(attempts=[an_attempt(1, podName=first)])
+    following = viewer.in_background("logs", "load", "-f")
+    following.wait_for("submitted job-7")
+    second = attempts.start(2)
+    node.write(second, "reattached to job-7")
+    write_status(attempts=[an_attempt(1, podName=first, **PRESUMED), an_attempt(2, podName=second)])
+    following.wait_for("reattached to job-7")
+    attempts.end(2, 0)
+    write_status(outcome="Succeeded", conditions=[OVER])
+    said = following.wait()
+    assert said.code == 0, said.err
+    assert said.out == "submitted job-7\nreattached to job-7\n"
+    assert "The log of attempt 1, which is over, can't be read to its end: nothing comes any more." in said.err
+
+
+def test_a_log_that_is_silent_for_long_is_followed_as_long_as_its_attempt_goes_on(
+    viewer: Person,
+    node: Node,
+    attempts: Pods,
+    write_status: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each line once, over many looks at the TaskRun, and by one request."""
+    monkeypatch.setattr("reattach.cli.podlogs.QUIET_SECONDS", 0.05)
+    name = attempts.start(1)
+    node.write(name, "one")
+    write_status(attempts=[an_attempt(1, podName=name)])
+
+    def go_on() -> None:
+        wait_until(lambda: any(asked["pod"] == name for asked in node.asked), seconds=60, what="the log is followed")
+        for text in ("two", "three"):
+            time.sleep(1)  # it is silence that is tried
+            node.write(name, text)
+        time.sleep(1)
+        write_status(outcome="Succeeded", conditions=[OVER])
+        attempts.end(1, 0)
+
+    writing = threading.Thread(target=go_on)
+    writing.start()
+    said = viewer("logs", "load", "-f")
+    writing.join()
+    assert (said.code, said.out) == (0, "one\ntwo\nthree\n"), said.err
+    assert len([asked for asked in node.asked if asked["pod"] == name]) == 1
 
 
 def test_a_container_that_is_not_there_is_an_error(viewer: Person, node: Node, attempts: Pods) -> None:
