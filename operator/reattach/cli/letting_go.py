@@ -1,5 +1,6 @@
 """`release`: the way out. Reattach's finalizers go, and every external job that may still run is named."""
 
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -7,7 +8,7 @@ import msgspec
 from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE, LABEL_TASKRUN
 from reattach.api.objects import ObjectMeta, PartialObject, Shape
 from reattach.api.state import JobState, JobSummary
-from reattach.api.taskrun import TaskRun
+from reattach.api.taskrun import ExternalJob, TaskRun
 from reattach.cli.answering import FIELD_MANAGER
 from reattach.cli.connection import Connection
 from reattach.cli.errors import CommandError, NoSuchTaskRunError
@@ -15,14 +16,18 @@ from reattach.cli.holds import held_condition_of
 from reattach.cli.looking import StateAbsent, items_of, stored_of, taskrun_of
 from reattach.cli.text import one_line
 from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, paths
+from reattach.planner.jobs import id_of
 from reattach.state.codec import from_configmap, view_of
 from reattach.state.refusals import RefusedError
 
 _TRIES = 8
+_LEFT = frozenset({JobState.ORPHANED, JobState.DETACHED})
 
 
 class LeftJob(Shape, frozen=True):
-    """An external job that nobody looks after any more."""
+    """An external job that nobody looks after any more. `state`: as in `status.externalJobs`, or `Stray`, a second handle, or `GivenUp`, failed
+    because nobody could tell what became of it.
+    """
 
     key: str
     generation: int
@@ -148,26 +153,38 @@ async def _jobs_left(
             known = view_of(msgspec.json.encode(from_configmap(await connection.cluster.get(state.path)).body)).jobs
     except (ForbiddenError, CommandError, RefusedError) as error:
         note = f"The state of {name} can't be read ({error}): look over there for jobs that are not named here."
-    if known is not None:
-        jobs = tuple(
-            LeftJob(key=job.key, generation=job.generation, state=job.state.value, handle=job.handle, url=job.url)
-            for job in known
-            if job.is_open
-        )
-        strays = tuple(
-            LeftJob(key=job.key, generation=job.generation, state="Stray", handle=stray)
-            for job in known
-            for stray in job.strays
-        )
-        return jobs + strays, ()
-    over = {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
     listed = taskrun.status.external_jobs if taskrun is not None else ()
-    jobs = tuple(
-        LeftJob(key=job.key, generation=job.generation, state=job.state, handle=job.handle, url=job.url)
-        for job in listed
-        if job.state not in over
-    )
+    if known is not None:
+        # Of a state that was lost, and begun anew, the jobs are in the status alone.
+        ids = {id_of(job) for job in known}
+        return _left_by_state(known) + _left_by_status(_LEFT, [job for job in listed if id_of(job) not in ids]), ()
+    may_run = set(JobState) - {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+    jobs = _left_by_status(may_run, listed)
+    if taskrun is not None and "Fail" in {taskrun.spec.submission.on_unknown, taskrun.spec.submission.on_not_found}:
+        # The status does not tell which of them were given up.
+        jobs += _left_by_status({JobState.FAILED}, listed, "Failed, or given up")
     return jobs, (note,) if note else ()
+
+
+def _left_by_state(known: Sequence[JobSummary]) -> tuple[LeftJob, ...]:
+    """The open ones, what was reported beside them, and what was given up: that may run too."""
+    jobs = tuple(_left(job, job.state.value) for job in known if job.is_open)
+    strays = tuple(
+        LeftJob(key=job.key, generation=job.generation, state="Stray", handle=stray)
+        for job in known
+        for stray in job.strays
+    )
+    return jobs + strays + tuple(_left(job, "GivenUp") for job in known if job.given_up)
+
+
+def _left_by_status(
+    states: Container[str], listed: Sequence[ExternalJob], state: str | None = None
+) -> tuple[LeftJob, ...]:
+    return tuple(_left(job, state or job.state) for job in listed if job.state in states)
+
+
+def _left(job: JobSummary | ExternalJob, state: str) -> LeftJob:
+    return LeftJob(key=job.key, generation=job.generation, state=state, handle=job.handle, url=job.url)
 
 
 async def _remove(connection: Connection, held: _Held) -> None:

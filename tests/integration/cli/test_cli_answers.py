@@ -59,6 +59,16 @@ def hold(attempt: Attempt, key: str = "load") -> None:
     assert answer.status_code == 204, answer.text
 
 
+def fail(attempt: Attempt, key: str = "load", **fields: Any) -> None:
+    body = {"generation": 1, "state": "Failed", "message": "It did not work.", **fields}
+    answer = attempt.client.put(f"/v1/jobs/{key}/outcome", json=body)
+    assert answer.status_code == 204, answer.text
+
+
+def give_up(attempt: Attempt) -> None:
+    fail(attempt, givenUp=True)
+
+
 @pytest.fixture
 def held_task(server: Server, task: Task, write_status: WriteStatus) -> Task:
     """Its task asked for a person, and the operator has said so."""
@@ -256,6 +266,53 @@ class TestRelease:
         [pod] = control_plane.call("GET", pods(stuck.namespace))["items"]
         assert pod["metadata"]["finalizers"] == ["example.com/other"]
         control_plane.call("PATCH", pods(stuck.namespace, pod["metadata"]["name"]), {"metadata": {"finalizers": None}})
+
+    def test_a_job_that_was_given_up_is_named(self, editor: Person, server: Server, task: Task) -> None:
+        """It has failed by `onUnknown: Fail`, and may run."""
+        attempt = task.attempt(server)
+        intend(attempt)
+        give_up(attempt)
+        record(attempt, intend(attempt, "other"), "job-7", "other")
+        fail(attempt, "other")
+        task.control_plane.call("DELETE", taskruns(task.namespace, task.name))
+        said = editor("release", "load", "--yes")
+        assert said.code == 0, said.err
+        assert said.out.splitlines()[1:] == [
+            "External jobs that may still run, and that nobody looks after then:",
+            "  load, generation 1: handle not known (GivenUp)",
+            "load was let go.",
+        ]
+
+    @pytest.mark.parametrize(
+        "policy, named", [({"onNotFound": "Fail"}, ["Failed, or given up"]), ({}, [])], ids=["may be", "can't be"]
+    )
+    def test_without_the_state_every_job_that_may_have_been_given_up_is_named(
+        self, editor: Person, server: Server, policy: dict[str, str], named: list[str]
+    ) -> None:
+        control_plane, namespace = editor.control_plane, editor.namespace
+        task = Task.create(control_plane, namespace, "given", submission=policy)
+        attempt = task.attempt(server)
+        intend(attempt)
+        task.force_away_configmap()
+        jobs = [
+            {"key": "load", "generation": 1, "state": "Failed"},
+            {"key": "x", "generation": 1, "state": "Succeeded"},
+        ]
+        control_plane.call("PATCH", taskruns(namespace, "given", "status"), {"status": {"externalJobs": jobs}})
+        control_plane.call("DELETE", taskruns(namespace, "given"))
+        said = editor("release", "given", "--yes", "-o", "json").json
+        assert [job["state"] for job in said["jobs"]] == named
+        assert said["notes"] == ["The state of given was deleted by force."]
+
+    def test_what_a_lost_state_left_running_is_named_beside_the_jobs_of_the_new_one(
+        self, editor: Person, server: Server, task: Task, write_status: WriteStatus
+    ) -> None:
+        attempt = task.attempt(server)
+        record(attempt, intend(attempt), "job-7")
+        write_status(externalJobs=[{"key": "old", "generation": 1, "state": "Orphaned", "handle": "job-1"}])
+        task.control_plane.call("DELETE", taskruns(task.namespace, task.name))
+        said = editor("release", "load", "--yes", "-o", "json").json
+        assert [(job["handle"], job["state"]) for job in said["jobs"]] == [("job-7", "Active"), ("job-1", "Orphaned")]
 
     def test_nothing_goes_unasked(self, editor: Person, stuck: Task) -> None:
         said = editor("release", "load")
