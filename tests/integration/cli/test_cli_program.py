@@ -1,5 +1,6 @@
 """The installed program: as kubectl's plugin, completed by kubectl and by bash, with kubectl's flags."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from controlplane import KUBE, REPOSITORY, ControlPlane
 from people import Person
 from stateapi import Server, Task
 
+COLOUR = "\x1b["
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -22,6 +25,24 @@ def scripts() -> dict[str, str]:
     """Ours of the programs that pyproject.toml installs."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     return {name: target for name, target in project["scripts"].items() if name.startswith("kubectl")}
+
+
+def on_terminal(*command: str, **environment: str) -> str:
+    """What a program shows on a terminal of its own, as stdout."""
+    ours, its = os.openpty()
+    try:
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdin=its, stdout=its, stderr=its)
+    finally:
+        os.close(its)
+    shown = b""
+    with (
+        os.fdopen(ours, "rb", buffering=0) as terminal,
+        contextlib.suppress(OSError),
+    ):  # EIO: nobody has it open any more
+        while piece := terminal.read(4096):
+            shown += piece
+    assert process.wait(60) == 0, shown
+    return shown.decode()
 
 
 @pytest.fixture
@@ -175,6 +196,17 @@ def test_wrong_usage_has_a_code_of_its_own(run: Run) -> None:
 def test_a_reader_that_goes_away_ends_it_silently_as_sigpipe_ends_others(run: Run, task: Task) -> None:
     said = run("bash", "-c", f"kubectl-reattach explain {task.name} | true; exit ${{PIPESTATUS[0]}}")
     assert (said.returncode, said.stderr) == (141, "")
+
+
+def test_colours_are_for_terminals_and_no_color_turns_them_off(run: Run, viewer: Person, task: Task) -> None:
+    program = (sys.executable, "-m", "reattach.cli", "explain", task.name, "--kubeconfig", str(viewer.kubeconfig))
+    assert COLOUR in on_terminal(*program, TERM="xterm", NO_COLOR="")
+    for environment in ({"TERM": "xterm", "NO_COLOR": "1"}, {"TERM": "dumb", "NO_COLOR": ""}):
+        shown = on_terminal(*program, **environment)
+        assert f"{task.name} in namespace {task.namespace}" in shown
+        assert COLOUR not in shown
+    piped = run(*program, TERM="xterm", NO_COLOR="")
+    assert (piped.returncode, COLOUR in piped.stdout) == (0, False)
 
 
 @pytest.mark.parametrize(
