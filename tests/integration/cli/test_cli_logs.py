@@ -280,15 +280,17 @@ def test_a_log_that_is_silent_for_long_is_followed_as_long_as_its_attempt_goes_o
             time.sleep(1)  # it is silence that is tried
             node.write(name, text)
         time.sleep(1)
-        write_status(outcome="Succeeded", conditions=[OVER])
+        requests.extend(asked for asked in node.asked if asked["pod"] == name)
         attempts.end(1, 0)
+        write_status(outcome="Succeeded", conditions=[OVER])
 
+    requests: list[dict[str, str]] = []
     writing = threading.Thread(target=go_on)
     writing.start()
     said = viewer("logs", "load", "-f")
     writing.join()
     assert (said.code, said.out) == (0, "one\ntwo\nthree\n"), said.err
-    assert len([asked for asked in node.asked if asked["pod"] == name]) == 1
+    assert len(requests) == 1
 
 
 def test_a_container_that_is_not_there_is_an_error(viewer: Person, node: Node, attempts: Pods) -> None:
