@@ -12,7 +12,16 @@ from reattach.testing import CASES
 
 DOCUMENT = Path(__file__).parent.parent / "docs/conformance.md"
 ORDER = ("http", "kubernetes", "ray", "slurm")
-MODES = ("name", "token", "expiring-token", "lookup", "lagging-lookup", "forgetting-lookup", "nothing")
+MODES = (
+    "name",
+    "forgetting-name",
+    "token",
+    "expiring-token",
+    "lookup",
+    "lagging-lookup",
+    "forgetting-lookup",
+    "nothing",
+)
 
 COMBINATIONS = 300
 """Of an adapter and a case, at least: what docs/conformance.md claims."""

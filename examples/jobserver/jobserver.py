@@ -25,6 +25,7 @@ What an outside system does about a submission that is repeated, `--mode` says; 
 
     nothing             each POST makes a job, and jobs can't be looked up. The default, since most systems are so
     name                "name" is unique: a second job of that name is answered 409 {"error": …, "id": "job-3f9a0c21"}
+    forgetting-name     the same, as long as the job is known: it is forgotten, with its name, when it has been over for N seconds
     token               a repeated Idempotency-Key is answered 200 with the job that it made; with another request: 422
     expiring-token      the same, for N seconds after the key was first used; then it is new
     lookup              jobs are found by their tag, at once
@@ -90,6 +91,7 @@ def mode_of(name: str, seconds: float) -> Mode:
     return {
         "nothing": Mode(),
         "name": Mode(unique_names=True),
+        "forgetting-name": Mode(unique_names=True, forget_seconds=seconds),
         "token": Mode(key_seconds=math.inf),
         "expiring-token": Mode(key_seconds=seconds),
         "lookup": Mode(lag_seconds=0),
@@ -98,7 +100,16 @@ def mode_of(name: str, seconds: float) -> Mode:
     }[name]
 
 
-MODES = ("nothing", "name", "token", "expiring-token", "lookup", "lagging-lookup", "forgetting-lookup")
+MODES = (
+    "nothing",
+    "name",
+    "forgetting-name",
+    "token",
+    "expiring-token",
+    "lookup",
+    "lagging-lookup",
+    "forgetting-lookup",
+)
 
 
 class NameTakenError(Exception):

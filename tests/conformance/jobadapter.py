@@ -40,7 +40,7 @@ from reattach.task.adapter import (
 )
 from reattach.testing import Clock, Fault, MadeUpClock, OtherSide
 
-SECONDS = {"expiring-token": 600.0, "lagging-lookup": 20.0, "forgetting-lookup": 7200.0}
+SECONDS = {"forgetting-name": 600.0, "expiring-token": 600.0, "lagging-lookup": 20.0, "forgetting-lookup": 7200.0}
 """The N of each mode's line in the job server's description; far more than a request takes, and less than lives last."""
 _FOR_EVER = timedelta(days=36500)
 
@@ -50,6 +50,7 @@ def capabilities_of(mode: str, seconds: float) -> Capabilities:
     span = timedelta(seconds=seconds)
     return {
         "name": Capabilities(client_name=ClientName()),
+        "forgetting-name": Capabilities(client_name=ClientName(span)),
         "token": Capabilities(token=SubmissionToken(_FOR_EVER)),
         "expiring-token": Capabilities(token=SubmissionToken(span)),
         "lookup": Capabilities(look_up=Lookup(settling=timedelta())),
@@ -59,7 +60,16 @@ def capabilities_of(mode: str, seconds: float) -> Capabilities:
     }[mode]
 
 
-MODES = ("name", "token", "expiring-token", "lookup", "lagging-lookup", "forgetting-lookup", "nothing")
+MODES = (
+    "name",
+    "forgetting-name",
+    "token",
+    "expiring-token",
+    "lookup",
+    "lagging-lookup",
+    "forgetting-lookup",
+    "nothing",
+)
 CAPABILITIES = {mode: capabilities_of(mode, SECONDS.get(mode, 0)) for mode in MODES}
 
 
@@ -128,12 +138,12 @@ def described(mode: str, address: str) -> Description:
         carries="tag",
         handle="id",
         settling_seconds=can.look_up.settling.total_seconds(),
-        retention_seconds=can.look_up.retention.total_seconds() if can.look_up.retention else None,
+        retention_seconds=_seconds_of(can.look_up.retention),
     )
     return Description(
         address=address,
         submit=keyed if can.token else named if can.client_name else plain,
-        names=Names(retention_seconds=None) if can.client_name else None,
+        names=can.client_name and Names(retention_seconds=_seconds_of(can.client_name.retention)),
         token=Token(lifetime_seconds=can.token.lifetime.total_seconds()) if can.token else None,
         look_up=look_up,
         status=Status(
@@ -145,6 +155,10 @@ def described(mode: str, address: str) -> Description:
         ),
         cancel=Cancel(path="/jobs/{handle}/cancel"),
     )
+
+
+def _seconds_of(span: timedelta | None) -> float | None:
+    return None if span is None else span.total_seconds()
 
 
 @dataclass

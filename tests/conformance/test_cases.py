@@ -12,6 +12,7 @@ import httpx
 import pytest
 from typing_extensions import override
 
+import jobservers
 from conformance.jobadapter import CAPABILITIES, MODES, SECONDS, JobServerAdapter, Served, serving
 from conformance.tables import keep_outcomes
 from reattach.task.adapter import (
@@ -56,9 +57,11 @@ def test_each_case_ends_as_one_job_or_held(stage: Stage, case: Case) -> None:
         pytest.skip(outcome.skipped)
 
 
+MEMORY = timedelta(seconds=SECONDS["forgetting-name"])
 FOR_EVER = timedelta(days=365)
 TOO_MUCH = {
     "a name that it does not keep": ("nothing", Capabilities(client_name=ClientName())),
+    "a name that it keeps for longer": ("forgetting-name", Capabilities(client_name=ClientName(4 * MEMORY))),
     "a token that it does not know": ("nothing", Capabilities(token=SubmissionToken(FOR_EVER))),
     "a token that lives longer": ("expiring-token", Capabilities(token=SubmissionToken(timedelta(seconds=7200)))),
     "a look-up that lags": ("lagging-lookup", Capabilities(look_up=Lookup(settling=timedelta()))),
@@ -190,6 +193,18 @@ def test_a_run_that_is_held_for_another_reason_than_an_unknown_submission_is_not
     with serving("token") as served, Suite(served.other_side()) as suite:
         outcome = suite.play(replace(case, arrange=arrange))
     assert outcome.wrong == "it must end as held; it ended as failed"
+
+
+def test_where_a_name_is_forgotten_a_look_up_that_remembers_for_longer_settles_it() -> None:
+    can = Capabilities(client_name=ClientName(MEMORY), look_up=Lookup(settling=timedelta(), retention=4 * MEMORY))
+    mode = jobservers.jobserver.Mode(unique_names=True, lag_seconds=0, forget_seconds=4 * SECONDS["forgetting-name"])
+    with serving(mode) as served, Suite(served.other_side(can)) as suite:
+        verdicts = {case.name: suite.check(case).verdict for case in CASES if "forgotten" in case.name}
+    assert verdicts == {
+        "name forgotten": Verdict.ONE_JOB,
+        "forgotten unseen": Verdict.HELD,
+        "forgotten": Verdict.HELD,
+    }
 
 
 def test_an_adapter_that_declares_less_is_right_and_only_held_more_often() -> None:

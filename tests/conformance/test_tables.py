@@ -62,8 +62,8 @@ def test_the_tables_of_all_systems_go_into_the_document(program: ModuleType, tmp
     program.main(leave(tmp_path))
     text = program.DOCUMENT.read_text()
     assert f"{len(SYSTEMS) * len(CASES)} combinations were tried" in text
-    assert "| what happens | http, name | http, token |" in text
-    assert "| all | 7000 | 7 |" in text
+    assert "| what happens | http, name | http, forgetting-name | http, token |" in text
+    assert "| all | 8000 | 8 |" in text
     assert text.count("| name |\n") == 40
     assert "| all | 200 | 14 |" in text
     assert "| step | all | pod | both | node | eviction | operator | operators | state-api |" in text
@@ -84,7 +84,7 @@ def test_a_system_that_was_not_tried_is_named_and_the_document_stays(
 
 
 def test_too_few_combinations_and_lives_are_said(program: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="300 combinations of an adapter and a case; 11 were tried"):
+    with pytest.raises(SystemExit, match="300 combinations of an adapter and a case; 12 were tried"):
         program.main(leave(tmp_path, cases=1))
     with pytest.raises(SystemExit, match="lives: 1000 in mode expiring-token"):
         program.main(leave(tmp_path, lives=22))

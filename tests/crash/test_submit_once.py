@@ -49,7 +49,7 @@ STEPS = (
 DOUBTFUL = ("after-intent", "before-submit", "leaving", "accepted", "after-submit")
 """Who is struck here leaves an intent without a handle."""
 MADE = ("accepted", "after-submit")
-SECONDS = {"expiring-token": 3600, "lagging-lookup": 2, "forgetting-lookup": 3600}
+SECONDS = {"forgetting-name": 3600, "expiring-token": 3600, "lagging-lookup": 2, "forgetting-lookup": 3600}
 LOST_SECONDS = 2
 LIFE_SECONDS = 240
 TASK = Path(__file__).parent / "submit_once_task.py"
@@ -71,7 +71,7 @@ class Fate:
     def may_be_held(self) -> bool:
         """Whether DESIGN §5 leaves something to a person."""
         for step, how in self.blows:
-            if step in DOUBTFUL and self.mode != "name":
+            if step in DOUBTFUL and self.mode not in {"name", "forgetting-name"}:
                 if self.mode == "nothing":
                     return True
                 # A look-up that lags may find nothing yet when the next attempt comes.

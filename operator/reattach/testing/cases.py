@@ -63,13 +63,14 @@ class Unresolved:
 def expected(can: Capabilities, request_seconds: float, found: Unresolved) -> Verdict:
     """DESIGN §5's ladder, as a table."""
     name, look_up, token = can.client_name, can.look_up, can.token
-    if name and (name.retention is None or found.age < name.retention.total_seconds()):
+    arrived = found.age + request_seconds + MARGIN_SECONDS
+    if name and (name.retention is None or arrived < name.retention.total_seconds()):
         return Verdict.ONE_JOB
     if look_up and found.exists:
         return Verdict.ONE_JOB
     if not found.all_ended:
         return Verdict.HELD
-    if token and found.age + request_seconds + MARGIN_SECONDS < token.lifetime.total_seconds():
+    if token and arrived < token.lifetime.total_seconds():
         return Verdict.ONE_JOB
     if look_up:
         until = found.age + look_up.settling.total_seconds()
@@ -208,6 +209,22 @@ def _token_expired(scene: "Scene") -> Unresolved:
     return Unresolved(exists=False, age=lifetime + 1)
 
 
+def _name_forgotten(scene: "Scene") -> Unresolved:
+    """The job that was made may have been forgotten with its name. A look-up that remembers for longer finds it."""
+    retention = _name_retention_of(scene.can)
+    scene.at(1, "submit accepted", lambda process: process.kill())
+    scene.before_main(2, lambda process: process.sleep(retention + 1))
+    look_up = scene.can.look_up
+    remembers = look_up is not None and (look_up.retention is None or retention < look_up.retention.total_seconds())
+    return Unresolved(exists=remembers, age=retention + 1)
+
+
+def _name_retention_of(can: Capabilities) -> float:
+    """In seconds; 0 where no name is enforced, or for ever."""
+    name = can.client_name
+    return name.retention.total_seconds() if name and name.retention else 0.0
+
+
 def _promises_of(can: Capabilities) -> list[float]:
     """For how long the other side keeps what it is asked by, in seconds, where that has an end."""
     kept = (
@@ -335,6 +352,14 @@ def _needs_token(scene: "Scene") -> str:
     return scene.too_long(scene.can.token.lifetime.total_seconds(), "its token lives")
 
 
+def _needs_a_name_with_an_end(scene: "Scene") -> str:
+    if scene.can.client_name is None:
+        return "it declares no name"
+    if scene.can.client_name.retention is None:
+        return "its names are kept for ever"
+    return scene.too_long(_name_retention_of(scene.can), "its names are kept")
+
+
 def _needs_an_end(scene: "Scene") -> str:
     promises = _promises_of(scene.can)
     if not promises:
@@ -353,9 +378,11 @@ def _needs_retention(scene: "Scene") -> str:
         return "nothing makes the other side forget"
     if scene.can.look_up is None or scene.can.look_up.retention is None:
         return "it declares no end of what a look-up finds"
-    if scene.can.client_name or scene.can.token:
-        return "names and tokens are kept apart from jobs"
-    return scene.too_long(scene.can.look_up.retention.total_seconds(), "a look-up finds jobs")
+    retention = scene.can.look_up.retention
+    name, token = scene.can.client_name, scene.can.token
+    if (name and (name.retention is None or name.retention > retention)) or (token and token.lifetime > retention):
+        return "its names or tokens are kept for longer than jobs"
+    return scene.too_long(retention.total_seconds(), "a look-up finds jobs")
 
 
 def _needs_fail(scene: "Scene") -> str:
@@ -427,6 +454,12 @@ CASES: tuple[Case, ...] = (
     ),
     Case("500 on status", "questions for the status are answered 500 for a while", _broken_for_questions, _needs_fail),
     Case("token expired", "the next attempt comes after the token's life", _token_expired, _needs_token),
+    Case(
+        "name forgotten",
+        "the next attempt comes when the name is no longer kept",
+        _name_forgotten,
+        _needs_a_name_with_an_end,
+    ),
     Case("just in time", "the next attempt comes when what is declared is nearly over", _just_in_time, _needs_an_end),
     Case(
         "look-up lags",

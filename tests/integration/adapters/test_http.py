@@ -69,6 +69,13 @@ MODES: dict[str, tuple[float, dict[str, Any]]] = {
             "names": Names(retention_seconds=None),
         },
     ),
+    "forgetting-name": (
+        MEMORY,
+        {
+            "submit": Submit(path="/jobs", handle="id", body={"name": "{name}"}, exists=(409,)),
+            "names": Names(retention_seconds=MEMORY),
+        },
+    ),
     "token": (0, keyed(3e9)),
     "expiring-token": (LIFETIME, keyed(LIFETIME)),
     "lookup": (0, tagged(0, None)),

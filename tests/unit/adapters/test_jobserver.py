@@ -57,6 +57,19 @@ def test_name_answers_a_second_job_of_the_name_with_the_id_of_the_first(
     assert submit(http, name="b").status_code == 201
 
 
+@only("server", ["forgetting-name"], indirect=True)
+def test_forgetting_name_frees_the_name_of_a_job_that_ended_long_ago(
+    http: httpx.Client, time: Time, server: LocalJobServer
+) -> None:
+    job = submit(http, name="a", seconds=10).json()["id"]
+    time.pass_by(69)
+    assert submit(http, name="a").status_code == 409
+    time.pass_by(2)
+    assert http.get(f"/jobs/{job}").status_code == 404
+    assert submit(http, name="a").status_code == 201
+    assert server.duplicates == {"a": 2}
+
+
 @only("server", ["token"], indirect=True)
 def test_token_answers_a_repeated_key_with_the_same_job_for_ever(http: httpx.Client, time: Time) -> None:
     first = submit(http, key="a", rows=1)
