@@ -153,6 +153,21 @@ class TakesAnErrorForTheJobsEnd(JobServerAdapter):
             return Failed(str(error))
 
 
+class LooksBeforeItSubmits(JobServerAdapter):
+    @override
+    def submit(self, submission: Submission) -> Submitted:
+        return self.look_up(submission) or super().submit(submission)
+
+
+class AnswersWithAnotherHandle(JobServerAdapter):
+    _times = itertools.count()
+
+    @override
+    def submit(self, submission: Submission) -> Submitted:
+        made = super().submit(submission)
+        return replace(made, handle=f"{made.handle}?{next(self._times)}")
+
+
 WRONG: dict[str, tuple[type[JobServerAdapter], str, str]] = {
     "a job that runs is called failed": (TakesActiveForFailed, "undisturbed", "made 51 jobs"),
     "nothing is cancelled, crash before": (DoesNotCancel, "before cancel", "was cancelled, and .* Succeeded"),
@@ -179,6 +194,26 @@ def test_an_adapter_that_does_wrong_is_found_out_by_the_case_that_tries_it(what:
         with Suite(side) as suite:
             outcome = suite.play(case)
     assert re.search(words, outcome.wrong), outcome
+
+
+def test_an_adapter_that_only_looks_before_it_submits_is_found_out_by_many_at_once_and_by_nothing_else() -> None:
+    with serving("lookup") as served:
+        can = Capabilities(client_name=ClientName())
+        side = replace(served.other_side(), adapter=lambda: LooksBeforeItSubmits(served.client, can))
+        with Suite(side) as suite:
+            wrong = {case.name: outcome.wrong for case in CASES if (outcome := suite.play(case)).wrong}
+    assert list(wrong) == ["at once"], wrong
+    assert re.search(r"made \d+ jobs", wrong["at once"])
+
+
+def test_a_handle_that_is_another_for_each_who_asks_is_found_out() -> None:
+    [case] = [case for case in CASES if case.name == "at once"]
+    with serving("name") as served:
+        side = replace(
+            served.other_side(), adapter=lambda: AnswersWithAnotherHandle(served.client, CAPABILITIES["name"])
+        )
+        with Suite(side) as suite:
+            assert "at once must be told the same handle" in suite.play(case).wrong
 
 
 def test_a_run_that_is_held_for_another_reason_than_an_unknown_submission_is_not_right() -> None:

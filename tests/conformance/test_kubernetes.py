@@ -15,6 +15,7 @@ SAMPLE = {
     "intent answered",
     "request left",
     "answer lost",
+    "at once",
     "handle on its way",
     "job ended",
     "during cancel",

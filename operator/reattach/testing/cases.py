@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from reattach.testing.conformance import Scene
 
+AT_ONCE, ROUNDS = 8, 3
+"""How many submit the same at once, and how often: in one round they may happen to come one after the other."""
 MARGIN_SECONDS = 5.0
 """How much of its life a token must have beyond the longest request."""
 
@@ -121,6 +123,22 @@ def _crash_on_the_way(scene: "Scene") -> Unresolved:
 
     scene.at(1, "submit leaving", lambda _process: crash())
     return Unresolved(exists=True)
+
+
+def _at_once(scene: "Scene") -> None:
+    """What the other side enforces holds between two requests too; what the adapter only looks up before it submits does not."""
+
+    def submit() -> None:
+        rounds = [scene.submit_at_once(AT_ONCE) for _ in range(ROUNDS)]
+        scene.checks.append(lambda: next((wrong for told in rounds if (wrong := _unlike_handles(told))), ""))
+
+    scene.at(1, "submit leaving", lambda _process: submit())
+
+
+def _unlike_handles(told: set[str]) -> str:
+    if len(told) == 1:
+        return ""
+    return f"all who submit the same at once must be told the same handle; they were told {sorted(told) or 'none'}"
 
 
 def _lose_the_request(scene: "Scene") -> Unresolved:
@@ -346,6 +364,10 @@ def _two_crashes(scene: "Scene") -> Unresolved:
     return Unresolved(exists=True)
 
 
+def _needs_name_or_token(scene: "Scene") -> str:
+    return "" if scene.can.client_name or scene.can.token else "it declares neither a name nor a token"
+
+
 def _needs_token(scene: "Scene") -> str:
     if scene.can.token is None:
         return "it declares no token"
@@ -433,6 +455,7 @@ CASES: tuple[Case, ...] = (
     Case("after cancel", "crash after the job was cancelled", _cancel_at("after-cancel"), _needs_a_lasting_job),
     Case("two crashes", "the answer is lost, and the next attempt crashes too", _two_crashes),
     Case("evicted", "evicted when the other side has accepted", _evicted),
+    Case("at once", "several processes submit the same at once", _at_once, _needs_name_or_token),
     Case("request failed", "an error, and the request did not arrive", _lose_the_request),
     Case("answer failed", "an error, and the job was made", _lose_the_answer),
     Case("slow", "the other side takes nearly as long as it may", _slow),

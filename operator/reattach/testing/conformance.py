@@ -10,7 +10,10 @@ or, as a table: `print(conformance(MyAdapter, count, request={...}, other_reques
 
 import itertools
 import math
+import threading
+import uuid
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -21,14 +24,14 @@ from typing_extensions import override
 
 from reattach.api.reasons import ConditionType, Reason
 from reattach.api.reasons import Outcome as RunOutcome
-from reattach.task.adapter import Adapter, Capabilities, JobStatus, Succeeded, Unknown
+from reattach.task.adapter import Adapter, Capabilities, JobStatus, Submission, Succeeded, Unknown
 from reattach.task.context import Task
 from reattach.task.errors import JobFailed
 from reattach.testing.between import Between
 from reattach.testing.cases import CASES, Arranged, Case, Fault, Unresolved, Verdict, expected
 from reattach.testing.clocks import Clock, MadeUpClock, RealClock
 from reattach.testing.processes import Process
-from reattach.testing.world import Run, World
+from reattach.testing.world import NAMESPACE, Run, World
 
 KEY = "load"
 
@@ -129,6 +132,8 @@ class Scene:
         self.requests: dict[int, Any] = {}
         """What an attempt asks for, where it is not the same as ever."""
         self.cancels = False
+        self.aside = 0
+        """How many jobs must have been made beside the run's."""
         self.early: str = ""
         self.checks: list[Callable[[], str]] = []
         """What must hold in the end beside the verdict: each tells what is wrong, or nothing."""
@@ -205,6 +210,23 @@ class Scene:
         for between in self._betweens.values():
             for handle in between.handles:
                 self.other.forget(handle)
+
+    def submit_at_once(self, processes: int) -> set[str]:
+        """So many processes submit the same side by side, whatever the clock, beside what the run submits; the handles that they were told."""
+        adapters = [self.other.adapter() for _ in range(processes)]
+        sent = Submission(str(uuid.uuid4()), self.other.request, KEY, 1, NAMESPACE, self.run.name)
+        self.aside += 1
+        all_ready = threading.Barrier(processes)
+
+        def submit(adapter: Adapter) -> str | None:
+            all_ready.wait()
+            try:
+                return adapter.submit(sent).handle
+            except Exception:  # noqa: BLE001 -- whatever it is, what counts is how many jobs were made
+                return None
+
+        with ThreadPoolExecutor(processes) as pool:
+            return {handle for handle in pool.map(submit, adapters) if handle is not None}
 
     def freeze(self, process: Process) -> None:
         """Nothing of it happens for a while, and nobody can reach its node."""
@@ -346,7 +368,7 @@ class Suite:
         # Whatever is frozen wakes up now and goes on; what is on its way arrives.
         self.world.live(scene.run, scene.is_quiet, seconds=2 * self.pace.frozen)
         self.world.end(scene.run)
-        jobs, attempts = self.other.count_jobs() - before, len(scene.run.processes)
+        jobs, attempts = self.other.count_jobs() - before - scene.aside, len(scene.run.processes)
         wrong = (
             self._wrong(scene, verdict, must, jobs) if ended else f"it did not end within {self.pace.patience:.0f} s"
         )
