@@ -186,6 +186,12 @@ class Served:
         rows = self.server.jobs._database.execute("SELECT id FROM jobs WHERE label = ? ORDER BY submitted", (label,))
         return [row["id"] for row in rows]
 
+    def running(self) -> int:
+        """How many jobs run now."""
+        query = "SELECT count(*) FROM jobs WHERE cancelled IS NULL AND ends > ?"
+        [number] = self.server.jobs._database.execute(query, (self.clock.now().timestamp(),)).fetchone()
+        return int(number)
+
     def fail(self, fault: Fault | None) -> None:
         """This goes wrong in the server, and nothing else."""
         self.server.faults.clear()
@@ -202,6 +208,7 @@ class Served:
             lasting_request={"seconds": 3600},
             forget=self.server.jobs.forget,
             fail=self.fail,
+            count_running=self.running,
             clock=self.clock,
         )
 

@@ -77,6 +77,7 @@ class Objects:
             lasting_request={**manifest, "metadata": {"labels": {LASTS: "yes"}}},
             forget=self.forget,
             fail=self._broken.fail,
+            count_running=self.running,
         )
 
     def made(self) -> int:
@@ -90,6 +91,11 @@ class Objects:
             and event["responseStatus"]["code"] == 201
             for event in events
         )
+
+    def running(self) -> int:
+        """How many are there and have not ended."""
+        found = self._control_plane.call("GET", self._kind.path(self._namespace))["items"]
+        return sum("completionTime" not in one.get("status", {}) for one in found)
 
     def forget(self, handle: str) -> None:
         """A person deletes it."""

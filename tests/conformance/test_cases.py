@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -16,6 +16,7 @@ import jobservers
 from conformance.jobadapter import CAPABILITIES, MODES, SECONDS, JobServerAdapter, Served, serving
 from conformance.tables import keep_outcomes
 from reattach.task.adapter import (
+    Cancelled,
     Capabilities,
     ClientName,
     Failed,
@@ -103,6 +104,18 @@ class DoesNotCancel(JobServerAdapter):
         pass
 
 
+class SaysThatItCancelled(JobServerAdapter):
+    _cancelled: ClassVar[set[str]] = set()
+
+    @override
+    def cancel(self, handle: str) -> None:
+        self._cancelled.add(handle)
+
+    @override
+    def status(self, handle: str) -> JobStatus:
+        return Cancelled() if handle in self._cancelled else super().status(handle)
+
+
 class TellsNoRequestFromAnother(JobServerAdapter):
     @override
     def digest(self, request: Any) -> str:
@@ -173,6 +186,11 @@ WRONG: dict[str, tuple[type[JobServerAdapter], str, str]] = {
     "nothing is cancelled, crash before": (DoesNotCancel, "before cancel", "was cancelled, and .* Succeeded"),
     "nothing is cancelled, crash meanwhile": (DoesNotCancel, "during cancel", "was cancelled, and .* Succeeded"),
     "nothing is cancelled, crash after": (DoesNotCancel, "after cancel", "was cancelled, and .* Succeeded"),
+    "nothing is cancelled, and called so": (
+        SaysThatItCancelled,
+        "before cancel",
+        "still runs: 1 run over there, 0 ran",
+    ),
     "requests are not told apart": (TellsNoRequestFromAnother, "digest changed", "must end by DigestChanged"),
     "a 500 is a refusal, job not made": (TakesAnErrorForARefusal, "500, not made", "asked for once more"),
     "a 500 is a refusal, job made": (TakesAnErrorForARefusal, "500, made", "made 2 jobs"),

@@ -33,6 +33,7 @@ def names_of(served: Served) -> dict[str, Any]:
         "count_jobs": lambda: served.server.made,
         "delete_job": served.server.jobs.forget,
         "break_down": served.fail,
+        "count_running": served.running,
     }
     exec(WORKED_EXAMPLE, names)
     names["MyAdapter"] = names["JobServer"]

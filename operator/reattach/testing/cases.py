@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 AT_ONCE, ROUNDS = 8, 3
 """How many submit the same at once, and how often: in one round they may happen to come one after the other."""
+QUIET_SECONDS = 120.0
+"""How long jobs of the cases before may still run."""
+CANCELLED_SECONDS = 60.0
+"""How long a job that was cancelled may take to end."""
 MARGIN_SECONDS = 5.0
 """How much of its life a token must have beyond the longest request."""
 
@@ -292,6 +296,8 @@ def _cancel_at(step: str) -> "Callable[[Scene], frozenset[Verdict]]":
         scene.cancels = True
         scene.at(1, step, lambda process: process.kill())
         scene.checks.append(lambda: _not_cancelled(scene))
+        if scene.other.count_running is not None:
+            scene.checks.append(_goes_on(scene, scene.other.count_running))
         return frozenset({Verdict.ONE_JOB} if step == "before-cancel" else {Verdict.ONE_JOB, Verdict.HELD})
 
     return arrange
@@ -300,6 +306,20 @@ def _cancel_at(step: str) -> "Callable[[Scene], frozenset[Verdict]]":
 def _not_cancelled(scene: "Scene") -> str:
     others = [status for status in scene.standings if not isinstance(status, Cancelled | NotFound)]
     return f"the job was cancelled, and the other side says of it: {others[0]}" if others else ""
+
+
+def _goes_on(scene: "Scene", count_running: "Callable[[], int]") -> "Callable[[], str]":
+    """What the adapter says of the job is its own word; how many run is the other side's."""
+    clock = scene.world.clock
+    clock.wait(lambda: count_running() == 0, QUIET_SECONDS)
+    before = count_running()
+
+    def check() -> str:
+        if clock.wait(lambda: count_running() <= before, CANCELLED_SECONDS):
+            return ""
+        return f"the job was cancelled, and still runs: {count_running()} run over there, {before} ran before"
+
+    return check
 
 
 def _frozen_at(step: str, found: Unresolved | None) -> "Callable[[Scene], Unresolved | None]":

@@ -66,7 +66,8 @@ class OtherSide:
     ended ones too. `request`: a job that ends well, within seconds, and takes at least one. `other_request`: another one. `lasting_request`: one
     that takes many minutes; it is cancelled (None: cancelling is not tried). `forget(handle)`: makes the other side forget a job (None: it
     can't be made to). `fail(fault)`: from now on the other side does this wrong, and nothing that it was told before; `fail(None)`: nothing any
-    more (None: it can't be made to). `clock`: the one that the other side goes by, None: it goes by the real one.
+    more (None: it can't be made to). `count_running()`: how many jobs run over there now (None: that a job was cancelled is then the adapter's
+    word alone). `clock`: the one that the other side goes by, None: it goes by the real one.
     """
 
     adapter: Callable[[], Adapter]
@@ -76,6 +77,7 @@ class OtherSide:
     lasting_request: Any = None
     forget: Callable[[str], None] | None = None
     fail: Callable[[Fault | None], None] | None = None
+    count_running: Callable[[], int] | None = None
     clock: Clock | None = None
     pace: Pace | None = None
 
@@ -415,6 +417,7 @@ def conformance(
     lasting_request: Any = None,
     forget: Callable[[str], None] | None = None,
     fail: Callable[[Fault | None], None] | None = None,
+    count_running: Callable[[], int] | None = None,
     clock: Clock | None = None,
     pace: Pace | None = None,
     cases: Iterable[Case] = CASES,
@@ -428,6 +431,7 @@ def conformance(
         lasting_request=lasting_request,
         forget=forget,
         fail=fail,
+        count_running=count_running,
         clock=clock,
         pace=pace,
     )
