@@ -31,6 +31,8 @@ PROCESSES, RACES, DEATHS = 40, 200, 74
 """Lives with real processes, races of the end with a submission, and deaths on the cluster."""
 
 NONE = "-"
+VERDICTS = ("one job", "held", "")
+"""How a case may end; empty where it was not tried."""
 Part = Mapping[str, Any]
 
 
@@ -83,7 +85,7 @@ def tried_of(parts: Iterable[Part]) -> int:
 
 
 def missing_of(parts: list[Part]) -> list[str]:
-    """What the tests must have left, and have not: without it the document would claim more than was shown."""
+    """What the tests must have left, and have not, or left and must not: the document would claim more than was shown."""
     of = {table: [part for part in parts if part["table"] == table] for table in TABLES}
     systems = [part["name"] for part in of["adapters"] if tried_of([part])]
     missing = [f"cases on {name}" for name in ORDER if not any(system.startswith(name) for system in systems)]
@@ -99,7 +101,25 @@ def missing_of(parts: list[Part]) -> list[str]:
         missing.append(f"{RACES} races; {raced} were run")
     if (died := len(rows_of(of["deaths"]))) != DEATHS:
         missing.append(f"{DEATHS} deaths on the cluster; {died} were died")
-    return missing
+    return missing + wrong_of(parts)
+
+
+def wrong_of(parts: list[Part]) -> list[str]:
+    """What the tests left, and must not have: it is not what the document claims."""
+    wrong = [
+        f"{part['name']}, {row[0]}: {row[2]}, and not one job or held"
+        for part in parts
+        if part["table"] == "adapters"
+        for row in part["rows"]
+        if row[2] not in VERDICTS
+    ]
+    return wrong + [
+        f"lives in mode {part['name']}: {part['rows'][what]} {what}, and not 0"
+        for part in parts
+        if part["table"] == "lives"
+        for what in ("duplicates", "lost")
+        if part["rows"][what] != 0
+    ]
 
 
 def rows_of(parts: Iterable[Part]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +45,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def leave(directory: Path, *, systems: tuple[str, ...] = SYSTEMS, cases: int = len(CASES), lives: int = 1000) -> Path:
     """What `make test-all` leaves."""
     rows = [[case.name, case.what, "one job" if number < cases else "", ""] for number, case in enumerate(CASES)]
-    lived = {"lives": lives, "held": 1}
+    lived = {"lives": lives, "held": 1, "duplicates": 0, "lost": 0}
     parts: list[dict[str, Any]] = [
         *({"table": "adapters", "name": name, "rows": rows} for name in systems),
         *({"table": t, "name": m, "rows": {"mode": m, **lived}} for t in ("lives", "plain") for m in MODES),
@@ -63,7 +64,7 @@ def test_the_tables_of_all_systems_go_into_the_document(program: ModuleType, tmp
     text = program.DOCUMENT.read_text()
     assert f"{len(SYSTEMS) * len(CASES)} combinations were tried" in text
     assert "| what happens | http, name | http, forgetting-name | http, token |" in text
-    assert "| all | 8000 | 8 |" in text
+    assert "| all | 8000 | 8 | 0 | 0 |" in text
     assert text.count("| name |\n") == 40
     assert "| all | 200 | 14 |" in text
     assert "| step | all | pod | both | node | eviction | operator | operators | state-api |" in text
@@ -80,6 +81,38 @@ def test_a_system_that_was_not_tried_is_named_and_the_document_stays(
     others = tuple(name for name in SYSTEMS if not name.startswith(system))
     with pytest.raises(SystemExit, match=f"cases on {system}"):
         program.main(leave(tmp_path, systems=others))
+    assert program.DOCUMENT.read_text() == before
+
+
+def change(directory: Path, table: str, change: Callable[[Any], object]) -> None:
+    """Of the first part of a table, its rows."""
+    paths = sorted(directory.glob("*.json"), key=lambda path: int(path.stem))
+    path = next(path for path in paths if json.loads(path.read_text())["table"] == table)
+    part = json.loads(path.read_text())
+    change(part["rows"])
+    path.write_text(json.dumps(part))
+
+
+@pytest.mark.parametrize("what", ["duplicates", "lost"])
+def test_lives_in_which_a_job_was_made_twice_or_lost_are_not_shown_as_right(
+    program: ModuleType, tmp_path: Path, what: str
+) -> None:
+    before = program.DOCUMENT.read_text()
+    change(leave(tmp_path), "plain", lambda row: row.update({what: 305}))
+    assert program.missing_of([json.loads(path.read_text()) for path in tmp_path.glob("[0-9]*.json")]) == []
+    change(tmp_path, "lives", lambda row: row.update({what: 1}))
+    with pytest.raises(SystemExit, match=f"lives in mode name: 1 {what}, and not 0"):
+        program.main(tmp_path)
+    assert program.DOCUMENT.read_text() == before
+
+
+def test_a_case_that_ended_otherwise_than_as_one_job_or_held_is_not_shown_as_right(
+    program: ModuleType, tmp_path: Path
+) -> None:
+    before = program.DOCUMENT.read_text()
+    change(leave(tmp_path), "adapters", lambda rows: rows[0].__setitem__(2, "failed"))
+    with pytest.raises(SystemExit, match="http, name, undisturbed: failed, and not one job or held"):
+        program.main(tmp_path)
     assert program.DOCUMENT.read_text() == before
 
 
