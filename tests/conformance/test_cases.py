@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from reattach.task.adapter import (
     Submitted,
     Succeeded,
 )
-from reattach.testing import CASES, Case, Outcome, RealClock, Report, Suite, Verdict, conformance
+from reattach.testing import CASES, Case, CountError, Outcome, RealClock, Report, Suite, Verdict, conformance
 from reattach.testing.conformance import Scene
 
 
@@ -232,6 +232,23 @@ def test_a_handle_that_is_another_for_each_who_asks_is_found_out() -> None:
         )
         with Suite(side) as suite:
             assert "at once must be told the same handle" in suite.play(case).wrong
+
+
+def _known(served: Served) -> int:
+    [number] = served.server.jobs._database.execute("SELECT count(*) FROM jobs WHERE NOT forgotten").fetchone()
+    return int(number)
+
+
+@pytest.mark.parametrize(
+    "count, counted",
+    [(lambda _served: 7, 0), (lambda served: 2 * served.server.made, 4), (_known, 1)],
+    ids=["a constant", "requests, not jobs", "those that are still known"],
+)
+def test_a_count_that_is_not_of_every_job_ever_made_is_refused(count: Callable[[Served], int], counted: int) -> None:
+    with serving("name") as served:
+        side = replace(served.other_side(), count_jobs=lambda: count(served))
+        with pytest.raises(CountError, match=f"must count every job .* it rose by {counted}"), Suite(side):
+            pass
 
 
 def test_a_run_that_is_held_for_another_reason_than_an_unknown_submission_is_not_right() -> None:

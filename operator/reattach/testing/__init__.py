@@ -6,7 +6,7 @@ can't be made up is the other side. Needs `pip install reattach[operator]`.
 
 from reattach.testing.cases import CASES, Case, Fault, Verdict
 from reattach.testing.clocks import Clock, MadeUpClock, RealClock
-from reattach.testing.conformance import MADE_UP, REAL, OtherSide, Outcome, Pace, Report, Suite, conformance
+from reattach.testing.conformance import MADE_UP, REAL, CountError, OtherSide, Outcome, Pace, Report, Suite, conformance
 from reattach.testing.processes import Process
 from reattach.testing.world import Run, World
 
@@ -16,6 +16,7 @@ __all__ = [
     "REAL",
     "Case",
     "Clock",
+    "CountError",
     "Fault",
     "MadeUpClock",
     "OtherSide",

@@ -8,6 +8,7 @@
 or, as a table: `print(conformance(MyAdapter, count, request={...}, other_request={...}))`.
 """
 
+import contextlib
 import itertools
 import math
 import threading
@@ -34,6 +35,8 @@ from reattach.testing.processes import Process
 from reattach.testing.world import NAMESPACE, Run, World
 
 KEY = "load"
+COUNT_SECONDS = 10.0
+"""How long a job may take until it is counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,8 +329,12 @@ def _short(step: str) -> str:
     return f"{when} {method} {path.rpartition('/')[2]}" if path.startswith("/v1/jobs/") else step
 
 
+class CountError(Exception):
+    """`count_jobs` does not tell how many jobs were made, so no case would mean anything."""
+
+
 class Suite:
-    """The world that cases are played in, one after the other. Use it by `with`."""
+    """The world that cases are played in, one after the other. Use it by `with`, which raises `CountError` where jobs are not counted."""
 
     def __init__(self, other: OtherSide, *, seed: int = 0) -> None:
         self.other = other
@@ -339,13 +346,31 @@ class Suite:
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:
-        self.world.__enter__()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.world)
+            self._try_count()
+            stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.world.__exit__(kind, error, trace)
+
+    def _try_count(self) -> None:
+        """Two jobs, of which one is forgotten, must be counted as two."""
+        before, adapter = self.other.count_jobs(), self.other.adapter()
+        tokens = (str(uuid.uuid4()), str(uuid.uuid4()))
+        request = self.other.request
+        made = [adapter.submit(Submission(token, request, KEY, 1, NAMESPACE, "control")) for token in tokens]
+        self.world.clock.wait(lambda: self.other.count_jobs() >= before + len(made), COUNT_SECONDS)
+        if self.other.forget is not None:
+            self.other.forget(made[0].handle)
+        if (counted := self.other.count_jobs() - before) != len(made):
+            raise CountError(
+                "count_jobs must count every job that was ever made, also those that are over or forgotten, and no other: "
+                f"{len(made)} were submitted with different tokens, and it rose by {counted}"
+            )
 
     def check(self, case: Case) -> Outcome:
         """Play it; raises AssertionError if it does not end as it must."""
