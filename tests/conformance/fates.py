@@ -9,16 +9,18 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
 import msgspec
+from typing_extensions import override
 
 from conformance.jobadapter import CAPABILITIES, Served, serving
+from reattach.api.messages import Decision, IntentResponse
 from reattach.api.reasons import ConditionType
 from reattach.api.state import JobSummary
-from reattach.task.adapter import Active, NotFound, Submission, Succeeded, Unknown
+from reattach.task.adapter import LONGEST, Active, Capabilities, NotFound, Submission, Submitted, Succeeded, Unknown
 from reattach.task.context import Task
 from reattach.testing.between import Between
 from reattach.testing.processes import Process
@@ -30,6 +32,10 @@ LIFE_SECONDS = 30 * 24 * 3600.0
 REQUEST_SECONDS = 30.0
 MARGIN_SECONDS = 5.0
 LOST_SECONDS = 60
+STALE_SECONDS = 60.0
+"""No request leaves on a word of the state API that is older, if the adapter asks whether it may."""
+EDGES = (600, 7200)
+"""When the promises end that do, in seconds; some lives ask for their job again right before that."""
 
 STEPS = (
     "before POST open",
@@ -121,15 +127,23 @@ def fate_of(seed: int, mode: str) -> Fate:
         if chance.random() < 0.3:
             late[attempt + 1] = chance.choice((30, 500, 700, 8000)) * chance.uniform(0.5, 1)
     keys = ("load",) if chance.random() < 0.8 else ("load", "index")
+    if chance.random() < 0.1:
+        blows[:2] = [
+            Blow(1, chance.choice(("submit accepted", "after-submit", "before PUT handle")), 1, "crash", 0),
+            Blow(2, "submit leaving", 1, "on its way", chance.uniform(0, REQUEST_SECONDS)),
+        ]
+        late[2] = chance.choice(EDGES) - chance.uniform(0, 2 * REQUEST_SECONDS)
     return Fate(seed, mode, keys, chance.choice((1, 20, 60, 600)), tuple(blows), late)
 
 
 @dataclass
 class Told:
-    """A process that was told to submit under a key, as far as the harness saw: its request for the intent got to the state API."""
+    """A process that was told to submit one generation under a key: so the state API answered, whether or not that was seen."""
 
     process: Process
     key: str
+    generation: int
+    token: str
     time: float
     recorded: bool = False
     presumed: bool = False
@@ -183,6 +197,20 @@ class WrongError(AssertionError):
     """A life did not go as it must; the message says which and how."""
 
 
+class Unasking(Between):
+    """An adapter whose author forgot to ask whether the request may still leave."""
+
+    @override
+    def submit(self, submission: Submission) -> Submitted:
+        return super().submit(replace(submission, may_leave=lambda: True))
+
+
+def ends(can: Capabilities) -> bool:
+    """Whether what is enforced over there ends; then no protocol saves an adapter that does not ask whether its request may still leave."""
+    name, token = can.client_name, can.token
+    return (name is not None and name.retention is not None) or (token is not None and token.lifetime < LONGEST)
+
+
 class Life:
     """One life while it is lived."""
 
@@ -192,6 +220,11 @@ class Life:
         self.fate = fate
         self.row = row
         self.plain = plain
+        self.can = CAPABILITIES[fate.mode]
+        self.asks = fate.seed % 2 == 1 or ends(self.can)
+        """Its adapter asks whether its request may still leave."""
+        self.is_hasty = self.asks and fate.seed % 3 == 0
+        """The person does not wait for processes that nothing can leave any more."""
         self.name = f"life-{fate.seed}"
         self.run = Run(self.name, self._main, self._on_step)
         self.told: list[Told] = []
@@ -220,7 +253,7 @@ class Life:
                 raise self._wrong(f"it did not end: {self.world.taskrun(self.name).status}")
             self._judge_holds()
             self._answer()
-        self._wait(lambda: all(process.has_ended for process in self.run.processes))
+        self._wait(lambda: all(process.has_ended for process in self.run.processes) and not self._is_on_its_way())
         self.world.end(self.run)
         self.served.server.faults.clear()
         self._judge_end()
@@ -245,22 +278,27 @@ class Life:
     # -- the task -----------------------------------------------------------------------------------------------------
 
     def request_of(self, key: str) -> dict[str, Any]:
-        return {"seconds": self.fate.job_seconds, "rows": 4211, "label": self.label_of(key)}
+        return {"seconds": self.fate.job_seconds, "rows": self.rows_of(key), "label": self.label_of(key)}
+
+    def rows_of(self, key: str) -> int:
+        """Another number for each key of each life, so that a job that is another's is seen by its result."""
+        return 10 * self.fate.seed + self.fate.keys.index(key)
 
     def label_of(self, key: str) -> str:
         return f"{self.name}-{key}-{'plain' if self.plain else 'once'}"
 
     def _main(self, process: Process, task: Task) -> Any:
-        between = Between(self.served.adapter(), process, self.world.clock)
+        kind = Between if self.asks or self.plain else Unasking
+        between = kind(self.served.adapter(), process, self.world.clock)
         self._betweens[process.uid] = between
         if (late := self.fate.late.get(process.attempt)) is not None:
             process.sleep(late)
-        rows = 0
+        rows = {}
         for key in self.fate.keys:
             self._key[process.uid] = key
             result = self._plain(process, task, between, key) if self.plain else self._once(task, between, key)
-            rows += result["rows_written"]
-        return {"rows": rows}
+            rows[key] = result["rows_written"]
+        return rows
 
     def _once(self, task: Task, between: Between, key: str) -> Any:
         return task.submit_once(key, between, self.request_of(key)).wait()
@@ -346,11 +384,14 @@ class Life:
     def _note(self, process: Process, name: str) -> None:
         if self.plain or (key := self._key.get(process.uid)) is None:
             return
-        if name == "after POST intent" and not any(t.process is process and t.key == key for t in self.told):
-            self.told.append(Told(process, key, self.now, presumed=self.run.nodes[process.uid].is_lost))
-        if name == "after PUT handle":
-            for told in self.told:
-                told.recorded |= told.process is process and told.key == key
+        if name == "after POST intent" and (answer := _intent_answer(process)) and answer.decision is Decision.SUBMIT:
+            job, is_lost = answer.job, self.run.nodes[process.uid].is_lost
+            self.told.append(Told(process, key, job.generation, job.token, self.now, presumed=is_lost))
+        if name == "after PUT handle" and (told := self._told_to(process, key)):
+            told[-1].recorded = True
+
+    def _told_to(self, process: Process, key: str) -> list[Told]:
+        return [one for one in self.told if one.process is process and one.key == key]
 
     def _judge_holds(self) -> None:
         for job in self._held():
@@ -365,14 +406,17 @@ class Life:
         if job.handle is not None:
             known = self.served.server.jobs.status(job.handle, self.world.clock.now().timestamp())
             return "" if known is None else "the other side knows the job"
-        told = [one for one in self.told if one.key == job.key]
+        told = [one for one in self.told if (one.key, one.generation) == (job.key, job.generation)]
         asking = self.run.processes[-1]
         may_live = any(one.presumed and not one.recorded and one.process is not asking for one in told)
         age = self.now - min(one.time for one in told)
-        can = CAPABILITIES[self.fate.mode]
-        if can.client_name:
-            return "the other side refuses a second job of the name"
-        if can.look_up and self._is_found(job.key):
+        can = self.can
+        if can.client_name and (
+            can.client_name.retention is None
+            or age + REQUEST_SECONDS + MARGIN_SECONDS < can.client_name.retention.total_seconds()
+        ):
+            return f"the other side refuses a second job of the name, {age:.0f} s after the intent"
+        if can.look_up and self._is_found(job.key, {one.token for one in told}):
             return "a look-up finds the job"
         if may_live:
             return ""
@@ -387,37 +431,42 @@ class Life:
             return f"a look-up settles it, {age:.0f} s after the intent"
         return ""
 
-    def _is_found(self, key: str) -> bool:
+    def _is_found(self, key: str, tokens: set[str]) -> bool:
         """Whether a look-up finds the job of this key, and found it half a minute ago too: it was looked up in between."""
         label, now, jobs = self.label_of(key), self.world.clock.now().timestamp(), self.served.server.jobs
         return any(
             all(any(found["label"] == label for found in jobs.find(token, at)) for at in (now - REQUEST_SECONDS, now))
-            for token in self._tokens()
+            for token in tokens
         )
-
-    def _tokens(self) -> set[str]:
-        sent = [between.sending for between in self._betweens.values()]
-        return {submission.token for submission in sent if submission is not None}
 
     # -- the person ---------------------------------------------------------------------------------------------------
 
     def _answer(self) -> None:
-        """A careful person: waits until nothing of the attempts runs any more, nothing is on its way and the other side can be asked, looks,
-        and answers.
+        """A careful person: waits until no attempt can submit any more, nothing is on its way and the other side can be asked, looks, and
+        answers.
         """
-        self._wait(lambda: all(process.has_ended for process in self.run.processes))
+        self._wait(lambda: all(self._is_harmless(process) for process in self.run.processes))
         self.world.live(self.run, lambda: False, seconds=max(2 * REQUEST_SECONDS, self._down_until - self.now))
         for job in self._held():
             self.world.resolve(self.name, {"held": "SubmissionUnknown", **self._answer_to(job)})
         self._wait(lambda: self._is_over() or not self._held() or self._has_new_hold())
+
+    def _is_harmless(self, process: Process) -> bool:
+        """It is over; or, to who knows that its adapter asks, the last word on which it may submit is too old: it is frozen, and fenced."""
+        if process.has_ended or not self.is_hasty:
+            return process.has_ended
+        return all(self.now - one.time > STALE_SECONDS for one in self.told if one.process is process)
+
+    def _is_on_its_way(self) -> bool:
+        return any(between.on_their_way for between in self._betweens.values())
 
     def _answer_to(self, job: JobSummary) -> dict[str, Any]:
         about = {"key": job.key, "generation": job.generation}
         if job.handle is not None:  # it is gone
             self.resubmitted[job.key] += 1
             return {**about, "action": "Resubmit"}
-        made = self.made_of(job.key)
-        if made:
+        others = {one.handle for one in self.jobs() if one.generation != job.generation}
+        if made := [handle for handle in self.made_of(job.key) if handle not in others]:
             return {**about, "action": "Adopt", "handle": made[-1]}
         return {**about, "action": "Resubmit"}
 
@@ -435,24 +484,37 @@ class Life:
         status = self.world.taskrun(self.name).status
         self.row.lives += 1
         self.row.attempts += len(self.run.processes)
-        known = {job.handle for job in self.jobs()} | {stray for job in self.jobs() for stray in job.strays}
         for key in self.fate.keys:
             made = self.made_of(key)
             self.row.jobs += len(made)
             if len(made) > 1 + self.resubmitted[key]:
                 self.row.duplicates.append(self.fate.seed)
-            if not self.plain and not set(made) <= known:
+            if not self.plain and not set(made) <= self._known(key):
                 self.row.lost.append(self.fate.seed)
         if self.plain:
             return
         result = msgspec.json.decode(status.result) if status.result else None
-        if status.outcome != "Succeeded" or result != {"rows": 4211 * len(self.fate.keys)}:
+        if status.outcome != "Succeeded" or result != {key: self.rows_of(key) for key in self.fate.keys}:
             raise self._wrong(f"it must succeed with the rows of its jobs; it ended as {status}")
+        for key in self.fate.keys:
+            if not self.made_of(key) or not self._known(key) <= set(self.made_of(key)):
+                raise self._wrong(f"{key} must know its own jobs, {self.made_of(key)}; it knows {self._known(key)}")
+
+    def _known(self, key: str) -> set[str]:
+        """The handles that the state has under this key."""
+        jobs = [job for job in self.jobs() if job.key == key]
+        return {handle for job in jobs for handle in (job.handle, *job.strays) if handle is not None}
 
     def _wrong(self, what: str) -> WrongError:
         steps = "\n".join(f"attempt {p.attempt}: {' · '.join(p.steps[-12:])}; {p.error!r}" for p in self.run.processes)
         struck = "\n".join(self.struck)
         return WrongError(f"seed {self.fate.seed}, {self.fate.mode}: {what}\n{struck}\n{steps}")
+
+
+def _intent_answer(process: Process) -> IntentResponse | None:
+    """What the state API has just answered to an intent; None: a refusal."""
+    assert process.answer is not None
+    return msgspec.json.decode(process.answer.content, type=IntentResponse) if process.answer.is_success else None
 
 
 def _short(step: str, *, plain: bool) -> str:

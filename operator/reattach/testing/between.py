@@ -1,6 +1,7 @@
 """Between the SDK and an adapter: where requests and answers get lost."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -79,8 +80,9 @@ class Between(Adapter):
 
     def send_later(self, seconds: float) -> None:
         """What is about to be submitted arrives by itself, so many seconds from now: it was on its way when its process died."""
-        submission = self.sending
-        assert submission is not None
+        assert self.sending is not None
+        # It has left, so nothing can stop it any more.
+        submission = dataclasses.replace(self.sending, may_leave=lambda: True)
 
         def arrive() -> None:
             try:

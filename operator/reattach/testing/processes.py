@@ -64,6 +64,8 @@ class Process:
         self.is_dead = False
         """It was killed; the thread may not have noticed yet."""
         self.steps: list[str] = []
+        self.answer: httpx.Response | None = None
+        """The state API's last one; at the step after a call it is that call's, also if the process never sees it."""
         self.on_end: Callable[[], None] = lambda: None
         self._token = token
         self._state_api = state_api
@@ -197,6 +199,7 @@ class Process:
             content=request.content,
             headers={name: value for name, value in request.headers.items() if name not in {"host", "content-length"}},
         )
+        self.answer = httpx.Response(answer.status_code, headers=_kept(answer.headers), content=answer.content)
         self.step(f"after {what}")
         return httpx.Response(answer.status_code, headers=_kept(answer.headers), content=answer.content)
 
