@@ -1,6 +1,7 @@
 """Random lives of a TaskRun with external jobs, against the job server in each of its modes.
 
-A seed fixes everything, and means the same in each mode: the job, what breaks in which attempt at which step, for how long, and what the person does who is asked. What may be
+A seed fixes everything, and means the same in each mode: the job, what breaks in which attempt at which step, for how long, and what the person does
+who is asked. Where no promise of the other side ends, half of the adapters never ask whether their request may still leave. What may be
 held is worked out here from what was injected, not asked of the code that is tested. Without the protocol (`PLAIN`), the same lives are
 lived by a task that submits and then stores the id, as most do.
 """
@@ -127,13 +128,17 @@ def fate_of(seed: int, mode: str) -> Fate:
         if chance.random() < 0.3:
             late[attempt + 1] = chance.choice((30, 500, 700, 8000)) * chance.uniform(0.5, 1)
     keys = ("load",) if chance.random() < 0.8 else ("load", "index")
-    if chance.random() < 0.1:
-        blows[:2] = [
-            Blow(1, chance.choice(("submit accepted", "after-submit", "before PUT handle")), 1, "crash", 0),
-            Blow(2, "submit leaving", 1, "on its way", chance.uniform(0, REQUEST_SECONDS)),
-        ]
+    job_seconds = chance.choice((1, 20, 60, 600))
+    if chance.random() < 0.1:  # it asks right before a promise ends
+        step = chance.choice(("submit accepted", "after-submit", "before PUT handle"))
+        on_its_way = Blow(2, "submit leaving", 1, "on its way", chance.uniform(0, REQUEST_SECONDS))
+        blows[:2] = [Blow(1, step, 1, "crash", 0), on_its_way]
         late[2] = chance.choice(EDGES) - chance.uniform(0, 2 * REQUEST_SECONDS)
-    return Fate(seed, mode, keys, chance.choice((1, 20, 60, 600)), tuple(blows), late)
+    elif chance.random() < 0.05:  # its job is gone when it asks, where jobs go, and the next one is struck
+        kind = chance.choice(("crash", "frozen and presumed"))
+        blows[:3] = [Blow(1, "after-handle", 1, "crash", 0), Blow(3, chance.choice(_TELLING), 1, kind, 300)]
+        late[2] = max(EDGES) + job_seconds + chance.uniform(0, 2 * REQUEST_SECONDS)
+    return Fate(seed, mode, keys, job_seconds, tuple(blows), late)
 
 
 @dataclass
@@ -223,7 +228,7 @@ class Life:
         self.can = CAPABILITIES[fate.mode]
         self.asks = fate.seed % 2 == 1 or ends(self.can)
         """Its adapter asks whether its request may still leave."""
-        self.is_hasty = self.asks and fate.seed % 3 == 0
+        self.is_hasty = self.asks and fate.seed % 3 != 1
         """The person does not wait for processes that nothing can leave any more."""
         self.name = f"life-{fate.seed}"
         self.run = Run(self.name, self._main, self._on_step)

@@ -5,14 +5,20 @@ nobody can know. The same lives without the protocol do make jobs twice.
 wrong names its own: `live_all(mode, (seed,))`.
 """
 
+import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from conformance import tables
-from conformance.fates import KINDS, SEEDS, STEPS, fate_of, live_all, steps_of
+from conformance.fates import KINDS, SEEDS, STEPS, WrongError, fate_of, live_all, steps_of
 from conformance.jobadapter import MODES
+from reattach.api.messages import Grounds
+from reattach.state import intents
+from reattach.task import ladder, submitting
 
 ALL = bool(os.environ.get("REATTACH_ALL"))
 SAMPLE = 22
@@ -65,6 +71,57 @@ def test_a_process_that_is_frozen_with_its_request_about_to_leave_does_not_send_
     row = live_all("expiring-token", (477,))
     assert row.struck["frozen", "submit leaving"]
     assert (row.jobs, row.held, row.duplicates, row.lost) == (1, 1, [], []), row
+
+
+NO_TIME = -ladder.MARGIN
+"""As the longest that a request may take: so nothing is added for it."""
+real_still_holds, real_rung, real_next_rung = ladder.still_holds, ladder._rung_of_absence, ladder.next_rung
+
+
+def _holds_until_it_leaves(grounds: Grounds, job: Any, can: Any, _request: Any, now: Any) -> bool:
+    return real_still_holds(grounds, job, can, NO_TIME, now)
+
+
+def _settles_at_once(seen: ladder.Situation, unresolved: Any) -> ladder.Rung | None:
+    return real_rung(replace(seen, request=NO_TIME), unresolved)
+
+
+def _holds_what_is_anew(seen: ladder.Situation) -> ladder.Rung:
+    return ladder.Hold("anew") if seen.job.generation > 1 and not seen.job.held else real_next_rung(seen)
+
+
+HOLES: dict[str, tuple[str, tuple[int, ...], dict[tuple[Any, str], Any]]] = {
+    "all jobs have one token": ("lookup", (1, 2), {(intents, "token_of"): lambda *_: "one"}),
+    "a frozen process counts as dead": ("lookup", (40,), {(intents, "_has_ended"): lambda *_: True}),
+    "no late request is waited for": ("lookup", (4,), {(ladder, "_rung_of_absence"): _settles_at_once}),
+    "a request takes no time": (
+        "expiring-token",
+        (145,),
+        {(ladder, "still_holds"): _holds_until_it_leaves, (submitting, "still_holds"): _holds_until_it_leaves},
+    ),
+    "a word never gets old": ("nothing", (195,), {(submitting, "STALE_SECONDS"): math.inf}),
+    "a person is asked needlessly": ("forgetting-lookup", (22,), {(submitting, "next_rung"): _holds_what_is_anew}),
+}
+"""What may be wrong with the protocol, and the lives that show it: mode, seeds, and what takes the place of what."""
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_a_protocol_with_a_hole_is_found_out(hole: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the protocol as it is, the same lives go well."""
+    mode, seeds, wrong = HOLES[hole]
+    row = live_all(mode, seeds)
+    assert (row.duplicates, row.lost) == ([], [])
+    for (module, name), value in wrong.items():
+        monkeypatch.setattr(module, name, value)
+    assert _is_found_out(mode, seeds)
+
+
+def _is_found_out(mode: str, seeds: tuple[int, ...]) -> bool:
+    try:
+        row = live_all(mode, seeds)
+    except WrongError:
+        return True
+    return bool(row.duplicates or row.lost)
 
 
 def test_a_seed_means_the_same_life_each_time() -> None:
