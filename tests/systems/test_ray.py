@@ -27,7 +27,7 @@ from reattach.task.adapter import (
 )
 from reattach.task.ladder import Moment, still_holds
 from reattach.testing import Case, OtherSide
-from systems.conformance import HERE, Stage, play, staged
+from systems.conformance import ALL, HERE, Stage, play, staged
 from systems.rayhead import RayHead
 from waiting import wait_until
 
@@ -266,8 +266,15 @@ def operations_of(method: str, path: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def stage(ray_head: RayHead) -> Iterator[Stage]:
-    # What must come of a case follows from what is declared when the suite begins: nothing, while the head's memory is younger than its margin.
-    wait_until(lambda: memory_of(ray_head), seconds=60, what="the head says since when it remembers", every=0.5)
+    # What must come of a case follows from what is declared when the suite begins, and the head's memory grows with its age: it must reach
+    # back further by then than to any intent that a case asks about.
+    oldest = timedelta(seconds=60 if ALL else 15)
+
+    def remembers() -> bool:
+        memory = memory_of(ray_head)
+        return memory is not None and memory > oldest
+
+    wait_until(remembers, seconds=120, what=f"the head remembers for {oldest}", every=0.5)
 
     def made() -> int:
         answer = httpx.get(f"{ray_head.address}/api/jobs/", headers=ray_head.headers(), trust_env=False, timeout=60)
