@@ -100,7 +100,7 @@ def missing_of(parts: list[Part]) -> list[str]:
     if (raced := sum(row["races"] for row in rows_of(of["races"]))) != RACES:
         missing.append(f"{RACES} races; {raced} were run")
     if (died := len(rows_of(of["deaths"]))) != DEATHS:
-        missing.append(f"{DEATHS} deaths on the cluster; {died} were died")
+        missing.append(f"{DEATHS} deaths on the cluster; {died} were seen")
     return missing + wrong_of(parts)
 
 

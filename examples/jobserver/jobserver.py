@@ -88,6 +88,11 @@ class Mode:
 
 def mode_of(name: str, seconds: float) -> Mode:
     """The mode of this name; `seconds` is the N of its line above."""
+    return modes_of(seconds)[name]
+
+
+def modes_of(seconds: float) -> dict[str, Mode]:
+    """All modes by their names; see `mode_of`."""
     return {
         "nothing": Mode(),
         "name": Mode(unique_names=True),
@@ -97,19 +102,10 @@ def mode_of(name: str, seconds: float) -> Mode:
         "lookup": Mode(lag_seconds=0),
         "lagging-lookup": Mode(lag_seconds=seconds),
         "forgetting-lookup": Mode(lag_seconds=0, forget_seconds=seconds),
-    }[name]
+    }
 
 
-MODES = (
-    "nothing",
-    "name",
-    "forgetting-name",
-    "token",
-    "expiring-token",
-    "lookup",
-    "lagging-lookup",
-    "forgetting-lookup",
-)
+MODES = tuple(modes_of(0))
 
 
 class NameTakenError(Exception):

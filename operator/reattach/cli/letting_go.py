@@ -16,12 +16,11 @@ from reattach.cli.holds import held_condition_of
 from reattach.cli.looking import StateAbsent, items_of, stored_of, taskrun_of
 from reattach.cli.text import one_line
 from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, paths
-from reattach.planner.jobs import id_of
+from reattach.planner.jobs import LEFT, id_of
 from reattach.state.codec import from_configmap, view_of
 from reattach.state.refusals import RefusedError
 
 _TRIES = 8
-_LEFT = frozenset({JobState.ORPHANED, JobState.DETACHED})
 
 
 class LeftJob(Shape, frozen=True):
@@ -157,7 +156,7 @@ async def _jobs_left(
     if known is not None:
         # Of a state that was lost, and begun anew, the jobs are in the status alone.
         ids = {id_of(job) for job in known}
-        return _left_by_state(known) + _left_by_status(_LEFT, [job for job in listed if id_of(job) not in ids]), ()
+        return _left_by_state(known) + _left_by_status(LEFT, [job for job in listed if id_of(job) not in ids]), ()
     may_run = set(JobState) - {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
     jobs = _left_by_status(may_run, listed)
     if taskrun is not None and "Fail" in {taskrun.spec.submission.on_unknown, taskrun.spec.submission.on_not_found}:

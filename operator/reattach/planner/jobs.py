@@ -10,7 +10,8 @@ from reattach.planner import wording
 from reattach.planner.plan import Announce
 
 _OPEN = frozenset({JobState.INTENDED, JobState.ACTIVE, JobState.UNKNOWN, JobState.NOT_FOUND})
-_LEFT = frozenset({JobState.ORPHANED, JobState.DETACHED})
+LEFT = frozenset({JobState.ORPHANED, JobState.DETACHED})
+"""Of jobs that nobody looks after, and that may run."""
 
 _HOW = {
     JobOrigin.EXISTED: "was there already when it was submitted",
@@ -37,7 +38,7 @@ def with_jobs(status: Status, view: StateView | Summary) -> Status:
     Counts never go back, whatever somebody did to the state.
     """
     known = {id_of(job) for job in view.jobs}
-    left = [job for job in status.external_jobs if job.state in _LEFT and id_of(job) not in known]
+    left = [job for job in status.external_jobs if job.state in LEFT and id_of(job) not in known]
     shown = [_shown_of(job) for job in view.jobs]
     counts = msgspec.structs.replace(
         status.counts,

@@ -199,9 +199,10 @@ class Process:
             content=request.content,
             headers={name: value for name, value in request.headers.items() if name not in {"host", "content-length"}},
         )
-        self.answer = httpx.Response(answer.status_code, headers=_kept(answer.headers), content=answer.content)
+        answered = httpx.Response(answer.status_code, headers=_kept(answer.headers), content=answer.content)
+        self.answer = answered
         self.step(f"after {what}")
-        return httpx.Response(answer.status_code, headers=_kept(answer.headers), content=answer.content)
+        return answered
 
 
 def _kept(headers: httpx.Headers) -> dict[str, str]:

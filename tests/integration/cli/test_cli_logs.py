@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from controlplane import ControlPlane
-from people import Node, Person, node_of
+from people import Node, Person, Said, Started, node_of
 from reattach.cluster.paths import pods
 from relay import Relay
 from stateapi import Task
@@ -189,6 +189,32 @@ PRESUMED = {
 }
 
 
+def follow_the_first(
+    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+) -> tuple[str, Started]:
+    """The pod of attempt 1, and who follows it and has seen what it wrote."""
+    first = attempts.start(1)
+    node.write(first, "submitted job-7")
+    write_status(attempts=[an_attempt(1, podName=first)])
+    following = viewer.in_background("logs", "load", "-f")
+    following.wait_for("submitted job-7")
+    return first, following
+
+
+def take_over(first: str, following: Started, node: Node, attempts: Pods, write_status: Callable[..., None]) -> Said:
+    """Attempt 1's end is presumed, and attempt 2 ends well. What who follows was told in the end: each line once."""
+    second = attempts.start(2)
+    node.write(second, "reattached to job-7")
+    write_status(attempts=[an_attempt(1, podName=first, **PRESUMED), an_attempt(2, podName=second)])
+    following.wait_for("reattached to job-7")
+    attempts.end(2, 0)
+    write_status(outcome="Succeeded", conditions=[OVER])
+    said = following.wait()
+    assert said.code == 0, said.err
+    assert said.out == "submitted job-7\nreattached to job-7\n"
+    return said
+
+
 def test_what_a_lost_node_keeps_of_an_attempt_that_is_over_does_not_hide_the_next_one(
     viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
@@ -218,24 +244,12 @@ def test_a_log_that_nobody_says_is_over_is_no_log_that_was_shown(
 def test_a_following_leaves_a_lost_node_when_the_end_of_its_attempt_is_recorded(
     viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
-    first = attempts.start(1)
-    node.write(first, "submitted job-7")
-    write_status(attempts=[an_attempt(1, podName=first)])
-    following = viewer.in_background("logs", "load", "-f")
-    following.wait_for("submitted job-7")
+    first, following = follow_the_first(viewer, node, attempts, write_status)
     node.refuse(first, *LOST)
     following.wait_for("The log of attempt 1 can't be had now")
     asked = len(node.asked)
     wait_until(lambda: len(node.asked) > asked + 1, seconds=60, what="it is asked again")
-    second = attempts.start(2)
-    node.write(second, "reattached to job-7")
-    write_status(attempts=[an_attempt(1, podName=first, **PRESUMED), an_attempt(2, podName=second)])
-    following.wait_for("reattached to job-7")
-    attempts.end(2, 0)
-    write_status(outcome="Succeeded", conditions=[OVER])
-    said = following.wait()
-    assert said.code == 0, said.err
-    assert said.out == "submitted job-7\nreattached to job-7\n"
+    said = take_over(first, following, node, attempts, write_status)
     assert said.err.count("asking again") == 1
     assert said.err.count("The log of attempt 1, which is over, can't be read to its end: ") == 1
 
@@ -244,20 +258,8 @@ def test_a_log_that_falls_silent_is_left_when_the_end_of_its_attempt_is_recorded
     viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     """A node that lost its power closes no connection."""
-    first = attempts.start(1)
-    node.write(first, "submitted job-7")
-    write_status(attempts=[an_attempt(1, podName=first)])
-    following = viewer.in_background("logs", "load", "-f")
-    following.wait_for("submitted job-7")
-    second = attempts.start(2)
-    node.write(second, "reattached to job-7")
-    write_status(attempts=[an_attempt(1, podName=first, **PRESUMED), an_attempt(2, podName=second)])
-    following.wait_for("reattached to job-7")
-    attempts.end(2, 0)
-    write_status(outcome="Succeeded", conditions=[OVER])
-    said = following.wait()
-    assert said.code == 0, said.err
-    assert said.out == "submitted job-7\nreattached to job-7\n"
+    first, following = follow_the_first(viewer, node, attempts, write_status)
+    said = take_over(first, following, node, attempts, write_status)
     assert "The log of attempt 1, which is over, can't be read to its end: nothing comes any more." in said.err
 
 
