@@ -1,8 +1,12 @@
 """The parts of Kubernetes objects that Reattach reads, decoded straight from JSON. Unknown fields are ignored on purpose."""
 
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
+
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
+"""A time with its zone. One without can't be compared with one that has it, so it is refused where it is decoded."""
 
 
 class Shape(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):

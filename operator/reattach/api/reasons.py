@@ -60,6 +60,8 @@ class News(StrEnum):
     """The handle of an external job came to be known without a new job: found, reported, answered as existing, or named by a person."""
     REATTACHED = "Reattached"
     ORPHANED = "Orphaned"
+    UNREADABLE = "Unreadable"
+    """The TaskRun can't be decoded, so nothing else is said of it."""
 
 
 class Reason(StrEnum):

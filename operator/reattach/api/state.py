@@ -3,12 +3,11 @@
 The full format of the ConfigMap is known to `reattach.state` alone.
 """
 
-from datetime import datetime
 from enum import StrEnum
 
 import msgspec
 
-from reattach.api.objects import Shape
+from reattach.api.objects import Shape, Time
 
 FORMAT_VERSION = "1"
 
@@ -80,7 +79,7 @@ class JobSummary(Shape, frozen=True):
     handle: str | None = None
     url: str | None = None
     origin: JobOrigin | None = None
-    submitted_time: datetime | None = None
+    submitted_time: Time | None = None
     submitted_by_attempt: int | None = None
     detached: bool = False
     held: bool = False
@@ -120,7 +119,7 @@ class Completion(Shape, frozen=True, forbid_unknown_fields=True):
 
     attempt: int
     pod_uid: str = msgspec.field(name="podUID")
-    time: datetime
+    time: Time
     result: str | None = None
 
 
@@ -135,7 +134,7 @@ class Summary(Shape, frozen=True):
     seal: Seal | None = None
     jobs: tuple[JobSummary, ...] = ()
     counts: JobCounts = JobCounts()
-    next_expiry: datetime | None = None
+    next_expiry: Time | None = None
 
 
 class StateView(Shape, frozen=True):

@@ -155,6 +155,8 @@ async def _changes(connection: Connection, name: str, version: str) -> AsyncGene
     lines = connection.cluster.watch(path, resource_version=version, fieldSelector=selector)
     async with aclosing(lines):
         async for line in lines:
+            if not line:  # too long to be read from a watch
+                return
             event = msgspec.json.decode(line, type=_WatchEvent)
             if event.type in {"ADDED", "MODIFIED"}:
                 yield to_taskrun(bytes(event.object))

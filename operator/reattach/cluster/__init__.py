@@ -3,6 +3,7 @@
 from reattach.cluster.client import Cluster
 from reattach.cluster.errors import (
     AlreadyExistsError,
+    AnswerTooLargeError,
     BadRequestError,
     ClusterError,
     ConflictError,
@@ -14,9 +15,11 @@ from reattach.cluster.errors import (
     UnauthorizedError,
     UnavailableError,
 )
+from reattach.cluster.references import Reference
 
 __all__ = [
     "AlreadyExistsError",
+    "AnswerTooLargeError",
     "BadRequestError",
     "Cluster",
     "ClusterError",
@@ -25,6 +28,7 @@ __all__ = [
     "GoneError",
     "InvalidError",
     "NotFoundError",
+    "Reference",
     "TooManyRequestsError",
     "UnauthorizedError",
     "UnavailableError",

@@ -1,7 +1,8 @@
 """An async client over `kubernetes.aio`, below its typed calls: those cost about a millisecond each, these a fifth of it."""
 
+import copy
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,19 +11,22 @@ from urllib.parse import urlencode
 import aiohttp
 from kubernetes.aio import client, config
 
-from reattach.cluster.errors import UnavailableError, error_of
+from reattach.cluster import references
+from reattach.cluster.errors import AnswerTooLargeError, UnavailableError, error_of
 
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+LINE_BYTES_MAX = 16 * 1024 * 1024
+"""The longest event that a watch yields: the API server stores objects of up to 1.5 MiB, and JSON may write a byte as six."""
 _ERROR_FROM = 400
 
 Query = Mapping[str, str | int | None]
 
 
 class Cluster:
-    """Calls to one API server, over at most `connections` connections.
+    """Calls to one API server, over at most `connections` connections. Each watch has a connection of its own besides.
 
     Paths come from `reattach.cluster.paths`. Bodies are plain JSON values; answers are the raw bytes, so that a caller decodes no more
     than it needs. Every method raises the errors of `reattach.cluster.errors`, nothing else.
@@ -35,6 +39,10 @@ class Cluster:
         self._configuration = configuration
         self._timeout = timeout
         self._api = client.ApiClient(configuration)
+        # A watch keeps its connection for minutes. In a pool of its own, without a limit, no number of watches blocks other calls.
+        unlimited = copy.copy(configuration)
+        unlimited.connection_pool_maxsize = 0
+        self._watches = client.ApiClient(unlimited)
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, *, connections: int = 64, timeout: float = 30) -> Self:  # noqa: ASYNC109 -- of each call to come
@@ -58,26 +66,46 @@ class Cluster:
     async def close(self) -> None:
         """Close all connections."""
         await self._api.close()  # type: ignore[no-untyped-call]
+        await self._watches.close()  # type: ignore[no-untyped-call]
 
     @property
     def host(self) -> str:
         """The API server's URL, without a path."""
         return str(self._configuration.host)
 
-    async def new_session(self, *, connections: int) -> aiohttp.ClientSession:
-        """A session for a framework that makes its own calls, with the address's TLS and the credentials as they are now."""
+    async def new_session(self, **options: Any) -> aiohttp.ClientSession:
+        """Return a session for a framework that makes its own calls, with the address's TLS and the credentials as they are now.
+
+        The number of its connections has no limit. `options` are those of `aiohttp.ClientSession`.
+        """
         token = await self._configuration.get_api_key_with_prefix("BearerToken")
-        connector = aiohttp.TCPConnector(limit=connections, ssl=self._api.rest_client.ssl_context)
+        connector = aiohttp.TCPConnector(limit=0, ssl=self._api.rest_client.ssl_context)
         headers = {"Authorization": token} if token else {}
-        return aiohttp.ClientSession(connector=connector, headers=headers, trust_env=False)
+        return aiohttp.ClientSession(connector=connector, headers=headers, trust_env=False, **options)
 
     async def get(self, path: str, *, metadata_only: bool = False, **query: str | int | None) -> bytes:
         """The object at `path`, as of now (a quorum read, unless the query says otherwise)."""
         return await self._call("GET", path, query=query, accept=METADATA_ONLY if metadata_only else None)
 
-    async def list(self, path: str, *, metadata_only: bool = False, **query: str | int | None) -> bytes:
-        """One page of a collection; `limit`, `labelSelector`, `fieldSelector` and `continue` go into the query."""
-        return await self._call("GET", path, query=query, accept=METADATA_LIST_ONLY if metadata_only else None)
+    async def list(
+        self, path: str, *, metadata_only: bool = False, bytes_max: int | None = None, **query: str | int | None
+    ) -> bytes:
+        """One page of a collection; `limit`, `labelSelector`, `fieldSelector` and `continue` go into the query.
+
+        `AnswerTooLargeError` if the page has more than `bytes_max` bytes; no more than that is read.
+        """
+        accept = METADATA_LIST_ONLY if metadata_only else None
+        return await self._call("GET", path, query=query, accept=accept, bytes_max=bytes_max)
+
+    async def list_references(
+        self, path: str, *, bytes_max: int | None = None, **query: str | int | None
+    ) -> references.ReferencePage:
+        """One page of a collection, of which only the references are read: no content of an object can make this fail."""
+        body = await self._call("GET", path, query=query, accept=references.ACCEPT_LIST, bytes_max=bytes_max)
+        try:
+            return references.decode_page(body)
+        except references.ProtobufError as error:
+            raise UnavailableError(0, "BadAnswer", f"GET {path}: {error}") from error
 
     async def create(self, path: str, body: Mapping[str, Any], **query: str | int | None) -> bytes:
         """POST to a collection (or to a review or subresource that takes POST)."""
@@ -127,7 +155,7 @@ class Cluster:
     ) -> AsyncGenerator[bytes, None]:
         """Events after `resource_version`, one JSON line each, until the server ends the stream.
 
-        `UnavailableError` when nothing, not even a bookmark, came for `silence_seconds`; `GoneError` when the version is too old
+        An event longer than `LINE_BYTES_MAX` is yielded as an empty line, so that the caller can count it. `UnavailableError` when nothing, not even a bookmark, came for `silence_seconds`; `GoneError` when the version is too old
         at the start. An `ERROR` event within the stream is the caller's to look at.
         """
         query = {
@@ -139,9 +167,9 @@ class Cluster:
         }
         accept = METADATA_ONLY if metadata_only else None
         timeout = aiohttp.ClientTimeout(total=None, connect=10, sock_read=silence_seconds)
-        response = await self._send("GET", path, query=query, accept=accept, timeout=timeout)
+        response = await self._send("GET", path, query=query, accept=accept, timeout=timeout, api=self._watches)
         try:
-            while line := await response.content.readline():
+            async for line in _lines(response.content.iter_any()):
                 yield line
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnavailableError(0, "WatchBroken", f"the watch of {path} broke: {_said(error)}") from error
@@ -174,13 +202,16 @@ class Cluster:
         query: Query | None = None,
         accept: str | None = None,
         content_type: str = "application/json",
+        bytes_max: int | None = None,
     ) -> bytes:
         timeout = aiohttp.ClientTimeout(total=self._timeout)
         response = await self._send(
             method, path, body=body, query=query, accept=accept, content_type=content_type, timeout=timeout
         )
         try:
-            return await response.read()
+            if bytes_max is None:
+                return await response.read()
+            return await _read(response, bytes_max, path)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnavailableError(0, "NoAnswer", f"{method} {path}: {_said(error)}") from error
 
@@ -194,6 +225,7 @@ class Cluster:
         query: Query | None = None,
         accept: str | None = None,
         content_type: str = "application/json",
+        api: client.ApiClient | None = None,
     ) -> aiohttp.ClientResponse:
         headers = {"Accept": accept or "application/json", "Content-Type": content_type, "User-Agent": "reattach"}
         if token := await self._configuration.get_api_key_with_prefix("BearerToken"):
@@ -202,7 +234,7 @@ class Cluster:
         if given := {name: value for name, value in (query or {}).items() if value is not None}:
             url += "?" + urlencode(given)
         try:
-            answer = await self._api.rest_client.request(  # type: ignore[no-untyped-call]
+            answer = await (api or self._api).rest_client.request(  # type: ignore[no-untyped-call]
                 method, url, headers=headers, body=body, _request_timeout=timeout
             )
             response: aiohttp.ClientResponse = answer.response
@@ -212,6 +244,38 @@ class Cluster:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnavailableError(0, "NoAnswer", f"{method} {path}: {_said(error)}") from error
         raise error_of(response.status, _status_in(text), _seconds_in(response.headers.get("Retry-After")))
+
+
+async def _read(response: aiohttp.ClientResponse, bytes_max: int, path: str) -> bytes:
+    """Read an answer of at most `bytes_max` bytes."""
+    pieces, size = [], 0
+    async for piece in response.content.iter_any():
+        size += len(piece)
+        if size > bytes_max:
+            _drop(response)
+            raise AnswerTooLargeError(0, "AnswerTooLarge", f"the answer to GET {path} has more than {bytes_max} bytes")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """Put the pieces of a stream together to lines, each with its end; one that is longer than `LINE_BYTES_MAX` becomes empty.
+
+    What comes after the last end of a line is the beginning of one that was cut off, and is dropped.
+    """
+    held: list[bytes] = []
+    size = 0
+    async for piece in pieces:
+        *ended, rest = piece.split(b"\n")
+        for end in ended:
+            size += len(end)
+            yield b"" if size > LINE_BYTES_MAX else b"".join((*held, end, b"\n"))
+            held, size = [], 0
+        size += len(rest)
+        if size > LINE_BYTES_MAX:
+            held = []
+        elif rest:
+            held.append(rest)
 
 
 def _said(error: Exception) -> str:
@@ -229,8 +293,8 @@ def _drop(response: aiohttp.ClientResponse) -> None:
 def _status_in(text: bytes) -> dict[str, Any]:
     """The `Status` object in an answer; a proxy in between may have written anything."""
     try:
-        status = json.loads(text)
-    except ValueError:
+        status = json.loads(text) if text.startswith(b"{") else references.decode_status(text)
+    except (ValueError, RecursionError):
         return {"message": text[:500].decode(errors="replace")}
     return status if isinstance(status, dict) else {}
 

@@ -10,6 +10,7 @@ ClusterError
 ├── GoneError             410: the resourceVersion or continue token is too old
 ├── InvalidError          422: the object breaks its schema
 ├── TooManyRequestsError  429: with `retry_after`
+├── AnswerTooLargeError   the answer has more bytes than the caller takes
 └── UnavailableError      5xx, no connection, no answer in time: whether the call was carried out is not known
 """
 
@@ -75,6 +76,10 @@ class InvalidError(ClusterError):
 
 class TooManyRequestsError(ClusterError):
     """429."""
+
+
+class AnswerTooLargeError(ClusterError):
+    """The answer has more bytes than the caller takes."""
 
 
 class UnavailableError(ClusterError):

@@ -72,7 +72,7 @@ class Announcer:
                 await self._writer.create(paths.events(namespace), body)
             except AlreadyExistsError:
                 continue
-            except (ClusterError, NotLeadingError) as error:
+            except (ClusterError, NotLeadingError, RecursionError) as error:
                 self._metrics.events_dropped.inc()
                 _log.info("An event on TaskRun %s/%s was not sent: %s", namespace, body["regarding"]["name"], error)
 

@@ -1,6 +1,6 @@
 """What is known of one kind of object: from the watch, and from the answers to our own writes, whichever is newer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Generic, Protocol, TypeVar
 
 from reattach.api.objects import ObjectMeta
@@ -53,13 +53,22 @@ class Cache(Generic[T]):
         """All."""
         return [found for group in self._by_key.values() for found in group.values()]
 
+    def get(self, uid: str) -> T | None:
+        """The object with this UID."""
+        key = self._key_by_uid.get(uid)
+        return None if key is None else self._by_key[key][uid]
+
+    def has_ended(self, uid: str, version: str) -> bool:
+        """Whether the object was gone, or had left the selector, at this version of it."""
+        ended = self._ended.get(uid)
+        return ended is not None and (not ended or ended == version or is_older(version, ended))
+
     def learn(self, found: T) -> bool:
         """Take `found` as what is now, unless something newer is known. Tells whether it was news."""
         metadata = found.metadata
-        if (ended := self._ended.get(metadata.uid)) is not None:
-            if not ended or ended == metadata.resource_version or is_older(metadata.resource_version, ended):
-                return False
-            del self._ended[metadata.uid]
+        if self.has_ended(metadata.uid, metadata.resource_version):
+            return False
+        self._ended.pop(metadata.uid, None)
         key = self._key_of(found)
         before = self._key_by_uid.get(metadata.uid)
         if before is not None:
@@ -81,9 +90,11 @@ class Cache(Generic[T]):
             del self._ended[next(iter(self._ended))]
         self._remove(uid)
 
-    def missing_from(self, listed: Iterable[T], version: str, namespace: str | None) -> list[T]:
-        """Which known objects (of `namespace`, None: of all) a complete list at `version` lacks, though it is newer than they are."""
-        uids = {found.metadata.uid for found in listed}
+    def missing_from(self, uids: Collection[str], version: str, namespace: str | None) -> list[T]:
+        """Which known objects (of `namespace`, None: of all) a complete list at `version` lacks, though it is newer than they are.
+
+        `uids` are those of the objects in the list.
+        """
         return [
             known
             for known in self.all()

@@ -117,8 +117,8 @@ async def unmarked_pods(
         pods = metadata_of_all(cluster, paths.pods(namespace), label_selector=LABEL_TASKRUN, field_selector=_LIVE)
         try:
             async for metadata in pods:
-                if (metadata.get("annotations") or {}).get(ANNOTATION_CA) != pem:
-                    yield metadata["namespace"], metadata["name"], metadata["uid"]
+                if metadata.annotations.get(ANNOTATION_CA) != pem:
+                    yield metadata.namespace, metadata.name, metadata.uid
         except ForbiddenError as error:
             if namespace is None:
                 raise

@@ -9,6 +9,7 @@ from reattach.api.objects import PartialObject
 from reattach.cluster import ClusterError
 from reattach.controller.actor import controller_of
 from reattach.controller.cache import Cache
+from reattach.controller.unreadable import UnreadableObjects, reference_of
 from reattach.controller.writer import NotLeadingError
 from reattach.state import RefusedError, Run, Store, summary_of
 
@@ -18,24 +19,30 @@ _log = logging.getLogger(__name__)
 class Expiry:
     """Knows by the summaries which states have something that is due; those are read, and written by compare-and-set."""
 
-    def __init__(self, states: Cache[PartialObject], store: Store) -> None:
+    def __init__(self, states: Cache[PartialObject], store: Store, unreadable: UnreadableObjects) -> None:
         self._states = states
         self._store = store
+        self._unreadable = unreadable
 
     async def sweep(self, now: datetime) -> None:
         """All that is due by now, one after the other. What can't be swept is tried again by the next sweep."""
         for state in self._states.all():
             await asyncio.sleep(0)  # there may be many, and others have to be served
-            if not is_due(state, now):
-                continue
             about = state.metadata
-            run = Run(about.namespace, about.labels[LABEL_TASKRUN], controller_of(about, KIND) or "")
             try:
-                removed = await self._store.sweep(run, now)
+                await self._sweep_one(state, now)
             except (ClusterError, NotLeadingError, RefusedError) as error:
                 _log.warning("Expired keys of %s/%s can't be removed yet: %s", about.namespace, about.name, error)
-            else:
-                _log.info("%s expired keys of TaskRun %s/%s were removed.", removed, run.namespace, run.name)
+            except Exception as error:  # noqa: BLE001 -- people may change a state, and one must not stop the others
+                self._unreadable.report("configmaps", reference_of(about), error)
+
+    async def _sweep_one(self, state: PartialObject, now: datetime) -> None:
+        if not is_due(state, now):
+            return
+        about = state.metadata
+        run = Run(about.namespace, about.labels[LABEL_TASKRUN], controller_of(about, KIND) or "")
+        removed = await self._store.sweep(run, now)
+        _log.info("%s expired keys of TaskRun %s/%s were removed.", removed, run.namespace, run.name)
 
 
 def is_due(state: PartialObject, now: datetime) -> bool:

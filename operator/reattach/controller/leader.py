@@ -82,7 +82,7 @@ class Leader:
         while not self.leads():
             try:
                 holder = await self._try_acquire()
-            except ClusterError as error:
+            except (ClusterError, msgspec.DecodeError) as error:
                 holder = f"an answer of the API server ({error})"
             if holder and holder != waiting_for:
                 waiting_for = holder
@@ -100,7 +100,7 @@ class Leader:
                 async with asyncio.timeout(self._left()):
                     if not await self._renewed():
                         break
-            except (ClusterError, TimeoutError) as error:
+            except (ClusterError, TimeoutError, msgspec.DecodeError) as error:
                 _log.warning("The Lease could not be renewed yet: %s", str(error) or "no answer in time")
         self._renewed_at = None
         raise LeadershipLostError("the Lease was not renewed in time, or another replica holds it")

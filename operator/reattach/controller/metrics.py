@@ -40,6 +40,18 @@ class Metrics:
         self.unreadable = Counter(
             "reattach_unreadable_taskruns_total", "TaskRuns passed over as unreadable.", registry=self._registry
         )
+        self.unreadable_objects = Counter(
+            "reattach_unreadable_objects_total",
+            "Objects, and events of a watch, passed over as unreadable.",
+            ("resource",),
+            registry=self._registry,
+        )
+        self.restarted_loops = Counter(
+            "reattach_restarted_loops_total",
+            "Loops of the operator that failed and were started again.",
+            ("loop",),
+            registry=self._registry,
+        )
         self.orphaned_jobs = Counter(
             "reattach_orphaned_jobs_total",
             "External jobs left running by the end of their TaskRun.",

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from reattach.api.names import LABEL_TASKRUN, OPERATOR_NAME
 from reattach.api.objects import PartialObject, Pod
 from reattach.api.reasons import HOLDS
+from reattach.api.taskrun import TaskRun
 from reattach.cluster import Cluster, ClusterError, paths
 from reattach.controller.announcer import Announcer
 from reattach.controller.cache import Cache
@@ -25,7 +26,9 @@ from reattach.controller.reconciler import Caches, Decide, Reconciler, key_by_la
 from reattach.controller.reflector import Reflector
 from reattach.controller.schema import SchemaError, check_schema
 from reattach.controller.shell import watch_taskruns
-from reattach.controller.taskruns import TaskRuns
+from reattach.controller.supervision import keep_running
+from reattach.controller.taskruns import UNFINISHED, TaskRuns
+from reattach.controller.unreadable import UnreadableObjects
 from reattach.controller.workers import Workers
 from reattach.controller.workqueue import WorkQueue
 from reattach.controller.writer import Pace, Writer
@@ -56,7 +59,8 @@ class Operator:
         self._settings = Settings(url=options.state_api_url, ca=options.ca_file.read_text() if options.ca_file else "")
         self._distributed = ""
         self._queue = WorkQueue()
-        self._taskruns = TaskRuns(cluster, options.watch_namespaces, self._queue.mark, self._metrics)
+        self._unreadable = UnreadableObjects(self._metrics)
+        self._taskruns = TaskRuns(cluster, options.watch_namespaces, self._queue.mark, self._unreadable)
         self._pods: Cache[Pod] = Cache(key_by_label, self._queue.mark)
         self._states: Cache[PartialObject] = Cache(key_by_label, self._queue.mark)
         self._reflectors = list(self._make_reflectors())
@@ -72,12 +76,12 @@ class Operator:
             decide=decide,
             settings=lambda: self._settings,
         )
-        self._expiry = Expiry(self._states, Store(writer, field_manager=OPERATOR_NAME))  # type: ignore[arg-type]
+        self._expiry = Expiry(self._states, Store(writer, field_manager=OPERATOR_NAME), self._unreadable)  # type: ignore[arg-type]
         self._workers = Workers(self._queue, reconciler.reconcile, self._metrics)
         self._register_gauges()
 
     async def run(self) -> None:
-        """Until SIGTERM or SIGINT. Raises `SchemaError`, and whatever a part of it could not go on after."""
+        """Until SIGTERM or SIGINT, the loss of the Lease, or `SchemaError`. Any other error ends only the loop that met it, which starts again."""
         await self._health.start(self._options.host, self._options.metrics_port)
         try:
             async with asyncio.TaskGroup() as parts:
@@ -96,24 +100,28 @@ class Operator:
 
     async def _lead(self, parts: asyncio.TaskGroup) -> None:
         """Start the parts in the order in which they need each other."""
+
+        def start(name: str, loop: Callable[[], Awaitable[None]]) -> None:
+            parts.create_task(keep_running(name, loop, self._metrics), name=name)
+
         self._missing = "a first look at the cluster"
-        parts.create_task(self._keep_lease())
+        start("lease", self._keep_lease)
         if self._options.certificates:
             await _persist(self._renew_certificates, "the certificates of the state API")
-            parts.create_task(self._keep_certificates())
+            start("certificates", self._keep_certificates)
         for reflector in self._reflectors:
-            parts.create_task(reflector.run())
+            start("reflector", reflector.run)
         for reflector in self._reflectors:
             await reflector.synced.wait()
-        await _persist(self._taskruns.sweep, "the list of TaskRuns")
         _log.info("Known: %s TaskRuns, %s pods, %s states.", len(self._taskruns), len(self._pods), len(self._states))
+        self._taskruns.announce_all()
         for _ in range(self._options.workers):
-            parts.create_task(self._workers.run())
-        parts.create_task(self._queue.run_delays())
-        parts.create_task(self._announcer.run())
-        parts.create_task(self._sweep_now_and_then())
-        # Last: when kopf ends, it cancels whatever was started after it.
-        parts.create_task(self._watch_taskruns())
+            start("worker", self._workers.run)
+        start("delays", self._queue.run_delays)
+        start("events", self._announcer.run)
+        start("sweep", self._sweep_now_and_then)
+        start("overdue", self._taskruns.run_overdue)
+        start("kopf", self._watch_taskruns)
         self._missing = ""
 
     async def _keep_lease(self) -> None:
@@ -127,10 +135,9 @@ class Operator:
 
     async def _watch_taskruns(self) -> None:
         await watch_taskruns(self._taskruns, self._cluster, self._options.watch_namespaces)
-        raise StoppedError
 
     async def _sweep_now_and_then(self) -> None:
-        """kopf tells nothing of what was deleted while it could not watch and had to list again."""
+        """kopf reports nothing of what was deleted while it could not watch and had to list again."""
         while True:
             await asyncio.sleep(self._options.sweep_seconds)
             try:
@@ -162,16 +169,14 @@ class Operator:
 
     def _make_reflectors(self) -> Iterator[Reflector[Any]]:
         for namespace in self._options.watch_namespaces or (None,):
-            yield Reflector(
-                self._cluster, paths.pods(namespace), Pod, self._pods, label_selector=LABEL_TASKRUN, namespace=namespace
-            )
-            yield Reflector(
-                self._cluster,
+            make = partial(Reflector, self._cluster, unreadable=self._unreadable, namespace=namespace)
+            yield make(paths.taskruns(namespace), TaskRun, self._taskruns, field_selector=UNFINISHED)
+            yield make(paths.pods(namespace), Pod, self._pods, label_selector=LABEL_TASKRUN)
+            yield make(
                 paths.configmaps(namespace),
                 PartialObject,
                 self._states,
                 label_selector=LABEL_TASKRUN,
-                namespace=namespace,
                 metadata_only=True,
             )
 
@@ -203,13 +208,13 @@ async def run(options: RunOptions, decide: Decide) -> int:
             for error in schema.exceptions if schema else ():
                 _log.critical("%s", error)
             for error in others.exceptions if others else ():
-                _log.critical("This can't be gone on after: %r", error, exc_info=error)
+                _log.critical("Unrecoverable error: %r", error, exc_info=error)
             return 1
     return 0
 
 
 async def _stop_on_signal() -> None:
-    """Raise `StoppedError` on SIGTERM or SIGINT, until kopf takes these for itself."""
+    """Raise `StoppedError` on SIGTERM or SIGINT."""
     came = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, came.set)
@@ -218,12 +223,14 @@ async def _stop_on_signal() -> None:
 
 
 async def _persist(attempt: Callable[[], Awaitable[T]], what: str) -> T:
-    """Try until the API server answers: to end would only make the kubelet wait longer before each next start."""
+    """Try until it succeeds: to end would only make the kubelet wait longer before each next start. Raises `SchemaError`."""
     said = ""
     while True:
         try:
             return await attempt()
-        except (ClusterError, CertificatesError) as error:
+        except SchemaError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- such as an answer of a proxy, which is no JSON
             if str(error) != said:
                 said = str(error)
                 _log.warning("Waiting for %s: %s", what, error)

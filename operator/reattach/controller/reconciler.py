@@ -18,6 +18,7 @@ from reattach.api.names import (
     state_name,
 )
 from reattach.api.objects import ObjectMeta, PartialObject, Pod
+from reattach.api.reasons import News
 from reattach.api.state import Epoch, StateView
 from reattach.api.taskrun import Status, TaskRun
 from reattach.cluster import (
@@ -33,7 +34,7 @@ from reattach.controller.actor import Actor, controller_of
 from reattach.controller.announcer import Announcer
 from reattach.controller.cache import Cache
 from reattach.controller.mergepatch import merge_patch_of
-from reattach.controller.taskruns import TaskRuns, is_ours
+from reattach.controller.taskruns import TaskRuns, UnreadableTaskRunError, is_ours
 from reattach.controller.workqueue import Key, WorkQueue
 from reattach.controller.writer import Writer
 from reattach.planner.plan import (
@@ -108,7 +109,7 @@ class Reconciler:
         """Look at it; the answer is when to look again, if nothing happens before."""
         taskrun = self._taskruns.known(key)
         if self._taskruns.is_doubtful(key) or self._has_leftovers(key, taskrun):
-            taskrun = await self._taskruns.look(key)
+            taskrun = await self._look(key)
         if taskrun is not None and taskrun.status.outcome is not None and is_ours(taskrun):
             taskrun = None
         again = await self._release_leftovers(key, taskrun)
@@ -117,6 +118,17 @@ class Reconciler:
             return again
         then = await self._carry_on(key, taskrun)
         return min((time for time in (again, then) if time is not None), default=None)
+
+    async def _look(self, key: Key) -> TaskRun | None:
+        """Read the TaskRun. Raises `UnreadableTaskRunError`, of which an event tells its author."""
+        try:
+            return await self._taskruns.look(key)
+        except UnreadableTaskRunError as error:
+            if error.reference.uid:
+                about = ObjectMeta(namespace=key.namespace, name=key.name, uid=error.reference.uid)
+                note = f"Reattach does nothing with this TaskRun, because {error}. Change it, or delete it."
+                self._announcer.announce(about, Announce(News.UNREADABLE, note, warning=True))
+            raise
 
     async def _carry_on(self, key: Key, taskrun: TaskRun) -> datetime | None:
         summary = next(
@@ -200,9 +212,9 @@ class Reconciler:
         except ConflictError:
             left = await self._taskruns.look(key)
         if left is None:
-            self._taskruns.doubt(key, taskrun.metadata.uid)
+            self._taskruns.doubt(taskrun.metadata.uid)
         else:
-            self._taskruns.learn(left)
+            self._taskruns.take_answer(left)
         self._queue.mark(key)
 
     async def _record(self, taskrun: TaskRun, status: Status) -> TaskRun:
@@ -216,7 +228,7 @@ class Reconciler:
         body = {"metadata": {"resourceVersion": about.resource_version, "uid": about.uid}, "status": patch}
         path = paths.taskruns(about.namespace, about.name, "status")
         recorded = msgspec.json.decode(await self._writer.merge_patch(path, body), type=TaskRun)
-        self._taskruns.learn(recorded)
+        self._taskruns.take_answer(recorded)
         return recorded
 
     async def _read_state(self, taskrun: TaskRun) -> StateView | StateAbsent | StateUnreadable:

@@ -1,19 +1,21 @@
-"""A small reflector: lists a kind of object, watches it from there, and keeps a `Cache` true to it."""
+"""A small reflector: lists a kind of object, watches it from there, and keeps a `Store` true to it."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Collection
+from contextlib import aclosing
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from reattach.api.objects import ObjectMeta, Shape
-from reattach.cluster import Cluster, ClusterError, ForbiddenError, GoneError
+from reattach.cluster import Cluster, ClusterError, ForbiddenError, GoneError, Reference
 from reattach.cluster.client import raise_error_event
-from reattach.controller.cache import Cache, HasMetadata
+from reattach.controller.cache import HasMetadata
+from reattach.controller.listing import list_all
+from reattach.controller.unreadable import UnreadableObjects
 
-PAGE = 500
 _BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 _SHORT_STREAM_SECONDS = 1.0
 
@@ -22,14 +24,17 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T", bound=HasMetadata)
 
 
-class _ListMeta(Shape, frozen=True):
-    resource_version: str = ""
-    continue_: str = msgspec.field(default="", name="continue")
+class Store(Protocol[T]):
+    """Where the objects go. `Cache` is one."""
 
+    def learn(self, found: T) -> object:
+        """Take `found` as what is now, unless something newer is known."""
 
-class _Page(Shape, frozen=True):
-    metadata: _ListMeta = _ListMeta()
-    items: tuple[msgspec.Raw, ...] | None = None  # null, if none of them is there and only metadata was asked for
+    def forget(self, uid: str, *, version: str) -> None:
+        """The object was gone, or had left the selector, by `version`."""
+
+    def missing_from(self, uids: Collection[str], version: str, namespace: str | None) -> list[T]:
+        """Return the known objects that a complete list at `version` lacks."""
 
 
 class _Event(Shape, frozen=True):
@@ -41,39 +46,12 @@ class _Bookmark(Shape, frozen=True):
     metadata: ObjectMeta = ObjectMeta()
 
 
-async def list_all(
-    cluster: Cluster, path: str, decode: Callable[[msgspec.Raw], T | None], *, metadata_only: bool = False, **query: str
-) -> tuple[list[T], str]:
-    """A whole collection, page by page, and the resourceVersion it is of. 410 between two pages begins again.
-
-    What `decode` answers None for is left out.
-    """
-    while True:
-        try:
-            return await _list_once(cluster, path, decode, metadata_only=metadata_only, **query)
-        except GoneError:
-            _log.info("The list of %s grew too old between two pages; listing again.", path)
-
-
-async def _list_once(
-    cluster: Cluster, path: str, decode: Callable[[msgspec.Raw], T | None], *, metadata_only: bool, **query: str
-) -> tuple[list[T], str]:
-    found: list[T] = []
-    token = None
-    while True:
-        answer = await cluster.list(path, metadata_only=metadata_only, limit=PAGE, **{**query, "continue": token})
-        page = msgspec.json.decode(answer, type=_Page)
-        found.extend(each for item in page.items or () if (each := decode(item)) is not None)
-        token = page.metadata.continue_
-        if not token:
-            return found, page.metadata.resource_version
-
-
 class Reflector(Generic[T]):
-    """Keeps `cache` true to the objects at `path` that carry `label_selector`.
+    """Keeps `store` true to the objects at `path` that match the selectors.
 
     After a broken stream the watch goes on from the last resourceVersion; after 410 everything is listed again and compared with what
-    is known, so that no deletion is lost. No error ends it: it tries again, with a pause that grows to five seconds.
+    is known, so that no deletion is lost. No error ends it: it tries again, with a pause that grows to five seconds. Each object is
+    decoded alone: one that can't be read is counted, and changes nothing else.
     """
 
     def __init__(
@@ -81,23 +59,27 @@ class Reflector(Generic[T]):
         cluster: Cluster,
         path: str,
         kind: type[T],
-        cache: Cache[T],
+        store: Store[T],
+        unreadable: UnreadableObjects,
         *,
-        label_selector: str,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
         namespace: str | None = None,
         metadata_only: bool = False,
     ) -> None:
         self._cluster = cluster
         self._path = path
+        self._resource = path.rpartition("/")[2]
         self._decoder = msgspec.json.Decoder(kind)
-        self._cache = cache
-        self._label_selector = label_selector
+        self._store = store
+        self._unreadable = unreadable
+        self._selectors: dict[str, Any] = {"labelSelector": label_selector, "fieldSelector": field_selector}
         self._namespace = namespace
         self._metadata_only = metadata_only
         self._version = ""
         self._failures = 0
         self.synced = asyncio.Event()
-        """Set once the first list is in the cache; or once one namespace of several refuses it, which the others need not wait for. What is
+        """Set once the first list is in the store; or once one namespace of several refuses it, which the others need not wait for. What is
         not known of it does no harm: each pod is the record of its own attempt, and asked for by name.
         """
         self._last_sign = time.monotonic()
@@ -130,50 +112,67 @@ class Reflector(Generic[T]):
                 await self._pause(error)
 
     async def _list(self) -> None:
+        uids: set[str] = set()
+
+        def leave_out(reference: Reference, error: Exception) -> None:
+            uids.add(reference.uid)
+            self._unreadable.report(self._resource, reference, error)
+
         found, version = await list_all(
             self._cluster,
             self._path,
             self._decoder.decode,
+            leave_out,
             metadata_only=self._metadata_only,
-            labelSelector=self._label_selector,
+            **self._selectors,
         )
         for each in found:
-            self._cache.learn(each)
-        for each in self._cache.missing_from(found, version, self._namespace):
-            self._cache.forget(each.metadata.uid, version=version)
+            uids.add(each.metadata.uid)
+            self._store.learn(each)
+        for each in self._store.missing_from(uids, version, self._namespace):
+            self._store.forget(each.metadata.uid, version=version)
         self._version = version
         self._sign()
         self.synced.set()
 
     async def _watch(self) -> None:
-        async for line in self._events():
-            event = msgspec.json.decode(line, type=_Event)
-            self._sign()
-            match event.type:
-                case "BOOKMARK":
-                    self._version = msgspec.json.decode(event.object, type=_Bookmark).metadata.resource_version
-                case "ERROR":
-                    status: dict[str, Any] = msgspec.json.decode(event.object)
-                    raise_error_event(status)
-                case _:
-                    found = self._decoder.decode(event.object)
-                    self._take(event.type, found)
-                    self._version = found.metadata.resource_version
-
-    def _events(self) -> AsyncIterator[bytes]:
-        return self._cluster.watch(
+        stream = self._cluster.watch(
             self._path,
             resource_version=self._version,
             metadata_only=self._metadata_only,
-            labelSelector=self._label_selector,
+            **self._selectors,
         )
+        async with aclosing(stream) as lines:
+            async for line in lines:
+                self._sign()
+                try:
+                    event = msgspec.json.decode(line, type=_Event)
+                    found = None if event.type in {"BOOKMARK", "ERROR"} else self._decoder.decode(event.object)
+                except (msgspec.DecodeError, RecursionError) as error:
+                    # Which object it is can't be told from this; the next event or bookmark moves the version on.
+                    self._unreadable.report_event(self._resource, error)
+                    continue
+                if found is not None:
+                    self._take(event.type, found)
+                else:
+                    self._take_sign(event)
 
     def _take(self, kind: str, found: T) -> None:
+        self._version = found.metadata.resource_version
+        self._unreadable.forget(found.metadata.uid)
         if kind == "DELETED":
             # It may have lost its label only, and get it back.
-            self._cache.forget(found.metadata.uid, version=found.metadata.resource_version)
+            self._store.forget(found.metadata.uid, version=found.metadata.resource_version)
         else:
-            self._cache.learn(found)
+            self._store.learn(found)
+
+    def _take_sign(self, event: _Event) -> None:
+        """Note where the watch is, or raise the error that it reports."""
+        if event.type == "BOOKMARK":
+            self._version = msgspec.json.decode(event.object, type=_Bookmark).metadata.resource_version
+        else:
+            status: dict[str, Any] = msgspec.json.decode(event.object)
+            raise_error_event(status)
 
     def _sign(self) -> None:
         self._last_sign = time.monotonic()

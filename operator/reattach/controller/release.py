@@ -6,13 +6,14 @@ run on meanwhile.
 
 import argparse
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+import msgspec
 
 from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE
+from reattach.api.objects import ObjectMeta, PartialObject
 from reattach.cluster import Cluster, ClusterError, ConflictError, NotFoundError, paths
 from reattach.controller.certificates import remove
 from reattach.controller.listing import metadata_of_all
@@ -111,7 +112,7 @@ async def _running(cluster: Cluster, options: ReleaseOptions) -> list[str]:
         left.append(f"deployment {name}")
     if options.pod_selector:
         pods = metadata_of_all(cluster, paths.pods(options.namespace), label_selector=options.pod_selector)
-        left += [f"pod {pod['name']}" async for pod in pods]
+        left += [f"pod {pod.name}" async for pod in pods]
     return left
 
 
@@ -139,39 +140,36 @@ async def release(cluster: Cluster, namespaces: Sequence[str]) -> int:
 async def _release_all(cluster: Cluster, namespace: str | None, path_of: PathOf, finalizer: str) -> int:
     gate = asyncio.Semaphore(_PATCHES_AT_ONCE)
 
-    async def let_go(metadata: dict[str, Any]) -> None:
+    async def let_go(metadata: ObjectMeta) -> None:
         async with gate:
-            await _remove_finalizer(cluster, path_of(metadata["namespace"], metadata["name"]), metadata, finalizer)
+            await _remove_finalizer(cluster, path_of(metadata.namespace, metadata.name), metadata, finalizer)
 
     try:
         seen = metadata_of_all(cluster, path_of(namespace, None))
-        held = [metadata async for metadata in seen if finalizer in _finalizers(metadata)]
+        held = [metadata async for metadata in seen if finalizer in metadata.finalizers]
     except NotFoundError:  # the kind, after the CRD was deleted
         return 0
     await asyncio.gather(*(let_go(metadata) for metadata in held))
     return len(held)
 
 
-async def _remove_finalizer(cluster: Cluster, path: str, metadata: dict[str, Any], finalizer: str) -> None:
+async def _remove_finalizer(cluster: Cluster, path: str, metadata: ObjectMeta, finalizer: str) -> None:
     for _ in range(_CONFLICTS_MAX):
-        left = [name for name in _finalizers(metadata) if name != finalizer]
-        patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], "finalizers": left}}
+        left = [name for name in metadata.finalizers if name != finalizer]
+        patch = {"metadata": {"resourceVersion": metadata.resource_version, "finalizers": left}}
         try:
             await cluster.merge_patch(path, patch)
         except NotFoundError:
             return
         except ConflictError:
             try:
-                metadata = json.loads(await cluster.get(path, metadata_only=True))["metadata"]
+                found = msgspec.json.decode(await cluster.get(path, metadata_only=True), type=PartialObject)
             except NotFoundError:
                 return
+            metadata = found.metadata
         else:
             return
     raise ReleaseError(f"the finalizer {finalizer} of {path} could not be removed: somebody keeps changing the object")
-
-
-def _finalizers(metadata: dict[str, Any]) -> list[str]:
-    return metadata.get("finalizers") or []
 
 
 async def _delete(cluster: Cluster, path: str, propagation_policy: str | None = None) -> None:

@@ -1,11 +1,16 @@
-"""kopf's part: log in, watch TaskRuns, and hand each event on. Nothing here decides or writes anything.
+"""kopf's part: log in, watch TaskRuns, and report which one changed. Nothing here decides or writes anything.
 
 Measured on kopf 1.45: any change handler, timer, daemon or index makes it write annotations or finalizers, start a task for each object,
 or take quadratic time at start; so there is one `on.event`, and storages that store nothing.
+
+kopf decodes whole pages and streams, and cancels every task of its event loop when it ends. So it sees references alone
+(`kopf_responses`), and has a thread and an event loop of its own.
 """
 
-import logging
-from collections.abc import Collection, Mapping
+import asyncio
+import threading
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,13 +18,15 @@ import kopf
 from typing_extensions import override
 
 from reattach.api.names import GROUP, OPERATOR_NAME, PLURAL, VERSION
-from reattach.cluster import Cluster
+from reattach.cluster import Cluster, Reference
+from reattach.controller.kopf_responses import ReferenceResponse, ask_for_references
 from reattach.controller.taskruns import UNFINISHED, TaskRuns
 
-_CONNECTIONS = 16
 _LOGIN_LASTS = timedelta(minutes=10)
+_STOP_SECONDS = 3.0
 
-_log = logging.getLogger(__name__)
+Notify = Callable[[str, Reference], None]
+"""Called in kopf's thread, with the type of the event: ADDED, MODIFIED, DELETED, or none if the object was listed."""
 
 
 class NoDiffBase(kopf.DiffBaseStorage):
@@ -76,7 +83,7 @@ def settings_of() -> kopf.OperatorSettings:
     )
     settings.queueing.idle_timeout = 0.5  # a task for each object that had an event, for so long
     settings.queueing.worker_limit = None  # any limit holds back new objects for idle_timeout each
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = 100  # a page of metadata has no other limit: each object may have 1.5 MiB
     settings.watching.server_timeout = 300
     settings.watching.connect_timeout = 10
     settings.watching.inactivity_timeout = 90
@@ -86,7 +93,11 @@ def settings_of() -> kopf.OperatorSettings:
     return settings
 
 
-def registry_of(taskruns: TaskRuns, cluster: Cluster) -> kopf.OperatorRegistry:
+class KopfEndedError(Exception):
+    """kopf ended although nobody stopped it."""
+
+
+def registry_of(notify: Notify, cluster: Cluster) -> kopf.OperatorRegistry:
     """The two handlers: login and the watch."""
     registry = kopf.OperatorRegistry()
 
@@ -96,33 +107,76 @@ def registry_of(taskruns: TaskRuns, cluster: Cluster) -> kopf.OperatorRegistry:
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)  # type: ignore[arg-type, untyped-decorator, unused-ignore]
     async def taskrun_changed(event: Mapping[str, Any], **_: Any) -> None:
-        if event["type"] == "DELETED":
-            taskruns.lost(event["object"])
-        else:
-            taskruns.saw(event["object"])
+        about = event["object"]["metadata"]
+        reference = Reference(about["namespace"], about["name"], about["uid"], about["resourceVersion"])
+        notify(event["type"] or "", reference)
 
     return registry
 
 
 async def log_in(cluster: Cluster) -> kopf.AiohttpSession:
-    """A bounded session with the credentials of `cluster`, for ten minutes: then a rotated token is read again.
+    """Return a session with the credentials of `cluster`, for ten minutes: then a rotated token is read again.
 
-    The expiration makes each login differ from the one before: one 401 with equal credentials ends kopf.
+    The expiration makes each login differ from the one before: one 401 with equal credentials ends kopf. The number of connections has
+    no limit, because kopf holds one for each namespace that it watches.
     """
     return kopf.AiohttpSession(
         server=cluster.host,
-        aiohttp_session=await cluster.new_session(connections=_CONNECTIONS),
+        aiohttp_session=await cluster.new_session(middlewares=(ask_for_references,), response_class=ReferenceResponse),
         expiration=datetime.now(UTC) + _LOGIN_LASTS,
     )
 
 
 async def watch_taskruns(taskruns: TaskRuns, cluster: Cluster, namespaces: Collection[str]) -> None:
-    """Until SIGTERM or SIGINT, which kopf takes. Raises what kopf can't go on after."""
-    await kopf.operator(
-        registry=registry_of(taskruns, cluster),
-        settings=settings_of(),
-        identity=OPERATOR_NAME,  # type: ignore[arg-type] # unused without peering; else kopf asks for the user's name, and ours has none
-        standalone=True,
-        clusterwide=not namespaces,
-        namespaces=list(namespaces),
-    )
+    """Run kopf in its thread until this task is cancelled, and notify `taskruns` in this event loop.
+
+    Raises whatever ended kopf, or `KopfEndedError`.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    stop: asyncio.Future[Callable[[], object]] = loop.create_future()
+
+    def notify(kind: str, reference: Reference) -> None:
+        act = taskruns.notice_end if kind == "DELETED" else taskruns.notice
+        loop.call_soon_threadsafe(act, reference)
+
+    async def run() -> None:
+        stop_flag = asyncio.Event()
+        own_loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(stop.set_result, lambda: own_loop.call_soon_threadsafe(stop_flag.set))
+        await kopf.operator(
+            registry=registry_of(notify, cluster),
+            settings=settings_of(),
+            identity=OPERATOR_NAME,  # type: ignore[arg-type] # unused without peering; else kopf asks for the user's name, and ours has none
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=list(namespaces),
+            stop_flag=stop_flag,
+        )
+
+    def run_in_thread() -> None:
+        error: BaseException = KopfEndedError("kopf ended although nobody stopped it")
+        try:
+            asyncio.run(run())
+        except BaseException as caught:  # noqa: BLE001 -- whatever it is, it is raised in the other thread
+            error = caught
+        with suppress(RuntimeError):  # the event loop is closed, because the process ends
+            loop.call_soon_threadsafe(_fail, ended, error)
+
+    threading.Thread(target=run_in_thread, name="kopf", daemon=True).start()
+    try:
+        await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        if stop.done():
+            with suppress(RuntimeError):  # kopf has ended already
+                stop.result()()
+            await asyncio.wait([ended], timeout=_STOP_SECONDS)
+        raise
+    finally:
+        ended.add_done_callback(lambda future: future.exception())  # it may come when nobody waits for it any more
+
+
+def _fail(future: asyncio.Future[None], error: BaseException) -> None:
+    # A task that awaits a CancelledError would take it for its own cancellation.
+    if not future.done():
+        future.set_exception(KopfEndedError(f"kopf ended by {error!r}") if not isinstance(error, Exception) else error)

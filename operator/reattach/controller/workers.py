@@ -7,6 +7,8 @@ from time import monotonic, time
 
 from reattach.cluster import ClusterError
 from reattach.controller.metrics import Metrics
+from reattach.controller.supervision import shortened
+from reattach.controller.taskruns import UnreadableTaskRunError
 from reattach.controller.workqueue import Key, WorkQueue
 from reattach.controller.writer import NotLeadingError
 
@@ -43,7 +45,7 @@ class Workers:
         self._metrics.reconciles.inc()
         try:
             again = await self._reconcile(key)
-        except (ClusterError, NotLeadingError) as error:
+        except (ClusterError, NotLeadingError, UnreadableTaskRunError) as error:
             return self._failed(key, error, at_least=getattr(error, "retry_after", None) or 0.0)
         except Exception as error:  # noqa: BLE001 -- a bug that one TaskRun meets must not stop the others
             return self._failed(key, error, unexpected=True)
@@ -64,6 +66,6 @@ class Workers:
             *key,
             text,
             wait,
-            exc_info=error if unexpected else None,
+            exc_info=shortened(error) if unexpected else None,
         )
         return time() + wait

@@ -20,13 +20,12 @@ of one would be gone with the next write.
 """
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from reattach.api.names import ANNOTATION_SUMMARY
-from reattach.api.objects import ObjectMeta, Shape
+from reattach.api.objects import ObjectMeta, Shape, Time
 from reattach.api.state import (
     FORMAT_VERSION,
     Completion,
@@ -50,7 +49,7 @@ class Opening(Epoch, frozen=True, omit_defaults=False, forbid_unknown_fields=Tru
     """The epoch as stored: who opened the state last. `fenced_sessions` are earlier sessions of the same pod, the newest last."""
 
     session: str
-    time: datetime
+    time: Time
     first_attempt: int
     can_cleanup: bool = False
     fenced_sessions: tuple[str, ...] = ()
@@ -64,8 +63,8 @@ class Record(Shape, frozen=True, omit_defaults=False, forbid_unknown_fields=True
     version: int
     attempt: int
     pod_uid: str = msgspec.field(name="podUID")
-    updated_at: datetime
-    expires_at: datetime | None
+    updated_at: Time
+    expires_at: Time | None
 
 
 class Remembered(Shape, frozen=True, forbid_unknown_fields=True):
@@ -170,11 +169,13 @@ def from_data(data: Mapping[str, str]) -> State:
 
 def from_configmap(configmap: bytes) -> Stored:
     """The state in a ConfigMap (JSON). Raises `UnreadableError`."""
-    body = msgspec.json.decode(configmap)
     try:
+        body = msgspec.json.decode(configmap)
         read = msgspec.convert(body, _ConfigMap)
     except msgspec.ValidationError as error:
         raise UnreadableError(f"the state is not a ConfigMap: {error}") from None
+    except RecursionError:
+        raise UnreadableError("the state's ConfigMap is nested too deeply, perhaps in metadata.managedFields") from None
     return Stored(metadata=read.metadata, state=from_data(read.data), body=body)
 
 
@@ -210,7 +211,7 @@ def summary_of(annotations: Mapping[str, str]) -> Summary | None:
     """The summary in a ConfigMap's annotations; None if there is none that can be read, so that the state itself must be."""
     try:
         return msgspec.json.decode(annotations[ANNOTATION_SUMMARY], type=Summary)
-    except (KeyError, msgspec.DecodeError):
+    except (KeyError, msgspec.DecodeError, RecursionError):
         return None
 
 

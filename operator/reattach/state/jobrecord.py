@@ -2,12 +2,11 @@
 
 import uuid
 from collections.abc import Mapping
-from datetime import datetime
 
 import msgspec
 
 from reattach.api.messages import HANDLE_BYTES_MAX, JOBS_MAX, RESULT_BYTES_MAX, Job, ProblemCode
-from reattach.api.objects import Shape
+from reattach.api.objects import Shape, Time
 from reattach.api.state import JobOrigin, JobState, JobSummary
 from reattach.state.names import job_name_of
 from reattach.state.refusals import RefusedError
@@ -31,7 +30,7 @@ class Submitter(Shape, frozen=True, forbid_unknown_fields=True):
     attempt: int
     pod_uid: str = msgspec.field(name="podUID")
     session: str
-    time: datetime
+    time: Time
     request_id: str = ""
     request_digest: str = ""
 
@@ -51,7 +50,7 @@ class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
     token: str
     digest: str
     state: JobState
-    intended_at: datetime
+    intended_at: Time
     intended_by_attempt: int
     token_seconds: int | None = None
     detached: bool = False
@@ -60,10 +59,10 @@ class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
     handle: str | None = None
     url: str | None = None
     origin: JobOrigin | None = None
-    recorded_at: datetime | None = None
+    recorded_at: Time | None = None
     submitted_by_attempt: int | None = None
     session: str = ""
-    ended_at: datetime | None = None
+    ended_at: Time | None = None
     ended_by_attempt: int | None = None
     result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     message: str = ""

@@ -9,11 +9,13 @@ import msgspec
 
 from reattach.api.names import LABEL_TASKRUN
 from reattach.api.objects import ObjectMeta, PartialObject, Pod
+from reattach.api.taskrun import TaskRun
 from reattach.cluster import ClusterError
 from reattach.controller.cache import Cache
 from reattach.controller.metrics import Metrics
 from reattach.controller.reconciler import Caches, Decide, Reconciler, key_by_label
 from reattach.controller.taskruns import TaskRuns
+from reattach.controller.unreadable import UnreadableObjects, reference_of
 from reattach.controller.workqueue import Key, WorkQueue
 from reattach.controller.writer import Pace, Writer
 from reattach.planner.decide import decide as the_planners
@@ -34,7 +36,7 @@ class Operator:
         self._again: dict[Key, datetime] = {}
         self._queue = WorkQueue()
         metrics = Metrics()
-        self._taskruns = TaskRuns(cluster, (), self._queue.mark, metrics)
+        self._taskruns = TaskRuns(cluster, (), self._queue.mark, UnreadableObjects(metrics))
         self._pods: Cache[Pod] = Cache(key_by_label, self._queue.mark)
         self._states: Cache[PartialObject] = Cache(key_by_label, self._queue.mark)
         self.said: list[tuple[str, Announce]] = []
@@ -87,11 +89,12 @@ class Operator:
                 _learn(self._states, change, PartialObject)
 
     def _learn_taskrun(self, change: Change) -> None:
-        raw = msgspec.json.decode(change.raw)
-        if change.kind == "DELETED" or "outcome" in raw.get("status", {}):
-            self._taskruns.lost(raw)
+        found = msgspec.json.decode(change.raw, type=TaskRun)
+        if change.kind == "DELETED" or found.status.outcome is not None:
+            self._taskruns.notice_end(reference_of(found.metadata))
         else:
-            self._taskruns.saw(raw)
+            self._taskruns.learn(found)
+            self._taskruns.notice(reference_of(found.metadata))
 
 
 def _learn(cache: Cache[Any], change: Change, kind: type[Any]) -> None:

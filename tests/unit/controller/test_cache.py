@@ -102,16 +102,16 @@ def test_a_list_tells_what_was_deleted_while_no_watch_was_there() -> None:
     cache, _ = a_cache()
     for uid in ("u1", "u2"):
         cache.learn(made(uid, "5"))
-    assert [gone.metadata.uid for gone in cache.missing_from([made("u2", "5")], "20", None)] == ["u1"]
+    assert [gone.metadata.uid for gone in cache.missing_from({"u2"}, "20", None)] == ["u1"]
 
 
 def test_what_we_made_after_the_list_was_taken_is_not_missing() -> None:
     cache, _ = a_cache()
     cache.learn(made("u1", "25"))
-    assert cache.missing_from([], "20", None) == []
+    assert cache.missing_from((), "20", None) == []
 
 
 def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
     cache, _ = a_cache()
     cache.learn(made("u1", "5", namespace="other"))
-    assert cache.missing_from([], "20", "default") == []
+    assert cache.missing_from((), "20", "default") == []

@@ -21,12 +21,14 @@ from reattach.api.names import (
 )
 from reattach.api.objects import ObjectMeta, OwnerReference, PartialObject, Pod, PodSpec, PodStatus
 from reattach.api.reasons import News, Reason
-from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, UnavailableError, paths
+from reattach.api.taskrun import TaskRun
+from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, Reference, UnavailableError, paths
 from reattach.controller.announcer import Announcer
 from reattach.controller.cache import Cache
 from reattach.controller.metrics import Metrics
 from reattach.controller.reconciler import Caches, Reconciler, key_by_label
 from reattach.controller.taskruns import TaskRuns
+from reattach.controller.unreadable import UnreadableObjects, reference_of
 from reattach.controller.workqueue import Key, WorkQueue
 from reattach.planner.decide import decide
 from reattach.planner.plan import Announce, Plan, ReadState, Settings
@@ -84,7 +86,7 @@ class Scene:
     def __init__(self, *refuse: str) -> None:
         queue, metrics = WorkQueue(), Metrics()
         self.client = FakeClient(refuse=refuse)
-        self.taskruns = TaskRuns(self.client, (), queue.mark, metrics)  # type: ignore[arg-type]
+        self.taskruns = TaskRuns(self.client, (), queue.mark, UnreadableObjects(metrics))  # type: ignore[arg-type]
         self.pods: Cache[Pod] = Cache(key_by_label, queue.mark)
         self.states: Cache[PartialObject] = Cache(key_by_label, queue.mark)
         self.reconciler = Reconciler(
@@ -102,7 +104,13 @@ class Scene:
         raw = taskrun(uid, version, **status)
         self.client.objects[paths.taskruns(*KEY)] = raw
         if "outcome" not in status:
-            self.taskruns.saw(raw)
+            self.is_seen(raw)
+
+    def is_seen(self, raw: JSON) -> None:
+        """The reflector brings it, and kopf's watch tells of it."""
+        found = msgspec.convert(raw, TaskRun)
+        self.taskruns.learn(found)
+        self.taskruns.notice(reference_of(found.metadata))
 
     def asked(self, verb: str) -> list[str]:
         return [path for asked, path in self.client.asked if asked == verb]
@@ -167,7 +175,7 @@ async def test_what_is_left_of_ours_is_let_go_of_though_its_name_is_now_somebody
     foreign = taskrun(NEW, "20")
     foreign["spec"]["managedBy"] = "example.com/other"
     scene.client.objects[paths.taskruns(*KEY)] = foreign
-    scene.taskruns.saw(foreign)
+    scene.is_seen(foreign)
     scene.pods.learn(lost_pod())
 
     await scene.reconciler.reconcile(KEY)
@@ -226,8 +234,8 @@ async def test_a_pod_lost_with_its_node_is_let_go_of_when_its_taskrun_is_finishe
 
 async def test_an_answer_about_an_older_taskrun_does_not_hide_the_one_made_meanwhile() -> None:
     scene = Scene()
-    scene.taskruns.saw(taskrun(OLD, "5"))
-    scene.taskruns.lost(taskrun(OLD, "6"))
+    scene.is_seen(taskrun(OLD, "5"))
+    scene.taskruns.notice_end(Reference(*KEY, OLD, "6"))
     scene.client.pause = asyncio.Event()
 
     looking = asyncio.create_task(scene.reconciler.reconcile(KEY))
@@ -268,7 +276,7 @@ def ending(**status: Any) -> JSON:
 async def test_only_our_finalizer_is_taken_off_a_taskrun_and_only_as_it_was_seen() -> None:
     scene = Scene()
     scene.client.objects[paths.taskruns(*KEY)] = ending()
-    scene.taskruns.saw(ending())
+    scene.is_seen(ending())
     await scene.reconciler.reconcile(KEY)
     [patch] = scene.client.patches
     assert patch == {"metadata": {"uid": NEW, "resourceVersion": "10", "finalizers": ["example.com/theirs"]}}
@@ -278,7 +286,7 @@ async def test_a_taskrun_that_changed_meanwhile_is_looked_at_anew_before_it_is_l
     scene = Scene()
     scene.client.conflicts = 1
     scene.client.objects[paths.taskruns(*KEY)] = ending()
-    scene.taskruns.saw(ending())
+    scene.is_seen(ending())
     await scene.reconciler.reconcile(KEY)
     assert scene.client.patches == []
     assert paths.taskruns(*KEY) in scene.asked("GET")
@@ -290,7 +298,7 @@ async def test_a_state_that_a_person_gave_up_is_named_in_status_no_more_and_none
     raw["spec"]["resolutions"] = [{"held": "StateLost", "action": "StartEmpty"}]
     scene = Scene()
     scene.client.objects[paths.taskruns(*KEY)] = raw
-    scene.taskruns.saw(raw)
+    scene.is_seen(raw)
     await scene.reconciler.reconcile(KEY)
     [patch] = scene.client.patches
     assert patch["status"]["state"] is None

@@ -5,10 +5,16 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
+import pytest
+
 from reattach.api.objects import PartialObject
-from reattach.cluster import Cluster, GoneError, UnavailableError
+from reattach.cluster import AnswerTooLargeError, Cluster, GoneError, UnavailableError
+from reattach.cluster.references import Reference, ReferencePage
+from reattach.controller import listing
 from reattach.controller.cache import Cache
+from reattach.controller.metrics import Metrics
 from reattach.controller.reflector import Reflector
+from reattach.controller.unreadable import UnreadableObjects
 from reattach.controller.workqueue import Key
 
 JSON = dict[str, Any]
@@ -32,15 +38,20 @@ class Script:
     An exception stands for the call that fails; within a watch, for the stream that breaks there.
     """
 
-    def __init__(self, lists: Sequence[JSON | Exception], watches: Sequence[Sequence[JSON | Exception]]) -> None:
+    def __init__(
+        self, lists: Sequence[JSON | bytes | Exception], watches: Sequence[Sequence[JSON | bytes | Exception]]
+    ) -> None:
         self._lists = list(lists)
         self._watches = list(watches)
+        self.references: list[ReferencePage] = []
         self.pages: list[str | None] = []
+        self.limits: list[int] = []
         self.watched_from: list[str] = []
         self.quiet = asyncio.Event()
 
     async def list(self, _: str, **query: Any) -> bytes:
         self.pages.append(query["continue"])
+        self.limits.append(query["limit"])
         return encoded(self._lists.pop(0))
 
     async def watch(self, _: str, *, resource_version: str, **__: Any) -> AsyncIterator[bytes]:
@@ -51,22 +62,28 @@ class Script:
         for line in self._watches.pop(0):
             yield encoded(line)
 
+    async def list_references(self, _: str, **query: Any) -> ReferencePage:
+        """The object that can't be read alone, and where the list goes on."""
+        assert query["limit"] == 1
+        return self.references.pop(0)
 
-def encoded(answer: JSON | Exception) -> bytes:
+
+def encoded(answer: JSON | bytes | Exception) -> bytes:
     if isinstance(answer, Exception):
         raise answer
-    return json.dumps(answer).encode()
+    return answer if isinstance(answer, bytes) else json.dumps(answer).encode()
 
 
 def page(version: int, *items: JSON, more: str = "") -> JSON:
     return {"metadata": {"resourceVersion": str(version), "continue": more}, "items": list(items)}
 
 
-async def uids_after(script: Script) -> tuple[set[str], list[Key]]:
+async def uids_after(script: Script, metrics: Metrics | None = None) -> tuple[set[str], list[Key]]:
     """What is in the cache once the reflector has nothing more to read, and what was marked."""
     marked: list[Key] = []
+    unreadable = UnreadableObjects(metrics or Metrics())
     cache: Cache[PartialObject] = Cache(lambda found: Key("default", found.metadata.name), marked.append)
-    reflector = Reflector(cast("Cluster", script), "/pods", PartialObject, cache, label_selector="a")
+    reflector = Reflector(cast("Cluster", script), "/pods", PartialObject, cache, unreadable, label_selector="a")
     running = asyncio.ensure_future(reflector.run())
     async with asyncio.timeout(10):
         await script.quiet.wait()
@@ -83,7 +100,8 @@ async def test_a_list_is_read_page_by_page() -> None:
     assert script.watched_from == ["7"]
 
 
-async def test_a_list_whose_pages_grew_too_old_begins_again() -> None:
+async def test_a_list_whose_pages_grew_too_old_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "_GONE_PAUSE_SECONDS", 0)
     gone = GoneError(410, "Expired", "the continue token is too old")
     script = Script([page(7, made("u1", 3), more="next"), gone, page(9, made("u2", 8))], [])
     assert (await uids_after(script))[0] == {"u2"}
@@ -130,3 +148,57 @@ async def test_an_object_that_left_the_selector_with_its_finalizer_may_come_back
     stays = made("u1", 9, finalizers=["reattach.dev/attempt"])
     script = Script([page(7, made("u1", 3))], [[event("DELETED", stays), event("ADDED", made("u1", 12))]])
     assert (await uids_after(script))[0] == {"u1"}
+
+
+# -- objects that can't be read ---------------------------------------------------------------------------------------
+
+NESTED = b'{"a":' * 5000 + b"1" + b"}" * 5000
+DEEP = b'{"metadata":{"name":"deep","uid":"deep","resourceVersion":"8","managedFields":[' + NESTED + b"]}}"
+DEEP_EVENT = b'{"type":"ADDED","object":' + DEEP + b"}"
+
+
+def deep_page(*, more: str) -> bytes:
+    return b'{"metadata":{"resourceVersion":"9","continue":"%s"},"items":[%s]}' % (more.encode(), DEEP)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [DEEP_EVENT, b"", b"<html>", b'{"type":"ADDED","object":{"metadata":{"name":5}}}'],
+    ids=["deep", "too-long", "no-json", "other-shape"],
+)
+async def test_a_watch_with_an_unreadable_event_goes_on_with_the_next(bad: bytes) -> None:
+    metrics = Metrics()
+    script = Script([page(7)], [[bad, event("ADDED", made("u2", 9))]])
+    assert (await uids_after(script, metrics))[0] == {"u2"}
+    assert script.watched_from == ["7", "9"], "the stream was not begun again because of the event"
+    assert 'reattach_unreadable_objects_total{resource="pods"} 1.0' in metrics.text().decode()
+
+
+async def test_a_list_with_an_unreadable_object_is_asked_for_in_smaller_pages_and_lacks_it_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metrics = Metrics()
+    deep = deep_page(more="2")
+    script = Script([deep, deep, deep, deep, page(9, made("u2", 4), made("u3", 5))], [])
+    script.references = [ReferencePage((Reference("default", "deep", "deep", "8"),), "9", "2")]
+    assert (await uids_after(script, metrics))[0] == {"u2", "u3"}
+    assert script.limits == [500, 62, 7, 1, 1]
+    assert script.pages == [None, None, None, None, "2"]
+    assert (
+        "pods default/deep is passed over, because it can't be read: a value in it is nested too deeply" in caplog.text
+    )
+    assert 'reattach_unreadable_objects_total{resource="pods"} 1.0' in metrics.text().decode()
+
+
+async def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones_that_grow_again() -> None:
+    large = AnswerTooLargeError(0, "AnswerTooLarge", "more than 16 MiB")
+    script = Script([large, page(7, made("u1", 3), more="next"), page(7, made("u2", 4))], [])
+    assert (await uids_after(script))[0] == {"u1", "u2"}
+    assert script.limits == [500, 62, 496]
+
+
+async def test_a_known_object_that_became_unreadable_is_not_taken_for_gone() -> None:
+    deep = deep_page(more="")
+    script = Script([page(7, made("deep", 3)), deep, deep, deep, deep], [[ERROR_410]])
+    script.references = [ReferencePage((Reference("default", "deep", "deep", "8"),), "9", "")]
+    assert (await uids_after(script))[0] == {"deep"}

@@ -1,17 +1,22 @@
-"""What is known of the TaskRuns: nothing that says one is gone is believed before the API server was asked."""
+"""Cache of TaskRuns: kopf's watch wakes the workers, the reflector brings objects, and no end is believed without a GET."""
 
 import json
 from typing import Any, cast
 
+import msgspec
 import pytest
 
-from reattach.cluster import Cluster, NotFoundError, UnavailableError
+from reattach.api.taskrun import TaskRun
+from reattach.cluster import Cluster, NotFoundError, Reference, UnavailableError
+from reattach.cluster.references import ReferencePage
 from reattach.controller.metrics import Metrics
-from reattach.controller.taskruns import TaskRuns
+from reattach.controller.taskruns import GRACE_SECONDS, TaskRuns, UnreadableTaskRunError
+from reattach.controller.unreadable import UnreadableObjects
 from reattach.controller.workqueue import Key
 
 JSON = dict[str, Any]
 KEY = Key("default", "load")
+DEEP = b'{"metadata": {"name": "load"}, "spec": {"template": ' + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"}}"
 
 
 def made(uid: str = "u1", version: int = 5, **status: Any) -> JSON:
@@ -22,11 +27,19 @@ def made(uid: str = "u1", version: int = 5, **status: Any) -> JSON:
     }
 
 
+def taskrun(uid: str = "u1", version: int = 5) -> TaskRun:
+    return msgspec.convert(made(uid, version), TaskRun)
+
+
+def reference(uid: str = "u1", version: int = 5) -> Reference:
+    return Reference("default", "load", uid, str(version))
+
+
 class Server:
     """Answers GET and LIST with what is there."""
 
     def __init__(self) -> None:
-        self.there: JSON | Exception | None = None
+        self.there: JSON | bytes | Exception | None = None
         self.gets = 0
 
     async def get(self, _: str) -> bytes:
@@ -35,11 +48,18 @@ class Server:
             raise self.there
         if self.there is None:
             raise NotFoundError(404, "NotFound", "not found")
-        return json.dumps(self.there).encode()
+        return self.there if isinstance(self.there, bytes) else json.dumps(self.there).encode()
 
-    async def list(self, _: str, **__: Any) -> bytes:
-        items = [] if self.there is None else [self.there]
-        return json.dumps({"metadata": {"resourceVersion": "100"}, "items": items}).encode()
+    async def list_references(self, _: str, **__: Any) -> ReferencePage:
+        items = () if self.there is None else (reference(),)
+        return ReferencePage(items, "100", "")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
@@ -58,8 +78,13 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def taskruns(server: Server, marked: list[Key], metrics: Metrics) -> TaskRuns:
-    return TaskRuns(cast("Cluster", server), (), marked.append, metrics)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def taskruns(server: Server, marked: list[Key], metrics: Metrics, clock: Clock) -> TaskRuns:
+    return TaskRuns(cast("Cluster", server), (), marked.append, UnreadableObjects(metrics), clock)
 
 
 def uid_of(taskruns: TaskRuns) -> str | None:
@@ -67,11 +92,86 @@ def uid_of(taskruns: TaskRuns) -> str | None:
     return known.metadata.uid if known else None
 
 
-async def test_a_deleted_event_is_a_doubt_until_the_api_server_says_the_same(
-    taskruns: TaskRuns, server: Server
+def see(taskruns: TaskRuns, uid: str = "u1", version: int = 5) -> None:
+    """The reflector brings a TaskRun, and kopf's watch tells of it."""
+    taskruns.learn(taskrun(uid, version))
+    taskruns.notice(reference(uid, version))
+
+
+# -- waking the workers -----------------------------------------------------------------------------------------------
+
+
+def test_an_object_that_no_event_of_kopf_announced_wakes_no_worker(taskruns: TaskRuns, marked: list[Key]) -> None:
+    taskruns.learn(taskrun())
+    assert marked == []
+    assert uid_of(taskruns) == "u1"
+
+
+@pytest.mark.parametrize("object_first", [True, False])
+def test_an_object_and_its_event_wake_the_workers_once_in_either_order(
+    taskruns: TaskRuns, marked: list[Key], *, object_first: bool
 ) -> None:
-    taskruns.saw(made())
-    taskruns.lost(made(version=6))
+    steps = [lambda: taskruns.learn(taskrun()), lambda: taskruns.notice(reference())]
+    for step in steps if object_first else reversed(steps):
+        assert marked == []
+        step()
+    assert marked == [KEY]
+    taskruns.notice(reference())  # kopf lists again
+    assert marked == [KEY]
+
+
+def test_an_event_of_a_newer_version_waits_for_that_version(taskruns: TaskRuns, marked: list[Key]) -> None:
+    see(taskruns)
+    marked.clear()
+    taskruns.notice(reference(version=9))
+    taskruns.learn(taskrun(version=7))
+    assert marked == []
+    taskruns.learn(taskrun(version=9))
+    assert marked == [KEY]
+
+
+def test_the_event_of_our_own_write_wakes_nobody_again(taskruns: TaskRuns, marked: list[Key]) -> None:
+    see(taskruns)
+    taskruns.notice(reference(version=6))  # before its answer
+    taskruns.take_answer(taskrun(version=6))
+    marked.clear()
+    taskruns.learn(taskrun(version=6))
+    taskruns.notice(reference(version=6))
+    assert marked == []
+    assert not taskruns.is_doubtful(KEY)
+
+
+async def test_an_object_that_does_not_come_in_time_is_read(taskruns: TaskRuns, server: Server, clock: Clock) -> None:
+    see(taskruns)
+    taskruns.notice(reference(version=9))
+    assert not taskruns.is_doubtful(KEY)
+    clock.now = GRACE_SECONDS
+    assert taskruns.is_doubtful(KEY)
+    server.there = made(version=9)
+    await taskruns.look(KEY)
+    assert not taskruns.is_doubtful(KEY)
+    assert server.gets == 1
+
+
+def test_everything_that_the_first_list_brought_is_announced_once(taskruns: TaskRuns, marked: list[Key]) -> None:
+    taskruns.learn(taskrun())
+    taskruns.announce_all()
+    taskruns.notice(reference())
+    assert marked == [KEY]
+
+
+# -- doubts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_kopf", [True, False])
+async def test_a_deleted_event_is_a_doubt_until_the_api_server_says_the_same(
+    taskruns: TaskRuns, server: Server, *, by_kopf: bool
+) -> None:
+    see(taskruns)
+    if by_kopf:
+        taskruns.notice_end(reference(version=6))
+    else:
+        taskruns.forget("u1", version="6")
     assert taskruns.is_doubtful(KEY)
     assert taskruns.known(KEY) is None
     server.there = None
@@ -81,16 +181,16 @@ async def test_a_deleted_event_is_a_doubt_until_the_api_server_says_the_same(
 
 
 async def test_a_deleted_event_of_one_that_is_still_there_changes_nothing(taskruns: TaskRuns, server: Server) -> None:
-    taskruns.saw(made())
-    taskruns.lost(made(version=6))
+    see(taskruns)
+    taskruns.notice_end(reference(version=6))
     server.there = made(version=7)
     assert (await taskruns.look(KEY)) is not None
     assert uid_of(taskruns) == "u1"
 
 
 async def test_a_doubt_stays_when_the_api_server_can_not_be_asked(taskruns: TaskRuns, server: Server) -> None:
-    taskruns.saw(made())
-    taskruns.lost(made(version=6))
+    see(taskruns)
+    taskruns.notice_end(reference(version=6))
     server.there = UnavailableError(503, "ServiceUnavailable", "away")
     with pytest.raises(UnavailableError):
         await taskruns.look(KEY)
@@ -100,55 +200,91 @@ async def test_a_doubt_stays_when_the_api_server_can_not_be_asked(taskruns: Task
 async def test_one_that_we_finished_needs_no_question_when_it_leaves_the_watch(
     taskruns: TaskRuns, server: Server, marked: list[Key]
 ) -> None:
-    taskruns.saw(made())
+    see(taskruns)
     server.there = made(version=6, outcome="Succeeded")
     await taskruns.look(KEY)
     marked.clear()
-    taskruns.lost(made(version=6))
+    taskruns.notice_end(reference(version=6))
+    taskruns.forget("u1", version="6")
     assert not taskruns.is_doubtful(KEY)
     assert marked == []
 
 
-async def test_one_that_we_finished_does_not_come_back_by_a_late_event(taskruns: TaskRuns, server: Server) -> None:
-    taskruns.saw(made())
+async def test_one_that_we_finished_does_not_come_back_by_a_late_event(
+    taskruns: TaskRuns, server: Server, clock: Clock
+) -> None:
+    see(taskruns)
     server.there = made(version=6, outcome="Succeeded")
     await taskruns.look(KEY)
-    taskruns.saw(made(version=5))
+    taskruns.learn(taskrun(version=5))
+    taskruns.notice(reference(version=5))
+    clock.now = GRACE_SECONDS
     assert taskruns.known(KEY) is None
+    assert not taskruns.is_doubtful(KEY)
 
 
 async def test_two_of_the_same_name_are_doubtful_until_the_api_server_says_which(
     taskruns: TaskRuns, server: Server
 ) -> None:
-    taskruns.saw(made("u1", 5))
-    taskruns.saw(made("u2", 9))
+    see(taskruns, "u1", 5)
+    see(taskruns, "u2", 9)
     assert taskruns.is_doubtful(KEY)
     server.there = made("u2", 9)
     await taskruns.look(KEY)
     assert uid_of(taskruns) == "u2"
 
 
+def test_one_that_ended_before_its_object_came_is_awaited_no_longer(taskruns: TaskRuns, clock: Clock) -> None:
+    taskruns.notice(reference())
+    taskruns.notice_end(reference(version=6))
+    clock.now = GRACE_SECONDS
+    assert not taskruns.is_doubtful(KEY)
+
+
+# -- the sweep --------------------------------------------------------------------------------------------------------
+
+
 async def test_a_sweep_finds_what_no_watch_told_the_end_of(taskruns: TaskRuns, server: Server) -> None:
-    taskruns.saw(made())
+    see(taskruns)
     server.there = None
     await taskruns.sweep()
     assert taskruns.is_doubtful(KEY)
 
 
-async def test_a_sweep_finds_what_no_watch_told_the_start_of(taskruns: TaskRuns, server: Server) -> None:
+async def test_a_sweep_finds_what_no_watch_told_the_start_of(taskruns: TaskRuns, server: Server, clock: Clock) -> None:
     server.there = made()
     await taskruns.sweep()
+    clock.now = GRACE_SECONDS
+    assert taskruns.is_doubtful(KEY)
+    await taskruns.look(KEY)
     assert uid_of(taskruns) == "u1"
 
 
-async def test_one_that_can_not_be_read_is_said_once_and_stops_nothing(
-    taskruns: TaskRuns, server: Server, metrics: Metrics, caplog: pytest.LogCaptureFixture
+async def test_a_sweep_announces_what_the_reflector_brought_and_kopf_missed(
+    taskruns: TaskRuns, server: Server, marked: list[Key]
 ) -> None:
-    broken = made(attempts=[{"number": "one"}])
-    for _ in range(3):
-        taskruns.saw(broken)
-    server.there = broken
+    taskruns.learn(taskrun())
+    server.there = made()
     await taskruns.sweep()
+    assert marked == [KEY]
+    assert server.gets == 0
+
+
+# -- what can't be read -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", [DEEP, json.dumps(made(attempts=[{"number": "one"}])).encode()])
+async def test_one_that_can_not_be_read_is_named_once_and_is_never_taken_for_gone(
+    taskruns: TaskRuns, server: Server, metrics: Metrics, caplog: pytest.LogCaptureFixture, body: bytes
+) -> None:
+    server.there = body
+    why = "a value in it is nested too deeply" if body == DEEP else "number"
+    for _ in range(3):
+        taskruns.notice(reference())
+        with pytest.raises(UnreadableTaskRunError, match=why):
+            await taskruns.look(KEY)
+        assert taskruns.is_doubtful(KEY)
     assert len(caplog.records) == 1
-    assert "TaskRun default/load is passed over" in caplog.text
+    assert "taskruns default/load is passed over" in caplog.text
     assert "reattach_unreadable_taskruns_total 1.0" in metrics.text().decode()
+    assert 'reattach_unreadable_objects_total{resource="taskruns"} 1.0' in metrics.text().decode()

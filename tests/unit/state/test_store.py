@@ -15,7 +15,9 @@ from reattach.api.state import SealPurpose
 from reattach.cluster.paths import configmaps, taskruns
 from reattach.controller.cache import Cache
 from reattach.controller.expiry import Expiry, is_due
+from reattach.controller.metrics import Metrics
 from reattach.controller.reconciler import key_by_label
+from reattach.controller.unreadable import UnreadableObjects
 from reattach.state.operations import Set, Writer, change
 from reattach.state.refusals import RefusedError
 from reattach.state.store import Run, Store
@@ -104,7 +106,10 @@ async def test_of_a_run_that_is_over_what_has_expired_goes_and_what_has_not_stay
     run, store = await finished(cluster)
     await release(cluster, run)
     states: Cache[PartialObject] = Cache(key_by_label, lambda _: None)
-    expiry, path = Expiry(states, store), configmaps("demo", state_name(run.name, run.uid))
+    expiry, path = (
+        Expiry(states, store, UnreadableObjects(Metrics())),
+        configmaps("demo", state_name(run.name, run.uid)),
+    )
 
     async def due(after: timedelta) -> set[str]:
         states.learn(msgspec.json.decode(await cluster.get(path, metadata_only=True), type=PartialObject))
