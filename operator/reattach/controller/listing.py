@@ -15,7 +15,7 @@ from reattach.api.objects import ObjectMeta, PartialObject, Shape
 from reattach.cluster import AnswerTooLargeError, Cluster, GoneError, Reference
 from reattach.controller.unreadable import describe
 
-PAGE = 500
+_PAGE = 500
 _PAGE_BYTES_MAX = 16 * 1024 * 1024
 """More than the largest object: the API server stores 1.5 MiB, and JSON may write a byte as six."""
 _SMALLER = 8
@@ -83,7 +83,7 @@ async def list_pages(
 ) -> AsyncIterator[Page[T]]:
     """Yield a collection page by page, as `list_all` returns it. Raises `ClusterError`, also `GoneError` between two pages."""
     token: str | None = None
-    limit = PAGE
+    limit = _PAGE
     while token is None or token:
         asked = {**query, "continue": token}
         try:
@@ -106,7 +106,7 @@ async def list_pages(
         else:
             yield Page(items, page.metadata.resource_version)
             token = page.metadata.continue_
-            limit = min(PAGE, limit * _SMALLER)
+            limit = min(_PAGE, limit * _SMALLER)
 
 
 async def list_references(cluster: Cluster, path: str, **query: str | None) -> tuple[list[Reference], str]:
@@ -122,7 +122,7 @@ async def list_references(cluster: Cluster, path: str, **query: str | None) -> t
 async def _list_references_once(cluster: Cluster, path: str, **query: str | None) -> tuple[list[Reference], str]:
     found: list[Reference] = []
     token: str | None = None
-    limit = PAGE
+    limit = _PAGE
     while True:
         try:
             page = await cluster.list_references(
@@ -135,7 +135,7 @@ async def _list_references_once(cluster: Cluster, path: str, **query: str | None
             continue
         found.extend(page.items)
         token = page.continue_token
-        limit = min(PAGE, limit * _SMALLER)
+        limit = min(_PAGE, limit * _SMALLER)
         if not token:
             return found, page.resource_version
 
