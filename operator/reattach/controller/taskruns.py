@@ -96,9 +96,10 @@ class TaskRuns:
         if known is not None and not is_older(known.metadata.resource_version, reference.resource_version):
             self._announce(known)
         elif not self._cache.has_ended(reference.uid, reference.resource_version):
-            awaited = self._awaited.get(key)
-            if awaited is None or awaited[0] != reference:
-                self._awaited[key] = (reference, self._clock() + GRACE_SECONDS)
+            awaited, until = self._awaited.get(key, (None, 0.0))
+            if awaited is None or awaited.uid != reference.uid:
+                until = self._clock() + GRACE_SECONDS
+            self._awaited[key] = (reference, until)  # however often it changes, it is looked at in time
 
     def notice_end(self, reference: Reference) -> None:
         """A TaskRun is gone, or finished."""

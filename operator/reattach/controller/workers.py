@@ -45,27 +45,28 @@ class Workers:
         self._metrics.reconciles.inc()
         try:
             again = await self._reconcile(key)
-        except (ClusterError, NotLeadingError, UnreadableTaskRunError) as error:
+        except (ClusterError, NotLeadingError) as error:
             return self._failed(key, error, at_least=getattr(error, "retry_after", None) or 0.0)
+        except UnreadableTaskRunError as error:
+            return self._failed(key, error, level=logging.DEBUG)  # it is in the log already
         except Exception as error:  # noqa: BLE001 -- a bug that one TaskRun meets must not stop the others
-            return self._failed(key, error, unexpected=True)
+            return self._failed(key, error, level=logging.ERROR)
         self._failures.pop(key, None)
         return again.timestamp() if again else None
 
-    def _failed(self, key: Key, error: Exception, *, at_least: float = 0.0, unexpected: bool = False) -> float:
-        """Say it, once for the same error in a row, and tell when to try again."""
+    def _failed(self, key: Key, error: Exception, *, at_least: float = 0.0, level: int = logging.WARNING) -> float:
+        """Log the error, once for the same error in a row, and return when to try again. ERROR is for bugs, with their traceback."""
         self._metrics.reconcile_errors.inc()
         times, said = self._failures.get(key, (0, ""))
         text = f"{type(error).__name__}: {error}"
         wait: float = max(min(_BACKOFF_SECONDS * 2 ** min(times, 20), _BACKOFF_SECONDS_MAX), at_least)
         self._failures[key] = (times + 1, text)
-        level = logging.DEBUG if text == said else logging.ERROR if unexpected else logging.WARNING
         _log.log(
-            level,
+            logging.DEBUG if text == said else level,
             "TaskRun %s/%s: %s; trying again in %.1f s.",
             *key,
             text,
             wait,
-            exc_info=shortened(error) if unexpected else None,
+            exc_info=shortened(error) if level == logging.ERROR else None,
         )
         return time() + wait
