@@ -91,7 +91,8 @@ class Operator:
         return ""
 
     def leads(self) -> bool:
-        return self.is_ready() and self.metric("reattach_leader") == 1
+        # A standby is ready, too. Readiness of the leader is what was read after its metric.
+        return self.is_ready() and self.metric("reattach_leader") == 1 and self.is_ready()
 
     def metric(self, name: str) -> float | None:
         with contextlib.suppress(httpx.TransportError):

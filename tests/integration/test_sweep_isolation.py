@@ -1,0 +1,92 @@
+"""No ConfigMap or TaskRun of one tenant keeps the sweeps of the operator from removing the expired keys of another tenant."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from controlplane import RunningControlPlane
+from hostile import (
+    HOSTILE_CONFIGMAPS,
+    UNREADABLE_TASKRUNS,
+    Attacker,
+    Bystander,
+    create_expired_state,
+    undisturbed,
+)
+from operating import Operator, Operators
+
+
+@pytest.fixture(scope="module")
+def operators(
+    private_control_plane: RunningControlPlane, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Operators]:
+    operators = Operators(private_control_plane, tmp_path_factory.mktemp("operators"))
+    yield operators
+    operators.stop()
+
+
+@pytest.fixture(scope="module")
+def one_operator(operators: Operators) -> Operator:
+    """Operator for the tests that share one process. Not started yet."""
+    return operators.make("--sweep-seconds", "1", namespaces=[])
+
+
+@pytest.fixture
+def operator(one_operator: Operator) -> Operator:
+    """Running operator. It is started again after a test that ended it, so that only that test fails."""
+    if one_operator.process is None or one_operator.exit_code() is not None:
+        one_operator.start()
+    return one_operator
+
+
+@pytest.fixture
+def attacker(private_control_plane: RunningControlPlane) -> Iterator[Attacker]:
+    attacker = Attacker(private_control_plane, private_control_plane.create_namespace("attacker"))
+    yield attacker
+    attacker.withdraw()
+
+
+@pytest.fixture(scope="module")
+def bystander_namespace(private_control_plane: RunningControlPlane) -> str:
+    return private_control_plane.create_namespace("bystander")
+
+
+@pytest.fixture
+def bystander(private_control_plane: RunningControlPlane, bystander_namespace: str, operator: Operator) -> Bystander:
+    return Bystander(private_control_plane, bystander_namespace, operator)
+
+
+@pytest.mark.parametrize("case", HOSTILE_CONFIGMAPS)
+def test_sweep_meeting_hostile_configmap_removes_expired_keys_of_others(
+    case: str, operator: Operator, attacker: Attacker, bystander: Bystander
+) -> None:
+    with undisturbed(operator):
+        name = attacker.create(HOSTILE_CONFIGMAPS[case], case)
+        bystander.expire_key()  # in one sweep
+        attacker.touch(name, times=5 if "long" in case else 1)
+        bystander.expire_key()  # in a later sweep
+        bystander.run()
+
+
+@pytest.mark.parametrize("case", UNREADABLE_TASKRUNS)
+def test_sweep_meeting_unreadable_taskrun_removes_expired_keys_of_others(
+    case: str, operator: Operator, attacker: Attacker, bystander: Bystander
+) -> None:
+    with undisturbed(operator):
+        attacker.create(UNREADABLE_TASKRUNS[case], case)
+        bystander.expire_key()
+        bystander.expire_key()
+
+
+def test_sweep_meeting_key_that_expires_without_time_zone_removes_expired_keys_of_others(
+    private_control_plane: RunningControlPlane, operator: Operator, attacker: Attacker, bystander: Bystander
+) -> None:
+    with undisturbed(operator):
+        path = create_expired_state(
+            private_control_plane, attacker.namespace, "naive", expires_at="2020-01-01T00:00:00"
+        )
+        try:
+            bystander.expire_key()
+            bystander.expire_key()
+        finally:
+            private_control_plane.call("DELETE", path)
