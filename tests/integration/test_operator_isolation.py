@@ -3,7 +3,7 @@
 One operator serves all namespaces from one watch of each kind. Its sweep is off, so that only the watches can bring an event.
 """
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -12,14 +12,23 @@ from hostile import (
     HOSTILE_CONFIGMAPS,
     HOSTILE_PODS,
     HOSTILE_TASKRUNS,
+    OTHER_MANAGER,
     UNREADABLE_TASKRUNS,
     Attacker,
     Bystander,
     HostileObject,
+    configmap,
     must_run,
+    pod,
+    taskrun,
     undisturbed,
 )
 from operating import Operator, Operators
+from reattach.api.names import ANNOTATION_CA, FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE
+from reattach.cluster import Cluster
+from reattach.cluster.paths import pods
+from reattach.controller.certificates import distribute
+from reattach.controller.release import release
 from waiting import wait_until
 
 SWEEP_OFF = ("--sweep-seconds", "86400")
@@ -92,7 +101,7 @@ def test_operator_watching_hostile_object_serves_other_namespace(
     with undisturbed(operator):
         name = attacker.create(HOSTILE[case], case)
         bystander.run()
-        attacker.touch(name)
+        attacker.touch(name, times=5 if "long" in case else 1)
         bystander.run()
 
 
@@ -103,6 +112,7 @@ def test_operator_watching_unreadable_taskrun_reports_it_once(
     metric = 'reattach_unreadable_objects_total{resource="taskruns"}'
     before = operator.metric(metric) or 0
     name = attacker.create(UNREADABLE_TASKRUNS[case], case)
+    attacker.touch(name)
 
     def lines() -> list[str]:
         must_run(operator)
@@ -118,6 +128,48 @@ def test_operator_watching_unreadable_taskrun_reports_it_once(
     assert [event["reason"] for event in events if event["regarding"]["name"] == name] == ["Unreadable"]
 
 
+# -- what reads all objects once --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def cluster(private_control_plane: RunningControlPlane) -> AsyncIterator[Cluster]:
+    async with await Cluster.connect(str(private_control_plane.kubeconfig())) as cluster:
+        yield cluster
+
+
+async def test_certificates_among_hostile_pods_reach_pods_of_others(
+    private_control_plane: RunningControlPlane, cluster: Cluster, attacker: Attacker
+) -> None:
+    for case, hostile in HOSTILE_PODS.items():
+        attacker.create(hostile, case)
+    # Its name comes last in a list of all pods, which is sorted by namespace.
+    other = Attacker(private_control_plane, private_control_plane.create_namespace("zz-other"))
+    name = other.create(pod(), "pod")
+    await distribute(cluster, [], "a bundle")
+    metadata = private_control_plane.call("GET", pods(other.namespace, name))["metadata"]
+    assert metadata["annotations"][ANNOTATION_CA] == "a bundle"
+    other.withdraw()
+
+
+async def test_release_among_hostile_objects_removes_finalizers_of_others(
+    private_control_plane: RunningControlPlane, cluster: Cluster, attacker: Attacker
+) -> None:
+    for case in ("taskrun-nested-maps", "pod-nested-fields", "pod-long-uid", "configmap-nested-fields"):
+        attacker.create(HOSTILE[case], case)
+    other = Attacker(private_control_plane, private_control_plane.create_namespace("zz-other"))
+    paths = [
+        hostile.path(other.namespace, other.create(hostile, "kept"))
+        for hostile in (  # without what would make an operator remove the finalizers
+            taskrun({"finalizers": [FINALIZER_EXTERNAL_JOBS]}, managedBy=OTHER_MANAGER),
+            pod({"finalizers": [FINALIZER_ATTEMPT], "labels": {}}),
+            configmap({"finalizers": [FINALIZER_STATE], "labels": {}}),
+        )
+    ]
+    await release(cluster, [attacker.namespace, other.namespace])
+    assert [private_control_plane.call("GET", path)["metadata"].get("finalizers") for path in paths] == [None] * 3
+    other.withdraw()
+
+
 # -- hostile objects that are there already ---------------------------------------------------------------------------
 
 
@@ -129,11 +181,10 @@ def later_operator(
     attacker = Attacker(private_control_plane, private_control_plane.create_namespace("attacker"))
     one_operator.kill()
     for case, hostile in HOSTILE.items():
-        attacker.touch(attacker.create(hostile, case), times=1)
+        attacker.create(hostile, case)
     operator = operators.make(*SWEEP_SOON, *LONG_LEASE, namespaces=[]).start(wait=False)
     yield operator
     operator.kill()
-    attacker.withdraw()
 
 
 def test_operator_starting_among_hostile_objects_serves_other_namespace(

@@ -12,13 +12,15 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 
 from reattach.api.objects import ObjectMeta, PartialObject, Shape
-from reattach.cluster import AnswerTooLargeError, Cluster, GoneError, Reference
+from reattach.cluster import AnswerTooLargeError, Cluster, GoneError, NotFoundError, Reference
 from reattach.controller.unreadable import describe
 
-_PAGE = 500
+_FIRST_PAGE = 10
+_PAGE = 100
+"""The API server builds a page as a whole before it sends a byte of it, and one object may have 9 MiB of JSON."""
 _PAGE_BYTES_MAX = 16 * 1024 * 1024
 """More than the largest object: the API server stores 1.5 MiB, and JSON may write a byte as six."""
-_SMALLER = 8
+_FACTOR = 10
 """By how much a page shrinks when it can't be read, and grows when it can."""
 _GONE_PAUSE_SECONDS = 1.0
 
@@ -83,7 +85,7 @@ async def list_pages(
 ) -> AsyncIterator[Page[T]]:
     """Yield a collection page by page, as `list_all` returns it. Raises `ClusterError`, also `GoneError` between two pages."""
     token: str | None = None
-    limit = _PAGE
+    limit = _FIRST_PAGE
     while token is None or token:
         asked = {**query, "continue": token}
         try:
@@ -92,21 +94,35 @@ async def list_pages(
             )
             page = msgspec.json.decode(answer, type=_Page)
             items = [decode(item) for item in page.items or ()]
-        except GoneError:
-            raise
-        except (AnswerTooLargeError, msgspec.DecodeError, RecursionError) as error:
+        except (AnswerTooLargeError, msgspec.DecodeError, RecursionError):
             if limit > 1:
-                limit = max(1, limit // _SMALLER)
+                limit = max(1, limit // _FACTOR)
                 continue
+            # Each of them is read by itself, because this page may be of a later version than the one that failed.
             alone = await cluster.list_references(path, bytes_max=_PAGE_BYTES_MAX, limit=1, **asked)
+            items = []
             for reference in alone.items:
-                unreadable(reference, error)
-            yield Page([], alone.resource_version)
+                try:
+                    answer = await cluster.get(_path_of(path, reference), metadata_only=metadata_only)
+                    items.append(decode(msgspec.Raw(answer)))
+                except NotFoundError:
+                    continue
+                except (msgspec.DecodeError, RecursionError) as error:
+                    unreadable(reference, error)
+            yield Page(items, alone.resource_version)
             token = alone.continue_token
         else:
             yield Page(items, page.metadata.resource_version)
             token = page.metadata.continue_
-            limit = min(_PAGE, limit * _SMALLER)
+            limit = min(_PAGE, limit * _FACTOR)
+
+
+def _path_of(path: str, reference: Reference) -> str:
+    """Return the path of one object of the collection at `path`."""
+    prefix, _, plural = path.rpartition("/")
+    if "/namespaces/" not in prefix:
+        prefix += f"/namespaces/{reference.namespace}"
+    return f"{prefix}/{plural}/{reference.name}"
 
 
 async def list_references(cluster: Cluster, path: str, **query: str | None) -> tuple[list[Reference], str]:
@@ -122,7 +138,7 @@ async def list_references(cluster: Cluster, path: str, **query: str | None) -> t
 async def _list_references_once(cluster: Cluster, path: str, **query: str | None) -> tuple[list[Reference], str]:
     found: list[Reference] = []
     token: str | None = None
-    limit = _PAGE
+    limit = _FIRST_PAGE
     while True:
         try:
             page = await cluster.list_references(
@@ -131,11 +147,11 @@ async def _list_references_once(cluster: Cluster, path: str, **query: str | None
         except AnswerTooLargeError:
             if limit == 1:
                 raise
-            limit = max(1, limit // _SMALLER)
+            limit = max(1, limit // _FACTOR)
             continue
         found.extend(page.items)
         token = page.continue_token
-        limit = min(_PAGE, limit * _SMALLER)
+        limit = min(_PAGE, limit * _FACTOR)
         if not token:
             return found, page.resource_version
 

@@ -44,6 +44,7 @@ class Script:
         self._lists = list(lists)
         self._watches = list(watches)
         self.references: list[ReferencePage] = []
+        self.objects: dict[str, bytes] = {}
         self.pages: list[str | None] = []
         self.limits: list[int] = []
         self.watched_from: list[str] = []
@@ -61,6 +62,9 @@ class Script:
             await asyncio.Event().wait()
         for line in self._watches.pop(0):
             yield encoded(line)
+
+    async def get(self, path: str, **_: Any) -> bytes:
+        return self.objects[path]
 
     async def list_references(self, _: str, **query: Any) -> ReferencePage:
         """The object that can't be read alone, and where the list goes on."""
@@ -179,11 +183,12 @@ async def test_a_list_with_an_unreadable_object_is_asked_for_in_smaller_pages_an
 ) -> None:
     metrics = Metrics()
     deep = deep_page(more="2")
-    script = Script([deep, deep, deep, deep, page(9, made("u2", 4), made("u3", 5))], [])
+    script = Script([deep, deep, page(9, made("u2", 4), more="3"), page(9, made("u3", 5))], [])
     script.references = [ReferencePage((Reference("default", "deep", "deep", "8"),), "9", "2")]
+    script.objects = {"/namespaces/default/pods/deep": DEEP}
     assert (await uids_after(script, metrics))[0] == {"u2", "u3"}
-    assert script.limits == [500, 62, 7, 1, 1]
-    assert script.pages == [None, None, None, None, "2"]
+    assert script.limits == [10, 1, 1, 10]
+    assert script.pages == [None, None, "2", "3"]
     assert (
         "pods default/deep is passed over, because it can't be read: a value in it is nested too deeply" in caplog.text
     )
@@ -194,11 +199,27 @@ async def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones_that_grow_a
     large = AnswerTooLargeError(0, "AnswerTooLarge", "more than 16 MiB")
     script = Script([large, page(7, made("u1", 3), more="next"), page(7, made("u2", 4))], [])
     assert (await uids_after(script))[0] == {"u1", "u2"}
-    assert script.limits == [500, 62, 496]
+    assert script.limits == [10, 1, 10]
+
+
+async def test_an_object_that_comes_between_an_unreadable_page_and_its_reference_is_not_left_out() -> None:
+    deep = deep_page(more="")
+    script = Script([deep, deep, deep], [])
+    references = (Reference("default", "u0", "u0", "8"), Reference("default", "deep", "deep", "8"))
+    script.references = [ReferencePage((found,), "9", more) for found, more in zip(references, ("1", ""), strict=True)]
+    script.objects = {"/namespaces/default/pods/deep": DEEP, "/namespaces/default/pods/u0": encoded(made("u0", 8))}
+    assert (await uids_after(script))[0] == {"u0"}
+
+
+async def test_the_pages_of_a_long_list_grow() -> None:
+    script = Script([page(7, made(f"u{number}", 3), more="next" if number < 3 else "") for number in range(4)], [])
+    await uids_after(script)
+    assert script.limits == [10, 100, 100, 100]
 
 
 async def test_a_known_object_that_became_unreadable_is_not_taken_for_gone() -> None:
     deep = deep_page(more="")
-    script = Script([page(7, made("deep", 3)), deep, deep, deep, deep], [[ERROR_410]])
+    script = Script([page(7, made("deep", 3)), deep, deep], [[ERROR_410]])
     script.references = [ReferencePage((Reference("default", "deep", "deep", "8"),), "9", "")]
+    script.objects = {"/namespaces/default/pods/deep": DEEP}
     assert (await uids_after(script))[0] == {"deep"}
