@@ -107,6 +107,14 @@ class Cluster:
         except references.ProtobufError as error:
             raise UnavailableError(0, "BadAnswer", f"GET {path}: {error}") from error
 
+    async def get_reference(self, path: str) -> references.Reference:
+        """The object at `path`, of which only the reference is read."""
+        body = await self._call("GET", path, accept=references.ACCEPT_OBJECT)
+        try:
+            return references.decode_object(body)
+        except references.ProtobufError as error:
+            raise UnavailableError(0, "BadAnswer", f"GET {path}: {error}") from error
+
     async def create(self, path: str, body: Mapping[str, Any], **query: str | int | None) -> bytes:
         """POST to a collection (or to a review or subresource that takes POST)."""
         return await self._call("POST", path, body=body, query=query)
@@ -228,12 +236,12 @@ class Cluster:
         api: client.ApiClient | None = None,
     ) -> aiohttp.ClientResponse:
         headers = {"Accept": accept or "application/json", "Content-Type": content_type, "User-Agent": "reattach"}
-        if token := await self._configuration.get_api_key_with_prefix("BearerToken"):
-            headers["Authorization"] = token
         url = self._configuration.host + path
         if given := {name: value for name, value in (query or {}).items() if value is not None}:
             url += "?" + urlencode(given)
         try:
+            if token := await self._configuration.get_api_key_with_prefix("BearerToken"):  # may read a file
+                headers["Authorization"] = token
             answer = await (api or self._api).rest_client.request(  # type: ignore[no-untyped-call]
                 method, url, headers=headers, body=body, _request_timeout=timeout
             )
@@ -241,7 +249,7 @@ class Cluster:
             if response.status < _ERROR_FROM:
                 return response
             text = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, config.ConfigException) as error:
             raise UnavailableError(0, "NoAnswer", f"{method} {path}: {_said(error)}") from error
         raise error_of(response.status, _status_in(text), _seconds_in(response.headers.get("Retry-After")))
 

@@ -2,7 +2,7 @@
 
 The JSON of an object can be nested as deep as its author likes, also in its metadata: `managedFields` repeats the structure of the
 object. Python's JSON parsers give up at some depth, and then the whole page or stream is lost. In protobuf each field carries its
-length, so everything but four short strings is skipped unread.
+length, so everything but a few short strings is skipped unread.
 
 Field numbers are those of `k8s.io/apimachinery/pkg/apis/meta/v1/generated.proto` and `k8s.io/apimachinery/pkg/runtime/generated.proto`.
 """
@@ -20,7 +20,7 @@ _UNKNOWN_RAW = 2
 _LIST_METADATA, _LIST_ITEMS = 1, 2
 _LISTMETA_RESOURCE_VERSION, _LISTMETA_CONTINUE = 2, 3
 _OBJECT_METADATA = 1
-_META_NAME, _META_NAMESPACE, _META_UID, _META_RESOURCE_VERSION = 1, 3, 5, 6
+_META_NAME, _META_NAMESPACE, _META_UID, _META_RESOURCE_VERSION, _META_FINALIZERS = 1, 3, 5, 6, 14
 _EVENT_TYPE, _EVENT_OBJECT = 1, 2
 _RAW_EXTENSION_RAW = 1
 _STATUS_MESSAGE, _STATUS_REASON, _STATUS_CODE = 3, 4, 6
@@ -36,6 +36,7 @@ class Reference(NamedTuple):
     name: str
     uid: str
     resource_version: str
+    finalizers: tuple[str, ...] = ()
 
 
 class ReferencePage(NamedTuple):
@@ -56,6 +57,11 @@ class ReferenceEvent(NamedTuple):
 
 class ProtobufError(ValueError):
     """The bytes are not the message that they should be."""
+
+
+def decode_object(body: bytes) -> Reference:
+    """Return the reference in a `PartialObjectMetadata`. Raises `ProtobufError`."""
+    return _reference_of(_unwrap(memoryview(body)))
 
 
 def decode_page(body: bytes) -> ReferencePage:
@@ -84,10 +90,10 @@ def decode_status(body: bytes) -> dict[str, Any]:
 
 
 def _reference_of(partial_object: memoryview) -> Reference:
-    name, namespace, uid, version = _texts(
-        _first(partial_object, _OBJECT_METADATA), _META_NAME, _META_NAMESPACE, _META_UID, _META_RESOURCE_VERSION
-    )
-    return Reference(namespace, name, uid, version)
+    metadata = _first(partial_object, _OBJECT_METADATA)
+    name, namespace, uid, version = _texts(metadata, _META_NAME, _META_NAMESPACE, _META_UID, _META_RESOURCE_VERSION)
+    finalizers = tuple(str(found, "utf-8", "replace") for found in _all(metadata, _META_FINALIZERS))
+    return Reference(namespace, name, uid, version, finalizers)
 
 
 def _unwrap(body: memoryview) -> memoryview:

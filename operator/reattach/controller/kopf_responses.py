@@ -7,8 +7,9 @@ An error of the API server reaches kopf as a broken connection, after which it t
 it the watches of all other namespaces.
 """
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
@@ -19,19 +20,30 @@ from reattach.cluster import Reference, references
 from reattach.cluster.client import LINE_BYTES_MAX
 
 _LENGTH_BYTES = 4
+_OK = 200
+_GONE = 410
 _ERROR_FROM = 400
-_KOPF_HANDLES = {401, 410, 429}
-"""It logs in again, starts again with a list, or waits."""
+_KOPF_HANDLES = {401, 429}
+"""kopf logs in again after 401, and waits after 429."""
+_PAUSE_SECONDS = 1.0
 
 
-async def ask_for_references(
-    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
-    """A middleware of aiohttp's client: list and watch TaskRuns as protobuf metadata. Other calls stay as they are."""
-    if request.url.name == PLURAL:
+def middleware(on_answer: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
+    """Return a middleware that asks for TaskRuns as protobuf metadata, and calls `on_answer` after each list and watch that succeeded."""
+
+    async def ask_for_references(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        if request.url.name != PLURAL:
+            return await handler(request)
         is_watch = request.url.query.get("watch") == "true"
         request.headers["Accept"] = references.ACCEPT_OBJECT if is_watch else references.ACCEPT_LIST
-    return await handler(request)
+        response = await handler(request)
+        if response.status == _OK:
+            on_answer()
+        return response
+
+    return ask_for_references
 
 
 class ReferenceResponse(aiohttp.ClientResponse):
@@ -40,11 +52,17 @@ class ReferenceResponse(aiohttp.ClientResponse):
     @override
     async def start(self, connection: Any) -> "ReferenceResponse":
         await super().start(connection)
-        if self.url.name == PLURAL and self.url.query.get("watch"):
-            self.content = _Events(self.content)  # type: ignore[assignment] # it has all that a StreamReader has
-        if self.url.name == PLURAL and self.status >= _ERROR_FROM and self.status not in _KOPF_HANDLES:
-            raise aiohttp.ClientConnectionError(f"GET {self.url.path}: the API server answered {self.status}")
-        return self
+        is_list_or_watch = self.url.name == PLURAL
+        if is_list_or_watch and self.url.query.get("watch"):
+            self.content = _Events(self.content, is_gone=self.status == _GONE)  # type: ignore[assignment] # it has all that a StreamReader has
+            self.status = _OK if self.status == _GONE else self.status
+        is_needed = is_list_or_watch or self.url.path == f"/apis/{API_VERSION}"
+        if self.status < _ERROR_FROM or self.status in _KOPF_HANDLES or not is_needed:
+            return self
+        said = f"GET {self.url.path}: the API server answered {self.status}"
+        if is_list_or_watch and self.status == _GONE:
+            raise aiohttp.ClientPayloadError(said)  # kopf lists again, without a pause
+        raise aiohttp.ClientConnectionError(said)
 
     @override
     async def json(self, **_: Any) -> Any:
@@ -66,23 +84,32 @@ class ReferenceResponse(aiohttp.ClientResponse):
 
 
 class _Events:
-    """The body of a watch: each frame of protobuf becomes a line of JSON."""
+    """The body of a watch: each frame of protobuf becomes a line of JSON. With `is_gone` its only event says that the version is too old."""
 
-    def __init__(self, content: aiohttp.StreamReader) -> None:
+    def __init__(self, content: aiohttp.StreamReader, *, is_gone: bool) -> None:
         self._content = content
+        self._is_gone = is_gone
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._content, name)
 
     async def iter_chunked(self, _size: int) -> AsyncIterator[bytes]:
         """Yield the events."""
+        if self._is_gone:
+            yield _line("ERROR", {"kind": "Status", "code": _GONE})
+            return
         while frame := await self._next_frame():
             try:
                 event = references.decode_event(frame)
             except references.ProtobufError as error:
                 raise aiohttp.ClientPayloadError(f"an event of the watch can't be read: {error}") from error
-            what = event.status if event.type == "ERROR" else _object_of(event.reference)
-            yield json.dumps({"type": event.type, "object": what}).encode() + b"\n"
+            if event.type != "ERROR":
+                yield _line(event.type, _object_of(event.reference))
+            elif event.status["code"] == _GONE:
+                yield _line(event.type, event.status)
+            else:  # kopf goes on from the last event
+                await asyncio.sleep(_PAUSE_SECONDS)
+                raise aiohttp.ClientPayloadError(f"the watch ended with an error: {event.status}")
 
     async def _next_frame(self) -> bytes:
         """Return the next frame; empty at the end of the stream."""
@@ -93,6 +120,10 @@ class _Events:
             return await self._content.readexactly(length)
         except EOFError:
             return b""
+
+
+def _line(kind: str, what: dict[str, Any]) -> bytes:
+    return json.dumps({"type": kind, "object": what}).encode() + b"\n"
 
 
 def _object_of(reference: Reference) -> dict[str, Any]:

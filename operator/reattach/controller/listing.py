@@ -1,19 +1,19 @@
 """Whole collections, page by page, in which no single object can spoil the rest.
 
-A page that is too large, or that can't be decoded because of one object in it, is asked for again with a smaller limit, down to
-one object. An object that can't be decoded alone is left out, and named by its reference.
+A page that is too large is asked for again with a smaller limit. Of a page that can't be decoded because of one object in it, each object
+is read by itself. An object that can't be decoded even so is left out, and reported by its reference.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from reattach.api.objects import ObjectMeta, PartialObject, Shape
 from reattach.cluster import AnswerTooLargeError, Cluster, GoneError, NotFoundError, Reference
-from reattach.controller.unreadable import describe
+from reattach.controller.unreadable import DECODE_ERRORS, describe
 
 _FIRST_PAGE = 10
 _PAGE = 100
@@ -21,7 +21,8 @@ _PAGE = 100
 _PAGE_BYTES_MAX = 16 * 1024 * 1024
 """More than the largest object: the API server stores 1.5 MiB, and JSON may write a byte as six."""
 _FACTOR = 10
-"""By how much a page shrinks when it can't be read, and grows when it can."""
+"""By how much a page shrinks when it is too large, and else grows."""
+_GETS_AT_ONCE = 16
 _GONE_PAUSE_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -87,34 +88,42 @@ async def list_pages(
     token: str | None = None
     limit = _FIRST_PAGE
     while token is None or token:
-        asked = {**query, "continue": token}
+        asked = {**query, "continue": token, "limit": limit}
         try:
-            answer = await cluster.list(
-                path, metadata_only=metadata_only, bytes_max=_PAGE_BYTES_MAX, limit=limit, **asked
-            )
+            answer = await cluster.list(path, metadata_only=metadata_only, bytes_max=_PAGE_BYTES_MAX, **asked)
             page = msgspec.json.decode(answer, type=_Page)
-            items = [decode(item) for item in page.items or ()]
-        except (AnswerTooLargeError, msgspec.DecodeError, RecursionError):
-            if limit > 1:
-                limit = max(1, limit // _FACTOR)
-                continue
-            # Each of them is read by itself, because this page may be of a later version than the one that failed.
-            alone = await cluster.list_references(path, bytes_max=_PAGE_BYTES_MAX, limit=1, **asked)
-            items = []
-            for reference in alone.items:
-                try:
-                    answer = await cluster.get(_path_of(path, reference), metadata_only=metadata_only)
-                    items.append(decode(msgspec.Raw(answer)))
-                except NotFoundError:
-                    continue
-                except (msgspec.DecodeError, RecursionError) as error:
-                    unreadable(reference, error)
-            yield Page(items, alone.resource_version)
-            token = alone.continue_token
-        else:
-            yield Page(items, page.metadata.resource_version)
+            yield Page([decode(item) for item in page.items or ()], page.metadata.resource_version)
             token = page.metadata.continue_
             limit = min(_PAGE, limit * _FACTOR)
+        except AnswerTooLargeError:
+            if limit == 1:
+                raise
+            limit = max(1, limit // _FACTOR)
+        except DECODE_ERRORS:
+            # Some object of this page can't be decoded, and with it the page. Each of them is read by itself.
+            references = await cluster.list_references(path, bytes_max=_PAGE_BYTES_MAX, **asked)
+            items: list[T] = []
+            for some in _in_groups(references.items, _GETS_AT_ONCE):
+                reads = (_read(cluster, path, each, decode, metadata_only=metadata_only) for each in some)
+                for reference, found in zip(some, await asyncio.gather(*reads), strict=True):
+                    if isinstance(found, Exception):
+                        unreadable(reference, found)
+                    elif found is not None:
+                        items.append(found)
+            yield Page(items, references.resource_version)
+            token = references.continue_token
+
+
+async def _read(
+    cluster: Cluster, path: str, reference: Reference, decode: Callable[[msgspec.Raw], T], *, metadata_only: bool
+) -> T | Exception | None:
+    """Return one object of a collection, or why it can't be decoded; None if it is gone."""
+    try:
+        return decode(msgspec.Raw(await cluster.get(_path_of(path, reference), metadata_only=metadata_only)))
+    except NotFoundError:
+        return None
+    except DECODE_ERRORS as error:
+        return error
 
 
 def _path_of(path: str, reference: Reference) -> str:
@@ -159,13 +168,18 @@ async def _list_references_once(cluster: Cluster, path: str, **query: str | None
 async def metadata_of_all(
     cluster: Cluster, path: str, *, label_selector: str | None = None, field_selector: str | None = None
 ) -> AsyncIterator[ObjectMeta]:
-    """Yield the metadata of each object of a collection, but of those that can't be read: they are logged. Raises `ClusterError`."""
+    """Yield the metadata of each object of a collection. Log and skip the objects that can't be decoded. Raises `ClusterError`."""
 
-    def leave_out(reference: Reference, error: Exception) -> None:
+    def skip(reference: Reference, error: Exception) -> None:
         _log.error("%s of %s/%s can't be read: %s", path, reference.namespace, reference.name, describe(error))
 
     decode = msgspec.json.Decoder(PartialObject).decode
     selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
-    async for page in list_pages(cluster, path, decode, leave_out, metadata_only=True, **selectors):
+    async for page in list_pages(cluster, path, decode, skip, metadata_only=True, **selectors):
         for item in page.items:
             yield item.metadata
+
+
+def _in_groups(items: Sequence[Reference], size: int) -> Iterator[Sequence[Reference]]:
+    """Yield the items in groups of at most `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -114,7 +114,7 @@ class Operator:
         for reflector in self._reflectors:
             await reflector.synced.wait()
         _log.info("Known: %s TaskRuns, %s pods, %s states.", len(self._taskruns), len(self._pods), len(self._states))
-        self._taskruns.announce_all()
+        self._taskruns.enqueue_all()
         for _ in range(self._options.workers):
             start("worker", self._workers.run)
         start("delays", self._queue.run_delays)

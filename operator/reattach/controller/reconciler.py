@@ -212,9 +212,9 @@ class Reconciler:
         except ConflictError:
             left = await self._taskruns.look(key)
         if left is None:
-            self._taskruns.doubt(taskrun.metadata.uid)
+            self._taskruns.suspect(taskrun.metadata.uid)
         else:
-            self._taskruns.take_answer(left)
+            self._taskruns.apply_response(left)
         self._queue.mark(key)
 
     async def _record(self, taskrun: TaskRun, status: Status) -> TaskRun:
@@ -228,7 +228,7 @@ class Reconciler:
         body = {"metadata": {"resourceVersion": about.resource_version, "uid": about.uid}, "status": patch}
         path = paths.taskruns(about.namespace, about.name, "status")
         recorded = msgspec.json.decode(await self._writer.merge_patch(path, body), type=TaskRun)
-        self._taskruns.take_answer(recorded)
+        self._taskruns.apply_response(recorded)
         return recorded
 
     async def _read_state(self, taskrun: TaskRun) -> StateView | StateAbsent | StateUnreadable:

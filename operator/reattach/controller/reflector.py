@@ -1,4 +1,4 @@
-"""A small reflector: lists a kind of object, watches it from there, and keeps a `Store` true to it."""
+"""A small reflector: lists a kind of object, watches it from there, and keeps an `ObjectStore` true to it."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from reattach.cluster import Cluster, ClusterError, ForbiddenError, GoneError, R
 from reattach.cluster.client import raise_error_event
 from reattach.controller.cache import HasMetadata
 from reattach.controller.listing import list_all
-from reattach.controller.unreadable import UnreadableObjects
+from reattach.controller.unreadable import DECODE_ERRORS, UnreadableObjects
 
 _BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 _SHORT_STREAM_SECONDS = 1.0
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T", bound=HasMetadata)
 
 
-class Store(Protocol[T]):
+class ObjectStore(Protocol[T]):
     """Where the objects go. `Cache` is one."""
 
     def learn(self, found: T) -> object:
@@ -59,7 +59,7 @@ class Reflector(Generic[T]):
         cluster: Cluster,
         path: str,
         kind: type[T],
-        store: Store[T],
+        store: ObjectStore[T],
         unreadable: UnreadableObjects,
         *,
         label_selector: str | None = None,
@@ -106,6 +106,7 @@ class Reflector(Generic[T]):
             except GoneError:
                 _log.info("The watch of %s was away for too long; listing again.", self._path)
                 self._version = ""
+                await asyncio.sleep(_BACKOFF_SECONDS[0])
             except (ClusterError, msgspec.DecodeError) as error:
                 if isinstance(error, ForbiddenError) and self._namespace is not None:
                     self.synced.set()
@@ -132,7 +133,8 @@ class Reflector(Generic[T]):
         for each in self._store.missing_from(uids, version, self._namespace):
             self._store.forget(each.metadata.uid, version=version)
         self._version = version
-        self._sign()
+        self._last_sign = time.monotonic()
+        self._failures = 0
         self.synced.set()
 
     async def _watch(self) -> None:
@@ -144,11 +146,11 @@ class Reflector(Generic[T]):
         )
         async with aclosing(stream) as lines:
             async for line in lines:
-                self._sign()
+                self._last_sign = time.monotonic()
                 try:
                     event = msgspec.json.decode(line, type=_Event)
                     found = None if event.type in {"BOOKMARK", "ERROR"} else self._decoder.decode(event.object)
-                except (msgspec.DecodeError, RecursionError) as error:
+                except DECODE_ERRORS as error:
                     # Which object it is can't be told from this; the next event or bookmark moves the version on.
                     self._unreadable.report_event(self._resource, error)
                     continue
@@ -159,6 +161,7 @@ class Reflector(Generic[T]):
 
     def _take(self, kind: str, found: T) -> None:
         self._version = found.metadata.resource_version
+        self._failures = 0
         self._unreadable.forget(found.metadata.uid)
         if kind == "DELETED":
             # It may have lost its label only, and get it back.
@@ -170,13 +173,10 @@ class Reflector(Generic[T]):
         """Note where the watch is, or raise the error that it reports."""
         if event.type == "BOOKMARK":
             self._version = msgspec.json.decode(event.object, type=_Bookmark).metadata.resource_version
+            self._failures = 0
         else:
             status: dict[str, Any] = msgspec.json.decode(event.object)
             raise_error_event(status)
-
-    def _sign(self) -> None:
-        self._last_sign = time.monotonic()
-        self._failures = 0
 
     async def _pause(self, error: ClusterError | msgspec.DecodeError) -> None:
         seconds = _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS) - 1)]

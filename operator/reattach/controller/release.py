@@ -10,13 +10,10 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import msgspec
-
 from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE
-from reattach.api.objects import ObjectMeta, PartialObject
-from reattach.cluster import Cluster, ClusterError, ConflictError, NotFoundError, paths
+from reattach.cluster import Cluster, ClusterError, ConflictError, NotFoundError, Reference, paths
 from reattach.controller.certificates import remove
-from reattach.controller.listing import metadata_of_all
+from reattach.controller.listing import list_references
 from reattach.controller.options import listed, namespaces_of
 
 _PATCHES_AT_ONCE = 8
@@ -111,8 +108,8 @@ async def _running(cluster: Cluster, options: ReleaseOptions) -> list[str]:
             continue
         left.append(f"deployment {name}")
     if options.pod_selector:
-        pods = metadata_of_all(cluster, paths.pods(options.namespace), label_selector=options.pod_selector)
-        left += [f"pod {pod.name}" async for pod in pods]
+        pods, _ = await list_references(cluster, paths.pods(options.namespace), labelSelector=options.pod_selector)
+        left += [f"pod {pod.name}" for pod in pods]
     return left
 
 
@@ -140,33 +137,32 @@ async def release(cluster: Cluster, namespaces: Sequence[str]) -> int:
 async def _release_all(cluster: Cluster, namespace: str | None, path_of: PathOf, finalizer: str) -> int:
     gate = asyncio.Semaphore(_PATCHES_AT_ONCE)
 
-    async def let_go(metadata: ObjectMeta) -> None:
+    async def let_go(found: Reference) -> None:
         async with gate:
-            await _remove_finalizer(cluster, path_of(metadata.namespace, metadata.name), metadata, finalizer)
+            await _remove_finalizer(cluster, path_of(found.namespace, found.name), found, finalizer)
 
     try:
-        seen = metadata_of_all(cluster, path_of(namespace, None))
-        held = [metadata async for metadata in seen if finalizer in metadata.finalizers]
+        found, _ = await list_references(cluster, path_of(namespace, None))
     except NotFoundError:  # the kind, after the CRD was deleted
         return 0
-    await asyncio.gather(*(let_go(metadata) for metadata in held))
+    held = [each for each in found if finalizer in each.finalizers]
+    await asyncio.gather(*(let_go(each) for each in held))
     return len(held)
 
 
-async def _remove_finalizer(cluster: Cluster, path: str, metadata: ObjectMeta, finalizer: str) -> None:
+async def _remove_finalizer(cluster: Cluster, path: str, found: Reference, finalizer: str) -> None:
     for _ in range(_CONFLICTS_MAX):
-        left = [name for name in metadata.finalizers if name != finalizer]
-        patch = {"metadata": {"resourceVersion": metadata.resource_version, "finalizers": left}}
+        left = [name for name in found.finalizers if name != finalizer]
+        patch = {"metadata": {"resourceVersion": found.resource_version, "finalizers": left}}
         try:
             await cluster.merge_patch(path, patch)
         except NotFoundError:
             return
         except ConflictError:
             try:
-                found = msgspec.json.decode(await cluster.get(path, metadata_only=True), type=PartialObject)
+                found = await cluster.get_reference(path)
             except NotFoundError:
                 return
-            metadata = found.metadata
         else:
             return
     raise ReleaseError(f"the finalizer {finalizer} of {path} could not be removed: somebody keeps changing the object")

@@ -19,11 +19,13 @@ from typing_extensions import override
 
 from reattach.api.names import GROUP, OPERATOR_NAME, PLURAL, VERSION
 from reattach.cluster import Cluster, Reference
-from reattach.controller.kopf_responses import ReferenceResponse, ask_for_references
+from reattach.controller.kopf_responses import ReferenceResponse, middleware
 from reattach.controller.taskruns import UNFINISHED, TaskRuns
 
 _LOGIN_LASTS = timedelta(minutes=10)
 _STOP_SECONDS = 3.0
+_LIST_WITHIN_SECONDS = 60.0
+"""kopf looks once which kinds there are. If the API server lacks TaskRuns just then, kopf idles for ever."""
 
 Notify = Callable[[str, Reference], None]
 """Called in kopf's thread, with the type of the event: ADDED, MODIFIED, DELETED, or none if the object was listed."""
@@ -83,7 +85,7 @@ def settings_of() -> kopf.OperatorSettings:
     )
     settings.queueing.idle_timeout = 0.5  # a task for each object that had an event, for so long
     settings.queueing.worker_limit = None  # any limit holds back new objects for idle_timeout each
-    settings.watching.chunk_size = 100  # a page of metadata has no other limit: each object may have 1.5 MiB
+    settings.watching.chunk_size = 20  # a page of metadata has no other limit, and each object may have 1.5 MiB
     settings.watching.server_timeout = 300
     settings.watching.connect_timeout = 10
     settings.watching.inactivity_timeout = 90
@@ -97,13 +99,13 @@ class KopfEndedError(Exception):
     """kopf ended although nobody stopped it."""
 
 
-def registry_of(notify: Notify, cluster: Cluster) -> kopf.OperatorRegistry:
+def registry_of(notify: Notify, cluster: Cluster, on_answer: Callable[[], None]) -> kopf.OperatorRegistry:
     """The two handlers: login and the watch."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)  # type: ignore[arg-type, untyped-decorator, unused-ignore]
     async def login(**_: Any) -> kopf.AiohttpSession:
-        return await log_in(cluster)
+        return await log_in(cluster, on_answer)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)  # type: ignore[arg-type, untyped-decorator, unused-ignore]
     async def taskrun_changed(event: Mapping[str, Any], **_: Any) -> None:
@@ -114,15 +116,17 @@ def registry_of(notify: Notify, cluster: Cluster) -> kopf.OperatorRegistry:
     return registry
 
 
-async def log_in(cluster: Cluster) -> kopf.AiohttpSession:
+async def log_in(cluster: Cluster, on_answer: Callable[[], None]) -> kopf.AiohttpSession:
     """Return a session with the credentials of `cluster`, for ten minutes: then a rotated token is read again.
 
     The expiration makes each login differ from the one before: one 401 with equal credentials ends kopf. The number of connections has
-    no limit, because kopf holds one for each namespace that it watches.
+    no limit, because kopf holds one for each namespace that it watches. `on_answer` is called after each list and watch of TaskRuns.
     """
     return kopf.AiohttpSession(
         server=cluster.host,
-        aiohttp_session=await cluster.new_session(middlewares=(ask_for_references,), response_class=ReferenceResponse),
+        aiohttp_session=await cluster.new_session(
+            middlewares=(middleware(on_answer),), response_class=ReferenceResponse
+        ),
         expiration=datetime.now(UTC) + _LOGIN_LASTS,
     )
 
@@ -135,9 +139,10 @@ async def watch_taskruns(taskruns: TaskRuns, cluster: Cluster, namespaces: Colle
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
     stop: asyncio.Future[Callable[[], object]] = loop.create_future()
+    listed = threading.Event()
 
     def notify(kind: str, reference: Reference) -> None:
-        act = taskruns.notice_end if kind == "DELETED" else taskruns.notice
+        act = taskruns.on_deleted if kind == "DELETED" else taskruns.on_event
         loop.call_soon_threadsafe(act, reference)
 
     async def run() -> None:
@@ -145,7 +150,7 @@ async def watch_taskruns(taskruns: TaskRuns, cluster: Cluster, namespaces: Colle
         own_loop = asyncio.get_running_loop()
         loop.call_soon_threadsafe(stop.set_result, lambda: own_loop.call_soon_threadsafe(stop_flag.set))
         await kopf.operator(
-            registry=registry_of(notify, cluster),
+            registry=registry_of(notify, cluster, listed.set),
             settings=settings_of(),
             identity=OPERATOR_NAME,  # type: ignore[arg-type] # unused without peering; else kopf asks for the user's name, and ours has none
             standalone=True,
@@ -165,14 +170,16 @@ async def watch_taskruns(taskruns: TaskRuns, cluster: Cluster, namespaces: Colle
 
     threading.Thread(target=run_in_thread, name="kopf", daemon=True).start()
     try:
-        await asyncio.shield(ended)
-    except asyncio.CancelledError:
-        if stop.done():
+        await asyncio.wait([ended], timeout=_LIST_WITHIN_SECONDS)
+        if not ended.done() and not listed.is_set():
+            raise KopfEndedError(f"kopf was stopped because it did not list TaskRuns within {_LIST_WITHIN_SECONDS:g} s")
+        await asyncio.wait([ended])
+        ended.result()
+    finally:
+        if not ended.done() and stop.done():
             with suppress(RuntimeError):  # kopf has ended already
                 stop.result()()
             await asyncio.wait([ended], timeout=_STOP_SECONDS)
-        raise
-    finally:
         ended.add_done_callback(lambda future: future.exception())  # it may come when nobody waits for it any more
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from reattach.controller.metrics import Metrics
+from reattach.controller.unreadable import describe
 
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
@@ -22,30 +23,39 @@ async def keep_running(
     first_pause_seconds: float = _FIRST_PAUSE_SECONDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Run `loop`, and start it again when it fails, after a pause that doubles up to a minute. Return when `loop` does.
+    """Run `loop` until this task is cancelled. Start it again when it fails or ends, after a pause that doubles up to a minute.
 
     The pause is short again after a run that was longer than the longest pause.
     """
     pause = first_pause_seconds
     while True:
         began = clock()
+        error: BaseException | None = None
         try:
             await loop()
-        except Exception as error:  # noqa: BLE001 -- no error of one loop ends the process
-            if clock() - began > _LONGEST_PAUSE_SECONDS:
-                pause = first_pause_seconds
-            metrics.restarted_loops.labels(name).inc()
-            _log.error(
-                "%s failed and starts again in %g s: %r", name, pause, error, exc_info=shortened(error), stacklevel=2
-            )
-        else:
-            return
+        except asyncio.CancelledError as cancelled:
+            if is_cancelled():
+                raise
+            error = cancelled  # of something that the loop awaited
+        except Exception as caught:  # noqa: BLE001 -- no error of one loop ends the process
+            error = caught
+        if clock() - began > _LONGEST_PAUSE_SECONDS:
+            pause = first_pause_seconds
+        metrics.restarted_loops.labels(name).inc()
+        what = "it returned" if error is None else describe(error)
+        _log.error("%s ended, and starts again in %g s: %s", name, pause, what, exc_info=error and shortened(error))
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
+def is_cancelled() -> bool:
+    """Return whether somebody cancelled the current task."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def shortened(error: BaseException) -> BaseException:
-    """Return the error with the last frames of its traceback, because a recursion has thousands of them."""
+    """Return the error with the last frames of its traceback alone, because a recursion has thousands of them."""
     frames = []
     traceback = error.__traceback__
     while traceback is not None:

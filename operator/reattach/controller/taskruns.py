@@ -1,8 +1,7 @@
 """Cache of unfinished TaskRuns.
 
-kopf's watch tells that a TaskRun changed, by its reference alone, and so wakes the workers. The objects come from a reflector, from
-the answers to own writes, and from a GET where both are too slow or the object can't be read from the watch. A list of references,
-now and then, finds what the watches missed.
+Events of kopf's watch carry references alone, and wake the workers. The objects come from a reflector, from the responses to own
+writes, and from a GET where the reflector is late or can't read the object. A sweep lists the references, because a watch may miss some.
 """
 
 import asyncio
@@ -19,7 +18,7 @@ from reattach.api.taskrun import TaskRun
 from reattach.cluster import Cluster, ForbiddenError, NotFoundError, Reference, paths
 from reattach.controller.cache import Cache, is_older
 from reattach.controller.listing import list_references
-from reattach.controller.unreadable import UnreadableObjects, describe
+from reattach.controller.unreadable import DECODE_ERRORS, UnreadableObjects, describe, reference_of
 from reattach.controller.workqueue import Key
 from reattach.planner.status import is_held
 
@@ -46,9 +45,9 @@ def key_of(found: TaskRun | PartialObject) -> Key:
 
 
 class TaskRuns:
-    """What is known of them. A TaskRun that is said to be gone is *doubted*: `look` asks the API server before it is believed.
+    """Cache of unfinished TaskRuns. Whatever says that one is gone makes its key *suspect*: `look` confirms it with a GET.
 
-    A `Store` for the reflector. `on_change` is called with the key of each TaskRun that a worker must look at.
+    An `ObjectStore` for the reflector. `on_change` is called with the key of each TaskRun that a worker must look at.
     """
 
     def __init__(
@@ -65,11 +64,12 @@ class TaskRuns:
         self._unreadable = unreadable
         self._clock = clock
         self._cache: Cache[TaskRun] = Cache(key_of, lambda _: None)
-        self._doubted: set[Key] = set()
-        self._unannounced: set[str] = set()
-        """UIDs of objects that the reflector has brought and of which kopf's watch has not told yet."""
-        self._awaited: dict[Key, tuple[Reference, float]] = {}
-        """What kopf's watch has told of and the reflector has not brought yet, and from when on a GET is worth it."""
+        self._suspect: dict[Key, Reference] = {}
+        """Keys that need a GET, with the last reference to the TaskRun."""
+        self._enqueued: dict[str, str] = {}
+        """The newest version, by UID, that the workers were woken for, or that a response to them had."""
+        self._awaited: dict[str, tuple[Reference, float]] = {}
+        """References, by UID, that kopf's watch sent and the reflector has not brought, and when a GET is due."""
 
     def __len__(self) -> int:
         return len(self._cache)
@@ -81,90 +81,89 @@ class TaskRuns:
     def known(self, key: Key) -> TaskRun | None:
         """The TaskRun as last seen; None if there is none or it is doubtful which one it is."""
         found = self._cache.of(key)
-        return found[0] if len(found) == 1 and key not in self._doubted else None
+        return found[0] if len(found) == 1 and key not in self._suspect else None
 
     def is_doubtful(self, key: Key) -> bool:
         """Whether `look` must be asked before anything is believed."""
-        return key in self._doubted or len(self._cache.of(key)) > 1 or self._is_overdue(key)
+        return key in self._suspect or len(self._cache.of(key)) > 1
 
-    # -- what kopf's watch tells ------------------------------------------------------------------------------------
+    # -- from kopf's watch ------------------------------------------------------------------------------------------
 
-    def notice(self, reference: Reference) -> None:
-        """A TaskRun was created or changed: have it looked at, now if this version is known, else when the reflector brings it."""
-        key = Key(reference.namespace, reference.name)
+    def on_event(self, reference: Reference) -> None:
+        """Enqueue a TaskRun that was created or changed. If the cache lacks this version, wait for the reflector first."""
         known = self._cache.get(reference.uid)
         if known is not None and not is_older(known.metadata.resource_version, reference.resource_version):
-            self._announce(known)
+            self._enqueue(known, reference.resource_version)
         elif not self._cache.has_ended(reference.uid, reference.resource_version):
-            awaited, until = self._awaited.get(key, (None, 0.0))
-            if awaited is None or awaited.uid != reference.uid:
-                until = self._clock() + GRACE_SECONDS
-            self._awaited[key] = (reference, until)  # however often it changes, it is looked at in time
+            awaited, due = self._awaited.get(reference.uid, (reference, self._clock() + GRACE_SECONDS))
+            if not is_older(reference.resource_version, awaited.resource_version):
+                self._awaited[reference.uid] = (reference, due)
 
-    def notice_end(self, reference: Reference) -> None:
-        """A TaskRun is gone, or finished."""
+    def on_deleted(self, reference: Reference) -> None:
+        """Suspect a TaskRun that was deleted, or finished."""
         self._unreadable.forget(reference.uid)
-        key = Key(reference.namespace, reference.name)
-        if key in self._awaited and self._awaited[key][0].uid == reference.uid:
-            del self._awaited[key]
-        self.doubt(reference.uid)
+        self._awaited.pop(reference.uid, None)
+        self.suspect(reference.uid)
 
-    # -- what the reflector brings ----------------------------------------------------------------------------------
+    # -- from the reflector -----------------------------------------------------------------------------------------
 
     def learn(self, found: TaskRun) -> None:
-        """An object as it is now. The workers are woken if kopf's watch has told of it already, else when it does."""
-        if self._cache.learn(found):
-            self._unannounced.add(found.metadata.uid)
-        if self._has_arrived(found):
-            self._announce(found)
+        """Store an object. Enqueue it if kopf's watch has sent an event of this version already; else that event does."""
+        self._cache.learn(found)
+        if self._has_arrived(found) and self._cache.get(found.metadata.uid) is not None:
+            self._enqueue(found, found.metadata.resource_version)
 
-    def forget(self, uid: str, *, version: str) -> None:  # noqa: ARG002 -- the version does not matter to a question
-        """An object is gone, or finished."""
-        self.doubt(uid)
+    def forget(self, uid: str, *, version: str) -> None:  # noqa: ARG002 -- a GET tells, whatever the version
+        """Suspect a TaskRun that was deleted, or finished."""
+        self.suspect(uid)
 
     def missing_from(self, uids: Collection[str], version: str, namespace: str | None) -> list[TaskRun]:
         """Return the known TaskRuns that a complete list at `version` lacks."""
         return self._cache.missing_from(uids, version, namespace)
 
-    # -- what this process reads and writes itself ------------------------------------------------------------------
+    # -- from reads and writes of this process ----------------------------------------------------------------------
 
-    def take_answer(self, found: TaskRun) -> None:
-        """The answer to a read or write of our own. One with an outcome is known no longer."""
-        self._unannounced.discard(found.metadata.uid)
+    def apply_response(self, found: TaskRun) -> None:
+        """Store the response to a read or write. A TaskRun with an outcome leaves the cache."""
+        key, uid, version = key_of(found), found.metadata.uid, found.metadata.resource_version
         self._has_arrived(found)
         if found.status.outcome is not None:
             self._forget(found)
-        elif self._cache.learn(found):
-            self._on_change(key_of(found))
+            if key in self._suspect and self._suspect[key].uid == uid:
+                del self._suspect[key]
+            return
+        if self._cache.learn(found):
+            self._on_change(key)
+        if self._is_news(uid, version):
+            self._enqueued[uid] = version
 
     async def look(self, key: Key) -> TaskRun | None:
-        """Ask the API server; the answer may have an outcome. None: there is no such TaskRun.
+        """Read the TaskRun from the API server; it may have an outcome. None: there is no such TaskRun.
 
         Raises `UnreadableTaskRunError`, and `ClusterError`.
         """
-        self._doubted.discard(key)
-        awaited = self._awaited.pop(key, None)
-        # The answer says nothing of one that the watch brings while it is under way.
         before = self._cache.of(key)
+        last = reference_of(before[-1].metadata) if before else Reference(*key, uid="", resource_version="")
+        reference = self._suspect.pop(key, last)
         try:
-            answer = await self._cluster.get(paths.taskruns(*key))
-            found = self._decode(answer, awaited[0] if awaited else Reference(*key, uid="", resource_version=""))
+            found = self._decode(await self._cluster.get(paths.taskruns(*key)), reference)
         except NotFoundError:
             found = None
         except BaseException:
-            self._doubted.add(key)
+            self._suspect.setdefault(key, reference)
             raise
+        # The answer proves nothing about a TaskRun that a watch brought meanwhile.
         for known in before:
             if found is None or known.metadata.uid != found.metadata.uid:
                 self._forget(known)
         if found is not None:
-            self.take_answer(found)
+            self.apply_response(found)
         return found
 
     async def sweep(self) -> None:
-        """List the references of all: notice what the watches have missed, doubt what they should have told the end of.
+        """List the references of all, and treat each as an event. Suspect the TaskRuns that are missing from the list.
 
-        One namespace of several that refuses it, as one that was deleted does, is passed over.
+        Skip a namespace that refuses the list, if there are several: it may have been deleted.
         """
         for namespace in self._namespaces:
             path = paths.taskruns(namespace)
@@ -176,62 +175,70 @@ class TaskRuns:
                 _log.warning("The TaskRuns of namespace %s can't be listed: %s", namespace, error)
                 continue
             for number, reference in enumerate(found):
-                self.notice(reference)
+                self.on_event(reference)
                 if number % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)  # there may be many, and others have to be served
             uids = {reference.uid for reference in found}
             for each in self._cache.missing_from(uids, version, namespace):
-                self.doubt(each.metadata.uid)
+                self.suspect(each.metadata.uid)
 
     async def run_overdue(self) -> None:
-        """Have the TaskRuns looked at that the reflector does not bring in time, for ever."""
+        """Check for overdue TaskRuns twice in each grace period, for ever."""
         while True:
             await asyncio.sleep(GRACE_SECONDS / 2)
-            for key in [key for key in self._awaited if self._is_overdue(key)]:
-                self._on_change(key)
+            self.check_overdue()
 
-    def announce_all(self) -> None:
-        """Have everything looked at that the reflector has brought so far."""
+    def check_overdue(self) -> None:
+        """Suspect and enqueue the TaskRuns that the reflector has not brought within the grace period."""
+        now = self._clock()
+        for reference in [reference for reference, due in self._awaited.values() if now >= due]:
+            del self._awaited[reference.uid]
+            key = Key(reference.namespace, reference.name)
+            self._suspect[key] = reference
+            self._on_change(key)
+
+    def enqueue_all(self) -> None:
+        """Enqueue everything that the reflector has brought so far."""
         for found in self._cache.all():
-            self._announce(found)
+            self._enqueue(found, found.metadata.resource_version)
 
-    def _announce(self, found: TaskRun) -> None:
-        """Wake the workers, once for what the reflector brought."""
-        if found.metadata.uid in self._unannounced:
-            self._unannounced.discard(found.metadata.uid)
-            self._on_change(key_of(found))
+    def suspect(self, uid: str) -> None:
+        """Have the TaskRun confirmed by a GET. Do nothing if the cache lacks it, as when this process finished it."""
+        if (known := self._cache.get(uid)) is not None:
+            self._suspect[key_of(known)] = reference_of(known.metadata)
+            self._on_change(key_of(known))
+
+    def _enqueue(self, known: TaskRun, version: str) -> None:
+        """Enqueue `known` unless the workers were woken for this version, or a newer one, before."""
+        if self._is_news(known.metadata.uid, version):
+            self._enqueued[known.metadata.uid] = known.metadata.resource_version
+            self._on_change(key_of(known))
+
+    def _is_news(self, uid: str, version: str) -> bool:
+        enqueued = self._enqueued.get(uid)
+        return enqueued is None or (enqueued != version and not is_older(version, enqueued))
 
     def _has_arrived(self, found: TaskRun) -> bool:
-        """Return whether kopf's watch has told of this version; it is awaited no longer."""
-        awaited = self._awaited.get(key_of(found))
-        if awaited is None or (
-            awaited[0].uid == found.metadata.uid
-            and is_older(found.metadata.resource_version, awaited[0].resource_version)
-        ):
+        """Return whether this version, or an older one, was awaited. It is no longer."""
+        uid, version = found.metadata.uid, found.metadata.resource_version
+        if uid not in self._awaited or is_older(version, self._awaited[uid][0].resource_version):
             return False
-        del self._awaited[key_of(found)]
+        del self._awaited[uid]
         return True
 
-    def _is_overdue(self, key: Key) -> bool:
-        return key in self._awaited and self._clock() >= self._awaited[key][1]
-
-    def doubt(self, uid: str) -> None:
-        """Ask before believing that it is still there, unless it isn't known any more (as when we finished it ourselves)."""
-        if (known := self._cache.get(uid)) is not None:
-            self._doubted.add(key_of(known))
-            self._on_change(key_of(known))
-
     def _forget(self, known: TaskRun) -> None:
-        self._unannounced.discard(known.metadata.uid)
-        if self._cache.get(known.metadata.uid) is not None:
+        uid = known.metadata.uid
+        self._awaited.pop(uid, None)
+        self._enqueued.pop(uid, None)
+        if self._cache.get(uid) is not None:
             self._on_change(key_of(known))
-        self._cache.forget(known.metadata.uid)
+        self._cache.forget(uid)
 
     def _decode(self, answer: bytes, reference: Reference) -> TaskRun:
         try:
             return msgspec.json.decode(answer, type=TaskRun)
-        except (msgspec.DecodeError, RecursionError) as error:
-            if reference.uid:
+        except DECODE_ERRORS as error:
+            if reference.uid:  # else its event is still to come
                 self._unreadable.report(PLURAL, reference, error)
             raise UnreadableTaskRunError(reference, describe(error)) from None
 

@@ -5,11 +5,15 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
+import msgspec
+
 from reattach.api.names import PLURAL
 from reattach.api.objects import ObjectMeta
 from reattach.cluster import Reference
 from reattach.controller.metrics import Metrics
 
+DECODE_ERRORS = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
+"""What msgspec raises for JSON that is damaged, nested too deeply, or of another shape."""
 _REMEMBERED_MAX = 10_000
 """Objects of which it is known that the log names them. With more, one may be named again, which harms nothing."""
 _LINES_EVERY_SECONDS = 60.0
@@ -69,11 +73,11 @@ class UnreadableObjects:
 
 def reference_of(about: ObjectMeta) -> Reference:
     """Return the reference to an object."""
-    return Reference(about.namespace, about.name, about.uid, about.resource_version)
+    return Reference(about.namespace, about.name, about.uid, about.resource_version, about.finalizers)
 
 
-def describe(error: Exception) -> str:
-    """Return what is wrong, in one short line."""
+def describe(error: BaseException) -> str:
+    """Return what is wrong, in one short line of ASCII."""
     if isinstance(error, RecursionError):
         return "a value in it is nested too deeply"
     return ascii(f"{type(error).__name__}: {error}"[:_SHOWN_MAX])[1:-1]

@@ -91,10 +91,10 @@ class Operator:
     def _learn_taskrun(self, change: Change) -> None:
         found = msgspec.json.decode(change.raw, type=TaskRun)
         if change.kind == "DELETED" or found.status.outcome is not None:
-            self._taskruns.notice_end(reference_of(found.metadata))
+            self._taskruns.on_deleted(reference_of(found.metadata))
         else:
             self._taskruns.learn(found)
-            self._taskruns.notice(reference_of(found.metadata))
+            self._taskruns.on_event(reference_of(found.metadata))
 
 
 def _learn(cache: Cache[Any], change: Change, kind: type[Any]) -> None:

@@ -110,7 +110,7 @@ class Scene:
         """The reflector brings it, and kopf's watch tells of it."""
         found = msgspec.convert(raw, TaskRun)
         self.taskruns.learn(found)
-        self.taskruns.notice(reference_of(found.metadata))
+        self.taskruns.on_event(reference_of(found.metadata))
 
     def asked(self, verb: str) -> list[str]:
         return [path for asked, path in self.client.asked if asked == verb]
@@ -235,7 +235,7 @@ async def test_a_pod_lost_with_its_node_is_let_go_of_when_its_taskrun_is_finishe
 async def test_an_answer_about_an_older_taskrun_does_not_hide_the_one_made_meanwhile() -> None:
     scene = Scene()
     scene.is_seen(taskrun(OLD, "5"))
-    scene.taskruns.notice_end(Reference(*KEY, OLD, "6"))
+    scene.taskruns.on_deleted(Reference(*KEY, OLD, "6"))
     scene.client.pause = asyncio.Event()
 
     looking = asyncio.create_task(scene.reconciler.reconcile(KEY))

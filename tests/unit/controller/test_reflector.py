@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from reattach.api.objects import PartialObject
-from reattach.cluster import AnswerTooLargeError, Cluster, GoneError, UnavailableError
+from reattach.cluster import AnswerTooLargeError, Cluster, GoneError, NotFoundError, UnavailableError
 from reattach.cluster.references import Reference, ReferencePage
 from reattach.controller import listing
 from reattach.controller.cache import Cache
@@ -64,11 +64,13 @@ class Script:
             yield encoded(line)
 
     async def get(self, path: str, **_: Any) -> bytes:
+        if path not in self.objects:
+            raise NotFoundError(404, "NotFound", "gone")
         return self.objects[path]
 
     async def list_references(self, _: str, **query: Any) -> ReferencePage:
-        """The object that can't be read alone, and where the list goes on."""
-        assert query["limit"] == 1
+        """The references on a page that can't be decoded."""
+        assert query["limit"] == self.limits[-1]
         return self.references.pop(0)
 
 
@@ -161,6 +163,10 @@ DEEP = b'{"metadata":{"name":"deep","uid":"deep","resourceVersion":"8","managedF
 DEEP_EVENT = b'{"type":"ADDED","object":' + DEEP + b"}"
 
 
+def reference_to(name: str) -> Reference:
+    return Reference("default", name, name, "8")
+
+
 def deep_page(*, more: str) -> bytes:
     return b'{"metadata":{"resourceVersion":"9","continue":"%s"},"items":[%s]}' % (more.encode(), DEEP)
 
@@ -178,17 +184,13 @@ async def test_a_watch_with_an_unreadable_event_goes_on_with_the_next(bad: bytes
     assert 'reattach_unreadable_objects_total{resource="pods"} 1.0' in metrics.text().decode()
 
 
-async def test_a_list_with_an_unreadable_object_is_asked_for_in_smaller_pages_and_lacks_it_alone(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_a_list_with_an_unreadable_object_lacks_it_alone(caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics()
-    deep = deep_page(more="2")
-    script = Script([deep, deep, page(9, made("u2", 4), more="3"), page(9, made("u3", 5))], [])
-    script.references = [ReferencePage((Reference("default", "deep", "deep", "8"),), "9", "2")]
-    script.objects = {"/namespaces/default/pods/deep": DEEP}
+    script = Script([deep_page(more="2"), page(9, made("u3", 5))], [])
+    script.references = [ReferencePage((reference_to("deep"), reference_to("u2"), reference_to("gone")), "9", "2")]
+    script.objects = {"/namespaces/default/pods/deep": DEEP, "/namespaces/default/pods/u2": encoded(made("u2", 8))}
     assert (await uids_after(script, metrics))[0] == {"u2", "u3"}
-    assert script.limits == [10, 1, 1, 10]
-    assert script.pages == [None, None, "2", "3"]
+    assert script.pages == [None, "2"]
     assert (
         "pods default/deep is passed over, because it can't be read: a value in it is nested too deeply" in caplog.text
     )
@@ -202,15 +204,6 @@ async def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones_that_grow_a
     assert script.limits == [10, 1, 10]
 
 
-async def test_an_object_that_comes_between_an_unreadable_page_and_its_reference_is_not_left_out() -> None:
-    deep = deep_page(more="")
-    script = Script([deep, deep, deep], [])
-    references = (Reference("default", "u0", "u0", "8"), Reference("default", "deep", "deep", "8"))
-    script.references = [ReferencePage((found,), "9", more) for found, more in zip(references, ("1", ""), strict=True)]
-    script.objects = {"/namespaces/default/pods/deep": DEEP, "/namespaces/default/pods/u0": encoded(made("u0", 8))}
-    assert (await uids_after(script))[0] == {"u0"}
-
-
 async def test_the_pages_of_a_long_list_grow() -> None:
     script = Script([page(7, made(f"u{number}", 3), more="next" if number < 3 else "") for number in range(4)], [])
     await uids_after(script)
@@ -219,7 +212,7 @@ async def test_the_pages_of_a_long_list_grow() -> None:
 
 async def test_a_known_object_that_became_unreadable_is_not_taken_for_gone() -> None:
     deep = deep_page(more="")
-    script = Script([page(7, made("deep", 3)), deep, deep], [[ERROR_410]])
-    script.references = [ReferencePage((Reference("default", "deep", "deep", "8"),), "9", "")]
+    script = Script([page(7, made("deep", 3)), deep], [[ERROR_410]])
+    script.references = [ReferencePage((reference_to("deep"),), "9", "")]
     script.objects = {"/namespaces/default/pods/deep": DEEP}
     assert (await uids_after(script))[0] == {"deep"}

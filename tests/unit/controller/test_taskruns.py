@@ -5,6 +5,8 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reattach.api.taskrun import TaskRun
 from reattach.cluster import Cluster, NotFoundError, Reference, UnavailableError
@@ -95,7 +97,7 @@ def uid_of(taskruns: TaskRuns) -> str | None:
 def see(taskruns: TaskRuns, uid: str = "u1", version: int = 5) -> None:
     """The reflector brings a TaskRun, and kopf's watch tells of it."""
     taskruns.learn(taskrun(uid, version))
-    taskruns.notice(reference(uid, version))
+    taskruns.on_event(reference(uid, version))
 
 
 # -- waking the workers -----------------------------------------------------------------------------------------------
@@ -111,19 +113,19 @@ def test_an_object_that_no_event_of_kopf_announced_wakes_no_worker(taskruns: Tas
 def test_an_object_and_its_event_wake_the_workers_once_in_either_order(
     taskruns: TaskRuns, marked: list[Key], *, object_first: bool
 ) -> None:
-    steps = [lambda: taskruns.learn(taskrun()), lambda: taskruns.notice(reference())]
+    steps = [lambda: taskruns.learn(taskrun()), lambda: taskruns.on_event(reference())]
     for step in steps if object_first else reversed(steps):
         assert marked == []
         step()
     assert marked == [KEY]
-    taskruns.notice(reference())  # kopf lists again
+    taskruns.on_event(reference())  # kopf lists again
     assert marked == [KEY]
 
 
 def test_an_event_of_a_newer_version_waits_for_that_version(taskruns: TaskRuns, marked: list[Key]) -> None:
     see(taskruns)
     marked.clear()
-    taskruns.notice(reference(version=9))
+    taskruns.on_event(reference(version=9))
     taskruns.learn(taskrun(version=7))
     assert marked == []
     taskruns.learn(taskrun(version=9))
@@ -132,20 +134,22 @@ def test_an_event_of_a_newer_version_waits_for_that_version(taskruns: TaskRuns, 
 
 def test_the_event_of_our_own_write_wakes_nobody_again(taskruns: TaskRuns, marked: list[Key]) -> None:
     see(taskruns)
-    taskruns.notice(reference(version=6))  # before its answer
-    taskruns.take_answer(taskrun(version=6))
+    taskruns.on_event(reference(version=6))  # before its answer
+    taskruns.apply_response(taskrun(version=6))
     marked.clear()
     taskruns.learn(taskrun(version=6))
-    taskruns.notice(reference(version=6))
+    taskruns.on_event(reference(version=6))
     assert marked == []
     assert not taskruns.is_doubtful(KEY)
 
 
 async def test_an_object_that_does_not_come_in_time_is_read(taskruns: TaskRuns, server: Server, clock: Clock) -> None:
     see(taskruns)
-    taskruns.notice(reference(version=9))
+    taskruns.on_event(reference(version=9))
+    taskruns.check_overdue()
     assert not taskruns.is_doubtful(KEY)
     clock.now = GRACE_SECONDS
+    taskruns.check_overdue()
     assert taskruns.is_doubtful(KEY)
     server.there = made(version=9)
     await taskruns.look(KEY)
@@ -155,8 +159,8 @@ async def test_an_object_that_does_not_come_in_time_is_read(taskruns: TaskRuns, 
 
 def test_everything_that_the_first_list_brought_is_announced_once(taskruns: TaskRuns, marked: list[Key]) -> None:
     taskruns.learn(taskrun())
-    taskruns.announce_all()
-    taskruns.notice(reference())
+    taskruns.enqueue_all()
+    taskruns.on_event(reference())
     assert marked == [KEY]
 
 
@@ -169,7 +173,7 @@ async def test_a_deleted_event_is_a_doubt_until_the_api_server_says_the_same(
 ) -> None:
     see(taskruns)
     if by_kopf:
-        taskruns.notice_end(reference(version=6))
+        taskruns.on_deleted(reference(version=6))
     else:
         taskruns.forget("u1", version="6")
     assert taskruns.is_doubtful(KEY)
@@ -182,7 +186,7 @@ async def test_a_deleted_event_is_a_doubt_until_the_api_server_says_the_same(
 
 async def test_a_deleted_event_of_one_that_is_still_there_changes_nothing(taskruns: TaskRuns, server: Server) -> None:
     see(taskruns)
-    taskruns.notice_end(reference(version=6))
+    taskruns.on_deleted(reference(version=6))
     server.there = made(version=7)
     assert (await taskruns.look(KEY)) is not None
     assert uid_of(taskruns) == "u1"
@@ -190,7 +194,7 @@ async def test_a_deleted_event_of_one_that_is_still_there_changes_nothing(taskru
 
 async def test_a_doubt_stays_when_the_api_server_can_not_be_asked(taskruns: TaskRuns, server: Server) -> None:
     see(taskruns)
-    taskruns.notice_end(reference(version=6))
+    taskruns.on_deleted(reference(version=6))
     server.there = UnavailableError(503, "ServiceUnavailable", "away")
     with pytest.raises(UnavailableError):
         await taskruns.look(KEY)
@@ -204,7 +208,7 @@ async def test_one_that_we_finished_needs_no_question_when_it_leaves_the_watch(
     server.there = made(version=6, outcome="Succeeded")
     await taskruns.look(KEY)
     marked.clear()
-    taskruns.notice_end(reference(version=6))
+    taskruns.on_deleted(reference(version=6))
     taskruns.forget("u1", version="6")
     assert not taskruns.is_doubtful(KEY)
     assert marked == []
@@ -217,8 +221,9 @@ async def test_one_that_we_finished_does_not_come_back_by_a_late_event(
     server.there = made(version=6, outcome="Succeeded")
     await taskruns.look(KEY)
     taskruns.learn(taskrun(version=5))
-    taskruns.notice(reference(version=5))
+    taskruns.on_event(reference(version=5))
     clock.now = GRACE_SECONDS
+    taskruns.check_overdue()
     assert taskruns.known(KEY) is None
     assert not taskruns.is_doubtful(KEY)
 
@@ -235,9 +240,10 @@ async def test_two_of_the_same_name_are_doubtful_until_the_api_server_says_which
 
 
 def test_one_that_ended_before_its_object_came_is_awaited_no_longer(taskruns: TaskRuns, clock: Clock) -> None:
-    taskruns.notice(reference())
-    taskruns.notice_end(reference(version=6))
+    taskruns.on_event(reference())
+    taskruns.on_deleted(reference(version=6))
     clock.now = GRACE_SECONDS
+    taskruns.check_overdue()
     assert not taskruns.is_doubtful(KEY)
 
 
@@ -255,6 +261,7 @@ async def test_a_sweep_finds_what_no_watch_told_the_start_of(taskruns: TaskRuns,
     server.there = made()
     await taskruns.sweep()
     clock.now = GRACE_SECONDS
+    taskruns.check_overdue()
     assert taskruns.is_doubtful(KEY)
     await taskruns.look(KEY)
     assert uid_of(taskruns) == "u1"
@@ -275,16 +282,77 @@ async def test_a_sweep_announces_what_the_reflector_brought_and_kopf_missed(
 
 @pytest.mark.parametrize("body", [DEEP, json.dumps(made(attempts=[{"number": "one"}])).encode()])
 async def test_one_that_can_not_be_read_is_named_once_and_is_never_taken_for_gone(
-    taskruns: TaskRuns, server: Server, metrics: Metrics, caplog: pytest.LogCaptureFixture, body: bytes
+    taskruns: TaskRuns, server: Server, clock: Clock, caplog: pytest.LogCaptureFixture, body: bytes
 ) -> None:
     server.there = body
     why = "a value in it is nested too deeply" if body == DEEP else "number"
+    taskruns.on_event(reference())
+    clock.now = GRACE_SECONDS
+    taskruns.check_overdue()
     for _ in range(3):
-        taskruns.notice(reference())
         with pytest.raises(UnreadableTaskRunError, match=why):
             await taskruns.look(KEY)
         assert taskruns.is_doubtful(KEY)
     assert len(caplog.records) == 1
     assert "taskruns default/load is passed over" in caplog.text
-    assert "reattach_unreadable_taskruns_total 1.0" in metrics.text().decode()
-    assert 'reattach_unreadable_objects_total{resource="taskruns"} 1.0' in metrics.text().decode()
+
+
+# -- any order --------------------------------------------------------------------------------------------------------
+
+
+def test_a_change_by_others_is_not_lost_when_the_response_to_an_older_write_comes_last(
+    taskruns: TaskRuns, marked: list[Key]
+) -> None:
+    see(taskruns, version=2)
+    taskruns.learn(taskrun(version=3))  # our write
+    taskruns.learn(taskrun(version=4))  # somebody cancels
+    taskruns.apply_response(taskrun(version=3))
+    marked.clear()
+    taskruns.on_event(reference(version=4))
+    assert marked == [KEY]
+
+
+def test_one_that_was_created_again_is_not_lost_when_late_events_of_the_first_come(
+    taskruns: TaskRuns, marked: list[Key]
+) -> None:
+    see(taskruns, "u1", 5)
+    taskruns.on_event(reference("u2", 9))
+    taskruns.on_event(reference("u1", 6))
+    taskruns.learn(taskrun("u1", 6))
+    taskruns.on_deleted(reference("u1", 7))
+    marked.clear()
+    taskruns.learn(taskrun("u2", 9))
+    assert marked == [KEY]
+
+
+async def test_one_that_we_finished_is_not_read_again_when_its_deletion_comes_before_the_response(
+    taskruns: TaskRuns,
+) -> None:
+    see(taskruns)
+    taskruns.on_deleted(reference(version=6))
+    taskruns.apply_response(msgspec.convert(made(version=6, outcome="Succeeded"), TaskRun))
+    assert not taskruns.is_doubtful(KEY)
+
+
+@given(st.permutations([(kind, version) for kind in ("object", "event", "response") for version in (6, 7, 8)]))
+def test_the_last_version_is_always_looked_at(steps: list[tuple[str, int]]) -> None:
+    """Reflector, kopf and our own responses each tell of versions in any order; 8 is by others, and has no response of ours."""
+    seen: list[str] = []
+    clock = Clock()
+    taskruns = TaskRuns(cast("Cluster", None), (), lambda _: look(), UnreadableObjects(Metrics()), clock)
+
+    def look() -> None:
+        known = taskruns.known(KEY)
+        seen.append(known.metadata.resource_version if known else "a GET")
+
+    see(taskruns)
+    for kind, version in steps:
+        if kind == "object":
+            taskruns.learn(taskrun(version=version))
+        elif kind == "event":
+            taskruns.on_event(reference(version=version))
+        elif version < 8:
+            taskruns.apply_response(taskrun(version=version))
+    clock.now = GRACE_SECONDS
+    taskruns.check_overdue()
+    assert "8" in seen
