@@ -202,6 +202,17 @@ def test_the_processes_accept_the_flags_that_they_are_given(name: str) -> None:
             run_options_of(parsed)
 
 
+def test_the_limits_on_connections_are_passed_on_and_have_the_defaults_of_the_process() -> None:
+    from reattach.server.settings import Settings
+
+    def limits(values: dict[str, Any]) -> tuple[str, str]:
+        arguments = arguments_of(render(values), "reattach-server")
+        return arguments["connections-per-address"], arguments["connections"]
+
+    assert limits({}) == (str(Settings.connections_per_address), str(Settings.connections))
+    assert limits({"server": {"connections": {"perAddress": 200, "total": 100_000}}}) == ("200", "100000")
+
+
 def test_what_the_operator_tells_pods_to_call_is_the_service_and_in_the_certificate(defaults: list[Object]) -> None:
     arguments = arguments_of(defaults, "reattach-operator")
     (name,) = of_kind(defaults, "Service")
@@ -446,6 +457,8 @@ def test_the_metrics_in_the_docs_are_those_that_there_are() -> None:
         ({"server": {"rates": {"taskRun": {"perSecond": 0}}}}, "exclusiveMinimum: got 0, want 0"),
         ({"server": {"rates": {"pod": {"perSecond": 1}}}}, "additional properties 'pod' not allowed"),
         ({"server": {"defaultRetentionSeconds": -1}}, "minimum: got -1, want 0"),
+        ({"server": {"connections": {"total": 0}}}, "minimum: got 0, want 1"),
+        ({"server": {"connections": {"perNode": 1}}}, "additional properties 'perNode' not allowed"),
         ({"watchNamespaces": "team-a"}, "got string, want array"),
         ({"watchNamespaces": ["Team_A"]}, "does not match pattern"),
         ({"watchNamespaces": ["a", "a"]}, "items at 0 and 1 are equal"),

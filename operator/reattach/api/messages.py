@@ -77,8 +77,8 @@ class ProblemCode(StrEnum):
     COMPLETED = "completed"  # 409: this attempt already recorded its completion
     STATE_LOST = "state-lost"  # 409: the state was deleted by force
     CONFLICT = "conflict"  # 503: too many writers at once, with Retry-After
-    REQUEST_TOO_LARGE = "request-too-large"  # 413: the whole body, 1 MiB
-    RATE_LIMITED = "rate-limited"  # 429, with Retry-After
+    REQUEST_TOO_LARGE = "request-too-large"  # 413: the whole body, by its route
+    RATE_LIMITED = "rate-limited"  # 429, with Retry-After; also for too many large bodies at once
     FORMAT_UNKNOWN = "format-unknown"  # 503: written by a newer version
     UNAVAILABLE = "unavailable"  # 503: the Kubernetes API can't be reached
     METHOD_NOT_ALLOWED = "method-not-allowed"  # 405

@@ -2,17 +2,21 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
 from reattach.cluster import Cluster
 from reattach.server.application import Traffic, build_application, build_health_application
+from reattach.server.connections import CloseReason, ConnectionTable, LimitReached
+from reattach.server.listener import Listener
 from reattach.server.metrics import Metrics
 from reattach.server.settings import Rate, Settings
 from reattach.server.tls import Certificate
@@ -20,14 +24,21 @@ from reattach.state.operations import RETENTION_SECONDS_MAX
 
 log = logging.getLogger("reattach.server")
 
-_KEEPALIVE_SECONDS = 75.0
-"""How long a connection without a request is kept. aiohttp's own is an hour, of which a replica would hold one for each pod."""
+_HEALTH_IDLE_SECONDS = 75.0
+"""Idle timeout of connections to the health port. aiohttp's default is an hour."""
+_BODY_BUFFER_BYTES = 16 * 1024
+"""Half of what aiohttp buffers of a body before a handler reads it. aiohttp's default is 256 KiB."""
+_OBJECTS_PER_COLLECTION = 20_000
+"""New objects between two searches for reference cycles. Python's default of 700 doubles the time to parse a large body."""
+_LINGERING_SECONDS = 2.0
+"""Time to discard the rest of a refused body, because a client that is still sending might miss the response."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
     settings, level, kubeconfig = from_arguments(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    gc.set_threshold(_OBJECTS_PER_COLLECTION, 20, 20)
     try:
         asyncio.run(serve(settings, kubeconfig))
     except OSError as error:
@@ -75,6 +86,25 @@ def from_arguments(arguments: Sequence[str]) -> tuple[Settings, str, str | None]
         default=Settings.refused_token_rate,
         help="the same of tokens from one address that are refused (1:20)",
     )
+    add(
+        "--connections-per-address",
+        type=_count,
+        default=Settings.connections_per_address,
+        help="most connections from one address (%(default)s)",
+    )
+    add("--connections", type=_count, default=Settings.connections, help="most connections in all (%(default)s)")
+    add(
+        "--first-request-timeout",
+        type=_timeout,
+        default=Settings.first_request_seconds,
+        help="seconds from a connection to the headers of its first request (%(default)s)",
+    )
+    add(
+        "--idle-timeout",
+        type=_timeout,
+        default=Settings.idle_seconds,
+        help="seconds that a connection is kept without a request (%(default)s)",
+    )
     add("--request-timeout", type=float, default=Settings.request_seconds, help="seconds for one request (%(default)s)")
     add("--drain", type=float, default=Settings.drain_seconds, help="seconds to go on after SIGTERM (%(default)s)")
     add(
@@ -97,6 +127,10 @@ def from_arguments(arguments: Sequence[str]) -> tuple[Settings, str, str | None]
         taskrun_rate=given.taskrun_rate,
         namespace_rate=given.namespace_rate,
         refused_token_rate=given.refused_token_rate,
+        connections_per_address=given.connections_per_address,
+        connections=given.connections,
+        first_request_seconds=given.first_request_timeout,
+        idle_seconds=given.idle_timeout,
         request_seconds=given.request_timeout,
         drain_seconds=given.drain,
         tls_reload_seconds=given.tls_reload,
@@ -113,10 +147,8 @@ async def serve(settings: Settings, kubeconfig: str | None = None) -> None:
     traffic = Traffic()
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(await Cluster.connect(kubeconfig, timeout=settings.request_seconds))
-        health = build_health_application(metrics, lambda: not stop.is_set())
-        await _listen(stack, health, settings, settings.health_port)
-        application = build_application(cluster, settings, metrics, traffic)
-        site = await _listen(stack, application, settings, settings.port, certificate)
+        await _serve_health(stack, settings, metrics, stop)
+        listener = await _serve_api(stack, settings, metrics, traffic=traffic, cluster=cluster, certificate=certificate)
         watching = asyncio.create_task(certificate.watch(settings.tls_reload_seconds))
         stack.callback(watching.cancel)
         log.info("serving on port %d, health on port %d", settings.port, settings.health_port)
@@ -124,30 +156,71 @@ async def serve(settings: Settings, kubeconfig: str | None = None) -> None:
         log.info("stopping in %g seconds", settings.drain_seconds)
         traffic.ending = True
         await asyncio.sleep(settings.drain_seconds)
-        await site.stop()
+        listener.stop()
         # aiohttp's own end of a connection drops what is still to come of a request.
         with suppress(TimeoutError):
             await asyncio.wait_for(traffic.wait_for_idle(), settings.request_seconds)
 
 
-async def _listen(
+async def _serve_health(stack: AsyncExitStack, settings: Settings, metrics: Metrics, stop: asyncio.Event) -> None:
+    application = build_health_application(metrics, lambda: not stop.is_set())
+    runner = await _run(stack, application, settings, keepalive_timeout=_HEALTH_IDLE_SECONDS)
+    await web.TCPSite(runner, settings.host, settings.health_port).start()
+
+
+async def _serve_api(
     stack: AsyncExitStack,
-    application: web.Application,
     settings: Settings,
-    port: int,
-    certificate: Certificate | None = None,
-) -> web.TCPSite:
-    runner = web.AppRunner(
-        application,
-        access_log=None,
-        shutdown_timeout=settings.request_seconds,
-        keepalive_timeout=_KEEPALIVE_SECONDS,
+    metrics: Metrics,
+    *,
+    traffic: Traffic,
+    cluster: Cluster,
+    certificate: Certificate,
+) -> Listener:
+    connections = ConnectionTable(
+        per_address=settings.connections_per_address,
+        total=settings.connections,
+        first_request_seconds=settings.first_request_seconds,
+        idle_seconds=settings.idle_seconds,
+        on_close=lambda closure: metrics.closed_connections.labels(closure).inc(),
     )
+    metrics.watch_connections(lambda: len(connections), refusals=LimitReached, closures=CloseReason)
+    application = build_application(
+        cluster,
+        settings,
+        metrics,
+        traffic,
+        in_flight=lambda request: connections.request(listener.connection_of(request)),
+    )
+    runner = await _run(
+        stack,
+        application,
+        settings,
+        keepalive_timeout=settings.idle_seconds,
+        lingering_time=_LINGERING_SECONDS,
+        read_bufsize=_BODY_BUFFER_BYTES,
+        auto_decompress=False,  # a small compressed body may expand to any size, and the protocol has no compression
+    )
+    assert runner.server is not None
+    listener = Listener(
+        runner.server,
+        certificate.context,
+        connections,
+        handshake_seconds=settings.first_request_seconds,
+        on_refuse=lambda refusal: metrics.refused_connections.labels(refusal).inc(),
+    )
+    await listener.start(settings.host, settings.port)
+    stack.push_async_callback(listener.close)
+    return listener
+
+
+async def _run(
+    stack: AsyncExitStack, application: web.Application, settings: Settings, **options: Any
+) -> web.AppRunner:
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=settings.request_seconds, **options)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, settings.host, port, ssl_context=certificate.context if certificate else None)
-    await site.start()
-    return site
+    return runner
 
 
 def _names(text: str) -> frozenset[str]:
@@ -158,6 +231,20 @@ def _seconds(text: str) -> int:
     seconds = int(text)
     if not 0 <= seconds <= RETENTION_SECONDS_MAX:
         raise argparse.ArgumentTypeError(f"must be 0 to {RETENTION_SECONDS_MAX}")
+    return seconds
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return count
+
+
+def _timeout(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError("must be more than 0 seconds")
     return seconds
 
 

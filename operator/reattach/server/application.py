@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -11,11 +12,12 @@ from aiohttp import web
 from reattach.api.messages import ProblemCode
 from reattach.cluster import Cluster
 from reattach.server.authentication import Authenticator, Caller
+from reattach.server.bodies import BodyReader
 from reattach.server.metrics import Metrics
 from reattach.server.problems import RateLimitedError, response_of
 from reattach.server.rates import RateLimit
 from reattach.server.routes import CALLER, Routes
-from reattach.server.settings import BODY_BYTES_MAX, Settings
+from reattach.server.settings import Settings
 from reattach.state import RefusedError, Store
 
 log = logging.getLogger(__name__)
@@ -65,11 +67,17 @@ def build_application(
     traffic: Traffic,
     *,
     clock: Callable[[], datetime] | None = None,
+    in_flight: Callable[[web.Request], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> web.Application:
-    """The state API as an aiohttp application. `clock`: for whoever makes up the time, that of rates and accepted tokens included."""
+    """The state API as an aiohttp application. `clock`: for whoever makes up the time, that of rates and accepted tokens included.
+
+    `in_flight` marks the connection of a request as in use.
+    """
     gate = Gate(cluster, settings, metrics, time.monotonic if clock is None else lambda: clock().timestamp())
+    bodies = BodyReader()
     routes = Routes(
         Store(cluster, on_conflict=metrics.conflicts.inc),
+        bodies,
         default_retention_seconds=settings.default_retention_seconds,
         clock=clock or (lambda: datetime.now(UTC)),
         count=lambda decision: metrics.job_decisions.labels(decision).inc(),
@@ -79,16 +87,22 @@ def build_application(
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.monotonic()
         route = request.match_info.route.resource.canonical if request.match_info.route.resource else "unknown"
-        with traffic:
-            code, response = await _answered(request, handler, gate, settings.request_seconds)
-        if traffic.ending:
+        with traffic, in_flight(request):
+            code, response = await _answered(request, handler, gate, bodies, settings.request_seconds)
+        if traffic.ending or not request.content.is_eof():
+            # aiohttp discards the unread rest of the body and then closes the connection.
             response.force_close()
         method = request.method if request.method in _METHODS else "other"
         metrics.requests.labels(route, method, str(response.status), code).inc()
         metrics.seconds.labels(route, method).observe(time.monotonic() - started)
         return response
 
-    application = web.Application(middlewares=[answer], client_max_size=BODY_BYTES_MAX)
+    async def close_bodies(_application: web.Application) -> AsyncIterator[None]:
+        yield
+        bodies.close()
+
+    application = web.Application(middlewares=[answer])
+    application.cleanup_ctx.append(close_bodies)
     application.add_routes(routes.table())
     return application
 
@@ -151,13 +165,15 @@ class Gate:
 
 
 async def _answered(
-    request: web.Request, handler: Handler, gate: Gate, seconds: float
+    request: web.Request, handler: Handler, gate: Gate, bodies: BodyReader, seconds: float
 ) -> tuple[str, web.StreamResponse]:
     try:
         async with asyncio.timeout(seconds):
-            if request.match_info.http_exception is None:
-                request[CALLER] = await gate.admit(request)
-            return "", await handler(request)
+            if request.match_info.http_exception is not None:
+                return "", await handler(request)
+            caller = request[CALLER] = await gate.admit(request)
+            async with bodies.admit(request, caller.run.uid):
+                return "", await handler(request)
     except Exception as error:  # noqa: BLE001 -- every error is answered as a problem, and a bug is logged there
         code, response = response_of(error)
         if code in _LOGGED:

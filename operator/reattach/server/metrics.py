@@ -1,6 +1,8 @@
 """What the state API counts."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 
 class Metrics:
@@ -29,12 +31,37 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self.connections = Gauge(
+            "reattach_server_connections", "Open connections to the state API's port.", registry=self.registry
+        )
+        self.refused_connections = Counter(
+            "reattach_server_refused_connections",
+            "Connections that were closed at once, by the limit that was reached: address, total.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.closed_connections = Counter(
+            "reattach_server_closed_connections",
+            "Idle connections that the state API closed: replaced (by a new one), no-request (in time), idle (for too long).",
+            ["reason"],
+            registry=self.registry,
+        )
         self.job_decisions = Counter(
             "reattach_job_decisions",
             "What was decided about external jobs: submitted, resubmitted, reattached, adopted, found, existed, reported, held, over.",
             ["decision"],
             registry=self.registry,
         )
+
+    def watch_connections(
+        self, count: Callable[[], int], *, refusals: Iterable[str] = (), closures: Iterable[str] = ()
+    ) -> None:
+        """Report the open connections, and every reason from the start, with 0."""
+        self.connections.set_function(count)
+        for refusal in refusals:
+            self.refused_connections.labels(refusal)
+        for closure in closures:
+            self.closed_connections.labels(closure)
 
     def to_text(self) -> bytes:
         """In Prometheus' text format."""

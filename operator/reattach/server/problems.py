@@ -8,7 +8,6 @@ from aiohttp import web
 
 from reattach.api.messages import Problem, ProblemCode
 from reattach.cluster import ClusterError, ForbiddenError, InvalidError
-from reattach.server.settings import BODY_BYTES_MAX
 from reattach.state import RefusedError
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,6 @@ PROBLEMS: dict[ProblemCode, tuple[int, str]] = {
 _OF_HTTP = {
     404: (ProblemCode.ROUTE_UNKNOWN, "no such route; those that exist are in the OpenAPI file"),
     405: (ProblemCode.METHOD_NOT_ALLOWED, "this route does not take this method; see the Allow header"),
-    413: (ProblemCode.REQUEST_TOO_LARGE, f"the body must have at most {BODY_BYTES_MAX} bytes"),
 }
 _RETRY_SECONDS = 1.0
 REFUSAL_CHARACTERS_MAX = 300

@@ -34,6 +34,7 @@ from reattach.api.messages import (
 )
 from reattach.api.names import HEADER_REQUEST_ID, HEADER_SESSION
 from reattach.server.authentication import Caller
+from reattach.server.bodies import BodyReader
 from reattach.state import RefusedError, State, Store
 from reattach.state.codec import Record
 from reattach.state.intents import Answer, intend
@@ -66,6 +67,7 @@ _ID = re.compile(r"[-._A-Za-z0-9]+")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 Message = TypeVar("Message", bound=msgspec.Struct)
+Parsed = TypeVar("Parsed")
 
 
 class Routes:
@@ -74,12 +76,14 @@ class Routes:
     def __init__(
         self,
         store: Store,
+        bodies: BodyReader | None = None,
         *,
         default_retention_seconds: int,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         count: Callable[[Counted], None] = lambda _: None,
     ) -> None:
         self._store = store
+        self._bodies = bodies or BodyReader()
         self._default_retention_seconds = default_retention_seconds
         self._clock = clock
         self._count = count
@@ -105,7 +109,7 @@ class Routes:
     async def open(self, request: web.Request) -> web.Response:
         """Begin a session."""
         query_of(request)
-        caller, message = request[CALLER], message_of(await request.read(), OpenRequest)
+        caller, message = request[CALLER], message_of(await self._bodies.read(request), OpenRequest)
         writer = writer_of(caller, checked_id("session", message.session, SESSION_CHARACTERS_MAX))
         now = self._clock()
         first = await self._store.open(caller.run, writer, now, can_cleanup=message.can_cleanup)
@@ -138,49 +142,57 @@ class Routes:
     async def set(self, request: web.Request) -> web.Response:
         """Store one key."""
         query_of(request)
-        key, message = key_of(request), message_of(await request.read(), SetRequest)
-        operation = Operation(
-            op="set",
-            key=key,
-            value=message.value,
-            if_absent=message.if_absent,
-            if_version=message.if_version,
-            retention_seconds=message.retention_seconds,
-        )
+        key = key_of(request)
+
+        def step(message: SetRequest) -> Step:
+            operation = Operation(
+                op="set",
+                key=key,
+                value=message.value,
+                if_absent=message.if_absent,
+                if_version=message.if_version,
+                retention_seconds=message.retention_seconds,
+            )
+            return step_of(operation, self._default_retention_seconds)
 
         def answer(state: State, _results: Sequence[BatchResult]) -> SetResponse:
             record = state.records[key]
             return SetResponse(version=record.version, expires_at=record.expires_at)
 
-        return await self._change(request, [step_of(operation, self._default_retention_seconds)], answer)
+        parsed, asked = await self._asked(request, SetRequest, step)
+        return await self._change(request, asked, [parsed], answer)
 
     async def delete(self, request: web.Request) -> web.Response:
         """Remove one key."""
         version = number_of(query_of(request, "ifVersion"), "ifVersion", least=1)
-        return await self._change(request, [Delete(key_of(request), version)], lambda _, results: results[0])
+        steps = [Delete(key_of(request), version)]
+        return await self._change(request, request_of(request), steps, lambda _, results: results[0])
 
     async def clear(self, request: web.Request) -> web.Response:
         """Remove all keys."""
         query_of(request)
-        return await self._change(request, [Clear()], lambda _, results: results[0])
+        return await self._change(request, request_of(request), [Clear()], lambda _, results: results[0])
 
     async def batch(self, request: web.Request) -> web.Response:
         """Several changes, all or none."""
         query_of(request)
-        message = message_of(await request.read(), BatchRequest)
-        steps = steps_of(message.operations, self._default_retention_seconds)
-        return await self._change(request, steps, lambda _, results: BatchResponse(results=tuple(results)))
+        steps, asked = await self._asked(
+            request,
+            BatchRequest,
+            lambda message: steps_of(message.operations, self._default_retention_seconds),
+        )
+        return await self._change(request, asked, steps, lambda _, results: BatchResponse(results=tuple(results)))
 
     async def complete(self, request: web.Request) -> web.Response:
         """Record that the task is done."""
         query_of(request)
         caller, writer = request[CALLER], session_of(request)
-        message, asked, now = (
-            message_of(await request.read(), CompleteRequest),
-            await request_of(request),
-            self._clock(),
+        result, asked = await self._asked(
+            request,
+            CompleteRequest,
+            lambda message: None if message.result is msgspec.UNSET else stored_result_of(message.result),
         )
-        result = None if message.result is msgspec.UNSET else stored_result_of(message.result)
+        now = self._clock()
         await self._store.change(
             caller.run,
             lambda state: once(state, writer, asked, lambda now_is: (complete(now_is, writer, result, now), b"{}")),
@@ -206,7 +218,7 @@ class Routes:
         """Store that an external job is about to be submitted, or tell what is known of it."""
         query_of(request)
         caller, writer, key = request[CALLER], session_of(request), job_key_of(request)
-        message, asked = message_of(await request.read(), IntentRequest), await request_of(request)
+        message, asked = await self._asked(request, IntentRequest, lambda message: message)
         now = self._clock()
 
         def act(state: State, owner: Owner) -> tuple[State, tuple[Answer, Owner]]:
@@ -231,7 +243,7 @@ class Routes:
         """Record what the other side calls an external job."""
         query_of(request)
         caller, writer, key = request[CALLER], session_of(request), job_key_of(request)
-        message, asked = message_of(await request.read(), HandleRequest), await request_of(request)
+        message, asked = await self._asked(request, HandleRequest, lambda message: message)
         now = self._clock()
         try:
             recorded = await self._store.change(
@@ -252,7 +264,7 @@ class Routes:
         """Record how an external job stands."""
         query_of(request)
         caller, writer, key = request[CALLER], session_of(request), job_key_of(request)
-        message, asked = message_of(await request.read(), OutcomeRequest), await request_of(request)
+        message, asked = await self._asked(request, OutcomeRequest, lambda message: message)
         now = self._clock()
         done: list[Recorded] = []
 
@@ -280,13 +292,22 @@ class Routes:
             self._count(counted)
         write_audit(caller, verb, asked, what)
 
+    async def _asked(
+        self, request: web.Request, kind: type[Message], parse: Callable[[Message], Parsed]
+    ) -> tuple[Parsed, Request | None]:
+        """Return the parsed message of the body, and the request id. A large body is parsed off the event loop."""
+        body = await self._bodies.read(request)
+        parsed = await self._bodies.parse(body, lambda text: parse(message_of(text, kind)))
+        return parsed, request_of(request, body)
+
     async def _change(
         self,
         request: web.Request,
+        asked: Request | None,
         steps: Sequence[Step],
         answer_of: Callable[[State, Sequence[BatchResult]], msgspec.Struct],
     ) -> web.Response:
-        caller, writer, asked = request[CALLER], session_of(request), await request_of(request)
+        caller, writer = request[CALLER], session_of(request)
         now = self._clock()
         done: list[BatchResult] = []
 
@@ -317,11 +338,11 @@ def writer_of(caller: Caller, session: str) -> Writer:
     return Writer(attempt=caller.attempt, pod_uid=caller.pod_uid, session=session)
 
 
-async def request_of(request: web.Request) -> Request | None:
+def request_of(request: web.Request, body: bytes = b"") -> Request | None:
     """The request id, if there is one, and a digest of what is asked."""
     if (given := request.headers.get(HEADER_REQUEST_ID)) is None:
         return None
-    asked = b"\0".join((request.method.encode(), request.raw_path.encode(), await request.read()))
+    asked = b"\0".join((request.method.encode(), request.raw_path.encode(), body))
     digest = hashlib.sha256(asked).hexdigest()[:16]
     return Request(id=checked_id(HEADER_REQUEST_ID, given, REQUEST_ID_CHARACTERS_MAX), digest=digest)
 

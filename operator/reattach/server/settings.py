@@ -5,9 +5,6 @@ from pathlib import Path
 
 from reattach.api.messages import DEFAULT_RETENTION_SECONDS
 
-BODY_BYTES_MAX = 1024 * 1024
-"""Of one request: room for a batch that fills a state."""
-
 
 @dataclass(frozen=True)
 class Rate:
@@ -33,6 +30,14 @@ class Settings:
     namespace_rate: Rate = Rate(200, 500)
     refused_token_rate: Rate = Rate(1, 20)
     """Of bad tokens from one address, each of which costs the API server a TokenReview."""
+    connections_per_address: int = 64
+    """All pods of a node share this where the network translates their addresses to the node's."""
+    connections: int = 400
+    """Total over all addresses; docs/install.md has the memory that they take."""
+    first_request_seconds: float = 5
+    """From accept to the end of the first request's headers, with the TLS handshake."""
+    idle_seconds: float = 10
+    """From the end of a request to the end of the next one's headers."""
     request_seconds: float = 20
     authentication_seconds: float = 60
     drain_seconds: float = 5

@@ -216,10 +216,23 @@ class TestArguments:
         assert settings.taskrun_rate == Rate(0.5, 3)
         assert settings.default_retention_seconds == 0
 
+    def test_connection_limits_have_defaults_that_a_flag_replaces(self) -> None:
+        settings, _, _ = from_arguments(self.FILES)
+        assert (settings.connections_per_address, settings.connections) == (64, 400)
+        assert (settings.first_request_seconds, settings.idle_seconds) == (5, 10)
+        flags = ("--connections-per-address", "8", "--connections", "9", "--idle-timeout", "0.5")
+        settings, _, _ = from_arguments([*self.FILES, *flags, "--first-request-timeout", "2"])
+        assert (settings.connections_per_address, settings.connections) == (8, 9)
+        assert (settings.first_request_seconds, settings.idle_seconds) == (2, 0.5)
+
     @pytest.mark.parametrize(
         "arguments",
         [
             (),
+            (*FILES, "--connections", "0"),
+            (*FILES, "--connections-per-address", "-1"),
+            (*FILES, "--idle-timeout", "0"),
+            (*FILES, "--first-request-timeout", "inf"),
             (*FILES, "--default-retention", "-1"),
             (*FILES, "--default-retention", "x"),
             (*FILES, "--taskrun-rate", "0:3"),

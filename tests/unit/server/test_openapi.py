@@ -14,6 +14,7 @@ import yaml
 from reattach.api import messages
 from reattach.api.objects import Shape
 from reattach.api.state import JobOrigin, JobState
+from reattach.server.bodies import BODY_BYTES_MAX
 from reattach.server.problems import PROBLEMS
 from reattach.server.routes import Routes
 from reattach.state.jobrecord import JOBS_BYTES_MAX
@@ -152,6 +153,16 @@ def test_the_limits_are_those_that_are_held() -> None:
         f"up to {REMEMBERED_BYTES_MAX // 1024} KiB" in DOCUMENT["components"]["parameters"]["RequestId"]["description"]
     )
     assert f"at most {messages.NESTING_MAX} levels" in SCHEMAS["Value"]["description"]
+
+
+def test_every_body_has_the_limit_that_is_described_and_no_other_route_takes_one() -> None:
+    described = {
+        (method.upper(), path): operation["requestBody"]["description"]
+        for path, item in DOCUMENT["paths"].items()
+        for method, operation in item.items()
+        if method != "parameters" and "requestBody" in operation
+    }
+    assert described == {route: f"At most {limit} bytes." for route, limit in BODY_BYTES_MAX.items()}
 
 
 def test_every_reference_leads_somewhere() -> None:

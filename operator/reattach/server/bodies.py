@@ -1,0 +1,145 @@
+"""Limits on request bodies: their bytes, large ones at a time, and the time to arrive."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from aiohttp import web
+
+from reattach.api.messages import (
+    ADAPTER_CHARACTERS_MAX,
+    DIGEST_CHARACTERS_MAX,
+    HANDLE_BYTES_MAX,
+    RESULT_BYTES_MAX,
+    SESSION_CHARACTERS_MAX,
+    URL_BYTES_MAX,
+    VALUE_BYTES_MAX,
+    ProblemCode,
+)
+from reattach.server.problems import RateLimitedError
+from reattach.state import RefusedError
+
+Parsed = TypeVar("Parsed")
+
+ESCAPE_BYTES = 6
+"""Most bytes of a character that is stored as one byte: `\\u0061`."""
+ENVELOPE_BYTES = 4 * 1024
+"""Room for the names, numbers, enumerations and white space of a message."""
+BATCH_BYTES_MAX = 1024 * 1024
+"""Room for a batch that fills a state."""
+MESSAGE_BYTES_MAX = 16 * 1024
+"""Room for the message of an outcome, which is cut to `JOB_MESSAGE_BYTES_MAX` and not refused."""
+
+
+def room_for(*text_bytes: int) -> int:
+    """Return the most bytes of a message with texts of so many bytes, all of them escaped."""
+    return ESCAPE_BYTES * sum(text_bytes) + ENVELOPE_BYTES
+
+
+BODY_BYTES_MAX: Mapping[tuple[str, str], int] = {
+    ("POST", "/v1/open"): room_for(SESSION_CHARACTERS_MAX),
+    ("POST", "/v1/state"): BATCH_BYTES_MAX,
+    ("PUT", "/v1/state/{key}"): room_for(VALUE_BYTES_MAX),
+    ("POST", "/v1/complete"): room_for(RESULT_BYTES_MAX),
+    ("POST", "/v1/jobs/{key}/intent"): room_for(SESSION_CHARACTERS_MAX, ADAPTER_CHARACTERS_MAX, DIGEST_CHARACTERS_MAX),
+    ("PUT", "/v1/jobs/{key}/handle"): room_for(SESSION_CHARACTERS_MAX, HANDLE_BYTES_MAX, URL_BYTES_MAX),
+    ("PUT", "/v1/jobs/{key}/outcome"): room_for(RESULT_BYTES_MAX) + MESSAGE_BYTES_MAX,
+}
+"""The most bytes of a body, by method and route. The other routes take no body."""
+
+SMALL_BYTES_MAX = 16 * 1024
+"""Largest body that the event loop parses itself, because that takes at most 3 ms."""
+LARGE_BODIES_MAX = 8
+LARGE_BODIES_PER_TASKRUN_MAX = 2
+LARGE_BODY_WAIT_SECONDS = 2.0
+"""Time that a request with a large body waits for a place before it is refused."""
+BODY_SECONDS = 5.0
+"""Time that a body may take to arrive."""
+
+_LIMIT = web.RequestKey("body_bytes_max", int)
+
+
+class LargeBodiesError(RateLimitedError):
+    """There is no place for another large body."""
+
+    def __init__(self) -> None:
+        RefusedError.__init__(
+            self,
+            ProblemCode.RATE_LIMITED,
+            f"too many bodies of more than {SMALL_BYTES_MAX} bytes at once; wait as long as Retry-After says",
+        )
+        self.wait = 1.0
+
+
+class BodyReader:
+    """Reads and parses request bodies within the limits of this module."""
+
+    def __init__(self, *, seconds: float = BODY_SECONDS) -> None:
+        self._seconds = seconds
+        self._large = asyncio.Semaphore(LARGE_BODIES_MAX)
+        self._large_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        # One thread, because the parsed values of one body may take 25 times its size.
+        self._parser = ThreadPoolExecutor(max_workers=1, thread_name_prefix="body-parser")
+
+    def close(self) -> None:
+        """End the parsing thread after its last body."""
+        self._parser.shutdown(wait=False)
+
+    @asynccontextmanager
+    async def admit(self, request: web.Request, taskrun_uid: str) -> AsyncIterator[None]:
+        """Refuse a body by its declared length. Hold the place of a large body meanwhile.
+
+        Raises `RefusedError`: `request-too-large`, or `rate-limited` if there is no place within
+        `LARGE_BODY_WAIT_SECONDS`.
+        """
+        resource = request.match_info.route.resource
+        limit = BODY_BYTES_MAX.get((request.method, resource.canonical if resource else ""), 0)
+        request[_LIMIT] = limit
+        length = request.content_length
+        if request.body_exists and (limit == 0 or (length is not None and length > limit)):
+            raise _too_large(limit)
+        async with AsyncExitStack() as places:
+            # The length of a chunked body isn't known beforehand.
+            if request.body_exists and (length is None or length > SMALL_BYTES_MAX):
+                await self._take_places(places, taskrun_uid)
+            yield
+
+    async def read(self, request: web.Request) -> bytes:
+        """Return the body.
+
+        Raises `RefusedError` as soon as it is too large, `TimeoutError` if it arrives too late.
+        """
+        limit, body = request[_LIMIT], bytearray()
+        try:
+            async with asyncio.timeout(self._seconds):
+                while chunk := await request.content.readany():
+                    body += chunk
+                    if len(body) > limit:
+                        raise _too_large(limit)
+        except (ConnectionError, web.RequestPayloadError) as error:
+            raise RefusedError(ProblemCode.INVALID, f"the body must be sent whole: {error}") from None
+        return bytes(body)
+
+    async def parse(self, body: bytes, parse: Callable[[bytes], Parsed]) -> Parsed:
+        """Return what `parse` makes of the body. A large body is parsed by another thread."""
+        if len(body) <= SMALL_BYTES_MAX:
+            return parse(body)
+        return await asyncio.get_running_loop().run_in_executor(self._parser, parse, body)
+
+    async def _take_places(self, places: AsyncExitStack, taskrun_uid: str) -> None:
+        # The TaskRun's place comes first, so that one TaskRun can't fill the queue for the others.
+        of_taskrun = self._large_of.setdefault(taskrun_uid, asyncio.Semaphore(LARGE_BODIES_PER_TASKRUN_MAX))
+        try:
+            async with asyncio.timeout(LARGE_BODY_WAIT_SECONDS):
+                await places.enter_async_context(of_taskrun)
+                await places.enter_async_context(self._large)
+        except TimeoutError:
+            raise LargeBodiesError from None
+
+
+def _too_large(limit: int) -> RefusedError:
+    detail = f"the body must have at most {limit} bytes" if limit else "this route takes no body"
+    return RefusedError(ProblemCode.REQUEST_TOO_LARGE, detail)

@@ -1,0 +1,470 @@
+"""Limits on connections, bodies and their time, while other tasks are served."""
+
+import contextlib
+import http.client
+import json
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from reattach.api.messages import VALUE_BYTES_MAX
+from reattach.server.bodies import BATCH_BYTES_MAX, BODY_BYTES_MAX
+from stateapi import Attempt, Server, Servers, Task, code_of
+from waiting import wait_until
+
+MIB = 1024 * 1024
+SLOW_PARSER_SERVER = Path(__file__).with_name("slow_parser_server.py")
+DEEP = b"[" * 90 + b"]" * 90
+
+
+@dataclass
+class Peer:
+    """A client that holds a connection. `socket` is None if the server refused the connection."""
+
+    socket: socket.socket | None
+
+    @classmethod
+    def connect(cls, server: Server, source: str = "127.0.0.1", *, tls: bool = True) -> "Peer":
+        raw = socket.create_connection(("127.0.0.1", port_of(server)), timeout=30, source_address=(source, 0))
+        if not tls:
+            return cls(raw)
+        try:
+            return cls(server.ca.wrap_socket(raw, server_hostname="127.0.0.1"))
+        except (ssl.SSLError, OSError):
+            raw.close()
+            return cls(None)
+
+    @property
+    def is_closed(self) -> bool:
+        """Return whether the server closed the connection, without waiting."""
+        if self.socket is None:
+            return True
+        self.socket.settimeout(0)
+        try:
+            return self.socket.recv(4096) == b""
+        except (ssl.SSLWantReadError, BlockingIOError):
+            return False
+        except OSError:
+            return True
+        finally:
+            self.socket.settimeout(30)
+
+    def send(self, data: bytes) -> None:
+        assert self.socket is not None
+        self.socket.sendall(data)
+
+    def response(self) -> tuple[int, dict[str, str], Any]:
+        """Read one response: status, headers in lower case, and the JSON body."""
+        assert self.socket is not None
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += self._received()
+        head, _, body = received.partition(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        while len(body) < int(headers["content-length"]):
+            body += self._received()
+        return int(status.split(" ")[1]), headers, json.loads(body)
+
+    def close(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+
+    def _received(self) -> bytes:
+        assert self.socket is not None
+        data = self.socket.recv(65536)
+        assert data, "the server closed the connection without a response"
+        return data
+
+
+@pytest.fixture
+def peers() -> Iterator[list[Peer]]:
+    held: list[Peer] = []
+    yield held
+    for peer in held:
+        peer.close()
+
+
+@pytest.fixture
+def bystander(control_plane: Any, namespace: str, server: Server) -> Attempt:
+    """Return a task of another TaskRun, which has stored a key."""
+    attempt = Task.create(control_plane, namespace, "bystander").attempt(server)
+    assert attempt.set("k", 1).status_code == 200
+    return attempt
+
+
+def port_of(server: Server) -> int:
+    return int(server.url.rpartition(":")[2])
+
+
+def resident_bytes(server: Server) -> int:
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) * 1024
+
+
+def metric(server: Server, line: str) -> float:
+    """Return the value of one line of the server's metrics, named with its labels."""
+    return next(
+        float(known.rpartition(" ")[2]) for known in server.metrics.splitlines() if known.startswith(f"{line} ")
+    )
+
+
+def head_of(attempt: Attempt, method: str, path: str, *more: str) -> bytes:
+    """Return the head of a request of this task."""
+    lines = (
+        f"{method} {path} HTTP/1.1",
+        "Host: state-api",
+        f"Authorization: Bearer {attempt.token}",
+        f"Reattach-Session: {attempt.session}",
+        *more,
+    )
+    return "".join(f"{line}\r\n" for line in lines).encode() + b"\r\n"
+
+
+@dataclass
+class Observed:
+    """Slowest responses, in seconds, and most memory, in bytes, under load."""
+
+    get: float = 0.0
+    probe: float = 0.0
+    resident: int = 0
+    rounds: int = 0
+
+
+@contextlib.contextmanager
+def observed(server: Server, bystander: Attempt) -> Iterator[Observed]:
+    """Read a key by new connections, and call both probes, until the block ends."""
+    seen, over = Observed(), threading.Event()
+
+    def observe() -> None:
+        while not over.is_set():
+            started = time.monotonic()
+            with server.client(bystander.token, bystander.session) as client:
+                assert client.get("/v1/state/k").status_code == 200
+            seen.get = max(seen.get, time.monotonic() - started)
+            for path in ("/healthz", "/readyz"):
+                started = time.monotonic()
+                probe = http.client.HTTPConnection(urlsplit(server.health_url).netloc, timeout=30)
+                with contextlib.closing(probe):
+                    probe.request("GET", path)
+                    assert probe.getresponse().status == 200
+                seen.probe = max(seen.probe, time.monotonic() - started)
+            seen.resident = max(seen.resident, resident_bytes(server))
+            seen.rounds += 1
+            over.wait(0.05)
+
+    with ThreadPoolExecutor(1) as pool:
+        observing = pool.submit(observe)
+        try:
+            yield seen
+        finally:
+            over.set()
+            observing.result()
+
+
+class TestConnections:
+    def test_an_address_beyond_its_connections_is_refused_and_others_are_served(
+        self, servers: Servers, task: Task, peers: list[Peer]
+    ) -> None:
+        server = servers.start("--connections-per-address", "8", "--first-request-timeout", "60")
+        attempt = task.attempt(server)
+        peers += [Peer.connect(server, "127.0.0.2") for _ in range(40)]
+        wait_until(lambda: sum(not peer.is_closed for peer in peers) <= 8, seconds=10, what="only 8 are open")
+        refused = metric(server, 'reattach_server_refused_connections_total{reason="address"}')
+        replaced = metric(server, 'reattach_server_closed_connections_total{reason="replaced"}')
+        assert refused + replaced == 32
+        assert metric(server, "reattach_server_connections") == 9
+        assert attempt.on(server).set("k", 1).status_code == 200
+        assert "refused a connection from ('127.0.0.2'" in server.log
+
+    def test_an_idle_connection_makes_room_for_a_new_one_of_its_address(
+        self, servers: Servers, task: Task, peers: list[Peer]
+    ) -> None:
+        server = servers.start("--connections-per-address", "4", "--first-request-timeout", "60")
+        peers += [Peer.connect(server) for _ in range(4)]
+        attempt = task.attempt(server, opened=False)
+        wait_until(lambda: _answers(attempt), seconds=10, what="the task takes the place of an idle connection")
+        assert [peer.is_closed for peer in peers].count(True) == 1
+
+    def test_all_addresses_together_beyond_the_total_leave_room_for_a_task(
+        self, servers: Servers, task: Task, peers: list[Peer]
+    ) -> None:
+        server = servers.start(
+            "--connections", "20", "--connections-per-address", "10", "--first-request-timeout", "60"
+        )
+        attempt = task.attempt(server)
+        for address in range(2, 8):
+            peers += [Peer.connect(server, f"127.0.0.{address}") for _ in range(10)]
+            started = time.monotonic()
+            assert attempt.on(server).set("k", address).status_code == 200
+            assert httpx.get(f"{server.health_url}/readyz", trust_env=False, timeout=5).status_code == 200
+            assert time.monotonic() - started < 5
+        wait_until(lambda: sum(not peer.is_closed for peer in peers) <= 20, seconds=10, what="only 20 are open")
+        assert metric(server, "reattach_server_connections") <= 20
+        assert attempt.get("k").json()["value"] == 7
+
+    def test_700_idle_connections_leave_the_memory_bounded_and_end_in_time(
+        self, servers: Servers, task: Task, peers: list[Peer]
+    ) -> None:
+        server = servers.start()
+        attempt = task.attempt(server)
+        before = resident_bytes(server)
+        peak = 0
+        for number in range(700):
+            peers.append(Peer.connect(server, f"127.0.0.{2 + number // 60}"))
+            peak = max(peak, resident_bytes(server)) if number % 20 == 0 else peak
+        assert metric(server, "reattach_server_connections") <= 400
+        assert attempt.on(server).set("k", 1).status_code == 200
+        peak = max(peak, resident_bytes(server))
+        assert peak - before < 80 * MIB
+        wait_until(lambda: all(peer.is_closed for peer in peers), seconds=30, what="the idle ones are closed")
+
+    @pytest.mark.parametrize("tls", [True, False], ids=["after the handshake", "before the handshake"])
+    def test_a_connection_without_a_request_is_closed_in_time(self, servers: Servers, tls: bool) -> None:
+        server = servers.start("--first-request-timeout", "1", "--idle-timeout", "60")
+        peer = Peer.connect(server, tls=tls)
+        wait_until(lambda: peer.is_closed, seconds=8, what="it is closed")
+        peer.close()
+
+    @pytest.mark.parametrize("requests_before", [0, 1])
+    def test_headers_that_come_byte_by_byte_are_cut_off_in_time(
+        self, servers: Servers, task: Task, requests_before: int
+    ) -> None:
+        server = servers.start("--first-request-timeout", "2", "--idle-timeout", "2")
+        attempt = task.attempt(server)
+        peer = Peer.connect(server)
+        head = head_of(attempt, "GET", "/v1/state")
+        for _ in range(requests_before):
+            peer.send(head)
+            assert peer.response()[0] == 200
+        sent = iter(head)
+
+        def is_cut_off() -> bool:
+            with contextlib.suppress(OSError):
+                peer.send(bytes([next(sent)]))
+            return peer.is_closed
+
+        wait_until(is_cut_off, seconds=15, what="it is closed", every=0.3)
+        peer.close()
+
+    def test_a_connection_that_stays_idle_after_a_request_is_closed_in_time(self, servers: Servers, task: Task) -> None:
+        server = servers.start("--idle-timeout", "1")
+        attempt = task.attempt(server)
+        peer = Peer.connect(server)
+        peer.send(head_of(attempt, "GET", "/v1/state"))
+        assert peer.response()[0] == 200
+        assert not peer.is_closed
+        wait_until(lambda: peer.is_closed, seconds=8, what="it is closed")
+        peer.close()
+
+    def test_a_response_that_nobody_reads_does_not_hold_its_connection(
+        self, servers: Servers, task: Task, peers: list[Peer]
+    ) -> None:
+        server = servers.start("--idle-timeout", "1")
+        attempt = task.attempt(server)
+        for number in range(7):
+            assert attempt.set(f"k{number}", "x" * (VALUE_BYTES_MAX - 10)).status_code == 200
+        attempt.client.close()
+        peer = Peer.connect(server)
+        peers.append(peer)
+        assert peer.socket is not None
+        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        for _ in range(20):
+            peer.send(head_of(attempt, "GET", "/v1/state"))
+
+        def is_given_up() -> bool:
+            return metric(server, 'reattach_server_closed_connections_total{reason="idle"}') >= 1
+
+        wait_until(is_given_up, seconds=15, what="the connection is closed")
+        assert metric(server, "reattach_server_connections") == 0
+
+    def test_every_way_to_end_gives_the_place_back(self, servers: Servers, task: Task) -> None:
+        """The timeouts are long, so that none of them can give a place back."""
+        server = servers.start("--first-request-timeout", "60", "--idle-timeout", "60")
+        attempt = task.attempt(server)
+        attempt.client.close()
+        for number in range(24):
+            peer = Peer.connect(server, tls=number % 2 == 0)
+            if number % 3 == 0:
+                peer.send(b"\0" * 100)  # no HTTP, or no TLS
+            if number % 4 == 0:
+                peer.send(head_of(attempt, "GET", "/v1/state")[: 10 * number])
+            peer.close()
+
+        def places() -> float:
+            return metric(server, "reattach_server_connections")
+
+        wait_until(lambda: places() == 0, seconds=20, what="no connection is counted")
+        assert attempt.on(server).set("k", 1).status_code == 200
+        assert server.process.poll() is None
+
+
+class TestBodies:
+    @pytest.mark.parametrize("route", BODY_BYTES_MAX, ids=" ".join)
+    def test_a_declared_length_beyond_the_limit_is_refused_before_the_body_is_sent(
+        self, server: Server, task: Task, peers: list[Peer], route: tuple[str, str]
+    ) -> None:
+        method, path = route
+        peer = Peer.connect(server)
+        peers.append(peer)
+        length = BODY_BYTES_MAX[route] + 1
+        peer.send(head_of(task.attempt(server), method, path.format(key="k"), f"Content-Length: {length}"))
+        started = time.monotonic()
+        status, headers, problem = peer.response()
+        assert time.monotonic() - started < 4
+        assert (status, problem["code"]) == (413, "request-too-large")
+        assert str(BODY_BYTES_MAX[route]) in problem["detail"]
+        assert headers["connection"] == "close"
+        wait_until(lambda: peer.is_closed, seconds=10, what="the connection is closed")
+
+    @pytest.mark.parametrize("method, path", [("GET", "/v1/state"), ("DELETE", "/v1/state/k"), ("GET", "/v1/jobs")])
+    def test_a_route_without_a_body_refuses_one(
+        self, server: Server, task: Task, peers: list[Peer], method: str, path: str
+    ) -> None:
+        peer = Peer.connect(server)
+        peers.append(peer)
+        peer.send(head_of(task.attempt(server), method, path, "Content-Length: 7"))
+        status, _, problem = peer.response()
+        assert (status, problem["code"], problem["detail"]) == (413, "request-too-large", "this route takes no body")
+
+    def test_a_chunked_body_is_read_no_further_than_its_limit(
+        self, server: Server, task: Task, peers: list[Peer]
+    ) -> None:
+        peer = Peer.connect(server)
+        peers.append(peer)
+        peer.send(head_of(task.attempt(server), "POST", "/v1/open", "Transfer-Encoding: chunked"))
+        peer.send(b"2000\r\n" + b" " * 0x2000 + b"\r\n")
+        status, _, problem = peer.response()
+        assert (status, problem["code"]) == (413, "request-too-large")
+
+    def test_the_largest_value_is_stored_however_it_is_escaped(self, server: Server, task: Task) -> None:
+        attempt = task.attempt(server)
+        escaped = "\\u0061" * (VALUE_BYTES_MAX - 2)
+        body = f'{{"value": "{escaped}", "retentionSeconds": 3153600000, "ifAbsent": true}}'
+        assert len(body) > 390_000
+        assert attempt.client.put("/v1/state/k", content=body).status_code == 200
+        assert attempt.get("k").json()["value"] == "a" * (VALUE_BYTES_MAX - 2)
+
+    def test_a_compressed_body_is_not_unpacked(self, server: Server, task: Task) -> None:
+        attempt = task.attempt(server)
+        response = attempt.client.put("/v1/state/k", content=b"x\x9c\x03", headers={"Content-Encoding": "deflate"})
+        assert code_of(response) == (400, "invalid")
+
+    def test_100_large_nested_bodies_at_once_keep_nobody_else_waiting(
+        self, server: Server, task: Task, bystander: Attempt
+    ) -> None:
+        attempt = task.attempt(server)
+        value = b"[" + b",".join([DEEP] * (BATCH_BYTES_MAX // 181 - 2)) + b"]"
+        body = b'{"operations":[{"op":"set","key":"k","value":' + value + b"}]}"
+        assert BATCH_BYTES_MAX - 1024 < len(body) <= BATCH_BYTES_MAX
+
+        def send(_number: int) -> tuple[int, str]:
+            with server.client(attempt.token, attempt.session) as client:
+                return code_of(client.post("/v1/state", content=body))
+
+        with observed(server, bystander) as seen, ThreadPoolExecutor(20) as pool:
+            answers = set(pool.map(send, range(100)))
+        assert answers <= {(413, "value-too-large"), (429, "rate-limited")}
+        assert (413, "value-too-large") in answers
+        assert seen.rounds >= 5
+        assert seen.get < 4
+        assert seen.probe < 2
+        assert seen.resident < 200 * MIB, seen
+
+    def test_a_body_that_takes_long_to_parse_keeps_nobody_else_waiting(
+        self, servers: Servers, task: Task, bystander: Attempt
+    ) -> None:
+        server = servers.start(program=(str(SLOW_PARSER_SERVER),))
+        attempt = task.attempt(server)
+        started = time.monotonic()
+        with observed(server, bystander) as seen:
+            assert attempt.set("k", "x" * 60_000).status_code == 200
+            assert time.monotonic() - started >= 3
+        assert seen.get < 2
+        assert seen.probe < 2
+
+    def test_100_large_bodies_held_open_by_a_byte_hold_no_memory_and_no_places(
+        self, server: Server, task: Task, bystander: Attempt, peers: list[Peer]
+    ) -> None:
+        attempt = task.attempt(server)
+        head = head_of(attempt, "POST", "/v1/state", f"Content-Length: {BATCH_BYTES_MAX}")
+
+        def hold(number: int) -> Peer:
+            peer = Peer.connect(server, f"127.0.0.{2 + number // 50}")
+            assert peer.socket is not None
+            peer.socket.settimeout(3)
+            with contextlib.suppress(OSError):  # the server doesn't read all of it
+                peer.send(head + b" " * (BATCH_BYTES_MAX - 1))
+            return peer
+
+        large = "x" * (VALUE_BYTES_MAX - 2)
+        with observed(server, bystander) as seen, ThreadPoolExecutor(50) as pool:
+            holding = [pool.submit(hold, number) for number in range(100)]
+            started = time.monotonic()
+            assert bystander.set("large", large).status_code == 200
+            assert time.monotonic() - started < 4
+            peers += [held.result() for held in holding]
+            wait_until(lambda: all(peer.is_closed for peer in peers), seconds=30, what="none is held any longer")
+        assert seen.get < 4
+        assert seen.probe < 2
+        assert seen.resident < 200 * MIB, seen
+        assert attempt.set("large", large).status_code == 200
+
+    def test_a_body_that_comes_byte_by_byte_is_given_up_in_time(
+        self, server: Server, task: Task, peers: list[Peer]
+    ) -> None:
+        attempt = task.attempt(server)
+        peer = Peer.connect(server)
+        peers.append(peer)
+        peer.send(head_of(attempt, "PUT", "/v1/state/k", "Content-Length: 1000"))
+        over = threading.Event()
+
+        def dribble() -> None:
+            with contextlib.suppress(OSError):
+                while not over.wait(0.2):
+                    peer.send(b" ")
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(dribble)
+            started = time.monotonic()
+            try:
+                status, headers, problem = peer.response()
+            finally:
+                over.set()
+        assert (status, problem["code"], headers["retry-after"]) == (503, "unavailable", "1")
+        assert time.monotonic() - started < 12
+        wait_until(lambda: peer.is_closed, seconds=10, what="the connection is closed")
+
+    def test_a_taskrun_with_two_large_bodies_on_the_way_waits_and_another_does_not(
+        self, server: Server, task: Task, bystander: Attempt, peers: list[Peer]
+    ) -> None:
+        attempt = task.attempt(server)
+        large = "x" * 30_000
+        for _ in range(2):
+            peer = Peer.connect(server)
+            peers.append(peer)
+            peer.send(head_of(attempt, "PUT", "/v1/state/k", "Content-Length: 30000"))
+        wait_until(lambda: code_of_large(attempt, large) == 429, seconds=10, what="the places are taken")
+        assert attempt.set("small", 1).status_code == 200
+        assert bystander.set("large", large).status_code == 200
+
+
+def code_of_large(attempt: Attempt, value: str) -> int:
+    return attempt.set("large", value).status_code
+
+
+def _answers(attempt: Attempt) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return attempt.open().is_success
+    return False
