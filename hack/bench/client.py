@@ -51,7 +51,7 @@ class _Event(msgspec.Struct, frozen=True):
 
 
 class Timeline:
-    """When the client saw each step of each run, by the run's name, in seconds of one monotonic clock.
+    """Times at which the client saw each step of each run, by the run's name, in seconds of one monotonic clock.
 
     A run is complete when it has its outcome and its pod has no finalizer any more: then its controller has nothing left to do.
     """
@@ -69,8 +69,13 @@ class Timeline:
 
     @property
     def finished(self) -> int:
-        """How many runs are complete."""
+        """The number of complete runs."""
         return len(self.released.keys() & self.outcome.keys())
+
+    @property
+    def steps(self) -> int:
+        """The number of steps of all runs so far."""
+        return sum(map(len, (self.sent, self.pod_created, self.pod_ended, self.released, self.outcome)))
 
     @property
     def seconds(self) -> float:

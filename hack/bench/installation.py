@@ -1,4 +1,4 @@
-"""What is measured: the tests' control plane, kwok, the chart's objects, and the controllers as processes."""
+"""The system under test: the tests' control plane, kwok, the chart's objects, and the controllers as processes."""
 
 import contextlib
 import os
@@ -33,7 +33,7 @@ UNLIMITED = "100000"
 """Requests each second, where the limits are raised."""
 IDLE_SHARE = 0.1
 """Of one core: what all components together may use before a round begins."""
-WAIT_SECONDS = 120.0
+WAIT_SECONDS = 300.0
 
 
 def audit_policy_of(level: str) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def audit_policy_of(level: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line chooses. `defaults`: every controller keeps the limits that it ships with."""
+    """The choices of the command line. `defaults`: every controller keeps the limits that it ships with."""
 
     defaults: bool = False
     policies: bool = True
@@ -210,7 +210,11 @@ def _setup_of(settings: Settings, audit_policy: Mapping[str, Any]) -> Setup:
     return Setup(
         audit_policy=audit_policy,
         controllers=(*CONTROLLERS, "job-controller"),
-        flags={"kube-controller-manager": limits, "kube-apiserver": {"delete-collection-workers": "8"}},
+        flags={
+            "kube-controller-manager": limits,
+            "kube-apiserver": {"delete-collection-workers": "8"},
+            "etcd": {"quota-backend-bytes": str(8 * 2**30)},
+        },
     )
 
 

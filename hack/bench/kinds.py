@@ -12,7 +12,7 @@ NODE = "bench"
 
 
 class Kind(StrEnum):
-    """What is measured."""
+    """One of the things that are compared."""
 
     TASKRUN = "taskrun"
     JOB = "job"

@@ -1,4 +1,4 @@
-"""What a run of the benchmark found, and its summary."""
+"""The results of the benchmark and their summary."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from bench.rounds import Call, Phase, by_kind
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """Where it ran."""
+    """The machine and the versions."""
 
     processor: str
     cores: int

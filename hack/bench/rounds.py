@@ -1,7 +1,6 @@
 """The passes of the benchmark: timed rounds, a paced load, and the count of API calls."""
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,8 +16,8 @@ from bench.usage import cpu_seconds_of, peak_megabytes, reset_peak
 from reattach.cluster import Cluster
 
 PROGRESS_SECONDS = 10.0
-FIRST_SECONDS, SECONDS_PER_RUN = 60.0, 1.0
-"""A phase may take so long, and so much longer for each run."""
+STALL_SECONDS = 60.0
+"""A phase is given up when nothing has happened for so long."""
 
 Say = Callable[[str], None]
 
@@ -46,7 +45,7 @@ class Phase(msgspec.Struct, frozen=True):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """How often something was called, and the bytes of the bodies, for each run on average."""
+    """One kind of API call: count and bytes of the bodies, for each run on average."""
 
     call: str
     count: float
@@ -152,17 +151,18 @@ def _play(
 ) -> Timeline:
     """Create the runs and wait until all are complete."""
     kubeconfig = str(installation.control_plane.kubeconfig())
-    limit = FIRST_SECONDS + runs * SECONDS_PER_RUN
 
     async def play() -> Timeline:
         timeline = Timeline(runs)
         async with (
-            asyncio.timeout(limit),
+            asyncio.timeout(STALL_SECONDS) as limit,
             await Cluster.connect(kubeconfig) as cluster,
             observed(cluster, kind, namespace, timeline),
             asyncio.TaskGroup() as group,
         ):
-            progress = group.create_task(_tell(timeline, f"{kind.label}, {title}", runs, say))
+            progress = group.create_task(
+                _follow(timeline, limit, lambda: say(f"  … {kind.label}, {title}: {timeline.finished} of {runs}"))
+            )
             await create_runs(cluster, kind, namespace, timeline, runs=runs, per_second=per_second)
             await timeline.complete.wait()
             progress.cancel()
@@ -171,18 +171,26 @@ def _play(
     try:
         timeline = uvloop.run(play())
     except TimeoutError as error:
-        raise BenchError(f"{kind.label}, {title}: not complete after {limit:g} s") from error
+        raise BenchError(
+            f"{kind.label}, {title}: nothing happened for {STALL_SECONDS:g} s; did its controller end?"
+        ) from error
     if timeline.failed:
         raise BenchError(f"{kind.label}, {title}: {len(timeline.failed)} runs failed, and none may")
     return timeline
 
 
-async def _tell(timeline: Timeline, title: str, runs: int, say: Say) -> None:
-    until = time.monotonic()
+async def _follow(timeline: Timeline, limit: asyncio.Timeout, tell: Callable[[], None]) -> None:
+    """Report progress now and then, and move the limit while there is any."""
+    loop = asyncio.get_running_loop()
+    told, seen = loop.time(), 0
     while True:
-        until += PROGRESS_SECONDS
-        await asyncio.sleep(until - time.monotonic())
-        say(f"  … {title}: {timeline.finished} of {runs}")
+        await asyncio.sleep(1)
+        if timeline.steps > seen:
+            seen = timeline.steps
+            limit.reschedule(loop.time() + STALL_SECONDS)
+        if loop.time() > told + PROGRESS_SECONDS:
+            told = loop.time()
+            tell()
 
 
 def by_kind(rounds: Sequence[Sequence[Phase]], kinds: Sequence[Kind]) -> Mapping[Kind, list[Phase]]:

@@ -1,4 +1,4 @@
-"""What a run costs the API server: every call of the operator and the state API, and the bytes of every request body.
+"""The cost of a run to the API server: every call of the operator and the state API, and the bytes of every request body.
 
 The tables are exact, so one more read, or one more field in a body, fails a test. Change a table only together with the code that makes the
 run cheaper, or with a reason why the run must become more expensive. Times are measured by `make bench` alone.

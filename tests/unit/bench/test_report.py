@@ -51,6 +51,13 @@ def test_throughput_has_the_spread_and_the_ratio_of_the_same_round() -> None:
     assert row == "| TaskRun | 1,000 (750-1,500) | 0.50 (0.50-0.50) |"
 
 
+def test_the_headline_compares_taskruns_with_jobs() -> None:
+    assert "**In the time in which Kubernetes runs one Job, Reattach runs 0.50 (0.50-0.50) TaskRuns.**" in report_of(
+        some_results()
+    )
+    assert "In the time" not in report_of(some_results([Kind.JOB, Kind.BARE]))
+
+
 def test_every_call_of_rounds_or_count_has_a_row_and_they_are_summed() -> None:
     rows = [row for row in rows_of(report_of(some_results()), "TaskRun") if "`" in row or "| all |" in row]
     assert rows == [

@@ -1,4 +1,4 @@
-"""When a run counts as complete."""
+"""Completeness of runs, from the events of watches."""
 
 import json
 from itertools import count
