@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from bench import kinds
 from bench.measures import Spread
-from bench.results import Latency, Results, Summary
+from bench.results import COMPARED, Latency, Results, Summary
 from bench.rounds import Call
 
 PROCESSES = (
@@ -29,8 +29,10 @@ def report_of(results: Results) -> str:
     parts = [
         _about(results),
         *_headline(found),
-        "Runs per minute, and their ratio to Jobs in the same round: median (lowest-highest round).",
-        _table(("kind", "runs/min", "\N{MULTIPLICATION SIGN} Job"), (_throughput_of(each) for each in found)),
+        "Runs per minute: median (lowest-highest round).",
+        _table(("kind", "runs/min"), (_throughput_of(each) for each in found)),
+        "Ratio to Jobs in the same round, for each run: median (lowest-highest round).",
+        _table(("kind", *COMPARED), ((each.kind.label, *_ratios_of(each)) for each in found)),
         "Latency in milliseconds: under full load, where a run waits for the runs before it, and at a rate that leaves time between the runs.",
         _table(
             (
@@ -89,7 +91,11 @@ def _names(found: Sequence[Summary]) -> list[str]:
 def _throughput_of(each: Summary) -> tuple[str, ...]:
     rate = each.runs_per_minute
     shown = f"{rate.median:,.0f} ({rate.low:,.0f}-{rate.high:,.0f})"
-    return each.kind.label, shown, _spread(each.ratio, 2) if each.ratio else _NONE
+    return each.kind.label, shown
+
+
+def _ratios_of(each: Summary) -> list[str]:
+    return [_spread(each.ratios[name], 2) if name in each.ratios else _NONE for name in COMPARED]
 
 
 def _latencies_of(each: Summary, results: Results) -> list[tuple[str, ...]]:

@@ -2,14 +2,25 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from bench.kinds import Kind
+from bench.kinds import API_SERVER, CLIENT, NODES, Kind
 from bench.measures import Spread, percentiles_of, ratios_of, spread_of
 from bench.rounds import Call, Phase, by_kind
+
+THROUGHPUT = "runs/min"
+COMPARED: Mapping[str, Callable[[Phase], float]] = {
+    THROUGHPUT: lambda phase: phase.runs_per_minute,
+    "API server's CPU": lambda phase: phase.cpu[API_SERVER],
+    "CPU without kwok and client": lambda phase: sum(
+        cpu for name, cpu in phase.cpu.items() if name not in {NODES, CLIENT}
+    ),
+    "API calls": lambda phase: sum(phase.calls.values()),
+}
+"""Measures for which the ratio to Jobs is reported."""
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -47,17 +58,22 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """One kind. `load_calls` is how often each was called for each run in the rounds; `calls` comes from the pass that counts bytes. `paced` and `ratio` are missing where they were not measured; CPU is milliseconds for each run, memory MiB."""
+    """One kind. `load_calls` is how often each was called for each run in the rounds; `calls` comes from the pass that counts bytes. `paced` is missing where it was not measured. `ratios` to Jobs in the same round: empty without Jobs. CPU is milliseconds for each run, memory MiB."""
 
     kind: Kind
     runs_per_minute: Spread
-    ratio: Spread | None
+    ratios: Mapping[str, Spread]
     latency: Latency
     paced: Latency | None
     cpu: Mapping[str, Spread]
     memory: Mapping[str, float]
     load_calls: Mapping[str, float]
     calls: list[Call]
+
+    @property
+    def ratio(self) -> Spread | None:
+        """Of the throughput."""
+        return self.ratios.get(THROUGHPUT)
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,12 +97,11 @@ def summaries_of(
     """Return the summary of each kind."""
     phases = by_kind(rounds, kinds)
     paced_of = by_kind([paced], kinds)
-    jobs = [phase.runs_per_minute for phase in phases.get(Kind.JOB, ())]
     return [
         Summary(
             kind=kind,
             runs_per_minute=spread_of([phase.runs_per_minute for phase in phases[kind]]),
-            ratio=ratios_of([phase.runs_per_minute for phase in phases[kind]], jobs) if jobs else None,
+            ratios=_ratios_of(phases[kind], phases[Kind.JOB]) if Kind.JOB in phases else {},
             latency=_latency_of(phases[kind]),
             paced=_latency_of(paced_of[kind]) if paced_of[kind] else None,
             cpu={name: spread_of([phase.cpu[name] for phase in phases[kind]]) for name in phases[kind][0].cpu},
@@ -96,6 +111,13 @@ def summaries_of(
         )
         for kind in kinds
     ]
+
+
+def _ratios_of(phases: Sequence[Phase], jobs: Sequence[Phase]) -> dict[str, Spread]:
+    return {
+        name: ratios_of([measure(phase) for phase in phases], [measure(phase) for phase in jobs])
+        for name, measure in COMPARED.items()
+    }
 
 
 def _latency_of(phases: Sequence[Phase]) -> Latency:
