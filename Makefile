@@ -10,7 +10,7 @@ READY := .venv/.ready
 # Of pytest-xdist: as many as there are cores.
 WORKERS ?= auto
 PYTEST := $(BIN)/pytest
-MYPY_TESTS := tests/conftest.py tests/controlplane.py tests/realcluster.py tests/waiting.py tests/stalls.py tests/e2e
+MYPY_TESTS := tests/conftest.py tests/apicalls.py tests/controlplane.py tests/realcluster.py tests/waiting.py tests/stalls.py tests/e2e
 
 .PHONY: help
 help: ## this list
@@ -57,7 +57,7 @@ check: $(READY) ## ruff, its formatter, mypy and the layers: what a reviewer exp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy $(MYPY_TESTS) hack/demo.py
+	$(BIN)/mypy $(MYPY_TESTS) hack/demo.py hack/bench
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: format
@@ -100,6 +100,13 @@ chart: $(READY) control-plane ## the Helm chart: lint, render, values
 .PHONY: e2e
 e2e: $(READY) image ## on the local cluster: the image, the chart, every example, and what dies on the way to one job
 	hack/e2e tests/e2e
+
+##@ Performance
+
+.PHONY: bench
+bench: $(READY) control-plane ## TaskRuns beside Jobs: throughput, latency, API calls, CPU, memory (BENCH_ARGS=--help)
+	@hack/bench/tools
+	@PYTHONPATH=hack:tests $(BIN)/python -m bench $(BENCH_ARGS)
 
 ##@ The local cluster
 

@@ -25,7 +25,7 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,15 @@ AUDIT_POLICY = {
         {"level": "Metadata"},
     ],
 }
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a control plane is set up. `flags` holds more flags of a component, or other values of those that the tests set."""
+
+    audit_policy: Mapping[str, Any] = field(default_factory=lambda: AUDIT_POLICY)
+    controllers: tuple[str, ...] = CONTROLLERS
+    flags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 class ControlPlaneError(Exception):
@@ -287,13 +296,19 @@ class ControlPlane:
         return answer
 
     def kubectl(
-        self, *arguments: str, stdin: str | None = None, user: str = "admin", groups: Iterable[str] = ()
+        self,
+        *arguments: str,
+        stdin: str | None = None,
+        user: str = "admin",
+        groups: Iterable[str] = (),
+        namespace: str = "default",
     ) -> str:
-        """What kubectl prints.
+        """What kubectl prints; `namespace` is that of objects which name none.
 
         Raises:
             ControlPlaneError: it failed; the message is what it said.
         """
+        config = self.kubeconfig(user, groups, namespace=namespace)
         # HOME holds kubectl's cache of the discovery, which must not be that of another control plane on the same port.
         process = subprocess.run(
             [str(KUBE), "kubectl", *arguments],
@@ -301,7 +316,7 @@ class ControlPlane:
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "KUBECONFIG": str(self.kubeconfig(user, groups)), "HOME": str(self.directory)},
+            env={**os.environ, "KUBECONFIG": str(config), "HOME": str(self.directory)},
         )
         if process.returncode:
             raise ControlPlaneError(process.stderr.strip())
@@ -324,10 +339,16 @@ class ControlPlane:
         """Ask for the end of a namespace, without waiting for it."""
         self.call("DELETE", f"/api/v1/namespaces/{name}")
 
-    def apply(self, manifests: str, *, user: str = "admin", groups: Iterable[str] = ()) -> str:
+    def apply(
+        self, manifests: str, *, user: str = "admin", groups: Iterable[str] = (), namespace: str = "default"
+    ) -> str:
         """`kubectl apply --server-side` of YAML text."""
         return self.kubectl(
-            "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=manifests, user=user, groups=groups
+            *("apply", "--server-side", "--force-conflicts", "-f", "-"),
+            stdin=manifests,
+            user=user,
+            groups=groups,
+            namespace=namespace,
         )
 
     def apply_crd(self) -> None:
@@ -347,7 +368,7 @@ class ControlPlane:
         """Templates of the chart as helm renders them: `apply_chart("admission-*.yaml", "rbac.yaml")`."""
         with contextlib.suppress(ControlPlaneError):
             self.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
-        self.apply(helm_template(*templates, values=values, namespace=namespace))
+        self.apply(helm_template(*templates, values=values, namespace=namespace), namespace=namespace)
 
     # -- the audit log --------------------------------------------------------------------------------------------
 
@@ -393,6 +414,7 @@ class ControlPlane:
 class RunningControlPlane(ControlPlane):
     """A control plane that this process started and stops."""
 
+    setup: Setup = field(default_factory=Setup)
     _processes: dict[str, _Process] = field(default_factory=dict)
 
     def start(self, *, crd: bool = True) -> None:
@@ -453,8 +475,17 @@ class RunningControlPlane(ControlPlane):
         finally:
             self.start_apiserver()
 
+    def process_id(self, component: str) -> int:
+        """The process ID of a running component, such as `kube-apiserver`."""
+        process = self._processes[component]
+        process.must_run()
+        assert process.process is not None
+        return process.process.pid
+
     def _add(self, name: str, arguments: list[str]) -> None:
-        self._processes[name] = _Process(name, arguments, self.directory)
+        # Of a flag that is given twice the last value counts.
+        more = _flags(self.setup.flags.get(name, {}))
+        self._processes[name] = _Process(name, [*arguments, *more], self.directory)
 
     def _write_secrets(self) -> None:
         authority = _Authority.new()
@@ -465,7 +496,7 @@ class RunningControlPlane(ControlPlane):
             "server.crt": certificate,
             "server.key": key,
             "service-accounts.key": _pem(ec.generate_private_key(ec.SECP256R1())),
-            "audit-policy.yaml": yaml.safe_dump(AUDIT_POLICY).encode(),
+            "audit-policy.yaml": yaml.safe_dump(dict(self.setup.audit_policy)).encode(),
             "url": f"https://127.0.0.1:{_free_port()}".encode(),
         }.items():
             (self.directory / name).write_bytes(content)
@@ -524,7 +555,7 @@ class RunningControlPlane(ControlPlane):
         return _flags(
             {
                 "kubeconfig": config,
-                "controllers": ",".join(CONTROLLERS),
+                "controllers": ",".join(self.setup.controllers),
                 "leader-elect": "false",
                 "secure-port": "0",
                 "root-ca-file": "ca.crt",
@@ -534,9 +565,9 @@ class RunningControlPlane(ControlPlane):
 
 
 @contextlib.contextmanager
-def running(directory: Path, *, crd: bool = True) -> Iterator[RunningControlPlane]:
+def running(directory: Path, *, crd: bool = True, setup: Setup | None = None) -> Iterator[RunningControlPlane]:
     """A control plane for as long as the `with` lasts."""
-    control_plane = RunningControlPlane(directory)
+    control_plane = RunningControlPlane(directory, setup=setup or Setup())
     try:
         control_plane.start(crd=crd)
         yield control_plane
@@ -613,7 +644,7 @@ def _free_port() -> int:
         return port
 
 
-def _flags(values: dict[str, str]) -> list[str]:
+def _flags(values: Mapping[str, str]) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items()]
 
 

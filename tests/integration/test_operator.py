@@ -86,48 +86,7 @@ def finalizers_of(pod: JSON) -> list[str]:
     return found
 
 
-# -- what it costs ----------------------------------------------------------------------------------------------------
-
-
-def writes_of(stage: Stage, mark: int) -> list[tuple[str, str]]:
-    """What the operator wrote in its namespace: verb, and resource with subresource."""
-    found = stage.control_plane.audit(mark, user=stage.operator.user, namespace=stage.namespace)
-    return [
-        (event["verb"], "/".join(filter(None, (event["objectRef"]["resource"], event["objectRef"].get("subresource")))))
-        for event in found
-        if event["verb"] not in {"get", "list", "watch"}
-    ]
-
-
-def test_a_happy_run_costs_one_post_and_at_most_three_patches(own_stage: Stage) -> None:
-    mark = own_stage.control_plane.audit_mark()
-
-    def take_a_second(containers: Containers) -> None:
-        containers.run()
-        own_stage.cluster.wait_for_reason("happy", "Running")
-        containers.end(0)
-
-    own_stage.run("happy", lambda _: take_a_second)
-    own_stage.cluster.wait_for_outcome("happy")
-    own_stage.cluster.wait_for_release("happy")
-    own_stage.operator.kill(signal.SIGTERM)
-    writes = writes_of(own_stage, mark)
-    assert writes.count(("create", "pods")) == 1
-    patches = [write for write in writes if write[0] == "patch"]
-    assert set(patches) == {("patch", "taskruns/status"), ("patch", "pods")}, writes
-    assert len(patches) <= 3
-    assert writes.count(("create", "events")) <= 4
-    assert {verb for verb, _ in writes} == {"create", "patch"}
-
-
-def test_a_run_that_ends_before_it_is_seen_running_costs_two_patches(own_stage: Stage) -> None:
-    mark = own_stage.control_plane.audit_mark()
-    own_stage.run("quick")
-    own_stage.cluster.wait_for_outcome("quick")
-    own_stage.cluster.wait_for_release("quick")
-    own_stage.operator.kill(signal.SIGTERM)
-    writes = [write for write in writes_of(own_stage, mark) if write[1] != "events"]
-    assert writes == [("create", "pods"), ("patch", "taskruns/status"), ("patch", "pods")]
+# -- what it leaves alone -----------------------------------------------------------------------------------------------
 
 
 def test_no_annotation_finalizer_or_label_is_put_on_the_taskrun(stage: Stage) -> None:

@@ -1,0 +1,165 @@
+"""The benchmark's one client: creates objects, and observes when their pods and outcomes appear."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+
+from bench.kinds import Kind
+from bench.watch import version_of, watch
+from reattach.cluster import Cluster, paths
+
+AT_ONCE = 16
+"""Create requests in flight."""
+_FINISHED_PHASES = frozenset({"Succeeded", "Failed"})
+_FINISHED_CONDITIONS = frozenset({"Complete", "Failed"})
+
+
+class _Owner(msgspec.Struct, frozen=True):
+    name: str
+    controller: bool = False
+
+
+class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
+    name: str = ""
+    finalizers: tuple[str, ...] = ()
+    owner_references: tuple[_Owner, ...] = ()
+
+
+class _Condition(msgspec.Struct, frozen=True):
+    type: str
+    status: str
+
+
+class _Status(msgspec.Struct, frozen=True):
+    phase: str = ""
+    outcome: str = ""
+    conditions: tuple[_Condition, ...] = ()
+
+
+class _Object(msgspec.Struct, frozen=True):
+    metadata: _Metadata = _Metadata()
+    status: _Status = _Status()
+
+
+class _Event(msgspec.Struct, frozen=True):
+    type: str
+    object: _Object
+
+
+class Timeline:
+    """Times at which the client saw each step of each run, by the run's name, in seconds of one monotonic clock.
+
+    A run is complete when it has its outcome and its pod has no finalizer any more: then its controller has nothing left to do.
+    """
+
+    def __init__(self, runs: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._runs = runs
+        self._clock = clock
+        self.sent: dict[str, float] = {}
+        self.pod_created: dict[str, float] = {}
+        self.pod_ended: dict[str, float] = {}
+        self.released: dict[str, float] = {}
+        self.outcome: dict[str, float] = {}
+        self.failed: set[str] = set()
+        self.complete = asyncio.Event()
+
+    @property
+    def finished(self) -> int:
+        """The number of complete runs."""
+        return len(self.released.keys() & self.outcome.keys())
+
+    @property
+    def steps(self) -> int:
+        """The number of steps of all runs so far."""
+        return sum(map(len, (self.sent, self.pod_created, self.pod_ended, self.released, self.outcome)))
+
+    @property
+    def seconds(self) -> float:
+        """From the first create request to the last complete run."""
+        return max(*self.released.values(), *self.outcome.values()) - min(self.sent.values())
+
+    def create(self, name: str) -> None:
+        """The create request of a run is about to leave."""
+        self.sent[name] = self._clock()
+
+    def observe_pod(self, line: bytes) -> None:
+        """Take an event of the watch of pods."""
+        now, event = self._clock(), _decode(line)
+        owner = next((owner.name for owner in event.object.metadata.owner_references if owner.controller), None)
+        if owner is None or event.type not in {"ADDED", "MODIFIED"}:
+            return
+        self.pod_created.setdefault(owner, now)
+        if event.object.status.phase not in _FINISHED_PHASES:
+            return
+        self.pod_ended.setdefault(owner, now)
+        if not event.object.metadata.finalizers:
+            self.released.setdefault(owner, now)
+            self._check()
+
+    def observe_run(self, line: bytes) -> None:
+        """Take an event of the watch of TaskRuns or Jobs."""
+        now, event = self._clock(), _decode(line)
+        status, name = event.object.status, event.object.metadata.name
+        ended = {found.type for found in status.conditions if found.status == "True"} & _FINISHED_CONDITIONS
+        if event.type == "BOOKMARK" or not (status.outcome or ended):
+            return
+        if status.outcome not in {"", "Succeeded"} or "Failed" in ended:
+            self.failed.add(name)
+        self.outcome.setdefault(name, now)
+        self._check()
+
+    def _check(self) -> None:
+        if len(self.outcome) == self._runs and self.finished == self._runs:
+            self.complete.set()
+
+
+def _decode(line: bytes) -> _Event:
+    return msgspec.json.decode(line, type=_Event)
+
+
+@contextlib.asynccontextmanager
+async def observed(cluster: Cluster, kind: Kind, namespace: str, timeline: Timeline) -> AsyncIterator[None]:
+    """Watch the pods and runs of an empty namespace inside the `with`."""
+    async with asyncio.TaskGroup() as group:
+        watches = [
+            group.create_task(_observe(cluster, path, await version_of(cluster, path), take))
+            for path, take in {
+                paths.pods(namespace): timeline.observe_pod,
+                kind.path(namespace): timeline.observe_run,
+            }.items()
+        ]
+        yield
+        for watch in watches:
+            watch.cancel()
+
+
+async def _observe(cluster: Cluster, path: str, version: str, take: Callable[[bytes], None]) -> None:
+    async with contextlib.aclosing(watch(cluster, path, version)) as lines:
+        async for line in lines:
+            take(line)
+
+
+async def create_runs(
+    cluster: Cluster, kind: Kind, namespace: str, timeline: Timeline, *, runs: int, per_second: float | None
+) -> None:
+    """Create the objects, `AT_ONCE` at a time and as fast as the API server takes them, or so many each second."""
+    path = kind.path(namespace)
+    began = time.monotonic()
+    numbers = iter(range(runs))
+
+    async def create() -> None:
+        for number in numbers:
+            if per_second is not None:
+                await asyncio.sleep(max(0.0, began + number / per_second - time.monotonic()))
+            name = f"run-{number:05}"
+            body: dict[str, Any] = kind.build_object(name)
+            timeline.create(name)
+            await cluster.create(path, body)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(AT_ONCE):
+            group.create_task(create())

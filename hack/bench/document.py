@@ -1,0 +1,30 @@
+"""Puts the results into docs/performance.md: `python -m bench.document build/bench/results.json`. Nobody types these numbers."""
+
+import re
+import sys
+from pathlib import Path
+
+import msgspec
+
+from bench.plot import plot_of
+from bench.report import report_of
+from bench.results import Results
+from controlplane import REPOSITORY
+
+DOCUMENT = REPOSITORY / "docs/performance.md"
+PLOT = REPOSITORY / "docs/images/performance.svg"
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+
+
+def document(results: Results, path: Path = DOCUMENT, plot: Path = PLOT) -> None:
+    """Replace what is between the marks of the document, and the plot."""
+    text = path.read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{path} must have the marks {BEGIN} and {END}")
+    shown = f"{BEGIN}\n\n{report_of(results)}\n\n{END}"
+    path.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: shown, text, flags=re.DOTALL))
+    plot.write_text(plot_of(results))
+
+
+if __name__ == "__main__":
+    document(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Results))

@@ -1,0 +1,270 @@
+"""The system under test: the tests' control plane, kwok, the chart's objects, and the controllers as processes."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench import kinds
+from bench.kinds import NODE, Kind
+from bench.usage import cpu_seconds_of
+from controlplane import CACHE, CONTROLLERS, ControlPlaneError, RunningControlPlane, Setup, running
+from operating import Operator, Operators
+from reattach.cluster.paths import core, events, pods
+from waiting import read_until, wait_until
+
+KWOK = CACHE / "bin/kwok"
+STAGES = Path(__file__).parent / "stages.yaml"
+RELEASE = "reattach"
+"""Name and namespace of the chart's release."""
+OPERATOR_USER = f"system:serviceaccount:{RELEASE}:reattach-operator"
+MANAGER_USER = "system:kube-controller-manager"
+STATE_API_URL = "https://reattach-server.reattach.svc:8443"
+UNLIMITED = "100000"
+"""Requests each second, where the limits are raised."""
+IDLE_SHARE = 0.1
+"""Of one core: what all components together may use before a round begins."""
+WAIT_SECONDS = 300.0
+
+
+def audit_policy_of(level: str) -> dict[str, Any]:
+    """Return an audit policy that logs what the controllers call, at this level.
+
+    `Metadata` has no bodies and costs little. `RequestResponse` has them and makes the API server slower, so times are never measured under it.
+    """
+    return {
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived", "ResponseStarted"],
+        "rules": [
+            {"level": "Metadata", "users": ["admin"], "nonResourceURLs": ["/version"]},
+            {"level": "None", "verbs": ["watch"]},
+            {"level": "None", "resources": [{"group": "coordination.k8s.io"}]},
+            {"level": level, "users": [OPERATOR_USER, MANAGER_USER]},
+            {"level": "None"},
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices of the command line. `defaults`: every controller keeps the limits that it ships with."""
+
+    defaults: bool = False
+    policies: bool = True
+
+
+@dataclass
+class Installation:
+    """The control plane with everything that the kinds share."""
+
+    control_plane: RunningControlPlane
+    settings: Settings
+    operators: Operators
+    kwok: subprocess.Popen[bytes]
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """The process IDs of what runs for every kind."""
+        process_id = self.control_plane.process_id
+        return {
+            kinds.API_SERVER: process_id("kube-apiserver"),
+            kinds.ETCD: process_id("etcd"),
+            kinds.CONTROLLER_MANAGER: process_id("kube-controller-manager"),
+            kinds.NODES: self.kwok.pid,
+            kinds.CLIENT: os.getpid(),
+        }
+
+    @contextlib.contextmanager
+    def controller_of(self, kind: Kind, namespace: str) -> Iterator[Mapping[str, int]]:
+        """Run the controller of a kind inside the `with`; the value is its process ID, by its name.
+
+        The Job controller is part of the controller manager, which runs all the time.
+        """
+        if kind is Kind.TASKRUN:
+            with self._operator() as process_id:
+                yield {kinds.OPERATOR: process_id}
+        elif kind is Kind.BARE:
+            with self._loop(namespace) as process_id:
+                yield {kinds.LOOP: process_id}
+        else:
+            yield {}
+
+    @contextlib.contextmanager
+    def _operator(self) -> Iterator[int]:
+        limits = () if self.settings.defaults else ("--writes-per-second", UNLIMITED)
+        operator: Operator = self.operators.make(
+            *("--namespace", RELEASE, "--log-level", "warning", *limits),
+            namespaces=(),
+            lease="reattach-operator",
+            identity="bench",
+            kubeconfig=self._kubeconfig,
+        )
+        try:
+            operator.start()
+            assert operator.process is not None
+            yield operator.process.pid
+        finally:
+            operator.kill(signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def _loop(self, namespace: str) -> Iterator[int]:
+        flags = ["--kubeconfig", self._kubeconfig, "--namespace", namespace, "--state-api-url", STATE_API_URL]
+        flags += ["--ca-file", self.control_plane.ca_file]
+        command = [*_bond(), sys.executable, "-m", "bench.loop", *map(str, flags)]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        try:
+            read_until(process, process.stdout, "ready")
+            yield process.pid
+        finally:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+    @property
+    def _kubeconfig(self) -> Path:
+        """Of the operator's service account, which the admission policies know."""
+        return self.control_plane.service_account_kubeconfig(RELEASE, "reattach-operator", seconds=4 * 3600)
+
+    def create_namespace(self) -> str:
+        """Create a namespace for one phase, with what the controller manager puts into it."""
+        name = self.control_plane.create_namespace("bench")
+
+        def is_complete() -> bool:
+            with contextlib.suppress(ControlPlaneError):
+                return bool(self.control_plane.call("GET", core("configmaps", name, "kube-root-ca.crt")))
+            return False
+
+        wait_until(is_complete, seconds=WAIT_SECONDS, what="the namespace has its CA")
+        return name
+
+    def calls_since(self, mark: int, kind: Kind, namespace: str) -> list[dict[str, Any]]:
+        """Return what the controller of a kind has called about a namespace, as audit events."""
+        user = MANAGER_USER if kind is Kind.JOB else OPERATOR_USER
+        return self.control_plane.audit(mark, user=user, namespace=namespace)
+
+    def clear(self, kind: Kind, namespace: str) -> None:
+        """Delete all that a phase has left, and wait until it is gone."""
+        collections = [pods(namespace), kind.path(namespace), events(namespace)]
+
+        def is_empty() -> bool:
+            left = False
+            for path in collections:
+                if self.control_plane.call("GET", path, limit=1)["items"]:
+                    left = True
+                    # A long deletion may end by a timeout; the next call goes on where it stopped.
+                    with contextlib.suppress(httpx.TimeoutException):
+                        self.control_plane.call("DELETE", path, gracePeriodSeconds=0, propagationPolicy="Background")
+            return not left
+
+        wait_until(is_empty, seconds=WAIT_SECONDS, what=f"{namespace} is empty", every=0.5)
+        self.control_plane.delete_namespace(namespace)
+
+    def wait_until_idle(self) -> None:
+        """Wait until nothing of the last phase is left to do; go on after a while, if something never rests."""
+        shared = {name: number for name, number in self.processes.items() if name != kinds.CLIENT}
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: _share_of(shared) < IDLE_SHARE, seconds=20, what="the control plane is idle")
+
+
+def _share_of(processes: Mapping[str, int]) -> float:
+    before, began = sum(cpu_seconds_of(processes).values()), time.monotonic()
+    time.sleep(0.5)
+    return (sum(cpu_seconds_of(processes).values()) - before) / (time.monotonic() - began)
+
+
+@contextlib.contextmanager
+def installed(directory: Path, settings: Settings, *, audit_level: str) -> Iterator[Installation]:
+    """Start everything; end it after the `with`."""
+    if not KWOK.exists():
+        raise ControlPlaneError(f"{KWOK} is missing. Build it: hack/bench/tools")
+    with running(directory, setup=_setup_of(settings, audit_policy_of(audit_level))) as control_plane:
+        templates = ["serviceaccounts.yaml", "operator-rbac.yaml", "flowschema.yaml"]
+        templates += ["admission-*.yaml"] if settings.policies else []
+        control_plane.apply_chart(*templates)
+        if settings.policies:
+            _wait_for_policies(control_plane)
+        control_plane.call("POST", "/api/v1/nodes", {"metadata": {"name": NODE}})
+        operators = Operators(
+            control_plane, directory / "operators", ca_file=control_plane.ca_file, state_api_url=STATE_API_URL
+        )
+        with _kwok(control_plane) as kwok:
+            try:
+                yield Installation(control_plane, settings, operators, kwok)
+            finally:
+                operators.stop()
+
+
+def _setup_of(settings: Settings, audit_policy: Mapping[str, Any]) -> Setup:
+    limits = {} if settings.defaults else {"kube-api-qps": UNLIMITED, "kube-api-burst": UNLIMITED}
+    return Setup(
+        audit_policy=audit_policy,
+        controllers=(*CONTROLLERS, "job-controller"),
+        flags={
+            "kube-controller-manager": limits,
+            "kube-apiserver": {"delete-collection-workers": "8"},
+            "etcd": {"quota-backend-bytes": str(8 * 2**30)},
+        },
+    )
+
+
+def _wait_for_policies(control_plane: RunningControlPlane) -> None:
+    metadata = {"name": "probe", "labels": {"reattach.dev/probe": ""}}
+    body = {"metadata": metadata, "spec": {"containers": [{"name": "probe", "image": "probe"}]}}
+
+    def act() -> bool:
+        try:
+            control_plane.call("POST", pods("default"), body, dryRun="All")
+        except ControlPlaneError as error:
+            return "only Reattach's operator" in str(error)
+        return False
+
+    wait_until(act, seconds=WAIT_SECONDS, what="the admission policies act", every=0.2)
+
+
+@contextlib.contextmanager
+def _kwok(control_plane: RunningControlPlane) -> Iterator[subprocess.Popen[bytes]]:
+    flags = {
+        "kubeconfig": control_plane.kubeconfig("kwok", ("system:masters",)),
+        "config": STAGES,
+        "manage-all-nodes": "true",
+        "node-lease-duration-seconds": 0,
+    }
+    command = [*_bond(), str(KWOK), *(f"--{name}={value}" for name, value in flags.items())]
+    with (control_plane.directory / "kwok.log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=control_plane.directory,
+            env={**os.environ, "HOME": str(control_plane.directory)},
+        )
+
+    def is_ready() -> bool:
+        if process.poll() is not None:
+            raise ControlPlaneError(f"kwok ended:\n{(control_plane.directory / 'kwok.log').read_text()[-2000:]}")
+        status = control_plane.call("GET", f"/api/v1/nodes/{NODE}").get("status", {})
+        return any(found["type"] == "Ready" and found["status"] == "True" for found in status.get("conditions", ()))
+
+    try:
+        wait_until(is_ready, seconds=WAIT_SECONDS, what="kwok keeps the node ready", every=0.2)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _bond() -> Sequence[str]:
+    """The kernel ends a process when the benchmark dies, even by kill -9."""
+    return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []

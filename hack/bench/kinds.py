@@ -1,0 +1,63 @@
+"""The kinds of runs that the benchmark compares, and the objects that it creates."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from reattach.api.names import API_VERSION
+from reattach.api.names import KIND as TASKRUN_KIND
+from reattach.cluster import paths
+
+NODE = "bench"
+
+
+class Kind(StrEnum):
+    """One of the things that are compared."""
+
+    TASKRUN = "taskrun"
+    JOB = "job"
+    BARE = "bare"
+
+    @property
+    def label(self) -> str:
+        """The name in tables."""
+        return LABELS[self]
+
+    def path(self, namespace: str) -> str:
+        """The collection of the objects."""
+        if self is Kind.JOB:
+            return f"/apis/batch/v1/namespaces/{namespace}/jobs"
+        return paths.taskruns(namespace)
+
+    def build_object(self, name: str) -> dict[str, Any]:
+        """Return the object to create. Every kind gets the same pod template."""
+        if self is Kind.JOB:
+            template = {"spec": {**POD, "restartPolicy": "Never"}}
+            return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": {"template": template}}
+        spec = {"template": {"spec": POD}}
+        return {"apiVersion": API_VERSION, "kind": TASKRUN_KIND, "metadata": {"name": name}, "spec": spec}
+
+
+POD: Mapping[str, Any] = {
+    # No scheduler runs, for no kind.
+    "nodeName": NODE,
+    "containers": [
+        {
+            "name": "task",
+            "image": "registry.example/task:1",
+            "command": ["python", "-m", "task"],
+            "env": [{"name": "TARGET", "value": "warehouse"}],
+            "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
+        }
+    ],
+}
+
+LABELS: Mapping[Kind, str] = {
+    Kind.TASKRUN: "TaskRun",
+    Kind.JOB: "batch/v1 Job",
+    Kind.BARE: "bare loop",
+}
+
+API_SERVER, ETCD, CONTROLLER_MANAGER = "API server", "etcd", "controller manager"
+OPERATOR, LOOP = "operator", "loop"
+NODES, CLIENT = "kwok", "benchmark"

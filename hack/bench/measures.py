@@ -1,0 +1,51 @@
+"""The arithmetic of the benchmark: percentiles, spreads over rounds, ratios."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+PERCENTILES = (50, 95, 99)
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """A value in every round: the median, the lowest and the highest."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """Return the spread of at least one value."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def ratios_of(values: Sequence[float], base: Sequence[float]) -> Spread:
+    """Return the spread of the ratio of two kinds, each pair from the same round.
+
+    What slows a whole round down slows both kinds, so it cancels out.
+    """
+    return spread_of([value / reference for value, reference in zip(values, base, strict=True)])
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the value that `percent` % of the values do not exceed (nearest rank); NaN without values."""
+    if not values:
+        return math.nan
+    rank = math.ceil(percent / 100 * len(values))
+    return sorted(values)[max(rank, 1) - 1]
+
+
+def percentiles_of(values: Sequence[float]) -> Mapping[str, float]:
+    """Return the percentiles that the benchmark reports, as `p50` and so on."""
+    return {f"p{percent}": percentile(values, percent) for percent in PERCENTILES}
+
+
+def differences_of(before: Mapping[str, float], after: Mapping[str, float]) -> list[float]:
+    """Return `after - before` of every name that has both, not below 0.
+
+    The two times of a run may come from two watches, and events of different watches are not ordered.
+    """
+    return [max(0.0, after[name] - before[name]) for name in before.keys() & after.keys()]
