@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
-"""A time with its zone. One without can't be compared with one that has it, so it is refused where it is decoded."""
+"""A timestamp with a UTC offset. Decoding rejects one without, because Python can't compare the two."""
 
 
 class Shape(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):

@@ -61,7 +61,7 @@ class News(StrEnum):
     REATTACHED = "Reattached"
     ORPHANED = "Orphaned"
     UNREADABLE = "Unreadable"
-    """The TaskRun can't be decoded, so nothing else is said of it."""
+    """The TaskRun can't be decoded. No other event is emitted for it."""
 
 
 class Reason(StrEnum):

@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 class Health:
     """A small HTTP server.
 
-    /healthz tells that the event loop answers; a loop that fails is started again, and the process ends by itself without a Lease. /readyz tells that start-up is done:
+    /healthz tells that the event loop answers: the process exits when it loses the Lease, and loops that fail are started again. /readyz tells that start-up is done:
     the cluster was reached, its schema is right, and this replica leads and knows the cluster, or stands by to lead. /metrics is for Prometheus.
     """
 

@@ -34,5 +34,5 @@ def set_up_logs(style: str, level: str) -> None:
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for name in ("kopf", "kopf.objects", "aiohttp", "asyncio", "kubernetes"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It warns that it does not handle signals in a thread, which is what we want of it.
+    # kopf warns that it installs no signal handlers outside of the main thread. That is intended.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

@@ -120,7 +120,7 @@ class Reconciler:
         return min((time for time in (again, then) if time is not None), default=None)
 
     async def _look(self, key: Key) -> TaskRun | None:
-        """Read the TaskRun. Raises `UnreadableTaskRunError`, of which an event tells its author."""
+        """Read the TaskRun. If it can't be decoded, emit a Warning event on it and raise `UnreadableTaskRunError`."""
         try:
             return await self._taskruns.look(key)
         except UnreadableTaskRunError as error:
@@ -147,7 +147,7 @@ class Reconciler:
             try:
                 taskrun = await self._record(taskrun, plan.status)
             except (ConflictError, NotFoundError):
-                await self._taskruns.look(key)
+                await self._look(key)
                 self._queue.mark(key)
                 return None
         await self._act_on_all(key, taskrun, plan.actions)
@@ -210,7 +210,7 @@ class Reconciler:
         try:
             left = await self._actor.release_taskrun(taskrun)
         except ConflictError:
-            left = await self._taskruns.look(key)
+            left = await self._look(key)
         if left is None:
             self._taskruns.suspect(taskrun.metadata.uid)
         else:
