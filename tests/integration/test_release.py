@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from controlplane import ControlPlane, ControlPlaneError, helm_template
-from hostile import HOSTILE_CONFIGMAPS, Attacker
 from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE
 from reattach.controller import release
 from reattach.controller.options import add_common_arguments
@@ -129,20 +128,6 @@ async def test_more_objects_than_fit_on_a_page_are_all_let_go(site: Site, monkey
     assert await site.run() == 0
     for number in range(8):
         assert site.finalizers(f"/api/v1/namespaces/{site.served}/configmaps/state-{number}") == []
-
-
-async def test_release_among_objects_that_can_not_be_read_lets_go_of_the_others(
-    site: Site, caplog: pytest.LogCaptureFixture
-) -> None:
-    attacker = Attacker(site.control_plane, site.served)
-    name = attacker.create(HOSTILE_CONFIGMAPS["nested-fields"], "hostile")
-    site.add_pod("nightly-1", FINALIZER_ATTEMPT)
-    site.add(f"/api/v1/namespaces/{site.served}/configmaps", "nightly-state", FINALIZER_STATE)
-    assert await site.run() == 0
-    assert site.finalizers(f"/api/v1/namespaces/{site.served}/pods/nightly-1") == []
-    assert site.finalizers(f"/api/v1/namespaces/{site.served}/configmaps/nightly-state") == []
-    assert f"{site.served}/{name} can't be read: a value in it is nested too deeply" in caplog.text
-    attacker.withdraw()
 
 
 async def test_the_deployments_are_deleted_and_nothing_is_let_go_while_one_of_their_pods_lives(site: Site) -> None:

@@ -9,6 +9,7 @@ it the watches of all other namespaces.
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -94,11 +95,22 @@ class _Events:
         return getattr(self._content, name)
 
     async def iter_chunked(self, _size: int) -> AsyncIterator[bytes]:
-        """Yield the events."""
+        """Yield the events. A stream that ends at once, or with an error, ends after a pause, because kopf makes none."""
+        began = time.monotonic()
+        try:
+            async for line in self._lines():
+                yield line
+        except aiohttp.ClientPayloadError:
+            await asyncio.sleep(_PAUSE_SECONDS)
+            raise
+        if time.monotonic() - began < _PAUSE_SECONDS:
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _lines(self) -> AsyncIterator[bytes]:
         if self._is_gone:
+            await asyncio.sleep(_PAUSE_SECONDS)
             yield _line("ERROR", {"kind": "Status", "code": _GONE})
-            return
-        while frame := await self._next_frame():
+        while not self._is_gone and (frame := await self._next_frame()):
             try:
                 event = references.decode_event(frame)
             except references.ProtobufError as error:
@@ -106,9 +118,9 @@ class _Events:
             if event.type != "ERROR":
                 yield _line(event.type, _object_of(event.reference))
             elif event.status["code"] == _GONE:
+                await asyncio.sleep(_PAUSE_SECONDS)
                 yield _line(event.type, event.status)
             else:  # kopf goes on from the last event
-                await asyncio.sleep(_PAUSE_SECONDS)
                 raise aiohttp.ClientPayloadError(f"the watch ended with an error: {event.status}")
 
     async def _next_frame(self) -> bytes:

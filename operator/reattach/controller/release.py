@@ -18,6 +18,7 @@ from reattach.controller.options import listed, namespaces_of
 
 _PATCHES_AT_ONCE = 8
 _CONFLICTS_MAX = 10
+_NAMED_MAX = 5
 
 _log = logging.getLogger(__name__)
 
@@ -116,25 +117,32 @@ async def _running(cluster: Cluster, options: ReleaseOptions) -> list[str]:
 async def release(cluster: Cluster, namespaces: Sequence[str]) -> int:
     """Take our finalizers off every TaskRun, pod and state; `namespaces` empty: everywhere. The number of objects let go.
 
-    Also off those that lost our labels, which people may remove. Nothing else of them is changed. Raises `ReleaseError` for an
-    object that others keep changing, and `ClusterError`.
+    Also off those that lost our labels, which people may remove. Nothing else of them is changed. An object that can't be changed keeps no
+    other from being released; at the end `ReleaseError` names it. Raises `ClusterError` if a collection can't be listed.
     """
     kinds: tuple[tuple[str, PathOf, str], ...] = (
         ("TaskRuns", paths.taskruns, FINALIZER_EXTERNAL_JOBS),
         ("pods", paths.pods, FINALIZER_ATTEMPT),
         ("states", paths.configmaps, FINALIZER_STATE),
     )
-    total = 0
+    total, failures = 0, list[str]()
     for what, path_of, finalizer in kinds:
         count = 0
         for namespace in namespaces or (None,):
-            count += await _release_all(cluster, namespace, path_of, finalizer)
+            released, failed = await _release_all(cluster, namespace, path_of, finalizer)
+            count += released
+            failures += failed
         _log.info("Let go of %s %s.", count, what)
         total += count
+    if failures:
+        raise ReleaseError(f"{len(failures)} objects keep their finalizers: {'; '.join(failures[:_NAMED_MAX])}")
     return total
 
 
-async def _release_all(cluster: Cluster, namespace: str | None, path_of: PathOf, finalizer: str) -> int:
+async def _release_all(
+    cluster: Cluster, namespace: str | None, path_of: PathOf, finalizer: str
+) -> tuple[int, list[str]]:
+    """Return how many objects were released, and why others were not."""
     gate = asyncio.Semaphore(_PATCHES_AT_ONCE)
 
     async def let_go(found: Reference) -> None:
@@ -144,10 +152,16 @@ async def _release_all(cluster: Cluster, namespace: str | None, path_of: PathOf,
     try:
         found, _ = await list_references(cluster, path_of(namespace, None))
     except NotFoundError:  # the kind, after the CRD was deleted
-        return 0
+        return 0, []
     held = [each for each in found if finalizer in each.finalizers]
-    await asyncio.gather(*(let_go(each) for each in held))
-    return len(held)
+    results = await asyncio.gather(*(let_go(each) for each in held), return_exceptions=True)
+    failures = []
+    for each, result in zip(held, results, strict=True):
+        if isinstance(result, ReleaseError | ClusterError):
+            failures.append(f"{each.namespace}/{each.name}: {result}")
+        elif result is not None:
+            raise result
+    return len(held) - len(failures), failures
 
 
 async def _remove_finalizer(cluster: Cluster, path: str, found: Reference, finalizer: str) -> None:

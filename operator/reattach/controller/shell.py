@@ -176,6 +176,8 @@ async def watch_taskruns(taskruns: TaskRuns, cluster: Cluster, namespaces: Colle
         await asyncio.wait([ended])
         ended.result()
     finally:
+        either: list[asyncio.Future[Any]] = [stop, ended]  # kopf may be starting still
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED, timeout=_STOP_SECONDS)
         if not ended.done() and stop.done():
             with suppress(RuntimeError):  # kopf has ended already
                 stop.result()()

@@ -34,11 +34,11 @@ async def keep_running(
         try:
             await loop()
         except asyncio.CancelledError as cancelled:
-            if is_cancelled():
-                raise
-            error = cancelled  # of something that the loop awaited
+            error = cancelled  # perhaps of something that the loop awaited
         except Exception as caught:  # noqa: BLE001 -- no error of one loop ends the process
             error = caught
+        if is_cancelled():
+            raise asyncio.CancelledError
         if clock() - began > _LONGEST_PAUSE_SECONDS:
             pause = first_pause_seconds
         metrics.restarted_loops.labels(name).inc()

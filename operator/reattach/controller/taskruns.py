@@ -64,8 +64,8 @@ class TaskRuns:
         self._unreadable = unreadable
         self._clock = clock
         self._cache: Cache[TaskRun] = Cache(key_of, lambda _: None)
-        self._suspect: dict[Key, Reference] = {}
-        """Keys that need a GET, with the last reference to the TaskRun."""
+        self._suspect: dict[Key, dict[str, Reference]] = {}
+        """Keys that need a GET, with the last reference, by UID, to each TaskRun of this name that is suspect."""
         self._enqueued: dict[str, str] = {}
         """The newest version, by UID, that the workers were woken for, or that a response to them had."""
         self._awaited: dict[str, tuple[Reference, float]] = {}
@@ -103,15 +103,25 @@ class TaskRuns:
         """Suspect a TaskRun that was deleted, or finished."""
         self._unreadable.forget(reference.uid)
         self._awaited.pop(reference.uid, None)
-        self.suspect(reference.uid)
+        if self._cache.get(reference.uid) is not None:
+            self.suspect(reference.uid)
+        elif not self._cache.has_ended(reference.uid, reference.resource_version):
+            # The response to a GET that is under way may bring it still.
+            self._cache.forget(reference.uid, version=reference.resource_version)
+            self._on_change(Key(reference.namespace, reference.name))
 
     # -- from the reflector -----------------------------------------------------------------------------------------
 
     def learn(self, found: TaskRun) -> None:
-        """Store an object. Enqueue it if kopf's watch has sent an event of this version already; else that event does."""
+        """Store an object. Enqueue it if kopf's watch has sent an event of it before; else that event does."""
+        uid, version = found.metadata.uid, found.metadata.resource_version
         self._cache.learn(found)
-        if self._has_arrived(found) and self._cache.get(found.metadata.uid) is not None:
-            self._enqueue(found, found.metadata.resource_version)
+        if (waiting := self._awaited.get(uid)) is None:
+            return
+        if not self._has_arrived(found):  # a newer version is awaited, and on its way
+            self._awaited[uid] = (waiting[0], self._clock() + GRACE_SECONDS)
+        if self._cache.get(uid) is not None:
+            self._enqueue(found, version)
 
     def forget(self, uid: str, *, version: str) -> None:  # noqa: ARG002 -- a GET tells, whatever the version
         """Suspect a TaskRun that was deleted, or finished."""
@@ -129,13 +139,12 @@ class TaskRuns:
         self._has_arrived(found)
         if found.status.outcome is not None:
             self._forget(found)
-            if key in self._suspect and self._suspect[key].uid == uid:
-                del self._suspect[key]
+            self._clear(key, uid)
             return
-        if self._cache.learn(found):
-            self._on_change(key)
-        if self._is_news(uid, version):
+        self._cache.learn(found)
+        if self._cache.get(uid) is not None and self._is_news(uid, version):
             self._enqueued[uid] = version
+            self._on_change(key)
 
     async def look(self, key: Key) -> TaskRun | None:
         """Read the TaskRun from the API server; it may have an outcome. None: there is no such TaskRun.
@@ -144,13 +153,14 @@ class TaskRuns:
         """
         before = self._cache.of(key)
         last = reference_of(before[-1].metadata) if before else Reference(*key, uid="", resource_version="")
-        reference = self._suspect.pop(key, last)
+        suspects = self._suspect.pop(key, {last.uid: last})
+        reference = list(suspects.values())[-1]
         try:
             found = self._decode(await self._cluster.get(paths.taskruns(*key)), reference)
         except NotFoundError:
             found = None
         except BaseException:
-            self._suspect.setdefault(key, reference)
+            self._suspect[key] = suspects | self._suspect.get(key, {})
             raise
         # The answer proves nothing about a TaskRun that a watch brought meanwhile.
         for known in before:
@@ -194,7 +204,7 @@ class TaskRuns:
         for reference in [reference for reference, due in self._awaited.values() if now >= due]:
             del self._awaited[reference.uid]
             key = Key(reference.namespace, reference.name)
-            self._suspect[key] = reference
+            self._suspect.setdefault(key, {})[reference.uid] = reference
             self._on_change(key)
 
     def enqueue_all(self) -> None:
@@ -205,8 +215,15 @@ class TaskRuns:
     def suspect(self, uid: str) -> None:
         """Have the TaskRun confirmed by a GET. Do nothing if the cache lacks it, as when this process finished it."""
         if (known := self._cache.get(uid)) is not None:
-            self._suspect[key_of(known)] = reference_of(known.metadata)
+            self._suspect.setdefault(key_of(known), {})[uid] = reference_of(known.metadata)
             self._on_change(key_of(known))
+
+    def _clear(self, key: Key, uid: str) -> None:
+        """Suspect the TaskRun no longer."""
+        suspects = self._suspect.pop(key, {})
+        suspects.pop(uid, None)
+        if suspects:
+            self._suspect[key] = suspects
 
     def _enqueue(self, known: TaskRun, version: str) -> None:
         """Enqueue `known` unless the workers were woken for this version, or a newer one, before."""

@@ -1,5 +1,6 @@
 """The workers: a few tasks that take keys from the queue, and what they do about errors."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -7,8 +8,9 @@ from time import monotonic, time
 
 from reattach.cluster import ClusterError
 from reattach.controller.metrics import Metrics
-from reattach.controller.supervision import shortened
+from reattach.controller.supervision import is_cancelled, shortened
 from reattach.controller.taskruns import UnreadableTaskRunError
+from reattach.controller.unreadable import describe
 from reattach.controller.workqueue import Key, WorkQueue
 from reattach.controller.writer import NotLeadingError
 
@@ -49,16 +51,20 @@ class Workers:
             return self._failed(key, error, at_least=getattr(error, "retry_after", None) or 0.0)
         except UnreadableTaskRunError as error:
             return self._failed(key, error, level=logging.DEBUG)  # it is in the log already
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            return self._failed(key, error, level=logging.ERROR)
         except Exception as error:  # noqa: BLE001 -- a bug that one TaskRun meets must not stop the others
             return self._failed(key, error, level=logging.ERROR)
         self._failures.pop(key, None)
         return again.timestamp() if again else None
 
-    def _failed(self, key: Key, error: Exception, *, at_least: float = 0.0, level: int = logging.WARNING) -> float:
+    def _failed(self, key: Key, error: BaseException, *, at_least: float = 0.0, level: int = logging.WARNING) -> float:
         """Log the error, once for the same error in a row, and return when to try again. ERROR is for bugs, with their traceback."""
         self._metrics.reconcile_errors.inc()
         times, said = self._failures.get(key, (0, ""))
-        text = f"{type(error).__name__}: {error}"
+        text = describe(error)
         wait: float = max(min(_BACKOFF_SECONDS * 2 ** min(times, 20), _BACKOFF_SECONDS_MAX), at_least)
         self._failures[key] = (times + 1, text)
         _log.log(

@@ -221,3 +221,15 @@ async def test_kopf_stops_soon_when_its_task_is_cancelled() -> None:
         await asyncio.wait([running])
         assert running.cancelled()
         assert loop.time() - began < shell._STOP_SECONDS
+
+
+@pytest.mark.parametrize(
+    "what", [stream(), stream(b"\x00\x00\x00\x03abc"), error(410)], ids=["empty", "damaged", "gone"]
+)
+async def test_kopf_pauses_before_it_watches_again(what: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kopf_responses, "_PAUSE_SECONDS", 0.3)
+    server = ApiServer({"watch": [what] * 1000})
+    async with kopf_watching(server) as (events, _):
+        await changed(events, "listed")
+        await asyncio.sleep(1)
+        assert 1 < server.calls.count("watch") < 6
