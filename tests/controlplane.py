@@ -21,7 +21,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import ssl
 import subprocess
 import threading
@@ -37,6 +36,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ports import free_port
 from waiting import wait_until
 
 REPOSITORY = Path(__file__).parent.parent
@@ -497,12 +497,12 @@ class RunningControlPlane(ControlPlane):
             "server.key": key,
             "service-accounts.key": _pem(ec.generate_private_key(ec.SECP256R1())),
             "audit-policy.yaml": yaml.safe_dump(dict(self.setup.audit_policy)).encode(),
-            "url": f"https://127.0.0.1:{_free_port()}".encode(),
+            "url": f"https://127.0.0.1:{free_port()}".encode(),
         }.items():
             (self.directory / name).write_bytes(content)
 
     def _start_storage(self) -> None:
-        client, peer = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
+        client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
         self._storage = client
         arguments = {
             "data-dir": str(self.directory / "etcd"),
@@ -635,13 +635,6 @@ def helm_template(*templates: str, values: dict[str, Any] | None = None, namespa
     if process.returncode:
         raise ControlPlaneError(process.stderr.strip())
     return process.stdout
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _flags(values: Mapping[str, str]) -> list[str]:

@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 
 from controlplane import REPOSITORY, ControlPlane
-from operating import Cluster, Containers, Kubelet, Operator, Operators, Script, free_port
+from operating import Cluster, Containers, Kubelet, Operator, Operators, Script
+from ports import free_port
 from proxy import Door, Point, Proxy
 from reattach.api.names import ANNOTATION_CA, CA_FILE, TOKEN_AUDIENCE, TOKEN_FILE
 from reattach.cluster.paths import configmaps

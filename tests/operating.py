@@ -8,7 +8,6 @@ import contextlib
 import datetime as dt
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import httpx
 import yaml
 
 from controlplane import ControlPlane, ControlPlaneError
+from ports import free_port
 from reattach.api.names import API_VERSION, LABEL_ATTEMPT, LABEL_TASKRUN
 from reattach.cluster.paths import pods, taskruns
 from waiting import wait_until
@@ -181,13 +181,6 @@ class Operators:
         }.items():
             with contextlib.suppress(ControlPlaneError):  # it is there
                 self.control_plane.call("POST", path, body)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 # -- TaskRuns -------------------------------------------------------------------------------------------------------

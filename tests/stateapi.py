@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import httpx
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from controlplane import ControlPlane, ControlPlaneError, _Authority
+from ports import free_port
 from reattach.api.names import (
     API_VERSION,
     HEADER_REQUEST_ID,
@@ -374,13 +374,6 @@ def write_certificate(directory: Path) -> ssl.SSLContext:
         new.write_bytes(content)
         new.replace(directory / name)
     return ssl.create_default_context(cadata=authority.certificate.public_bytes(Encoding.PEM).decode())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _is_ready(server: Server) -> bool:

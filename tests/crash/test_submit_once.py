@@ -25,7 +25,8 @@ from conformance.jobadapter import MODES
 from conformance.tables import PROCESSES, keep
 from controlplane import REPOSITORY, ControlPlane, ControlPlaneError
 from lives import write_ca
-from operating import CONTAINER, Containers, Kubelet, Operators, Stage, condition, free_port, kubelet_of, stage_of
+from operating import CONTAINER, Containers, Kubelet, Operators, Stage, condition, kubelet_of, stage_of
+from ports import free_port
 from reattach.api.names import ANNOTATION_CA, CA_FILE, TOKEN_AUDIENCE, TOKEN_FILE
 from reattach.cluster.paths import pods, taskruns
 from stateapi import Servers

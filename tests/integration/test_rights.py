@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from controlplane import ControlPlane, ControlPlaneError, helm_template
-from operating import Cluster, Containers, Operator, free_port, kubelet_of
+from operating import Cluster, Containers, Operator, kubelet_of
+from ports import free_port
 from reattach.api.names import ANNOTATION_CA, HEADER_SESSION, LABEL_TASKRUN, TOKEN_AUDIENCE
 from stateapi import new_session
 from waiting import wait_until

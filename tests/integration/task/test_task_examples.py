@@ -16,8 +16,8 @@ import httpx
 import pytest
 import yaml
 
+from ports import free_port
 from reattach.api.names import MOUNT_PATH
-from stateapi import free_port
 from taskpods import Pod, Pods
 from waiting import read_until, wait_until
 

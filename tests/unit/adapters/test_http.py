@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from jobservers import LocalJobServer, Time, serving
+from ports import free_port
 from reattach.adapters.calls import CallError
 from reattach.adapters.http import (
     Cancel,
@@ -39,7 +40,6 @@ from reattach.task.adapter import (
     Succeeded,
     Unknown,
 )
-from stateapi import free_port
 
 REQUEST = {"seconds": 10, "rows": 7}
 STATES = States(active=("RUNNING",), succeeded=("SUCCEEDED",), failed=("FAILED",), cancelled=("CANCELLED",))
