@@ -96,7 +96,7 @@ def settings_of() -> kopf.OperatorSettings:
 
 
 class KopfEndedError(Exception):
-    """kopf ended although nobody stopped it."""
+    """kopf ended without having been stopped."""
 
 
 def registry_of(notify: Notify, cluster: Cluster, on_answer: Callable[[], None]) -> kopf.OperatorRegistry:
@@ -160,7 +160,7 @@ async def watch_taskruns(taskruns: TaskRuns, cluster: Cluster, namespaces: Colle
         )
 
     def run_in_thread() -> None:
-        error: BaseException = KopfEndedError("kopf ended although nobody stopped it")
+        error: BaseException = KopfEndedError("kopf ended without having been stopped")
         try:
             asyncio.run(run())
         except BaseException as caught:  # noqa: BLE001 -- whatever it is, it is raised in the other thread
@@ -182,7 +182,7 @@ async def watch_taskruns(taskruns: TaskRuns, cluster: Cluster, namespaces: Colle
             with suppress(RuntimeError):  # kopf has ended already
                 stop.result()()
             await asyncio.wait([ended], timeout=_STOP_SECONDS)
-        ended.add_done_callback(lambda future: future.exception())  # it may come when nobody waits for it any more
+        ended.add_done_callback(lambda future: future.exception())  # an error that comes later is not awaited
 
 
 def _fail(future: asyncio.Future[None], error: BaseException) -> None:
