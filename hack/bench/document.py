@@ -1,4 +1,4 @@
-"""Puts the results into docs/performance.md: `python -m bench.document build/bench/results.json`.."""
+"""Put the results into docs/performance.md: `python -m bench.document build/bench/results.json`."""
 
 import re
 import sys
