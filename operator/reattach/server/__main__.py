@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
+from aiohttp import web, web_protocol
 
 from reattach.cluster import Cluster
 from reattach.server.application import Traffic, build_application, build_health_application
@@ -28,6 +28,9 @@ _HEALTH_IDLE_SECONDS = 75.0
 """Idle timeout of connections to the health port. aiohttp's default is an hour."""
 _BODY_BUFFER_BYTES = 16 * 1024
 """Half of what aiohttp buffers of a body before a handler reads it. aiohttp's default is 256 KiB."""
+_HEADERS_MAX = 32
+_HEADER_BYTES_MAX = 4096
+"""Name and value of one header. A pod token has 1 to 2 KiB."""
 _OBJECTS_PER_COLLECTION = 20_000
 """New objects between two searches for reference cycles. Python's default of 700 doubles the time to parse a large body."""
 _LINGERING_SECONDS = 2.0
@@ -140,6 +143,9 @@ def from_arguments(arguments: Sequence[str]) -> tuple[Settings, str, str | None]
 
 async def serve(settings: Settings, kubeconfig: str | None = None) -> None:
     """Serve until SIGTERM or SIGINT; then answer what was asked before, and end."""
+    # Parsed requests that one connection queues. The SDK does not pipeline, and aiohttp's default of
+    # 32 lets one connection hold 32 times the largest headers.
+    web_protocol.MAX_MSG_QUEUE_SIZE = 1
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -217,7 +223,14 @@ async def _serve_api(
 async def _run(
     stack: AsyncExitStack, application: web.Application, settings: Settings, **options: Any
 ) -> web.AppRunner:
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=settings.request_seconds, **options)
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        shutdown_timeout=settings.request_seconds,
+        max_headers=_HEADERS_MAX,
+        max_field_size=_HEADER_BYTES_MAX,
+        **options,
+    )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     return runner

@@ -18,13 +18,15 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from reattach.api.messages import VALUE_BYTES_MAX
+from reattach.api.messages import KEY_CHARACTERS_MAX, VALUE_BYTES_MAX
 from reattach.server.bodies import BATCH_BYTES_MAX, BODY_BYTES_MAX
 from stateapi import Attempt, Server, Servers, Task, code_of
 from waiting import wait_until
 
 MIB = 1024 * 1024
 SLOW_PARSER_SERVER = Path(__file__).with_name("slow_parser_server.py")
+LARGE_HEADERS = b"".join(b"X-%02d: %s\r\n" % (number, b"a" * 4080) for number in range(30))
+"""Headers within the limits of the server, without the line that ends them."""
 DEEP = b"[" * 90 + b"]" * 90
 
 
@@ -76,6 +78,10 @@ class Peer:
         while len(body) < int(headers["content-length"]):
             body += self._received()
         return int(status.split(" ")[1]), headers, json.loads(body)
+
+    def status(self) -> int:
+        """Read the status of one response."""
+        return int(self._received().split(b" ")[1])
 
     def close(self) -> None:
         if self.socket is not None:
@@ -308,6 +314,45 @@ class TestConnections:
         wait_until(lambda: places() == 0, seconds=20, what="no connection is counted")
         assert attempt.on(server).set("k", 1).status_code == 200
         assert server.process.poll() is None
+
+
+class TestHeaders:
+    def test_large_headers_and_pipelined_requests_leave_the_memory_bounded(
+        self, servers: Servers, task: Task, peers: list[Peer]
+    ) -> None:
+        server = servers.start()
+        attempt = task.attempt(server)
+        before = peak = resident_bytes(server)
+        start = b"GET /v1/state HTTP/1.1\r\nHost: x\r\n"
+        largest = LARGE_HEADERS[:-2]
+        excessive = b"".join(b"X-%03d: %s\r\n" % (number, b"a" * 8000) for number in range(120))
+        for number in range(90):
+            peer = Peer.connect(server, f"127.0.0.{2 + number % 3}")
+            peers.append(peer)
+            assert peer.socket is not None
+            peer.socket.settimeout(1)
+            with contextlib.suppress(OSError):
+                for _ in range(30 if number % 3 == 2 else 0):
+                    peer.send(start + LARGE_HEADERS + b"\r\n")
+                peer.send(start + (excessive if number % 3 == 1 else largest))
+            peak = max(peak, resident_bytes(server))
+        assert attempt.set("k", 1).status_code == 200
+        assert max(peak, resident_bytes(server)) - before < 40 * MIB
+
+    @pytest.mark.parametrize("headers", [33, 1], ids=["too many", "too long"])
+    def test_headers_beyond_the_limits_are_refused(self, server: Server, peers: list[Peer], headers: int) -> None:
+        peer = Peer.connect(server)
+        peers.append(peer)
+        value = "a" * (10 if headers > 1 else 4097)
+        peer.send(b"GET /v1/state HTTP/1.1\r\nHost: x\r\n")
+        peer.send("".join(f"X-{number}: {value}\r\n" for number in range(headers)).encode() + b"\r\n")
+        assert peer.status() == 400
+
+    def test_the_longest_key_in_a_path_is_served(self, server: Server, task: Task) -> None:
+        attempt = task.attempt(server)
+        key = "\N{GRINNING FACE}" * KEY_CHARACTERS_MAX
+        assert attempt.set(key, 1).status_code == 200
+        assert attempt.get(key).json()["value"] == 1
 
 
 class TestBodies:
