@@ -24,8 +24,12 @@ from reattach.state.operations import RETENTION_SECONDS_MAX
 
 log = logging.getLogger("reattach.server")
 
-_HEALTH_IDLE_SECONDS = 75.0
-"""Idle timeout of connections to the health port. aiohttp's default is an hour."""
+_HEALTH_CONNECTIONS = 64
+_HEALTH_CONNECTIONS_PER_ADDRESS = 16
+_HEALTH_FIRST_REQUEST_SECONDS = 5.0
+_HEALTH_IDLE_SECONDS = 10.0
+_HEALTH_SETTLING_SECONDS = 0.1
+"""A probe sends its request at once, so that it gets a slot of an address whose connections are young."""
 _BODY_BUFFER_BYTES = 16 * 1024
 """Half of what aiohttp buffers of a body before a handler reads it. aiohttp's default is 256 KiB."""
 _HEADERS_MAX = 32
@@ -169,9 +173,36 @@ async def serve(settings: Settings, kubeconfig: str | None = None) -> None:
 
 
 async def _serve_health(stack: AsyncExitStack, settings: Settings, metrics: Metrics, stop: asyncio.Event) -> None:
-    application = build_health_application(metrics, lambda: not stop.is_set())
-    runner = await _run(stack, application, settings, keepalive_timeout=_HEALTH_IDLE_SECONDS)
-    await web.TCPSite(runner, settings.host, settings.health_port).start()
+    connections = ConnectionTable(
+        per_address=_HEALTH_CONNECTIONS_PER_ADDRESS,
+        total=_HEALTH_CONNECTIONS,
+        first_request_seconds=_HEALTH_FIRST_REQUEST_SECONDS,
+        idle_seconds=_HEALTH_IDLE_SECONDS,
+        settling_seconds=_HEALTH_SETTLING_SECONDS,
+    )
+    application = build_health_application(
+        metrics,
+        lambda: not stop.is_set(),
+        in_flight=lambda request: listener.request(request),  # noqa: PLW0108 -- it is created below
+    )
+    runner = await _run(
+        stack,
+        application,
+        settings,
+        keepalive_timeout=_HEALTH_IDLE_SECONDS,
+        lingering_time=_LINGERING_SECONDS,
+        read_bufsize=_BODY_BUFFER_BYTES,
+    )
+    assert runner.server is not None
+    listener = Listener(
+        runner.server,
+        None,
+        connections,
+        handshake_seconds=_HEALTH_FIRST_REQUEST_SECONDS,
+        limits=dict.fromkeys(LimitReached, "the health port"),
+    )
+    await listener.start(settings.host, settings.health_port)
+    stack.push_async_callback(listener.close)
 
 
 async def _serve_api(
@@ -196,7 +227,7 @@ async def _serve_api(
         settings,
         metrics,
         traffic,
-        in_flight=lambda request: connections.request(listener.connection_of(request)),
+        in_flight=lambda request: listener.request(request),  # noqa: PLW0108 -- it is created below
     )
     runner = await _run(
         stack,
@@ -214,6 +245,7 @@ async def _serve_api(
         connections,
         handshake_seconds=settings.first_request_seconds,
         on_refuse=lambda refusal: metrics.refused_connections.labels(refusal).inc(),
+        limits={LimitReached.ADDRESS: "--connections-per-address", LimitReached.TOTAL: "--connections"},
     )
     await listener.start(settings.host, settings.port)
     stack.push_async_callback(listener.close)

@@ -107,8 +107,18 @@ def build_application(
     return application
 
 
-def build_health_application(metrics: Metrics, is_ready: Callable[[], bool]) -> web.Application:
+def build_health_application(
+    metrics: Metrics,
+    is_ready: Callable[[], bool],
+    *,
+    in_flight: Callable[[web.Request], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> web.Application:
     """Probes and metrics, over plain HTTP on a port of their own."""
+
+    @web.middleware
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+        with in_flight(request):
+            return await handler(request)
 
     async def healthz(_request: web.Request) -> web.Response:
         return web.Response(text="ok")
@@ -119,7 +129,7 @@ def build_health_application(metrics: Metrics, is_ready: Callable[[], bool]) -> 
     async def metrics_text(_request: web.Request) -> web.Response:
         return web.Response(body=metrics.to_text(), headers={"Content-Type": "text/plain; version=0.0.4"})
 
-    application = web.Application()
+    application = web.Application(middlewares=[count])
     application.add_routes(
         [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics_text)]
     )

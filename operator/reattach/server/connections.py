@@ -64,6 +64,7 @@ class ConnectionTable:
         total: int,
         first_request_seconds: float,
         idle_seconds: float,
+        settling_seconds: float = SETTLING_SECONDS,
         on_close: Callable[[CloseReason], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -71,6 +72,7 @@ class ConnectionTable:
         self._total = total
         self._first_request_seconds = first_request_seconds
         self._idle_seconds = idle_seconds
+        self._settling_seconds = settling_seconds
         self._on_close = on_close
         self._clock = clock
         self._open: dict[PeerConnection, None] = {}  # in the order of their accept
@@ -90,7 +92,7 @@ class ConnectionTable:
         """
         now = self._clock()
         if self._by_address[address] >= self._per_address:
-            latest = now - SETTLING_SECONDS
+            latest = now - self._settling_seconds
             settled = [known for known in self._idle_of(address) if known.idle_since <= latest]
             if not settled:
                 return LimitReached.ADDRESS
@@ -115,11 +117,8 @@ class ConnectionTable:
             del self._by_address[connection.address]
 
     @contextmanager
-    def request(self, connection: PeerConnection | None) -> Iterator[None]:
+    def request(self, connection: PeerConnection) -> Iterator[None]:
         """Mark a request of this connection as in flight."""
-        if connection is None:
-            yield
-            return
         connection.requests += 1
         connection.in_flight += 1
         try:

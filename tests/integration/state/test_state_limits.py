@@ -37,8 +37,9 @@ class Peer:
     socket: socket.socket | None
 
     @classmethod
-    def connect(cls, server: Server, source: str = "127.0.0.1", *, tls: bool = True) -> "Peer":
-        raw = socket.create_connection(("127.0.0.1", port_of(server)), timeout=30, source_address=(source, 0))
+    def connect(cls, server: Server, source: str = "127.0.0.1", *, tls: bool = True, port: int | None = None) -> "Peer":
+        to = ("127.0.0.1", port or port_of(server))
+        raw = socket.create_connection(to, timeout=30, source_address=(source, 0))
         if not tls:
             return cls(raw)
         try:
@@ -355,6 +356,29 @@ class TestHeaders:
         assert attempt.get(key).json()["value"] == 1
 
 
+class TestHealthPort:
+    def test_idle_connections_and_large_headers_leave_the_memory_bounded_and_probes_served(
+        self, servers: Servers, peers: list[Peer]
+    ) -> None:
+        server = servers.start()
+        port = int(server.health_url.rpartition(":")[2])
+        before = peak = resident_bytes(server)
+        for number in range(300):
+            peer = Peer.connect(server, f"127.0.0.{1 + number % 6}", tls=False, port=port)
+            peers.append(peer)
+            if number % 2:
+                with contextlib.suppress(OSError):
+                    peer.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + LARGE_HEADERS[:-2])
+            if number % 30 == 0:
+                # A slot of the own address becomes free only after a while.
+                wait_until(lambda: _is_healthy(server), seconds=2, what="a probe is served", every=0.1)
+                peak = max(peak, resident_bytes(server))
+        assert max(peak, resident_bytes(server)) - before < 30 * MIB
+        wait_until(lambda: sum(not peer.is_closed for peer in peers) <= 64, seconds=4, what="only 64 are open")
+        wait_until(lambda: all(peer.is_closed for peer in peers), seconds=10, what="the idle ones are closed")
+        assert _is_healthy(server)
+
+
 class TestBodies:
     @pytest.mark.parametrize("route", BODY_BYTES_MAX, ids=" ".join)
     def test_a_declared_length_beyond_the_limit_is_refused_before_the_body_is_sent(
@@ -512,4 +536,10 @@ def code_of_large(attempt: Attempt, value: str) -> int:
 def _answers(attempt: Attempt) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return attempt.open().is_success
+    return False
+
+
+def _is_healthy(server: Server) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{server.health_url}/healthz", trust_env=False, timeout=2).is_success
     return False

@@ -124,9 +124,3 @@ def test_an_idle_connection_is_closed_when_its_time_is_over(
     peers.connections.close_overdue()
     assert (peers.closures, len(peers.connections)) == ([closure], 0)
     assert closed_after == (10 + GRACE_SECONDS if requests else 5)
-
-
-def test_a_request_of_an_unknown_connection_counts_nothing() -> None:
-    peers = Peers()
-    with peers.connections.request(None):
-        assert len(peers.connections) == 0
