@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 BUFFER_BYTES = 32 * 1024
 """Receive buffer of one connection: two TLS records."""
+WRITE_BUFFER_BYTES = 64 * 1024
+"""Unsent part of a response at which its connection takes no more. asyncio's default is 512 KiB."""
 PLAIN_BUFFER_BYTES = 4 * 1024
 """Receive buffer of one connection without TLS."""
 SHUTDOWN_SECONDS = 2.0
@@ -194,6 +196,7 @@ class _TLSProtocol(sslproto.SSLProtocol):
         )
         self._on_lost = on_lost
         self._set_read_buffer_limits(high=BUFFER_BYTES)  # type: ignore[attr-defined]  # not in typeshed
+        self._set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[attr-defined]  # not in typeshed
 
     @override
     def connection_lost(self, exc: BaseException | None) -> None:

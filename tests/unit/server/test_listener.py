@@ -1,0 +1,86 @@
+"""Listener of the state API with real sockets and an aiohttp server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from reattach.server.connections import ConnectionTable, LimitReached
+from reattach.server.listener import BUFFER_BYTES, WRITE_BUFFER_BYTES, Listener, _TLSProtocol
+from reattach.server.tls import Certificate
+from stateapi import free_port, write_certificate
+
+
+class Served:
+    """A listener with room for 4 connections, and its clients."""
+
+    def __init__(self, directory: Path) -> None:
+        self.client_context = write_certificate(directory)
+        self.certificate = Certificate(directory / "tls.crt", directory / "tls.key")
+        self.table = ConnectionTable(per_address=4, total=4, first_request_seconds=60, idle_seconds=60)
+        self.port = free_port()
+        self.may_end = asyncio.Event()
+        self.running = self.most = 0
+        self.protocols: list[asyncio.BaseProtocol] = []
+        self.listener: Listener
+
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        assert isinstance(request, web.Request)
+        assert request.transport is not None
+        with self.listener.request(request):
+            self.running += 1
+            self.most = max(self.most, self.running)
+            self.protocols.append(request.transport._ssl_protocol)  # type: ignore[attr-defined]
+            try:
+                await self.may_end.wait()
+            finally:
+                self.running -= 1
+        return web.Response(text="ok")
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port, ssl=self.client_context)
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    served = Served(tmp_path)
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", served.handle)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    assert runner.server is not None
+    served.listener = Listener(
+        runner.server,
+        served.certificate.context,
+        served.table,
+        handshake_seconds=60,
+        limits=dict.fromkeys(LimitReached, ""),
+    )
+    await served.listener.start("127.0.0.1", served.port)
+    yield served
+    served.may_end.set()
+    await served.listener.close()
+    await runner.cleanup()
+
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def becomes(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_tls_connection_has_small_buffers(served: Served) -> None:
+    _, writer = await served.connect()
+    writer.write(REQUEST)
+    await becomes(lambda: bool(served.protocols))
+    protocol = served.protocols[0]
+    assert isinstance(protocol, _TLSProtocol)
+    assert len(protocol._ssl_buffer) == BUFFER_BYTES  # type: ignore[attr-defined]
+    assert protocol._incoming_high_water == BUFFER_BYTES  # type: ignore[attr-defined]
+    assert protocol._outgoing_high_water == WRITE_BUFFER_BYTES  # type: ignore[attr-defined]
+    writer.close()
