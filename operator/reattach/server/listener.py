@@ -85,7 +85,7 @@ class Listener:
         connection = self._handlers.get(request.protocol)
         if connection is None:
             raise web.HTTPBadRequest
-        with self._connections.request(connection):
+        with self._connections.request(connection, request.content.is_eof):
             yield
 
     def _admit(self, transport: asyncio.Transport) -> None:
@@ -99,7 +99,7 @@ class Listener:
         handler = self._server()
 
         def release() -> None:
-            self._connections.remove(admitted)
+            self._connections.lose(admitted)
             self._handlers.pop(handler, None)
 
         protocol: asyncio.BaseProtocol

@@ -189,8 +189,8 @@ class TestConnections:
         peers += [Peer.connect(server, "127.0.0.2") for _ in range(40)]
         wait_until(lambda: sum(not peer.is_closed for peer in peers) <= 8, seconds=10, what="only 8 are open")
         refused = metric(server, 'reattach_server_refused_connections_total{reason="address"}')
-        replaced = metric(server, 'reattach_server_closed_connections_total{reason="replaced"}')
-        assert refused + replaced == 32
+        evicted = metric(server, 'reattach_server_closed_connections_total{reason="evicted"}')
+        assert refused + evicted == 32
         assert metric(server, "reattach_server_connections") == 9
         assert attempt.on(server).set("k", 1).status_code == 200
         assert "refused a connection from ('127.0.0.2'" in server.log
@@ -296,7 +296,7 @@ class TestConnections:
         wait_until(is_given_up, seconds=15, what="the connection is closed")
         assert metric(server, "reattach_server_connections") == 0
 
-    def test_every_way_to_end_gives_the_place_back(self, servers: Servers, task: Task) -> None:
+    def test_every_way_to_end_releases_the_slot(self, servers: Servers, task: Task) -> None:
         """The timeouts are long, so that none of them can give a place back."""
         server = servers.start("--first-request-timeout", "60", "--idle-timeout", "60")
         attempt = task.attempt(server)
@@ -430,6 +430,39 @@ class TestBodies:
         response = attempt.client.put("/v1/state/k", content=b"x\x9c\x03", headers={"Content-Encoding": "deflate"})
         assert code_of(response) == (400, "invalid")
 
+    def test_slow_small_bodies_on_all_connections_leave_room_for_a_task(
+        self, servers: Servers, task: Task, bystander: Attempt, peers: list[Peer]
+    ) -> None:
+        server = servers.start("--connections", "8", "--connections-per-address", "8")
+        attempt = task.attempt(server)
+        head = head_of(attempt, "PUT", "/v1/state/slow", "Content-Length: 1000")
+        over = threading.Event()
+
+        def dribble() -> None:
+            held: list[Peer] = []
+            while not over.wait(0.1):
+                held = [peer for peer in held if not peer.is_closed]
+                with contextlib.suppress(OSError):
+                    while len(held) < 8:
+                        held.append(Peer.connect(server))
+                        held[-1].send(head)
+                    for peer in held:
+                        peer.send(b" ")
+            peers.extend(held)
+
+        with ThreadPoolExecutor(1) as pool:
+            dribbling = pool.submit(dribble)
+            try:
+                time.sleep(1.5)
+                for value in range(5):
+                    started = time.monotonic()
+                    wait_until(lambda: _stores(bystander.on(server), value), seconds=4, what="the task is served")  # noqa: B023 -- called at once
+                    assert time.monotonic() - started < 4
+            finally:
+                over.set()
+            dribbling.result()
+        assert metric(server, 'reattach_server_closed_connections_total{reason="evicted"}') > 0
+
     def test_100_large_nested_bodies_at_once_keep_nobody_else_waiting(
         self, server: Server, task: Task, bystander: Attempt
     ) -> None:
@@ -542,4 +575,11 @@ def _answers(attempt: Attempt) -> bool:
 def _is_healthy(server: Server) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(f"{server.health_url}/healthz", trust_env=False, timeout=2).is_success
+    return False
+
+
+def _stores(attempt: Attempt, value: int) -> bool:
+    """Store a value by a new connection, and return whether that succeeded."""
+    with attempt.client, contextlib.suppress(httpx.TransportError):
+        return attempt.set("k", value).is_success
     return False

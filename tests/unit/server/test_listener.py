@@ -70,7 +70,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 async def becomes(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 -- the condition is of any kind
             await asyncio.sleep(0.01)
 
 
@@ -84,3 +84,30 @@ async def test_a_tls_connection_has_small_buffers(served: Served) -> None:
     assert protocol._incoming_high_water == BUFFER_BYTES  # type: ignore[attr-defined]
     assert protocol._outgoing_high_water == WRITE_BUFFER_BYTES  # type: ignore[attr-defined]
     writer.close()
+
+
+async def test_requests_whose_clients_disconnect_keep_their_slots_until_they_end(served: Served) -> None:
+    for _ in range(30):
+        try:
+            _, writer = await served.connect()
+        except OSError:
+            continue
+        writer.write(REQUEST)
+        await asyncio.sleep(0.02)
+        writer.transport.abort()
+    await becomes(lambda: served.running == 4)
+    assert (served.most, len(served.table)) == (4, 4)
+    served.may_end.set()
+    await becomes(lambda: len(served.table) == 0)
+
+
+async def test_a_request_whose_client_has_disconnected_at_once_is_not_handled_without_a_slot(served: Served) -> None:
+    for _ in range(20):
+        try:
+            _, writer = await served.connect()
+        except OSError:
+            continue
+        writer.write(REQUEST)
+        writer.transport.abort()
+    await asyncio.sleep(0.2)
+    assert served.running == len(served.table) <= 4
