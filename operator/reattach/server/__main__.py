@@ -148,8 +148,9 @@ def from_arguments(arguments: Sequence[str]) -> tuple[Settings, str, str | None]
 async def serve(settings: Settings, kubeconfig: str | None = None) -> None:
     """Serve until SIGTERM or SIGINT; then answer what was asked before, and end."""
     # Parsed requests that one connection queues. The SDK does not pipeline, and aiohttp's default of
-    # 32 lets one connection hold 32 times the largest headers.
-    web_protocol.MAX_MSG_QUEUE_SIZE = 1
+    # 32 lets one connection hold 32 times the largest headers. With 1, aiohttp pauses a connection
+    # after a malformed request, and then misses that the peer disconnects.
+    web_protocol.MAX_MSG_QUEUE_SIZE = 2
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -233,7 +234,8 @@ async def _serve_api(
         stack,
         application,
         settings,
-        keepalive_timeout=settings.idle_seconds,
+        # aiohttp applies this before the first request too; the sweep closes idle connections earlier.
+        keepalive_timeout=max(settings.first_request_seconds, settings.idle_seconds),
         lingering_time=_LINGERING_SECONDS,
         read_bufsize=_BODY_BUFFER_BYTES,
         auto_decompress=False,  # a small compressed body may expand to any size, and the protocol has no compression

@@ -154,8 +154,9 @@ class ConnectionTable:
         now = self._clock()
         for connection in [known for known in self._open if known.is_idle]:
             idle = now - connection.idle_since
-            if connection.requests == 0 and idle >= self._first_request_seconds:
-                self._close(connection, CloseReason.NO_REQUEST)
+            if connection.requests == 0:
+                if idle >= self._first_request_seconds:
+                    self._close(connection, CloseReason.NO_REQUEST)
             elif idle >= self._idle_seconds + GRACE_SECONDS:
                 self._close(connection, CloseReason.IDLE)
 
