@@ -24,6 +24,8 @@ BUFFER_BYTES = 32 * 1024
 """Receive buffer of one connection: two TLS records."""
 WRITE_BUFFER_BYTES = 64 * 1024
 """Unsent part of a response at which its connection takes no more. asyncio's default is 512 KiB."""
+HEAD_BYTES_MAX = 16 * 1024
+"""Bytes of TLS after which the headers of a request must be complete, up to one receive buffer more."""
 PLAIN_BUFFER_BYTES = 4 * 1024
 """Receive buffer of one connection without TLS."""
 SHUTDOWN_SECONDS = 2.0
@@ -194,9 +196,26 @@ class _TLSProtocol(sslproto.SSLProtocol):
             ssl_handshake_timeout=handshake_seconds,  # type: ignore[arg-type]  # typeshed wants an int; asyncio takes a float
             ssl_shutdown_timeout=SHUTDOWN_SECONDS,
         )
+        self._handler = handler
+        self._head_bytes = 0
         self._on_lost = on_lost
         self._set_read_buffer_limits(high=BUFFER_BYTES)  # type: ignore[attr-defined]  # not in typeshed
         self._set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[attr-defined]  # not in typeshed
+
+    @override
+    def buffer_updated(self, nbytes: int) -> None:
+        # aiohttp limits each header, but all of them together only to 128 KiB, and holds them twice.
+        # Its handler has a pending `_waiter` exactly while it waits for the headers of a request.
+        waiter = getattr(self._handler, "_waiter", None)
+        if waiter is None or waiter.done():
+            self._head_bytes = 0
+        elif self._head_bytes > HEAD_BYTES_MAX:
+            assert isinstance(self._transport, asyncio.Transport)
+            self._transport.abort()
+            return
+        else:
+            self._head_bytes += nbytes
+        super().buffer_updated(nbytes)
 
     @override
     def connection_lost(self, exc: BaseException | None) -> None:

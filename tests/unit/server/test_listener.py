@@ -111,3 +111,30 @@ async def test_a_request_whose_client_has_disconnected_at_once_is_not_handled_wi
         writer.transport.abort()
     await asyncio.sleep(0.2)
     assert served.running == len(served.table) <= 4
+
+
+async def test_a_connection_whose_headers_never_end_is_closed_after_48_kib(served: Served) -> None:
+    reader, writer = await served.connect()
+    writer.write(REQUEST[:-2])
+    sent = 0
+    while sent < 100 * 1024 and not reader.at_eof() and not writer.transport.is_closing():
+        writer.write(b"X: %s\r\n" % (b"a" * 4000))
+        sent += 4000
+        await asyncio.sleep(0.01)
+    await becomes(lambda: len(served.table) == 0)
+    assert sent <= 48 * 1024
+    writer.close()
+
+
+async def test_a_request_whose_headers_have_14_kib_and_whose_body_has_1_mib_is_handled(served: Served) -> None:
+    served.may_end.set()
+    reader, writer = await served.connect()
+    head = b"".join(b"X-%d: %s\r\n" % (number, b"a" * 3500) for number in range(4))
+    for _ in range(3):
+        writer.write(REQUEST[:-2] + head + b"Content-Length: 1048576\r\n\r\n" + b" " * 1048576)
+        async with asyncio.timeout(10):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            while await reader.readline() != b"\r\n":
+                pass
+            assert await reader.readexactly(2) == b"ok"
+    writer.close()
