@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
+from aiohttp import web, web_protocol
 
 from reattach.cluster import Cluster
 from reattach.server.application import Traffic, build_application, build_health_application
@@ -24,10 +24,17 @@ from reattach.state.operations import RETENTION_SECONDS_MAX
 
 log = logging.getLogger("reattach.server")
 
-_HEALTH_IDLE_SECONDS = 75.0
-"""Idle timeout of connections to the health port. aiohttp's default is an hour."""
+_HEALTH_CONNECTIONS = 64
+_HEALTH_CONNECTIONS_PER_ADDRESS = 16
+_HEALTH_FIRST_REQUEST_SECONDS = 5.0
+_HEALTH_IDLE_SECONDS = 10.0
+_HEALTH_SETTLING_SECONDS = 0.1
+"""A probe sends its request at once, so that it gets a slot of an address whose connections are young."""
 _BODY_BUFFER_BYTES = 16 * 1024
 """Half of what aiohttp buffers of a body before a handler reads it. aiohttp's default is 256 KiB."""
+_HEADERS_MAX = 32
+_HEADER_BYTES_MAX = 4096
+"""Name and value of one header. A pod token has 1 to 2 KiB."""
 _OBJECTS_PER_COLLECTION = 20_000
 """New objects between two searches for reference cycles. Python's default of 700 doubles the time to parse a large body."""
 _LINGERING_SECONDS = 2.0
@@ -140,6 +147,10 @@ def from_arguments(arguments: Sequence[str]) -> tuple[Settings, str, str | None]
 
 async def serve(settings: Settings, kubeconfig: str | None = None) -> None:
     """Serve until SIGTERM or SIGINT; then answer what was asked before, and end."""
+    # Parsed requests that one connection queues. The SDK does not pipeline, and aiohttp's default of
+    # 32 lets one connection hold 32 times the largest headers. With 1, aiohttp pauses a connection
+    # after a malformed request, and then misses that the peer disconnects.
+    web_protocol.MAX_MSG_QUEUE_SIZE = 2
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -163,9 +174,36 @@ async def serve(settings: Settings, kubeconfig: str | None = None) -> None:
 
 
 async def _serve_health(stack: AsyncExitStack, settings: Settings, metrics: Metrics, stop: asyncio.Event) -> None:
-    application = build_health_application(metrics, lambda: not stop.is_set())
-    runner = await _run(stack, application, settings, keepalive_timeout=_HEALTH_IDLE_SECONDS)
-    await web.TCPSite(runner, settings.host, settings.health_port).start()
+    connections = ConnectionTable(
+        per_address=_HEALTH_CONNECTIONS_PER_ADDRESS,
+        total=_HEALTH_CONNECTIONS,
+        first_request_seconds=_HEALTH_FIRST_REQUEST_SECONDS,
+        idle_seconds=_HEALTH_IDLE_SECONDS,
+        settling_seconds=_HEALTH_SETTLING_SECONDS,
+    )
+    application = build_health_application(
+        metrics,
+        lambda: not stop.is_set(),
+        in_flight=lambda request: listener.request(request),  # noqa: PLW0108 -- it is created below
+    )
+    runner = await _run(
+        stack,
+        application,
+        settings,
+        keepalive_timeout=_HEALTH_IDLE_SECONDS,
+        lingering_time=_LINGERING_SECONDS,
+        read_bufsize=_BODY_BUFFER_BYTES,
+    )
+    assert runner.server is not None
+    listener = Listener(
+        runner.server,
+        None,
+        connections,
+        handshake_seconds=_HEALTH_FIRST_REQUEST_SECONDS,
+        limits=dict.fromkeys(LimitReached, "the health port"),
+    )
+    await listener.start(settings.host, settings.health_port)
+    stack.push_async_callback(listener.close)
 
 
 async def _serve_api(
@@ -190,13 +228,14 @@ async def _serve_api(
         settings,
         metrics,
         traffic,
-        in_flight=lambda request: connections.request(listener.connection_of(request)),
+        in_flight=lambda request: listener.request(request),  # noqa: PLW0108 -- it is created below
     )
     runner = await _run(
         stack,
         application,
         settings,
-        keepalive_timeout=settings.idle_seconds,
+        # aiohttp applies this before the first request too; the sweep closes idle connections earlier.
+        keepalive_timeout=max(settings.first_request_seconds, settings.idle_seconds),
         lingering_time=_LINGERING_SECONDS,
         read_bufsize=_BODY_BUFFER_BYTES,
         auto_decompress=False,  # a small compressed body may expand to any size, and the protocol has no compression
@@ -208,6 +247,7 @@ async def _serve_api(
         connections,
         handshake_seconds=settings.first_request_seconds,
         on_refuse=lambda refusal: metrics.refused_connections.labels(refusal).inc(),
+        limits={LimitReached.ADDRESS: "--connections-per-address", LimitReached.TOTAL: "--connections"},
     )
     await listener.start(settings.host, settings.port)
     stack.push_async_callback(listener.close)
@@ -217,7 +257,14 @@ async def _serve_api(
 async def _run(
     stack: AsyncExitStack, application: web.Application, settings: Settings, **options: Any
 ) -> web.AppRunner:
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=settings.request_seconds, **options)
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        shutdown_timeout=settings.request_seconds,
+        max_headers=_HEADERS_MAX,
+        max_field_size=_HEADER_BYTES_MAX,
+        **options,
+    )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     return runner

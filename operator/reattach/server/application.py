@@ -12,7 +12,7 @@ from aiohttp import web
 from reattach.api.messages import ProblemCode
 from reattach.cluster import Cluster
 from reattach.server.authentication import Authenticator, Caller
-from reattach.server.bodies import BodyReader
+from reattach.server.bodies import BodyReader, has_short_rest
 from reattach.server.metrics import Metrics
 from reattach.server.problems import RateLimitedError, response_of
 from reattach.server.rates import RateLimit
@@ -89,8 +89,7 @@ def build_application(
         route = request.match_info.route.resource.canonical if request.match_info.route.resource else "unknown"
         with traffic, in_flight(request):
             code, response = await _answered(request, handler, gate, bodies, settings.request_seconds)
-        if traffic.ending or not request.content.is_eof():
-            # aiohttp discards the unread rest of the body and then closes the connection.
+        if traffic.ending or not has_short_rest(request):
             response.force_close()
         method = request.method if request.method in _METHODS else "other"
         metrics.requests.labels(route, method, str(response.status), code).inc()
@@ -107,8 +106,18 @@ def build_application(
     return application
 
 
-def build_health_application(metrics: Metrics, is_ready: Callable[[], bool]) -> web.Application:
+def build_health_application(
+    metrics: Metrics,
+    is_ready: Callable[[], bool],
+    *,
+    in_flight: Callable[[web.Request], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> web.Application:
     """Probes and metrics, over plain HTTP on a port of their own."""
+
+    @web.middleware
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+        with in_flight(request):
+            return await handler(request)
 
     async def healthz(_request: web.Request) -> web.Response:
         return web.Response(text="ok")
@@ -119,7 +128,7 @@ def build_health_application(metrics: Metrics, is_ready: Callable[[], bool]) -> 
     async def metrics_text(_request: web.Request) -> web.Response:
         return web.Response(body=metrics.to_text(), headers={"Content-Type": "text/plain; version=0.0.4"})
 
-    application = web.Application()
+    application = web.Application(middlewares=[count])
     application.add_routes(
         [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics_text)]
     )
@@ -172,7 +181,7 @@ async def _answered(
             if request.match_info.http_exception is not None:
                 return "", await handler(request)
             caller = request[CALLER] = await gate.admit(request)
-            async with bodies.admit(request, caller.run.uid):
+            async with bodies.admit(request, caller.run.namespace, caller.run.uid):
                 return "", await handler(request)
     except Exception as error:  # noqa: BLE001 -- every error is answered as a problem, and a bug is logged there
         code, response = response_of(error)

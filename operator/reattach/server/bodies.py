@@ -54,16 +54,20 @@ SMALL_BYTES_MAX = 16 * 1024
 """Largest body that the event loop parses itself, because that takes at most 3 ms."""
 LARGE_BODIES_MAX = 8
 LARGE_BODIES_PER_TASKRUN_MAX = 2
-LARGE_BODY_WAIT_SECONDS = 2.0
-"""Time that a request with a large body waits for a place before it is refused."""
+LARGE_BODIES_PER_NAMESPACE_MAX = 3
 BODY_SECONDS = 5.0
 """Time that a body may take to arrive."""
+LARGE_BODY_WAIT_SECONDS = 8.0
+"""Time that a request with a large body waits for a slot before it is refused.
+
+It is longer than `BODY_SECONDS`, so that a slot becomes free even if slow bodies hold all of them.
+"""
 
 _LIMIT = web.RequestKey("body_bytes_max", int)
 
 
 class LargeBodiesError(RateLimitedError):
-    """There is no place for another large body."""
+    """There is no slot for another large body."""
 
     def __init__(self) -> None:
         RefusedError.__init__(
@@ -74,13 +78,26 @@ class LargeBodiesError(RateLimitedError):
         self.wait = 1.0
 
 
+class BodyTimeoutError(RateLimitedError):
+    """A body did not arrive in time. The status is 429, because clients repeat it after Retry-After."""
+
+    def __init__(self, seconds: float) -> None:
+        RefusedError.__init__(
+            self,
+            ProblemCode.RATE_LIMITED,
+            f"the body did not arrive within {seconds:g} seconds; send the request again after Retry-After",
+        )
+        self.wait = 1.0
+
+
 class BodyReader:
     """Reads and parses request bodies within the limits of this module."""
 
     def __init__(self, *, seconds: float = BODY_SECONDS) -> None:
         self._seconds = seconds
         self._large = asyncio.Semaphore(LARGE_BODIES_MAX)
-        self._large_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._large_of_namespace: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._large_of_taskrun: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         # One thread, because the parsed values of one body may take 25 times its size.
         self._parser = ThreadPoolExecutor(max_workers=1, thread_name_prefix="body-parser")
 
@@ -89,10 +106,10 @@ class BodyReader:
         self._parser.shutdown(wait=False)
 
     @asynccontextmanager
-    async def admit(self, request: web.Request, taskrun_uid: str) -> AsyncIterator[None]:
-        """Refuse a body by its declared length. Hold the place of a large body meanwhile.
+    async def admit(self, request: web.Request, namespace: str, taskrun_uid: str) -> AsyncIterator[None]:
+        """Refuse a body by its declared length. Hold the slot of a large body until the block ends.
 
-        Raises `RefusedError`: `request-too-large`, or `rate-limited` if there is no place within
+        Raises `RefusedError`: `request-too-large`, or `rate-limited` if there is no slot within
         `LARGE_BODY_WAIT_SECONDS`.
         """
         resource = request.match_info.route.resource
@@ -101,16 +118,16 @@ class BodyReader:
         length = request.content_length
         if request.body_exists and (limit == 0 or (length is not None and length > limit)):
             raise _too_large(limit)
-        async with AsyncExitStack() as places:
+        async with AsyncExitStack() as slots:
             # The length of a chunked body isn't known beforehand.
             if request.body_exists and (length is None or length > SMALL_BYTES_MAX):
-                await self._take_places(places, taskrun_uid)
+                await self._acquire_slots(slots, namespace, taskrun_uid)
             yield
 
     async def read(self, request: web.Request) -> bytes:
         """Return the body.
 
-        Raises `RefusedError` as soon as it is too large, `TimeoutError` if it arrives too late.
+        Raises `RefusedError` as soon as the body is too large, or if it arrives too late.
         """
         limit, body = request[_LIMIT], bytearray()
         try:
@@ -119,6 +136,8 @@ class BodyReader:
                     body += chunk
                     if len(body) > limit:
                         raise _too_large(limit)
+        except TimeoutError:
+            raise BodyTimeoutError(self._seconds) from None
         except (ConnectionError, web.RequestPayloadError) as error:
             raise RefusedError(ProblemCode.INVALID, f"the body must be sent whole: {error}") from None
         return bytes(body)
@@ -129,15 +148,28 @@ class BodyReader:
             return parse(body)
         return await asyncio.get_running_loop().run_in_executor(self._parser, parse, body)
 
-    async def _take_places(self, places: AsyncExitStack, taskrun_uid: str) -> None:
-        # The TaskRun's place comes first, so that one TaskRun can't fill the queue for the others.
-        of_taskrun = self._large_of.setdefault(taskrun_uid, asyncio.Semaphore(LARGE_BODIES_PER_TASKRUN_MAX))
+    async def _acquire_slots(self, slots: AsyncExitStack, namespace: str, taskrun_uid: str) -> None:
+        # From the narrowest to the widest, so that a waiter holds no slot that others could use:
+        # neither one TaskRun nor one namespace fills the queue for the rest.
+        of_taskrun = self._large_of_taskrun.setdefault(taskrun_uid, asyncio.Semaphore(LARGE_BODIES_PER_TASKRUN_MAX))
+        of_namespace = self._large_of_namespace.setdefault(namespace, asyncio.Semaphore(LARGE_BODIES_PER_NAMESPACE_MAX))
         try:
             async with asyncio.timeout(LARGE_BODY_WAIT_SECONDS):
-                await places.enter_async_context(of_taskrun)
-                await places.enter_async_context(self._large)
+                for semaphore in (of_taskrun, of_namespace, self._large):
+                    await slots.enter_async_context(semaphore)
         except TimeoutError:
             raise LargeBodiesError from None
+
+
+def has_short_rest(request: web.Request) -> bool:
+    """Return whether the unread rest of the body is short enough to discard it.
+
+    aiohttp discards the rest and keeps the connection, so that the client saves a TLS handshake.
+    """
+    if request.content.is_eof():
+        return True
+    length = request.content_length
+    return length is not None and length - request.content.total_bytes <= SMALL_BYTES_MAX
 
 
 def _too_large(limit: int) -> RefusedError:

@@ -1,15 +1,16 @@
-"""TLS listener of the state API with limits on connections and little memory for each.
+"""Listener of the state API and the health port, with few connections and little memory for each.
 
 asyncio's own TLS server allocates 256 KiB for each connection before the handshake, waits 60
-seconds for the handshake and 30 seconds for the peer's close_notify, and limits no number. Peers
-without a token could exhaust the memory of a replica.
+seconds for the handshake and 30 seconds for the peer's close_notify, and does not limit the number
+of connections. Peers without a token could exhaust the memory of a replica.
 """
 
 import asyncio
 import logging
 import ssl
 from asyncio import sslproto
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
@@ -21,6 +22,12 @@ log = logging.getLogger(__name__)
 
 BUFFER_BYTES = 32 * 1024
 """Receive buffer of one connection: two TLS records."""
+WRITE_BUFFER_BYTES = 64 * 1024
+"""Unsent part of a response at which its connection takes no more. asyncio's default is 512 KiB."""
+HEAD_BYTES_MAX = 16 * 1024
+"""Bytes of TLS after which the headers of a request must be complete, up to one receive buffer more."""
+PLAIN_BUFFER_BYTES = 4 * 1024
+"""Receive buffer of one connection without TLS."""
 SHUTDOWN_SECONDS = 2.0
 """Time that the peer has to answer close_notify."""
 SWEEP_SECONDS = 0.5
@@ -29,22 +36,25 @@ LOG_SECONDS = 60.0
 
 
 class Listener:
-    """Accepts TLS connections and hands their requests to an aiohttp server."""
+    """Accepts connections, with TLS if there is a context, and hands them to an aiohttp server."""
 
     def __init__(
         self,
         server: web.Server,
-        context: ssl.SSLContext,
+        context: ssl.SSLContext | None,
         connections: ConnectionTable,
         *,
         handshake_seconds: float,
         on_refuse: Callable[[LimitReached], None] = lambda _: None,
+        limits: Mapping[LimitReached, str],
     ) -> None:
+        """Listen later. `limits` names each limit in the log."""
         self._server = server
         self._context = context
         self._connections = connections
         self._handshake_seconds = handshake_seconds
         self._on_refuse = on_refuse
+        self._limits = limits
         self._handlers: dict[asyncio.BaseProtocol, PeerConnection] = {}
         self._logged_at: dict[LimitReached, float] = {}
         self._listening: asyncio.Server | None = None
@@ -68,9 +78,17 @@ class Listener:
             self._sweeping.cancel()
             await asyncio.gather(self._sweeping, return_exceptions=True)
 
-    def connection_of(self, request: web.Request) -> PeerConnection | None:
-        """Return the connection that carries a request."""
-        return self._handlers.get(request.protocol)
+    @contextmanager
+    def request(self, request: web.Request) -> Iterator[None]:
+        """Count a request on its connection until the block ends.
+
+        Raises `HTTPBadRequest` if the client has disconnected already; nobody reads that response.
+        """
+        connection = self._handlers.get(request.protocol)
+        if connection is None:
+            raise web.HTTPBadRequest
+        with self._connections.request(connection, request.content.is_eof):
+            yield
 
     def _admit(self, transport: asyncio.Transport) -> None:
         peer = transport.get_extra_info("peername")
@@ -82,11 +100,15 @@ class Listener:
             return
         handler = self._server()
 
-        def give_back() -> None:
-            self._connections.remove(admitted)
+        def release() -> None:
+            self._connections.lose(admitted)
             self._handlers.pop(handler, None)
 
-        protocol = _TLSProtocol(handler, self._context, handshake_seconds=self._handshake_seconds, on_lost=give_back)
+        protocol: asyncio.BaseProtocol
+        if self._context is None:
+            protocol = _PlainProtocol(handler, on_lost=release)
+        else:
+            protocol = _TLSProtocol(handler, self._context, handshake_seconds=self._handshake_seconds, on_lost=release)
         self._handlers[handler] = admitted
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
@@ -95,8 +117,10 @@ class Listener:
         now = asyncio.get_running_loop().time()
         if now - self._logged_at.get(refusal, -LOG_SECONDS) >= LOG_SECONDS:
             self._logged_at[refusal] = now
-            limit = "--connections-per-address" if refusal is LimitReached.ADDRESS else "--connections"
-            log.warning("refused a connection from %s: as many are in use as %s allows", peer, limit)
+            limit = self._limits[refusal]
+            log.warning(
+                "refused a connection from %s: all slots of %s are in use; raise it or find the client", peer, limit
+            )
 
     async def _sweep(self) -> None:
         while True:
@@ -114,6 +138,37 @@ class _Accepted(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._admit(transport)
+
+
+class _PlainProtocol(asyncio.BufferedProtocol):
+    """Protocol of a connection without TLS, with a small buffer.
+
+    Calls `on_lost` when the connection ends.
+    """
+
+    def __init__(self, handler: asyncio.Protocol, *, on_lost: Callable[[], None]) -> None:
+        self._handler = handler
+        self._on_lost = on_lost
+        self._buffer = memoryview(bytearray(PLAIN_BUFFER_BYTES))
+        self.connection_made = handler.connection_made  # type: ignore[method-assign]
+        self.pause_writing = handler.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = handler.resume_writing  # type: ignore[method-assign]
+        self.eof_received = handler.eof_received  # type: ignore[method-assign]
+
+    @override
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    @override
+    def buffer_updated(self, nbytes: int) -> None:
+        self._handler.data_received(bytes(self._buffer[:nbytes]))
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        try:
+            self._handler.connection_lost(exc)
+        finally:
+            self._on_lost()
 
 
 class _TLSProtocol(sslproto.SSLProtocol):
@@ -141,8 +196,26 @@ class _TLSProtocol(sslproto.SSLProtocol):
             ssl_handshake_timeout=handshake_seconds,  # type: ignore[arg-type]  # typeshed wants an int; asyncio takes a float
             ssl_shutdown_timeout=SHUTDOWN_SECONDS,
         )
+        self._handler = handler
+        self._head_bytes = 0
         self._on_lost = on_lost
         self._set_read_buffer_limits(high=BUFFER_BYTES)  # type: ignore[attr-defined]  # not in typeshed
+        self._set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[attr-defined]  # not in typeshed
+
+    @override
+    def buffer_updated(self, nbytes: int) -> None:
+        # aiohttp limits each header, but all of them together only to 128 KiB, and holds them twice.
+        # Its handler has a pending `_waiter` exactly while it waits for the headers of a request.
+        waiter = getattr(self._handler, "_waiter", None)
+        if waiter is None or waiter.done():
+            self._head_bytes = 0
+        elif self._head_bytes > HEAD_BYTES_MAX:
+            assert isinstance(self._transport, asyncio.Transport)
+            self._transport.abort()
+            return
+        else:
+            self._head_bytes += nbytes
+        super().buffer_updated(nbytes)
 
     @override
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -42,7 +42,7 @@ class Metrics:
         )
         self.closed_connections = Counter(
             "reattach_server_closed_connections",
-            "Idle connections that the state API closed: replaced (by a new one), no-request (in time), idle (for too long).",
+            "Connections that the state API closed: evicted (for a new one), no-request (in time), idle (for too long).",
             ["reason"],
             registry=self.registry,
         )

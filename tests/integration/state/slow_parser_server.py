@@ -1,4 +1,4 @@
-"""The state API with a parser that takes 3 seconds for a body of more than 50,000 bytes."""
+"""The state API with a parser that takes 6 seconds for a body of more than 50,000 bytes."""
 
 import time
 from typing import Any
@@ -11,7 +11,7 @@ from_json = routes.from_json
 
 def slow_from_json(text: bytes) -> Any:
     if len(text) > 50_000:
-        time.sleep(3)
+        time.sleep(6)
     return from_json(text)
 
 

@@ -18,13 +18,15 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from reattach.api.messages import VALUE_BYTES_MAX
-from reattach.server.bodies import BATCH_BYTES_MAX, BODY_BYTES_MAX
+from reattach.api.messages import KEY_CHARACTERS_MAX, VALUE_BYTES_MAX
+from reattach.server.bodies import BATCH_BYTES_MAX, BODY_BYTES_MAX, SMALL_BYTES_MAX
 from stateapi import Attempt, Server, Servers, Task, code_of
 from waiting import wait_until
 
 MIB = 1024 * 1024
 SLOW_PARSER_SERVER = Path(__file__).with_name("slow_parser_server.py")
+LARGE_HEADERS = b"".join(b"X-%02d: %s\r\n" % (number, b"a" * 4080) for number in range(30))
+"""Headers within the limits of the server, without the line that ends them."""
 DEEP = b"[" * 90 + b"]" * 90
 
 
@@ -35,8 +37,9 @@ class Peer:
     socket: socket.socket | None
 
     @classmethod
-    def connect(cls, server: Server, source: str = "127.0.0.1", *, tls: bool = True) -> "Peer":
-        raw = socket.create_connection(("127.0.0.1", port_of(server)), timeout=30, source_address=(source, 0))
+    def connect(cls, server: Server, source: str = "127.0.0.1", *, tls: bool = True, port: int | None = None) -> "Peer":
+        to = ("127.0.0.1", port or port_of(server))
+        raw = socket.create_connection(to, timeout=30, source_address=(source, 0))
         if not tls:
             return cls(raw)
         try:
@@ -76,6 +79,10 @@ class Peer:
         while len(body) < int(headers["content-length"]):
             body += self._received()
         return int(status.split(" ")[1]), headers, json.loads(body)
+
+    def status(self) -> int:
+        """Read the status of one response."""
+        return int(self._received().split(b" ")[1])
 
     def close(self) -> None:
         if self.socket is not None:
@@ -177,13 +184,15 @@ class TestConnections:
     def test_an_address_beyond_its_connections_is_refused_and_others_are_served(
         self, servers: Servers, task: Task, peers: list[Peer]
     ) -> None:
-        server = servers.start("--connections-per-address", "8", "--first-request-timeout", "60")
+        server = servers.start(
+            "--connections-per-address", "8", "--first-request-timeout", "60", "--idle-timeout", "60"
+        )
         attempt = task.attempt(server)
-        peers += [Peer.connect(server, "127.0.0.2") for _ in range(40)]
+        peers += [Peer.connect(server, "127.0.0.2", tls=False) for _ in range(40)]
         wait_until(lambda: sum(not peer.is_closed for peer in peers) <= 8, seconds=10, what="only 8 are open")
         refused = metric(server, 'reattach_server_refused_connections_total{reason="address"}')
-        replaced = metric(server, 'reattach_server_closed_connections_total{reason="replaced"}')
-        assert refused + replaced == 32
+        evicted = metric(server, 'reattach_server_closed_connections_total{reason="evicted"}')
+        assert refused + evicted == 32
         assert metric(server, "reattach_server_connections") == 9
         assert attempt.on(server).set("k", 1).status_code == 200
         assert "refused a connection from ('127.0.0.2'" in server.log
@@ -194,7 +203,7 @@ class TestConnections:
         server = servers.start("--connections-per-address", "4", "--first-request-timeout", "60")
         peers += [Peer.connect(server) for _ in range(4)]
         attempt = task.attempt(server, opened=False)
-        wait_until(lambda: _answers(attempt), seconds=10, what="the task takes the place of an idle connection")
+        wait_until(lambda: _answers(attempt), seconds=10, what="the task takes the slot of an idle connection")
         assert [peer.is_closed for peer in peers].count(True) == 1
 
     def test_all_addresses_together_beyond_the_total_leave_room_for_a_task(
@@ -214,27 +223,35 @@ class TestConnections:
         assert metric(server, "reattach_server_connections") <= 20
         assert attempt.get("k").json()["value"] == 7
 
-    def test_700_idle_connections_leave_the_memory_bounded_and_end_in_time(
+    def test_700_idle_connections_leave_the_memory_bounded(
         self, servers: Servers, task: Task, peers: list[Peer]
     ) -> None:
-        server = servers.start()
+        server = servers.start("--first-request-timeout", "60")
         attempt = task.attempt(server)
         before = resident_bytes(server)
         peak = 0
         for number in range(700):
             peers.append(Peer.connect(server, f"127.0.0.{2 + number // 60}"))
             peak = max(peak, resident_bytes(server)) if number % 20 == 0 else peak
-        assert metric(server, "reattach_server_connections") <= 400
+        assert 390 <= metric(server, "reattach_server_connections") <= 400
         assert attempt.on(server).set("k", 1).status_code == 200
         peak = max(peak, resident_bytes(server))
         assert peak - before < 80 * MIB
-        wait_until(lambda: all(peer.is_closed for peer in peers), seconds=30, what="the idle ones are closed")
 
     @pytest.mark.parametrize("tls", [True, False], ids=["after the handshake", "before the handshake"])
     def test_a_connection_without_a_request_is_closed_in_time(self, servers: Servers, tls: bool) -> None:
         server = servers.start("--first-request-timeout", "1", "--idle-timeout", "60")
         peer = Peer.connect(server, tls=tls)
         wait_until(lambda: peer.is_closed, seconds=8, what="it is closed")
+        peer.close()
+
+    def test_a_first_request_may_take_longer_than_the_idle_timeout(self, servers: Servers, task: Task) -> None:
+        server = servers.start("--first-request-timeout", "60", "--idle-timeout", "0.2")
+        attempt = task.attempt(server)
+        peer = Peer.connect(server)
+        time.sleep(3.5)
+        peer.send(head_of(attempt, "GET", "/v1/state"))
+        assert peer.response()[0] == 200
         peer.close()
 
     @pytest.mark.parametrize("requests_before", [0, 1])
@@ -259,13 +276,13 @@ class TestConnections:
         peer.close()
 
     def test_a_connection_that_stays_idle_after_a_request_is_closed_in_time(self, servers: Servers, task: Task) -> None:
-        server = servers.start("--idle-timeout", "1")
+        server = servers.start("--idle-timeout", "3")
         attempt = task.attempt(server)
         peer = Peer.connect(server)
         peer.send(head_of(attempt, "GET", "/v1/state"))
         assert peer.response()[0] == 200
         assert not peer.is_closed
-        wait_until(lambda: peer.is_closed, seconds=8, what="it is closed")
+        wait_until(lambda: peer.is_closed, seconds=12, what="it is closed")
         peer.close()
 
     def test_a_response_that_nobody_reads_does_not_hold_its_connection(
@@ -289,8 +306,8 @@ class TestConnections:
         wait_until(is_given_up, seconds=15, what="the connection is closed")
         assert metric(server, "reattach_server_connections") == 0
 
-    def test_every_way_to_end_gives_the_place_back(self, servers: Servers, task: Task) -> None:
-        """The timeouts are long, so that none of them can give a place back."""
+    def test_every_way_to_end_releases_the_slot(self, servers: Servers, task: Task) -> None:
+        """The timeouts are long, so that none of them releases a slot."""
         server = servers.start("--first-request-timeout", "60", "--idle-timeout", "60")
         attempt = task.attempt(server)
         attempt.client.close()
@@ -302,12 +319,74 @@ class TestConnections:
                 peer.send(head_of(attempt, "GET", "/v1/state")[: 10 * number])
             peer.close()
 
-        def places() -> float:
+        def slots() -> float:
             return metric(server, "reattach_server_connections")
 
-        wait_until(lambda: places() == 0, seconds=20, what="no connection is counted")
+        wait_until(lambda: slots() == 0, seconds=20, what="no connection is counted")
         assert attempt.on(server).set("k", 1).status_code == 200
         assert server.process.poll() is None
+
+
+class TestHeaders:
+    def test_large_headers_and_pipelined_requests_leave_the_memory_bounded(
+        self, servers: Servers, task: Task, peers: list[Peer]
+    ) -> None:
+        server = servers.start()
+        attempt = task.attempt(server)
+        before = peak = resident_bytes(server)
+        start = b"GET /v1/state HTTP/1.1\r\nHost: x\r\n"
+        largest = LARGE_HEADERS[:-2]
+        excessive = b"".join(b"X-%03d: %s\r\n" % (number, b"a" * 8000) for number in range(120))
+        for number in range(90):
+            peer = Peer.connect(server, f"127.0.0.{2 + number % 3}")
+            peers.append(peer)
+            assert peer.socket is not None
+            peer.socket.settimeout(1)
+            with contextlib.suppress(OSError):
+                for _ in range(30 if number % 3 == 2 else 0):
+                    peer.send(start + LARGE_HEADERS + b"\r\n")
+                peer.send(start + (excessive if number % 3 == 1 else largest))
+            peak = max(peak, resident_bytes(server))
+        assert attempt.set("k", 1).status_code == 200
+        assert max(peak, resident_bytes(server)) - before < 40 * MIB
+
+    @pytest.mark.parametrize("headers", [33, 1], ids=["too many", "too long"])
+    def test_headers_beyond_the_limits_are_refused(self, server: Server, peers: list[Peer], headers: int) -> None:
+        peer = Peer.connect(server)
+        peers.append(peer)
+        value = "a" * (10 if headers > 1 else 4097)
+        peer.send(b"GET /v1/state HTTP/1.1\r\nHost: x\r\n")
+        peer.send("".join(f"X-{number}: {value}\r\n" for number in range(headers)).encode() + b"\r\n")
+        assert peer.status() == 400
+
+    def test_the_longest_key_in_a_path_is_served(self, server: Server, task: Task) -> None:
+        attempt = task.attempt(server)
+        key = "\N{GRINNING FACE}" * KEY_CHARACTERS_MAX
+        assert attempt.set(key, 1).status_code == 200
+        assert attempt.get(key).json()["value"] == 1
+
+
+class TestHealthPort:
+    def test_idle_connections_and_large_headers_leave_the_memory_bounded_and_probes_served(
+        self, servers: Servers, peers: list[Peer]
+    ) -> None:
+        server = servers.start()
+        port = int(server.health_url.rpartition(":")[2])
+        before = peak = resident_bytes(server)
+        for number in range(300):
+            peer = Peer.connect(server, f"127.0.0.{1 + number % 6}", tls=False, port=port)
+            peers.append(peer)
+            if number % 2:
+                with contextlib.suppress(OSError):
+                    peer.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + LARGE_HEADERS[:-2])
+            if number % 30 == 0:
+                # A slot of the own address becomes free only after a while.
+                wait_until(lambda: _is_healthy(server), seconds=2, what="a probe is served", every=0.1)
+                peak = max(peak, resident_bytes(server))
+        assert max(peak, resident_bytes(server)) - before < 30 * MIB
+        wait_until(lambda: sum(not peer.is_closed for peer in peers) <= 64, seconds=4, what="only 64 are open")
+        wait_until(lambda: all(peer.is_closed for peer in peers), seconds=10, what="the idle ones are closed")
+        assert _is_healthy(server)
 
 
 class TestBodies:
@@ -320,12 +399,10 @@ class TestBodies:
         peers.append(peer)
         length = BODY_BYTES_MAX[route] + 1
         peer.send(head_of(task.attempt(server), method, path.format(key="k"), f"Content-Length: {length}"))
-        started = time.monotonic()
         status, headers, problem = peer.response()
-        assert time.monotonic() - started < 4
         assert (status, problem["code"]) == (413, "request-too-large")
         assert str(BODY_BYTES_MAX[route]) in problem["detail"]
-        assert headers["connection"] == "close"
+        assert (headers.get("connection") == "close") == (length > SMALL_BYTES_MAX)
         wait_until(lambda: peer.is_closed, seconds=10, what="the connection is closed")
 
     @pytest.mark.parametrize("method, path", [("GET", "/v1/state"), ("DELETE", "/v1/state/k"), ("GET", "/v1/jobs")])
@@ -337,6 +414,8 @@ class TestBodies:
         peer.send(head_of(task.attempt(server), method, path, "Content-Length: 7"))
         status, _, problem = peer.response()
         assert (status, problem["code"], problem["detail"]) == (413, "request-too-large", "this route takes no body")
+        peer.send(b"a body!" + head_of(task.attempt(server, 2), "GET", "/v1/state"))
+        assert peer.response()[0] == 200
 
     def test_a_chunked_body_is_read_no_further_than_its_limit(
         self, server: Server, task: Task, peers: list[Peer]
@@ -361,6 +440,41 @@ class TestBodies:
         response = attempt.client.put("/v1/state/k", content=b"x\x9c\x03", headers={"Content-Encoding": "deflate"})
         assert code_of(response) == (400, "invalid")
 
+    def test_slow_small_bodies_on_all_connections_leave_room_for_a_task(
+        self, servers: Servers, task: Task, bystander: Attempt, peers: list[Peer]
+    ) -> None:
+        server = servers.start("--connections", "8", "--connections-per-address", "8")
+        attempt = task.attempt(server)
+        head = head_of(attempt, "PUT", "/v1/state/slow", "Content-Length: 1000")
+        over = threading.Event()
+
+        def dribble() -> None:
+            held: list[Peer] = []
+            while not over.wait(0.1):
+                held = [peer for peer in held if not peer.is_closed]
+                with contextlib.suppress(OSError):
+                    while len(held) < 8:
+                        held.append(Peer.connect(server))
+                        peers.append(held[-1])
+                        if held[-1].socket is None:
+                            break
+                        held[-1].send(head)
+                    for peer in [peer for peer in held if peer.socket]:
+                        peer.send(b" ")
+
+        with ThreadPoolExecutor(1) as pool:
+            dribbling = pool.submit(dribble)
+            try:
+                time.sleep(1.5)
+                for value in range(5):
+                    started = time.monotonic()
+                    wait_until(lambda: _stores(bystander.on(server), value), seconds=4, what="the task is served")  # noqa: B023 -- called at once
+                    assert time.monotonic() - started < 4
+            finally:
+                over.set()
+            dribbling.result()
+        assert metric(server, 'reattach_server_closed_connections_total{reason="evicted"}') > 0
+
     def test_100_large_nested_bodies_at_once_keep_nobody_else_waiting(
         self, server: Server, task: Task, bystander: Attempt
     ) -> None:
@@ -370,16 +484,19 @@ class TestBodies:
         assert BATCH_BYTES_MAX - 1024 < len(body) <= BATCH_BYTES_MAX
 
         def send(_number: int) -> tuple[int, str]:
-            with server.client(attempt.token, attempt.session) as client:
-                return code_of(client.post("/v1/state", content=body))
+            try:
+                with server.client(attempt.token, attempt.session) as client:
+                    return code_of(client.post("/v1/state", content=body))
+            except httpx.TransportError:  # the server evicted the connection, or closed it before it read all
+                return 429, "rate-limited"
 
         with observed(server, bystander) as seen, ThreadPoolExecutor(20) as pool:
             answers = set(pool.map(send, range(100)))
         assert answers <= {(413, "value-too-large"), (429, "rate-limited")}
         assert (413, "value-too-large") in answers
         assert seen.rounds >= 5
-        assert seen.get < 4
-        assert seen.probe < 2
+        assert seen.get < 8
+        assert seen.probe < 4
         assert seen.resident < 200 * MIB, seen
 
     def test_a_body_that_takes_long_to_parse_keeps_nobody_else_waiting(
@@ -390,11 +507,11 @@ class TestBodies:
         started = time.monotonic()
         with observed(server, bystander) as seen:
             assert attempt.set("k", "x" * 60_000).status_code == 200
-            assert time.monotonic() - started >= 3
-        assert seen.get < 2
-        assert seen.probe < 2
+            assert time.monotonic() - started >= 6
+        assert seen.get < 4
+        assert seen.probe < 4
 
-    def test_100_large_bodies_held_open_by_a_byte_hold_no_memory_and_no_places(
+    def test_100_large_bodies_held_open_by_a_byte_hold_no_memory_and_no_slots(
         self, server: Server, task: Task, bystander: Attempt, peers: list[Peer]
     ) -> None:
         attempt = task.attempt(server)
@@ -442,7 +559,8 @@ class TestBodies:
                 status, headers, problem = peer.response()
             finally:
                 over.set()
-        assert (status, problem["code"], headers["retry-after"]) == (503, "unavailable", "1")
+        assert (status, problem["code"], headers["retry-after"]) == (429, "rate-limited", "1")
+        assert problem["detail"].startswith("the body did not arrive within 5 seconds")
         assert time.monotonic() - started < 12
         wait_until(lambda: peer.is_closed, seconds=10, what="the connection is closed")
 
@@ -451,11 +569,16 @@ class TestBodies:
     ) -> None:
         attempt = task.attempt(server)
         large = "x" * 30_000
-        for _ in range(2):
-            peer = Peer.connect(server)
-            peers.append(peer)
-            peer.send(head_of(attempt, "PUT", "/v1/state/k", "Content-Length: 30000"))
-        wait_until(lambda: code_of_large(attempt, large) == 429, seconds=10, what="the places are taken")
+        head = head_of(attempt, "PUT", "/v1/state/k", "Content-Length: 30000")
+
+        def is_refused() -> bool:
+            holders = [peer for peer in peers if not peer.is_closed]
+            for _ in range(6 - len(holders)):  # each slot is taken again as soon as it is free
+                peers.append(Peer.connect(server))
+                peers[-1].send(head)
+            return code_of_large(attempt, large) == 429
+
+        wait_until(is_refused, seconds=30, what="all slots of the TaskRun are taken")
         assert attempt.set("small", 1).status_code == 200
         assert bystander.set("large", large).status_code == 200
 
@@ -467,4 +590,17 @@ def code_of_large(attempt: Attempt, value: str) -> int:
 def _answers(attempt: Attempt) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return attempt.open().is_success
+    return False
+
+
+def _is_healthy(server: Server) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{server.health_url}/healthz", trust_env=False, timeout=2).is_success
+    return False
+
+
+def _stores(attempt: Attempt, value: int) -> bool:
+    """Store a value by a new connection, and return whether that succeeded."""
+    with attempt.client, contextlib.suppress(httpx.TransportError):
+        return attempt.set("k", value).is_success
     return False

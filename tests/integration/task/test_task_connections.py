@@ -14,14 +14,14 @@ from stateapi import Servers
 from taskpods import Pods, port_of
 from waiting import wait_until
 
-IDLE_SECONDS = 0.3
+IDLE_SECONDS = 0.5
 CALLS = 30
 
 
 @pytest.fixture
 def short_lived(servers: Servers, relay: Relay, pods: Pods) -> Pods:
     """Pods whose state API closes an idle connection after `IDLE_SECONDS`."""
-    server = servers.start("--idle-timeout", str(IDLE_SECONDS))
+    server = servers.start("--idle-timeout", str(IDLE_SECONDS), "--first-request-timeout", str(IDLE_SECONDS))
     relay.lead_to(port_of(server))
     pods.server = server
     return pods
@@ -59,7 +59,7 @@ async def test_async_calls_after_the_server_closed_the_connection_neither_fail_n
     assert not caplog.records
 
 
-def test_a_connection_that_a_new_one_replaces_is_opened_again(servers: Servers, relay: Relay, pods: Pods) -> None:
+def test_a_connection_that_is_evicted_for_a_new_one_is_opened_again(servers: Servers, relay: Relay, pods: Pods) -> None:
     server = servers.start("--connections-per-address", "1")
     relay.lead_to(port_of(server))
     pods.server = server

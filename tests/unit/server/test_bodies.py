@@ -1,7 +1,11 @@
 """How large a body may be, and that the largest message of each route fits."""
 
+import asyncio
+import contextlib
 import json
 import threading
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +21,14 @@ from reattach.api.messages import (
     URL_BYTES_MAX,
     VALUE_BYTES_MAX,
 )
-from reattach.server.bodies import BODY_BYTES_MAX, MESSAGE_BYTES_MAX, BodyReader
+from reattach.server.bodies import (
+    BODY_BYTES_MAX,
+    BODY_SECONDS,
+    LARGE_BODY_WAIT_SECONDS,
+    MESSAGE_BYTES_MAX,
+    BodyReader,
+    LargeBodiesError,
+)
 from reattach.server.routes import Routes
 
 MOST = 3153600000
@@ -84,14 +95,70 @@ def test_a_batch_that_fills_a_state_fits() -> None:
     assert room_for_names / BATCH_OPERATIONS_MAX > 5000
 
 
-def test_one_value_takes_less_than_450_kib() -> None:
-    assert BODY_BYTES_MAX["PUT", "/v1/state/{key}"] < 450 * 1024
-
-
 async def test_only_a_large_body_is_parsed_by_another_thread() -> None:
     bodies, here = BodyReader(), threading.get_ident()
     try:
         assert await bodies.parse(b"x" * 16384, lambda _: threading.get_ident()) == here
         assert await bodies.parse(b"x" * 16385, lambda _: threading.get_ident()) != here
     finally:
+        bodies.close()
+
+
+class LargeRequest(dict[Any, Any]):
+    """A request with a large body that has not arrived."""
+
+    method = "PUT"
+    content_length = 30_000
+    body_exists = True
+    match_info = SimpleNamespace(route=SimpleNamespace(resource=SimpleNamespace(canonical="/v1/state/{key}")))
+
+
+async def hold_large_bodies(bodies: BodyReader, namespace: str, taskrun: str, seconds: float) -> None:
+    """Hold a slot of a large body for `seconds`, again and again."""
+    while True:
+        with contextlib.suppress(LargeBodiesError):
+            async with bodies.admit(LargeRequest(), namespace, taskrun):  # type: ignore[arg-type]
+                await asyncio.sleep(seconds)
+
+
+@pytest.mark.parametrize("namespaces", [1, 4])
+async def test_large_bodies_of_hostile_taskruns_leave_a_slot_to_another_namespace(namespaces: int) -> None:
+    """The holders keep each slot for 0.5 seconds, a tenth of the time in production."""
+    bodies = BodyReader()
+    holders = [
+        asyncio.create_task(hold_large_bodies(bodies, f"hostile-{number % namespaces}", f"run-{number // 2}", 0.5))
+        for number in range(24)
+    ]
+    try:
+        for _ in range(4):
+            await asyncio.sleep(0.1)
+            started = time.monotonic()
+            async with bodies.admit(LargeRequest(), "other", "other"):  # type: ignore[arg-type]
+                waited = time.monotonic() - started
+            assert waited < (0.3 if namespaces == 1 else 2)
+    finally:
+        for holder in holders:
+            holder.cancel()
+        await asyncio.gather(*holders, return_exceptions=True)
+        bodies.close()
+
+
+async def test_a_request_waits_longer_for_a_slot_than_a_body_may_take_to_arrive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All times are a tenth of those in production."""
+    monkeypatch.setattr("reattach.server.bodies.LARGE_BODY_WAIT_SECONDS", LARGE_BODY_WAIT_SECONDS / 10)
+    bodies = BodyReader()
+    holders = [
+        asyncio.create_task(hold_large_bodies(bodies, f"n-{number % 4}", f"run-{number}", BODY_SECONDS / 10))
+        for number in range(8)
+    ]
+    try:
+        await asyncio.sleep(0.05)
+        async with bodies.admit(LargeRequest(), "other", "other"):  # type: ignore[arg-type]
+            pass
+    finally:
+        for holder in holders:
+            holder.cancel()
+        await asyncio.gather(*holders, return_exceptions=True)
         bodies.close()

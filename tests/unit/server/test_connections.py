@@ -59,11 +59,11 @@ def test_an_address_at_its_limit_loses_its_longest_idle_connection() -> None:
     peers.wait(SETTLING_SECONDS)
     peers.connected("a", "fourth")
     assert peers.aborted == ["second"]
-    assert peers.closures == [CloseReason.REPLACED]
+    assert peers.closures == [CloseReason.EVICTED]
     assert peers.connections.count_of("a") == 3
 
 
-def test_a_connection_with_a_request_in_flight_is_never_replaced() -> None:
+def test_a_connection_with_a_request_in_flight_is_never_evicted() -> None:
     peers = Peers(per_address=1, total=1)
     with peers.connections.request(peers.connected("a")):
         peers.wait(3600)
@@ -88,7 +88,7 @@ def test_at_the_total_the_address_with_the_most_idle_connections_makes_room() ->
     assert len(peers.connections) == 6
 
 
-def test_a_place_is_given_back_once() -> None:
+def test_a_slot_is_released_once() -> None:
     peers = Peers()
     gone, kept = peers.connected("a"), peers.connected("a")
     peers.connections.remove(gone)
@@ -99,12 +99,12 @@ def test_a_place_is_given_back_once() -> None:
     assert not peers.connections._by_address
 
 
-def test_a_replaced_connection_that_ends_gives_nothing_back_twice() -> None:
+def test_an_evicted_connection_that_ends_releases_no_second_slot() -> None:
     peers = Peers(per_address=1)
-    replaced = peers.connected("a")
+    evicted = peers.connected("a")
     peers.wait(SETTLING_SECONDS)
     peers.connected("a")
-    peers.connections.remove(replaced)
+    peers.connections.lose(evicted)
     assert peers.connections.count_of("a") == 1
 
 
@@ -126,7 +126,27 @@ def test_an_idle_connection_is_closed_when_its_time_is_over(
     assert closed_after == (10 + GRACE_SECONDS if requests else 5)
 
 
-def test_a_request_of_an_unknown_connection_counts_nothing() -> None:
-    peers = Peers()
-    with peers.connections.request(None):
-        assert len(peers.connections) == 0
+def test_a_connection_whose_body_is_arriving_is_evicted_and_not_after_the_body() -> None:
+    peers = Peers(per_address=1)
+    has_arrived = False
+    with peers.connections.request(peers.connected("a", "slow"), lambda: has_arrived):
+        has_arrived = True
+        peers.wait(SETTLING_SECONDS)
+        assert peers.connect("a") is LimitReached.ADDRESS
+        has_arrived = False
+        peers.connections.close_overdue()
+        assert peers.aborted == []
+        peers.connected("a")
+    assert peers.aborted == ["slow"]
+    assert peers.connections.count_of("a") == 1
+
+
+def test_a_lost_connection_keeps_its_slot_until_its_request_ends() -> None:
+    peers = Peers(per_address=1)
+    lost = peers.connected("a")
+    with peers.connections.request(lost, lambda: False):
+        peers.connections.lose(lost)
+        peers.wait(3600)
+        assert peers.connect("a") is LimitReached.ADDRESS
+    assert len(peers.connections) == 0
+    assert peers.aborted == []
