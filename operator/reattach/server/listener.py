@@ -197,6 +197,7 @@ class _TLSProtocol(sslproto.SSLProtocol):
             ssl_shutdown_timeout=SHUTDOWN_SECONDS,
         )
         self._handler = handler
+        self._head_waiter: asyncio.Future[None] | None = None
         self._head_bytes = 0
         self._on_lost = on_lost
         self._set_read_buffer_limits(high=BUFFER_BYTES)  # type: ignore[attr-defined]  # not in typeshed
@@ -205,15 +206,15 @@ class _TLSProtocol(sslproto.SSLProtocol):
     @override
     def buffer_updated(self, nbytes: int) -> None:
         # aiohttp limits each header, but all of them together only to 128 KiB, and holds them twice.
-        # Its handler has a pending `_waiter` exactly while it waits for the headers of a request.
+        # Its handler has a pending `_waiter`, a new one for each request, exactly while it waits for the headers.
         waiter = getattr(self._handler, "_waiter", None)
-        if waiter is None or waiter.done():
-            self._head_bytes = 0
-        elif self._head_bytes > HEAD_BYTES_MAX:
-            assert isinstance(self._transport, asyncio.Transport)
-            self._transport.abort()
-            return
-        else:
+        if waiter is not self._head_waiter:
+            self._head_waiter, self._head_bytes = waiter, 0
+        if waiter is not None and not waiter.done():
+            if self._head_bytes > HEAD_BYTES_MAX:
+                assert isinstance(self._transport, asyncio.Transport)
+                self._transport.abort()
+                return
             self._head_bytes += nbytes
         super().buffer_updated(nbytes)
 

@@ -138,3 +138,16 @@ async def test_a_request_whose_headers_have_14_kib_and_whose_body_has_1_mib_is_h
                 pass
             assert await reader.readexactly(2) == b"ok"
     writer.close()
+
+
+async def test_a_connection_carries_more_requests_than_fit_into_the_headers_of_one(served: Served) -> None:
+    served.may_end.set()
+    reader, writer = await served.connect()
+    for _ in range(100):
+        writer.write(REQUEST[:-2] + b"X: %s\r\n\r\n" % (b"a" * 1000))
+        async with asyncio.timeout(10):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            while await reader.readline() != b"\r\n":
+                pass
+            assert await reader.readexactly(2) == b"ok"
+    writer.close()
