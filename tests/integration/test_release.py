@@ -122,6 +122,7 @@ async def test_a_namespace_that_is_not_served_is_left_alone(site: Site) -> None:
 
 
 async def test_more_objects_than_fit_on_a_page_are_all_let_go(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reattach.controller.listing._FIRST_PAGE", 2)
     monkeypatch.setattr("reattach.controller.listing._PAGE", 3)
     for number in range(8):
         site.add(f"/api/v1/namespaces/{site.served}/configmaps", f"state-{number}", FINALIZER_STATE)

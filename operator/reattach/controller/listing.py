@@ -6,7 +6,7 @@ is read by itself. An object that can't be decoded even so is left out, and repo
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -28,6 +28,7 @@ _GONE_PAUSE_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Listed = TypeVar("Listed")
 Unreadable = Callable[[Reference, Exception], None]
 
 
@@ -59,20 +60,18 @@ async def list_all(
 ) -> tuple[list[T], str]:
     """Return a whole collection and the resourceVersion that it is of. 410 between two pages begins again.
 
-    `decode` may raise anything; `unreadable` is called with the reference of each object that is left out. Raises `ClusterError`.
+    `decode` may raise `DECODE_ERRORS`; `unreadable` is called with the reference of each object that is left out. Raises `ClusterError`.
     """
-    while True:
+
+    async def list_once() -> tuple[list[T], str]:
         found: list[T] = []
         version = ""
-        try:
-            async for page in list_pages(cluster, path, decode, unreadable, metadata_only=metadata_only, **query):
-                found.extend(page.items)
-                version = page.resource_version
-        except GoneError:
-            _log.info("The list of %s grew too old between two pages; listing again.", path)
-            await asyncio.sleep(_GONE_PAUSE_SECONDS)
-        else:
-            return found, version
+        async for page in list_pages(cluster, path, decode, unreadable, metadata_only=metadata_only, **query):
+            found.extend(page.items)
+            version = page.resource_version
+        return found, version
+
+    return await _list_until_complete(path, list_once)
 
 
 async def list_pages(
@@ -136,9 +135,14 @@ def _path_of(path: str, reference: Reference) -> str:
 
 async def list_references(cluster: Cluster, path: str, **query: str | None) -> tuple[list[Reference], str]:
     """Return the references to all objects of a collection, and the resourceVersion that the list is of. Raises `ClusterError`."""
+    return await _list_until_complete(path, lambda: _list_references_once(cluster, path, **query))
+
+
+async def _list_until_complete(path: str, list_once: Callable[[], Awaitable[Listed]]) -> Listed:
+    """Begin a list again that grew too old between two pages."""
     while True:
         try:
-            return await _list_references_once(cluster, path, **query)
+            return await list_once()
         except GoneError:
             _log.info("The list of %s grew too old between two pages; listing again.", path)
             await asyncio.sleep(_GONE_PAUSE_SECONDS)

@@ -69,7 +69,7 @@ def build_application(
     clock: Callable[[], datetime] | None = None,
     in_flight: Callable[[web.Request], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> web.Application:
-    """The state API as an aiohttp application. `clock`: for whoever makes up the time, that of rates and accepted tokens included.
+    """The state API as an aiohttp application. `clock`: the time of tests, also for rates and accepted tokens.
 
     `in_flight` marks the connection of a request as in use.
     """

@@ -82,7 +82,7 @@ class Listener:
     def request(self, request: web.Request) -> Iterator[None]:
         """Count a request on its connection until the block ends.
 
-        Raises `HTTPBadRequest` if the client has disconnected already; nobody reads that response.
+        Raises `HTTPBadRequest` if the client has disconnected already: that response has no reader.
         """
         connection = self._handlers.get(request.protocol)
         if connection is None:
@@ -191,7 +191,7 @@ class _TLSProtocol(sslproto.SSLProtocol):
             asyncio.get_running_loop(),
             handler,
             context,
-            waiter=None,  # type: ignore[arg-type]  # nobody waits for the handshake
+            waiter=None,  # type: ignore[arg-type]  # the handshake is not awaited
             server_side=True,
             ssl_handshake_timeout=handshake_seconds,  # type: ignore[arg-type]  # typeshed wants an int; asyncio takes a float
             ssl_shutdown_timeout=SHUTDOWN_SECONDS,
