@@ -1,7 +1,5 @@
 """No ConfigMap or TaskRun of one tenant keeps the sweeps of the operator from removing the expired keys of another tenant."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from controlplane import RunningControlPlane
@@ -17,43 +15,9 @@ from operating import Operator, Operators
 
 
 @pytest.fixture(scope="module")
-def operators(
-    private_control_plane: RunningControlPlane, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Operators]:
-    operators = Operators(private_control_plane, tmp_path_factory.mktemp("operators"))
-    yield operators
-    operators.stop()
-
-
-@pytest.fixture(scope="module")
 def one_operator(operators: Operators) -> Operator:
     """Operator for the tests that share one process. Not started yet."""
     return operators.make("--sweep-seconds", "1", namespaces=[])
-
-
-@pytest.fixture
-def operator(one_operator: Operator) -> Operator:
-    """Running operator. It is started again after a test that ended it, so that only that test fails."""
-    if one_operator.process is None or one_operator.exit_code() is not None:
-        one_operator.start()
-    return one_operator
-
-
-@pytest.fixture
-def attacker(private_control_plane: RunningControlPlane) -> Iterator[Attacker]:
-    attacker = Attacker(private_control_plane, private_control_plane.create_namespace("attacker"))
-    yield attacker
-    attacker.withdraw()
-
-
-@pytest.fixture(scope="module")
-def bystander_namespace(private_control_plane: RunningControlPlane) -> str:
-    return private_control_plane.create_namespace("bystander")
-
-
-@pytest.fixture
-def bystander(private_control_plane: RunningControlPlane, bystander_namespace: str, operator: Operator) -> Bystander:
-    return Bystander(private_control_plane, bystander_namespace, operator)
 
 
 @pytest.mark.parametrize("case", HOSTILE_CONFIGMAPS)

@@ -50,45 +50,11 @@ WATCHED = [case for case in HOSTILE if not case.startswith("configmap")]
 
 
 @pytest.fixture(scope="module")
-def operators(
-    private_control_plane: RunningControlPlane, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Operators]:
-    operators = Operators(private_control_plane, tmp_path_factory.mktemp("operators"))
-    yield operators
-    operators.stop()
-
-
-@pytest.fixture(scope="module")
 def one_operator(operators: Operators) -> Iterator[Operator]:
     """Operator for the tests that share one process. Not started yet."""
     operator = operators.make(*SWEEP_OFF, namespaces=[])
     yield operator
     operator.kill()
-
-
-@pytest.fixture
-def operator(one_operator: Operator) -> Operator:
-    """Running operator. It is started again after a test that ended it, so that only that test fails."""
-    if one_operator.process is None or one_operator.exit_code() is not None:
-        one_operator.start()
-    return one_operator
-
-
-@pytest.fixture
-def attacker(private_control_plane: RunningControlPlane) -> Iterator[Attacker]:
-    attacker = Attacker(private_control_plane, private_control_plane.create_namespace("attacker"))
-    yield attacker
-    attacker.withdraw()
-
-
-@pytest.fixture(scope="module")
-def bystander_namespace(private_control_plane: RunningControlPlane) -> str:
-    return private_control_plane.create_namespace("bystander")
-
-
-@pytest.fixture
-def bystander(private_control_plane: RunningControlPlane, bystander_namespace: str, operator: Operator) -> Bystander:
-    return Bystander(private_control_plane, bystander_namespace, operator)
 
 
 # -- while the operator runs ------------------------------------------------------------------------------------------
