@@ -10,7 +10,7 @@ READY := .venv/.ready
 # Of pytest-xdist: as many as there are cores.
 WORKERS ?= auto
 PYTEST := $(BIN)/pytest
-MYPY_TESTS := tests/conftest.py tests/apicalls.py tests/controlplane.py tests/realcluster.py tests/waiting.py tests/stalls.py tests/e2e
+MYPY_TESTS := tests/conftest.py tests/apicalls.py tests/controlplane.py tests/realcluster.py tests/waiting.py tests/hang_scenarios.py tests/e2e
 
 .PHONY: help
 help: ## this list

@@ -21,13 +21,13 @@ from reattach.api.state import (
     StateView,
     Summary,
 )
-from reattach.api.taskrun import Attempt, StateReference, Status, TaskRun
+from reattach.api.taskrun import Attempt, StateReference, TaskRun, TaskRunStatus
 from reattach.planner.decide import decide
-from reattach.planner.plan import Observed, Plan, ReadState, Settings, StateAbsent
+from reattach.planner.plan import AbsentState, Observed, Plan, PodDefaults, ReadState
 from reattach.planner.pods import template_hash
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
-SETTINGS = Settings(url="https://reattach.example:8443", ca="PEM")
+SETTINGS = PodDefaults(url="https://reattach.example:8443", ca="PEM")
 NAME, NAMESPACE, UID = "load", "data", "0123456789"
 STATE_UID = "state-uid"
 TEMPLATE: dict[str, Any] = {"spec": {"containers": [{"name": "task", "image": "task:1"}]}}
@@ -48,7 +48,7 @@ def stamp(seconds: float) -> str:
 class ATaskRun:
     metadata: dict[str, Any]
     spec: dict[str, Any]
-    status: Status = field(default_factory=Status)
+    status: TaskRunStatus = field(default_factory=TaskRunStatus)
 
     def build(self) -> TaskRun:
         taskrun = msgspec.convert({"metadata": self.metadata, "spec": self.spec}, TaskRun)
@@ -76,7 +76,7 @@ class ATaskRun:
     def with_budgets(self, **budgets: int) -> Self:
         return self.with_spec(retry={"budgets": budgets, "backoff": {"jitterPercent": 0}})
 
-    def with_status(self, status: Status | None = None, **fields: Any) -> Self:
+    def with_status(self, status: TaskRunStatus | None = None, **fields: Any) -> Self:
         return replace(self, status=msgspec.structs.replace(status or self.status, **fields))
 
     def with_attempt(self, number: int, **fields: Any) -> Self:
@@ -277,31 +277,31 @@ def observed(taskrun: ATaskRun | TaskRun, *pods: APod, **more: Any) -> Observed:
 
 def plan_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **more: Any) -> Plan:
     """What is decided `now` seconds after `START`; if the state is asked for, it is `state`, by default absent."""
-    state = more.pop("state", StateAbsent())
+    state = more.pop("state", AbsentState())
     seen = observed(taskrun, *pods, **more)
     plan = decide(seen, SETTINGS, at(now))
     return decide(replace(seen, state=state), SETTINGS, at(now)) if ReadState() in plan.actions else plan
 
 
-def status_of(plan: Plan) -> Status:
+def status_of(plan: Plan) -> TaskRunStatus:
     assert plan.status is not None, "nothing is written"
     return plan.status
 
 
-def progress_of(plan: Plan | Status) -> tuple[str, str]:
+def progress_of(plan: Plan | TaskRunStatus) -> tuple[str, str]:
     """(reason, message) of the condition Succeeded that is written."""
     return condition_of(plan, ConditionType.SUCCEEDED)
 
 
-def hold_of(plan: Plan | Status) -> tuple[str, str]:
+def hold_of(plan: Plan | TaskRunStatus) -> tuple[str, str]:
     """(status, reason) of the condition Held that is written."""
-    status = plan if isinstance(plan, Status) else status_of(plan)
+    status = plan if isinstance(plan, TaskRunStatus) else status_of(plan)
     held = next(one for one in status.conditions if one.type == ConditionType.HELD)
     return held.status, held.reason
 
 
-def condition_of(plan: Plan | Status, kind: ConditionType) -> tuple[str, str]:
-    status = plan if isinstance(plan, Status) else status_of(plan)
+def condition_of(plan: Plan | TaskRunStatus, kind: ConditionType) -> tuple[str, str]:
+    status = plan if isinstance(plan, TaskRunStatus) else status_of(plan)
     found = next(one for one in status.conditions if one.type == kind)
     return found.reason, found.message
 

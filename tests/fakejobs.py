@@ -14,14 +14,14 @@ from fakepod import a_problem
 from reattach.api import messages
 from reattach.api.names import HEADER_REQUEST_ID, HEADER_SESSION
 from reattach.api.objects import ObjectMeta
-from reattach.api.taskrun import Attempt, Resolution, Submission
+from reattach.api.taskrun import Attempt, Resolution, SubmissionPolicy
 from reattach.state import operations
-from reattach.state.codec import State as StoredState
+from reattach.state.codec import DurableState as StoredState
+from reattach.state.errors import RequestRejectedError
 from reattach.state.intents import intend
-from reattach.state.jobrecord import JobRecord, to_job
-from reattach.state.jobs import get_job, list_jobs, record_handle, record_outcome
+from reattach.state.job_operations import get_job, list_jobs, record_handle, record_outcome
+from reattach.state.job_record import JobRecord, to_job
 from reattach.state.owner import Owner, OwnerSpec, OwnerStatus
-from reattach.state.refusals import RefusedError
 
 
 class FakeJobs:
@@ -29,7 +29,7 @@ class FakeJobs:
     `attempt`, and stays one.
     """
 
-    refusals = RefusedError
+    refusals = RequestRejectedError
 
     def __init__(self, clock: Callable[[], datetime]) -> None:
         self.clock = clock
@@ -40,7 +40,7 @@ class FakeJobs:
 
     def rules(self, **submission: Any) -> None:
         """`spec.submission`."""
-        self._spec(submission=Submission(**submission))
+        self._spec(submission=SubmissionPolicy(**submission))
 
     def resolve(self, action: str, handle: str | None = None, key: str = "load", generation: int = 1) -> None:
         """A person's answer."""
@@ -76,7 +76,7 @@ class FakeJobs:
         try:
             with _undone(self):
                 return self._answer(request, path)
-        except RefusedError as refused:
+        except RequestRejectedError as refused:
             status = 404 if refused.code == "job-not-found" else 409
             return a_problem(400 if refused.code == "invalid" else status, refused.code, refused.detail)
 
@@ -98,7 +98,7 @@ class FakeJobs:
                     asked,
                     owner=self.owner,
                     now=self.clock(),
-                    request=operations.Request(
+                    request=operations.OperationRequest(
                         request.headers[HEADER_REQUEST_ID], hashlib.sha256(request.content).hexdigest()
                     ),
                 )
@@ -125,10 +125,10 @@ class FakeJobs:
             case _:
                 return a_problem(405, "method-not-allowed")
 
-    def _writer(self, request: httpx.Request) -> operations.Writer:
+    def _writer(self, request: httpx.Request) -> operations.Session:
         session = request.headers[HEADER_SESSION]
         attempt = self.sessions.get(session, self.attempt)
-        return operations.Writer(attempt, f"pod-{attempt}", session)
+        return operations.Session(attempt, f"pod-{attempt}", session)
 
     def _spec(self, **changes: Any) -> None:
         spec: OwnerSpec = msgspec.structs.replace(self.owner.spec, **changes)
@@ -145,6 +145,6 @@ def _undone(jobs: FakeJobs) -> Iterator[None]:
     before = jobs.state
     try:
         yield
-    except RefusedError:
+    except RequestRejectedError:
         jobs.state = before
         raise

@@ -12,15 +12,15 @@ from urllib.parse import unquote
 
 import httpx
 
-from reattach.task.client import Client, Waits
-from reattach.task.connection import Connection
+from reattach.task.client import Client, Timing
+from reattach.task.connection import StateApiConnection
 from reattach.task.context import TaskContext
-from reattach.task.settings import Settings
+from reattach.task.settings import TaskSettings
 from reattach.task.state import State
 
 if TYPE_CHECKING:
     from fakejobs import FakeJobs
-    from reattach.task.errors import AttemptOver
+    from reattach.errors import AttemptOver
 
 # A certificate that nobody uses; its key was thrown away.
 CA = """-----BEGIN CERTIFICATE-----
@@ -76,8 +76,8 @@ class FakeTime:
         self.sleep(seconds)
         await asyncio.sleep(0)
 
-    def waits(self) -> Waits:
-        return Waits(
+    def waits(self) -> Timing:
+        return Timing(
             clock=lambda: self.now, sleep=self.sleep, asleep=self.asleep, chance=lambda: 1.0, on_step=self.step
         )
 
@@ -204,7 +204,7 @@ class Pod:
         (directory / "ca.crt").write_text(CA)
         self.termination_log = directory / "termination-log"
         self.termination_log.touch()
-        self.settings = Settings(
+        self.settings = TaskSettings(
             url="https://state.test",
             namespace="demo",
             taskrun="load",
@@ -218,7 +218,7 @@ class Pod:
         self.ended: list[int] = []
         self.over: list[AttemptOver] = []
 
-    def context(self, settings: Settings | None = None) -> TaskContext:
+    def context(self, settings: TaskSettings | None = None) -> TaskContext:
         return TaskContext(
             settings or self._settings_now(),
             transport=self.api.transport(),
@@ -227,12 +227,12 @@ class Pod:
             end_process=self.ended.append,
         )
 
-    def _settings_now(self) -> Settings:
+    def _settings_now(self) -> TaskSettings:
         """Of the attempt whose turn it is, where jobs count them."""
         return replace(self.settings, attempt=self.api.jobs.attempt) if "jobs" in self.api.__dict__ else self.settings
 
     def client(self) -> Client:
-        connection = Connection(self.settings, "session-1", self.api.transport())
+        connection = StateApiConnection(self.settings, "session-1", self.api.transport())
         return Client(connection, self.settings.patience, self.over.append, self.time.waits())
 
     def state(self) -> State:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controlplane import ControlPlane, ControlPlaneError
-from operating import CONTAINER, Cluster, Kubelet, Operator, succeed
+from operator_process import CONTAINER, Cluster, Kubelet, Operator, succeed
 from reattach.api.names import (
     ANNOTATION_SUMMARY,
     API_VERSION,

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from reattach.testing.service import Service
+from reattach.testing.loopback_server import LoopbackServer
 
 _PROGRAM = Path(__file__).parent.parent / "examples/jobserver/jobserver.py"
 
@@ -74,6 +74,6 @@ def serving(
     if isinstance(mode, str):
         mode = jobserver.mode_of(mode, seconds)
     application = jobserver.build_application(None, mode, clock)
-    with Service() as service:
+    with LoopbackServer() as service:
         url = service.serve(application)
         yield LocalJobServer(url, application[jobserver.JOBS], application[jobserver.FAULTS])

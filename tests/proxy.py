@@ -22,7 +22,7 @@ from aiohttp import web
 from typing_extensions import override
 
 from controlplane import ControlPlane
-from operating import GROUP
+from operator_process import GROUP
 
 T = TypeVar("T")
 

@@ -15,26 +15,26 @@ import msgspec
 from builders import NAME, SETTINGS, STATE_UID, APod, a_pod, a_taskrun, at
 from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, state_name
 from reattach.api.objects import Pod
-from reattach.api.reasons import Budget, ConditionType, News, Reason
+from reattach.api.reasons import Budget, ConditionType, EventReason, Reason
 from reattach.api.state import Completion, Epoch, JobState, JobSummary, Seal, StateView, Summary
-from reattach.api.taskrun import Resolution, StateReference, Status, TaskRun
+from reattach.api.taskrun import Resolution, StateReference, TaskRun, TaskRunStatus
 from reattach.planner import plan as plans
 from reattach.planner.budgets import amount, exhausted
 from reattach.planner.decide import decide
-from reattach.planner.jobs import name_of
+from reattach.planner.external_jobs import name_of
 from reattach.planner.plan import (
-    Announce,
+    AbsentState,
     CreatePod,
     DeletePod,
+    EmitEvent,
     Observed,
     Plan,
+    PodRejection,
+    PodRejectionKind,
     ReadState,
-    Refusal,
-    RefusalKind,
     ReleasePod,
     ReleaseState,
     ReleaseTaskRun,
-    StateAbsent,
 )
 
 HELD = '{"reattach":"v1","kind":"Held","message":"nobody can tell"}'
@@ -116,7 +116,7 @@ class World:
 
     # -- what the API server does ---------------------------------------------------------------------------------------
 
-    def write_status(self, based_on: str, status: Status) -> TaskRun | None:
+    def write_status(self, based_on: str, status: TaskRunStatus) -> TaskRun | None:
         """Compare-and-set; None if somebody else has written since."""
         if self.taskrun.metadata.resource_version != based_on:
             return None
@@ -178,7 +178,7 @@ class World:
             counts=self.state.counts,
         )
 
-    def seal(self, action: plans.Seal) -> None:
+    def seal(self, action: plans.SealState) -> None:
         """As the store does it: it only grows."""
         state = self.existing_state
         if state is not None:
@@ -248,7 +248,7 @@ class World:
         assert self.is_recorded(pod.number) or self.is_over, "a pod was let go before its end was recorded"
         assert self.is_presumed_over(pod), "a pod was let go that still runs"
 
-    def _check_status(self, before: Status, after: Status) -> None:
+    def _check_status(self, before: TaskRunStatus, after: TaskRunStatus) -> None:
         assert before.outcome is None, "a finished TaskRun was written to"
         ended = {attempt.number: attempt for attempt in before.attempts if attempt.finish_time}
         listed = {attempt.number: attempt for attempt in after.attempts}
@@ -276,7 +276,7 @@ class World:
         if after.outcome is not None:
             self._check_outcome(after)
 
-    def _check_outcome(self, status: Status) -> None:
+    def _check_outcome(self, status: TaskRunStatus) -> None:
         assert all(self.is_presumed_over(pod) for pod in self.pods.values()), "it ended while a pod lives"
         assert all(attempt.finish_time is not None for attempt in status.attempts), "it ended while an attempt goes on"
         assert FINALIZER_EXTERNAL_JOBS not in self.taskrun.metadata.finalizers, "it ended before it let go of its jobs"
@@ -290,7 +290,7 @@ class World:
         elif self.taskrun.spec.completion != "ExitCode" and not self.budgets_edited and record is not None:
             assert record.attempt < status.attempts[-1].number, "a recorded completion was thrown away"
 
-    def _check_jobs(self, status: Status) -> None:
+    def _check_jobs(self, status: TaskRunStatus) -> None:
         """At the end of the TaskRun no job is open and not named."""
         shown = {(job.key, job.generation): job for job in status.external_jobs}
         state = self.existing_state
@@ -732,9 +732,9 @@ class Operator:
     taskrun: TaskRun | None = None
     pods: dict[str, Pod] = field(default_factory=dict)
     summary: Summary | None = None
-    refusal: Refusal | None = None
+    refusal: PodRejection | None = None
     wakes_at: float | None = None
-    announced: list[Announce] = field(default_factory=list)
+    announced: list[EmitEvent] = field(default_factory=list)
 
     def hear(self, *, everything: bool) -> None:
         """What the watches tell: all, or only some of it. A TaskRun, once written by us, is never seen older than that."""
@@ -767,20 +767,22 @@ class Operator:
         plan = decide(seen, SETTINGS, now)
         if ReadState() in plan.actions:
             assert plan == Plan(actions=(ReadState(),)), "the state is asked for alone"
-            seen = replace(seen, state=self.world.state or StateAbsent())
+            seen = replace(seen, state=self.world.state or AbsentState())
             plan = decide(seen, SETTINGS, now)
             assert ReadState() not in plan.actions, "the state is read once"
-        if any(isinstance(action, plans.Seal) for action in plan.actions):
+        if any(isinstance(action, plans.SealState) for action in plan.actions):
             (seal,) = plan.actions
-            assert isinstance(seal, plans.Seal)
+            assert isinstance(seal, plans.SealState)
             assert plan == Plan(actions=(seal,)), "it is sealed, then looked at anew"
             self._die(dies)
             self.world.seal(seal)
             self._die(dies)
             self.world.happen_meanwhile()
-            seen = replace(seen, state=self.world.state or StateAbsent())
+            seen = replace(seen, state=self.world.state or AbsentState())
             plan = decide(seen, SETTINGS, now)
-            assert not any(isinstance(action, plans.Seal | ReadState) for action in plan.actions), "it is sealed once"
+            assert not any(isinstance(action, plans.SealState | ReadState) for action in plan.actions), (
+                "it is sealed once"
+            )
         self.world.happen_meanwhile()
         assert plan == decide(seen, SETTINGS, now), "the same is decided for the same"
         self.wakes_at = None if plan.look_again_at is None else (plan.look_again_at - at(0)).total_seconds()
@@ -792,9 +794,9 @@ class Operator:
                 return plan
             self.taskrun = written
         else:
-            said = [action.reason for action in plan.actions if isinstance(action, Announce)]
+            said = [action.reason for action in plan.actions if isinstance(action, EmitEvent)]
             # That jobs are left running is said again, as long as it may be that nobody came to it.
-            assert all(reason == News.ORPHANED for reason in said), "said without a write"
+            assert all(reason == EventReason.ORPHANED for reason in said), "said without a write"
             assert not said or ReleaseTaskRun() in plan.actions, "said without a need"
         # The worst time to die: what is named in status alone is about to go with it.
         dies = 5 * dies if ReleaseTaskRun() in plan.actions else dies
@@ -809,9 +811,11 @@ class Operator:
         match action:
             case CreatePod():
                 if world.choices.random() < refuses:
-                    kind = world.choices.choice([RefusalKind.QUOTA, RefusalKind.FORBIDDEN, RefusalKind.ERROR])
+                    kind = world.choices.choice(
+                        [PodRejectionKind.QUOTA, PodRejectionKind.FORBIDDEN, PodRejectionKind.ERROR]
+                    )
                     message = f"no {world.choices.randrange(3)}"
-                    self.refusal = Refusal(kind, action.attempt, message, at(world.seconds + 2))
+                    self.refusal = PodRejection(kind, action.attempt, message, at(world.seconds + 2))
                     return
                 assert self.taskrun is not None
                 self._learn(world.create_pod(action, self.taskrun))
@@ -834,15 +838,15 @@ class Operator:
                 self.taskrun = world.taskrun
             case ReleaseState():
                 assert world.taskrun.status.outcome is not None, "the state was let go of while the run goes on"
-            case Announce():
+            case EmitEvent():
                 self.announced.append(action)
             case _:
                 raise AssertionError(action)
 
-    def _check_named(self, status: Status) -> None:
+    def _check_named(self, status: TaskRunStatus) -> None:
         """In the log, which outlives the operator's processes and the TaskRun."""
         left = [name_of(job) for job in status.external_jobs if job.state == JobState.ORPHANED]
-        said = [one.note for one in self.announced if one.reason == News.ORPHANED]
+        said = [one.note for one in self.announced if one.reason == EventReason.ORPHANED]
         assert all(any(name in note for note in said) for name in left), "let go of before its jobs were named"
 
     def _learn(self, pod: SimulatedPod) -> None:
@@ -858,7 +862,7 @@ def _container(pod: SimulatedPod) -> dict[str, Any]:
     return next((status for status in statuses if status["name"] == "task"), {})
 
 
-def is_held(status: Status) -> bool:
+def is_held(status: TaskRunStatus) -> bool:
     return any(one.type == ConditionType.HELD and one.status == "True" for one in status.conditions)
 
 

@@ -37,7 +37,7 @@ from reattach.api.names import (
 from reattach.api.state import SealPurpose, StateView
 from reattach.cluster import Cluster
 from reattach.cluster.paths import configmaps, pods, taskruns
-from reattach.state import Run, Store, view_of
+from reattach.state import RunReference, Store, view_of
 from waiting import wait_until
 
 GROUP = "reattach-state-api"
@@ -236,7 +236,7 @@ class Task:
 
         async def sealed() -> None:
             async with await Cluster.connect(str(self.control_plane.kubeconfig())) as cluster:
-                run = Run(namespace=self.namespace, name=self.name, uid=self.uid)
+                run = RunReference(namespace=self.namespace, name=self.name, uid=self.uid)
                 await Store(cluster, field_manager="reattach.dev/operator").seal(run, through, purpose)
 
         asyncio.run(sealed())

@@ -13,10 +13,10 @@ import msgspec
 
 from reattach.api.messages import TerminationMessage
 from reattach.task.context import TaskContext
-from reattach.task.settings import Settings
-from relay import Relay
+from reattach.task.settings import TaskSettings
 from stateapi import Server
 from stateapi import Task as Run
+from tcp_relay import Relay
 
 
 @dataclass
@@ -46,8 +46,8 @@ class Pod:
         return self.directory / "termination-log"
 
     @property
-    def settings(self) -> Settings:
-        return Settings(
+    def settings(self) -> TaskSettings:
+        return TaskSettings(
             url=self.url,
             namespace=self.run.namespace,
             taskrun=self.run.name,

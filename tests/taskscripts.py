@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controlplane import ControlPlane
-from operating import Containers, Script
+from operator_process import Containers, Script
 from reattach.api.names import TOKEN_AUDIENCE
 from stateapi import Attempt, Server, new_session
 

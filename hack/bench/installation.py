@@ -18,7 +18,7 @@ from bench import kinds
 from bench.kinds import NODE, Kind
 from bench.usage import cpu_seconds_of
 from controlplane import CACHE, CONTROLLERS, ControlPlaneError, RunningControlPlane, Setup, running
-from operating import Operator, Operators
+from operator_process import Operator, Operators
 from reattach.cluster.paths import core, events, pods
 from waiting import read_until, wait_until
 

@@ -19,11 +19,11 @@ from bench.watch import version_of, watch
 from reattach.api.names import FINALIZER_ATTEMPT
 from reattach.api.objects import Pod
 from reattach.api.reasons import Cause, End, Outcome, Reason
-from reattach.api.taskrun import Attempt, Status, TaskRun
+from reattach.api.taskrun import Attempt, TaskRun, TaskRunStatus
 from reattach.cluster import Cluster, paths
-from reattach.planner.plan import Settings
+from reattach.planner.conditions import to_write, with_attempt, with_outcome
+from reattach.planner.plan import PodDefaults
 from reattach.planner.pods import build_pod
-from reattach.planner.status import to_write, with_attempt, with_outcome
 
 AT_ONCE = 32
 """Writes in flight, as many as the operator's default."""
@@ -43,7 +43,7 @@ class _PodEvent(msgspec.Struct, frozen=True):
 class Loop:
     """One namespace, from empty on."""
 
-    def __init__(self, cluster: Cluster, namespace: str, settings: Settings) -> None:
+    def __init__(self, cluster: Cluster, namespace: str, settings: PodDefaults) -> None:
         self._cluster = cluster
         self._namespace = namespace
         self._settings = settings
@@ -101,7 +101,7 @@ class Loop:
         await self._cluster.merge_patch(path, {"metadata": {**version, "finalizers": kept}})
 
 
-def build_status(taskrun: TaskRun, pod: Pod, now: datetime) -> Status:
+def build_status(taskrun: TaskRun, pod: Pod, now: datetime) -> TaskRunStatus:
     """Return the same status as the operator writes for a run whose first attempt succeeded."""
     attempt = Attempt(
         number=1,
@@ -125,7 +125,7 @@ def build_status(taskrun: TaskRun, pod: Pod, now: datetime) -> Status:
 
 async def main(arguments: argparse.Namespace) -> None:
     """Connect, and work until the process is killed."""
-    settings = Settings(url=arguments.state_api_url, ca=arguments.ca)
+    settings = PodDefaults(url=arguments.state_api_url, ca=arguments.ca)
     async with await Cluster.connect(arguments.kubeconfig) as cluster:
         await Loop(cluster, arguments.namespace, settings).run()
 

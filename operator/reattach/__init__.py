@@ -32,8 +32,7 @@ The package, from the bottom up:
     aip103      runs task functions that were written for Airflow's AIP-103
 """
 
-from reattach.task.context import Task, run, task
-from reattach.task.errors import (
+from reattach.errors import (
     AlreadyCompleted,
     AttemptOver,
     Closing,
@@ -62,9 +61,10 @@ from reattach.task.errors import (
     ValueTooLarge,
     VersionMismatch,
 )
-from reattach.task.externaljob import ExternalJob
+from reattach.task.context import Task, run, task
+from reattach.task.external_job import ExternalJob
 from reattach.task.state import Batch, State
-from reattach.task.values import NEVER_EXPIRE
+from reattach.task.value_checks import NEVER_EXPIRE
 
 __all__ = [
     "NEVER_EXPIRE",

@@ -5,7 +5,7 @@
 See `docs/adapters.md` for how to write one, and `reattach.testing` for the suite that tries to break it.
 """
 
-from reattach.task.adapter import (
+from reattach.adapters.base import (
     Active,
     Adapter,
     Cancelled,

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
+from reattach.errors import PermanentFailure
 from reattach.task.context import Task, TaskContext, task
-from reattach.task.errors import PermanentFailure
 from reattach.task.settings import PATIENCE_SECONDS
 from reattach.task.state import State
-from reattach.task.values import NEVER_EXPIRE
+from reattach.task.value_checks import NEVER_EXPIRE
 
 __all__ = ["NEVER_EXPIRE", "TaskInstance", "TaskState", "context_of", "main", "run", "run_in"]
 

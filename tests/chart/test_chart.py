@@ -188,8 +188,8 @@ def test_by_default_one_operator_and_two_state_apis_run(defaults: list[Object]) 
 @pytest.mark.parametrize("name", VALUES)
 def test_the_processes_accept_the_flags_that_they_are_given(name: str) -> None:
     """Parsed by the very parsers that read them in the pods."""
-    from reattach.controller.__main__ import _parser
-    from reattach.controller.options import run_options_of
+    from reattach.process.__main__ import _parser
+    from reattach.process.options import run_options_of
     from reattach.server.__main__ import from_arguments
 
     for _, spec in pod_specs(render(VALUES[name])):
@@ -203,13 +203,13 @@ def test_the_processes_accept_the_flags_that_they_are_given(name: str) -> None:
 
 
 def test_the_limits_on_connections_are_passed_on_and_have_the_defaults_of_the_process() -> None:
-    from reattach.server.settings import Settings
+    from reattach.server.config import ServerConfig
 
     def limits(values: dict[str, Any]) -> tuple[str, str]:
         arguments = arguments_of(render(values), "reattach-server")
         return arguments["connections-per-address"], arguments["connections"]
 
-    assert limits({}) == (str(Settings.connections_per_address), str(Settings.connections))
+    assert limits({}) == (str(ServerConfig.connections_per_address), str(ServerConfig.connections))
     assert limits({"server": {"connections": {"perAddress": 200, "total": 100_000}}}) == ("200", "100000")
 
 

@@ -8,7 +8,7 @@ import httpx
 from aiohttp import web
 
 from reattach.testing import Fault
-from reattach.testing.service import Service
+from reattach.testing.loopback_server import LoopbackServer
 
 OperationsOf = Callable[[str, str], tuple[str, ...]]
 """What an adapter does by this method and path: `submit`, `look-up`, `status`; several where one call is both."""
@@ -70,5 +70,5 @@ def broken_api(client: httpx.Client, operations_of: OperationsOf = by_method) ->
     broken = BrokenApi(client, operations_of)
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", broken.pass_on)
-    with Service() as service:
+    with LoopbackServer() as service:
         yield service.serve(application), broken

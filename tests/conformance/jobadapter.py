@@ -11,18 +11,7 @@ import httpx
 from typing_extensions import override
 
 import jobservers
-from reattach.adapters.http import (
-    Cancel,
-    Description,
-    HttpJobs,
-    LookUp,
-    Names,
-    States,
-    Status,
-    Submit,
-    Token,
-)
-from reattach.task.adapter import (
+from reattach.adapters.base import (
     Active,
     Adapter,
     Cancelled,
@@ -38,7 +27,18 @@ from reattach.task.adapter import (
     Submitted,
     Succeeded,
 )
-from reattach.testing import Clock, Fault, MadeUpClock, OtherSide
+from reattach.adapters.http import (
+    CancelRequest,
+    Description,
+    HttpJobs,
+    LookupRequest,
+    Names,
+    States,
+    StatusRequest,
+    SubmitRequest,
+    Token,
+)
+from reattach.testing import Clock, ExternalSystem, Fault, VirtualClock
 
 SECONDS = {"forgetting-name": 600.0, "expiring-token": 600.0, "lagging-lookup": 20.0, "forgetting-lookup": 7200.0}
 """The N of each mode's line in the job server's description; far more than a request takes, and less than lives last."""
@@ -128,11 +128,11 @@ class JobServerAdapter(Adapter):
 
 def described(mode: str, address: str) -> Description:
     """The job server in this mode, as a REST API: no more is said of it than the mode keeps."""
-    plain = Submit(path="/jobs", handle="id", body={"tag": "{token}"})
-    keyed = Submit(path="/jobs", handle="id", headers={"Idempotency-Key": "{token}"}, exists=(200,))
-    named = Submit(path="/jobs", handle="id", body={"name": "{name}"}, exists=(409,))
+    plain = SubmitRequest(path="/jobs", handle="id", body={"tag": "{token}"})
+    keyed = SubmitRequest(path="/jobs", handle="id", headers={"Idempotency-Key": "{token}"}, exists=(200,))
+    named = SubmitRequest(path="/jobs", handle="id", body={"name": "{name}"}, exists=(409,))
     can = CAPABILITIES[mode]
-    look_up = can.look_up and LookUp(
+    look_up = can.look_up and LookupRequest(
         path="/jobs?tag={token}",
         items="jobs",
         carries="tag",
@@ -146,14 +146,14 @@ def described(mode: str, address: str) -> Description:
         names=can.client_name and Names(retention_seconds=_seconds_of(can.client_name.retention)),
         token=Token(lifetime_seconds=can.token.lifetime.total_seconds()) if can.token else None,
         look_up=look_up,
-        status=Status(
+        status=StatusRequest(
             path="/jobs/{handle}",
             state="status",
             states=States(active=("RUNNING",), succeeded=("SUCCEEDED",), failed=("FAILED",), cancelled=("CANCELLED",)),
             result=".",
             not_found_says="no job",
         ),
-        cancel=Cancel(path="/jobs/{handle}/cancel"),
+        cancel=CancelRequest(path="/jobs/{handle}/cancel"),
     )
 
 
@@ -198,9 +198,9 @@ class Served:
         if fault is not None:
             self.server.fail(fault.how, fault.on, times=1 if fault.once else None)
 
-    def other_side(self, capabilities: Capabilities | None = None, *, seconds: float = 60) -> OtherSide:
+    def other_side(self, capabilities: Capabilities | None = None, *, seconds: float = 60) -> ExternalSystem:
         """`capabilities`: what is declared, if it is not what the mode keeps. `seconds`: how long jobs take."""
-        return OtherSide(
+        return ExternalSystem(
             adapter=lambda: self.adapter(capabilities),
             count_jobs=lambda: self.server.made,
             request={"seconds": seconds, "rows": 4211},
@@ -216,7 +216,7 @@ class Served:
 @contextlib.contextmanager
 def serving(mode: str | Any, clock: Clock | None = None) -> Iterator[Served]:
     """A job server of this mode; on a clock that is made up, unless one is given."""
-    clock = clock or MadeUpClock()
+    clock = clock or VirtualClock()
     with (
         jobservers.serving(mode, seconds=SECONDS.get(mode, 0), clock=lambda: clock.now().timestamp()) as server,
         httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,

@@ -14,10 +14,10 @@ from typing_extensions import override
 
 from conformance.brokenapi import BrokenApi, broken_api
 from controlplane import ControlPlane, ControlPlaneError
+from reattach.adapters.base import Capabilities
 from reattach.adapters.kubernetes import JOB, TASKRUN, Access, KubernetesObjects
 from reattach.adapters.kubernetes.kinds import Kind
-from reattach.task.adapter import Capabilities
-from reattach.testing import OtherSide
+from reattach.testing import ExternalSystem
 
 JSON = dict[str, Any]
 RUNS_SECONDS = 1.0
@@ -65,11 +65,11 @@ class Objects:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._end_them, daemon=True)
 
-    def other_side(self) -> OtherSide:
+    def other_side(self) -> ExternalSystem:
         """What the suite asks of it."""
         manifest = _MANIFESTS[self._kind.kind]
         access = Access(server=self._address, namespace=self._namespace, ca=None)
-        return OtherSide(
+        return ExternalSystem(
             adapter=lambda: QuickObjects(self._kind, access=access, namespace=self._namespace),
             count_jobs=self.made,
             request=manifest,

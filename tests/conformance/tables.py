@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from reattach.testing import Outcome
+from reattach.testing import CaseResult
 
 ADAPTERS, LIVES, PLAIN, PROCESSES, RACES, DEATHS = "adapters", "lives", "plain", "processes", "races", "deaths"
 """The tables."""
@@ -19,7 +19,7 @@ def keep(table: str, name: str, rows: Any) -> None:
         path.write_text(json.dumps({"table": table, "name": name, "rows": rows}, indent=1))
 
 
-def keep_outcomes(adapter: str, outcomes: list[Outcome]) -> None:
+def keep_outcomes(adapter: str, outcomes: list[CaseResult]) -> None:
     """How each case went with one adapter."""
     rows = [[one.case.name, one.case.what, str(one.verdict or ""), one.skipped] for one in outcomes]
     tried = {row[0] for row in rows}

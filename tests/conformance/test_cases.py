@@ -15,7 +15,7 @@ from typing_extensions import override
 import jobservers
 from conformance.jobadapter import CAPABILITIES, MODES, SECONDS, JobServerAdapter, Served, serving
 from conformance.tables import keep_outcomes
-from reattach.task.adapter import (
+from reattach.adapters.base import (
     Cancelled,
     Capabilities,
     ClientName,
@@ -28,8 +28,8 @@ from reattach.task.adapter import (
     Submitted,
     Succeeded,
 )
-from reattach.testing import CASES, Case, CountError, Outcome, RealClock, Report, Suite, Verdict, conformance
-from reattach.testing.conformance import Scene
+from reattach.testing import CASES, Case, CaseResult, CountError, ExpectedResult, RealClock, Report, Suite, conformance
+from reattach.testing.conformance import CaseRun
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Stage:
 
     served: Served
     suite: Suite
-    outcomes: list[Outcome]
+    outcomes: list[CaseResult]
 
 
 # A mode's cases share a job server, and so a worker.
@@ -255,10 +255,10 @@ def test_a_run_that_is_held_for_another_reason_than_an_unknown_submission_is_not
     """Attempts that fail while their job runs use up their budget, and the run waits for a person."""
     [case] = [case for case in CASES if case.name == "undisturbed"]
 
-    def arrange(scene: Scene) -> frozenset[Verdict]:
+    def arrange(scene: CaseRun) -> frozenset[ExpectedResult]:
         for attempt in range(1, 60):
             scene.at(attempt, "watching", lambda process: process.kill())
-        return frozenset({Verdict.HELD})
+        return frozenset({ExpectedResult.HELD})
 
     with serving("token") as served, Suite(served.other_side()) as suite:
         outcome = suite.play(replace(case, arrange=arrange))
@@ -271,9 +271,9 @@ def test_where_a_name_is_forgotten_a_look_up_that_remembers_for_longer_settles_i
     with serving(mode) as served, Suite(served.other_side(can)) as suite:
         verdicts = {case.name: suite.check(case).verdict for case in CASES if "forgotten" in case.name}
     assert verdicts == {
-        "name forgotten": Verdict.ONE_JOB,
-        "forgotten unseen": Verdict.HELD,
-        "forgotten": Verdict.HELD,
+        "name forgotten": ExpectedResult.ONE_JOB,
+        "forgotten unseen": ExpectedResult.HELD,
+        "forgotten": ExpectedResult.HELD,
     }
 
 
@@ -293,7 +293,7 @@ def test_the_suite_goes_by_the_real_clock_too() -> None:
 
 def test_the_table_tells_what_was_not_tried_and_what_is_wrong() -> None:
     first, second, third = CASES[:3]
-    report = Report("x", (Outcome(first, skipped="no way"), Outcome(second, wrong="2 jobs"), Outcome(third)))
+    report = Report("x", (CaseResult(first, skipped="no way"), CaseResult(second, wrong="2 jobs"), CaseResult(third)))
     assert "not tried: no way" in str(report)
     assert "**2 jobs**" in str(report)
     assert [outcome.case for outcome in report.failures] == [second]

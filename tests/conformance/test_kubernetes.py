@@ -8,7 +8,7 @@ import pytest
 from conformance.kubejobs import KINDS, objects
 from conformance.tables import keep_outcomes
 from controlplane import ControlPlane
-from reattach.testing import CASES, Case, Outcome, Suite
+from reattach.testing import CASES, Case, CaseResult, Suite
 
 SAMPLE = {
     "undisturbed",
@@ -26,14 +26,14 @@ SAMPLE = {
 }
 HERE = [case for case in CASES if os.environ.get("REATTACH_ALL") or case.name in SAMPLE]
 
-Stage = tuple[Suite, list[Outcome]]
+Stage = tuple[Suite, list[CaseResult]]
 
 
 # A kind's cases share a namespace, and so a worker.
 @pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in KINDS])
 def stage(request: pytest.FixtureRequest, control_plane: ControlPlane) -> Iterator[Stage]:
     namespace = control_plane.create_namespace("conformance")
-    outcomes: list[Outcome] = []
+    outcomes: list[CaseResult] = []
     with objects(control_plane, namespace, request.param) as found, Suite(found.other_side()) as suite:
         yield suite, outcomes
         keep_outcomes(f"kubernetes, {request.param}", outcomes)

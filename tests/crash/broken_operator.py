@@ -7,10 +7,10 @@ from datetime import datetime
 
 import msgspec
 
-from reattach.controller.__main__ import main
 from reattach.planner.decide import decide
-from reattach.planner.plan import CreatePod, Observed, Plan, Settings
+from reattach.planner.plan import CreatePod, Observed, Plan, PodDefaults
 from reattach.planner.pods import build_pod
+from reattach.process.__main__ import main
 
 
 @dataclass
@@ -19,7 +19,7 @@ class WaitAgain:
 
     recorded: set[datetime] = field(default_factory=set)
 
-    def decide(self, observed: Observed, settings: Settings, now: datetime) -> Plan:
+    def decide(self, observed: Observed, settings: PodDefaults, now: datetime) -> Plan:
         status, until = observed.taskrun.status, observed.taskrun.status.next_attempt_time
         if until is not None and until not in self.recorded:
             last = status.attempts[-1].finish_time or now
@@ -38,7 +38,7 @@ class WaitInMemory:
 
     waits: dict[datetime, datetime] = field(default_factory=dict)
 
-    def decide(self, observed: Observed, settings: Settings, now: datetime) -> Plan:
+    def decide(self, observed: Observed, settings: PodDefaults, now: datetime) -> Plan:
         status, recorded = observed.taskrun.status, observed.taskrun.status.next_attempt_time
         if recorded is not None:
             last = status.attempts[-1].finish_time or now
@@ -57,7 +57,7 @@ class CountFromStatus:
 
     made: set[str] = field(default_factory=set)
 
-    def decide(self, observed: Observed, settings: Settings, now: datetime) -> Plan:
+    def decide(self, observed: Observed, settings: PodDefaults, now: datetime) -> Plan:
         listed = {attempt.pod_name for attempt in observed.taskrun.status.attempts}
         seen = tuple(pod for pod in observed.pods if pod.metadata.name in listed | self.made)
         plan = decide(replace(observed, pods=seen), settings, now)

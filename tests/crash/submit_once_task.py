@@ -11,8 +11,8 @@ import sys
 import httpx
 
 from conformance.jobadapter import JobServerAdapter, capabilities_of
-from reattach.task.adapter import Submission, Submitted
-from reattach.task.client import Waits
+from reattach.adapters.base import Submission, Submitted
+from reattach.task.client import Timing
 from reattach.task.context import Task, TaskContext
 from reattach.task.settings import from_environment
 
@@ -48,5 +48,5 @@ def main(task: Task) -> object:
 
 
 if __name__ == "__main__":
-    TaskContext(from_environment(os.environ), waits=Waits(on_step=strike)).run(main)
+    TaskContext(from_environment(os.environ), waits=Timing(on_step=strike)).run(main)
     sys.exit(0)

@@ -1,4 +1,4 @@
-"""The operator dies anywhere in the life of a TaskRun, is started again, and the end is the same: `tests/deaths.py` says how."""
+"""The operator dies anywhere in the life of a TaskRun, is started again, and the end is the same: `tests/crash_points.py` says how."""
 
 import datetime as dt
 import os
@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from controlplane import REPOSITORY, ControlPlane
-from deaths import die_everywhere
-from lives import NAME, JobServer, Life, Story, TaskProcess, World, normalised, write_ca
-from operating import CONTAINER, Containers, Kubelet, Operators, fail, kubelet_of, succeed
+from crash_points import die_everywhere
+from operator_process import CONTAINER, Containers, Kubelet, Operators, fail, kubelet_of, succeed
 from proxy import Proxy, proxy_to
+from run_histories import NAME, JobServer, Life, Story, TaskProcess, World, normalised, write_ca
 from stateapi import Servers
 
 JSON = dict[str, Any]
@@ -23,7 +23,7 @@ SLACK = dt.timedelta(seconds=10)
 """How much later than planned, or than the operator is back, a pod may come on a busy machine."""
 LONG_WAIT = 12
 """Seconds: more than the slack, so that a wait that a new operator begins anew is seen to be too long."""
-PROGRAM = ("-m", "reattach.controller")
+PROGRAM = ("-m", "reattach.process")
 BROKEN = str(Path(__file__).parent / "broken_operator.py")
 SUBMIT_ONCE = Path(__file__).parent / "submit_once_task.py"
 RETRIED: JSON = {

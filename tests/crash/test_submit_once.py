@@ -24,11 +24,11 @@ import pytest
 from conformance.jobadapter import MODES
 from conformance.tables import PROCESSES, keep
 from controlplane import REPOSITORY, ControlPlane, ControlPlaneError
-from lives import write_ca
-from operating import CONTAINER, Containers, Kubelet, Operators, Stage, condition, kubelet_of, stage_of
+from operator_process import CONTAINER, Containers, Kubelet, Operators, Stage, condition, kubelet_of, stage_of
 from ports import free_port
 from reattach.api.names import ANNOTATION_CA, CA_FILE, TOKEN_AUDIENCE, TOKEN_FILE
 from reattach.cluster.paths import pods, taskruns
+from run_histories import write_ca
 from stateapi import Servers
 from waiting import wait_until
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from hang_scenarios import ALL, LOST_NODE, NAMES, NOTHING, Life, Processes, begin, force, log_on, lost_node
 from realcluster import RELEASE_NAMESPACE, Cluster, condition_of
-from reattach.task.submitting import STALE_SECONDS
-from stalls import ALL, LOST_NODE, NAMES, NOTHING, Life, Processes, begin, force, log_on, lost_node
+from reattach.task.submission import STALE_SECONDS
 from waiting import wait_until
 
 # Nobody can know.

@@ -14,7 +14,7 @@ import pytest
 
 from apicalls import Event, call_of
 from controlplane import ControlPlane
-from operating import Containers, Kubelet, Operators, Script, Stage, kubelet_of, stage_of
+from operator_process import Containers, Kubelet, Operators, Script, Stage, kubelet_of, stage_of
 from reattach.cluster.paths import events
 from stateapi import Servers
 from taskscripts import Tasks

@@ -11,9 +11,9 @@ import yaml
 from controlplane import ControlPlane, ControlPlaneError, helm_template
 from reattach.api.names import ANNOTATION_CA
 from reattach.cluster import Cluster, ForbiddenError, paths
-from reattach.controller.authority import certificates_in, is_issued_by
-from reattach.controller.certificates import CertificateSettings, distribute, ensure
-from reattach.controller.rotation import ANNOTATION_ROTATE
+from reattach.pki.ca import certificates_in, is_issued_by
+from reattach.pki.certificates import CertificateSettings, distribute, ensure
+from reattach.pki.rotation import ANNOTATION_ROTATE
 
 NOW = datetime.now(UTC)
 MINUTE = timedelta(minutes=1)

@@ -15,7 +15,7 @@ from reattach.api import names
 from reattach.api.objects import Condition
 from reattach.api.reasons import Budget, Cause, ConditionType, End, Outcome
 from reattach.api.state import JobState
-from reattach.api.taskrun import Spec, Status
+from reattach.api.taskrun import TaskRunSpec, TaskRunStatus
 
 Schema = dict[str, Any]
 DEFINITION: dict[str, Any] = yaml.safe_load(CRD.read_text())["spec"]
@@ -78,7 +78,7 @@ def fields_of_the_model(shape: type[msgspec.Struct], path: str) -> Iterator[tupl
 
 MODEL = {
     path: (kind, default)
-    for shape, root in ((Spec, "spec"), (Status, "status"))
+    for shape, root in ((TaskRunSpec, "spec"), (TaskRunStatus, "status"))
     for path, kind, default in fields_of_the_model(shape, root)
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from controlplane import ControlPlane, ControlPlaneError
-from operating import (
+from operator_process import (
     CONTAINER,
     NAMESPACE,
     QUICK_RENEWAL,

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from controlplane import ControlPlane
-from deaths import die_everywhere
-from lives import NAME, Life, Story, World, normalised
-from operating import Containers, Kubelet, Operators, kubelet_of
+from crash_points import die_everywhere
+from operator_process import Containers, Kubelet, Operators, kubelet_of
 from proxy import Proxy, proxy_to
 from reattach.cluster.paths import taskruns
+from run_histories import NAME, Life, Story, World, normalised
 from stateapi import Servers
 from taskscripts import Tasks
 

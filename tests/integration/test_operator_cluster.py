@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from controlplane import CRD, ControlPlaneError, RunningControlPlane
-from operating import (
+from operator_process import (
     NAMESPACE,
     RULES,
     SHORT_LEASE,

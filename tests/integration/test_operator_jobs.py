@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from controlplane import ControlPlane, ControlPlaneError
-from operating import Cluster, Kubelet, Operators, Stage, condition, kubelet_of, run_on, stage_of
+from operator_process import Cluster, Kubelet, Operators, Stage, condition, kubelet_of, run_on, stage_of
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE
 from reattach.cluster.paths import configmaps, events, taskruns
 from stateapi import Servers

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from controlplane import ControlPlane
-from operating import Cluster, Operator, Operators
+from operator_process import Cluster, Operator, Operators
 from waiting import wait_until
 
 COUNT = 50

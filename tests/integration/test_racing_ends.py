@@ -22,7 +22,7 @@ import pytest
 
 from conformance.tables import RACES, keep
 from controlplane import ControlPlane, ControlPlaneError
-from operating import Containers, Kubelet, Operators, Stage, condition, kubelet_of, stage_of
+from operator_process import Containers, Kubelet, Operators, Stage, condition, kubelet_of, stage_of
 from reattach.api.names import ANNOTATION_SUMMARY
 from reattach.cluster.paths import configmaps, taskruns
 from stateapi import Servers

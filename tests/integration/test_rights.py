@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from controlplane import ControlPlane, ControlPlaneError, helm_template
-from operating import Cluster, Containers, Operator, kubelet_of
+from operator_process import Cluster, Containers, Operator, kubelet_of
 from ports import free_port
 from reattach.api.names import ANNOTATION_CA, HEADER_SESSION, LABEL_TASKRUN, TOKEN_AUDIENCE
 from stateapi import new_session
@@ -76,7 +76,7 @@ class Installation:
         (container,) = found["spec"]["template"]["spec"]["containers"]
         given = [argument.replace("$(POD_NAMESPACE)", self.namespace) for argument in container["args"]]
         kubeconfig = self.control_plane.service_account_kubeconfig(self.namespace, f"reattach-{component}")
-        module = {"operator": "reattach.controller", "server": "reattach.server"}[component]
+        module = {"operator": "reattach.process", "server": "reattach.server"}[component]
         return [sys.executable, "-m", module, *given, f"--kubeconfig={kubeconfig}", *more]
 
     def operator(self) -> Operator:

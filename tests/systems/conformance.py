@@ -6,18 +6,18 @@ from collections.abc import Iterator
 import pytest
 
 from conformance.tables import keep_outcomes
-from reattach.testing import CASES, Case, OtherSide, Outcome, Suite
+from reattach.testing import CASES, Case, CaseResult, ExternalSystem, Suite
 
 ALL = bool(os.environ.get("REATTACH_ALL"))
 SAMPLE = {"undisturbed", "request left", "answer lost"}
 HERE = [case for case in CASES if ALL or case.name in SAMPLE]
 
-Stage = tuple[Suite, list[Outcome]]
+Stage = tuple[Suite, list[CaseResult]]
 
 
-def staged(name: str, side: OtherSide) -> Iterator[Stage]:
+def staged(name: str, side: ExternalSystem) -> Iterator[Stage]:
     """For a fixture: where the cases are played, one after the other. What came of them is kept for the table."""
-    outcomes: list[Outcome] = []
+    outcomes: list[CaseResult] = []
     with Suite(side) as suite:
         yield suite, outcomes
         keep_outcomes(name, outcomes)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reattach.task.adapter import Submission
+from reattach.adapters.base import Submission
 from systems.rayhead import RayHead
 from systems.slurmcluster import SlurmCluster
 

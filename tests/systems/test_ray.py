@@ -10,11 +10,7 @@ import httpx
 import pytest
 
 from conformance.brokenapi import broken_api
-from reattach.adapters.calls import CallError
-from reattach.adapters.ray import RayJobs
-from reattach.api.messages import Grounds, Job
-from reattach.api.state import JobState
-from reattach.task.adapter import (
+from reattach.adapters.base import (
     Active,
     Cancelled,
     ClientName,
@@ -25,8 +21,12 @@ from reattach.task.adapter import (
     Submission,
     Succeeded,
 )
-from reattach.task.ladder import Moment, still_holds
-from reattach.testing import Case, OtherSide
+from reattach.adapters.http_client import CallError
+from reattach.adapters.ray import RayJobs
+from reattach.api.messages import Grounds, Job
+from reattach.api.state import JobState
+from reattach.task.resolution import Moment, still_holds
+from reattach.testing import Case, ExternalSystem
 from systems.conformance import ALL, HERE, Stage, play, staged
 from systems.rayhead import RayHead
 from waiting import wait_until
@@ -284,7 +284,7 @@ def stage(ray_head: RayHead) -> Iterator[Stage]:
         httpx.Client(base_url=ray_head.address, trust_env=False, timeout=60) as client,
         broken_api(client, operations_of) as (address, broken),
     ):
-        side = OtherSide(
+        side = ExternalSystem(
             adapter=lambda: RayJobs(address, headers=ray_head.headers),
             count_jobs=made,
             request={"entrypoint": "sleep 1"},

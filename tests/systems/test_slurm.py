@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from conformance.brokenapi import broken_api
+from reattach.adapters.base import Active, Cancelled, Failed, JobStatus, NotFound, Rejected, Submission, Succeeded
 from reattach.adapters.slurm import SlurmCommands, SlurmError, SlurmRest
 from reattach.adapters.slurm.adapter import Slurm
 from reattach.adapters.slurm.records import handle_from
-from reattach.task.adapter import Active, Cancelled, Failed, JobStatus, NotFound, Rejected, Submission, Succeeded
-from reattach.testing import Case, OtherSide
+from reattach.testing import Case, ExternalSystem
 from systems.conformance import ALL, HERE, Stage, play, staged
 from systems.slurmcluster import REST_VERSION, SlurmCluster
 from waiting import wait_until
@@ -373,7 +373,7 @@ def stages(slurm: SlurmCluster) -> Iterator[Callable[[str], Stage]]:
         @functools.cache
         def stage_of(way: str) -> Stage:
             adapter, fail = (by_rest, broken.fail) if way == "slurmrestd" else (by_commands, None)
-            side = OtherSide(adapter=adapter, count_jobs=made, fail=fail, **requests_of(adapter()))
+            side = ExternalSystem(adapter=adapter, count_jobs=made, fail=fail, **requests_of(adapter()))
             return stack.enter_context(contextmanager(staged)(f"slurm, {way}", side))
 
         yield stage_of

@@ -1,4 +1,4 @@
-"""Adapters: how jobs are submitted to the external systems that Reattach knows. See `reattach.task.adapter` for what one must do.
+"""Adapters: how jobs are submitted to the external systems that Reattach knows. See `reattach.adapters.base` for what one must do.
 
     http         any REST API, by a description
     kubernetes   objects of a Kubernetes API: Job, TaskRun, SparkApplication, RayJob, any other kind

@@ -21,8 +21,8 @@ from urllib.parse import quote
 
 import httpx
 
-from reattach.adapters.calls import Answer, Caller, NotSentError
-from reattach.task.adapter import (
+from reattach.adapters.base import (
+    MARGIN,
     Active,
     Adapter,
     Cancelled,
@@ -38,7 +38,7 @@ from reattach.task.adapter import (
     Succeeded,
     Unknown,
 )
-from reattach.task.ladder import MARGIN
+from reattach.adapters.http_client import BoundedHttpClient, HttpResponse, NotSentError
 
 _SETTLING: Final = timedelta(seconds=60)
 """A request that the head has taken waits at most half of this for the head's agent, then the job is there."""
@@ -76,7 +76,7 @@ class RayJobs(Adapter):
     ) -> None:
         self._address = address.rstrip("/")
         self._durable = durable
-        self._caller = Caller(self._address, self.request_seconds, headers, tls, transport=transport)
+        self._caller = BoundedHttpClient(self._address, self.request_seconds, headers, tls, transport=transport)
         # A word on the head's memory is of use while it is fresh, right before a submission.
         self._quick = replace(self._caller, seconds=_MEMORY_SECONDS)
 
@@ -147,7 +147,7 @@ def body_of(submission: Submission) -> dict[str, Any]:
     return {**request, "metadata": metadata, "submission_id": submission.name}
 
 
-def submitted_of(answer: Answer, submission_id: str) -> bool:
+def submitted_of(answer: HttpResponse, submission_id: str) -> bool:
     """Whether the job existed before this submission.
 
     Ray answers a known id with 500 and a traceback inside a traceback, which ends in a sentence. Raises `Rejected`, or `RayError` where it can't
@@ -164,7 +164,7 @@ def submitted_of(answer: Answer, submission_id: str) -> bool:
     raise RayError(f"Ray's answer does not tell whether it made the job: {_shown(answer)}")
 
 
-def status_of(answer: Answer) -> JobStatus:
+def status_of(answer: HttpResponse) -> JobStatus:
     """What `GET /api/jobs/ID` says. The result of a job that succeeded is `{"submissionId": …}`: Ray keeps no other."""
     body = answer.body
     if is_absent(answer):
@@ -185,12 +185,12 @@ def status_of(answer: Answer) -> JobStatus:
             return Unknown(f"Ray reports a status that this adapter does not know: {unknown!r}")
 
 
-def is_absent(answer: Answer) -> bool:
+def is_absent(answer: HttpResponse) -> bool:
     """Whether Ray says that it has no such job. Another server at this address, or a proxy before it, may answer 404 as well; the sentence is Ray's."""
     return answer.status == 404 and "does not exist" in answer.text
 
 
-def memory_of(answer: Answer) -> timedelta:
+def memory_of(answer: HttpResponse) -> timedelta:
     """For how long the head has remembered jobs: since its node started, by its own clock. 0 where it does not say.
 
     Raises `RayError`: it can't be told now. 404 is the answer of a Ray that knows no such question.
@@ -207,7 +207,7 @@ def memory_of(answer: Answer) -> timedelta:
     return max(memory - _MEMORY_MARGIN, timedelta(0))
 
 
-def _shown(answer: Answer) -> str:
+def _shown(answer: HttpResponse) -> str:
     return f"{answer.status} {_last_line(answer.text)}"[:400]
 
 

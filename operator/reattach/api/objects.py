@@ -57,7 +57,7 @@ class PartialObject(Shape, frozen=True):
     metadata: ObjectMeta = ObjectMeta()
 
 
-class Terminated(Shape, frozen=True):
+class ContainerTerminated(Shape, frozen=True):
     """A container that ended. `exit_code` is 128 + n after signal n."""
 
     exit_code: int = 0
@@ -86,7 +86,7 @@ class ContainerState(Shape, frozen=True):
 
     waiting: Waiting | None = None
     running: Running | None = None
-    terminated: Terminated | None = None
+    terminated: ContainerTerminated | None = None
 
 
 class ContainerStatus(Shape, frozen=True):

@@ -50,7 +50,7 @@ class ConditionType(StrEnum):
     ORPHANED = "Orphaned"
 
 
-class News(StrEnum):
+class EventReason(StrEnum):
     """The reason of an Event that tells what happened, where no condition does. Those of conditions announce themselves under `Reason`."""
 
     ATTEMPT_FAILED = "AttemptFailed"

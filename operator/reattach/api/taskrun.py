@@ -43,7 +43,7 @@ class Deadlines(Shape, frozen=True):
     lost_seconds: int = 300
 
 
-class Submission(Shape, frozen=True):
+class SubmissionPolicy(Shape, frozen=True):
     """What to do where the protocol finds no answer: Hold, Fail or Resubmit; and what tokens are made from (None: the UID)."""
 
     on_unknown: Literal["Hold", "Fail", "Resubmit"] = "Hold"
@@ -68,7 +68,7 @@ class Resolution(Shape, frozen=True):
     handle: str | None = None
 
 
-class Spec(Shape, frozen=True):
+class TaskRunSpec(Shape, frozen=True):
     """What the author asked for. `template` is the pod template as written, untyped."""
 
     template: dict[str, Any]
@@ -76,7 +76,7 @@ class Spec(Shape, frozen=True):
     retry: Retry = Retry()
     deadlines: Deadlines = Deadlines()
     completion: str = "Auto"
-    submission: Submission = Submission()
+    submission: SubmissionPolicy = SubmissionPolicy()
     adopt: tuple[Adoption, ...] = ()
     resolutions: tuple[Resolution, ...] = ()
     cancel: bool = False
@@ -127,7 +127,7 @@ class Counts(Shape, frozen=True, omit_defaults=False):
     last_presumed: int = 0
 
 
-class ExternalJob(Shape, frozen=True):
+class ExternalJobStatus(Shape, frozen=True):
     """One external job in `status.externalJobs`, from `api.state.JobSummary`."""
 
     key: str
@@ -147,7 +147,7 @@ class StateReference(Shape, frozen=True):
     uid: str = ""
 
 
-class Status(Shape, frozen=True):
+class TaskRunStatus(Shape, frozen=True):
     """What was observed and decided."""
 
     observed_generation: int | None = None
@@ -158,7 +158,7 @@ class Status(Shape, frozen=True):
     next_attempt_time: datetime | None = None
     attempts: tuple[Attempt, ...] = ()
     counts: Counts = Counts()
-    external_jobs: tuple[ExternalJob, ...] = ()
+    external_jobs: tuple[ExternalJobStatus, ...] = ()
     state: StateReference | None = None
     result: str | None = None
 
@@ -167,5 +167,5 @@ class TaskRun(Shape, frozen=True):
     """One logical execution of a task."""
 
     metadata: ObjectMeta
-    spec: Spec
-    status: Status = Status()
+    spec: TaskRunSpec
+    status: TaskRunStatus = TaskRunStatus()

@@ -20,7 +20,7 @@ from reattach.cli.flags import (
     say,
     show,
 )
-from reattach.cli.statecommands import state
+from reattach.cli.state_commands import state
 from reattach.cli.text import one_line
 
 
@@ -37,9 +37,9 @@ def cli(**_: Any) -> None:
 @output_option
 def explain(name: str, output: str | None) -> None:
     """Tell the story of a run: what was tried, what was decided and why, what comes next."""
-    from reattach.cli.explaining import lines_of
-    from reattach.cli.looking import situation_of
-    from reattach.cli.story import story_of
+    from reattach.cli.explain import lines_of
+    from reattach.cli.queries import situation_of
+    from reattach.cli.report import story_of
 
     situation = call(lambda connection: situation_of(connection, name))
     story = story_of(situation)
@@ -73,8 +73,8 @@ def resolve(
     Held for SubmissionUnknown it takes --adopt, --resubmit or --fail; for StateLost --start-empty or --fail; for BudgetExhausted --continue
     or --fail. The answer is stored in spec.resolutions, and stays there.
     """
-    from reattach.cli.answering import Wish
-    from reattach.cli.answering import resolve as store
+    from reattach.cli.resolve import Wish
+    from reattach.cli.resolve import resolve as store
 
     chosen = {
         "Adopt": adopt is not None,
@@ -108,8 +108,8 @@ def logs(
     *, name: str, follow: bool, attempt: int | None, container: str | None, tail: int | None, timestamps: bool
 ) -> None:
     """Print the logs of all attempts, in order. What is said about them goes to stderr."""
-    from reattach.cli.following import show_logs
-    from reattach.cli.podlogs import LogOptions
+    from reattach.cli.attempt_log import LogOptions
+    from reattach.cli.logs_and_wait import show_logs
 
     options = LogOptions(follow=follow, attempt=attempt, container=container, tail=tail, timestamps=timestamps)
     leave(call(lambda connection: show_logs(connection, name, options, say)))
@@ -133,9 +133,9 @@ def wait(name: str, goal: str, timeout: timedelta | None, output: str | None) ->
     Exit codes: 0 it succeeded (with --for outcome: it ended), 3 it failed, 4 it was cancelled, 5 it is held (not with --for outcome, which goes
     on waiting), 6 not within --timeout, 7 it was deleted; 1 and 2 as everywhere.
     """
-    from reattach.cli.following import Goal, wait_for
+    from reattach.cli.logs_and_wait import WaitTarget, wait_for
 
-    waited = call(lambda connection: wait_for(connection, name, Goal(goal), timeout, say))
+    waited = call(lambda connection: wait_for(connection, name, WaitTarget(goal), timeout, say))
     if output is not None:
         status = None if waited.taskrun is None else waited.taskrun.status
         about = {"name": name, "exitCode": int(waited.exit_code), "message": waited.sentence, "status": status}
@@ -157,7 +157,7 @@ def release(name: str, yes: bool, force: bool, output: str | None) -> None:
 
     The way out when the operator is gone, or when nobody can tell what became of a job. Nothing is cancelled over there.
     """
-    from reattach.cli.letting_go import carry_out, lines_of, prepare
+    from reattach.cli.release import carry_out, lines_of, prepare
 
     found = call(lambda connection: prepare(connection, name, force=force))
     lines = lines_of(found.plan)

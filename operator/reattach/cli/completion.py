@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem, ShellComplete, get_completion
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from reattach.cli.connection import Connection
+    from reattach.cli.connection import ClusterConnection
 
 VARIABLE = "_KUBECTL_REATTACH_COMPLETE"
 _SECONDS = 10.0
@@ -48,14 +48,14 @@ def answer_shell(cli: click.Command, instruction: str) -> int:
 
 def taskruns(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
     """The TaskRuns of the namespace."""
-    from reattach.cli.looking import names_of
+    from reattach.cli.queries import names_of
 
     return _offers(_asked(ctx, names_of), word)
 
 
 def namespaces(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
     """The namespaces of the cluster."""
-    from reattach.cli.looking import namespaces_of
+    from reattach.cli.queries import namespaces_of
 
     return _offers(_asked(ctx, namespaces_of), word)
 
@@ -70,9 +70,9 @@ def contexts(ctx: click.Context, _param: click.Parameter, word: str) -> list[Com
 
 def state_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
     """The keys in the state of the TaskRun that is named."""
-    from reattach.cli.entries import read
+    from reattach.cli.state_edit import read
 
-    async def keys(connection: "Connection") -> list[str]:
+    async def keys(connection: "ClusterConnection") -> list[str]:
         _, stored = await read(connection, ctx.params["name"])
         return sorted(stored.state.records)
 
@@ -81,10 +81,10 @@ def state_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[C
 
 def held_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
     """The keys of the external jobs for which the TaskRun is held."""
-    from reattach.cli.holds import holds_of
-    from reattach.cli.looking import jobs_of, taskrun_of
+    from reattach.cli.hold_options import holds_of
+    from reattach.cli.queries import jobs_of, taskrun_of
 
-    async def keys(connection: "Connection") -> list[str]:
+    async def keys(connection: "ClusterConnection") -> list[str]:
         taskrun = await taskrun_of(connection, ctx.params["name"])
         holds = holds_of(taskrun, await jobs_of(connection, taskrun))
         return [hold.key for hold in holds if hold.key and hold.answer is None]
@@ -96,7 +96,7 @@ def _offers(values: list[str], word: str) -> list[CompletionItem]:
     return [CompletionItem(value) for value in dict.fromkeys(values) if value.startswith(word)]
 
 
-def _asked(ctx: click.Context, ask: "Callable[[Connection], Coroutine[Any, Any, list[str]]]") -> list[str]:
+def _asked(ctx: click.Context, ask: "Callable[[ClusterConnection], Coroutine[Any, Any, list[str]]]") -> list[str]:
     from reattach.cli.connection import connect
     from reattach.cli.errors import CommandError
     from reattach.cli.flags import target_of

@@ -23,14 +23,14 @@ _USER_REVIEWS = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 
 
 @dataclass(frozen=True)
-class Connection:
+class ClusterConnection:
     """A cluster, and the namespace that is meant where none is named."""
 
     cluster: Cluster
     namespace: str
 
 
-async def connect(target: Target) -> Connection:
+async def connect(target: Target) -> ClusterConnection:
     """Raises `CommandError` if the kubeconfig does not say where to go. Nothing is asked of the API server yet."""
     configuration = client.Configuration()
     # As kubectl: certificates without the extensions that Python 3.13 and later ask for are common in clusters.
@@ -56,7 +56,7 @@ async def connect(target: Target) -> Connection:
         cluster = Cluster(configuration, connections=16, timeout=target.request_timeout)
     except OSError as error:  # of the ssl module
         raise CommandError(f"The certificates in the kubeconfig {paths} can't be used: {error}.") from error
-    return Connection(cluster, target.namespace or namespace)
+    return ClusterConnection(cluster, target.namespace or namespace)
 
 
 def contexts_of(target: Target) -> list[str]:

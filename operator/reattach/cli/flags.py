@@ -23,7 +23,7 @@ from reattach.cli.target import Target
 from reattach.cli.text import Paint, is_coloured, parse_duration
 
 if TYPE_CHECKING:
-    from reattach.cli.connection import Connection
+    from reattach.cli.connection import ClusterConnection
 
 PROGRAM = "kubectl reattach"
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -171,14 +171,14 @@ def output_option(function: Decorated) -> Decorated:
 # -- running --------------------------------------------------------------------------------------------------------
 
 
-def call(act: "Callable[[Connection], Coroutine[Any, Any, T]]") -> T:
+def call(act: "Callable[[ClusterConnection], Coroutine[Any, Any, T]]") -> T:
     """Connect as the flags say, do it, and turn errors into a sentence and an exit code."""
     return asyncio.run(_connected(click.get_current_context().obj, act))
 
 
-async def _connected(target: Target, act: "Callable[[Connection], Coroutine[Any, Any, T]]") -> T:
+async def _connected(target: Target, act: "Callable[[ClusterConnection], Coroutine[Any, Any, T]]") -> T:
     from reattach.cli.connection import connect
-    from reattach.cli.sentences import sentence_of
+    from reattach.cli.error_messages import sentence_of
     from reattach.cluster import ClusterError
 
     connection = await connect(target)

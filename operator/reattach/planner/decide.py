@@ -15,21 +15,21 @@ from reattach.api.names import ANNOTATION_TEMPLATE_HASH, FINALIZER_EXTERNAL_JOBS
 from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, Cause, Outcome, Reason
 from reattach.api.state import StateView
-from reattach.api.taskrun import Attempt, Status
-from reattach.planner import closing, conclusions, endings, evidence, holds, jobs, wording
-from reattach.planner import status as statuses
-from reattach.planner.conclusions import Ending
-from reattach.planner.look import Known, Look, release_of_state
+from reattach.api.taskrun import Attempt, TaskRunStatus
+from reattach.planner import attempts, external_jobs, holds, outcome, podstatus, teardown, textformat
+from reattach.planner import conditions as statuses
+from reattach.planner.context import AttemptView, DecisionContext, release_of_state
+from reattach.planner.outcome import FinalOutcome
 from reattach.planner.plan import (
-    Announce,
     CreatePod,
     DeletePod,
+    EmitEvent,
     Observed,
     Plan,
+    PodDefaults,
+    PodRejectionKind,
     ReadState,
-    RefusalKind,
-    Settings,
-    StateUnreadable,
+    UnreadableState,
 )
 from reattach.planner.pods import build_pod, template_hash
 
@@ -42,16 +42,16 @@ SHOW_PENDING_AFTER = timedelta(seconds=10)
 READ_AGAIN_AFTER = timedelta(seconds=30)
 _STARTS_EMPTY = "The next attempt starts with an empty state, as a person decided."
 
-Step = Callable[[Look], Plan | None]
+Step = Callable[[DecisionContext], Plan | None]
 
 
-def decide(observed: Observed, settings: Settings, now: datetime) -> Plan:
+def decide(observed: Observed, settings: PodDefaults, now: datetime) -> Plan:
     """What to write to status, what to do, and when to look again. `now` is aware; the same input gives the same plan."""
-    look = Look(observed=observed, now=now, status=observed.taskrun.status)
+    look = DecisionContext(observed=observed, now=now, status=observed.taskrun.status)
     for step in _BEFORE_ENDS:
         if (plan := step(look)) is not None:
             return plan
-    look = endings.record(_with_jobs(look))
+    look = attempts.record(_with_jobs(look))
     for step in _AFTER_ENDS:
         if (plan := step(look)) is not None:
             return plan
@@ -61,25 +61,25 @@ def decide(observed: Observed, settings: Settings, now: datetime) -> Plan:
 # -- is there anything to do? ---------------------------------------------------------------------------------------
 
 
-def _leave_to_others(look: Look) -> Plan | None:
+def _leave_to_others(look: DecisionContext) -> Plan | None:
     return Plan() if look.spec.managed_by != OPERATOR_NAME else None
 
 
-def _let_go_of_finished(look: Look) -> Plan | None:
+def _let_go_of_finished(look: DecisionContext) -> Plan | None:
     if look.status.outcome is None:
         return None
     return Plan(actions=(*look.releases_of_all(), *release_of_state(look)))
 
 
-def _let_go_of_deleted(look: Look) -> Plan | None:
+def _let_go_of_deleted(look: DecisionContext) -> Plan | None:
     if look.about.deletion_timestamp is None or FINALIZER_EXTERNAL_JOBS in look.about.finalizers:
         return None
     return Plan(actions=look.releases_of_all(), look_again_at=look.next_loss)
 
 
-def _hold_restored(look: Look) -> Plan | None:
-    untouched = look.status == Status() or statuses.is_held(look.status, Reason.RESTORED)
-    if RESTORED_LABEL not in look.about.labels or not untouched or conclusions.wanted(look) is not None:
+def _hold_restored(look: DecisionContext) -> Plan | None:
+    untouched = look.status == TaskRunStatus() or statuses.is_held(look.status, Reason.RESTORED)
+    if RESTORED_LABEL not in look.about.labels or not untouched or outcome.wanted(look) is not None:
         return None
     way_out = f"Delete it, or remove its label {RESTORED_LABEL} to run it from the start."
     return holds.hold(look, Reason.RESTORED, f"{SENTENCES[Reason.RESTORED]} {way_out}")
@@ -88,38 +88,40 @@ def _hold_restored(look: Look) -> Plan | None:
 # -- what is known of the attempts that ended, and of their jobs? ---------------------------------------------------
 
 
-def _read_state(look: Look) -> Plan | None:
+def _read_state(look: DecisionContext) -> Plan | None:
     """For the end of an attempt, and when the summary has news of external jobs: it may be older than what status says."""
     if look.observed.state is not None:
         return None
     summary = look.observed.summary
     has_news = (
-        summary is not None and not statuses.is_held_for_good(look.status) and jobs.has_news(look.status, summary)
+        summary is not None
+        and not statuses.is_held_for_good(look.status)
+        and external_jobs.has_news(look.status, summary)
     )
-    return Plan(actions=(ReadState(),)) if endings.unrecorded(look) or has_news else None
+    return Plan(actions=(ReadState(),)) if attempts.unrecorded(look) or has_news else None
 
 
-def _wait_for_readable_state(look: Look) -> Plan | None:
-    if not isinstance(look.observed.state, StateUnreadable) or look.observed.namespace_ends:
+def _wait_for_readable_state(look: DecisionContext) -> Plan | None:
+    if not isinstance(look.observed.state, UnreadableState) or look.observed.namespace_ends:
         return None
     message = f"{SENTENCES[Reason.STATE_UNREADABLE]} {look.observed.state.message}"
     plan = holds.hold(look, Reason.STATE_UNREADABLE, message, again=look.now + READ_AGAIN_AFTER)
     # Nobody can seal it, nor use it; whoever wants the end of the run need not pay for its pod meanwhile.
-    return plan if conclusions.wanted(look) is None else replace(plan, actions=(*plan.actions, *closing.stops(look)))
+    return plan if outcome.wanted(look) is None else replace(plan, actions=(*plan.actions, *teardown.stops(look)))
 
 
-def _with_jobs(look: Look) -> Look:
+def _with_jobs(look: DecisionContext) -> DecisionContext:
     """The look after the external jobs are put into status, as they were read."""
     read = look.observed.state
     if not isinstance(read, StateView) or look.state_lost:
         return look
-    return look.with_status(jobs.with_jobs(look.status, read), *jobs.news_of(look.status, read))
+    return look.with_status(external_jobs.with_jobs(look.status, read), *external_jobs.news_of(look.status, read))
 
 
 # -- what follows from the ends? ------------------------------------------------------------------------------------
 
 
-def _wait_for_leftovers(look: Look) -> Plan | None:
+def _wait_for_leftovers(look: DecisionContext) -> Plan | None:
     if not look.leftovers:
         return None
     if any(statuses.is_held(look.status, reason) for reason in (Reason.STATE_LOST, Reason.SUBMISSION_UNKNOWN)):
@@ -129,26 +131,26 @@ def _wait_for_leftovers(look: Look) -> Plan | None:
     ).plan()
 
 
-def _conclude(look: Look) -> Plan | None:
-    ending = conclusions.ending_of(look)
-    return None if ending is None else closing.close(look, ending)
+def _conclude(look: DecisionContext) -> Plan | None:
+    ending = outcome.ending_of(look)
+    return None if ending is None else teardown.close(look, ending)
 
 
-def _watch_current(look: Look) -> Plan | None:
+def _watch_current(look: DecisionContext) -> Plan | None:
     current = look.current
     if current is None or current.pod is None:
         return None
     pod = current.pod
     if (ends_at := look.ends_at(pod)) is not None:
         return look.plan(again=ends_at)
-    if running := evidence.running_of(pod, look.container):
+    if running := podstatus.running_of(pod, look.container):
         return _watch_running(look, current, pod, running.started_at)
     if statuses.shows(look.status, Reason.RUNNING) and current.entry is not None:
         return look.plan()
-    return _watch_gated(look, current, pod) if evidence.is_gated(pod) else _watch_pending(look, current, pod)
+    return _watch_gated(look, current, pod) if podstatus.is_gated(pod) else _watch_pending(look, current, pod)
 
 
-def _watch_running(look: Look, current: Known, pod: Pod, since: datetime | None) -> Plan:
+def _watch_running(look: DecisionContext, current: AttemptView, pod: Pod, since: datetime | None) -> Plan:
     if statuses.shows(look.status, Reason.RUNNING) and current.entry is not None:
         return look.plan()
     show_at = (since or look.now - SHOW_RUNNING_AFTER) + SHOW_RUNNING_AFTER
@@ -157,7 +159,7 @@ def _watch_running(look: Look, current: Known, pod: Pod, since: datetime | None)
     return _show(look, Reason.RUNNING, f"Attempt {current.number} is running.", _entry(look, current, pod)).plan()
 
 
-def _watch_gated(look: Look, current: Known, pod: Pod) -> Plan:
+def _watch_gated(look: DecisionContext, current: AttemptView, pod: Pod) -> Plan:
     reason = Reason.WAITING_FOR_GATES
     if statuses.shows(look.status, reason) and current.entry is not None:
         return look.plan()
@@ -166,11 +168,11 @@ def _watch_gated(look: Look, current: Known, pod: Pod) -> Plan:
     return _show(look, reason, f"{SENTENCES[reason]} Gates: {gates}.", entry).plan()
 
 
-def _watch_pending(look: Look, current: Known, pod: Pod) -> Plan:
+def _watch_pending(look: DecisionContext, current: AttemptView, pod: Pod) -> Plan:
     entry = _entry(look, current, pod)
-    since = evidence.pending_since(pod, entry.start_time, look.now)
+    since = podstatus.pending_since(pod, entry.start_time, look.now)
     deadline = None if since is None else since + timedelta(seconds=look.spec.deadlines.pending_seconds)
-    trouble = evidence.trouble_of(pod, look.container)
+    trouble = podstatus.trouble_of(pod, look.container)
     if deadline is not None and deadline <= look.now:
         return _give_up_pending(look, pod, entry, trouble)
     what = trouble.what if trouble else SENTENCES[Reason.PENDING]
@@ -188,11 +190,11 @@ def _watch_pending(look: Look, current: Known, pod: Pod) -> Plan:
     return _show(look, Reason.PENDING, trouble.message if trouble else what, entry).plan(again=deadline)
 
 
-def _give_up_pending(look: Look, pod: Pod, entry: Attempt, trouble: evidence.Trouble | None) -> Plan:
+def _give_up_pending(look: DecisionContext, pod: Pod, entry: Attempt, trouble: podstatus.PodProblem | None) -> Plan:
     # Said before it is done: once the pod is deleted, nothing in it tells why it did not start.
     seconds = look.spec.deadlines.pending_seconds
     message = f"The pod was pending for longer than spec.deadlines.pendingSeconds ({seconds} s)."
-    why = wording.start_of(f"{message} {trouble.message}" if trouble else message)
+    why = textformat.start_of(f"{message} {trouble.message}" if trouble else message)
     entry = msgspec.structs.replace(entry, reason=trouble.reason if trouble else "PendingTooLong", message=why)
     return _show(look, Reason.PENDING, why, entry).plan(DeletePod(name=pod.metadata.name, uid=pod.metadata.uid))
 
@@ -200,20 +202,20 @@ def _give_up_pending(look: Look, pod: Pod, entry: Attempt, trouble: evidence.Tro
 # -- may the next attempt start? ------------------------------------------------------------------------------------
 
 
-def _heed_loss(look: Look) -> Plan | None:
+def _heed_loss(look: DecisionContext) -> Plan | None:
     """A lost state stays lost until a person says to go on without it; what it knew to be open is nobody's then."""
     if not statuses.is_held_for_good(look.status):
         return None
     if holds.answer_to_loss(look.spec, look.status) != holds.START_EMPTY:
         return look.plan()
-    look = closing.with_orphans(look, None)
+    look = teardown.with_orphans(look, None)
     counts = msgspec.structs.replace(look.status.counts, state_losses=look.status.counts.state_losses + 1)
     status = msgspec.structs.replace(look.status, counts=counts, state=None)
     status = statuses.with_progress(statuses.without_hold(status, look.now), Reason.PENDING, _STARTS_EMPTY, look.now)
     return look.with_status(status).plan()
 
 
-def _wait_for_answers(look: Look) -> Plan | None:
+def _wait_for_answers(look: DecisionContext) -> Plan | None:
     """No pod before a person has answered what the last one asked: it would find no way to go on either."""
     if look.observed.state is None:
         last = statuses.last_end_of(look.status)
@@ -224,20 +226,20 @@ def _wait_for_answers(look: Look) -> Plan | None:
     return holds.hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(look, waiting)) if waiting else None
 
 
-def _wait_for_budget(look: Look) -> Plan | None:
+def _wait_for_budget(look: DecisionContext) -> Plan | None:
     if not holds.is_held_by_budget(look.spec, look.status):
         return None
     return holds.hold(look, Reason.BUDGET_EXHAUSTED, holds.question_about_budget(look))
 
 
-def _back_off(look: Look) -> Plan | None:
+def _back_off(look: DecisionContext) -> Plan | None:
     until = look.status.next_attempt_time
     if until is None or until <= look.now:
         return None
-    return look.with_status(endings.backing_off(look.status, look.now)).plan(again=until)
+    return look.with_status(attempts.backing_off(look.status, look.now)).plan(again=until)
 
 
-def _check_state(look: Look) -> Plan | None:
+def _check_state(look: DecisionContext) -> Plan | None:
     """Whether the state is still there; and a read of it, if the last attempt's record came after its end was recorded."""
     last, summary, read = statuses.last_end_of(look.status), look.observed.summary, look.observed.state
     unseen = summary is None and look.status.state is not None
@@ -247,43 +249,43 @@ def _check_state(look: Look) -> Plan | None:
     return holds.hold(look, Reason.STATE_LOST, holds.question_about_loss(look)) if look.state_lost else None
 
 
-def _refuse_changed_template(look: Look) -> Plan | None:
+def _refuse_changed_template(look: DecisionContext) -> Plan | None:
     """A run must not go on from another template than the one it began with, and since nobody may put the old one back, it ends."""
     now = template_hash(look.spec.template)
     pods = [known.pod for known in look.attempts if known.pod is not None]
     if all(pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) in {None, now} for pod in pods):
         return None
     message = f"{SENTENCES[Reason.TEMPLATE_CHANGED]} Make a new TaskRun."
-    return closing.close(look, Ending(Outcome.FAILED, Reason.TEMPLATE_CHANGED, message))
+    return teardown.close(look, FinalOutcome(Outcome.FAILED, Reason.TEMPLATE_CHANGED, message))
 
 
-def _heed_refusal(look: Look) -> Plan | None:
+def _heed_refusal(look: DecisionContext) -> Plan | None:
     refusal = look.observed.refusal
     if refusal is None or refusal.attempt != look.next_number:
         return None
     reason = _REFUSED[refusal.kind]
     message = f"{SENTENCES[reason]} {refusal.message}"
-    if refusal.kind is RefusalKind.INVALID:
-        return closing.close(look, Ending(Outcome.FAILED, reason, message))
+    if refusal.kind is PodRejectionKind.INVALID:
+        return teardown.close(look, FinalOutcome(Outcome.FAILED, reason, message))
     if refusal.retry_at <= look.now:
         return None
     if _is_shown(look.status, reason, message, refusal.kind):
         return look.plan(again=refusal.retry_at)
     status = statuses.with_progress(look.status, reason, message, look.now)
-    said = Announce(reason.value, wording.start_of(message), warning=True)
+    said = EmitEvent(reason.value, textformat.start_of(message), warning=True)
     return look.with_status(status, said).plan(again=refusal.retry_at)
 
 
-def _is_shown(status: Status, reason: Reason, message: str, kind: RefusalKind) -> bool:
+def _is_shown(status: TaskRunStatus, reason: Reason, message: str, kind: PodRejectionKind) -> bool:
     """Whether status says it already, or so nearly that it isn't worth a write: quotas and failures say something else each time."""
     shown = statuses.progress_of(status)
     if shown is None or shown.reason != reason:
         return False
-    same = re.sub(r"\d+", "", shown.message) == re.sub(r"\d+", "", wording.start_of(message))
-    return same or kind is not RefusalKind.FORBIDDEN
+    same = re.sub(r"\d+", "", shown.message) == re.sub(r"\d+", "", textformat.start_of(message))
+    return same or kind is not PodRejectionKind.FORBIDDEN
 
 
-def _create(look: Look, settings: Settings) -> Plan:
+def _create(look: DecisionContext, settings: PodDefaults) -> Plan:
     number = look.next_number
     return look.plan(CreatePod(attempt=number, body=build_pod(look.observed.taskrun, number, settings)))
 
@@ -309,24 +311,24 @@ _AFTER_ENDS: tuple[Step, ...] = (
     _heed_refusal,
 )
 _REFUSED = {
-    RefusalKind.INVALID: Reason.INVALID_TEMPLATE,
-    RefusalKind.QUOTA: Reason.QUOTA_EXCEEDED,
-    RefusalKind.FORBIDDEN: Reason.POD_REFUSED,
-    RefusalKind.NAME_TAKEN: Reason.POD_NAME_TAKEN,
-    RefusalKind.ERROR: Reason.POD_REFUSED,
+    PodRejectionKind.INVALID: Reason.INVALID_TEMPLATE,
+    PodRejectionKind.QUOTA: Reason.QUOTA_EXCEEDED,
+    PodRejectionKind.FORBIDDEN: Reason.POD_REFUSED,
+    PodRejectionKind.NAME_TAKEN: Reason.POD_NAME_TAKEN,
+    PodRejectionKind.ERROR: Reason.POD_REFUSED,
 }
 
 
 # -- what steps have in common --------------------------------------------------------------------------------------
 
 
-def _show(look: Look, reason: Reason, message: str, entry: Attempt) -> Look:
+def _show(look: DecisionContext, reason: Reason, message: str, entry: Attempt) -> DecisionContext:
     status = statuses.with_attempt(look.status, entry, look.spec.history_limit)
     status = statuses.with_progress(status, reason, message, look.now)
     return look.with_status(msgspec.structs.replace(status, next_attempt_time=None))
 
 
-def _entry(look: Look, known: Known, pod: Pod) -> Attempt:
+def _entry(look: DecisionContext, known: AttemptView, pod: Pod) -> Attempt:
     """The attempt as it is listed while it runs. Its clock starts when its pod is made, or when the last gate is seen to be gone."""
     made = pod.metadata.creation_timestamp
     start = made if known.entry is None else known.entry.start_time or look.now.replace(microsecond=0)
@@ -339,7 +341,7 @@ def _entry(look: Look, known: Known, pod: Pod) -> Attempt:
     )
 
 
-def _is_stuck(status: Status) -> bool:
+def _is_stuck(status: TaskRunStatus) -> bool:
     """Whether status says that no pod can be made, which it must not go on saying once there is one."""
     return any(
         statuses.shows(status, one) for one in (Reason.QUOTA_EXCEEDED, Reason.POD_REFUSED, Reason.POD_NAME_TAKEN)

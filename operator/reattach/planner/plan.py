@@ -13,18 +13,18 @@ from typing import Any
 
 from reattach.api.objects import Pod
 from reattach.api.state import SealPurpose, StateView, Summary
-from reattach.api.taskrun import Status, TaskRun
+from reattach.api.taskrun import TaskRun, TaskRunStatus
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class PodDefaults:
     """What the installation fixes for every pod: where the state API is, and the PEM bundle that its certificate is checked with."""
 
     url: str
     ca: str
 
 
-class RefusalKind(StrEnum):
+class PodRejectionKind(StrEnum):
     """Why the API server did not make a pod."""
 
     INVALID = "Invalid"
@@ -40,25 +40,25 @@ class RefusalKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class PodRejection:
     """The API server's last answer to the creation of this TaskRun's next pod, kept until it succeeds.
 
     `message` is the server's sentence; `attempt` the attempt whose pod was refused; `retry_at` when to ask again.
     """
 
-    kind: RefusalKind
+    kind: PodRejectionKind
     attempt: int
     message: str
     retry_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
-class StateAbsent:
+class AbsentState:
     """The state was asked for just now, and no ConfigMap of the expected name and owner is there."""
 
 
 @dataclass(frozen=True, slots=True)
-class StateUnreadable:
+class UnreadableState:
     """The ConfigMap is there, but its format is unknown or it is damaged: nothing may be concluded from it."""
 
     message: str
@@ -79,8 +79,8 @@ class Observed:
     taskrun: TaskRun
     pods: tuple[Pod, ...] = ()
     summary: Summary | None = None
-    state: StateView | StateAbsent | StateUnreadable | None = None
-    refusal: Refusal | None = None
+    state: StateView | AbsentState | UnreadableState | None = None
+    refusal: PodRejection | None = None
     namespace_ends: bool = False
 
 
@@ -90,7 +90,7 @@ class ReadState:
 
 
 @dataclass(frozen=True, slots=True)
-class Seal:
+class SealState:
     """Seal the state, so that no attempt up to this one opens it or stores an intent; then read it and decide again. Comes alone."""
 
     through_attempt: int
@@ -133,7 +133,7 @@ class ReleaseTaskRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Announce:
+class EmitEvent:
     """Tell people, by an Event on the TaskRun. `warning` decides its type; `note` at most 1 KiB."""
 
     reason: str
@@ -141,13 +141,13 @@ class Announce:
     warning: bool = False
 
 
-Action = ReadState | Seal | CreatePod | DeletePod | ReleasePod | ReleaseState | ReleaseTaskRun | Announce
+Action = ReadState | SealState | CreatePod | DeletePod | ReleasePod | ReleaseState | ReleaseTaskRun | EmitEvent
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to do. `status` is the whole new status, None if it stays as it is; it is written before any action."""
 
-    status: Status | None = None
+    status: TaskRunStatus | None = None
     actions: tuple[Action, ...] = ()
     look_again_at: datetime | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from reattach.api import names
 from reattach.api.taskrun import TaskRun
-from reattach.planner.plan import Settings
+from reattach.planner.plan import PodDefaults
 
 TOKEN_SECONDS = 3600
 """How long a pod token is valid; the kubelet renews it after four fifths of that."""
@@ -28,7 +28,7 @@ def task_container(taskrun: TaskRun) -> str:
     return taskrun.spec.container or str(taskrun.spec.template["spec"]["containers"][0]["name"])
 
 
-def build_pod(taskrun: TaskRun, attempt: int, settings: Settings) -> dict[str, Any]:
+def build_pod(taskrun: TaskRun, attempt: int, settings: PodDefaults) -> dict[str, Any]:
     """The body of the attempt's pod, as it is sent to the API server."""
     return {
         "apiVersion": "v1",
@@ -38,7 +38,7 @@ def build_pod(taskrun: TaskRun, attempt: int, settings: Settings) -> dict[str, A
     }
 
 
-def _metadata(taskrun: TaskRun, attempt: int, settings: Settings) -> dict[str, Any]:
+def _metadata(taskrun: TaskRun, attempt: int, settings: PodDefaults) -> dict[str, Any]:
     about = taskrun.metadata
     given = taskrun.spec.template.get("metadata") or {}
     return {
@@ -68,7 +68,7 @@ def _metadata(taskrun: TaskRun, attempt: int, settings: Settings) -> dict[str, A
     }
 
 
-def _spec(taskrun: TaskRun, attempt: int, settings: Settings) -> dict[str, Any]:
+def _spec(taskrun: TaskRun, attempt: int, settings: PodDefaults) -> dict[str, Any]:
     spec: dict[str, Any] = copy.deepcopy(taskrun.spec.template["spec"])
     spec["restartPolicy"] = "Never"
     spec.setdefault("enableServiceLinks", False)
@@ -89,7 +89,7 @@ def _volume() -> dict[str, Any]:
     return {"name": names.VOLUME_NAME, "projected": {"sources": sources}}
 
 
-def _equip(container: dict[str, Any], taskrun: TaskRun, attempt: int, settings: Settings) -> None:
+def _equip(container: dict[str, Any], taskrun: TaskRun, attempt: int, settings: PodDefaults) -> None:
     # The last lines of the log reach us this way, without any right to read logs.
     container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
     mount = {"name": names.VOLUME_NAME, "mountPath": names.MOUNT_PATH, "readOnly": True}

@@ -14,11 +14,11 @@ from typing import Any
 from aiohttp import web, web_protocol
 
 from reattach.cluster import Cluster
-from reattach.server.application import Traffic, build_application, build_health_application
+from reattach.server.application import InFlight, build_application, build_health_application
+from reattach.server.config import Rate, ServerConfig
 from reattach.server.connections import CloseReason, ConnectionTable, LimitReached
 from reattach.server.listener import Listener
-from reattach.server.metrics import Metrics
-from reattach.server.settings import Rate, Settings
+from reattach.server.metrics import ServerMetrics
 from reattach.server.tls import Certificate
 from reattach.state.operations import RETENTION_SECONDS_MAX
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"reattach-server: {error}")
 
 
-def from_arguments(arguments: Sequence[str]) -> tuple[Settings, str, str | None]:
+def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | None]:
     """Settings, log level and kubeconfig, from the command line."""
     parser = argparse.ArgumentParser(
         prog="reattach-server", description="The state API of Reattach, for the pods of tasks."
@@ -61,11 +61,11 @@ def from_arguments(arguments: Sequence[str]) -> tuple[Settings, str, str | None]
     add("--tls-cert", type=Path, required=True, help="PEM file with the certificate chain; read again when it changes")
     add("--tls-key", type=Path, required=True, help="PEM file with its key")
     add("--host", default=None, help="address to listen on (default: all, IPv4 and IPv6)")
-    add("--port", type=int, default=Settings.port, help="port of the state API (%(default)s)")
+    add("--port", type=int, default=ServerConfig.port, help="port of the state API (%(default)s)")
     add(
         "--health-port",
         type=int,
-        default=Settings.health_port,
+        default=ServerConfig.health_port,
         help="port of /healthz, /readyz, /metrics (%(default)s)",
     )
     add(
@@ -77,53 +77,58 @@ def from_arguments(arguments: Sequence[str]) -> tuple[Settings, str, str | None]
     add(
         "--default-retention",
         type=_seconds,
-        default=Settings.default_retention_seconds,
+        default=ServerConfig.default_retention_seconds,
         help="seconds until a key expires that was set without a retention; 0: never (%(default)s)",
     )
     add(
         "--taskrun-rate",
         type=_rate,
-        default=Settings.taskrun_rate,
+        default=ServerConfig.taskrun_rate,
         help="PER_SECOND:BURST requests of one TaskRun (20:100)",
     )
-    add("--namespace-rate", type=_rate, default=Settings.namespace_rate, help="the same of one namespace (200:500)")
+    add("--namespace-rate", type=_rate, default=ServerConfig.namespace_rate, help="the same of one namespace (200:500)")
     add(
         "--refused-token-rate",
         type=_rate,
-        default=Settings.refused_token_rate,
+        default=ServerConfig.refused_token_rate,
         help="the same of tokens from one address that are refused (1:20)",
     )
     add(
         "--connections-per-address",
         type=_count,
-        default=Settings.connections_per_address,
+        default=ServerConfig.connections_per_address,
         help="most connections from one address (%(default)s)",
     )
-    add("--connections", type=_count, default=Settings.connections, help="most connections in all (%(default)s)")
+    add("--connections", type=_count, default=ServerConfig.connections, help="most connections in all (%(default)s)")
     add(
         "--first-request-timeout",
         type=_timeout,
-        default=Settings.first_request_seconds,
+        default=ServerConfig.first_request_seconds,
         help="seconds from a connection to the headers of its first request (%(default)s)",
     )
     add(
         "--idle-timeout",
         type=_timeout,
-        default=Settings.idle_seconds,
+        default=ServerConfig.idle_seconds,
         help="seconds that a connection is kept without a request (%(default)s)",
     )
-    add("--request-timeout", type=float, default=Settings.request_seconds, help="seconds for one request (%(default)s)")
-    add("--drain", type=float, default=Settings.drain_seconds, help="seconds to go on after SIGTERM (%(default)s)")
+    add(
+        "--request-timeout",
+        type=float,
+        default=ServerConfig.request_seconds,
+        help="seconds for one request (%(default)s)",
+    )
+    add("--drain", type=float, default=ServerConfig.drain_seconds, help="seconds to go on after SIGTERM (%(default)s)")
     add(
         "--tls-reload",
         type=float,
-        default=Settings.tls_reload_seconds,
+        default=ServerConfig.tls_reload_seconds,
         help="seconds between looks at the files (%(default)s)",
     )
     add("--kubeconfig", default=None, help="default: the pod's service account, else $KUBECONFIG")
     add("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"], default="INFO", help="(%(default)s)")
     given = parser.parse_args(arguments)
-    settings = Settings(
+    settings = ServerConfig(
         tls_cert=given.tls_cert,
         tls_key=given.tls_key,
         host=given.host,
@@ -145,7 +150,7 @@ def from_arguments(arguments: Sequence[str]) -> tuple[Settings, str, str | None]
     return settings, given.log_level, given.kubeconfig
 
 
-async def serve(settings: Settings, kubeconfig: str | None = None) -> None:
+async def serve(settings: ServerConfig, kubeconfig: str | None = None) -> None:
     """Serve until SIGTERM or SIGINT; then answer what was asked before, and end."""
     # Parsed requests that one connection queues. The SDK does not pipeline, and aiohttp's default of
     # 32 lets one connection hold 32 times the largest headers. With 1, aiohttp pauses a connection
@@ -154,8 +159,8 @@ async def serve(settings: Settings, kubeconfig: str | None = None) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    certificate, metrics = Certificate(settings.tls_cert, settings.tls_key), Metrics()
-    traffic = Traffic()
+    certificate, metrics = Certificate(settings.tls_cert, settings.tls_key), ServerMetrics()
+    traffic = InFlight()
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(await Cluster.connect(kubeconfig, timeout=settings.request_seconds))
         await _serve_health(stack, settings, metrics, stop)
@@ -173,7 +178,9 @@ async def serve(settings: Settings, kubeconfig: str | None = None) -> None:
             await asyncio.wait_for(traffic.wait_for_idle(), settings.request_seconds)
 
 
-async def _serve_health(stack: AsyncExitStack, settings: Settings, metrics: Metrics, stop: asyncio.Event) -> None:
+async def _serve_health(
+    stack: AsyncExitStack, settings: ServerConfig, metrics: ServerMetrics, stop: asyncio.Event
+) -> None:
     connections = ConnectionTable(
         per_address=_HEALTH_CONNECTIONS_PER_ADDRESS,
         total=_HEALTH_CONNECTIONS,
@@ -208,10 +215,10 @@ async def _serve_health(stack: AsyncExitStack, settings: Settings, metrics: Metr
 
 async def _serve_api(
     stack: AsyncExitStack,
-    settings: Settings,
-    metrics: Metrics,
+    settings: ServerConfig,
+    metrics: ServerMetrics,
     *,
-    traffic: Traffic,
+    traffic: InFlight,
     cluster: Cluster,
     certificate: Certificate,
 ) -> Listener:
@@ -255,7 +262,7 @@ async def _serve_api(
 
 
 async def _run(
-    stack: AsyncExitStack, application: web.Application, settings: Settings, **options: Any
+    stack: AsyncExitStack, application: web.Application, settings: ServerConfig, **options: Any
 ) -> web.AppRunner:
     runner = web.AppRunner(
         application,

@@ -11,14 +11,14 @@ from aiohttp import web
 
 from reattach.api.messages import ProblemCode
 from reattach.cluster import Cluster
-from reattach.server.authentication import Authenticator, Caller
+from reattach.server.authentication import Authenticator, PodIdentity
 from reattach.server.bodies import BodyReader, has_short_rest
-from reattach.server.metrics import Metrics
+from reattach.server.config import ServerConfig
+from reattach.server.metrics import ServerMetrics
 from reattach.server.problems import RateLimitedError, response_of
-from reattach.server.rates import RateLimit
+from reattach.server.rate_limit import RateLimit
 from reattach.server.routes import CALLER, Routes
-from reattach.server.settings import Settings
-from reattach.state import RefusedError, Store
+from reattach.state import RequestRejectedError, Store
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -37,7 +37,7 @@ _LOGGED = {
 """What whoever runs the service wants to hear of."""
 
 
-class Traffic:
+class InFlight:
     """The requests that are being answered. Once `ending`, every answer is the last on its connection."""
 
     def __init__(self) -> None:
@@ -62,9 +62,9 @@ class Traffic:
 
 def build_application(
     cluster: Cluster,
-    settings: Settings,
-    metrics: Metrics,
-    traffic: Traffic,
+    settings: ServerConfig,
+    metrics: ServerMetrics,
+    traffic: InFlight,
     *,
     clock: Callable[[], datetime] | None = None,
     in_flight: Callable[[web.Request], AbstractContextManager[None]] = lambda _: nullcontext(),
@@ -73,7 +73,7 @@ def build_application(
 
     `in_flight` marks the connection of a request as in use.
     """
-    gate = Gate(cluster, settings, metrics, time.monotonic if clock is None else lambda: clock().timestamp())
+    gate = AuthGate(cluster, settings, metrics, time.monotonic if clock is None else lambda: clock().timestamp())
     bodies = BodyReader()
     routes = Routes(
         Store(cluster, on_conflict=metrics.conflicts.inc),
@@ -107,7 +107,7 @@ def build_application(
 
 
 def build_health_application(
-    metrics: Metrics,
+    metrics: ServerMetrics,
     is_ready: Callable[[], bool],
     *,
     in_flight: Callable[[web.Request], AbstractContextManager[None]] = lambda _: nullcontext(),
@@ -135,11 +135,15 @@ def build_health_application(
     return application
 
 
-class Gate:
+class AuthGate:
     """Lets a request in: its token must be that of a task's pod, and it must not come too often."""
 
     def __init__(
-        self, cluster: Cluster, settings: Settings, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+        self,
+        cluster: Cluster,
+        settings: ServerConfig,
+        metrics: ServerMetrics,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._authenticator = Authenticator(
             cluster,
@@ -152,7 +156,7 @@ class Gate:
         self._taskruns = RateLimit(settings.taskrun_rate, clock=clock)
         self._namespaces = RateLimit(settings.namespace_rate, clock=clock)
 
-    async def admit(self, request: web.Request) -> Caller:
+    async def admit(self, request: web.Request) -> PodIdentity:
         """Who calls."""
         caller = await self._authenticated(request.headers.get("Authorization"), request.remote or "")
         if wait := self._taskruns.take(caller.run.uid):
@@ -161,20 +165,20 @@ class Gate:
             raise RateLimitedError(f"namespace {caller.run.namespace}", wait)
         return caller
 
-    async def _authenticated(self, authorization: str | None, address: str) -> Caller:
+    async def _authenticated(self, authorization: str | None, address: str) -> PodIdentity:
         if caller := self._authenticator.known(authorization):
             return caller
         if wait := self._refused_tokens.wait_of(address):
             raise RateLimitedError("this address, with tokens that are refused,", wait)
         try:
             return await self._authenticator.authenticate(authorization)
-        except RefusedError:
+        except RequestRejectedError:
             self._refused_tokens.take(address)
             raise
 
 
 async def _answered(
-    request: web.Request, handler: Handler, gate: Gate, bodies: BodyReader, seconds: float
+    request: web.Request, handler: Handler, gate: AuthGate, bodies: BodyReader, seconds: float
 ) -> tuple[str, web.StreamResponse]:
     try:
         async with asyncio.timeout(seconds):

@@ -17,8 +17,8 @@ from reattach.api.names import API_VERSION, KIND, LABEL_ATTEMPT, LABEL_TASKRUN, 
 from reattach.api.objects import ObjectMeta, PartialObject, Shape
 from reattach.cluster import Cluster, ClusterError, NotFoundError
 from reattach.cluster.paths import TOKEN_REVIEWS, pods
-from reattach.server.metrics import Metrics
-from reattach.state import RefusedError, Run
+from reattach.server.metrics import ServerMetrics
+from reattach.state import RequestRejectedError, RunReference
 
 CACHED_MAX = 10_000
 REVIEWS_AT_ONCE = 32
@@ -27,10 +27,10 @@ _POD_NAME, _POD_UID = "authentication.kubernetes.io/pod-name", "authentication.k
 
 
 @dataclass(frozen=True)
-class Caller:
+class PodIdentity:
     """The pod of one attempt of one TaskRun."""
 
-    run: Run
+    run: RunReference
     attempt: int
     pod_name: str
     pod_uid: str
@@ -58,7 +58,7 @@ class Authenticator:
     def __init__(
         self,
         cluster: Cluster,
-        metrics: Metrics,
+        metrics: ServerMetrics,
         *,
         namespaces: frozenset[str] = frozenset(),
         seconds: float = 60,
@@ -69,16 +69,16 @@ class Authenticator:
         self._namespaces = namespaces
         self._seconds = seconds
         self._clock = clock
-        self._accepted: dict[bytes, tuple[float, Caller]] = {}  # oldest first, since all live equally long
+        self._accepted: dict[bytes, tuple[float, PodIdentity]] = {}  # oldest first, since all live equally long
         self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         self._reviews = asyncio.Semaphore(REVIEWS_AT_ONCE)
 
-    def known(self, authorization: str | None) -> Caller | None:
+    def known(self, authorization: str | None) -> PodIdentity | None:
         """The caller, if this token was accepted a short while ago."""
         accepted = self._accepted.get(_digest_of(_token_in(authorization)))
         return accepted[1] if accepted and accepted[0] > self._clock() else None
 
-    async def authenticate(self, authorization: str | None) -> Caller:
+    async def authenticate(self, authorization: str | None) -> PodIdentity:
         """The caller with this `Authorization` header; refused with `unauthenticated` or `not-a-task-pod`."""
         token = _token_in(authorization)
         digest = _digest_of(token)
@@ -111,7 +111,7 @@ class Authenticator:
             raise _unauthenticated(f"the token must be a valid pod token with audience {TOKEN_AUDIENCE}{why}")
         return status.user
 
-    async def _pod_of(self, user: _User) -> Caller:
+    async def _pod_of(self, user: _User) -> PodIdentity:
         namespace = user.username.removeprefix(_USER_PREFIX).partition(":")[0]
         name, uid = (user.extra.get(extra, ("",))[0] for extra in (_POD_NAME, _POD_UID))
         if not user.username.startswith(_USER_PREFIX) or not name or not uid:
@@ -127,7 +127,7 @@ class Authenticator:
             raise _unauthenticated(f"the pod {namespace}/{name} of the token is gone; another has its name")
         return caller_of(metadata)
 
-    def _accept(self, digest: bytes, asked: float, caller: Caller) -> None:
+    def _accept(self, digest: bytes, asked: float, caller: PodIdentity) -> None:
         now = self._clock()
         self._accepted.pop(digest, None)
         while self._accepted and (len(self._accepted) >= CACHED_MAX or next(iter(self._accepted.values()))[0] <= now):
@@ -135,7 +135,7 @@ class Authenticator:
         self._accepted[digest] = (asked + self._seconds, caller)
 
 
-def caller_of(pod: ObjectMeta) -> Caller:
+def caller_of(pod: ObjectMeta) -> PodIdentity:
     """Whose attempt a pod is, by labels, controller and name, which only the operator can give to a pod."""
     owner = next((owner for owner in pod.owner_references if owner.controller), None)
     if owner is None or (owner.api_version, owner.kind) != (API_VERSION, KIND):
@@ -145,8 +145,8 @@ def caller_of(pod: ObjectMeta) -> Caller:
         raise _stranger(f"the pod {pod.namespace}/{pod.name} must have the labels {LABEL_TASKRUN} and {LABEL_ATTEMPT}")
     if pod.name != pod_name(owner.name, owner.uid, int(label)):
         raise _stranger(f"the pod {pod.namespace}/{pod.name} must have the name that its TaskRun and attempt dictate")
-    run = Run(namespace=pod.namespace, name=owner.name, uid=owner.uid)
-    return Caller(run=run, attempt=int(label), pod_name=pod.name, pod_uid=pod.uid)
+    run = RunReference(namespace=pod.namespace, name=owner.name, uid=owner.uid)
+    return PodIdentity(run=run, attempt=int(label), pod_name=pod.name, pod_uid=pod.uid)
 
 
 def _token_in(authorization: str | None) -> str:
@@ -160,9 +160,9 @@ def _digest_of(token: str) -> bytes:
     return hashlib.sha256(token.encode(errors="surrogateescape")).digest()
 
 
-def _unauthenticated(detail: str) -> RefusedError:
-    return RefusedError(ProblemCode.UNAUTHENTICATED, detail)
+def _unauthenticated(detail: str) -> RequestRejectedError:
+    return RequestRejectedError(ProblemCode.UNAUTHENTICATED, detail)
 
 
-def _stranger(detail: str) -> RefusedError:
-    return RefusedError(ProblemCode.NOT_A_TASK_POD, detail)
+def _stranger(detail: str) -> RequestRejectedError:
+    return RequestRejectedError(ProblemCode.NOT_A_TASK_POD, detail)

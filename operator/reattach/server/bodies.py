@@ -20,7 +20,7 @@ from reattach.api.messages import (
     ProblemCode,
 )
 from reattach.server.problems import RateLimitedError
-from reattach.state import RefusedError
+from reattach.state import RequestRejectedError
 
 Parsed = TypeVar("Parsed")
 
@@ -70,7 +70,7 @@ class LargeBodiesError(RateLimitedError):
     """There is no slot for another large body."""
 
     def __init__(self) -> None:
-        RefusedError.__init__(
+        RequestRejectedError.__init__(
             self,
             ProblemCode.RATE_LIMITED,
             f"too many bodies of more than {SMALL_BYTES_MAX} bytes at once; wait as long as Retry-After says",
@@ -82,7 +82,7 @@ class BodyTimeoutError(RateLimitedError):
     """A body did not arrive in time. The status is 429, because clients repeat it after Retry-After."""
 
     def __init__(self, seconds: float) -> None:
-        RefusedError.__init__(
+        RequestRejectedError.__init__(
             self,
             ProblemCode.RATE_LIMITED,
             f"the body did not arrive within {seconds:g} seconds; send the request again after Retry-After",
@@ -109,7 +109,7 @@ class BodyReader:
     async def admit(self, request: web.Request, namespace: str, taskrun_uid: str) -> AsyncIterator[None]:
         """Refuse a body by its declared length. Hold the slot of a large body until the block ends.
 
-        Raises `RefusedError`: `request-too-large`, or `rate-limited` if there is no slot within
+        Raises `RequestRejectedError`: `request-too-large`, or `rate-limited` if there is no slot within
         `LARGE_BODY_WAIT_SECONDS`.
         """
         resource = request.match_info.route.resource
@@ -127,7 +127,7 @@ class BodyReader:
     async def read(self, request: web.Request) -> bytes:
         """Return the body.
 
-        Raises `RefusedError` as soon as the body is too large, or if it arrives too late.
+        Raises `RequestRejectedError` as soon as the body is too large, or if it arrives too late.
         """
         limit, body = request[_LIMIT], bytearray()
         try:
@@ -139,7 +139,7 @@ class BodyReader:
         except TimeoutError:
             raise BodyTimeoutError(self._seconds) from None
         except (ConnectionError, web.RequestPayloadError) as error:
-            raise RefusedError(ProblemCode.INVALID, f"the body must be sent whole: {error}") from None
+            raise RequestRejectedError(ProblemCode.INVALID, f"the body must be sent whole: {error}") from None
         return bytes(body)
 
     async def parse(self, body: bytes, parse: Callable[[bytes], Parsed]) -> Parsed:
@@ -172,6 +172,6 @@ def has_short_rest(request: web.Request) -> bool:
     return length is not None and length - request.content.total_bytes <= SMALL_BYTES_MAX
 
 
-def _too_large(limit: int) -> RefusedError:
+def _too_large(limit: int) -> RequestRejectedError:
     detail = f"the body must have at most {limit} bytes" if limit else "this route takes no body"
-    return RefusedError(ProblemCode.REQUEST_TOO_LARGE, detail)
+    return RequestRejectedError(ProblemCode.REQUEST_TOO_LARGE, detail)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 
-class Metrics:
+class ServerMetrics:
     """Counters in a registry of their own."""
 
     def __init__(self) -> None:

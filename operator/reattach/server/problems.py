@@ -8,7 +8,7 @@ from aiohttp import web
 
 from reattach.api.messages import Problem, ProblemCode
 from reattach.cluster import ClusterError, ForbiddenError, InvalidError
-from reattach.state import RefusedError
+from reattach.state import RequestRejectedError
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ REFUSAL_CHARACTERS_MAX = 300
 """As much of the API server's own sentence as a task is told."""
 
 
-class RateLimitedError(RefusedError):
+class RateLimitedError(RequestRejectedError):
     """Asked too often; `wait` seconds until the next request is answered."""
 
     def __init__(self, whose: str, wait: float) -> None:
@@ -69,9 +69,9 @@ def response_of(error: Exception) -> tuple[ProblemCode, web.Response]:
     match error:
         case RateLimitedError():
             return error.code, to_response(error.code, error.detail, retry_after=error.wait)
-        case RefusedError(code=ProblemCode.CONFLICT):
+        case RequestRejectedError(code=ProblemCode.CONFLICT):
             return error.code, to_response(error.code, error.detail, retry_after=_RETRY_SECONDS)
-        case RefusedError():
+        case RequestRejectedError():
             return error.code, to_response(error.code, error.detail)
         case ClusterError():
             log.warning("the Kubernetes API answered: %s", error)

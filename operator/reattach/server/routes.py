@@ -33,20 +33,20 @@ from reattach.api.messages import (
     SetResponse,
 )
 from reattach.api.names import HEADER_REQUEST_ID, HEADER_SESSION
-from reattach.server.authentication import Caller
+from reattach.server.authentication import PodIdentity
 from reattach.server.bodies import BodyReader
-from reattach.state import RefusedError, State, Store
-from reattach.state.codec import Record
-from reattach.state.intents import Answer, intend
-from reattach.state.jobrecord import JobRecord, to_job
-from reattach.state.jobs import Counted, Recorded, get_job, list_jobs, record_handle, record_outcome
+from reattach.state import DurableState, RequestRejectedError, Store
+from reattach.state.codec import StateEntry
+from reattach.state.intents import IntentResult, intend
+from reattach.state.job_operations import JobEvent, RecordResult, get_job, list_jobs, record_handle, record_outcome
+from reattach.state.job_record import JobRecord, to_job
 from reattach.state.operations import (
     Clear,
     Delete,
-    Request,
+    OperationRequest,
+    Session,
     Set,
     Step,
-    Writer,
     change,
     complete,
     get,
@@ -58,7 +58,7 @@ from reattach.state.operations import (
 from reattach.state.owner import Owner
 from reattach.state.values import check_key, from_json, stored_result_of
 
-CALLER = web.RequestKey("caller", Caller)
+CALLER = web.RequestKey("caller", PodIdentity)
 audit = logging.getLogger("reattach.server.audit")
 
 _KEY_PATH = "/v1/state/{key:[\\s\\S]*}"
@@ -80,7 +80,7 @@ class Routes:
         *,
         default_retention_seconds: int,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        count: Callable[[Counted], None] = lambda _: None,
+        count: Callable[[JobEvent], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._bodies = bodies or BodyReader()
@@ -155,7 +155,7 @@ class Routes:
             )
             return step_of(operation, self._default_retention_seconds)
 
-        def answer(state: State, _results: Sequence[BatchResult]) -> SetResponse:
+        def answer(state: DurableState, _results: Sequence[BatchResult]) -> SetResponse:
             record = state.records[key]
             return SetResponse(version=record.version, expires_at=record.expires_at)
 
@@ -221,7 +221,7 @@ class Routes:
         message, asked = await self._asked(request, IntentRequest, lambda message: message)
         now = self._clock()
 
-        def act(state: State, owner: Owner) -> tuple[State, tuple[Answer, Owner]]:
+        def act(state: DurableState, owner: Owner) -> tuple[DurableState, tuple[IntentResult, Owner]]:
             after, answer = intend(state, writer, key, message, owner=owner, now=now, request=asked)
             return after, (answer, owner)
 
@@ -249,7 +249,7 @@ class Routes:
             recorded = await self._store.change(
                 caller.run, lambda state: record_handle(state, writer, key, message, now)
             )
-        except RefusedError as refused:
+        except RequestRejectedError as refused:
             # Where it can't be kept, the log is the one place that names a job that may run over there.
             what = f"given={message.handle!a} key={key!a} generation={message.generation} refused={refused.code}"
             write_audit(caller, "handle", asked, what)
@@ -266,9 +266,9 @@ class Routes:
         caller, writer, key = request[CALLER], session_of(request), job_key_of(request)
         message, asked = await self._asked(request, OutcomeRequest, lambda message: message)
         now = self._clock()
-        done: list[Recorded] = []
+        done: list[RecordResult] = []
 
-        def act(state: State, answers: int = 0) -> tuple[State, bytes]:
+        def act(state: DurableState, answers: int = 0) -> tuple[DurableState, bytes]:
             done.clear()  # of a try that lost its race
             after, recorded = record_outcome(state, writer, key, message, now, answers=answers)
             done.append(recorded)
@@ -276,7 +276,7 @@ class Routes:
 
         if message.hold:
 
-            def hold(state: State, owner: Owner) -> tuple[State, bytes]:
+            def hold(state: DurableState, owner: Owner) -> tuple[DurableState, bytes]:
                 answers = len(owner.answers_for(key, message.generation))
                 return once(state, writer, asked, lambda now_is: act(now_is, answers))
 
@@ -287,14 +287,16 @@ class Routes:
             self._note(caller, "outcome", asked, recorded.counted, described_job(recorded.job))
         return web.Response(status=204)
 
-    def _note(self, caller: Caller, verb: str, asked: Request | None, counted: Counted | None, what: str) -> None:
+    def _note(
+        self, caller: PodIdentity, verb: str, asked: OperationRequest | None, counted: JobEvent | None, what: str
+    ) -> None:
         if counted is not None:
             self._count(counted)
         write_audit(caller, verb, asked, what)
 
     async def _asked(
         self, request: web.Request, kind: type[Message], parse: Callable[[Message], Parsed]
-    ) -> tuple[Parsed, Request | None]:
+    ) -> tuple[Parsed, OperationRequest | None]:
         """Return the parsed message of the body, and the request id. A large body is parsed off the event loop."""
         body = await self._bodies.read(request)
         parsed = await self._bodies.parse(body, lambda text: parse(message_of(text, kind)))
@@ -303,20 +305,20 @@ class Routes:
     async def _change(
         self,
         request: web.Request,
-        asked: Request | None,
+        asked: OperationRequest | None,
         steps: Sequence[Step],
-        answer_of: Callable[[State, Sequence[BatchResult]], msgspec.Struct],
+        answer_of: Callable[[DurableState, Sequence[BatchResult]], msgspec.Struct],
     ) -> web.Response:
         caller, writer = request[CALLER], session_of(request)
         now = self._clock()
         done: list[BatchResult] = []
 
-        def act(state: State) -> tuple[State, bytes]:
+        def act(state: DurableState) -> tuple[DurableState, bytes]:
             after, results = change(state, writer, steps, now)
             done.extend(results)
             return after, msgspec.json.encode(answer_of(after, results))
 
-        def act_once(state: State) -> tuple[State, bytes]:
+        def act_once(state: DurableState) -> tuple[DurableState, bytes]:
             done.clear()  # of a try that lost its race
             return once(state, writer, asked, act)
 
@@ -326,25 +328,25 @@ class Routes:
         return web.Response(body=answer, content_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-def session_of(request: web.Request) -> Writer:
+def session_of(request: web.Request) -> Session:
     """Who calls, from the token and the session header."""
     return writer_of(
         request[CALLER], checked_id(HEADER_SESSION, request.headers.get(HEADER_SESSION), SESSION_CHARACTERS_MAX)
     )
 
 
-def writer_of(caller: Caller, session: str) -> Writer:
+def writer_of(caller: PodIdentity, session: str) -> Session:
     """The caller as the state knows it."""
-    return Writer(attempt=caller.attempt, pod_uid=caller.pod_uid, session=session)
+    return Session(attempt=caller.attempt, pod_uid=caller.pod_uid, session=session)
 
 
-def request_of(request: web.Request, body: bytes = b"") -> Request | None:
+def request_of(request: web.Request, body: bytes = b"") -> OperationRequest | None:
     """The request id, if there is one, and a digest of what is asked."""
     if (given := request.headers.get(HEADER_REQUEST_ID)) is None:
         return None
     asked = b"\0".join((request.method.encode(), request.raw_path.encode(), body))
     digest = hashlib.sha256(asked).hexdigest()[:16]
-    return Request(id=checked_id(HEADER_REQUEST_ID, given, REQUEST_ID_CHARACTERS_MAX), digest=digest)
+    return OperationRequest(id=checked_id(HEADER_REQUEST_ID, given, REQUEST_ID_CHARACTERS_MAX), digest=digest)
 
 
 def key_of(request: web.Request) -> str:
@@ -362,7 +364,7 @@ def decoded_key(encoded: str) -> str:
     try:
         return check_key(unquote_to_bytes(encoded).decode())
     except UnicodeDecodeError:
-        raise RefusedError(ProblemCode.KEY_INVALID, "a key in the path must be percent-encoded UTF-8") from None
+        raise RequestRejectedError(ProblemCode.KEY_INVALID, "a key in the path must be percent-encoded UTF-8") from None
 
 
 def query_of(request: web.Request, *allowed: str) -> dict[str, str]:
@@ -370,7 +372,7 @@ def query_of(request: web.Request, *allowed: str) -> dict[str, str]:
     query = dict(request.query)
     if set(query) - set(allowed) or len(query) != len(request.query):
         names = ", ".join(allowed) if allowed else "no parameters"
-        raise RefusedError(ProblemCode.INVALID, f"the query of this route takes {names}, each at most once")
+        raise RequestRejectedError(ProblemCode.INVALID, f"the query of this route takes {names}, each at most once")
     return query
 
 
@@ -379,14 +381,16 @@ def number_of(query: dict[str, str], name: str, *, least: int) -> int | None:
     if (text := query.get(name)) is None:
         return None
     if not _NUMBER.fullmatch(text) or int(text) < least:
-        raise RefusedError(ProblemCode.INVALID, f"{name} must be a whole number of at least {least}")
+        raise RequestRejectedError(ProblemCode.INVALID, f"{name} must be a whole number of at least {least}")
     return int(text)
 
 
 def checked_id(what: str, text: str | None, longest: int) -> str:
     """A session or request id."""
     if text is None or not _ID.fullmatch(text) or len(text) > longest:
-        raise RefusedError(ProblemCode.INVALID, f"{what} must have 1 to {longest} letters, digits, '-', '_' or '.'")
+        raise RequestRejectedError(
+            ProblemCode.INVALID, f"{what} must have 1 to {longest} letters, digits, '-', '_' or '.'"
+        )
     return text
 
 
@@ -395,10 +399,10 @@ def message_of(body: bytes, kind: type[Message]) -> Message:
     try:
         return msgspec.convert(from_json(body), kind)
     except msgspec.ValidationError as error:
-        raise RefusedError(ProblemCode.INVALID, f"the body must be a {kind.__name__}: {error}") from None
+        raise RequestRejectedError(ProblemCode.INVALID, f"the body must be a {kind.__name__}: {error}") from None
 
 
-def entry_of(record: Record) -> Entry:
+def entry_of(record: StateEntry) -> Entry:
     """A record as it is sent."""
     return Entry(**msgspec.structs.asdict(record))
 
@@ -429,7 +433,7 @@ def described_job(job: JobRecord) -> str:
     )
 
 
-def write_audit(caller: Caller, verb: str, asked: Request | None, what: str) -> None:
+def write_audit(caller: PodIdentity, verb: str, asked: OperationRequest | None, what: str) -> None:
     """One line for one change: who wrote what."""
     audit.info(
         "%s namespace=%s taskrun=%s uid=%s attempt=%d pod=%s pod_uid=%s request=%s %s",

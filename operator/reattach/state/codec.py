@@ -37,9 +37,9 @@ from reattach.api.state import (
     StateView,
     Summary,
 )
-from reattach.state.jobrecord import JobName, JobRecord, in_order, to_summary
-from reattach.state.names import JOB_NAMES, KEY_NAMES, data_name_of, job_name_of
-from reattach.state.refusals import UnreadableError
+from reattach.state.data_names import JOB_NAMES, KEY_NAMES, data_name_of, job_name_of
+from reattach.state.errors import UnreadableError
+from reattach.state.job_record import JobName, JobRecord, in_order, to_summary
 
 SUMMARY_BYTES_MAX = 128 * 1024
 """A larger summary leaves out, one after the other, strays, messages and URLs. Kubernetes takes 256 KiB of annotations."""
@@ -55,7 +55,7 @@ class Opening(Epoch, frozen=True, omit_defaults=False, forbid_unknown_fields=Tru
     fenced_sessions: tuple[str, ...] = ()
 
 
-class Record(Shape, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
+class StateEntry(Shape, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
     """One key as stored. `value` is JSON text, kept as it is, so that no number loses a digit."""
 
     key: str
@@ -67,7 +67,7 @@ class Record(Shape, frozen=True, omit_defaults=False, forbid_unknown_fields=True
     expires_at: Time | None
 
 
-class Remembered(Shape, frozen=True, forbid_unknown_fields=True):
+class StoredResponse(Shape, frozen=True, forbid_unknown_fields=True):
     """A change that was asked for under a request id, and its answer (JSON text)."""
 
     id: str
@@ -75,7 +75,7 @@ class Remembered(Shape, frozen=True, forbid_unknown_fields=True):
     answer: msgspec.Raw
 
 
-class State(Shape, frozen=True):
+class DurableState(Shape, frozen=True):
     """All that is stored for one TaskRun. `records` by key; `jobs` by key and generation."""
 
     epoch: Opening | None = None
@@ -83,8 +83,8 @@ class State(Shape, frozen=True):
     completion: Completion | None = None
     seal: Seal | None = None
     counts: JobCounts = JobCounts()
-    requests: tuple[Remembered, ...] = ()
-    records: Mapping[str, Record] = {}
+    requests: tuple[StoredResponse, ...] = ()
+    records: Mapping[str, StateEntry] = {}
     jobs: Mapping[JobName, JobRecord] = {}
 
 
@@ -99,7 +99,7 @@ _PARTS: dict[str, tuple[str, Any]] = {
     "lastVersion": ("last_version", int),
     "completion": ("completion", Completion),
     "seal": ("seal", Seal),
-    "requests": ("requests", tuple[Remembered, ...]),
+    "requests": ("requests", tuple[StoredResponse, ...]),
 }
 """Fields of the state by their names in the data, and what they hold."""
 
@@ -109,15 +109,15 @@ class _ConfigMap(Shape, frozen=True):
     data: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class Stored(Shape, frozen=True):
+class StoredState(Shape, frozen=True):
     """A state, and the ConfigMap that it was read from (`body`: the whole object, to be written back)."""
 
     metadata: ObjectMeta
-    state: State
+    state: DurableState
     body: dict[str, Any]
 
 
-def to_data(state: State) -> dict[str, str]:
+def to_data(state: DurableState) -> dict[str, str]:
     """The ConfigMap's data."""
     data = {
         "formatVersion": FORMAT_VERSION,
@@ -131,12 +131,12 @@ def to_data(state: State) -> dict[str, str]:
     return data | {name: _text(part) for name, part in parts.items() if part is not None}
 
 
-def records_to_data(records: Mapping[str, Record]) -> dict[str, str]:
+def records_to_data(records: Mapping[str, StateEntry]) -> dict[str, str]:
     """The part of the data that holds the keys."""
     return {data_name_of(key): _text(record) for key, record in records.items()}
 
 
-def from_data(data: Mapping[str, str]) -> State:
+def from_data(data: Mapping[str, str]) -> DurableState:
     """The state in a ConfigMap's data. Raises `UnreadableError`."""
     if (version := data.get("formatVersion")) != FORMAT_VERSION:
         raise UnreadableError(f"the state must have formatVersion {FORMAT_VERSION!r}; it has {version!r}")
@@ -162,12 +162,12 @@ def from_data(data: Mapping[str, str]) -> State:
                 raise UnreadableError(f"nothing is known about {name!r} in the state")
     if len(parts["jobs"]) != jobs_counted:
         raise UnreadableError(f"the state must hold {jobs_counted} external jobs; it has {len(parts['jobs'])}")
-    state = State(**parts)
+    state = DurableState(**parts)
     _check_counter(state, data)
     return state
 
 
-def from_configmap(configmap: bytes) -> Stored:
+def from_configmap(configmap: bytes) -> StoredState:
     """The state in a ConfigMap (JSON). Raises `UnreadableError`."""
     try:
         body = msgspec.json.decode(configmap)
@@ -176,17 +176,17 @@ def from_configmap(configmap: bytes) -> Stored:
         raise UnreadableError(f"the state is not a ConfigMap: {error}") from None
     except RecursionError:
         raise UnreadableError("the state's ConfigMap is nested too deeply, perhaps in metadata.managedFields") from None
-    return Stored(metadata=read.metadata, state=from_data(read.data), body=body)
+    return StoredState(metadata=read.metadata, state=from_data(read.data), body=body)
 
 
-def to_configmap(stored: Stored, state: State) -> dict[str, Any]:
+def to_configmap(stored: StoredState, state: DurableState) -> dict[str, Any]:
     """The ConfigMap that was read, with another state in it. Its resourceVersion, as read, makes writing it a compare-and-set."""
     metadata = {name: value for name, value in stored.body["metadata"].items() if name != "managedFields"}
     annotations = {**(metadata.get("annotations") or {}), ANNOTATION_SUMMARY: summary_annotation_of(state)}
     return {**stored.body, "metadata": {**metadata, "annotations": annotations}, "data": to_data(state)}
 
 
-def summary_annotation_of(state: State) -> str:
+def summary_annotation_of(state: DurableState) -> str:
     """The text of the annotation `reattach.dev/summary`."""
     completed = None if state.completion is None else state.completion.attempt
     summary = Summary(
@@ -229,16 +229,16 @@ def view_of(configmap: bytes) -> StateView:
     )
 
 
-def _job_summaries_of(state: State) -> tuple[JobSummary, ...]:
+def _job_summaries_of(state: DurableState) -> tuple[JobSummary, ...]:
     return tuple(to_summary(record) for record in in_order(state.jobs))
 
 
-def _epoch_of(state: State) -> Epoch | None:
+def _epoch_of(state: DurableState) -> Epoch | None:
     return None if state.epoch is None else Epoch(attempt=state.epoch.attempt, pod_uid=state.epoch.pod_uid)
 
 
-def _record_of(name: str, text: str) -> Record:
-    record: Record = _decoded(name, text, Record)
+def _record_of(name: str, text: str) -> StateEntry:
+    record: StateEntry = _decoded(name, text, StateEntry)
     # A record that was copied or renamed by hand, and a value that no `set` accepts.
     if data_name_of(record.key) != name or bytes(record.value) == b"null":
         raise UnreadableError(f"{name!r} in the state holds a record of another key or no value")
@@ -257,7 +257,7 @@ def _without_jobs(counts: _Counts) -> JobCounts:
     return JobCounts(**{name: getattr(counts, name) for name in JobCounts.__struct_fields__})
 
 
-def _check_counter(state: State, data: Mapping[str, str]) -> None:
+def _check_counter(state: DurableState, data: Mapping[str, str]) -> None:
     # Without the counter, or with one set back, a version could be given twice and `if-version` would lie.
     newest = max((record.version for record in state.records.values()), default=0)
     if "lastVersion" not in data or state.last_version < newest:

@@ -22,13 +22,14 @@ from reattach.api.messages import (
 )
 from reattach.api.reasons import Budget
 from reattach.api.state import JobOrigin, JobState
-from reattach.state.codec import State
-from reattach.state.jobrecord import JobRecord, Submitter, check_room, newest_of, token_of
-from reattach.state.jobs import Counted, check_job_key, checked_handle, counting, with_end, with_job
+from reattach.state.codec import DurableState
+from reattach.state.errors import RequestRejectedError
+from reattach.state.job_operations import JobEvent, check_job_key, checked_handle, counting, with_end, with_job
+from reattach.state.job_record import JobRecord, Submitter, check_room, newest_of, token_of
 from reattach.state.operations import (
     RETENTION_SECONDS_MAX,
-    Request,
-    Writer,
+    OperationRequest,
+    Session,
     check_current,
     check_not_completed,
     check_not_sealed,
@@ -36,7 +37,6 @@ from reattach.state.operations import (
     shown,
 )
 from reattach.state.owner import Owner
-from reattach.state.refusals import RefusedError
 
 SUBMITTERS_MAX = 16
 _ID = re.compile(r"[-._A-Za-z0-9]+")
@@ -44,38 +44,38 @@ _PRINTABLE = re.compile(r"[ -~]+")
 
 
 @dataclass(frozen=True)
-class Answer:
+class IntentResult:
     """What is to be done about `job`, and what is to be counted, if anything."""
 
     decision: Decision
     job: JobRecord
     unresolved: Unresolved | None = None
-    counted: Counted | None = None
+    counted: JobEvent | None = None
 
 
 @dataclass(frozen=True)
 class _Question:
     """All that an answer follows from."""
 
-    state: State
-    writer: Writer
+    state: DurableState
+    writer: Session
     key: str
     asked: IntentRequest
-    request: Request | None
+    request: OperationRequest | None
     owner: Owner
     now: datetime
 
 
 def intend(
-    state: State,
-    writer: Writer,
+    state: DurableState,
+    writer: Session,
     key: str,
     asked: IntentRequest,
     *,
     owner: Owner,
     now: datetime,
-    request: Request | None = None,
-) -> tuple[State, Answer]:
+    request: OperationRequest | None = None,
+) -> tuple[DurableState, IntentResult]:
     """Store an intent, or tell what is known of the one that is stored.
 
     The same request asked again (`request`) is told to submit again, as long as nothing else has happened to the job: its first answer
@@ -85,7 +85,7 @@ def intend(
     check_not_completed(state, writer)
     check_not_sealed(state, writer)
     if owner.is_ending:
-        raise RefusedError(
+        raise RequestRejectedError(
             ProblemCode.CLOSING, "the TaskRun is over, cancelled or being deleted; nothing new may begin"
         )
     _check_request(key, asked)
@@ -105,14 +105,14 @@ def intend(
     if newest.handle is not None:
         return _reattach(question, newest)
     if was_told:
-        return state, Answer(Decision.SUBMIT, newest)
+        return state, IntentResult(Decision.SUBMIT, newest)
     if asked.again is None:
-        return state, Answer(Decision.RESOLVE, newest, unresolved=_unresolved(question, newest))
+        return state, IntentResult(Decision.RESOLVE, newest, unresolved=_unresolved(question, newest))
     _check_grounds(question, newest, asked.again)
     return _submit_again(question, newest)
 
 
-def _adopt(question: _Question) -> tuple[State, Answer] | None:
+def _adopt(question: _Question) -> tuple[DurableState, IntentResult] | None:
     adoption = next((adoption for adoption in question.owner.spec.adopt if adoption.key == question.key), None)
     if adoption is None:
         return None
@@ -120,14 +120,14 @@ def _adopt(question: _Question) -> tuple[State, Answer] | None:
     return _with_adopted(question, intended, adoption.handle, "spec.adopt")
 
 
-def _begin(question: _Question, generation: int) -> tuple[State, Answer]:
+def _begin(question: _Question, generation: int) -> tuple[DurableState, IntentResult]:
     record = _new_record(question, generation)
     state = with_job(question.state, record)
     check_room(state.jobs)
-    return state, Answer(Decision.SUBMIT, record)
+    return state, IntentResult(Decision.SUBMIT, record)
 
 
-def _after_the_end(question: _Question, record: JobRecord, *, wanted: bool) -> tuple[State, Answer]:
+def _after_the_end(question: _Question, record: JobRecord, *, wanted: bool) -> tuple[DurableState, IntentResult]:
     # What was given up may run: its failure is the run's, also if the attempt that was to say so is lost.
     is_paid = record.state is not JobState.SUCCEEDED and not record.given_up and _was_charged(question, record)
     if wanted or is_paid:
@@ -138,8 +138,8 @@ def _after_the_end(question: _Question, record: JobRecord, *, wanted: bool) -> t
             f"the job {shown(record.key)} succeeded with another request; use another key, or ask for a new generation"
             " (task.resubmit)"
         )
-        raise RefusedError(ProblemCode.DIGEST_CHANGED, detail)
-    return question.state, Answer(Decision.OVER, record, counted=Counted.OVER)
+        raise RequestRejectedError(ProblemCode.DIGEST_CHANGED, detail)
+    return question.state, IntentResult(Decision.OVER, record, counted=JobEvent.OVER)
 
 
 def _was_charged(question: _Question, record: JobRecord) -> bool:
@@ -153,11 +153,11 @@ def _was_charged(question: _Question, record: JobRecord) -> bool:
     return paid or (ended_by in since and question.owner.attempt(ended_by) is None)
 
 
-def _as_a_person_decided(question: _Question, record: JobRecord) -> tuple[State, Answer]:
+def _as_a_person_decided(question: _Question, record: JobRecord) -> tuple[DurableState, IntentResult]:
     """The answer to the n-th hold is the n-th one that was given for this job."""
     answers = question.owner.answers_for(*record.name)
     if len(answers) < record.holds:
-        return question.state, Answer(Decision.RESOLVE, record, unresolved=_unresolved(question, record))
+        return question.state, IntentResult(Decision.RESOLVE, record, unresolved=_unresolved(question, record))
     answer = answers[record.holds - 1]
     free = msgspec.structs.replace(record, held=False, message="")
     if answer.action == "Adopt" and answer.handle:
@@ -168,7 +168,7 @@ def _as_a_person_decided(question: _Question, record: JobRecord) -> tuple[State,
             return _submit_again(question, free)
         return _anew(question, free, "not found; a person decided to submit again")
     failed = with_end(free, JobState.FAILED, "a person decided that it has failed", question.writer, question.now)
-    return with_job(question.state, failed), Answer(Decision.OVER, failed, counted=Counted.OVER)
+    return with_job(question.state, failed), IntentResult(Decision.OVER, failed, counted=JobEvent.OVER)
 
 
 def _is_gone_by_policy(question: _Question, record: JobRecord) -> bool:
@@ -176,39 +176,43 @@ def _is_gone_by_policy(question: _Question, record: JobRecord) -> bool:
     return is_gone and question.owner.spec.submission.on_not_found == "Resubmit"
 
 
-def _anew(question: _Question, record: JobRecord, why: str) -> tuple[State, Answer]:
+def _anew(question: _Question, record: JobRecord, why: str) -> tuple[DurableState, IntentResult]:
     """The end of one generation and the begin of the next in one write: nobody comes between and takes the first for a failure."""
     gone = with_end(record, JobState.FAILED, why, question.writer, question.now)
     return _begin(replace(question, state=with_job(question.state, gone)), record.generation + 1)
 
 
-def _reattach(question: _Question, record: JobRecord) -> tuple[State, Answer]:
+def _reattach(question: _Question, record: JobRecord) -> tuple[DurableState, IntentResult]:
     if record.session == question.writer.session and record.is_open:
-        return question.state, Answer(Decision.REATTACH, record)
+        return question.state, IntentResult(Decision.REATTACH, record)
     state = JobState.ACTIVE if record.state is JobState.DETACHED else record.state
     taken_up = msgspec.structs.replace(record, session=question.writer.session, state=state)
     after = counting(with_job(question.state, taken_up), reattachments=1)
-    return after, Answer(Decision.REATTACH, taken_up, counted=Counted.REATTACHED)
+    return after, IntentResult(Decision.REATTACH, taken_up, counted=JobEvent.REATTACHED)
 
 
-def _submit_again(question: _Question, record: JobRecord) -> tuple[State, Answer]:
+def _submit_again(question: _Question, record: JobRecord) -> tuple[DurableState, IntentResult]:
     alive = tuple(submitter for submitter in record.submitters if not _has_ended(question, submitter))
     submitters = (*alive, _submitter(question))
     if len(submitters) > SUBMITTERS_MAX:
         detail = f"at most {SUBMITTERS_MAX} processes may be about to submit one job; more of them must be known to have ended"
-        raise RefusedError(ProblemCode.STATE_FULL, detail)
+        raise RequestRejectedError(ProblemCode.STATE_FULL, detail)
     told = msgspec.structs.replace(record, submitters=submitters, repeated=True)
     state = with_job(question.state, told)
     check_room(state.jobs)
-    return state, Answer(Decision.SUBMIT, told)
+    return state, IntentResult(Decision.SUBMIT, told)
 
 
-def _with_adopted(question: _Question, record: JobRecord, handle: str, named_in: str) -> tuple[State, Answer]:
+def _with_adopted(
+    question: _Question, record: JobRecord, handle: str, named_in: str
+) -> tuple[DurableState, IntentResult]:
     try:
         checked_handle(handle)
-    except RefusedError as error:
+    except RequestRejectedError as error:
         # The schema counts characters.
-        raise RefusedError(error.code, f"{named_in} must name a handle that can be kept: {error.detail}") from None
+        raise RequestRejectedError(
+            error.code, f"{named_in} must name a handle that can be kept: {error.detail}"
+        ) from None
     adopted = msgspec.structs.replace(
         record,
         handle=handle,
@@ -220,7 +224,7 @@ def _with_adopted(question: _Question, record: JobRecord, handle: str, named_in:
     )
     state = with_job(question.state, adopted)
     check_room(state.jobs)
-    return state, Answer(Decision.REATTACH, adopted, counted=Counted.ADOPTED)
+    return state, IntentResult(Decision.REATTACH, adopted, counted=JobEvent.ADOPTED)
 
 
 def _new_record(question: _Question, generation: int) -> JobRecord:
@@ -307,12 +311,12 @@ def _check_grounds(question: _Question, record: JobRecord, again: Grounds) -> No
 def _check_same(record: JobRecord, asked: IntentRequest, *, wants_new: bool) -> None:
     if wants_new:
         detail = f"the job {shown(record.key)} must be over before it is submitted anew; it is {record.state}"
-        raise RefusedError(ProblemCode.JOB_OPEN, detail)
+        raise RequestRejectedError(ProblemCode.JOB_OPEN, detail)
     if not _is_of_same_request(record, asked):
         detail = (
             f"the request under the key {shown(record.key)} must stay the same while its job is open; use another key"
         )
-        raise RefusedError(ProblemCode.DIGEST_CHANGED, detail)
+        raise RequestRejectedError(ProblemCode.DIGEST_CHANGED, detail)
 
 
 def _is_of_same_request(record: JobRecord, asked: IntentRequest) -> bool:
@@ -333,5 +337,5 @@ def _check_request(key: str, asked: IntentRequest) -> None:
         raise invalid(f"tokenSeconds must be 0 to {RETENTION_SECONDS_MAX}, or null")
 
 
-def _refused(detail: str) -> RefusedError:
-    return RefusedError(ProblemCode.GROUNDS_REFUSED, detail)
+def _refused(detail: str) -> RequestRejectedError:
+    return RequestRejectedError(ProblemCode.GROUNDS_REFUSED, detail)

@@ -12,9 +12,9 @@ import msgspec
 
 from reattach.api.messages import BATCH_OPERATIONS_MAX, STATE_BYTES_MAX, BatchResult, Operation, ProblemCode
 from reattach.api.state import Completion, JobState, Seal, SealPurpose
-from reattach.state.codec import Opening, Record, Remembered, State, records_to_data
-from reattach.state.jobrecord import JobRecord, Jobs
-from reattach.state.refusals import RefusedError
+from reattach.state.codec import DurableState, Opening, StateEntry, StoredResponse, records_to_data
+from reattach.state.errors import RequestRejectedError
+from reattach.state.job_record import JobRecord, Jobs
 from reattach.state.values import check_key, stored_value_of
 
 REQUESTS_REMEMBERED = 64
@@ -25,7 +25,7 @@ RETENTION_SECONDS_MAX = 100 * 365 * 24 * 3600
 
 
 @dataclass(frozen=True)
-class Writer:
+class Session:
     """Who calls: one process, or a family of them, in the one pod of an attempt."""
 
     attempt: int
@@ -34,7 +34,7 @@ class Writer:
 
 
 @dataclass(frozen=True)
-class Request:
+class OperationRequest:
     """A change under the id that the client gave it; `digest` tells whether the same is asked again."""
 
     id: str
@@ -100,7 +100,9 @@ def steps_of(operations: Sequence[Operation], default_retention_seconds: int) ->
     return tuple(step_of(operation, default_retention_seconds) for operation in operations)
 
 
-def open_state(state: State, writer: Writer, now: datetime, *, can_cleanup: bool = False) -> tuple[State, bool]:
+def open_state(
+    state: DurableState, writer: Session, now: datetime, *, can_cleanup: bool = False
+) -> tuple[DurableState, bool]:
     """Make `writer` the one whose calls count. The answer tells whether no attempt before this one opened the state.
 
     Asked again by the current session, nothing changes. Fenced, and never to come back: every lower attempt, every earlier session of
@@ -134,30 +136,32 @@ def open_state(state: State, writer: Writer, now: datetime, *, can_cleanup: bool
     return msgspec.structs.replace(state, epoch=opening, requests=()), first == writer.attempt
 
 
-def check_current(state: State, writer: Writer) -> None:
+def check_current(state: DurableState, writer: Session) -> None:
     """Refuse a caller that is not the one who opened the state last, whatever it asks."""
     epoch = state.epoch
     if epoch is None or epoch.attempt < writer.attempt:
-        raise RefusedError(ProblemCode.NOT_OPEN, "this pod must open the state first: POST /v1/open")
+        raise RequestRejectedError(ProblemCode.NOT_OPEN, "this pod must open the state first: POST /v1/open")
     if not _is_current(epoch, writer):
         raise _fenced(epoch)
 
 
-def is_current(state: State, writer: Writer) -> bool:
+def is_current(state: DurableState, writer: Session) -> bool:
     """Whether the caller is the one who opened the state last."""
     return state.epoch is not None and _is_current(state.epoch, writer)
 
 
-def check_not_sealed(state: State, writer: Writer) -> None:
+def check_not_sealed(state: DurableState, writer: Session) -> None:
     """Refuse what begins something new: after the end for everybody, after a suspension for the attempts up to it."""
     seal = state.seal
     if seal is None or (seal.purpose is SealPurpose.SUSPEND and seal.through_attempt < writer.attempt):
         return
     what = "ended" if seal.purpose is SealPurpose.END else "suspended"
-    raise RefusedError(ProblemCode.CLOSING, f"the run is being {what}; attempt {writer.attempt} may begin nothing new")
+    raise RequestRejectedError(
+        ProblemCode.CLOSING, f"the run is being {what}; attempt {writer.attempt} may begin nothing new"
+    )
 
 
-def seal(state: State, through: int, purpose: SealPurpose) -> State:
+def seal(state: DurableState, through: int, purpose: SealPurpose) -> DurableState:
     """Let no attempt up to `through` begin anything new. A seal only grows: through later attempts, and from Suspend to End."""
     before = state.seal or Seal(through_attempt=0, purpose=SealPurpose.SUSPEND)
     grown = Seal(
@@ -167,7 +171,7 @@ def seal(state: State, through: int, purpose: SealPurpose) -> State:
     return msgspec.structs.replace(state, seal=grown)
 
 
-def expire(state: State, now: datetime) -> State:
+def expire(state: DurableState, now: datetime) -> DurableState:
     """The state without the keys that have expired. For runs that are over: nothing expires before."""
     kept = {
         key: record for key, record in state.records.items() if record.expires_at is None or record.expires_at > now
@@ -175,24 +179,24 @@ def expire(state: State, now: datetime) -> State:
     return state if len(kept) == len(state.records) else msgspec.structs.replace(state, records=kept)
 
 
-def check_not_completed(state: State, writer: Writer) -> None:
+def check_not_completed(state: DurableState, writer: Session) -> None:
     """Refuse a change by an attempt that recorded its completion."""
     if _has_completed(state, writer):
         raise _completed(writer)
 
 
-def get(state: State, writer: Writer, key: str) -> Record:
+def get(state: DurableState, writer: Session, key: str) -> StateEntry:
     """The record of `key`, whatever its expiry."""
     check_current(state, writer)
     check_key(key)
     if (record := state.records.get(key)) is None:
-        raise RefusedError(ProblemCode.NOT_FOUND, f"nothing is stored under {shown(key)}")
+        raise RequestRejectedError(ProblemCode.NOT_FOUND, f"nothing is stored under {shown(key)}")
     return record
 
 
 def list_records(
-    state: State, writer: Writer, *, prefix: str = "", limit: int | None = None, offset: int = 0
-) -> tuple[tuple[Record, ...], int]:
+    state: DurableState, writer: Session, *, prefix: str = "", limit: int | None = None, offset: int = 0
+) -> tuple[tuple[StateEntry, ...], int]:
     """The records whose keys start with `prefix`, in the order of their keys, from the `offset`-th; and how many there are in all."""
     check_current(state, writer)
     found = [state.records[key] for key in sorted(state.records) if key.startswith(prefix)]
@@ -200,7 +204,9 @@ def list_records(
     return tuple(found[offset:end]), len(found)
 
 
-def change(state: State, writer: Writer, steps: Sequence[Step], now: datetime) -> tuple[State, tuple[BatchResult, ...]]:
+def change(
+    state: DurableState, writer: Session, steps: Sequence[Step], now: datetime
+) -> tuple[DurableState, tuple[BatchResult, ...]]:
     """Do all steps, in order, each seeing what the ones before it did; or none of them. One result for each."""
     check_current(state, writer)
     check_not_completed(state, writer)
@@ -223,7 +229,7 @@ def change(state: State, writer: Writer, steps: Sequence[Step], now: datetime) -
     return msgspec.structs.replace(state, records=records, last_version=version), tuple(results)
 
 
-def complete(state: State, writer: Writer, result: bytes | None, now: datetime) -> State:
+def complete(state: DurableState, writer: Session, result: bytes | None, now: datetime) -> DurableState:
     """Record that the task is done, with its `result` (JSON text). Final: asked again with the same result, nothing changes.
 
     Refused while an external job is open, but for such as were submitted as detached and have a handle: nobody watches these any more.
@@ -241,8 +247,11 @@ def complete(state: State, writer: Writer, result: bytes | None, now: datetime) 
 
 
 def once(
-    state: State, writer: Writer, request: Request | None, act: Callable[[State], tuple[State, bytes]]
-) -> tuple[State, bytes]:
+    state: DurableState,
+    writer: Session,
+    request: OperationRequest | None,
+    act: Callable[[DurableState], tuple[DurableState, bytes]],
+) -> tuple[DurableState, bytes]:
     """Do `act`, whose answer is JSON text; or, if it was done under this request id before, give the answer it had then."""
     check_current(state, writer)
     if request is None:
@@ -253,16 +262,16 @@ def once(
                 raise invalid("a request id must not be used again for another request")
             return state, bytes(remembered.answer)
     state, answer = act(state)
-    known = (*state.requests, Remembered(id=request.id, digest=request.digest, answer=msgspec.Raw(answer)))
+    known = (*state.requests, StoredResponse(id=request.id, digest=request.digest, answer=msgspec.Raw(answer)))
     return msgspec.structs.replace(state, requests=_newest(known)), answer
 
 
-def size_of(records: Mapping[str, Record]) -> int:
+def size_of(records: Mapping[str, StateEntry]) -> int:
     """Bytes of all records as they are stored: names, values and who wrote them."""
     return sum(len(name) + len(text.encode()) for name, text in records_to_data(records).items())
 
 
-def _newest(requests: tuple[Remembered, ...]) -> tuple[Remembered, ...]:
+def _newest(requests: tuple[StoredResponse, ...]) -> tuple[StoredResponse, ...]:
     requests = requests[-REQUESTS_REMEMBERED:]
     while len(msgspec.json.encode(requests)) > REMEMBERED_BYTES_MAX:
         requests = requests[1:]
@@ -280,52 +289,54 @@ def _check_none_open(jobs: Jobs) -> None:
         detail = (
             f"every external job must be over or detached before the task is done; open: {', '.join(names[:5])}{more}"
         )
-        raise RefusedError(ProblemCode.JOBS_OPEN, detail)
+        raise RequestRejectedError(ProblemCode.JOBS_OPEN, detail)
 
 
 def _let_go(record: JobRecord) -> JobRecord:
     return msgspec.structs.replace(record, state=JobState.DETACHED, held=False)
 
 
-def _is_current(epoch: Opening, writer: Writer) -> bool:
+def _is_current(epoch: Opening, writer: Session) -> bool:
     return (epoch.attempt, epoch.pod_uid, epoch.session) == (writer.attempt, writer.pod_uid, writer.session)
 
 
-def _has_completed(state: State, writer: Writer) -> bool:
+def _has_completed(state: DurableState, writer: Session) -> bool:
     return state.completion is not None and state.completion.attempt == writer.attempt
 
 
-def _check_may_take_over(state: State, epoch: Opening, writer: Writer) -> None:
+def _check_may_take_over(state: DurableState, epoch: Opening, writer: Session) -> None:
     if epoch.attempt > writer.attempt or writer.session in epoch.fenced_sessions:
         raise _fenced(epoch)
     if epoch.pod_uid != writer.pod_uid:
-        raise RefusedError(ProblemCode.FENCED, f"attempt {epoch.attempt} is another pod, with UID {epoch.pod_uid}")
+        raise RequestRejectedError(
+            ProblemCode.FENCED, f"attempt {epoch.attempt} is another pod, with UID {epoch.pod_uid}"
+        )
     if _has_completed(state, writer):
         raise _completed(writer)
 
 
-def _check_set(record: Record | None, step: Set) -> None:
+def _check_set(record: StateEntry | None, step: Set) -> None:
     if step.if_absent and record is not None:
         detail = f"{shown(step.key)} must be absent; it has version {record.version}"
-        raise RefusedError(ProblemCode.EXISTS, detail)
+        raise RequestRejectedError(ProblemCode.EXISTS, detail)
     _check_version(record, step.key, step.if_version)
 
 
-def _check_version(record: Record | None, key: str, version: int | None) -> None:
+def _check_version(record: StateEntry | None, key: str, version: int | None) -> None:
     if version is None or (record is not None and record.version == version):
         return
     seen = "is absent" if record is None else f"has version {record.version}"
-    raise RefusedError(ProblemCode.VERSION_MISMATCH, f"{shown(key)} must have version {version}; it {seen}")
+    raise RequestRejectedError(ProblemCode.VERSION_MISMATCH, f"{shown(key)} must have version {version}; it {seen}")
 
 
-def _check_size(records: Mapping[str, Record]) -> None:
+def _check_size(records: Mapping[str, StateEntry]) -> None:
     if (size := size_of(records)) > STATE_BYTES_MAX:
         detail = f"all keys together must have at most {STATE_BYTES_MAX} bytes; with this change they have {size}"
-        raise RefusedError(ProblemCode.STATE_FULL, detail)
+        raise RequestRejectedError(ProblemCode.STATE_FULL, detail)
 
 
-def _record_of(step: Set, writer: Writer, version: int, now: datetime) -> Record:
-    return Record(
+def _record_of(step: Set, writer: Session, version: int, now: datetime) -> StateEntry:
+    return StateEntry(
         key=step.key,
         value=msgspec.Raw(step.text),
         version=version,
@@ -363,13 +374,17 @@ def shown(key: str) -> str:
     return ascii(key if len(key) <= 80 else key[:80] + "…")
 
 
-def invalid(detail: str) -> RefusedError:
-    return RefusedError(ProblemCode.INVALID, detail)
+def invalid(detail: str) -> RequestRejectedError:
+    return RequestRejectedError(ProblemCode.INVALID, detail)
 
 
-def _fenced(epoch: Opening) -> RefusedError:
-    return RefusedError(ProblemCode.FENCED, f"a later session took over; the state is open for attempt {epoch.attempt}")
+def _fenced(epoch: Opening) -> RequestRejectedError:
+    return RequestRejectedError(
+        ProblemCode.FENCED, f"a later session took over; the state is open for attempt {epoch.attempt}"
+    )
 
 
-def _completed(writer: Writer) -> RefusedError:
-    return RefusedError(ProblemCode.COMPLETED, f"attempt {writer.attempt} recorded its completion; its state is final")
+def _completed(writer: Session) -> RequestRejectedError:
+    return RequestRejectedError(
+        ProblemCode.COMPLETED, f"attempt {writer.attempt} recorded its completion; its state is final"
+    )

@@ -2,13 +2,13 @@
 
 from reattach.api.objects import ObjectMeta, Shape
 from reattach.api.reasons import End
-from reattach.api.taskrun import Adoption, Attempt, Counts, Resolution, StateReference, Submission
+from reattach.api.taskrun import Adoption, Attempt, Counts, Resolution, StateReference, SubmissionPolicy
 
 
 class OwnerSpec(Shape, frozen=True):
     """What its author and those who run it decided about external jobs."""
 
-    submission: Submission = Submission()
+    submission: SubmissionPolicy = SubmissionPolicy()
     adopt: tuple[Adoption, ...] = ()
     resolutions: tuple[Resolution, ...] = ()
     cancel: bool = False

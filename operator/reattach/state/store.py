@@ -28,10 +28,10 @@ from reattach.api.names import (
 from reattach.api.state import JobCounts, SealPurpose
 from reattach.cluster import Cluster, ConflictError, NotFoundError
 from reattach.cluster.paths import configmaps, taskruns
-from reattach.state.codec import State, Stored, from_configmap, summary_annotation_of, to_configmap, to_data
-from reattach.state.operations import Writer, expire, open_state, seal
+from reattach.state.codec import DurableState, StoredState, from_configmap, summary_annotation_of, to_configmap, to_data
+from reattach.state.errors import RequestRejectedError, UnreadableError
+from reattach.state.operations import Session, expire, open_state, seal
 from reattach.state.owner import Owner
-from reattach.state.refusals import RefusedError, UnreadableError
 
 TRIES = 12
 """How often a change is tried against writers on other replicas; those on this one wait for each other."""
@@ -44,7 +44,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunReference:
     """Which TaskRun a caller belongs to."""
 
     namespace: str
@@ -55,7 +55,7 @@ class Run:
 class Store:
     """Reads and changes the states of TaskRuns.
 
-    Raises `RefusedError`, and of the errors of `reattach.cluster` those that say nothing about the state (unavailable, forbidden, too
+    Raises `RequestRejectedError`, and of the errors of `reattach.cluster` those that say nothing about the state (unavailable, forbidden, too
     many requests): whether a change was carried out is then not known, and the same request may be asked again under its id.
     """
 
@@ -72,7 +72,7 @@ class Store:
         self._known: dict[str, str] = {}  # TaskRun UID -> UID of its ConfigMap
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def open(self, run: Run, writer: Writer, now: datetime, *, can_cleanup: bool = False) -> bool:
+    async def open(self, run: RunReference, writer: Session, now: datetime, *, can_cleanup: bool = False) -> bool:
         """`operations.open_state`, on a state that is created if there never was one. Acknowledged only once `status.state` names it."""
         async with self._lock(run):
             for number in range(TRIES):
@@ -83,11 +83,11 @@ class Store:
                     await self._pause(number)
         raise _too_many_writers()
 
-    async def read(self, run: Run) -> State:
+    async def read(self, run: RunReference) -> DurableState:
         """The state as of now."""
         return (await self._read(run)).state
 
-    async def change(self, run: Run, act: Callable[[State], tuple[State, Answer]]) -> Answer:
+    async def change(self, run: RunReference, act: Callable[[DurableState], tuple[DurableState, Answer]]) -> Answer:
         """Do `act` (called again after each lost race) on the newest state. If it changes nothing, nothing is written."""
         async with self._lock(run):
             for number in range(TRIES):
@@ -106,7 +106,9 @@ class Store:
                     return answer
         raise _too_many_writers()
 
-    async def change_with_owner(self, run: Run, act: Callable[[State, Owner], tuple[State, Answer]]) -> Answer:
+    async def change_with_owner(
+        self, run: RunReference, act: Callable[[DurableState, Owner], tuple[DurableState, Answer]]
+    ) -> Answer:
         """`change`, for what also depends on the TaskRun, which is read before the state.
 
         Before a state with an open external job is stored, the TaskRun gets the finalizer that keeps it until somebody has said what
@@ -131,9 +133,9 @@ class Store:
                     return answer
         raise _too_many_writers()
 
-    async def seal(self, run: Run, through: int, purpose: SealPurpose) -> None:
+    async def seal(self, run: RunReference, through: int, purpose: SealPurpose) -> None:
         """`operations.seal`, on a state that is created if there never was one, so that no attempt can open it later. Asked again it
-        changes nothing. Raises `RefusedError`: `state-lost`, `format-unknown`, or `closing` if the TaskRun is gone.
+        changes nothing. Raises `RequestRejectedError`: `state-lost`, `format-unknown`, or `closing` if the TaskRun is gone.
         """
         async with self._lock(run):
             for number in range(TRIES):
@@ -147,7 +149,7 @@ class Store:
                     return
         raise _too_many_writers()
 
-    async def sweep(self, run: Run, now: datetime) -> int:
+    async def sweep(self, run: RunReference, now: datetime) -> int:
         """Remove the keys that have expired from the state of a run that is over, which our finalizer's absence tells; how many.
 
         Whoever writes it meanwhile, be it a person, is not in the way: the next sweep does what this one could not.
@@ -164,24 +166,26 @@ class Store:
             return 0
         return len(stored.state.records) - len(swept.records)
 
-    async def _try_seal(self, run: Run, through: int, purpose: SealPurpose) -> None:
+    async def _try_seal(self, run: RunReference, through: int, purpose: SealPurpose) -> None:
         owner = await self._taskrun(run)
         stored = await self._configmap(run)
         _check_not_lost(owner, stored)
         await self._keep(run, owner, stored, seal(_before(owner, stored), through, purpose))
 
-    async def _try_open(self, run: Run, writer: Writer, now: datetime, *, can_cleanup: bool) -> bool:
+    async def _try_open(self, run: RunReference, writer: Session, now: datetime, *, can_cleanup: bool) -> bool:
         # The TaskRun before the ConfigMap: what `status.state` names existed then, so its absence afterwards is loss.
         taskrun = await self._taskrun(run)
         if taskrun.status.outcome is not None or taskrun.is_being_deleted:
-            raise RefusedError(ProblemCode.CLOSING, "the TaskRun is over or being deleted; no attempt may begin")
+            raise RequestRejectedError(
+                ProblemCode.CLOSING, "the TaskRun is over or being deleted; no attempt may begin"
+            )
         stored = await self._configmap(run)
         _check_not_lost(taskrun, stored)
         state, first = open_state(_before(taskrun, stored), writer, now, can_cleanup=can_cleanup)
         await self._keep(run, taskrun, stored, state)
         return first
 
-    async def _keep(self, run: Run, taskrun: Owner, stored: Stored | None, state: State) -> None:
+    async def _keep(self, run: RunReference, taskrun: Owner, stored: StoredState | None, state: DurableState) -> None:
         """Store it, in a ConfigMap that is made if there was none, and have `status.state` name it."""
         if stored is None:
             stored = await self._create(run, state)
@@ -191,7 +195,7 @@ class Store:
             await self._announce(run, taskrun, stored)
         self._remember(run, stored)
 
-    async def _read(self, run: Run) -> Stored:
+    async def _read(self, run: RunReference) -> StoredState:
         stored = await self._configmap(run)
         if stored is not None and self._known.get(run.uid) == stored.metadata.uid:
             return stored
@@ -201,16 +205,16 @@ class Store:
             return stored
         return await self._of(run, taskrun)
 
-    async def _of(self, run: Run, taskrun: Owner) -> Stored:
+    async def _of(self, run: RunReference, taskrun: Owner) -> StoredState:
         """The state that a TaskRun, which was read before it, names."""
         stored = await self._configmap(run)
         _check_not_lost(taskrun, stored)
         if stored is None or taskrun.state_uid is None:
-            raise RefusedError(ProblemCode.NOT_OPEN, "this pod must open the state first: POST /v1/open")
+            raise RequestRejectedError(ProblemCode.NOT_OPEN, "this pod must open the state first: POST /v1/open")
         self._remember(run, stored)
         return stored
 
-    async def _configmap(self, run: Run) -> Stored | None:
+    async def _configmap(self, run: RunReference) -> StoredState | None:
         try:
             text = await self._cluster.get(configmaps(run.namespace, state_name(run.name, run.uid)))
         except NotFoundError:
@@ -221,16 +225,16 @@ class Store:
             raise UnreadableError(f"the ConfigMap {name} must have the TaskRun as its controller")
         return stored
 
-    async def _taskrun(self, run: Run) -> Owner:
+    async def _taskrun(self, run: RunReference) -> Owner:
         try:
             taskrun = msgspec.json.decode(await self._cluster.get(taskruns(run.namespace, run.name)), type=Owner)
         except NotFoundError:
             taskrun = None
         if taskrun is None or taskrun.metadata.uid != run.uid:
-            raise RefusedError(ProblemCode.CLOSING, "the TaskRun of this pod is gone")
+            raise RequestRejectedError(ProblemCode.CLOSING, "the TaskRun of this pod is gone")
         return taskrun
 
-    async def _create(self, run: Run, state: State) -> Stored:
+    async def _create(self, run: RunReference, state: DurableState) -> StoredState:
         body = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -250,11 +254,11 @@ class Store:
             await self._cluster.create(configmaps(run.namespace), body, fieldManager=self._field_manager)
         )
 
-    async def _replace(self, run: Run, stored: Stored, state: State) -> None:
+    async def _replace(self, run: RunReference, stored: StoredState, state: DurableState) -> None:
         path = configmaps(run.namespace, stored.metadata.name)
         await self._cluster.replace(path, to_configmap(stored, state), fieldManager=self._field_manager)
 
-    async def _announce(self, run: Run, taskrun: Owner, stored: Stored) -> None:
+    async def _announce(self, run: RunReference, taskrun: Owner, stored: StoredState) -> None:
         """Have `status.state` name it. What was stored stays so, and its answer with it, whoever else writes the TaskRun meanwhile."""
         for number in range(TRIES):
             # Bound to the version in which no state was named: a late one never names an object that was replaced since.
@@ -268,7 +272,9 @@ class Store:
                 await self._pause(number)
                 taskrun = await self._taskrun(run)
                 if taskrun.status.outcome is not None:
-                    raise RefusedError(ProblemCode.CLOSING, "the TaskRun is over; no attempt may begin") from None
+                    raise RequestRejectedError(
+                        ProblemCode.CLOSING, "the TaskRun is over; no attempt may begin"
+                    ) from None
                 if taskrun.state_uid is None:
                     continue
                 if taskrun.state_uid != stored.metadata.uid:
@@ -276,7 +282,7 @@ class Store:
             return
         raise _too_many_writers()
 
-    async def _claim(self, run: Run, taskrun: Owner) -> None:
+    async def _claim(self, run: RunReference, taskrun: Owner) -> None:
         # Bound to the version that was read, in which it was not being deleted.
         before = taskrun.metadata.finalizers
         if FINALIZER_EXTERNAL_JOBS in before:
@@ -293,14 +299,14 @@ class Store:
         try:
             await self._cluster.merge_patch(path, body, fieldManager=self._field_manager)
         except NotFoundError:
-            raise RefusedError(ProblemCode.CLOSING, "the TaskRun of this pod is gone") from None
+            raise RequestRejectedError(ProblemCode.CLOSING, "the TaskRun of this pod is gone") from None
 
-    def _remember(self, run: Run, stored: Stored) -> None:
+    def _remember(self, run: RunReference, stored: StoredState) -> None:
         if len(self._known) >= KNOWN_MAX and run.uid not in self._known:
             del self._known[next(iter(self._known))]
         self._known[run.uid] = stored.metadata.uid
 
-    def _lock(self, run: Run) -> asyncio.Lock:
+    def _lock(self, run: RunReference) -> asyncio.Lock:
         return self._locks.setdefault(run.uid, asyncio.Lock())
 
     async def _pause(self, number: int) -> None:
@@ -309,19 +315,19 @@ class Store:
         await asyncio.sleep(random.uniform(0, longest))  # noqa: S311 -- only spreads the writers
 
 
-def _before(taskrun: Owner, stored: Stored | None) -> State:
+def _before(taskrun: Owner, stored: StoredState | None) -> DurableState:
     """What a change begins with. One that is begun anew after a loss goes on counting: its totals are of the TaskRun's whole life."""
     if stored is not None:
         return stored.state
     counts = {name: getattr(taskrun.status.counts, name) for name in JobCounts.__struct_fields__}
-    return State(counts=JobCounts(**counts))
+    return DurableState(counts=JobCounts(**counts))
 
 
-def _check_not_lost(taskrun: Owner, stored: Stored | None) -> None:
+def _check_not_lost(taskrun: Owner, stored: StoredState | None) -> None:
     if taskrun.state_uid is not None and (stored is None or stored.metadata.uid != taskrun.state_uid):
         detail = f"the ConfigMap with UID {taskrun.state_uid}, which held the state, was deleted by force"
-        raise RefusedError(ProblemCode.STATE_LOST, detail)
+        raise RequestRejectedError(ProblemCode.STATE_LOST, detail)
 
 
-def _too_many_writers() -> RefusedError:
-    return RefusedError(ProblemCode.CONFLICT, "too many writers at once; ask again")
+def _too_many_writers() -> RequestRejectedError:
+    return RequestRejectedError(ProblemCode.CONFLICT, "too many writers at once; ask again")

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any, Never
 
 from reattach.api.messages import KEY_CHARACTERS_MAX, NESTING_MAX, RESULT_BYTES_MAX, VALUE_BYTES_MAX, ProblemCode
-from reattach.state.refusals import RefusedError
+from reattach.state.errors import RequestRejectedError
 
 
 def from_json(text: bytes) -> Any:
@@ -20,7 +20,7 @@ def from_json(text: bytes) -> Any:
     except RecursionError:
         raise _invalid_nesting() from None
     except ValueError as error:
-        raise RefusedError(ProblemCode.INVALID, f"the body must be JSON in UTF-8: {error}") from None
+        raise RequestRejectedError(ProblemCode.INVALID, f"the body must be JSON in UTF-8: {error}") from None
 
 
 def to_json(value: Any) -> bytes:
@@ -28,7 +28,9 @@ def to_json(value: Any) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
-        raise RefusedError(ProblemCode.VALUE_INVALID, "strings must be Unicode; a surrogate stands alone") from None
+        raise RequestRejectedError(
+            ProblemCode.VALUE_INVALID, "strings must be Unicode; a surrogate stands alone"
+        ) from None
 
 
 def stored_value_of(value: Any) -> bytes:
@@ -47,11 +49,11 @@ def check_key(key: str) -> str:
     """`key` itself, if it has 1-512 Unicode characters."""
     if not 1 <= len(key) <= KEY_CHARACTERS_MAX:
         detail = f"a key must have 1 to {KEY_CHARACTERS_MAX} characters; this one has {len(key)}"
-        raise RefusedError(ProblemCode.KEY_INVALID, detail)
+        raise RequestRejectedError(ProblemCode.KEY_INVALID, detail)
     try:
         key.encode()
     except UnicodeEncodeError:
-        raise RefusedError(ProblemCode.KEY_INVALID, "a key must be Unicode; a surrogate stands alone") from None
+        raise RequestRejectedError(ProblemCode.KEY_INVALID, "a key must be Unicode; a surrogate stands alone") from None
     return key
 
 
@@ -60,9 +62,11 @@ def _check_nesting(value: Any, *, null_allowed: bool, depth: int = 0) -> None:
         raise _invalid_nesting()
     match value:
         case None if not null_allowed:
-            raise RefusedError(ProblemCode.VALUE_INVALID, "a value must not be or contain null; delete the key instead")
+            raise RequestRejectedError(
+                ProblemCode.VALUE_INVALID, "a value must not be or contain null; delete the key instead"
+            )
         case float() if not math.isfinite(value):
-            raise RefusedError(ProblemCode.VALUE_INVALID, f"a number must be finite, not {value}")
+            raise RequestRejectedError(ProblemCode.VALUE_INVALID, f"a number must be finite, not {value}")
         case dict():
             for inner in value.values():
                 _check_nesting(inner, null_allowed=null_allowed, depth=depth + 1)
@@ -76,22 +80,22 @@ def _check_nesting(value: Any, *, null_allowed: bool, depth: int = 0) -> None:
 def _bounded(what: str, text: bytes, most: int) -> bytes:
     if len(text) > most:
         detail = f"the {what} must have at most {most} bytes as JSON; this one has {len(text)}"
-        raise RefusedError(ProblemCode.VALUE_TOO_LARGE, detail)
+        raise RequestRejectedError(ProblemCode.VALUE_TOO_LARGE, detail)
     return text
 
 
-def _invalid_nesting() -> RefusedError:
-    return RefusedError(ProblemCode.VALUE_INVALID, f"a value must be nested at most {NESTING_MAX} levels deep")
+def _invalid_nesting() -> RequestRejectedError:
+    return RequestRejectedError(ProblemCode.VALUE_INVALID, f"a value must be nested at most {NESTING_MAX} levels deep")
 
 
 def _refuse_constant(name: str) -> Never:
-    raise RefusedError(ProblemCode.VALUE_INVALID, f"a number must be finite, not {name}")
+    raise RequestRejectedError(ProblemCode.VALUE_INVALID, f"a number must be finite, not {name}")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise RefusedError(ProblemCode.VALUE_INVALID, f"a number must fit into a double; {text[:40]} does not")
+        raise RequestRejectedError(ProblemCode.VALUE_INVALID, f"a number must fit into a double; {text[:40]} does not")
     return number
 
 
@@ -99,5 +103,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise RefusedError(ProblemCode.INVALID, f"an object must have each name once; {twice[:80]!r} occurs again")
+        raise RequestRejectedError(
+            ProblemCode.INVALID, f"an object must have each name once; {twice[:80]!r} occurs again"
+        )
     return result

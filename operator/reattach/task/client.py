@@ -17,9 +17,8 @@ import httpx
 import msgspec
 
 from reattach.api.messages import Problem, ProblemCode
-from reattach.task.clock import monotonic
-from reattach.task.connection import Connection, Request, UnreachableError
-from reattach.task.errors import (
+from reattach.clock import monotonic
+from reattach.errors import (
     AlreadyCompleted,
     AttemptOver,
     Closing,
@@ -41,6 +40,7 @@ from reattach.task.errors import (
     ValueTooLarge,
     VersionMismatch,
 )
+from reattach.task.connection import StateApiConnection, StateApiRequest, UnreachableError
 
 logger = logging.getLogger("reattach")
 
@@ -99,9 +99,9 @@ class Call(Generic[T]):
     params: tuple[tuple[str, str], ...] = ()
     request_id: str | None = None
 
-    def to_request(self) -> Request:
+    def to_request(self) -> StateApiRequest:
         changes = self.method != "GET"
-        return Request(
+        return StateApiRequest(
             method=self.method,
             path=self.path,
             content=None if self.body is None else msgspec.json.encode(self.body),
@@ -111,7 +111,7 @@ class Call(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Waits:
+class Timing:
     """Clock, sleep and chance, so that a test can have its own. `on_step` is told each step of submitting once (`jobs.Step`)."""
 
     clock: Callable[[], float] = monotonic
@@ -125,10 +125,10 @@ class Waits:
 class Client:
     """Makes calls. `on_over` is told when the answer means that this attempt must end, before that is raised."""
 
-    connection: Connection
+    connection: StateApiConnection
     patience: float
     on_over: Callable[[AttemptOver], None]
-    waits: Waits = field(default_factory=Waits)
+    waits: Timing = field(default_factory=Timing)
 
     def call(self, call: Call[T]) -> T:
         """The answer.
@@ -142,7 +142,7 @@ class Client:
         step = next(steps)
         try:
             while True:
-                if isinstance(step, Request):
+                if isinstance(step, StateApiRequest):
                     step = steps.send(_outcome_of(self.connection, step))
                 else:
                     self.waits.sleep(step)
@@ -159,7 +159,7 @@ class Client:
         step = next(steps)
         try:
             while True:
-                if isinstance(step, Request):
+                if isinstance(step, StateApiRequest):
                     step = steps.send(await _async_outcome_of(self.connection, step))
                 else:
                     await self.waits.asleep(step)
@@ -170,7 +170,9 @@ class Client:
             self.on_over(over)
             raise
 
-    def _steps(self, call: Call[T]) -> "Generator[Request | float, httpx.Response | UnreachableError | None, T]":
+    def _steps(
+        self, call: Call[T]
+    ) -> "Generator[StateApiRequest | float, httpx.Response | UnreachableError | None, T]":
         """Yields a request to send (the answer or the failure comes back), or seconds to wait; returns the answer."""
         request = call.to_request()
         absence = _Absence(self.waits, self.patience)
@@ -201,7 +203,7 @@ class Client:
 class _Absence:
     """How long there has been no answer, what was said about it, and how long to wait next."""
 
-    def __init__(self, waits: Waits, patience: float) -> None:
+    def __init__(self, waits: Timing, patience: float) -> None:
         self._waits = waits
         self._patience = patience
         self._since = waits.clock()
@@ -247,14 +249,16 @@ class _Absence:
             logger.warning("The state API answers again, after %.0f s.", self._waits.clock() - self._since)
 
 
-def _outcome_of(connection: Connection, request: Request) -> httpx.Response | UnreachableError:
+def _outcome_of(connection: StateApiConnection, request: StateApiRequest) -> httpx.Response | UnreachableError:
     try:
         return connection.send(request)
     except UnreachableError as error:
         return error
 
 
-async def _async_outcome_of(connection: Connection, request: Request) -> httpx.Response | UnreachableError:
+async def _async_outcome_of(
+    connection: StateApiConnection, request: StateApiRequest
+) -> httpx.Response | UnreachableError:
     try:
         return await connection.asend(request)
     except UnreachableError as error:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import httpx
 
 from reattach.api.names import HEADER_REQUEST_ID, HEADER_SESSION
-from reattach.task.settings import Settings
+from reattach.task.settings import TaskSettings
 
 Identity = tuple[int, str]
 """The process and the CA that a client was made in and with."""
 
 
 @dataclass(frozen=True)
-class Request:
+class StateApiRequest:
     """One request, as it goes out each time that it is asked. `request_id` is the same each time."""
 
     method: str
@@ -30,13 +30,13 @@ class UnreachableError(Exception):
     """No answer came, or it can't be known whether the other side took the request. The message says why."""
 
 
-class Connection:
+class StateApiConnection:
     """Sends single requests, for plain and for async code. Safe to use from several threads, event loops, and after a fork.
 
     `transport` is the one seam: what answers instead of the network, in tests.
     """
 
-    def __init__(self, settings: Settings, session: str, transport: httpx.MockTransport | None = None) -> None:
+    def __init__(self, settings: TaskSettings, session: str, transport: httpx.MockTransport | None = None) -> None:
         self._settings = settings
         self._session = session
         self._transport = transport
@@ -46,7 +46,7 @@ class Connection:
         self._plain: list[tuple[Identity, httpx.Client]] = []
         self._async: list[tuple[Identity, asyncio.AbstractEventLoop, httpx.AsyncClient]] = []
 
-    def send(self, request: Request) -> httpx.Response:
+    def send(self, request: StateApiRequest) -> httpx.Response:
         """The answer, whatever it is. Raises `UnreachableError`."""
         client: httpx.Client | None = None
         try:
@@ -66,7 +66,7 @@ class Connection:
             # By the end of the task, while a thread finishes what it began.
             raise UnreachableError(_why(error)) from error
 
-    async def asend(self, request: Request) -> httpx.Response:
+    async def asend(self, request: StateApiRequest) -> httpx.Response:
         """`send` for async code."""
         try:
             return await self._async_client().request(
@@ -130,7 +130,7 @@ class Connection:
             self._async.append((identity, loop, client))
             return client
 
-    def _headers(self, request: Request) -> dict[str, str]:
+    def _headers(self, request: StateApiRequest) -> dict[str, str]:
         headers = {
             "Authorization": f"Bearer {self._settings.token_file.read_text().strip()}",
             HEADER_SESSION: self._session,

@@ -16,19 +16,19 @@ from typing import Any, TypeVar, overload
 
 import httpx
 
+from reattach.adapters.base import Adapter
 from reattach.api.messages import CompleteRequest, OpenRequest, OpenResponse
 from reattach.api.names import ENV_SESSION
-from reattach.task.adapter import Adapter
-from reattach.task.client import Call, Client, Waits
-from reattach.task.connection import Connection
-from reattach.task.ending import Ending
-from reattach.task.externaljob import ExternalJob
+from reattach.task.client import Call, Client, Timing
+from reattach.task.connection import StateApiConnection
+from reattach.task.external_job import ExternalJob
 from reattach.task.jobs import Jobs
 from reattach.task.log import show
-from reattach.task.settings import PATIENCE_SECONDS, Settings, from_environment
+from reattach.task.settings import PATIENCE_SECONDS, TaskSettings, from_environment
 from reattach.task.state import State
-from reattach.task.submitting import Submitting, Wanted
-from reattach.task.values import result_text_of
+from reattach.task.submission import JobRequest, SubmissionProcess
+from reattach.task.termination import TerminationHandler
+from reattach.task.value_checks import result_text_of
 
 logger = logging.getLogger("reattach")
 
@@ -45,7 +45,7 @@ class Task:
     completed: whether completion is recorded.
     """
 
-    def __init__(self, settings: Settings, client: Client, ending: Ending) -> None:
+    def __init__(self, settings: TaskSettings, client: Client, ending: TerminationHandler) -> None:
         self.namespace = settings.namespace
         self.name = settings.taskrun
         self.attempt = settings.attempt
@@ -113,9 +113,9 @@ class Task:
         new_generation: bool = False,
         is_abandoned: Callable[[], bool] = lambda: False,
     ) -> ExternalJob:
-        wanted = Wanted(key, adapter, request, detached, self.namespace, self.name, self.attempt)
+        wanted = JobRequest(key, adapter, request, detached, self.namespace, self.name, self.attempt)
         with self.jobs.lock_of(key):
-            taken = Submitting(self.jobs, wanted, is_abandoned).run(new_generation=new_generation)
+            taken = SubmissionProcess(self.jobs, wanted, is_abandoned).run(new_generation=new_generation)
         return ExternalJob(self.jobs, wanted, taken)
 
     async def _in_thread(
@@ -142,10 +142,10 @@ class TaskContext:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: TaskSettings,
         *,
         transport: httpx.MockTransport | None = None,
-        waits: Waits | None = None,
+        waits: Timing | None = None,
         environment: MutableMapping[str, str] = os.environ,
         end_process: Callable[[int], None] = os._exit,
     ) -> None:
@@ -153,9 +153,9 @@ class TaskContext:
         # A child of the process that opened the state: it works under the same session, and its end is not the task's.
         self._is_child = settings.session is not None
         self._environment = environment
-        self._ending = Ending(settings.termination_log, end_process)
-        self._connection = Connection(settings, self._session, transport)
-        self._client = Client(self._connection, settings.patience, self._ending.on_over, waits or Waits())
+        self._ending = TerminationHandler(settings.termination_log, end_process)
+        self._connection = StateApiConnection(settings, self._session, transport)
+        self._client = Client(self._connection, settings.patience, self._ending.on_over, waits or Timing())
         self._task = Task(settings, self._client, self._ending)
 
     def __enter__(self) -> Task:

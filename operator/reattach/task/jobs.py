@@ -39,10 +39,10 @@ from reattach.api.messages import (
     JobList,
     OutcomeRequest,
 )
-from reattach.task.client import Call, Client, KeyAbsentError, Waits
-from reattach.task.ending import Ending
-from reattach.task.errors import Held, InvalidCall, InvalidKey, InvalidValue, JobOver, Unavailable
-from reattach.task.values import result_text_of
+from reattach.errors import Held, InvalidCall, InvalidKey, InvalidValue, JobOver, Unavailable
+from reattach.task.client import Call, Client, KeyAbsentError, Timing
+from reattach.task.termination import TerminationHandler
+from reattach.task.value_checks import result_text_of
 
 Origin = Literal["Submitted", "Existed", "Found"]
 SHOW_SECONDS = 5.0
@@ -53,7 +53,7 @@ OutcomeState = Literal["Succeeded", "Failed", "Cancelled", "Active", "Unknown", 
 
 
 class Step(StrEnum):
-    """The steps of submitting once, as `Waits.on_step` is told them: right before, or right after, what they name."""
+    """The steps of submitting once, as `Timing.on_step` is told them: right before, or right after, what they name."""
 
     BEFORE_INTENT = "before-intent"
     AFTER_INTENT = "after-intent"
@@ -68,9 +68,9 @@ class Step(StrEnum):
 
 
 class Jobs:
-    """The external jobs of one TaskRun. All methods raise what `reattach.task.errors` draws; only what is particular is named here."""
+    """The external jobs of one TaskRun. All methods raise what `reattach.errors` draws; only what is particular is named here."""
 
-    def __init__(self, client: Client, ending: Ending) -> None:
+    def __init__(self, client: Client, ending: TerminationHandler) -> None:
         self._client = client
         self._ending = ending
         # By process: after a fork, the child is somebody else, and the parent's locks are none of its own.
@@ -211,11 +211,11 @@ class Jobs:
     # -- for `submit_once` and what it returns ------------------------------------------------------------------------
 
     @property
-    def waits(self) -> Waits:
+    def waits(self) -> Timing:
         return self._client.waits
 
     @property
-    def ending(self) -> Ending:
+    def ending(self) -> TerminationHandler:
         return self._ending
 
     def lock_of(self, key: str) -> threading.Lock:
@@ -223,7 +223,7 @@ class Jobs:
         return self._locks.setdefault((os.getpid(), key), threading.Lock())
 
     def step(self, step: Step) -> None:
-        """Tell `Waits.on_step`."""
+        """Tell `Timing.on_step`."""
         self._client.waits.on_step(step)
 
     def show(self, key: str, generation: int, state: OutcomeState, message: str = "") -> None:

@@ -15,7 +15,7 @@ from reattach.api.names import (
     MOUNT_PATH,
     TOKEN_FILE,
 )
-from reattach.task.errors import NotInPod
+from reattach.errors import NotInPod
 
 ENV_DIRECTORY = "REATTACH_DIRECTORY"
 """Where `token` and `ca.crt` are, if not at the usual place: for tests outside a pod."""
@@ -29,7 +29,7 @@ REQUEST_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class TaskSettings:
     """Where the state API is, who this process is, and how long to wait.
 
     `session` is set in a process whose parent opened the state. `patience` is in seconds, for one call; `request_seconds` is how long one
@@ -54,7 +54,7 @@ class Settings:
     def ca_file(self) -> Path:
         return self.directory / CA_FILE
 
-    def with_patience(self, seconds: float) -> "Settings":
+    def with_patience(self, seconds: float) -> "TaskSettings":
         """The same with another patience.
 
         Raises:
@@ -65,7 +65,7 @@ class Settings:
         return dataclasses.replace(self, patience=seconds)
 
 
-def from_environment(environment: Mapping[str, str]) -> Settings:
+def from_environment(environment: Mapping[str, str]) -> TaskSettings:
     """The settings of a process in a task's container.
 
     Raises:
@@ -84,7 +84,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         raise NotInPod(f"{', '.join(missing)} must be set where {ENV_URL} is")
     if not environment[ENV_ATTEMPT].isdecimal():
         raise NotInPod(f"{ENV_ATTEMPT} must be a number, not {environment[ENV_ATTEMPT]!r}")
-    settings = Settings(
+    settings = TaskSettings(
         url=environment[ENV_URL].rstrip("/"),
         namespace=environment[ENV_NAMESPACE],
         taskrun=environment[ENV_TASKRUN],

@@ -1,7 +1,7 @@
 """`task.state`: the TaskRun's durable keys.
 
 Each method has an async twin with an `a` in front (`get`, `aget`), as in AIP-103: one object serves plain and async code, and moving a
-line from one to the other changes two letters. All of them raise what `reattach.task.errors` draws; only what is particular is named here.
+line from one to the other changes two letters. All of them raise what `reattach.errors` draws; only what is particular is named here.
 """
 
 from datetime import timedelta
@@ -18,9 +18,9 @@ from reattach.api.messages import (
     EntryList,
     Operation,
 )
+from reattach.errors import InvalidCall
 from reattach.task.client import Call, Client, KeyAbsentError
-from reattach.task.errors import InvalidCall
-from reattach.task.values import check_key, retention_seconds_of, value_text_of
+from reattach.task.value_checks import check_key, retention_seconds_of, value_text_of
 
 T = TypeVar("T")
 

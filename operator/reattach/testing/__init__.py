@@ -4,30 +4,40 @@ It brings the real SDK, the real state API and the operator's real planner toget
 can't be made up is the other side. Needs `pip install reattach[operator]`.
 """
 
-from reattach.testing.cases import CASES, Case, Fault, Verdict
-from reattach.testing.clocks import Clock, MadeUpClock, RealClock
-from reattach.testing.conformance import MADE_UP, REAL, CountError, OtherSide, Outcome, Pace, Report, Suite, conformance
-from reattach.testing.processes import Process
-from reattach.testing.world import Run, World
+from reattach.testing.cases import CASES, Case, ExpectedResult, Fault
+from reattach.testing.clocks import Clock, RealClock, VirtualClock
+from reattach.testing.conformance import (
+    MADE_UP,
+    REAL,
+    CaseResult,
+    CaseTiming,
+    CountError,
+    ExternalSystem,
+    Report,
+    Suite,
+    conformance,
+)
+from reattach.testing.simulated_cluster import SimulatedCluster, SimulatedRun
+from reattach.testing.task_process import TaskProcess
 
 __all__ = [
     "CASES",
     "MADE_UP",
     "REAL",
     "Case",
+    "CaseResult",
+    "CaseTiming",
     "Clock",
     "CountError",
+    "ExpectedResult",
+    "ExternalSystem",
     "Fault",
-    "MadeUpClock",
-    "OtherSide",
-    "Outcome",
-    "Pace",
-    "Process",
     "RealClock",
     "Report",
-    "Run",
+    "SimulatedCluster",
+    "SimulatedRun",
     "Suite",
-    "Verdict",
-    "World",
+    "TaskProcess",
+    "VirtualClock",
     "conformance",
 ]

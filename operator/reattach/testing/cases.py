@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from typing_extensions import override
 
-from reattach.task.adapter import Cancelled, Capabilities, NotFound
-from reattach.task.errors import DigestChanged
+from reattach.adapters.base import Cancelled, Capabilities, NotFound
+from reattach.errors import DigestChanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reattach.testing.conformance import Scene
+    from reattach.testing.conformance import CaseRun
 
 AT_ONCE, ROUNDS = 8, 3
 """How many submit the same at once, and how often: in one round they may happen to come one after the other."""
@@ -28,7 +28,7 @@ MARGIN_SECONDS = 5.0
 """How much of its life a token must have beyond the longest request."""
 
 
-class Verdict(StrEnum):
+class ExpectedResult(StrEnum):
     """How a case ends. Never by two jobs, and only by the first two."""
 
     ONE_JOB = "one job"
@@ -54,7 +54,7 @@ class Fault:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unresolved:
+class UnresolvedSubmission:
     """What is known when the next attempt, or the same one, finds an intent without a handle.
 
     `exists`: there is a job that a look-up finds. `all_ended`: whoever may have submitted is known to be dead, or is the one who asks.
@@ -66,26 +66,26 @@ class Unresolved:
     age: float = 10.0
 
 
-def expected(can: Capabilities, request_seconds: float, found: Unresolved) -> Verdict:
+def expected(can: Capabilities, request_seconds: float, found: UnresolvedSubmission) -> ExpectedResult:
     """DESIGN §5's ladder, as a table."""
     name, look_up, token = can.client_name, can.look_up, can.token
     arrived = found.age + request_seconds + MARGIN_SECONDS
     if name and (name.retention is None or arrived < name.retention.total_seconds()):
-        return Verdict.ONE_JOB
+        return ExpectedResult.ONE_JOB
     if look_up and found.exists:
-        return Verdict.ONE_JOB
+        return ExpectedResult.ONE_JOB
     if not found.all_ended:
-        return Verdict.HELD
+        return ExpectedResult.HELD
     if token and arrived < token.lifetime.total_seconds():
-        return Verdict.ONE_JOB
+        return ExpectedResult.ONE_JOB
     if look_up:
         until = found.age + look_up.settling.total_seconds()
         if look_up.retention is None or until < look_up.retention.total_seconds():
-            return Verdict.ONE_JOB
-    return Verdict.HELD
+            return ExpectedResult.ONE_JOB
+    return ExpectedResult.HELD
 
 
-Arranged: TypeAlias = "Unresolved | Verdict | frozenset[Verdict] | None"
+Arranged: TypeAlias = "UnresolvedSubmission | ExpectedResult | frozenset[ExpectedResult] | None"
 
 
 @dataclass(frozen=True)
@@ -98,27 +98,27 @@ class Case:
 
     name: str
     what: str
-    arrange: "Callable[[Scene], Arranged]"
-    needs: "Callable[[Scene], str]" = lambda _scene: ""
+    arrange: "Callable[[CaseRun], Arranged]"
+    needs: "Callable[[CaseRun], str]" = lambda _scene: ""
 
     @override
     def __str__(self) -> str:
         return self.name
 
 
-def _undisturbed(_scene: "Scene") -> None:
+def _undisturbed(_scene: "CaseRun") -> None:
     return None
 
 
-def _crash_at(step: str, found: Unresolved | None) -> "Callable[[Scene], Unresolved | None]":
-    def arrange(scene: "Scene") -> Unresolved | None:
+def _crash_at(step: str, found: UnresolvedSubmission | None) -> "Callable[[CaseRun], UnresolvedSubmission | None]":
+    def arrange(scene: "CaseRun") -> UnresolvedSubmission | None:
         scene.at(1, step, lambda process: process.kill())
         return found
 
     return arrange
 
 
-def _crash_on_the_way(scene: "Scene") -> Unresolved:
+def _crash_on_the_way(scene: "CaseRun") -> UnresolvedSubmission:
     """The request has left, its process dies, and it arrives."""
 
     def crash() -> None:
@@ -126,10 +126,10 @@ def _crash_on_the_way(scene: "Scene") -> Unresolved:
         scene.process(1).kill()
 
     scene.at(1, "submit leaving", lambda _process: crash())
-    return Unresolved(exists=True)
+    return UnresolvedSubmission(exists=True)
 
 
-def _at_once(scene: "Scene") -> None:
+def _at_once(scene: "CaseRun") -> None:
     """What the other side enforces holds between two requests too; what the adapter only looks up before it submits does not."""
 
     def submit() -> None:
@@ -145,23 +145,23 @@ def _unlike_handles(told: set[str]) -> str:
     return f"all who submit the same at once must be told the same handle; they were told {sorted(told) or 'none'}"
 
 
-def _lose_the_request(scene: "Scene") -> Unresolved:
+def _lose_the_request(scene: "CaseRun") -> UnresolvedSubmission:
     scene.fail_once(1, "submit leaving")
-    return Unresolved(exists=False)
+    return UnresolvedSubmission(exists=False)
 
 
-def _lose_the_answer(scene: "Scene") -> Unresolved:
+def _lose_the_answer(scene: "CaseRun") -> UnresolvedSubmission:
     scene.fail_once(1, "submit accepted")
-    return Unresolved(exists=True)
+    return UnresolvedSubmission(exists=True)
 
 
-def _lose_the_answer_while_it_lags(scene: "Scene") -> Unresolved:
+def _lose_the_answer_while_it_lags(scene: "CaseRun") -> UnresolvedSubmission:
     scene.at(1, "submit accepted", lambda process: process.kill())
     scene.lag()
-    return Unresolved(exists=True)
+    return UnresolvedSubmission(exists=True)
 
 
-def _too_slow(scene: "Scene") -> Unresolved:
+def _too_slow(scene: "CaseRun") -> UnresolvedSubmission:
     """The request is given up, and arrives afterwards."""
 
     def give_up() -> None:
@@ -171,43 +171,43 @@ def _too_slow(scene: "Scene") -> Unresolved:
         raise TimeoutError("no answer within request_seconds")
 
     scene.at(1, "submit leaving", lambda _process: give_up())
-    return Unresolved(exists=True, age=10 + scene.request_seconds)
+    return UnresolvedSubmission(exists=True, age=10 + scene.request_seconds)
 
 
-def _slow(scene: "Scene") -> None:
+def _slow(scene: "CaseRun") -> None:
     scene.at(1, "submit leaving", lambda process: process.sleep(0.8 * scene.request_seconds))
 
 
-def _down_while_submitting(scene: "Scene") -> Unresolved:
+def _down_while_submitting(scene: "CaseRun") -> UnresolvedSubmission:
     scene.out_of_order(from_step="submit leaving", seconds=scene.pace.outage)
-    return Unresolved(exists=False, age=10 + scene.pace.outage)
+    return UnresolvedSubmission(exists=False, age=10 + scene.pace.outage)
 
 
-def _down_while_watching(scene: "Scene") -> None:
+def _down_while_watching(scene: "CaseRun") -> None:
     scene.out_of_order(from_step="watching", seconds=scene.pace.outage)
 
 
-def _fails_once_while_watching(scene: "Scene") -> None:
+def _fails_once_while_watching(scene: "CaseRun") -> None:
     scene.fail_once(1, "status leaving")
 
 
-def _broken_once(how: Literal["error", "half", "lose"]) -> "Callable[[Scene], Unresolved]":
+def _broken_once(how: Literal["error", "half", "lose"]) -> "Callable[[CaseRun], UnresolvedSubmission]":
     """The adapter must not say `Rejected`, but that nobody knows."""
 
-    def arrange(scene: "Scene") -> Unresolved:
+    def arrange(scene: "CaseRun") -> UnresolvedSubmission:
         scene.break_down(Fault(how=how, on="submit", once=True))
-        return Unresolved(exists=how != "error")
+        return UnresolvedSubmission(exists=how != "error")
 
     return arrange
 
 
-def _broken_for_submissions(scene: "Scene") -> Unresolved:
+def _broken_for_submissions(scene: "CaseRun") -> UnresolvedSubmission:
     fault = Fault(how="error", on="submit")
     scene.at(1, "submit leaving", lambda _process: scene.break_down(fault, scene.pace.outage))
-    return Unresolved(exists=False, age=10 + scene.pace.outage)
+    return UnresolvedSubmission(exists=False, age=10 + scene.pace.outage)
 
 
-def _broken_for_look_ups(scene: "Scene") -> Unresolved:
+def _broken_for_look_ups(scene: "CaseRun") -> UnresolvedSubmission:
     """The adapter must not say None, but that it can't be told now."""
 
     def crash() -> None:
@@ -215,30 +215,30 @@ def _broken_for_look_ups(scene: "Scene") -> Unresolved:
         scene.process(1).kill()
 
     scene.at(1, "submit accepted", lambda _process: crash())
-    return Unresolved(exists=True, age=10 + scene.pace.outage)
+    return UnresolvedSubmission(exists=True, age=10 + scene.pace.outage)
 
 
-def _broken_for_questions(scene: "Scene") -> None:
+def _broken_for_questions(scene: "CaseRun") -> None:
     """The adapter must not call the job failed or absent."""
     fault = Fault(how="error", on="status")
     scene.at(1, "watching", lambda _process: scene.break_down(fault, scene.pace.outage))
 
 
-def _token_expired(scene: "Scene") -> Unresolved:
+def _token_expired(scene: "CaseRun") -> UnresolvedSubmission:
     lifetime = scene.can.token.lifetime.total_seconds() if scene.can.token else 0
     scene.at(1, "after-intent", lambda process: process.kill())
     scene.before_main(2, lambda process: process.sleep(lifetime + 1))
-    return Unresolved(exists=False, age=lifetime + 1)
+    return UnresolvedSubmission(exists=False, age=lifetime + 1)
 
 
-def _name_forgotten(scene: "Scene") -> Unresolved:
+def _name_forgotten(scene: "CaseRun") -> UnresolvedSubmission:
     """The job that was made may have been forgotten with its name. A look-up that remembers for longer finds it."""
     retention = _name_retention_of(scene.can)
     scene.at(1, "submit accepted", lambda process: process.kill())
     scene.before_main(2, lambda process: process.sleep(retention + 1))
     look_up = scene.can.look_up
     remembers = look_up is not None and (look_up.retention is None or retention < look_up.retention.total_seconds())
-    return Unresolved(exists=remembers, age=retention + 1)
+    return UnresolvedSubmission(exists=remembers, age=retention + 1)
 
 
 def _name_retention_of(can: Capabilities) -> float:
@@ -257,15 +257,15 @@ def _promises_of(can: Capabilities) -> list[float]:
     return [time.total_seconds() for time in kept if time]
 
 
-def _just_in_time(scene: "Scene") -> Unresolved:
+def _just_in_time(scene: "CaseRun") -> UnresolvedSubmission:
     """The next attempt comes when the promises are nearly over: what is promised for so long must still be kept."""
     wait = 0.9 * min(_promises_of(scene.can)) - scene.request_seconds - MARGIN_SECONDS
     scene.at(1, "submit accepted", lambda process: process.kill())
     scene.before_main(2, lambda process: process.sleep(wait))
-    return Unresolved(exists=True, age=wait + 10)
+    return UnresolvedSubmission(exists=True, age=wait + 10)
 
 
-def _forgotten_before_it_was_found(scene: "Scene") -> Unresolved:
+def _forgotten_before_it_was_found(scene: "CaseRun") -> UnresolvedSubmission:
     keeps = scene.can.look_up.retention if scene.can.look_up else None
     wait = keeps.total_seconds() + 1 if keeps else 0
     scene.at(1, "submit accepted", lambda process: process.kill())
@@ -275,10 +275,10 @@ def _forgotten_before_it_was_found(scene: "Scene") -> Unresolved:
         scene.forget()
 
     scene.before_main(2, lambda _process: come_late())
-    return Unresolved(exists=False, age=wait + 10)
+    return UnresolvedSubmission(exists=False, age=wait + 10)
 
 
-def _forgotten_while_watched(scene: "Scene") -> Verdict:
+def _forgotten_while_watched(scene: "CaseRun") -> ExpectedResult:
     """A job that was there and is not known any more is never taken for a failed one."""
 
     def crash() -> None:
@@ -286,29 +286,31 @@ def _forgotten_while_watched(scene: "Scene") -> Verdict:
         scene.process(1).kill()
 
     scene.at(1, "watching", lambda _process: crash())
-    return Verdict.HELD
+    return ExpectedResult.HELD
 
 
-def _cancel_at(step: str) -> "Callable[[Scene], frozenset[Verdict]]":
+def _cancel_at(step: str) -> "Callable[[CaseRun], frozenset[ExpectedResult]]":
     """Where a cancelled job is gone (a deleted object), the next attempt can't tell that from one that got lost, and asks."""
 
-    def arrange(scene: "Scene") -> frozenset[Verdict]:
+    def arrange(scene: "CaseRun") -> frozenset[ExpectedResult]:
         scene.cancels = True
         scene.at(1, step, lambda process: process.kill())
         scene.checks.append(lambda: _not_cancelled(scene))
         if scene.other.count_running is not None:
             scene.checks.append(_goes_on(scene, scene.other.count_running))
-        return frozenset({Verdict.ONE_JOB} if step == "before-cancel" else {Verdict.ONE_JOB, Verdict.HELD})
+        return frozenset(
+            {ExpectedResult.ONE_JOB} if step == "before-cancel" else {ExpectedResult.ONE_JOB, ExpectedResult.HELD}
+        )
 
     return arrange
 
 
-def _not_cancelled(scene: "Scene") -> str:
+def _not_cancelled(scene: "CaseRun") -> str:
     others = [status for status in scene.standings if not isinstance(status, Cancelled | NotFound)]
     return f"the job was cancelled, and the other side says of it: {others[0]}" if others else ""
 
 
-def _goes_on(scene: "Scene", count_running: "Callable[[], int]") -> "Callable[[], str]":
+def _goes_on(scene: "CaseRun", count_running: "Callable[[], int]") -> "Callable[[], str]":
     """What the adapter says of the job is its own word; how many run is the other side's."""
     clock = scene.world.clock
     clock.wait(lambda: count_running() == 0, QUIET_SECONDS)
@@ -322,18 +324,18 @@ def _goes_on(scene: "Scene", count_running: "Callable[[], int]") -> "Callable[[]
     return check
 
 
-def _frozen_at(step: str, found: Unresolved | None) -> "Callable[[Scene], Unresolved | None]":
+def _frozen_at(step: str, found: UnresolvedSubmission | None) -> "Callable[[CaseRun], UnresolvedSubmission | None]":
     """The node stops answering with the process in it, the attempt's end is presumed, and later the process goes on where it was."""
 
-    def arrange(scene: "Scene") -> Unresolved | None:
+    def arrange(scene: "CaseRun") -> UnresolvedSubmission | None:
         scene.at(1, step, scene.freeze)
         return found
 
     return arrange
 
 
-def _dead_with_its_node(step: str, found: Unresolved) -> "Callable[[Scene], Unresolved]":
-    def arrange(scene: "Scene") -> Unresolved:
+def _dead_with_its_node(step: str, found: UnresolvedSubmission) -> "Callable[[CaseRun], UnresolvedSubmission]":
+    def arrange(scene: "CaseRun") -> UnresolvedSubmission:
         def die() -> None:
             scene.lose_node(scene.process(1))
             scene.process(1).kill()
@@ -344,16 +346,16 @@ def _dead_with_its_node(step: str, found: Unresolved) -> "Callable[[Scene], Unre
     return arrange
 
 
-def _evicted(scene: "Scene") -> Unresolved:
+def _evicted(scene: "CaseRun") -> UnresolvedSubmission:
     def evict() -> None:
         scene.evict(scene.process(1))
         scene.process(1).kill()
 
     scene.at(1, "submit accepted", lambda _process: evict())
-    return Unresolved(exists=True)
+    return UnresolvedSubmission(exists=True)
 
 
-def _digest_changed(scene: "Scene") -> None:
+def _digest_changed(scene: "CaseRun") -> None:
     scene.at(1, "watching", lambda process: process.kill())
     scene.requests[2] = scene.other.other_request
 
@@ -366,7 +368,7 @@ def _digest_changed(scene: "Scene") -> None:
     scene.checks.append(check)
 
 
-def _state_api_down(scene: "Scene") -> None:
+def _state_api_down(scene: "CaseRun") -> None:
     """Nothing is submitted as long as the intent can't be stored."""
 
     def stop() -> None:
@@ -378,23 +380,23 @@ def _state_api_down(scene: "Scene") -> None:
     scene.at(1, "before-intent", lambda _process: stop())
 
 
-def _two_crashes(scene: "Scene") -> Unresolved:
+def _two_crashes(scene: "CaseRun") -> UnresolvedSubmission:
     scene.at(1, "submit accepted", lambda process: process.kill())
     scene.at(2, "after-intent", lambda process: process.kill())
-    return Unresolved(exists=True)
+    return UnresolvedSubmission(exists=True)
 
 
-def _needs_name_or_token(scene: "Scene") -> str:
+def _needs_name_or_token(scene: "CaseRun") -> str:
     return "" if scene.can.client_name or scene.can.token else "it declares neither a name nor a token"
 
 
-def _needs_token(scene: "Scene") -> str:
+def _needs_token(scene: "CaseRun") -> str:
     if scene.can.token is None:
         return "it declares no token"
     return scene.too_long(scene.can.token.lifetime.total_seconds(), "its token lives")
 
 
-def _needs_a_name_with_an_end(scene: "Scene") -> str:
+def _needs_a_name_with_an_end(scene: "CaseRun") -> str:
     if scene.can.client_name is None:
         return "it declares no name"
     if scene.can.client_name.retention is None:
@@ -402,7 +404,7 @@ def _needs_a_name_with_an_end(scene: "Scene") -> str:
     return scene.too_long(_name_retention_of(scene.can), "its names are kept")
 
 
-def _needs_an_end(scene: "Scene") -> str:
+def _needs_an_end(scene: "CaseRun") -> str:
     promises = _promises_of(scene.can)
     if not promises:
         return "what it declares has no end"
@@ -411,11 +413,11 @@ def _needs_an_end(scene: "Scene") -> str:
     return scene.too_long(min(promises), "its promises last")
 
 
-def _needs_lag(scene: "Scene") -> str:
+def _needs_lag(scene: "CaseRun") -> str:
     return "" if scene.can.look_up else "it declares no look-up"
 
 
-def _needs_retention(scene: "Scene") -> str:
+def _needs_retention(scene: "CaseRun") -> str:
     if scene.other.forget is None:
         return "nothing makes the other side forget"
     if scene.can.look_up is None or scene.can.look_up.retention is None:
@@ -427,26 +429,26 @@ def _needs_retention(scene: "Scene") -> str:
     return scene.too_long(retention.total_seconds(), "a look-up finds jobs")
 
 
-def _needs_fail(scene: "Scene") -> str:
+def _needs_fail(scene: "CaseRun") -> str:
     return "" if scene.other.fail else "nothing makes the other side fail"
 
 
-def _needs_fail_and_look_up(scene: "Scene") -> str:
+def _needs_fail_and_look_up(scene: "CaseRun") -> str:
     return _needs_fail(scene) or _needs_lag(scene)
 
 
-def _needs_a_lasting_job(scene: "Scene") -> str:
+def _needs_a_lasting_job(scene: "CaseRun") -> str:
     return "" if scene.other.lasting_request is not None else "no job was given that lasts until it is cancelled"
 
 
-def _needs_forget(scene: "Scene") -> str:
+def _needs_forget(scene: "CaseRun") -> str:
     return "" if scene.other.forget else "nothing makes the other side forget"
 
 
-_NOTHING_THERE = Unresolved(exists=False)
-_THERE = Unresolved(exists=True)
-_FROZEN = Unresolved(exists=False, all_ended=False)
-_FROZEN_THERE = Unresolved(exists=True, all_ended=False)
+_NOTHING_THERE = UnresolvedSubmission(exists=False)
+_THERE = UnresolvedSubmission(exists=True)
+_FROZEN = UnresolvedSubmission(exists=False, all_ended=False)
+_FROZEN_THERE = UnresolvedSubmission(exists=True, all_ended=False)
 
 CASES: tuple[Case, ...] = (
     Case("undisturbed", "nothing goes wrong", _undisturbed),

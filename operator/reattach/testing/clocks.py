@@ -69,7 +69,7 @@ class Clock(ABC):
         return True
 
 
-class MadeUpClock(Clock):
+class VirtualClock(Clock):
     """Time that passes only when every thread waits."""
 
     def __init__(self) -> None:

@@ -23,16 +23,15 @@ import httpx
 import msgspec
 from typing_extensions import override
 
-from reattach.api.reasons import ConditionType, Reason
-from reattach.api.reasons import Outcome as RunOutcome
-from reattach.task.adapter import Adapter, Capabilities, JobStatus, Submission, Succeeded, Unknown
+from reattach.adapters.base import Adapter, Capabilities, JobStatus, Submission, Succeeded, Unknown
+from reattach.api.reasons import ConditionType, Outcome, Reason
+from reattach.errors import JobFailed
 from reattach.task.context import Task
-from reattach.task.errors import JobFailed
-from reattach.testing.between import Between
-from reattach.testing.cases import CASES, Arranged, Case, Fault, Unresolved, Verdict, expected
-from reattach.testing.clocks import Clock, MadeUpClock, RealClock
-from reattach.testing.processes import Process
-from reattach.testing.world import NAMESPACE, Run, World
+from reattach.testing.cases import CASES, Arranged, Case, ExpectedResult, Fault, UnresolvedSubmission, expected
+from reattach.testing.clocks import Clock, RealClock, VirtualClock
+from reattach.testing.fault_injection import FaultInjectingAdapter
+from reattach.testing.simulated_cluster import NAMESPACE, SimulatedCluster, SimulatedRun
+from reattach.testing.task_process import TaskProcess
 
 KEY = "load"
 COUNT_SECONDS = 10.0
@@ -40,7 +39,7 @@ COUNT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class CaseTiming:
     """How long things last, in seconds. With a clock that is made up they cost nothing.
 
     `lost`: `spec.deadlines.lostSeconds`. `frozen`: how long a frozen process sleeps. `outage`: of the other side. `on_the_way`: how long a
@@ -57,12 +56,12 @@ class Pace:
     patience: float = 30 * 24 * 3600
 
 
-MADE_UP = Pace()
-REAL = Pace(lost=2, frozen=25, outage=6, on_the_way=0.3, poll=0.5, longest=10, patience=600)
+MADE_UP = CaseTiming()
+REAL = CaseTiming(lost=2, frozen=25, outage=6, on_the_way=0.3, poll=0.5, longest=10, patience=600)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OtherSide:
+class ExternalSystem:
     """What the suite needs of one external system.
 
     `adapter()`: a new adapter, as each pod would make one. `count_jobs()`: how many jobs the other side has made in all, forgotten and
@@ -82,15 +81,15 @@ class OtherSide:
     fail: Callable[[Fault | None], None] | None = None
     count_running: Callable[[], int] | None = None
     clock: Clock | None = None
-    pace: Pace | None = None
+    pace: CaseTiming | None = None
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CaseResult:
     """How one case went. `wrong`: what must hold and does not; empty if all is well. `skipped`: why it was not tried."""
 
     case: Case
-    verdict: Verdict | None = None
+    verdict: ExpectedResult | None = None
     jobs: int = 0
     attempts: int = 0
     wrong: str = ""
@@ -102,15 +101,15 @@ class Report:
     """All cases of one adapter. As text it is a table."""
 
     adapter: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[CaseResult, ...]
 
     @property
-    def failures(self) -> tuple[Outcome, ...]:
+    def failures(self) -> tuple[CaseResult, ...]:
         """Those that are not as they must be."""
         return tuple(outcome for outcome in self.outcomes if outcome.wrong)
 
     @property
-    def tried(self) -> tuple[Outcome, ...]:
+    def tried(self) -> tuple[CaseResult, ...]:
         """Those that were tried."""
         return tuple(outcome for outcome in self.outcomes if not outcome.skipped)
 
@@ -125,7 +124,7 @@ class Report:
         return "\n".join(rows)
 
 
-class Scene:
+class CaseRun:
     """One case while it is played: what a case arranges, and what happened."""
 
     def __init__(self, suite: "Suite", name: str) -> None:
@@ -144,10 +143,10 @@ class Scene:
         """What must hold in the end beside the verdict: each tells what is wrong, or nothing."""
         self.standings: list[JobStatus] = []
         """What the other side says of the run's jobs when it has ended."""
-        self.run = Run(name, self._main, self._on_step)
-        self._plans: dict[tuple[int, str], list[Callable[[Process], object]]] = {}
-        self._betweens: dict[int, Between] = {}
-        self._starts: dict[int, Callable[[Process], None]] = {}
+        self.run = SimulatedRun(name, self._main, self._on_step)
+        self._plans: dict[tuple[int, str], list[Callable[[TaskProcess], object]]] = {}
+        self._betweens: dict[int, FaultInjectingAdapter] = {}
+        self._starts: dict[int, Callable[[TaskProcess], None]] = {}
         self._outage: tuple[str, float] | None = None
         self._down_until = 0.0
         self._state_api_down_until = 0.0
@@ -156,26 +155,26 @@ class Scene:
 
     # -- what a case arranges -----------------------------------------------------------------------------------------
 
-    def at(self, attempt: int, step: str, act: Callable[[Process], object]) -> None:
+    def at(self, attempt: int, step: str, act: Callable[[TaskProcess], object]) -> None:
         """Do this when that attempt gets to that step for the first time."""
         self._plans.setdefault((attempt, step), []).append(act)
 
-    def before_main(self, attempt: int, act: Callable[[Process], None]) -> None:
+    def before_main(self, attempt: int, act: Callable[[TaskProcess], None]) -> None:
         """Do this when that attempt begins."""
         self._starts[attempt] = act
 
-    def process(self, attempt: int) -> Process:
+    def process(self, attempt: int) -> TaskProcess:
         """The process of that attempt."""
         return next(process for process in self.run.processes if process.attempt == attempt)
 
-    def between(self, attempt: int) -> Between:
+    def between(self, attempt: int) -> FaultInjectingAdapter:
         """The adapter as that attempt's process sees it."""
         return self._betweens[attempt]
 
     def fail_once(self, attempt: int, step: str) -> None:
         """An error of the network at this step."""
 
-        def fail(_process: Process) -> None:
+        def fail(_process: TaskProcess) -> None:
             raise ConnectionError("the connection was cut")
 
         self.at(attempt, step, fail)
@@ -233,16 +232,16 @@ class Scene:
         with ThreadPoolExecutor(processes) as pool:
             return {handle for handle in pool.map(submit, adapters) if handle is not None}
 
-    def freeze(self, process: Process) -> None:
+    def freeze(self, process: TaskProcess) -> None:
         """Nothing of it happens for a while, and nobody can reach its node."""
         self.lose_node(process)
         process.freeze(self.pace.frozen)
 
-    def lose_node(self, process: Process) -> None:
+    def lose_node(self, process: TaskProcess) -> None:
         """Nobody can reach its node any more."""
         self.world.lose_node(self.run, process)
 
-    def evict(self, process: Process) -> None:
+    def evict(self, process: TaskProcess) -> None:
         """As the eviction API does it."""
         self.world.evict(process)
 
@@ -252,8 +251,8 @@ class Scene:
 
     # -- what happens in pods -----------------------------------------------------------------------------------------
 
-    def _main(self, process: Process, task: Task) -> Any:
-        between = Between(self.other.adapter(), process, self.world.clock, self.pace.poll)
+    def _main(self, process: TaskProcess, task: Task) -> Any:
+        between = FaultInjectingAdapter(self.other.adapter(), process, self.world.clock, self.pace.poll)
         between.found_from = self._visible_from
         self._betweens[process.attempt] = between
         if process.attempt in self._starts:
@@ -270,7 +269,7 @@ class Scene:
                 return None
             raise
 
-    def _on_step(self, process: Process, step: str) -> None:
+    def _on_step(self, process: TaskProcess, step: str) -> None:
         for name in (step, _short(step)):
             for act in self._plans.pop((process.attempt, name), ()):
                 act(process)
@@ -336,11 +335,11 @@ class CountError(Exception):
 class Suite:
     """The world that cases are played in, one after the other. Use it by `with`, which raises `CountError` where jobs are not counted."""
 
-    def __init__(self, other: OtherSide, *, seed: int = 0) -> None:
+    def __init__(self, other: ExternalSystem, *, seed: int = 0) -> None:
         self.other = other
         clock = other.clock or RealClock()
-        self.pace = other.pace or (MADE_UP if isinstance(clock, MadeUpClock) else REAL)
-        self.world = World(clock, seed=seed, report_seconds=0.2)
+        self.pace = other.pace or (MADE_UP if isinstance(clock, VirtualClock) else REAL)
+        self.world = SimulatedCluster(clock, seed=seed, report_seconds=0.2)
         adapter = other.adapter()
         self.name, self.can, self.request_seconds = adapter.name, adapter.capabilities, adapter.request_seconds
         self._numbers = itertools.count(1)
@@ -372,18 +371,18 @@ class Suite:
                 f"{len(made)} were submitted with different tokens, and it rose by {counted}"
             )
 
-    def check(self, case: Case) -> Outcome:
+    def check(self, case: Case) -> CaseResult:
         """Play it; raises AssertionError if it does not end as it must."""
         outcome = self.play(case)
         if outcome.wrong:
             raise AssertionError(f"{self.name}, {case.name} ({case.what}): {outcome.wrong}")
         return outcome
 
-    def play(self, case: Case) -> Outcome:
+    def play(self, case: Case) -> CaseResult:
         """Play it, and judge how it ended."""
-        scene = Scene(self, f"case-{next(self._numbers)}")
+        scene = CaseRun(self, f"case-{next(self._numbers)}")
         if why := case.needs(scene):
-            return Outcome(case, skipped=why)
+            return CaseResult(case, skipped=why)
         before = self.other.count_jobs()
         found = case.arrange(scene)
         must = self._must(found)
@@ -399,25 +398,25 @@ class Suite:
         wrong = (
             self._wrong(scene, verdict, must, jobs) if ended else f"it did not end within {self.pace.patience:.0f} s"
         )
-        return Outcome(case, verdict, jobs, attempts, wrong)
+        return CaseResult(case, verdict, jobs, attempts, wrong)
 
-    def _must(self, found: Arranged) -> frozenset[Verdict]:
+    def _must(self, found: Arranged) -> frozenset[ExpectedResult]:
         if isinstance(found, frozenset):
             return found
-        if isinstance(found, Unresolved):
+        if isinstance(found, UnresolvedSubmission):
             found = expected(self.can, self.request_seconds, found)
-        return frozenset({found or Verdict.ONE_JOB})
+        return frozenset({found or ExpectedResult.ONE_JOB})
 
-    def _verdict(self, scene: Scene) -> Verdict | None:
+    def _verdict(self, scene: CaseRun) -> ExpectedResult | None:
         status = self.world.taskrun(scene.run.name).status
         if status.outcome is not None:
-            return Verdict.ONE_JOB if status.outcome == RunOutcome.SUCCEEDED else Verdict.FAILED
+            return ExpectedResult.ONE_JOB if status.outcome == Outcome.SUCCEEDED else ExpectedResult.FAILED
         for condition in status.conditions:
             if condition.type == ConditionType.HELD and condition.status == "True":
-                return Verdict.HELD if condition.reason == Reason.SUBMISSION_UNKNOWN else Verdict.FAILED
+                return ExpectedResult.HELD if condition.reason == Reason.SUBMISSION_UNKNOWN else ExpectedResult.FAILED
         return None
 
-    def _wrong(self, scene: Scene, verdict: Verdict | None, must: frozenset[Verdict], jobs: int) -> str:
+    def _wrong(self, scene: CaseRun, verdict: ExpectedResult | None, must: frozenset[ExpectedResult], jobs: int) -> str:
         if jobs > 1:
             return f"the other side made {jobs} jobs: it does not keep what the adapter declares"
         if verdict not in must:
@@ -426,9 +425,9 @@ class Suite:
             return (
                 "the adapter said that the job failed or was refused, and nobody knew that: it was asked for once more"
             )
-        if verdict is Verdict.ONE_JOB and jobs < 1:
+        if verdict is ExpectedResult.ONE_JOB and jobs < 1:
             return f"the other side must have made 1 job; it made {jobs}"
-        if verdict is Verdict.ONE_JOB and not scene.cancels and (unlike := scene.unlike_results()):
+        if verdict is ExpectedResult.ONE_JOB and not scene.cancels and (unlike := scene.unlike_results()):
             return unlike
         return next((wrong for check in scene.checks if (wrong := check())), "")
 
@@ -444,11 +443,11 @@ def conformance(
     fail: Callable[[Fault | None], None] | None = None,
     count_running: Callable[[], int] | None = None,
     clock: Clock | None = None,
-    pace: Pace | None = None,
+    pace: CaseTiming | None = None,
     cases: Iterable[Case] = CASES,
 ) -> Report:
-    """Play all cases against the other side; see `OtherSide` for what is asked of it. The report tells how each ended."""
-    other = OtherSide(
+    """Play all cases against the other side; see `ExternalSystem` for what is asked of it. The report tells how each ended."""
+    other = ExternalSystem(
         adapter=adapter_factory,
         count_jobs=count_jobs,
         request=request,

@@ -10,13 +10,23 @@ import pytest
 
 from jobservers import LocalJobServer, jobserver, serving
 from reattach.adapter import Adapter
-from reattach.adapters.http import Cancel, Description, HttpJobs, LookUp, Names, States, Status, Submit, Token
-from reattach.testing import CASES, MadeUpClock, OtherSide, Suite, Verdict
+from reattach.adapters.http import (
+    CancelRequest,
+    Description,
+    HttpJobs,
+    LookupRequest,
+    Names,
+    States,
+    StatusRequest,
+    SubmitRequest,
+    Token,
+)
+from reattach.testing import CASES, ExpectedResult, ExternalSystem, Suite, VirtualClock
 
 DOCUMENT = Path(__file__).parents[3] / "docs/adapters.md"
 LAG, MEMORY, LIFETIME = 20.0, 7200.0, 600.0
 
-STATUS = Status(
+STATUS = StatusRequest(
     path="/jobs/{handle}",
     state="status",
     states=States(active=("RUNNING",), succeeded=("SUCCEEDED",), failed=("FAILED",), cancelled=("CANCELLED",)),
@@ -26,7 +36,7 @@ STATUS = Status(
 
 
 def tagged(settling: float, retention: float | None) -> dict[str, Any]:
-    look_up = LookUp(
+    look_up = LookupRequest(
         path="/jobs?tag={token}",
         items="jobs",
         carries="tag",
@@ -34,11 +44,11 @@ def tagged(settling: float, retention: float | None) -> dict[str, Any]:
         settling_seconds=settling,
         retention_seconds=retention,
     )
-    return {"submit": Submit(path="/jobs", handle="id", body={"tag": "{token}"}), "look_up": look_up}
+    return {"submit": SubmitRequest(path="/jobs", handle="id", body={"tag": "{token}"}), "look_up": look_up}
 
 
 def keyed(seconds: float) -> dict[str, Any]:
-    submit = Submit(path="/jobs", handle="id", headers={"Idempotency-Key": "{token}"}, exists=(200,))
+    submit = SubmitRequest(path="/jobs", handle="id", headers={"Idempotency-Key": "{token}"}, exists=(200,))
     return {"submit": submit, "token": Token(lifetime_seconds=seconds)}
 
 
@@ -61,18 +71,18 @@ TELLING = [case for case in CASES if case.name in _TELLING]
 
 # For each mode of the job server, its N, and what a description of it says.
 MODES: dict[str, tuple[float, dict[str, Any]]] = {
-    "nothing": (0, {"submit": Submit(path="/jobs", handle="id", body={"tag": "{token}"})}),
+    "nothing": (0, {"submit": SubmitRequest(path="/jobs", handle="id", body={"tag": "{token}"})}),
     "name": (
         0,
         {
-            "submit": Submit(path="/jobs", handle="id", body={"name": "{name}"}, exists=(409,)),
+            "submit": SubmitRequest(path="/jobs", handle="id", body={"name": "{name}"}, exists=(409,)),
             "names": Names(retention_seconds=None),
         },
     ),
     "forgetting-name": (
         MEMORY,
         {
-            "submit": Submit(path="/jobs", handle="id", body={"name": "{name}"}, exists=(409,)),
+            "submit": SubmitRequest(path="/jobs", handle="id", body={"name": "{name}"}, exists=(409,)),
             "names": Names(retention_seconds=MEMORY),
         },
     ),
@@ -86,7 +96,9 @@ MODES: dict[str, tuple[float, dict[str, Any]]] = {
 
 def described(mode: str, address: str) -> HttpJobs:
     return HttpJobs(
-        Description(address=address, status=STATUS, cancel=Cancel(path="/jobs/{handle}/cancel"), **MODES[mode][1])
+        Description(
+            address=address, status=STATUS, cancel=CancelRequest(path="/jobs/{handle}/cancel"), **MODES[mode][1]
+        )
     )
 
 
@@ -105,9 +117,9 @@ def documented(address: str) -> Adapter:
 
 @contextmanager
 def suite(mode: Any, make: Any, seconds: float = 0) -> Iterator[tuple[Suite, LocalJobServer]]:
-    clock = MadeUpClock()
+    clock = VirtualClock()
     with serving(mode, seconds=seconds, clock=lambda: clock.now().timestamp()) as server:
-        other = OtherSide(
+        other = ExternalSystem(
             adapter=lambda: make(server.url),
             count_jobs=lambda: server.made,
             request={"seconds": 60, "rows": 4211},
@@ -125,8 +137,8 @@ def test_a_described_system_keeps_its_word_where_answers_are_lost_late_or_wrong(
     with suite(mode, lambda address: described(mode, address), MODES[mode][0]) as (playing, _):
         verdicts = {case.name: playing.check(case).verdict for case in TELLING}
     # None of a case that this mode leaves nothing to try for.
-    assert verdicts["undisturbed"] is Verdict.ONE_JOB
-    assert verdicts["answer lost"] is (Verdict.HELD if mode == "nothing" else Verdict.ONE_JOB)
+    assert verdicts["undisturbed"] is ExpectedResult.ONE_JOB
+    assert verdicts["answer lost"] is (ExpectedResult.HELD if mode == "nothing" else ExpectedResult.ONE_JOB)
 
 
 def test_the_worked_example_keeps_its_word() -> None:
@@ -138,7 +150,7 @@ def test_the_worked_example_keeps_its_word() -> None:
 
 def test_the_described_system_of_the_document_is_accepted(tmp_path: Path) -> None:
     [text] = re.findall(
-        r"```python\n(from reattach.adapters.http import Cancel.*?)```", DOCUMENT.read_text(), re.DOTALL
+        r"```python\n(from reattach.adapters.http import CancelRequest.*?)```", DOCUMENT.read_text(), re.DOTALL
     )
     (tmp_path / "token").write_text("secret")
     names: dict[str, Any] = {}

@@ -32,13 +32,13 @@ from reattach.adapter import (
     Succeeded,
     Unknown,
 )
-from reattach.adapters.calls import CallError
+from reattach.adapters.http_client import CallError
 from reattach.adapters.kubernetes import JOB, TASKRUN, Access, AccessError, KubernetesObjects
 from reattach.api.state import JobOrigin
-from relay import Relay
 from stateapi import Servers
 from stateapi import Task as Run
 from taskpods import Pods, port_of
+from tcp_relay import Relay
 from waiting import wait_until
 
 CONTAINER = {"name": "main", "image": "localhost/none", "command": ["true"]}

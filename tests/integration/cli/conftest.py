@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from cli_session import Person, grant
 from controlplane import ControlPlane
-from people import Person, grant
 from reattach.cluster.paths import taskruns
 from stateapi import Server, Servers, Task
 

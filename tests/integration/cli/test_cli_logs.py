@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cli_session import Node, Person, Said, Started, node_of
 from controlplane import ControlPlane
-from people import Node, Person, Said, Started, node_of
 from reattach.cluster.paths import pods
-from relay import Relay
 from stateapi import Task
+from tcp_relay import Relay
 from waiting import wait_until
 
 TIME = "2026-03-01T12:00:00Z"
@@ -271,7 +271,7 @@ def test_a_log_that_is_silent_for_long_is_followed_as_long_as_its_attempt_goes_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each line once, over many looks at the TaskRun, and by one request."""
-    monkeypatch.setattr("reattach.cli.podlogs.QUIET_SECONDS", 0.05)
+    monkeypatch.setattr("reattach.cli.attempt_log.QUIET_SECONDS", 0.05)
     name = attempts.start(1)
     node.write(name, "one")
     write_status(attempts=[an_attempt(1, podName=name)])

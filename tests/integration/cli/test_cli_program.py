@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from cli_session import Person
 from controlplane import KUBE, REPOSITORY, ControlPlane
-from people import Person
 from stateapi import Server, Task
 
 COLOUR = "\x1b["

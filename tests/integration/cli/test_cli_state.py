@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from cli_session import Person
 from controlplane import ControlPlane
-from people import Person
 from reattach.api.names import ANNOTATION_SUMMARY
 from reattach.cluster.paths import pods
 from stateapi import Server, Task

@@ -6,7 +6,7 @@ import pytest
 
 from controlplane import RunningControlPlane
 from hostile import Attacker, Bystander
-from operating import Operator, Operators
+from operator_process import Operator, Operators
 
 
 @pytest.fixture(scope="module")

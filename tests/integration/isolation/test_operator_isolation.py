@@ -23,12 +23,12 @@ from hostile import (
     taskrun,
     undisturbed,
 )
-from operating import Operator, Operators
+from operator_process import Operator, Operators
 from reattach.api.names import ANNOTATION_CA, FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE
 from reattach.cluster import Cluster
 from reattach.cluster.paths import pods
-from reattach.controller.certificates import distribute
-from reattach.controller.release import release
+from reattach.pki.certificates import distribute
+from reattach.uninstall import release
 from waiting import wait_until
 
 SWEEP_OFF = ("--sweep-seconds", "86400")

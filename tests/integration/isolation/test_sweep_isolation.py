@@ -11,7 +11,7 @@ from hostile import (
     create_expired_state,
     undisturbed,
 )
-from operating import Operator, Operators
+from operator_process import Operator, Operators
 
 
 @pytest.fixture(scope="module")

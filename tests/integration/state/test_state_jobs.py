@@ -11,12 +11,12 @@ import msgspec
 import pytest
 
 from controlplane import ControlPlane, ControlPlaneError
-from joblives import brim
+from job_states import brim
 from reattach.api.messages import ProblemCode
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS
 from reattach.api.state import JobState, Seal, SealPurpose
 from reattach.cluster import Cluster
-from reattach.state import RefusedError, Run, State, Store
+from reattach.state import DurableState, RequestRejectedError, RunReference, Store
 from stateapi import Attempt, Server, Servers, Task, code_of, job_path_of
 
 DYING = str(Path(__file__).with_name("dying_server.py"))
@@ -506,7 +506,7 @@ class TestSeal:
     def test_what_is_lost_is_not_made_anew(self, server: Server, task: Task) -> None:
         task.attempt(server)
         task.force_away_configmap()
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(RequestRejectedError) as refused:
             task.seal(1, SealPurpose.END)
         assert refused.value.code is ProblemCode.STATE_LOST
         with pytest.raises(ControlPlaneError, match="404"):
@@ -514,7 +514,7 @@ class TestSeal:
 
     def test_a_taskrun_that_is_gone_has_nothing_to_seal(self, task: Task) -> None:
         task.control_plane.call("DELETE", task.path)
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(RequestRejectedError) as refused:
             task.seal(1, SealPurpose.END)
         assert refused.value.code is ProblemCode.CLOSING
 
@@ -587,9 +587,9 @@ class TestDamage:
 def test_a_state_filled_to_the_brim_is_stored_and_read(server: Server, task: Task, key_characters: int) -> None:
     attempt = task.attempt(server)
     full = brim(key_characters=key_characters)
-    run = Run(namespace=task.namespace, name=task.name, uid=task.uid)
+    run = RunReference(namespace=task.namespace, name=task.name, uid=task.uid)
 
-    async def fill_and_read() -> State:
+    async def fill_and_read() -> DurableState:
         async with await Cluster.connect(str(task.control_plane.kubeconfig())) as cluster:
             store = Store(cluster)
             await store.change(run, lambda _: (full, None))

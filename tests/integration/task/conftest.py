@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from controlplane import ControlPlane
-from relay import Relay
 from stateapi import Server, Servers
 from stateapi import Task as Run
 from taskpods import Pod, Pods, port_of
+from tcp_relay import Relay
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from fakesystem import NAME, REQUEST, RESULT, TOKEN, LostError, System, fails
 from reattach.adapter import Active, Capabilities, Failed, Lookup, Rejected, Succeeded
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS
 from reattach.api.state import SealPurpose
-from reattach.task.client import Waits
-from reattach.task.connection import Connection, Request, UnreachableError
-from relay import Relay
+from reattach.task.client import Timing
+from reattach.task.connection import StateApiConnection, StateApiRequest, UnreachableError
 from stateapi import Server
 from taskpods import Pod, Pods, port_of
+from tcp_relay import Relay
 from waiting import read_until, wait_until
 
 LOOK_UP = Lookup(settling=timedelta(seconds=1), retention=timedelta(hours=1))
@@ -59,7 +59,7 @@ def an_attempt(pod: Pod, system: System, dies_at: str = "") -> Any:
     def main(task: reattach.Task) -> Any:
         return task.submit_once("load", system, REQUEST).wait()
 
-    return pod.context(waits=Waits(on_step=on_step)).run(main)
+    return pod.context(waits=Timing(on_step=on_step)).run(main)
 
 
 @pytest.mark.parametrize("can", ["name", "look-up", "nothing"])
@@ -123,10 +123,10 @@ def test_a_submission_whose_answer_is_lost_makes_one_job(pod: Pod, system: Syste
 
 
 def test_every_answer_of_the_state_api_may_be_lost(pod: Pod, system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    send = Connection.send
+    send = StateApiConnection.send
     losing = threading.Event()
 
-    def sent(connection: Connection, request: Request) -> httpx.Response:
+    def sent(connection: StateApiConnection, request: StateApiRequest) -> httpx.Response:
         response = send(connection, request)
         if losing.is_set():
             losing.clear()
@@ -134,7 +134,7 @@ def test_every_answer_of_the_state_api_may_be_lost(pod: Pod, system: System, mon
         losing.set()
         return response
 
-    monkeypatch.setattr(Connection, "send", sent)
+    monkeypatch.setattr(StateApiConnection, "send", sent)
     losing.set()
     assert an_attempt(pod, system) == RESULT
     assert len(system.submissions) == 1
@@ -143,7 +143,7 @@ def test_every_answer_of_the_state_api_may_be_lost(pod: Pod, system: System, mon
 def test_a_retriable_refusal_keeps_the_right_to_submit(pods: Pods, system: System) -> None:
     system.before_submit = [fails(Rejected("quota", retriable=True))] * 3
     now = [0.0]
-    waits = Waits(clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    waits = Timing(clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
     context = pods.start().context(waits=waits)
     assert context.run(lambda task: task.submit_once("load", system, REQUEST).wait()) == RESULT
     assert len(system.submissions) == 4

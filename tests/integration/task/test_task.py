@@ -14,11 +14,11 @@ import pytest
 
 import reattach
 from reattach import NEVER_EXPIRE, aip103
-from reattach.task.client import Waits
-from reattach.task.connection import Connection, Request, UnreachableError
-from relay import Relay
+from reattach.task.client import Timing
+from reattach.task.connection import StateApiConnection, StateApiRequest, UnreachableError
 from stateapi import Server, Servers
 from taskpods import Pod, Pods, port_of
+from tcp_relay import Relay
 from waiting import read_until, wait_until
 
 KEYS = [
@@ -162,24 +162,24 @@ class TestLostAnswers:
     def lose(self, monkeypatch: pytest.MonkeyPatch) -> list[None]:
         """For each entry, the state API does what it is asked, and its answer does not arrive."""
         losing: list[None] = []
-        send, asend = Connection.send, Connection.asend
+        send, asend = StateApiConnection.send, StateApiConnection.asend
 
-        def sent(connection: Connection, request: Request) -> httpx.Response:
+        def sent(connection: StateApiConnection, request: StateApiRequest) -> httpx.Response:
             response = send(connection, request)
             if losing:
                 losing.pop()
                 raise UnreachableError("lost")
             return response
 
-        async def asent(connection: Connection, request: Request) -> httpx.Response:
+        async def asent(connection: StateApiConnection, request: StateApiRequest) -> httpx.Response:
             response = await asend(connection, request)
             if losing:
                 losing.pop()
                 raise UnreachableError("lost")
             return response
 
-        monkeypatch.setattr(Connection, "send", sent)
-        monkeypatch.setattr(Connection, "asend", asent)
+        monkeypatch.setattr(StateApiConnection, "send", sent)
+        monkeypatch.setattr(StateApiConnection, "asend", asent)
         return losing
 
     def test_a_set_whose_answer_is_lost_is_stored_once(self, pods: Pods, lose: list[None]) -> None:
@@ -335,7 +335,7 @@ class TestFoulWeather:
             if len(slept) == 4:
                 pod.trust(renewed)
 
-        with pod.context(waits=Waits(clock=lambda: sum(slept) * 10, sleep=sleep)) as task:
+        with pod.context(waits=Timing(clock=lambda: sum(slept) * 10, sleep=sleep)) as task:
             task.state.set("a", 1)
             relay.lead_to(port_of(renewed))
             assert task.state.get("a") == 1
@@ -360,7 +360,7 @@ class TestFoulWeather:
             waited.append(seconds)
             pod.rotate_token()
 
-        with pod.context(waits=Waits(sleep=sleep)) as task:
+        with pod.context(waits=Timing(sleep=sleep)) as task:
             task.state.set("a", 1)
             (pod.directory / "token").write_text("expired")
             assert task.state.get("a") == 1
@@ -370,7 +370,7 @@ class TestFoulWeather:
         pod = pods.start()
         (pod.directory / "token").write_text(pods.run.token(pod.body, audience="somebody-else"))
         now = [0.0]
-        waits = Waits(clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+        waits = Timing(clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
         with pytest.raises(reattach.Refused):
             pod.context(waits=waits).run(lambda _: pytest.fail("it must not begin"))
 

@@ -9,9 +9,9 @@ from functools import partial
 import httpx
 import pytest
 
-from relay import Relay
 from stateapi import Servers
 from taskpods import Pods, port_of
+from tcp_relay import Relay
 from waiting import wait_until
 
 IDLE_SECONDS = 0.5

@@ -11,21 +11,7 @@ import pytest
 
 from jobservers import LocalJobServer, Time, serving
 from ports import free_port
-from reattach.adapters.calls import CallError
-from reattach.adapters.http import (
-    Cancel,
-    Credentials,
-    Description,
-    DescriptionError,
-    HttpJobs,
-    LookUp,
-    Names,
-    States,
-    Status,
-    Submit,
-    Token,
-)
-from reattach.task.adapter import (
+from reattach.adapters.base import (
     Active,
     Cancelled,
     Capabilities,
@@ -40,16 +26,32 @@ from reattach.task.adapter import (
     Succeeded,
     Unknown,
 )
+from reattach.adapters.http import (
+    CancelRequest,
+    Credentials,
+    Description,
+    DescriptionError,
+    HttpJobs,
+    LookupRequest,
+    Names,
+    States,
+    StatusRequest,
+    SubmitRequest,
+    Token,
+)
+from reattach.adapters.http_client import CallError
 
 REQUEST = {"seconds": 10, "rows": 7}
 STATES = States(active=("RUNNING",), succeeded=("SUCCEEDED",), failed=("FAILED",), cancelled=("CANCELLED",))
-STATUS = Status(path="/jobs/{handle}", state="status", states=STATES, result="rows_written", not_found_says="no job")
-SUBMIT = Submit(path="/jobs", handle="id", url="{handle}")
-TAGGED = Submit(path="/jobs", handle="id", body={"tag": "{token}"})
-LOOK_UP = LookUp(
+STATUS = StatusRequest(
+    path="/jobs/{handle}", state="status", states=STATES, result="rows_written", not_found_says="no job"
+)
+SUBMIT = SubmitRequest(path="/jobs", handle="id", url="{handle}")
+TAGGED = SubmitRequest(path="/jobs", handle="id", body={"tag": "{token}"})
+LOOK_UP = LookupRequest(
     path="/jobs?tag={token}", items="jobs", carries="tag", handle="id", settling_seconds=60, retention_seconds=None
 )
-SINGLE = LookUp(
+SINGLE = LookupRequest(
     path="/jobs/{name}",
     carries="name",
     handle="id",
@@ -57,20 +59,20 @@ SINGLE = LookUp(
     retention_seconds=None,
     not_found_says="no job",
 )
-NAMES = Submit(path="/jobs", handle="id", body={"name": "{name}"}, accepted=(201,), exists=(409,))
-TOKEN = Submit(path="/jobs", handle="id", headers={"Idempotency-Key": "{token}"}, exists=(200,))
+NAMES = SubmitRequest(path="/jobs", handle="id", body={"name": "{name}"}, accepted=(201,), exists=(409,))
+TOKEN = SubmitRequest(path="/jobs", handle="id", headers={"Idempotency-Key": "{token}"}, exists=(200,))
 
 
 def described(server: LocalJobServer | str, **how: Any) -> HttpJobs:
     """An adapter for this job server; quick, since nothing here is slow but on purpose."""
     address = server if isinstance(server, str) else server.url
-    given = {"submit": SUBMIT, "status": STATUS, "cancel": Cancel(path="/jobs/{handle}/cancel"), **how}
+    given = {"submit": SUBMIT, "status": STATUS, "cancel": CancelRequest(path="/jobs/{handle}/cancel"), **how}
     return HttpJobs(Description(address=address, **given))
 
 
 def answered(status: int, text: str, **how: Any) -> HttpJobs:
     """An adapter that gets this answer to everything."""
-    submit = Submit(path="/jobs", handle="id", body={"name": "{name}", "tag": "{token}"})
+    submit = SubmitRequest(path="/jobs", handle="id", body={"name": "{name}", "tag": "{token}"})
     description = Description(address="https://jobs.invalid", submit=submit, status=STATUS, **how)
     return HttpJobs(description, transport=httpx.MockTransport(lambda _: httpx.Response(status, text=text)))
 
@@ -138,7 +140,7 @@ class TestModes:
     def test_forgetting_lookup_a_forgotten_job_is_not_found_by_its_handle_either(self) -> None:
         time = Time()
         with serving("forgetting-lookup", seconds=60, clock=time) as server:
-            look_up = LookUp(**{**vars_of(LOOK_UP), "settling_seconds": 0, "retention_seconds": 60})
+            look_up = LookupRequest(**{**vars_of(LOOK_UP), "settling_seconds": 0, "retention_seconds": 60})
             jobs = described(server, submit=TAGGED, look_up=look_up)
             handle = jobs.submit(submission()).handle
             time.pass_by(30)
@@ -165,7 +167,7 @@ class TestStatus:
     def test_the_whole_answer_may_be_the_result(self) -> None:
         time = Time()
         with serving("nothing", clock=time) as server:
-            jobs = described(server, status=Status(**{**vars_of(STATUS), "result": "."}))
+            jobs = described(server, status=StatusRequest(**{**vars_of(STATUS), "result": "."}))
             handle = jobs.submit(submission()).handle
             time.pass_by(11)
             status = jobs.status(handle)
@@ -191,7 +193,7 @@ class TestStatus:
         assert isinstance(answered(404, "default backend - 404").status("job-1"), Unknown)
 
     def test_where_the_api_says_nothing_of_jobs_that_are_gone_nothing_is_told(self) -> None:
-        silent = Status(path="/jobs/{handle}", state="status", states=STATES, not_found=())
+        silent = StatusRequest(path="/jobs/{handle}", state="status", states=STATES, not_found=())
         with serving("nothing") as server:
             assert isinstance(described(server, status=silent).status("job-1"), Unknown)
 
@@ -207,7 +209,7 @@ class TestStatus:
     def test_a_word_that_the_description_does_not_know_is_unknown_and_never_an_end(self) -> None:
         with serving("nothing") as server:
             other = States(active=("WAITING",), succeeded=("OK",), failed=("BAD",))
-            jobs = described(server, status=Status(**{**vars_of(STATUS), "states": other}))
+            jobs = described(server, status=StatusRequest(**{**vars_of(STATUS), "states": other}))
             status = jobs.status(jobs.submit(submission()).handle)
             assert isinstance(status, Unknown)
             assert "'RUNNING'" in status.message
@@ -232,7 +234,7 @@ class TestCancel:
                 404 if gone[0] else 200, json={"error": "no job"} if gone[0] else {"status": "RUNNING"}
             )
 
-        cancel = Cancel(path="/jobs/{handle}", method="DELETE")
+        cancel = CancelRequest(path="/jobs/{handle}", method="DELETE")
         description = Description(address="https://jobs.invalid", submit=SUBMIT, status=STATUS, cancel=cancel)
         jobs = HttpJobs(description, transport=httpx.MockTransport(answer))
         with pytest.raises(CallError):
@@ -318,7 +320,7 @@ class TestSubmit:
 
     def test_a_wrong_path_is_rejected_for_good(self) -> None:
         with serving("nothing") as server, pytest.raises(Rejected, match="404") as caught:
-            described(server, submit=Submit(path="/job", handle="id")).submit(submission())
+            described(server, submit=SubmitRequest(path="/job", handle="id")).submit(submission())
         assert not caught.value.retriable
 
     @pytest.mark.parametrize("status,retriable", [(429, True), (401, False), (403, False), (422, False)])
@@ -340,7 +342,7 @@ class TestSubmit:
     def test_an_accepted_job_without_an_id_is_no_rejection(self) -> None:
         with serving("nothing") as server:
             with pytest.raises(Exception, match="id must be at 'nr'") as caught:
-                described(server, submit=Submit(path="/jobs", handle="nr")).submit(submission())
+                described(server, submit=SubmitRequest(path="/jobs", handle="nr")).submit(submission())
             assert not isinstance(caught.value, Rejected)
 
     @pytest.mark.parametrize("found", [{"id": "job-1", "tag": "a" * 8}, None])
@@ -350,7 +352,7 @@ class TestSubmit:
                 return httpx.Response(409, text="taken")
             return httpx.Response(200, json={"jobs": [found] if found else []})
 
-        submit = Submit(path="/jobs", handle="id", body={"name": "{name}", "tag": "{token}"}, exists=(409,))
+        submit = SubmitRequest(path="/jobs", handle="id", body={"name": "{name}", "tag": "{token}"}, exists=(409,))
         description = Description(
             address="https://jobs.invalid",
             submit=submit,
@@ -377,7 +379,9 @@ class TestSubmit:
     def test_the_request_of_the_task_is_left_as_it_was(self) -> None:
         with serving("nothing") as server:
             request = {"payload": {"tags": ["mine"]}}
-            submit = Submit(path="/jobs", handle="id", body={"payload.tags[]": "{token}", "payload.of": "{taskrun}"})
+            submit = SubmitRequest(
+                path="/jobs", handle="id", body={"payload.tags[]": "{token}", "payload.of": "{taskrun}"}
+            )
             handle = described(server, submit=submit).submit(submission(request=request)).handle
             made = httpx.get(f"{server.url}/jobs/{handle}", trust_env=False).json()
             assert made["payload"] == {"tags": ["mine", "a" * 8], "of": "nightly"}
@@ -389,8 +393,10 @@ class TestLookUp:
         with serving("lookup") as server:
             jobs = described(
                 server,
-                submit=Submit(path="/jobs", handle="id", body={"tag": "all", "label": "{token}"}),
-                look_up=LookUp(**{**vars_of(LOOK_UP), "path": "/jobs?tag=all&label={token}", "carries": "label"}),
+                submit=SubmitRequest(path="/jobs", handle="id", body={"tag": "all", "label": "{token}"}),
+                look_up=LookupRequest(
+                    **{**vars_of(LOOK_UP), "path": "/jobs?tag=all&label={token}", "carries": "label"}
+                ),
             )
             jobs.submit(submission("b" * 8))
             with pytest.raises(Exception, match="must select the jobs that carry the token"):
@@ -408,17 +414,17 @@ class TestLookUp:
 
     def test_a_list_at_another_place_is_not_absence(self) -> None:
         with serving("lookup") as server:
-            jobs = described(server, submit=TAGGED, look_up=LookUp(**{**vars_of(LOOK_UP), "items": "data"}))
+            jobs = described(server, submit=TAGGED, look_up=LookupRequest(**{**vars_of(LOOK_UP), "items": "data"}))
             with pytest.raises(Exception, match="must be where the list of jobs is"):
                 jobs.look_up(submission())
 
     def test_one_job_may_be_asked_for_instead_of_a_list(self) -> None:
         with serving("name") as server:
-            submit = Submit(path="/jobs", handle="id", body={"name": "{name}"})
+            submit = SubmitRequest(path="/jobs", handle="id", body={"name": "{name}"})
             assert described(server, submit=submit, look_up=SINGLE).look_up(submission()) is None
 
     def test_a_page_of_several_is_not_absence(self) -> None:
-        paged = LookUp(**{**vars_of(LOOK_UP), "next_page": "next"})
+        paged = LookupRequest(**{**vars_of(LOOK_UP), "next_page": "next"})
         with pytest.raises(CallError, match="fit on one page"):
             answered(200, '{"jobs": [], "next": "x"}', look_up=paged).look_up(submission())
         ours = '{"jobs": [{"id": "job-1", "tag": "aaaaaaaa"}], "next": "x"}'
@@ -426,14 +432,14 @@ class TestLookUp:
         assert answered(200, '{"jobs": [], "next": ""}', look_up=paged).look_up(submission()) is None
 
     def test_a_list_that_is_left_out_is_empty_only_where_the_description_says_so(self) -> None:
-        omitting = LookUp(**{**vars_of(LOOK_UP), "items_omitted": True})
+        omitting = LookupRequest(**{**vars_of(LOOK_UP), "items_omitted": True})
         assert answered(200, "{}", look_up=omitting).look_up(submission()) is None
         for text, look_up in {"{}": LOOK_UP, "<html>": omitting, "[]": omitting}.items():
             with pytest.raises(CallError, match="must be where the list of jobs is"):
                 answered(200, text, look_up=look_up).look_up(submission())
 
     @pytest.mark.parametrize("look_up", [SINGLE, LOOK_UP], ids=["one job", "a list"])
-    def test_the_404_of_a_proxy_is_not_absence(self, look_up: LookUp) -> None:
+    def test_the_404_of_a_proxy_is_not_absence(self, look_up: LookupRequest) -> None:
         with pytest.raises(CallError, match="404 default backend"):
             answered(404, "default backend - 404", look_up=look_up).look_up(submission())
 

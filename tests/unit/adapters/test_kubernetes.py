@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from reattach.adapter import Active, Cancelled, NotFound, Rejected, Submission, Succeeded, Unknown
-from reattach.adapters.calls import CallError
+from reattach.adapters.http_client import CallError
 from reattach.adapters.kubernetes import JOB, TASKRUN, Access, AccessError, Kind, KubernetesObjects, When
 from reattach.adapters.kubernetes.kinds import text_at, value_at
-from reattach.adapters.kubernetes.objects import Handle
+from reattach.adapters.kubernetes.objects import ObjectHandle
 
 MANIFEST = {"apiVersion": "batch/v1", "kind": "Job", "spec": {}}
 ACCESS = Access(server="https://kubernetes.invalid", namespace="team", ca=None, token="t")
@@ -196,10 +196,10 @@ class TestKinds:
 class TestHandles:
     @pytest.mark.parametrize("text", ["", "a", "a/b", "a/b/c/d", "a//c", "a/../c", "a/b?x/c", "a/b c/d", "ä/b/c"])
     def test_what_could_leave_its_place_in_a_path_is_none(self, text: str) -> None:
-        assert Handle.parse(text) is None
+        assert ObjectHandle.parse(text) is None
 
     def test_it_reads_as_it_is_written(self) -> None:
-        assert str(Handle.parse("team/a.b-c/u1")) == "team/a.b-c/u1"
+        assert str(ObjectHandle.parse("team/a.b-c/u1")) == "team/a.b-c/u1"
 
 
 def kubeconfig(directory: Path, *, cluster: dict[str, Any] | None = None, user: dict[str, Any] | None = None) -> Path:

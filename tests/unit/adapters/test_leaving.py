@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from reattach.adapters.http import Description, HttpJobs, Names, States, Status, Submit
+from reattach.adapters.base import Adapter, Rejected, Submission
+from reattach.adapters.http import Description, HttpJobs, Names, States, StatusRequest, SubmitRequest
 from reattach.adapters.kubernetes import TASKRUN, Access, KubernetesObjects
 from reattach.adapters.ray import RayJobs
 from reattach.adapters.slurm import SlurmCommands, SlurmRest
-from reattach.task.adapter import Adapter, Rejected, Submission
 
-NAMED = Submit(path="/jobs", handle="id", body={"name": "{name}"}, exists=(409,))
+NAMED = SubmitRequest(path="/jobs", handle="id", body={"name": "{name}"}, exists=(409,))
 STATES = States(active=("R",), succeeded=("S",), failed=("F",))
-STATUS = Status(path="/jobs/{handle}", state="status", states=STATES, not_found_says="no job")
+STATUS = StatusRequest(path="/jobs/{handle}", state="status", states=STATES, not_found_says="no job")
 ADAPTERS: dict[str, tuple[Callable[[str], Adapter], object]] = {
     "http": (
         lambda url: HttpJobs(Description(address=url, submit=NAMED, status=STATUS, names=Names(retention_seconds=60))),

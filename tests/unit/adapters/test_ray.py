@@ -6,9 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from reattach.adapters.calls import Answer, CallError
-from reattach.adapters.ray import RayError, RayJobs, body_of, memory_of, status_of, submitted_of
-from reattach.task.adapter import (
+from reattach.adapters.base import (
     Active,
     Cancelled,
     ClientName,
@@ -19,6 +17,8 @@ from reattach.task.adapter import (
     Succeeded,
     Unknown,
 )
+from reattach.adapters.http_client import CallError, HttpResponse
+from reattach.adapters.ray import RayError, RayJobs, body_of, memory_of, status_of, submitted_of
 
 ID = "reattach-0b7e1f0a-5b39-5a3e-8f5c-2f8f3f1f0c11"
 EXISTS = f"""Traceback (most recent call last):
@@ -53,9 +53,9 @@ STARTED = "Mon, 23 Nov 2026 21:07:43 GMT"
 LATER = "Mon, 23 Nov 2026 22:07:45 GMT"
 
 
-def an_answer(status: int, body: Any, **headers: str) -> Answer:
+def an_answer(status: int, body: Any, **headers: str) -> HttpResponse:
     response = httpx.Response(status, text=body) if isinstance(body, str) else httpx.Response(status, json=body)
-    return Answer(status, response.text, headers)
+    return HttpResponse(status, response.text, headers)
 
 
 def a_submission(request: Any) -> Submission:
@@ -98,7 +98,7 @@ class TestSubmission:
     @pytest.mark.parametrize(
         "answer", [an_answer(500, NO_AGENT), an_answer(502, ""), an_answer(200, "<html>"), an_answer(200, {})]
     )
-    def test_anything_else_leaves_it_unknown(self, answer: Answer) -> None:
+    def test_anything_else_leaves_it_unknown(self, answer: HttpResponse) -> None:
         with pytest.raises(RayError):
             submitted_of(answer, ID)
 
@@ -146,7 +146,7 @@ class TestStatus:
         assert isinstance(status_of(an_answer(404, "404 page not found")), Unknown)
 
     @pytest.mark.parametrize("answer", [an_answer(500, "Traceback"), an_answer(200, "<html>"), an_answer(401, "")])
-    def test_anything_else_is_unknown(self, answer: Answer) -> None:
+    def test_anything_else_is_unknown(self, answer: HttpResponse) -> None:
         assert isinstance(status_of(answer), Unknown)
 
 
@@ -172,7 +172,7 @@ class TestMemory:
             an_answer(200, {"data": None}, date=LATER),
         ],
     )
-    def test_where_it_does_not_say_nothing_is_promised(self, answer: Answer) -> None:
+    def test_where_it_does_not_say_nothing_is_promised(self, answer: HttpResponse) -> None:
         assert memory_of(answer) == timedelta(0)
 
     @pytest.mark.parametrize("status", [401, 429, 500, 502, 503])

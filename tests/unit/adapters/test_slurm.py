@@ -11,15 +11,27 @@ from typing import Any
 import httpx
 import pytest
 
+from reattach.adapters.base import (
+    Active,
+    Cancelled,
+    Failed,
+    Lookup,
+    NotFound,
+    Rejected,
+    Submission,
+    Submitted,
+    Succeeded,
+    Unknown,
+)
 from reattach.adapters.slurm import SlurmCommands, SlurmError, SlurmRest, commands
 from reattach.adapters.slurm.adapter import Slurm
-from reattach.adapters.slurm.commands import Ended, request_of
+from reattach.adapters.slurm.commands import CommandResult, request_of
 from reattach.adapters.slurm.records import (
     ACTIVE_STATES,
     FAILED_STATES,
-    Handle,
-    Record,
-    Refusal,
+    SlurmHandle,
+    SlurmJob,
+    SlurmRejection,
     first_of,
     handle_from,
     job_id_of_sbatch,
@@ -33,18 +45,6 @@ from reattach.adapters.slurm.records import (
     status_of,
 )
 from reattach.adapters.slurm.rest import body_of
-from reattach.task.adapter import (
-    Active,
-    Cancelled,
-    Failed,
-    Lookup,
-    NotFound,
-    Rejected,
-    Submission,
-    Submitted,
-    Succeeded,
-    Unknown,
-)
 
 TOKEN = "0b7e1f0a-5b39-5a3e-8f5c-2f8f3f1f0c11"
 NAME = f"reattach-{TOKEN}"
@@ -79,15 +79,15 @@ Try "sbatch --help" for more information
 META = {"plugin": {"type": "openapi/v0.0.38", "name": "Slurm OpenAPI v0.0.38"}}
 
 
-def a_record(*states: str, job_id: int = 17, name: str = NAME, live: bool = True) -> Record:
-    return Record(job_id, name, frozenset(states), live=live)
+def a_record(*states: str, job_id: int = 17, name: str = NAME, live: bool = True) -> SlurmJob:
+    return SlurmJob(job_id, name, frozenset(states), live=live)
 
 
 class TestHandles:
     @pytest.mark.parametrize("text, job_id, name", [("17", 17, None), (f"17/{NAME}", 17, NAME), (" 17 ", 17, None)])
     def test_a_handle_is_an_id_and_a_name(self, text: str, job_id: int, name: str | None) -> None:
         handle = handle_from(text)
-        assert handle == Handle(job_id, name)
+        assert handle == SlurmHandle(job_id, name)
         assert str(handle) == text.strip()
 
     @pytest.mark.parametrize("text", ["", "0", "-1", "job", "17/", "17/a b", "17_3", "99999999999"])
@@ -96,9 +96,9 @@ class TestHandles:
 
     def test_a_job_of_another_name_is_not_the_handles(self) -> None:
         other = a_record("RUNNING", name="other")
-        assert of_handle(Handle(17, NAME), [other]) is None
-        assert of_handle(Handle(17), [other]) == other
-        assert of_handle(Handle(18, NAME), [a_record("RUNNING")]) is None
+        assert of_handle(SlurmHandle(17, NAME), [other]) is None
+        assert of_handle(SlurmHandle(17), [other]) == other
+        assert of_handle(SlurmHandle(18, NAME), [a_record("RUNNING")]) is None
 
 
 class TestStates:
@@ -139,18 +139,18 @@ class TestWhatCommandsPrint:
     def test_squeue(self) -> None:
         text = f"5|PENDING|PartitionDown|sbatch\n17|RUNNING|None|{NAME}\n18|PENDING|Priority|a|b\n"
         assert records_of_squeue(text) == [
-            Record(5, "sbatch", frozenset({"PENDING"}), "PartitionDown"),
-            Record(17, NAME, frozenset({"RUNNING"})),
-            Record(18, "a|b", frozenset({"PENDING"}), "Priority"),
+            SlurmJob(5, "sbatch", frozenset({"PENDING"}), "PartitionDown"),
+            SlurmJob(17, NAME, frozenset({"RUNNING"})),
+            SlurmJob(18, "a|b", frozenset({"PENDING"}), "Priority"),
         ]
         assert records_of_squeue("") == []
 
     def test_sacct(self) -> None:
         text = f"1|COMPLETED|0:0|{NAME}\n2|CANCELLED by 1000|0:0|sbatch\n3|FAILED|3:0|sbatch\n"
         assert records_of_sacct(text) == [
-            Record(1, NAME, frozenset({"COMPLETED"}), live=False),
-            Record(2, "sbatch", frozenset({"CANCELLED"}), live=False),
-            Record(3, "sbatch", frozenset({"FAILED"}), "exit code 3:0", live=False),
+            SlurmJob(1, NAME, frozenset({"COMPLETED"}), live=False),
+            SlurmJob(2, "sbatch", frozenset({"CANCELLED"}), live=False),
+            SlurmJob(3, "sbatch", frozenset({"FAILED"}), "exit code 3:0", live=False),
         ]
 
     def test_sdiag(self) -> None:
@@ -166,45 +166,47 @@ class TestWhatCommandsPrint:
     @pytest.mark.parametrize(
         "code, text, refusal",
         [
-            (1, NO_PARTITION, Refusal.FINAL),
-            (1, NO_SCRIPT, Refusal.FINAL),
-            (255, NO_OPTION, Refusal.FINAL),
-            (255, "sbatch: error: Invalid --time specification\n", Refusal.FINAL),
-            (1, "sbatch: error: Batch script is empty!\n", Refusal.FINAL),
-            (1, NOT_CONNECTED, Refusal.FOR_NOW),
-            (1, TIMED_OUT, Refusal.UNKNOWN),
-            (1, "sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received\n", Refusal.UNKNOWN),
-            (1, "sbatch: error: Batch job submission failed: Connection reset by peer\n", Refusal.UNKNOWN),
-            (1, "sbatch: error: Batch job submission failed: Something new\n", Refusal.UNKNOWN),
-            (1, "sbatch: error: Slurm job queue full, sleeping and retrying\n", Refusal.UNKNOWN),
-            (124, "", Refusal.UNKNOWN),
-            (137, NO_PARTITION, Refusal.UNKNOWN),
-            (-9, "", Refusal.UNKNOWN),
-            (255, "ssh: connect to host login port 22: Connection refused\n", Refusal.UNKNOWN),
-            (255, "Connection to login closed by remote host.\n", Refusal.UNKNOWN),
-            (None, "sbatch: lua: your project has 3 h left\nConnection to login closed by remote host.\n", Refusal.UNKNOWN),
-            (127, "sh: 1: timeout: not found\n", Refusal.FINAL),
-            (126, "timeout: failed to run command 'sbatch': Permission denied\n", Refusal.FINAL),
-            (1, TOO_MANY, Refusal.FOR_NOW),
-            (1, TOO_MANY.splitlines(keepends=True)[1], Refusal.FINAL),
+            (1, NO_PARTITION, SlurmRejection.FINAL),
+            (1, NO_SCRIPT, SlurmRejection.FINAL),
+            (255, NO_OPTION, SlurmRejection.FINAL),
+            (255, "sbatch: error: Invalid --time specification\n", SlurmRejection.FINAL),
+            (1, "sbatch: error: Batch script is empty!\n", SlurmRejection.FINAL),
+            (1, NOT_CONNECTED, SlurmRejection.FOR_NOW),
+            (1, TIMED_OUT, SlurmRejection.UNKNOWN),
+            (1, "sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received\n", SlurmRejection.UNKNOWN),
+            (1, "sbatch: error: Batch job submission failed: Connection reset by peer\n", SlurmRejection.UNKNOWN),
+            (1, "sbatch: error: Batch job submission failed: Something new\n", SlurmRejection.UNKNOWN),
+            (1, "sbatch: error: Slurm job queue full, sleeping and retrying\n", SlurmRejection.UNKNOWN),
+            (124, "", SlurmRejection.UNKNOWN),
+            (137, NO_PARTITION, SlurmRejection.UNKNOWN),
+            (-9, "", SlurmRejection.UNKNOWN),
+            (255, "ssh: connect to host login port 22: Connection refused\n", SlurmRejection.UNKNOWN),
+            (255, "Connection to login closed by remote host.\n", SlurmRejection.UNKNOWN),
+            (None, "sbatch: lua: your project has 3 h left\nConnection to login closed by remote host.\n", SlurmRejection.UNKNOWN),
+            (127, "sh: 1: timeout: not found\n", SlurmRejection.FINAL),
+            (126, "timeout: failed to run command 'sbatch': Permission denied\n", SlurmRejection.FINAL),
+            (1, TOO_MANY, SlurmRejection.FOR_NOW),
+            (1, TOO_MANY.splitlines(keepends=True)[1], SlurmRejection.FINAL),
         ],
     )  # fmt: skip
-    def test_only_what_surely_made_no_job_is_a_refusal(self, code: int | None, text: str, refusal: Refusal) -> None:
+    def test_only_what_surely_made_no_job_is_a_refusal(
+        self, code: int | None, text: str, refusal: SlurmRejection
+    ) -> None:
         assert refusal_of_sbatch(code, text) is refusal
 
 
 class TestNumbers:
     @pytest.mark.parametrize("number", [2000, 2002, 2050, 2066, 9001])
     def test_the_controllers_word_is_final(self, number: int) -> None:
-        assert refusal_of(number) is Refusal.FINAL
+        assert refusal_of(number) is SlurmRejection.FINAL
 
     @pytest.mark.parametrize("number", [1800, 1804, 1805, 2007, 2101, 2105])
     def test_these_pass(self, number: int) -> None:
-        assert refusal_of(number) is Refusal.FOR_NOW
+        assert refusal_of(number) is SlurmRejection.FOR_NOW
 
     @pytest.mark.parametrize("number", [-1, 0, 104, 1001, 1003, 1801, 1802, 5004, 5005])
     def test_what_happened_on_the_way_leaves_it_unknown(self, number: int) -> None:
-        assert refusal_of(number) is Refusal.UNKNOWN
+        assert refusal_of(number) is SlurmRejection.UNKNOWN
 
 
 class TestRequests:
@@ -447,7 +449,7 @@ class TestCommands:
     def test_a_command_says_how_it_ended(self, line: bool) -> None:
         via = ("sh", "-c") if line else ("env",)
         ended = SlurmCommands(accounting=None, via=via, line=line)._run("sh", "-c", "echo out; echo err >&2; exit 3")
-        assert ended == Ended(3, "out\n", "err\n")
+        assert ended == CommandResult(3, "out\n", "err\n")
 
     @pytest.mark.parametrize("code", [0, 1, 255])
     def test_where_the_way_breaks_a_message_of_sbatch_is_no_refusal(self, code: int) -> None:

@@ -26,19 +26,19 @@ from builders import (
     status_of,
 )
 from reattach.api.names import state_name
-from reattach.api.taskrun import Status
+from reattach.api.taskrun import TaskRunStatus
 from reattach.planner.plan import (
-    Announce,
+    AbsentState,
     CreatePod,
     DeletePod,
+    EmitEvent,
     Plan,
+    PodRejection,
+    PodRejectionKind,
     ReadState,
-    Refusal,
-    RefusalKind,
     ReleasePod,
     ReleaseState,
-    StateAbsent,
-    StateUnreadable,
+    UnreadableState,
 )
 
 RETRIED = a_taskrun().with_budgets(application=3)
@@ -46,7 +46,7 @@ RETRIED = a_taskrun().with_budgets(application=3)
 
 
 def told(plan: Plan) -> list[str]:
-    return [said.reason for said in actions_of(plan, Announce)]
+    return [said.reason for said in actions_of(plan, EmitEvent)]
 
 
 def released(plan: Plan) -> list[str]:
@@ -182,7 +182,7 @@ def test_back_off_is_waited_out_neither_shortened_nor_repeated() -> None:
 def test_an_end_recorded_late_starts_the_next_attempt_in_the_same_look() -> None:
     plan = plan_of(RETRIED, a_pod().exited(1), now=500)
     assert status_of(plan).attempts[0].finish_time == at(5)
-    assert [type(action).__name__ for action in plan.actions] == ["Announce", "ReleasePod", "CreatePod"]
+    assert [type(action).__name__ for action in plan.actions] == ["EmitEvent", "ReleasePod", "CreatePod"]
 
 
 def test_the_task_may_ask_for_a_delay() -> None:
@@ -239,7 +239,7 @@ def test_a_budget_may_be_used_up_by_attempts_that_are_no_longer_listed() -> None
     "taskrun, seen, number",
     [
         (RETRIED.with_failed_attempt(1), {}, 2),
-        (RETRIED.with_status(counts=msgspec.convert({"attempts": 4}, type(Status().counts))), {}, 5),
+        (RETRIED.with_status(counts=msgspec.convert({"attempts": 4}, type(TaskRunStatus().counts))), {}, 5),
         (RETRIED.with_failed_attempt(1), {"summary": a_summary(1)}, 2),
     ],
 )
@@ -493,7 +493,7 @@ def test_a_pod_without_a_time_of_creation_is_taken_as_new() -> None:
 # -- the state ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", [StateAbsent(), a_state(1, uid="another")])
+@pytest.mark.parametrize("state", [AbsentState(), a_state(1, uid="another")])
 @pytest.mark.parametrize("message", ['{"reattach":"v1","kind":"Held","message":"state-lost"}', "boom"])
 def test_a_run_whose_state_is_lost_is_held(state: Any, message: str) -> None:
     taskrun = a_taskrun().with_budgets(application=0, disruption=0).with_state()
@@ -523,7 +523,7 @@ def test_by_exit_code_success_needs_no_state() -> None:
 def test_a_state_found_lost_before_the_next_pod_holds_the_run() -> None:
     taskrun = RETRIED.with_failed_attempt(1).with_state()
     assert plan_of(taskrun, state=None).actions == (ReadState(),)
-    plan = plan_of(taskrun, state=StateAbsent())
+    plan = plan_of(taskrun, state=AbsentState())
     assert (hold_of(plan), created(plan), told(plan)) == (("True", "StateLost"), [], ["StateLost"])
 
 
@@ -535,12 +535,12 @@ def test_a_state_that_the_watch_does_not_show_is_read_before_the_next_pod() -> N
 
 def test_a_run_whose_state_can_not_be_read_waits_visibly() -> None:
     taskrun = RETRIED.with_state()
-    plan = plan_of(taskrun, a_pod().exited(1), state=StateUnreadable("formatVersion 9"))
+    plan = plan_of(taskrun, a_pod().exited(1), state=UnreadableState("formatVersion 9"))
     assert (hold_of(plan), status_of(plan).attempts, released(plan)) == (("True", "StateUnreadable"), (), [])
     assert progress_of(plan)[1].endswith("formatVersion 9")
     assert plan.look_again_at == at(40)
     waiting = taskrun.with_status(status_of(plan))
-    assert nothing(plan_of(waiting, a_pod().exited(1), state=StateUnreadable("formatVersion 9"), now=40))
+    assert nothing(plan_of(waiting, a_pod().exited(1), state=UnreadableState("formatVersion 9"), now=40))
 
     readable = plan_of(waiting, a_pod().exited(1), state=a_state(1), now=70)
     assert (hold_of(readable), last_attempt_of(readable).cause) == (("False", "NotHeld"), "Application")
@@ -556,7 +556,7 @@ def test_a_wait_is_not_cut_short_by_a_state_that_can_not_be_read_for_a_while() -
     taskrun = a_taskrun().with_budgets(application=3).with_state()
     backing_off = taskrun.with_status(status_of(plan_of(taskrun, a_pod().exited(1), state=a_state(1))))
     until = backing_off.build().status.next_attempt_time
-    plan = plan_of(backing_off, a_pod().exited(1).released(), state=StateUnreadable("formatVersion 9"), now=11)
+    plan = plan_of(backing_off, a_pod().exited(1).released(), state=UnreadableState("formatVersion 9"), now=11)
     assert (hold_of(plan)[0], status_of(plan).next_attempt_time) == ("True", until)
     assert until is not None
 
@@ -600,20 +600,22 @@ def test_a_taskrun_that_has_a_status_goes_on_whatever_its_labels() -> None:
 # -- refusals and templates -------------------------------------------------------------------------------------------------
 
 
-def a_refusal(kind: RefusalKind, message: str = "no", *, attempt: int = 1, retry_at: float = 20) -> Refusal:
-    return Refusal(kind, attempt, message, at(retry_at))
+def a_refusal(kind: PodRejectionKind, message: str = "no", *, attempt: int = 1, retry_at: float = 20) -> PodRejection:
+    return PodRejection(kind, attempt, message, at(retry_at))
 
 
 @pytest.mark.parametrize(
     "kind, reason",
     [
-        (RefusalKind.QUOTA, "QuotaExceeded"),
-        (RefusalKind.FORBIDDEN, "PodRefused"),
-        (RefusalKind.NAME_TAKEN, "PodNameTaken"),
-        (RefusalKind.ERROR, "PodRefused"),
+        (PodRejectionKind.QUOTA, "QuotaExceeded"),
+        (PodRejectionKind.FORBIDDEN, "PodRefused"),
+        (PodRejectionKind.NAME_TAKEN, "PodNameTaken"),
+        (PodRejectionKind.ERROR, "PodRefused"),
     ],
 )
-def test_a_pod_that_is_refused_for_now_is_asked_for_again_and_uses_no_attempt(kind: RefusalKind, reason: str) -> None:
+def test_a_pod_that_is_refused_for_now_is_asked_for_again_and_uses_no_attempt(
+    kind: PodRejectionKind, reason: str
+) -> None:
     plan = plan_of(a_taskrun(), refusal=a_refusal(kind, "used 3 of 3"))
     assert (progress_of(plan)[0], told(plan), created(plan)) == (reason, [reason], [])
     assert (plan.look_again_at, status_of(plan).counts.attempts, status_of(plan).attempts) == (at(20), 0, ())
@@ -626,21 +628,21 @@ def test_a_pod_that_is_refused_for_now_is_asked_for_again_and_uses_no_attempt(ki
 
 def test_another_reason_to_refuse_the_pod_is_shown() -> None:
     waiting = a_taskrun().with_status(
-        status_of(plan_of(a_taskrun(), refusal=a_refusal(RefusalKind.FORBIDDEN, "runs as root")))
+        status_of(plan_of(a_taskrun(), refusal=a_refusal(PodRejectionKind.FORBIDDEN, "runs as root")))
     )
-    plan = plan_of(waiting, refusal=a_refusal(RefusalKind.FORBIDDEN, "mounts the host"))
+    plan = plan_of(waiting, refusal=a_refusal(PodRejectionKind.FORBIDDEN, "mounts the host"))
     assert progress_of(plan)[1].endswith("mounts the host")
-    assert plan_of(waiting, refusal=a_refusal(RefusalKind.ERROR, "time-out")).status is None
+    assert plan_of(waiting, refusal=a_refusal(PodRejectionKind.ERROR, "time-out")).status is None
 
 
 def test_a_pod_that_was_made_after_all_is_no_longer_said_to_be_refused() -> None:
-    waiting = a_taskrun().with_status(status_of(plan_of(a_taskrun(), refusal=a_refusal(RefusalKind.QUOTA))))
+    waiting = a_taskrun().with_status(status_of(plan_of(a_taskrun(), refusal=a_refusal(PodRejectionKind.QUOTA))))
     assert progress_of(plan_of(waiting, a_pod(), now=1))[0] == "Pending"
 
 
 def test_a_template_that_no_pod_can_be_made_from_ends_the_run() -> None:
     message = 'Pod in version "v1" cannot be handled: unknown field "spec.nodeSelektor"'
-    plan = plan_of(a_taskrun(), refusal=a_refusal(RefusalKind.INVALID, message))
+    plan = plan_of(a_taskrun(), refusal=a_refusal(PodRejectionKind.INVALID, message))
     status = status_of(plan)
     assert (status.outcome, progress_of(status)[0], status.counts.attempts) == ("Failed", "InvalidTemplate", 0)
     assert "spec.nodeSelektor" in progress_of(status)[1]
@@ -648,7 +650,7 @@ def test_a_template_that_no_pod_can_be_made_from_ends_the_run() -> None:
 
 
 def test_a_refusal_of_an_earlier_attempts_pod_is_history() -> None:
-    plan = plan_of(RETRIED.with_failed_attempt(1), refusal=a_refusal(RefusalKind.INVALID, attempt=1))
+    plan = plan_of(RETRIED.with_failed_attempt(1), refusal=a_refusal(PodRejectionKind.INVALID, attempt=1))
     assert created(plan) == [2]
 
 
@@ -730,7 +732,7 @@ def test_an_end_found_late_is_recorded_beside_the_attempt_that_runs() -> None:
 
 def test_an_end_found_late_does_not_say_that_the_run_backs_off_while_an_attempt_runs() -> None:
     shown = RETRIED.with_attempt(2).with_status(conditions=status_of(plan_of(RETRIED, a_pod().running())).conditions)
-    shown = shown.with_status(counts=Status().counts)
+    shown = shown.with_status(counts=TaskRunStatus().counts)
     plan = plan_of(shown, a_pod(1).exited(1), a_pod(2).running())
     assert (progress_of(plan)[0], created(plan)) == ("Running", [])
 

@@ -20,8 +20,8 @@ from builders import (
     status_of,
 )
 from reattach.api.state import JobOrigin, JobState
-from reattach.planner.plan import Announce, CreatePod, DeletePod, Plan, ReleaseTaskRun, StateAbsent
-from reattach.planner.plan import Seal as SealIt
+from reattach.planner.plan import AbsentState, CreatePod, DeletePod, EmitEvent, Plan, ReleaseTaskRun
+from reattach.planner.plan import SealState as SealIt
 
 HELD = '{"reattach":"v1","kind":"Held","message":"nobody can tell"}'
 RUN = a_taskrun().with_budgets(application=3, disruption=3).with_state().with_finalizer()
@@ -30,7 +30,7 @@ ASKED = a_state(1, jobs=[WAITS])
 
 
 def told(plan: Plan) -> list[str]:
-    return [said.reason for said in actions_of(plan, Announce)]
+    return [said.reason for said in actions_of(plan, EmitEvent)]
 
 
 def created(plan: Plan) -> list[int]:
@@ -64,7 +64,7 @@ def test_however_much_is_held_the_message_tells_how_to_answer() -> None:
     assert len(message.encode()) <= 1024
 
 
-@pytest.mark.parametrize("state", [a_state(1), a_state(1, jobs=[a_job()]), StateAbsent()])
+@pytest.mark.parametrize("state", [a_state(1), a_state(1, jobs=[a_job()]), AbsentState()])
 def test_an_attempt_that_says_held_is_not_believed_if_the_state_does_not_agree(state: Any) -> None:
     taskrun = a_taskrun().with_budgets(application=3)
     plan = plan_of(taskrun, a_pod().exited(85, message=HELD), state=state)
@@ -161,7 +161,7 @@ def lost(*jobs: Any) -> ATaskRun:
     """Held for the loss of a state that knew of these jobs."""
     plan = plan_of(RUN, a_pod().running(), summary=a_summary(1, jobs=jobs), state=a_state(1, jobs=jobs))
     running = RUN.with_status(status_of(plan))
-    return running.with_status(status_of(plan_of(running, a_pod().exited(1), state=StateAbsent())))
+    return running.with_status(status_of(plan_of(running, a_pod().exited(1), state=AbsentState())))
 
 
 def test_a_lost_state_is_given_up_when_a_person_says_so_and_its_open_jobs_are_named() -> None:

@@ -13,10 +13,10 @@ from reattach.api.objects import ObjectMeta, OwnerReference
 from reattach.cluster import ClusterError, NotFoundError, UnavailableError
 from reattach.server.__main__ import from_arguments
 from reattach.server.authentication import CACHED_MAX, Authenticator, caller_of
-from reattach.server.metrics import Metrics
-from reattach.server.rates import KEYS_MAX, RateLimit
-from reattach.server.settings import Rate
-from reattach.state import RefusedError, Run
+from reattach.server.config import Rate
+from reattach.server.metrics import ServerMetrics
+from reattach.server.rate_limit import KEYS_MAX, RateLimit
+from reattach.state import RequestRejectedError, RunReference
 
 UID = "0c2b7d7e-1111-2222-3333-444444444444"
 
@@ -74,7 +74,7 @@ class TestWhosePod:
 
     def test_an_attempt_is_known_by_controller_labels_and_name(self) -> None:
         caller = caller_of(self.pod)
-        assert caller.run == Run(namespace="team", name="load", uid=UID)
+        assert caller.run == RunReference(namespace="team", name="load", uid=UID)
         assert (caller.attempt, caller.pod_name, caller.pod_uid) == (2, "load-0c2b7-2", "pod-uid")
 
     @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ class TestWhosePod:
         ],
     )
     def test_a_pod_that_lacks_any_of_it_is_a_stranger(self, changes: Mapping[str, Any]) -> None:
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(RequestRejectedError) as refused:
             caller_of(msgspec.structs.replace(self.pod, **changes))
         assert refused.value.code is ProblemCode.NOT_A_TASK_POD
 
@@ -135,7 +135,7 @@ class Api:
 
 class TestAuthenticator:
     def authenticator(self, api: Api, clock: Clock) -> Authenticator:
-        return Authenticator(api, Metrics(), seconds=60, clock=clock)  # type: ignore[arg-type]
+        return Authenticator(api, ServerMetrics(), seconds=60, clock=clock)  # type: ignore[arg-type]
 
     async def test_what_was_accepted_holds_for_60_seconds(self) -> None:
         api, clock = Api(), Clock()
@@ -187,14 +187,14 @@ class TestAuthenticator:
         api = Api()
         for name, value in changes.items():
             setattr(api, name, value)
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(RequestRejectedError) as refused:
             await self.authenticator(api, Clock()).authenticate("Bearer t")
         assert refused.value.code is code
 
     @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer  ", "Basic dDp0", "t"])
     async def test_without_a_bearer_token_nobody_is_asked(self, header: str | None) -> None:
         api = Api()
-        with pytest.raises(RefusedError, match="Authorization: Bearer <pod token>"):
+        with pytest.raises(RequestRejectedError, match="Authorization: Bearer <pod token>"):
             await self.authenticator(api, Clock()).authenticate(header)
         assert api.reviews == 0
 

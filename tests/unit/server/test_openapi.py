@@ -17,8 +17,8 @@ from reattach.api.state import JobOrigin, JobState
 from reattach.server.bodies import BODY_BYTES_MAX
 from reattach.server.problems import PROBLEMS
 from reattach.server.routes import Routes
-from reattach.state.jobrecord import JOBS_BYTES_MAX
-from reattach.state.jobs import STRAYS_MAX
+from reattach.state.job_operations import STRAYS_MAX
+from reattach.state.job_record import JOBS_BYTES_MAX
 from reattach.state.operations import REMEMBERED_BYTES_MAX, RETENTION_SECONDS_MAX
 
 FILE = Path(__file__).parents[3] / "docs/reference/openapi.yaml"

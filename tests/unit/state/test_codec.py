@@ -22,10 +22,10 @@ from reattach.api.state import (
     Summary,
 )
 from reattach.state.codec import (
+    DurableState,
     Opening,
-    Record,
-    Remembered,
-    State,
+    StateEntry,
+    StoredResponse,
     from_configmap,
     from_data,
     summary_annotation_of,
@@ -33,9 +33,9 @@ from reattach.state.codec import (
     to_data,
     view_of,
 )
-from reattach.state.jobrecord import JobRecord, Submitter
-from reattach.state.names import DATA_NAME_MAX, data_name_of, job_name_of
-from reattach.state.refusals import UnreadableError
+from reattach.state.data_names import DATA_NAME_MAX, data_name_of, job_name_of
+from reattach.state.errors import UnreadableError
+from reattach.state.job_record import JobRecord, Submitter
 from reattach.state.values import to_json
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
@@ -55,10 +55,10 @@ TIMES = st.datetimes(timezones=st.just(UTC), min_value=datetime(1970, 1, 1))  # 
 
 
 @st.composite
-def states(draw: st.DrawFn) -> State:
+def states(draw: st.DrawFn) -> DurableState:
     keys = draw(st.lists(KEYS, unique=True, max_size=5))
     records = {
-        key: Record(
+        key: StateEntry(
             key=key,
             value=msgspec.Raw(to_json(draw(VALUES))),
             version=draw(st.integers(1, 50)),
@@ -82,8 +82,8 @@ def states(draw: st.DrawFn) -> State:
     completion = st.builds(
         Completion, attempt=st.integers(1, 9), pod_uid=TEXT, time=TIMES, result=st.none() | VALUES.map(json.dumps)
     )
-    request = st.builds(Remembered, id=TEXT, digest=TEXT, answer=VALUES.map(to_json).map(msgspec.Raw))
-    return State(
+    request = st.builds(StoredResponse, id=TEXT, digest=TEXT, answer=VALUES.map(to_json).map(msgspec.Raw))
+    return DurableState(
         epoch=draw(st.none() | epoch),
         last_version=draw(st.integers(50, 10**9)),
         completion=draw(st.none() | completion),
@@ -126,13 +126,13 @@ def jobs(draw: st.DrawFn) -> JobRecord:
     )
 
 
-def configmap_of(state: State, **annotations: str) -> bytes:
+def configmap_of(state: DurableState, **annotations: str) -> bytes:
     metadata = {"name": "load-abcde-state", "uid": "u-1", "resourceVersion": "7", "annotations": annotations}
     return json.dumps({"kind": "ConfigMap", "metadata": metadata, "data": to_data(state)}).encode()
 
 
-def a_state() -> State:
-    record = Record(
+def a_state() -> DurableState:
+    record = StateEntry(
         key="job_id",
         value=msgspec.Raw(b'"job-7"'),
         version=3,
@@ -142,18 +142,18 @@ def a_state() -> State:
         expires_at=None,
     )
     epoch = Opening(attempt=2, pod_uid="pod-2", session="s", time=NOW, first_attempt=1)
-    return State(epoch=epoch, last_version=17, records={"job_id": record})
+    return DurableState(epoch=epoch, last_version=17, records={"job_id": record})
 
 
 @PATIENT
 @given(states())
-def test_whatever_is_stored_is_read_back(state: State) -> None:
+def test_whatever_is_stored_is_read_back(state: DurableState) -> None:
     assert from_configmap(configmap_of(state)).state == state
 
 
 @PATIENT
 @given(states())
-def test_every_name_in_the_configmap_is_one_that_kubernetes_accepts(state: State) -> None:
+def test_every_name_in_the_configmap_is_one_that_kubernetes_accepts(state: DurableState) -> None:
     for name in to_data(state):
         assert re.fullmatch(r"[-._a-zA-Z0-9]+", name)
         assert len(name) <= DATA_NAME_MAX
@@ -261,7 +261,7 @@ def a_job(**changes: object) -> JobRecord:
     return msgspec.structs.replace(record, **changes)
 
 
-def with_jobs(*records: JobRecord) -> State:
+def with_jobs(*records: JobRecord) -> DurableState:
     return msgspec.structs.replace(a_state(), jobs={record.name: record for record in records})
 
 
@@ -310,7 +310,7 @@ WITH_ALL = to_data(
         with_jobs(a_job()),
         completion=Completion(attempt=1, pod_uid="pod-1", time=NOW),
         seal=Seal(through_attempt=1, purpose=SealPurpose.END),
-        requests=(Remembered(id="r", digest="d", answer=msgspec.Raw(b"{}")),),
+        requests=(StoredResponse(id="r", digest="d", answer=msgspec.Raw(b"{}")),),
     )
 )
 

@@ -7,11 +7,12 @@ import pytest
 
 from reattach.api.messages import ProblemCode
 from reattach.api.state import Seal, SealPurpose
-from reattach.state.codec import State
+from reattach.state.codec import DurableState
+from reattach.state.errors import RequestRejectedError
 from reattach.state.operations import (
     FENCED_SESSIONS_REMEMBERED,
     Clear,
-    Writer,
+    Session,
     change,
     check_current,
     complete,
@@ -21,18 +22,17 @@ from reattach.state.operations import (
     open_state,
     seal,
 )
-from reattach.state.refusals import RefusedError
 
 NOW = datetime(2026, 7, 30, tzinfo=UTC)
-FIRST = Writer(1, "pod-1", "a")
-SAME_POD = Writer(1, "pod-1", "b")
-STRANGER = Writer(1, "pod-x", "x")
-SECOND = Writer(2, "pod-2", "c")
-THIRD = Writer(3, "pod-3", "d")
+FIRST = Session(1, "pod-1", "a")
+SAME_POD = Session(1, "pod-1", "b")
+STRANGER = Session(1, "pod-x", "x")
+SECOND = Session(2, "pod-2", "c")
+THIRD = Session(3, "pod-3", "d")
 
 
-def opened_by(*writers: Writer, completed: bool = False) -> State:
-    state = State()
+def opened_by(*writers: Session, completed: bool = False) -> DurableState:
+    state = DurableState()
     for writer in writers:
         state, _ = open_state(state, writer, NOW)
     return complete(state, writers[-1], None, NOW) if completed else state
@@ -41,19 +41,19 @@ def opened_by(*writers: Writer, completed: bool = False) -> State:
 def code_of(call: Callable[[], object]) -> ProblemCode | None:
     try:
         call()
-    except RefusedError as refused:
+    except RequestRejectedError as refused:
         return refused.code
     return None
 
 
-def open_code(state: State, writer: Writer) -> ProblemCode | None:
+def open_code(state: DurableState, writer: Session) -> ProblemCode | None:
     return code_of(lambda: open_state(state, writer, NOW))
 
 
 @pytest.mark.parametrize(
     "state, writer, code",
     [
-        (State(), FIRST, None),
+        (DurableState(), FIRST, None),
         (opened_by(FIRST), FIRST, None),
         (opened_by(FIRST), SAME_POD, None),
         (opened_by(FIRST), SECOND, None),
@@ -69,7 +69,7 @@ def open_code(state: State, writer: Writer) -> ProblemCode | None:
         (opened_by(FIRST, completed=True), SECOND, None),
     ],
 )
-def test_who_may_open(state: State, writer: Writer, code: ProblemCode | None) -> None:
+def test_who_may_open(state: DurableState, writer: Session, code: ProblemCode | None) -> None:
     assert open_code(state, writer) is code
 
 
@@ -78,16 +78,16 @@ def test_who_may_open(state: State, writer: Writer, code: ProblemCode | None) ->
     [
         (opened_by(FIRST), FIRST, None),
         (opened_by(FIRST, SECOND), SECOND, None),
-        (State(), FIRST, ProblemCode.NOT_OPEN),
+        (DurableState(), FIRST, ProblemCode.NOT_OPEN),
         (opened_by(FIRST), SECOND, ProblemCode.NOT_OPEN),
         (opened_by(FIRST, SECOND), FIRST, ProblemCode.FENCED),
         (opened_by(FIRST, SAME_POD), FIRST, ProblemCode.FENCED),
         (opened_by(FIRST), SAME_POD, ProblemCode.FENCED),
         (opened_by(FIRST), STRANGER, ProblemCode.FENCED),
-        (opened_by(FIRST), Writer(1, "pod-x", "a"), ProblemCode.FENCED),
+        (opened_by(FIRST), Session(1, "pod-x", "a"), ProblemCode.FENCED),
     ],
 )
-def test_who_may_call(state: State, writer: Writer, code: ProblemCode | None) -> None:
+def test_who_may_call(state: DurableState, writer: Session, code: ProblemCode | None) -> None:
     calls: tuple[Callable[[], object], ...] = (
         lambda: check_current(state, writer),
         lambda: list_records(state, writer),
@@ -115,9 +115,11 @@ def test_opening_again_changes_nothing() -> None:
         ((SECOND, THIRD), False),
     ],
 )
-def test_first_means_that_no_attempt_before_this_one_opened_the_state(writers: tuple[Writer, ...], first: bool) -> None:
+def test_first_means_that_no_attempt_before_this_one_opened_the_state(
+    writers: tuple[Session, ...], first: bool
+) -> None:
     *before, last = writers
-    state = opened_by(*before) if before else State()
+    state = opened_by(*before) if before else DurableState()
     after, answer = open_state(state, last, NOW)
     assert answer is first
     assert open_state(after, last, NOW)[1] is first
@@ -134,13 +136,13 @@ def test_what_was_stored_stays_when_another_takes_over() -> None:
 
 
 def test_what_the_task_declared_is_kept() -> None:
-    state, _ = open_state(State(), FIRST, NOW, can_cleanup=True)
+    state, _ = open_state(DurableState(), FIRST, NOW, can_cleanup=True)
     assert state.epoch is not None
     assert state.epoch.can_cleanup
 
 
 def test_the_last_64_sessions_of_a_pod_cannot_come_back() -> None:
-    writers = [Writer(1, "pod-1", f"s{number}") for number in range(FENCED_SESSIONS_REMEMBERED + 1)]
+    writers = [Session(1, "pod-1", f"s{number}") for number in range(FENCED_SESSIONS_REMEMBERED + 1)]
     state = opened_by(*writers)
     assert {open_code(state, writer) for writer in writers[:-1]} == {ProblemCode.FENCED}
 
@@ -161,9 +163,9 @@ END, SUSPEND = SealPurpose.END, SealPurpose.SUSPEND
     ],
 )
 def test_who_may_open_a_sealed_state(
-    through: int, purpose: SealPurpose, writer: Writer, code: ProblemCode | None
+    through: int, purpose: SealPurpose, writer: Session, code: ProblemCode | None
 ) -> None:
-    assert open_code(seal(State(), through, purpose), writer) is code
+    assert open_code(seal(DurableState(), through, purpose), writer) is code
     assert open_code(seal(opened_by(FIRST), through, purpose), writer) is code
 
 
@@ -183,7 +185,7 @@ def test_who_was_overtaken_is_told_so_also_when_the_state_is_sealed() -> None:
     ],
 )
 def test_a_seal_only_grows(seals: list[tuple[int, SealPurpose]], kept: tuple[int, SealPurpose]) -> None:
-    state = State()
+    state = DurableState()
     for through, purpose in seals:
         state = seal(state, through, purpose)
     assert state.seal == Seal(through_attempt=kept[0], purpose=kept[1])

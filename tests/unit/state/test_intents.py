@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from joblives import KEY, START, UID, Decision, Grounds, JobState, ProblemCode, Run, SealPurpose, at, code_of
+from job_states import KEY, START, UID, Decision, Grounds, JobState, ProblemCode, Run, SealPurpose, at, code_of
 from reattach.api.messages import Unresolved
 from reattach.api.state import JobOrigin
-from reattach.state.jobrecord import token_of
-from reattach.state.jobs import Counted
-from reattach.state.refusals import RefusedError
+from reattach.state.errors import RequestRejectedError
+from reattach.state.job_operations import JobEvent
+from reattach.state.job_record import token_of
 
 REPORTED = {"end": "Reported", "chargedTo": "disruption"}
 PRESUMED = {"end": "Presumed", "chargedTo": "disruption"}
@@ -345,7 +345,7 @@ class TestReattach:
         assert run.intend().decision is Decision.REATTACH
         assert run.counts() == (1, 0, 0)  # by the one that recorded it
         run = died(run)
-        assert [run.intend().counted for _ in range(2)] == [Counted.REATTACHED, None]
+        assert [run.intend().counted for _ in range(2)] == [JobEvent.REATTACHED, None]
         assert run.counts() == (1, 1, 0)
         run.by(2, "again").intend()
         assert run.counts() == (1, 2, 0)
@@ -367,7 +367,7 @@ class TestOver:
         run = active()
         run.outcome("Succeeded", result={"rows": 7})
         answer = died(run, **FAILED).intend()
-        assert (answer.decision, answer.counted) == (Decision.OVER, Counted.OVER)
+        assert (answer.decision, answer.counted) == (Decision.OVER, JobEvent.OVER)
         assert bytes(answer.job.result) == b'{"rows":7}'  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("asked", [{"digest": "other"}, {"adapter": "other"}])
@@ -446,7 +446,7 @@ class TestAdopted:
     def test_a_job_that_runs_already_is_taken_over_and_not_submitted(self) -> None:
         run = Run.opened(adopt=[{"key": "other", "handle": "job-8"}, {"key": KEY, "handle": "job-9"}])
         answer = run.intend()
-        assert (answer.decision, answer.counted) == (Decision.REATTACH, Counted.ADOPTED)
+        assert (answer.decision, answer.counted) == (Decision.REATTACH, JobEvent.ADOPTED)
         job = run.job()
         assert (job.handle, job.origin, job.state) == ("job-9", JobOrigin.ADOPTED, JobState.ACTIVE)
         assert job.submitters == ()
@@ -469,10 +469,10 @@ LONG = "é" * 1024
 
 def test_a_handle_that_can_not_be_kept_is_refused_by_the_name_of_who_gave_it() -> None:
     adopting = Run.opened(adopt=[{"key": KEY, "handle": LONG}])
-    with pytest.raises(RefusedError, match=r"spec\.adopt must name a handle that can be kept: the handle must"):
+    with pytest.raises(RequestRejectedError, match=r"spec\.adopt must name a handle that can be kept: the handle must"):
         adopting.intend()
     resolved = died(intended()).held().with_answer("Adopt", handle=LONG).by(3)
-    with pytest.raises(RefusedError, match=r"spec\.resolutions must name a handle"):
+    with pytest.raises(RequestRejectedError, match=r"spec\.resolutions must name a handle"):
         resolved.intend()
 
 
@@ -487,7 +487,7 @@ class TestHeld:
     def test_adopt_takes_the_handle_that_a_person_named(self) -> None:
         run = died(intended()).held().with_answer("Adopt", handle="job-5").by(3)
         answer = run.intend()
-        assert (answer.decision, answer.counted) == (Decision.REATTACH, Counted.ADOPTED)
+        assert (answer.decision, answer.counted) == (Decision.REATTACH, JobEvent.ADOPTED)
         job = run.job()
         assert (job.handle, job.origin, job.state, job.held) == ("job-5", JobOrigin.ADOPTED, JobState.ACTIVE, False)
         assert run.counts() == (1, 0, 1)

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from joblives import LARGEST_KEY, Decision, Grounds, JobState, ProblemCode, Run, brim, code_of, handled, succeeded
+from job_states import LARGEST_KEY, Decision, Grounds, JobState, ProblemCode, Run, brim, code_of, handled, succeeded
 from reattach.api.messages import HANDLE_BYTES_MAX, JOBS_MAX, RESULT_BYTES_MAX, STATE_BYTES_MAX
-from reattach.state.codec import State, summary_annotation_of, to_data
-from reattach.state.jobrecord import JOBS_BYTES_MAX, fits
-from reattach.state.operations import Writer, open_state, size_of
+from reattach.state.codec import DurableState, summary_annotation_of, to_data
+from reattach.state.job_record import JOBS_BYTES_MAX, fits
+from reattach.state.operations import Session, open_state, size_of
 
 CONFIGMAP_BYTES_MAX = 1024 * 1024
 """Kubernetes' bound on the values of a ConfigMap together."""
@@ -24,8 +24,8 @@ def an_ordinary_intent(run: Run, number: int) -> Decision:
 
 def ordinary(pod_uid: str = ID) -> Run:
     run = Run.opened()
-    run.writer = Writer(attempt=1, pod_uid=pod_uid, session=ID)
-    run.state, _ = open_state(State(), run.writer, run.state.epoch.time)  # type: ignore[union-attr]
+    run.writer = Session(attempt=1, pod_uid=pod_uid, session=ID)
+    run.state, _ = open_state(DurableState(), run.writer, run.state.epoch.time)  # type: ignore[union-attr]
     return run
 
 
@@ -102,11 +102,11 @@ class TestRoom:
 
 
 @pytest.fixture(scope="module")
-def full() -> State:
+def full() -> DurableState:
     return brim()
 
 
-def test_a_state_filled_to_the_brim_fits_into_a_configmap(full: State) -> None:
+def test_a_state_filled_to_the_brim_fits_into_a_configmap(full: DurableState) -> None:
     data = to_data(full)
     jobs = {name: text for name, text in data.items() if name.startswith("job")}
     assert STATE_BYTES_MAX - 300 < size_of(full.records) <= STATE_BYTES_MAX
@@ -116,7 +116,7 @@ def test_a_state_filled_to_the_brim_fits_into_a_configmap(full: State) -> None:
     assert sum(len(name) + len(text.encode()) for name, text in data.items()) <= CONFIGMAP_BYTES_MAX
 
 
-def test_its_summary_fits_into_the_annotations_and_names_every_job(full: State) -> None:
+def test_its_summary_fits_into_the_annotations_and_names_every_job(full: DurableState) -> None:
     text = summary_annotation_of(full)
     assert len(text.encode()) < ANNOTATIONS_BYTES_MAX - 10_000
     handles = [job["handle"] for job in json.loads(text)["jobs"]]

@@ -9,21 +9,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from reattach.api.messages import ProblemCode
-from reattach.state.codec import State, from_data, to_data
+from reattach.state.codec import DurableState, from_data, to_data
+from reattach.state.errors import RequestRejectedError
 from reattach.state.operations import (
     Clear,
     Delete,
-    Request,
+    OperationRequest,
+    Session,
     Set,
     Step,
-    Writer,
     change,
     get,
     list_records,
     once,
     open_state,
 )
-from reattach.state.refusals import RefusedError
 from reattach.state.values import stored_value_of
 
 NOW = datetime(2026, 7, 30, tzinfo=UTC)
@@ -36,9 +36,9 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.writer = Writer(1, "pod-1", "s0")
-        self.fenced: list[Writer] = []
-        self.state, _ = open_state(State(), self.writer, NOW)
+        self.writer = Session(1, "pod-1", "s0")
+        self.fenced: list[Session] = []
+        self.state, _ = open_state(DurableState(), self.writer, NOW)
         self.expected: dict[str, tuple[Any, int]] = {}
         self.versions: set[int] = set()
         self.asked = 0
@@ -46,15 +46,15 @@ class Model(RuleBasedStateMachine):
     def do(self, steps: list[Step]) -> ProblemCode | None:
         """As the server does: under a request id, and sometimes asked twice; the ConfigMap in between."""
         self.asked += 1
-        request = Request(str(self.asked), "d")
+        request = OperationRequest(str(self.asked), "d")
 
-        def act(state: State) -> tuple[State, bytes]:
+        def act(state: DurableState) -> tuple[DurableState, bytes]:
             after, results = change(state, self.writer, steps, NOW)
             return after, json.dumps([result.version for result in results]).encode()
 
         try:
             self.state, answer = once(self.state, self.writer, request, act)
-        except RefusedError as refused:
+        except RequestRejectedError as refused:
             return refused.code
         again, same = once(from_data(to_data(self.state)), self.writer, request, act)
         assert (again, same) == (self.state, answer)
@@ -108,7 +108,7 @@ class Model(RuleBasedStateMachine):
     def take_over(self, same_pod: bool) -> None:
         self.fenced.append(self.writer)
         attempt = self.writer.attempt + (0 if same_pod else 1)
-        self.writer = Writer(attempt, f"pod-{attempt}", f"s{len(self.fenced)}")
+        self.writer = Session(attempt, f"pod-{attempt}", f"s{len(self.fenced)}")
         self.state, _ = open_state(self.state, self.writer, NOW)
 
     @invariant()
@@ -123,7 +123,7 @@ class Model(RuleBasedStateMachine):
             for call in (lambda who: get(self.state, who, "job_id"), lambda who: open_state(self.state, who, NOW)):
                 try:
                     call(writer)
-                except RefusedError as refused:
+                except RequestRejectedError as refused:
                     assert refused.code is ProblemCode.FENCED  # noqa: PT017
                 else:
                     raise AssertionError(f"{writer} got in")

@@ -8,17 +8,18 @@ import msgspec
 import pytest
 
 from reattach.api.messages import BATCH_OPERATIONS_MAX, STATE_BYTES_MAX, BatchResult, Operation, ProblemCode
-from reattach.state.codec import State, to_data
+from reattach.state.codec import DurableState, to_data
+from reattach.state.errors import RequestRejectedError
 from reattach.state.operations import (
     REMEMBERED_BYTES_MAX,
     REQUESTS_REMEMBERED,
     RETENTION_SECONDS_MAX,
     Clear,
     Delete,
-    Request,
+    OperationRequest,
+    Session,
     Set,
     Step,
-    Writer,
     change,
     complete,
     get,
@@ -29,23 +30,22 @@ from reattach.state.operations import (
     step_of,
     steps_of,
 )
-from reattach.state.refusals import RefusedError
 
 NOW = datetime(2026, 7, 30, tzinfo=UTC)
 LATER = NOW + timedelta(days=400)
-WRITER = Writer(attempt=1, pod_uid="pod-1", session="a")
+WRITER = Session(attempt=1, pod_uid="pod-1", session="a")
 DAY = 24 * 3600
 
 
-def opened(writer: Writer = WRITER) -> State:
-    return open_state(State(), writer, NOW)[0]
+def opened(writer: Session = WRITER) -> DurableState:
+    return open_state(DurableState(), writer, NOW)[0]
 
 
-def with_keys(**values: bytes) -> State:
+def with_keys(**values: bytes) -> DurableState:
     return changed(opened(), [a_set(key, text) for key, text in values.items()])
 
 
-def changed(state: State, steps: Sequence[Step], writer: Writer = WRITER) -> State:
+def changed(state: DurableState, steps: Sequence[Step], writer: Session = WRITER) -> DurableState:
     return change(state, writer, steps, NOW)[0]
 
 
@@ -53,13 +53,13 @@ def a_set(key: str = "k", text: bytes = b"1", **more: Any) -> Set:
     return Set(key, text, more.pop("retention", None), **more)
 
 
-def refusal(state: State, *steps: Step) -> ProblemCode:
-    with pytest.raises(RefusedError) as refused:
+def refusal(state: DurableState, *steps: Step) -> ProblemCode:
+    with pytest.raises(RequestRejectedError) as refused:
         change(state, WRITER, steps, NOW)
     return refused.value.code
 
 
-def value(state: State, key: str) -> bytes:
+def value(state: DurableState, key: str) -> bytes:
     return bytes(get(state, WRITER, key).value)
 
 
@@ -165,14 +165,14 @@ class TestLimits:
 
 class TestReading:
     def test_an_absent_key_is_told_apart_from_everything_else(self) -> None:
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(RequestRejectedError) as refused:
             get(opened(), WRITER, "k")
         assert refused.value.code is ProblemCode.NOT_FOUND
 
     def test_expiry_takes_nothing_from_a_running_task(self) -> None:
         state = changed(opened(), [a_set(retention=timedelta(seconds=1))])
-        later, _ = open_state(state, Writer(2, "pod-2", "b"), LATER)
-        assert bytes(get(later, Writer(2, "pod-2", "b"), "k").value) == b"1"
+        later, _ = open_state(state, Session(2, "pod-2", "b"), LATER)
+        assert bytes(get(later, Session(2, "pod-2", "b"), "k").value) == b"1"
 
     @pytest.mark.parametrize(
         "arguments, keys, total",
@@ -204,7 +204,7 @@ class TestComplete:
 
     @pytest.mark.parametrize("result", [b"2", None])
     def test_another_result_is_refused(self, result: bytes | None) -> None:
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(RequestRejectedError) as refused:
             complete(complete(opened(), WRITER, b"1", NOW), WRITER, result, NOW)
         assert refused.value.code is ProblemCode.COMPLETED
 
@@ -215,7 +215,7 @@ class TestComplete:
         assert value(state, "a") == b"1"
 
     def test_a_later_attempt_completes_anew(self) -> None:
-        second = Writer(2, "pod-2", "b")
+        second = Session(2, "pod-2", "b")
         state, _ = open_state(complete(opened(), WRITER, b"1", NOW), second, NOW)
         state = changed(state, [a_set()], second)
         completion = complete(state, second, b"2", NOW).completion
@@ -223,21 +223,21 @@ class TestComplete:
         assert (completion.attempt, completion.result) == (2, "2")
 
     def test_it_is_out_of_reach_of_delete_and_clear(self) -> None:
-        second = Writer(2, "pod-2", "b")
+        second = Session(2, "pod-2", "b")
         state, _ = open_state(complete(opened(), WRITER, b"1", NOW), second, NOW)
         assert changed(state, [Clear(), Delete("completion")], second).completion == state.completion
 
 
 class TestOnce:
     @staticmethod
-    def count(state: State) -> tuple[State, bytes]:
+    def count(state: DurableState) -> tuple[DurableState, bytes]:
         after, results = change(state, WRITER, [a_set("k", b"%d" % (state.last_version + 1))], NOW)
         return after, b"%d" % (results[0].version or 0)
 
     def test_the_same_request_is_done_once_and_answered_alike(self) -> None:
-        request = Request("r", "d")
+        request = OperationRequest("r", "d")
         state, answer = once(opened(), WRITER, request, self.count)
-        state, _ = once(state, WRITER, Request("other", "d"), self.count)
+        state, _ = once(state, WRITER, OperationRequest("other", "d"), self.count)
         assert once(state, WRITER, request, self.count) == (state, answer)
 
     def test_without_an_id_it_is_done_again(self) -> None:
@@ -245,43 +245,45 @@ class TestOnce:
         assert once(state, WRITER, None, self.count)[1] != first
 
     def test_an_id_belongs_to_one_request(self) -> None:
-        state, _ = once(opened(), WRITER, Request("r", "d"), self.count)
-        with pytest.raises(RefusedError, match="must not be used again") as refused:
-            once(state, WRITER, Request("r", "e"), self.count)
+        state, _ = once(opened(), WRITER, OperationRequest("r", "d"), self.count)
+        with pytest.raises(RequestRejectedError, match="must not be used again") as refused:
+            once(state, WRITER, OperationRequest("r", "e"), self.count)
         assert refused.value.code is ProblemCode.INVALID
 
     def test_the_last_64_are_remembered(self) -> None:
         state = opened()
         for number in range(REQUESTS_REMEMBERED + 1):
-            state, _ = once(state, WRITER, Request(str(number), "d"), self.count)
-        assert once(state, WRITER, Request("1", "d"), self.count) == (state, b"2")
-        assert once(state, WRITER, Request("0", "d"), self.count)[1] == b"66"
+            state, _ = once(state, WRITER, OperationRequest(str(number), "d"), self.count)
+        assert once(state, WRITER, OperationRequest("1", "d"), self.count) == (state, b"2")
+        assert once(state, WRITER, OperationRequest("0", "d"), self.count)[1] == b"66"
 
     def test_of_the_largest_answers_fewer_are_remembered(self) -> None:
         state = opened()
         answer = b'"' + b"x" * 10_000 + b'"'
         for number in range(REQUESTS_REMEMBERED):
-            state, _ = once(state, WRITER, Request(str(number), "d"), lambda now_is: (now_is, answer))
+            state, _ = once(state, WRITER, OperationRequest(str(number), "d"), lambda now_is: (now_is, answer))
         assert [remembered.id for remembered in state.requests] == [str(number) for number in range(58, 64)]
         assert len(msgspec.json.encode(state.requests)) <= REMEMBERED_BYTES_MAX
 
     def test_a_refused_request_is_not_remembered(self) -> None:
         state = opened()
-        with pytest.raises(RefusedError):
-            once(state, WRITER, Request("r", "d"), lambda now_is: (changed(now_is, [a_set(if_version=5)]), b""))
-        assert once(state, WRITER, Request("r", "d"), self.count)[1] == b"1"
+        with pytest.raises(RequestRejectedError):
+            once(
+                state, WRITER, OperationRequest("r", "d"), lambda now_is: (changed(now_is, [a_set(if_version=5)]), b"")
+            )
+        assert once(state, WRITER, OperationRequest("r", "d"), self.count)[1] == b"1"
 
     def test_a_fenced_writer_is_not_even_told_its_old_answer(self) -> None:
-        state, _ = once(opened(), WRITER, Request("r", "d"), self.count)
-        state, _ = open_state(state, Writer(2, "pod-2", "b"), NOW)
-        with pytest.raises(RefusedError) as refused:
-            once(state, WRITER, Request("r", "d"), self.count)
+        state, _ = once(opened(), WRITER, OperationRequest("r", "d"), self.count)
+        state, _ = open_state(state, Session(2, "pod-2", "b"), NOW)
+        with pytest.raises(RequestRejectedError) as refused:
+            once(state, WRITER, OperationRequest("r", "d"), self.count)
         assert refused.value.code is ProblemCode.FENCED
 
     def test_a_change_after_completion_that_was_done_before_it_is_still_answered(self) -> None:
-        state, answer = once(opened(), WRITER, Request("r", "d"), self.count)
+        state, answer = once(opened(), WRITER, OperationRequest("r", "d"), self.count)
         state = complete(state, WRITER, None, NOW)
-        assert once(state, WRITER, Request("r", "d"), self.count) == (state, answer)
+        assert once(state, WRITER, OperationRequest("r", "d"), self.count) == (state, answer)
 
 
 class TestSteps:
@@ -321,12 +323,12 @@ class TestSteps:
         ],
     )
     def test_an_operation_with_too_much_or_too_little_is_refused(self, operation: Operation) -> None:
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(RequestRejectedError) as refused:
             step_of(operation, 0)
         assert refused.value.code is ProblemCode.INVALID
 
     @pytest.mark.parametrize("count", [0, BATCH_OPERATIONS_MAX + 1])
     def test_a_batch_has_1_to_100_operations(self, count: int) -> None:
-        with pytest.raises(RefusedError, match=f"this one has {count}"):
+        with pytest.raises(RequestRejectedError, match=f"this one has {count}"):
             steps_of([Operation(op="clear")] * count, 0)
         assert len(steps_of([Operation(op="clear")] * BATCH_OPERATIONS_MAX, 0)) == BATCH_OPERATIONS_MAX

@@ -13,21 +13,21 @@ from reattach.api.names import API_VERSION, KIND, state_name
 from reattach.api.objects import PartialObject
 from reattach.api.state import SealPurpose
 from reattach.cluster.paths import configmaps, taskruns
-from reattach.controller.cache import Cache
-from reattach.controller.expiry import Expiry, is_due
-from reattach.controller.metrics import Metrics
-from reattach.controller.reconciler import key_by_label
-from reattach.controller.unreadable import UnreadableObjects
-from reattach.state.operations import Set, Writer, change
-from reattach.state.refusals import RefusedError
-from reattach.state.store import Run, Store
-from reattach.testing.memory import MemoryCluster
+from reattach.runtime.metrics import OperatorMetrics
+from reattach.runtime.object_store import ObjectStore
+from reattach.runtime.unreadable import UnreadableObjects
+from reattach.state.errors import RequestRejectedError
+from reattach.state.operations import Session, Set, change
+from reattach.state.store import RunReference, Store
+from reattach.taskrun.key_expiry import KeyExpiry, is_due
+from reattach.taskrun.reconciler import key_by_label
+from reattach.testing.memory_api import InMemoryCluster
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-WRITER = Writer(attempt=1, pod_uid="pod-1", session="session-1")
+WRITER = Session(attempt=1, pod_uid="pod-1", session="session-1")
 
 
-class Interrupted(MemoryCluster):
+class Interrupted(InMemoryCluster):
     """With `seals`, another replica seals the state right after it is created, before whoever created it goes on."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Interrupted(MemoryCluster):
         return made
 
 
-class Ended(MemoryCluster):
+class Ended(InMemoryCluster):
     """The TaskRun's outcome is written right before somebody else would write its status."""
 
     def __init__(self) -> None:
@@ -56,11 +56,11 @@ class Ended(MemoryCluster):
         return await super().merge_patch(path, body, **query)
 
 
-def run_of(taskrun: dict[str, Any]) -> Run:
-    return Run("demo", "load", taskrun["metadata"]["uid"])
+def run_of(taskrun: dict[str, Any]) -> RunReference:
+    return RunReference("demo", "load", taskrun["metadata"]["uid"])
 
 
-async def create_run(cluster: MemoryCluster) -> Run:
+async def create_run(cluster: InMemoryCluster) -> RunReference:
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "load"}, "spec": {}}
     return run_of(json.loads(await cluster.create(taskruns("demo"), body)))
 
@@ -75,12 +75,12 @@ async def test_an_open_that_was_stored_is_answered_so_although_the_seal_came_bef
     assert state.epoch is not None
     assert state.seal is not None
     # Asked again it is told that the run is being ended, as everybody is from now on.
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(RequestRejectedError) as refused:
         await store.open(run, WRITER, NOW)
     assert refused.value.code is ProblemCode.CLOSING
 
 
-async def finished(cluster: MemoryCluster) -> tuple[Run, Store]:
+async def finished(cluster: InMemoryCluster) -> tuple[RunReference, Store]:
     """A run with a key that never expires, one that has by a minute after `NOW`, and one that has not."""
     run, store = await create_run(cluster), Store(cluster)
     await store.open(run, WRITER, NOW)
@@ -90,24 +90,24 @@ async def finished(cluster: MemoryCluster) -> tuple[Run, Store]:
     return run, store
 
 
-async def release(cluster: MemoryCluster, run: Run) -> None:
+async def release(cluster: InMemoryCluster, run: RunReference) -> None:
     await cluster.merge_patch(configmaps("demo", state_name(run.name, run.uid)), {"metadata": {"finalizers": []}})
 
 
 async def test_nothing_expires_while_its_run_is_unfinished() -> None:
-    cluster = MemoryCluster(lambda: NOW)
+    cluster = InMemoryCluster(lambda: NOW)
     run, store = await finished(cluster)
     assert await store.sweep(run, NOW + timedelta(days=9)) == 0
     assert {*(await store.read(run)).records} == {"never", "soon", "later"}
 
 
 async def test_of_a_run_that_is_over_what_has_expired_goes_and_what_has_not_stays() -> None:
-    cluster = MemoryCluster(lambda: NOW)
+    cluster = InMemoryCluster(lambda: NOW)
     run, store = await finished(cluster)
     await release(cluster, run)
-    states: Cache[PartialObject] = Cache(key_by_label, lambda _: None)
+    states: ObjectStore[PartialObject] = ObjectStore(key_by_label, lambda _: None)
     expiry, path = (
-        Expiry(states, store, UnreadableObjects(Metrics())),
+        KeyExpiry(states, store, UnreadableObjects(OperatorMetrics())),
         configmaps("demo", state_name(run.name, run.uid)),
     )
 
@@ -128,7 +128,7 @@ async def test_of_a_run_that_is_over_what_has_expired_goes_and_what_has_not_stay
 async def test_a_taskrun_that_ended_meanwhile_is_not_made_to_name_a_state() -> None:
     cluster = Ended()
     run = await create_run(cluster)
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(RequestRejectedError) as refused:
         await Store(cluster).open(run, WRITER, NOW)
     assert refused.value.code is ProblemCode.CLOSING
     status = json.loads(await cluster.get(taskruns("demo", "load")))["status"]

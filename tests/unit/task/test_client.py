@@ -16,7 +16,7 @@ import reattach
 from fakepod import CA, Pod, a_problem
 from reattach.api.names import HEADER_REQUEST_ID, HEADER_SESSION
 from reattach.task.client import DELAY_SECONDS_MAX, UNAUTHENTICATED_SECONDS
-from reattach.task.connection import Connection, Request
+from reattach.task.connection import StateApiConnection, StateApiRequest
 
 LOST = httpx.ReadError("connection reset")
 REFUSED = httpx.ConnectError("connection refused")
@@ -225,13 +225,13 @@ class TestEventLoops:
         return made
 
     @pytest.fixture
-    def connection(self, pod: Pod) -> Connection:
-        return Connection(pod.settings, "session-1", pod.api.transport())
+    def connection(self, pod: Pod) -> StateApiConnection:
+        return StateApiConnection(pod.settings, "session-1", pod.api.transport())
 
-    ASKED = Request("GET", "/v1/state")
+    ASKED = StateApiRequest("GET", "/v1/state")
 
     def test_each_has_one_client_however_they_take_turns(
-        self, connection: Connection, made: list[httpx.AsyncClient]
+        self, connection: StateApiConnection, made: list[httpx.AsyncClient]
     ) -> None:
         with asyncio.Runner() as one, asyncio.Runner() as other:
             for runner in (one, other) * 3:
@@ -239,7 +239,7 @@ class TestEventLoops:
             assert len(made) == 2
 
     def test_one_that_closes_leaves_the_others_what_is_theirs(
-        self, connection: Connection, made: list[httpx.AsyncClient]
+        self, connection: StateApiConnection, made: list[httpx.AsyncClient]
     ) -> None:
         with asyncio.Runner() as one, asyncio.Runner() as other:
             for runner in (one, other):
@@ -250,7 +250,9 @@ class TestEventLoops:
             other.run(connection.aclose())
         assert [client.is_closed for client in made] == [True, True]
 
-    def test_what_a_closed_one_left_is_let_go_of(self, connection: Connection, made: list[httpx.AsyncClient]) -> None:
+    def test_what_a_closed_one_left_is_let_go_of(
+        self, connection: StateApiConnection, made: list[httpx.AsyncClient]
+    ) -> None:
         for _ in range(3):
             asyncio.run(connection.asend(self.ASKED))
         left = [weakref.ref(client) for client in made]

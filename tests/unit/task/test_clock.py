@@ -2,9 +2,9 @@
 
 import time
 
-from reattach.adapters.calls import Caller
-from reattach.task.client import Waits
-from reattach.task.clock import monotonic
+from reattach.adapters.http_client import BoundedHttpClient
+from reattach.clock import monotonic
+from reattach.task.client import Timing
 
 
 def test_it_is_the_clock_that_goes_on_while_the_machine_sleeps() -> None:
@@ -14,5 +14,5 @@ def test_it_is_the_clock_that_goes_on_while_the_machine_sleeps() -> None:
 
 
 def test_a_submission_is_timed_by_it_from_the_question_until_it_leaves() -> None:
-    assert Waits().clock is monotonic
-    assert Caller("http://127.0.0.1:9", 20).clock is monotonic
+    assert Timing().clock is monotonic
+    assert BoundedHttpClient("http://127.0.0.1:9", 20).clock is monotonic

@@ -15,7 +15,7 @@ import pytest
 import reattach
 from fakepod import Pod, a_problem
 from reattach.api.names import ENV_SESSION, HEADER_SESSION
-from reattach.task import ending
+from reattach.task import termination
 from reattach.task.settings import from_environment
 
 REFUSED = httpx.ConnectError("connection refused")
@@ -23,7 +23,7 @@ REFUSED = httpx.ConnectError("connection refused")
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(ending, "END_SECONDS", 0.01)
+    monkeypatch.setattr(termination, "END_SECONDS", 0.01)
     yield
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     wait_for_the_watchdog()

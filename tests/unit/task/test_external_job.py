@@ -26,8 +26,8 @@ from reattach.adapter import (
     Unknown,
 )
 from reattach.api.state import JobState
-from reattach.state.jobs import cut
-from reattach.task import ending
+from reattach.state.job_operations import cut
+from reattach.task import termination
 from reattach.task.jobs import cut_message
 
 OUTCOME = "/v1/jobs/load/outcome"
@@ -35,7 +35,7 @@ OUTCOME = "/v1/jobs/load/outcome"
 
 @pytest.fixture(autouse=True)
 def _ends_soon(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(ending, "END_SECONDS", 0.01)
+    monkeypatch.setattr(termination, "END_SECONDS", 0.01)
     yield
     for thread in threading.enumerate():
         if isinstance(thread, threading.Timer):

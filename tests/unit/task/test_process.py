@@ -18,11 +18,11 @@ import asyncio, logging, os, sys, threading, time
 from pathlib import Path
 from fakepod import Pod, a_problem
 import reattach
-from reattach.task import ending
+from reattach.task import termination
 from reattach.task.context import TaskContext
-from reattach.task.errors import *
+from reattach.errors import *
 
-ending.END_SECONDS = 0.3
+termination.END_SECONDS = 0.3
 pod = Pod(Path(sys.argv[1]))
 
 def context():

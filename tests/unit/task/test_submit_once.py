@@ -21,8 +21,8 @@ from reattach.adapter import Active, Capabilities, ClientName, Failed, Rejected,
 from reattach.api.messages import Grounds
 from reattach.api.names import ENV_SESSION
 from reattach.api.state import JobState
-from reattach.task import ending
-from reattach.task.submitting import STALE_MAX, STALE_SECONDS
+from reattach.task import termination
+from reattach.task.submission import STALE_MAX, STALE_SECONDS
 from waiting import wait_until
 
 REFUSED = httpx.ConnectError("connection refused")
@@ -31,7 +31,7 @@ INTENT = "/v1/jobs/load/intent"
 
 @pytest.fixture(autouse=True)
 def _ends_soon(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(ending, "END_SECONDS", 0.01)
+    monkeypatch.setattr(termination, "END_SECONDS", 0.01)
     yield
     for thread in threading.enumerate():
         if isinstance(thread, threading.Timer):

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reattach
-from reattach.state.refusals import RefusedError
+from reattach.state.errors import RequestRejectedError
 from reattach.state.values import from_json, stored_value_of
-from reattach.task.values import check_key, result_text_of, retention_seconds_of, value_text_of
+from reattach.task.value_checks import check_key, result_text_of, retention_seconds_of, value_text_of
 
 
 def nested(levels: int) -> Any:
@@ -100,7 +100,7 @@ def test_what_passes_here_is_what_the_state_api_stores(value: Any) -> None:
         text = bytes(value_text_of(value))
     except reattach.InvalidValue:
         if not any(map(math.isnan, floats_in(value))):
-            with pytest.raises((RefusedError, UnicodeEncodeError)):
+            with pytest.raises((RequestRejectedError, UnicodeEncodeError)):
                 stored_value_of(value)
     else:
         assert stored_value_of(from_json(text)) == text

@@ -7,28 +7,28 @@ adapter.py       sends the requests
 
 from reattach.adapters.http.adapter import HttpJobs
 from reattach.adapters.http.description import (
-    Cancel,
+    CancelRequest,
     Credentials,
     Description,
     DescriptionError,
-    LookUp,
+    LookupRequest,
     Names,
     States,
-    Status,
-    Submit,
+    StatusRequest,
+    SubmitRequest,
     Token,
 )
 
 __all__ = [
-    "Cancel",
+    "CancelRequest",
     "Credentials",
     "Description",
     "DescriptionError",
     "HttpJobs",
-    "LookUp",
+    "LookupRequest",
     "Names",
     "States",
-    "Status",
-    "Submit",
+    "StatusRequest",
+    "SubmitRequest",
     "Token",
 ]

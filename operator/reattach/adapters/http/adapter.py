@@ -9,19 +9,7 @@ from typing import Any, ClassVar
 
 import httpx
 
-from reattach.adapters.calls import NO_BODY, Answer, Caller, CallError, NotSentError
-from reattach.adapters.http.description import Credentials, Description, DescriptionError
-from reattach.adapters.http.mapping import (
-    cancel_body_of,
-    found_of,
-    handle_path_of,
-    is_taken_by_an_unnamed_job,
-    look_up_path_of,
-    request_of,
-    status_of,
-    submitted_of,
-)
-from reattach.task.adapter import (
+from reattach.adapters.base import (
     Active,
     Adapter,
     Cancelled,
@@ -36,6 +24,18 @@ from reattach.task.adapter import (
     Submitted,
     Unknown,
 )
+from reattach.adapters.http.description import Credentials, Description, DescriptionError
+from reattach.adapters.http.mapping import (
+    cancel_body_of,
+    found_of,
+    handle_path_of,
+    is_taken_by_an_unnamed_job,
+    look_up_path_of,
+    request_of,
+    status_of,
+    submitted_of,
+)
+from reattach.adapters.http_client import NO_BODY, BoundedHttpClient, CallError, HttpResponse, NotSentError
 
 
 class HttpJobs(Adapter):
@@ -66,7 +66,9 @@ class HttpJobs(Adapter):
             ) from error
         self._cancelled: set[str] = set()
         """Handles whose end this process asked for: being gone is their end then, and no riddle."""
-        self._caller = Caller(description.address, description.request_seconds, headers, tls, transport=transport)
+        self._caller = BoundedHttpClient(
+            description.address, description.request_seconds, headers, tls, transport=transport
+        )
 
     @property
     def capabilities(self) -> Capabilities:
@@ -128,7 +130,7 @@ class HttpJobs(Adapter):
         if isinstance(status, Active | Unknown):
             raise CallError(f"{handle} was not cancelled: {answer}; it stands as {status}")
 
-    def _ask(self, method: str, path: str, handle: str, body: Any = NO_BODY) -> Answer:
+    def _ask(self, method: str, path: str, handle: str, body: Any = NO_BODY) -> HttpResponse:
         return self._caller.send(method, handle_path_of(path, handle), body)
 
 

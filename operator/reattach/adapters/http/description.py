@@ -45,7 +45,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """What all parts of a description have in common: names are checked, and camelCase where they come as JSON or YAML."""
 
 
-class Submit(Part, frozen=True):
+class SubmitRequest(Part, frozen=True):
     """How a job is submitted. The request that the task gives is the JSON body.
 
     `body`: what Reattach adds to it: place → template; a place that ends in `[]` is appended to a list. `headers`: name → template.
@@ -128,7 +128,7 @@ class States(Part, frozen=True):
             raise DescriptionError(f"status.states: each word must have one meaning; {', '.join(twice)} has two")
 
 
-class Status(Part, frozen=True):
+class StatusRequest(Part, frozen=True):
     """How a job is asked for. `state`: where its state is in the answer; `result`: where the result of a job that succeeded is, `.` for all of the
     answer; `message`: what to tell people. All are places.
 
@@ -162,7 +162,7 @@ class Status(Part, frozen=True):
             )
 
 
-class Cancel(Part, frozen=True):
+class CancelRequest(Part, frozen=True):
     """How a job's end is asked for; `body` is sent as it is. Absent jobs answer as in `status.not_found`. After any answer but a success the
     job is asked how it stands.
     """
@@ -178,7 +178,7 @@ class Cancel(Part, frozen=True):
         _check_holds("cancel.path", self.path, HANDLE_FIELDS)
 
 
-class LookUp(Part, frozen=True):
+class LookupRequest(Part, frozen=True):
     """How a job is found by what its submission carried: `/jobs?tag={token}`.
 
     `items`: where the list of jobs is in the answer; None: the answer is one job. `carries`: where in a job the token (or the name, whichever the
@@ -276,12 +276,12 @@ class Description(Part, frozen=True):
     """
 
     address: str
-    submit: Submit
-    status: Status
-    cancel: Cancel | None = None
+    submit: SubmitRequest
+    status: StatusRequest
+    cancel: CancelRequest | None = None
     names: Names | None = None
     token: Token | None = None
-    look_up: LookUp | None = None
+    look_up: LookupRequest | None = None
     credentials: Credentials | None = None
     headers: dict[str, str] = {}
     ca_file: str | None = None

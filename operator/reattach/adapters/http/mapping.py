@@ -9,9 +9,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from reattach.adapters.calls import NO_BODY, Answer, CallError
-from reattach.adapters.http.description import Cancel, LookUp, Status, Submit
-from reattach.task.adapter import (
+from reattach.adapters.base import (
     Active,
     Cancelled,
     Failed,
@@ -23,10 +21,12 @@ from reattach.task.adapter import (
     Succeeded,
     Unknown,
 )
+from reattach.adapters.http.description import CancelRequest, LookupRequest, StatusRequest, SubmitRequest
+from reattach.adapters.http_client import NO_BODY, CallError, HttpResponse
 
 
 @dataclass(frozen=True)
-class Request:
+class HttpCall:
     """What is to be sent."""
 
     method: str
@@ -35,10 +35,10 @@ class Request:
     headers: Mapping[str, str]
 
 
-def request_of(submit: Submit, submission: Submission) -> Request:
+def request_of(submit: SubmitRequest, submission: Submission) -> HttpCall:
     """What submits the job. Raises `Rejected` where the task's request leaves no place for what Reattach must add."""
     fields = fields_of(submission)
-    return Request(
+    return HttpCall(
         method=submit.method,
         path=_path_of(submit.path, fields),
         body=_body_of(submit, submission.request, fields),
@@ -46,7 +46,7 @@ def request_of(submit: Submit, submission: Submission) -> Request:
     )
 
 
-def submitted_of(submit: Submit, answer: Answer, submission: Submission) -> Submitted:
+def submitted_of(submit: SubmitRequest, answer: HttpResponse, submission: Submission) -> Submitted:
     """The job, by the answer to its submission.
 
     Raises:
@@ -69,18 +69,20 @@ def submitted_of(submit: Submit, answer: Answer, submission: Submission) -> Subm
     raise CallError(f"the answer does not tell whether the job was accepted: {answer}")
 
 
-def is_taken_by_an_unnamed_job(submit: Submit, answer: Answer) -> bool:
+def is_taken_by_an_unnamed_job(submit: SubmitRequest, answer: HttpResponse) -> bool:
     """Whether the answer says that the name or the token has a job, and not which."""
     source = submit.existing_handle or submit.handle
     return answer.status in submit.exists and "{" not in source and not _text_of(value_at(answer.body, source))
 
 
-def look_up_path_of(look_up: LookUp, submission: Submission) -> str:
+def look_up_path_of(look_up: LookupRequest, submission: Submission) -> str:
     """Where the job is asked for."""
     return _path_of(look_up.path, fields_of(submission))
 
 
-def found_of(look_up: LookUp, answer: Answer, submission: Submission, submit: Submit) -> Submitted | None:
+def found_of(
+    look_up: LookupRequest, answer: HttpResponse, submission: Submission, submit: SubmitRequest
+) -> Submitted | None:
     """The job that carries the token or name; None: there is none.
 
     Of several, the first: they are of one token, so they are one job made twice, and the API's order is all that there is to go by.
@@ -111,7 +113,7 @@ def found_of(look_up: LookUp, answer: Answer, submission: Submission, submit: Su
     return Submitted(handle, _url_of(submit, ours[0], {**fields, "handle": handle}), existed=True)
 
 
-def _jobs_in(look_up: LookUp, answer: Answer) -> Any:
+def _jobs_in(look_up: LookupRequest, answer: HttpResponse) -> Any:
     if look_up.items is None:
         return [answer.body]
     jobs = value_at(answer.body, look_up.items)
@@ -120,7 +122,7 @@ def _jobs_in(look_up: LookUp, answer: Answer) -> Any:
     return jobs
 
 
-def status_of(status: Status, answer: Answer) -> JobStatus:
+def status_of(status: StatusRequest, answer: HttpResponse) -> JobStatus:
     """How the job stands."""
     if answer.status in status.not_found and status.not_found_says in answer.text:
         return NotFound(str(answer))
@@ -142,7 +144,7 @@ def status_of(status: Status, answer: Answer) -> JobStatus:
     return Unknown(f"status.states must say what {word!r} means: {answer}")
 
 
-def cancel_body_of(cancel: Cancel) -> Any:
+def cancel_body_of(cancel: CancelRequest) -> Any:
     """What is sent, `NO_BODY` for nothing."""
     return NO_BODY if cancel.body is msgspec.UNSET else cancel.body
 
@@ -178,25 +180,27 @@ def value_at(document: Any, place: str) -> Any:
     return document
 
 
-def _succeeded(status: Status, answer: Answer) -> JobStatus:
+def _succeeded(status: StatusRequest, answer: HttpResponse) -> JobStatus:
     if status.result is None:
         return Succeeded()
     return Succeeded(value_at(answer.body, status.result))
 
 
-def _submitted(submit: Submit, answer: Answer, source: str, fields: Mapping[str, str], *, existed: bool) -> Submitted:
+def _submitted(
+    submit: SubmitRequest, answer: HttpResponse, source: str, fields: Mapping[str, str], *, existed: bool
+) -> Submitted:
     handle = source.format_map(fields) if "{" in source else _handle_at(answer.body, source, answer)
     return Submitted(handle, _url_of(submit, answer.body, {**fields, "handle": handle}), existed=existed)
 
 
-def _handle_at(document: Any, place: str, answer: Answer) -> str:
+def _handle_at(document: Any, place: str, answer: HttpResponse) -> str:
     handle = _text_of(value_at(document, place))
     if not handle:
         raise CallError(f"the job's id must be at {place!r} of the answer: {answer}")
     return handle
 
 
-def _url_of(submit: Submit, document: Any, fields: Mapping[str, str]) -> str | None:
+def _url_of(submit: SubmitRequest, document: Any, fields: Mapping[str, str]) -> str | None:
     if submit.url is None:
         return None
     if "{" in submit.url:
@@ -212,7 +216,7 @@ def _path_of(path: str, fields: Mapping[str, str]) -> str:
     )
 
 
-def _body_of(submit: Submit, request: Any, fields: Mapping[str, str]) -> Any:
+def _body_of(submit: SubmitRequest, request: Any, fields: Mapping[str, str]) -> Any:
     if not submit.body:
         return NO_BODY if request is None else request
     body = copy.deepcopy({} if request is None else request)

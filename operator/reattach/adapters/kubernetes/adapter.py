@@ -11,21 +11,7 @@ from typing import ClassVar, Final
 
 import httpx
 
-from reattach.adapters.calls import Answer, Caller, CallError, NotSentError
-from reattach.adapters.kubernetes.access import Access, AccessError
-from reattach.adapters.kubernetes.kinds import Kind, text_at
-from reattach.adapters.kubernetes.objects import (
-    ForeignObjectError,
-    Handle,
-    answer_text,
-    created_of,
-    delete_options_of,
-    existing_of,
-    is_absent,
-    object_of,
-    status_of,
-)
-from reattach.task.adapter import (
+from reattach.adapters.base import (
     Active,
     Adapter,
     Cancelled,
@@ -38,6 +24,20 @@ from reattach.task.adapter import (
     Submission,
     Submitted,
     Unknown,
+)
+from reattach.adapters.http_client import BoundedHttpClient, CallError, HttpResponse, NotSentError
+from reattach.adapters.kubernetes.access import Access, AccessError
+from reattach.adapters.kubernetes.kinds import Kind, text_at
+from reattach.adapters.kubernetes.objects import (
+    ForeignObjectError,
+    ObjectHandle,
+    answer_text,
+    created_of,
+    delete_options_of,
+    existing_of,
+    is_absent,
+    object_of,
+    status_of,
 )
 
 _SETTLING: Final = timedelta(seconds=90)
@@ -82,7 +82,7 @@ class KubernetesObjects(Adapter):
         except (OSError, ValueError) as error:
             raise AccessError(f"what {access.server} is called with must be there: {error}") from error
         # A proxy for the world outside is none for the cluster's own API server.
-        self._caller = Caller(
+        self._caller = BoundedHttpClient(
             access.server, _REQUEST_SECONDS, access.headers, access.tls, trust_env=False, transport=transport
         )
 
@@ -108,7 +108,7 @@ class KubernetesObjects(Adapter):
         return existing_of(self._get(self._namespace, submission.name), submission)
 
     def status(self, handle: str) -> JobStatus:
-        known = Handle.parse(handle)
+        known = ObjectHandle.parse(handle)
         if known is None:
             return NotFound(f"the handle must be namespace/name/uid, not {handle!r}")
         try:
@@ -121,7 +121,7 @@ class KubernetesObjects(Adapter):
 
     def cancel(self, handle: str) -> None:
         """Raises `CallError`: the job goes on, or it can't be told."""
-        known = Handle.parse(handle)
+        known = ObjectHandle.parse(handle)
         if known is None:
             return
         for _ in range(_TRIES):
@@ -137,7 +137,7 @@ class KubernetesObjects(Adapter):
                 raise CallError(f"{handle} was not cancelled: {answer_text(ended)}")
         raise CallError(f"{handle} was not cancelled: it keeps changing")
 
-    def _end(self, handle: Handle, version: str) -> Answer:
+    def _end(self, handle: ObjectHandle, version: str) -> HttpResponse:
         """Of this very object as it was seen: one that has come to its end meanwhile keeps its result."""
         path = self._kind.path(handle.namespace, handle.name)
         preconditions = {"uid": handle.uid, "resourceVersion": version}
@@ -162,5 +162,5 @@ class KubernetesObjects(Adapter):
             raise CallError(f"{self._namespace}/{submission.name} existed and is gone")
         return found
 
-    def _get(self, namespace: str, name: str) -> Answer:
+    def _get(self, namespace: str, name: str) -> HttpResponse:
         return self._caller.send("GET", self._kind.path(namespace, name))

@@ -12,9 +12,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from reattach.adapters.calls import Answer, CallError
-from reattach.adapters.kubernetes.kinds import Kind, text_at, value_at
-from reattach.task.adapter import (
+from reattach.adapters.base import (
     Active,
     Cancelled,
     Failed,
@@ -26,6 +24,8 @@ from reattach.task.adapter import (
     Succeeded,
     Unknown,
 )
+from reattach.adapters.http_client import CallError, HttpResponse
+from reattach.adapters.kubernetes.kinds import Kind, text_at, value_at
 
 LABEL_TOKEN: Final = "reattach.dev/submission-token"  # noqa: S105 -- the name of a label
 ANNOTATION_TASKRUN: Final = "reattach.dev/submitted-by"
@@ -37,7 +37,7 @@ _BUSY: Final = frozenset({401, 429})
 
 
 @dataclass(frozen=True)
-class Handle:
+class ObjectHandle:
     """Names one object for ever: another of the same name has another UID."""
 
     namespace: str
@@ -88,7 +88,7 @@ def object_of(kind: Kind, submission: Submission, namespace: str, retention: tim
     return body
 
 
-def created_of(answer: Answer) -> Submitted | None:
+def created_of(answer: HttpResponse) -> Submitted | None:
     """The job, by the answer to its creation; None: the name has an object already.
 
     Raises:
@@ -111,7 +111,7 @@ def created_of(answer: Answer) -> Submitted | None:
     raise CallError(f"the answer does not tell whether the object was created: {answer_text(answer)}")
 
 
-def existing_of(answer: Answer, submission: Submission) -> Submitted | None:
+def existing_of(answer: HttpResponse, submission: Submission) -> Submitted | None:
     """Our object of this name; None: there is none.
 
     Raises:
@@ -136,7 +136,7 @@ class ForeignObjectError(CallError):
     """An object has our name and does not carry our token."""
 
 
-def status_of(kind: Kind, answer: Answer, handle: Handle) -> JobStatus:
+def status_of(kind: Kind, answer: HttpResponse, handle: ObjectHandle) -> JobStatus:
     """How the job stands."""
     if is_absent(answer, handle.name):
         return NotFound(answer_text(answer))
@@ -148,7 +148,7 @@ def status_of(kind: Kind, answer: Answer, handle: Handle) -> JobStatus:
     return _standing_of(kind, found)
 
 
-def is_absent(answer: Answer, name: str) -> bool:
+def is_absent(answer: HttpResponse, name: str) -> bool:
     """Whether the API server says that there is no object of this name. A 404 of a proxy, or of a kind that is not served, is none."""
     return answer.status == 404 and _reason_of(answer) == "NotFound" and text_at(answer.body, "details.name") == name
 
@@ -163,7 +163,7 @@ def delete_options_of(preconditions: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def answer_text(answer: Answer) -> str:
+def answer_text(answer: HttpResponse) -> str:
     """What a Status says."""
     message = text_at(answer.body, "message") if isinstance(answer.body, dict) else ""
     return f"{answer.status} {message}"[:400] if message else str(answer)
@@ -201,11 +201,11 @@ def _result_of(kind: Kind, found: dict[str, Any]) -> Any:
     return value
 
 
-def _handle_of(answer: Answer) -> Handle:
+def _handle_of(answer: HttpResponse) -> ObjectHandle:
     about = value_at(answer.body, "metadata")
     if not isinstance(about, dict) or not all(isinstance(about.get(of), str) for of in ("namespace", "name", "uid")):
         raise CallError(f"an object with a UID must be answered: {answer_text(answer)}")
-    return Handle(about["namespace"], about["name"], about["uid"])
+    return ObjectHandle(about["namespace"], about["name"], about["uid"])
 
 
 def _check_ends(kind: Kind, manifest: dict[str, Any], retention: timedelta | None) -> None:
@@ -223,7 +223,7 @@ def _check_ends(kind: Kind, manifest: dict[str, Any], retention: timedelta | Non
             )
 
 
-def _reason_of(answer: Answer) -> str:
+def _reason_of(answer: HttpResponse) -> str:
     return text_at(answer.body, "reason") if isinstance(answer.body, dict) else ""
 
 

@@ -4,8 +4,16 @@ from abc import abstractmethod
 from datetime import timedelta
 from typing import ClassVar, Final
 
-from reattach.adapters.slurm.records import Handle, Record, first_of, handle_from, no_such_job, of_handle, status_of
-from reattach.task.adapter import Adapter, Capabilities, JobStatus, Lookup, NotFound, Submission, Submitted
+from reattach.adapters.base import Adapter, Capabilities, JobStatus, Lookup, NotFound, Submission, Submitted
+from reattach.adapters.slurm.records import (
+    SlurmHandle,
+    SlurmJob,
+    first_of,
+    handle_from,
+    no_such_job,
+    of_handle,
+    status_of,
+)
 
 MIN_JOB_AGE: Final = timedelta(seconds=300)
 """Slurm's default."""
@@ -49,7 +57,7 @@ class Slurm(Adapter):
                 raise SlurmError(
                     f"slurmctld has {waiting} messages for slurmdbd: until it has them, accounting may lack a job"
                 )
-        return None if found is None else Submitted(str(Handle(found.job_id, name)), existed=True)
+        return None if found is None else Submitted(str(SlurmHandle(found.job_id, name)), existed=True)
 
     def status(self, handle: str) -> JobStatus:
         wanted = handle_from(handle)
@@ -70,11 +78,11 @@ class Slurm(Adapter):
             self._end(wanted)
 
     @abstractmethod
-    def _queued(self, *, name: str | None = None, job_id: int | None = None) -> list[Record]:
+    def _queued(self, *, name: str | None = None, job_id: int | None = None) -> list[SlurmJob]:
         """What the controller knows of that name or id. Raises `SlurmError`."""
 
     @abstractmethod
-    def _accounted(self, *, name: str | None = None, job_id: int | None = None) -> list[Record]:
+    def _accounted(self, *, name: str | None = None, job_id: int | None = None) -> list[SlurmJob]:
         """What accounting knows of that name or id; of an id without a name the newest job alone. Raises `SlurmError`."""
 
     @abstractmethod
@@ -82,5 +90,5 @@ class Slurm(Adapter):
         """How many messages the controller keeps for slurmdbd; None: it does not say. Raises `SlurmError`."""
 
     @abstractmethod
-    def _end(self, handle: Handle) -> None:
+    def _end(self, handle: SlurmHandle) -> None:
         """Ask for the job's end, unless it is over or not the one of that name. Raises `SlurmError`."""

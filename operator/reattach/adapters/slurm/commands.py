@@ -10,21 +10,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from reattach.adapters.calls import TOO_LATE
+from reattach.adapters.base import Rejected, Submission, Submitted
+from reattach.adapters.http_client import TOO_LATE
 from reattach.adapters.slurm.adapter import MIN_JOB_AGE, SETTLING, Slurm, SlurmError
 from reattach.adapters.slurm.records import (
     SACCT_FORMAT,
     SQUEUE_FORMAT,
-    Handle,
-    Record,
-    Refusal,
+    SlurmHandle,
+    SlurmJob,
+    SlurmRejection,
     job_id_of_sbatch,
     queue_of_sdiag,
     records_of_sacct,
     records_of_squeue,
     refusal_of_sbatch,
 )
-from reattach.task.adapter import Rejected, Submission, Submitted
 
 _COMMAND_SECONDS: Final = 20
 _WAY_SECONDS: Final = 5
@@ -54,7 +54,7 @@ _FILTERS: Final = (
 
 
 @dataclass(frozen=True)
-class Ended:
+class CommandResult:
     """What a command printed, and how it ended; None: its way broke, and nobody knows."""
 
     code: int | None
@@ -104,23 +104,23 @@ class SlurmCommands(Slurm):
         except FileNotFoundError as error:
             raise Rejected(f"the program must be there: {error}") from error
         if (job_id := job_id_of_sbatch(ended.stdout)) is not None:  # however it ended after that
-            return Submitted(str(Handle(job_id, submission.name)))
+            return Submitted(str(SlurmHandle(job_id, submission.name)))
         match refusal_of_sbatch(ended.code, ended.stderr):
-            case Refusal.FINAL:
+            case SlurmRejection.FINAL:
                 raise Rejected(f"Slurm refuses the job: {ended}")
-            case Refusal.FOR_NOW:
+            case SlurmRejection.FOR_NOW:
                 raise Rejected(f"Slurm refuses the job for now: {ended}", retriable=True)
-            case Refusal.UNKNOWN:
+            case SlurmRejection.UNKNOWN:
                 raise SlurmError(f"sbatch did not say whether there is a job: {ended}")
 
-    def _queued(self, *, name: str | None = None, job_id: int | None = None) -> list[Record]:
+    def _queued(self, *, name: str | None = None, job_id: int | None = None) -> list[SlurmJob]:
         which = f"--name={name}" if job_id is None else f"--jobs={job_id}"
         ended = self._run("squeue", "--noheader", "--all", "--states=all", which, f"--format={SQUEUE_FORMAT}")
         if ended.code != 0 and _UNKNOWN_JOB in ended.stderr:
             return []
         return records_of_squeue(_output_of("squeue", ended))
 
-    def _accounted(self, *, name: str | None = None, job_id: int | None = None) -> list[Record]:
+    def _accounted(self, *, name: str | None = None, job_id: int | None = None) -> list[SlurmJob]:
         assert self._accounting is not None
         which = [] if name is None else [f"--name={name}"]
         # Without a start and an id, only today's jobs are looked through.
@@ -131,14 +131,14 @@ class SlurmCommands(Slurm):
     def _waiting_for_accounting(self) -> int | None:
         return queue_of_sdiag(_output_of("sdiag", self._run("sdiag")))
 
-    def _end(self, handle: Handle) -> None:
+    def _end(self, handle: SlurmHandle) -> None:
         named = () if handle.name is None else (f"--name={handle.name}",)
         ended = self._run("scancel", *named, str(handle.job_id))
         # Without a name it says nothing of a job that it does not know; with one it does, and of one that is over.
         if _UNKNOWN_JOB not in ended.stderr:
             _output_of("scancel", ended)
 
-    def _run(self, *command: str, text: str | None = None) -> Ended:
+    def _run(self, *command: str, text: str | None = None) -> CommandResult:
         """Raises `FileNotFoundError`."""
         bounded = ("sh", "-c", _BOUNDED, str(_COMMAND_SECONDS - 1), *command)
         try:
@@ -154,9 +154,9 @@ class SlurmCommands(Slurm):
             )
         except subprocess.TimeoutExpired as error:
             said = f"{_text_of(error.stderr)}{command[0]} did not end within {error.timeout:g} s"
-            return Ended(None, _text_of(error.stdout), said)
+            return CommandResult(None, _text_of(error.stdout), said)
         codes = _LAST_WORD.findall(done.stderr)
-        return Ended(int(codes[-1]) if codes else None, done.stdout, _LAST_WORD.sub("", done.stderr))
+        return CommandResult(int(codes[-1]) if codes else None, done.stdout, _LAST_WORD.sub("", done.stderr))
 
 
 def _text_of(output: bytes | str | None) -> str:
@@ -164,7 +164,7 @@ def _text_of(output: bytes | str | None) -> str:
     return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
 
 
-def _output_of(command: str, ended: Ended) -> str:
+def _output_of(command: str, ended: CommandResult) -> str:
     if ended.code != 0:
         raise SlurmError(f"{command} failed: {ended}")
     return ended.stdout

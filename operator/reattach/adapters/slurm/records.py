@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from reattach.task.adapter import Active, Cancelled, Failed, JobStatus, NotFound, Succeeded, Unknown
+from reattach.adapters.base import Active, Cancelled, Failed, JobStatus, NotFound, Succeeded, Unknown
 
 ACTIVE_STATES: Final = frozenset({
     "COMPLETING", "CONFIGURING", "EXPEDITING", "PENDING", "POWER_UP_NODE", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESIZING",
@@ -24,7 +24,7 @@ _HANDLE: Final = re.compile(r"([1-9][0-9]{0,9})(?:/(\S{1,200}))?")
 
 
 @dataclass(frozen=True)
-class Handle:
+class SlurmHandle:
     """A job's id; and its name, unless a person gave the id alone."""
 
     job_id: int
@@ -34,14 +34,14 @@ class Handle:
         return str(self.job_id) if self.name is None else f"{self.job_id}/{self.name}"
 
 
-def handle_from(text: str) -> Handle | None:
+def handle_from(text: str) -> SlurmHandle | None:
     """None: no job ever had this handle."""
     match = _HANDLE.fullmatch(text.strip())
-    return None if match is None else Handle(int(match[1]), match[2])
+    return None if match is None else SlurmHandle(int(match[1]), match[2])
 
 
 @dataclass(frozen=True)
-class Record:
+class SlurmJob:
     """One job. `states`: its state and flags. `detail`: the reason or the exit code, for people. `live`: the controller itself said so."""
 
     job_id: int
@@ -51,7 +51,7 @@ class Record:
     live: bool = True
 
 
-def status_of(record: Record) -> JobStatus:
+def status_of(record: SlurmJob) -> JobStatus:
     """How the job stands. The result of one that succeeded is `{"jobId": …}`: Slurm keeps no other."""
     states = record.states
     shown = ", ".join([*sorted(states), record.detail] if record.detail else sorted(states))
@@ -70,7 +70,7 @@ def status_of(record: Record) -> JobStatus:
     return Unknown(f"Slurm reports a state that this adapter does not know: {shown}")
 
 
-def of_handle(handle: Handle, records: Iterable[Record]) -> Record | None:
+def of_handle(handle: SlurmHandle, records: Iterable[SlurmJob]) -> SlurmJob | None:
     """The job of a handle: the id alone may be another job's by now."""
     return next(
         (job for job in records if job.job_id == handle.job_id and handle.name in {None, job.name}),
@@ -78,7 +78,7 @@ def of_handle(handle: Handle, records: Iterable[Record]) -> Record | None:
     )
 
 
-def first_of(name: str, records: Iterable[Record]) -> Record | None:
+def first_of(name: str, records: Iterable[SlurmJob]) -> SlurmJob | None:
     """The job of that name. Should there be several, one that is not over, or succeeded, before others; then the oldest."""
     ranks: dict[type, int] = {Active: 0, Unknown: 1, Succeeded: 2}
     return min(
@@ -95,18 +95,18 @@ def no_such_job(handle: str) -> NotFound:
 # -- what the commands print --------------------------------------------------------------------------------------------
 
 
-def records_of_squeue(text: str) -> list[Record]:
+def records_of_squeue(text: str) -> list[SlurmJob]:
     """Lines of `SQUEUE_FORMAT`. Raises `ValueError`."""
     return [
-        Record(int(job_id), name, frozenset({state}), "" if reason == "None" else reason)
+        SlurmJob(int(job_id), name, frozenset({state}), "" if reason == "None" else reason)
         for job_id, state, reason, name in _fields(text)
     ]
 
 
-def records_of_sacct(text: str) -> list[Record]:
+def records_of_sacct(text: str) -> list[SlurmJob]:
     """Lines of `SACCT_FORMAT`; a state may be `CANCELLED by 1000`. Raises `ValueError`."""
     return [
-        Record(int(job_id), name, frozenset({state.split(" ")[0]}), _exit_text(code), live=False)
+        SlurmJob(int(job_id), name, frozenset({state.split(" ")[0]}), _exit_text(code), live=False)
         for job_id, state, code, name in _fields(text)
     ]
 
@@ -134,7 +134,7 @@ def _exit_text(code: str) -> str:
 # -- what slurmrestd answers --------------------------------------------------------------------------------------------
 
 
-def records_of_rest(jobs: Iterable[Mapping[str, Any]], *, live: bool) -> list[Record]:
+def records_of_rest(jobs: Iterable[Mapping[str, Any]], *, live: bool) -> list[SlurmJob]:
     """`jobs` of `/slurm/…/jobs` (live) or `/slurmdb/…/jobs`. Up to v0.0.39 a state is a string, then a list of state and flags.
 
     Raises `KeyError`, `TypeError`, `ValueError`.
@@ -142,11 +142,11 @@ def records_of_rest(jobs: Iterable[Mapping[str, Any]], *, live: bool) -> list[Re
     return [_record_of_rest(job, live=live) for job in jobs]
 
 
-def _record_of_rest(job: Mapping[str, Any], *, live: bool) -> Record:
+def _record_of_rest(job: Mapping[str, Any], *, live: bool) -> SlurmJob:
     state = job["job_state"] if live else job["state"]["current"]
     reason = job.get("state_reason") if live else job["state"].get("reason")
     states = frozenset([state] if isinstance(state, str) else state)
-    return Record(
+    return SlurmJob(
         int(job["job_id"]), job["name"] or "", states, "" if reason in {None, "None"} else str(reason), live=live
     )
 
@@ -175,7 +175,7 @@ def _errors(body: Any) -> list[dict[str, Any]]:
 # -- what an error says of a submission ---------------------------------------------------------------------------------
 
 
-class Refusal(Enum):
+class SlurmRejection(Enum):
     """What is known of a submission that ended in an error."""
 
     FINAL = "refused for what it asks"
@@ -204,13 +204,13 @@ _FOR_NOW: Final = frozenset({
 })  # fmt: skip
 
 
-def refusal_of(number: int) -> Refusal:
+def refusal_of(number: int) -> SlurmRejection:
     """By number. Everything below 2000 but what is named, and above 5000, happened on the way, before or after the controller took it."""
     if number == _NEVER_CONNECTED or number in _RATE_LIMITED or number in _FOR_NOW:
-        return Refusal.FOR_NOW
+        return SlurmRejection.FOR_NOW
     if number in _CONTROLLER or number in _NOT_PARSED:
-        return Refusal.FINAL
-    return Refusal.UNKNOWN
+        return SlurmRejection.FINAL
+    return SlurmRejection.UNKNOWN
 
 
 _TEXTS_FOR_NOW: Final = (
@@ -293,20 +293,20 @@ def is_full(text: str) -> bool:
     return "MaxSubmitJob" in text
 
 
-def refusal_of_sbatch(code: int | None, stderr: str) -> Refusal:
+def refusal_of_sbatch(code: int | None, stderr: str) -> SlurmRejection:
     """By what sbatch printed before it ended with `code`; None: whether it ended is not known.
 
     It says `Batch job submission failed: …` whenever it asked the controller; of what follows only what the controller itself says proves that
     there is no job. Without that sentence, a message of sbatch's own means that it did not come to asking.
     """
     if code in _NEVER_RAN:
-        return Refusal.FINAL
+        return SlurmRejection.FINAL
     if code not in {1, 255} or not re.search(r"^sbatch: ", stderr, re.MULTILINE):
-        return Refusal.UNKNOWN  # killed, or its way broke
+        return SlurmRejection.UNKNOWN  # killed, or its way broke
     failures = [line.split(_FAILED, 1)[1] for line in stderr.splitlines() if _FAILED in line]
     if not failures:
         # While it sleeps and asks again, it has asked.
-        return Refusal.UNKNOWN if "retrying" in stderr else Refusal.FINAL
+        return SlurmRejection.UNKNOWN if "retrying" in stderr else SlurmRejection.FINAL
     if failures[-1].startswith(_TEXTS_FOR_NOW) or is_full(stderr):
-        return Refusal.FOR_NOW
-    return Refusal.FINAL if failures[-1].startswith(_TEXTS_FINAL) else Refusal.UNKNOWN
+        return SlurmRejection.FOR_NOW
+    return SlurmRejection.FINAL if failures[-1].startswith(_TEXTS_FINAL) else SlurmRejection.UNKNOWN

@@ -7,14 +7,15 @@ from urllib.parse import quote
 
 import httpx
 
-from reattach.adapters.calls import Answer, Caller, CallError, NotSentError
+from reattach.adapters.base import Rejected, Submission, Submitted
+from reattach.adapters.http_client import BoundedHttpClient, CallError, HttpResponse, NotSentError
 from reattach.adapters.slurm.adapter import MIN_JOB_AGE, SETTLING, Slurm, SlurmError
 from reattach.adapters.slurm.records import (
     INVALID_JOB_ID,
     NOTHING_FOUND,
-    Handle,
-    Record,
-    Refusal,
+    SlurmHandle,
+    SlurmJob,
+    SlurmRejection,
     errors_of_rest,
     is_full,
     of_handle,
@@ -22,7 +23,6 @@ from reattach.adapters.slurm.records import (
     refusal_of,
     shown_errors_of_rest,
 )
-from reattach.task.adapter import Rejected, Submission, Submitted
 
 _REFUSED: Final = frozenset({400, 401, 403, 404, 405, 413, 415})
 """slurmrestd's own answers to a request that it did not pass on: 401 for the token, 404 for a version that it does not have."""
@@ -54,7 +54,7 @@ class SlurmRest(Slurm):
     ) -> None:
         super().__init__(accounting=accounting, min_job_age=min_job_age, settling=settling)
         self._version = version
-        self._caller = Caller(
+        self._caller = BoundedHttpClient(
             address.rstrip("/"),
             self.request_seconds,
             lambda: {**(headers or {}), "X-SLURM-USER-NAME": user, "X-SLURM-USER-TOKEN": token().strip()},
@@ -72,14 +72,14 @@ class SlurmRest(Slurm):
             raise Rejected(f"slurmrestd must be reachable: {error}", retriable=True) from error
         except CallError as error:
             raise SlurmError(str(error)) from error
-        return Submitted(str(Handle(job_id_of(answer), submission.name)))
+        return Submitted(str(SlurmHandle(job_id_of(answer), submission.name)))
 
-    def _queued(self, *, name: str | None = None, job_id: int | None = None) -> list[Record]:
+    def _queued(self, *, name: str | None = None, job_id: int | None = None) -> list[SlurmJob]:
         # slurmrestd can't be asked for a name: all jobs come.
         jobs = self._jobs(f"/slurm/{self._version}/" + ("jobs" if job_id is None else f"job/{job_id}"), live=True)
         return [job for job in jobs if name in {None, job.name}]
 
-    def _accounted(self, *, name: str | None = None, job_id: int | None = None) -> list[Record]:
+    def _accounted(self, *, name: str | None = None, job_id: int | None = None) -> list[SlurmJob]:
         assert self._accounting is not None
         if name is None:
             return self._jobs(f"/slurmdb/{self._version}/job/{job_id}", live=False)
@@ -93,7 +93,7 @@ class SlurmRest(Slurm):
         except (KeyError, TypeError, ValueError):
             return None
 
-    def _end(self, handle: Handle) -> None:
+    def _end(self, handle: SlurmHandle) -> None:
         if of_handle(handle, self._queued(job_id=handle.job_id)) is None:
             return
         answer = self._ask("DELETE", f"/slurm/{self._version}/job/{handle.job_id}")
@@ -101,7 +101,7 @@ class SlurmRest(Slurm):
         if INVALID_JOB_ID not in errors and (errors or not answer.is_success):
             raise SlurmError(f"slurmrestd did not cancel {handle}: {_shown(answer)}")
 
-    def _jobs(self, path: str, *, live: bool) -> list[Record]:
+    def _jobs(self, path: str, *, live: bool) -> list[SlurmJob]:
         answer = self._ask("GET", path)
         errors = errors_of_rest(answer.body)
         if INVALID_JOB_ID in errors or (NOTHING_FOUND in errors and answer.is_success and not live):
@@ -113,7 +113,7 @@ class SlurmRest(Slurm):
         except (KeyError, TypeError, ValueError) as error:
             raise SlurmError(f"slurmrestd answered something that is no list of jobs: {answer}") from error
 
-    def _ask(self, method: str, path: str) -> Answer:
+    def _ask(self, method: str, path: str) -> HttpResponse:
         try:
             return self._caller.send(method, path)
         except CallError as error:
@@ -131,7 +131,7 @@ def body_of(request: Any, name: str) -> dict[str, Any]:
     return {**request, "job": {**request["job"], "name": name}}
 
 
-def job_id_of(answer: Answer) -> int:
+def job_id_of(answer: HttpResponse) -> int:
     """The id of the new job. Raises `Rejected`, or `SlurmError` where nobody knows."""
     body = answer.body
     job_id = body.get("job_id") if isinstance(body, dict) else None
@@ -139,14 +139,14 @@ def job_id_of(answer: Answer) -> int:
     if isinstance(job_id, int) and job_id > 0:
         return job_id
     known = {refusal_of(number) for number in errors_of_rest(body)}
-    if known == {Refusal.FINAL} and is_full(answer.text):
-        known = {Refusal.FOR_NOW}
-    if known == {Refusal.FINAL} or (not known and answer.status in _REFUSED):
+    if known == {SlurmRejection.FINAL} and is_full(answer.text):
+        known = {SlurmRejection.FOR_NOW}
+    if known == {SlurmRejection.FINAL} or (not known and answer.status in _REFUSED):
         raise Rejected(f"Slurm refuses the job: {_shown(answer)}")
-    if known == {Refusal.FOR_NOW}:
+    if known == {SlurmRejection.FOR_NOW}:
         raise Rejected(f"Slurm refuses the job for now: {_shown(answer)}", retriable=True)
     raise SlurmError(f"slurmrestd did not say whether there is a job: {_shown(answer)}")
 
 
-def _shown(answer: Answer) -> str:
+def _shown(answer: HttpResponse) -> str:
     return f"{answer.status} {shown_errors_of_rest(answer.body)[:400]}" if errors_of_rest(answer.body) else str(answer)

@@ -1,0 +1,283 @@
+"""The log of one attempt, as its node has it: read anew where it broke off, and left where the attempt is over and nothing comes any more."""
+
+import asyncio
+import re
+import sys
+import time
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import msgspec
+
+from reattach.api.objects import Pod
+from reattach.api.taskrun import Attempt, TaskRun
+from reattach.cli.connection import ClusterConnection
+from reattach.cli.errors import CommandError, NoSuchTaskRunError
+from reattach.cli.queries import taskrun_of
+from reattach.cli.retry import Say, patiently, sentence_of_absence
+from reattach.cli.text import one_line
+from reattach.cluster import BadRequestError, ClusterError, NotFoundError, TooManyRequestsError, UnavailableError, paths
+
+LOOK_AGAIN_SECONDS = 1.0
+QUIET_SECONDS = 15.0
+"""How long nothing comes before the TaskRun is looked at, and before what is over is left."""
+_STAMP = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(Z|[-+][0-9:]+)$")
+_OVER = frozenset({"Succeeded", "Failed"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """What of the logs is wanted. `attempt` None: all; `tail` None: everything that is kept."""
+
+    follow: bool = False
+    attempt: int | None = None
+    container: str | None = None
+    tail: int | None = None
+    timestamps: bool = False
+
+
+@dataclass
+class Output:
+    """Where lines go: the log itself to stdout, what is said about it to stderr, so that a pipe has the log alone.
+
+    `last`: the time of the last line, as it was sent. `heard`: when something new came, by the clock of this machine.
+    """
+
+    say: Say
+    timestamps: bool
+    last: bytes = b""
+    heard: float = 0.0
+    _told: dict[str, bytes] = field(default_factory=dict, repr=False)
+    _rest: bytes = field(default=b"", repr=False)
+    _is_repeated: bool = False
+
+    def take(self, piece: bytes) -> None:
+        """What came, of any size."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            self._write(line + b"\n")
+        if not self._is_repeated:
+            self.heard = time.monotonic()
+
+    def tell(self, about: str, sentence: str) -> None:
+        """Say it; as long as nothing comes, once is enough."""
+        if self._told.get(about) != self.last:
+            self.say(sentence)
+            self._told[about] = self.last
+
+    def end(self) -> None:
+        """Nothing follows: a last line may have no end."""
+        if self._rest:
+            self._write(self._rest + b"\n")
+        self._rest = b""
+
+    def begin(self) -> None:
+        """Another container: what was seen of the last one doesn't count any more."""
+        self.last = self._rest = b""
+        self._is_repeated = False
+        self._told.clear()
+        self.heard = time.monotonic()
+
+    def reconnect(self) -> None:
+        """What was sent within the last second comes again, and so does a line that was cut."""
+        self._rest = b""
+        self._is_repeated = bool(self.last)
+
+    def _write(self, line: bytes) -> None:
+        stamp, _, text = line.partition(b" ")
+        if not _STAMP.match(stamp):
+            text = line  # what the kubelet itself says about the log
+        elif self._is_repeated and stamp <= self.last:
+            return
+        else:
+            self.last, self._is_repeated = stamp, False
+        sys.stdout.buffer.write(line if self.timestamps else text)
+        sys.stdout.buffer.flush()
+
+
+@dataclass
+class Source:
+    """A container of an attempt's pod, and since when (by the clock of this machine) the attempt is known to be over: the pod of a node that
+    died stays as it was, so that only the TaskRun tells.
+    """
+
+    connection: ClusterConnection
+    taskrun: TaskRun
+    number: int
+    pod: Pod
+    container: str
+    over_since: float | None = None
+
+    @classmethod
+    def of(
+        cls, connection: ClusterConnection, taskrun: TaskRun, number: int, pods: dict[int, Pod], container: str
+    ) -> "Source":
+        """Of an attempt that has a pod."""
+        is_over = is_recorded(taskrun, number) or number < max(pods)
+        over_since = time.monotonic() if is_over else None
+        return cls(connection, taskrun, number, pods[number], container, over_since)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the attempt is over, as far as is known."""
+        return self.over_since is not None
+
+    def is_done(self, output: Output) -> bool:
+        """Whether there is nothing to wait for: the attempt is over, and nothing has come since for a while."""
+        return self.over_since is not None and time.monotonic() - max(self.over_since, output.heard) >= QUIET_SECONDS
+
+    async def look(self) -> None:
+        """See whether its end is recorded by now. An API server that does not answer tells nothing."""
+        if self.is_over:
+            return
+        about = self.taskrun.metadata
+        try:
+            newer = await taskrun_of(self.connection, about.name)
+        except (UnavailableError, TooManyRequestsError):
+            return
+        except NoSuchTaskRunError:
+            newer = None
+        if newer is not None and newer.metadata.uid == about.uid:
+            self.taskrun = newer
+            if not is_recorded(newer, self.number):
+                return
+        self.over_since = time.monotonic()
+
+
+async def show_log(source: Source, options: LogOptions, output: Output) -> str:
+    """The log of one attempt; if it is followed, until the container has ended. The answer is a sentence if not all of it could be read, as the
+    attempt is over and its node does not answer.
+
+    Raises `CommandError` if there is no such container, and `ClusterError`.
+    """
+    output.begin()
+    tail = options.tail
+    while True:
+        try:
+            is_whole = await _stream(source, output, follow=options.follow, tail=tail)
+        except BadRequestError as error:
+            if "is not valid for pod" in error.message:
+                raise CommandError(
+                    f"The pod {source.pod.metadata.name} has no container {source.container!r}; without -c it is the task's."
+                ) from None
+            # It has not started yet; or never will, once its pod is over.
+            if not options.follow or source.is_over or await _has_ended(source, output.say):
+                output.say(f"There is no log: {one_line(error.message)}")
+                return ""
+        except NotFoundError:
+            output.say(f"The pod {source.pod.metadata.name} is gone, and its log with it.")
+            return ""
+        except (UnavailableError, TooManyRequestsError) as error:
+            if unread := _unread_after(source, output, error, follow=options.follow):
+                return unread
+        else:
+            if not is_whole:
+                output.end()
+                return _unread(source, "nothing comes any more")
+            if not options.follow or source.is_done(output) or await _has_ended(source, output.say):
+                output.end()
+                return ""
+            # The API server ends the stream in the same way when it lost the kubelet: what it sent of a line is sent again.
+            tail = None
+        output.reconnect()
+        await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        await source.look()
+
+
+def _unread_after(source: Source, output: Output, error: ClusterError, *, follow: bool) -> str:
+    """The sentence if what can't be read now is to be left; nothing: it is asked for again. Raises the error where nobody said that the
+    attempt is over, and it is not followed.
+    """
+    is_away = not error.status  # not the node, but the API server itself
+    if not follow and (is_away or isinstance(error, TooManyRequestsError) or not source.is_over):
+        raise error
+    if is_away:
+        output.heard = time.monotonic()  # as long as it is away, nothing can come
+        output.tell("the API server", sentence_of_absence(source.connection, error))
+        return ""
+    said = one_line(error.message).rstrip(".")
+    if not follow or source.is_done(output):
+        return _unread(source, said)
+    output.tell("the log", f"The log of attempt {source.number} can't be had now ({said}); asking again.")
+    return ""
+
+
+async def _stream(source: Source, output: Output, *, follow: bool, tail: int | None) -> bool:
+    """Take what comes until the API server ends it. False: left, as the attempt is over and its node has gone silent, which ends no connection."""
+    coming = asyncio.create_task(_take(source, output, follow=follow, tail=tail))
+    try:
+        while not (await asyncio.wait({coming}, timeout=QUIET_SECONDS))[0]:
+            if source.is_done(output):
+                return False
+            await source.look()
+        await coming
+        return True
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+
+
+async def _take(source: Source, output: Output, *, follow: bool, tail: int | None) -> None:
+    since = output.last.decode(errors="replace")[:19]  # seconds are as exact as the API server takes it
+    pieces = source.connection.cluster.stream(
+        f"{paths.pods(source.connection.namespace, source.pod.metadata.name)}/log",
+        container=source.container,
+        follow="true" if follow else None,
+        timestamps="true",
+        tailLines=None if since else tail,
+        sinceTime=f"{since}Z" if since else None,
+    )
+    async with aclosing(pieces):
+        async for piece in pieces:
+            output.take(piece)
+
+
+async def _has_ended(source: Source, say: Say) -> bool:
+    """Whether the container will write no more, as its pod tells."""
+    pod = await _newer(source.connection, source.pod, say)
+    if pod is None or pod.status.phase in _OVER:
+        return True
+    found = (one for one in pod.status.container_statuses if one.name == source.container)
+    status = next(found, None)
+    return status is not None and status.state.terminated is not None
+
+
+async def _newer(connection: ClusterConnection, pod: Pod, say: Say) -> Pod | None:
+    path = paths.pods(connection.namespace, pod.metadata.name)
+    try:
+        body = await patiently(connection, say, lambda: connection.cluster.get(path))
+    except NotFoundError:
+        return None
+    newer = msgspec.json.decode(body, type=Pod)
+    return newer if newer.metadata.uid == pod.metadata.uid else None
+
+
+# -- what is said ---------------------------------------------------------------------------------------------------
+
+
+def gone(taskrun: TaskRun, number: int) -> str:
+    """Of an attempt whose pod is not there any more."""
+    return f"The pod of attempt {number} is gone, and its log with it.{_last_words(taskrun, number)}"
+
+
+def attempt_of(taskrun: TaskRun, number: int) -> Attempt | None:
+    """As the status has it."""
+    return next((one for one in taskrun.status.attempts if one.number == number), None)
+
+
+def is_recorded(taskrun: TaskRun, number: int) -> bool:
+    """Whether the status has the attempt's end, or has what came after it."""
+    later = (
+        one.number > number or (one.number == number and one.finish_time is not None) for one in taskrun.status.attempts
+    )
+    return taskrun.status.outcome is not None or any(later)
+
+
+def _unread(source: Source, why: str) -> str:
+    last = _last_words(source.taskrun, source.number)
+    return f"The log of attempt {source.number}, which is over, can't be read to its end: {why}.{last}"
+
+
+def _last_words(taskrun: TaskRun, number: int) -> str:
+    attempt = attempt_of(taskrun, number)
+    return f" It said at the end: {one_line(attempt.message)}" if attempt and attempt.message else ""

@@ -1,0 +1,257 @@
+"""Reads from the API server: a TaskRun, its state, its pods, its events, and all versions of a TaskRun as they come."""
+
+import asyncio
+import difflib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import msgspec
+
+from reattach.api.names import LABEL_TASKRUN, state_name
+from reattach.api.objects import ObjectMeta, PartialObject, Pod, Shape
+from reattach.api.state import JobSummary
+from reattach.api.taskrun import TaskRun
+from reattach.cli.connection import ClusterConnection
+from reattach.cli.error_messages import missing_right_of
+from reattach.cli.errors import CommandError, NoSuchTaskRunError
+from reattach.cli.retry import Say, patiently
+from reattach.cli.snapshot import Event, Snapshot
+from reattach.cluster import ClusterError, ForbiddenError, NotFoundError, paths
+from reattach.cluster.client import raise_error_event
+from reattach.state.codec import StoredState, from_configmap, view_of
+from reattach.state.errors import UnreadableError
+
+_POLL_SECONDS = 2.0
+_NAMES_MAX = 500
+
+Item = TypeVar("Item")
+
+
+class _Series(Shape, frozen=True):
+    last_observed_time: datetime | None = None
+
+
+class _EventBody(Shape, frozen=True):
+    metadata: ObjectMeta = ObjectMeta()
+    type: str = ""
+    reason: str = ""
+    message: str = ""
+    event_time: datetime | None = None
+    last_timestamp: datetime | None = None
+    series: _Series | None = None
+
+    @property
+    def time(self) -> datetime | None:
+        last = self.series.last_observed_time if self.series else None
+        return last or self.last_timestamp or self.event_time or self.metadata.creation_timestamp
+
+
+class _TaskRunEvent(Shape, frozen=True):
+    type: str
+    object: msgspec.Raw
+
+
+@dataclass(frozen=True)
+class NoState:
+    """There is no state that can be used: `why` in a sentence. `lost`: there was one."""
+
+    why: str
+    lost: bool = False
+
+
+# -- a TaskRun ------------------------------------------------------------------------------------------------------
+
+
+async def taskrun_of(connection: ClusterConnection, name: str) -> TaskRun:
+    """The TaskRun as of now. Raises `NoSuchTaskRunError` with similar names if there is none, `CommandError` if it can't be read, `ClusterError`."""
+    return to_taskrun(await body_of(connection, name))
+
+
+async def body_of(connection: ClusterConnection, name: str) -> bytes:
+    """`taskrun_of`, as JSON with all that this version doesn't know."""
+    try:
+        return await connection.cluster.get(paths.taskruns(connection.namespace, name))
+    except NotFoundError:
+        raise await _no_such(connection, name) from None
+
+
+def to_taskrun(body: bytes) -> TaskRun:
+    """From JSON. Raises `CommandError` where a newer version wrote what this one can't read."""
+    try:
+        return msgspec.json.decode(body, type=TaskRun)
+    except msgspec.ValidationError as error:
+        raise CommandError(f"This version of kubectl reattach can't read the TaskRun ({error}); upgrade it.") from None
+
+
+def items_of(body: bytes, kind: type[Item]) -> tuple[Item, ...]:
+    """What is in a list, from JSON."""
+    # Null, not an empty list, where metadata alone was asked for and nothing is there.
+    items = msgspec.json.decode(body).get("items") or []
+    return tuple(msgspec.convert(item, kind) for item in items)
+
+
+async def names_of(connection: ClusterConnection) -> list[str]:
+    """The names of the TaskRuns in the namespace, not more than some hundreds."""
+    path = paths.taskruns(connection.namespace)
+    body = await connection.cluster.list(path, metadata_only=True, limit=_NAMES_MAX)
+    return [one.metadata.name for one in items_of(body, PartialObject)]
+
+
+async def namespaces_of(connection: ClusterConnection) -> list[str]:
+    """The names of the cluster's namespaces, not more than some hundreds."""
+    body = await connection.cluster.list(paths.core("namespaces", None), metadata_only=True, limit=_NAMES_MAX)
+    return [one.metadata.name for one in items_of(body, PartialObject)]
+
+
+async def _no_such(connection: ClusterConnection, name: str) -> NoSuchTaskRunError:
+    there_is_none = f"There is no TaskRun {name!r} in namespace {connection.namespace}"
+    try:
+        names = await names_of(connection)
+    except NotFoundError:
+        return NoSuchTaskRunError(
+            "This cluster knows no TaskRuns; install Reattach's chart, or name another --context."
+        )
+    except ForbiddenError:
+        return NoSuchTaskRunError(f"{there_is_none}.")
+    if similar := difflib.get_close_matches(name, names, n=3, cutoff=0.5):
+        return NoSuchTaskRunError(f"{there_is_none}. Did you mean {' or '.join(similar)}?")
+    if not names:
+        return NoSuchTaskRunError(f"{there_is_none}, nor any other; name the namespace by -n.")
+    return NoSuchTaskRunError(f"{there_is_none}; kubectl get trun -n {connection.namespace} lists them.")
+
+
+async def versions_of(connection: ClusterConnection, first: TaskRun, say: Say) -> AsyncGenerator[TaskRun | None, None]:
+    """What `first` is now and then each time it changed, for ever; None, and the end, once it is gone or another has its name.
+
+    An API server that is away is waited for, and told once through `say`.
+    """
+    name = first.metadata.name
+    path = paths.taskruns(connection.namespace, name)
+    while True:
+        try:
+            taskrun = to_taskrun(await patiently(connection, say, lambda: connection.cluster.get(path)))
+        except NotFoundError:
+            yield None
+            return
+        if taskrun.metadata.uid != first.metadata.uid:
+            yield None
+            return
+        yield taskrun
+        try:
+            async with aclosing(_changes(connection, name, taskrun.metadata.resource_version)) as changes:
+                async for newer in changes:
+                    yield newer
+        except ClusterError:
+            # No right to watch, or the watch broke: looking again tells which, and is enough.
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _changes(connection: ClusterConnection, name: str, version: str) -> AsyncGenerator[TaskRun, None]:
+    """What a watch tells after `version`, until it ends or the TaskRun is deleted. Raises `ClusterError`."""
+    path, selector = paths.taskruns(connection.namespace), f"metadata.name={name}"
+    lines = connection.cluster.watch(path, resource_version=version, fieldSelector=selector)
+    async with aclosing(lines):
+        async for line in lines:
+            if not line:  # too long to be read from a watch
+                return
+            event = msgspec.json.decode(line, type=_TaskRunEvent)
+            if event.type in {"ADDED", "MODIFIED"}:
+                yield to_taskrun(bytes(event.object))
+            elif event.type == "DELETED":
+                return
+            elif event.type == "ERROR":
+                raise_error_event(msgspec.json.decode(bytes(event.object)))
+
+
+# -- what belongs to it ---------------------------------------------------------------------------------------------
+
+
+async def stored_of(connection: ClusterConnection, taskrun: TaskRun) -> StoredState | NoState:
+    """The state's ConfigMap as of now. Raises `CommandError` if it can't be read, and `ClusterError`."""
+    about, named = taskrun.metadata, taskrun.status.state
+    try:
+        stored = from_configmap(
+            await connection.cluster.get(paths.configmaps(connection.namespace, state_name(about.name, about.uid)))
+        )
+    except NotFoundError:
+        stored = None
+    except UnreadableError as error:
+        raise CommandError(f"The state of {about.name} can't be read: {error.detail}.") from None
+    if named is not None and named.uid and (stored is None or stored.metadata.uid != named.uid):
+        return NoState(f"The state of {about.name} was deleted by force.", lost=True)
+    if stored is None:
+        return NoState(f"{about.name} has no state yet; it is created when the task first asks for it.")
+    if not any(owner.controller and owner.uid == about.uid for owner in stored.metadata.owner_references):
+        raise CommandError(
+            f"The ConfigMap {stored.metadata.name} does not belong to {about.name}; somebody changed its owner."
+        )
+    return stored
+
+
+async def jobs_of(connection: ClusterConnection, taskrun: TaskRun) -> tuple[JobSummary, ...]:
+    """The external jobs in the state; none where there is no state. Raises as `stored_of`."""
+    stored = await stored_of(connection, taskrun)
+    return view_of(msgspec.json.encode(stored.body)).jobs if isinstance(stored, StoredState) else ()
+
+
+async def pods_of(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Pod, ...]:
+    """Its pods that are still there, oldest first."""
+    about = taskrun.metadata
+    body = await connection.cluster.list(
+        paths.pods(connection.namespace), labelSelector=f"{LABEL_TASKRUN}={about.name}"
+    )
+    pods = [
+        pod for pod in items_of(body, Pod) if any(owner.uid == about.uid for owner in pod.metadata.owner_references)
+    ]
+    return tuple(
+        sorted(pods, key=lambda pod: (pod.metadata.creation_timestamp or datetime.now(UTC), pod.metadata.name))
+    )
+
+
+async def events_of(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Event, ...]:
+    """What Kubernetes remembers of it, oldest first."""
+    body = await connection.cluster.list(
+        paths.core("events", connection.namespace), fieldSelector=f"involvedObject.uid={taskrun.metadata.uid}"
+    )
+    found = items_of(body, _EventBody)
+    events = [Event(time=one.time, type=one.type, reason=one.reason, message=one.message) for one in found]
+    return tuple(sorted(events, key=lambda event: event.time or datetime.min.replace(tzinfo=UTC)))
+
+
+async def situation_of(connection: ClusterConnection, name: str) -> Snapshot:
+    """Everything that can be seen of it. What the person has no right to see is told, and left out."""
+    taskrun = await taskrun_of(connection, name)
+    notes: list[str] = []
+    state, state_note = None, ""
+    try:
+        stored = await stored_of(connection, taskrun)
+        if isinstance(stored, StoredState):
+            state = view_of(msgspec.json.encode(stored.body))
+        elif stored.lost:
+            state_note = stored.why
+    except ForbiddenError as error:
+        state_note = f"The state: {missing_right_of(error)}"
+    except CommandError as error:
+        state_note = str(error)
+    pods: tuple[Pod, ...] = ()
+    try:
+        pods = await pods_of(connection, taskrun)
+    except ForbiddenError as error:
+        notes.append(f"The pods: {missing_right_of(error)}")
+    events: tuple[Event, ...] = ()
+    try:
+        events = await events_of(connection, taskrun)
+    except ForbiddenError as error:
+        notes.append(f"The events: {missing_right_of(error)}")
+    return Snapshot(
+        taskrun=taskrun,
+        now=datetime.now(UTC),
+        state=state,
+        state_note=state_note,
+        pods=pods,
+        events=events,
+        notes=tuple(notes),
+    )

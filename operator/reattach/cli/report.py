@@ -1,0 +1,236 @@
+"""The story of a run: what was tried, what became of it, what was decided and why, what comes next, and what a person can do. Pure."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from reattach.api.objects import Shape
+from reattach.api.reasons import Budget, Reason
+from reattach.api.state import JobOrigin, JobState, JobSummary
+from reattach.api.taskrun import Attempt, Counts, TaskRun
+from reattach.cli.hold_options import (
+    OpenHold,
+    Way,
+    allowance_of,
+    continues_of,
+    held_condition_of,
+    holds_of,
+    is_unresolved,
+)
+from reattach.cli.next_steps import next_of, ways_out_of
+from reattach.cli.snapshot import Event, Snapshot, job_name
+from reattach.cli.text import ago, count, duration, listed
+from reattach.planner.budgets import amount
+
+EVENTS_SHOWN = 10
+
+
+class BudgetStory(Shape, frozen=True, omit_defaults=False):
+    """What was charged to one budget, and what it allows. `granted`: how often a person granted it once more."""
+
+    name: str
+    charged: int
+    allowed: int
+    granted: int = 0
+
+
+class JobStory(Shape, frozen=True):
+    """One external job, and how it came to be known."""
+
+    key: str
+    generation: int
+    state: str
+    adapter: str = ""
+    handle: str | None = None
+    url: str | None = None
+    submitted_time: datetime | None = None
+    submitted_by_attempt: int | None = None
+    detached: bool = False
+    held: bool = False
+    why: str = ""
+    message: str = ""
+    strays: tuple[str, ...] = ()
+
+
+class Story(Shape, frozen=True):
+    """What `explain` tells, and what `-o json` shows. `is_over`: the TaskRun has an outcome; `hidden_attempts` left the list."""
+
+    name: str
+    namespace: str
+    uid: str
+    headline: str
+    reason: str = ""
+    outcome: str | None = None
+    message: str = ""
+    since: datetime | None = None
+    created: datetime | None = None
+    attempts: tuple[Attempt, ...] = ()
+    hidden_attempts: int = 0
+    budgets: tuple[BudgetStory, ...] = ()
+    external_jobs: tuple[JobStory, ...] = ()
+    decisions: tuple[str, ...] = ()
+    counts: Counts = Counts()
+    result: str | None = None
+    next: tuple[str, ...] = ()
+    holds: tuple[OpenHold, ...] = ()
+    ways: tuple[Way, ...] = ()
+    events: tuple[Event, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def story_of(situation: Snapshot) -> Story:
+    """The whole story."""
+    taskrun, status = situation.taskrun, situation.taskrun.status
+    about = taskrun.metadata
+    shown = situation.progress
+    holds = holds_of(taskrun, situation.jobs) if status.outcome is None else ()
+    return Story(
+        name=about.name,
+        namespace=about.namespace,
+        uid=about.uid,
+        headline=_headline_of(situation, holds),
+        reason=shown.reason if shown else "",
+        outcome=status.outcome,
+        message=shown.message if shown else "",
+        since=shown.last_transition_time if shown else None,
+        created=about.creation_timestamp,
+        attempts=status.attempts,
+        hidden_attempts=max(0, status.counts.attempts - len(status.attempts)),
+        budgets=_budgets_of(taskrun),
+        external_jobs=_jobs_of(situation),
+        decisions=_decisions_of(situation),
+        counts=status.counts,
+        result=status.result,
+        next=next_of(situation, holds),
+        holds=holds,
+        ways=ways_out_of(situation, holds),
+        events=situation.events[-EVENTS_SHOWN:],
+        notes=((situation.state_note,) if situation.state_note else ()) + situation.notes,
+    )
+
+
+# -- where it stands ------------------------------------------------------------------------------------------------
+
+
+def _headline_of(situation: Snapshot, holds: Sequence[OpenHold]) -> str:
+    taskrun, status, now = situation.taskrun, situation.taskrun.status, situation.now
+    name, tries = taskrun.metadata.name, count(status.counts.attempts, "attempt")
+    if status.outcome is not None:
+        verb = {"Succeeded": "succeeded", "Failed": "failed", "Cancelled": "was cancelled"}.get(status.outcome, "ended")
+        when = f" {ago(status.completion_time, now)}" if status.completion_time else ""
+        took = ""
+        if status.start_time and status.completion_time:
+            took = f" and {duration(status.completion_time - status.start_time)}"
+        return f"{name} {verb}{when}, after {tries}{took}."
+    is_deleted = taskrun.metadata.deletion_timestamp is not None
+    if any(hold.answer is None for hold in holds) or (held_condition_of(status) and not holds):
+        ending = "being deleted, and " if is_deleted else "being cancelled, and " if taskrun.spec.cancel else ""
+        return f"{name} is {ending}held: a person must decide."
+    if is_deleted:
+        return f"{name} is being deleted."
+    if holds:
+        return f"{name} was held; a person has decided, and the operator goes on from that."
+    if taskrun.spec.cancel:
+        return f"{name} is being cancelled."
+    shown = situation.progress
+    return f"{name} {_STANDS.get(shown.reason if shown else '', 'is unfinished')}."
+
+
+_STANDS = {
+    "": "has no status yet",
+    Reason.PENDING: "waits for its pod to start",
+    Reason.RUNNING: "is running",
+    Reason.BACKING_OFF: "waits for its next attempt",
+    Reason.WAITING_FOR_GATES: "waits for the scheduling gates of its pod",
+    Reason.QUOTA_EXCEEDED: "waits for room in the namespace's quota",
+    Reason.POD_REFUSED: "can't make its pod",
+    Reason.POD_NAME_TAKEN: "can't make its pod",
+    Reason.ENDING: "waits for the rest of a pod to end",
+}
+
+
+def _budgets_of(taskrun: TaskRun) -> tuple[BudgetStory, ...]:
+    charged = taskrun.status.counts.charged
+    return tuple(
+        BudgetStory(
+            name=one.value,
+            charged=amount(charged, one),
+            allowed=allowance_of(taskrun.spec, one),
+            granted=0 if one is Budget.APPLICATION else continues_of(taskrun.spec),
+        )
+        for one in Budget
+    )
+
+
+# -- external jobs, and what was decided about them -----------------------------------------------------------------
+
+
+def _jobs_of(situation: Snapshot) -> tuple[JobStory, ...]:
+    # The end of the run is known to the status alone: nobody writes the state any more then.
+    final = {(job.key, job.generation): job.state for job in situation.taskrun.status.external_jobs}
+    left = {JobState.ORPHANED, JobState.DETACHED}
+    stories = []
+    for job in situation.jobs:
+        state = final.get((job.key, job.generation))
+        shown = state if state in left else job.state.value
+        stories.append(
+            JobStory(
+                key=job.key,
+                generation=job.generation,
+                state=shown,
+                adapter=job.adapter,
+                handle=job.handle,
+                url=job.url,
+                submitted_time=job.submitted_time,
+                submitted_by_attempt=job.submitted_by_attempt,
+                detached=job.detached,
+                held=job.held,
+                why=_origin_of(job),
+                message=job.message,
+                strays=job.strays,
+            )
+        )
+    return tuple(stories)
+
+
+def _origin_of(job: JobSummary) -> str:
+    by = "an attempt" if job.submitted_by_attempt is None else f"attempt {job.submitted_by_attempt}"
+    match job.origin:
+        case JobOrigin.SUBMITTED:
+            return f"submitted by {by}"
+        case JobOrigin.RESUBMITTED:
+            return f"its first submission was unresolved; submitted again by {by}, which was safe"
+        case JobOrigin.EXISTED:
+            return f"its first submission was unresolved; submitted again by {by}, and the other side had it already"
+        case JobOrigin.FOUND:
+            return f"its submission was unresolved; looked up by {by}, and found"
+        case JobOrigin.REPORTED:
+            return "its submission was unresolved; the attempt that had made it was replaced meanwhile, and reported the handle"
+        case JobOrigin.ADOPTED:
+            return "named by a person"
+        case None if is_unresolved(job):
+            unknown = "whether it did is not known" if job.held else "its handle is not recorded yet"
+            return f"{by} was about to submit it; {unknown}"
+        case None:
+            return ""
+
+
+def _decisions_of(situation: Snapshot) -> tuple[str, ...]:
+    taskrun = situation.taskrun
+    said = [f"{job_name(job)}: {origin}." for job in situation.jobs if (origin := _origin_of(job))]
+    said += [
+        f"{job_name(job)}: {listed(job.strays)} {'was' if len(job.strays) == 1 else 'were'} reported too. Look at "
+        f"{'it' if len(job.strays) == 1 else 'them'} over there: what runs a second time belongs to nobody."
+        for job in situation.jobs
+        if job.strays
+    ]
+    for number, one in enumerate(taskrun.spec.resolutions, start=1):
+        about = "" if one.key is None else f" of {one.key}, generation {one.generation}"
+        what = f"{one.action} {one.handle}" if one.handle else one.action
+        said.append(f"Answer {number} of a person, to {one.held}{about}: {what}.")
+    counts = taskrun.status.counts
+    if counts.submissions or counts.reattachments or counts.duplicates_averted:
+        said.append(
+            f"So far {count(counts.submissions, 'submission')}, {count(counts.reattachments, 'reattachment')}, "
+            f"{count(counts.duplicates_averted, 'duplicate')} averted."
+        )
+    return tuple(said)

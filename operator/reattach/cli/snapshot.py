@@ -1,0 +1,70 @@
+"""One look at a TaskRun, as plain data: what the story is told from. Pure."""
+
+from datetime import datetime
+
+from reattach.api.objects import Condition, Pod, Shape
+from reattach.api.reasons import ConditionType
+from reattach.api.state import JobState, JobSummary, StateView
+from reattach.api.taskrun import ExternalJobStatus, TaskRun
+
+
+class Event(Shape, frozen=True):
+    """What Kubernetes remembers for an hour or so."""
+
+    time: datetime | None
+    type: str
+    reason: str
+    message: str
+
+
+class Snapshot(Shape, frozen=True):
+    """One look at a TaskRun. `state` None: there is none, or it could not be read; then `state_note` says why."""
+
+    taskrun: TaskRun
+    now: datetime
+    state: StateView | None = None
+    state_note: str = ""
+    pods: tuple[Pod, ...] = ()
+    events: tuple[Event, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What could not be looked at, and why."""
+
+    @property
+    def jobs(self) -> tuple[JobSummary, ...]:
+        """The external jobs: the state's word, or, where it can't be read, what the status has of it."""
+        if self.state is not None:
+            return self.state.jobs
+        return tuple(_summary_of(job) for job in self.taskrun.status.external_jobs)
+
+    @property
+    def open_jobs(self) -> tuple[JobSummary, ...]:
+        """The external jobs that may run over there."""
+        return tuple(job for job in self.jobs if job.is_open)
+
+    @property
+    def progress(self) -> Condition | None:
+        """Where it stands: the condition Succeeded."""
+        found = (one for one in self.taskrun.status.conditions if one.type == ConditionType.SUCCEEDED)
+        return next(found, None)
+
+
+def job_name(job: JobSummary) -> str:
+    """As a part of a sentence: the generation is told only where there was more than one."""
+    return job.key if job.generation == 1 else f"{job.key}, generation {job.generation}"
+
+
+def _summary_of(job: ExternalJobStatus) -> JobSummary:
+    try:
+        state = JobState(job.state)
+    except ValueError:
+        state = JobState.UNKNOWN  # of a newer version
+    return JobSummary(
+        key=job.key,
+        generation=job.generation,
+        state=state,
+        adapter=job.adapter,
+        handle=job.handle,
+        url=job.url,
+        submitted_time=job.submitted_time,
+        submitted_by_attempt=job.submitted_by_attempt,
+    )

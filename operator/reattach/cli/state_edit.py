@@ -1,0 +1,247 @@
+"""People's changes to a TaskRun's keys: the same operations and format as the state API's, and the same compare-and-set.
+
+What is written says that it came from a person: attempt 0, and `cli:<user>` in the place of the pod's UID. External jobs, the
+completion record and the epoch stay as they are.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+
+from reattach.api.messages import DEFAULT_RETENTION_SECONDS, BatchResult
+from reattach.api.names import LABEL_ATTEMPT
+from reattach.api.objects import Pod, Shape
+from reattach.api.taskrun import TaskRun
+from reattach.cli.connection import ClusterConnection, user_of
+from reattach.cli.errors import CommandError
+from reattach.cli.queries import NoState, pods_of, stored_of, taskrun_of
+from reattach.cli.resolve import FIELD_MANAGER
+from reattach.cli.text import clock, count
+from reattach.cluster import ConflictError, ForbiddenError, paths
+from reattach.state.codec import DurableState, Opening, StateEntry, StoredState, to_configmap
+from reattach.state.errors import RequestRejectedError
+from reattach.state.operations import Clear, Session, Set, Step, change, expire
+from reattach.state.values import check_key, from_json, stored_value_of, to_json
+
+FORMAT = "reattach-state/v1"
+PERSON_ATTEMPT = 0
+_TRIES = 8
+_USER_CHARACTERS_MAX = 240
+
+
+StepsOf: TypeAlias = Callable[[DurableState, datetime], Sequence[Step]]
+
+
+class ExportedEntry(Shape, frozen=True, omit_defaults=False):
+    """One key. `value` is JSON; the rest says who wrote it, and is not imported, but for `expires_at` (None: never)."""
+
+    key: str
+    value: Any
+    version: int = 0
+    attempt: int = 0
+    pod_uid: str = msgspec.field(default="", name="podUID")
+    updated_at: datetime | None = None
+    expires_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+
+
+class Export(Shape, frozen=True, omit_defaults=False):
+    """All keys of a TaskRun at one moment: what `state export` writes and `state import` reads."""
+
+    format: str
+    namespace: str
+    taskrun: str
+    exported_at: datetime
+    entries: tuple[ExportedEntry, ...]
+
+
+# -- pure -----------------------------------------------------------------------------------------------------------
+
+
+def edit(
+    state: DurableState, steps: Sequence[Step], user: str, now: datetime
+) -> tuple[DurableState, tuple[BatchResult, ...]]:
+    """The state after a person's steps, all of them or none. Raises `RequestRejectedError`."""
+    writer = Session(attempt=PERSON_ATTEMPT, pod_uid=f"cli:{user}"[:_USER_CHARACTERS_MAX], session="cli")
+    # To the operations it looks as if the person had opened the state; what is kept of that are the keys alone.
+    opening = Opening(
+        attempt=writer.attempt,
+        pod_uid=writer.pod_uid,
+        session=writer.session,
+        time=now,
+        first_attempt=writer.attempt,
+    )
+    changed, results = change(msgspec.structs.replace(state, epoch=opening, completion=None), writer, steps, now)
+    return msgspec.structs.replace(state, records=changed.records, last_version=changed.last_version), results
+
+
+def running_attempt_of(taskrun: TaskRun, pods: Sequence[Pod]) -> int | None:
+    """The attempt that runs or is about to; None if nothing can use the state now."""
+    if taskrun.status.outcome is not None:
+        return None
+    alive = [pod for pod in pods if pod.status.phase not in {"Succeeded", "Failed"}]
+    if alive:
+        number = alive[-1].metadata.labels.get(LABEL_ATTEMPT, "")
+        return int(number) if number.isdigit() else 0
+    listed = [attempt.number for attempt in taskrun.status.attempts if attempt.finish_time is None]
+    return listed[-1] if listed else None
+
+
+def retention_of(state: DurableState, key: str, asked: timedelta | None, *, never: bool) -> timedelta | None:
+    """How long a key is kept; None: for ever. Unless it is said, a key that never expires stays so, another has the default."""
+    if never:
+        return None
+    if asked is not None:
+        return asked
+    known = state.records.get(key)
+    if known is not None and known.expires_at is None:
+        return None
+    return timedelta(seconds=DEFAULT_RETENTION_SECONDS)
+
+
+def value_of(text: str, *, is_string: bool) -> bytes:
+    """The JSON text to store. Raises `CommandError` for what is no JSON, and `RequestRejectedError` for what may not be stored."""
+    if is_string:
+        return stored_value_of(text)
+    try:
+        return stored_value_of(from_json(text.encode()))
+    except RequestRejectedError as error:
+        if error.code != "invalid":
+            raise
+        raise CommandError(
+            f"{text[:60]!r} is no JSON; to store it as a text, say --string (or quote it: '\"{text[:20]}\"')."
+        ) from None
+
+
+def export_of(taskrun: TaskRun, state: DurableState, now: datetime) -> bytes:
+    """All keys, as JSON. Numbers keep all their digits."""
+    entries = [
+        {
+            "key": record.key,
+            "value": record.value,
+            "version": record.version,
+            "attempt": record.attempt,
+            "podUID": record.pod_uid,
+            "updatedAt": record.updated_at,
+            "expiresAt": record.expires_at,
+        }
+        for _, record in sorted(state.records.items())
+    ]
+    exported = {
+        "format": FORMAT,
+        "namespace": taskrun.metadata.namespace,
+        "taskrun": taskrun.metadata.name,
+        "exportedAt": clock(now),
+        "entries": entries,
+    }
+    return msgspec.json.format(msgspec.json.encode(exported), indent=2)
+
+
+def import_of(text: bytes, now: datetime, *, replace: bool) -> tuple[Step, ...]:
+    """The steps that store an export. Raises `CommandError` for what is none, and `RequestRejectedError`."""
+    try:
+        export = msgspec.convert(from_json(text), Export)
+    except (RequestRejectedError, msgspec.ValidationError) as error:
+        why = error.detail if isinstance(error, RequestRejectedError) else str(error)
+        raise CommandError(f"That is no export of kubectl reattach state export: {why}.") from None
+    if export.format != FORMAT:
+        raise CommandError(f"The export must have the format {FORMAT!r}; it has {export.format!r}.")
+    sets = tuple(
+        Set(
+            key=check_key(entry.key),
+            text=stored_value_of(entry.value),
+            retention=None if entry.expires_at is None else max(entry.expires_at - now, timedelta()),
+        )
+        for entry in export.entries
+    )
+    return (Clear(), *sets) if replace else sets
+
+
+def shown(record: StateEntry) -> dict[str, Any]:
+    """A key as `-o json` shows it."""
+    return {
+        "key": record.key,
+        "value": record.value,
+        "version": record.version,
+        "attempt": record.attempt,
+        "podUID": record.pod_uid,
+        "updatedAt": record.updated_at,
+        "expiresAt": record.expires_at,
+    }
+
+
+def pretty(value: bytes) -> str:
+    """A value as JSON for people."""
+    return msgspec.json.format(to_json(from_json(value)), indent=2).decode()
+
+
+def refused(error: RequestRejectedError) -> CommandError:
+    """Why the state does not take it, as a sentence."""
+    detail = error.detail[:1].upper() + error.detail[1:]
+    return CommandError(detail if detail.endswith(".") else f"{detail}.")
+
+
+# -- effects --------------------------------------------------------------------------------------------------------
+
+
+async def read(connection: ClusterConnection, name: str) -> tuple[TaskRun, StoredState]:
+    """The TaskRun and its state as of now, once it is over without what has expired. Raises `CommandError` if there is no state."""
+    taskrun = await taskrun_of(connection, name)
+    stored = await stored_of(connection, taskrun)
+    if isinstance(stored, NoState):
+        more = f" kubectl reattach explain {name} tells what to do." if stored.lost else ""
+        raise CommandError(stored.why + more)
+    if taskrun.status.outcome is not None:
+        stored = msgspec.structs.replace(stored, state=expire(stored.state, datetime.now(UTC)))
+    return taskrun, stored
+
+
+async def write(
+    connection: ClusterConnection, name: str, steps_of: StepsOf, *, force: bool = False
+) -> tuple[DurableState, tuple[BatchResult, ...]]:
+    """Do the steps that `steps_of(state, now)` gives, by compare-and-set. Raises `CommandError` and `ClusterError`."""
+    user = await user_of(connection.cluster)
+    for _ in range(_TRIES):
+        # The state before the attempts: one that starts after this look changes the state when it opens it, and is a conflict.
+        taskrun, stored = await read(connection, name)
+        if not force:
+            await _check_idle(connection, taskrun)
+        now = datetime.now(UTC)
+        try:
+            state, results = edit(stored.state, steps_of(stored.state, now), user, now)
+        except RequestRejectedError as error:
+            raise refused(error) from None
+        if state == stored.state:
+            return state, results
+        try:
+            await _replace(connection, stored, state)
+        except ConflictError:
+            continue
+        return state, results
+    raise CommandError(f"The state of {name} is being changed all the time; try again.")
+
+
+async def _check_idle(connection: ClusterConnection, taskrun: TaskRun) -> None:
+    try:
+        pods = await pods_of(connection, taskrun)
+    except ForbiddenError:
+        pods = ()  # the status tells too, if a little later
+    if (attempt := running_attempt_of(taskrun, pods)) is not None:
+        raise CommandError(
+            f"Attempt {attempt} of {taskrun.metadata.name} is running, and acts on what it has read; wait until it is over, or say --force."
+        )
+
+
+async def _replace(connection: ClusterConnection, stored: StoredState, state: DurableState) -> None:
+    path = paths.configmaps(connection.namespace, stored.metadata.name)
+    await connection.cluster.replace(path, to_configmap(stored, state), fieldManager=FIELD_MANAGER)
+
+
+def said_of(results: Sequence[BatchResult]) -> str:
+    """How many keys were stored and removed."""
+    stored = sum(result.version is not None for result in results)
+    deleted = sum(result.deleted for result in results)
+    parts = [count(stored, "key") + " stored"] if stored else []
+    parts += [count(deleted, "key") + " removed"] if deleted else []
+    return " and ".join(parts) or "nothing changed"

@@ -1,0 +1,239 @@
+"""The operator's process: what is started in which order, and how it ends."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+from reattach.api.names import LABEL_TASKRUN, OPERATOR_NAME
+from reattach.api.objects import PartialObject, Pod
+from reattach.api.reasons import HOLDS
+from reattach.api.taskrun import TaskRun
+from reattach.cluster import Cluster, ClusterError, paths
+from reattach.pki.certificates import CertificatesError, distribute, ensure
+from reattach.planner.plan import PodDefaults
+from reattach.process.options import RunOptions
+from reattach.runtime.event_recorder import EventRecorder
+from reattach.runtime.health import Health
+from reattach.runtime.kopf_watch import watch_taskruns
+from reattach.runtime.leader_election import LeaderElector, LeadershipLostError
+from reattach.runtime.metrics import OperatorMetrics
+from reattach.runtime.object_store import ObjectStore
+from reattach.runtime.reflector import Reflector
+from reattach.runtime.supervision import keep_running
+from reattach.runtime.unreadable import UnreadableObjects
+from reattach.runtime.workers import Workers
+from reattach.runtime.workqueue import WorkQueue
+from reattach.runtime.writer import RateLimiter, Writer
+from reattach.state import Store
+from reattach.taskrun.key_expiry import KeyExpiry
+from reattach.taskrun.reconciler import Decide, Reconciler, Stores, key_by_label
+from reattach.taskrun.schema import SchemaError, check_schema
+from reattach.taskrun.taskrun_store import UNFINISHED, TaskRunStore
+
+_TRY_AGAIN_SECONDS = 2.0
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class StoppedError(Exception):
+    """SIGTERM or SIGINT came."""
+
+
+class Operator:
+    """Everything that one process holds. `run` is all there is to call."""
+
+    def __init__(self, options: RunOptions, cluster: Cluster, lease_cluster: Cluster, decide: Decide) -> None:
+        self._options = options
+        self._cluster = cluster
+        self._metrics = OperatorMetrics()
+        self._leader = LeaderElector(lease_cluster, options.lease)
+        self._missing = "start-up"
+        self._health = Health(self._metrics, lambda: self._missing)
+        self._settings = PodDefaults(
+            url=options.state_api_url, ca=options.ca_file.read_text() if options.ca_file else ""
+        )
+        self._distributed = ""
+        self._queue = WorkQueue()
+        self._unreadable = UnreadableObjects(self._metrics)
+        self._taskruns = TaskRunStore(cluster, options.watch_namespaces, self._queue.mark, self._unreadable)
+        self._pods: ObjectStore[Pod] = ObjectStore(key_by_label, self._queue.mark)
+        self._states: ObjectStore[PartialObject] = ObjectStore(key_by_label, self._queue.mark)
+        self._reflectors = list(self._make_reflectors())
+        pace = RateLimiter(per_second=options.writes_per_second, at_once=options.writes_at_once)
+        writer = Writer(cluster, pace, self._leader.leads, self._metrics)
+        self._announcer = EventRecorder(writer, options.instance, self._metrics)
+        reconciler = Reconciler(
+            cluster=cluster,
+            writer=writer,
+            caches=Stores(taskruns=self._taskruns, pods=self._pods, states=self._states),
+            queue=self._queue,
+            announcer=self._announcer,
+            decide=decide,
+            settings=lambda: self._settings,
+        )
+        self._expiry = KeyExpiry(self._states, Store(writer, field_manager=OPERATOR_NAME), self._unreadable)  # type: ignore[arg-type]
+        self._workers = Workers(self._queue, reconciler.reconcile, self._metrics)
+        self._register_gauges()
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT, the loss of the Lease, or `SchemaError`. Any other error ends only the loop that met it, which starts again."""
+        await self._health.start(self._options.host, self._options.metrics_port)
+        try:
+            async with asyncio.TaskGroup() as parts:
+                parts.create_task(_stop_on_signal())
+                await _persist(lambda: check_schema(self._cluster), "the schema of TaskRuns")
+                self._missing = ""  # it stands by
+                await self._leader.acquire()
+                self._metrics.leader.set(1)
+                await self._lead(parts)
+        except* StoppedError:
+            _log.info("Stopped.")
+        finally:
+            self._missing = "stopping"
+            await self._leader.release()
+            await self._health.stop()
+
+    async def _lead(self, parts: asyncio.TaskGroup) -> None:
+        """Start the parts in the order in which they need each other."""
+
+        def start(name: str, loop: Callable[[], Awaitable[None]]) -> None:
+            parts.create_task(keep_running(name, loop, self._metrics), name=name)
+
+        self._missing = "a first look at the cluster"
+        start("lease", self._keep_lease)
+        if self._options.certificates:
+            await _persist(self._renew_certificates, "the certificates of the state API")
+            start("certificates", self._keep_certificates)
+        for reflector in self._reflectors:
+            start("reflector", reflector.run)
+        for reflector in self._reflectors:
+            await reflector.synced.wait()
+        _log.info("Known: %s TaskRuns, %s pods, %s states.", len(self._taskruns), len(self._pods), len(self._states))
+        self._taskruns.enqueue_all()
+        for _ in range(self._options.workers):
+            start("worker", self._workers.run)
+        start("delays", self._queue.run_delays)
+        start("events", self._announcer.run)
+        start("sweep", self._sweep_now_and_then)
+        start("overdue", self._taskruns.run_overdue)
+        start("kopf", self._watch_taskruns)
+        self._missing = ""
+
+    async def _keep_lease(self) -> None:
+        try:
+            await self._leader.keep()
+        except LeadershipLostError as error:
+            _log.critical("%s", error)
+            logging.shutdown()
+            # Nothing orderly: what is on its way to the API server must not arrive after another replica's first write.
+            os._exit(1)
+
+    async def _watch_taskruns(self) -> None:
+        await watch_taskruns(self._taskruns, self._cluster, self._options.watch_namespaces)
+
+    async def _sweep_now_and_then(self) -> None:
+        """kopf reports nothing of what was deleted while it could not watch and had to list again."""
+        while True:
+            await asyncio.sleep(self._options.sweep_seconds)
+            try:
+                await self._taskruns.sweep()
+            except ClusterError as error:
+                _log.warning("The TaskRuns could not be listed: %s", error)
+            await self._expiry.sweep(datetime.now(UTC))
+
+    async def _renew_certificates(self) -> float:
+        """Take what pods are to trust; the answer is after how many seconds to come again."""
+        assert self._options.certificates is not None, "called only where certificates are ours to make"
+        now = datetime.now(UTC)
+        bundle = await ensure(self._cluster, self._options.certificates, now)
+        self._settings = PodDefaults(url=self._options.state_api_url, ca=bundle.pem)
+        if bundle.pem != self._distributed:
+            lacking = await distribute(self._cluster, self._options.watch_namespaces, bundle.pem)
+            self._distributed = "" if lacking else bundle.pem
+        return max((bundle.look_again_at - now).total_seconds(), 1.0)
+
+    async def _keep_certificates(self) -> None:
+        """Have the certificates renewed in time, and live pods trust the new CA before it is used."""
+        while True:
+            try:
+                wait = await self._renew_certificates()
+            except (ClusterError, CertificatesError) as error:
+                _log.warning("The certificates of the state API: %s", error)
+                wait = _TRY_AGAIN_SECONDS
+            await asyncio.sleep(wait)
+
+    def _make_reflectors(self) -> Iterator[Reflector[Any]]:
+        for namespace in self._options.watch_namespaces or (None,):
+            make = partial(Reflector, self._cluster, unreadable=self._unreadable, namespace=namespace)
+            yield make(paths.taskruns(namespace), TaskRun, self._taskruns, field_selector=UNFINISHED)
+            yield make(paths.pods(namespace), Pod, self._pods, label_selector=LABEL_TASKRUN)
+            yield make(
+                paths.configmaps(namespace),
+                PartialObject,
+                self._states,
+                label_selector=LABEL_TASKRUN,
+                metadata_only=True,
+            )
+
+    def _register_gauges(self) -> None:
+        gauge = self._metrics.gauge
+        gauge("reattach_queue_depth", "TaskRunStore that wait to be looked at.", lambda: self._queue.depth)
+        gauge("reattach_queue_oldest_seconds", "How long the first of them has waited.", self._queue.oldest_age)
+        gauge("reattach_queue_delayed", "TaskRunStore that are to be looked at later.", lambda: self._queue.delayed)
+        gauge("reattach_taskruns", "Unfinished TaskRuns.", lambda: len(self._taskruns))
+        gauge("reattach_pods", "Pods of TaskRuns.", lambda: len(self._pods))
+        ages = {reflector.path: reflector.age for reflector in self._reflectors}
+        since = "Since the API server last told anything on a watch."
+        self._metrics.gauges("reattach_watch_age_seconds", since, "watch", ages)
+        held = {reason.value: partial(self._taskruns.held, reason) for reason in HOLDS}
+        self._metrics.gauges("reattach_held_taskruns", "TaskRunStore that wait for a person.", "reason", held)
+
+
+async def run(options: RunOptions, decide: Decide) -> int:
+    """Run the operator; the answer is the process's exit code."""
+    deadline = options.lease.deadline_seconds
+    async with (
+        await Cluster.connect(options.kubeconfig) as cluster,
+        await Cluster.connect(options.kubeconfig, connections=2, timeout=deadline) as lease_cluster,
+    ):
+        try:
+            await Operator(options, cluster, lease_cluster, decide).run()
+        except ExceptionGroup as group:
+            schema, others = group.split(SchemaError)
+            for error in schema.exceptions if schema else ():
+                _log.critical("%s", error)
+            for error in others.exceptions if others else ():
+                _log.critical("Unrecoverable error: %r", error, exc_info=error)
+            return 1
+    return 0
+
+
+async def _stop_on_signal() -> None:
+    """Raise `StoppedError` on SIGTERM or SIGINT."""
+    came = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, came.set)
+    await came.wait()
+    raise StoppedError
+
+
+async def _persist(attempt: Callable[[], Awaitable[T]], what: str) -> T:
+    """Try until it succeeds: to end would only make the kubelet wait longer before each next start. Raises `SchemaError`."""
+    said = ""
+    while True:
+        try:
+            return await attempt()
+        except SchemaError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- such as an answer of a proxy, which is no JSON
+            if str(error) != said:
+                said = str(error)
+                _log.warning("Waiting for %s: %s", what, error)
+            await asyncio.sleep(_TRY_AGAIN_SECONDS)

@@ -1,0 +1,139 @@
+"""The operator's flags, and what they become."""
+
+import argparse
+import os
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from reattach.pki.certificates import CertificateSettings
+from reattach.process.logs import FORMATS
+from reattach.runtime.leader_election import LeaseSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What `run` needs. `watch_namespaces` empty: all of them. Exactly one of `certificates` and `ca_file` is set."""
+
+    kubeconfig: str | None
+    instance: str
+    watch_namespaces: tuple[str, ...]
+    state_api_url: str
+    certificates: CertificateSettings | None
+    ca_file: Path | None
+    lease: LeaseSettings
+    host: str
+    metrics_port: int
+    workers: int
+    writes_per_second: float
+    writes_at_once: int
+    sweep_seconds: float
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
+    """The flags of `run`."""
+    add = parser.add_argument
+    add("--state-api-url", required=True, help="https URL by which task pods call the state API")
+    add("--lease-name", default="reattach-operator", help="name of the Lease, in --namespace")
+    add("--lease-seconds", type=int, default=15, help="how long another replica waits for a lost one")
+    add(
+        "--lease-deadline-seconds",
+        type=float,
+        help="a leader that could not renew for so long ends (default: 2/3 of --lease-seconds)",
+    )
+    add("--lease-renew-seconds", type=float, help="pause between two renewals (default: 2/15 of --lease-seconds)")
+    add("--identity", default=environment.get("POD_UID"), help="holder of the Lease: the pod's UID (default: $POD_UID)")
+    add("--metrics-host", default="", help="address to serve /healthz, /readyz and /metrics on (default: all)")
+    add("--metrics-port", type=int, default=8080, help="port of the same; 0: any")
+    add("--workers", type=int, default=32, help="TaskRuns that are looked at at once")
+    add("--writes-per-second", type=float, default=100.0, help="most writes to the API server, on average")
+    add("--writes-at-once", type=int, default=32, help="most writes that wait for their answer at once")
+    add(
+        "--sweep-seconds",
+        type=float,
+        default=300.0,
+        help="how often all TaskRuns are listed, to find what a watch has missed, and expired keys of finished ones are removed",
+    )
+    tls = parser.add_argument_group("certificates of the state API")
+    tls.add_argument("--ca-file", type=Path, help="give pods this bundle, and make no certificates")
+    tls.add_argument("--ca-secret", default="reattach-ca", help="Secret of the CA, in --namespace")
+    tls.add_argument("--tls-secret", default="reattach-tls", help="Secret of the serving certificate, in --namespace")
+    tls.add_argument("--dns-names", default="", help="names of the state API, separated by commas")
+    tls.add_argument("--cert-manager", action="store_true", help="cert-manager writes --tls-secret")
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
+    """The flags of every command."""
+    add = parser.add_argument
+    add("--kubeconfig", help="default: the pod's service account; outside of a cluster $KUBECONFIG, ~/.kube/config")
+    add(
+        "--namespace",
+        default=environment.get("POD_NAMESPACE", "reattach"),
+        help="our own namespace (default: $POD_NAMESPACE)",
+    )
+    add("--watch-namespaces", default="", help="namespaces to serve, separated by commas (default: all)")
+    add("--log-format", choices=FORMATS, default="plain")
+    add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+
+
+def run_options_of(arguments: argparse.Namespace) -> RunOptions:
+    """Raises `ValueError` with what must hold."""
+    if not arguments.state_api_url.startswith("https://"):
+        raise ValueError("--state-api-url must be an https URL: pods send their token there")
+    if (
+        arguments.workers < 1
+        or arguments.writes_at_once < 1
+        or arguments.writes_per_second <= 0
+        or arguments.sweep_seconds <= 0
+    ):
+        raise ValueError("--workers, --writes-at-once, --writes-per-second and --sweep-seconds must be above 0")
+    seconds = arguments.lease_seconds
+    instance = os.environ.get("POD_NAME") or socket.gethostname()
+    return RunOptions(
+        kubeconfig=arguments.kubeconfig,
+        instance=instance,
+        watch_namespaces=namespaces_of(arguments),
+        state_api_url=arguments.state_api_url,
+        certificates=_certificates_of(arguments),
+        ca_file=arguments.ca_file,
+        lease=LeaseSettings(
+            namespace=arguments.namespace,
+            name=arguments.lease_name,
+            holder=arguments.identity or f"{instance}-{uuid.uuid4()}",
+            seconds=seconds,
+            deadline_seconds=arguments.lease_deadline_seconds or seconds * 2 / 3,
+            every_seconds=arguments.lease_renew_seconds or seconds * 2 / 15,
+        ),
+        host=arguments.metrics_host,
+        metrics_port=arguments.metrics_port,
+        workers=arguments.workers,
+        writes_per_second=arguments.writes_per_second,
+        writes_at_once=arguments.writes_at_once,
+        sweep_seconds=arguments.sweep_seconds,
+    )
+
+
+def namespaces_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The namespaces to serve; none means all."""
+    return listed(arguments.watch_namespaces)
+
+
+def _certificates_of(arguments: argparse.Namespace) -> CertificateSettings | None:
+    if arguments.ca_file:
+        return None
+    return CertificateSettings(
+        namespace=arguments.namespace,
+        ca_secret=arguments.ca_secret,
+        tls_secret=arguments.tls_secret,
+        dns_names=listed(arguments.dns_names)
+        or (arguments.state_api_url.removeprefix("https://").partition(":")[0].partition("/")[0],),
+        watch_namespaces=namespaces_of(arguments),
+        cert_manager=arguments.cert_manager,
+    )
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The parts of a list that is separated by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())

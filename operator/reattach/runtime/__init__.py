@@ -1,0 +1,1 @@
+"""What every controller needs, whatever kind it reconciles."""

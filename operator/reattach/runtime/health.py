@@ -1,0 +1,48 @@
+"""What the kubelet and Prometheus ask: /healthz, /readyz, /metrics."""
+
+import logging
+from collections.abc import Callable
+
+from aiohttp import web
+
+from reattach.runtime.metrics import OperatorMetrics
+
+_log = logging.getLogger(__name__)
+
+
+class Health:
+    """A small HTTP server.
+
+    /healthz tells that the event loop answers: the process exits when it loses the Lease, and loops that fail are started again. /readyz tells that start-up is done:
+    the cluster was reached, its schema is right, and this replica leads and knows the cluster, or stands by to lead. /metrics is for Prometheus.
+    """
+
+    def __init__(self, metrics: OperatorMetrics, not_ready: Callable[[], str]) -> None:
+        self._metrics = metrics
+        self._not_ready = not_ready
+        application = web.Application()
+        application.router.add_get("/healthz", self._healthz)
+        application.router.add_get("/readyz", self._readyz)
+        application.router.add_get("/metrics", self._metrics_text)
+        self._runner = web.AppRunner(application, access_log=None)
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen; port 0 picks a free one. The port is logged."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        await site.start()
+        _log.info("Health and metrics on port %s.", self._runner.addresses[0][1])
+
+    async def stop(self) -> None:
+        """Listen no more."""
+        await self._runner.cleanup()
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        missing = self._not_ready()
+        return web.Response(status=503 if missing else 200, text=f"{missing or 'ok'}\n")
+
+    async def _metrics_text(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.text(), content_type="text/plain", charset="utf-8")

@@ -1,0 +1,45 @@
+"""What can be set for the state API."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reattach.api.messages import DEFAULT_RETENTION_SECONDS
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Requests per second, and how many may come at once. Held by each replica for itself."""
+
+    per_second: float
+    burst: int
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The service's settings; seconds everywhere."""
+
+    tls_cert: Path
+    tls_key: Path
+    host: str | None = None
+    port: int = 8443
+    health_port: int = 8080
+    watch_namespaces: frozenset[str] = field(default_factory=frozenset)
+    """Empty: all of them."""
+    default_retention_seconds: int = DEFAULT_RETENTION_SECONDS
+    taskrun_rate: Rate = Rate(20, 100)
+    namespace_rate: Rate = Rate(200, 500)
+    refused_token_rate: Rate = Rate(1, 20)
+    """Of bad tokens from one address, each of which costs the API server a TokenReview."""
+    connections_per_address: int = 64
+    """All pods of a node share this where the network translates their addresses to the node's."""
+    connections: int = 400
+    """Total over all addresses; docs/install.md has the memory that they take."""
+    first_request_seconds: float = 5
+    """From accept to the end of the first request's headers, with the TLS handshake."""
+    idle_seconds: float = 10
+    """From the end of a request to the end of the next one's headers."""
+    request_seconds: float = 20
+    authentication_seconds: float = 60
+    drain_seconds: float = 5
+    """How long to go on serving after SIGTERM, until no endpoint list names this pod any more."""
+    tls_reload_seconds: float = 5

@@ -1,0 +1,292 @@
+"""What is recorded of external jobs once they may have been submitted: handle and outcome. Pure; `reattach.state.intents` comes before it.
+
+Some refusals are stored nevertheless (a stray handle is evidence), so they are a part of the answer here and not raised.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from reattach.api.messages import (
+    HANDLE_BYTES_MAX,
+    JOB_KEY_CHARACTERS_MAX,
+    JOB_MESSAGE_BYTES_MAX,
+    URL_BYTES_MAX,
+    HandleRequest,
+    OutcomeRequest,
+    ProblemCode,
+)
+from reattach.api.state import JobOrigin, JobState
+from reattach.state.codec import DurableState
+from reattach.state.errors import RequestRejectedError
+from reattach.state.job_record import JobName, JobRecord, fits, in_order, newest_of
+from reattach.state.operations import Session, check_current, check_not_completed, invalid, is_current, shown
+from reattach.state.values import check_key, stored_result_of, to_json
+
+STRAYS_MAX = 8
+
+
+class JobEvent(StrEnum):
+    """What was decided about an external job, for the Prometheus counter."""
+
+    SUBMITTED = "submitted"
+    RESUBMITTED = "resubmitted"
+    REATTACHED = "reattached"
+    ADOPTED = "adopted"
+    FOUND = "found"
+    EXISTED = "existed"
+    REPORTED = "reported"
+    HELD = "held"
+    OVER = "over"
+
+
+@dataclass(frozen=True)
+class RecordResult:
+    """The record as it is now; what is to be counted, if anything; and how the caller is refused, if so."""
+
+    job: JobRecord
+    counted: JobEvent | None = None
+    refused: RequestRejectedError | None = None
+
+
+def check_job_key(key: str) -> str:
+    """`key` itself, if it has 1-128 Unicode characters."""
+    if len(key) > JOB_KEY_CHARACTERS_MAX:
+        detail = (
+            f"the key of an external job must have 1 to {JOB_KEY_CHARACTERS_MAX} characters; this one has {len(key)}"
+        )
+        raise RequestRejectedError(ProblemCode.KEY_INVALID, detail)
+    return check_key(key)
+
+
+def checked_handle(handle: str) -> str:
+    """`handle` itself, if it can be kept."""
+    if not handle:
+        raise invalid("a handle must have at least one character")
+    return _bounded("handle", handle, HANDLE_BYTES_MAX)
+
+
+def list_jobs(state: DurableState, writer: Session) -> tuple[JobRecord, ...]:
+    """All generations of all jobs, in the order of their intents."""
+    check_current(state, writer)
+    return in_order(state.jobs)
+
+
+def get_job(state: DurableState, writer: Session, key: str, generation: int | None = None) -> JobRecord:
+    """One generation of a job; without a number, the newest."""
+    check_current(state, writer)
+    check_job_key(key)
+    if generation is not None:
+        return _existing(state, (key, generation))
+    if (newest := newest_of(state.jobs, key)) is None:
+        raise _absent(key)
+    return newest
+
+
+def with_job(state: DurableState, record: JobRecord) -> DurableState:
+    """The state with this record."""
+    return msgspec.structs.replace(state, jobs={**state.jobs, record.name: record})
+
+
+def counting(
+    state: DurableState, *, submissions: int = 0, reattachments: int = 0, duplicates_averted: int = 0
+) -> DurableState:
+    """The state with so many more."""
+    before = state.counts
+    counts = msgspec.structs.replace(
+        before,
+        submissions=before.submissions + submissions,
+        reattachments=before.reattachments + reattachments,
+        duplicates_averted=before.duplicates_averted + duplicates_averted,
+    )
+    return msgspec.structs.replace(state, counts=counts)
+
+
+def record_handle(
+    state: DurableState, writer: Session, key: str, asked: HandleRequest, now: datetime
+) -> tuple[DurableState, RecordResult]:
+    """Record what the other side calls the job.
+
+    Also from a session that was fenced, sealed or completed since: it is evidence of what happened, if that process was told to submit.
+    A handle that comes too late, or beside another one, names a job that nobody watches: it is kept as a stray, and refused.
+    """
+    record = state.jobs.get((check_job_key(key), asked.generation))
+    checked_handle(asked.handle)
+    if record is None or not _was_told_to_submit(record, asked.submitter, writer):
+        check_current(state, writer)
+    if record is None:
+        raise _absent(key, asked.generation)
+    if record.handle == asked.handle or asked.handle in record.strays:
+        return state, RecordResult(record, refused=None if record.handle == asked.handle else _differs(record))
+    if record.handle is not None or record.is_over:
+        return _as_stray(state, record, asked)
+    return _with_handle(state, writer, record, asked, now)
+
+
+def record_outcome(
+    state: DurableState, writer: Session, key: str, asked: OutcomeRequest, now: datetime, *, answers: int = 0
+) -> tuple[DurableState, RecordResult]:
+    """Record how the job stands. What is over stays.
+
+    `answers`: how many a person has given for this job so far. A hold waits for the next one, so that none counts that was given before.
+    """
+    check_current(state, writer)
+    check_not_completed(state, writer)
+    record = _existing(state, (check_job_key(key), asked.generation))
+    result = _checked_result(asked)
+    wanted = JobState(asked.state)
+    if record.is_over:
+        if (record.state, record.result) != (wanted, result):
+            raise RequestRejectedError(
+                ProblemCode.JOB_OVER, f"the job {shown(key)} has ended as {record.state}; that stays"
+            )
+        return state, RecordResult(record)
+    _check_fits_job(record, asked)
+    if wanted in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}:
+        ended = with_end(record, wanted, asked.message, writer, now)
+        ended = msgspec.structs.replace(ended, result=result, given_up=asked.given_up)
+        return _stored_with_message(state, ended), RecordResult(ended)
+    if asked.hold:
+        return _held(state, record, asked, answers)
+    if wanted is record.state:
+        return state, RecordResult(record)
+    # That the other side can be asked again, and knows the job, is no longer a question for a person.
+    seen = msgspec.structs.replace(record, state=wanted, held=record.held and wanted is not JobState.ACTIVE)
+    return with_job(state, seen), RecordResult(seen)
+
+
+def with_end(record: JobRecord, state: JobState, message: str, writer: Session, now: datetime) -> JobRecord:
+    """The record of a job that is over."""
+    return msgspec.structs.replace(
+        record, state=state, message=cut(message), held=False, ended_at=now, ended_by_attempt=writer.attempt
+    )
+
+
+def cut(message: str) -> str:
+    """As much of a message as is kept, also if it is not Unicode."""
+    message = message.encode(errors="replace").decode()[:JOB_MESSAGE_BYTES_MAX]
+    while (excess := len(to_json(message)) - 2 - JOB_MESSAGE_BYTES_MAX) > 0:
+        message = message[: -max(1, excess // 6)]
+    return message
+
+
+def _with_handle(
+    state: DurableState, writer: Session, record: JobRecord, asked: HandleRequest, now: datetime
+) -> tuple[DurableState, RecordResult]:
+    origin = _origin_of(state, writer, record, asked)
+    known = msgspec.structs.replace(
+        record,
+        handle=asked.handle,
+        origin=origin,
+        state=JobState.ACTIVE,
+        recorded_at=now,
+        submitted_by_attempt=(
+            record.intended_by_attempt if origin in {JobOrigin.FOUND, JobOrigin.EXISTED} else writer.attempt
+        ),
+        session=writer.session,
+        held=False,
+        message="",
+    )
+    if asked.url is not None:
+        with_url = msgspec.structs.replace(known, url=_bounded("url", asked.url, URL_BYTES_MAX))
+        # For people alone: what there is no room for is left out, and not a reason to lose the handle.
+        known = with_url if fits(with_job(state, with_url).jobs) else known
+    # What was there although nobody could have submitted it for us before is another's: of an equal `idempotencyKey`.
+    is_ours = origin is not JobOrigin.EXISTED or record.repeated
+    state = counting(
+        with_job(state, known),
+        submissions=is_ours,
+        duplicates_averted=is_ours and origin not in {JobOrigin.SUBMITTED, JobOrigin.RESUBMITTED},
+    )
+    return state, RecordResult(known, counted=JobEvent(origin.lower()))
+
+
+def _as_stray(state: DurableState, record: JobRecord, asked: HandleRequest) -> tuple[DurableState, RecordResult]:
+    refused = _differs(record)
+    stray = msgspec.structs.replace(record, strays=(*record.strays, asked.handle))
+    after = with_job(state, stray)
+    if len(stray.strays) > STRAYS_MAX or not fits(after.jobs):
+        return state, RecordResult(record, refused=refused)
+    return counting(after, submissions=asked.origin == "Submitted"), RecordResult(stray, refused=refused)
+
+
+def _held(
+    state: DurableState, record: JobRecord, asked: OutcomeRequest, answers: int
+) -> tuple[DurableState, RecordResult]:
+    if record.held:
+        return state, RecordResult(record)
+    held = msgspec.structs.replace(
+        record,
+        state=JobState.INTENDED if record.handle is None else JobState.NOT_FOUND,
+        held=True,
+        holds=answers + 1,
+        message=cut(asked.message),
+    )
+    return _stored_with_message(state, held), RecordResult(held, counted=JobEvent.HELD)
+
+
+def _stored_with_message(state: DurableState, record: JobRecord) -> DurableState:
+    after = with_job(state, record)
+    return after if fits(after.jobs) else with_job(state, msgspec.structs.replace(record, message=""))
+
+
+def _origin_of(state: DurableState, writer: Session, record: JobRecord, asked: HandleRequest) -> JobOrigin:
+    if not is_current(state, writer):
+        return JobOrigin.REPORTED
+    origin = JobOrigin(asked.origin)
+    return JobOrigin.RESUBMITTED if origin is JobOrigin.SUBMITTED and record.repeated else origin
+
+
+def _was_told_to_submit(record: JobRecord, submitter: str, writer: Session) -> bool:
+    who = (submitter, writer.attempt, writer.pod_uid)
+    return any((told.id, told.attempt, told.pod_uid) == who for told in record.submitters)
+
+
+def _checked_result(asked: OutcomeRequest) -> msgspec.Raw | msgspec.UnsetType:
+    if asked.result is msgspec.UNSET:
+        return msgspec.UNSET
+    if asked.state != "Succeeded":
+        raise invalid("only a job that Succeeded has a result")
+    return msgspec.Raw(stored_result_of(asked.result))
+
+
+def _check_fits_job(record: JobRecord, asked: OutcomeRequest) -> None:
+    if asked.given_up and asked.state != "Failed":
+        raise invalid("only a job that Failed can be given up")
+    if asked.hold:
+        wanted = "Unknown" if record.handle is None else "NotFound"
+        if asked.state != wanted:
+            raise invalid(
+                f"to hold a job {'without' if record.handle is None else 'with'} a handle, state must be {wanted}"
+            )
+    elif record.handle is None and asked.state not in {"Failed", "Cancelled"}:
+        raise invalid(f"a job must have a handle to be {asked.state}: PUT /v1/jobs/{{key}}/handle")
+
+
+def _bounded(what: str, text: str, most: int) -> str:
+    if (size := len(to_json(text)) - 2) > most:
+        detail = f"the {what} must have at most {most} bytes as JSON; this one has {size}"
+        raise RequestRejectedError(ProblemCode.VALUE_TOO_LARGE, detail)
+    return text
+
+
+def _existing(state: DurableState, name: JobName) -> JobRecord:
+    if (record := state.jobs.get(name)) is None:
+        raise _absent(*name)
+    return record
+
+
+def _absent(key: str, generation: int | None = None) -> RequestRejectedError:
+    which = "" if generation is None else f" in generation {generation}"
+    return RequestRejectedError(ProblemCode.JOB_NOT_FOUND, f"no intent is stored for the job {shown(key)}{which}")
+
+
+def _differs(record: JobRecord) -> RequestRejectedError:
+    if record.is_over:
+        return RequestRejectedError(
+            ProblemCode.JOB_OVER, f"the job {shown(record.key)} is over; this handle is kept as a stray"
+        )
+    detail = f"the job {shown(record.key)} has the handle {shown(record.handle or '')}; this one is kept as a stray"
+    return RequestRejectedError(ProblemCode.HANDLE_DIFFERS, detail)

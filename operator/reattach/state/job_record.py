@@ -1,0 +1,157 @@
+"""One generation of one external job as it is stored, and how many bytes it may come to."""
+
+import uuid
+from collections.abc import Mapping
+
+import msgspec
+
+from reattach.api.messages import HANDLE_BYTES_MAX, JOBS_MAX, RESULT_BYTES_MAX, Job, ProblemCode
+from reattach.api.objects import Shape, Time
+from reattach.api.state import JobOrigin, JobState, JobSummary
+from reattach.state.data_names import job_name_of
+from reattach.state.errors import RequestRejectedError
+
+JOBS_BYTES_MAX = 400 * 1024
+"""All records together, with the room that the open ones may still need: beside 512 KiB of keys, the remembered answers and a result
+they fit into a ConfigMap. 64 open jobs of ordinary size are less."""
+_HANDLE_BYTES, _END_BYTES = 200, 200
+"""What a record grows by with its handle, and by its end, apart from handle, URL, message and result themselves."""
+_TOKENS = uuid.uuid5(uuid.NAMESPACE_DNS, "reattach.dev")
+_OVER = {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+
+JobName = tuple[str, int]
+"""Key and generation."""
+
+
+class Submitter(Shape, frozen=True, forbid_unknown_fields=True):
+    """A process that was told to submit. `request_id` and `request_digest` are of the intent that was answered so, empty without an id."""
+
+    id: str
+    attempt: int
+    pod_uid: str = msgspec.field(name="podUID")
+    session: str
+    time: Time
+    request_id: str = ""
+    request_digest: str = ""
+
+
+class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
+    """As stored. `result` is JSON text, kept as it is.
+
+    `repeated`: somebody was told to submit although an earlier submission was unresolved. `submitters`: those who were told to, but for
+    such as were known to have ended when another was told. `session`: the last one that recorded the handle or took the job up.
+    An open job without a handle is `Intended`, and no other is. `given_up`: see `JobSummary`. `begun_by`: the id of the request that
+    wanted this generation, if one did.
+    """
+
+    key: str
+    generation: int
+    adapter: str
+    token: str
+    digest: str
+    state: JobState
+    intended_at: Time
+    intended_by_attempt: int
+    token_seconds: int | None = None
+    detached: bool = False
+    repeated: bool = False
+    submitters: tuple[Submitter, ...] = ()
+    handle: str | None = None
+    url: str | None = None
+    origin: JobOrigin | None = None
+    recorded_at: Time | None = None
+    submitted_by_attempt: int | None = None
+    session: str = ""
+    ended_at: Time | None = None
+    ended_by_attempt: int | None = None
+    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    message: str = ""
+    held: bool = False
+    holds: int = 0
+    strays: tuple[str, ...] = ()
+    given_up: bool = False
+    begun_by: str = ""
+
+    @property
+    def name(self) -> JobName:
+        return self.key, self.generation
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in _OVER
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something may run over there for which nobody has said that it may be forgotten."""
+        return not self.is_over and self.state is not JobState.DETACHED
+
+
+Jobs = Mapping[JobName, JobRecord]
+
+
+def token_of(seed: str, key: str, generation: int) -> str:
+    """The submission token: the same whoever asks, and whenever. `seed` is the TaskRun's idempotency key or UID."""
+    return str(uuid.uuid5(_TOKENS, "\0".join((seed, key, str(generation)))))
+
+
+def in_order(jobs: Jobs) -> tuple[JobRecord, ...]:
+    """In the order of their intents."""
+    return tuple(sorted(jobs.values(), key=lambda record: (record.intended_at, record.key, record.generation)))
+
+
+def newest_of(jobs: Jobs, key: str) -> JobRecord | None:
+    """The newest generation under a key."""
+    return max((record for record in jobs.values() if record.key == key), key=lambda r: r.generation, default=None)
+
+
+def to_job(record: JobRecord) -> Job:
+    """As it is sent."""
+    fields = msgspec.structs.asdict(record)
+    return Job(**{name: fields[name] for name in Job.__struct_fields__})
+
+
+def to_summary(record: JobRecord) -> JobSummary:
+    """What the operator needs of it."""
+    return JobSummary(
+        key=record.key,
+        generation=record.generation,
+        state=record.state,
+        adapter=record.adapter,
+        handle=record.handle,
+        url=record.url,
+        origin=record.origin,
+        submitted_time=record.recorded_at,
+        submitted_by_attempt=record.submitted_by_attempt,
+        detached=record.detached,
+        held=record.held,
+        holds=record.holds,
+        message=record.message,
+        strays=record.strays,
+        given_up=record.given_up,
+    )
+
+
+def fits(jobs: Jobs) -> bool:
+    """Whether there is room for all of it, and for what the open ones may still need: their handle and their result always fit."""
+    return sum(_room_of(record) for record in jobs.values()) <= JOBS_BYTES_MAX
+
+
+def check_room(jobs: Jobs) -> None:
+    """Refuse what would make the jobs too many or too large."""
+    if len(jobs) > JOBS_MAX:
+        detail = f"a TaskRun must have at most {JOBS_MAX} external jobs, each generation counted; it has that many"
+        raise RequestRejectedError(ProblemCode.STATE_FULL, detail)
+    if not fits(jobs):
+        detail = (
+            f"all external jobs together must have at most {JOBS_BYTES_MAX} bytes, with {HANDLE_BYTES_MAX} for the handle and"
+            f" {RESULT_BYTES_MAX} for the result of each that is open; with this one they have more"
+        )
+        raise RequestRejectedError(ProblemCode.STATE_FULL, detail)
+
+
+def _room_of(record: JobRecord) -> int:
+    size = len(job_name_of(record.key, record.generation)) + len(msgspec.json.encode(record))
+    if record.is_over:
+        return size
+    size += _END_BYTES + RESULT_BYTES_MAX
+    return size if record.handle is not None else size + _HANDLE_BYTES + HANDLE_BYTES_MAX

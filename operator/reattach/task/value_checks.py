@@ -1,0 +1,119 @@
+"""What is refused before a round trip: the state API would refuse it too, but here the mistake is next to the line that made it."""
+
+import json
+import math
+from datetime import timedelta
+from typing import Any, Final
+
+import msgspec
+
+from reattach.api.messages import KEY_CHARACTERS_MAX, NESTING_MAX, RESULT_BYTES_MAX, VALUE_BYTES_MAX
+from reattach.errors import InvalidKey, InvalidValue, ValueTooLarge
+
+NEVER_EXPIRE: Final = timedelta.max
+"""As `retention`: the key never expires. The same value as Airflow's."""
+
+
+def check_key(key: str) -> str:
+    """`key` itself. Raises `InvalidKey`."""
+    if not isinstance(key, str):
+        raise InvalidKey(f"a key must be a string, not {_kind(key)}")
+    if not 1 <= len(key) <= KEY_CHARACTERS_MAX:
+        raise InvalidKey(f"a key must have 1 to {KEY_CHARACTERS_MAX} characters; this one has {len(key)}")
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise InvalidKey("a key must be Unicode; a surrogate stands alone in it") from None
+    return key
+
+
+def value_text_of(value: Any) -> msgspec.Raw:
+    """The JSON text of a value of a key. Raises `InvalidValue`, `ValueTooLarge`."""
+    _check(value, "value", null_allowed=False)
+    return _text(value, "value", VALUE_BYTES_MAX)
+
+
+def result_text_of(result: Any) -> msgspec.Raw:
+    """The JSON text of a result: any JSON value, with null. Raises `InvalidValue`, `ValueTooLarge`."""
+    _check(result, "result", null_allowed=True)
+    return _text(result, "result", RESULT_BYTES_MAX)
+
+
+def retention_seconds_of(retention: timedelta | None) -> int | msgspec.UnsetType | None:
+    """What goes over the wire: absent is the default, null is never. Fractions of a second count as a whole one. Raises `InvalidValue`."""
+    match retention:
+        case None:
+            return msgspec.UNSET
+        case timedelta() if retention == NEVER_EXPIRE:
+            return None
+        case timedelta() if retention > timedelta(0):
+            return math.ceil(retention.total_seconds())
+        case timedelta():
+            raise InvalidValue(
+                f"retention must be more than 0 or NEVER_EXPIRE, not {retention}; to remove a key, delete it"
+            )
+    raise InvalidValue(f"retention must be a timedelta, not {_kind(retention)}")
+
+
+def _check(value: Any, path: str, *, null_allowed: bool, depth: int = 0) -> None:
+    if depth > NESTING_MAX:
+        raise InvalidValue(f"a value must be nested at most {NESTING_MAX} levels deep")
+    match value:
+        case None:
+            if not null_allowed:
+                raise InvalidValue(f"{path} must not be None: null means absent; delete the key, or leave the name out")
+        case str():
+            _check_unicode(value, path)
+        case bool() | int():
+            pass
+        case float():
+            if not math.isfinite(value):
+                raise InvalidValue(f"{path} must be a finite number, not {value}: JSON has no word for it")
+        case list():
+            for index, inner in enumerate(value):
+                _check(inner, f"{path}[{index}]", null_allowed=null_allowed, depth=depth + 1)
+        case dict():
+            for name, inner in value.items():
+                _check_name(name, path)
+                _check(inner, f"{path}[{name!r}]", null_allowed=null_allowed, depth=depth + 1)
+        case _:
+            raise InvalidValue(
+                f"{path} must be JSON (str, int, float, bool, list, dict), not {_kind(value)}{_hint(value)}"
+            )
+
+
+def _check_name(name: Any, path: str) -> None:
+    if not isinstance(name, str):
+        raise InvalidValue(f"{path} must have strings as names, not {_kind(name)} ({name!r})")
+    _check_unicode(name, path)
+
+
+def _check_unicode(text: str, path: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidValue(f"{path} must be Unicode; a surrogate stands alone in it") from None
+
+
+def _text(value: Any, what: str, most: int) -> msgspec.Raw:
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except ValueError as error:  # a number of thousands of digits
+        raise InvalidValue(f"a {what} must be JSON: {error}") from None
+    if len(text) > most:
+        raise ValueTooLarge(
+            f"a {what} must have at most {most} bytes as JSON; this one has {len(text)}. Keep it elsewhere and store where it is"
+        )
+    return msgspec.Raw(text)
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+def _hint(value: Any) -> str:
+    if hasattr(value, "isoformat"):
+        return "; store value.isoformat()"
+    if isinstance(value, tuple | set | frozenset):
+        return "; store it as a list"
+    return ""

@@ -1,0 +1,311 @@
+"""One look at one TaskRun: observe → decide → record → act. The same for start, retry, and recovery."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
+
+import msgspec
+
+from reattach.api.names import (
+    FINALIZER_ATTEMPT,
+    FINALIZER_EXTERNAL_JOBS,
+    FINALIZER_STATE,
+    KIND,
+    LABEL_TASKRUN,
+    pod_name,
+    state_name,
+)
+from reattach.api.objects import ObjectMeta, PartialObject, Pod
+from reattach.api.reasons import EventReason
+from reattach.api.state import Epoch, StateView
+from reattach.api.taskrun import TaskRun, TaskRunStatus
+from reattach.cluster import (
+    Cluster,
+    ClusterError,
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    UnavailableError,
+    paths,
+)
+from reattach.planner.plan import (
+    AbsentState,
+    Action,
+    CreatePod,
+    DeletePod,
+    EmitEvent,
+    Observed,
+    Plan,
+    PodDefaults,
+    ReadState,
+    ReleasePod,
+    ReleaseState,
+    ReleaseTaskRun,
+    SealState,
+    UnreadableState,
+)
+from reattach.runtime.event_recorder import EventRecorder
+from reattach.runtime.mergepatch import merge_patch_of
+from reattach.runtime.object_store import ObjectStore
+from reattach.runtime.workqueue import Key, WorkQueue
+from reattach.runtime.writer import Writer
+from reattach.state import UnreadableError, summary_of, view_of
+from reattach.taskrun.executor import PlanExecutor, controller_of
+from reattach.taskrun.taskrun_store import TaskRunStore, UnreadableTaskRunError, is_ours
+
+Decide: TypeAlias = Callable[[Observed, PodDefaults, datetime], Plan]
+
+_READS_MAX = 3
+"""How often the state may be read in one look: for the end of an attempt, and once more after it was sealed."""
+_TRY_LEFTOVERS_AGAIN = timedelta(seconds=60)
+
+_log = logging.getLogger(__name__)
+
+
+def key_by_label(found: Pod | PartialObject) -> Key:
+    """Of a pod or a state: the TaskRun that its label names."""
+    return Key(found.metadata.namespace, found.metadata.labels.get(LABEL_TASKRUN, ""))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """What is known of the cluster."""
+
+    taskruns: TaskRunStore
+    pods: ObjectStore[Pod]
+    states: ObjectStore[PartialObject]
+
+
+class Reconciler:
+    """Looks at TaskRuns, one key at a time; never at one key twice at once (the work queue sees to that)."""
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        writer: Writer,
+        caches: Stores,
+        queue: WorkQueue,
+        announcer: EventRecorder,
+        decide: Decide,
+        settings: Callable[[], PodDefaults],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._cluster = cluster
+        self._writer = writer
+        self._taskruns = caches.taskruns
+        self._pods = caches.pods
+        self._states = caches.states
+        self._queue = queue
+        self._announcer = announcer
+        self._decide = decide
+        self._settings = settings
+        self._clock = clock
+        self._actor = PlanExecutor(cluster, writer, caches.pods, caches.states, clock)
+
+    async def reconcile(self, key: Key) -> datetime | None:
+        """Look at it; the answer is when to look again, if nothing happens before."""
+        taskrun = self._taskruns.known(key)
+        if self._taskruns.is_doubtful(key) or self._has_leftovers(key, taskrun):
+            taskrun = await self._look(key)
+        if taskrun is not None and taskrun.status.outcome is not None and is_ours(taskrun):
+            taskrun = None
+        again = await self._release_leftovers(key, taskrun)
+        if taskrun is None or not is_ours(taskrun):
+            self._actor.forget(key)
+            return again
+        then = await self._carry_on(key, taskrun)
+        return min((time for time in (again, then) if time is not None), default=None)
+
+    async def _look(self, key: Key) -> TaskRun | None:
+        """Read the TaskRun. If it can't be decoded, emit a Warning event on it and raise `UnreadableTaskRunError`."""
+        try:
+            return await self._taskruns.look(key)
+        except UnreadableTaskRunError as error:
+            if error.reference.uid:
+                about = ObjectMeta(namespace=key.namespace, name=key.name, uid=error.reference.uid)
+                note = f"Reattach does nothing with this TaskRun, because {error}. Change it, or delete it."
+                self._announcer.announce(about, EmitEvent(EventReason.UNREADABLE, note, warning=True))
+            raise
+
+    async def _carry_on(self, key: Key, taskrun: TaskRun) -> datetime | None:
+        summary = next(
+            (summary_of(s.metadata.annotations) for s in self._states.of(key) if _is_of(s.metadata, taskrun)), None
+        )
+        await self._find_hidden(taskrun, summary.epoch if summary else None)
+        observed = Observed(
+            taskrun=taskrun,
+            pods=self._pods_of(key, taskrun),
+            summary=summary,
+            refusal=self._actor.refusal(key, taskrun),
+            namespace_ends=await self._namespace_ends(taskrun),
+        )
+        plan = await self._decide_with_state(key, observed)
+        if plan.status is not None:
+            try:
+                taskrun = await self._record(taskrun, plan.status)
+            except (ConflictError, NotFoundError):
+                await self._look(key)
+                self._queue.mark(key)
+                return None
+        await self._act_on_all(key, taskrun, plan.actions)
+        return plan.look_again_at
+
+    async def _decide_with_state(self, key: Key, observed: Observed) -> Plan:
+        """What is to be done, after the state was read, or sealed and read, if that is needed to tell."""
+        taskrun = observed.taskrun
+        plan = self._decide(observed, self._settings(), self._clock())
+        for _ in range(_READS_MAX):
+            match plan.actions:
+                case (ReadState(),):
+                    pass
+                case (SealState() as seal,):
+                    await self._actor.seal(taskrun, seal)
+                case _:
+                    return plan
+            state = await self._read_state(taskrun)
+            if isinstance(state, StateView):
+                await self._find_hidden(taskrun, state.epoch)
+            observed = replace(observed, state=state, pods=self._pods_of(key, taskrun))
+            plan = self._decide(observed, self._settings(), self._clock())
+        if any(isinstance(action, ReadState | SealState) for action in plan.actions):
+            raise UnavailableError(0, "Restless", "the state changes as fast as it is read or sealed")
+        return plan
+
+    async def _act_on_all(self, key: Key, taskrun: TaskRun, actions: Sequence[Action]) -> None:
+        """Carry out all of them, also when one is refused: an old pod that can't be let go of must not keep the next from starting."""
+        refused: ClusterError | None = None
+        for action in actions:
+            try:
+                await self._act(key, taskrun, action)
+            except ClusterError as error:
+                refused = refused or error
+        if refused is not None:
+            raise refused
+
+    def _pods_of(self, key: Key, taskrun: TaskRun) -> tuple[Pod, ...]:
+        return tuple(pod for pod in self._pods.of(key) if _is_of(pod.metadata, taskrun))
+
+    async def _act(self, key: Key, taskrun: TaskRun, action: object) -> None:
+        match action:
+            case CreatePod():
+                if not await self._actor.create(key, taskrun, action):
+                    self._queue.mark(key)
+            case DeletePod():
+                await self._actor.delete(taskrun, action)
+            case ReleasePod(pod=pod):
+                await self._actor.release_pod(pod)
+            case ReleaseState(name=name):
+                await self._actor.release_state(taskrun.metadata, name)
+            case ReleaseTaskRun():
+                await self._release_taskrun(key, taskrun)
+            case EmitEvent():
+                self._announcer.announce(taskrun.metadata, action)
+            case _:
+                raise TypeError(f"the planner asked for {action!r}, which it may not do here")
+
+    async def _release_taskrun(self, key: Key, taskrun: TaskRun) -> None:
+        try:
+            left = await self._actor.release_taskrun(taskrun)
+        except ConflictError:
+            left = await self._look(key)
+        if left is None:
+            self._taskruns.suspect(taskrun.metadata.uid)
+        else:
+            self._taskruns.apply_response(left)
+        self._queue.mark(key)
+
+    async def _record(self, taskrun: TaskRun, status: TaskRunStatus) -> TaskRun:
+        """Write what differs. `status.state` is the state API's to write; only that there is none any more may be our decision."""
+        patch = merge_patch_of(msgspec.to_builtins(taskrun.status), msgspec.to_builtins(status))
+        if patch.get("state") is not None:
+            del patch["state"]
+        if not patch:
+            return taskrun
+        about = taskrun.metadata
+        body = {"metadata": {"resourceVersion": about.resource_version, "uid": about.uid}, "status": patch}
+        path = paths.taskruns(about.namespace, about.name, "status")
+        recorded = msgspec.json.decode(await self._writer.merge_patch(path, body), type=TaskRun)
+        self._taskruns.apply_response(recorded)
+        return recorded
+
+    async def _read_state(self, taskrun: TaskRun) -> StateView | AbsentState | UnreadableState:
+        about = taskrun.metadata
+        try:
+            found = await self._cluster.get(paths.configmaps(about.namespace, state_name(about.name, about.uid)))
+        except NotFoundError:
+            return AbsentState()
+        if not _is_of(msgspec.json.decode(found, type=PartialObject).metadata, taskrun):
+            return AbsentState()
+        try:
+            return view_of(found)
+        except UnreadableError as error:
+            return UnreadableState(str(error))
+
+    async def _namespace_ends(self, taskrun: TaskRun) -> bool:
+        about = taskrun.metadata
+        if about.deletion_timestamp is None or FINALIZER_EXTERNAL_JOBS not in about.finalizers:
+            return False
+        try:
+            found = await self._cluster.get(paths.namespace_of(about.namespace), metadata_only=True)
+        except NotFoundError:
+            return True
+        except ForbiddenError as error:
+            _log.warning("Whether the namespace %s is being deleted can't be told: %s", about.namespace, error)
+            return False
+        return msgspec.json.decode(found, type=PartialObject).metadata.deletion_timestamp is not None
+
+    async def _find_hidden(self, taskrun: TaskRun, epoch: Epoch | None) -> None:
+        """Ask for the pod of every attempt that is known to have begun and not to have ended, and isn't seen.
+
+        It may have lost its label only, or its watch may lag behind the one that told of its epoch; it may still be running.
+        """
+        about, status = taskrun.metadata, taskrun.status
+        seen = self._pods.of(Key(about.namespace, about.name))
+        uids, names = ({pod.metadata.uid for pod in seen}, {pod.metadata.name for pod in seen})
+        for attempt in status.attempts:
+            if attempt.finish_time is None and attempt.pod_uid and attempt.pod_uid not in uids:
+                await self._actor.find(taskrun, attempt.pod_name)
+        listed = {attempt.number for attempt in status.attempts}
+        if epoch is None or epoch.attempt <= status.counts.attempts or epoch.attempt in listed:
+            return
+        if (name := pod_name(about.name, about.uid, epoch.attempt)) not in names:
+            await self._actor.find(taskrun, name)
+
+    def _has_leftovers(self, key: Key, taskrun: TaskRun | None) -> bool:
+        return any(
+            FINALIZER_ATTEMPT in pod.metadata.finalizers and not _is_of(pod.metadata, taskrun)
+            for pod in self._pods.of(key)
+        ) or any(
+            FINALIZER_STATE in state.metadata.finalizers and not _is_of(state.metadata, taskrun)
+            for state in self._states.of(key)
+        )
+
+    async def _release_leftovers(self, key: Key, taskrun: TaskRun | None) -> datetime | None:
+        """Nobody waits for the end of a pod, nor for a state, whose TaskRun is finished or gone. The answer is when to try again.
+
+        A leftover that can't be let go of is nothing to keep a new TaskRun of the same name waiting for.
+        """
+        is_left = False
+        for pod in self._pods.of(key):
+            if not _is_of(pod.metadata, taskrun):
+                is_left |= not await self._let_go(key, self._actor.release_pod(pod))
+        for state in self._states.of(key):
+            if not _is_of(state.metadata, taskrun):
+                is_left |= not await self._let_go(key, self._actor.release(state))
+        return self._clock() + _TRY_LEFTOVERS_AGAIN if is_left else None
+
+    @staticmethod
+    async def _let_go(key: Key, release: Awaitable[None]) -> bool:
+        try:
+            await release
+        except ClusterError as error:
+            _log.warning("A leftover of %s/%s can't be let go of: %s", *key, error)
+            return False
+        return True
+
+
+def _is_of(about: ObjectMeta, taskrun: TaskRun | None) -> bool:
+    return taskrun is not None and controller_of(about, KIND) == taskrun.metadata.uid

@@ -1,0 +1,265 @@
+"""Cache of unfinished TaskRuns.
+
+Events of kopf's watch carry references alone, and wake the workers. The objects come from a reflector, from the responses to own
+writes, and from a GET where the reflector is late or can't read the object. A sweep lists the references, because a watch may miss some.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+
+import msgspec
+
+from reattach.api.names import OPERATOR_NAME, PLURAL
+from reattach.api.objects import PartialObject
+from reattach.api.reasons import Reason
+from reattach.api.taskrun import TaskRun
+from reattach.cluster import Cluster, ForbiddenError, NotFoundError, Reference, paths
+from reattach.planner.conditions import is_held
+from reattach.runtime.object_store import ObjectStore, is_older
+from reattach.runtime.pager import list_references
+from reattach.runtime.unreadable import DECODE_ERRORS, UnreadableObjects, describe, reference_of
+from reattach.runtime.workqueue import Key
+
+UNFINISHED = "status.outcome="
+"""The field selector: an absent field compares as empty."""
+GRACE_SECONDS = 1.0
+"""How long the reflector may lag behind kopf's watch before the object is read by a GET. Usually it is milliseconds."""
+_YIELD_EVERY = 500
+
+_log = logging.getLogger(__name__)
+
+
+class UnreadableTaskRunError(Exception):
+    """The TaskRun can't be decoded, so this operator can neither run nor end it."""
+
+    def __init__(self, reference: Reference, why: str) -> None:
+        super().__init__(f"it can't be read: {why}")
+        self.reference = reference
+
+
+def key_of(found: TaskRun | PartialObject) -> Key:
+    """The key of a TaskRun."""
+    return Key(found.metadata.namespace, found.metadata.name)
+
+
+class TaskRunStore:
+    """Cache of unfinished TaskRuns. Whatever says that one is gone makes its key *suspect*: `look` confirms it with a GET.
+
+    An `ObjectStore` for the reflector. `on_change` is called with the key of each TaskRun that a worker must look at.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespaces: Sequence[str],
+        on_change: Callable[[Key], None],
+        unreadable: UnreadableObjects,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster = cluster
+        self._namespaces: Sequence[str | None] = namespaces or [None]
+        self._on_change = on_change
+        self._unreadable = unreadable
+        self._clock = clock
+        self._cache: ObjectStore[TaskRun] = ObjectStore(key_of, lambda _: None)
+        self._suspect: dict[Key, dict[str, Reference]] = {}
+        """Keys that need a GET, with the last reference, by UID, to each TaskRun of this name that is suspect."""
+        self._enqueued: dict[str, str] = {}
+        """The newest version, by UID, that the workers were woken for, or that a response to them had."""
+        self._awaited: dict[str, tuple[Reference, float]] = {}
+        """References, by UID, that kopf's watch sent and the reflector has not brought, and when a GET is due."""
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    def held(self, reason: Reason) -> int:
+        """How many wait for a person, for this reason."""
+        return sum(is_held(taskrun.status, reason) for taskrun in self._cache.all())
+
+    def known(self, key: Key) -> TaskRun | None:
+        """The TaskRun as last seen; None if there is none or it is doubtful which one it is."""
+        found = self._cache.of(key)
+        return found[0] if len(found) == 1 and key not in self._suspect else None
+
+    def is_doubtful(self, key: Key) -> bool:
+        """Whether `look` must be asked before anything is believed."""
+        return key in self._suspect or len(self._cache.of(key)) > 1
+
+    # -- from kopf's watch ------------------------------------------------------------------------------------------
+
+    def on_event(self, reference: Reference) -> None:
+        """Enqueue a TaskRun that was created or changed. If the cache lacks this version, wait for the reflector first."""
+        known = self._cache.get(reference.uid)
+        if known is not None and not is_older(known.metadata.resource_version, reference.resource_version):
+            self._enqueue(known, reference.resource_version)
+        elif not self._cache.has_ended(reference.uid, reference.resource_version):
+            awaited, due = self._awaited.get(reference.uid, (reference, self._clock() + GRACE_SECONDS))
+            if not is_older(reference.resource_version, awaited.resource_version):
+                self._awaited[reference.uid] = (reference, due)
+
+    def on_deleted(self, reference: Reference) -> None:
+        """Suspect a TaskRun that was deleted, or finished."""
+        self._unreadable.forget(reference.uid)
+        self._awaited.pop(reference.uid, None)
+        if self._cache.get(reference.uid) is not None:
+            self.suspect(reference.uid)
+        elif not self._cache.has_ended(reference.uid, reference.resource_version):
+            # The response to a GET that is under way may bring it still.
+            self._cache.forget(reference.uid, version=reference.resource_version)
+            self._on_change(Key(reference.namespace, reference.name))
+
+    # -- from the reflector -----------------------------------------------------------------------------------------
+
+    def learn(self, found: TaskRun) -> None:
+        """Store an object. Enqueue it if kopf's watch has sent an event of it before; else that event does."""
+        uid, version = found.metadata.uid, found.metadata.resource_version
+        self._cache.learn(found)
+        if (waiting := self._awaited.get(uid)) is None:
+            return
+        if not self._has_arrived(found):  # a newer version is awaited, and on its way
+            self._awaited[uid] = (waiting[0], self._clock() + GRACE_SECONDS)
+        if self._cache.get(uid) is not None:
+            self._enqueue(found, version)
+
+    def forget(self, uid: str, *, version: str) -> None:  # noqa: ARG002 -- a GET tells, whatever the version
+        """Suspect a TaskRun that was deleted, or finished."""
+        self.suspect(uid)
+
+    def missing_from(self, uids: Collection[str], version: str, namespace: str | None) -> list[TaskRun]:
+        """Return the known TaskRuns that a complete list at `version` lacks."""
+        return self._cache.missing_from(uids, version, namespace)
+
+    # -- from reads and writes of this process ----------------------------------------------------------------------
+
+    def apply_response(self, found: TaskRun) -> None:
+        """Store the response to a read or write. A TaskRun with an outcome leaves the cache."""
+        key, uid, version = key_of(found), found.metadata.uid, found.metadata.resource_version
+        self._has_arrived(found)
+        if found.status.outcome is not None:
+            self._forget(found)
+            self._clear(key, uid)
+            return
+        self._cache.learn(found)
+        if self._cache.get(uid) is not None and self._is_news(uid, version):
+            self._enqueued[uid] = version
+            self._on_change(key)
+
+    async def look(self, key: Key) -> TaskRun | None:
+        """Read the TaskRun from the API server; it may have an outcome. None: there is no such TaskRun.
+
+        Raises `UnreadableTaskRunError`, and `ClusterError`.
+        """
+        before = self._cache.of(key)
+        last = reference_of(before[-1].metadata) if before else Reference(*key, uid="", resource_version="")
+        suspects = self._suspect.pop(key, {last.uid: last})
+        reference = list(suspects.values())[-1]
+        try:
+            found = self._decode(await self._cluster.get(paths.taskruns(*key)), reference)
+        except NotFoundError:
+            found = None
+        except BaseException:
+            self._suspect[key] = suspects | self._suspect.get(key, {})
+            raise
+        # The answer proves nothing about a TaskRun that a watch brought meanwhile.
+        for known in before:
+            if found is None or known.metadata.uid != found.metadata.uid:
+                self._forget(known)
+        if found is not None:
+            self.apply_response(found)
+        return found
+
+    async def sweep(self) -> None:
+        """List the references of all, and treat each as an event. Suspect the TaskRuns that are missing from the list.
+
+        Skip a namespace that refuses the list, if there are several: it may have been deleted.
+        """
+        for namespace in self._namespaces:
+            path = paths.taskruns(namespace)
+            try:
+                found, version = await list_references(self._cluster, path, fieldSelector=UNFINISHED)
+            except ForbiddenError as error:
+                if namespace is None:
+                    raise
+                _log.warning("The TaskRuns of namespace %s can't be listed: %s", namespace, error)
+                continue
+            for number, reference in enumerate(found):
+                self.on_event(reference)
+                if number % _YIELD_EVERY == 0:
+                    await asyncio.sleep(0)  # there may be many, and others have to be served
+            uids = {reference.uid for reference in found}
+            for each in self._cache.missing_from(uids, version, namespace):
+                self.suspect(each.metadata.uid)
+
+    async def run_overdue(self) -> None:
+        """Check for overdue TaskRuns twice in each grace period, for ever."""
+        while True:
+            await asyncio.sleep(GRACE_SECONDS / 2)
+            self.check_overdue()
+
+    def check_overdue(self) -> None:
+        """Suspect and enqueue the TaskRuns that the reflector has not brought within the grace period."""
+        now = self._clock()
+        for reference in [reference for reference, due in self._awaited.values() if now >= due]:
+            del self._awaited[reference.uid]
+            key = Key(reference.namespace, reference.name)
+            self._suspect.setdefault(key, {})[reference.uid] = reference
+            self._on_change(key)
+
+    def enqueue_all(self) -> None:
+        """Enqueue everything that the reflector has brought so far."""
+        for found in self._cache.all():
+            self._enqueue(found, found.metadata.resource_version)
+
+    def suspect(self, uid: str) -> None:
+        """Have the TaskRun confirmed by a GET. Do nothing if the cache lacks it, as when this process finished it."""
+        if (known := self._cache.get(uid)) is not None:
+            self._suspect.setdefault(key_of(known), {})[uid] = reference_of(known.metadata)
+            self._on_change(key_of(known))
+
+    def _clear(self, key: Key, uid: str) -> None:
+        """Suspect the TaskRun no longer."""
+        suspects = self._suspect.pop(key, {})
+        suspects.pop(uid, None)
+        if suspects:
+            self._suspect[key] = suspects
+
+    def _enqueue(self, known: TaskRun, version: str) -> None:
+        """Enqueue `known` unless the workers were woken for this version, or a newer one, before."""
+        if self._is_news(known.metadata.uid, version):
+            self._enqueued[known.metadata.uid] = known.metadata.resource_version
+            self._on_change(key_of(known))
+
+    def _is_news(self, uid: str, version: str) -> bool:
+        enqueued = self._enqueued.get(uid)
+        return enqueued is None or (enqueued != version and not is_older(version, enqueued))
+
+    def _has_arrived(self, found: TaskRun) -> bool:
+        """Return whether this version, or an older one, was awaited. It is no longer."""
+        uid, version = found.metadata.uid, found.metadata.resource_version
+        if uid not in self._awaited or is_older(version, self._awaited[uid][0].resource_version):
+            return False
+        del self._awaited[uid]
+        return True
+
+    def _forget(self, known: TaskRun) -> None:
+        uid = known.metadata.uid
+        self._awaited.pop(uid, None)
+        self._enqueued.pop(uid, None)
+        if self._cache.get(uid) is not None:
+            self._on_change(key_of(known))
+        self._cache.forget(uid)
+
+    def _decode(self, answer: bytes, reference: Reference) -> TaskRun:
+        try:
+            return msgspec.json.decode(answer, type=TaskRun)
+        except DECODE_ERRORS as error:
+            if reference.uid:  # else its event is still to come
+                self._unreadable.report(PLURAL, reference, error)
+            raise UnreadableTaskRunError(reference, describe(error)) from None
+
+
+def is_ours(taskrun: TaskRun) -> bool:
+    """Whether `spec.managedBy` names this operator."""
+    return taskrun.spec.managed_by == OPERATOR_NAME

@@ -1,0 +1,315 @@
+"""A stand-in for the Kubernetes API, in memory: what `reattach.cluster.Cluster` promises, as far as the state API and the operator use it.
+
+Faithful where submitting once depends on it: resourceVersions and their conflicts, preconditions on the UID, finalizers and deletion
+times, the status subresource, generations, TokenReview for pod tokens. `tests/conformance/test_memory_api.py` asks the same of this and of a
+real API server. Left out: schemas, admission, RBAC, defaults, garbage collection, quotas, events' expiry.
+"""
+
+import copy
+import itertools
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from typing_extensions import override
+
+from reattach.api.names import PLURAL, TOKEN_AUDIENCE
+from reattach.cluster import (
+    AlreadyExistsError,
+    BadRequestError,
+    Cluster,
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
+from reattach.cluster.paths import TOKEN_REVIEWS, core
+
+JSON = dict[str, Any]
+_STATUS = "/status"
+_WITH_STATUS = {PLURAL, "pods"}
+"""Resources whose status is written through the subresource alone."""
+_WITH_GENERATION = {PLURAL, "pods"}
+_OVER = {"Succeeded", "Failed"}
+
+
+@dataclass(frozen=True)
+class ObjectChange:
+    """What a watch would tell. `kind`: ADDED, MODIFIED or DELETED; `resource`: pods, configmaps, …"""
+
+    kind: str
+    resource: str
+    raw: bytes
+
+
+class InMemoryCluster(Cluster):
+    """Objects by path. Every answer is a copy, in JSON."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        # Not Cluster's own: there is no server to connect to.
+        self._now = now
+        self._objects: dict[str, JSON] = {}
+        self._versions = itertools.count(1000)
+        self.changes: list[ObjectChange] = []
+        """All that happened, in order, since somebody took what is in here."""
+        self.on_change: Callable[[], None] = lambda: None
+        self.is_down = False
+        """While true, every call is answered as by an API server that can't be reached."""
+
+    @override
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    @override
+    async def get(self, path: str, *, metadata_only: bool = False, **_query: str | int | None) -> bytes:
+        self._check_up()
+        return _encoded(self._found(path), metadata_only=metadata_only)
+
+    @override
+    async def list(self, path: str, *, metadata_only: bool = False, **query: str | int | None) -> bytes:
+        self._check_up()
+        labels = _labels_of(query.get("labelSelector"))
+        items = [
+            _metadata_of(found) if metadata_only else found
+            for at, found in self._objects.items()
+            if _is_in(at, path) and labels.items() <= (found["metadata"].get("labels") or {}).items()
+        ]
+        version = str(max((int(found["metadata"]["resourceVersion"]) for found in self._objects.values()), default=0))
+        return msgspec.json.encode({"metadata": {"resourceVersion": version}, "items": items})
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    @override
+    async def create(self, path: str, body: Mapping[str, Any], **_query: str | int | None) -> bytes:
+        self._check_up()
+        if path == TOKEN_REVIEWS:
+            return msgspec.json.encode(self._review(body))
+        made = copy.deepcopy(dict(body))
+        name = made["metadata"]["name"]
+        if (at := f"{path}/{name}") in self._objects:
+            raise AlreadyExistsError(409, "AlreadyExists", f"{_resource_of(at)} {name!r} already exists")
+        made["metadata"] |= {
+            "uid": str(uuid.uuid4()),
+            "creationTimestamp": _text_of(self._now()),
+            "namespace": _namespace_of(at),
+        }
+        if _resource_of(at) in _WITH_GENERATION:
+            made["metadata"]["generation"] = 1
+        if _resource_of(at) in _WITH_STATUS:
+            made["status"] = {"phase": "Pending"} if _resource_of(at) == "pods" else {}
+        return self._store(at, made, "ADDED")
+
+    @override
+    async def replace(self, path: str, body: Mapping[str, Any], **_query: str | int | None) -> bytes:
+        self._check_up()
+        at = path.removesuffix(_STATUS)
+        return self._write(at, copy.deepcopy(dict(body)), is_status=path.endswith(_STATUS))
+
+    @override
+    async def merge_patch(self, path: str, body: Mapping[str, Any], **_query: str | int | None) -> bytes:
+        self._check_up()
+        at = path.removesuffix(_STATUS)
+        return self._write(at, merged(self._found(at), body), is_status=path.endswith(_STATUS), given=body)
+
+    @override
+    async def json_patch(self, path: str, operations: Sequence[Mapping[str, Any]], **_query: str | int | None) -> bytes:
+        raise NotImplementedError(f"nothing that runs on this stand-in uses JSON patches: {path} {operations}")
+
+    @override
+    async def delete(
+        self,
+        path: str,
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        grace_period_seconds: int | None = None,
+        propagation_policy: str | None = None,
+    ) -> bytes:
+        self._check_up()
+        found = copy.deepcopy(self._found(path))
+        about = found["metadata"]
+        for what, wanted in (("uid", uid), ("resourceVersion", resource_version)):
+            if wanted is not None and about[what] != wanted:
+                message = f"Precondition failed: {what} in precondition: {wanted}, in object meta: {about[what]}"
+                raise ConflictError(409, "Conflict", message)
+        grace = _grace_of(found, grace_period_seconds) if _resource_of(path) == "pods" else 0
+        if not about.get("finalizers") and grace == 0:
+            return self._remove(path)
+        if "deletionTimestamp" in about and grace >= about.get("deletionGracePeriodSeconds", 0):
+            return msgspec.json.encode(found)
+        about["deletionTimestamp"] = _text_of(self._now() + timedelta(seconds=grace))
+        about["deletionGracePeriodSeconds"] = grace
+        if _resource_of(path) in _WITH_GENERATION:
+            about["generation"] += 1
+        return self._store(path, found, "MODIFIED")
+
+    @override
+    async def watch(
+        self,
+        path: str,
+        *,
+        resource_version: str,
+        metadata_only: bool = False,
+        timeout_seconds: int = 300,
+        silence_seconds: float = 90,
+        **query: str | int | None,
+    ) -> AsyncGenerator[bytes, None]:
+        raise NotImplementedError(f"take what is in `changes` instead of watching {path}")
+        yield b""  # type: ignore[unreachable] # makes it a generator, as Cluster's is
+
+    # -- pod tokens ---------------------------------------------------------------------------------------------------
+
+    def token_of(self, pod: Mapping[str, Any]) -> str:
+        """What the kubelet would put into the pod: good as long as this very pod is there."""
+        about = pod["metadata"]
+        return f"pod.{about['namespace']}.{about['name']}.{about['uid']}"
+
+    def _review(self, body: Mapping[str, Any]) -> JSON:
+        kind, _, rest = str(body["spec"]["token"]).partition(".")
+        namespace, name, uid = [*rest.split("."), "", "", ""][:3]
+        pod = self._objects.get(core("pods", namespace or "-", name or "-"))
+        if kind != "pod" or pod is None or pod["metadata"]["uid"] != uid:
+            return {"status": {"authenticated": False, "error": "the token is invalid"}}
+        extra = {
+            "authentication.kubernetes.io/pod-name": [name],
+            "authentication.kubernetes.io/pod-uid": [uid],
+        }
+        user = {"username": f"system:serviceaccount:{namespace}:default", "extra": extra}
+        return {"status": {"authenticated": True, "audiences": [TOKEN_AUDIENCE], "user": user}}
+
+    # -- what a write does --------------------------------------------------------------------------------------------
+
+    def _check_up(self) -> None:
+        if self.is_down:
+            raise UnavailableError(0, "NoAnswer", "the API server can't be reached")
+
+    def _found(self, path: str) -> JSON:
+        try:
+            return self._objects[path]
+        except KeyError:
+            raise NotFoundError(
+                404, "NotFound", f"{_resource_of(path)} {path.rpartition('/')[2]!r} not found"
+            ) from None
+
+    def _write(self, at: str, new: JSON, *, is_status: bool, given: Mapping[str, Any] | None = None) -> bytes:
+        """`given`: of a patch, what it says; its preconditions count, those of a whole object always do."""
+        old = self._found(at)
+        about = (new if given is None else given).get("metadata") or {}
+        self._check_preconditions(at, old, about, is_patch=given is not None)
+        # What only the API server writes.
+        for name in ("uid", "creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds"):
+            new["metadata"].pop(name, None)
+            if name in old["metadata"]:
+                new["metadata"][name] = old["metadata"][name]
+        new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
+        if is_status:
+            new = {**copy.deepcopy(old), "status": new.get("status") or {}}
+        elif _resource_of(at) in _WITH_STATUS:
+            new["status"] = copy.deepcopy(old.get("status") or {})
+        if new == old:
+            return msgspec.json.encode(old)
+        if "deletionTimestamp" in old["metadata"]:
+            added = set(new["metadata"].get("finalizers") or ()) - set(old["metadata"].get("finalizers") or ())
+            if added:
+                message = f"metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers {sorted(added)}"
+                raise InvalidError(422, "Invalid", message)
+        if _resource_of(at) in _WITH_GENERATION and new.get("spec") != old.get("spec"):
+            new["metadata"]["generation"] += 1
+        if _is_gone(new):
+            return self._remove(at)
+        return self._store(at, new, "MODIFIED")
+
+    def _check_preconditions(self, at: str, old: JSON, given: Mapping[str, Any], *, is_patch: bool) -> None:
+        name = at.rpartition("/")[2]
+        if (version := given.get("resourceVersion")) and version != old["metadata"]["resourceVersion"]:
+            message = f"Operation cannot be fulfilled on {_resource_of(at)} {name!r}: the object has been modified"
+            raise ConflictError(409, "Conflict", message)
+        if (uid := given.get("uid")) and uid != old["metadata"]["uid"]:
+            if is_patch:
+                raise InvalidError(422, "Invalid", f"metadata.uid: Invalid value: {uid!r}: field is immutable")
+            raise ConflictError(409, "Conflict", f"Precondition failed: UID in precondition: {uid}")
+        if given.get("name", name) != name:
+            raise BadRequestError(400, "BadRequest", "the name of the object does not match the name on the URL")
+
+    def _store(self, at: str, new: JSON, kind: str) -> bytes:
+        new["metadata"]["resourceVersion"] = str(next(self._versions))
+        self._objects[at] = new
+        raw = msgspec.json.encode(new)
+        self._tell(ObjectChange(kind, _resource_of(at), raw))
+        return raw
+
+    def _remove(self, at: str) -> bytes:
+        gone = self._objects.pop(at)
+        gone["metadata"]["resourceVersion"] = str(next(self._versions))
+        raw = msgspec.json.encode(gone)
+        self._tell(ObjectChange("DELETED", _resource_of(at), raw))
+        return raw
+
+    def _tell(self, change: ObjectChange) -> None:
+        self.changes.append(change)
+        self.on_change()
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """RFC 7386."""
+    if not isinstance(patch, Mapping):
+        return copy.deepcopy(patch)
+    result = copy.deepcopy(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = merged(result.get(name), value)
+    return result
+
+
+def _is_gone(new: JSON) -> bool:
+    about = new["metadata"]
+    waits = about.get("deletionGracePeriodSeconds", 0) != 0
+    return "deletionTimestamp" in about and not about.get("finalizers") and not waits
+
+
+def _grace_of(pod: JSON, asked: int | None) -> int:
+    """How long a pod stays for its kubelet: not at all if it has none, or is over."""
+    if not pod["spec"].get("nodeName") or (pod.get("status") or {}).get("phase") in _OVER:
+        return 0
+    seconds: int = pod["spec"].get("terminationGracePeriodSeconds", 30) if asked is None else asked
+    return seconds
+
+
+def _encoded(found: JSON, *, metadata_only: bool) -> bytes:
+    return msgspec.json.encode(_metadata_of(found) if metadata_only else found)
+
+
+def _metadata_of(found: JSON) -> JSON:
+    return {"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": found["metadata"]}
+
+
+def _labels_of(selector: str | int | None) -> dict[str, str]:
+    pairs = [part.partition("=") for part in str(selector).split(",")] if selector else []
+    return {name: value for name, _, value in pairs}
+
+
+def _is_in(at: str, collection: str) -> bool:
+    """Of a collection of one namespace, or of all of them."""
+    if at.rpartition("/")[0] == collection:
+        return True
+    prefix, _, plural = collection.rpartition("/")
+    return "/namespaces/" not in collection and at.startswith(f"{prefix}/namespaces/") and _resource_of(at) == plural
+
+
+def _resource_of(path: str) -> str:
+    return path.split("/")[-2]
+
+
+def _namespace_of(path: str) -> str:
+    return path.split("/")[-3]
+
+
+def _text_of(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")

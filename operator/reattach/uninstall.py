@@ -1,0 +1,189 @@
+"""`reattach-operator release`: let go of everything, so that nothing is stuck once nobody is there to take our finalizers off.
+
+The chart runs it before it is uninstalled. TaskRuns that are unfinished stay so, and go on when Reattach is installed again; their pods
+run on meanwhile.
+"""
+
+import argparse
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE
+from reattach.cluster import Cluster, ClusterError, ConflictError, NotFoundError, Reference, paths
+from reattach.pki.certificates import remove
+from reattach.process.options import listed, namespaces_of
+from reattach.runtime.pager import list_references
+
+_PATCHES_AT_ONCE = 8
+_CONFLICTS_MAX = 10
+_NAMED_MAX = 5
+
+_log = logging.getLogger(__name__)
+
+PathOf = Callable[[str | None, str | None], str]
+
+
+class ReleaseError(Exception):
+    """Not everything could be let go; the message says what is left. Safe to try again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseOptions:
+    """What to let go, and what to stop before. `watch_namespaces` empty: all of them."""
+
+    namespace: str
+    watch_namespaces: tuple[str, ...] = ()
+    deployments: tuple[str, ...] = ()
+    """Deleted first: an operator or a state API that still runs could make what has just been let go."""
+    pod_selector: str = ""
+    """Labels of their pods."""
+    secrets: tuple[str, ...] = ()
+    leases: tuple[str, ...] = ()
+    timeout_seconds: float = 120
+
+
+def add_release_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `release`."""
+    add = parser.add_argument
+    add("--deployments", default="", help="Deployments in --namespace to delete first, separated by commas")
+    add("--pod-selector", default="", help="label selector of their pods, waited for until they are gone")
+    add("--secrets", default="", help="Secrets in --namespace to delete at the end, separated by commas")
+    add("--leases", default="", help="Leases in --namespace to delete at the end, separated by commas")
+    add("--timeout-seconds", type=float, default=120, help="how long the pods may take to end (%(default)s)")
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """The command; the answer is the process's exit code."""
+    options = ReleaseOptions(
+        namespace=arguments.namespace,
+        watch_namespaces=namespaces_of(arguments),
+        deployments=listed(arguments.deployments),
+        pod_selector=arguments.pod_selector,
+        secrets=listed(arguments.secrets),
+        leases=listed(arguments.leases),
+        timeout_seconds=arguments.timeout_seconds,
+    )
+    try:
+        async with await Cluster.connect(arguments.kubeconfig) as cluster:
+            await stop_and_release(cluster, options)
+    except (ReleaseError, ClusterError) as error:
+        _log.critical("%s", error)
+        return 1
+    return 0
+
+
+async def stop_and_release(cluster: Cluster, options: ReleaseOptions) -> None:
+    """Stop, let go, clean up. Raises `ReleaseError` and `ClusterError`; safe to repeat."""
+    await stop(cluster, options)
+    await release(cluster, options.watch_namespaces)
+    await remove(cluster, options.namespace, *options.secrets)
+    for name in options.leases:
+        await _delete(cluster, paths.leases(options.namespace, name))
+
+
+async def stop(cluster: Cluster, options: ReleaseOptions) -> None:
+    """Delete the Deployments, and wait for the end of their pods. `ReleaseError` if one outlasts the time.
+
+    Deleted, not scaled to nothing: `helm rollback` makes them anew, while a number of replicas that we wrote would be a conflict to it.
+    """
+    for name in options.deployments:
+        await _delete(cluster, paths.deployments(options.namespace, name), "Foreground")  # gone once its pods are
+    loop = asyncio.get_running_loop()
+    end = loop.time() + options.timeout_seconds
+    while left := await _running(cluster, options):
+        if loop.time() > end:
+            seconds = f"{options.timeout_seconds:g} s"
+            raise ReleaseError(f"nothing was let go, since these did not end within {seconds}: {', '.join(left)}")
+        await asyncio.sleep(0.5)
+
+
+async def _running(cluster: Cluster, options: ReleaseOptions) -> list[str]:
+    """What is left of the Deployments and their pods. A Deployment that is there yet may make another pod."""
+    left = []
+    for name in options.deployments:
+        try:
+            await cluster.get(paths.deployments(options.namespace, name), metadata_only=True)
+        except NotFoundError:
+            continue
+        left.append(f"deployment {name}")
+    if options.pod_selector:
+        pods, _ = await list_references(cluster, paths.pods(options.namespace), labelSelector=options.pod_selector)
+        left += [f"pod {pod.name}" for pod in pods]
+    return left
+
+
+async def release(cluster: Cluster, namespaces: Sequence[str]) -> int:
+    """Take our finalizers off every TaskRun, pod and state; `namespaces` empty: everywhere. The number of objects let go.
+
+    Also off those that lost our labels, which people may remove. Nothing else of them is changed. An object that can't be changed keeps no
+    other from being released; at the end `ReleaseError` names it. Raises `ClusterError` if a collection can't be listed.
+    """
+    kinds: tuple[tuple[str, PathOf, str], ...] = (
+        ("TaskRuns", paths.taskruns, FINALIZER_EXTERNAL_JOBS),
+        ("pods", paths.pods, FINALIZER_ATTEMPT),
+        ("states", paths.configmaps, FINALIZER_STATE),
+    )
+    total, failures = 0, list[str]()
+    for what, path_of, finalizer in kinds:
+        count = 0
+        for namespace in namespaces or (None,):
+            released, failed = await _release_all(cluster, namespace, path_of, finalizer)
+            count += released
+            failures += failed
+        _log.info("Let go of %s %s.", count, what)
+        total += count
+    if failures:
+        raise ReleaseError(f"{len(failures)} objects keep their finalizers: {'; '.join(failures[:_NAMED_MAX])}")
+    return total
+
+
+async def _release_all(
+    cluster: Cluster, namespace: str | None, path_of: PathOf, finalizer: str
+) -> tuple[int, list[str]]:
+    """Return how many objects were released, and why others were not."""
+    gate = asyncio.Semaphore(_PATCHES_AT_ONCE)
+
+    async def let_go(found: Reference) -> None:
+        async with gate:
+            await _remove_finalizer(cluster, path_of(found.namespace, found.name), found, finalizer)
+
+    try:
+        found, _ = await list_references(cluster, path_of(namespace, None))
+    except NotFoundError:  # the kind, after the CRD was deleted
+        return 0, []
+    held = [each for each in found if finalizer in each.finalizers]
+    results = await asyncio.gather(*(let_go(each) for each in held), return_exceptions=True)
+    failures = []
+    for each, result in zip(held, results, strict=True):
+        if isinstance(result, ReleaseError | ClusterError):
+            failures.append(f"{each.namespace}/{each.name}: {result}")
+        elif result is not None:
+            raise result
+    return len(held) - len(failures), failures
+
+
+async def _remove_finalizer(cluster: Cluster, path: str, found: Reference, finalizer: str) -> None:
+    for _ in range(_CONFLICTS_MAX):
+        left = [name for name in found.finalizers if name != finalizer]
+        patch = {"metadata": {"resourceVersion": found.resource_version, "finalizers": left}}
+        try:
+            await cluster.merge_patch(path, patch)
+        except NotFoundError:
+            return
+        except ConflictError:
+            try:
+                found = await cluster.get_reference(path)
+            except NotFoundError:
+                return
+        else:
+            return
+    raise ReleaseError(f"the finalizer {finalizer} of {path} could not be removed: somebody keeps changing the object")
+
+
+async def _delete(cluster: Cluster, path: str, propagation_policy: str | None = None) -> None:
+    try:
+        await cluster.delete(path, propagation_policy=propagation_policy)
+    except NotFoundError:
+        return

@@ -1,0 +1,107 @@
+"""A whole life that is held, told, answered and followed by `kubectl reattach` alone: the real operator, state API and API server."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from cli_session import Person, grant
+from controlplane import ControlPlane
+from operator_process import Kubelet, Operators, Stage, kubelet_of, stage_of
+from stateapi import Servers
+from taskscripts import Tasks, evicted
+from waiting import wait_until
+
+SLOW = 150
+FAST = {"initialSeconds": 1, "jitterPercent": 0}
+
+
+@pytest.fixture(scope="module")
+def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
+    with kubelet_of(control_plane) as kubelet:
+        yield kubelet
+
+
+@pytest.fixture(scope="module")
+def stage(control_plane: ControlPlane, kubelet: Kubelet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    operators = Operators(control_plane, tmp_path_factory.mktemp("operators"))
+    with stage_of(control_plane, operators, kubelet) as stage:
+        yield stage
+    operators.stop()
+
+
+@pytest.fixture(scope="module")
+def tasks(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tasks]:
+    servers = Servers(control_plane, tmp_path_factory.mktemp("state-api"))
+    yield Tasks(control_plane, servers.start())
+    servers.stop()
+
+
+@pytest.fixture(scope="module")
+def person(control_plane: ControlPlane, stage: Stage) -> Person:
+    return grant(control_plane, stage.namespace, "edit")
+
+
+def wait_until_held(person: Person, name: str) -> None:
+    assert person("wait", name, "--timeout", f"{SLOW}s").code == 5
+
+
+@pytest.mark.parametrize(
+    "flags, decision",
+    [(["--adopt", "job-7"], "Reattach"), (["--resubmit"], "Submit")],
+    ids=["adopted", "resubmitted"],
+)
+def test_a_held_submission_is_told_answered_and_goes_on(
+    stage: Stage, tasks: Tasks, person: Person, flags: list[str], decision: str
+) -> None:
+    name = f"told-{decision.lower()}"
+    stage.run(name, lambda attempt: tasks.ask if attempt == 1 else tasks.finish)
+    wait_until_held(person, name)
+    story = person("explain", name)
+    assert story.out.startswith(f"{name} is held: a person must decide.\n")
+    assert "the other side can't be looked into" in story.out
+    [command] = [line for line in story.out.splitlines() if flags[0] in line]
+    words = command.strip().replace("HANDLE", flags[-1]).split()
+    assert words[:2] == ["kubectl", "reattach"]
+    answered = person(*words[2:])
+    assert answered.code == 0, answered.err
+    assert person("wait", name, "--for", "outcome", "--timeout", f"{SLOW}s").code == 0
+    assert tasks.answers[name, 2]["decision"] == decision
+    end = person("explain", name)
+    assert end.out.startswith(f"{name} succeeded ")
+    assert "What you can do" not in end.out
+    assert person("resolve", name, *flags).code == 1
+
+
+def test_a_held_submission_is_answered_with_the_end(stage: Stage, tasks: Tasks, person: Person) -> None:
+    stage.run("told-fail", lambda _: tasks.ask)
+    wait_until_held(person, "told-fail")
+    assert person("resolve", "told-fail", "--fail").code == 0
+    said = person("wait", "told-fail", "--for", "outcome", "--timeout", f"{SLOW}s")
+    assert (said.code, "FailedByResolution" in said.out) == (0, True)
+    assert person("wait", "told-fail").code == 3
+
+
+def test_a_budget_is_granted_once_more(stage: Stage, tasks: Tasks, person: Person) -> None:
+    first = tasks.submit_and(evicted)
+    retry = {"budgets": {"disruption": 0}, "backoff": FAST}
+    stage.run("told-budget", lambda attempt: first if attempt == 1 else tasks.finish, retry=retry)
+    wait_until_held(person, "told-budget")
+    assert "job-1 (load) goes on over there" in person("explain", "told-budget").out
+    assert person("resolve", "told-budget", "--continue").code == 0
+    assert person("wait", "told-budget", "--for", "outcome", "--timeout", f"{SLOW}s").code == 0
+    assert tasks.answers["told-budget", 2]["decision"] == "Reattach"
+
+
+def test_a_deleted_run_with_an_unresolved_intent_is_let_go(stage: Stage, tasks: Tasks, person: Person) -> None:
+    def intend_and_stay(containers: object) -> None:
+        containers.run()  # type: ignore[attr-defined]
+        tasks.intended(containers)  # type: ignore[arg-type]
+
+    stage.run("let-go", lambda _: intend_and_stay)
+    wait_until(lambda: "Intended" in person("explain", "let-go").out, seconds=SLOW, what="the intent is stored")
+    stage.control_plane.call("DELETE", f"/apis/reattach.dev/v1alpha1/namespaces/{stage.namespace}/taskruns/let-go")
+    wait_until(lambda: "being deleted, and held" in person("explain", "let-go").out, seconds=SLOW, what="it is held")
+    said = person("release", "let-go", "--yes")
+    assert said.code == 0, said.err
+    assert "load, generation 1: handle not known (Intended)" in said.out
+    wait_until(lambda: "There is no TaskRun" in person("explain", "let-go").err, seconds=SLOW, what="it is gone")

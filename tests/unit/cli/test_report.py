@@ -1,0 +1,366 @@
+"""What `explain` tells, word by word, for every situation that a TaskRun can be in.
+
+The texts are in `stories/`; after a wanted change `REATTACH_WRITE_STORIES=1 pytest tests/unit/cli` writes them anew, to be read in the diff.
+"""
+
+import os
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from builders import SEALED, START, ATaskRun, a_pod, a_state, a_taskrun, at
+from reattach.api.objects import Condition
+from reattach.api.reasons import SENTENCES, Reason
+from reattach.api.state import JobOrigin, JobState, JobSummary, Seal, SealPurpose
+from reattach.api.taskrun import Charged, Counts, ExternalJobStatus
+from reattach.cli.explain import lines_of
+from reattach.cli.report import story_of
+from reattach.cli.snapshot import Event, Snapshot
+from reattach.cli.text import Paint
+from reattach.planner.holds import TO_ANSWER
+
+STORIES = Path(__file__).parent / "stories"
+NOW = at(600)
+
+
+def shows(
+    taskrun: ATaskRun, reason: Reason, message: str | None = None, status: str = "Unknown", **fields: Any
+) -> ATaskRun:
+    condition = Condition(type="Succeeded", status=status, reason=reason, message=message or SENTENCES[reason])
+    return taskrun.with_status(conditions=(condition,), **fields)
+
+
+def held(taskrun: ATaskRun, reason: Reason, message: str | None = None) -> ATaskRun:
+    shown = shows(taskrun, reason, message).status.conditions
+    hold = Condition(type="Held", status="True", reason=reason, message=message or SENTENCES[reason])
+    return taskrun.with_status(conditions=(*shown, hold))
+
+
+def over(taskrun: ATaskRun, outcome: str, reason: Reason, **fields: Any) -> ATaskRun:
+    value = "True" if outcome == "Succeeded" else "False"
+    return shows(taskrun, reason, status=value, outcome=outcome, start_time=START, completion_time=at(300), **fields)
+
+
+def a_job(key: str = "load", **fields: Any) -> JobSummary:
+    generation = fields.pop("generation", 1)
+    state = fields.pop("state", JobState.ACTIVE)
+    defaults = {"adapter": "ray", "handle": "raysubmit_7", "submitted_time": at(3), "submitted_by_attempt": 1}
+    defaults |= {"origin": JobOrigin.SUBMITTED} if fields.get("handle", "x") else {}
+    return JobSummary(key=key, generation=generation, state=state, **{**defaults, **fields})
+
+
+def an_intent(key: str = "load", **fields: Any) -> JobSummary:
+    nothing = {"handle": None, "submitted_time": None, "origin": None}
+    return a_job(key, **{"state": JobState.INTENDED, **nothing, **fields})
+
+
+def see(taskrun: ATaskRun, *jobs: JobSummary, now: datetime = NOW, **more: Any) -> Snapshot:
+    state = more.pop("state", None)
+    if jobs:
+        state = msgspec.structs.replace(state or a_state(1), jobs=jobs)
+    return Snapshot(taskrun=taskrun.build(), state=state, now=now, **more)
+
+
+def tried_once(**spec: Any) -> ATaskRun:
+    """Its first attempt was evicted."""
+    return a_taskrun(retry={"budgets": {"application": 2}}, **spec).with_failed_attempt(1, "Disruption", "disruption")
+
+
+def answer(**fields: Any) -> dict[str, Any]:
+    return {"held": "SubmissionUnknown", "key": "load", "generation": 1, **fields}
+
+
+def just_created() -> Snapshot:
+    return see(a_taskrun(), now=at(5))
+
+
+def never_looked_at() -> Snapshot:
+    return see(a_taskrun())
+
+
+def managed_by_another() -> Snapshot:
+    return see(a_taskrun(managedBy="kueue.x-k8s.io/multikueue"))
+
+
+def image_that_can_not_be_pulled() -> Snapshot:
+    message = "The container task does not start (ImagePullBackOff): Back-off pulling image."
+    return see(shows(a_taskrun().with_attempt(1, node="node-1"), Reason.PENDING, message))
+
+
+def gated() -> Snapshot:
+    return see(shows(a_taskrun().with_attempt(1), Reason.WAITING_FOR_GATES))
+
+
+def no_room_in_the_quota() -> Snapshot:
+    message = (
+        f"{SENTENCES[Reason.QUOTA_EXCEEDED]} exceeded quota: compute, requested: pods=1, used: pods=5, limited: pods=5"
+    )
+    return see(shows(a_taskrun(), Reason.QUOTA_EXCEEDED, message))
+
+
+def pod_name_taken() -> Snapshot:
+    return see(shows(tried_once(), Reason.POD_NAME_TAKEN))
+
+
+def running_first_attempt() -> Snapshot:
+    return see(shows(a_taskrun().with_attempt(1, node="node-1"), Reason.RUNNING, "Attempt 1 is running."), now=at(90))
+
+
+def running_and_reattached() -> Snapshot:
+    counts = Counts(attempts=2, charged=Charged(disruption=1), submissions=1, reattachments=1)
+    taskrun = shows(tried_once().with_attempt(2, node="node-2"), Reason.RUNNING, "Attempt 2 is running.", counts=counts)
+    events = (
+        Event(
+            time=at(3),
+            type="Normal",
+            reason="Submitted",
+            message="External job load (handle raysubmit_7) was submitted.",
+        ),
+        Event(time=at(4), type="Warning", reason="AttemptFailed", message="Attempt 1 ended by Disruption."),
+    )
+    return see(taskrun, a_job(url="http://ray.example:8265/#/jobs/raysubmit_7"), events=events)
+
+
+def running_with_its_completion_recorded() -> Snapshot:
+    taskrun = shows(a_taskrun().with_attempt(1, node="node-1"), Reason.RUNNING, "Attempt 1 is running.")
+    return see(taskrun, state=a_state(1, completed_by=1))
+
+
+def backing_off_with_a_job() -> Snapshot:
+    return see(shows(tried_once(), Reason.BACKING_OFF, next_attempt_time=at(640)), a_job())
+
+
+def backing_off_with_an_unresolved_intent() -> Snapshot:
+    return see(shows(tried_once(), Reason.BACKING_OFF, next_attempt_time=at(640)), an_intent())
+
+
+def held_for_an_unknown_submission() -> Snapshot:
+    message = "no look-up, and attempt 1 may be frozen: its end is presumed"
+    how = f"{TO_ANSWER}kubectl reattach resolve nightly --adopt HANDLE | --resubmit | --fail."
+    said = f"{SENTENCES[Reason.SUBMISSION_UNKNOWN]} External job load (no handle known): {message}.{how}"
+    return see(held(tried_once(), Reason.SUBMISSION_UNKNOWN, said), an_intent(held=True, holds=1, message=message))
+
+
+def held_for_a_job_that_is_not_found() -> Snapshot:
+    job = a_job(state=JobState.NOT_FOUND, held=True, holds=1, message="ray does not know raysubmit_7")
+    return see(held(tried_once(), Reason.SUBMISSION_UNKNOWN), job)
+
+
+def held_for_two_jobs_while_a_third_runs() -> Snapshot:
+    jobs = [an_intent("load/eu", held=True, holds=1), an_intent("load us", held=True, holds=1), a_job("prepare")]
+    return see(held(tried_once(), Reason.SUBMISSION_UNKNOWN), *jobs)
+
+
+def held_a_second_time() -> Snapshot:
+    taskrun = tried_once(resolutions=[answer(action="Resubmit")])
+    return see(held(taskrun, Reason.SUBMISSION_UNKNOWN), an_intent(held=True, holds=2))
+
+
+def held_and_answered() -> Snapshot:
+    taskrun = tried_once(resolutions=[answer(action="Adopt", handle="raysubmit_9")])
+    return see(held(taskrun, Reason.SUBMISSION_UNKNOWN), an_intent(held=True, holds=1))
+
+
+def held_for_a_lost_state() -> Snapshot:
+    taskrun = held(tried_once().with_state(), Reason.STATE_LOST)
+    taskrun = taskrun.with_status(
+        external_jobs=(ExternalJobStatus(key="load", generation=1, state="Active", handle="raysubmit_7"),)
+    )
+    return see(taskrun, state_note="The state of load was deleted by force.")
+
+
+def held_for_an_exhausted_budget() -> Snapshot:
+    counts = Counts(attempts=22, charged=Charged(disruption=21), submissions=1, reattachments=20)
+    return see(held(tried_once(), Reason.BUDGET_EXHAUSTED).with_status(counts=counts), a_job())
+
+
+def granted_once_more_and_used_up_again() -> Snapshot:
+    counts = Counts(attempts=43, charged=Charged(disruption=42), submissions=1, reattachments=41)
+    taskrun = tried_once(resolutions=[{"held": "BudgetExhausted", "action": "Continue"}])
+    return see(held(taskrun, Reason.BUDGET_EXHAUSTED).with_status(counts=counts), a_job())
+
+
+def held_for_a_state_that_can_not_be_read() -> Snapshot:
+    taskrun = held(tried_once().with_state(), Reason.STATE_UNREADABLE)
+    return see(
+        taskrun, state_note="The state of load can't be read: the state must have formatVersion '1'; it has '2'."
+    )
+
+
+def restored_from_a_backup() -> Snapshot:
+    return see(held(a_taskrun(), Reason.RESTORED))
+
+
+def being_cancelled() -> Snapshot:
+    taskrun = shows(a_taskrun(cancel=True).with_attempt(1, node="node-1"), Reason.RUNNING, "Attempt 1 is running.")
+    return see(taskrun, a_job(), pods=(a_pod(1).running().build(),))
+
+
+def failed_for_good_and_held() -> Snapshot:
+    taskrun = held(a_taskrun().with_failed_attempt(1), Reason.SUBMISSION_UNKNOWN)
+    return see(taskrun, an_intent(), state=msgspec.structs.replace(a_state(1), seal=SEALED))
+
+
+def being_deleted_and_held() -> Snapshot:
+    about = {
+        "deletionTimestamp": at(590).isoformat(),
+        "finalizers": ["reattach.dev/external-jobs", "example.com/audit"],
+    }
+    taskrun = held(tried_once(), Reason.SUBMISSION_UNKNOWN).with_metadata(**about)
+    state = msgspec.structs.replace(a_state(1), seal=Seal(through_attempt=1, purpose=SealPurpose.END))
+    return see(taskrun, an_intent(), state=state)
+
+
+def being_deleted() -> Snapshot:
+    about = {
+        "deletionTimestamp": at(590).isoformat(),
+        "finalizers": ["reattach.dev/external-jobs", "example.com/audit"],
+    }
+    return see(shows(tried_once(), Reason.BACKING_OFF).with_metadata(**about), a_job())
+
+
+def being_cancelled_with_an_unresolved_intent() -> Snapshot:
+    taskrun = shows(a_taskrun(cancel=True).with_attempt(1, node="node-1"), Reason.RUNNING, "Attempt 1 is running.")
+    return see(taskrun, an_intent(), a_job("prepare"))
+
+
+def succeeded() -> Snapshot:
+    counts = Counts(attempts=2, charged=Charged(disruption=1), submissions=2, reattachments=1, duplicates_averted=1)
+    taskrun = tried_once().with_attempt(
+        2, node="node-2", finish_time=at(300), end="Reported", cause="Succeeded", reason="Completed", exit_code=0
+    )
+    taskrun = over(taskrun, "Succeeded", Reason.SUCCEEDED, counts=counts, result='{"rows_written":4211}')
+    report = a_job("report", state=JobState.ACTIVE, handle="raysubmit_8", detached=True)
+    final = ExternalJobStatus(key="report", generation=1, state="Detached", handle="raysubmit_8")
+    return see(
+        taskrun.with_status(external_jobs=(final,)), a_job(state=JobState.SUCCEEDED, origin=JobOrigin.FOUND), report
+    )
+
+
+def failed() -> Snapshot:
+    message = f"{SENTENCES[Reason.APPLICATION_FAILED]} Attempt 1 ended by Application (Error, exit code 1): ValueError: no rows."
+    taskrun = a_taskrun().with_attempt(
+        1,
+        node="node-1",
+        finish_time=at(300),
+        end="Reported",
+        cause="Application",
+        charged_to="application",
+        reason="Error",
+        exit_code=1,
+        message="ValueError:\n  no \x1b[31mrows",
+    )
+    counts = Counts(attempts=1, charged=Charged(application=1))
+    taskrun = over(taskrun, "Failed", Reason.APPLICATION_FAILED, counts=counts)
+    condition = msgspec.structs.replace(taskrun.status.conditions[0], message=message)
+    return see(taskrun.with_status(conditions=(condition,)))
+
+
+def cancelled_and_orphaned() -> Snapshot:
+    left = ExternalJobStatus(key="load", generation=1, state="Orphaned", handle="raysubmit_7", adapter="ray")
+    taskrun = a_taskrun(cancel=True).with_attempt(
+        1, finish_time=at(300), end="Presumed", cause="Stopped", reason="Cancelled"
+    )
+    return see(over(taskrun, "Cancelled", Reason.CANCELLED).with_status(external_jobs=(left,)), a_job())
+
+
+def every_way_to_know_a_job() -> Snapshot:
+    jobs = [
+        a_job(origin.value.lower(), origin=origin, handle=f"h{number}")
+        for number, origin in enumerate(JobOrigin, start=1)
+    ]
+    again = a_job("twice", generation=2, handle="h8", strays=("h9", "h10"))
+    return see(shows(a_taskrun().with_attempt(1, node="n"), Reason.RUNNING, "Attempt 1 is running."), *jobs, again)
+
+
+def a_long_life() -> Snapshot:
+    taskrun = a_taskrun().with_failed_attempt(41).with_failed_attempt(42, "NeverStarted", "neverStarted")
+    return see(shows(taskrun, Reason.BACKING_OFF, next_attempt_time=at(5)))
+
+
+def little_may_be_seen() -> Snapshot:
+    taskrun = shows(tried_once(), Reason.BACKING_OFF, next_attempt_time=at(640))
+    status = ExternalJobStatus(key="load", generation=1, state="Active", handle="raysubmit_7", adapter="ray")
+    note = 'ann lacks the right to get configmaps in namespace data; the ClusterRole "view" has it, ask who administers the namespace.'
+    return see(taskrun.with_status(external_jobs=(status,)), state_note=f"The state: {note}")
+
+
+SITUATIONS: list[Callable[[], Snapshot]] = [
+    just_created,
+    never_looked_at,
+    managed_by_another,
+    image_that_can_not_be_pulled,
+    gated,
+    no_room_in_the_quota,
+    pod_name_taken,
+    running_first_attempt,
+    running_and_reattached,
+    running_with_its_completion_recorded,
+    backing_off_with_a_job,
+    backing_off_with_an_unresolved_intent,
+    held_for_an_unknown_submission,
+    held_for_a_job_that_is_not_found,
+    held_for_two_jobs_while_a_third_runs,
+    held_a_second_time,
+    held_and_answered,
+    held_for_a_lost_state,
+    held_for_an_exhausted_budget,
+    granted_once_more_and_used_up_again,
+    held_for_a_state_that_can_not_be_read,
+    restored_from_a_backup,
+    being_cancelled,
+    failed_for_good_and_held,
+    being_deleted_and_held,
+    being_deleted,
+    being_cancelled_with_an_unresolved_intent,
+    succeeded,
+    failed,
+    cancelled_and_orphaned,
+    every_way_to_know_a_job,
+    a_long_life,
+    little_may_be_seen,
+]
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__)
+def test_the_story_is_told_as_it_is_written_down(situation: Callable[[], Snapshot]) -> None:
+    seen = situation()
+    text = "\n".join(lines_of(story_of(seen), seen.now)) + "\n"
+    file = STORIES / f"{situation.__name__}.txt"
+    if os.environ.get("REATTACH_WRITE_STORIES"):
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+def test_no_story_is_left_over() -> None:
+    assert {file.stem for file in STORIES.iterdir()} == {one.__name__ for one in SITUATIONS}
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__)
+def test_colours_change_nothing_but_colours(situation: Callable[[], Snapshot]) -> None:
+    seen = situation()
+    coloured = "\n".join(lines_of(story_of(seen), seen.now, Paint(on=True)))
+    plain = coloured
+    for code in ("\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[36m"):
+        plain = plain.replace(code, "")
+    assert "\x1b" in coloured
+    assert plain.splitlines() == lines_of(story_of(seen), seen.now)
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__)
+def test_a_story_can_be_told_to_programs(situation: Callable[[], Snapshot]) -> None:
+    story = story_of(situation())
+    assert msgspec.json.decode(msgspec.json.encode(story), type=type(story)) == story
+
+
+def test_who_is_held_without_an_answer_is_told_a_command_for_each_answer() -> None:
+    commands = [way.command for way in story_of(held_for_an_unknown_submission()).ways]
+    assert commands == [
+        "kubectl reattach resolve load -n data --key load --generation 1 --adopt HANDLE",
+        "kubectl reattach resolve load -n data --key load --generation 1 --resubmit",
+        "kubectl reattach resolve load -n data --key load --generation 1 --fail",
+    ]

@@ -1,0 +1,119 @@
+"""The work queue and the heap of delays."""
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reattach.runtime.workqueue import DelayingHeap, Key, WorkQueue
+
+A, B, C = (Key("default", name) for name in "abc")
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TestDelays:
+    def test_what_is_due_comes_out_earliest_first(self) -> None:
+        delays = DelayingHeap()
+        for key, at in ((A, 3.0), (B, 1.0), (C, 9.0)):
+            delays.set(key, at)
+        assert delays.pop_due(5.0) == [B, A]
+        assert delays.next_at() == 9.0
+
+    def test_a_later_time_replaces_an_earlier_one(self) -> None:
+        delays = DelayingHeap()
+        delays.set(A, 1.0)
+        delays.set(A, 5.0)
+        assert delays.pop_due(4.0) == []
+        assert delays.pop_due(5.0) == [A]
+
+    def test_an_earlier_time_replaces_a_later_one_and_comes_once(self) -> None:
+        delays = DelayingHeap()
+        for at in (5.0, 1.0, 5.0, 1.0):
+            delays.set(A, at)
+        assert delays.pop_due(10.0) == [A]
+        assert len(delays) == 0
+
+    def test_a_dropped_key_does_not_come(self) -> None:
+        delays = DelayingHeap()
+        delays.set(A, 1.0)
+        delays.drop(A)
+        assert delays.pop_due(10.0) == []
+        assert delays.next_at() is None
+
+    @given(st.lists(st.tuples(st.sampled_from([A, B, C]), st.none() | st.integers(0, 20)), max_size=300))
+    def test_it_is_a_map_with_a_sorted_view(self, steps: list[tuple[Key, int | None]]) -> None:
+        delays, model = DelayingHeap(), dict[Key, float]()
+        for key, at in steps:
+            if at is None:
+                delays.drop(key)
+                model.pop(key, None)
+            else:
+                delays.set(key, at)
+                model[key] = at
+            assert delays.next_at() == (min(model.values()) if model else None)
+            assert len(delays._heap) <= 2 * len(model) + 65
+        assert sorted(delays.pop_due(10)) == sorted(key for key, at in model.items() if at <= 10)
+        assert len(delays) == sum(at > 10 for at in model.values())
+
+
+class TestWorkQueue:
+    async def test_a_key_marked_often_is_handed_out_once(self) -> None:
+        queue = WorkQueue()
+        for key in (A, B, A, A):
+            queue.mark(key)
+        assert [await queue.get(), await queue.get()] == [A, B]
+        assert queue.depth == 0
+
+    async def test_a_key_is_never_handed_out_while_it_is_worked_on(self) -> None:
+        queue = WorkQueue()
+        queue.mark(A)
+        assert await queue.get() == A
+        queue.mark(A)
+        queue.mark(B)
+        assert await queue.get() == B
+        waiting = asyncio.ensure_future(queue.get())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        queue.done(A)
+        assert await waiting == A
+
+    async def test_what_was_not_marked_again_does_not_come_again(self) -> None:
+        queue = WorkQueue()
+        queue.mark(A)
+        await queue.get()
+        queue.done(A)
+        assert queue.depth == 0
+
+    async def test_a_delayed_key_comes_when_its_time_has_come(self) -> None:
+        clock = Clock()
+        queue = WorkQueue(clock)
+        queue.mark_at(A, clock.now + 1000)
+        delays = asyncio.ensure_future(queue.run_delays())
+        await asyncio.sleep(0)
+        assert queue.depth == 0
+        assert queue.delayed == 1
+        clock.now += 1000
+        queue.mark_at(B, clock.now)  # wakes it, as the clock's next look would
+        assert {await queue.get(), await queue.get()} == {A, B}
+        delays.cancel()
+
+    async def test_the_age_is_that_of_the_key_that_waits_longest(self) -> None:
+        clock = Clock()
+        queue = WorkQueue(clock)
+        queue.mark(A)
+        clock.now += 5
+        queue.mark(B)
+        clock.now += 2
+        queue.mark(A)
+        assert queue.oldest_age() == 7
+        await queue.get()
+        assert queue.oldest_age() == 2

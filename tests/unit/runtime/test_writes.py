@@ -1,0 +1,230 @@
+"""What is written, how fast, and what refusals mean."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane import CRD
+from reattach.api.objects import ObjectMeta
+from reattach.api.reasons import EventReason, Reason
+from reattach.cluster import (
+    BadRequestError,
+    Cluster,
+    ClusterError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    TooManyRequestsError,
+    UnavailableError,
+)
+from reattach.cluster.errors import error_of
+from reattach.planner.plan import EmitEvent, PodRejectionKind
+from reattach.runtime.event_recorder import _REMEMBERED_MAX, NOTE_MAX, EventRecorder, event_of
+from reattach.runtime.mergepatch import merge_patch_of
+from reattach.runtime.metrics import OperatorMetrics
+from reattach.runtime.writer import NotLeadingError, RateLimiter, Writer
+from reattach.taskrun.executor import kind_of
+from reattach.taskrun.schema import missing_from
+
+JSON = dict[str, Any]
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+ABOUT = ObjectMeta(name="load", namespace="default", uid="u1")
+
+documents = st.recursive(
+    st.booleans() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),
+    lambda inner: st.dictionaries(st.sampled_from("abcd"), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def patched(document: Any, patch: Any) -> Any:
+    """RFC 7386, section 2."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(document) if isinstance(document, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = patched(result.get(name), value)
+    return result
+
+
+class TestMergePatch:
+    @given(st.dictionaries(st.sampled_from("abcd"), documents), st.dictionaries(st.sampled_from("abcd"), documents))
+    def test_the_patch_turns_the_one_into_the_other(self, before: JSON, after: JSON) -> None:
+        assert patched(before, merge_patch_of(before, after)) == after
+
+    def test_only_what_changed_is_in_it(self) -> None:
+        before = {"outcome": "x", "counts": {"attempts": 1, "submissions": 0}, "next": "soon"}
+        after = {"outcome": "x", "counts": {"attempts": 2, "submissions": 0}}
+        assert merge_patch_of(before, after) == {"next": None, "counts": {"attempts": 2}}
+
+    def test_without_a_change_it_is_empty(self) -> None:
+        assert merge_patch_of({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}) == {}
+
+
+class TestPace:
+    def test_a_burst_of_two_seconds_goes_at_once_and_the_rest_waits(self) -> None:
+        pace = RateLimiter(per_second=10, at_once=8, clock=lambda: 0.0)
+        assert [pace.wait_seconds() for _ in range(20)] == [0.0] * 20
+        assert pace.wait_seconds() == pytest.approx(0.1)
+        assert pace.wait_seconds() == pytest.approx(0.2)
+
+    def test_429_closes_it_for_as_long_as_the_server_says_and_halves_the_writes_at_once(self) -> None:
+        pace = RateLimiter(per_second=10, at_once=8, clock=lambda: 0.0)
+        pace.slow_down(7.0)
+        assert pace.wait_seconds() == 7.0
+        assert pace.window == 4
+
+    def test_success_opens_it_again_by_and_by(self) -> None:
+        pace = RateLimiter(per_second=10, at_once=8, clock=lambda: 0.0)
+        pace.slow_down(None)
+        for _ in range(100):
+            pace.speed_up()
+        assert pace.window == 8
+
+    async def test_no_more_than_the_window_write_at_once(self) -> None:
+        pace = RateLimiter(per_second=1000, at_once=3, clock=lambda: 0.0)
+        inside, most = 0, 0
+
+        async def write() -> None:
+            nonlocal inside, most
+            async with pace.turn():
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(0)
+                inside -= 1
+
+        await asyncio.gather(*(write() for _ in range(20)))
+        assert most == 3
+
+
+class TestWriter:
+    async def test_a_replica_that_does_not_lead_writes_nothing(self) -> None:
+        class Untouched:
+            """No method: a call fails the test."""
+
+        pace = RateLimiter(per_second=10, at_once=8)
+        writer = Writer(cast("Cluster", Untouched()), pace, lambda: False, OperatorMetrics())
+        with pytest.raises(NotLeadingError):
+            await writer.create("/api/v1/namespaces/a/pods", {})
+
+    async def test_429_slows_it_down_and_is_counted(self) -> None:
+        class Busy:
+            async def create(self, *_: Any, **__: Any) -> bytes:
+                raise TooManyRequestsError(429, "TooManyRequests", "later", retry_after=3.0)
+
+        pace, metrics = RateLimiter(per_second=10, at_once=8), OperatorMetrics()
+        writer = Writer(cast("Cluster", Busy()), pace, lambda: True, metrics)
+        with pytest.raises(TooManyRequestsError):
+            await writer.create("/api/v1/namespaces/a/pods", {})
+        assert pace.window == 4
+        text = metrics.text().decode()
+        assert "reattach_throttled_total 1.0" in text
+        assert 'reattach_writes_total{resource="pods",verb="create"} 1.0' in text
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "error, kind",
+        [
+            (
+                BadRequestError(400, "BadRequest", 'strict decoding error: unknown field "spec.nope"'),
+                PodRejectionKind.INVALID,
+            ),
+            (InvalidError(422, "Invalid", "spec.containers[0].image: Required value"), PodRejectionKind.INVALID),
+            (error_of(400, {}, None), PodRejectionKind.ERROR),  # a proxy's, which is no Status object
+            (error_of(413, {}, None), PodRejectionKind.ERROR),
+            (ForbiddenError(403, "Forbidden", "exceeded quota: q, requested: pods=1"), PodRejectionKind.QUOTA),
+            (ForbiddenError(403, "Forbidden", "failed quota: q: must specify cpu"), PodRejectionKind.FORBIDDEN),
+            (ForbiddenError(403, "Forbidden", 'violates PodSecurity "restricted"'), PodRejectionKind.FORBIDDEN),
+            (InvalidError(422, "Invalid", "ValidatingAdmissionPolicy 'p' denied request"), PodRejectionKind.FORBIDDEN),
+            (BadRequestError(400, "BadRequest", 'admission webhook "w" denied'), PodRejectionKind.FORBIDDEN),
+            (UnavailableError(500, "InternalError", 'failed calling webhook "w"'), PodRejectionKind.ERROR),
+            (ConflictError(409, "Conflict", "the quota changed"), PodRejectionKind.ERROR),
+        ],
+        ids=lambda value: value.value if isinstance(value, PodRejectionKind) else None,
+    )
+    def test_what_the_api_server_says_decides_whether_asking_again_can_help(
+        self, error: ClusterError, kind: PodRejectionKind
+    ) -> None:
+        assert kind_of(error) is kind
+
+
+class TestEvents:
+    def test_the_same_event_has_the_same_name_and_another_has_another(self) -> None:
+        names = [
+            event_of(ABOUT, said, "a", NOW)["metadata"]["name"]
+            for said in (EmitEvent("Ended", "one"), EmitEvent("Ended", "one"), EmitEvent("Ended", "two"))
+        ]
+        assert names[0] == names[1] != names[2]
+
+    def test_a_note_is_cut_at_a_character_not_within_one(self) -> None:
+        note = event_of(ABOUT, EmitEvent("Ended", "ü" * NOTE_MAX), "a", NOW)["note"]
+        assert note == "ü" * (NOTE_MAX // 2)
+
+    def test_one_taskrun_can_announce_but_so_much_in_an_hour(self) -> None:
+        metrics, clock = OperatorMetrics(), [0.0]
+        announcer = EventRecorder(cast("Writer", None), "a", metrics, lambda: clock[0])
+        for number in range(50):
+            announcer.announce(ABOUT, EmitEvent("Ended", f"attempt {number}"))
+        assert announcer._waiting.qsize() == 20
+        assert "reattach_events_dropped_total 30.0" in metrics.text().decode()
+        clock[0] = 3600.0
+        announcer.announce(ABOUT, EmitEvent("Ended", "attempt 51"))
+        assert announcer._waiting.qsize() == 21
+
+    def test_attempts_leave_room_for_what_a_person_must_know(self) -> None:
+        announcer = EventRecorder(cast("Writer", None), "a", OperatorMetrics(), lambda: 0.0)
+        for number in range(50):
+            announcer.announce(ABOUT, EmitEvent(EventReason.ATTEMPT_FAILED, f"attempt {number}"))
+            announcer.announce(ABOUT, EmitEvent(EventReason.REATTACHED, f"attempt {number}"))
+        announcer.announce(ABOUT, EmitEvent(Reason.SUBMISSION_UNKNOWN, "it may have been submitted", warning=True))
+        assert [announcer._waiting.get_nowait()[1]["reason"] for _ in range(16)][-1] == Reason.SUBMISSION_UNKNOWN
+        assert announcer._waiting.empty()
+
+    def test_no_more_is_remembered_than_bounds_allow(self) -> None:
+        clock = [0.0]
+        announcer = EventRecorder(cast("Writer", None), "a", OperatorMetrics(), lambda: clock[0])
+        for number in range(_REMEMBERED_MAX + 50):
+            announcer.announce(msgspec.structs.replace(ABOUT, uid=f"u{number}"), EmitEvent("Ended", "it ended"))
+        assert len(announcer._sent) <= _REMEMBERED_MAX + 1
+        clock[0] = 3600.0
+        announcer.announce(ABOUT, EmitEvent("Ended", "another one"))
+        assert len(announcer._sent) == 1
+
+
+class TestSchema:
+    @pytest.fixture
+    def crd(self) -> JSON:
+        found: JSON = yaml.safe_load(CRD.read_text())
+        return found
+
+    def test_the_crd_of_this_version_has_all_that_is_written(self, crd: JSON) -> None:
+        assert list(missing_from(crd)) == []
+
+    def test_a_field_that_an_older_crd_lacks_is_named(self, crd: JSON) -> None:
+        status = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
+        del status["attempts"]["items"]["properties"]["chargedTo"]
+        del status["counts"]["properties"]["charged"]["properties"]["disruption"]
+        del status["state"]
+        assert list(missing_from(crd)) == [
+            ".status.attempts[].chargedTo",
+            ".status.counts.charged.disruption",
+            ".status.state",
+        ]
+
+    def test_without_the_selectable_field_finished_taskruns_would_never_leave_the_watch(self, crd: JSON) -> None:
+        crd["spec"]["versions"][0]["selectableFields"] = []
+        assert list(missing_from(crd)) == ["the selectable field .status.outcome"]
+
+    def test_a_version_that_is_not_served_is_not_there(self, crd: JSON) -> None:
+        crd["spec"]["versions"][0]["served"] = False
+        assert list(missing_from(crd)) == ["the version v1alpha1"]

@@ -1,0 +1,337 @@
+"""What the reconciler asks and does when what it sees is late, refused, or belongs to nobody any more.
+
+The one fake is the client: it answers from a dictionary of objects, and notes what it was asked.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from reattach.api.names import (
+    ANNOTATION_SUMMARY,
+    FINALIZER_ATTEMPT,
+    FINALIZER_EXTERNAL_JOBS,
+    FINALIZER_STATE,
+    LABEL_TASKRUN,
+)
+from reattach.api.objects import ObjectMeta, OwnerReference, PartialObject, Pod, PodSpec, PodStatus
+from reattach.api.reasons import EventReason, Reason
+from reattach.api.taskrun import TaskRun
+from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, Reference, UnavailableError, paths
+from reattach.planner.decide import decide
+from reattach.planner.plan import EmitEvent, Plan, PodDefaults, ReadState
+from reattach.runtime.event_recorder import EventRecorder
+from reattach.runtime.metrics import OperatorMetrics
+from reattach.runtime.object_store import ObjectStore
+from reattach.runtime.unreadable import UnreadableObjects, reference_of
+from reattach.runtime.workqueue import Key, WorkQueue
+from reattach.taskrun.reconciler import Reconciler, Stores, key_by_label
+from reattach.taskrun.taskrun_store import TaskRunStore
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+KEY = Key("team", "load")
+OLD, NEW = "0ld00-uid", "new00-uid"
+JSON = dict[str, Any]
+
+
+@dataclass
+class FakeClient:
+    """Cluster and writer at once. `refuse` names the paths that are answered with 403; `pause` holds answers back."""
+
+    objects: dict[str, Any] = field(default_factory=dict)
+    refuse: tuple[str, ...] = ()
+    conflicts: int = 0
+    patches: list[JSON] = field(default_factory=list)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    pause: asyncio.Event | None = None
+
+    async def get(self, path: str, **_query: Any) -> bytes:
+        self.asked.append(("GET", path))
+        found = self.objects.get(path)
+        if self.pause is not None:
+            await self.pause.wait()
+        if found is None:
+            raise NotFoundError(404, "NotFound", path)
+        return msgspec.json.encode(found)
+
+    async def create(self, path: str, body: JSON, **_query: Any) -> bytes:
+        self.asked.append(("POST", f"{path}/{body['metadata']['name']}"))
+        about = {"uid": "made", "resourceVersion": "90", **body["metadata"]}
+        return msgspec.json.encode({**body, "metadata": about})
+
+    async def merge_patch(self, path: str, body: JSON, **_query: Any) -> bytes:
+        self.asked.append(("PATCH", path))
+        if path.startswith(self.refuse):
+            raise ForbiddenError(403, "Forbidden", "a policy refuses")
+        if self.conflicts:
+            self.conflicts -= 1
+            raise ConflictError(409, "Conflict", "it has changed")
+        self.patches.append(body)
+        found = msgspec.to_builtins(self.objects.get(path.removesuffix("/status"), {}))
+        return msgspec.json.encode({**found, "metadata": {**found.get("metadata", {}), **body["metadata"]}})
+
+    async def delete(self, path: str, **_options: Any) -> bytes:
+        self.asked.append(("DELETE", path))
+        return b'{"kind": "Status"}'
+
+
+class Scene:
+    """A reconciler over a fake client, with nothing known yet."""
+
+    def __init__(self, *refuse: str) -> None:
+        queue, metrics = WorkQueue(), OperatorMetrics()
+        self.client = FakeClient(refuse=refuse)
+        self.taskruns = TaskRunStore(self.client, (), queue.mark, UnreadableObjects(metrics))  # type: ignore[arg-type]
+        self.pods: ObjectStore[Pod] = ObjectStore(key_by_label, queue.mark)
+        self.states: ObjectStore[PartialObject] = ObjectStore(key_by_label, queue.mark)
+        self.reconciler = Reconciler(
+            cluster=self.client,  # type: ignore[arg-type]
+            writer=self.client,  # type: ignore[arg-type]
+            caches=Stores(taskruns=self.taskruns, pods=self.pods, states=self.states),
+            queue=queue,
+            announcer=SimpleNamespace(announce=lambda *_: None),  # type: ignore[arg-type]
+            decide=decide,
+            settings=lambda: PodDefaults(url="https://state", ca=""),
+            clock=lambda: NOW,
+        )
+
+    def has_taskrun(self, uid: str, version: str = "10", **status: Any) -> None:
+        raw = taskrun(uid, version, **status)
+        self.client.objects[paths.taskruns(*KEY)] = raw
+        if "outcome" not in status:
+            self.is_seen(raw)
+
+    def is_seen(self, raw: JSON) -> None:
+        """The reflector brings it, and kopf's watch tells of it."""
+        found = msgspec.convert(raw, TaskRun)
+        self.taskruns.learn(found)
+        self.taskruns.on_event(reference_of(found.metadata))
+
+    def asked(self, verb: str) -> list[str]:
+        return [path for asked, path in self.client.asked if asked == verb]
+
+
+def taskrun(uid: str, version: str, **status: Any) -> JSON:
+    about = {"name": KEY.name, "namespace": KEY.namespace, "uid": uid, "resourceVersion": version, "generation": 1}
+    return {"metadata": about, "spec": {"template": {"spec": {"containers": [{"name": "task"}]}}}, "status": status}
+
+
+def owned(name: str, uid: str, owner: str | None, finalizer: str, **more: Any) -> ObjectMeta:
+    references = OwnerReference(api_version="reattach.dev/v1alpha1", kind="TaskRun", uid=owner or "", controller=True)
+    return ObjectMeta(
+        name=name,
+        namespace=KEY.namespace,
+        uid=uid,
+        resource_version="3",
+        labels={LABEL_TASKRUN: KEY.name},
+        finalizers=(finalizer,),
+        owner_references=(references,) if owner else (),
+        **more,
+    )
+
+
+def state(owner: str | None, **more: Any) -> PartialObject:
+    return PartialObject(metadata=owned("load-0ld00-state", "cm", owner, FINALIZER_STATE, **more))
+
+
+async def test_a_pod_that_only_the_epoch_tells_of_is_asked_for_before_it_is_called_gone() -> None:
+    scene = Scene()
+    scene.has_taskrun(OLD)
+    summary = {ANNOTATION_SUMMARY: '{"epoch": {"attempt": 1, "podUID": "p1"}}'}
+    scene.states.learn(state(OLD, annotations=summary))
+    pod = paths.pods(KEY.namespace, "load-0ld00-1")
+    scene.client.objects[pod] = Pod(
+        metadata=owned("load-0ld00-1", "p1", OLD, FINALIZER_ATTEMPT),
+        spec=PodSpec(node_name="node"),
+        status=PodStatus(phase="Running"),
+    )
+
+    await scene.reconciler.reconcile(KEY)
+
+    assert pod in scene.asked("GET")
+    assert scene.asked("POST") == []
+    assert [known.metadata.uid for known in scene.pods.of(KEY)] == ["p1"]
+
+
+async def test_a_leftover_that_can_not_be_let_go_of_does_not_keep_a_new_taskrun_waiting() -> None:
+    scene = Scene(paths.configmaps(KEY.namespace))
+    scene.states.learn(state(None))
+    scene.has_taskrun(NEW)
+
+    again = await scene.reconciler.reconcile(KEY)
+
+    assert scene.asked("POST") == [paths.pods(KEY.namespace, "load-new00-1")]
+    assert again is not None
+    assert again > NOW
+
+
+async def test_what_is_left_of_ours_is_let_go_of_though_its_name_is_now_somebody_elses() -> None:
+    scene = Scene()
+    foreign = taskrun(NEW, "20")
+    foreign["spec"]["managedBy"] = "example.com/other"
+    scene.client.objects[paths.taskruns(*KEY)] = foreign
+    scene.is_seen(foreign)
+    scene.pods.learn(lost_pod())
+
+    await scene.reconciler.reconcile(KEY)
+
+    assert scene.asked("PATCH") == [paths.pods(KEY.namespace, "load-0ld00-1")]
+    assert scene.asked("POST") == []
+
+
+async def test_a_state_that_can_not_be_sealed_for_now_is_tried_again_and_no_defect() -> None:
+    scene = Scene()
+    scene.has_taskrun(OLD)
+    scene.reconciler._decide = lambda *_: Plan(actions=(ReadState(),))
+    with pytest.raises(UnavailableError, match="as fast as it is read or sealed"):
+        await scene.reconciler.reconcile(KEY)
+
+
+async def test_a_pod_that_can_not_be_let_go_of_does_not_keep_the_next_attempt_waiting() -> None:
+    scene = Scene(paths.pods(KEY.namespace))
+    ended = {"number": 1, "podName": "load-0ld00-1", "podUID": "p1", "finishTime": NOW - timedelta(hours=1)}
+    charged = {"application": 0, "disruption": 1, "neverStarted": 0, "cleanup": 0}
+    why = {"cause": "Disruption", "chargedTo": "disruption", "end": "Reported"}
+    scene.has_taskrun(OLD, attempts=[{**ended, **why}], counts={"attempts": 1, "charged": charged})
+    scene.pods.learn(
+        Pod(
+            metadata=owned("load-0ld00-1", "p1", OLD, FINALIZER_ATTEMPT),
+            spec=PodSpec(node_name="node"),
+            status=PodStatus(phase="Failed"),
+        )
+    )
+
+    with pytest.raises(ForbiddenError, match="a policy refuses"):
+        await scene.reconciler.reconcile(KEY)
+
+    assert scene.asked("PATCH") == [paths.pods(KEY.namespace, "load-0ld00-1")]
+    assert scene.asked("POST") == [paths.pods(KEY.namespace, "load-0ld00-2")]
+
+
+async def test_a_pod_lost_with_its_node_is_let_go_of_when_its_taskrun_is_gone() -> None:
+    scene = Scene()
+    scene.pods.learn(lost_pod())
+
+    await scene.reconciler.reconcile(KEY)
+
+    assert scene.asked("PATCH") == [paths.pods(KEY.namespace, "load-0ld00-1")]
+
+
+async def test_a_pod_lost_with_its_node_is_let_go_of_when_its_taskrun_is_finished() -> None:
+    scene = Scene()
+    scene.has_taskrun(OLD, outcome="Failed")
+    scene.pods.learn(lost_pod())
+
+    await scene.reconciler.reconcile(KEY)
+
+    assert scene.asked("PATCH") == [paths.pods(KEY.namespace, "load-0ld00-1")]
+
+
+async def test_an_answer_about_an_older_taskrun_does_not_hide_the_one_made_meanwhile() -> None:
+    scene = Scene()
+    scene.is_seen(taskrun(OLD, "5"))
+    scene.taskruns.on_deleted(Reference(*KEY, OLD, "6"))
+    scene.client.pause = asyncio.Event()
+
+    looking = asyncio.create_task(scene.reconciler.reconcile(KEY))
+    await asyncio.sleep(0)
+    scene.has_taskrun(NEW)
+    scene.client.pause.set()
+    await looking
+
+    known = scene.taskruns.known(KEY)
+    assert known is not None
+    assert known.metadata.uid == NEW
+
+
+def lost_pod() -> Pod:
+    """On a node that nobody hears of; somebody deleted it by force three days ago."""
+    about = owned(
+        "load-0ld00-1",
+        "p1",
+        OLD,
+        FINALIZER_ATTEMPT,
+        deletion_timestamp=NOW - timedelta(days=3),
+        deletion_grace_period_seconds=0,
+    )
+    return Pod(metadata=about, spec=PodSpec(node_name="dead"), status=PodStatus(phase="Running"))
+
+
+# -- the end of a TaskRun with external jobs ----------------------------------------------------------------------------
+
+
+def ending(**status: Any) -> JSON:
+    """Cancelled, never begun, with our finalizer and another's."""
+    raw = taskrun(NEW, "10", **status)
+    raw["metadata"]["finalizers"] = ["example.com/theirs", FINALIZER_EXTERNAL_JOBS]
+    raw["spec"]["cancel"] = True
+    return raw
+
+
+async def test_only_our_finalizer_is_taken_off_a_taskrun_and_only_as_it_was_seen() -> None:
+    scene = Scene()
+    scene.client.objects[paths.taskruns(*KEY)] = ending()
+    scene.is_seen(ending())
+    await scene.reconciler.reconcile(KEY)
+    [patch] = scene.client.patches
+    assert patch == {"metadata": {"uid": NEW, "resourceVersion": "10", "finalizers": ["example.com/theirs"]}}
+
+
+async def test_a_taskrun_that_changed_meanwhile_is_looked_at_anew_before_it_is_let_go() -> None:
+    scene = Scene()
+    scene.client.conflicts = 1
+    scene.client.objects[paths.taskruns(*KEY)] = ending()
+    scene.is_seen(ending())
+    await scene.reconciler.reconcile(KEY)
+    assert scene.client.patches == []
+    assert paths.taskruns(*KEY) in scene.asked("GET")
+
+
+async def test_a_state_that_a_person_gave_up_is_named_in_status_no_more_and_none_is_ever_named_by_us() -> None:
+    lost = {"type": "Held", "status": "True", "reason": "StateLost", "message": "lost"}
+    raw = taskrun(NEW, "10", state={"configMap": "gone", "uid": "gone"}, conditions=[lost])
+    raw["spec"]["resolutions"] = [{"held": "StateLost", "action": "StartEmpty"}]
+    scene = Scene()
+    scene.client.objects[paths.taskruns(*KEY)] = raw
+    scene.is_seen(raw)
+    await scene.reconciler.reconcile(KEY)
+    [patch] = scene.client.patches
+    assert patch["status"]["state"] is None
+    assert patch["status"]["counts"]["stateLosses"] == 1
+    other = Scene()
+    other.has_taskrun(NEW, state={"configMap": "there", "uid": "there"})
+    await other.reconciler.reconcile(KEY)
+    assert [patch["status"].get("state", "left alone") for patch in other.client.patches] == ["left alone"]
+
+
+async def test_held_taskruns_are_counted_by_reason() -> None:
+    held = {"type": "Held", "status": "True", "reason": "StateLost", "message": "lost"}
+    scene = Scene()
+    scene.has_taskrun(NEW, conditions=[held])
+    assert [scene.taskruns.held(reason) for reason in (Reason.STATE_LOST, Reason.BUDGET_EXHAUSTED)] == [1, 0]
+
+
+def test_an_orphan_is_counted_and_said_in_the_log_once_however_often_it_is_announced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metrics = OperatorMetrics()
+    announcer = EventRecorder(SimpleNamespace(), "pod-1", metrics)  # type: ignore[arg-type]
+    about = ObjectMeta(name=KEY.name, namespace=KEY.namespace, uid=NEW)
+
+    async def announce() -> None:
+        for number in (1, 1, 2):
+            note = f"External job load (handle job-{number}) is left running."
+            announcer.announce(about, EmitEvent(EventReason.ORPHANED, note, warning=True))
+        announcer.announce(about, EmitEvent(EventReason.SUBMITTED, "External job load was submitted."))
+
+    asyncio.run(announce())
+    assert b"reattach_orphaned_jobs_total 2.0" in metrics.text()
+    assert [record.getMessage() for record in caplog.records] == [
+        "TaskRun team/load: External job load (handle job-1) is left running.",
+        "TaskRun team/load: External job load (handle job-2) is left running.",
+    ]
