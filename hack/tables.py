@@ -63,7 +63,7 @@ def adapters(parts: list[Part]) -> str:
     order = [case.name for case in CASES]
     cases = sorted(seen, key=lambda case: order.index(case) if case in order else len(order))
     rows = ([case, seen[case], *(cells.get((name, case), NONE) for name in names)] for case in cases)
-    words = f"One job or held, never two; {NONE} where a case does not apply."
+    words = f"Each ended with one job or held, and none with two jobs. `{NONE}`: the case does not apply."
     return f"{tried} combinations were tried. {words}\n\n{table(['case', 'what happens', *names], rows)}"
 
 

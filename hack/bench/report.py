@@ -81,7 +81,7 @@ def _headline(found: Sequence[Summary]) -> list[str]:
     if ratio is None:
         return []
     shown = f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
-    return [f"**In the time in which Kubernetes runs one Job, Reattach runs {shown} TaskRuns.**"]
+    return [f"**While Kubernetes runs one Job, Reattach runs {shown} TaskRuns.**"]
 
 
 def _names(found: Sequence[Summary]) -> list[str]:
