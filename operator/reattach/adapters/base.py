@@ -1,12 +1,15 @@
-"""What an adapter is: how one kind of external system submits, looks up, reports and cancels jobs.
+"""The definition of an adapter: how one kind of external system submits, looks up, reports and cancels jobs.
 
-An adapter knows its system and nothing of Reattach: no state, no retries, no protocol. `task.submit_once` does those, by what the adapter
-declares. Its methods are plain functions that talk to the other side once, within `request_seconds`, and say exactly what they know:
+An adapter knows its system and nothing of Reattach: no state, no retries, no protocol.
+`task.submit_once` does these, based on what the adapter declares. Each method sends one request to
+the external system within `request_seconds`, and reports exactly what the response proves:
 
-    submit     the job's handle; `Rejected` if the other side surely made no job; anything else raised means that nobody knows
-    look_up    the job that was submitted under this token, None if there surely is none, anything raised: can't be told now
-    status     one of the six answers; anything raised is `Unknown`
-    cancel     ask for the end; a job that is over or absent is fine
+    submit     the job's handle; raises `Rejected` only if the system certainly created no job;
+               any other exception means that the outcome is unknown
+    look_up    the job that was submitted under this token, or None if there certainly is none;
+               any exception means that the answer is unknown for now
+    status     one of the six `JobStatus` values; any exception counts as `Unknown`
+    cancel     request the end of the job; a terminal or absent job is no error
 """
 
 import hashlib
@@ -20,19 +23,20 @@ from typing import Any, ClassVar, TypeAlias
 from reattach.errors import ReattachError
 
 LONGEST = timedelta(days=100 * 365)
-"""What is declared to last longer counts as this long: it is added to dates, and `timedelta.max` goes beyond the last one."""
+"""Upper bound of declared durations, because they are added to dates and `timedelta.max` overflows."""
 
 
 MARGIN = timedelta(seconds=5)
-"""What a request may be late by, on top of its time-out; and what the clocks of the state API's replicas may differ by, where one wrote the
-intent and another one says what time it is.
+"""How late a request may be beyond its timeout. Also the largest difference between the clocks of
+two state API replicas, because one may store the intent and another report the current time.
 """
 
 
 @dataclass(frozen=True)
 class ClientName:
-    """The other side refuses a second job of the name that the client chose. `retention`: how long it remembers that name, counted
-    from the submission; None: for ever.
+    """The external system rejects a second job with the same client-chosen name.
+
+    `retention`: how long the system remembers the name, counted from the submission; None: forever.
     """
 
     retention: timedelta | None = None
@@ -43,7 +47,7 @@ class ClientName:
 
 @dataclass(frozen=True)
 class SubmissionToken:
-    """The other side answers a repeated token with the job that it made for it, for `lifetime` after the first use."""
+    """The external system returns the first job when a token is repeated, for `lifetime` after its first use."""
 
     lifetime: timedelta
 
@@ -53,8 +57,10 @@ class SubmissionToken:
 
 @dataclass(frozen=True)
 class Lookup:
-    """Jobs can be found by what we gave them (name, tag, token). `settling`: a job that was accepted is found at the latest after this
-    time. `retention`: how long a job is found after its submission, at least, also when it ended at once; None: for ever.
+    """Jobs can be found by what the submission gave them (name, tag, token).
+
+    `settling`: an accepted job is found after this time at the latest. `retention`: how long a job is
+    found after its submission, at least, even if it ended at once; None: forever.
     """
 
     settling: timedelta
@@ -67,7 +73,7 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What the other side can do; several may hold, and what is None it can't."""
+    """Guarantees of the external system. Several may hold; None means that the system lacks it."""
 
     client_name: ClientName | None = None
     token: SubmissionToken | None = None
@@ -76,12 +82,15 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to be submitted. The `token` (a UUID, the same for every attempt) is what the job must carry, as its name or a part of
-    it, as a tag, or as the idempotency key; `request` is what the task asked for, as it gave it.
+    """A job to submit.
 
-    `may_leave`: ask it right before the request leaves, the last moment at which anything can stop it. It says no where too much time has passed
-    since the submission was allowed: another attempt may have submitted meanwhile, and the other side may have forgotten the token or name
-    that keeps this one from making a second job. Then raise `Rejected`, retriable: it is asked anew what is to be done.
+    The job must carry `token` (a UUID, the same for every attempt) as its name or part of it, as a
+    tag, or as its idempotency key. `request` is the task's request, unchanged.
+
+    Call `may_leave` right before the request leaves, which is the last moment to stop it. It returns
+    False if too much time has passed since the submission was allowed. Another attempt may then have
+    submitted, and the system may have forgotten the token or name that prevents a second job. Raise
+    `Rejected(retriable=True)` in this case; the SDK then asks the state API again what to do.
     """
 
     token: str
@@ -94,13 +103,17 @@ class Submission:
 
     @property
     def name(self) -> str:
-        """A name for systems that want one: a DNS label of 45 characters that begins with a letter."""
+        """Name for systems that need one: a DNS label of 45 characters that begins with a letter."""
         return f"reattach-{self.token}"
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job over there. `handle`: its id, at most 1 KiB; `url`: where people can look at it. `existed`: the other side had it already."""
+    """A job in the external system.
+
+    `handle`: its id, at most 1 KiB. `url`: a page about the job for people. `existed`: the job existed
+    before this submission.
+    """
 
     handle: str
     url: str | None = None
@@ -109,15 +122,16 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Active:
-    """It waits or runs. `message`: how far it is, for the log."""
+    """The job waits or runs. `message`: its progress, for the log."""
 
     message: str = ""
 
 
 @dataclass(frozen=True)
 class Succeeded:
-    """It is over, with this result: JSON of at most 4 KiB, the same whoever asks and whenever. Any other is dropped, with an ERROR in the
-    log: the job has succeeded without.
+    """The job succeeded with this result: JSON of at most 4 KiB, the same for every call.
+
+    The SDK drops any other result and logs an ERROR, because the job has succeeded anyway.
     """
 
     result: Any = None
@@ -125,28 +139,28 @@ class Succeeded:
 
 @dataclass(frozen=True)
 class Failed:
-    """It is over, without success."""
+    """The job failed."""
 
     message: str = ""
 
 
 @dataclass(frozen=True)
 class Cancelled:
-    """Somebody ended it."""
+    """The job was cancelled."""
 
     message: str = ""
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """The other side can't be asked now. Nothing is concluded from it."""
+    """The status is unknown for now, because the external system is unreachable. Nothing follows from it."""
 
     message: str = ""
 
 
 @dataclass(frozen=True)
 class NotFound:
-    """The other side answers, and does not know the handle."""
+    """The external system responds and does not know the handle."""
 
     message: str = ""
 
@@ -154,8 +168,11 @@ class NotFound:
 JobStatus: TypeAlias = Active | Succeeded | Failed | Cancelled | Unknown | NotFound
 
 
-class Rejected(ReattachError):  # noqa: N818 -- says what is the case
-    """Raised by `Adapter.submit`: the other side surely made no job. `retriable`: the same request may be accepted later."""
+class Rejected(ReattachError):  # noqa: N818 -- a fact about the request, as in the words of its users
+    """Raised by `Adapter.submit`: the external system certainly created no job.
+
+    `retriable`: the same request may be accepted later.
+    """
 
     def __init__(self, message: str, *, retriable: bool = False) -> None:
         super().__init__(message)
@@ -163,9 +180,10 @@ class Rejected(ReattachError):  # noqa: N818 -- says what is the case
 
 
 class Adapter(ABC):
-    """One external system. `name`: at most 63 characters, kept with each job; `request_seconds`: the longest that `submit` may take.
+    """One external system.
 
-    Methods may be called from any thread, one at a time for a job.
+    `name`: at most 63 characters, stored with each job. `request_seconds`: the longest that `submit`
+    may take. Methods may be called from any thread, one at a time for each job.
     """
 
     name: ClassVar[str]
@@ -175,31 +193,36 @@ class Adapter(ABC):
     @property
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """What the other side can do. Declare no more than its documentation promises: a duplicate follows from each promise not kept. Where the
-        other side must be asked for it, anything raised means that it can't be told now; what hangs on it waits.
+        """Guarantees of the external system.
+
+        Declare no more than its documentation promises, because each broken promise can duplicate a
+        job. If the system must be asked for them, any exception means that they are unknown for now;
+        the steps that need them wait.
         """
 
     @abstractmethod
     def submit(self, submission: Submission) -> Submitted:
-        """Make the job, carrying the token. Raises `Rejected` only if there surely is no job."""
+        """Create the job with the token. Raises `Rejected` only if there certainly is no job."""
 
     def look_up(self, submission: Submission) -> Submitted | None:
-        """The job that carries the token; None: there is none. Needed where `capabilities.look_up` is declared."""
-        raise NotImplementedError(f"{type(self).__name__} declares a look-up and does not have one: {submission.token}")
+        """Return the job that carries the token, or None. Required if `capabilities.look_up` is declared."""
+        raise NotImplementedError(
+            f"{type(self).__name__} declares look_up and does not implement it: {submission.token}"
+        )
 
     @abstractmethod
     def status(self, handle: str) -> JobStatus:
-        """How the job stands now."""
+        """Return the current status of the job."""
 
     @abstractmethod
     def cancel(self, handle: str) -> None:
-        """Ask for the job's end. Whether it has ended `status` tells. May be called again."""
+        """Request the end of the job. `status` reports whether it ended. May be called again."""
 
     def digest(self, request: Any) -> str:
-        """What tells one request from another. By default of its JSON text, with keys in order.
+        """Return what distinguishes requests: by default a hash of the JSON text with sorted keys.
 
         Raises:
-            TypeError: the request is no JSON, and the adapter does not override this.
+            TypeError: the request is not JSON, and the adapter does not override this method.
         """
         text = json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return hashlib.sha256(f"{self.name}\0{text}".encode()).hexdigest()

@@ -1,7 +1,8 @@
-"""One request to another system: over within a known time, and of a failed one it is known whether it may have left.
+"""HTTP client for adapters: each request ends within a known time, and a failure tells whether it may have left.
 
-Two things follow for whoever submits by it. A request that surely did not leave made no job (`NotSentError`). And none leaves late: a process that
-was frozen, or waited long for a name server, does not send when the token that the request carries may have been forgotten over there.
+Two guarantees follow for submissions. A request that certainly did not leave created no job
+(`NotSentError`). No request leaves late: after a freeze or a slow DNS lookup, the client does not
+send a token that the external system may have forgotten by then.
 """
 
 import json
@@ -18,22 +19,22 @@ from reattach.clock import monotonic
 ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 NO_BODY: Final = object()
 TOO_LATE: Final = (
-    "too much time has passed since it was allowed, and what keeps it from making a second job may no longer hold"
+    "too much time has passed since the submission was allowed, so its token or name may no longer prevent a second job"
 )
 _SHOWN_CHARACTERS: Final = 300
 
 
 class CallError(Exception):
-    """There is no usable answer. What was asked for may have been done."""
+    """There is no usable response. The external system may have acted on the request."""
 
 
 class NotSentError(CallError):
-    """The request surely did not leave: nothing was done."""
+    """The request certainly did not leave, so the external system did nothing."""
 
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """What came back, whatever it says."""
+    """Response with any status."""
 
     status: int
     text: str
@@ -41,7 +42,7 @@ class HttpResponse:
 
     @cached_property
     def body(self) -> Any:
-        """The JSON; None where there is none."""
+        """Body as JSON; None if it is not JSON."""
         try:
             return json.loads(self.text, parse_constant=_refuse)
         except (ValueError, RecursionError):
@@ -58,11 +59,14 @@ class HttpResponse:
 
 @dataclass(frozen=True)
 class BoundedHttpClient:
-    """Sends requests to `address`, each on a connection of its own: one that was kept might be closed just when a job is submitted.
+    """Client for `address`.
 
-    `seconds`: the longest that one may take, from the call to the answer; it leaves within the first third or not at all. `headers`: asked for
-    each request anew, so that rotated credentials count. `tls`: None trusts whom the system trusts. `transport`: instead of the network, in
-    tests. `answer_bytes`: a longer answer is none.
+    Each request has its own connection, because the server might close a kept one during a submission.
+
+    `seconds`: the longest time from the call to the response; a request leaves within the first third
+    or not at all. `headers`: called for each request, so that rotated credentials take effect. `tls`:
+    None uses the system's CAs. `transport`: replaces the network in tests. `answer_bytes`: a longer
+    response raises `CallError`.
     """
 
     address: str
@@ -83,11 +87,13 @@ class BoundedHttpClient:
         *,
         may_leave: Callable[[], bool] = lambda: True,
     ) -> HttpResponse:
-        """The answer. `path` is appended to the address; `body`: what is sent as JSON; `may_leave`: of the submission that this is.
+        """Send a request and return the response.
+
+        `path` is appended to the address. `body` is sent as JSON. `may_leave` comes from the submission.
 
         Raises:
-            NotSentError: see there.
-            CallError: see there.
+            NotSentError: the request certainly did not leave.
+            CallError: there is no usable response, and the request may have left.
         """
         latest = self.clock() + self.seconds
         departure = latest - self.seconds * 2 / 3
@@ -117,13 +123,13 @@ class BoundedHttpClient:
 
     @cached_property
     def _system_trust(self) -> ssl.SSLContext:
-        # Reading all CAs takes longer than most requests.
+        # Cached, because reading all CAs takes longer than most requests.
         return httpx.create_ssl_context(trust_env=self.trust_env)
 
     def _headers(self, given: Mapping[str, str], *, has_body: bool) -> dict[str, str]:
         try:
             own = dict(self.headers())
-        except Exception as error:  # whatever it is, nothing has left
+        except Exception as error:  # whatever the error is, nothing has left
             raise NotSentError(f"the credentials for {self.address} can't be read: {_why(error)}") from error
         media = {"Content-Type": "application/json"} if has_body else {}
         return {"Accept": "application/json", "Connection": "close", **media, **own, **given}
@@ -131,9 +137,9 @@ class BoundedHttpClient:
     def _client(self) -> httpx.Client:
         try:
             verify = self._system_trust if self.tls is None else self.tls()
-        except Exception as error:  # whatever it is, nothing has left
+        except Exception as error:  # whatever the error is, nothing has left
             raise NotSentError(f"the CA for {self.address} can't be read: {_why(error)}") from error
-        # Connecting and writing one sixth each, and one half until the answer comes.
+        # One sixth each for the connection and the request, one half for the response.
         phase = self.seconds / 6
         return httpx.Client(
             timeout=httpx.Timeout(phase, read=self.seconds / 2),
@@ -149,13 +155,15 @@ class BoundedHttpClient:
             parts.append(part)
             size += len(part)
             if size > self.answer_bytes or self.clock() > latest:
-                raise CallError(f"{self.address} answered {response.status_code} without end")
+                raise CallError(
+                    f"{self.address} sent a response ({response.status_code}) that was too long or too slow"
+                )
         text = b"".join(parts).decode(errors="replace")
         return HttpResponse(response.status_code, text, response.headers)
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _why(error: Exception) -> str:
