@@ -1,14 +1,18 @@
 """Ray jobs, through the Jobs REST API of the head's dashboard (`/api/jobs/`; checked with Ray 2.60, API version 4).
 
-A request is the body of `POST /api/jobs/`: `entrypoint`, and if need be `runtime_env`, `metadata`, `entrypoint_num_cpus`, … The submission id
-is ours. The handle is the submission id.
+A request is the body of `POST /api/jobs/`: `entrypoint`, and optionally `runtime_env`, `metadata`,
+`entrypoint_num_cpus`, … Reattach chooses the submission id, and the handle is the submission id.
 
-**What Ray promises.** It writes a job under its submission id only where there is none (an atomic insert in the head's key/value store, the GCS),
-and never drops it: of any number of submissions with one id exactly one makes a job, as long as the GCS keeps its memory. A head that
-restarts without an external store (GCS fault tolerance) has forgotten every job, and its jobs ended with it. So what this adapter declares
-depends on the head: its memory reaches back to its start, which it is asked for. An intent from before that start is looked up and otherwise
-left to `spec.submission.onUnknown`: the job may have run to its end before the restart. `DELETE /api/jobs/ID` makes Ray forget as well: whoever
-deletes jobs that their TaskRuns have not recorded as over takes the promise away. This adapter deletes nothing.
+**Ray's guarantees.** Ray stores a job under its submission id only if the id is free (an atomic insert
+in the head's key/value store, the GCS), and keeps the id forever. So of any number of submissions with
+one id, exactly one creates a job, as long as the GCS keeps its data. A head that restarts without an
+external store (GCS fault tolerance) has lost every job, and its jobs have ended with it. The declared
+capabilities therefore depend on the head: its memory reaches back to its start, which the adapter reads
+from the head. An intent from before that start is looked up; if the lookup finds nothing,
+`spec.submission.onUnknown` decides, because the job may have finished before the restart.
+
+`DELETE /api/jobs/ID` also makes Ray forget a job. Deleting jobs that are not yet recorded as terminal
+breaks the guarantee. This adapter deletes nothing.
 """
 
 import ssl
@@ -41,26 +45,30 @@ from reattach.adapters.base import (
 from reattach.adapters.http_client import BoundedHttpClient, HttpResponse, NotSentError
 
 _SETTLING: Final = timedelta(seconds=60)
-"""A request that the head has taken waits at most half of this for the head's agent, then the job is there."""
+"""An accepted request waits at most half of this for the head's agent; then the job exists."""
 _MEMORY_MARGIN: Final = timedelta(seconds=5)
-"""The head's clock is read to the second, and its node registers a little before the Jobs API answers."""
+"""The head's time has a resolution of one second, and its node registers shortly before the Jobs API responds."""
 _MEMORY_SECONDS: Final = 6.0
 _CONFLICT: Final = "already exists"
 _REFUSED: Final = frozenset({400, 401, 403, 404, 405, 413, 415, 422})
-"""Answers of the API itself to a request that it has not acted on; 401 and 403 with token authentication, 404 and 405 from another server."""
+"""Statuses with which the API rejects a request without acting on it.
+
+401 and 403 come from token authentication, 404 and 405 from another server.
+"""
 _HEAD_NODE: Final = "/api/v0/nodes?detail=1&filter_keys=is_head_node&filter_predicates=%3D&filter_values=true"
 
 
 class RayError(Exception):
-    """Ray answered something that tells nothing of the job."""
+    """Ray's response says nothing about the job."""
 
 
 class RayJobs(Adapter):
-    """The jobs of one Ray cluster.
+    """Jobs of one Ray cluster.
 
-    `address`: of the dashboard, `http://raycluster-head-svc:8265`. `headers`: for each request asked anew, for example for the `Authorization`
-    of Ray's token authentication. `durable`: the GCS has an external store (KubeRay: `gcsFaultToleranceOptions`), so that a new head knows
-    the old one's jobs. `tls`: for a CA of your own. `transport`: instead of the network, in tests.
+    `address`: the dashboard, for example `http://raycluster-head-svc:8265`. `headers`: called for each
+    request, for example for the `Authorization` of Ray's token authentication. `durable`: the GCS has
+    an external store (KubeRay: `gcsFaultToleranceOptions`), so a new head knows the jobs of the old
+    one. `tls`: for your own CA. `transport`: replaces the network in tests.
     """
 
     name: ClassVar[str] = "ray"
@@ -77,16 +85,16 @@ class RayJobs(Adapter):
         self._address = address.rstrip("/")
         self._durable = durable
         self._caller = BoundedHttpClient(self._address, self.request_seconds, headers, tls, transport=transport)
-        # A word on the head's memory is of use while it is fresh, right before a submission.
+        # Short timeout: the head's memory is needed right before a submission, while the value is fresh.
         self._quick = replace(self._caller, seconds=_MEMORY_SECONDS)
 
     @property
     def capabilities(self) -> Capabilities:
-        """Asks the head since when it remembers. Raises `CallError` or `RayError` where it does not answer."""
+        """Ask the head how far its memory reaches back. Raises `CallError` or `RayError` if it does not respond."""
         if self._durable:
             return Capabilities(client_name=ClientName(), look_up=Lookup(_SETTLING))
         memory = memory_of(self._quick.send("GET", _HEAD_NODE))
-        # Whoever submits must be sure of the name until the request has arrived; by then the memory has grown as much.
+        # The name must be safe until the request arrives; by then the memory has grown by the same time.
         growth = timedelta(seconds=self.request_seconds) + MARGIN if memory else timedelta(0)
         return Capabilities(client_name=ClientName(memory + growth), look_up=Lookup(_SETTLING, memory))
 
@@ -117,7 +125,7 @@ class RayJobs(Adapter):
             return
         if answer.status != 200 or not isinstance(answer.body, dict):
             raise RayError(f"Ray did not stop {handle}: {_shown(answer)}")
-        # `stopped: false` is also the answer for a job that waits for its supervisor: it would start later.
+        # Ray also returns `stopped: false` for a job that waits for its supervisor, and starts it later.
         if not answer.body.get("stopped") and isinstance(self.status(handle), Active):
             raise RayError(f"Ray can't stop {handle} yet, since its supervisor has not started; ask again")
 
@@ -130,15 +138,15 @@ def _path(handle: str) -> str:
 
 
 def body_of(submission: Submission) -> dict[str, Any]:
-    """The body of `POST /api/jobs/`. Raises `Rejected`."""
+    """Return the body of `POST /api/jobs/`. Raises `Rejected`."""
     request = submission.request
     if not isinstance(request, dict) or not isinstance(request.get("entrypoint"), str):
         raise Rejected("a request to Ray must be a dict with `entrypoint`, a command line")
     if "submission_id" in request or "job_id" in request:
         raise Rejected(
-            "a request to Ray must have no submission_id: it is what finds the job again, and Reattach chooses it"
+            "a request to Ray must not have a submission_id: Reattach chooses it, because it identifies the job"
         )
-    # For people: whose job it is. Ray takes metadata of strings alone.
+    # Shows people which TaskRun owns the job. Ray accepts only strings as metadata.
     metadata = {
         "reattach.dev/taskrun": f"{submission.namespace}/{submission.taskrun}",
         "reattach.dev/key": submission.key,
@@ -148,10 +156,13 @@ def body_of(submission: Submission) -> dict[str, Any]:
 
 
 def submitted_of(answer: HttpResponse, submission_id: str) -> bool:
-    """Whether the job existed before this submission.
+    """Return whether the job existed before this submission.
 
-    Ray answers a known id with 500 and a traceback inside a traceback, which ends in a sentence. Raises `Rejected`, or `RayError` where it can't
-    be known.
+    For a known id, Ray returns 500 and a nested traceback that ends in a sentence.
+
+    Raises:
+        Rejected: there certainly is no job.
+        RayError: the outcome is unknown.
     """
     if answer.status == 200 and isinstance(answer.body, dict) and answer.body.get("submission_id") == submission_id:
         return False
@@ -161,11 +172,11 @@ def submitted_of(answer: HttpResponse, submission_id: str) -> bool:
         raise Rejected(f"Ray refuses the job: {_shown(answer)}")
     if answer.status == 429:
         raise Rejected(f"Ray refuses the job for now: {_shown(answer)}", retriable=True)
-    raise RayError(f"Ray's answer does not tell whether it made the job: {_shown(answer)}")
+    raise RayError(f"Ray's response does not show whether it created the job: {_shown(answer)}")
 
 
 def status_of(answer: HttpResponse) -> JobStatus:
-    """What `GET /api/jobs/ID` says. The result of a job that succeeded is `{"submissionId": …}`: Ray keeps no other."""
+    """Return the status from `GET /api/jobs/ID`. A success has the result `{"submissionId": …}`, because Ray keeps no other."""
     body = answer.body
     if is_absent(answer):
         return NotFound(_shown(answer))
@@ -186,17 +197,21 @@ def status_of(answer: HttpResponse) -> JobStatus:
 
 
 def is_absent(answer: HttpResponse) -> bool:
-    """Whether Ray says that it has no such job. Another server at this address, or a proxy before it, may answer 404 as well; the sentence is Ray's."""
+    """Return whether Ray itself reports that the job does not exist.
+
+    Another server at this address, or a proxy, may also return 404; only Ray sends this sentence.
+    """
     return answer.status == 404 and "does not exist" in answer.text
 
 
 def memory_of(answer: HttpResponse) -> timedelta:
-    """For how long the head has remembered jobs: since its node started, by its own clock. 0 where it does not say.
+    """Return how far the head's memory of jobs reaches back: to the start of its node, by its own clock.
 
-    Raises `RayError`: it can't be told now. 404 is the answer of a Ray that knows no such question.
+    0 if the response does not say, also for a 404, which an older Ray returns. Raises `RayError` if the
+    head can't respond now.
     """
     if not answer.is_success and answer.status != 404:
-        raise RayError(f"Ray does not say since when it remembers: {_shown(answer)}")
+        raise RayError(f"Ray did not return the start time of its head: {_shown(answer)}")
     try:
         nodes = answer.body["data"]["result"]["result"]
         started = max(node["start_time_ms"] for node in nodes if node["is_head_node"])
@@ -212,16 +227,16 @@ def _shown(answer: HttpResponse) -> str:
 
 
 def _last_line(text: str) -> str:
-    """Of a traceback, its last line says what is wrong."""
+    """Return the last line, because it names the error of a traceback."""
     return _lines(text)[-1][:400]
 
 
 def _ends_of(text: str) -> str:
-    """Of a job's message, the first line says what happened; traceback or logs follow, and end in why."""
+    """Return the first and the last line of a job's message: what happened, and why."""
     lines = _lines(text)
     return lines[0][:400] if len(lines) == 1 else f"{lines[0][:250]} … {lines[-1][:250]}"
 
 
 def _lines(text: str) -> list[str]:
-    """At least one; without those that are blank or a dot."""
+    """Return at least one line, without blank lines and lone dots."""
     return [line.strip() for line in text.splitlines() if line.strip(" .")] or [""]
