@@ -81,7 +81,7 @@ class TestSubmission:
         assert submitted_of(an_answer(500, EXISTS), ID)
 
     def test_another_id_that_exists_says_nothing_of_ours(self) -> None:
-        with pytest.raises(RayError, match="does not tell"):
+        with pytest.raises(RayError, match="does not show"):
             submitted_of(an_answer(500, EXISTS), "reattach-other")
 
     @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 415, 422])
@@ -177,7 +177,7 @@ class TestMemory:
 
     @pytest.mark.parametrize("status", [401, 429, 500, 502, 503])
     def test_an_error_is_no_word_about_it(self, status: int) -> None:
-        with pytest.raises(RayError, match=f"since when it remembers: {status}"):
+        with pytest.raises(RayError, match=f"start time of its head: {status}"):
             memory_of(an_answer(status, "Traceback", date=LATER))
 
     def test_of_a_head_out_of_reach_nobody_can_tell(self) -> None:
