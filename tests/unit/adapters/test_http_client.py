@@ -112,7 +112,7 @@ def test_an_answer_without_end_is_given_up() -> None:
         while True:
             connection.sendall(b"x" * 65536)
 
-    with listening(pour) as (address, _), pytest.raises(CallError, match="\(200\) that was too long"):
+    with listening(pour) as (address, _), pytest.raises(CallError, match=r"\(200\) that was too long"):
         BoundedHttpClient(address, 600).send("GET", "/")
 
 
