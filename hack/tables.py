@@ -67,9 +67,7 @@ def adapters(parts: list[Part]) -> str:
     cases = sorted(seen, key=lambda case: order.index(case) if case in order else len(order))
     rows = ([case, seen[case], *(cells.get((name, case), NONE) for name in names)] for case in cases)
     words = f"Each ended with one job or held, and none with two jobs. `{NONE}`: the case does not apply."
-    return f"{combinations} combinations were tried. {words}
-
-{table(['case', 'what happens', *names], rows)}"
+    return f"{combinations} combinations were tried. {words}\n\n{table(['case', 'what happens', *names], rows)}"
 
 
 def histories(parts: list[Part]) -> str:

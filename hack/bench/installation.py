@@ -134,11 +134,11 @@ class Installation:
 
     @property
     def _kubeconfig(self) -> Path:
-        """Of the operator's service account, which the admission policies know."""
+        """Kubeconfig of the operator's service account, which the admission policies trust."""
         return self.control_plane.service_account_kubeconfig(RELEASE, "reattach-operator", seconds=4 * 3600)
 
     def create_namespace(self) -> str:
-        """Create a namespace for one phase, with what the controller manager puts into it."""
+        """Create a namespace for one phase, and wait until the controller manager has added its objects."""
         name = self.control_plane.create_namespace("bench")
 
         def is_complete() -> bool:
@@ -150,7 +150,7 @@ class Installation:
         return name
 
     def calls_since(self, mark: int, kind: Kind, namespace: str) -> list[dict[str, Any]]:
-        """Return what the controller of a kind has called about a namespace, as audit events."""
+        """Return the audit events of the requests that the controller of a kind sent about a namespace."""
         user = MANAGER_USER if kind is Kind.JOB else OPERATOR_USER
         return self.control_plane.audit(mark, user=user, namespace=namespace)
 

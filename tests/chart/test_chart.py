@@ -435,7 +435,7 @@ def test_documented_metrics_are_exactly_the_exported_metrics() -> None:
     documented = {name.removesuffix("_total") for name in re.findall(r"`(reattach_\w+)`", section)}
     sources = [
         path.read_text()
-        for part in ("controller", "server")
+        for part in ("runtime", "process", "server")
         for path in (REPOSITORY / "operator/reattach" / part).glob("*.py")
     ]
     exported = {
