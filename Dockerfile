@@ -1,17 +1,17 @@
-# The operator and the state API (the chart chooses the command), and a Python with the SDK for tasks: all in one small image.
+# One image for the operator, the state API (the chart sets the command) and Python tasks that use the SDK.
 #
-#   docker build .                                    packages from PyPI, each held to the hash in requirements-*.lock
-#   make image                                        the same packages, downloaded beforehand into build/wheels: no network needed
+#   docker build .                                    packages from PyPI, verified against the hashes in requirements-*.lock
+#   make image                                        the same packages from build/wheels, downloaded beforehand; needs no network
 ARG BASE=python:3.13-slim
 
 FROM $BASE AS dependencies
 ARG PIP_NO_INDEX=
 ENV PIP_NO_INDEX=$PIP_NO_INDEX PIP_FIND_LINKS=/wheels PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
-# LICENSE is there anyway; the pattern lets build/wheels be absent.
+# COPY needs at least one existing source: LICENSE always exists, and the pattern makes build/wheels optional.
 COPY LICENSE build/wheel[s] /wheels/
 COPY requirements-build.lock requirements-image.lock /source/
 WORKDIR /source
-# The backend that builds our own wheel stays out of the image.
+# The build backend is installed outside of the image's environment.
 RUN python -m pip install --quiet --require-hashes --no-deps --only-binary :all: --target /backend -r requirements-build.lock \
  && python -m venv --without-pip /opt/reattach \
  && python -m pip --python /opt/reattach/bin/python install --quiet --require-hashes --no-deps --only-binary :all: -r requirements-image.lock
@@ -22,9 +22,9 @@ COPY operator /source/operator
 RUN PYTHONPATH=/backend python -m pip --python /opt/reattach/bin/python install --quiet --no-build-isolation --no-deps --prefix /reattach .
 
 FROM $BASE
-# Nothing is installed in a running container.
+# Remove pip, because nothing is installed in a running container.
 RUN rm -rf /usr/bin/pip* /usr/local/bin/pip* /usr/lib/python3/dist-packages/pip /usr/local/lib/python3*/site-packages/pip
-# Two layers: the large one stays the same while only our code changes.
+# Two layers, so that the large one with the dependencies does not change with the code of Reattach.
 COPY --from=dependencies /opt/reattach /opt/reattach
 COPY --from=reattach /reattach /opt/reattach
 ENV PATH=/opt/reattach/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1

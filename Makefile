@@ -1,4 +1,4 @@
-# Reattach: everything that people and CI run. `make help` lists the targets.
+# Commands for development and CI. `make help` lists the targets.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -7,53 +7,53 @@ SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-# Of pytest-xdist: as many as there are cores.
+# Number of pytest-xdist workers: auto means one per core.
 WORKERS ?= auto
 PYTEST := $(BIN)/pytest
 MYPY_TESTS := tests/conftest.py tests/apicalls.py tests/controlplane.py tests/realcluster.py tests/waiting.py tests/hang_scenarios.py tests/e2e
 
 .PHONY: help
-help: ## this list
+help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z][a-z0-9-]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ##@ Use
 
 .PHONY: demo
-demo: $(READY) ## a local cluster, the chart in it, and a task that crashes and reattaches
+demo: $(READY) ## create a local cluster, install the chart, and run a task that crashes and reattaches
 	@hack/cluster/up
 	@hack/image
 	@hack/install
 	@$(BIN)/python hack/demo.py
 
 .PHONY: test
-test: $(READY) ## everything that proves Reattach, as in CI
+test: $(READY) ## run all checks and tests, as in CI
 	@hack/test
 
 .PHONY: test-all
-test-all: $(READY) ## the same without sampling (1,000 random lives, every case on every system), and the tables in docs/conformance.md
+test-all: $(READY) ## run all tests without sampling (1,000 random histories, every case on every system), and write the tables in docs/conformance.md
 	@rm -rf build/tables
 	@REATTACH_ALL=1 REATTACH_TABLES=$(CURDIR)/build/tables hack/test
 	@$(BIN)/python hack/tables.py build/tables
 
 .PHONY: clean
-clean: ## remove all that these targets made: cluster, cache, Python environment
+clean: ## remove everything that these targets created: cluster, cache, Python environment
 	@hack/cluster/down --clean
 	rm -rf .venv build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest-kind .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	@echo "Left alone: Go's own caches (go clean -cache -modcache), official images, the Docker network kind, and Debian packages that were installed."
+	@echo "Not removed: Go's caches (go clean -cache -modcache), official images, the Docker network kind, and installed Debian packages."
 
 ##@ Develop
 
 .PHONY: venv
-venv: $(READY) ## the Python environment in .venv, from requirements.lock
+venv: $(READY) ## create the Python environment .venv from requirements.lock
 
-# The lock names every package with its hashes; the project itself needs no download, hence no build isolation.
+# requirements.lock lists every package with its hashes. No build isolation, because installing the project must not download anything.
 $(READY): requirements.lock pyproject.toml hack/venv
 	@hack/venv $(PYTHON) .venv
 	@touch $@
 
 .PHONY: check
-check: $(READY) ## ruff, its formatter, mypy and the layers: what a reviewer expects to pass
+check: $(READY) ## run ruff, its formatter, mypy and import-linter: required before a review
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -61,65 +61,65 @@ check: $(READY) ## ruff, its formatter, mypy and the layers: what a reviewer exp
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: format
-format: $(READY) ## put the code in order
+format: $(READY) ## fix and format the code with ruff
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 .PHONY: lock
-lock: ## resolve the requirements*.lock anew
+lock: ## resolve the dependencies and write requirements*.lock
 	hack/lock $(PYTHON)
 
-##@ Tests, level by level
+##@ Tests by level
 
 .PHONY: unit
-unit: $(READY) ## pure code; every branch of the planner
+unit: $(READY) ## unit tests, with full branch coverage of the planner
 	$(PYTEST) tests/unit -n $(WORKERS) --cov=reattach.planner --cov-branch --cov-fail-under=100
 
 .PHONY: integration
-integration: $(READY) control-plane ## on a real API server, without nodes
-	@# In the order of tests/integration/conftest.py: xdist's own has the files with the fewest tests last, and these take longest.
+integration: $(READY) control-plane ## tests on a real API server without nodes
+	@# Keep the order of tests/integration/conftest.py. xdist would run the files with the fewest tests last, although they take longest.
 	$(PYTEST) tests/integration -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: crash
-crash: $(READY) control-plane ## the operator's process dies before and after each of its writes
+crash: $(READY) control-plane ## terminate the operator before and after each of its writes
 	$(PYTEST) tests/crash -n $(WORKERS)
 
 .PHONY: conformance
-conformance: $(READY) control-plane ## every crash point against the adapters, and random lives
+conformance: $(READY) control-plane ## run every crash point with the adapters, and random histories
 	$(PYTEST) tests/conformance -n $(WORKERS) --dist loadgroup
 
 .PHONY: systems
-systems: $(READY) cluster-up ## the adapters against real Ray and real Slurm, started by the tests (REATTACH_ALL=1: every case)
+systems: $(READY) cluster-up ## run the adapters with real Ray and Slurm, which the tests start (REATTACH_ALL=1: every case)
 	@hack/systems/up $(BIN)/python
 	$(PYTEST) tests/systems -n $(WORKERS) --dist loadfile
 
 .PHONY: chart
-chart: $(READY) control-plane ## the Helm chart: lint, render, values
+chart: $(READY) control-plane ## lint and render the Helm chart, and test its values
 	$(PYTEST) tests/chart
 
 .PHONY: e2e
-e2e: $(READY) image ## on the local cluster: the image, the chart, every example, and what dies on the way to one job
+e2e: $(READY) image ## test the image, the chart, every example and failures at each step on the local cluster
 	hack/e2e tests/e2e
 
 ##@ Performance
 
 .PHONY: bench
-bench: $(READY) control-plane ## TaskRuns beside Jobs: throughput, latency, API calls, CPU, memory (BENCH_ARGS=--help)
+bench: $(READY) control-plane ## compare TaskRuns with Jobs: throughput, latency, API calls, CPU, memory (BENCH_ARGS=--help)
 	@hack/bench/tools
 	@PYTHONPATH=hack:tests $(BIN)/python -m bench $(BENCH_ARGS)
 
-##@ The local cluster
+##@ Local cluster
 
 .PHONY: cluster-up
-cluster-up: ## create the kind cluster, or find it there
+cluster-up: ## create the kind cluster unless it exists
 	@hack/cluster/up
 
 .PHONY: cluster-down
-cluster-down: ## delete it, and stop the dockerd that cluster-up started; what was built stays cached
+cluster-down: ## delete the cluster and stop the dockerd that cluster-up started; keep the build cache
 	@hack/cluster/down
 
 .PHONY: control-plane
-control-plane: ## build the programs alone (kind, kubectl, helm, Kubernetes, etcd); needs no container engine
+control-plane: ## build only the programs (kind, kubectl, helm, Kubernetes, etcd); needs no container engine
 	@hack/cluster/tools
 
 .PHONY: image

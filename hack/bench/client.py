@@ -1,4 +1,4 @@
-"""The benchmark's one client: creates objects, and observes when their pods and outcomes appear."""
+"""Client of the benchmark. It creates objects, and observes when their pods and outcomes appear."""
 
 import asyncio
 import contextlib
@@ -12,8 +12,8 @@ from bench.kinds import Kind
 from bench.watch import version_of, watch
 from reattach.cluster import Cluster, paths
 
-AT_ONCE = 16
-"""Create requests in flight."""
+CONCURRENCY = 16
+"""Number of concurrent create requests."""
 _FINISHED_PHASES = frozenset({"Succeeded", "Failed"})
 _FINISHED_CONDITIONS = frozenset({"Complete", "Failed"})
 
@@ -51,9 +51,9 @@ class _Event(msgspec.Struct, frozen=True):
 
 
 class Timeline:
-    """Times at which the client saw each step of each run, by the run's name, in seconds of one monotonic clock.
+    """Times at which the client observed each step of each run, by the name of the run, in seconds of one monotonic clock.
 
-    A run is complete when it has its outcome and its pod has no finalizer any more: then its controller has nothing left to do.
+    A run is complete when it has an outcome and its pod has no finalizer, because its controller has nothing left to do then.
     """
 
     def __init__(self, runs: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -69,25 +69,25 @@ class Timeline:
 
     @property
     def finished(self) -> int:
-        """The number of complete runs."""
+        """Number of complete runs."""
         return len(self.released.keys() & self.outcome.keys())
 
     @property
     def steps(self) -> int:
-        """The number of steps of all runs so far."""
+        """Number of observed steps of all runs."""
         return sum(map(len, (self.sent, self.pod_created, self.pod_ended, self.released, self.outcome)))
 
     @property
     def seconds(self) -> float:
-        """From the first create request to the last complete run."""
+        """Time from the first create request to the last complete run."""
         return max(*self.released.values(), *self.outcome.values()) - min(self.sent.values())
 
-    def create(self, name: str) -> None:
-        """The create request of a run is about to leave."""
+    def record_create(self, name: str) -> None:
+        """Record that the create request of a run is about to be sent."""
         self.sent[name] = self._clock()
 
     def observe_pod(self, line: bytes) -> None:
-        """Take an event of the watch of pods."""
+        """Process an event of the pod watch."""
         now, event = self._clock(), _decode(line)
         owner = next((owner.name for owner in event.object.metadata.owner_references if owner.controller), None)
         if owner is None or event.type not in {"ADDED", "MODIFIED"}:
@@ -101,7 +101,7 @@ class Timeline:
             self._check()
 
     def observe_run(self, line: bytes) -> None:
-        """Take an event of the watch of TaskRuns or Jobs."""
+        """Process an event of the TaskRun or Job watch."""
         now, event = self._clock(), _decode(line)
         status, name = event.object.status, event.object.metadata.name
         ended = {found.type for found in status.conditions if found.status == "True"} & _FINISHED_CONDITIONS
@@ -123,11 +123,11 @@ def _decode(line: bytes) -> _Event:
 
 @contextlib.asynccontextmanager
 async def observed(cluster: Cluster, kind: Kind, namespace: str, timeline: Timeline) -> AsyncIterator[None]:
-    """Watch the pods and runs of an empty namespace inside the `with`."""
+    """Watch the pods and runs of an empty namespace within the `with` block."""
     async with asyncio.TaskGroup() as group:
         watches = [
-            group.create_task(_observe(cluster, path, await version_of(cluster, path), take))
-            for path, take in {
+            group.create_task(_observe(cluster, path, await version_of(cluster, path), process_event))
+            for path, process_event in {
                 paths.pods(namespace): timeline.observe_pod,
                 kind.path(namespace): timeline.observe_run,
             }.items()
@@ -137,29 +137,29 @@ async def observed(cluster: Cluster, kind: Kind, namespace: str, timeline: Timel
             watch.cancel()
 
 
-async def _observe(cluster: Cluster, path: str, version: str, take: Callable[[bytes], None]) -> None:
+async def _observe(cluster: Cluster, path: str, version: str, process_event: Callable[[bytes], None]) -> None:
     async with contextlib.aclosing(watch(cluster, path, version)) as lines:
         async for line in lines:
-            take(line)
+            process_event(line)
 
 
 async def create_runs(
     cluster: Cluster, kind: Kind, namespace: str, timeline: Timeline, *, runs: int, per_second: float | None
 ) -> None:
-    """Create the objects, `AT_ONCE` at a time and as fast as the API server takes them, or so many each second."""
+    """Create the objects with `CONCURRENCY` concurrent requests, as fast as possible or at the given rate per second."""
     path = kind.path(namespace)
-    began = time.monotonic()
+    started = time.monotonic()
     numbers = iter(range(runs))
 
     async def create() -> None:
         for number in numbers:
             if per_second is not None:
-                await asyncio.sleep(max(0.0, began + number / per_second - time.monotonic()))
+                await asyncio.sleep(max(0.0, started + number / per_second - time.monotonic()))
             name = f"run-{number:05}"
             body: dict[str, Any] = kind.build_object(name)
-            timeline.create(name)
+            timeline.record_create(name)
             await cluster.create(path, body)
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(AT_ONCE):
+        for _ in range(CONCURRENCY):
             group.create_task(create())

@@ -1,4 +1,4 @@
-"""Put the results into docs/performance.md: `python -m bench.document build/bench/results.json`."""
+"""Write the results to docs/performance.md: `python -m bench.document build/bench/results.json`."""
 
 import re
 import sys
@@ -16,15 +16,15 @@ PLOT = REPOSITORY / "docs/images/performance.svg"
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 
-def document(results: Results, path: Path = DOCUMENT, plot: Path = PLOT) -> None:
-    """Replace what is between the marks of the document, and the plot."""
+def write_document(results: Results, path: Path = DOCUMENT, plot: Path = PLOT) -> None:
+    """Replace the text between the markers of the document, and the plot."""
     text = path.read_text()
     if BEGIN not in text or END not in text:
-        raise ValueError(f"{path} must have the marks {BEGIN} and {END}")
+        raise ValueError(f"{path} must contain the markers {BEGIN} and {END}")
     shown = f"{BEGIN}\n\n{report_of(results)}\n\n{END}"
     path.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: shown, text, flags=re.DOTALL))
     plot.write_text(plot_of(results))
 
 
 if __name__ == "__main__":
-    document(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Results))
+    write_document(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Results))

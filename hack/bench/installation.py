@@ -1,4 +1,4 @@
-"""The system under test: the tests' control plane, kwok, the chart's objects, and the controllers as processes."""
+"""System under test: the control plane of the tests, kwok, the objects of the chart, and the controllers as processes."""
 
 import contextlib
 import os
@@ -30,16 +30,17 @@ OPERATOR_USER = f"system:serviceaccount:{RELEASE}:reattach-operator"
 MANAGER_USER = "system:kube-controller-manager"
 STATE_API_URL = "https://reattach-server.reattach.svc:8443"
 UNLIMITED = "100000"
-"""Requests each second, where the limits are raised."""
+"""Requests per second if the limits are raised."""
 IDLE_SHARE = 0.1
-"""Of one core: what all components together may use before a round begins."""
+"""Share of one core that all components together may use before a round starts."""
 WAIT_SECONDS = 300.0
 
 
 def audit_policy_of(level: str) -> dict[str, Any]:
-    """Return an audit policy that logs what the controllers call, at this level.
+    """Return an audit policy that logs the requests of the controllers at this level.
 
-    `Metadata` has no bodies and costs little. `RequestResponse` has them and makes the API server slower, so times are never measured under it.
+    `Metadata` logs no bodies and is cheap. `RequestResponse` logs bodies and slows the API server down, so it is not used while times are
+    measured.
     """
     return {
         "apiVersion": "audit.k8s.io/v1",
@@ -57,7 +58,7 @@ def audit_policy_of(level: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Settings:
-    """The choices of the command line. `defaults`: every controller keeps the limits that it ships with."""
+    """Options of the command line. `defaults`: every controller keeps its default request limits."""
 
     defaults: bool = False
     policies: bool = True
@@ -65,7 +66,7 @@ class Settings:
 
 @dataclass
 class Installation:
-    """The control plane with everything that the kinds share."""
+    """Control plane with the components that all kinds share."""
 
     control_plane: RunningControlPlane
     settings: Settings
@@ -74,7 +75,7 @@ class Installation:
 
     @property
     def processes(self) -> dict[str, int]:
-        """The process IDs of what runs for every kind."""
+        """Process IDs of the components that run for every kind."""
         process_id = self.control_plane.process_id
         return {
             kinds.API_SERVER: process_id("kube-apiserver"),
@@ -86,9 +87,9 @@ class Installation:
 
     @contextlib.contextmanager
     def controller_of(self, kind: Kind, namespace: str) -> Iterator[Mapping[str, int]]:
-        """Run the controller of a kind inside the `with`; the value is its process ID, by its name.
+        """Run the controller of a kind within the `with` block, and yield its process ID by its name.
 
-        The Job controller is part of the controller manager, which runs all the time.
+        The Job controller yields nothing, because it is part of the controller manager, which always runs.
         """
         if kind is Kind.TASKRUN:
             with self._operator() as process_id:
@@ -120,7 +121,7 @@ class Installation:
     def _loop(self, namespace: str) -> Iterator[int]:
         flags = ["--kubeconfig", self._kubeconfig, "--namespace", namespace, "--state-api-url", STATE_API_URL]
         flags += ["--ca-file", self.control_plane.ca_file]
-        command = [*_bond(), sys.executable, "-m", "bench.loop", *map(str, flags)]
+        command = [*_die_with_parent(), sys.executable, "-m", "bench.loop", *map(str, flags)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
         try:
             read_until(process, process.stdout, "ready")
@@ -133,11 +134,11 @@ class Installation:
 
     @property
     def _kubeconfig(self) -> Path:
-        """Of the operator's service account, which the admission policies know."""
+        """Kubeconfig of the operator's service account, which the admission policies trust."""
         return self.control_plane.service_account_kubeconfig(RELEASE, "reattach-operator", seconds=4 * 3600)
 
     def create_namespace(self) -> str:
-        """Create a namespace for one phase, with what the controller manager puts into it."""
+        """Create a namespace for one phase, and wait until the controller manager has added its objects."""
         name = self.control_plane.create_namespace("bench")
 
         def is_complete() -> bool:
@@ -149,12 +150,12 @@ class Installation:
         return name
 
     def calls_since(self, mark: int, kind: Kind, namespace: str) -> list[dict[str, Any]]:
-        """Return what the controller of a kind has called about a namespace, as audit events."""
+        """Return the audit events of the requests that the controller of a kind sent about a namespace."""
         user = MANAGER_USER if kind is Kind.JOB else OPERATOR_USER
         return self.control_plane.audit(mark, user=user, namespace=namespace)
 
     def clear(self, kind: Kind, namespace: str) -> None:
-        """Delete all that a phase has left, and wait until it is gone."""
+        """Delete all objects of a phase, and wait until they are gone."""
         collections = [pods(namespace), kind.path(namespace), events(namespace)]
 
         def is_empty() -> bool:
@@ -162,7 +163,7 @@ class Installation:
             for path in collections:
                 if self.control_plane.call("GET", path, limit=1)["items"]:
                     left = True
-                    # A long deletion may end by a timeout; the next call goes on where it stopped.
+                    # A long deletion may time out; the next call continues it.
                     with contextlib.suppress(httpx.TimeoutException):
                         self.control_plane.call("DELETE", path, gracePeriodSeconds=0, propagationPolicy="Background")
             return not left
@@ -171,21 +172,21 @@ class Installation:
         self.control_plane.delete_namespace(namespace)
 
     def wait_until_idle(self) -> None:
-        """Wait until nothing of the last phase is left to do; go on after a while, if something never rests."""
+        """Wait until the components are idle. Continue after 20 s if they do not become idle."""
         shared = {name: number for name, number in self.processes.items() if name != kinds.CLIENT}
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: _share_of(shared) < IDLE_SHARE, seconds=20, what="the control plane is idle")
+            wait_until(lambda: _cpu_share_of(shared) < IDLE_SHARE, seconds=20, what="the control plane is idle")
 
 
-def _share_of(processes: Mapping[str, int]) -> float:
-    before, began = sum(cpu_seconds_of(processes).values()), time.monotonic()
+def _cpu_share_of(processes: Mapping[str, int]) -> float:
+    before, started = sum(cpu_seconds_of(processes).values()), time.monotonic()
     time.sleep(0.5)
-    return (sum(cpu_seconds_of(processes).values()) - before) / (time.monotonic() - began)
+    return (sum(cpu_seconds_of(processes).values()) - before) / (time.monotonic() - started)
 
 
 @contextlib.contextmanager
 def installed(directory: Path, settings: Settings, *, audit_level: str) -> Iterator[Installation]:
-    """Start everything; end it after the `with`."""
+    """Run all components within the `with` block."""
     if not KWOK.exists():
         raise ControlPlaneError(f"{KWOK} is missing. Build it: hack/bench/tools")
     with running(directory, setup=_setup_of(settings, audit_policy_of(audit_level))) as control_plane:
@@ -222,14 +223,14 @@ def _wait_for_policies(control_plane: RunningControlPlane) -> None:
     metadata = {"name": "probe", "labels": {"reattach.dev/probe": ""}}
     body = {"metadata": metadata, "spec": {"containers": [{"name": "probe", "image": "probe"}]}}
 
-    def act() -> bool:
+    def are_active() -> bool:
         try:
             control_plane.call("POST", pods("default"), body, dryRun="All")
         except ControlPlaneError as error:
             return "only Reattach's operator" in str(error)
         return False
 
-    wait_until(act, seconds=WAIT_SECONDS, what="the admission policies act", every=0.2)
+    wait_until(are_active, seconds=WAIT_SECONDS, what="the admission policies are active", every=0.2)
 
 
 @contextlib.contextmanager
@@ -240,7 +241,7 @@ def _kwok(control_plane: RunningControlPlane) -> Iterator[subprocess.Popen[bytes
         "manage-all-nodes": "true",
         "node-lease-duration-seconds": 0,
     }
-    command = [*_bond(), str(KWOK), *(f"--{name}={value}" for name, value in flags.items())]
+    command = [*_die_with_parent(), str(KWOK), *(f"--{name}={value}" for name, value in flags.items())]
     with (control_plane.directory / "kwok.log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -253,7 +254,7 @@ def _kwok(control_plane: RunningControlPlane) -> Iterator[subprocess.Popen[bytes
 
     def is_ready() -> bool:
         if process.poll() is not None:
-            raise ControlPlaneError(f"kwok ended:\n{(control_plane.directory / 'kwok.log').read_text()[-2000:]}")
+            raise ControlPlaneError(f"kwok terminated:\n{(control_plane.directory / 'kwok.log').read_text()[-2000:]}")
         status = control_plane.call("GET", f"/api/v1/nodes/{NODE}").get("status", {})
         return any(found["type"] == "Ready" and found["status"] == "True" for found in status.get("conditions", ()))
 
@@ -265,6 +266,6 @@ def _kwok(control_plane: RunningControlPlane) -> Iterator[subprocess.Popen[bytes
         process.wait()
 
 
-def _bond() -> Sequence[str]:
-    """The kernel ends a process when the benchmark dies, even by kill -9."""
+def _die_with_parent() -> Sequence[str]:
+    """Return a command prefix that makes the kernel kill the process when the benchmark ends, even by kill -9."""
     return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []

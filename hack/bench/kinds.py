@@ -1,4 +1,4 @@
-"""The kinds of runs that the benchmark compares, and the objects that it creates."""
+"""Kinds of runs that the benchmark compares, and the objects that it creates."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -12,7 +12,7 @@ NODE = "bench"
 
 
 class Kind(StrEnum):
-    """One of the things that are compared."""
+    """Kind of run with its controller."""
 
     TASKRUN = "taskrun"
     JOB = "job"
@@ -20,11 +20,11 @@ class Kind(StrEnum):
 
     @property
     def label(self) -> str:
-        """The name in tables."""
+        """Name in tables."""
         return LABELS[self]
 
     def path(self, namespace: str) -> str:
-        """The collection of the objects."""
+        """Return the path of the collection of the objects."""
         if self is Kind.JOB:
             return f"/apis/batch/v1/namespaces/{namespace}/jobs"
         return paths.taskruns(namespace)
@@ -39,7 +39,7 @@ class Kind(StrEnum):
 
 
 POD: Mapping[str, Any] = {
-    # No scheduler runs, for no kind.
+    # Assign the node, because no scheduler runs.
     "nodeName": NODE,
     "containers": [
         {

@@ -1,6 +1,7 @@
-"""The bare loop: for each TaskRun only the writes that nothing can do without. It is the ceiling for any controller of TaskRuns in Python.
+"""Bare loop that sends only the indispensable writes for each TaskRun.
 
-It decides nothing, retries nothing and reads nothing but its watches: POST the pod, PATCH the outcome, PATCH the pod's finalizer away.
+Its throughput is the upper limit for any TaskRun controller in Python. The loop makes no decisions, retries nothing and reads only its watches.
+It creates the pod, patches the outcome, and removes the finalizer of the pod.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from reattach.planner.conditions import to_write, with_attempt, with_outcome
 from reattach.planner.plan import PodDefaults
 from reattach.planner.pods import build_pod
 
-AT_ONCE = 32
-"""Writes in flight, as many as the operator's default."""
+CONCURRENCY = 32
+"""Number of concurrent writes, equal to the operator's default."""
 _FINISHED = frozenset({"Succeeded", "Failed"})
 
 
@@ -41,7 +42,7 @@ class _PodEvent(msgspec.Struct, frozen=True):
 
 
 class Loop:
-    """One namespace, from empty on."""
+    """Controller of one namespace that is empty at the start."""
 
     def __init__(self, cluster: Cluster, namespace: str, settings: PodDefaults) -> None:
         self._cluster = cluster
@@ -52,32 +53,32 @@ class Loop:
         self._writes: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
 
     async def run(self) -> None:
-        """Work until cancelled."""
-        watched = {paths.taskruns(self._namespace): self._see_taskrun, paths.pods(self._namespace): self._see_pod}
+        """Process events until cancelled."""
+        watched = {paths.taskruns(self._namespace): self._on_taskrun, paths.pods(self._namespace): self._on_pod}
         versions = {path: await version_of(self._cluster, path) for path in watched}
         async with asyncio.TaskGroup() as group:
-            for path, see in watched.items():
-                group.create_task(self._watch(path, versions[path], see))
-            for _ in range(AT_ONCE):
+            for path, handle in watched.items():
+                group.create_task(self._watch(path, versions[path], handle))
+            for _ in range(CONCURRENCY):
                 group.create_task(self._write())
             print("ready", flush=True)
 
-    async def _watch(self, path: str, version: str, see: Callable[[bytes], None]) -> None:
+    async def _watch(self, path: str, version: str, handle: Callable[[bytes], None]) -> None:
         async with contextlib.aclosing(watch(self._cluster, path, version)) as lines:
             async for line in lines:
-                see(line)
+                handle(line)
 
     async def _write(self) -> None:
         while True:
             await (await self._writes.get())()
 
-    def _see_taskrun(self, line: bytes) -> None:
+    def _on_taskrun(self, line: bytes) -> None:
         event = msgspec.json.decode(line, type=_TaskRunEvent)
         if event.type == "ADDED":
             self._taskruns[event.object.metadata.uid] = event.object
             self._writes.put_nowait(lambda: self._start(event.object))
 
-    def _see_pod(self, line: bytes) -> None:
+    def _on_pod(self, line: bytes) -> None:
         event = msgspec.json.decode(line, type=_PodEvent)
         pod = event.object
         if event.type != "MODIFIED" or pod.status.phase not in _FINISHED or pod.metadata.uid in self._ended:
@@ -90,10 +91,10 @@ class Loop:
 
     async def _finish(self, pod: Pod) -> None:
         taskrun = self._taskruns.pop(pod.metadata.owner_references[0].uid)
-        about = taskrun.metadata
+        metadata = taskrun.metadata
         status = msgspec.to_builtins(build_status(taskrun, pod, datetime.now(UTC)))
-        version = {"resourceVersion": about.resource_version, "uid": about.uid}
-        path = paths.taskruns(self._namespace, about.name, "status")
+        version = {"resourceVersion": metadata.resource_version, "uid": metadata.uid}
+        path = paths.taskruns(self._namespace, metadata.name, "status")
         await self._cluster.merge_patch(path, {"metadata": version, "status": status})
         kept = [name for name in pod.metadata.finalizers if name != FINALIZER_ATTEMPT]
         version = {"resourceVersion": pod.metadata.resource_version, "uid": pod.metadata.uid}
@@ -102,7 +103,7 @@ class Loop:
 
 
 def build_status(taskrun: TaskRun, pod: Pod, now: datetime) -> TaskRunStatus:
-    """Return the same status as the operator writes for a run whose first attempt succeeded."""
+    """Return the status that the operator writes for a run whose first attempt succeeded."""
     attempt = Attempt(
         number=1,
         pod_name=pod.metadata.name,
@@ -119,25 +120,25 @@ def build_status(taskrun: TaskRun, pod: Pod, now: datetime) -> TaskRunStatus:
     status = with_attempt(taskrun.status, attempt, taskrun.spec.history_limit)
     status = with_outcome(status, Outcome.SUCCEEDED, Reason.SUCCEEDED, "Attempt 1 completed the task.", now)
     written = to_write(taskrun.status, status, taskrun.metadata.generation, now)
-    assert written is not None, "a TaskRun without a status gets one"
+    assert written is not None, "the status of a TaskRun without a status always changes"
     return written
 
 
 async def main(arguments: argparse.Namespace) -> None:
-    """Connect, and work until the process is killed."""
+    """Connect, and process events until the process is killed."""
     settings = PodDefaults(url=arguments.state_api_url, ca=arguments.ca)
     async with await Cluster.connect(arguments.kubeconfig) as cluster:
         await Loop(cluster, arguments.namespace, settings).run()
 
 
-def arguments_of(given: Sequence[str]) -> Any:
+def parse_arguments(arguments: Sequence[str]) -> Any:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("--kubeconfig", "--namespace", "--state-api-url"):
         parser.add_argument(name, required=True)
     parser.add_argument("--ca-file", dest="ca", type=lambda path: Path(path).read_text(), required=True)
-    return parser.parse_args(given)
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    uvloop.run(main(arguments_of(sys.argv[1:])))
+    uvloop.run(main(parse_arguments(sys.argv[1:])))

@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmark: percentiles, spreads over rounds, ratios."""
+"""Statistics of the benchmark: percentiles, spreads over rounds, ratios."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ PERCENTILES = (50, 95, 99)
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """A value in every round: the median, the lowest and the highest."""
+    """Median, lowest and highest value over the rounds."""
 
     median: float
     low: float
@@ -23,15 +23,15 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def ratios_of(values: Sequence[float], base: Sequence[float]) -> Spread:
-    """Return the spread of the ratio of two kinds, each pair from the same round.
+    """Return the spread of the ratios of two kinds. Both values of a ratio come from the same round.
 
-    What slows a whole round down slows both kinds, so it cancels out.
+    Noise that slows down a whole round affects both kinds, so it cancels out.
     """
     return spread_of([value / reference for value, reference in zip(values, base, strict=True)])
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the value that `percent` % of the values do not exceed (nearest rank); NaN without values."""
+    """Return the percentile of the values by nearest rank, or NaN without values."""
     if not values:
         return math.nan
     rank = math.ceil(percent / 100 * len(values))
@@ -39,13 +39,13 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def percentiles_of(values: Sequence[float]) -> Mapping[str, float]:
-    """Return the percentiles that the benchmark reports, as `p50` and so on."""
+    """Return the reported percentiles by name, such as `p50`."""
     return {f"p{percent}": percentile(values, percent) for percent in PERCENTILES}
 
 
 def differences_of(before: Mapping[str, float], after: Mapping[str, float]) -> list[float]:
-    """Return `after - before` of every name that has both, not below 0.
+    """Return `after - before` of every name that has both times, and 0 if the difference is negative.
 
-    The two times of a run may come from two watches, and events of different watches are not ordered.
+    A difference can be negative because the times of a run may come from two watches, whose events are not ordered.
     """
     return [max(0.0, after[name] - before[name]) for name in before.keys() & after.keys()]

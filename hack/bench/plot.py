@@ -1,4 +1,4 @@
-"""The results as an SVG: throughput with its spread, and the CPU for each run by process."""
+"""Plot of the results as SVG: throughput with its spread, and CPU time per run by process."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -27,15 +27,15 @@ def plot_of(results: Results) -> str:
     height = 2 * block + 16
     policies = "with" if results.policies else "without"
     limits = "default limits" if results.defaults else "client limits raised"
-    about = f"{results.rounds} rounds of {results.runs:,} objects, {results.machine.cores} cores, {limits}, {policies} admission policies"
-    title = "Reattach beside the Job controller: runs per minute, and CPU time for each run"
+    caption = f"{results.rounds} rounds of {results.runs:,} objects, {results.machine.cores} cores, {limits}, {policies} admission policies"
+    title = "Reattach compared with the Job controller: runs per minute, and CPU time per run"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" {FONT} role="img" aria-labelledby="title">',
         f'  <title id="title">{escape(title)}</title>',
         f'  <rect width="{WIDTH}" height="{height}" rx="10" fill="#ffffff"/>',
         *_throughput(found, 0),
         *_cpu(found, block),
-        f'  <text x="20" y="{height - 14}" fill="{MUTED}" font-size="12">{escape(about)}</text>',
+        f'  <text x="20" y="{height - 14}" fill="{MUTED}" font-size="12">{escape(caption)}</text>',
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
@@ -66,9 +66,7 @@ def _throughput(found: Sequence[Summary], top: int) -> Iterator[str]:
 def _cpu(found: Sequence[Summary], top: int) -> Iterator[str]:
     totals = [sum(_parts_of(each)) for each in found]
     scale = (RIGHT - LEFT - 90) / max(totals)
-    yield _heading(
-        top, "CPU time for each run, in milliseconds", "median; kwok and the benchmark's client are left out"
-    )
+    yield _heading(top, "CPU time per run, in milliseconds", "median; without kwok and the benchmark's client")
     x = float(LEFT)
     for name, color, _ in PARTS:
         yield f'  <rect x="{x:g}" y="{top + 54}" width="12" height="12" rx="2" fill="{color}"/>'

@@ -1,4 +1,4 @@
-"""The results as Markdown tables."""
+"""Report of the results as Markdown tables."""
 
 from collections.abc import Iterable, Sequence
 
@@ -18,22 +18,22 @@ PROCESSES = (
 )
 _NONE = "-"
 _CALLS = (
-    "API calls of the controller for each run, under load and in a pass of {} runs of each kind. That pass also counts the bytes of the bodies. "
+    "API calls of the controller per run, under load and in a pass of {} runs of each kind. The pass also counts the bytes of the bodies. "
     "Watches are not counted."
 )
 
 
 def report_of(results: Results) -> str:
-    """Return all tables, each under a line that names its unit."""
+    """Return all tables, each after a line with its unit."""
     found = results.kinds
     parts = [
-        _about(results),
+        _setup_of(results),
         *_headline(found),
         "Runs per minute: median (lowest-highest round).",
         _table(("kind", "runs/min"), (_throughput_of(each) for each in found)),
-        "Ratio to Jobs in the same round, for each run: median (lowest-highest round).",
+        "Ratio to Jobs in the same round, per run: median (lowest-highest round).",
         _table(("kind", *COMPARED), ((each.kind.label, *_ratios_of(each)) for each in found)),
-        "Latency in milliseconds: under full load, where a run waits for the runs before it, and at a rate that leaves time between the runs.",
+        "Latency in milliseconds: under full load, where runs queue, and under a paced load without a queue.",
         _table(
             (
                 "kind",
@@ -43,7 +43,7 @@ def report_of(results: Results) -> str:
             ),
             (row for each in found for row in _latencies_of(each, results)),
         ),
-        "CPU for each run in milliseconds, under load: median (lowest-highest round).",
+        "CPU per run in milliseconds, under load: median (lowest-highest round).",
         _table(
             ("kind", *PROCESSES), ((each.kind.label, *(_cpu_of(each, name) for name in PROCESSES)) for each in found)
         ),
@@ -64,9 +64,9 @@ def report_of(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def _about(results: Results) -> str:
+def _setup_of(results: Results) -> str:
     machine = results.machine
-    limits = "the limits that the controllers ship with" if results.defaults else "client limits raised"
+    limits = "default limits of the controllers" if results.defaults else "client limits raised"
     policies = "with" if results.policies else "without"
     return (
         f"`{results.command}`, {results.date}: {results.rounds} rounds of {results.runs} objects of each kind, {limits}, {policies} the "
@@ -76,7 +76,7 @@ def _about(results: Results) -> str:
 
 
 def _headline(found: Sequence[Summary]) -> list[str]:
-    """Return one sentence, where both kinds were measured."""
+    """Return the summary sentence if both kinds were measured."""
     ratio = next((each.ratio for each in found if each.kind is kinds.Kind.TASKRUN), None)
     if ratio is None:
         return []

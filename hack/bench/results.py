@@ -1,4 +1,4 @@
-"""The results of the benchmark and their summary."""
+"""Results of the benchmark and their summary."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ COMPARED: Mapping[str, Callable[[Phase], float]] = {
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """The machine and the versions."""
+    """Description of the machine and the versions."""
 
     processor: str
     cores: int
@@ -34,8 +34,8 @@ class Machine(msgspec.Struct, frozen=True):
     kwok: str
 
     @classmethod
-    def here(cls, versions: Mapping[str, str]) -> "Machine":
-        """Describe this machine, without its name."""
+    def current(cls, versions: Mapping[str, str]) -> "Machine":
+        """Return the description of this machine, without its host name."""
         names = [
             line.partition(":")[2] for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")
         ]
@@ -58,7 +58,11 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """One kind. `load_calls` is how often each was called for each run in the rounds; `calls` comes from the pass that counts bytes. `paced` is missing where it was not measured. `ratios` to Jobs in the same round: empty without Jobs. CPU is milliseconds for each run, memory MiB."""
+    """Summary of one kind.
+
+    `ratios` compare with Jobs in the same round; they are empty without Jobs. `paced` is None if it was not measured. `load_calls` are the
+    API calls per run in the rounds; `calls` come from the pass that also counts bytes. CPU is in milliseconds per run, memory in MiB.
+    """
 
     kind: Kind
     runs_per_minute: Spread
@@ -72,12 +76,12 @@ class Summary(msgspec.Struct, frozen=True):
 
     @property
     def ratio(self) -> Spread | None:
-        """Of the throughput."""
+        """Ratio of the throughput to that of Jobs."""
         return self.ratios.get(THROUGHPUT)
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is written to results.json."""
+    """Content of results.json."""
 
     command: str
     date: str

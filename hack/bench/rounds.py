@@ -1,4 +1,4 @@
-"""The passes of the benchmark: timed rounds, a paced load, and the count of API calls."""
+"""Passes of the benchmark: timed rounds, a paced load, and the count of API calls."""
 
 import asyncio
 from collections import Counter
@@ -17,17 +17,17 @@ from reattach.cluster import Cluster
 
 PROGRESS_SECONDS = 10.0
 STALL_SECONDS = 60.0
-"""A phase is given up when nothing has happened for so long."""
+"""A phase fails after this time without progress."""
 
 Say = Callable[[str], None]
 
 
 class BenchError(Exception):
-    """A phase could not be measured; the message says why."""
+    """A phase could not be measured. The message contains the reason."""
 
 
 class Phase(msgspec.Struct, frozen=True):
-    """One kind, measured once. Seconds; milliseconds of CPU for each run and MiB by process; API calls for each run by what was called."""
+    """One measurement of one kind. `cpu` is in milliseconds per run and `memory` in MiB, by process; `calls` are per run, by call."""
 
     kind: Kind
     runs: int
@@ -40,12 +40,12 @@ class Phase(msgspec.Struct, frozen=True):
 
     @property
     def runs_per_minute(self) -> float:
-        """The throughput."""
+        """Throughput."""
         return self.runs / self.seconds * 60
 
 
 class Call(msgspec.Struct, frozen=True):
-    """One kind of API call: count and bytes of the bodies, for each run on average."""
+    """One kind of API call: the average count and the average bytes of the bodies per run."""
 
     call: str
     count: float
@@ -54,7 +54,7 @@ class Call(msgspec.Struct, frozen=True):
 
 
 def alternate(kinds: Sequence[Kind], number: int) -> list[Kind]:
-    """Return the kinds in the order of round `number`, so that each comes first once, and noise meets all alike."""
+    """Return the kinds rotated by the round number, so that noise affects all kinds equally."""
     first = number % len(kinds)
     return [*kinds[first:], *kinds[:first]]
 
@@ -62,7 +62,7 @@ def alternate(kinds: Sequence[Kind], number: int) -> list[Kind]:
 def measure_rounds(
     installation: Installation, kinds: Sequence[Kind], *, runs: int, rounds: int, say: Say
 ) -> list[list[Phase]]:
-    """Measure every kind once in each round, with all objects created at once."""
+    """Measure every kind once in each round, and create all objects as fast as possible."""
     return [
         [
             _measure(installation, kind, runs=runs, per_second=None, say=say, title=f"round {number + 1} of {rounds}")
@@ -75,13 +75,13 @@ def measure_rounds(
 def measure_paced(
     installation: Installation, kinds: Sequence[Kind], *, runs: int, per_second: float, say: Say
 ) -> list[Phase]:
-    """Measure every kind once under a load that leaves time between the runs."""
-    title = f"{per_second:g} each second"
+    """Measure every kind once at a rate at which runs do not queue."""
+    title = f"{per_second:g} per second"
     return [_measure(installation, kind, runs=runs, per_second=per_second, say=say, title=title) for kind in kinds]
 
 
 def count_calls(installation: Installation, kinds: Sequence[Kind], *, runs: int, say: Say) -> dict[Kind, list[Call]]:
-    """Count the API calls of each kind's controller, and the bytes of their bodies, in the audit log."""
+    """Count the API calls of each kind's controller and the bytes of their bodies, using the audit log."""
     return {kind: _count(installation, kind, runs=runs, say=say) for kind in kinds}
 
 
@@ -96,8 +96,8 @@ def _measure(
             reset_peak(process_id)
         mark = installation.control_plane.audit_mark()
         before = cpu_seconds_of(processes)
-        timeline = _play(installation, kind, namespace, runs=runs, per_second=per_second, say=say, title=title)
-        # Events are sent after the writes that they report, and cost CPU too.
+        timeline = _run_all(installation, kind, namespace, runs=runs, per_second=per_second, say=say, title=title)
+        # Wait again, because events are sent after the writes that they report and also use CPU.
         installation.wait_until_idle()
         after = cpu_seconds_of(processes)
         memory = {name: peak_megabytes(process_id) for name, process_id in processes.items()}
@@ -114,7 +114,7 @@ def _measure(
         calls={call: count / runs for call, count in calls.items()},
     )
     say(
-        f"{kind.label}, {title}: {phase.runs_per_minute:,.0f} runs/min, {sum(phase.calls.values()):.1f} API calls for each"
+        f"{kind.label}, {title}: {phase.runs_per_minute:,.0f} runs/min, {sum(phase.calls.values()):.1f} API calls per run"
     )
     return phase
 
@@ -124,7 +124,7 @@ def _count(installation: Installation, kind: Kind, *, runs: int, say: Say) -> li
     with installation.controller_of(kind, namespace):
         installation.wait_until_idle()
         mark = installation.control_plane.audit_mark()
-        _play(installation, kind, namespace, runs=runs, per_second=None, say=say, title="counting API calls")
+        _run_all(installation, kind, namespace, runs=runs, per_second=None, say=say, title="counting API calls")
         installation.wait_until_idle()
         found = installation.calls_since(mark, kind, namespace)
     installation.clear(kind, namespace)
@@ -139,7 +139,7 @@ def _count(installation: Installation, kind: Kind, *, runs: int, say: Say) -> li
     ]
 
 
-def _play(
+def _run_all(
     installation: Installation,
     kind: Kind,
     namespace: str,
@@ -152,7 +152,7 @@ def _play(
     """Create the runs and wait until all are complete."""
     kubeconfig = str(installation.control_plane.kubeconfig())
 
-    async def play() -> Timeline:
+    async def run_all() -> Timeline:
         timeline = Timeline(runs)
         async with (
             asyncio.timeout(STALL_SECONDS) as limit,
@@ -161,7 +161,9 @@ def _play(
             asyncio.TaskGroup() as group,
         ):
             progress = group.create_task(
-                _follow(timeline, limit, lambda: say(f"  … {kind.label}, {title}: {timeline.finished} of {runs}"))
+                _report_progress(
+                    timeline, limit, lambda: say(f"  … {kind.label}, {title}: {timeline.finished} of {runs}")
+                )
             )
             await create_runs(cluster, kind, namespace, timeline, runs=runs, per_second=per_second)
             await timeline.complete.wait()
@@ -169,28 +171,28 @@ def _play(
         return timeline
 
     try:
-        timeline = uvloop.run(play())
+        timeline = uvloop.run(run_all())
     except TimeoutError as error:
         raise BenchError(
-            f"{kind.label}, {title}: nothing happened for {STALL_SECONDS:g} s; did its controller end?"
+            f"{kind.label}, {title}: no progress for {STALL_SECONDS:g} s; check that its controller is running"
         ) from error
     if timeline.failed:
-        raise BenchError(f"{kind.label}, {title}: {len(timeline.failed)} runs failed, and none may")
+        raise BenchError(f"{kind.label}, {title}: {len(timeline.failed)} runs failed, but all must succeed")
     return timeline
 
 
-async def _follow(timeline: Timeline, limit: asyncio.Timeout, tell: Callable[[], None]) -> None:
-    """Report progress now and then, and move the limit while there is any."""
+async def _report_progress(timeline: Timeline, limit: asyncio.Timeout, report: Callable[[], None]) -> None:
+    """Report progress periodically, and extend the time limit while there is progress."""
     loop = asyncio.get_running_loop()
-    told, seen = loop.time(), 0
+    reported, seen = loop.time(), 0
     while True:
         await asyncio.sleep(1)
         if timeline.steps > seen:
             seen = timeline.steps
             limit.reschedule(loop.time() + STALL_SECONDS)
-        if loop.time() > told + PROGRESS_SECONDS:
-            told = loop.time()
-            tell()
+        if loop.time() > reported + PROGRESS_SECONDS:
+            reported = loop.time()
+            report()
 
 
 def by_kind(rounds: Sequence[Sequence[Phase]], kinds: Sequence[Kind]) -> Mapping[Kind, list[Phase]]:

@@ -1,4 +1,4 @@
-"""Watches of an empty namespace that survive being closed."""
+"""Watches that resume after the API server closes them."""
 
 import contextlib
 from collections.abc import AsyncGenerator
@@ -24,17 +24,17 @@ class _Event(msgspec.Struct, frozen=True):
 
 
 async def version_of(cluster: Cluster, path: str) -> str:
-    """Return the resource version from which a watch of a collection misses nothing."""
+    """Return the current resource version of a collection, from which a watch can start."""
     return msgspec.json.decode(await cluster.list(path, limit=1), type=_Object).metadata.resource_version
 
 
 async def watch(cluster: Cluster, path: str, version: str) -> AsyncGenerator[bytes, None]:
-    """Yield the events after `version`, one JSON line each.
+    """Yield the events after `version`, each as one JSON line.
 
-    A busy API server closes the watch of a client that is slow to read; the watch then goes on after the last event.
+    A busy API server closes the watch of a slow client. The watch then resumes after the last event.
 
     Raises:
-        RuntimeError: events were missed.
+        RuntimeError: The watch missed events.
     """
     while True:
         events = cluster.watch(path, resource_version=version, timeout_seconds=_SECONDS, silence_seconds=_SECONDS)

@@ -1,4 +1,4 @@
-"""What the chart renders, for several sets of values, by the real helm."""
+"""Objects that helm renders from the chart, for several sets of values."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "two namespaces": {"watchNamespaces": ["team-a", "team-b"]},
     "cert-manager": {"certificates": {"certManager": {"enabled": True}}},
-    "cert-manager with an issuer of one's own": {
+    "cert-manager with a given issuer": {
         "certificates": {"certManager": {"enabled": True, "issuerRef": {"name": "corporate", "kind": "ClusterIssuer"}}}
     },
     "high availability": {"operator": {"replicas": 2}, "server": {"replicas": 5}},
@@ -75,11 +75,11 @@ def defaults() -> list[Object]:
     return render()
 
 
-# -- what holds under all values ------------------------------------------------------------------------------------
+# -- with all sets of values ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_helm_lint_finds_nothing(name: str) -> None:
+def test_helm_lint_passes(name: str) -> None:
     process = subprocess.run(
         [str(HELM), "lint", "--strict", "--quiet", str(CHART), "--values", "-"],
         input=yaml.safe_dump(VALUES[name]),
@@ -90,7 +90,7 @@ def test_helm_lint_finds_nothing(name: str) -> None:
     assert process.returncode == 0, process.stdout + process.stderr
 
 
-def test_every_container_runs_with_as_little_as_it_can(objects: list[Object]) -> None:
+def test_containers_run_with_least_privilege(objects: list[Object]) -> None:
     for name, spec in pod_specs(objects):
         assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}, name
         assert "hostNetwork" not in spec
@@ -105,7 +105,7 @@ def test_every_container_runs_with_as_little_as_it_can(objects: list[Object]) ->
             assert container["resources"]["limits"].keys() == {"memory"}, name
 
 
-def test_no_rule_has_a_wildcard_and_none_reads_all_secrets(objects: list[Object]) -> None:
+def test_rules_have_no_wildcard_and_no_access_to_all_secrets(objects: list[Object]) -> None:
     for found in objects:
         for rule in found.get("rules") or () if "Role" in found["kind"] else ():
             assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"], found["metadata"]["name"]
@@ -114,7 +114,7 @@ def test_no_rule_has_a_wildcard_and_none_reads_all_secrets(objects: list[Object]
                 assert rule["verbs"] == ["create"] or rule.get("resourceNames"), found["metadata"]["name"]
 
 
-def test_a_selector_never_meets_labels_that_a_value_or_a_version_can_change(objects: list[Object]) -> None:
+def test_selectors_use_only_labels_that_values_and_versions_do_not_change(objects: list[Object]) -> None:
     for deployment in of_kind(objects, "Deployment").values():
         selector = deployment["spec"]["selector"]["matchLabels"]
         assert selector.keys() == {
@@ -127,16 +127,16 @@ def test_a_selector_never_meets_labels_that_a_value_or_a_version_can_change(obje
         assert not any("version" in key or "chart" in key for key in labels)
 
 
-def test_what_is_asked_for_the_operators_pod_is_on_the_release_jobs_too() -> None:
-    """A mesh would put a sidecar into it that never ends."""
+def test_release_job_has_the_pod_labels_and_annotations_of_the_operator() -> None:
+    """For example, to disable a service mesh, whose sidecar would prevent the Job from completing."""
     (job,) = of_kind(render(VALUES["everything optional on"]), "Job").values()
-    about = job["spec"]["template"]["metadata"]
-    assert about["annotations"] == {"a": "b"}
-    assert about["labels"]["c"] == "d"
-    assert about["labels"]["app.kubernetes.io/component"] == "release"
+    metadata = job["spec"]["template"]["metadata"]
+    assert metadata["annotations"] == {"a": "b"}
+    assert metadata["labels"]["c"] == "d"
+    assert metadata["labels"]["app.kubernetes.io/component"] == "release"
 
 
-def test_every_service_and_budget_selects_the_pods_of_one_deployment(objects: list[Object]) -> None:
+def test_services_and_budgets_each_select_the_pods_of_one_deployment(objects: list[Object]) -> None:
     pods = [found["spec"]["template"]["metadata"]["labels"] for found in of_kind(objects, "Deployment").values()]
     selectors = [found["spec"]["selector"] for found in of_kind(objects, "Service").values()]
     selectors += [
@@ -146,7 +146,7 @@ def test_every_service_and_budget_selects_the_pods_of_one_deployment(objects: li
         assert sum(selector.items() <= labels.items() for labels in pods) == 1, selector
 
 
-def test_every_binding_names_a_role_and_a_service_account_of_the_release(objects: list[Object]) -> None:
+def test_bindings_refer_to_roles_and_service_accounts_of_the_release(objects: list[Object]) -> None:
     accounts = {(found["metadata"]["name"], "reattach") for found in objects if found["kind"] == "ServiceAccount"}
     accounts |= {("mine", "reattach"), ("mine-too", "reattach")}
     roles = {
@@ -161,7 +161,7 @@ def test_every_binding_names_a_role_and_a_service_account_of_the_release(objects
             assert {(subject["name"], subject["namespace"]) for subject in found["subjects"]} <= accounts
 
 
-def test_names_of_all_objects_are_unique_and_labelled_as_ours(objects: list[Object]) -> None:
+def test_objects_have_unique_names_and_the_instance_label(objects: list[Object]) -> None:
     names = [(found["kind"], found["metadata"].get("namespace"), found["metadata"]["name"]) for found in objects]
     assert len(set(names)) == len(names)
     for found in objects:
@@ -169,7 +169,7 @@ def test_names_of_all_objects_are_unique_and_labelled_as_ours(objects: list[Obje
             assert found["metadata"]["labels"]["app.kubernetes.io/instance"] == "reattach", found["metadata"]["name"]
 
 
-# -- the two Deployments --------------------------------------------------------------------------------------------
+# -- Deployments ------------------------------------------------------------------------------------------------------
 
 
 def arguments_of(objects: list[Object], name: str) -> dict[str, str]:
@@ -177,7 +177,7 @@ def arguments_of(objects: list[Object], name: str) -> dict[str, str]:
     return dict(argument.removeprefix("--").partition("=")[::2] for argument in container["args"])
 
 
-def test_by_default_one_operator_and_two_state_apis_run(defaults: list[Object]) -> None:
+def test_defaults_run_one_operator_and_two_state_apis(defaults: list[Object]) -> None:
     deployments = of_kind(defaults, "Deployment")
     assert {name: found["spec"]["replicas"] for name, found in deployments.items()} == {
         "reattach-operator": 1,
@@ -186,8 +186,8 @@ def test_by_default_one_operator_and_two_state_apis_run(defaults: list[Object]) 
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_the_processes_accept_the_flags_that_they_are_given(name: str) -> None:
-    """Parsed by the very parsers that read them in the pods."""
+def test_processes_accept_the_rendered_flags(name: str) -> None:
+    """The test parses the flags with the parsers that the processes use."""
     from reattach.process.__main__ import _parser
     from reattach.process.options import run_options_of
     from reattach.server.__main__ import from_arguments
@@ -202,7 +202,7 @@ def test_the_processes_accept_the_flags_that_they_are_given(name: str) -> None:
             run_options_of(parsed)
 
 
-def test_the_limits_on_connections_are_passed_on_and_have_the_defaults_of_the_process() -> None:
+def test_connection_limits_are_passed_to_the_process_and_equal_its_defaults() -> None:
     from reattach.server.config import ServerConfig
 
     def limits(values: dict[str, Any]) -> tuple[str, str]:
@@ -213,7 +213,7 @@ def test_the_limits_on_connections_are_passed_on_and_have_the_defaults_of_the_pr
     assert limits({"server": {"connections": {"perAddress": 200, "total": 100_000}}}) == ("200", "100000")
 
 
-def test_what_the_operator_tells_pods_to_call_is_the_service_and_in_the_certificate(defaults: list[Object]) -> None:
+def test_state_api_url_is_the_service_and_among_the_names_of_the_certificate(defaults: list[Object]) -> None:
     arguments = arguments_of(defaults, "reattach-operator")
     (name,) = of_kind(defaults, "Service")
     assert arguments["state-api-url"] == f"https://{name}.reattach.svc"
@@ -223,7 +223,7 @@ def test_what_the_operator_tells_pods_to_call_is_the_service_and_in_the_certific
 
 
 @pytest.mark.parametrize("name", ["defaults", "cert-manager"])
-def test_the_state_api_mounts_the_secret_that_the_operator_or_cert_manager_writes(name: str) -> None:
+def test_state_api_mounts_the_secret_that_the_operator_or_cert_manager_writes(name: str) -> None:
     objects = render(VALUES[name])
     (volume,) = dict(pod_specs(objects))["reattach-server"]["volumes"]
     assert volume["secret"]["secretName"] == arguments_of(objects, "reattach-operator")["tls-secret"]
@@ -231,7 +231,7 @@ def test_the_state_api_mounts_the_secret_that_the_operator_or_cert_manager_write
     assert certificates == ([] if name == "defaults" else ["reattach-ca", "reattach-server-tls"])
 
 
-def test_with_cert_manager_the_operator_makes_no_certificate_and_may_not() -> None:
+def test_cert_manager_enabled_operator_issues_no_certificate_and_may_not_write_secrets() -> None:
     objects = render(VALUES["cert-manager"])
     assert "cert-manager" in arguments_of(objects, "reattach-operator")
     assert {right for right in rights(objects, "operator") if right[2] == "secrets"} == {
@@ -239,20 +239,20 @@ def test_with_cert_manager_the_operator_makes_no_certificate_and_may_not() -> No
     }
 
 
-def test_with_an_issuer_of_ones_own_no_other_is_made() -> None:
-    objects = render(VALUES["cert-manager with an issuer of one's own"])
+def test_cert_manager_with_a_given_issuer_creates_no_issuer() -> None:
+    objects = render(VALUES["cert-manager with a given issuer"])
     assert of_kind(objects, "Issuer") == {}
     (certificate,) = of_kind(objects, "Certificate").values()
     assert certificate["spec"]["issuerRef"] == {"name": "corporate", "kind": "ClusterIssuer"}
 
 
-def test_one_state_api_has_no_disruption_budget_that_would_block_a_drain() -> None:
+def test_single_state_api_has_no_disruption_budget_that_would_block_a_drain() -> None:
     assert of_kind(render({"server": {"replicas": 1}}), "PodDisruptionBudget") == {}
     (budget,) = of_kind(render(), "PodDisruptionBudget").values()
     assert budget["spec"]["maxUnavailable"] == 1
 
 
-def test_values_reach_the_pods() -> None:
+def test_values_are_applied_to_the_pods() -> None:
     objects = render(VALUES["everything optional on"])
     operator = of_kind(objects, "Deployment")["re-operator"]["spec"]["template"]
     assert operator["metadata"]["annotations"] == {"a": "b"}
@@ -268,7 +268,7 @@ def test_values_reach_the_pods() -> None:
 
 
 def test_every_value_is_used_by_a_template() -> None:
-    """A value that nothing reads would be accepted and ignored."""
+    """An unused value would be accepted and ignored."""
     templates = "".join(path.read_text() for path in (CHART / "templates").glob("*"))
     reads = set(re.findall(r"\.[a-zA-Z]+", templates))
 
@@ -279,25 +279,28 @@ def test_every_value_is_used_by_a_template() -> None:
         else:
             yield path
 
-    # What is handed on whole, as toYaml does.
+    # Values that a template renders as a whole with toYaml.
     whole = {"resources"}
     for path in leaves(yaml.safe_load((CHART / "values.yaml").read_text())):
         missing = [key for key in path if f".{key}" not in reads and not whole & set(path)]
         assert not missing, ".".join(path)
 
 
-def test_every_value_is_described_or_lies_below_one_that_is() -> None:
+def test_every_top_level_value_has_a_comment() -> None:
     lines = (CHART / "values.yaml").read_text().splitlines()
     for above, line in itertools.pairwise(lines):
         if line and not line.startswith((" ", "#")) and ": " in line:
             assert above.startswith("#"), line
 
 
-# -- rights ---------------------------------------------------------------------------------------------------------
+# -- permissions ------------------------------------------------------------------------------------------------------
 
 
 def rights(objects: list[Object], component: str) -> set[Right]:
-    """Where (`served` namespaces, the release's `own`, or `cluster`), API group, resource, and verb with the names it is cut to."""
+    """Return the rights of a component: scope, API group, resource, and verb with its resource names.
+
+    The scope is `served` (served namespaces), `own` (the release's namespace) or `cluster`.
+    """
     found: set[Right] = set()
     for role in objects:
         if role["kind"] not in {"Role", "ClusterRole"}:
@@ -357,11 +360,11 @@ RELEASE = (
 
 @pytest.mark.parametrize("name", ["defaults", "two namespaces"])
 @pytest.mark.parametrize("component, expected", [("operator", OPERATOR), ("server", SERVER), ("release", RELEASE)])
-def test_each_part_has_these_rights_and_no_other(component: str, expected: set[Right], name: str) -> None:
+def test_component_has_exactly_these_rights(component: str, expected: set[Right], name: str) -> None:
     assert rights(render(VALUES[name]), component) == expected
 
 
-def test_with_watch_namespaces_nothing_is_granted_for_the_whole_cluster_but_what_belongs_to_no_namespace() -> None:
+def test_watch_namespaces_grants_cluster_wide_rights_only_on_cluster_scoped_resources() -> None:
     objects = render(VALUES["two namespaces"])
     served = {
         (found["metadata"]["name"], found["metadata"]["namespace"])
@@ -381,7 +384,7 @@ def test_with_watch_namespaces_nothing_is_granted_for_the_whole_cluster_but_what
         assert arguments_of(objects, name)["watch-namespaces"] == "team-a,team-b"
 
 
-def test_people_get_taskruns_with_edit_and_view_but_never_their_status(defaults: list[Object]) -> None:
+def test_edit_and_view_roles_include_taskruns_but_not_their_status(defaults: list[Object]) -> None:
     roles = of_kind(defaults, "ClusterRole")
     edit, view = roles["reattach-reattach-edit"], roles["reattach-reattach-view"]
     assert edit["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"
@@ -392,10 +395,10 @@ def test_people_get_taskruns_with_edit_and_view_but_never_their_status(defaults:
     assert set(may_edit["verbs"]) == {"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
 
 
-# -- the rest -------------------------------------------------------------------------------------------------------
+# -- other objects ----------------------------------------------------------------------------------------------------
 
 
-def test_the_operators_lease_goes_past_its_own_writes(defaults: list[Object]) -> None:
+def test_lease_requests_do_not_queue_behind_other_writes_of_the_operator(defaults: list[Object]) -> None:
     (schema,) = of_kind(defaults, "FlowSchema").values()
     assert schema["spec"]["priorityLevelConfiguration"]["name"] == "leader-election"
     assert schema["spec"]["matchingPrecedence"] < 1000  # before the API server's own, for all service accounts
@@ -405,7 +408,7 @@ def test_the_operators_lease_goes_past_its_own_writes(defaults: list[Object]) ->
     assert rule["resourceRules"][0]["resources"] == ["leases"]
 
 
-def test_the_release_job_is_all_that_is_hooked_and_comes_after_its_rights(defaults: list[Object]) -> None:
+def test_release_job_is_the_last_hook_after_its_permissions(defaults: list[Object]) -> None:
     weights = {
         found["kind"]: int(found["metadata"]["annotations"]["helm.sh/hook-weight"])
         for found in defaults
@@ -415,31 +418,33 @@ def test_the_release_job_is_all_that_is_hooked_and_comes_after_its_rights(defaul
     assert weights.keys() == {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
 
 
-def test_the_crd_is_kept_when_the_release_goes(defaults: list[Object]) -> None:
+def test_crd_is_kept_on_uninstall(defaults: list[Object]) -> None:
     (crd,) = of_kind(defaults, "CustomResourceDefinition").values()
     assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 
-def test_the_charts_version_is_the_packages() -> None:
+def test_chart_version_equals_the_package_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = (CHART.parent.parent / "pyproject.toml").read_text()
     assert f'\nversion = "{chart["appVersion"]}"\n' in project
 
 
-def test_the_metrics_in_the_docs_are_those_that_there_are() -> None:
+def test_documented_metrics_are_exactly_the_exported_metrics() -> None:
     docs = (REPOSITORY / "docs/install.md").read_text()
     [section] = re.findall(r"\n## Metrics\n(.*?)\n## ", docs, re.DOTALL)
-    told = {name.removesuffix("_total") for name in re.findall(r"`(reattach_\w+)`", section)}
+    documented = {name.removesuffix("_total") for name in re.findall(r"`(reattach_\w+)`", section)}
     sources = [
         path.read_text()
-        for part in ("controller", "server")
+        for part in ("runtime", "process", "server")
         for path in (REPOSITORY / "operator/reattach" / part).glob("*.py")
     ]
-    served = {name.removesuffix("_total") for source in sources for name in re.findall(r'"(reattach_[a-z_]+)"', source)}
-    assert told == served
+    exported = {
+        name.removesuffix("_total") for source in sources for name in re.findall(r'"(reattach_[a-z_]+)"', source)
+    }
+    assert documented == exported
 
 
-# -- wrong values ---------------------------------------------------------------------------------------------------
+# -- invalid values ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -481,13 +486,13 @@ def test_the_metrics_in_the_docs_are_those_that_there_are() -> None:
         ({"operator": {"logFormat": "xml"}}, "value must be one of 'plain', 'json'"),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_place(values: dict[str, Any], message: str) -> None:
+def test_invalid_value_is_rejected_with_its_location(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ControlPlaneError, match=re.escape(message)):
         helm_template(values=values)
 
 
-def test_the_schema_leaves_no_object_open() -> None:
-    """Only what Kubernetes itself defines, or people name, may hold any key."""
+def test_schema_allows_additional_properties_only_in_listed_objects() -> None:
+    """Only maps with keys that users choose, and objects that Kubernetes defines, may have any key."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     open_ones = {"stringMap", "quantities", "nodeAffinity", "podAffinity", "podAntiAffinity", "global"}
 
@@ -504,13 +509,13 @@ def test_the_schema_leaves_no_object_open() -> None:
     walk(schema, "the chart")
 
 
-def test_the_schema_knows_exactly_the_values_that_there_are() -> None:
+def test_schema_has_exactly_the_properties_of_values_yaml() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
 
     def compare(node: Any, value: Any, path: str) -> None:
         node = schema["definitions"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
-        if value and "properties" in node:  # below an empty default the schema knows more
+        if value and "properties" in node:  # the schema has more properties than an empty default
             assert node["properties"].keys() - {"global"} == value.keys(), path
             for key in value:
                 compare(node["properties"][key], value[key], f"{path}.{key}")

@@ -101,7 +101,7 @@ def test_lives_in_which_a_job_was_made_twice_or_lost_are_not_shown_as_right(
     change(leave(tmp_path), "plain", lambda row: row.update({what: 305}))
     assert program.missing_of([json.loads(path.read_text()) for path in tmp_path.glob("[0-9]*.json")]) == []
     change(tmp_path, "lives", lambda row: row.update({what: 1}))
-    with pytest.raises(SystemExit, match=f"lives in mode name: 1 {what}, and not 0"):
+    with pytest.raises(SystemExit, match=f"lives in mode name: 1 {what} instead of 0"):
         program.main(tmp_path)
     assert program.DOCUMENT.read_text() == before
 
@@ -111,7 +111,7 @@ def test_a_case_that_ended_otherwise_than_as_one_job_or_held_is_not_shown_as_rig
 ) -> None:
     before = program.DOCUMENT.read_text()
     change(leave(tmp_path), "adapters", lambda rows: rows[0].__setitem__(2, "failed"))
-    with pytest.raises(SystemExit, match="http, name, undisturbed: failed, and not one job or held"):
+    with pytest.raises(SystemExit, match="http, name, undisturbed: failed instead of one job or held"):
         program.main(tmp_path)
     assert program.DOCUMENT.read_text() == before
 
@@ -122,6 +122,6 @@ def test_too_few_combinations_and_lives_are_said(program: ModuleType, tmp_path: 
     with pytest.raises(SystemExit, match="lives: 1000 in mode expiring-token"):
         program.main(leave(tmp_path, lives=22))
     with pytest.raises(
-        SystemExit, match=r"40 lives with real processes; 0 were lived\n.*200 races; 0 were.*\n.*74 deaths"
+        SystemExit, match=r"40 histories with real processes; 0 were run\n.*200 races; 0 were.*\n.*74 failures"
     ):
         program.main(tmp_path / "nothing")

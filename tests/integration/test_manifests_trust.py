@@ -115,7 +115,7 @@ class TestWhoeverWritesASpec:
         grant("tara", ["taskruns"], ["create", "update", "patch", "get"])
         said = refused(cluster, "POST", TASKRUNS, a_taskrun("a"), user="tara")
         assert said.startswith("403:")
-        assert "who writes the spec of a TaskRun must be allowed to create pods in its namespace" in said
+        assert "the author of a TaskRun spec must be allowed to create pods in its namespace" in said
         assert "tara is not allowed to create pods in default" in said
 
     def test_is_let_through_with_that_right(self, cluster: RunningControlPlane, grant: Callable[..., None]) -> None:
@@ -152,37 +152,37 @@ class TestPodsOfStrangers:
             pytest.param(
                 {"labels": {"app": "a", "reattach.dev/taskrun": "load"}},
                 {},
-                "only Reattach's operator may set the label reattach.dev/taskrun of a pod; remove it",
+                "only Reattach's operator may set the label reattach.dev/taskrun on a pod; remove it",
                 id="our label",
             ),
             pytest.param(
                 {"labels": {"reattach.dev/of-tomorrow": ""}},
                 {},
-                "only Reattach's operator may set the label reattach.dev/of-tomorrow of a pod; remove it",
+                "only Reattach's operator may set the label reattach.dev/of-tomorrow on a pod; remove it",
                 id="any label under our domain",
             ),
             pytest.param(
                 {"annotations": {"reattach.dev/ca.crt": "mine"}},
                 {},
-                "only Reattach's operator may set the annotation reattach.dev/ca.crt of a pod; remove it",
+                "only Reattach's operator may set the annotation reattach.dev/ca.crt on a pod; remove it",
                 id="our annotation",
             ),
             pytest.param(
                 {"ownerReferences": [owner()]},
                 {},
-                "only Reattach's operator may make a TaskRun the owner of a pod; remove the owner reference",
+                "only Reattach's operator may set a TaskRun as the owner of a pod; remove the owner reference",
                 id="our owner reference",
             ),
             pytest.param(
                 {"ownerReferences": [{**owner(), "apiVersion": "reattach.dev/v1", "controller": False}]},
                 {},
-                "only Reattach's operator may make a TaskRun the owner of a pod; remove the owner reference",
+                "only Reattach's operator may set a TaskRun as the owner of a pod; remove the owner reference",
                 id="our owner reference of another version",
             ),
             pytest.param(
                 {},
                 token_volume("reattach.dev"),
-                "only Reattach's operator may make a pod with a token of the audience reattach.dev; remove that volume",
+                "only Reattach's operator may create a pod with a token for the audience reattach.dev; remove that volume",
                 id="our audience",
             ),
         ],
@@ -206,7 +206,7 @@ class TestPodsOfStrangers:
         cluster.call("POST", PODS, pod("a-job", labels=marks, annotations=marks))
         cluster.call("PATCH", f"{PODS}/a-job", {"metadata": {"labels": {LABEL_TOKEN: "d"}}})
         forged = pod(labels={**marks, "reattach.dev/taskrun": "load"})
-        assert "may set the label reattach.dev/taskrun of a pod" in refused(cluster, "POST", PODS, forged)
+        assert "may set the label reattach.dev/taskrun on a pod" in refused(cluster, "POST", PODS, forged)
 
     def test_the_state_api_is_a_stranger_too(self, cluster: RunningControlPlane) -> None:
         forged = pod(labels={"reattach.dev/taskrun": "load"})
@@ -226,13 +226,13 @@ class TestPodsOfStrangers:
         said = refused(
             cluster, "PATCH", f"{PODS}/{name}{subresource}", {"metadata": {kind: {"reattach.dev/taskrun": "load"}}}
         )
-        assert f"only Reattach's operator may set the {kind[:-1]} reattach.dev/taskrun of a pod" in said
+        assert f"only Reattach's operator may set the {kind[:-1]} reattach.dev/taskrun on a pod" in said
         cluster.call("PATCH", f"{PODS}/{name}{subresource}", {"metadata": {kind: {"team": "data"}}})
 
     def test_get_no_taskrun_as_owner_later(self, cluster: RunningControlPlane) -> None:
         cluster.call("POST", PODS, pod("later-owner"))
         said = refused(cluster, "PATCH", f"{PODS}/later-owner", {"metadata": {"ownerReferences": [owner()]}})
-        assert "only Reattach's operator may make a TaskRun the owner of a pod" in said
+        assert "only Reattach's operator may set a TaskRun as the owner of a pod" in said
 
     @pytest.mark.parametrize("path", [f"{PODS}/unbound/binding", "/api/v1/namespaces/default/bindings"])
     @pytest.mark.parametrize("kind", ["labels", "annotations"])
@@ -245,7 +245,7 @@ class TestPodsOfStrangers:
             "target": {"kind": "Node", "name": "somewhere"},
         }
         said = refused(cluster, "POST", path, binding)
-        assert f"only Reattach's operator may set the {kind[:-1]} reattach.dev/taskrun of a pod" in said
+        assert f"only Reattach's operator may set the {kind[:-1]} reattach.dev/taskrun on a pod" in said
 
 
 class TestPodsOfOurs:
@@ -273,13 +273,13 @@ class TestPodsOfOurs:
         self, cluster: RunningControlPlane, path: str, kind: str, key: str
     ) -> None:
         said = refused(cluster, "PATCH", path, {"metadata": {kind: {key: "2"}}})
-        assert f"only Reattach's operator may set the {kind[:-1]} {key} of a pod" in said
+        assert f"only Reattach's operator may set the {kind[:-1]} {key} on a pod" in said
         cluster.call("PATCH", path, {"metadata": {kind: {key: None}}})
         assert "only Reattach's operator" in refused(cluster, "PATCH", path, {"metadata": {kind: {key: "1"}}})
 
     def test_the_owner_can_be_removed_and_not_changed(self, cluster: RunningControlPlane, path: str) -> None:
         said = refused(cluster, "PATCH", path, {"metadata": {"ownerReferences": [owner(uid="another")]}})
-        assert "only Reattach's operator may make a TaskRun the owner of a pod" in said
+        assert "only Reattach's operator may set a TaskRun as the owner of a pod" in said
         cluster.call("PATCH", path, {"metadata": {"ownerReferences": None}})
 
     def test_the_kubelet_and_people_go_on(self, cluster: RunningControlPlane, path: str) -> None:
@@ -337,7 +337,7 @@ class TestConfigMapsThatReattachWrites:
         )
         assert said.startswith("403:")
         assert (
-            "Reattach may write only ConfigMaps that carry the label reattach.dev/taskrun and have that TaskRun as an owner"
+            "Reattach may write only ConfigMaps that have the label reattach.dev/taskrun and an owner reference to that TaskRun"
             in said
         )
 
@@ -348,7 +348,7 @@ class TestConfigMapsThatReattachWrites:
         cluster.call("POST", CONFIGMAPS, {"metadata": {"name": name}, "data": {"a": "b"}})
         take_over = {"metadata": self.a_state(name)["metadata"]}
         for method, body in [("PATCH", {"data": {"a": "c"}}), ("PATCH", take_over), ("DELETE", None)]:
-            assert "Reattach may write only ConfigMaps that carry the label" in refused(
+            assert "Reattach may write only ConfigMaps that have the label" in refused(
                 cluster, method, path, body, user=user, groups=ADMIN
             )
         assert cluster.call("GET", path)["data"] == {"a": "b"}
@@ -380,7 +380,7 @@ class TestConfigMapsThatReattachWrites:
             foreign = client.post(CONFIGMAPS, json={"metadata": {"name": "by-token-too"}})
         assert ours.status_code == 201
         assert foreign.status_code == 403
-        assert "Reattach may write only ConfigMaps that carry the label" in foreign.json()["message"]
+        assert "Reattach may write only ConfigMaps that have the label" in foreign.json()["message"]
 
     def test_others_write_what_they_like(self, cluster: RunningControlPlane) -> None:
         cluster.call("POST", CONFIGMAPS, {"metadata": {"name": "anyones"}})
@@ -433,19 +433,19 @@ class TestTaskRunsThatTheStateApiWrites:
         status = f"{path}/status"
         for forged in ({"outcome": "Succeeded"}, {"result": "1"}, {"counts": {"attempts": 7}}):
             said = refused(cluster, "PATCH", status, {"status": forged}, user=SERVER, groups=ADMIN)
-            assert "may set status.state of a TaskRun where none is set, and no other status" in said
+            assert "may only set status.state of a TaskRun, once, and may not change any other status field" in said
         state = {"status": {"state": {"configMap": "a", "uid": "b"}}}
         cluster.call("PATCH", status, state, user=SERVER, groups=ADMIN)
         cluster.call("PATCH", status, {"status": {"result": "1"}})
         for change in ({"state": {"uid": "c"}}, {"state": None}, {"result": None}, {"result": "2"}):
             said = refused(cluster, "PATCH", status, {"status": change}, user=SERVER, groups=ADMIN)
-            assert "may set status.state of a TaskRun where none is set, and no other status" in said
+            assert "may only set status.state of a TaskRun, once, and may not change any other status field" in said
         cluster.call("PATCH", status, {"status": {"state": None}})
         cluster.call("PATCH", status, state, user=SERVER, groups=ADMIN)
 
     def test_it_neither_makes_nor_deletes_one(self, cluster: RunningControlPlane, path: str) -> None:
-        assert "may neither make nor delete" in refused(cluster, "DELETE", path, user=SERVER, groups=ADMIN)
-        assert "may neither make nor delete" in refused(
+        assert "may not create or delete" in refused(cluster, "DELETE", path, user=SERVER, groups=ADMIN)
+        assert "may not create or delete" in refused(
             cluster, "POST", TASKRUNS, a_taskrun("by-the-state-api"), user=SERVER, groups=ADMIN
         )
 
@@ -473,7 +473,7 @@ class TestTaskRunsThatTheOperatorWrites:
             "example.com/theirs"
         ]
         both = {"metadata": {"finalizers": ["example.com/theirs", self.OURS]}}
-        assert "and add none" in refused(cluster, "PATCH", path, both, user=OPERATOR, groups=ADMIN)
+        assert "and may not add a finalizer" in refused(cluster, "PATCH", path, both, user=OPERATOR, groups=ADMIN)
 
     @pytest.mark.parametrize(
         "patch",
@@ -502,9 +502,9 @@ class TestTaskRunsThatTheOperatorWrites:
         )
 
     def test_it_neither_makes_nor_deletes_one(self, cluster: RunningControlPlane, path: str) -> None:
-        assert "may neither make nor delete" in refused(cluster, "DELETE", path, user=OPERATOR, groups=ADMIN)
+        assert "may not create or delete" in refused(cluster, "DELETE", path, user=OPERATOR, groups=ADMIN)
         made = a_taskrun("by-the-operator")
-        assert "may neither make nor delete" in refused(cluster, "POST", TASKRUNS, made, user=OPERATOR, groups=ADMIN)
+        assert "may not create or delete" in refused(cluster, "POST", TASKRUNS, made, user=OPERATOR, groups=ADMIN)
 
 
 def test_with_watch_namespaces_the_policies_hold_there_alone(cluster: RunningControlPlane) -> None:
@@ -591,7 +591,7 @@ def test_what_can_not_change_is_held_by_the_policy_alone(cluster: RunningControl
             ({"retry": None}, "spec.retry.backoff can't be changed"),
             ({"retry": {"rules": []}}, "spec.retry.rules can't be changed"),
         ]:
-            assert f"{says} after creation; make a new TaskRun" in refused(cluster, "PATCH", path, {"spec": patch}), (
+            assert f"{says} after creation; create a new TaskRun" in refused(cluster, "PATCH", path, {"spec": patch}), (
                 patch
             )
         cluster.call(

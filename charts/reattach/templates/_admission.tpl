@@ -1,7 +1,7 @@
-{{/* A ValidatingAdmissionPolicyBinding that denies. Takes a dict: root (the chart's context), name, everywhere (optional). */}}
+{{/* A ValidatingAdmissionPolicyBinding with the action Deny. Takes a dict: root (the chart's context), name, everywhere (optional). */}}
 {{/*
-With watchNamespaces the policies hold in these namespaces alone: elsewhere nothing acts on a TaskRun or on our labels, and
-another release of Reattach, with service accounts of its own, may serve them.
+With watchNamespaces the policies apply only to these namespaces, unless `everywhere` is set. In other namespaces this release does not
+act on TaskRuns or labels, and another release of Reattach with its own service accounts may serve them.
 */}}
 {{- define "reattach.admissionBinding" -}}
 apiVersion: admissionregistration.k8s.io/v1
@@ -23,7 +23,7 @@ spec:
   {{- end }}
 {{- end -}}
 
-{{/* Who our service accounts are to the API server. */}}
+{{/* User names of the service accounts. */}}
 {{- define "reattach.operatorUsername" -}}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "reattach.operatorServiceAccountName" . }}
 {{- end -}}
@@ -33,8 +33,8 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "reattach.serverServic
 {{- end -}}
 
 {{/*
-A change of labels or finalizers asks none of what is asked of a spec, so that a TaskRun can always be cleaned up, also one that
-a newer version of Reattach accepted.
+Match condition: the request creates a TaskRun or changes its spec. Changes of labels and finalizers are not checked, so that a TaskRun can
+always be cleaned up, even if a newer version of Reattach accepted its spec.
 */}}
 {{- define "reattach.admissionSpecIsNew" -}}
 - name: the-spec-is-new-or-changed

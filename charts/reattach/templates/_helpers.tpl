@@ -3,7 +3,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* The prefix of all names. At most 40 characters, so that every derived name is a DNS label. */}}
+{{/* Prefix of all names. At most 40 characters, so that every derived name is a DNS label. */}}
 {{- define "reattach.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
@@ -25,7 +25,7 @@
 {{ include "reattach.fullname" . }}-server
 {{- end -}}
 
-{{/* The prefix of the names of cluster-wide objects, told apart by namespace, since one cluster may hold several releases. */}}
+{{/* Prefix of the names of cluster-scoped objects. It includes the namespace, because one cluster may have several releases. */}}
 {{- define "reattach.clusterName" -}}
 {{ .Release.Namespace }}-{{ include "reattach.fullname" . }}
 {{- end -}}
@@ -39,7 +39,7 @@ app.kubernetes.io/part-of: reattach
 {{ include "reattach.selectorLabels" . }}
 {{- end -}}
 
-{{/* Labels that never change, for selectors; a component is added beside them. */}}
+{{/* Labels for selectors, which never change. The caller adds the component label. */}}
 {{- define "reattach.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "reattach.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -61,7 +61,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- end -}}
 
-{{/* The Job that runs before an uninstall. */}}
+{{/* ServiceAccount of the Job that runs before an uninstall. */}}
 {{- define "reattach.releaseServiceAccountName" -}}
 {{ include "reattach.fullname" . }}-release
 {{- end -}}
@@ -74,7 +74,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- end -}}
 
-{{/* The address that task pods call; the serving certificate carries this name. */}}
+{{/* Host name at which task pods call the state API. The serving certificate is issued for this name. */}}
 {{- define "reattach.serverHost" -}}
 {{ include "reattach.serverName" . }}.{{ .Release.Namespace }}.svc
 {{- end -}}
@@ -87,7 +87,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "reattach.serverName" . }}-tls
 {{- end -}}
 
-{{/* Nothing in a container but what it needs: no root, no capability, nothing to write to. */}}
+{{/* Least privilege: no root user, no capabilities, a read-only root file system. */}}
 {{- define "reattach.podSecurityContext" -}}
 runAsNonRoot: true
 seccompProfile:
@@ -102,7 +102,7 @@ privileged: false
 readOnlyRootFilesystem: true
 {{- end -}}
 
-{{/* What the pods of both Deployments share: who they are, where they run. Takes a dict: root, component (operator, server or release), values. */}}
+{{/* Fields that all pods share: service account, image pull secrets, security and scheduling. Takes a dict: root, component (operator, server or release), values. */}}
 {{- define "reattach.podSpec" -}}
 serviceAccountName: {{ include (printf "reattach.%sServiceAccountName" .component) .root }}
 {{- with .root.Values.imagePullSecrets }}
@@ -132,8 +132,8 @@ affinity:
 {{- end -}}
 
 {{/*
-A pod's labels and annotations. No version of the chart in them, as that would restart what didn't change; ours win, as
-selectors count on them. Takes a dict like reattach.podSpec.
+Labels and annotations of a pod. They don't include the chart's version, because a new version would restart pods that did not change. The
+chart's labels override podLabels, because selectors depend on them. Takes a dict like reattach.podSpec.
 */}}
 {{- define "reattach.podMetadata" -}}
 {{- with .values.podAnnotations }}
@@ -144,7 +144,7 @@ labels:
   {{- toYaml (merge (dict "app.kubernetes.io/component" .component) (fromYaml (include "reattach.selectorLabels" .root)) .values.podLabels) | nindent 2 }}
 {{- end -}}
 
-{{/* Patient with a busy process; one that hangs for a minute is started anew. */}}
+{{/* Probes with generous timeouts for a busy process. A process that hangs for one minute is restarted. */}}
 {{- define "reattach.probes" -}}
 livenessProbe:
   httpGet: {path: /healthz, port: health}

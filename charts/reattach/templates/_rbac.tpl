@@ -1,5 +1,5 @@
 {{/*
-Rules for the namespaces that Reattach serves: one ClusterRole for all of them, or a Role in each of watchNamespaces.
+Rules for the namespaces that Reattach serves: one ClusterRole for all namespaces, or a Role in each of watchNamespaces.
 Takes a dict: root, component (operator, server, release), rules, annotations (optional).
 */}}
 {{- define "reattach.rbac" -}}
@@ -30,8 +30,8 @@ subjects:
 {{- end }}
 {{- end -}}
 
-{{/* Rules for the release's own namespace (scope "") or for what belongs to no namespace (scope "Cluster"). Takes a dict: root, component, scope, name, rules, annotations (optional). */}}
-{{- define "reattach.rbacOf" }}
+{{/* Rules for the release's own namespace (scope "") or for cluster-scoped resources (scope "Cluster"). Takes a dict: root, component, scope, name, rules, annotations (optional). */}}
+{{- define "reattach.rbacSingle" }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: {{ .scope }}Role
@@ -73,11 +73,11 @@ annotations:
   namespace: {{ .root.Release.Namespace }}
 {{- end -}}
 
-{{/* What the operator may do in the namespaces that Reattach serves; docs/install.md says why. */}}
+{{/* Permissions of the operator in the namespaces that Reattach serves; docs/install.md explains each. */}}
 {{- define "reattach.operatorRules" -}}
 - apiGroups: [reattach.dev]
   resources: [taskruns]
-  verbs: [get, list, patch, watch]  # patch: to take its finalizer off; an admission policy allows no more
+  verbs: [get, list, patch, watch]  # patch: to remove its finalizer; an admission policy rejects other changes
 - apiGroups: [reattach.dev]
   resources: [taskruns/status]
   verbs: [patch]
@@ -94,17 +94,17 @@ annotations:
   resources: [events]
   verbs: [create]
 - apiGroups: [""]
-  resources: [namespaces]  # whether it is being deleted, and so nobody can be waited for
+  resources: [namespaces]  # to see that it is being deleted, so that holds can no longer be resolved
   verbs: [get]
 {{- end -}}
 
-{{/* What the server may do in the namespaces that Reattach serves; docs/install.md says why. */}}
+{{/* Permissions of the state API in the namespaces that Reattach serves; docs/install.md explains each. */}}
 {{- define "reattach.serverRules" -}}
 - apiGroups: [""]
   resources: [pods]
   verbs: [get]
 - apiGroups: [reattach.dev]
-  resources: [taskruns]  # an admission policy lets it put on its finalizer and change nothing else
+  resources: [taskruns]  # patch: to add its finalizer; an admission policy rejects other changes
   verbs: [get, patch]
 - apiGroups: [reattach.dev]
   resources: [taskruns/status]
@@ -117,11 +117,11 @@ annotations:
   verbs: [create, get, update]
 {{- end -}}
 
-{{/* What the operator may do in its own namespace. */}}
+{{/* Permissions of the operator in its own namespace. */}}
 {{- define "reattach.operatorOwnRules" -}}
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
-  verbs: [create]  # can't be given for one name alone
+  verbs: [create]  # create can't be restricted by name
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   resourceNames: [{{ include "reattach.operatorName" . }}]
@@ -134,7 +134,7 @@ annotations:
 {{- else }}
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [create]  # can't be given for one name alone
+  verbs: [create]  # create can't be restricted by name
 - apiGroups: [""]
   resources: [secrets]
   resourceNames: [{{ include "reattach.caSecretName" . }}, {{ include "reattach.tlsSecretName" . }}]
@@ -142,7 +142,7 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* The operator refuses to start on an older schema than it writes. */}}
+{{/* The operator reads the CRD, because it refuses to start if the schema is older than itself. */}}
 {{- define "reattach.operatorSchemaRules" -}}
 - apiGroups: [apiextensions.k8s.io]
   resources: [customresourcedefinitions]
@@ -150,14 +150,14 @@ annotations:
   verbs: [get]
 {{- end -}}
 
-{{/* The state API asks whose a token is. */}}
+{{/* The state API authenticates tokens with TokenReviews. */}}
 {{- define "reattach.serverTokenRules" -}}
 - apiGroups: [authentication.k8s.io]
   resources: [tokenreviews]
   verbs: [create]
 {{- end -}}
 
-{{/* What the release Job may do, which exists only while the chart is uninstalled. */}}
+{{/* Permissions of the release Job, which exists only during an uninstall. */}}
 {{- define "reattach.releaseRules" -}}
 - apiGroups: [reattach.dev]
   resources: [taskruns]

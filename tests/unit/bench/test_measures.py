@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic."""
+"""Statistics of the benchmark."""
 
 import math
 
@@ -27,20 +27,20 @@ def test_spread_has_median_lowest_and_highest() -> None:
 
 
 def test_ratios_compare_values_of_the_same_round() -> None:
-    # The second round ran at half the speed, for both kinds.
+    # Both kinds ran at half the speed in the second round.
     assert ratios_of([60.0, 30.0], [100.0, 50.0]) == Spread(0.6, 0.6, 0.6)
 
 
-def test_ratios_of_unequal_numbers_of_rounds_are_refused() -> None:
+def test_ratios_of_unequal_numbers_of_rounds_raise_value_error() -> None:
     with pytest.raises(ValueError, match="zip"):
         ratios_of([1.0], [1.0, 2.0])
 
 
-def test_differences_leave_out_runs_that_lack_a_time_and_are_not_negative() -> None:
+def test_differences_omit_runs_without_both_times_and_are_not_negative() -> None:
     assert sorted(differences_of({"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 1.5, "b": 1.9})) == [0.0, 0.5]
 
 
-def test_each_kind_is_first_in_one_of_three_rounds() -> None:
+def test_alternate_puts_each_kind_first_in_one_of_three_rounds() -> None:
     orders = [alternate(list(Kind), number) for number in range(3)]
     assert {order[0] for order in orders} == set(Kind)
     assert all(set(order) == set(Kind) for order in orders)

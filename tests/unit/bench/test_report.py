@@ -1,4 +1,4 @@
-"""Tables and plot of the benchmark, from made-up results."""
+"""Tables and plot of the benchmark, from invented results."""
 
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 import msgspec
 import pytest
 
-from bench.document import BEGIN, END, document
+from bench.document import BEGIN, END, write_document
 from bench.kinds import Kind
 from bench.plot import RIGHT, plot_of
 from bench.report import report_of
@@ -46,18 +46,20 @@ def rows_of(report: str, label: str) -> list[str]:
     return [line for line in report.splitlines() if line.startswith(f"| {label} |")]
 
 
-def test_throughput_has_the_spread_and_the_ratio_of_the_same_round() -> None:
+def test_report_shows_throughput_with_spread_and_ratio_of_the_same_round() -> None:
     rows = rows_of(report_of(some_results()), "TaskRun")
     assert rows[0] == "| TaskRun | 1,000 (750-1,500) |"
     assert rows[1] == "| TaskRun | 0.50 (0.50-0.50) | 1.00 (1.00-1.00) | 1.00 (1.00-1.00) | 1.00 (1.00-1.00) |"
 
 
-def test_the_headline_compares_taskruns_with_jobs() -> None:
-    assert "**While Kubernetes runs one Job, Reattach runs 0.50 (0.50-0.50) TaskRuns.**" in report_of(some_results())
-    assert "In the time" not in report_of(some_results([Kind.JOB, Kind.BARE]))
+def test_report_headline_compares_taskruns_with_jobs_if_both_were_measured() -> None:
+    assert "**While Kubernetes runs one Job, Reattach runs 0.50 (0.50-0.50) TaskRuns.**" in report_of(
+        some_results()
+    )
+    assert "While Kubernetes" not in report_of(some_results([Kind.JOB, Kind.BARE]))
 
 
-def test_every_call_of_rounds_or_count_has_a_row_and_they_are_summed() -> None:
+def test_report_has_a_row_for_every_call_and_a_total() -> None:
     rows = [row for row in rows_of(report_of(some_results()), "TaskRun") if "`" in row or "| all |" in row]
     assert rows == [
         "| TaskRun | `create pods` | 1.00 | 1.00 | 2,000 | 4,000 |",
@@ -66,11 +68,11 @@ def test_every_call_of_rounds_or_count_has_a_row_and_they_are_summed() -> None:
     ]
 
 
-def test_without_jobs_there_is_no_ratio() -> None:
+def test_report_without_jobs_has_no_ratio() -> None:
     assert rows_of(report_of(some_results([Kind.TASKRUN])), "TaskRun")[1] == "| TaskRun | - | - | - | - |"
 
 
-def test_the_table_rows_are_as_wide_as_their_heads() -> None:
+def test_report_tables_have_as_many_cells_in_every_row_as_in_the_head() -> None:
     widths: set[int] = set()
     for line in [*report_of(some_results()).splitlines(), ""]:
         widths = widths | {line.count("|")} if line.startswith("|") else set()
@@ -78,7 +80,7 @@ def test_the_table_rows_are_as_wide_as_their_heads() -> None:
 
 
 @pytest.mark.parametrize("kinds", [list(Kind), [Kind.JOB], [Kind.TASKRUN, Kind.BARE]])
-def test_the_plot_is_svg_in_which_every_bar_and_text_is_inside(kinds: list[Kind]) -> None:
+def test_plot_is_svg_with_every_bar_and_text_inside_the_view_box(kinds: list[Kind]) -> None:
     root = ET.fromstring(plot_of(some_results(kinds)))
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     for bar in root.iter(f"{SVG}rect"):
@@ -88,15 +90,15 @@ def test_the_plot_is_svg_in_which_every_bar_and_text_is_inside(kinds: list[Kind]
     assert all(float(text.attrib["x"]) <= RIGHT for text in labels)
 
 
-def test_results_survive_their_file() -> None:
+def test_results_round_trip_through_json() -> None:
     results = some_results()
     assert msgspec.json.decode(msgspec.json.encode(results), type=Results) == results
 
 
-def test_only_what_is_between_the_marks_of_the_document_changes(tmp_path: Path) -> None:
+def test_write_document_changes_only_the_text_between_the_markers(tmp_path: Path) -> None:
     path, plot = tmp_path / "performance.md", tmp_path / "plot.svg"
     path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    document(some_results(), path, plot)
+    write_document(some_results(), path, plot)
     text = path.read_text()
     assert text.startswith(f"before\n{BEGIN}\n")
     assert text.endswith(f"\n{END}\nafter\n")
@@ -105,9 +107,9 @@ def test_only_what_is_between_the_marks_of_the_document_changes(tmp_path: Path) 
     assert plot.read_text() == plot_of(some_results())
 
 
-def test_a_document_without_marks_is_refused(tmp_path: Path) -> None:
+def test_write_document_without_markers_raises_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "performance.md"
-    path.write_text("no marks")
-    with pytest.raises(ValueError, match="must have the marks"):
-        document(some_results(), path, tmp_path / "plot.svg")
-    assert path.read_text() == "no marks"
+    path.write_text("no markers")
+    with pytest.raises(ValueError, match="must contain the markers"):
+        write_document(some_results(), path, tmp_path / "plot.svg")
+    assert path.read_text() == "no markers"

@@ -1,4 +1,4 @@
-"""Completeness of runs, from the events of watches."""
+"""Completeness of runs, from watch events."""
 
 import json
 from itertools import count
@@ -19,9 +19,9 @@ def timeline(runs: int = 1) -> Timeline:
     return Timeline(runs, lambda: next(clock))
 
 
-def test_a_taskrun_is_complete_with_outcome_and_released_pod() -> None:
+def test_taskrun_is_complete_with_outcome_and_released_pod() -> None:
     seen = timeline()
-    seen.create("run")
+    seen.record_create("run")
     seen.observe_pod(event("ADDED", owner="run", phase="Pending", finalizers=["f"]))
     seen.observe_pod(event(owner="run", phase="Succeeded", finalizers=["f"]))
     seen.observe_run(event(name="run", outcome="Succeeded"))
@@ -32,9 +32,9 @@ def test_a_taskrun_is_complete_with_outcome_and_released_pod() -> None:
     assert seen.seconds == 4
 
 
-def test_a_job_is_complete_with_its_condition() -> None:
+def test_job_is_complete_with_condition_complete() -> None:
     seen = timeline()
-    seen.create("run")
+    seen.record_create("run")
     seen.observe_pod(event(owner="run", phase="Succeeded"))
     seen.observe_run(event(name="run", conditions=[{"type": "SuccessCriteriaMet", "status": "True"}]))
     assert not seen.complete.is_set()
@@ -43,21 +43,21 @@ def test_a_job_is_complete_with_its_condition() -> None:
     assert not seen.failed
 
 
-def test_a_failed_run_is_reported() -> None:
+def test_failed_runs_are_recorded() -> None:
     seen = timeline(2)
     seen.observe_run(event(name="a", outcome="Failed"))
     seen.observe_run(event(name="b", conditions=[{"type": "Failed", "status": "True"}]))
     assert seen.failed == {"a", "b"}
 
 
-def test_a_later_event_does_not_move_a_time() -> None:
+def test_later_event_does_not_change_a_recorded_time() -> None:
     seen = timeline()
     seen.observe_pod(event("ADDED", owner="run", phase="Pending"))
     seen.observe_pod(event(owner="run", phase="Running"))
     assert seen.pod_created == {"run": 1}
 
 
-def test_pods_without_a_controller_and_bookmarks_are_left_out() -> None:
+def test_pods_without_a_controller_and_bookmarks_are_ignored() -> None:
     seen = timeline()
     seen.observe_pod(event("ADDED", phase="Pending"))
     seen.observe_run(event("BOOKMARK"))
