@@ -45,6 +45,11 @@ _NO_SENTENCE = frozenset(["What", "Whatever", "Whoever", "Whose", "Who", "That",
 _NO_SUMMARY = _NO_SENTENCE | frozenset(
     ["Whether", "How", "When", "If", "Where", "Which", "Why", "Those", "Be", "Without", "But", "And", "Or", "So"]
 )
+# Questions, links, headings within a paragraph, and words that a noun follows.
+_IS_SENTENCE = re.compile(
+    r"""(?:\[.*|\*\*.*\*\*|.*\?["')\]*_]*)$|["'(*_]*(?:None of the|Not (?:all|every|only|yet)|"""
+    r"""That (?!(?:an?|the|it|they|this|these|one|what|which|no|is|was|has|can|would|must|means|makes|some|any)\b))\b"""
+)
 _NO_TEST = re.compile(r"test_(what|whatever|whoever|whose|who|that|of|none|not|nobody|or|and|but|until|then|so|also)_")
 
 
@@ -130,7 +135,7 @@ def _check_sentences(path: str, passage: Passage) -> Iterator[Violation]:
         word = first[1] if (first := _FIRST_WORD.match(sentence)) else ""
         if is_summary and word in _NO_SUMMARY:
             yield Violation(path, line, f"{word} …", "a docstring that starts with an imperative or a noun phrase")
-        elif word in _NO_SENTENCE and not sentence.endswith("?"):
+        elif word in _NO_SENTENCE and not _IS_SENTENCE.match(sentence):
             yield Violation(path, line, f"{word} …", "a sentence whose subject is a noun that the reader knows")
         count = sum(bool(_WORD.search(part)) for part in sentence.split())
         if count > SENTENCE_MAX:
@@ -459,6 +464,8 @@ def check_file(root: Path, path: str, terms: Terms) -> Iterator[Violation]:
 
 def check_with_ruff(root: Path, paths: Sequence[str], pyproject: dict[str, Any]) -> list[Violation]:
     """Return what ruff's docstring rules report, without the list of unconverted paths."""
+    if not paths:
+        return []  # ruff would check the whole folder
     most = pyproject["tool"]["ruff"]["lint"]["pycodestyle"]["max-doc-length"]
     ruff = Path(sys.executable).with_name("ruff")
     command = [str(ruff), "check", "--isolated", "--no-cache", "--output-format=json", "--exit-zero"]
