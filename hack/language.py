@@ -250,7 +250,7 @@ def hash_comments(source: str) -> Iterator[tuple[int, int, str, bool]]:
     for number, line in enumerate(source.splitlines(), 1):
         if match := re.match(r"(\s*)#(.*)", line):
             yield number, len(match[1]), match[2], True
-        elif match := re.match(r"([^#\"']*\s{2})#+ (.*)", line):
+        elif match := re.match(r"([^#\"']*\s)#+ (.*)", line):
             yield number, len(match[1]), match[2], False
 
 
