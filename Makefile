@@ -7,7 +7,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-# Of pytest-xdist: as many as there are cores.
+# Processes of pytest-xdist: as many as the machine has cores.
 WORKERS ?= auto
 PYTEST := $(BIN)/pytest
 MYPY_TESTS := tests/conftest.py tests/apicalls.py tests/controlplane.py tests/realcluster.py tests/waiting.py tests/hang_scenarios.py tests/e2e
@@ -30,7 +30,7 @@ test: $(READY) ## everything that proves Reattach, as in CI
 	@hack/test
 
 .PHONY: test-all
-test-all: $(READY) ## the same without sampling (1,000 random lives, every case on every system), and the tables in docs/conformance.md
+test-all: $(READY) ## the same without sampling (1,000 random histories, every case on every system), and the tables in docs/conformance.md
 	@rm -rf build/tables
 	@REATTACH_ALL=1 REATTACH_TABLES=$(CURDIR)/build/tables hack/test
 	@$(BIN)/python hack/tables.py build/tables
@@ -67,7 +67,7 @@ format: $(READY) ## put the code in order
 	$(BIN)/ruff format
 
 .PHONY: lock
-lock: ## resolve the requirements*.lock anew
+lock: ## resolve the requirements*.lock again
 	hack/lock $(PYTHON)
 
 ##@ Tests, level by level
@@ -86,7 +86,7 @@ crash: $(READY) control-plane ## the operator's process dies before and after ea
 	$(PYTEST) tests/crash -n $(WORKERS)
 
 .PHONY: conformance
-conformance: $(READY) control-plane ## every crash point against the adapters, and random lives
+conformance: $(READY) control-plane ## every crash point against the adapters, and random histories
 	$(PYTEST) tests/conformance -n $(WORKERS) --dist loadgroup
 
 .PHONY: systems
