@@ -47,7 +47,7 @@ _NO_SUMMARY = _NO_SENTENCE | frozenset(
 )
 # Questions, links, headings within a paragraph, and words that a noun follows.
 _IS_SENTENCE = re.compile(
-    r"""(?:\[.*|\*\*.*\*\*|.*\?["')\]*_]*)$|["'(*_]*(?:None of the|Not (?:all|every|only|yet)|"""
+    r"""(?:\[.*|\*\*.*\*\*|.*\?["')\]*_]*)$|["'(*_]*(?:None of the|Not (?:all|every|only|yet|\w+ed)|"""
     r"""That (?!(?:an?|the|it|they|this|these|one|what|which|no|is|was|has|can|would|must|means|makes|some|any)\b))\b"""
 )
 _NO_TEST = re.compile(r"test_(what|whatever|whoever|whose|who|that|of|none|not|nobody|or|and|but|until|then|so|also)_")
@@ -137,10 +137,15 @@ def _check_sentences(path: str, passage: Passage) -> Iterator[Violation]:
             yield Violation(path, line, f"{word} …", "a docstring that starts with an imperative or a noun phrase")
         elif word in _NO_SENTENCE and not _IS_SENTENCE.match(sentence):
             yield Violation(path, line, f"{word} …", "a sentence whose subject is a noun that the reader knows")
-        count = sum(bool(_WORD.search(part)) for part in sentence.split())
-        if count > SENTENCE_MAX:
-            opening = " ".join(sentence.split()[:4]).replace(MASK, "")
+        # The text after a colon is often a list, so it is counted separately, except in a summary.
+        longest = max([sentence] if is_summary else sentence.split(": "), key=_count_words)
+        if (count := _count_words(longest)) > SENTENCE_MAX:
+            opening = " ".join(longest.split()[:4]).replace(MASK, "")
             yield Violation(path, line, f"{opening} …, {count} words", f"sentences of at most {SENTENCE_MAX} words")
+
+
+def _count_words(text: str) -> int:
+    return sum(bool(_WORD.search(part)) for part in text.split())
 
 
 # Python
