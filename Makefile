@@ -53,11 +53,12 @@ $(READY): requirements.lock pyproject.toml hack/venv
 	@touch $@
 
 .PHONY: check
-check: $(READY) ## run ruff, its formatter, mypy and import-linter: required before a review
+check: $(READY) ## run ruff, its formatter, the language rule, mypy and import-linter: required before a review
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python hack/language.py
 	$(BIN)/mypy
-	$(BIN)/mypy $(MYPY_TESTS) hack/demo.py hack/bench
+	$(BIN)/mypy $(MYPY_TESTS) hack/demo.py hack/language.py hack/bench
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: format
