@@ -17,8 +17,9 @@
     GET  /counts             200 {"asked": 2, "made": 1,
                                   "by_token": {…: {"asked": 2, "made": 1}}, "by_request": {…}}:
                              the number of submissions and of the jobs made from them. The token is
-                             the name, tag or Idempotency-Key, also if the mode ignores it. A request
-                             is the digest of the body without name and tag. `made` 2 is a duplicate
+                             the name, tag or Idempotency-Key, also if the mode ignores it. The
+                             request is the digest of the body without name and tag. If `made` is 2,
+                             there is a duplicate
     GET  /faults             200 {"faults": [...]}, those in force
     POST /faults             {"kind": "error", "on": ["submit"], "times": 3, "seconds": 60,
                               "status": 500, "delay": 2}: see `Fault`
@@ -288,8 +289,8 @@ class Fault:
         lose    the server handles the request, and cuts the connection instead of a response
         half    the server handles the request, and responds with `status`
 
-    `on`: the affected requests, of submit, look-up, status and cancel. `times`: how many of them,
-    None: all. `seconds`: how long from now, None: until `DELETE /faults`.
+    `on`: the affected requests, see `OPERATIONS`. `times`: how many of them, all if it is None.
+    `seconds`: how long from now; if it is None, until `DELETE /faults`.
     """
 
     kind: str
@@ -300,7 +301,7 @@ class Fault:
     delay: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an unknown kind or operation."""
+        """Reject an unknown kind or operation with a ValueError."""
         object.__setattr__(self, "on", tuple(self.on))
         if self.kind not in FAULT_KINDS or not set(self.on) <= set(OPERATIONS):
             raise ValueError(f"kind must be of {', '.join(FAULT_KINDS)}; on, of {', '.join(OPERATIONS)}")
@@ -308,7 +309,7 @@ class Fault:
 
 @dataclass
 class Faults:
-    """Faults in force; the oldest one that matches a request applies to it."""
+    """Faults in force, of which the oldest one that matches a request applies to it."""
 
     clock: Callable[[], float] = time.time
     _planned: list[tuple[Fault, float]] = field(default_factory=list)
