@@ -1,36 +1,47 @@
-"""A small outside system that runs jobs, for the examples and tests: what Spark, Slurm or a cloud batch service is in earnest.
+"""A small external system that runs jobs, for the examples and tests, in place of Spark or Slurm.
 
     python jobserver.py --port 8000 --database jobs.sqlite --mode lagging-lookup --seconds 5
 
-    POST /jobs               {"seconds": 10, "rows": 4211, "label": "demo", "fails": false, "payload": …, "name": "…", "tag": "…"}, all
-                             optional; header Idempotency-Key, optional
-                             201 {"id": "job-3f9a0c21", "status": "RUNNING", …}; what else may be answered, the mode says
-    GET  /jobs?tag=…         200 {"jobs": [{"id": …, …}]}, in modes with a look-up; 405 in the others
-    GET  /jobs/{id}          200 {"id": …, "label": …, "status": "RUNNING" | "SUCCEEDED" | "FAILED" | "CANCELLED",
-                                  "rows_written": 4211 (once it succeeded), "submitted_at": …, "seconds_left": … (while it runs)}
-    POST /jobs/{id}/cancel   200, the same; a job that is over stays as it is
-    GET  /stats              200 {"submissions": 1, "by_label": {"demo": 1}}, the jobs that were ever made
-    GET  /counts             200 {"asked": 2, "made": 1, "by_token": {…: {"asked": 2, "made": 1}}, "by_request": {…}}: what was asked for, and
-                                  how many jobs were made of it. The token is the name, tag or Idempotency-Key, also where the mode makes
-                                  nothing of it; a request is the body without name and tag, as a digest. `made` 2 is a duplicate
+    POST /jobs               {"seconds": 10, "rows": 4211, "label": "demo", "fails": false,
+                              "payload": …, "name": "…", "tag": "…"}, all optional;
+                             header Idempotency-Key, optional
+                             201 {"id": "job-3f9a0c21", "status": "RUNNING", …};
+                             the mode adds other responses
+    GET  /jobs?tag=…         200 {"jobs": [{"id": …, …}]}, in modes with a lookup; 405 in the others
+    GET  /jobs/{id}          200 {"id": …, "label": …,
+                                  "status": "RUNNING" | "SUCCEEDED" | "FAILED" | "CANCELLED",
+                                  "rows_written": 4211 (once it succeeded), "submitted_at": …,
+                                  "seconds_left": … (while it runs)}
+    POST /jobs/{id}/cancel   200, the same; a job that is over does not change
+    GET  /stats              200 {"submissions": 1, "by_label": {"demo": 1}}, all jobs ever made
+    GET  /counts             200 {"asked": 2, "made": 1,
+                                  "by_token": {…: {"asked": 2, "made": 1}}, "by_request": {…}}:
+                             the number of submissions and of the jobs made from them. The token is
+                             the name, tag or Idempotency-Key, also if the mode ignores it. The
+                             request is the digest of the body without name and tag. If `made` is 2,
+                             there is a duplicate
     GET  /faults             200 {"faults": [...]}, those in force
-    POST /faults             {"kind": "error", "on": ["submit"], "times": 3, "seconds": 60, "status": 500, "delay": 2}: see `Fault`
-    DELETE /faults           204, all well again
+    POST /faults             {"kind": "error", "on": ["submit"], "times": 3, "seconds": 60,
+                              "status": 500, "delay": 2}: see `Fault`
+    DELETE /faults           204, removes all faults
     GET  /healthz            200
 
-A job "runs" by the clock: it is over when its seconds have passed since it was submitted. Jobs are kept in SQLite, so they go on, and are
-known, whatever happens to this process.
+The clock decides when a job is over: when its seconds have passed since the submission. Jobs are
+kept in SQLite, so they survive a restart of this process.
 
-What an outside system does about a submission that is repeated, `--mode` says; `--seconds` is the N of its line:
+`--mode` says what the system does about a repeated submission; `--seconds` is the N of its line:
 
-    nothing             each POST makes a job, and jobs can't be looked up. The default, since most systems are so
-    name                "name" is unique: a second job of that name is answered 409 {"error": …, "id": "job-3f9a0c21"}
-    forgetting-name     the same, as long as the job is known: it is forgotten, with its name, when it has been over for N seconds
-    token               a repeated Idempotency-Key is answered 200 with the job that it made; with another request: 422
-    expiring-token      the same, for N seconds after the key was first used; then it is new
+    nothing             each POST makes a job, and there is no lookup. The default, because most
+                        systems are like this
+    name                "name" is unique: a second job of that name gets
+                        409 {"error": …, "id": "job-3f9a0c21"}
+    forgetting-name     the same, until the job is forgotten with its name, N seconds after its end
+    token               a repeated Idempotency-Key gets 200 with its job; with another request: 422
+    expiring-token      the same, for N seconds after the first use of the key; then the key is new
     lookup              jobs are found by their tag, at once
-    lagging-lookup      jobs are found by their tag, N seconds after they were submitted
-    forgetting-lookup   jobs are found by their tag; those that have been over for N seconds are not known any more, not by their id either
+    lagging-lookup      jobs are found by their tag, N seconds after their submission
+    forgetting-lookup   jobs are found by their tag, until N seconds after their end. Then they are
+                        unknown, also by their id
 """
 
 import argparse
@@ -74,10 +85,12 @@ CREATE TABLE IF NOT EXISTS asked (token TEXT, request TEXT NOT NULL, job TEXT);
 
 @dataclass(frozen=True)
 class Mode:
-    """What an outside system does about repeated submissions. Several may hold. Seconds; None: it does not do that.
+    """The reaction of an external system to repeated submissions; several may apply.
 
-    `key_seconds`: for how long an Idempotency-Key is honoured, `math.inf`: for ever. `lag_seconds`: jobs are found by their tag when so much
-    time has passed. `forget_seconds`: a job is forgotten so long after its end, with its name.
+    All times are in seconds, and None turns the feature off. `key_seconds`: how long an
+    Idempotency-Key is honored, `math.inf`: for ever. `lag_seconds`: how long after its submission a
+    job is found by its tag. `forget_seconds`: how long after its end a job and its name are
+    forgotten.
     """
 
     unique_names: bool = False
@@ -87,12 +100,12 @@ class Mode:
 
 
 def mode_of(name: str, seconds: float) -> Mode:
-    """The mode of this name; `seconds` is the N of its line above."""
+    """Return the mode of this name; `seconds` is the N of its line above."""
     return modes_of(seconds)[name]
 
 
 def modes_of(seconds: float) -> dict[str, Mode]:
-    """All modes by their names; see `mode_of`."""
+    """Return all modes by their names; see `mode_of`."""
     return {
         "nothing": Mode(),
         "name": Mode(unique_names=True),
@@ -109,11 +122,11 @@ MODES = tuple(modes_of(0))
 
 
 class NameTakenError(Exception):
-    """There is a job of this name; the message is its id."""
+    """A job of this name exists; the message is its id."""
 
 
 class KeyReusedError(Exception):
-    """The Idempotency-Key came with another request before."""
+    """The Idempotency-Key was used with another request before."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +144,12 @@ class Asked:
 
     @property
     def token(self) -> str | None:
-        """What tells that two submissions mean the same job."""
+        """Return the text that is equal for two submissions of the same job."""
         return self.key or self.name or self.tag
 
     @property
     def request(self) -> str:
-        """A digest of what is to be done, whoever asks for it."""
+        """Return a digest of the work, without name, tag and key."""
         work = (self.seconds, self.rows, self.label, self.fails, self.payload)
         return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -145,14 +158,14 @@ class Jobs:
     """The jobs in one SQLite file, or in memory (path None); times are seconds since 1970."""
 
     def __init__(self, path: Path | None, mode: Mode | None = None) -> None:
-        # Tests read it from another thread than the server's; SQLite serialises that.
+        # Tests read it from another thread than the server's; SQLite serializes the access.
         self._database = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
         self._database.row_factory = sqlite3.Row
         self._database.executescript(SCHEMA)
         self._mode = mode or Mode()
 
     def submit(self, asked: Asked, now: float) -> tuple[str, bool]:
-        """The id of the job, and whether it was made for this submission.
+        """Return the id of the job, and whether it was made for this submission.
 
         Raises:
             NameTakenError: names are unique, and this one is taken.
@@ -197,24 +210,24 @@ class Jobs:
         return self._mode.lag_seconds is not None
 
     def find(self, tag: str, now: float) -> list[dict[str, Any]]:
-        """The jobs with this tag, as far as they are visible yet."""
+        """Return the jobs with this tag that are already visible."""
         visible = now - (self._mode.lag_seconds or 0)
         query = "SELECT * FROM jobs WHERE tag = ? AND submitted <= ? ORDER BY submitted"
         found = self._database.execute(query, (tag, visible)).fetchall()
         return [_told(job, now) for job in found if self._is_known(job, now)]
 
     def cancel(self, job_id: str, now: float) -> None:
-        """Stop a job that is running; leave one that is over, or unknown."""
+        """Stop a running job; do nothing for a job that is over or unknown."""
         self._database.execute(
             "UPDATE jobs SET cancelled = ? WHERE id = ? AND cancelled IS NULL AND ends > ?", (now, job_id, now)
         )
 
     def forget(self, job_id: str) -> None:
-        """As if there had never been such a job; the counts stay."""
+        """Forget the job, but keep the counts."""
         self._database.execute("UPDATE jobs SET forgotten = 1 WHERE id = ?", (job_id,))
 
     def status(self, job_id: str, now: float) -> dict[str, Any] | None:
-        """What is known of a job; None if it is unknown."""
+        """Return the job; None if it is unknown."""
         job = self._database.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return None if job is None or not self._is_known(job, now) else _told(job, now)
 
@@ -223,12 +236,12 @@ class Jobs:
         return bool(not job["forgotten"] and now < ended + self._mode.forget_seconds)
 
     def stats(self) -> dict[str, Any]:
-        """How many jobs were ever submitted, in all and by label."""
+        """Return how many jobs were ever submitted, in all and by label."""
         by_label = dict(self._database.execute("SELECT label, count(*) FROM jobs GROUP BY label").fetchall())
         return {"submissions": sum(by_label.values()), "by_label": by_label}
 
     def counts(self) -> dict[str, Any]:
-        """How often each job was asked for, and how many were made of it."""
+        """Return how often each job was submitted, and how many jobs were made from that."""
 
         def by(column: str) -> dict[str, dict[str, int]]:
             query = f"SELECT {column}, count(*), count(job) FROM asked WHERE {column} IS NOT NULL GROUP BY {column}"  # noqa: S608 -- no input
@@ -268,16 +281,16 @@ FAULT_KINDS = ("down", "error", "slow", "lose", "half")
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with a request.
+    """An injected fault of a request.
 
-        down    nothing is done, and the connection is cut
-        error   nothing is done, and the answer is `status`
-        slow    it is done, `delay` seconds after it was asked for
-        lose    it is done, and the connection is cut instead of an answer
-        half    it is done, and the answer is `status`
+        down    the server does nothing, and cuts the connection
+        error   the server does nothing, and responds with `status`
+        slow    the server handles the request after `delay` seconds
+        lose    the server handles the request, and cuts the connection instead of a response
+        half    the server handles the request, and responds with `status`
 
-    `on`: which requests, of submit, look-up, status and cancel. `times`: how many of them, None: all. `seconds`: from now, None: until
-    `DELETE /faults`.
+    `on`: the affected requests, see `OPERATIONS`. `times`: how many of them, all if it is None.
+    `seconds`: how long from now; if it is None, until `DELETE /faults`.
     """
 
     kind: str
@@ -288,7 +301,7 @@ class Fault:
     delay: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a kind or an operation that there is not."""
+        """Reject an unknown kind or operation with a ValueError."""
         object.__setattr__(self, "on", tuple(self.on))
         if self.kind not in FAULT_KINDS or not set(self.on) <= set(OPERATIONS):
             raise ValueError(f"kind must be of {', '.join(FAULT_KINDS)}; on, of {', '.join(OPERATIONS)}")
@@ -296,7 +309,7 @@ class Fault:
 
 @dataclass
 class Faults:
-    """Those in force: the oldest that fits a request strikes it."""
+    """Faults in force, of which the oldest one that matches a request applies to it."""
 
     clock: Callable[[], float] = time.time
     _planned: list[tuple[Fault, float]] = field(default_factory=list)
@@ -312,7 +325,7 @@ class Faults:
         return [fault for fault, until in self._planned if self.clock() < until]
 
     def strike(self, operation: str) -> Fault | None:
-        """What goes wrong with this request; counts it."""
+        """Return the fault for this request, and count the request."""
         now = self.clock()
         self._planned = [(fault, until) for fault, until in self._planned if now < until]
         for index, (fault, until) in enumerate(self._planned):
@@ -349,14 +362,14 @@ OPERATION_OF = {
 
 @web.middleware
 async def go_wrong(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Do what the fault that strikes this request says."""
+    """Apply the fault that matches this request."""
     resource = request.match_info.route.resource
     operation = OPERATION_OF.get((request.method, resource.canonical if resource is not None else ""))
     fault = None if operation is None else request.app[FAULTS].strike(operation)
     if fault is None:
         return await handler(request)
     if fault.kind == "slow":
-        await request.read()  # so that it is done also for a client that has gone meanwhile
+        await request.read()  # handle the request even if the client has closed the connection by then
         await request.app[PAUSE](fault.delay)
         return await handler(request)
     if fault.kind in {"lose", "half"}:
@@ -459,9 +472,10 @@ def build_application(
     clock: Callable[[], float] = time.time,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> web.Application:
-    """The server over one SQLite file, or in memory (None). `clock`: seconds since 1970; `pause` is how a slow answer waits.
+    """Return the server over one SQLite file, or in memory (None).
 
-    Whoever runs it in the own process finds the jobs at `application[JOBS]`, and what is to go wrong at `application[FAULTS]`.
+    `clock`: returns the seconds since 1970. `pause`: waits before a slow response. If you run it in
+    your own process, the jobs are at `application[JOBS]` and the faults at `application[FAULTS]`.
     """
     application = web.Application(middlewares=[go_wrong])
     application[JOBS] = Jobs(database, mode)
