@@ -272,7 +272,10 @@ class TestTheChartsCopy:
 
 def test_kubectl_explain_reads_well(control_plane: ControlPlane) -> None:
     text = " ".join(control_plane.kubectl("explain", "trun.spec.retry.backoff").split())
-    assert "initialSeconds <integer> initialSeconds is the wait before the first retry, in seconds. 0 retries immediately." in text
+    assert (
+        "initialSeconds <integer> initialSeconds is the wait before the first retry, in seconds. 0 retries immediately."
+        in text
+    )
     assert "backoff specifies the wait between the end of an attempt and the start of the next one." in text
     text = " ".join(control_plane.kubectl("explain", "trun.spec", "--recursive").split())
     assert "budgets <Object> application <integer> disruption <integer> neverStarted <integer>" in text

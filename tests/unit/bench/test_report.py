@@ -53,9 +53,7 @@ def test_report_shows_throughput_with_spread_and_ratio_of_the_same_round() -> No
 
 
 def test_report_headline_compares_taskruns_with_jobs_if_both_were_measured() -> None:
-    assert "**While Kubernetes runs one Job, Reattach runs 0.50 (0.50-0.50) TaskRuns.**" in report_of(
-        some_results()
-    )
+    assert "**While Kubernetes runs one Job, Reattach runs 0.50 (0.50-0.50) TaskRuns.**" in report_of(some_results())
     assert "While Kubernetes" not in report_of(some_results([Kind.JOB, Kind.BARE]))
 
 
