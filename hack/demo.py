@@ -1,6 +1,7 @@
 """Run examples/10-submit-once.yaml on the local cluster, print its progress, and check the result.
 
-`make demo` runs this script after it has prepared the cluster, the image and the chart. kubectl and its kubeconfig are in the cluster's cache.
+`make demo` runs this script after it has prepared the cluster, the image and the chart. kubectl and
+its kubeconfig are in the cluster's cache.
 """
 
 import json
@@ -17,7 +18,7 @@ CACHE = Path(os.environ.get("REATTACH_CACHE") or Path.home() / ".cache/reattach-
 NAME = "submit-once"
 EXAMPLE = f"examples/10-{NAME}.yaml"
 TIMEOUT = 120.0
-"""Seconds for the TaskRun to end, which usually takes about 20, and for the job server to respond."""
+"""Seconds for the TaskRun to end (usually about 20), and for the job server to respond."""
 STARTED = time.monotonic()
 
 
@@ -93,7 +94,10 @@ def follow(uid: str, before: int) -> tuple[dict[str, Any], dict[int, str], int]:
 
 
 def progress(status: dict[str, Any], logs: dict[int, str]) -> list[str]:
-    """Return one line for each event so far, oldest first. A line does not change once it is returned."""
+    """Return one line for each event so far, oldest first.
+
+    A line does not change once it is returned.
+    """
     lines = []
     ended = {attempt["number"]: attempt for attempt in status.get("attempts", []) if "cause" in attempt}
     for number in sorted({*logs, *ended}):

@@ -41,7 +41,7 @@ def stamp(seconds: float) -> str:
     return at(seconds).isoformat()
 
 
-# -- TaskRuns -------------------------------------------------------------------------------------------------------
+# -- TaskRuns --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def a_taskrun(**spec: Any) -> ATaskRun:
     return ATaskRun(metadata, {**defaults, **spec})
 
 
-# -- pods -----------------------------------------------------------------------------------------------------------
+# -- pods ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def a_pod(number: int = 1, *, template: dict[str, Any] | None = None) -> APod:
     return APod(number, metadata, {"containers": [{"name": "task"}]})
 
 
-# -- states ---------------------------------------------------------------------------------------------------------
+# -- states ----------------------------------------------------------------------------------------
 
 
 def a_state(
@@ -267,7 +267,7 @@ def a_job(handle: str | None = "job-1", *, key: str = "load", generation: int = 
 SEALED = Seal(through_attempt=9, purpose=SealPurpose.END)
 
 
-# -- decisions ------------------------------------------------------------------------------------------------------
+# -- decisions -------------------------------------------------------------------------------------
 
 
 def observed(taskrun: ATaskRun | TaskRun, *pods: APod, **more: Any) -> Observed:

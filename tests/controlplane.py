@@ -187,7 +187,7 @@ class ControlPlane:
     def ca_file(self) -> Path:
         return self.directory / "ca.crt"
 
-    # -- who calls ------------------------------------------------------------------------------------------------
+    # -- who calls ---------------------------------------------------------------------------------
 
     def kubeconfig(self, user: str = "admin", groups: Iterable[str] = (), *, namespace: str = "default") -> Path:
         """A kubeconfig with a client certificate for this user in these groups; `admin` may do everything."""
@@ -249,7 +249,7 @@ class ControlPlane:
         new.write_text(yaml.safe_dump(config))
         new.replace(path)  # two workers may write the same one
 
-    # -- calls ----------------------------------------------------------------------------------------------------
+    # -- calls -------------------------------------------------------------------------------------
 
     def client(self, user: str = "admin", groups: Iterable[str] = ()) -> httpx.Client:
         """An HTTP client that is this user to the API server; paths are relative to it. Kept and closed by us."""
@@ -322,7 +322,7 @@ class ControlPlane:
             raise ControlPlaneError(process.stderr.strip())
         return process.stdout
 
-    # -- set up ---------------------------------------------------------------------------------------------------
+    # -- set up ------------------------------------------------------------------------------------
 
     def create_namespace(self, prefix: str = "t", labels: dict[str, str] | None = None) -> str:
         """A namespace with a name of its own, ready for pods."""
@@ -370,7 +370,7 @@ class ControlPlane:
             self.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
         self.apply(helm_template(*templates, values=values, namespace=namespace), namespace=namespace)
 
-    # -- the audit log --------------------------------------------------------------------------------------------
+    # -- the audit log -----------------------------------------------------------------------------
 
     def audit_mark(self) -> int:
         """Where the audit log ends now, once every answered request is in it."""

@@ -38,7 +38,7 @@ SECONDS = 20.0
 _METADATA_IN_PROTOBUF = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 
-# -- hostile objects --------------------------------------------------------------------------------------------------
+# -- hostile objects -------------------------------------------------------------------------------
 
 
 def nested_maps(levels: int, key: str = "a", leaf: str = "1") -> str:
@@ -151,7 +151,7 @@ HOSTILE_CONFIGMAPS: dict[str, HostileObject] = {
 """ConfigMaps that look like the state of a TaskRun that is over."""
 
 
-# -- the tenants ------------------------------------------------------------------------------------------------------
+# -- the tenants -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -267,7 +267,7 @@ def create_expired_state(
     return configmaps(namespace, state)
 
 
-# -- the operator -----------------------------------------------------------------------------------------------------
+# -- the operator ----------------------------------------------------------------------------------
 
 
 def must_run(operator: Operator) -> None:

@@ -54,7 +54,7 @@ RULES = [
 """All that the operator may do, and so all that it needs (with certificates of its own, also Secrets)."""
 
 
-# -- the operator ---------------------------------------------------------------------------------------------------
+# -- the operator ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -183,7 +183,7 @@ class Operators:
                 self.control_plane.call("POST", path, body)
 
 
-# -- TaskRuns -------------------------------------------------------------------------------------------------------
+# -- TaskRuns --------------------------------------------------------------------------------------
 
 CONTAINER: JSON = {"name": "task", "image": "task:1"}
 
@@ -265,7 +265,7 @@ def condition(status: JSON, kind: str) -> JSON:
     return next((found for found in status.get("conditions", []) if found["type"] == kind), {})
 
 
-# -- the kubelet ----------------------------------------------------------------------------------------------------
+# -- the kubelet -----------------------------------------------------------------------------------
 
 Script = Callable[["Containers"], None]
 """What happens in the pod of one attempt, on a thread of its own. Without an end of its own, the pod runs on."""
@@ -522,7 +522,7 @@ def kubelet_of(control_plane: ControlPlane, *, is_graceful: bool = False) -> Ite
     assert not kubelet.errors, "\n".join(kubelet.errors)
 
 
-# -- a stage ----------------------------------------------------------------------------------------------------------
+# -- a stage ---------------------------------------------------------------------------------------
 
 
 def all_succeed(_: int) -> Script:

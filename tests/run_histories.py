@@ -183,7 +183,7 @@ def normalised(status: JSON) -> JSON:
     return {**fixed, "attempts": attempts, "conditions": conditions, "has state": "state" in status, "jobs": jobs}
 
 
-# -- a task that is a process -----------------------------------------------------------------------------------------
+# -- a task that is a process ----------------------------------------------------------------------
 
 TASK = """
 import os, sys, time

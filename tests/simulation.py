@@ -114,7 +114,7 @@ class World:
     def __post_init__(self) -> None:
         self.taskrun = self._versioned(a_taskrun(**self.spec).build())
 
-    # -- what the API server does ---------------------------------------------------------------------------------------
+    # -- what the API server does ------------------------------------------------------------------
 
     def write_status(self, based_on: str, status: TaskRunStatus) -> TaskRun | None:
         """Compare-and-set; None if somebody else has written since."""
@@ -211,7 +211,7 @@ class World:
         about = msgspec.structs.replace(taskrun.metadata, resource_version=str(next(self.versions)))
         return msgspec.structs.replace(taskrun, metadata=about)
 
-    # -- what must always hold ------------------------------------------------------------------------------------------
+    # -- what must always hold ---------------------------------------------------------------------
 
     def is_presumed_over(self, pod: SimulatedPod) -> bool:
         deleted = pod.view.metadata.deletion_timestamp
@@ -319,7 +319,7 @@ class World:
             spec.cancel or about.deletion_timestamp is not None or any(one.action == "Fail" for one in spec.resolutions)
         )
 
-    # -- what happens ---------------------------------------------------------------------------------------------------
+    # -- what happens ------------------------------------------------------------------------------
 
     def happen(self) -> None:
         """One thing happens to one pod, or to the rest of the world."""
@@ -480,7 +480,7 @@ class World:
         jobs = (msgspec.structs.replace(job, state=JobState.DETACHED) if job.is_open else job for job in state.jobs)
         self.state = msgspec.structs.replace(state, completion=done, jobs=tuple(jobs))
 
-    # -- its external jobs, as state API and SDK go about them ----------------------------------------------------------
+    # -- its external jobs, as state API and SDK go about them -------------------------------------
 
     @property
     def is_over(self) -> bool:
@@ -623,7 +623,7 @@ class World:
         jobs = tuple(changed if (one.key, one.generation) == which else one for one in self.state.jobs)
         self.state = msgspec.structs.replace(self.state, jobs=jobs)
 
-    # -- what people do -------------------------------------------------------------------------------------------------
+    # -- what people do ----------------------------------------------------------------------------
 
     def answer(self) -> None:
         """One answer to what the TaskRun is held for; if it is held for nothing, one in advance."""

@@ -1,7 +1,8 @@
 """Compare Reattach with the Job controller on a separate control plane: `make bench`.
 
-Rounds alternate between the kinds: TaskRuns with the operator, Jobs with the Job controller, and TaskRuns with a bare loop that sends only
-the indispensable writes. Two more passes follow: a paced load, for latency without a queue, and a count of API calls.
+Rounds alternate between the kinds: TaskRuns with the operator, Jobs with the Job controller, and
+TaskRuns with a bare loop that sends only the indispensable writes. Two more passes follow: a paced
+load, for latency without a queue, and a count of API calls.
 """
 
 import argparse

@@ -51,9 +51,12 @@ class _Event(msgspec.Struct, frozen=True):
 
 
 class Timeline:
-    """Times at which the client observed each step of each run, by the name of the run, in seconds of one monotonic clock.
+    """Times at which the client observed each step of each run.
 
-    A run is complete when it has an outcome and its pod has no finalizer, because its controller has nothing left to do then.
+    The keys are the names of the runs, the values seconds of one monotonic clock.
+
+    A run is complete when it has an outcome and its pod has no finalizer, because its controller
+    has nothing left to do then.
     """
 
     def __init__(self, runs: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -146,7 +149,10 @@ async def _observe(cluster: Cluster, path: str, version: str, process_event: Cal
 async def create_runs(
     cluster: Cluster, kind: Kind, namespace: str, timeline: Timeline, *, runs: int, per_second: float | None
 ) -> None:
-    """Create the objects with `CONCURRENCY` concurrent requests, as fast as possible or at the given rate per second."""
+    """Create the objects with `CONCURRENCY` concurrent requests.
+
+    As fast as possible, or at the given rate per second.
+    """
     path = kind.path(namespace)
     started = time.monotonic()
     numbers = iter(range(runs))

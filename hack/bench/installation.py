@@ -1,4 +1,4 @@
-"""System under test: the control plane of the tests, kwok, the objects of the chart, and the controllers as processes."""
+"""System under test: control plane, kwok, the chart's objects, and the controllers as processes."""
 
 import contextlib
 import os
@@ -39,8 +39,8 @@ WAIT_SECONDS = 300.0
 def audit_policy_of(level: str) -> dict[str, Any]:
     """Return an audit policy that logs the requests of the controllers at this level.
 
-    `Metadata` logs no bodies and is cheap. `RequestResponse` logs bodies and slows the API server down, so it is not used while times are
-    measured.
+    `Metadata` logs no bodies and is cheap. `RequestResponse` logs bodies and slows the API server
+    down, so it is not used while times are measured.
     """
     return {
         "apiVersion": "audit.k8s.io/v1",
@@ -58,7 +58,10 @@ def audit_policy_of(level: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of the command line. `defaults`: every controller keeps its default request limits."""
+    """Options of the command line.
+
+    `defaults`: every controller keeps its default request limits.
+    """
 
     defaults: bool = False
     policies: bool = True
@@ -87,9 +90,10 @@ class Installation:
 
     @contextlib.contextmanager
     def controller_of(self, kind: Kind, namespace: str) -> Iterator[Mapping[str, int]]:
-        """Run the controller of a kind within the `with` block, and yield its process ID by its name.
+        """Run the controller of a kind within the `with` block; yield its process ID by name.
 
-        The Job controller yields nothing, because it is part of the controller manager, which always runs.
+        The Job controller yields nothing, because it is part of the controller manager, which
+        always runs.
         """
         if kind is Kind.TASKRUN:
             with self._operator() as process_id:
@@ -138,7 +142,7 @@ class Installation:
         return self.control_plane.service_account_kubeconfig(RELEASE, "reattach-operator", seconds=4 * 3600)
 
     def create_namespace(self) -> str:
-        """Create a namespace for one phase, and wait until the controller manager has added its objects."""
+        """Create a namespace for one phase; wait until the controller manager has filled it."""
         name = self.control_plane.create_namespace("bench")
 
         def is_complete() -> bool:
@@ -150,7 +154,7 @@ class Installation:
         return name
 
     def calls_since(self, mark: int, kind: Kind, namespace: str) -> list[dict[str, Any]]:
-        """Return the audit events of the requests that the controller of a kind sent about a namespace."""
+        """Return the audit events of a kind's controller that concern a namespace."""
         user = MANAGER_USER if kind is Kind.JOB else OPERATOR_USER
         return self.control_plane.audit(mark, user=user, namespace=namespace)
 
@@ -267,5 +271,5 @@ def _kwok(control_plane: RunningControlPlane) -> Iterator[subprocess.Popen[bytes
 
 
 def _die_with_parent() -> Sequence[str]:
-    """Return a command prefix that makes the kernel kill the process when the benchmark ends, even by kill -9."""
+    """Return a command prefix that ends the process with the benchmark, even after kill -9."""
     return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []

@@ -1,7 +1,8 @@
 """Bare loop that sends only the indispensable writes for each TaskRun.
 
-Its throughput is the upper limit for any TaskRun controller in Python. The loop makes no decisions, retries nothing and reads only its watches.
-It creates the pod, patches the outcome, and removes the finalizer of the pod.
+Its throughput is the upper limit for any TaskRun controller in Python. The loop makes no decisions,
+retries nothing and reads only its watches. It creates the pod, patches the outcome, and removes the
+finalizer of the pod.
 """
 
 import argparse

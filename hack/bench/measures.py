@@ -23,7 +23,9 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def ratios_of(values: Sequence[float], base: Sequence[float]) -> Spread:
-    """Return the spread of the ratios of two kinds. Both values of a ratio come from the same round.
+    """Return the spread of the ratios of two kinds.
+
+    Both values of a ratio come from the same round.
 
     Noise that slows down a whole round affects both kinds, so it cancels out.
     """
@@ -44,8 +46,9 @@ def percentiles_of(values: Sequence[float]) -> Mapping[str, float]:
 
 
 def differences_of(before: Mapping[str, float], after: Mapping[str, float]) -> list[float]:
-    """Return `after - before` of every name that has both times, and 0 if the difference is negative.
+    """Return `after - before` for every name that has both times, at least 0.
 
-    A difference can be negative because the times of a run may come from two watches, whose events are not ordered.
+    A difference can be negative because the times of a run may come from two watches, whose events
+    are not ordered.
     """
     return [max(0.0, after[name] - before[name]) for name in before.keys() & after.keys()]

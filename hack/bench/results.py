@@ -60,8 +60,9 @@ class Latency(msgspec.Struct, frozen=True):
 class Summary(msgspec.Struct, frozen=True):
     """Summary of one kind.
 
-    `ratios` compare with Jobs in the same round; they are empty without Jobs. `paced` is None if it was not measured. `load_calls` are the
-    API calls per run in the rounds; `calls` come from the pass that also counts bytes. CPU is in milliseconds per run, memory in MiB.
+    `ratios` compare with Jobs in the same round; they are empty without Jobs. `paced` is None if it
+    was not measured. `load_calls` are the API calls per run in the rounds; `calls` come from the
+    pass that also counts bytes. CPU is in milliseconds per run, memory in MiB.
     """
 
     kind: Kind

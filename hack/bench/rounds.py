@@ -27,7 +27,10 @@ class BenchError(Exception):
 
 
 class Phase(msgspec.Struct, frozen=True):
-    """One measurement of one kind. `cpu` is in milliseconds per run and `memory` in MiB, by process; `calls` are per run, by call."""
+    """One measurement of one kind.
+
+    `cpu` is in milliseconds per run and `memory` in MiB, by process; `calls` are per run, by call.
+    """
 
     kind: Kind
     runs: int
@@ -81,7 +84,7 @@ def measure_paced(
 
 
 def count_calls(installation: Installation, kinds: Sequence[Kind], *, runs: int, say: Say) -> dict[Kind, list[Call]]:
-    """Count the API calls of each kind's controller and the bytes of their bodies, using the audit log."""
+    """Count the API calls of each kind's controller, and the bytes of their bodies."""
     return {kind: _count(installation, kind, runs=runs, say=say) for kind in kinds}
 
 

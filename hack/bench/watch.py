@@ -31,7 +31,8 @@ async def version_of(cluster: Cluster, path: str) -> str:
 async def watch(cluster: Cluster, path: str, version: str) -> AsyncGenerator[bytes, None]:
     """Yield the events after `version`, each as one JSON line.
 
-    A busy API server closes the watch of a slow client. The watch then resumes after the last event.
+    A busy API server closes the watch of a slow client. The watch then resumes after the last
+    event.
 
     Raises:
         RuntimeError: The watch missed events.

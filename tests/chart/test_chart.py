@@ -75,7 +75,7 @@ def defaults() -> list[Object]:
     return render()
 
 
-# -- with all sets of values ------------------------------------------------------------------------------------------
+# -- with all sets of values -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -128,7 +128,7 @@ def test_selectors_use_only_labels_that_values_and_versions_do_not_change(object
 
 
 def test_release_job_has_the_pod_labels_and_annotations_of_the_operator() -> None:
-    """For example, to disable a service mesh, whose sidecar would prevent the Job from completing."""
+    """For example to disable a service mesh, whose sidecar would keep the Job from completing."""
     (job,) = of_kind(render(VALUES["everything optional on"]), "Job").values()
     metadata = job["spec"]["template"]["metadata"]
     assert metadata["annotations"] == {"a": "b"}
@@ -169,7 +169,7 @@ def test_objects_have_unique_names_and_the_instance_label(objects: list[Object])
             assert found["metadata"]["labels"]["app.kubernetes.io/instance"] == "reattach", found["metadata"]["name"]
 
 
-# -- Deployments ------------------------------------------------------------------------------------------------------
+# -- Deployments -----------------------------------------------------------------------------------
 
 
 def arguments_of(objects: list[Object], name: str) -> dict[str, str]:
@@ -293,11 +293,11 @@ def test_every_top_level_value_has_a_comment() -> None:
             assert above.startswith("#"), line
 
 
-# -- permissions ------------------------------------------------------------------------------------------------------
+# -- permissions -----------------------------------------------------------------------------------
 
 
 def rights(objects: list[Object], component: str) -> set[Right]:
-    """Return the rights of a component: scope, API group, resource, and verb with its resource names.
+    """Return a component's rights: scope, API group, resource, and verb with its resource names.
 
     The scope is `served` (served namespaces), `own` (the release's namespace) or `cluster`.
     """
@@ -395,7 +395,7 @@ def test_edit_and_view_roles_include_taskruns_but_not_their_status(defaults: lis
     assert set(may_edit["verbs"]) == {"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
 
 
-# -- other objects ----------------------------------------------------------------------------------------------------
+# -- other objects ---------------------------------------------------------------------------------
 
 
 def test_lease_requests_do_not_queue_behind_other_writes_of_the_operator(defaults: list[Object]) -> None:
@@ -444,7 +444,7 @@ def test_documented_metrics_are_exactly_the_exported_metrics() -> None:
     assert documented == exported
 
 
-# -- invalid values ---------------------------------------------------------------------------------------------------
+# -- invalid values --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -492,7 +492,7 @@ def test_invalid_value_is_rejected_with_its_location(values: dict[str, Any], mes
 
 
 def test_schema_allows_additional_properties_only_in_listed_objects() -> None:
-    """Only maps with keys that users choose, and objects that Kubernetes defines, may have any key."""
+    """Only maps with user-chosen keys, and objects that Kubernetes defines, may have any key."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     open_ones = {"stringMap", "quantities", "nodeAffinity", "podAffinity", "podAntiAffinity", "global"}
 

@@ -247,7 +247,7 @@ class Life:
     def now(self) -> float:
         return self.world.clock.monotonic()
 
-    # -- from start to end --------------------------------------------------------------------------------------------
+    # -- from start to end -------------------------------------------------------------------------
 
     def live(self) -> None:
         """Until it has an outcome. Raises `WrongError`."""
@@ -280,7 +280,7 @@ class Life:
         """What the state's summary says."""
         return self.world.jobs(self.name)
 
-    # -- the task -----------------------------------------------------------------------------------------------------
+    # -- the task ----------------------------------------------------------------------------------
 
     def request_of(self, key: str) -> dict[str, Any]:
         return {"seconds": self.fate.job_seconds, "rows": self.rows_of(key), "label": self.label_of(key)}
@@ -335,7 +335,7 @@ class Life:
                 return {"rows_written": 0, "status": str(status), "gone": isinstance(status, NotFound)}
             process.sleep(between.poll_seconds)
 
-    # -- what strikes it ----------------------------------------------------------------------------------------------
+    # -- what strikes it ---------------------------------------------------------------------------
 
     def _on_step(self, process: TaskProcess, step: str) -> None:
         name = _short(step, plain=self.plain)
@@ -384,7 +384,7 @@ class Life:
             told.presumed |= told.process is process
         self.world.lose_node(self.run, process)
 
-    # -- what may be held ---------------------------------------------------------------------------------------------
+    # -- what may be held --------------------------------------------------------------------------
 
     def _note(self, process: TaskProcess, name: str) -> None:
         if self.plain or (key := self._key.get(process.uid)) is None:
@@ -444,7 +444,7 @@ class Life:
             for token in tokens
         )
 
-    # -- the person ---------------------------------------------------------------------------------------------------
+    # -- the person --------------------------------------------------------------------------------
 
     def _answer(self) -> None:
         """A careful person: waits until no attempt can submit any more, nothing is on its way and the other side can be asked, looks, and
@@ -478,7 +478,7 @@ class Life:
     def _has_new_hold(self) -> bool:
         return any(self._seen_holds.get((job.key, job.generation)) != job.holds for job in self._held())
 
-    # -- how it ended -------------------------------------------------------------------------------------------------
+    # -- how it ended ------------------------------------------------------------------------------
 
     def made_of(self, key: str) -> list[str]:
         """The ids of the jobs that were made, in order."""

@@ -95,7 +95,7 @@ def wait_announced(release: Cluster, name: str, namespace: str, reason: str, tex
     wait_until(said, seconds=90, what=f"an event {reason} of {name} says {text}", every=0.5)
 
 
-# -- nobody can know ------------------------------------------------------------------------------------------------
+# -- nobody can know -------------------------------------------------------------------------------
 
 
 def test_what_is_held_is_seen_wherever_people_look(release: Cluster, namespace: str) -> None:
@@ -156,7 +156,7 @@ def test_a_person_says_that_it_fails(release: Cluster, namespace: str) -> None:
     assert release.submissions(namespace)["held-fail"] == 1
 
 
-# -- the run is ended while a job goes on ---------------------------------------------------------------------------
+# -- the run is ended while a job goes on ----------------------------------------------------------
 
 
 def test_cancelling_names_the_job_that_is_left(release: Cluster, namespace: str) -> None:
@@ -203,7 +203,7 @@ def test_deleting_waits_for_a_person_where_nobody_knows_whether_there_is_a_job(
     wait_announced(release, "deleted-unknown", namespace, "Orphaned", job)
 
 
-# -- the state API is away ------------------------------------------------------------------------------------------
+# -- the state API is away -------------------------------------------------------------------------
 
 
 def test_nothing_is_submitted_while_the_state_api_is_away(release: Cluster, namespace: str) -> None:
@@ -226,7 +226,7 @@ def test_nothing_is_submitted_while_the_state_api_is_away(release: Cluster, name
         assert release.submissions(namespace)[name] == 1
 
 
-# -- the node is lost, and its pods are not -------------------------------------------------------------------------
+# -- the node is lost, and its pods are not --------------------------------------------------------
 
 
 @beyond_the_sample

@@ -86,7 +86,7 @@ def finalizers_of(pod: JSON) -> list[str]:
     return found
 
 
-# -- what it leaves alone -----------------------------------------------------------------------------------------------
+# -- what it leaves alone --------------------------------------------------------------------------
 
 
 def test_no_annotation_finalizer_or_label_is_put_on_the_taskrun(stage: Stage) -> None:
@@ -116,7 +116,7 @@ def test_events_tell_of_retries_and_are_few(stage: Stage) -> None:
     assert all(event["regarding"]["kind"] == "TaskRun" for event in told())
 
 
-# -- retries ----------------------------------------------------------------------------------------------------------
+# -- retries ---------------------------------------------------------------------------------------
 
 
 def test_failed_attempts_are_retried_after_their_back_off(stage: Stage) -> None:
@@ -183,7 +183,7 @@ def test_a_sidecar_that_never_ends_does_not_keep_the_attempt_alive(stage: Stage)
     assert status["attempts"][0]["cause"] == "Succeeded"
 
 
-# -- pods that can't be made --------------------------------------------------------------------------------------------
+# -- pods that can't be made -----------------------------------------------------------------------
 
 
 def test_an_unknown_field_in_the_template_ends_the_run_and_is_named(stage: Stage) -> None:
@@ -252,7 +252,7 @@ def quota(stage: Stage, *, pods: int | None) -> None:
     wait_until(holds, seconds=20, what="the API server holds to the quota")
 
 
-# -- deleted, lost and found ------------------------------------------------------------------------------------------
+# -- deleted, lost and found -----------------------------------------------------------------------
 
 
 def test_a_deleted_taskrun_leaves_nothing_behind(stage: Stage) -> None:
@@ -423,7 +423,7 @@ def test_the_finalizer_of_a_state_goes_with_the_end_of_its_run(
         servers.stop()
 
 
-# -- one leads --------------------------------------------------------------------------------------------------------
+# -- one leads -------------------------------------------------------------------------------------
 
 
 def test_of_two_operators_one_leads_and_the_other_takes_over(expiring_stage: Stage) -> None:

@@ -99,7 +99,7 @@ def check_left_nothing(stage: Stage, name: str) -> None:
     )
 
 
-# -- what people see ----------------------------------------------------------------------------------------------------
+# -- what people see -------------------------------------------------------------------------------
 
 
 def test_a_job_is_shown_while_it_runs_and_the_next_attempt_reattaches(stage: Stage, tasks: Tasks) -> None:
@@ -116,7 +116,7 @@ def test_a_job_is_shown_while_it_runs_and_the_next_attempt_reattaches(stage: Sta
     check_left_nothing(stage, "shown")
 
 
-# -- cancel and delete ----------------------------------------------------------------------------------------------------
+# -- cancel and delete -----------------------------------------------------------------------------
 
 
 def test_a_cancelled_run_seals_stops_and_names_what_it_leaves_running(stage: Stage, tasks: Tasks) -> None:
@@ -200,7 +200,7 @@ def test_a_namespace_that_is_deleted_is_not_kept_by_an_intent_that_nobody_can_te
         operators.stop()
 
 
-# -- held ---------------------------------------------------------------------------------------------------------------
+# -- held ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

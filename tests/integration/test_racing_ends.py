@@ -107,7 +107,7 @@ class Race:
     named: list[str] = field(default_factory=list)
     """Of what was submitted, what the operator named as left running."""
 
-    # -- the task -----------------------------------------------------------------------------------------------------------
+    # -- the task ----------------------------------------------------------------------------------
 
     def script(self, containers: Containers) -> None:
         containers.run()
@@ -151,7 +151,7 @@ class Race:
             case _:
                 return True
 
-    # -- its end --------------------------------------------------------------------------------------------------------------
+    # -- its end -----------------------------------------------------------------------------------
 
     def run(self) -> str:
         """Play it; what is wrong, empty if nothing is."""
@@ -211,7 +211,7 @@ class Race:
         path = taskruns(self.stage.namespace, self.how.name)
         self.stage.control_plane.call("PATCH", path, {"spec": {"resolutions": [answer]}})
 
-    # -- what is there ----------------------------------------------------------------------------------------------------------
+    # -- what is there -----------------------------------------------------------------------------
 
     def _status(self) -> JSON | None:
         return self.stage.cluster.status_if_there(self.how.name)

@@ -33,7 +33,7 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "reattach.serverServic
 {{- end -}}
 
 {{/*
-Match condition: the request creates a TaskRun or changes its spec. Changes of labels and finalizers are not checked, so that a TaskRun can
+Match condition: the request creates a TaskRun or changes its spec. Changes of labels and finalizers are not checked. So a TaskRun can
 always be cleaned up, even if a newer version of Reattach accepted its spec.
 */}}
 {{- define "reattach.admissionSpecIsNew" -}}

@@ -252,7 +252,7 @@ async def _newer(connection: ClusterConnection, pod: Pod, say: Say) -> Pod | Non
     return newer if newer.metadata.uid == pod.metadata.uid else None
 
 
-# -- what is said ---------------------------------------------------------------------------------------------------
+# -- what is said ----------------------------------------------------------------------------------
 
 
 def gone(taskrun: TaskRun, number: int) -> str:

@@ -43,7 +43,7 @@ def answer_shell(cli: click.Command, instruction: str) -> int:
     return shell_complete(cli, {}, "kubectl-reattach", VARIABLE, instruction)
 
 
-# -- what can be offered --------------------------------------------------------------------------------------------
+# -- what can be offered ---------------------------------------------------------------------------
 
 
 def taskruns(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:

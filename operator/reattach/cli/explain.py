@@ -65,7 +65,7 @@ def _colour_of(story: Story) -> str | None:
     return "cyan" if story.reason == Reason.RUNNING else None
 
 
-# -- attempts -------------------------------------------------------------------------------------------------------
+# -- attempts --------------------------------------------------------------------------------------
 
 
 def _attempts(story: Story, now: datetime, paint: Paint) -> list[str]:
@@ -120,7 +120,7 @@ def _budgets(story: Story, paint: Paint) -> list[str]:
     return table(rows, paint, indent=_INDENT)
 
 
-# -- external jobs --------------------------------------------------------------------------------------------------
+# -- external jobs ---------------------------------------------------------------------------------
 
 
 def _jobs(story: Story, now: datetime, paint: Paint) -> list[str]:
@@ -151,7 +151,7 @@ def _job_colour(state: str) -> str | None:
     return _JOB_COLOURS.get(JobState(state)) if state in set(JobState) else None
 
 
-# -- the rest -------------------------------------------------------------------------------------------------------
+# -- the rest --------------------------------------------------------------------------------------
 
 
 def _ways(ways: tuple[Way, ...], paint: Paint) -> list[str]:

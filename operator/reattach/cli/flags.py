@@ -32,7 +32,7 @@ T = TypeVar("T")
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-# -- flags that all commands have -----------------------------------------------------------------------------------
+# -- flags that all commands have ------------------------------------------------------------------
 
 
 class Duration(click.ParamType[timedelta]):
@@ -168,7 +168,7 @@ def output_option(function: Decorated) -> Decorated:
     )
 
 
-# -- running --------------------------------------------------------------------------------------------------------
+# -- running ---------------------------------------------------------------------------------------
 
 
 def call(act: "Callable[[ClusterConnection], Coroutine[Any, Any, T]]") -> T:

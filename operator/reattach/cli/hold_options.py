@@ -121,7 +121,7 @@ def _hold_of_budget(taskrun: TaskRun, condition: Condition) -> OpenHold:
     return OpenHold(held=Reason.BUDGET_EXHAUSTED.value, message=condition.message, answer=answer)
 
 
-# -- what may be answered, and what comes of it ---------------------------------------------------------------------
+# -- what may be answered, and what comes of it ----------------------------------------------------
 
 
 def ways_of(taskrun: TaskRun, hold: OpenHold) -> tuple[Way, ...]:

@@ -19,7 +19,7 @@ from reattach.cli.queries import pods_of, taskrun_of, versions_of
 from reattach.cli.retry import Say, patiently
 from reattach.cli.text import listed, one_line
 
-# -- wait -----------------------------------------------------------------------------------------------------------
+# -- wait ------------------------------------------------------------------------------------------
 
 
 class WaitTarget(StrEnum):
@@ -101,7 +101,7 @@ def _tell_hold(taskrun: TaskRun | None, told: str, say: Say) -> str:
     return held.reason
 
 
-# -- logs -----------------------------------------------------------------------------------------------------------
+# -- logs ------------------------------------------------------------------------------------------
 
 
 async def show_logs(connection: ClusterConnection, name: str, options: LogOptions, say: Say) -> ExitCode:

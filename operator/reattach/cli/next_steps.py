@@ -23,7 +23,7 @@ from reattach.planner.budgets import amount
 _WAIT_BEFORE_WORRY = timedelta(seconds=30)
 
 
-# -- what comes next ------------------------------------------------------------------------------------------------
+# -- what comes next -------------------------------------------------------------------------------
 
 
 def next_of(situation: Snapshot, holds: Sequence[OpenHold]) -> tuple[str, ...]:
@@ -190,7 +190,7 @@ def _named(jobs: Sequence[JobSummary]) -> str:
     return listed([f"{job.handle} ({job_name(job)})" if job.handle else job_name(job) for job in jobs])
 
 
-# -- what a person can do -------------------------------------------------------------------------------------------
+# -- what a person can do --------------------------------------------------------------------------
 
 
 def ways_out_of(situation: Snapshot, holds: Sequence[OpenHold]) -> tuple[Way, ...]:

@@ -62,7 +62,7 @@ class NoState:
     lost: bool = False
 
 
-# -- a TaskRun ------------------------------------------------------------------------------------------------------
+# -- a TaskRun -------------------------------------------------------------------------------------
 
 
 async def taskrun_of(connection: ClusterConnection, name: str) -> TaskRun:
@@ -166,7 +166,7 @@ async def _changes(connection: ClusterConnection, name: str, version: str) -> As
                 raise_error_event(msgspec.json.decode(bytes(event.object)))
 
 
-# -- what belongs to it ---------------------------------------------------------------------------------------------
+# -- what belongs to it ----------------------------------------------------------------------------
 
 
 async def stored_of(connection: ClusterConnection, taskrun: TaskRun) -> StoredState | NoState:

@@ -108,7 +108,7 @@ def story_of(situation: Snapshot) -> Story:
     )
 
 
-# -- where it stands ------------------------------------------------------------------------------------------------
+# -- where it stands -------------------------------------------------------------------------------
 
 
 def _headline_of(situation: Snapshot, holds: Sequence[OpenHold]) -> str:
@@ -161,7 +161,7 @@ def _budgets_of(taskrun: TaskRun) -> tuple[BudgetStory, ...]:
     )
 
 
-# -- external jobs, and what was decided about them -----------------------------------------------------------------
+# -- external jobs, and what was decided about them ------------------------------------------------
 
 
 def _jobs_of(situation: Snapshot) -> tuple[JobStory, ...]:

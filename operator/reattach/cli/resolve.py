@@ -77,7 +77,7 @@ async def resolve(connection: ClusterConnection, name: str, wish: Wish) -> Answe
     raise CommandError(f"{name} is being changed all the time; try again.")
 
 
-# -- pure -----------------------------------------------------------------------------------------------------------
+# -- pure ------------------------------------------------------------------------------------------
 
 
 def answer_of(taskrun: TaskRun, jobs: Sequence[JobSummary], wish: Wish) -> tuple[OpenHold, Resolution]:

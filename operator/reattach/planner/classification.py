@@ -124,7 +124,7 @@ def finish_time_of(ended: EndedAttempt, now: datetime) -> datetime:
     return min(max(time, made + max(ran, timedelta())), now)
 
 
-# -- the ladder, in order -------------------------------------------------------------------------------------------
+# -- the ladder, in order --------------------------------------------------------------------------
 
 
 def _completed(ended: EndedAttempt) -> Classification | None:

@@ -58,7 +58,7 @@ def decide(observed: Observed, settings: PodDefaults, now: datetime) -> Plan:
     return _create(look, settings)
 
 
-# -- is there anything to do? ---------------------------------------------------------------------------------------
+# -- is there anything to do? ----------------------------------------------------------------------
 
 
 def _leave_to_others(look: DecisionContext) -> Plan | None:
@@ -85,7 +85,7 @@ def _hold_restored(look: DecisionContext) -> Plan | None:
     return holds.hold(look, Reason.RESTORED, f"{SENTENCES[Reason.RESTORED]} {way_out}")
 
 
-# -- what is known of the attempts that ended, and of their jobs? ---------------------------------------------------
+# -- what is known of the attempts that ended, and of their jobs? ----------------------------------
 
 
 def _read_state(look: DecisionContext) -> Plan | None:
@@ -118,7 +118,7 @@ def _with_jobs(look: DecisionContext) -> DecisionContext:
     return look.with_status(external_jobs.with_jobs(look.status, read), *external_jobs.news_of(look.status, read))
 
 
-# -- what follows from the ends? ------------------------------------------------------------------------------------
+# -- what follows from the ends? -------------------------------------------------------------------
 
 
 def _wait_for_leftovers(look: DecisionContext) -> Plan | None:
@@ -199,7 +199,7 @@ def _give_up_pending(look: DecisionContext, pod: Pod, entry: Attempt, trouble: p
     return _show(look, Reason.PENDING, why, entry).plan(DeletePod(name=pod.metadata.name, uid=pod.metadata.uid))
 
 
-# -- may the next attempt start? ------------------------------------------------------------------------------------
+# -- may the next attempt start? -------------------------------------------------------------------
 
 
 def _heed_loss(look: DecisionContext) -> Plan | None:
@@ -319,7 +319,7 @@ _REFUSED = {
 }
 
 
-# -- what steps have in common --------------------------------------------------------------------------------------
+# -- what steps have in common ---------------------------------------------------------------------
 
 
 def _show(look: DecisionContext, reason: Reason, message: str, entry: Attempt) -> DecisionContext:

@@ -37,7 +37,7 @@ def with_hold(look: DecisionContext, reason: Reason, message: str) -> DecisionCo
     return look.with_status(statuses.with_hold(look.status, reason, message, look.now), said)
 
 
-# -- jobs whose submission nobody can tell of ------------------------------------------------------------------------
+# -- jobs whose submission nobody can tell of ------------------------------------------------------
 
 
 def answer_to(spec: TaskRunSpec, job: JobSummary) -> Resolution | None:
@@ -91,7 +91,7 @@ def _how_to_answer(look: DecisionContext, flags: str, answer: str) -> str:
     return f"{TO_ANSWER}{command}; that appends {answer}, to spec.resolutions."
 
 
-# -- a state that is lost --------------------------------------------------------------------------------------------
+# -- a state that is lost --------------------------------------------------------------------------
 
 
 def question_about_loss(look: DecisionContext) -> str:
@@ -108,7 +108,7 @@ def answer_to_loss(spec: TaskRunSpec, status: TaskRunStatus) -> str | None:
     return given[losses].action if statuses.is_held_for_good(status) and losses < len(given) else None
 
 
-# -- budgets ---------------------------------------------------------------------------------------------------------
+# -- budgets ---------------------------------------------------------------------------------------
 
 
 def spent_budget(spec: TaskRunSpec, counts: Counts) -> tuple[Budget | None, bool]:

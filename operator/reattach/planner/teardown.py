@@ -122,7 +122,7 @@ def _end(look: DecisionContext, ending: FinalOutcome) -> Plan:
 _STEPS: tuple[Step, ...] = (_read, _seal, _stop, _hold_unresolved, _let_go)
 
 
-# -- pods ------------------------------------------------------------------------------------------------------------
+# -- pods ------------------------------------------------------------------------------------------
 
 
 def _live(look: DecisionContext) -> list[Pod]:
@@ -135,7 +135,7 @@ def _stops_of_unrecorded(look: DecisionContext) -> tuple[DeletePod, ...]:
     return tuple(stop for stop in stops(look) if stop.uid not in recorded)
 
 
-# -- external jobs ---------------------------------------------------------------------------------------------------
+# -- external jobs ---------------------------------------------------------------------------------
 
 
 def with_orphans(look: DecisionContext, outcome: Outcome | None) -> DecisionContext:

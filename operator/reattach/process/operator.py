@@ -184,16 +184,16 @@ class Operator:
 
     def _register_gauges(self) -> None:
         gauge = self._metrics.gauge
-        gauge("reattach_queue_depth", "TaskRunStore that wait to be looked at.", lambda: self._queue.depth)
+        gauge("reattach_queue_depth", "TaskRuns that wait to be looked at.", lambda: self._queue.depth)
         gauge("reattach_queue_oldest_seconds", "How long the first of them has waited.", self._queue.oldest_age)
-        gauge("reattach_queue_delayed", "TaskRunStore that are to be looked at later.", lambda: self._queue.delayed)
+        gauge("reattach_queue_delayed", "TaskRuns that are to be looked at later.", lambda: self._queue.delayed)
         gauge("reattach_taskruns", "Unfinished TaskRuns.", lambda: len(self._taskruns))
         gauge("reattach_pods", "Pods of TaskRuns.", lambda: len(self._pods))
         ages = {reflector.path: reflector.age for reflector in self._reflectors}
         since = "Since the API server last told anything on a watch."
         self._metrics.gauges("reattach_watch_age_seconds", since, "watch", ages)
         held = {reason.value: partial(self._taskruns.held, reason) for reason in HOLDS}
-        self._metrics.gauges("reattach_held_taskruns", "TaskRunStore that wait for a person.", "reason", held)
+        self._metrics.gauges("reattach_held_taskruns", "TaskRuns that wait for a person.", "reason", held)
 
 
 async def run(options: RunOptions, decide: Decide) -> int:

@@ -122,7 +122,7 @@ class ExternalJob:
         """`cancel` for async code."""
         await asyncio.to_thread(self.cancel)
 
-    # -- watching -----------------------------------------------------------------------------------------------------
+    # -- watching ----------------------------------------------------------------------------------
 
     def _watch(self, poll_seconds: float | None) -> Steps:
         poll = self._wanted.adapter.poll_seconds if poll_seconds is None else poll_seconds

@@ -208,7 +208,7 @@ class Jobs:
         """`list` for async code."""
         return (await self._client.acall(Call("GET", "/v1/jobs", JobList))).items
 
-    # -- for `submit_once` and what it returns ------------------------------------------------------------------------
+    # -- for `submit_once` and what it returns -----------------------------------------------------
 
     @property
     def waits(self) -> Timing:

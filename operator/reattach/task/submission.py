@@ -178,7 +178,7 @@ class SubmissionProcess:
         except _UntoldError as untold:
             return Transition(self._asking(None), self._doubt_about(str(untold)))
 
-    # -- ask ----------------------------------------------------------------------------------------------------------
+    # -- ask ---------------------------------------------------------------------------------------
 
     def _asking(self, again: Grounds | None, *, new_generation: bool = False) -> Asking:
         adapter = self.wanted.adapter
@@ -234,7 +234,7 @@ class SubmissionProcess:
         assert self._clock is not None
         return self._clock.at(self.jobs.waits.clock())
 
-    # -- submit, and store the handle ---------------------------------------------------------------------------------
+    # -- submit, and store the handle --------------------------------------------------------------
 
     def _submit(self, asking: Asking, answer: IntentResponse) -> AcquiredJob | Transition:
         adapter, job = self.wanted.adapter, answer.job
@@ -313,7 +313,7 @@ class SubmissionProcess:
             self._doubt = OutageBackoff(self.jobs.waits, what, quiet_seconds=0.0)
         return self._doubt.wait(why, WAIT_SECONDS_MAX)
 
-    # -- it may have been submitted -----------------------------------------------------------------------------------
+    # -- it may have been submitted ----------------------------------------------------------------
 
     def _climb(self, answer: IntentResponse) -> AcquiredJob | Transition:
         answer, job = self._by_one_clock(answer), answer.job
@@ -428,7 +428,7 @@ class SubmissionProcess:
         self.jobs.outcome(job.key, job.generation, state, message=message, hold=hold, given_up=given_up)
         self.jobs.step(Step.AFTER_OUTCOME)
 
-    # -- done ---------------------------------------------------------------------------------------------------------
+    # -- done --------------------------------------------------------------------------------------
 
     def _taken(self, answer: IntentResponse) -> AcquiredJob:
         job = answer.job

@@ -86,7 +86,7 @@ class PlanExecutor:
         """There is no unfinished TaskRun of this key any more."""
         self._refused.pop(key, None)
 
-    # -- pods ---------------------------------------------------------------------------------------------------------
+    # -- pods --------------------------------------------------------------------------------------
 
     async def create(self, key: Key, taskrun: TaskRun, action: CreatePod) -> bool:
         """Create the pod; false if it was refused, which `refusal` then tells.
@@ -178,7 +178,7 @@ class PlanExecutor:
         refusal = PodRejection(kind, action.attempt, error.message, self._clock() + timedelta(seconds=wait))
         self._refused[key] = _Rejection(taskrun.metadata.uid, refusal, times)
 
-    # -- the TaskRun itself ---------------------------------------------------------------------------------------------
+    # -- the TaskRun itself ------------------------------------------------------------------------
 
     async def release_taskrun(self, taskrun: TaskRun) -> TaskRun | None:
         """Take our finalizer off, and give what is left; None if it is gone.
@@ -194,7 +194,7 @@ class PlanExecutor:
             return None
         return msgspec.json.decode(left, type=TaskRun)
 
-    # -- states -------------------------------------------------------------------------------------------------------
+    # -- states ------------------------------------------------------------------------------------
 
     async def seal(self, taskrun: TaskRun, action: SealState) -> None:
         """Seal the state. A refusal tells that it is lost, unreadable or gone: what is read next says so."""

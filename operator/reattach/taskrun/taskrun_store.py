@@ -87,7 +87,7 @@ class TaskRunStore:
         """Whether `look` must be asked before anything is believed."""
         return key in self._suspect or len(self._cache.of(key)) > 1
 
-    # -- from kopf's watch ------------------------------------------------------------------------------------------
+    # -- from kopf's watch -------------------------------------------------------------------------
 
     def on_event(self, reference: Reference) -> None:
         """Enqueue a TaskRun that was created or changed. If the cache lacks this version, wait for the reflector first."""
@@ -110,7 +110,7 @@ class TaskRunStore:
             self._cache.forget(reference.uid, version=reference.resource_version)
             self._on_change(Key(reference.namespace, reference.name))
 
-    # -- from the reflector -----------------------------------------------------------------------------------------
+    # -- from the reflector ------------------------------------------------------------------------
 
     def learn(self, found: TaskRun) -> None:
         """Store an object. Enqueue it if kopf's watch has sent an event of it before; else that event does."""
@@ -131,7 +131,7 @@ class TaskRunStore:
         """Return the known TaskRuns that a complete list at `version` lacks."""
         return self._cache.missing_from(uids, version, namespace)
 
-    # -- from reads and writes of this process ----------------------------------------------------------------------
+    # -- from reads and writes of this process -----------------------------------------------------
 
     def apply_response(self, found: TaskRun) -> None:
         """Store the response to a read or write. A TaskRun with an outcome leaves the cache."""

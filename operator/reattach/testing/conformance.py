@@ -153,7 +153,7 @@ class CaseRun:
         self._broken_until = math.inf
         self._lagging = False
 
-    # -- what a case arranges -----------------------------------------------------------------------------------------
+    # -- what a case arranges ----------------------------------------------------------------------
 
     def at(self, attempt: int, step: str, act: Callable[[TaskProcess], object]) -> None:
         """Do this when that attempt gets to that step for the first time."""
@@ -249,7 +249,7 @@ class CaseRun:
         """Why something takes too long to be tried, or nothing."""
         return "" if seconds <= self.pace.longest else f"{what} for {seconds:.0f} s"
 
-    # -- what happens in pods -----------------------------------------------------------------------------------------
+    # -- what happens in pods ----------------------------------------------------------------------
 
     def _main(self, process: TaskProcess, task: Task) -> Any:
         between = FaultInjectingAdapter(self.other.adapter(), process, self.world.clock, self.pace.poll)

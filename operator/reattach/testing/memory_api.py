@@ -63,7 +63,7 @@ class InMemoryCluster(Cluster):
     async def close(self) -> None:
         """Nothing is open."""
 
-    # -- reading ------------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     @override
     async def get(self, path: str, *, metadata_only: bool = False, **_query: str | int | None) -> bytes:
@@ -82,7 +82,7 @@ class InMemoryCluster(Cluster):
         version = str(max((int(found["metadata"]["resourceVersion"]) for found in self._objects.values()), default=0))
         return msgspec.json.encode({"metadata": {"resourceVersion": version}, "items": items})
 
-    # -- writing ------------------------------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
     @override
     async def create(self, path: str, body: Mapping[str, Any], **_query: str | int | None) -> bytes:
@@ -162,7 +162,7 @@ class InMemoryCluster(Cluster):
         raise NotImplementedError(f"take what is in `changes` instead of watching {path}")
         yield b""  # type: ignore[unreachable] # makes it a generator, as Cluster's is
 
-    # -- pod tokens ---------------------------------------------------------------------------------------------------
+    # -- pod tokens --------------------------------------------------------------------------------
 
     def token_of(self, pod: Mapping[str, Any]) -> str:
         """What the kubelet would put into the pod: good as long as this very pod is there."""
@@ -182,7 +182,7 @@ class InMemoryCluster(Cluster):
         user = {"username": f"system:serviceaccount:{namespace}:default", "extra": extra}
         return {"status": {"authenticated": True, "audiences": [TOKEN_AUDIENCE], "user": user}}
 
-    # -- what a write does --------------------------------------------------------------------------------------------
+    # -- what a write does -------------------------------------------------------------------------
 
     def _check_up(self) -> None:
         if self.is_down:

@@ -101,7 +101,7 @@ class SimulatedCluster:
     def _wake(self) -> None:
         self.clock.wake(self._here)
 
-    # -- TaskRuns -----------------------------------------------------------------------------------------------------
+    # -- TaskRuns ----------------------------------------------------------------------------------
 
     def create(self, name: str, spec: JSON | None = None) -> None:
         """A TaskRun; `spec` is added to a template of one container, retries that come soon, and budgets that last."""
@@ -175,7 +175,7 @@ class SimulatedCluster:
                 process.kill()
         self.clock.wait(lambda: all(process.has_ended for process in run.processes), seconds=120, every=0.01)
 
-    # -- nodes --------------------------------------------------------------------------------------------------------
+    # -- nodes -------------------------------------------------------------------------------------
 
     def lose_node(self, run: SimulatedRun, process: TaskProcess) -> None:
         """The process's node can't be reached any more: Kubernetes deletes the pod, and nobody reports its end."""
@@ -197,7 +197,7 @@ class SimulatedCluster:
         self._patch_status(process.pod, {"conditions": [target]})
         self._delete(process.pod, None)
 
-    # -- the kubelet --------------------------------------------------------------------------------------------------
+    # -- the kubelet -------------------------------------------------------------------------------
 
     def _keep(self, run: SimulatedRun) -> bool:
         """Whether there was something to do."""

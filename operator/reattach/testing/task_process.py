@@ -130,7 +130,7 @@ class TaskProcess:
             self._thread = None
         self.check_alive()
 
-    # -- what runs on the thread --------------------------------------------------------------------------------------
+    # -- what runs on the thread -------------------------------------------------------------------
 
     def _live(self) -> None:
         with tempfile.TemporaryDirectory(prefix="reattach-") as directory:

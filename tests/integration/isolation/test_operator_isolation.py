@@ -57,7 +57,7 @@ def one_operator(operators: Operators) -> Iterator[Operator]:
     operator.kill()
 
 
-# -- while the operator runs ------------------------------------------------------------------------------------------
+# -- while the operator runs -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", WATCHED)
@@ -94,7 +94,7 @@ def test_operator_watching_unreadable_taskrun_reports_it_once(
     assert [event["reason"] for event in events if event["regarding"]["name"] == name] == ["Unreadable"]
 
 
-# -- what reads all objects once --------------------------------------------------------------------------------------
+# -- what reads all objects once -------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ async def test_release_among_hostile_objects_removes_finalizers_of_others(
     other.withdraw()
 
 
-# -- hostile objects that are there already ---------------------------------------------------------------------------
+# -- hostile objects that are there already --------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

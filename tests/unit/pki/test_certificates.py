@@ -359,7 +359,7 @@ async def test_distribution_looks_into_the_watched_namespaces_alone(cluster: Fak
     assert await distribute(cluster, ("elsewhere", "work"), "bundle") == 1
 
 
-# -- cert-manager ---------------------------------------------------------------------------------------------------
+# -- cert-manager ----------------------------------------------------------------------------------
 
 
 async def test_with_cert_manager_the_bundle_is_what_it_wrote(cluster: FakeCluster, now: datetime) -> None:
@@ -394,7 +394,7 @@ async def test_removal_deletes_both_secrets_and_can_be_repeated(cluster: FakeClu
     assert cluster.objects == {}
 
 
-# -- TLS ------------------------------------------------------------------------------------------------------------
+# -- TLS -------------------------------------------------------------------------------------------
 
 
 @dataclass

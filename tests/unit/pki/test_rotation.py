@@ -62,7 +62,7 @@ def step(stored: StoredCertificates, now: datetime = NOW, *, lagging: bool = Fal
     return next_step(stored, SETTINGS, now, lagging=lagging)
 
 
-# -- the CA ---------------------------------------------------------------------------------------------------------
+# -- the CA ----------------------------------------------------------------------------------------
 
 
 def test_without_secrets_a_ca_is_made_first() -> None:
@@ -114,7 +114,7 @@ def test_when_the_key_of_the_ca_is_damaged_older_cas_stay_trusted_too() -> None:
     assert step(replace(stored, authority=None)) == ReplaceAuthority(stored.trusted, "there is none that can be read")
 
 
-# -- the overlap ----------------------------------------------------------------------------------------------------
+# -- the overlap -----------------------------------------------------------------------------------
 
 
 def test_the_overlap_does_not_begin_before_every_pod_has_the_bundle() -> None:
@@ -152,7 +152,7 @@ def test_a_pod_that_never_gets_the_bundle_does_not_keep_an_ending_certificate() 
     assert isinstance(step(stored, end - SETTINGS.overlap, lagging=True), IssueServing)
 
 
-# -- the serving certificate ----------------------------------------------------------------------------------------
+# -- the serving certificate -----------------------------------------------------------------------
 
 
 def test_the_first_serving_certificate_is_issued_at_once() -> None:
@@ -187,7 +187,7 @@ def test_a_serving_certificate_never_outlives_its_ca() -> None:
     assert serving.certificate.not_valid_after_utc == authority.certificate.not_valid_after_utc
 
 
-# -- older CAs ------------------------------------------------------------------------------------------------------
+# -- older CAs -------------------------------------------------------------------------------------
 
 
 def test_an_older_ca_stays_until_all_that_it_issued_is_over() -> None:
@@ -231,7 +231,7 @@ def test_the_bundle_is_kept_beside_the_serving_certificate() -> None:
     assert step(replace(settled(), bundle=b"")) == CopyBundle()
 
 
-# -- what is stored -------------------------------------------------------------------------------------------------
+# -- what is stored --------------------------------------------------------------------------------
 
 
 def test_a_pair_whose_key_belongs_to_another_certificate_is_none() -> None:

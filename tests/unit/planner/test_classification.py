@@ -142,7 +142,7 @@ def test_the_state_is_read_once_before_an_end_is_judged() -> None:
     assert (first.status, first.actions) == (None, (ReadState(),))
 
 
-# -- the completion record ------------------------------------------------------------------------------------------
+# -- the completion record -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_an_attempt_that_was_shown_running_has_started_whatever_its_node_says() 
     assert (attempt.cause, attempt.reason) == ("Disruption", "Deleted")
 
 
-# -- what the task says is believed where it can be -------------------------------------------------------------------
+# -- what the task says is believed where it can be ------------------------------------------------
 
 
 @pytest.mark.parametrize("state", [a_state(2), a_state(1, pod_uid="another")])
@@ -260,7 +260,7 @@ def test_an_init_container_does_not_speak_for_the_task() -> None:
     assert (attempt.message or "").startswith("Init container prepare failed.")
 
 
-# -- how the end is known, and when it was ----------------------------------------------------------------------------
+# -- how the end is known, and when it was ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(

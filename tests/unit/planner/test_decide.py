@@ -65,7 +65,7 @@ def nothing(plan: Plan) -> bool:
     return plan.status is None and not plan.actions
 
 
-# -- nothing to do ----------------------------------------------------------------------------------------------------
+# -- nothing to do ---------------------------------------------------------------------------------
 
 
 def test_a_taskrun_of_another_manager_is_left_alone() -> None:
@@ -95,7 +95,7 @@ def test_a_pod_that_only_looks_like_ours_is_none_of_ours() -> None:
     assert created(plan_of(a_taskrun(), a_pod().with_metadata(name="load-01234-1-x"))) == [1]
 
 
-# -- start and happy end ------------------------------------------------------------------------------------------------
+# -- start and happy end ---------------------------------------------------------------------------
 
 
 def test_a_new_taskrun_gets_its_first_pod_and_no_write_before() -> None:
@@ -157,7 +157,7 @@ def test_a_state_that_status_does_not_name_yet_is_released_as_well(seen: dict[st
     assert len(actions_of(plan_of(a_taskrun(completion="ExitCode"), a_pod().exited(0), **seen), ReleaseState)) == 1
 
 
-# -- retry --------------------------------------------------------------------------------------------------------------
+# -- retry -----------------------------------------------------------------------------------------
 
 
 def test_an_end_is_recorded_before_the_finalizer_goes_and_before_the_next_pod() -> None:
@@ -232,7 +232,7 @@ def test_a_budget_may_be_used_up_by_attempts_that_are_no_longer_listed() -> None
     )
 
 
-# -- numbers ------------------------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_that_an_end_was_presumed_is_known_after_the_attempt_left_the_list() -> 
     assert ([attempt.number for attempt in status.attempts], status.counts.last_presumed) == ([2], 1)
 
 
-# -- what else is in the pod ----------------------------------------------------------------------------------------------
+# -- what else is in the pod -----------------------------------------------------------------------
 
 
 def test_a_sidecar_that_goes_on_is_stopped_after_the_end_is_recorded() -> None:
@@ -356,7 +356,7 @@ def test_the_named_container_is_the_tasks() -> None:
     assert last_attempt_of(plan_of(taskrun, pod.exited(1))).cause == "Application"
 
 
-# -- lost pods ------------------------------------------------------------------------------------------------------------
+# -- lost pods -------------------------------------------------------------------------------------
 
 
 def test_a_pod_that_hangs_on_a_lost_node_is_presumed_to_have_ended_after_a_while() -> None:
@@ -384,7 +384,7 @@ def test_a_deleted_pod_whose_container_has_ended_is_waited_for() -> None:
     assert last_attempt_of(plan_of(a_taskrun(), pod.failed(""))).reason == "Deleted"
 
 
-# -- pending --------------------------------------------------------------------------------------------------------------
+# -- pending ---------------------------------------------------------------------------------------
 
 
 def test_a_pod_that_takes_its_time_is_shown_as_pending() -> None:
@@ -490,7 +490,7 @@ def test_a_pod_without_a_time_of_creation_is_taken_as_new() -> None:
     assert nothing(plan_of(a_taskrun(), pod, now=5000))
 
 
-# -- the state ------------------------------------------------------------------------------------------------------------
+# -- the state -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("state", [AbsentState(), a_state(1, uid="another")])
@@ -579,7 +579,7 @@ def test_a_summary_that_claims_too_much_is_not_believed() -> None:
     ]
 
 
-# -- restored -------------------------------------------------------------------------------------------------------------
+# -- restored --------------------------------------------------------------------------------------
 
 
 def test_a_restored_taskrun_is_held_until_a_person_says_otherwise() -> None:
@@ -597,7 +597,7 @@ def test_a_taskrun_that_has_a_status_goes_on_whatever_its_labels() -> None:
     assert created(plan_of(restored)) == [2]
 
 
-# -- refusals and templates -------------------------------------------------------------------------------------------------
+# -- refusals and templates ------------------------------------------------------------------------
 
 
 def a_refusal(kind: PodRejectionKind, message: str = "no", *, attempt: int = 1, retry_at: float = 20) -> PodRejection:
@@ -677,7 +677,7 @@ def test_a_pod_whose_hash_was_taken_away_proves_nothing() -> None:
     assert TEMPLATE != CHANGED
 
 
-# -- what is written --------------------------------------------------------------------------------------------------------
+# -- what is written -------------------------------------------------------------------------------
 
 
 def test_a_condition_keeps_its_time_until_its_status_changes() -> None:

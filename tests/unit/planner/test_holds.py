@@ -41,7 +41,7 @@ def held(taskrun: ATaskRun = RUN) -> ATaskRun:
     return taskrun.with_status(status_of(plan_of(taskrun, a_pod().exited(85, message=HELD), state=ASKED)))
 
 
-# -- SubmissionUnknown --------------------------------------------------------------------------------------------------
+# -- SubmissionUnknown -----------------------------------------------------------------------------
 
 
 def test_an_attempt_that_says_held_is_believed_if_the_state_agrees() -> None:
@@ -154,7 +154,7 @@ def test_the_answer_fail_stops_an_attempt_that_runs_on() -> None:
     assert (last_attempt_of(plan).cause, last_attempt_of(plan).reason) == ("Stopped", "FailedByResolution")
 
 
-# -- StateLost ----------------------------------------------------------------------------------------------------------
+# -- StateLost -------------------------------------------------------------------------------------
 
 
 def lost(*jobs: Any) -> ATaskRun:
@@ -228,7 +228,7 @@ def test_a_lost_state_is_the_end_when_a_person_says_so() -> None:
     assert "its lost state" in progress_of(plan)[1]
 
 
-# -- BudgetExhausted ----------------------------------------------------------------------------------------------------
+# -- BudgetExhausted -------------------------------------------------------------------------------
 
 SCARCE = a_taskrun().with_budgets(disruption=0, neverStarted=0).with_state().with_finalizer()
 EVICTED = a_pod().running().disrupted().deleted().exited(143, seconds=8)

@@ -61,7 +61,7 @@ def with_jobs(taskrun: ATaskRun, *jobs: Any) -> ATaskRun:
     return taskrun.with_finalizer().with_status(status_of(plan))
 
 
-# -- cancel -----------------------------------------------------------------------------------------------------------
+# -- cancel ----------------------------------------------------------------------------------------
 
 
 def test_a_run_that_is_cancelled_before_it_began_ends_at_once() -> None:
@@ -147,7 +147,7 @@ def test_a_restored_run_can_be_cancelled() -> None:
     assert status_of(plan_of(restored)).outcome == "Cancelled"
 
 
-# -- when a seal is needed ----------------------------------------------------------------------------------------------
+# -- when a seal is needed -------------------------------------------------------------------------
 
 FAILED_ONCE = a_taskrun().with_state().with_failed_attempt(1)
 
@@ -176,7 +176,7 @@ def test_the_presumed_end_of_a_fenced_attempt_needs_no_seal() -> None:
     assert status_of(plan_of(taskrun, state=a_state(2))).outcome == "Failed"
 
 
-# -- external jobs at the end -------------------------------------------------------------------------------------------
+# -- external jobs at the end ----------------------------------------------------------------------
 
 OPEN = a_job(url="https://ray.example/job-1")
 
@@ -347,7 +347,7 @@ def test_a_lost_state_does_not_keep_the_run_from_ending_and_what_was_known_is_na
     assert actions_of(plan, ReleaseTaskRun)
 
 
-# -- delete -------------------------------------------------------------------------------------------------------------
+# -- delete ----------------------------------------------------------------------------------------
 
 
 def test_a_deleted_run_is_sealed_and_stopped_and_its_jobs_are_named_then_it_goes() -> None:
@@ -405,7 +405,7 @@ def test_where_the_namespace_is_being_deleted_too_nobody_is_waited_for_and_the_j
     assert actions_of(plan, ReleaseTaskRun) == [ReleaseTaskRun()]
 
 
-# -- other ends ---------------------------------------------------------------------------------------------------------
+# -- other ends ------------------------------------------------------------------------------------
 
 
 def test_a_template_that_changed_ends_a_run_with_an_open_job_only_after_it_is_named() -> None:

@@ -156,7 +156,7 @@ async def test_an_object_that_left_the_selector_with_its_finalizer_may_come_back
     assert (await uids_after(script))[0] == {"u1"}
 
 
-# -- objects that can't be read ---------------------------------------------------------------------------------------
+# -- objects that can't be read --------------------------------------------------------------------
 
 NESTED = b'{"a":' * 5000 + b"1" + b"}" * 5000
 DEEP = b'{"metadata":{"name":"deep","uid":"deep","resourceVersion":"8","managedFields":[' + NESTED + b"]}}"

@@ -262,7 +262,7 @@ def lost_pod() -> Pod:
     return Pod(metadata=about, spec=PodSpec(node_name="dead"), status=PodStatus(phase="Running"))
 
 
-# -- the end of a TaskRun with external jobs ----------------------------------------------------------------------------
+# -- the end of a TaskRun with external jobs -------------------------------------------------------
 
 
 def ending(**status: Any) -> JSON:

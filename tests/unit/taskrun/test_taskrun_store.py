@@ -103,7 +103,7 @@ def see(taskruns: TaskRunStore, uid: str = "u1", version: int = 5) -> None:
     taskruns.on_event(reference(uid, version))
 
 
-# -- waking the workers -----------------------------------------------------------------------------------------------
+# -- waking the workers ----------------------------------------------------------------------------
 
 
 def test_an_object_that_no_event_of_kopf_announced_wakes_no_worker(taskruns: TaskRunStore, marked: list[Key]) -> None:
@@ -176,7 +176,7 @@ def test_everything_that_the_first_list_brought_is_announced_once(taskruns: Task
     assert marked == [KEY]
 
 
-# -- doubts -----------------------------------------------------------------------------------------------------------
+# -- doubts ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by_kopf", [True, False])
@@ -261,7 +261,7 @@ def test_one_that_ended_before_its_object_came_is_awaited_no_longer(taskruns: Ta
     assert not taskruns.is_doubtful(KEY)
 
 
-# -- the sweep --------------------------------------------------------------------------------------------------------
+# -- the sweep -------------------------------------------------------------------------------------
 
 
 async def test_a_sweep_finds_what_no_watch_told_the_end_of(taskruns: TaskRunStore, server: Server) -> None:
@@ -293,7 +293,7 @@ async def test_a_sweep_announces_what_the_reflector_brought_and_kopf_missed(
     assert server.gets == 0
 
 
-# -- what can't be read -----------------------------------------------------------------------------------------------
+# -- what can't be read ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("body", [DEEP, json.dumps(made(attempts=[{"number": "one"}])).encode()])
@@ -313,7 +313,7 @@ async def test_one_that_can_not_be_read_is_named_once_and_is_never_taken_for_gon
     assert "taskruns default/load is passed over" in caplog.text
 
 
-# -- any order --------------------------------------------------------------------------------------------------------
+# -- any order -------------------------------------------------------------------------------------
 
 
 def test_a_change_by_others_is_not_lost_when_the_response_to_an_older_write_comes_last(

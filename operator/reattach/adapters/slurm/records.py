@@ -92,7 +92,7 @@ def no_such_job(handle: str) -> NotFound:
     return NotFound(f"Slurm knows no job {handle}")
 
 
-# -- what the commands print --------------------------------------------------------------------------------------------
+# -- what the commands print -----------------------------------------------------------------------
 
 
 def records_of_squeue(text: str) -> list[SlurmJob]:
@@ -131,7 +131,7 @@ def _exit_text(code: str) -> str:
     return "" if code in {"", "0:0"} else f"exit code {code}"
 
 
-# -- what slurmrestd answers --------------------------------------------------------------------------------------------
+# -- what slurmrestd answers -----------------------------------------------------------------------
 
 
 def records_of_rest(jobs: Iterable[Mapping[str, Any]], *, live: bool) -> list[SlurmJob]:
@@ -172,7 +172,7 @@ def _errors(body: Any) -> list[dict[str, Any]]:
     return [error for error in errors if isinstance(error, dict)] if isinstance(errors, list) else []
 
 
-# -- what an error says of a submission ---------------------------------------------------------------------------------
+# -- what an error says of a submission ------------------------------------------------------------
 
 
 class SlurmRejection(Enum):
