@@ -1,11 +1,14 @@
-"""The operator dies anywhere in a life, is started again, and the end is the same.
+"""Crash points: kill the operator at each of its writes, restart it, and expect the same end.
 
-For every n, it is killed (SIGKILL) before its n-th write reaches the API server, and in another life after the API server answered that write
-and before the operator heard of it. First comes a life without a death: it tells how many writes there are, and what the end must be.
+A first history without a crash counts the writes and defines the expected end. Then, for every n,
+the operator is killed (SIGKILL) twice, each time in a new history: before its n-th write reaches
+the API server, and after the API server has executed the write but before the operator receives the
+response.
 
-The n-th write is not the same one in each life: a write may be refused and repeated, as the state API writes too, and whether it is worth
-showing that a pod runs depends on how fast all goes. So there are a few points more than writes, a life may turn out to have no such write,
-and in the end it is asked that every kind of write was died at, on both sides.
+The n-th write can differ between histories. The API server may reject a write, which is then
+repeated. Whether the operator reports Running depends on the speed of the machine. So there are a
+few more crash points than writes, and a history may lack its n-th write. In the end, every kind of
+write must have been a crash point, on both sides.
 """
 
 from collections.abc import Callable
@@ -13,71 +16,79 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from proxy import EVENTS, Point, When, kind_of
-from run_histories import Life, Story, World
+from run_histories import HistoryRunner, RunHistory, Scenario
 
-AT_ONCE = 5
-"""Lives side by side. Most of their time goes by in waiting; more only make each slower on two cores."""
-MORE_WRITES = 2
-"""How many more writes a life may have than the peaceful one, and still be died in at its very end."""
+CONCURRENT_HISTORIES = 5
+"""Concurrent histories. They mostly wait, and more would slow each down on two cores."""
+EXTRA_WRITES = 2
+"""Crash points beyond the number of writes, so that the last write is covered."""
 
-Check = Callable[[Life, Life], None]
-"""What must be of a life, beside the peaceful one; an AssertionError says what is not."""
+Check = Callable[[RunHistory, RunHistory], None]
+"""Compares a history with the one without a crash; raises AssertionError if they differ."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """What is to be said of one life."""
+class CrashResult:
+    """Result of one history: the kind and side of the write at the crash, and the failure."""
 
-    died: tuple[str, When] | None
-    wrong: str
+    crashed_at: tuple[str, When] | None
+    failure: str
 
 
-def die_everywhere(world: World, story: Story, check: Check, *, at_each_event: bool = True) -> Life:
-    """Live it once in peace, then once with each death; compare. The answer is the peaceful life.
+def crash_at_each_write(
+    runner: HistoryRunner, scenario: Scenario, check: Check, *, at_each_event: bool = True
+) -> RunHistory:
+    """Run the scenario without a crash, then once for each crash point, and compare.
 
-    Without `at_each_event` it is died at one Event only.
+    Return the history without a crash. Without `at_each_event`, only one Event is a crash point.
     """
-    peaceful = world.live(story, None)
-    assert peaceful.starts == 1, f"the operator ended by itself:\n{peaceful.log[-3000:]}"
-    check(peaceful, peaceful)
-    kinds = {kind_of(write) for write in peaceful.writes}
-    told = _live_all(world, story, peaceful, check, _points_of(peaceful, at_each_event=at_each_event))
-    # A kind that was never the n-th one, in the life that was to die there.
-    missed = {(kind, when) for kind in kinds for when in When} - {one.died for one in told}
-    told += _live_all(world, story, peaceful, check, [Point(1, when, kind) for kind, when in missed])
-    assert not (wrong := [one.wrong for one in told if one.wrong]), "\n".join(wrong)
-    died = {one.died for one in told}
-    assert all((kind, when) in died for kind in kinds for when in When), f"of {kinds} died only at {died}"
-    return peaceful
+    expected = runner.run(scenario, None)
+    assert expected.starts == 1, f"the operator ended by itself:\n{expected.log[-3000:]}"
+    check(expected, expected)
+    kinds = {kind_of(write) for write in expected.writes}
+    results = _run_all(runner, scenario, expected, check, _points_of(expected, at_each_event=at_each_event))
+    # Kinds of writes that were not the n-th write of any history that was to crash there.
+    missed = {(kind, when) for kind in kinds for when in When} - {result.crashed_at for result in results}
+    results += _run_all(runner, scenario, expected, check, [Point(1, when, kind) for kind, when in missed])
+    assert not (failure := [result.failure for result in results if result.failure]), "\n".join(failure)
+    crashed_at = {result.crashed_at for result in results}
+    assert all((kind, when) in crashed_at for kind in kinds for when in When), (
+        f"crashed only at {crashed_at} of {kinds}"
+    )
+    return expected
 
 
-def _points_of(peaceful: Life, *, at_each_event: bool) -> list[Point]:
-    events = sum(kind_of(write) == EVENTS for write in peaceful.writes)
-    numbers = {None: len(peaceful.writes) - events} | ({EVENTS: events} if at_each_event else {})
+def _points_of(expected: RunHistory, *, at_each_event: bool) -> list[Point]:
+    events = sum(kind_of(write) == EVENTS for write in expected.writes)
+    numbers = {None: len(expected.writes) - events} | ({EVENTS: events} if at_each_event else {})
     return [
         Point(number, when, kind)
-        for kind, noted in numbers.items()
-        for number in range(1, noted + MORE_WRITES + 1)
+        for kind, count in numbers.items()
+        for number in range(1, count + EXTRA_WRITES + 1)
         for when in When
     ]
 
 
-def _live_all(world: World, story: Story, peaceful: Life, check: Check, points: list[Point]) -> list[Told]:
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(lambda point: _live(world, story, peaceful, check, point), points))
+def _run_all(
+    runner: HistoryRunner, scenario: Scenario, expected: RunHistory, check: Check, points: list[Point]
+) -> list[CrashResult]:
+    with ThreadPoolExecutor(CONCURRENT_HISTORIES) as pool:
+        return list(pool.map(lambda point: _run_one(runner, scenario, expected, check, point), points))
 
 
-def _live(world: World, story: Story, peaceful: Life, check: Check, point: Point) -> Told:
-    died = None
+def _run_one(
+    runner: HistoryRunner, scenario: Scenario, expected: RunHistory, check: Check, point: Point
+) -> CrashResult:
+    crashed_at = None
     try:
-        life = world.live(story, point)
-        if life.struck is None:
-            assert sum(map(point.counts, life.writes)) < point.number, f"the proxy did not kill: {life.writes}"
-            assert life.starts == 1, f"the operator ended by itself:\n{life.log[-3000:]}"
+        history = runner.run(scenario, point)
+        if history.struck is None:
+            assert sum(map(point.counts, history.writes)) < point.number, f"the proxy did not kill: {history.writes}"
+            assert history.starts == 1, f"the operator ended by itself:\n{history.log[-3000:]}"
         else:
-            died = kind_of(life.struck), point.when
-            assert life.starts == 2, f"it was started {life.starts} times"
-        check(life, peaceful)
+            crashed_at = kind_of(history.struck), point.when
+            assert history.starts == 2, f"it was started {history.starts} times"
+        check(history, expected)
     except AssertionError as error:
-        return Told(died, f"died {point}: {error}")
-    return Told(died, "")
+        return CrashResult(crashed_at, f"crashed {point}: {error}")
+    return CrashResult(crashed_at, "")

@@ -1,4 +1,4 @@
-"""Whole lives of a TaskRun, with an operator that dies once at a chosen write and is started again, as its kubelet would."""
+"""Histories of a TaskRun in which the operator is killed at a chosen write, and restarted."""
 
 import datetime as dt
 import os
@@ -24,15 +24,21 @@ from waiting import wait_until
 
 JSON = dict[str, Any]
 
-LIFE_SECONDS = 180
+HISTORY_SECONDS = 180
 QUIET_SECONDS = 2
-"""For how long a life must be over before its operator, which is still alive, counts as done with it. What comes later is not counted."""
+"""Seconds after the end of a run until the operator counts as done with it.
+
+Later writes do not count.
+"""
 NAME = "load"
 
 
 @dataclass(frozen=True)
-class Story:
-    """What a TaskRun asks for, and what its pods do. `submissions(namespace)` counts what they submitted elsewhere."""
+class Scenario:
+    """Spec of a TaskRun, and what its pods do.
+
+    `submissions(namespace)` counts what the pods submitted to the external system.
+    """
 
     spec: JSON
     script_of: Callable[[int], Script]
@@ -40,8 +46,8 @@ class Story:
 
 
 @dataclass
-class Life:
-    """What is left to see of one life. Times are when the API server took the request."""
+class RunHistory:
+    """Observations of one history. Times are when the API server received the request."""
 
     point: Point | None
     status: JSON
@@ -53,18 +59,18 @@ class Life:
     starts: int
     writes: list[str]
     log: str
-    """Of all the operator's processes."""
+    """Log of all processes of the operator."""
     waits: list[str]
     """The `nextAttemptTime`s that were recorded, in order."""
     created: list[dt.datetime]
-    """When each pod was made."""
-    led_again: dt.datetime | None
-    """When the operator was back, after it died."""
+    """Creation time of each pod."""
+    restarted_at: dt.datetime | None
+    """Restart time of the operator after its crash."""
 
 
 @dataclass
-class World:
-    """What all lives share."""
+class HistoryRunner:
+    """Runs scenarios on one control plane, with one kubelet and one proxy."""
 
     control_plane: ControlPlane
     operators: Operators
@@ -72,28 +78,28 @@ class World:
     proxy: Proxy
     program: Sequence[str] = ("-m", "reattach.process")
 
-    def live(self, story: Story, point: Point | None) -> Life:
-        """One life from start to end, in a namespace of its own."""
+    def run(self, scenario: Scenario, point: Point | None) -> RunHistory:
+        """Run the scenario from start to end in a new namespace, and return its history."""
         namespace = self.control_plane.create_namespace("crash")
         mark = self.control_plane.audit_mark()
-        self.kubelet.play(namespace, lambda _, attempt: story.script_of(attempt))
+        self.kubelet.play(namespace, lambda _, attempt: scenario.script_of(attempt))
         operator: Operator | None = None
         door = self.proxy.open(f"crash-{namespace}", lambda: _pid_of(operator), point)
         operator = self.operators.make(namespaces=[namespace], kubeconfig=door.kubeconfig, program=self.program)
         try:
-            starts, led_again = self._accompany(operator, namespace, story, door)
+            starts, restarted_at = self._run_to_the_end(operator, namespace, scenario, door)
             cluster = Cluster(self.control_plane, namespace)
-            return Life(
+            return RunHistory(
                 point=point,
                 status=cluster.status_if_there(NAME) or {},
                 pods=[pod["metadata"]["name"].rpartition("-")[2] for pod in cluster.pods(NAME)],
-                submissions=story.submissions(namespace),
+                submissions=scenario.submissions(namespace),
                 struck=door.struck,
                 starts=starts,
                 writes=door.writes,
                 log=operator.log,
                 **self._recorded(namespace, mark),
-                led_again=led_again,
+                restarted_at=restarted_at,
             )
         finally:
             operator.kill()
@@ -101,34 +107,39 @@ class World:
             self.kubelet.forget(namespace)
             self.control_plane.delete_namespace(namespace)
 
-    def _accompany(
-        self, operator: Operator, namespace: str, story: Story, door: Door
+    def _run_to_the_end(
+        self, operator: Operator, namespace: str, scenario: Scenario, door: Door
     ) -> tuple[int, dt.datetime | None]:
-        """Start it, start it again when it is dead, until nothing is left to do; how often, and when it was back."""
+        """Start the operator, and restart it after a crash, until nothing is left to do.
+
+        Return the number of starts and the time of the restart.
+        """
         cluster = Cluster(self.control_plane, namespace)
         operator.start()
-        starts, led_again = 1, None
-        cluster.create(NAME, story.spec)
-        end = time.monotonic() + LIFE_SECONDS
+        starts, restarted_at = 1, None
+        cluster.create(NAME, scenario.spec)
+        end = time.monotonic() + HISTORY_SECONDS
         over_since: float | None = None
         while True:
             alive, now = operator.exit_code() is None, time.monotonic()
             if not alive:
                 operator.start()
-                starts, led_again = starts + 1, dt.datetime.now(dt.UTC)
+                starts, restarted_at = starts + 1, dt.datetime.now(dt.UTC)
             over_since = (over_since or now) if alive and is_over(cluster) else None
-            # A last death may come when nothing is left to do, at an event: what starts after it must find just that.
-            # That it was killed is known before it is dead, so what counts is that it was started again. If no death
-            # comes although all is over for a while, this life had fewer writes than that.
+            # The last crash may happen at an event, when nothing is left to do; the restarted
+            # operator must then find the run complete. The proxy reports the kill before the
+            # process has ended, so the condition is the restart. If the run is over for a while
+            # without a crash, it had fewer writes than the crash point.
             if over_since is not None and (starts > 1 if door.struck else door.is_over):
                 break
-            # Only the next round ends it: a death that was decided at this moment is seen by then.
+            # Only the next iteration ends the history, so that a crash decided right now is seen by
+            # then.
             door.is_over = not door.struck and over_since is not None and now - over_since > QUIET_SECONDS
             if now > end:
                 shown = cluster.status_if_there(NAME)
-                raise AssertionError(f"not over after {LIFE_SECONDS} s: {shown}\n{operator.log[-3000:]}")
+                raise AssertionError(f"not over after {HISTORY_SECONDS} s: {shown}\n{operator.log[-3000:]}")
             time.sleep(0.1)
-        return starts, led_again
+        return starts, restarted_at
 
     def _recorded(self, namespace: str, mark: int) -> JSON:
         waits: list[str] = []
@@ -147,7 +158,7 @@ class World:
 
 
 def is_over(cluster: Cluster) -> bool:
-    """It has an outcome or is gone, and neither a pod nor the state waits for the operator any more."""
+    """Return whether the TaskRun is terminal or gone, and no pod or state has a finalizer."""
     status = cluster.status_if_there(NAME)
     if status is not None and not status.get("outcome"):
         return False
@@ -162,7 +173,7 @@ def _pid_of(operator: Operator | None) -> int:
 
 
 def normalised(status: JSON) -> JSON:
-    """What must be the same in each life: all but times, UIDs, and what holds these."""
+    """Return the part of the status that is the same in each history: no times, no UIDs."""
     attempts = [
         {
             name: value
@@ -207,10 +218,10 @@ reattach.run(main)
 
 
 @dataclass
-class TaskProcess:
-    """Runs a task in a pod: the environment that the operator gave it, a token of the pod, and the CA of its annotation.
+class TaskSubprocess:
+    """A task in a subprocess: environment and token of the pod, and the CA of its annotation.
 
-    `program`: the interpreter's arguments. `environment_of(attempt)` comes on top.
+    `program`: arguments of the interpreter. `environment_of(attempt)` adds variables.
     """
 
     directory: Path
@@ -219,7 +230,7 @@ class TaskProcess:
     environment_of: Callable[[int], dict[str, str]] = lambda _: {}
 
     def script(self, containers: Containers) -> None:
-        """The whole life of the container."""
+        """Run the container from start to exit."""
         containers.run()
         exit_code, message = self._run(containers)
         containers.end(exit_code, message)
@@ -252,7 +263,7 @@ class TaskProcess:
 
 
 class JobServer:
-    """The example's outside system."""
+    """The external system of the examples."""
 
     def __init__(self, directory: Path, mode: str = "nothing") -> None:
         directory.mkdir(exist_ok=True)
@@ -262,10 +273,10 @@ class JobServer:
         flags = ["--port", str(port), "--database", str(directory / "jobs.sqlite"), "--mode", mode]
         self._log = (directory / "jobserver.log").open("wb")
         self._process = subprocess.Popen([sys.executable, str(program), *flags], stdout=self._log, stderr=self._log)
-        wait_until(self._is_up, seconds=60, what="the job server answers")
+        wait_until(self._is_up, seconds=60, what="the job server to respond")
 
     def submissions(self, label: str) -> int:
-        """How many jobs of this label it was given."""
+        """Return the number of submitted jobs with this label."""
         found: int = httpx.get(f"{self.url}/stats", trust_env=False).json()["by_label"].get(label, 0)
         return found
 
@@ -282,5 +293,5 @@ class JobServer:
 
 
 def write_ca(server: Server, path: Path) -> None:
-    """The CA of a state API of the tests, as the operator is given it."""
+    """Write the CA of a test state API to the file that the operator reads."""
     path.write_text("".join(ssl.DER_cert_to_PEM_cert(der) for der in server.ca.get_ca_certs(binary_form=True)))

@@ -29,7 +29,7 @@ from reattach.testing.task_process import TaskProcess
 
 SEEDS = tuple(range(1, 1001))
 """Of all lives. Each is lived in each mode."""
-LIFE_SECONDS = 30 * 24 * 3600.0
+HISTORY_SECONDS = 30 * 24 * 3600.0
 REQUEST_SECONDS = 30.0
 MARGIN_SECONDS = 5.0
 LOST_SECONDS = 60
@@ -252,7 +252,7 @@ class Life:
     def live(self) -> None:
         """Until it has an outcome. Raises `WrongError`."""
         self.world.create(self.name, {"deadlines": {"lostSeconds": LOST_SECONDS}})
-        end = self.now + LIFE_SECONDS
+        end = self.now + HISTORY_SECONDS
         while not (self._wait(lambda: self._is_over() or bool(self._held())) and self._is_over()):
             if self.now > end:
                 raise self._wrong(f"it did not end: {self.world.taskrun(self.name).status}")
@@ -264,7 +264,7 @@ class Life:
         self._judge_end()
 
     def _wait(self, until: Callable[[], bool]) -> bool:
-        return self.world.live(self.run, until, seconds=LIFE_SECONDS)
+        return self.world.live(self.run, until, seconds=HISTORY_SECONDS)
 
     def _is_over(self) -> bool:
         return self.world.taskrun(self.name).status.outcome is not None

@@ -1,4 +1,4 @@
-"""The operator dies anywhere in the life of a TaskRun, is started again, and the end is the same: `tests/crash_points.py` says how."""
+"""Crash points of the operator in several histories of a TaskRun; see `tests/crash_points.py`."""
 
 import datetime as dt
 import os
@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 from controlplane import REPOSITORY, ControlPlane
-from crash_points import die_everywhere
+from crash_points import crash_at_each_write
 from operator_process import CONTAINER, Containers, Kubelet, Operators, fail, kubelet_of, succeed
 from proxy import Proxy, proxy_to
-from run_histories import NAME, JobServer, Life, Story, TaskProcess, World, normalised, write_ca
+from run_histories import NAME, HistoryRunner, JobServer, RunHistory, Scenario, TaskSubprocess, normalised, write_ca
 from stateapi import Servers
 
 JSON = dict[str, Any]
 
 SLACK = dt.timedelta(seconds=10)
-"""How much later than planned, or than the operator is back, a pod may come on a busy machine."""
+"""Delay allowed for a pod after its planned time or the operator's restart."""
 LONG_WAIT = 12
-"""Seconds: more than the slack, so that a wait that a new operator begins anew is seen to be too long."""
+"""Seconds, more than the slack, so that a wait that starts again after a restart is noticed."""
 PROGRAM = ("-m", "reattach.process")
 BROKEN = str(Path(__file__).parent / "broken_operator.py")
 SUBMIT_ONCE = Path(__file__).parent / "submit_once_task.py"
@@ -45,19 +45,19 @@ def proxy(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def world(control_plane: ControlPlane, kubelet: Kubelet, proxy: Proxy, tmp_path: Path) -> Iterator[World]:
-    """REATTACH_BREAK=NAME breaks the operator as `broken_operator.py` says, to see these tests fail."""
+def runner(control_plane: ControlPlane, kubelet: Kubelet, proxy: Proxy, tmp_path: Path) -> Iterator[HistoryRunner]:
+    """Runner of histories; REATTACH_BREAK=NAME makes it run `broken_operator.py`."""
     program = (BROKEN,) if os.environ.get("REATTACH_BREAK") else PROGRAM
     operators = Operators(control_plane, tmp_path)
-    yield World(control_plane, operators, kubelet, proxy, program)
+    yield HistoryRunner(control_plane, operators, kubelet, proxy, program)
     operators.stop()
 
 
 @dataclass
 class Outside:
-    """A world with the real state API, and what tasks submit to."""
+    """A runner with the real state API and the external system that tasks submit to."""
 
-    world: World
+    runner: HistoryRunner
     directory: Path
     _started: list[JobServer] = field(default_factory=list)
 
@@ -71,40 +71,42 @@ class Outside:
 
 
 @pytest.fixture
-def outside(control_plane: ControlPlane, world: World, tmp_path: Path) -> Iterator[Outside]:
-    servers, outside = Servers(control_plane, tmp_path / "state-api"), Outside(world, tmp_path / "tasks")
+def outside(control_plane: ControlPlane, runner: HistoryRunner, tmp_path: Path) -> Iterator[Outside]:
+    servers, outside = Servers(control_plane, tmp_path / "state-api"), Outside(runner, tmp_path / "tasks")
     try:
         server = servers.start()
-        world.operators.ca_file = tmp_path / "ca.crt"
-        world.operators.state_api_url = server.url
-        write_ca(server, world.operators.ca_file)
+        runner.operators.ca_file = tmp_path / "ca.crt"
+        runner.operators.state_api_url = server.url
+        write_ca(server, runner.operators.ca_file)
         yield outside
     finally:
         outside.stop()
         servers.stop()
 
 
-def test_a_life_of_three_retries_ends_the_same_wherever_the_operator_dies(world: World) -> None:
+def test_run_with_three_retries_ends_the_same_after_a_crash_at_any_write(runner: HistoryRunner) -> None:
     backoff = {"initialSeconds": 1, "factorPercent": 100, "jitterPercent": 0}
     spec = {"retry": {"budgets": {"application": 3}, "backoff": backoff}}
-    story = Story(spec, lambda attempt: {3: ask_for_a_long_wait, 4: succeed}.get(attempt, fail(attempt)))
-    peaceful = die_everywhere(world, story, check)
-    assert [attempt["cause"] for attempt in peaceful.status["attempts"]] == [*["Application"] * 3, "Succeeded"]
-    assert len(peaceful.pods) == 4
-    assert len(peaceful.writes) >= 12
+    scenario = Scenario(spec, lambda attempt: {3: ask_for_a_long_wait, 4: succeed}.get(attempt, fail(attempt)))
+    expected = crash_at_each_write(runner, scenario, check)
+    assert [attempt["cause"] for attempt in expected.status["attempts"]] == [*["Application"] * 3, "Succeeded"]
+    assert len(expected.pods) == 4
+    assert len(expected.writes) >= 12
 
 
-def test_a_reattaching_life_submits_once_wherever_the_operator_dies(outside: Outside) -> None:
+def test_reattaching_run_submits_once_after_a_crash_at_any_write(outside: Outside) -> None:
     jobserver = outside.jobserver("nothing")
-    task = TaskProcess(outside.directory, jobserver.url)
-    peaceful = die_everywhere(outside.world, Story(RETRIED, lambda _: task.script, jobserver.submissions), check)
-    assert [attempt["cause"] for attempt in peaceful.status["attempts"]] == ["Application", "Succeeded"]
-    assert peaceful.status["result"] == '{"rows_written":4211}'
-    assert peaceful.submissions == 1
+    task = TaskSubprocess(outside.directory, jobserver.url)
+    expected = crash_at_each_write(
+        outside.runner, Scenario(RETRIED, lambda _: task.script, jobserver.submissions), check
+    )
+    assert [attempt["cause"] for attempt in expected.status["attempts"]] == ["Application", "Succeeded"]
+    assert expected.status["result"] == '{"rows_written":4211}'
+    assert expected.submissions == 1
 
 
-def test_a_life_that_submits_once_has_one_job_wherever_the_operator_dies(outside: Outside) -> None:
-    """As examples/10-submit-once.yaml: the first attempt dies when its job is made and its handle stored nowhere."""
+def test_run_with_submit_once_has_one_job_after_a_crash_at_any_write(outside: Outside) -> None:
+    """As in examples/10-submit-once.yaml, the first attempt dies before it stores the handle."""
     jobserver = outside.jobserver("name")
 
     def environment_of(attempt: int) -> dict[str, str]:
@@ -112,10 +114,10 @@ def test_a_life_that_submits_once_has_one_job_wherever_the_operator_dies(outside
         path = f"{REPOSITORY / 'operator'}:{REPOSITORY / 'tests'}"
         return {"BLOW": blow, "MODE": "name", "SECONDS": "0", "PYTHONPATH": path}
 
-    task = TaskProcess(outside.directory, jobserver.url, (str(SUBMIT_ONCE),), environment_of)
-    story = Story(RETRIED, lambda _: task.script, lambda namespace: jobserver.submissions(f"{namespace}/{NAME}"))
-    peaceful = die_everywhere(outside.world, story, check)
-    status = peaceful.status
+    task = TaskSubprocess(outside.directory, jobserver.url, (str(SUBMIT_ONCE),), environment_of)
+    scenario = Scenario(RETRIED, lambda _: task.script, lambda namespace: jobserver.submissions(f"{namespace}/{NAME}"))
+    expected = crash_at_each_write(outside.runner, scenario, check)
+    status = expected.status
     assert [(attempt["cause"], attempt["exitCode"]) for attempt in status["attempts"]] == [
         ("Application", 137),
         ("Succeeded", 0),
@@ -123,31 +125,34 @@ def test_a_life_that_submits_once_has_one_job_wherever_the_operator_dies(outside
     assert [(job["state"], "handle" in job) for job in status["externalJobs"]] == [("Succeeded", True)]
     assert (status["counts"]["submissions"], status["counts"]["duplicatesAverted"]) == (1, 1)
     assert status["result"] == '{"rows_written":4211}'
-    assert peaceful.submissions == 1
+    assert expected.submissions == 1
 
 
 def ask_for_a_long_wait(containers: Containers) -> None:
-    """Fail, and be tried again no sooner than after `LONG_WAIT`."""
+    """Fail and request a retry no sooner than after `LONG_WAIT`."""
     containers.run()
     containers.end(3, f'{{"reattach":"v1","kind":"RetryLater","message":"later","retryAfterSeconds":{LONG_WAIT}}}')
 
 
-def check(life: Life, peaceful: Life) -> None:
-    """All is as it was in the peaceful life."""
-    assert normalised(life.status) == normalised(peaceful.status)
-    assert life.pods == peaceful.pods
-    assert life.submissions == peaceful.submissions
-    check_waits(life)
+def check(history: RunHistory, expected: RunHistory) -> None:
+    """All is as it was in the expected history."""
+    assert normalised(history.status) == normalised(expected.status)
+    assert history.pods == expected.pods
+    assert history.submissions == expected.submissions
+    check_waits(history)
 
 
-def check_waits(life: Life) -> None:
-    """Each wait was recorded once and kept: no pod came before its time, nor later than its time and the operator's absence explain."""
-    assert not [wait for wait, times in Counter(life.waits).items() if times > 1], f"recorded twice: {life.waits}"
-    assert len(life.waits) == len(life.created) - 1, f"waits {life.waits}, pods made at {life.created}"
-    for wait, created in zip(life.waits, life.created[1:], strict=True):
+def check_waits(history: RunHistory) -> None:
+    """Check that each wait was recorded once and kept.
+
+    No pod may be created before its planned time, nor later than its time and the crash explain.
+    """
+    assert not [wait for wait, times in Counter(history.waits).items() if times > 1], f"recorded twice: {history.waits}"
+    assert len(history.waits) == len(history.created) - 1, f"waits {history.waits}, pods made at {history.created}"
+    for wait, created in zip(history.waits, history.created[1:], strict=True):
         planned = dt.datetime.fromisoformat(wait)
-        assert created >= planned, f"the pod came at {created}, before its time {planned}"
-        was_away_until = life.led_again or planned
+        assert created >= planned, f"the pod was created at {created}, before its planned time {planned}"
+        was_away_until = history.restarted_at or planned
         assert created <= max(planned, was_away_until) + SLACK, (
-            f"the pod came at {created}, long after its time {planned}"
+            f"the pod was created at {created}, long after its planned time {planned}"
         )

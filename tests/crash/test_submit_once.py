@@ -52,7 +52,7 @@ DOUBTFUL = ("after-intent", "before-submit", "leaving", "accepted", "after-submi
 MADE = ("accepted", "after-submit")
 SECONDS = {"forgetting-name": 3600, "expiring-token": 3600, "lagging-lookup": 2, "forgetting-lookup": 3600}
 LOST_SECONDS = 2
-LIFE_SECONDS = 240
+HISTORY_SECONDS = 240
 TASK = Path(__file__).parent / "submit_once_task.py"
 
 
@@ -158,14 +158,17 @@ class Processes:
         containers.run()
         process, termination_log = self._start(containers, f"{step} {'SIGSTOP' if how == 'frozen' else 'SIGKILL'}")
         wait_until(
-            lambda: process.poll() is not None or _is_stopped(process), seconds=LIFE_SECONDS, what="it ends", every=0.1
+            lambda: process.poll() is not None or _is_stopped(process),
+            seconds=HISTORY_SECONDS,
+            what="it ends",
+            every=0.1,
         )
         if process.poll() is None:
             self.struck.append(f"frozen@{step}")
             self._lose_node(containers)
             time.sleep(self.fate.frozen_seconds)  # how long it is frozen, beside a successor that does what it does
             process.send_signal(signal.SIGCONT)
-            process.wait(LIFE_SECONDS)
+            process.wait(HISTORY_SECONDS)
         elif process.returncode == -signal.SIGKILL:
             self.struck.append(f"{how}@{step}")
             if how == "dead":
@@ -209,7 +212,7 @@ class Processes:
             )
             return any(each["number"] == containers.attempt and each.get("end") for each in attempts)
 
-        wait_until(is_presumed, seconds=LIFE_SECONDS, what="its end is presumed", every=0.2)
+        wait_until(is_presumed, seconds=HISTORY_SECONDS, what="its end is presumed", every=0.2)
 
     @property
     def all_ended(self) -> bool:
@@ -299,12 +302,12 @@ def live(stage: Stage, name: str, processes: Processes) -> int:
         return bool(status.get("outcome")) or condition(status, "Held").get("status") == "True"
 
     while True:
-        wait_until(is_over_or_held, seconds=LIFE_SECONDS, what=f"{name} ends or is held", every=0.2)
+        wait_until(is_over_or_held, seconds=HISTORY_SECONDS, what=f"{name} ends or is held", every=0.2)
         if stage.cluster.status(name).get("outcome"):
-            wait_until(lambda: processes.all_ended, seconds=LIFE_SECONDS, what="every process ends", every=0.2)
+            wait_until(lambda: processes.all_ended, seconds=HISTORY_SECONDS, what="every process ends", every=0.2)
             return asked
         asked += 1
-        wait_until(lambda: processes.all_ended, seconds=LIFE_SECONDS, what="every process ends", every=0.2)
+        wait_until(lambda: processes.all_ended, seconds=HISTORY_SECONDS, what="every process ends", every=0.2)
         answer(stage, name, processes.jobserver.made(f"{stage.namespace}/{name}"))
 
 
@@ -321,7 +324,7 @@ def answer(stage: Stage, name: str, made: list[str]) -> None:
     stage.control_plane.call("PATCH", taskruns(stage.namespace, name), {"spec": {"resolutions": given}})
     wait_until(
         lambda: condition(stage.cluster.status(name), "Held").get("status") != "True",
-        seconds=LIFE_SECONDS,
+        seconds=HISTORY_SECONDS,
         what="it goes on",
     )
 

@@ -1,6 +1,6 @@
-"""The operator dies at each write of a cancellation or a deletion, is started again, and the end is the same: sealed, stopped, every job named.
+"""Crash points of the operator while it cancels or deletes a run whose task submitted a job.
 
-As in `tests/crash`, for a run whose task submits a job.
+The end is always the same: sealed, stopped, every job named. See `tests/crash_points.py`.
 """
 
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from controlplane import ControlPlane
-from crash_points import die_everywhere
+from crash_points import crash_at_each_write
 from operator_process import Containers, Kubelet, Operators, kubelet_of
 from proxy import Proxy, proxy_to
 from reattach.cluster.paths import taskruns
-from run_histories import NAME, Life, Story, World, normalised
+from run_histories import NAME, HistoryRunner, RunHistory, Scenario, normalised
 from stateapi import Servers
 from taskscripts import Tasks
 
@@ -34,9 +34,9 @@ def proxy(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def world(control_plane: ControlPlane, kubelet: Kubelet, proxy: Proxy, tmp_path: Path) -> Iterator[World]:
+def runner(control_plane: ControlPlane, kubelet: Kubelet, proxy: Proxy, tmp_path: Path) -> Iterator[HistoryRunner]:
     operators = Operators(control_plane, tmp_path)
-    yield World(control_plane, operators, kubelet, proxy)
+    yield HistoryRunner(control_plane, operators, kubelet, proxy)
     operators.stop()
 
 
@@ -49,43 +49,47 @@ def tasks(control_plane: ControlPlane, tmp_path: Path) -> Iterator[Tasks]:
         servers.stop()
 
 
-def test_a_cancelled_run_ends_the_same_wherever_the_operator_dies(
-    control_plane: ControlPlane, world: World, tasks: Tasks
+def test_cancelled_run_ends_the_same_after_a_crash_at_any_write(
+    control_plane: ControlPlane, runner: HistoryRunner, tasks: Tasks
 ) -> None:
     def be_cancelled(containers: Containers) -> None:
         control_plane.call("PATCH", taskruns(containers.namespace, NAME), {"spec": {"cancel": True}})
 
-    die_everywhere(world, Story({}, lambda _: tasks.submit_and(be_cancelled)), check_cancelled, at_each_event=False)
+    crash_at_each_write(
+        runner, Scenario({}, lambda _: tasks.submit_and(be_cancelled)), check_cancelled, at_each_event=False
+    )
 
 
-def test_a_deleted_run_goes_and_its_job_is_in_the_log_wherever_the_operator_dies(
-    control_plane: ControlPlane, world: World, tasks: Tasks
+def test_deleted_run_is_removed_and_its_job_logged_after_a_crash_at_any_write(
+    control_plane: ControlPlane, runner: HistoryRunner, tasks: Tasks
 ) -> None:
     def be_deleted(containers: Containers) -> None:
         control_plane.call("DELETE", taskruns(containers.namespace, NAME))
 
-    die_everywhere(world, Story({}, lambda _: tasks.submit_and(be_deleted)), check_deleted, at_each_event=False)
+    crash_at_each_write(
+        runner, Scenario({}, lambda _: tasks.submit_and(be_deleted)), check_deleted, at_each_event=False
+    )
 
 
-def check_cancelled(life: Life, peaceful: Life) -> None:
-    """What must be, wherever the operator died."""
-    status = life.status
+def check_cancelled(history: RunHistory, expected: RunHistory) -> None:
+    """Check the end of a cancelled run."""
+    status = history.status
     assert status["outcome"] == "Cancelled"
     assert [(each["cause"], each.get("chargedTo")) for each in status["attempts"]] == [("Stopped", None)]
     assert jobs_of(status) == [("load", "job-1", "Orphaned")]
     assert {each["type"]: each["status"] for each in status["conditions"]} == {"Succeeded": "False", "Orphaned": "True"}
-    assert is_named(life)
-    assert normalised(status) == normalised(peaceful.status)
+    assert is_named(history)
+    assert normalised(status) == normalised(expected.status)
 
 
-def check_deleted(life: Life, _: Life) -> None:
-    """Nothing is left that could tell of the job, but the log."""
-    assert life.status == {}
-    assert is_named(life), f"nobody named the job: {life.writes}\n{life.log[-3000:]}"
+def check_deleted(history: RunHistory, _: RunHistory) -> None:
+    """Check that the log names the job, because nothing else is left of a deleted run."""
+    assert history.status == {}
+    assert is_named(history), f"the log does not name the job: {history.writes}\n{history.log[-3000:]}"
 
 
-def is_named(life: Life) -> bool:
-    return "External job load (handle job-1) is left running" in life.log
+def is_named(history: RunHistory) -> bool:
+    return "External job load (handle job-1) is left running" in history.log
 
 
 def jobs_of(status: JSON) -> list[tuple[str, str, str]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from reattach.testing.conformance import CaseRun
 
-AT_ONCE, ROUNDS = 8, 3
+CONCURRENT_HISTORIES, ROUNDS = 8, 3
 """How many submit the same at once, and how often: in one round they may happen to come one after the other."""
 QUIET_SECONDS = 120.0
 """How long jobs of the cases before may still run."""
@@ -133,7 +133,7 @@ def _at_once(scene: "CaseRun") -> None:
     """What the other side enforces holds between two requests too; what the adapter only looks up before it submits does not."""
 
     def submit() -> None:
-        rounds = [scene.submit_at_once(AT_ONCE) for _ in range(ROUNDS)]
+        rounds = [scene.submit_at_once(CONCURRENT_HISTORIES) for _ in range(ROUNDS)]
         scene.checks.append(lambda: next((wrong for told in rounds if (wrong := _unlike_handles(told))), ""))
 
     scene.at(1, "submit leaving", lambda _process: submit())
