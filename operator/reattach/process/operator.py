@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from reattach.api.names import LABEL_TASKRUN, OPERATOR_NAME
+from reattach.api.names import KIND, LABEL_TASKRUN, OPERATOR_NAME, PLURAL
 from reattach.api.objects import PartialObject, Pod
 from reattach.api.reasons import HOLDS
 from reattach.api.taskrun import TaskRun
@@ -17,23 +17,24 @@ from reattach.cluster import Cluster, ClusterError, paths
 from reattach.pki.certificates import CertificatesError, distribute, ensure
 from reattach.planner.plan import PodDefaults
 from reattach.process.options import RunOptions
-from reattach.runtime.event_recorder import EventRecorder
 from reattach.runtime.health import Health
-from reattach.runtime.kopf_watch import watch_taskruns
+from reattach.runtime.kopf_watch import KopfWatch, watch
 from reattach.runtime.leader_election import LeaderElector, LeadershipLostError
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.object_store import ObjectStore
+from reattach.runtime.rate_limiter import RateLimiter
 from reattach.runtime.reflector import Reflector
 from reattach.runtime.supervision import keep_running
 from reattach.runtime.unreadable import UnreadableObjects
 from reattach.runtime.workers import Workers
 from reattach.runtime.workqueue import WorkQueue
-from reattach.runtime.writer import RateLimiter, Writer
+from reattach.runtime.writer import Writer
 from reattach.state import Store
 from reattach.taskrun.key_expiry import KeyExpiry
 from reattach.taskrun.reconciler import Decide, Reconciler, Stores, key_by_label
 from reattach.taskrun.schema import SchemaError, check_schema
-from reattach.taskrun.taskrun_store import UNFINISHED, TaskRunStore
+from reattach.taskrun.taskrun_events import taskrun_event_recorder
+from reattach.taskrun.taskrun_store import TASKRUNS, UNFINISHED, TaskRunStore
 
 _TRY_AGAIN_SECONDS = 2.0
 
@@ -61,25 +62,25 @@ class Operator:
         )
         self._distributed = ""
         self._queue = WorkQueue()
-        self._unreadable = UnreadableObjects(self._metrics)
+        self._unreadable = UnreadableObjects(self._metrics, own_plural=PLURAL)
         self._taskruns = TaskRunStore(cluster, options.watch_namespaces, self._queue.mark, self._unreadable)
         self._pods: ObjectStore[Pod] = ObjectStore(key_by_label, self._queue.mark)
         self._states: ObjectStore[PartialObject] = ObjectStore(key_by_label, self._queue.mark)
         self._reflectors = list(self._make_reflectors())
-        pace = RateLimiter(per_second=options.writes_per_second, at_once=options.writes_at_once)
-        writer = Writer(cluster, pace, self._leader.leads, self._metrics)
-        self._announcer = EventRecorder(writer, options.instance, self._metrics)
+        rate_limiter = RateLimiter(per_second=options.writes_per_second, at_once=options.writes_at_once)
+        writer = Writer(cluster, rate_limiter, self._leader.leads, self._metrics)
+        self._event_recorder = taskrun_event_recorder(writer, options.instance, self._metrics)
         reconciler = Reconciler(
             cluster=cluster,
             writer=writer,
             caches=Stores(taskruns=self._taskruns, pods=self._pods, states=self._states),
             queue=self._queue,
-            announcer=self._announcer,
+            event_recorder=self._event_recorder,
             decide=decide,
             settings=lambda: self._settings,
         )
         self._expiry = KeyExpiry(self._states, Store(writer, field_manager=OPERATOR_NAME), self._unreadable)  # type: ignore[arg-type]
-        self._workers = Workers(self._queue, reconciler.reconcile, self._metrics)
+        self._workers = Workers(KIND, self._queue, reconciler.reconcile, self._metrics)
         self._register_gauges()
 
     async def run(self) -> None:
@@ -120,7 +121,7 @@ class Operator:
         for _ in range(self._options.workers):
             start("worker", self._workers.run)
         start("delays", self._queue.run_delays)
-        start("events", self._announcer.run)
+        start("events", self._event_recorder.run)
         start("sweep", self._sweep_now_and_then)
         start("overdue", self._taskruns.run_overdue)
         start("kopf", self._watch_taskruns)
@@ -136,7 +137,15 @@ class Operator:
             os._exit(1)
 
     async def _watch_taskruns(self) -> None:
-        await watch_taskruns(self._taskruns, self._cluster, self._options.watch_namespaces)
+        watched = KopfWatch(
+            resource=TASKRUNS,
+            identity=OPERATOR_NAME,
+            on_event=self._taskruns.on_event,
+            on_deleted=self._taskruns.on_deleted,
+            namespaces=self._options.watch_namespaces,
+            field_selector=UNFINISHED,
+        )
+        await watch(watched, self._cluster)
 
     async def _sweep_now_and_then(self) -> None:
         """kopf reports nothing of what was deleted while it could not watch and had to list again."""

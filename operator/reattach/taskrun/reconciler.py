@@ -88,7 +88,7 @@ class Reconciler:
         writer: Writer,
         caches: Stores,
         queue: WorkQueue,
-        announcer: EventRecorder,
+        event_recorder: EventRecorder,
         decide: Decide,
         settings: Callable[[], PodDefaults],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -99,7 +99,7 @@ class Reconciler:
         self._pods = caches.pods
         self._states = caches.states
         self._queue = queue
-        self._announcer = announcer
+        self._event_recorder = event_recorder
         self._decide = decide
         self._settings = settings
         self._clock = clock
@@ -127,7 +127,7 @@ class Reconciler:
             if error.reference.uid:
                 about = ObjectMeta(namespace=key.namespace, name=key.name, uid=error.reference.uid)
                 note = f"Reattach does nothing with this TaskRun, because {error}. Change it, or delete it."
-                self._announcer.announce(about, EmitEvent(EventReason.UNREADABLE, note, warning=True))
+                self._event_recorder.emit(about, EmitEvent(EventReason.UNREADABLE, note, warning=True))
             raise
 
     async def _carry_on(self, key: Key, taskrun: TaskRun) -> datetime | None:
@@ -202,7 +202,7 @@ class Reconciler:
             case ReleaseTaskRun():
                 await self._release_taskrun(key, taskrun)
             case EmitEvent():
-                self._announcer.announce(taskrun.metadata, action)
+                self._event_recorder.emit(taskrun.metadata, action)
             case _:
                 raise TypeError(f"the planner asked for {action!r}, which it may not do here")
 

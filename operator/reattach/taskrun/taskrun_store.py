@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
-from reattach.api.names import OPERATOR_NAME, PLURAL
+from reattach.api.names import GROUP, KIND, OPERATOR_NAME, PLURAL, VERSION
 from reattach.api.objects import PartialObject
 from reattach.api.reasons import Reason
 from reattach.api.taskrun import TaskRun
@@ -19,9 +19,12 @@ from reattach.cluster import Cluster, ForbiddenError, NotFoundError, Reference, 
 from reattach.planner.conditions import is_held
 from reattach.runtime.object_store import ObjectStore, is_older
 from reattach.runtime.pager import list_references
+from reattach.runtime.resource import Resource
 from reattach.runtime.unreadable import DECODE_ERRORS, UnreadableObjects, describe, reference_of
+from reattach.runtime.workers import LoggedError
 from reattach.runtime.workqueue import Key
 
+TASKRUNS = Resource(group=GROUP, version=VERSION, kind=KIND, plural=PLURAL)
 UNFINISHED = "status.outcome="
 """The field selector: an absent field compares as empty."""
 GRACE_SECONDS = 1.0
@@ -31,8 +34,8 @@ _YIELD_EVERY = 500
 _log = logging.getLogger(__name__)
 
 
-class UnreadableTaskRunError(Exception):
-    """The TaskRun can't be decoded, so this operator can neither run nor end it."""
+class UnreadableTaskRunError(LoggedError):
+    """The TaskRun can't be decoded, so this operator can neither run nor end it. The log names it already."""
 
     def __init__(self, reference: Reference, why: str) -> None:
         super().__init__(f"it can't be read: {why}")

@@ -15,9 +15,10 @@ from reattach.planner.decide import decide as the_planners
 from reattach.planner.plan import EmitEvent, PodDefaults
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.object_store import ObjectStore
+from reattach.runtime.rate_limiter import RateLimiter
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
-from reattach.runtime.writer import RateLimiter, Writer
+from reattach.runtime.writer import Writer
 from reattach.taskrun.reconciler import Decide, Reconciler, Stores, key_by_label
 from reattach.taskrun.taskrun_store import TaskRunStore
 from reattach.testing.memory_api import InMemoryCluster, ObjectChange
@@ -46,7 +47,7 @@ class InProcessOperator:
             writer=writer,
             caches=Stores(taskruns=self._taskruns, pods=self._pods, states=self._states),
             queue=self._queue,
-            announcer=SimpleNamespace(announce=self._announce),  # type: ignore[arg-type]
+            event_recorder=SimpleNamespace(emit=self._emit),  # type: ignore[arg-type]
             decide=decide,
             settings=lambda: PodDefaults(url="https://reattach.invalid", ca=CA),
             clock=now,
@@ -74,7 +75,7 @@ class InProcessOperator:
         if again is not None:
             self._again[key] = again
 
-    def _announce(self, about: ObjectMeta, said: EmitEvent) -> None:
+    def _emit(self, about: ObjectMeta, said: EmitEvent) -> None:
         self.said.append((about.uid, said))
 
     def _learn(self) -> None:

@@ -25,12 +25,12 @@ from reattach.api.taskrun import TaskRun
 from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, Reference, UnavailableError, paths
 from reattach.planner.decide import decide
 from reattach.planner.plan import EmitEvent, Plan, PodDefaults, ReadState
-from reattach.runtime.event_recorder import EventRecorder
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
 from reattach.taskrun.reconciler import Reconciler, Stores, key_by_label
+from reattach.taskrun.taskrun_events import taskrun_event_recorder
 from reattach.taskrun.taskrun_store import TaskRunStore
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -94,7 +94,7 @@ class Scene:
             writer=self.client,  # type: ignore[arg-type]
             caches=Stores(taskruns=self.taskruns, pods=self.pods, states=self.states),
             queue=queue,
-            announcer=SimpleNamespace(announce=lambda *_: None),  # type: ignore[arg-type]
+            event_recorder=SimpleNamespace(emit=lambda *_: None),  # type: ignore[arg-type]
             decide=decide,
             settings=lambda: PodDefaults(url="https://state", ca=""),
             clock=lambda: NOW,
@@ -320,14 +320,14 @@ def test_an_orphan_is_counted_and_said_in_the_log_once_however_often_it_is_annou
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     metrics = OperatorMetrics()
-    announcer = EventRecorder(SimpleNamespace(), "pod-1", metrics)  # type: ignore[arg-type]
+    recorder = taskrun_event_recorder(SimpleNamespace(), "pod-1", metrics)  # type: ignore[arg-type]
     about = ObjectMeta(name=KEY.name, namespace=KEY.namespace, uid=NEW)
 
     async def announce() -> None:
         for number in (1, 1, 2):
             note = f"External job load (handle job-{number}) is left running."
-            announcer.announce(about, EmitEvent(EventReason.ORPHANED, note, warning=True))
-        announcer.announce(about, EmitEvent(EventReason.SUBMITTED, "External job load was submitted."))
+            recorder.emit(about, EmitEvent(EventReason.ORPHANED, note, warning=True))
+        recorder.emit(about, EmitEvent(EventReason.SUBMITTED, "External job load was submitted."))
 
     asyncio.run(announce())
     assert b"reattach_orphaned_jobs_total 2.0" in metrics.text()

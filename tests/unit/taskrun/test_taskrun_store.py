@@ -89,7 +89,9 @@ def clock() -> Clock:
 
 @pytest.fixture
 def taskruns(server: Server, marked: list[Key], metrics: OperatorMetrics, clock: Clock) -> TaskRunStore:
-    return TaskRunStore(cast("Cluster", server), (), marked.append, UnreadableObjects(metrics), clock)
+    return TaskRunStore(
+        cast("Cluster", server), (), marked.append, UnreadableObjects(metrics, own_plural="taskruns"), clock
+    )
 
 
 def uid_of(taskruns: TaskRunStore) -> str | None:
@@ -310,7 +312,7 @@ async def test_one_that_can_not_be_read_is_named_once_and_is_never_taken_for_gon
             await taskruns.look(KEY)
         assert taskruns.is_doubtful(KEY)
     assert len(caplog.records) == 1
-    assert "taskruns default/load is passed over" in caplog.text
+    assert "Skipping taskruns default/load," in caplog.text
 
 
 # -- any order -------------------------------------------------------------------------------------
