@@ -37,7 +37,7 @@ from reattach.taskrun.taskrun_events import taskrun_event_recorder
 
 JSON = dict[str, Any]
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-ABOUT = ObjectMeta(name="load", nameslimiter="default", uid="u1")
+ABOUT = ObjectMeta(name="load", namespace="default", uid="u1")
 
 documents = st.recursive(
     st.booleans() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),
@@ -117,7 +117,7 @@ class TestWriter:
         limiter = RateLimiter(per_second=10, at_once=8)
         writer = Writer(cast("Cluster", Untouched()), limiter, lambda: False, OperatorMetrics())
         with pytest.raises(NotLeadingError):
-            await writer.create("/api/v1/nameslimiters/a/pods", {})
+            await writer.create("/api/v1/namespaces/a/pods", {})
 
     async def test_429_slows_it_down_and_is_counted(self) -> None:
         class Busy:
@@ -127,7 +127,7 @@ class TestWriter:
         limiter, metrics = RateLimiter(per_second=10, at_once=8), OperatorMetrics()
         writer = Writer(cast("Cluster", Busy()), limiter, lambda: True, metrics)
         with pytest.raises(TooManyRequestsError):
-            await writer.create("/api/v1/nameslimiters/a/pods", {})
+            await writer.create("/api/v1/namespaces/a/pods", {})
         assert limiter.window == 4
         text = metrics.text().decode()
         assert "reattach_throttled_total 1.0" in text
