@@ -4,10 +4,10 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from reattach.api.names import KIND, LABEL_TASKRUN, OPERATOR_NAME, PLURAL
 from reattach.api.objects import PartialObject, Pod
@@ -17,17 +17,15 @@ from reattach.cluster import Cluster, ClusterError, paths
 from reattach.pki.certificates import CertificatesError, distribute, ensure
 from reattach.planner.plan import PodDefaults
 from reattach.process.options import RunOptions
+from reattach.runtime.controller import Controller
 from reattach.runtime.health import Health
 from reattach.runtime.kopf_watch import KopfWatch, watch
 from reattach.runtime.leader_election import LeaderElector, LeadershipLostError
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.rate_limiter import RateLimiter
-from reattach.runtime.reflector import Reflector
 from reattach.runtime.supervision import keep_running
 from reattach.runtime.unreadable import UnreadableObjects
-from reattach.runtime.workers import Workers
-from reattach.runtime.workqueue import WorkQueue
 from reattach.runtime.writer import Writer
 from reattach.state import Store
 from reattach.taskrun.key_expiry import KeyExpiry
@@ -61,16 +59,21 @@ class Operator:
             url=options.state_api_url, ca=options.ca_file.read_text() if options.ca_file else ""
         )
         self._distributed = ""
-        self._queue = WorkQueue()
         self._unreadable = UnreadableObjects(self._metrics, own_plural=PLURAL)
+        self._controller = Controller(KIND, cluster, self._metrics, self._unreadable, options.watch_namespaces)
+        self._queue = self._controller.queue
         self._taskruns = TaskRunStore(cluster, options.watch_namespaces, self._queue.mark, self._unreadable)
         self._pods: ObjectStore[Pod] = ObjectStore(key_by_label, self._queue.mark)
         self._states: ObjectStore[PartialObject] = ObjectStore(key_by_label, self._queue.mark)
-        self._reflectors = list(self._make_reflectors())
+        self._controller.watch(TASKRUNS.path, TaskRun, self._taskruns, field_selector=UNFINISHED)
+        self._controller.watch(paths.pods, Pod, self._pods, label_selector=LABEL_TASKRUN)
+        self._controller.watch(
+            paths.configmaps, PartialObject, self._states, label_selector=LABEL_TASKRUN, metadata_only=True
+        )
         rate_limiter = RateLimiter(per_second=options.writes_per_second, at_once=options.writes_at_once)
         writer = Writer(cluster, rate_limiter, self._leader.leads, self._metrics)
         self._event_recorder = taskrun_event_recorder(writer, options.instance, self._metrics)
-        reconciler = Reconciler(
+        self._reconciler = Reconciler(
             cluster=cluster,
             writer=writer,
             caches=Stores(taskruns=self._taskruns, pods=self._pods, states=self._states),
@@ -80,7 +83,6 @@ class Operator:
             settings=lambda: self._settings,
         )
         self._expiry = KeyExpiry(self._states, Store(writer, field_manager=OPERATOR_NAME), self._unreadable)  # type: ignore[arg-type]
-        self._workers = Workers(KIND, self._queue, reconciler.reconcile, self._metrics)
         self._register_gauges()
 
     async def run(self) -> None:
@@ -112,15 +114,10 @@ class Operator:
         if self._options.certificates:
             await _persist(self._renew_certificates, "the certificates of the state API")
             start("certificates", self._keep_certificates)
-        for reflector in self._reflectors:
-            start("reflector", reflector.run)
-        for reflector in self._reflectors:
-            await reflector.synced.wait()
+        await self._controller.start_reflectors(start)
         _log.info("Known: %s TaskRuns, %s pods, %s states.", len(self._taskruns), len(self._pods), len(self._states))
         self._taskruns.enqueue_all()
-        for _ in range(self._options.workers):
-            start("worker", self._workers.run)
-        start("delays", self._queue.run_delays)
+        self._controller.start_workers(start, self._reconciler.reconcile, self._options.workers)
         start("events", self._event_recorder.run)
         start("sweep", self._sweep_now_and_then)
         start("overdue", self._taskruns.run_overdue)
@@ -178,31 +175,20 @@ class Operator:
                 wait = _TRY_AGAIN_SECONDS
             await asyncio.sleep(wait)
 
-    def _make_reflectors(self) -> Iterator[Reflector[Any]]:
-        for namespace in self._options.watch_namespaces or (None,):
-            make = partial(Reflector, self._cluster, unreadable=self._unreadable, namespace=namespace)
-            yield make(paths.taskruns(namespace), TaskRun, self._taskruns, field_selector=UNFINISHED)
-            yield make(paths.pods(namespace), Pod, self._pods, label_selector=LABEL_TASKRUN)
-            yield make(
-                paths.configmaps(namespace),
-                PartialObject,
-                self._states,
-                label_selector=LABEL_TASKRUN,
-                metadata_only=True,
-            )
-
     def _register_gauges(self) -> None:
         gauge = self._metrics.gauge
-        gauge("reattach_queue_depth", "TaskRuns that wait to be looked at.", lambda: self._queue.depth)
-        gauge("reattach_queue_oldest_seconds", "How long the first of them has waited.", self._queue.oldest_age)
-        gauge("reattach_queue_delayed", "TaskRuns that are to be looked at later.", lambda: self._queue.delayed)
+        gauge("reattach_queue_depth", "TaskRuns that wait for a worker.", lambda: self._queue.depth)
+        gauge("reattach_queue_oldest_seconds", "Seconds that the oldest of them has waited.", self._queue.oldest_age)
+        gauge(
+            "reattach_queue_delayed", "TaskRuns that are reconciled again at a later time.", lambda: self._queue.delayed
+        )
         gauge("reattach_taskruns", "Unfinished TaskRuns.", lambda: len(self._taskruns))
         gauge("reattach_pods", "Pods of TaskRuns.", lambda: len(self._pods))
-        ages = {reflector.path: reflector.age for reflector in self._reflectors}
-        since = "Since the API server last told anything on a watch."
+        ages = {reflector.path: reflector.age for reflector in self._controller.reflectors}
+        since = "Seconds since the last line of a watch."
         self._metrics.gauges("reattach_watch_age_seconds", since, "watch", ages)
         held = {reason.value: partial(self._taskruns.held, reason) for reason in HOLDS}
-        self._metrics.gauges("reattach_held_taskruns", "TaskRuns that wait for a person.", "reason", held)
+        self._metrics.gauges("reattach_held_taskruns", "TaskRuns that wait for a manual resolution.", "reason", held)
 
 
 async def run(options: RunOptions, decide: Decide) -> int:
