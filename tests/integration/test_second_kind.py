@@ -1,4 +1,4 @@
-"""A controller of another kind on `reattach.runtime`: it writes the text of each Greeting to a ConfigMap."""
+"""Controller of a second kind on `reattach.runtime`: writes each Greeting to a ConfigMap."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -22,14 +22,14 @@ from reattach.runtime.health import Health
 from reattach.runtime.kopf_watch import KopfWatch, watch
 from reattach.runtime.leader_election import LeaderElector, LeadershipLostError
 from reattach.runtime.metrics import OperatorMetrics
-from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.rate_limiter import RateLimiter
 from reattach.runtime.supervision import keep_running
 from reattach.runtime.unreadable import UnreadableObjects
 from reattach.runtime.writer import Writer
 from reattach.state import Store
 from reattach.taskrun.key_expiry import KeyExpiry
-from reattach.taskrun.reconciler import Decide, Reconciler, Stores, key_by_label
+from reattach.taskrun.owned_stores import pod_store, state_store
+from reattach.taskrun.reconciler import Decide, Reconciler, Stores
 from reattach.taskrun.schema import SchemaError, check_schema
 from reattach.taskrun.taskrun_events import taskrun_event_recorder
 from reattach.taskrun.taskrun_store import TASKRUNS, UNFINISHED, TaskRunStore
@@ -63,8 +63,8 @@ class Operator:
         self._controller = Controller(KIND, cluster, self._metrics, self._unreadable, options.watch_namespaces)
         self._queue = self._controller.queue
         self._taskruns = TaskRunStore(cluster, options.watch_namespaces, self._queue.mark, self._unreadable)
-        self._pods: ObjectStore[Pod] = ObjectStore(key_by_label, self._queue.mark)
-        self._states: ObjectStore[PartialObject] = ObjectStore(key_by_label, self._queue.mark)
+        self._pods = pod_store(self._queue.mark)
+        self._states = state_store(self._queue.mark)
         self._controller.watch(TASKRUNS.path, TaskRun, self._taskruns, field_selector=UNFINISHED)
         self._controller.watch(paths.pods, Pod, self._pods, label_selector=LABEL_TASKRUN)
         self._controller.watch(
@@ -82,7 +82,8 @@ class Operator:
             decide=decide,
             settings=lambda: self._settings,
         )
-        self._expiry = KeyExpiry(self._states, Store(writer, field_manager=OPERATOR_NAME), self._unreadable)  # type: ignore[arg-type]
+        states = Store(writer, field_manager=OPERATOR_NAME)  # type: ignore[arg-type]
+        self._expiry = KeyExpiry(cluster, options.watch_namespaces, states, self._unreadable)
         self._register_gauges()
 
     async def run(self) -> None:
@@ -183,7 +184,7 @@ class Operator:
             "reattach_queue_delayed", "TaskRuns that are reconciled again at a later time.", lambda: self._queue.delayed
         )
         gauge("reattach_taskruns", "Unfinished TaskRuns.", lambda: len(self._taskruns))
-        gauge("reattach_pods", "Pods of TaskRuns.", lambda: len(self._pods))
+        gauge("reattach_pods", "Pods that run, or whose end is not recorded yet.", lambda: len(self._pods))
         ages = {reflector.path: reflector.age for reflector in self._controller.reflectors}
         since = "Seconds since the last line of a watch."
         self._metrics.gauges("reattach_watch_age_seconds", since, "watch", ages)

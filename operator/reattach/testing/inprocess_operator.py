@@ -19,7 +19,8 @@ from reattach.runtime.rate_limiter import RateLimiter
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
 from reattach.runtime.writer import Writer
-from reattach.taskrun.reconciler import Decide, Reconciler, Stores, key_by_label
+from reattach.taskrun.owned_stores import pod_store, state_store
+from reattach.taskrun.reconciler import Decide, Reconciler, Stores
 from reattach.taskrun.taskrun_store import TaskRunStore
 from reattach.testing.memory_api import InMemoryCluster, ObjectChange
 
@@ -38,8 +39,8 @@ class InProcessOperator:
         self._queue = WorkQueue()
         metrics = OperatorMetrics()
         self._taskruns = TaskRunStore(cluster, (), self._queue.mark, UnreadableObjects(metrics))
-        self._pods: ObjectStore[Pod] = ObjectStore(key_by_label, self._queue.mark)
-        self._states: ObjectStore[PartialObject] = ObjectStore(key_by_label, self._queue.mark)
+        self._pods = pod_store(self._queue.mark)
+        self._states = state_store(self._queue.mark)
         self.said: list[tuple[str, EmitEvent]] = []
         writer = Writer(cluster, RateLimiter(per_second=_PER_SECOND, at_once=64), lambda: True, metrics)
         self._reconciler = Reconciler(

@@ -26,10 +26,10 @@ from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, Refer
 from reattach.planner.decide import decide
 from reattach.planner.plan import EmitEvent, Plan, PodDefaults, ReadState
 from reattach.runtime.metrics import OperatorMetrics
-from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
-from reattach.taskrun.reconciler import Reconciler, Stores, key_by_label
+from reattach.taskrun.owned_stores import pod_store, state_store
+from reattach.taskrun.reconciler import Reconciler, Stores
 from reattach.taskrun.taskrun_events import taskrun_event_recorder
 from reattach.taskrun.taskrun_store import TaskRunStore
 
@@ -87,8 +87,8 @@ class Scene:
         queue, metrics = WorkQueue(), OperatorMetrics()
         self.client = FakeClient(refuse=refuse)
         self.taskruns = TaskRunStore(self.client, (), queue.mark, UnreadableObjects(metrics))  # type: ignore[arg-type]
-        self.pods: ObjectStore[Pod] = ObjectStore(key_by_label, queue.mark)
-        self.states: ObjectStore[PartialObject] = ObjectStore(key_by_label, queue.mark)
+        self.pods = pod_store(queue.mark)
+        self.states = state_store(queue.mark)
         self.reconciler = Reconciler(
             cluster=self.client,  # type: ignore[arg-type]
             writer=self.client,  # type: ignore[arg-type]
