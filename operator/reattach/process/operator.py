@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
+import msgspec
+
 from reattach.api.names import KIND, LABEL_TASKRUN, OPERATOR_NAME, PLURAL
 from reattach.api.objects import PartialObject, Pod
 from reattach.api.reasons import HOLDS
@@ -25,7 +27,7 @@ from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.rate_limiter import RateLimiter
 from reattach.runtime.supervision import keep_running
 from reattach.runtime.unreadable import UnreadableObjects
-from reattach.runtime.writer import Writer
+from reattach.runtime.writer import NotLeadingError, Writer
 from reattach.state import Store
 from reattach.taskrun.key_expiry import KeyExpiry
 from reattach.taskrun.owned_stores import pod_store, state_store
@@ -71,7 +73,7 @@ class Operator:
             paths.configmaps, PartialObject, self._states, label_selector=LABEL_TASKRUN, metadata_only=True
         )
         rate_limiter = RateLimiter(per_second=options.writes_per_second, at_once=options.writes_at_once)
-        writer = Writer(cluster, rate_limiter, self._leader.leads, self._metrics)
+        self._writer = writer = Writer(cluster, rate_limiter, self._leader.leads, self._metrics)
         self._event_recorder = taskrun_event_recorder(writer, options.instance, self._metrics)
         self._reconciler = Reconciler(
             cluster=cluster,
@@ -120,7 +122,7 @@ class Operator:
         self._taskruns.enqueue_all()
         self._controller.start_workers(start, self._reconciler.reconcile, self._options.workers)
         start("events", self._event_recorder.run)
-        start("sweep", self._sweep_now_and_then)
+        start("resync", self._resync_loop)
         start("overdue", self._taskruns.run_overdue)
         start("kopf", self._watch_taskruns)
         self._missing = ""
@@ -145,13 +147,13 @@ class Operator:
         )
         await watch(watched, self._cluster)
 
-    async def _sweep_now_and_then(self) -> None:
-        """kopf reports nothing of what was deleted while it could not watch and had to list again."""
+    async def _resync_loop(self) -> None:
+        """List all TaskRuns periodically, because kopf misses deletions while its watch is broken. Remove expired keys."""
         while True:
             await asyncio.sleep(self._options.sweep_seconds)
             try:
                 await self._taskruns.sweep()
-            except ClusterError as error:
+            except (ClusterError, msgspec.DecodeError) as error:
                 _log.warning("The TaskRuns could not be listed: %s", error)
             await self._expiry.sweep(datetime.now(UTC))
 
@@ -159,10 +161,10 @@ class Operator:
         """Take what pods are to trust; the answer is after how many seconds to come again."""
         assert self._options.certificates is not None, "called only where certificates are ours to make"
         now = datetime.now(UTC)
-        bundle = await ensure(self._cluster, self._options.certificates, now)
+        bundle = await ensure(self._cluster, self._writer, self._options.certificates, now)
         self._settings = PodDefaults(url=self._options.state_api_url, ca=bundle.pem)
         if bundle.pem != self._distributed:
-            lacking = await distribute(self._cluster, self._options.watch_namespaces, bundle.pem)
+            lacking = await distribute(self._cluster, self._writer, self._options.watch_namespaces, bundle.pem)
             self._distributed = "" if lacking else bundle.pem
         return max((bundle.look_again_at - now).total_seconds(), 1.0)
 
@@ -171,7 +173,7 @@ class Operator:
         while True:
             try:
                 wait = await self._renew_certificates()
-            except (ClusterError, CertificatesError) as error:
+            except (ClusterError, CertificatesError, NotLeadingError) as error:
                 _log.warning("The certificates of the state API: %s", error)
                 wait = _TRY_AGAIN_SECONDS
             await asyncio.sleep(wait)

@@ -248,7 +248,8 @@ class PlanExecutor:
     async def _learn_anew(self, path: str, about: ObjectMeta, cache: ObjectStore[Any], kind: type[Any]) -> Any | None:
         """What is at `path` now, if it still is this object. One that has lost our label is not kept: it belongs to no key."""
         try:
-            found = msgspec.json.decode(await self._cluster.get(path), type=kind)
+            content = await self._cluster.get(path, metadata_only=kind is PartialObject)
+            found = msgspec.json.decode(content, type=kind)
         except NotFoundError:
             cache.forget(about.uid)
             return None

@@ -49,9 +49,12 @@ class FakeClient:
     patches: list[JSON] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
     pause: asyncio.Event | None = None
+    metadata_reads: list[str] = field(default_factory=list)
 
-    async def get(self, path: str, **_query: Any) -> bytes:
+    async def get(self, path: str, *, metadata_only: bool = False, **_query: Any) -> bytes:
         self.asked.append(("GET", path))
+        if metadata_only:
+            self.metadata_reads.append(path)
         found = self.objects.get(path)
         if self.pause is not None:
             await self.pause.wait()
@@ -335,3 +338,12 @@ def test_an_orphan_is_counted_and_said_in_the_log_once_however_often_it_is_annou
         "TaskRun team/load: External job load (handle job-1) is left running.",
         "TaskRun team/load: External job load (handle job-2) is left running.",
     ]
+
+
+async def test_release_of_state_after_conflict_reads_only_metadata() -> None:
+    scene = Scene()
+    scene.client.objects[paths.configmaps(KEY.namespace, "load-0ld00-state")] = state(None)
+    scene.states.learn(state(None))
+    scene.client.conflicts = 1
+    await scene.reconciler.reconcile(KEY)
+    assert scene.client.metadata_reads == [paths.configmaps(KEY.namespace, "load-0ld00-state")]
