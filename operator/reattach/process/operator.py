@@ -122,7 +122,7 @@ class Operator:
         self._taskruns.enqueue_all()
         self._controller.start_workers(start, self._reconciler.reconcile, self._options.workers)
         start("events", self._event_recorder.run)
-        start("resync", self._resync_loop)
+        start("sweep", self._resync_loop)
         start("overdue", self._taskruns.run_overdue)
         start("kopf", self._watch_taskruns)
         self._missing = ""
