@@ -32,19 +32,19 @@ class Greeting(Shape, frozen=True):
 async def run_controller(cluster: Cluster, namespace: str) -> None:
     metrics = OperatorMetrics()
     controller = Controller("Greeting", cluster, metrics, UnreadableObjects(metrics), [namespace])
-    greetings: ObjectStore[Greeting] = ObjectStore(lambda g: Key(namespace, g.metadata.name), controller.queue.mark)
+    greetings: ObjectStore[Greeting] = ObjectStore(lambda g: Key(namespace, g.metadata.name), controller.queue.add)
     writer = Writer(cluster, RateLimiter(per_second=100, at_once=8), lambda: True, metrics)
     recorder = EventRecorder(writer, GREETINGS, metrics, controller="example.com/greeter", instance="test")
     controller.watch(GREETINGS.path, Greeting, greetings)
 
     async def reconcile(key: Key) -> None:
-        text = "".join(greeting.text for greeting in greetings.of(key))  # empty after the deletion
+        text = "".join(greeting.text for greeting in greetings.by_key(key))  # empty after the deletion
         body = {"metadata": {"name": key.name}, "data": {"text": text}}
         try:
             await writer.merge_patch(paths.configmaps(*key), body)
         except NotFoundError:
             await writer.create(paths.configmaps(key.namespace), body)
-        for greeting in greetings.of(key):
+        for greeting in greetings.by_key(key):
             recorder.emit(greeting.metadata, SimpleNamespace(reason="Greeted", note=text, warning=False))
 
     async with asyncio.TaskGroup() as tasks:

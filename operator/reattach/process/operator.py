@@ -64,9 +64,9 @@ class Operator:
         self._unreadable = UnreadableObjects(self._metrics, own_plural=PLURAL)
         self._controller = Controller(KIND, cluster, self._metrics, self._unreadable, options.watch_namespaces)
         self._queue = self._controller.queue
-        self._taskruns = TaskRunStore(cluster, options.watch_namespaces, self._queue.mark, self._unreadable)
-        self._pods = pod_store(self._queue.mark)
-        self._states = state_store(self._queue.mark)
+        self._taskruns = TaskRunStore(cluster, options.watch_namespaces, self._queue.add, self._unreadable)
+        self._pods = pod_store(self._queue.add)
+        self._states = state_store(self._queue.add)
         self._controller.watch(TASKRUNS.path, TaskRun, self._taskruns, field_selector=UNFINISHED)
         self._controller.watch(paths.pods, Pod, self._pods, label_selector=LABEL_TASKRUN)
         self._controller.watch(
@@ -94,7 +94,7 @@ class Operator:
         try:
             async with asyncio.TaskGroup() as parts:
                 parts.create_task(_stop_on_signal())
-                await _persist(lambda: check_schema(self._cluster), "the schema of TaskRuns")
+                await _retry_forever(lambda: check_schema(self._cluster), "the schema of TaskRuns")
                 self._missing = ""  # it stands by
                 await self._leader.acquire()
                 self._metrics.leader.set(1)
@@ -115,7 +115,7 @@ class Operator:
         self._missing = "a first look at the cluster"
         start("lease", self._keep_lease)
         if self._options.certificates:
-            await _persist(self._renew_certificates, "the certificates of the state API")
+            await _retry_forever(self._renew_certificates, "the certificates of the state API")
             start("certificates", self._keep_certificates)
         await self._controller.start_reflectors(start)
         _log.info("Known: %s TaskRuns, %s pods, %s states.", len(self._taskruns), len(self._pods), len(self._states))
@@ -152,7 +152,7 @@ class Operator:
         while True:
             await asyncio.sleep(self._options.sweep_seconds)
             try:
-                await self._taskruns.sweep()
+                await self._taskruns.resync()
             except (ClusterError, msgspec.DecodeError) as error:
                 _log.warning("The TaskRuns could not be listed: %s", error)
             await self._expiry.sweep(datetime.now(UTC))
@@ -222,7 +222,7 @@ async def _stop_on_signal() -> None:
     raise StoppedError
 
 
-async def _persist(attempt: Callable[[], Awaitable[T]], what: str) -> T:
+async def _retry_forever(attempt: Callable[[], Awaitable[T]], what: str) -> T:
     """Try until it succeeds: to end would only make the kubelet wait longer before each next start. Raises `SchemaError`."""
     said = ""
     while True:

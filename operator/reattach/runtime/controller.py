@@ -18,7 +18,7 @@ Start = Callable[[str, Callable[[], Awaitable[None]]], None]
 class Controller:
     """Work queue of the keys of one kind, the reflectors of each kind that it reads, and the workers.
 
-    Call `watch` for each kind, then `start_reflectors`, then `start_workers`. The stores call `queue.mark` on each change.
+    Call `watch` for each kind, then `start_reflectors`, then `start_workers`. The stores call `queue.add` on each change.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Cache of one kind of object, from its watch and from the responses to our own writes, whichever is newer."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from reattach.api.objects import ObjectMeta
@@ -65,11 +65,11 @@ class ObjectStore(Generic[T]):
     def __len__(self) -> int:
         return len(self._key_by_uid)
 
-    def of(self, key: Key) -> tuple[T, ...]:
+    def by_key(self, key: Key) -> tuple[T, ...]:
         """Return the objects that belong to `key`."""
         return tuple(self._by_key.get(key, {}).values())
 
-    def all(self) -> list[T]:
+    def list(self) -> list[T]:
         """Return all objects."""
         return [found for group in self._by_key.values() for found in group.values()]
 
@@ -83,7 +83,7 @@ class ObjectStore(Generic[T]):
         ended = self._ended.get(uid)
         return ended is not None and (not ended or ended == version or is_older(version, ended))
 
-    def learn(self, found: T) -> bool:
+    def upsert(self, found: T) -> bool:
         """Store `found` unless a newer version is known. Return whether the store changed."""
         metadata = found.metadata
         if self.has_ended(metadata.uid, metadata.resource_version):
@@ -95,7 +95,7 @@ class ObjectStore(Generic[T]):
             if known == metadata.resource_version or is_older(metadata.resource_version, known):
                 return False
         if not self._keep(found):
-            self.forget(metadata.uid, version=metadata.resource_version)
+            self.delete(metadata.uid, version=metadata.resource_version)
             return before is not None
         self._ended.pop(metadata.uid, None)
         if before is not None and before != key:  # its label was changed
@@ -105,7 +105,7 @@ class ObjectStore(Generic[T]):
         self._on_change(key)
         return True
 
-    def forget(self, uid: str, *, version: str = "") -> None:
+    def delete(self, uid: str, *, version: str = "") -> None:
         """Remove an object. With `version`, the object comes back with a newer version: it had only left the selector by then."""
         self._ended.pop(uid, None)
         self._ended[uid] = version
@@ -113,14 +113,14 @@ class ObjectStore(Generic[T]):
             del self._ended[next(iter(self._ended))]
         self._remove(uid)
 
-    def missing_from(self, uids: Collection[str], version: str, namespace: str | None) -> list[T]:
+    def absent_in(self, uids: Collection[str], version: str, namespace: str | None) -> Sequence[T]:
         """Return the known objects (of `namespace`, None: of all) that a complete list at a newer `version` lacks.
 
         `uids` are those of the objects in the list.
         """
         return [
             known
-            for known in self.all()
+            for known in self.list()
             if known.metadata.uid not in uids
             and namespace in {None, known.metadata.namespace}
             and not is_older(version, known.metadata.resource_version)

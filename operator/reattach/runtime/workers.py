@@ -48,7 +48,7 @@ class Workers:
             key = await self._queue.get()
             began = monotonic()
             try:
-                self._queue.mark_at(key, await self._reconcile_once(key))
+                self._queue.add_at(key, await self._reconcile_once(key))
             finally:
                 self._queue.done(key)
                 self._metrics.reconcile_seconds.observe(monotonic() - began)

@@ -38,9 +38,9 @@ class InProcessOperator:
         self._again: dict[Key, datetime] = {}
         self._queue = WorkQueue()
         metrics = OperatorMetrics()
-        self._taskruns = TaskRunStore(cluster, (), self._queue.mark, UnreadableObjects(metrics))
-        self._pods = pod_store(self._queue.mark)
-        self._states = state_store(self._queue.mark)
+        self._taskruns = TaskRunStore(cluster, (), self._queue.add, UnreadableObjects(metrics))
+        self._pods = pod_store(self._queue.add)
+        self._states = state_store(self._queue.add)
         self.said: list[tuple[str, EmitEvent]] = []
         writer = Writer(cluster, RateLimiter(per_second=_PER_SECOND, at_once=64), lambda: True, metrics)
         self._reconciler = Reconciler(
@@ -60,7 +60,7 @@ class InProcessOperator:
             self._learn()
             for key in [key for key, at in self._again.items() if at <= self._now()]:
                 del self._again[key]
-                self._queue.mark(key)
+                self._queue.add(key)
             if self._queue.depth == 0:
                 return min(self._again.values(), default=None)
             await self._look(await self._queue.get())
@@ -95,13 +95,13 @@ class InProcessOperator:
         if change.kind == "DELETED" or found.status.outcome is not None:
             self._taskruns.on_deleted(reference_of(found.metadata))
         else:
-            self._taskruns.learn(found)
+            self._taskruns.upsert(found)
             self._taskruns.on_event(reference_of(found.metadata))
 
 
 def _learn(cache: ObjectStore[Any], change: ObjectChange, kind: type[Any]) -> None:
     found = msgspec.json.decode(change.raw, type=kind)
     if change.kind == "DELETED":
-        cache.forget(found.metadata.uid)
+        cache.delete(found.metadata.uid)
     elif LABEL_TASKRUN in found.metadata.labels:
-        cache.learn(found)
+        cache.upsert(found)

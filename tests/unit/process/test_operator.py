@@ -34,7 +34,7 @@ async def test_resync_loop_after_failed_list_removes_expired_keys_and_lists_agai
 
     operator = SimpleNamespace(
         _options=SimpleNamespace(sweep_seconds=0.001),
-        _taskruns=SimpleNamespace(sweep=resync),
+        _taskruns=SimpleNamespace(resync=resync),
         _expiry=SimpleNamespace(sweep=sweep),
     )
     loop = asyncio.ensure_future(Operator._resync_loop(cast("Operator", operator)))

@@ -95,7 +95,7 @@ async def uids_after(script: Script, metrics: OperatorMetrics | None = None) -> 
         await script.quiet.wait()
     running.cancel()
     assert reflector.synced.is_set()
-    return {found.metadata.uid for found in cache.all()}, marked
+    return {found.metadata.uid for found in cache.list()}, marked
 
 
 async def test_a_list_is_read_page_by_page() -> None:

@@ -111,7 +111,7 @@ async def test_stores_after_finished_runs_are_empty_and_memory_per_run_is_bounde
 def test_stores_ignore_late_older_event_of_released_pod() -> None:
     pods = pod_store(lambda _: None)
     *before, after = [msgspec.convert(event["object"], Pod) for event in pod_events(1)]
-    pods.learn(before[0])
-    assert pods.learn(after)
-    assert not any(pods.learn(pod) for pod in before)
+    pods.upsert(before[0])
+    assert pods.upsert(after)
+    assert not any(pods.upsert(pod) for pod in before)
     assert len(pods) == 0

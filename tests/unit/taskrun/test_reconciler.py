@@ -89,9 +89,9 @@ class Scene:
     def __init__(self, *refuse: str) -> None:
         queue, metrics = WorkQueue(), OperatorMetrics()
         self.client = FakeClient(refuse=refuse)
-        self.taskruns = TaskRunStore(self.client, (), queue.mark, UnreadableObjects(metrics))  # type: ignore[arg-type]
-        self.pods = pod_store(queue.mark)
-        self.states = state_store(queue.mark)
+        self.taskruns = TaskRunStore(self.client, (), queue.add, UnreadableObjects(metrics))  # type: ignore[arg-type]
+        self.pods = pod_store(queue.add)
+        self.states = state_store(queue.add)
         self.reconciler = Reconciler(
             cluster=self.client,  # type: ignore[arg-type]
             writer=self.client,  # type: ignore[arg-type]
@@ -112,7 +112,7 @@ class Scene:
     def is_seen(self, raw: JSON) -> None:
         """The reflector brings it, and kopf's watch tells of it."""
         found = msgspec.convert(raw, TaskRun)
-        self.taskruns.learn(found)
+        self.taskruns.upsert(found)
         self.taskruns.on_event(reference_of(found.metadata))
 
     def asked(self, verb: str) -> list[str]:
@@ -146,7 +146,7 @@ async def test_a_pod_that_only_the_epoch_tells_of_is_asked_for_before_it_is_call
     scene = Scene()
     scene.has_taskrun(OLD)
     summary = {ANNOTATION_SUMMARY: '{"epoch": {"attempt": 1, "podUID": "p1"}}'}
-    scene.states.learn(state(OLD, annotations=summary))
+    scene.states.upsert(state(OLD, annotations=summary))
     pod = paths.pods(KEY.namespace, "load-0ld00-1")
     scene.client.objects[pod] = Pod(
         metadata=owned("load-0ld00-1", "p1", OLD, FINALIZER_ATTEMPT),
@@ -158,12 +158,12 @@ async def test_a_pod_that_only_the_epoch_tells_of_is_asked_for_before_it_is_call
 
     assert pod in scene.asked("GET")
     assert scene.asked("POST") == []
-    assert [known.metadata.uid for known in scene.pods.of(KEY)] == ["p1"]
+    assert [known.metadata.uid for known in scene.pods.by_key(KEY)] == ["p1"]
 
 
 async def test_a_leftover_that_can_not_be_let_go_of_does_not_keep_a_new_taskrun_waiting() -> None:
     scene = Scene(paths.configmaps(KEY.namespace))
-    scene.states.learn(state(None))
+    scene.states.upsert(state(None))
     scene.has_taskrun(NEW)
 
     again = await scene.reconciler.reconcile(KEY)
@@ -179,7 +179,7 @@ async def test_what_is_left_of_ours_is_let_go_of_though_its_name_is_now_somebody
     foreign["spec"]["managedBy"] = "example.com/other"
     scene.client.objects[paths.taskruns(*KEY)] = foreign
     scene.is_seen(foreign)
-    scene.pods.learn(lost_pod())
+    scene.pods.upsert(lost_pod())
 
     await scene.reconciler.reconcile(KEY)
 
@@ -201,7 +201,7 @@ async def test_a_pod_that_can_not_be_let_go_of_does_not_keep_the_next_attempt_wa
     charged = {"application": 0, "disruption": 1, "neverStarted": 0, "cleanup": 0}
     why = {"cause": "Disruption", "chargedTo": "disruption", "end": "Reported"}
     scene.has_taskrun(OLD, attempts=[{**ended, **why}], counts={"attempts": 1, "charged": charged})
-    scene.pods.learn(
+    scene.pods.upsert(
         Pod(
             metadata=owned("load-0ld00-1", "p1", OLD, FINALIZER_ATTEMPT),
             spec=PodSpec(node_name="node"),
@@ -218,7 +218,7 @@ async def test_a_pod_that_can_not_be_let_go_of_does_not_keep_the_next_attempt_wa
 
 async def test_a_pod_lost_with_its_node_is_let_go_of_when_its_taskrun_is_gone() -> None:
     scene = Scene()
-    scene.pods.learn(lost_pod())
+    scene.pods.upsert(lost_pod())
 
     await scene.reconciler.reconcile(KEY)
 
@@ -228,7 +228,7 @@ async def test_a_pod_lost_with_its_node_is_let_go_of_when_its_taskrun_is_gone() 
 async def test_a_pod_lost_with_its_node_is_let_go_of_when_its_taskrun_is_finished() -> None:
     scene = Scene()
     scene.has_taskrun(OLD, outcome="Failed")
-    scene.pods.learn(lost_pod())
+    scene.pods.upsert(lost_pod())
 
     await scene.reconciler.reconcile(KEY)
 
@@ -247,7 +247,7 @@ async def test_an_answer_about_an_older_taskrun_does_not_hide_the_one_made_meanw
     scene.client.pause.set()
     await looking
 
-    known = scene.taskruns.known(KEY)
+    known = scene.taskruns.get(KEY)
     assert known is not None
     assert known.metadata.uid == NEW
 
@@ -343,7 +343,7 @@ def test_an_orphan_is_counted_and_said_in_the_log_once_however_often_it_is_annou
 async def test_release_of_state_after_conflict_reads_only_metadata() -> None:
     scene = Scene()
     scene.client.objects[paths.configmaps(KEY.namespace, "load-0ld00-state")] = state(None)
-    scene.states.learn(state(None))
+    scene.states.upsert(state(None))
     scene.client.conflicts = 1
     await scene.reconciler.reconcile(KEY)
     assert scene.client.metadata_reads == [paths.configmaps(KEY.namespace, "load-0ld00-state")]
