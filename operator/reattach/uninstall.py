@@ -4,7 +4,6 @@ The chart runs it before it is uninstalled. TaskRuns that are unfinished stay so
 run on meanwhile.
 """
 
-import argparse
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE
 from reattach.cluster import Cluster, ClusterError, ConflictError, NotFoundError, Reference, paths
 from reattach.pki.certificates import remove
-from reattach.process.options import listed, namespaces_of
 from reattach.runtime.pager import list_references
 
 _PATCHES_AT_ONCE = 8
@@ -44,29 +42,10 @@ class ReleaseOptions:
     timeout_seconds: float = 120
 
 
-def add_release_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `release`."""
-    add = parser.add_argument
-    add("--deployments", default="", help="Deployments in --namespace to delete first, separated by commas")
-    add("--pod-selector", default="", help="label selector of their pods, waited for until they are gone")
-    add("--secrets", default="", help="Secrets in --namespace to delete at the end, separated by commas")
-    add("--leases", default="", help="Leases in --namespace to delete at the end, separated by commas")
-    add("--timeout-seconds", type=float, default=120, help="how long the pods may take to end (%(default)s)")
-
-
-async def run(arguments: argparse.Namespace) -> int:
-    """The command; the answer is the process's exit code."""
-    options = ReleaseOptions(
-        namespace=arguments.namespace,
-        watch_namespaces=namespaces_of(arguments),
-        deployments=listed(arguments.deployments),
-        pod_selector=arguments.pod_selector,
-        secrets=listed(arguments.secrets),
-        leases=listed(arguments.leases),
-        timeout_seconds=arguments.timeout_seconds,
-    )
+async def run(kubeconfig: str | None, options: ReleaseOptions) -> int:
+    """Run the command. Return the exit code of the process."""
     try:
-        async with await Cluster.connect(arguments.kubeconfig) as cluster:
+        async with await Cluster.connect(kubeconfig) as cluster:
             await stop_and_release(cluster, options)
     except (ReleaseError, ClusterError) as error:
         _log.critical("%s", error)

@@ -61,7 +61,7 @@ def add_pod(control_plane: ControlPlane, namespace: str, name: str, phase: str =
 async def test_five_operators_at_once_agree_on_one_ca(
     control_plane: ControlPlane, operator: Cluster, settings: CertificateSettings
 ) -> None:
-    bundles = await asyncio.gather(*(ensure(operator, settings, NOW) for _ in range(5)))
+    bundles = await asyncio.gather(*(ensure(operator, operator, settings, NOW) for _ in range(5)))
     assert len({bundle.pem for bundle in bundles}) == 1
     (authority,) = certificates_in(bundles[0].pem.encode())
     (serving,) = certificates_in(secret(control_plane, settings.namespace, settings.tls_secret, "tls.crt"))
@@ -71,7 +71,7 @@ async def test_five_operators_at_once_agree_on_one_ca(
 async def test_a_rotation_waits_for_live_pods_and_passes_over_those_that_are_over(
     control_plane: ControlPlane, operator: Cluster, settings: CertificateSettings
 ) -> None:
-    await ensure(operator, settings, NOW)
+    await ensure(operator, operator, settings, NOW)
     namespace = settings.namespace
     live = add_pod(control_plane, namespace, "nightly-2")
     over = add_pod(control_plane, namespace, "nightly-1", "Failed")
@@ -79,14 +79,14 @@ async def test_a_rotation_waits_for_live_pods_and_passes_over_those_that_are_ove
     control_plane.call("PATCH", path, {"metadata": {"annotations": {ANNOTATION_ROTATE: "now"}}})
     before = secret(control_plane, namespace, settings.tls_secret, "tls.crt")
 
-    bundle = await ensure(operator, settings, NOW)
+    bundle = await ensure(operator, operator, settings, NOW)
     assert len(certificates_in(bundle.pem.encode())) == 2
     assert control_plane.call("GET", live)["metadata"]["annotations"][ANNOTATION_CA] == bundle.pem
     assert control_plane.call("GET", over)["metadata"]["annotations"][ANNOTATION_CA] == "old"
     for minutes in (1, 4):
-        await ensure(operator, settings, NOW + minutes * MINUTE)
+        await ensure(operator, operator, settings, NOW + minutes * MINUTE)
         assert secret(control_plane, namespace, settings.tls_secret, "tls.crt") == before
-    await ensure(operator, settings, NOW + 6 * MINUTE)
+    await ensure(operator, operator, settings, NOW + 6 * MINUTE)
     assert secret(control_plane, namespace, settings.tls_secret, "tls.crt") != before
 
 
@@ -102,7 +102,7 @@ async def test_a_pod_made_anew_under_the_same_name_is_not_written_by_mistake(
         return await original(self, where, body)
 
     monkeypatch.setattr(Cluster, "merge_patch", late)
-    assert await distribute(operator, settings.watch_namespaces, "new") == 0
+    assert await distribute(operator, operator, settings.watch_namespaces, "new") == 0
     assert control_plane.call("GET", path)["metadata"]["annotations"][ANNOTATION_CA] == "old"
 
 

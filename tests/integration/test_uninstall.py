@@ -11,7 +11,7 @@ import yaml
 from controlplane import ControlPlane, ControlPlaneError, helm_template
 from reattach import uninstall
 from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE
-from reattach.process.options import add_common_arguments
+from reattach.process.options import add_common_arguments, add_release_arguments, release_options_of
 
 FOREIGN = "example.com/other"
 Object = dict[str, Any]
@@ -70,12 +70,12 @@ class Site:
         parser = argparse.ArgumentParser()
         parser.add_argument("command")
         add_common_arguments(parser, {})
-        uninstall.add_release_arguments(parser)
+        add_release_arguments(parser)
         arguments = parser.parse_args(self.job["spec"]["template"]["spec"]["containers"][0]["args"])
         arguments.kubeconfig = str(self.control_plane.service_account_kubeconfig(self.own, "reattach-release"))
         for name, value in changed.items():
             setattr(arguments, name, value)
-        return await uninstall.run(arguments)
+        return await uninstall.run(arguments.kubeconfig, release_options_of(arguments))
 
 
 @pytest.fixture
@@ -211,7 +211,8 @@ async def test_an_api_server_that_refuses_is_an_error_not_a_success(
     nobody = f"nobody-{secrets.token_hex(4)}"
     parser = argparse.ArgumentParser()
     add_common_arguments(parser, {})
-    uninstall.add_release_arguments(parser)
+    add_release_arguments(parser)
     kubeconfig = str(site.control_plane.kubeconfig(nobody))
-    assert await uninstall.run(parser.parse_args([f"--kubeconfig={kubeconfig}"])) == 1
+    arguments = parser.parse_args([f"--kubeconfig={kubeconfig}"])
+    assert await uninstall.run(arguments.kubeconfig, release_options_of(arguments)) == 1
     assert "403" in caplog.text

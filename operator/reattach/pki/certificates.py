@@ -36,6 +36,7 @@ from reattach.pki.rotation import (
     next_step,
 )
 from reattach.runtime.pager import metadata_of_all
+from reattach.runtime.writer import Writer
 
 __all__ = ["Bundle", "CertificateSettings", "CertificatesError", "distribute", "ensure", "remove", "unmarked_pods"]
 
@@ -61,7 +62,7 @@ class Bundle:
     look_again_at: datetime
 
 
-async def ensure(cluster: Cluster, settings: CertificateSettings, now: datetime) -> Bundle:
+async def ensure(cluster: Cluster, writer: Writer, settings: CertificateSettings, now: datetime) -> Bundle:
     """Bring the certificates to where they should be at `now`; safe to repeat, to interrupt, and beside another operator.
 
     Put the answer's PEM into the annotation `reattach.dev/ca.crt` of new pods, and whenever it changed also of the live ones
@@ -74,14 +75,17 @@ async def ensure(cluster: Cluster, settings: CertificateSettings, now: datetime)
         secrets = await _read(cluster, settings.namespace, settings.ca_secret, settings.tls_secret)
         stored = _stored_in(secrets[settings.ca_secret], secrets[settings.tls_secret])
         bundle = stored.pem.decode()
-        lagging = is_overlap(stored, settings, now) and await distribute(cluster, settings.watch_namespaces, bundle) > 0
+        lagging = (
+            is_overlap(stored, settings, now)
+            and await distribute(cluster, writer, settings.watch_namespaces, bundle) > 0
+        )
         step = next_step(stored, settings, now, lagging=lagging)
         if isinstance(step, Wait):
             return Bundle(pem=bundle, look_again_at=step.until)
         write = _write_for(step, stored, settings, now)
         _log.log(write.level, "%s", write.why)
         try:
-            await _carry_out(write, secrets[write.name], cluster, settings.namespace)
+            await _write_secret(write, secrets[write.name], writer, settings.namespace)
         except ConflictError as error:
             _log.info("another operator wrote the certificates, looking again: %s", error)
     raise CertificatesError(
@@ -89,7 +93,7 @@ async def ensure(cluster: Cluster, settings: CertificateSettings, now: datetime)
     )
 
 
-async def distribute(cluster: Cluster, watch_namespaces: Sequence[str], pem: str) -> int:
+async def distribute(cluster: Cluster, writer: Writer, watch_namespaces: Sequence[str], pem: str) -> int:
     """Put the bundle on every live pod of ours that lacks it; safe to repeat. The number of pods that lacked it: written now, or refused."""
     pods = [pod async for pod in unmarked_pods(cluster, watch_namespaces, pem)]
     gate = asyncio.Semaphore(_PATCHES_AT_ONCE)
@@ -98,7 +102,7 @@ async def distribute(cluster: Cluster, watch_namespaces: Sequence[str], pem: str
         async with gate:
             patch = {"metadata": {"uid": uid, "annotations": {ANNOTATION_CA: pem}}}
             try:
-                await cluster.merge_patch(paths.pods(namespace, name), patch)
+                await writer.merge_patch(paths.pods(namespace, name), patch)
             except (NotFoundError, InvalidError):
                 return 0  # gone, or another pod by that name (a UID is immutable): the next look tells
             except ClusterError as error:
@@ -219,7 +223,7 @@ async def _read(cluster: Cluster, namespace: str, *names: str) -> dict[str, Secr
     return found
 
 
-async def _carry_out(write: _Write, old: Secret, cluster: Cluster, namespace: str) -> None:
+async def _write_secret(write: _Write, old: Secret, writer: Writer, namespace: str) -> None:
     """Create the Secret, or replace exactly the version that was read."""
     metadata: dict[str, Any] = {
         "name": write.name,
@@ -231,11 +235,11 @@ async def _carry_out(write: _Write, old: Secret, cluster: Cluster, namespace: st
     encoded = {key: base64.b64encode(value).decode() for key, value in write.data.items()}
     body = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": encoded}
     if old is None:
-        await cluster.create(paths.secrets(namespace), body)
+        await writer.create(paths.secrets(namespace), body)
     else:
         metadata["resourceVersion"] = old["metadata"]["resourceVersion"]
         body["type"] = old.get("type", "Opaque")  # can't be changed
-        await cluster.replace(paths.secrets(namespace, write.name), body)
+        await writer.replace(paths.secrets(namespace, write.name), body)
 
 
 def _value(secret: Secret, key: str) -> bytes:

@@ -13,7 +13,13 @@ from reattach import uninstall
 from reattach.planner.decide import decide
 from reattach.process import operator
 from reattach.process.logs import set_up_logs
-from reattach.process.options import add_common_arguments, add_run_arguments, run_options_of
+from reattach.process.options import (
+    add_common_arguments,
+    add_release_arguments,
+    add_run_arguments,
+    release_options_of,
+    run_options_of,
+)
 from reattach.taskrun.reconciler import Decide
 
 COMMANDS = ("run", "release")
@@ -28,7 +34,10 @@ def main(arguments: Sequence[str] | None = None, decide: Decide = decide) -> int
     parsed = parser.parse_args(given)
     set_up_logs(parsed.log_format, parsed.log_level)
     try:
-        work = uninstall.run(parsed) if parsed.command == "release" else operator.run(run_options_of(parsed), decide)
+        if parsed.command == "release":
+            work = uninstall.run(parsed.kubeconfig, release_options_of(parsed))
+        else:
+            work = operator.run(run_options_of(parsed), decide)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(work)
     except (ValueError, ConfigException) as error:
@@ -41,9 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="watch TaskRuns and run their pods (the default)")
     add_common_arguments(run, os.environ)
     add_run_arguments(run, os.environ)
-    letting_go = commands.add_parser("release", help="take our finalizers off all pods, states and TaskRuns")
-    add_common_arguments(letting_go, os.environ)
-    uninstall.add_release_arguments(letting_go)
+    release = commands.add_parser("release", help="remove our finalizers from all pods, states and TaskRuns")
+    add_common_arguments(release, os.environ)
+    add_release_arguments(release)
     return parser
 
 

@@ -4,12 +4,14 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from reattach.api.names import LABEL_TASKRUN, OPERATOR_NAME
+import msgspec
+
+from reattach.api.names import KIND, LABEL_TASKRUN, OPERATOR_NAME, PLURAL
 from reattach.api.objects import PartialObject, Pod
 from reattach.api.reasons import HOLDS
 from reattach.api.taskrun import TaskRun
@@ -17,23 +19,22 @@ from reattach.cluster import Cluster, ClusterError, paths
 from reattach.pki.certificates import CertificatesError, distribute, ensure
 from reattach.planner.plan import PodDefaults
 from reattach.process.options import RunOptions
-from reattach.runtime.event_recorder import EventRecorder
+from reattach.runtime.controller import Controller
 from reattach.runtime.health import Health
-from reattach.runtime.kopf_watch import watch_taskruns
+from reattach.runtime.kopf_watch import KopfWatch, watch
 from reattach.runtime.leader_election import LeaderElector, LeadershipLostError
 from reattach.runtime.metrics import OperatorMetrics
-from reattach.runtime.object_store import ObjectStore
-from reattach.runtime.reflector import Reflector
+from reattach.runtime.rate_limiter import RateLimiter
 from reattach.runtime.supervision import keep_running
 from reattach.runtime.unreadable import UnreadableObjects
-from reattach.runtime.workers import Workers
-from reattach.runtime.workqueue import WorkQueue
-from reattach.runtime.writer import RateLimiter, Writer
+from reattach.runtime.writer import NotLeadingError, Writer
 from reattach.state import Store
 from reattach.taskrun.key_expiry import KeyExpiry
-from reattach.taskrun.reconciler import Decide, Reconciler, Stores, key_by_label
+from reattach.taskrun.owned_stores import pod_store, state_store
+from reattach.taskrun.reconciler import Decide, Reconciler, Stores
 from reattach.taskrun.schema import SchemaError, check_schema
-from reattach.taskrun.taskrun_store import UNFINISHED, TaskRunStore
+from reattach.taskrun.taskrun_events import taskrun_event_recorder
+from reattach.taskrun.taskrun_store import TASKRUNS, UNFINISHED, TaskRunStore
 
 _TRY_AGAIN_SECONDS = 2.0
 
@@ -60,26 +61,31 @@ class Operator:
             url=options.state_api_url, ca=options.ca_file.read_text() if options.ca_file else ""
         )
         self._distributed = ""
-        self._queue = WorkQueue()
-        self._unreadable = UnreadableObjects(self._metrics)
-        self._taskruns = TaskRunStore(cluster, options.watch_namespaces, self._queue.mark, self._unreadable)
-        self._pods: ObjectStore[Pod] = ObjectStore(key_by_label, self._queue.mark)
-        self._states: ObjectStore[PartialObject] = ObjectStore(key_by_label, self._queue.mark)
-        self._reflectors = list(self._make_reflectors())
-        pace = RateLimiter(per_second=options.writes_per_second, at_once=options.writes_at_once)
-        writer = Writer(cluster, pace, self._leader.leads, self._metrics)
-        self._announcer = EventRecorder(writer, options.instance, self._metrics)
-        reconciler = Reconciler(
+        self._unreadable = UnreadableObjects(self._metrics, own_plural=PLURAL)
+        self._controller = Controller(KIND, cluster, self._metrics, self._unreadable, options.watch_namespaces)
+        self._queue = self._controller.queue
+        self._taskruns = TaskRunStore(cluster, options.watch_namespaces, self._queue.add, self._unreadable)
+        self._pods = pod_store(self._queue.add)
+        self._states = state_store(self._queue.add)
+        self._controller.watch(TASKRUNS.path, TaskRun, self._taskruns, field_selector=UNFINISHED)
+        self._controller.watch(paths.pods, Pod, self._pods, label_selector=LABEL_TASKRUN)
+        self._controller.watch(
+            paths.configmaps, PartialObject, self._states, label_selector=LABEL_TASKRUN, metadata_only=True
+        )
+        rate_limiter = RateLimiter(per_second=options.writes_per_second, at_once=options.writes_at_once)
+        self._writer = writer = Writer(cluster, rate_limiter, self._leader.leads, self._metrics)
+        self._event_recorder = taskrun_event_recorder(writer, options.instance, self._metrics)
+        self._reconciler = Reconciler(
             cluster=cluster,
             writer=writer,
             caches=Stores(taskruns=self._taskruns, pods=self._pods, states=self._states),
             queue=self._queue,
-            announcer=self._announcer,
+            event_recorder=self._event_recorder,
             decide=decide,
             settings=lambda: self._settings,
         )
-        self._expiry = KeyExpiry(self._states, Store(writer, field_manager=OPERATOR_NAME), self._unreadable)  # type: ignore[arg-type]
-        self._workers = Workers(self._queue, reconciler.reconcile, self._metrics)
+        states = Store(writer, field_manager=OPERATOR_NAME)  # type: ignore[arg-type]
+        self._expiry = KeyExpiry(cluster, options.watch_namespaces, states, self._unreadable)
         self._register_gauges()
 
     async def run(self) -> None:
@@ -88,7 +94,7 @@ class Operator:
         try:
             async with asyncio.TaskGroup() as parts:
                 parts.create_task(_stop_on_signal())
-                await _persist(lambda: check_schema(self._cluster), "the schema of TaskRuns")
+                await _retry_forever(lambda: check_schema(self._cluster), "the schema of TaskRuns")
                 self._missing = ""  # it stands by
                 await self._leader.acquire()
                 self._metrics.leader.set(1)
@@ -109,19 +115,14 @@ class Operator:
         self._missing = "a first look at the cluster"
         start("lease", self._keep_lease)
         if self._options.certificates:
-            await _persist(self._renew_certificates, "the certificates of the state API")
+            await _retry_forever(self._renew_certificates, "the certificates of the state API")
             start("certificates", self._keep_certificates)
-        for reflector in self._reflectors:
-            start("reflector", reflector.run)
-        for reflector in self._reflectors:
-            await reflector.synced.wait()
+        await self._controller.start_reflectors(start)
         _log.info("Known: %s TaskRuns, %s pods, %s states.", len(self._taskruns), len(self._pods), len(self._states))
         self._taskruns.enqueue_all()
-        for _ in range(self._options.workers):
-            start("worker", self._workers.run)
-        start("delays", self._queue.run_delays)
-        start("events", self._announcer.run)
-        start("sweep", self._sweep_now_and_then)
+        self._controller.start_workers(start, self._reconciler.reconcile, self._options.workers)
+        start("events", self._event_recorder.run)
+        start("sweep", self._resync_loop)
         start("overdue", self._taskruns.run_overdue)
         start("kopf", self._watch_taskruns)
         self._missing = ""
@@ -136,15 +137,23 @@ class Operator:
             os._exit(1)
 
     async def _watch_taskruns(self) -> None:
-        await watch_taskruns(self._taskruns, self._cluster, self._options.watch_namespaces)
+        watched = KopfWatch(
+            resource=TASKRUNS,
+            identity=OPERATOR_NAME,
+            on_event=self._taskruns.on_event,
+            on_deleted=self._taskruns.on_deleted,
+            namespaces=self._options.watch_namespaces,
+            field_selector=UNFINISHED,
+        )
+        await watch(watched, self._cluster)
 
-    async def _sweep_now_and_then(self) -> None:
-        """kopf reports nothing of what was deleted while it could not watch and had to list again."""
+    async def _resync_loop(self) -> None:
+        """List all TaskRuns periodically, because kopf misses deletions while its watch is broken. Remove expired keys."""
         while True:
             await asyncio.sleep(self._options.sweep_seconds)
             try:
-                await self._taskruns.sweep()
-            except ClusterError as error:
+                await self._taskruns.resync()
+            except (ClusterError, msgspec.DecodeError) as error:
                 _log.warning("The TaskRuns could not be listed: %s", error)
             await self._expiry.sweep(datetime.now(UTC))
 
@@ -152,10 +161,10 @@ class Operator:
         """Take what pods are to trust; the answer is after how many seconds to come again."""
         assert self._options.certificates is not None, "called only where certificates are ours to make"
         now = datetime.now(UTC)
-        bundle = await ensure(self._cluster, self._options.certificates, now)
+        bundle = await ensure(self._cluster, self._writer, self._options.certificates, now)
         self._settings = PodDefaults(url=self._options.state_api_url, ca=bundle.pem)
         if bundle.pem != self._distributed:
-            lacking = await distribute(self._cluster, self._options.watch_namespaces, bundle.pem)
+            lacking = await distribute(self._cluster, self._writer, self._options.watch_namespaces, bundle.pem)
             self._distributed = "" if lacking else bundle.pem
         return max((bundle.look_again_at - now).total_seconds(), 1.0)
 
@@ -164,36 +173,25 @@ class Operator:
         while True:
             try:
                 wait = await self._renew_certificates()
-            except (ClusterError, CertificatesError) as error:
+            except (ClusterError, CertificatesError, NotLeadingError) as error:
                 _log.warning("The certificates of the state API: %s", error)
                 wait = _TRY_AGAIN_SECONDS
             await asyncio.sleep(wait)
 
-    def _make_reflectors(self) -> Iterator[Reflector[Any]]:
-        for namespace in self._options.watch_namespaces or (None,):
-            make = partial(Reflector, self._cluster, unreadable=self._unreadable, namespace=namespace)
-            yield make(paths.taskruns(namespace), TaskRun, self._taskruns, field_selector=UNFINISHED)
-            yield make(paths.pods(namespace), Pod, self._pods, label_selector=LABEL_TASKRUN)
-            yield make(
-                paths.configmaps(namespace),
-                PartialObject,
-                self._states,
-                label_selector=LABEL_TASKRUN,
-                metadata_only=True,
-            )
-
     def _register_gauges(self) -> None:
         gauge = self._metrics.gauge
-        gauge("reattach_queue_depth", "TaskRuns that wait to be looked at.", lambda: self._queue.depth)
-        gauge("reattach_queue_oldest_seconds", "How long the first of them has waited.", self._queue.oldest_age)
-        gauge("reattach_queue_delayed", "TaskRuns that are to be looked at later.", lambda: self._queue.delayed)
+        gauge("reattach_queue_depth", "TaskRuns that wait for a worker.", lambda: self._queue.depth)
+        gauge("reattach_queue_oldest_seconds", "Seconds that the oldest of them has waited.", self._queue.oldest_age)
+        gauge(
+            "reattach_queue_delayed", "TaskRuns that are reconciled again at a later time.", lambda: self._queue.delayed
+        )
         gauge("reattach_taskruns", "Unfinished TaskRuns.", lambda: len(self._taskruns))
-        gauge("reattach_pods", "Pods of TaskRuns.", lambda: len(self._pods))
-        ages = {reflector.path: reflector.age for reflector in self._reflectors}
-        since = "Since the API server last told anything on a watch."
+        gauge("reattach_pods", "Pods that run, or whose end is not recorded yet.", lambda: len(self._pods))
+        ages = {reflector.path: reflector.age for reflector in self._controller.reflectors}
+        since = "Seconds since the last line of a watch."
         self._metrics.gauges("reattach_watch_age_seconds", since, "watch", ages)
         held = {reason.value: partial(self._taskruns.held, reason) for reason in HOLDS}
-        self._metrics.gauges("reattach_held_taskruns", "TaskRuns that wait for a person.", "reason", held)
+        self._metrics.gauges("reattach_held_taskruns", "TaskRuns that wait for a manual resolution.", "reason", held)
 
 
 async def run(options: RunOptions, decide: Decide) -> int:
@@ -224,7 +222,7 @@ async def _stop_on_signal() -> None:
     raise StoppedError
 
 
-async def _persist(attempt: Callable[[], Awaitable[T]], what: str) -> T:
+async def _retry_forever(attempt: Callable[[], Awaitable[T]], what: str) -> T:
     """Try until it succeeds: to end would only make the kubelet wait longer before each next start. Raises `SchemaError`."""
     said = ""
     while True:

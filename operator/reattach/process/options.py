@@ -11,6 +11,7 @@ from pathlib import Path
 from reattach.pki.certificates import CertificateSettings
 from reattach.process.logs import FORMATS
 from reattach.runtime.leader_election import LeaseSettings
+from reattach.uninstall import ReleaseOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +113,29 @@ def run_options_of(arguments: argparse.Namespace) -> RunOptions:
         writes_per_second=arguments.writes_per_second,
         writes_at_once=arguments.writes_at_once,
         sweep_seconds=arguments.sweep_seconds,
+    )
+
+
+def add_release_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `release`."""
+    add = parser.add_argument
+    add("--deployments", default="", help="Deployments in --namespace to delete first, separated by commas")
+    add("--pod-selector", default="", help="label selector of their pods; `release` waits until these pods are gone")
+    add("--secrets", default="", help="Secrets in --namespace to delete at the end, separated by commas")
+    add("--leases", default="", help="Leases in --namespace to delete at the end, separated by commas")
+    add("--timeout-seconds", type=float, default=120, help="how long the pods may take to end (default: %(default)s)")
+
+
+def release_options_of(arguments: argparse.Namespace) -> ReleaseOptions:
+    """Return the options of `release`."""
+    return ReleaseOptions(
+        namespace=arguments.namespace,
+        watch_namespaces=namespaces_of(arguments),
+        deployments=listed(arguments.deployments),
+        pod_selector=arguments.pod_selector,
+        secrets=listed(arguments.secrets),
+        leases=listed(arguments.leases),
+        timeout_seconds=arguments.timeout_seconds,
     )
 
 

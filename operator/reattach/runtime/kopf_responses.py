@@ -1,24 +1,24 @@
-"""What kopf reads of the API server: references to TaskRuns, as JSON.
+"""Responses of the API server as kopf reads them: references to objects, as JSON.
 
-kopf decodes a page or a line of a watch as a whole, and one TaskRun with deeply nested values would end it. Here the API server is
-asked for protobuf instead, of which only the references are read, and kopf gets the same page or stream with nothing else in it.
+kopf decodes a page or a line of a watch as a whole, so one object with deeply nested values would end kopf. The middleware requests
+protobuf instead, decodes only the references, and passes kopf the same page or stream with nothing else in it.
 
-An error of the API server reaches kopf as a broken connection, after which it tries again: some other answers would end kopf, and with
-it the watches of all other namespaces.
+An error of the API server reaches kopf as a broken connection, which kopf retries. Other error responses would end kopf, and with it
+the watches of all other namespaces.
 """
 
 import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 from typing_extensions import override
 
-from reattach.api.names import API_VERSION, KIND, PLURAL
 from reattach.cluster import Reference, references
 from reattach.cluster.client import LINE_BYTES_MAX
+from reattach.runtime.resource import Resource
 
 _LENGTH_BYTES = 4
 _OK = 200
@@ -29,41 +29,52 @@ _KOPF_HANDLES = {401, 429}
 _PAUSE_SECONDS = 1.0
 
 
-def middleware(on_answer: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
-    """Return a middleware that asks for TaskRuns as protobuf metadata, and calls `on_answer` after each list and watch that succeeded."""
+def middleware(resource: Resource, on_response: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
+    """Return a middleware that requests `resource` as protobuf metadata.
 
-    async def ask_for_references(
+    It calls `on_response` after each list and watch that succeeded.
+    """
+
+    async def request_references(
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        if request.url.name != PLURAL:
+        if request.url.name != resource.plural:
             return await handler(request)
         is_watch = request.url.query.get("watch") == "true"
         request.headers["Accept"] = references.ACCEPT_OBJECT if is_watch else references.ACCEPT_LIST
         response = await handler(request)
         if response.status == _OK:
-            on_answer()
+            on_response()
         return response
 
-    return ask_for_references
+    return request_references
 
 
-class ReferenceResponse(aiohttp.ClientResponse):
-    """An answer in protobuf, read as JSON by the two ways in which kopf reads. An answer in JSON stays as it is."""
+def response_class_for(resource: Resource) -> type[aiohttp.ClientResponse]:
+    """Return the class of the responses that `middleware` requests."""
+    return type("ReferenceResponse", (_ReferenceResponse,), {"resource": resource})
+
+
+class _ReferenceResponse(aiohttp.ClientResponse):
+    """Response in protobuf that kopf reads as JSON, in the two ways in which kopf reads. A response in JSON is left as it is."""
+
+    resource: ClassVar[Resource]
 
     @override
-    async def start(self, connection: Any) -> "ReferenceResponse":
+    async def start(self, connection: Any) -> "_ReferenceResponse":
         await super().start(connection)
-        is_list_or_watch = self.url.name == PLURAL
+        is_list_or_watch = self.url.name == self.resource.plural
         if is_list_or_watch and self.url.query.get("watch"):
-            self.content = _Events(self.content, is_gone=self.status == _GONE)  # type: ignore[assignment] # it has all that a StreamReader has
+            is_gone = self.status == _GONE
+            self.content = _Events(self.content, self.resource, is_gone=is_gone)  # type: ignore[assignment] # it has all methods of a StreamReader
             self.status = _OK if self.status == _GONE else self.status
-        is_needed = is_list_or_watch or self.url.path == f"/apis/{API_VERSION}"
+        is_needed = is_list_or_watch or self.url.path == f"/apis/{self.resource.api_version}"
         if self.status < _ERROR_FROM or self.status in _KOPF_HANDLES or not is_needed:
             return self
-        said = f"GET {self.url.path}: the API server answered {self.status}"
+        message = f"GET {self.url.path}: the API server returned {self.status}"
         if is_list_or_watch and self.status == _GONE:
-            raise aiohttp.ClientPayloadError(said)  # kopf lists again, without a pause
-        raise aiohttp.ClientConnectionError(said)
+            raise aiohttp.ClientPayloadError(message)  # kopf lists again, without a pause
+        raise aiohttp.ClientConnectionError(message)
 
     @override
     async def json(self, **_: Any) -> Any:
@@ -77,18 +88,19 @@ class ReferenceResponse(aiohttp.ClientResponse):
         except references.ProtobufError as error:
             raise aiohttp.ClientPayloadError(f"the page can't be read: {error}") from error
         return {
-            "kind": f"{KIND}List",
-            "apiVersion": API_VERSION,
+            "kind": f"{self.resource.kind}List",
+            "apiVersion": self.resource.api_version,
             "metadata": {"resourceVersion": page.resource_version, "continue": page.continue_token},
-            "items": [_object_of(reference) for reference in page.items],
+            "items": [_object_of(self.resource, reference) for reference in page.items],
         }
 
 
 class _Events:
-    """The body of a watch: each frame of protobuf becomes a line of JSON. With `is_gone` its only event says that the version is too old."""
+    """Body of a watch: each frame of protobuf becomes a line of JSON. With `is_gone`, the only event is that the version is too old."""
 
-    def __init__(self, content: aiohttp.StreamReader, *, is_gone: bool) -> None:
+    def __init__(self, content: aiohttp.StreamReader, resource: Resource, *, is_gone: bool) -> None:
         self._content = content
+        self._resource = resource
         self._is_gone = is_gone
 
     def __getattr__(self, name: str) -> Any:
@@ -116,11 +128,11 @@ class _Events:
             except references.ProtobufError as error:
                 raise aiohttp.ClientPayloadError(f"an event of the watch can't be read: {error}") from error
             if event.type != "ERROR":
-                yield _line(event.type, _object_of(event.reference))
+                yield _line(event.type, _object_of(self._resource, event.reference))
             elif event.status["code"] == _GONE:
                 await asyncio.sleep(_PAUSE_SECONDS)
                 yield _line(event.type, event.status)
-            else:  # kopf goes on from the last event
+            else:  # kopf resumes from the last event
                 raise aiohttp.ClientPayloadError(f"the watch ended with an error: {event.status}")
 
     async def _next_frame(self) -> bytes:
@@ -134,14 +146,14 @@ class _Events:
             return b""
 
 
-def _line(kind: str, what: dict[str, Any]) -> bytes:
-    return json.dumps({"type": kind, "object": what}).encode() + b"\n"
+def _line(event_type: str, content: dict[str, Any]) -> bytes:
+    return json.dumps({"type": event_type, "object": content}).encode() + b"\n"
 
 
-def _object_of(reference: Reference) -> dict[str, Any]:
+def _object_of(resource: Resource, reference: Reference) -> dict[str, Any]:
     return {
-        "kind": KIND,
-        "apiVersion": API_VERSION,
+        "kind": resource.kind,
+        "apiVersion": resource.api_version,
         "metadata": {
             "namespace": reference.namespace,
             "name": reference.name,

@@ -1,9 +1,9 @@
-"""kopf's part: log in, watch TaskRuns, and report which one changed. Nothing here decides or writes anything.
+"""Log in, watch one kind of object with kopf, and report which object changed. This module decides and writes nothing.
 
 Measured on kopf 1.45: any change handler, timer, daemon or index makes it write annotations or finalizers, start a task for each object,
-or take quadratic time at start; so there is one `on.event`, and storages that store nothing.
+or take quadratic time at start. So there is only one `on.event`, and storages that store nothing.
 
-kopf decodes whole pages and streams, and cancels every task of its event loop when it ends. So it sees references alone
+kopf decodes whole pages and streams, and cancels every task of its event loop when it ends. So it receives only references
 (`kopf_responses`), and has a thread and an event loop of its own.
 """
 
@@ -11,28 +11,40 @@ import asyncio
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import kopf
 from typing_extensions import override
 
-from reattach.api.names import GROUP, OPERATOR_NAME, PLURAL, VERSION
 from reattach.cluster import Cluster, Reference
-from reattach.runtime.kopf_responses import ReferenceResponse, middleware
-from reattach.taskrun.taskrun_store import UNFINISHED, TaskRunStore
+from reattach.runtime.kopf_responses import middleware, response_class_for
+from reattach.runtime.resource import Resource
 
 _LOGIN_LASTS = timedelta(minutes=10)
 _STOP_SECONDS = 3.0
 _LIST_WITHIN_SECONDS = 60.0
-"""kopf looks once which kinds there are. If the API server lacks TaskRuns just then, kopf idles for ever."""
+"""kopf lists the kinds once. If the API server lacks the watched kind at that time, kopf idles forever."""
 
 Notify = Callable[[str, Reference], None]
-"""Called in kopf's thread, with the type of the event: ADDED, MODIFIED, DELETED, or none if the object was listed."""
+"""Called in kopf's thread with the type of the event: ADDED, MODIFIED, DELETED, or empty if the object was listed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KopfWatch:
+    """Objects to watch, and the callbacks, which are called in the event loop of `watch`. No `namespaces` means all."""
+
+    resource: Resource
+    identity: str
+    on_event: Callable[[Reference], None]
+    on_deleted: Callable[[Reference], None]
+    namespaces: Collection[str] = ()
+    field_selector: str | None = None
 
 
 class NoDiffBase(kopf.DiffBaseStorage):
-    """Nothing is compared with what was handled last."""
+    """Storage without a last handled version, because no handler compares."""
 
     @override
     def build(self, *, body: Any, extra_fields: Any = None) -> Any:
@@ -48,7 +60,7 @@ class NoDiffBase(kopf.DiffBaseStorage):
 
 
 class NoProgress(kopf.ProgressStorage):
-    """No handler of ours has progress."""
+    """Storage without progress, because no handler has any."""
 
     @override
     def fetch(self, *, key: Any, body: Any) -> None:
@@ -71,99 +83,108 @@ class NoProgress(kopf.ProgressStorage):
         return essence
 
 
-def settings_of() -> kopf.OperatorSettings:
-    """kopf's settings, each with the reason that its default is not good here."""
+def settings_for(watched: KopfWatch) -> kopf.OperatorSettings:
+    """Return kopf's settings, each with the reason against its default."""
     settings = kopf.OperatorSettings()
     settings.persistence.diffbase_storage = NoDiffBase()  # a third of the cost of an event
     settings.persistence.progress_storage = NoProgress()
-    settings.persistence.finalizer = (
-        f"{GROUP}/kopf"  # kopf takes this name off whatever it sees: it must be none of ours
-    )
+    # kopf removes this finalizer from every object that it sees, so it must not be one of ours.
+    settings.persistence.finalizer = f"{watched.resource.group}/kopf"
     settings.posting.enabled = False  # unbounded
-    settings.scanning.disabled = (
-        True  # the CRD is there: it was checked; no right to watch CRDs and namespaces is needed
-    )
-    settings.queueing.idle_timeout = 0.5  # a task for each object that had an event, for so long
+    settings.scanning.disabled = True  # the CRD exists; so no right to watch CRDs and namespaces is needed
+    settings.queueing.idle_timeout = 0.5  # how long kopf keeps a task for each object with an event
     settings.queueing.worker_limit = None  # any limit holds back new objects for idle_timeout each
-    settings.watching.chunk_size = 20  # a page of metadata has no other limit, and each object may have 1.5 MiB
+    settings.watching.chunk_size = 20  # a page of metadata has no other limit, and an object may have 1.5 MiB
     settings.watching.server_timeout = 300
     settings.watching.connect_timeout = 10
     settings.watching.inactivity_timeout = 90
-    settings.watching.field_selectors[GROUP, VERSION, PLURAL] = UNFINISHED
+    if watched.field_selector is not None:
+        resource = watched.resource
+        settings.watching.field_selectors[resource.group, resource.version, resource.plural] = watched.field_selector
     settings.networking.request_timeout = 30
-    settings.networking.error_backoffs = (0.2, 0.5, 1, 2, 5, 10, 10, 10)  # an API server may be away for half a minute
+    settings.networking.error_backoffs = (
+        0.2,
+        0.5,
+        1,
+        2,
+        5,
+        10,
+        10,
+        10,
+    )  # an API server may be unavailable for half a minute
     return settings
 
 
 class KopfEndedError(Exception):
-    """kopf ended without having been stopped."""
+    """kopf ended before it was stopped."""
 
 
-def registry_of(notify: Notify, cluster: Cluster, on_answer: Callable[[], None]) -> kopf.OperatorRegistry:
-    """The two handlers: login and the watch."""
+def registry_for(
+    resource: Resource, notify: Notify, cluster: Cluster, on_response: Callable[[], None]
+) -> kopf.OperatorRegistry:
+    """Return the two handlers: login and the watch."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)  # type: ignore[arg-type, untyped-decorator, unused-ignore]
     async def login(**_: Any) -> kopf.AiohttpSession:
-        return await log_in(cluster, on_answer)
+        return await log_in(resource, cluster, on_response)
 
-    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)  # type: ignore[arg-type, untyped-decorator, unused-ignore]
-    async def taskrun_changed(event: Mapping[str, Any], **_: Any) -> None:
-        about = event["object"]["metadata"]
-        reference = Reference(about["namespace"], about["name"], about["uid"], about["resourceVersion"])
+    @kopf.on.event(resource.group, resource.version, resource.plural, registry=registry)  # type: ignore[arg-type, untyped-decorator, unused-ignore]
+    async def object_changed(event: Mapping[str, Any], **_: Any) -> None:
+        metadata = event["object"]["metadata"]
+        reference = Reference(metadata["namespace"], metadata["name"], metadata["uid"], metadata["resourceVersion"])
         notify(event["type"] or "", reference)
 
     return registry
 
 
-async def log_in(cluster: Cluster, on_answer: Callable[[], None]) -> kopf.AiohttpSession:
-    """Return a session with the credentials of `cluster`, for ten minutes: then a rotated token is read again.
+async def log_in(resource: Resource, cluster: Cluster, on_response: Callable[[], None]) -> kopf.AiohttpSession:
+    """Return a session with the credentials of `cluster`. It expires after ten minutes, so that a rotated token is read again.
 
-    The expiration makes each login differ from the one before: one 401 with equal credentials ends kopf. The number of connections has
-    no limit, because kopf holds one for each namespace that it watches. `on_answer` is called after each list and watch of TaskRuns.
+    The expiration makes each login differ from the one before, because one 401 with equal credentials ends kopf. The number of
+    connections has no limit, because kopf holds one for each namespace. `on_response` is called after each list and watch that succeeded.
     """
     return kopf.AiohttpSession(
         server=cluster.host,
         aiohttp_session=await cluster.new_session(
-            middlewares=(middleware(on_answer),), response_class=ReferenceResponse
+            middlewares=(middleware(resource, on_response),), response_class=response_class_for(resource)
         ),
         expiration=datetime.now(UTC) + _LOGIN_LASTS,
     )
 
 
-async def watch_taskruns(taskruns: TaskRunStore, cluster: Cluster, namespaces: Collection[str]) -> None:
-    """Run kopf in its thread until this task is cancelled, and notify `taskruns` in this event loop.
+async def watch(watched: KopfWatch, cluster: Cluster) -> None:
+    """Run kopf in its thread until this task is cancelled.
 
-    Raises whatever ended kopf, or `KopfEndedError`.
+    Raises the error that ended kopf, or `KopfEndedError`.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
     stop: asyncio.Future[Callable[[], object]] = loop.create_future()
     listed = threading.Event()
 
-    def notify(kind: str, reference: Reference) -> None:
-        act = taskruns.on_deleted if kind == "DELETED" else taskruns.on_event
-        loop.call_soon_threadsafe(act, reference)
+    def notify(event_type: str, reference: Reference) -> None:
+        loop.call_soon_threadsafe(watched.on_deleted if event_type == "DELETED" else watched.on_event, reference)
 
     async def run() -> None:
         stop_flag = asyncio.Event()
         own_loop = asyncio.get_running_loop()
         loop.call_soon_threadsafe(stop.set_result, lambda: own_loop.call_soon_threadsafe(stop_flag.set))
         await kopf.operator(
-            registry=registry_of(notify, cluster, listed.set),
-            settings=settings_of(),
-            identity=OPERATOR_NAME,  # type: ignore[arg-type] # unused without peering; else kopf asks for the user's name, and ours has none
+            registry=registry_for(watched.resource, notify, cluster, listed.set),
+            settings=settings_for(watched),
+            identity=watched.identity,  # type: ignore[arg-type] # unused without peering; the default is the name of the user, and ours has none
             standalone=True,
-            clusterwide=not namespaces,
-            namespaces=list(namespaces),
+            clusterwide=not watched.namespaces,
+            namespaces=list(watched.namespaces),
             stop_flag=stop_flag,
         )
 
     def run_in_thread() -> None:
-        error: BaseException = KopfEndedError("kopf ended without having been stopped")
+        error: BaseException = KopfEndedError("kopf ended before it was stopped")
         try:
             asyncio.run(run())
-        except BaseException as caught:  # noqa: BLE001 -- whatever it is, it is raised in the other thread
+        except BaseException as caught:  # noqa: BLE001 -- any error is raised in the other thread
             error = caught
         with suppress(RuntimeError):  # the event loop is closed, because the process ends
             loop.call_soon_threadsafe(_fail, ended, error)
@@ -172,11 +193,12 @@ async def watch_taskruns(taskruns: TaskRunStore, cluster: Cluster, namespaces: C
     try:
         await asyncio.wait([ended], timeout=_LIST_WITHIN_SECONDS)
         if not ended.done() and not listed.is_set():
-            raise KopfEndedError(f"kopf was stopped because it did not list TaskRuns within {_LIST_WITHIN_SECONDS:g} s")
+            what = f"{watched.resource.plural} within {_LIST_WITHIN_SECONDS:g} s"
+            raise KopfEndedError(f"kopf was stopped because it did not list {what}")
         await asyncio.wait([ended])
         ended.result()
     finally:
-        either: list[asyncio.Future[Any]] = [stop, ended]  # kopf may be starting still
+        either: list[asyncio.Future[Any]] = [stop, ended]  # kopf may still be starting
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED, timeout=_STOP_SECONDS)
         if not ended.done() and stop.done():
             with suppress(RuntimeError):  # kopf has ended already
@@ -186,6 +208,6 @@ async def watch_taskruns(taskruns: TaskRunStore, cluster: Cluster, namespaces: C
 
 
 def _fail(future: asyncio.Future[None], error: BaseException) -> None:
-    # A task that awaits a CancelledError would take it for its own cancellation.
+    # A task that awaits a CancelledError would treat the error as its own cancellation.
     if not future.done():
         future.set_exception(KopfEndedError(f"kopf ended by {error!r}") if not isinstance(error, Exception) else error)

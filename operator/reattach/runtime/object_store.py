@@ -1,16 +1,17 @@
-"""What is known of one kind of object: from the watch, and from the answers to our own writes, whichever is newer."""
+"""Cache of one kind of object, from its watch and from the responses to our own writes, whichever is newer."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from reattach.api.objects import ObjectMeta
 from reattach.runtime.workqueue import Key
 
 _TOMBSTONES_MAX = 10_000
+"""Objects that left the store and whose last version is known. The oldest are forgotten first."""
 
 
 class HasMetadata(Protocol):
-    """An object of Kubernetes."""
+    """Object of Kubernetes."""
 
     @property
     def metadata(self) -> ObjectMeta: ...
@@ -20,24 +21,43 @@ T = TypeVar("T", bound=HasMetadata)
 
 
 def is_older(version: str, than: str) -> bool:
-    """Whether one resourceVersion of an object, or of the list it is in, comes before another.
+    """Return whether one resourceVersion of an object, or of its list, comes before another.
 
-    Kubernetes promises that they are decimal numbers that grow (KEP-5504), as they have been wherever etcd is behind the API
-    server. What is no number is never called older: then the watch is believed, as it would be without this comparison.
+    Kubernetes guarantees growing decimal numbers (KEP-5504), as API servers on etcd have always sent. A version that is not a number is
+    never older, so the watch is believed, as it would be without this comparison.
     """
     return version.isdecimal() and than.isdecimal() and int(version) < int(than)
 
 
 class ObjectStore(Generic[T]):
-    """Objects by UID and by key. `on_change` is called with the key of whatever changed.
+    """Objects by UID and by key. `on_change` is called with the key of each object that changed.
 
-    An answer to our own write may come before or after the watch tells of it, so whatever is older than what is known is passed
-    over, and so is any word about an object after its end.
+    The response to our own write may arrive before or after the watch event of it. So an older version than the known one is ignored,
+    and so is any version of an object after its deletion.
+
+    An object that `keep` refuses is removed like a deleted one. A late event with an older version does not bring it back, as long as it
+    is among the last 10,000 objects that left. Beyond that, the late event stores the old version until the next event of the object, the
+    next relist, or the conflict of a write that is based on it.
+
+    Args:
+        key_of: returns the key that an object belongs to.
+        on_change: called with the key of each object that changed.
+        keep: returns whether an object is still needed.
+        transform: called with each object that is kept; returns it without the parts that nobody needs.
     """
 
-    def __init__(self, key_of: Callable[[T], Key], on_change: Callable[[Key], None]) -> None:
+    def __init__(
+        self,
+        key_of: Callable[[T], Key],
+        on_change: Callable[[Key], None],
+        *,
+        keep: Callable[[T], bool] = lambda _: True,
+        transform: Callable[[T], T] = lambda found: found,
+    ) -> None:
         self._key_of = key_of
         self._on_change = on_change
+        self._keep = keep
+        self._transform = transform
         self._by_key: dict[Key, dict[str, T]] = {}
         self._key_by_uid: dict[str, Key] = {}
         self._ended: dict[str, str] = {}
@@ -45,59 +65,62 @@ class ObjectStore(Generic[T]):
     def __len__(self) -> int:
         return len(self._key_by_uid)
 
-    def of(self, key: Key) -> tuple[T, ...]:
-        """All that belong to `key`."""
+    def by_key(self, key: Key) -> tuple[T, ...]:
+        """Return the objects that belong to `key`."""
         return tuple(self._by_key.get(key, {}).values())
 
-    def all(self) -> list[T]:
-        """All."""
+    def list(self) -> list[T]:
+        """Return all objects."""
         return [found for group in self._by_key.values() for found in group.values()]
 
     def get(self, uid: str) -> T | None:
-        """The object with this UID."""
+        """Return the object with this UID."""
         key = self._key_by_uid.get(uid)
         return None if key is None else self._by_key[key][uid]
 
     def has_ended(self, uid: str, version: str) -> bool:
-        """Whether the object was gone, or had left the selector, at this version of it."""
+        """Return whether the object was gone, had left the selector, or was refused by `keep`, at this version of it."""
         ended = self._ended.get(uid)
         return ended is not None and (not ended or ended == version or is_older(version, ended))
 
-    def learn(self, found: T) -> bool:
-        """Take `found` as what is now, unless something newer is known. Tells whether it was news."""
+    def upsert(self, found: T) -> bool:
+        """Store `found` unless a newer version is known. Return whether the store changed."""
         metadata = found.metadata
         if self.has_ended(metadata.uid, metadata.resource_version):
             return False
-        self._ended.pop(metadata.uid, None)
         key = self._key_of(found)
         before = self._key_by_uid.get(metadata.uid)
         if before is not None:
             known = self._by_key[before][metadata.uid].metadata.resource_version
             if known == metadata.resource_version or is_older(metadata.resource_version, known):
                 return False
-            if before != key:  # its label was changed
-                self._remove(metadata.uid)
-        self._by_key.setdefault(key, {})[metadata.uid] = found
+        if not self._keep(found):
+            self.delete(metadata.uid, version=metadata.resource_version)
+            return before is not None
+        self._ended.pop(metadata.uid, None)
+        if before is not None and before != key:  # its label was changed
+            self._remove(metadata.uid)
+        self._by_key.setdefault(key, {})[metadata.uid] = self._transform(found)
         self._key_by_uid[metadata.uid] = key
         self._on_change(key)
         return True
 
-    def forget(self, uid: str, *, version: str = "") -> None:
-        """It is gone. With `version` it was gone, or had left the selector, by then, and comes back with what is newer."""
+    def delete(self, uid: str, *, version: str = "") -> None:
+        """Remove an object. With `version`, the object comes back with a newer version: it had only left the selector by then."""
         self._ended.pop(uid, None)
         self._ended[uid] = version
         while len(self._ended) > _TOMBSTONES_MAX:
             del self._ended[next(iter(self._ended))]
         self._remove(uid)
 
-    def missing_from(self, uids: Collection[str], version: str, namespace: str | None) -> list[T]:
-        """Which known objects (of `namespace`, None: of all) a complete list at `version` lacks, though it is newer than they are.
+    def absent_in(self, uids: Collection[str], version: str, namespace: str | None) -> Sequence[T]:
+        """Return the known objects (of `namespace`, None: of all) that a complete list at a newer `version` lacks.
 
         `uids` are those of the objects in the list.
         """
         return [
             known
-            for known in self.all()
+            for known in self.list()
             if known.metadata.uid not in uids
             and namespace in {None, known.metadata.namespace}
             and not is_older(version, known.metadata.resource_version)

@@ -6,7 +6,7 @@ is read by itself. An object that can't be decoded even so is left out, and repo
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -82,7 +82,7 @@ async def list_pages(
     *,
     metadata_only: bool = False,
     **query: str | None,
-) -> AsyncIterator[Page[T]]:
+) -> AsyncGenerator[Page[T], None]:
     """Yield a collection page by page, as `list_all` returns it. Raises `ClusterError`, also `GoneError` between two pages."""
     token: str | None = None
     limit = _FIRST_PAGE

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import aclosing
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -27,13 +27,13 @@ T = TypeVar("T", bound=HasMetadata)
 class ReflectorStore(Protocol[T]):
     """Where the objects go. `Cache` is one."""
 
-    def learn(self, found: T) -> object:
+    def upsert(self, found: T) -> object:
         """Take `found` as what is now, unless something newer is known."""
 
-    def forget(self, uid: str, *, version: str) -> None:
+    def delete(self, uid: str, *, version: str) -> None:
         """The object was gone, or had left the selector, by `version`."""
 
-    def missing_from(self, uids: Collection[str], version: str, namespace: str | None) -> list[T]:
+    def absent_in(self, uids: Collection[str], version: str, namespace: str | None) -> Sequence[T]:
         """Return the known objects that a complete list at `version` lacks."""
 
 
@@ -129,9 +129,9 @@ class Reflector(Generic[T]):
         )
         for each in found:
             uids.add(each.metadata.uid)
-            self._store.learn(each)
-        for each in self._store.missing_from(uids, version, self._namespace):
-            self._store.forget(each.metadata.uid, version=version)
+            self._store.upsert(each)
+        for each in self._store.absent_in(uids, version, self._namespace):
+            self._store.delete(each.metadata.uid, version=version)
         self._version = version
         self._last_sign = time.monotonic()
         self._failures = 0
@@ -165,9 +165,9 @@ class Reflector(Generic[T]):
         self._unreadable.forget(found.metadata.uid)
         if kind == "DELETED":
             # It may have lost its label only, and get it back.
-            self._store.forget(found.metadata.uid, version=found.metadata.resource_version)
+            self._store.delete(found.metadata.uid, version=found.metadata.resource_version)
         else:
-            self._store.learn(found)
+            self._store.upsert(found)
 
     def _take_sign(self, event: _WatchEvent) -> None:
         """Note where the watch is, or raise the error that it reports."""

@@ -71,7 +71,7 @@ class WorkQueue:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._ready: asyncio.Queue[Key] = asyncio.Queue()
-        self._marked: dict[Key, float] = {}
+        self._queued_since: dict[Key, float] = {}
         self._active: set[Key] = set()
         self._delays = DelayingHeap()
         self._changed = asyncio.Event()
@@ -79,7 +79,7 @@ class WorkQueue:
     @property
     def depth(self) -> int:
         """How many keys wait to be worked on now."""
-        return len(self._marked)
+        return len(self._queued_since)
 
     @property
     def delayed(self) -> int:
@@ -88,17 +88,17 @@ class WorkQueue:
 
     def oldest_age(self) -> float:
         """Seconds since the longest waiting key was marked."""
-        return max(0.0, self._clock() - next(iter(self._marked.values()))) if self._marked else 0.0
+        return max(0.0, self._clock() - next(iter(self._queued_since.values()))) if self._queued_since else 0.0
 
-    def mark(self, key: Key) -> None:
+    def add(self, key: Key) -> None:
         """Something about `key` changed."""
-        if key in self._marked:
+        if key in self._queued_since:
             return
-        self._marked[key] = self._clock()
+        self._queued_since[key] = self._clock()
         if key not in self._active:
             self._ready.put_nowait(key)
 
-    def mark_at(self, key: Key, at: float | None) -> None:
+    def add_at(self, key: Key, at: float | None) -> None:
         """Look at `key` at `at`, instead of at the time set before; None: at no time."""
         if at is None:
             self._delays.drop(key)
@@ -109,14 +109,14 @@ class WorkQueue:
     async def get(self) -> Key:
         """The next key, to be given back by `done`."""
         key = await self._ready.get()
-        del self._marked[key]
+        del self._queued_since[key]
         self._active.add(key)
         return key
 
     def done(self, key: Key) -> None:
         """`key` is no longer worked on."""
         self._active.remove(key)
-        if key in self._marked:
+        if key in self._queued_since:
             self._ready.put_nowait(key)
 
     async def run_delays(self) -> None:
@@ -125,7 +125,7 @@ class WorkQueue:
             self._changed.clear()
             now = self._clock()
             for key in self._delays.pop_due(now):
-                self.mark(key)
+                self.add(key)
             next_at = self._delays.next_at()
             wait = self.LOOK_AT_CLOCK_SECONDS if next_at is None else min(next_at - now, self.LOOK_AT_CLOCK_SECONDS)
             try:

@@ -108,7 +108,7 @@ class PlanExecutor:
             self._refuse(key, taskrun, action, kind_of(error), error)
             return False
         else:
-            self._pods.learn(msgspec.json.decode(made, type=Pod))
+            self._pods.upsert(msgspec.json.decode(made, type=Pod))
         self._refused.pop(key, None)
         return True
 
@@ -117,7 +117,7 @@ class PlanExecutor:
         try:
             left = await self._writer.delete(paths.pods(taskrun.metadata.namespace, action.name), uid=action.uid)
         except NotFoundError:
-            self._pods.forget(action.uid)
+            self._pods.delete(action.uid)
             return
         except ConflictError:
             # Another pod has the name by now; or somebody's webhook refused, as it likes.
@@ -127,7 +127,7 @@ class PlanExecutor:
             return
         pod = msgspec.json.decode(left, type=Pod)
         if pod.metadata.uid == action.uid:  # else it is gone, and the answer a Status
-            self._pods.learn(pod)
+            self._pods.upsert(pod)
 
     async def release_pod(self, pod: Pod) -> None:
         """Take our finalizer off. If the pod has changed since it was seen, only learn how: the next look decides anew."""
@@ -163,7 +163,7 @@ class PlanExecutor:
             path = paths.pods(pod.metadata.namespace, pod.metadata.name)
             body = {"metadata": {"uid": pod.metadata.uid, "labels": labels}}
             pod = msgspec.json.decode(await self._writer.merge_patch(path, body), type=Pod)
-        self._pods.learn(pod)
+        self._pods.upsert(pod)
 
     async def _get(self, namespace: str, name: str) -> Pod:
         return msgspec.json.decode(await self._cluster.get(paths.pods(namespace, name)), type=Pod)
@@ -207,7 +207,7 @@ class PlanExecutor:
 
     async def release_state(self, owner: ObjectMeta, name: str) -> None:
         """Take our finalizer off the state of that name, if it is this TaskRun's."""
-        seen = [state for state in self._states.of(Key(owner.namespace, owner.name)) if state.metadata.name == name]
+        seen = [state for state in self._states.by_key(Key(owner.namespace, owner.name)) if state.metadata.name == name]
         try:
             state = seen[0] if seen else await self._get_state(paths.configmaps(owner.namespace, name))
         except NotFoundError:
@@ -234,7 +234,7 @@ class PlanExecutor:
         try:
             left = await self._writer.merge_patch(path, body)
         except NotFoundError:
-            cache.forget(about.uid)
+            cache.delete(about.uid)
         except ConflictError:
             found = await self._learn_anew(path, about, cache, kind)
             if found is not None and LABEL_TASKRUN not in found.metadata.labels:
@@ -243,22 +243,23 @@ class PlanExecutor:
         else:
             released = msgspec.json.decode(left, type=kind)
             if LABEL_TASKRUN in released.metadata.labels:
-                cache.learn(released)
+                cache.upsert(released)
 
     async def _learn_anew(self, path: str, about: ObjectMeta, cache: ObjectStore[Any], kind: type[Any]) -> Any | None:
         """What is at `path` now, if it still is this object. One that has lost our label is not kept: it belongs to no key."""
         try:
-            found = msgspec.json.decode(await self._cluster.get(path), type=kind)
+            content = await self._cluster.get(path, metadata_only=kind is PartialObject)
+            found = msgspec.json.decode(content, type=kind)
         except NotFoundError:
-            cache.forget(about.uid)
+            cache.delete(about.uid)
             return None
         if found.metadata.uid != about.uid:
-            cache.forget(about.uid)
+            cache.delete(about.uid)
             return None
         if LABEL_TASKRUN in found.metadata.labels:
-            cache.learn(found)
+            cache.upsert(found)
         else:
-            cache.forget(about.uid, version=found.metadata.resource_version)
+            cache.delete(about.uid, version=found.metadata.resource_version)
         return found
 
 

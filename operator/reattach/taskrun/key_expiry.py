@@ -1,13 +1,17 @@
-"""Keys that have expired, in the states of runs that are over, are removed now and then. While a run is unfinished nothing expires."""
+"""Removal of expired keys from the states of finished runs. No key expires while its run is unfinished."""
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from contextlib import aclosing
 from datetime import datetime
+
+import msgspec
 
 from reattach.api.names import FINALIZER_STATE, KIND, LABEL_TASKRUN
 from reattach.api.objects import PartialObject
-from reattach.cluster import ClusterError
-from reattach.runtime.object_store import ObjectStore
+from reattach.cluster import Cluster, ClusterError, Reference, paths
+from reattach.runtime.pager import list_pages
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.writer import NotLeadingError
 from reattach.state import RequestRejectedError, RunReference, Store, summary_of
@@ -17,36 +21,62 @@ _log = logging.getLogger(__name__)
 
 
 class KeyExpiry:
-    """Knows by the summaries which states have something that is due; those are read, and written by compare-and-set."""
+    """Finds the states with expired keys by their summaries, and removes these keys by compare-and-set.
 
-    def __init__(self, states: ObjectStore[PartialObject], store: Store, unreadable: UnreadableObjects) -> None:
-        self._states = states
+    The summaries come from a list of metadata, one page at a time, because no store keeps the states of finished runs.
+    """
+
+    def __init__(
+        self, cluster: Cluster, namespaces: Sequence[str], store: Store, unreadable: UnreadableObjects
+    ) -> None:
+        self._cluster = cluster
+        self._namespaces: Sequence[str | None] = namespaces or [None]
         self._store = store
         self._unreadable = unreadable
 
     async def sweep(self, now: datetime) -> None:
-        """All that is due by now, one after the other. What can't be swept is tried again by the next sweep."""
-        for state in self._states.all():
-            await asyncio.sleep(0)  # there may be many, and others have to be served
-            about = state.metadata
+        """Remove the keys that have expired by `now`, from one state after the other. The next sweep retries what failed."""
+        for namespace in self._namespaces:
             try:
-                await self._sweep_one(state, now)
-            except (ClusterError, NotLeadingError, RequestRejectedError) as error:
-                _log.warning("Expired keys of %s/%s can't be removed yet: %s", about.namespace, about.name, error)
-            except Exception as error:  # noqa: BLE001 -- people may change a state, and one must not stop the others
-                self._unreadable.report("configmaps", reference_of(about), error)
+                await self._sweep_namespace(namespace, now)
+            except ClusterError as error:
+                where = "all namespaces" if namespace is None else f"namespace {namespace}"
+                _log.warning("The states of %s can't be listed: %s", where, error)
+
+    async def _sweep_namespace(self, namespace: str | None, now: datetime) -> None:
+        decode = msgspec.json.Decoder(PartialObject).decode
+
+        def report(reference: Reference, error: Exception) -> None:
+            self._unreadable.report("configmaps", reference, error)
+
+        path = paths.configmaps(namespace)
+        pages = list_pages(self._cluster, path, decode, report, metadata_only=True, labelSelector=LABEL_TASKRUN)
+        async with aclosing(pages):
+            async for page in pages:
+                for state in page.items:
+                    await asyncio.sleep(0)  # lets other tasks run, because there may be many states
+                    await self._try_sweep_one(state, now)
+
+    async def _try_sweep_one(self, state: PartialObject, now: datetime) -> None:
+        metadata = state.metadata
+        try:
+            await self._sweep_one(state, now)
+        except (ClusterError, NotLeadingError, RequestRejectedError) as error:
+            _log.warning("Can't remove expired keys of %s/%s yet: %s", metadata.namespace, metadata.name, error)
+        except Exception as error:  # noqa: BLE001 -- users may change a state, and one must not stop the others
+            self._unreadable.report("configmaps", reference_of(metadata), error)
 
     async def _sweep_one(self, state: PartialObject, now: datetime) -> None:
         if not is_due(state, now):
             return
-        about = state.metadata
-        run = RunReference(about.namespace, about.labels[LABEL_TASKRUN], controller_of(about, KIND) or "")
+        metadata = state.metadata
+        run = RunReference(metadata.namespace, metadata.labels[LABEL_TASKRUN], controller_of(metadata, KIND) or "")
         removed = await self._store.sweep(run, now)
-        _log.info("%s expired keys of TaskRun %s/%s were removed.", removed, run.namespace, run.name)
+        _log.info("Removed %s expired keys of TaskRun %s/%s.", removed, run.namespace, run.name)
 
 
 def is_due(state: PartialObject, now: datetime) -> bool:
-    """Whether the run is over, which the absence of our finalizer tells, and one of its keys has expired."""
+    """Return whether a key has expired and the run is over, which the absence of our finalizer shows."""
     if FINALIZER_STATE in state.metadata.finalizers:
         return False
     summary = summary_of(state.metadata.annotations)

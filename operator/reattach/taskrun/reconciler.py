@@ -88,7 +88,7 @@ class Reconciler:
         writer: Writer,
         caches: Stores,
         queue: WorkQueue,
-        announcer: EventRecorder,
+        event_recorder: EventRecorder,
         decide: Decide,
         settings: Callable[[], PodDefaults],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -99,7 +99,7 @@ class Reconciler:
         self._pods = caches.pods
         self._states = caches.states
         self._queue = queue
-        self._announcer = announcer
+        self._event_recorder = event_recorder
         self._decide = decide
         self._settings = settings
         self._clock = clock
@@ -107,8 +107,8 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> datetime | None:
         """Look at it; the answer is when to look again, if nothing happens before."""
-        taskrun = self._taskruns.known(key)
-        if self._taskruns.is_doubtful(key) or self._has_leftovers(key, taskrun):
+        taskrun = self._taskruns.get(key)
+        if self._taskruns.is_suspect(key) or self._has_leftovers(key, taskrun):
             taskrun = await self._look(key)
         if taskrun is not None and taskrun.status.outcome is not None and is_ours(taskrun):
             taskrun = None
@@ -122,17 +122,17 @@ class Reconciler:
     async def _look(self, key: Key) -> TaskRun | None:
         """Read the TaskRun. If it can't be decoded, emit a Warning event on it and raise `UnreadableTaskRunError`."""
         try:
-            return await self._taskruns.look(key)
+            return await self._taskruns.refresh(key)
         except UnreadableTaskRunError as error:
             if error.reference.uid:
                 about = ObjectMeta(namespace=key.namespace, name=key.name, uid=error.reference.uid)
                 note = f"Reattach does nothing with this TaskRun, because {error}. Change it, or delete it."
-                self._announcer.announce(about, EmitEvent(EventReason.UNREADABLE, note, warning=True))
+                self._event_recorder.emit(about, EmitEvent(EventReason.UNREADABLE, note, warning=True))
             raise
 
     async def _carry_on(self, key: Key, taskrun: TaskRun) -> datetime | None:
         summary = next(
-            (summary_of(s.metadata.annotations) for s in self._states.of(key) if _is_of(s.metadata, taskrun)), None
+            (summary_of(s.metadata.annotations) for s in self._states.by_key(key) if _is_of(s.metadata, taskrun)), None
         )
         await self._find_hidden(taskrun, summary.epoch if summary else None)
         observed = Observed(
@@ -148,7 +148,7 @@ class Reconciler:
                 taskrun = await self._record(taskrun, plan.status)
             except (ConflictError, NotFoundError):
                 await self._look(key)
-                self._queue.mark(key)
+                self._queue.add(key)
                 return None
         await self._act_on_all(key, taskrun, plan.actions)
         return plan.look_again_at
@@ -186,13 +186,13 @@ class Reconciler:
             raise refused
 
     def _pods_of(self, key: Key, taskrun: TaskRun) -> tuple[Pod, ...]:
-        return tuple(pod for pod in self._pods.of(key) if _is_of(pod.metadata, taskrun))
+        return tuple(pod for pod in self._pods.by_key(key) if _is_of(pod.metadata, taskrun))
 
     async def _act(self, key: Key, taskrun: TaskRun, action: object) -> None:
         match action:
             case CreatePod():
                 if not await self._actor.create(key, taskrun, action):
-                    self._queue.mark(key)
+                    self._queue.add(key)
             case DeletePod():
                 await self._actor.delete(taskrun, action)
             case ReleasePod(pod=pod):
@@ -202,7 +202,7 @@ class Reconciler:
             case ReleaseTaskRun():
                 await self._release_taskrun(key, taskrun)
             case EmitEvent():
-                self._announcer.announce(taskrun.metadata, action)
+                self._event_recorder.emit(taskrun.metadata, action)
             case _:
                 raise TypeError(f"the planner asked for {action!r}, which it may not do here")
 
@@ -215,7 +215,7 @@ class Reconciler:
             self._taskruns.suspect(taskrun.metadata.uid)
         else:
             self._taskruns.apply_response(left)
-        self._queue.mark(key)
+        self._queue.add(key)
 
     async def _record(self, taskrun: TaskRun, status: TaskRunStatus) -> TaskRun:
         """Write what differs. `status.state` is the state API's to write; only that there is none any more may be our decision."""
@@ -263,7 +263,7 @@ class Reconciler:
         It may have lost its label only, or its watch may lag behind the one that told of its epoch; it may still be running.
         """
         about, status = taskrun.metadata, taskrun.status
-        seen = self._pods.of(Key(about.namespace, about.name))
+        seen = self._pods.by_key(Key(about.namespace, about.name))
         uids, names = ({pod.metadata.uid for pod in seen}, {pod.metadata.name for pod in seen})
         for attempt in status.attempts:
             if attempt.finish_time is None and attempt.pod_uid and attempt.pod_uid not in uids:
@@ -277,10 +277,10 @@ class Reconciler:
     def _has_leftovers(self, key: Key, taskrun: TaskRun | None) -> bool:
         return any(
             FINALIZER_ATTEMPT in pod.metadata.finalizers and not _is_of(pod.metadata, taskrun)
-            for pod in self._pods.of(key)
+            for pod in self._pods.by_key(key)
         ) or any(
             FINALIZER_STATE in state.metadata.finalizers and not _is_of(state.metadata, taskrun)
-            for state in self._states.of(key)
+            for state in self._states.by_key(key)
         )
 
     async def _release_leftovers(self, key: Key, taskrun: TaskRun | None) -> datetime | None:
@@ -289,10 +289,10 @@ class Reconciler:
         A leftover that can't be let go of is nothing to keep a new TaskRun of the same name waiting for.
         """
         is_left = False
-        for pod in self._pods.of(key):
+        for pod in self._pods.by_key(key):
             if not _is_of(pod.metadata, taskrun):
                 is_left |= not await self._let_go(key, self._actor.release_pod(pod))
-        for state in self._states.of(key):
+        for state in self._states.by_key(key):
             if not _is_of(state.metadata, taskrun):
                 is_left |= not await self._let_go(key, self._actor.release(state))
         return self._clock() + _TRY_LEFTOVERS_AGAIN if is_left else None

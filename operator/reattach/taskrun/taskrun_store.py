@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
-from reattach.api.names import OPERATOR_NAME, PLURAL
+from reattach.api.names import GROUP, KIND, OPERATOR_NAME, PLURAL, VERSION
 from reattach.api.objects import PartialObject
 from reattach.api.reasons import Reason
 from reattach.api.taskrun import TaskRun
@@ -19,9 +19,12 @@ from reattach.cluster import Cluster, ForbiddenError, NotFoundError, Reference, 
 from reattach.planner.conditions import is_held
 from reattach.runtime.object_store import ObjectStore, is_older
 from reattach.runtime.pager import list_references
+from reattach.runtime.resource import Resource
 from reattach.runtime.unreadable import DECODE_ERRORS, UnreadableObjects, describe, reference_of
+from reattach.runtime.workers import LoggedError
 from reattach.runtime.workqueue import Key
 
+TASKRUNS = Resource(group=GROUP, version=VERSION, kind=KIND, plural=PLURAL)
 UNFINISHED = "status.outcome="
 """The field selector: an absent field compares as empty."""
 GRACE_SECONDS = 1.0
@@ -31,8 +34,8 @@ _YIELD_EVERY = 500
 _log = logging.getLogger(__name__)
 
 
-class UnreadableTaskRunError(Exception):
-    """The TaskRun can't be decoded, so this operator can neither run nor end it."""
+class UnreadableTaskRunError(LoggedError):
+    """The TaskRun can't be decoded, so this operator can neither run nor end it. The log names it already."""
 
     def __init__(self, reference: Reference, why: str) -> None:
         super().__init__(f"it can't be read: {why}")
@@ -45,7 +48,7 @@ def key_of(found: TaskRun | PartialObject) -> Key:
 
 
 class TaskRunStore:
-    """Cache of unfinished TaskRuns. Whatever says that one is gone makes its key *suspect*: `look` confirms it with a GET.
+    """Cache of unfinished TaskRuns. Whatever says that one is gone makes its key *suspect*: `refresh` confirms it with a GET.
 
     An `ObjectStore` for the reflector. `on_change` is called with the key of each TaskRun that a worker must look at.
     """
@@ -76,16 +79,16 @@ class TaskRunStore:
 
     def held(self, reason: Reason) -> int:
         """How many wait for a person, for this reason."""
-        return sum(is_held(taskrun.status, reason) for taskrun in self._cache.all())
+        return sum(is_held(taskrun.status, reason) for taskrun in self._cache.list())
 
-    def known(self, key: Key) -> TaskRun | None:
+    def get(self, key: Key) -> TaskRun | None:
         """The TaskRun as last seen; None if there is none or it is doubtful which one it is."""
-        found = self._cache.of(key)
+        found = self._cache.by_key(key)
         return found[0] if len(found) == 1 and key not in self._suspect else None
 
-    def is_doubtful(self, key: Key) -> bool:
-        """Whether `look` must be asked before anything is believed."""
-        return key in self._suspect or len(self._cache.of(key)) > 1
+    def is_suspect(self, key: Key) -> bool:
+        """Whether `refresh` must be asked before anything is believed."""
+        return key in self._suspect or len(self._cache.by_key(key)) > 1
 
     # -- from kopf's watch -------------------------------------------------------------------------
 
@@ -107,15 +110,15 @@ class TaskRunStore:
             self.suspect(reference.uid)
         elif not self._cache.has_ended(reference.uid, reference.resource_version):
             # The response to a GET that is under way may bring it still.
-            self._cache.forget(reference.uid, version=reference.resource_version)
+            self._cache.delete(reference.uid, version=reference.resource_version)
             self._on_change(Key(reference.namespace, reference.name))
 
     # -- from the reflector ------------------------------------------------------------------------
 
-    def learn(self, found: TaskRun) -> None:
+    def upsert(self, found: TaskRun) -> None:
         """Store an object. Enqueue it if kopf's watch has sent an event of it before; else that event does."""
         uid, version = found.metadata.uid, found.metadata.resource_version
-        self._cache.learn(found)
+        self._cache.upsert(found)
         if (waiting := self._awaited.get(uid)) is None:
             return
         if not self._has_arrived(found):  # a newer version is awaited, and on its way
@@ -123,13 +126,13 @@ class TaskRunStore:
         if self._cache.get(uid) is not None:
             self._enqueue(found, version)
 
-    def forget(self, uid: str, *, version: str) -> None:  # noqa: ARG002 -- a GET tells, whatever the version
+    def delete(self, uid: str, *, version: str) -> None:  # noqa: ARG002 -- a GET tells, whatever the version
         """Suspect a TaskRun that was deleted, or finished."""
         self.suspect(uid)
 
-    def missing_from(self, uids: Collection[str], version: str, namespace: str | None) -> list[TaskRun]:
+    def absent_in(self, uids: Collection[str], version: str, namespace: str | None) -> Sequence[TaskRun]:
         """Return the known TaskRuns that a complete list at `version` lacks."""
-        return self._cache.missing_from(uids, version, namespace)
+        return self._cache.absent_in(uids, version, namespace)
 
     # -- from reads and writes of this process -----------------------------------------------------
 
@@ -141,17 +144,17 @@ class TaskRunStore:
             self._forget(found)
             self._clear(key, uid)
             return
-        self._cache.learn(found)
+        self._cache.upsert(found)
         if self._cache.get(uid) is not None and self._is_news(uid, version):
             self._enqueued[uid] = version
             self._on_change(key)
 
-    async def look(self, key: Key) -> TaskRun | None:
+    async def refresh(self, key: Key) -> TaskRun | None:
         """Read the TaskRun from the API server; it may have an outcome. None: there is no such TaskRun.
 
         Raises `UnreadableTaskRunError`, and `ClusterError`.
         """
-        before = self._cache.of(key)
+        before = self._cache.by_key(key)
         last = reference_of(before[-1].metadata) if before else Reference(*key, uid="", resource_version="")
         suspects = self._suspect.pop(key, {last.uid: last})
         reference = list(suspects.values())[-1]
@@ -170,7 +173,7 @@ class TaskRunStore:
             self.apply_response(found)
         return found
 
-    async def sweep(self) -> None:
+    async def resync(self) -> None:
         """List the references of all, and treat each as an event. Suspect the TaskRuns that are missing from the list.
 
         Skip a namespace that refuses the list, if there are several: it may have been deleted.
@@ -189,7 +192,7 @@ class TaskRunStore:
                 if number % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)  # there may be many, and others have to be served
             uids = {reference.uid for reference in found}
-            for each in self._cache.missing_from(uids, version, namespace):
+            for each in self._cache.absent_in(uids, version, namespace):
                 self.suspect(each.metadata.uid)
 
     async def run_overdue(self) -> None:
@@ -209,7 +212,7 @@ class TaskRunStore:
 
     def enqueue_all(self) -> None:
         """Enqueue everything that the reflector has brought so far."""
-        for found in self._cache.all():
+        for found in self._cache.list():
             self._enqueue(found, found.metadata.resource_version)
 
     def suspect(self, uid: str) -> None:
@@ -249,7 +252,7 @@ class TaskRunStore:
         self._enqueued.pop(uid, None)
         if self._cache.get(uid) is not None:
             self._on_change(key_of(known))
-        self._cache.forget(uid)
+        self._cache.delete(uid)
 
     def _decode(self, answer: bytes, reference: Reference) -> TaskRun:
         try:

@@ -15,10 +15,12 @@ from reattach.planner.decide import decide as the_planners
 from reattach.planner.plan import EmitEvent, PodDefaults
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.object_store import ObjectStore
+from reattach.runtime.rate_limiter import RateLimiter
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
-from reattach.runtime.writer import RateLimiter, Writer
-from reattach.taskrun.reconciler import Decide, Reconciler, Stores, key_by_label
+from reattach.runtime.writer import Writer
+from reattach.taskrun.owned_stores import pod_store, state_store
+from reattach.taskrun.reconciler import Decide, Reconciler, Stores
 from reattach.taskrun.taskrun_store import TaskRunStore
 from reattach.testing.memory_api import InMemoryCluster, ObjectChange
 
@@ -36,9 +38,9 @@ class InProcessOperator:
         self._again: dict[Key, datetime] = {}
         self._queue = WorkQueue()
         metrics = OperatorMetrics()
-        self._taskruns = TaskRunStore(cluster, (), self._queue.mark, UnreadableObjects(metrics))
-        self._pods: ObjectStore[Pod] = ObjectStore(key_by_label, self._queue.mark)
-        self._states: ObjectStore[PartialObject] = ObjectStore(key_by_label, self._queue.mark)
+        self._taskruns = TaskRunStore(cluster, (), self._queue.add, UnreadableObjects(metrics))
+        self._pods = pod_store(self._queue.add)
+        self._states = state_store(self._queue.add)
         self.said: list[tuple[str, EmitEvent]] = []
         writer = Writer(cluster, RateLimiter(per_second=_PER_SECOND, at_once=64), lambda: True, metrics)
         self._reconciler = Reconciler(
@@ -46,7 +48,7 @@ class InProcessOperator:
             writer=writer,
             caches=Stores(taskruns=self._taskruns, pods=self._pods, states=self._states),
             queue=self._queue,
-            announcer=SimpleNamespace(announce=self._announce),  # type: ignore[arg-type]
+            event_recorder=SimpleNamespace(emit=self._emit),  # type: ignore[arg-type]
             decide=decide,
             settings=lambda: PodDefaults(url="https://reattach.invalid", ca=CA),
             clock=now,
@@ -58,7 +60,7 @@ class InProcessOperator:
             self._learn()
             for key in [key for key, at in self._again.items() if at <= self._now()]:
                 del self._again[key]
-                self._queue.mark(key)
+                self._queue.add(key)
             if self._queue.depth == 0:
                 return min(self._again.values(), default=None)
             await self._look(await self._queue.get())
@@ -74,7 +76,7 @@ class InProcessOperator:
         if again is not None:
             self._again[key] = again
 
-    def _announce(self, about: ObjectMeta, said: EmitEvent) -> None:
+    def _emit(self, about: ObjectMeta, said: EmitEvent) -> None:
         self.said.append((about.uid, said))
 
     def _learn(self) -> None:
@@ -93,13 +95,13 @@ class InProcessOperator:
         if change.kind == "DELETED" or found.status.outcome is not None:
             self._taskruns.on_deleted(reference_of(found.metadata))
         else:
-            self._taskruns.learn(found)
+            self._taskruns.upsert(found)
             self._taskruns.on_event(reference_of(found.metadata))
 
 
 def _learn(cache: ObjectStore[Any], change: ObjectChange, kind: type[Any]) -> None:
     found = msgspec.json.decode(change.raw, type=kind)
     if change.kind == "DELETED":
-        cache.forget(found.metadata.uid)
+        cache.delete(found.metadata.uid)
     elif LABEL_TASKRUN in found.metadata.labels:
-        cache.learn(found)
+        cache.upsert(found)

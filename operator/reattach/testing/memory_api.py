@@ -73,11 +73,10 @@ class InMemoryCluster(Cluster):
     @override
     async def list(self, path: str, *, metadata_only: bool = False, **query: str | int | None) -> bytes:
         self._check_up()
-        labels = _labels_of(query.get("labelSelector"))
         items = [
             _metadata_of(found) if metadata_only else found
             for at, found in self._objects.items()
-            if _is_in(at, path) and labels.items() <= (found["metadata"].get("labels") or {}).items()
+            if _is_in(at, path) and _matches(query.get("labelSelector"), found["metadata"].get("labels") or {})
         ]
         version = str(max((int(found["metadata"]["resourceVersion"]) for found in self._objects.values()), default=0))
         return msgspec.json.encode({"metadata": {"resourceVersion": version}, "items": items})
@@ -290,9 +289,10 @@ def _metadata_of(found: JSON) -> JSON:
     return {"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": found["metadata"]}
 
 
-def _labels_of(selector: str | int | None) -> dict[str, str]:
-    pairs = [part.partition("=") for part in str(selector).split(",")] if selector else []
-    return {name: value for name, _, value in pairs}
+def _matches(selector: str | int | None, labels: Mapping[str, str]) -> bool:
+    """Return whether the labels match a selector of `name=value` and `name` (any value) parts."""
+    parts = [part.partition("=") for part in str(selector).split(",")] if selector else []
+    return all(name in labels and (not equals or labels[name] == value) for name, equals, value in parts)
 
 
 def _is_in(at: str, collection: str) -> bool:

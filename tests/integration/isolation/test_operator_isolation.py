@@ -111,7 +111,7 @@ async def test_certificates_among_hostile_pods_reach_pods_of_others(
     # Its name comes last in a list of all pods, which is sorted by namespace.
     other = Attacker(private_control_plane, private_control_plane.create_namespace("zz-other"))
     name = other.create(pod(), "pod")
-    await distribute(cluster, [], "a bundle")
+    await distribute(cluster, cluster, [], "a bundle")
     metadata = private_control_plane.call("GET", pods(other.namespace, name))["metadata"]
     assert metadata["annotations"][ANNOTATION_CA] == "a bundle"
     other.withdraw()

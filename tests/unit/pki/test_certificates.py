@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -31,6 +31,12 @@ from reattach.pki.certificates import (
     remove,
 )
 from reattach.pki.rotation import ANNOTATION_ROTATE
+from reattach.runtime.metrics import OperatorMetrics
+from reattach.runtime.rate_limiter import RateLimiter
+from reattach.runtime.writer import NotLeadingError, Writer
+
+if TYPE_CHECKING:
+    from reattach.cluster import Cluster
 
 HOST = "reattach-server.reattach.svc"
 MINUTE = timedelta(minutes=1)
@@ -138,7 +144,7 @@ def cluster() -> FakeCluster:
 
 
 async def test_a_first_start_makes_a_ca_and_a_certificate_that_it_issued(cluster: FakeCluster, now: datetime) -> None:
-    bundle = await ensure(cluster, SETTINGS, now)
+    bundle = await ensure(cluster, cluster, SETTINGS, now)
     (authority,) = certificates_in(bundle.pem.encode())
     (serving,) = certificates_in(cluster.data(TLS, "tls.crt"))
     assert is_issued_by(serving, authority)
@@ -147,15 +153,15 @@ async def test_a_first_start_makes_a_ca_and_a_certificate_that_it_issued(cluster
 
 
 async def test_the_key_of_the_ca_is_in_its_own_secret_alone(cluster: FakeCluster, now: datetime) -> None:
-    await ensure(cluster, SETTINGS, now)
+    await ensure(cluster, cluster, SETTINGS, now)
     assert cluster.data(CA, "tls.key") not in [cluster.data(TLS, key) for key in cluster.objects[TLS]["data"]]
-    assert "PRIVATE" not in (await ensure(cluster, SETTINGS, now)).pem
+    assert "PRIVATE" not in (await ensure(cluster, cluster, SETTINGS, now)).pem
 
 
 async def test_a_second_call_writes_nothing(cluster: FakeCluster, now: datetime) -> None:
-    first = await ensure(cluster, SETTINGS, now)
+    first = await ensure(cluster, cluster, SETTINGS, now)
     cluster.writes.clear()
-    assert await ensure(cluster, SETTINGS, now) == first
+    assert await ensure(cluster, cluster, SETTINGS, now) == first
     assert cluster.writes == []
 
 
@@ -175,11 +181,11 @@ async def test_an_operator_that_dies_between_any_two_writes_is_followed_by_one_t
     start, minutes = now, 0
     while minutes < 20:
         try:
-            bundle = await ensure(dying, SETTINGS, start + minutes * MINUTE)
+            bundle = await ensure(dying, dying, SETTINGS, start + minutes * MINUTE)
         except UnavailableError:
             deaths += 1
             continue
-        await distribute(dying, (), bundle.pem)
+        await distribute(dying, dying, (), bundle.pem)
         if minutes == 1:
             dying.annotate(CA, ANNOTATION_ROTATE)
         minutes += 1
@@ -199,10 +205,10 @@ async def test_of_two_operators_that_start_at_once_one_makes_the_ca_and_both_use
         if not other:
             other.append(path)
             rival = FakeCluster(objects=cluster.objects, versions=cluster.versions)
-            run_now(ensure(rival, SETTINGS, now))
+            run_now(ensure(rival, rival, SETTINGS, now))
 
     cluster.before_write = the_other_is_faster
-    bundle = await ensure(cluster, SETTINGS, now)
+    bundle = await ensure(cluster, cluster, SETTINGS, now)
     assert other == [CA]
     assert len(certificates_in(bundle.pem.encode())) == 1
     assert cluster.data(CA, "tls.crt") == bundle.pem.encode()
@@ -215,7 +221,7 @@ async def test_an_operator_that_never_wins_says_so(cluster: FakeCluster, now: da
 
     cluster.before_write = refuse
     with pytest.raises(CertificatesError, match="does another operator write them"):
-        await ensure(cluster, SETTINGS, now)
+        await ensure(cluster, cluster, SETTINGS, now)
 
 
 @pytest.mark.parametrize("key", ["tls.crt", "tls.key"])
@@ -223,10 +229,10 @@ async def test_an_operator_that_never_wins_says_so(cluster: FakeCluster, now: da
 async def test_a_damaged_ca_is_replaced_and_what_serves_stays_trusted(
     cluster: FakeCluster, now: datetime, key: str, damage: bytes
 ) -> None:
-    cluster.add_pod("nightly-1", (await ensure(cluster, SETTINGS, now)).pem)
+    cluster.add_pod("nightly-1", (await ensure(cluster, cluster, SETTINGS, now)).pem)
     serving = cluster.data(TLS, "tls.crt")
     cluster.set_data(CA, key, damage)
-    bundle = await ensure(cluster, SETTINGS, now + MINUTE)
+    bundle = await ensure(cluster, cluster, SETTINGS, now + MINUTE)
     assert len(certificates_in(bundle.pem.encode())) == 2
     assert cluster.data(TLS, "tls.crt") == serving
 
@@ -234,49 +240,49 @@ async def test_a_damaged_ca_is_replaced_and_what_serves_stays_trusted(
 async def test_a_certificate_that_is_no_ca_is_neither_used_as_one_nor_trusted(
     cluster: FakeCluster, now: datetime
 ) -> None:
-    before = await ensure(cluster, SETTINGS, now)
+    before = await ensure(cluster, cluster, SETTINGS, now)
     for key in ("tls.crt", "tls.key"):
         cluster.set_data(CA, key, cluster.data(TLS, key))
-    new, old = certificates_in((await ensure(cluster, SETTINGS, now)).pem.encode())
+    new, old = certificates_in((await ensure(cluster, cluster, SETTINGS, now)).pem.encode())
     assert (old,) == certificates_in(before.pem.encode())
     assert new.subject != old.subject
 
 
 async def test_secrets_that_are_not_base64_or_have_no_data_are_replaced(cluster: FakeCluster, now: datetime) -> None:
-    await ensure(cluster, SETTINGS, now)
+    await ensure(cluster, cluster, SETTINGS, now)
     cluster.objects[CA]["data"]["tls.key"] = "%%%"
     cluster.objects[TLS]["data"] = None
-    bundle = await ensure(cluster, SETTINGS, now)
+    bundle = await ensure(cluster, cluster, SETTINGS, now)
     assert is_issued_by(certificates_in(cluster.data(TLS, "tls.crt"))[0], certificates_in(bundle.pem.encode())[0])
 
 
 async def test_a_damaged_serving_certificate_is_replaced_by_the_same_ca(cluster: FakeCluster, now: datetime) -> None:
-    before = await ensure(cluster, SETTINGS, now)
+    before = await ensure(cluster, cluster, SETTINGS, now)
     cluster.set_data(TLS, "tls.key", b"nonsense")
-    assert (await ensure(cluster, SETTINGS, now)).pem == before.pem
+    assert (await ensure(cluster, cluster, SETTINGS, now)).pem == before.pem
     assert cluster.data(TLS, "tls.key") != b"nonsense"
 
 
 async def test_a_secret_of_another_type_keeps_it(cluster: FakeCluster, now: datetime) -> None:
     """A Secret's type can't be changed; cert-manager's is kubernetes.io/tls."""
     cluster.store(TLS, {"metadata": {"name": "tls"}, "type": "kubernetes.io/tls", "data": {}})
-    await ensure(cluster, SETTINGS, now)
+    await ensure(cluster, cluster, SETTINGS, now)
     assert cluster.objects[TLS]["type"] == "kubernetes.io/tls"
 
 
 async def test_a_distribution_time_that_nobody_can_read_is_recorded_again(cluster: FakeCluster, now: datetime) -> None:
-    await ensure(cluster, SETTINGS, now)
+    await ensure(cluster, cluster, SETTINGS, now)
     cluster.annotate(CA, ANNOTATION_ROTATE)
-    await ensure(cluster, SETTINGS, now)
+    await ensure(cluster, cluster, SETTINGS, now)
     cluster.objects[CA]["metadata"]["annotations"][ANNOTATION_DISTRIBUTED] = "soon"
-    await ensure(cluster, SETTINGS, now + MINUTE)
+    await ensure(cluster, cluster, SETTINGS, now + MINUTE)
     assert cluster.objects[CA]["metadata"]["annotations"][ANNOTATION_DISTRIBUTED] == (now + MINUTE).isoformat()
 
 
 async def test_the_order_to_rotate_is_carried_out_once(cluster: FakeCluster, now: datetime) -> None:
-    await ensure(cluster, SETTINGS, now)
+    await ensure(cluster, cluster, SETTINGS, now)
     cluster.annotate(CA, ANNOTATION_ROTATE)
-    bundles = {(await ensure(cluster, SETTINGS, now + minute * MINUTE)).pem for minute in range(10)}
+    bundles = {(await ensure(cluster, cluster, SETTINGS, now + minute * MINUTE)).pem for minute in range(10)}
     assert len(bundles) == 1
     assert len(certificates_in(bundles.pop().encode())) == 2
 
@@ -284,17 +290,17 @@ async def test_the_order_to_rotate_is_carried_out_once(cluster: FakeCluster, now
 async def test_the_old_certificate_serves_until_pods_have_had_the_bundle_for_the_overlap(
     cluster: FakeCluster, now: datetime
 ) -> None:
-    first = await ensure(cluster, SETTINGS, now)
+    first = await ensure(cluster, cluster, SETTINGS, now)
     pods = [cluster.add_pod(name, first.pem) for name in ("nightly-1", "nightly-2", "nightly-3")]
     serving = cluster.data(TLS, "tls.crt")
     cluster.annotate(CA, ANNOTATION_ROTATE)
-    bundle = await ensure(cluster, SETTINGS, now)
+    bundle = await ensure(cluster, cluster, SETTINGS, now)
     assert [pod["annotations"][ANNOTATION_CA] for pod in pods] == [bundle.pem] * 3
     assert bundle.look_again_at == now + 30 * SECOND
     for seconds in range(30, 320, 10):
-        await ensure(cluster, SETTINGS, now + seconds * SECOND)
+        await ensure(cluster, cluster, SETTINGS, now + seconds * SECOND)
         assert cluster.data(TLS, "tls.crt") == serving
-    await ensure(cluster, SETTINGS, now + 330 * SECOND)
+    await ensure(cluster, cluster, SETTINGS, now + 330 * SECOND)
     assert cluster.data(TLS, "tls.crt") != serving
 
 
@@ -302,25 +308,25 @@ async def test_a_pod_that_was_made_with_the_old_bundle_gets_the_new_one_and_the_
     cluster: FakeCluster, now: datetime
 ) -> None:
     """Its creation was under way when the CA was replaced."""
-    first = await ensure(cluster, SETTINGS, now)
+    first = await ensure(cluster, cluster, SETTINGS, now)
     serving = cluster.data(TLS, "tls.crt")
     cluster.annotate(CA, ANNOTATION_ROTATE)
-    await ensure(cluster, SETTINGS, now)
+    await ensure(cluster, cluster, SETTINGS, now)
     pod = cluster.add_pod("nightly-1", first.pem)
-    bundle = await ensure(cluster, SETTINGS, now + SETTINGS.overlap)
+    bundle = await ensure(cluster, cluster, SETTINGS, now + SETTINGS.overlap)
     assert pod["annotations"][ANNOTATION_CA] == bundle.pem
     assert cluster.data(TLS, "tls.crt") == serving
-    await ensure(cluster, SETTINGS, now + 2 * SETTINGS.overlap - SECOND)
+    await ensure(cluster, cluster, SETTINGS, now + 2 * SETTINGS.overlap - SECOND)
     assert cluster.data(TLS, "tls.crt") == serving
-    await ensure(cluster, SETTINGS, now + 2 * SETTINGS.overlap)
+    await ensure(cluster, cluster, SETTINGS, now + 2 * SETTINGS.overlap)
     assert cluster.data(TLS, "tls.crt") != serving
 
 
 async def test_distribution_writes_each_pod_once(cluster: FakeCluster) -> None:
     for name in ("nightly-1", "nightly-2", "nightly-3"):
         cluster.add_pod(name, "old")
-    assert await distribute(cluster, (), "new") == 3
-    assert await distribute(cluster, (), "new") == 0
+    assert await distribute(cluster, cluster, (), "new") == 3
+    assert await distribute(cluster, cluster, (), "new") == 0
 
 
 async def test_distribution_passes_over_a_pod_that_is_gone_or_made_anew(cluster: FakeCluster) -> None:
@@ -328,7 +334,7 @@ async def test_distribution_passes_over_a_pod_that_is_gone_or_made_anew(cluster:
     del cluster.objects["/api/v1/namespaces/work/pods/gone"]
     cluster.add_pod("anew")
     cluster.objects["/api/v1/namespaces/work/pods/anew"] = {"metadata": {"uid": "another"}}
-    assert await distribute(cluster, (), "bundle") == 0
+    assert await distribute(cluster, cluster, (), "bundle") == 0
 
 
 async def test_a_pod_that_may_not_be_written_counts_as_lacking_the_bundle_and_holds_up_no_other(
@@ -337,38 +343,38 @@ async def test_a_pod_that_may_not_be_written_counts_as_lacking_the_bundle_and_ho
     for name in ("nightly-1", "nightly-2", "nightly-3"):
         cluster.add_pod(name, "old")
     cluster.refused.add("/api/v1/namespaces/work/pods/nightly-2")
-    assert await distribute(cluster, (), "new") == 3
-    assert await distribute(cluster, (), "new") == 1
+    assert await distribute(cluster, cluster, (), "new") == 3
+    assert await distribute(cluster, cluster, (), "new") == 1
     cluster.refused.clear()
-    assert await distribute(cluster, (), "new") == 1
-    assert await distribute(cluster, (), "new") == 0
+    assert await distribute(cluster, cluster, (), "new") == 1
+    assert await distribute(cluster, cluster, (), "new") == 0
 
 
 async def test_a_namespace_that_refuses_to_tell_its_pods_is_passed_over(cluster: FakeCluster) -> None:
     cluster.add_pod("nightly-1", "old")
     cluster.refused.add("/api/v1/namespaces/gone/pods")
-    assert await distribute(cluster, ("gone", "work"), "new") == 1
+    assert await distribute(cluster, cluster, ("gone", "work"), "new") == 1
     cluster.refused.add("/api/v1/pods")
     with pytest.raises(ForbiddenError):
-        await distribute(cluster, (), "new")
+        await distribute(cluster, cluster, (), "new")
 
 
 async def test_distribution_looks_into_the_watched_namespaces_alone(cluster: FakeCluster) -> None:
     cluster.add_pod("nightly-1")
-    assert await distribute(cluster, ("elsewhere",), "bundle") == 0
-    assert await distribute(cluster, ("elsewhere", "work"), "bundle") == 1
+    assert await distribute(cluster, cluster, ("elsewhere",), "bundle") == 0
+    assert await distribute(cluster, cluster, ("elsewhere", "work"), "bundle") == 1
 
 
 # -- cert-manager ----------------------------------------------------------------------------------
 
 
 async def test_with_cert_manager_the_bundle_is_what_it_wrote(cluster: FakeCluster, now: datetime) -> None:
-    own = await ensure(cluster, SETTINGS, now)
+    own = await ensure(cluster, cluster, SETTINGS, now)
     del cluster.objects[CA]
     settings = CertificateSettings(
         namespace="reattach", ca_secret="ca", tls_secret="tls", dns_names=(HOST,), cert_manager=True
     )
-    assert (await ensure(cluster, settings, now)).pem == own.pem
+    assert (await ensure(cluster, cluster, settings, now)).pem == own.pem
     assert CA not in cluster.objects
 
 
@@ -383,12 +389,12 @@ async def test_with_cert_manager_a_missing_ca_is_said(
         cluster.store(TLS, {"metadata": {}, "data": {}})
         cluster.set_data(TLS, "ca.crt", content)
     with pytest.raises(CertificatesError, match=r"the Secret reattach/tls must hold a CA in ca\.crt"):
-        await ensure(cluster, settings, now)
+        await ensure(cluster, cluster, settings, now)
     assert cluster.objects.keys() <= {TLS}
 
 
 async def test_removal_deletes_both_secrets_and_can_be_repeated(cluster: FakeCluster, now: datetime) -> None:
-    await ensure(cluster, SETTINGS, now)
+    await ensure(cluster, cluster, SETTINGS, now)
     for _ in range(2):
         await remove(cluster, "reattach", "ca", "tls")
     assert cluster.objects == {}
@@ -443,7 +449,7 @@ async def test_no_connection_fails_through_a_rotation_however_kubelets_lag(
     """Three tasks and two replicas of the state API, each with files of another age, every ten seconds for 50 minutes."""
     pods = {f"nightly-{n}": Follower(lag) for n, lag in enumerate((SECOND, 45 * SECOND, 90 * SECOND))}
     replicas = [Follower(SECOND), Follower(90 * SECOND)]
-    first = await ensure(cluster, SETTINGS, now)
+    first = await ensure(cluster, cluster, SETTINGS, now)
     metadata = {name: cluster.add_pod(name, first.pem) for name in pods}
     tried: set[tuple[bytes, bytes]] = set()
     look_again_at, authorities, sizes = now, set(), []
@@ -452,9 +458,9 @@ async def test_no_connection_fails_through_a_rotation_however_kubelets_lag(
         if tick == 30:
             cluster.annotate(CA, ANNOTATION_ROTATE)
         if at >= look_again_at:
-            bundle = await ensure(cluster, SETTINGS, at)
+            bundle = await ensure(cluster, cluster, SETTINGS, at)
             look_again_at = bundle.look_again_at
-            await distribute(cluster, (), bundle.pem)
+            await distribute(cluster, cluster, (), bundle.pem)
         for name, file in pods.items():
             file.see(at, metadata[name]["annotations"][ANNOTATION_CA].encode())
         for replica in replicas:
@@ -475,8 +481,9 @@ async def test_a_certificate_of_another_ca_is_refused_by_the_task(
     cluster: FakeCluster, now: datetime, tmp_path: Path
 ) -> None:
     """The other test can fail."""
-    bundle = await ensure(FakeCluster(), SETTINGS, now)
-    await ensure(cluster, SETTINGS, now)
+    other = FakeCluster()
+    bundle = await ensure(other, other, SETTINGS, now)
+    await ensure(cluster, cluster, SETTINGS, now)
     pem = cluster.data(TLS, "tls.crt") + cluster.data(TLS, "tls.key")
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(pem, bundle.pem.encode(), tmp_path)
@@ -486,3 +493,28 @@ def run_now(coroutine: Any) -> None:
     """Run a coroutine that never waits, from within another."""
     with pytest.raises(StopIteration):
         coroutine.send(None)
+
+
+# -- the leader's writes ----------------------------------------------------------------------------------------------
+
+
+async def test_certificates_are_written_only_by_leader(cluster: FakeCluster, now: datetime) -> None:
+    limiter = RateLimiter(per_second=100, at_once=8)
+    cluster.add_pod("nightly-1", "old")
+    standby = Writer(cast("Cluster", cluster), limiter, lambda: False, OperatorMetrics())
+    with pytest.raises(NotLeadingError):
+        await ensure(cast("Cluster", cluster), standby, SETTINGS, now)
+    with pytest.raises(NotLeadingError):
+        await distribute(cast("Cluster", cluster), standby, (), "new")
+    assert cluster.writes == []
+
+
+async def test_certificate_writes_are_counted(cluster: FakeCluster, now: datetime) -> None:
+    metrics = OperatorMetrics()
+    writer = Writer(cast("Cluster", cluster), RateLimiter(per_second=100, at_once=8), lambda: True, metrics)
+    cluster.add_pod("nightly-1", "old")
+    bundle = await ensure(cast("Cluster", cluster), writer, SETTINGS, now)
+    await distribute(cast("Cluster", cluster), writer, (), bundle.pem)
+    text = metrics.text().decode()
+    assert 'reattach_writes_total{resource="secrets",verb="create"} 2.0' in text
+    assert 'reattach_writes_total{resource="pods",verb="patch"} 1.0' in text

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -15,18 +15,17 @@ from reattach.api.names import GROUP, PLURAL, VERSION
 from reattach.cluster import Cluster, Reference
 from reattach.cluster.references import MEDIA_TYPE
 from reattach.runtime import kopf_responses, kopf_watch
-
-if TYPE_CHECKING:
-    from reattach.taskrun.taskrun_store import TaskRunStore
+from reattach.runtime.resource import Resource
 
 JSON = dict[str, Any]
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+TASKRUNS = Resource(group=GROUP, version=VERSION, kind="TaskRun", plural=PLURAL)
 PATH = f"/apis/{GROUP}/{VERSION}"
 
 
 @dataclass
 class Events:
-    """Stands in for `TaskRunStore`: notes what kopf sends."""
+    """Records the references that kopf sends."""
 
     changed: list[Reference] = field(default_factory=list)
     deleted: list[Reference] = field(default_factory=list)
@@ -110,8 +109,11 @@ async def kopf_watching(server: ApiServer) -> AsyncIterator[tuple[Events, asynci
     configuration = client.Configuration()
     configuration.host = f"http://127.0.0.1:{runner.addresses[0][1]}"
     events = Events()
+    watched = kopf_watch.KopfWatch(
+        resource=TASKRUNS, identity="test", on_event=events.on_event, on_deleted=events.on_deleted
+    )
     async with Cluster(configuration) as cluster:
-        running = asyncio.ensure_future(kopf_watch.watch_taskruns(cast("TaskRunStore", events), cluster, ()))
+        running = asyncio.ensure_future(kopf_watch.watch(watched, cluster))
         try:
             yield events, running
         finally:
@@ -208,7 +210,7 @@ async def test_kopf_that_lists_nothing_is_stopped(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(kopf_watch, "_LIST_WITHIN_SECONDS", 0.5)
     async with kopf_watching(ApiServer({"discovery": [without_taskruns]})) as (_, running):
         await asyncio.wait([running], timeout=20)
-        with pytest.raises(kopf_watch.KopfEndedError, match=r"did not list TaskRuns within 0\.5 s"):
+        with pytest.raises(kopf_watch.KopfEndedError, match=r"did not list taskruns within 0\.5 s"):
             running.result()
 
 

@@ -95,7 +95,7 @@ async def uids_after(script: Script, metrics: OperatorMetrics | None = None) -> 
         await script.quiet.wait()
     running.cancel()
     assert reflector.synced.is_set()
-    return {found.metadata.uid for found in cache.all()}, marked
+    return {found.metadata.uid for found in cache.list()}, marked
 
 
 async def test_a_list_is_read_page_by_page() -> None:
@@ -191,9 +191,7 @@ async def test_a_list_with_an_unreadable_object_lacks_it_alone(caplog: pytest.Lo
     script.objects = {"/namespaces/default/pods/deep": DEEP, "/namespaces/default/pods/u2": encoded(made("u2", 8))}
     assert (await uids_after(script, metrics))[0] == {"u2", "u3"}
     assert script.pages == [None, "2"]
-    assert (
-        "pods default/deep is passed over, because it can't be read: a value in it is nested too deeply" in caplog.text
-    )
+    assert "Skipping pods default/deep, which can't be read: a value in it is nested too deeply" in caplog.text
     assert 'reattach_unreadable_objects_total{resource="pods"} 1.0' in metrics.text().decode()
 
 

@@ -69,16 +69,16 @@ class TestWorkQueue:
     async def test_a_key_marked_often_is_handed_out_once(self) -> None:
         queue = WorkQueue()
         for key in (A, B, A, A):
-            queue.mark(key)
+            queue.add(key)
         assert [await queue.get(), await queue.get()] == [A, B]
         assert queue.depth == 0
 
     async def test_a_key_is_never_handed_out_while_it_is_worked_on(self) -> None:
         queue = WorkQueue()
-        queue.mark(A)
+        queue.add(A)
         assert await queue.get() == A
-        queue.mark(A)
-        queue.mark(B)
+        queue.add(A)
+        queue.add(B)
         assert await queue.get() == B
         waiting = asyncio.ensure_future(queue.get())
         await asyncio.sleep(0)
@@ -88,7 +88,7 @@ class TestWorkQueue:
 
     async def test_what_was_not_marked_again_does_not_come_again(self) -> None:
         queue = WorkQueue()
-        queue.mark(A)
+        queue.add(A)
         await queue.get()
         queue.done(A)
         assert queue.depth == 0
@@ -96,24 +96,24 @@ class TestWorkQueue:
     async def test_a_delayed_key_comes_when_its_time_has_come(self) -> None:
         clock = Clock()
         queue = WorkQueue(clock)
-        queue.mark_at(A, clock.now + 1000)
+        queue.add_at(A, clock.now + 1000)
         delays = asyncio.ensure_future(queue.run_delays())
         await asyncio.sleep(0)
         assert queue.depth == 0
         assert queue.delayed == 1
         clock.now += 1000
-        queue.mark_at(B, clock.now)  # wakes it, as the clock's next look would
+        queue.add_at(B, clock.now)  # wakes it, as the clock's next look would
         assert {await queue.get(), await queue.get()} == {A, B}
         delays.cancel()
 
     async def test_the_age_is_that_of_the_key_that_waits_longest(self) -> None:
         clock = Clock()
         queue = WorkQueue(clock)
-        queue.mark(A)
+        queue.add(A)
         clock.now += 5
-        queue.mark(B)
+        queue.add(B)
         clock.now += 2
-        queue.mark(A)
+        queue.add(A)
         assert queue.oldest_age() == 7
         await queue.get()
         assert queue.oldest_age() == 2

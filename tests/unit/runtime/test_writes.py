@@ -1,6 +1,7 @@
 """What is written, how fast, and what refusals mean."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -25,12 +26,14 @@ from reattach.cluster import (
 )
 from reattach.cluster.errors import error_of
 from reattach.planner.plan import EmitEvent, PodRejectionKind
-from reattach.runtime.event_recorder import _REMEMBERED_MAX, NOTE_MAX, EventRecorder, event_of
+from reattach.runtime.event_recorder import _REMEMBERED_MAX, NOTE_MAX, EventRecorder
 from reattach.runtime.mergepatch import merge_patch_of
 from reattach.runtime.metrics import OperatorMetrics
-from reattach.runtime.writer import NotLeadingError, RateLimiter, Writer
+from reattach.runtime.rate_limiter import RateLimiter
+from reattach.runtime.writer import NotLeadingError, Writer
 from reattach.taskrun.executor import kind_of
 from reattach.taskrun.schema import missing_from
+from reattach.taskrun.taskrun_events import taskrun_event_recorder
 
 JSON = dict[str, Any]
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -70,33 +73,33 @@ class TestMergePatch:
         assert merge_patch_of({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}) == {}
 
 
-class TestPace:
+class TestRateLimiter:
     def test_a_burst_of_two_seconds_goes_at_once_and_the_rest_waits(self) -> None:
-        pace = RateLimiter(per_second=10, at_once=8, clock=lambda: 0.0)
-        assert [pace.wait_seconds() for _ in range(20)] == [0.0] * 20
-        assert pace.wait_seconds() == pytest.approx(0.1)
-        assert pace.wait_seconds() == pytest.approx(0.2)
+        limiter = RateLimiter(per_second=10, at_once=8, clock=lambda: 0.0)
+        assert [limiter.wait_seconds() for _ in range(20)] == [0.0] * 20
+        assert limiter.wait_seconds() == pytest.approx(0.1)
+        assert limiter.wait_seconds() == pytest.approx(0.2)
 
     def test_429_closes_it_for_as_long_as_the_server_says_and_halves_the_writes_at_once(self) -> None:
-        pace = RateLimiter(per_second=10, at_once=8, clock=lambda: 0.0)
-        pace.slow_down(7.0)
-        assert pace.wait_seconds() == 7.0
-        assert pace.window == 4
+        limiter = RateLimiter(per_second=10, at_once=8, clock=lambda: 0.0)
+        limiter.on_throttled(7.0)
+        assert limiter.wait_seconds() == 7.0
+        assert limiter.window == 4
 
     def test_success_opens_it_again_by_and_by(self) -> None:
-        pace = RateLimiter(per_second=10, at_once=8, clock=lambda: 0.0)
-        pace.slow_down(None)
+        limiter = RateLimiter(per_second=10, at_once=8, clock=lambda: 0.0)
+        limiter.on_throttled(None)
         for _ in range(100):
-            pace.speed_up()
-        assert pace.window == 8
+            limiter.on_success()
+        assert limiter.window == 8
 
     async def test_no_more_than_the_window_write_at_once(self) -> None:
-        pace = RateLimiter(per_second=1000, at_once=3, clock=lambda: 0.0)
+        limiter = RateLimiter(per_second=1000, at_once=3, clock=lambda: 0.0)
         inside, most = 0, 0
 
         async def write() -> None:
             nonlocal inside, most
-            async with pace.turn():
+            async with limiter.acquire():
                 inside += 1
                 most = max(most, inside)
                 await asyncio.sleep(0)
@@ -111,8 +114,8 @@ class TestWriter:
         class Untouched:
             """No method: a call fails the test."""
 
-        pace = RateLimiter(per_second=10, at_once=8)
-        writer = Writer(cast("Cluster", Untouched()), pace, lambda: False, OperatorMetrics())
+        limiter = RateLimiter(per_second=10, at_once=8)
+        writer = Writer(cast("Cluster", Untouched()), limiter, lambda: False, OperatorMetrics())
         with pytest.raises(NotLeadingError):
             await writer.create("/api/v1/namespaces/a/pods", {})
 
@@ -121,11 +124,11 @@ class TestWriter:
             async def create(self, *_: Any, **__: Any) -> bytes:
                 raise TooManyRequestsError(429, "TooManyRequests", "later", retry_after=3.0)
 
-        pace, metrics = RateLimiter(per_second=10, at_once=8), OperatorMetrics()
-        writer = Writer(cast("Cluster", Busy()), pace, lambda: True, metrics)
+        limiter, metrics = RateLimiter(per_second=10, at_once=8), OperatorMetrics()
+        writer = Writer(cast("Cluster", Busy()), limiter, lambda: True, metrics)
         with pytest.raises(TooManyRequestsError):
             await writer.create("/api/v1/namespaces/a/pods", {})
-        assert pace.window == 4
+        assert limiter.window == 4
         text = metrics.text().decode()
         assert "reattach_throttled_total 1.0" in text
         assert 'reattach_writes_total{resource="pods",verb="create"} 1.0' in text
@@ -158,47 +161,51 @@ class TestRefusals:
         assert kind_of(error) is kind
 
 
+def recorder_of(metrics: OperatorMetrics | None = None, clock: Callable[[], float] = lambda: 0.0) -> EventRecorder:
+    return taskrun_event_recorder(cast("Writer", None), "a", metrics or OperatorMetrics(), clock)
+
+
 class TestEvents:
     def test_the_same_event_has_the_same_name_and_another_has_another(self) -> None:
         names = [
-            event_of(ABOUT, said, "a", NOW)["metadata"]["name"]
+            recorder_of().body_of(ABOUT, said, NOW)["metadata"]["name"]
             for said in (EmitEvent("Ended", "one"), EmitEvent("Ended", "one"), EmitEvent("Ended", "two"))
         ]
         assert names[0] == names[1] != names[2]
 
     def test_a_note_is_cut_at_a_character_not_within_one(self) -> None:
-        note = event_of(ABOUT, EmitEvent("Ended", "ü" * NOTE_MAX), "a", NOW)["note"]
+        note = recorder_of().body_of(ABOUT, EmitEvent("Ended", "ü" * NOTE_MAX), NOW)["note"]
         assert note == "ü" * (NOTE_MAX // 2)
 
     def test_one_taskrun_can_announce_but_so_much_in_an_hour(self) -> None:
         metrics, clock = OperatorMetrics(), [0.0]
-        announcer = EventRecorder(cast("Writer", None), "a", metrics, lambda: clock[0])
+        recorder = recorder_of(metrics, lambda: clock[0])
         for number in range(50):
-            announcer.announce(ABOUT, EmitEvent("Ended", f"attempt {number}"))
-        assert announcer._waiting.qsize() == 20
+            recorder.emit(ABOUT, EmitEvent("Ended", f"attempt {number}"))
+        assert recorder._waiting.qsize() == 20
         assert "reattach_events_dropped_total 30.0" in metrics.text().decode()
         clock[0] = 3600.0
-        announcer.announce(ABOUT, EmitEvent("Ended", "attempt 51"))
-        assert announcer._waiting.qsize() == 21
+        recorder.emit(ABOUT, EmitEvent("Ended", "attempt 51"))
+        assert recorder._waiting.qsize() == 21
 
     def test_attempts_leave_room_for_what_a_person_must_know(self) -> None:
-        announcer = EventRecorder(cast("Writer", None), "a", OperatorMetrics(), lambda: 0.0)
+        recorder = recorder_of()
         for number in range(50):
-            announcer.announce(ABOUT, EmitEvent(EventReason.ATTEMPT_FAILED, f"attempt {number}"))
-            announcer.announce(ABOUT, EmitEvent(EventReason.REATTACHED, f"attempt {number}"))
-        announcer.announce(ABOUT, EmitEvent(Reason.SUBMISSION_UNKNOWN, "it may have been submitted", warning=True))
-        assert [announcer._waiting.get_nowait()[1]["reason"] for _ in range(16)][-1] == Reason.SUBMISSION_UNKNOWN
-        assert announcer._waiting.empty()
+            recorder.emit(ABOUT, EmitEvent(EventReason.ATTEMPT_FAILED, f"attempt {number}"))
+            recorder.emit(ABOUT, EmitEvent(EventReason.REATTACHED, f"attempt {number}"))
+        recorder.emit(ABOUT, EmitEvent(Reason.SUBMISSION_UNKNOWN, "it may have been submitted", warning=True))
+        assert [recorder._waiting.get_nowait()[1]["reason"] for _ in range(16)][-1] == Reason.SUBMISSION_UNKNOWN
+        assert recorder._waiting.empty()
 
     def test_no_more_is_remembered_than_bounds_allow(self) -> None:
         clock = [0.0]
-        announcer = EventRecorder(cast("Writer", None), "a", OperatorMetrics(), lambda: clock[0])
+        recorder = recorder_of(clock=lambda: clock[0])
         for number in range(_REMEMBERED_MAX + 50):
-            announcer.announce(msgspec.structs.replace(ABOUT, uid=f"u{number}"), EmitEvent("Ended", "it ended"))
-        assert len(announcer._sent) <= _REMEMBERED_MAX + 1
+            recorder.emit(msgspec.structs.replace(ABOUT, uid=f"u{number}"), EmitEvent("Ended", "it ended"))
+        assert len(recorder._sent) <= _REMEMBERED_MAX + 1
         clock[0] = 3600.0
-        announcer.announce(ABOUT, EmitEvent("Ended", "another one"))
-        assert len(announcer._sent) == 1
+        recorder.emit(ABOUT, EmitEvent("Ended", "another one"))
+        assert len(recorder._sent) == 1
 
 
 class TestSchema:

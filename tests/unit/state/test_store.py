@@ -14,13 +14,11 @@ from reattach.api.objects import PartialObject
 from reattach.api.state import SealPurpose
 from reattach.cluster.paths import configmaps, taskruns
 from reattach.runtime.metrics import OperatorMetrics
-from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.unreadable import UnreadableObjects
 from reattach.state.errors import RequestRejectedError
 from reattach.state.operations import Session, Set, change
 from reattach.state.store import RunReference, Store
 from reattach.taskrun.key_expiry import KeyExpiry, is_due
-from reattach.taskrun.reconciler import key_by_label
 from reattach.testing.memory_api import InMemoryCluster
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -105,17 +103,16 @@ async def test_of_a_run_that_is_over_what_has_expired_goes_and_what_has_not_stay
     cluster = InMemoryCluster(lambda: NOW)
     run, store = await finished(cluster)
     await release(cluster, run)
-    states: ObjectStore[PartialObject] = ObjectStore(key_by_label, lambda _: None)
     expiry, path = (
-        KeyExpiry(states, store, UnreadableObjects(OperatorMetrics())),
+        KeyExpiry(cluster, ("demo",), store, UnreadableObjects(OperatorMetrics())),
         configmaps("demo", state_name(run.name, run.uid)),
     )
 
     async def due(after: timedelta) -> set[str]:
-        states.learn(msgspec.json.decode(await cluster.get(path, metadata_only=True), type=PartialObject))
+        listed = msgspec.json.decode(await cluster.get(path, metadata_only=True), type=PartialObject)
         before = await cluster.get(path)
         await expiry.sweep(NOW + after)
-        assert (await cluster.get(path) != before) is is_due(states.all()[0], NOW + after), "read and written in vain"
+        assert (await cluster.get(path) != before) is is_due(listed, NOW + after), "read and written in vain"
         return {*(await store.read(run)).records}
 
     assert await due(timedelta(seconds=59)) == {"never", "soon", "later"}

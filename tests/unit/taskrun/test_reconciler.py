@@ -25,12 +25,12 @@ from reattach.api.taskrun import TaskRun
 from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, Reference, UnavailableError, paths
 from reattach.planner.decide import decide
 from reattach.planner.plan import EmitEvent, Plan, PodDefaults, ReadState
-from reattach.runtime.event_recorder import EventRecorder
 from reattach.runtime.metrics import OperatorMetrics
-from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
-from reattach.taskrun.reconciler import Reconciler, Stores, key_by_label
+from reattach.taskrun.owned_stores import pod_store, state_store
+from reattach.taskrun.reconciler import Reconciler, Stores
+from reattach.taskrun.taskrun_events import taskrun_event_recorder
 from reattach.taskrun.taskrun_store import TaskRunStore
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -49,9 +49,12 @@ class FakeClient:
     patches: list[JSON] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
     pause: asyncio.Event | None = None
+    metadata_reads: list[str] = field(default_factory=list)
 
-    async def get(self, path: str, **_query: Any) -> bytes:
+    async def get(self, path: str, *, metadata_only: bool = False, **_query: Any) -> bytes:
         self.asked.append(("GET", path))
+        if metadata_only:
+            self.metadata_reads.append(path)
         found = self.objects.get(path)
         if self.pause is not None:
             await self.pause.wait()
@@ -86,15 +89,15 @@ class Scene:
     def __init__(self, *refuse: str) -> None:
         queue, metrics = WorkQueue(), OperatorMetrics()
         self.client = FakeClient(refuse=refuse)
-        self.taskruns = TaskRunStore(self.client, (), queue.mark, UnreadableObjects(metrics))  # type: ignore[arg-type]
-        self.pods: ObjectStore[Pod] = ObjectStore(key_by_label, queue.mark)
-        self.states: ObjectStore[PartialObject] = ObjectStore(key_by_label, queue.mark)
+        self.taskruns = TaskRunStore(self.client, (), queue.add, UnreadableObjects(metrics))  # type: ignore[arg-type]
+        self.pods = pod_store(queue.add)
+        self.states = state_store(queue.add)
         self.reconciler = Reconciler(
             cluster=self.client,  # type: ignore[arg-type]
             writer=self.client,  # type: ignore[arg-type]
             caches=Stores(taskruns=self.taskruns, pods=self.pods, states=self.states),
             queue=queue,
-            announcer=SimpleNamespace(announce=lambda *_: None),  # type: ignore[arg-type]
+            event_recorder=SimpleNamespace(emit=lambda *_: None),  # type: ignore[arg-type]
             decide=decide,
             settings=lambda: PodDefaults(url="https://state", ca=""),
             clock=lambda: NOW,
@@ -109,7 +112,7 @@ class Scene:
     def is_seen(self, raw: JSON) -> None:
         """The reflector brings it, and kopf's watch tells of it."""
         found = msgspec.convert(raw, TaskRun)
-        self.taskruns.learn(found)
+        self.taskruns.upsert(found)
         self.taskruns.on_event(reference_of(found.metadata))
 
     def asked(self, verb: str) -> list[str]:
@@ -143,7 +146,7 @@ async def test_a_pod_that_only_the_epoch_tells_of_is_asked_for_before_it_is_call
     scene = Scene()
     scene.has_taskrun(OLD)
     summary = {ANNOTATION_SUMMARY: '{"epoch": {"attempt": 1, "podUID": "p1"}}'}
-    scene.states.learn(state(OLD, annotations=summary))
+    scene.states.upsert(state(OLD, annotations=summary))
     pod = paths.pods(KEY.namespace, "load-0ld00-1")
     scene.client.objects[pod] = Pod(
         metadata=owned("load-0ld00-1", "p1", OLD, FINALIZER_ATTEMPT),
@@ -155,12 +158,12 @@ async def test_a_pod_that_only_the_epoch_tells_of_is_asked_for_before_it_is_call
 
     assert pod in scene.asked("GET")
     assert scene.asked("POST") == []
-    assert [known.metadata.uid for known in scene.pods.of(KEY)] == ["p1"]
+    assert [known.metadata.uid for known in scene.pods.by_key(KEY)] == ["p1"]
 
 
 async def test_a_leftover_that_can_not_be_let_go_of_does_not_keep_a_new_taskrun_waiting() -> None:
     scene = Scene(paths.configmaps(KEY.namespace))
-    scene.states.learn(state(None))
+    scene.states.upsert(state(None))
     scene.has_taskrun(NEW)
 
     again = await scene.reconciler.reconcile(KEY)
@@ -176,7 +179,7 @@ async def test_what_is_left_of_ours_is_let_go_of_though_its_name_is_now_somebody
     foreign["spec"]["managedBy"] = "example.com/other"
     scene.client.objects[paths.taskruns(*KEY)] = foreign
     scene.is_seen(foreign)
-    scene.pods.learn(lost_pod())
+    scene.pods.upsert(lost_pod())
 
     await scene.reconciler.reconcile(KEY)
 
@@ -198,7 +201,7 @@ async def test_a_pod_that_can_not_be_let_go_of_does_not_keep_the_next_attempt_wa
     charged = {"application": 0, "disruption": 1, "neverStarted": 0, "cleanup": 0}
     why = {"cause": "Disruption", "chargedTo": "disruption", "end": "Reported"}
     scene.has_taskrun(OLD, attempts=[{**ended, **why}], counts={"attempts": 1, "charged": charged})
-    scene.pods.learn(
+    scene.pods.upsert(
         Pod(
             metadata=owned("load-0ld00-1", "p1", OLD, FINALIZER_ATTEMPT),
             spec=PodSpec(node_name="node"),
@@ -215,7 +218,7 @@ async def test_a_pod_that_can_not_be_let_go_of_does_not_keep_the_next_attempt_wa
 
 async def test_a_pod_lost_with_its_node_is_let_go_of_when_its_taskrun_is_gone() -> None:
     scene = Scene()
-    scene.pods.learn(lost_pod())
+    scene.pods.upsert(lost_pod())
 
     await scene.reconciler.reconcile(KEY)
 
@@ -225,7 +228,7 @@ async def test_a_pod_lost_with_its_node_is_let_go_of_when_its_taskrun_is_gone() 
 async def test_a_pod_lost_with_its_node_is_let_go_of_when_its_taskrun_is_finished() -> None:
     scene = Scene()
     scene.has_taskrun(OLD, outcome="Failed")
-    scene.pods.learn(lost_pod())
+    scene.pods.upsert(lost_pod())
 
     await scene.reconciler.reconcile(KEY)
 
@@ -244,7 +247,7 @@ async def test_an_answer_about_an_older_taskrun_does_not_hide_the_one_made_meanw
     scene.client.pause.set()
     await looking
 
-    known = scene.taskruns.known(KEY)
+    known = scene.taskruns.get(KEY)
     assert known is not None
     assert known.metadata.uid == NEW
 
@@ -320,14 +323,14 @@ def test_an_orphan_is_counted_and_said_in_the_log_once_however_often_it_is_annou
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     metrics = OperatorMetrics()
-    announcer = EventRecorder(SimpleNamespace(), "pod-1", metrics)  # type: ignore[arg-type]
+    recorder = taskrun_event_recorder(SimpleNamespace(), "pod-1", metrics)  # type: ignore[arg-type]
     about = ObjectMeta(name=KEY.name, namespace=KEY.namespace, uid=NEW)
 
     async def announce() -> None:
         for number in (1, 1, 2):
             note = f"External job load (handle job-{number}) is left running."
-            announcer.announce(about, EmitEvent(EventReason.ORPHANED, note, warning=True))
-        announcer.announce(about, EmitEvent(EventReason.SUBMITTED, "External job load was submitted."))
+            recorder.emit(about, EmitEvent(EventReason.ORPHANED, note, warning=True))
+        recorder.emit(about, EmitEvent(EventReason.SUBMITTED, "External job load was submitted."))
 
     asyncio.run(announce())
     assert b"reattach_orphaned_jobs_total 2.0" in metrics.text()
@@ -335,3 +338,12 @@ def test_an_orphan_is_counted_and_said_in_the_log_once_however_often_it_is_annou
         "TaskRun team/load: External job load (handle job-1) is left running.",
         "TaskRun team/load: External job load (handle job-2) is left running.",
     ]
+
+
+async def test_release_of_state_after_conflict_reads_only_metadata() -> None:
+    scene = Scene()
+    scene.client.objects[paths.configmaps(KEY.namespace, "load-0ld00-state")] = state(None)
+    scene.states.upsert(state(None))
+    scene.client.conflicts = 1
+    await scene.reconciler.reconcile(KEY)
+    assert scene.client.metadata_reads == [paths.configmaps(KEY.namespace, "load-0ld00-state")]

@@ -89,17 +89,19 @@ def clock() -> Clock:
 
 @pytest.fixture
 def taskruns(server: Server, marked: list[Key], metrics: OperatorMetrics, clock: Clock) -> TaskRunStore:
-    return TaskRunStore(cast("Cluster", server), (), marked.append, UnreadableObjects(metrics), clock)
+    return TaskRunStore(
+        cast("Cluster", server), (), marked.append, UnreadableObjects(metrics, own_plural="taskruns"), clock
+    )
 
 
 def uid_of(taskruns: TaskRunStore) -> str | None:
-    known = taskruns.known(KEY)
+    known = taskruns.get(KEY)
     return known.metadata.uid if known else None
 
 
 def see(taskruns: TaskRunStore, uid: str = "u1", version: int = 5) -> None:
     """The reflector brings a TaskRun, and kopf's watch tells of it."""
-    taskruns.learn(taskrun(uid, version))
+    taskruns.upsert(taskrun(uid, version))
     taskruns.on_event(reference(uid, version))
 
 
@@ -107,7 +109,7 @@ def see(taskruns: TaskRunStore, uid: str = "u1", version: int = 5) -> None:
 
 
 def test_an_object_that_no_event_of_kopf_announced_wakes_no_worker(taskruns: TaskRunStore, marked: list[Key]) -> None:
-    taskruns.learn(taskrun())
+    taskruns.upsert(taskrun())
     assert marked == []
     assert uid_of(taskruns) == "u1"
 
@@ -116,7 +118,7 @@ def test_an_object_that_no_event_of_kopf_announced_wakes_no_worker(taskruns: Tas
 def test_an_object_and_its_event_wake_the_workers_once_in_either_order(
     taskruns: TaskRunStore, marked: list[Key], *, object_first: bool
 ) -> None:
-    steps = [lambda: taskruns.learn(taskrun()), lambda: taskruns.on_event(reference())]
+    steps = [lambda: taskruns.upsert(taskrun()), lambda: taskruns.on_event(reference())]
     for step in steps if object_first else reversed(steps):
         assert marked == []
         step()
@@ -133,12 +135,12 @@ def test_an_event_of_a_newer_version_waits_for_that_version_while_the_reflector_
     taskruns.on_event(reference(version=9))
     assert marked == []
     clock.now = 0.9 * GRACE_SECONDS
-    taskruns.learn(taskrun(version=7))
+    taskruns.upsert(taskrun(version=7))
     assert marked == [KEY]
     clock.now = 1.8 * GRACE_SECONDS
     taskruns.check_overdue()
-    assert not taskruns.is_doubtful(KEY)
-    taskruns.learn(taskrun(version=9))
+    assert not taskruns.is_suspect(KEY)
+    taskruns.upsert(taskrun(version=9))
     assert marked == [KEY, KEY]
 
 
@@ -147,10 +149,10 @@ def test_the_event_of_our_own_write_wakes_nobody_again(taskruns: TaskRunStore, m
     taskruns.on_event(reference(version=6))  # before its answer
     taskruns.apply_response(taskrun(version=6))
     marked.clear()
-    taskruns.learn(taskrun(version=6))
+    taskruns.upsert(taskrun(version=6))
     taskruns.on_event(reference(version=6))
     assert marked == []
-    assert not taskruns.is_doubtful(KEY)
+    assert not taskruns.is_suspect(KEY)
 
 
 async def test_an_object_that_does_not_come_in_time_is_read(
@@ -159,18 +161,18 @@ async def test_an_object_that_does_not_come_in_time_is_read(
     see(taskruns)
     taskruns.on_event(reference(version=9))
     taskruns.check_overdue()
-    assert not taskruns.is_doubtful(KEY)
+    assert not taskruns.is_suspect(KEY)
     clock.now = GRACE_SECONDS
     taskruns.check_overdue()
-    assert taskruns.is_doubtful(KEY)
+    assert taskruns.is_suspect(KEY)
     server.there = made(version=9)
-    await taskruns.look(KEY)
-    assert not taskruns.is_doubtful(KEY)
+    await taskruns.refresh(KEY)
+    assert not taskruns.is_suspect(KEY)
     assert server.gets == 1
 
 
 def test_everything_that_the_first_list_brought_is_announced_once(taskruns: TaskRunStore, marked: list[Key]) -> None:
-    taskruns.learn(taskrun())
+    taskruns.upsert(taskrun())
     taskruns.enqueue_all()
     taskruns.on_event(reference())
     assert marked == [KEY]
@@ -187,12 +189,12 @@ async def test_a_deleted_event_is_a_doubt_until_the_api_server_says_the_same(
     if by_kopf:
         taskruns.on_deleted(reference(version=6))
     else:
-        taskruns.forget("u1", version="6")
-    assert taskruns.is_doubtful(KEY)
-    assert taskruns.known(KEY) is None
+        taskruns.delete("u1", version="6")
+    assert taskruns.is_suspect(KEY)
+    assert taskruns.get(KEY) is None
     server.there = None
-    assert await taskruns.look(KEY) is None
-    assert not taskruns.is_doubtful(KEY)
+    assert await taskruns.refresh(KEY) is None
+    assert not taskruns.is_suspect(KEY)
     assert len(taskruns) == 0
 
 
@@ -202,7 +204,7 @@ async def test_a_deleted_event_of_one_that_is_still_there_changes_nothing(
     see(taskruns)
     taskruns.on_deleted(reference(version=6))
     server.there = made(version=7)
-    assert (await taskruns.look(KEY)) is not None
+    assert (await taskruns.refresh(KEY)) is not None
     assert uid_of(taskruns) == "u1"
 
 
@@ -211,8 +213,8 @@ async def test_a_doubt_stays_when_the_api_server_can_not_be_asked(taskruns: Task
     taskruns.on_deleted(reference(version=6))
     server.there = UnavailableError(503, "ServiceUnavailable", "away")
     with pytest.raises(UnavailableError):
-        await taskruns.look(KEY)
-    assert taskruns.is_doubtful(KEY)
+        await taskruns.refresh(KEY)
+    assert taskruns.is_suspect(KEY)
 
 
 async def test_one_that_we_finished_needs_no_question_when_it_leaves_the_watch(
@@ -220,11 +222,11 @@ async def test_one_that_we_finished_needs_no_question_when_it_leaves_the_watch(
 ) -> None:
     see(taskruns)
     server.there = made(version=6, outcome="Succeeded")
-    await taskruns.look(KEY)
+    await taskruns.refresh(KEY)
     marked.clear()
     taskruns.on_deleted(reference(version=6))
-    taskruns.forget("u1", version="6")
-    assert not taskruns.is_doubtful(KEY)
+    taskruns.delete("u1", version="6")
+    assert not taskruns.is_suspect(KEY)
     assert marked == []
 
 
@@ -233,13 +235,13 @@ async def test_one_that_we_finished_does_not_come_back_by_a_late_event(
 ) -> None:
     see(taskruns)
     server.there = made(version=6, outcome="Succeeded")
-    await taskruns.look(KEY)
-    taskruns.learn(taskrun(version=5))
+    await taskruns.refresh(KEY)
+    taskruns.upsert(taskrun(version=5))
     taskruns.on_event(reference(version=5))
     clock.now = GRACE_SECONDS
     taskruns.check_overdue()
-    assert taskruns.known(KEY) is None
-    assert not taskruns.is_doubtful(KEY)
+    assert taskruns.get(KEY) is None
+    assert not taskruns.is_suspect(KEY)
 
 
 async def test_two_of_the_same_name_are_doubtful_until_the_api_server_says_which(
@@ -247,9 +249,9 @@ async def test_two_of_the_same_name_are_doubtful_until_the_api_server_says_which
 ) -> None:
     see(taskruns, "u1", 5)
     see(taskruns, "u2", 9)
-    assert taskruns.is_doubtful(KEY)
+    assert taskruns.is_suspect(KEY)
     server.there = made("u2", 9)
-    await taskruns.look(KEY)
+    await taskruns.refresh(KEY)
     assert uid_of(taskruns) == "u2"
 
 
@@ -258,7 +260,7 @@ def test_one_that_ended_before_its_object_came_is_awaited_no_longer(taskruns: Ta
     taskruns.on_deleted(reference(version=6))
     clock.now = GRACE_SECONDS
     taskruns.check_overdue()
-    assert not taskruns.is_doubtful(KEY)
+    assert not taskruns.is_suspect(KEY)
 
 
 # -- the sweep -------------------------------------------------------------------------------------
@@ -267,28 +269,28 @@ def test_one_that_ended_before_its_object_came_is_awaited_no_longer(taskruns: Ta
 async def test_a_sweep_finds_what_no_watch_told_the_end_of(taskruns: TaskRunStore, server: Server) -> None:
     see(taskruns)
     server.there = None
-    await taskruns.sweep()
-    assert taskruns.is_doubtful(KEY)
+    await taskruns.resync()
+    assert taskruns.is_suspect(KEY)
 
 
 async def test_a_sweep_finds_what_no_watch_told_the_start_of(
     taskruns: TaskRunStore, server: Server, clock: Clock
 ) -> None:
     server.there = made()
-    await taskruns.sweep()
+    await taskruns.resync()
     clock.now = GRACE_SECONDS
     taskruns.check_overdue()
-    assert taskruns.is_doubtful(KEY)
-    await taskruns.look(KEY)
+    assert taskruns.is_suspect(KEY)
+    await taskruns.refresh(KEY)
     assert uid_of(taskruns) == "u1"
 
 
 async def test_a_sweep_announces_what_the_reflector_brought_and_kopf_missed(
     taskruns: TaskRunStore, server: Server, marked: list[Key]
 ) -> None:
-    taskruns.learn(taskrun())
+    taskruns.upsert(taskrun())
     server.there = made()
-    await taskruns.sweep()
+    await taskruns.resync()
     assert marked == [KEY]
     assert server.gets == 0
 
@@ -307,10 +309,10 @@ async def test_one_that_can_not_be_read_is_named_once_and_is_never_taken_for_gon
     taskruns.check_overdue()
     for _ in range(3):
         with pytest.raises(UnreadableTaskRunError, match=why):
-            await taskruns.look(KEY)
-        assert taskruns.is_doubtful(KEY)
+            await taskruns.refresh(KEY)
+        assert taskruns.is_suspect(KEY)
     assert len(caplog.records) == 1
-    assert "taskruns default/load is passed over" in caplog.text
+    assert "Skipping taskruns default/load," in caplog.text
 
 
 # -- any order -------------------------------------------------------------------------------------
@@ -320,8 +322,8 @@ def test_a_change_by_others_is_not_lost_when_the_response_to_an_older_write_come
     taskruns: TaskRunStore, marked: list[Key]
 ) -> None:
     see(taskruns, version=2)
-    taskruns.learn(taskrun(version=3))  # our write
-    taskruns.learn(taskrun(version=4))  # somebody cancels
+    taskruns.upsert(taskrun(version=3))  # our write
+    taskruns.upsert(taskrun(version=4))  # somebody cancels
     taskruns.apply_response(taskrun(version=3))
     marked.clear()
     taskruns.on_event(reference(version=4))
@@ -334,10 +336,10 @@ def test_one_that_was_created_again_is_not_lost_when_late_events_of_the_first_co
     see(taskruns, "u1", 5)
     taskruns.on_event(reference("u2", 9))
     taskruns.on_event(reference("u1", 6))
-    taskruns.learn(taskrun("u1", 6))
+    taskruns.upsert(taskrun("u1", 6))
     taskruns.on_deleted(reference("u1", 7))
     marked.clear()
-    taskruns.learn(taskrun("u2", 9))
+    taskruns.upsert(taskrun("u2", 9))
     assert marked == [KEY]
 
 
@@ -347,7 +349,7 @@ async def test_one_that_we_finished_is_not_read_again_when_its_deletion_comes_be
     see(taskruns)
     taskruns.on_deleted(reference(version=6))
     taskruns.apply_response(msgspec.convert(made(version=6, outcome="Succeeded"), TaskRun))
-    assert not taskruns.is_doubtful(KEY)
+    assert not taskruns.is_suspect(KEY)
 
 
 @pytest.mark.parametrize("order", list(permutations(("object", "event", "response"))), ids="-".join)
@@ -358,7 +360,7 @@ def test_our_own_write_wakes_the_workers_once_in_any_order(
     see(taskruns, version=2)
     marked.clear()
     steps = {
-        "object": lambda: taskruns.learn(taskrun(version=3)),
+        "object": lambda: taskruns.upsert(taskrun(version=3)),
         "event": lambda: taskruns.on_event(reference(version=3)),
         "response": lambda: taskruns.apply_response(taskrun(version=3)),
     }
@@ -374,11 +376,11 @@ async def test_one_that_is_suspect_stays_so_when_another_of_its_name_is_confirme
     taskruns.on_event(reference("u2", 9))
     clock.now = GRACE_SECONDS
     taskruns.check_overdue()
-    taskruns.forget("u1", version="7")
+    taskruns.delete("u1", version="7")
     taskruns.apply_response(msgspec.convert(made("u1", 6, outcome="Succeeded"), TaskRun))
-    assert taskruns.is_doubtful(KEY)
+    assert taskruns.is_suspect(KEY)
     server.there = made("u2", 9)
-    await taskruns.look(KEY)
+    await taskruns.refresh(KEY)
     assert uid_of(taskruns) == "u2"
 
 
@@ -390,7 +392,7 @@ async def test_one_that_is_deleted_while_its_first_get_is_under_way_does_not_sta
     taskruns.check_overdue()
     server.there = made()
     server.meanwhile = lambda: taskruns.on_deleted(reference(version=6))
-    await taskruns.look(KEY)
+    await taskruns.refresh(KEY)
     assert uid_of(taskruns) is None
 
 
@@ -402,13 +404,13 @@ def test_the_last_version_is_always_looked_at(steps: list[tuple[str, int]]) -> N
     taskruns = TaskRunStore(cast("Cluster", None), (), lambda _: look(), UnreadableObjects(OperatorMetrics()), clock)
 
     def look() -> None:
-        known = taskruns.known(KEY)
+        known = taskruns.get(KEY)
         seen.append(known.metadata.resource_version if known else "a GET")
 
     see(taskruns)
     for kind, version in steps:
         if kind == "object":
-            taskruns.learn(taskrun(version=version))
+            taskruns.upsert(taskrun(version=version))
         elif kind == "event":
             taskruns.on_event(reference(version=version))
         elif version < 8:

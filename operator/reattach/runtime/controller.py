@@ -1,0 +1,63 @@
+"""Controller of one kind: reflectors fill stores, whose changes enqueue keys, which workers reconcile."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from reattach.cluster import Cluster
+from reattach.runtime.metrics import OperatorMetrics
+from reattach.runtime.reflector import Reflector, ReflectorStore
+from reattach.runtime.unreadable import UnreadableObjects
+from reattach.runtime.workers import Workers
+from reattach.runtime.workqueue import Key, WorkQueue
+
+Start = Callable[[str, Callable[[], Awaitable[None]]], None]
+"""Starts a loop under a name, such as `runtime.supervision.keep_running` in a task."""
+
+
+class Controller:
+    """Work queue of the keys of one kind, the reflectors of each kind that it reads, and the workers.
+
+    Call `watch` for each kind, then `start_reflectors`, then `start_workers`. The stores call `queue.add` on each change.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        cluster: Cluster,
+        metrics: OperatorMetrics,
+        unreadable: UnreadableObjects,
+        namespaces: Sequence[str],
+    ) -> None:
+        self._kind = kind
+        self._cluster = cluster
+        self._metrics = metrics
+        self._unreadable = unreadable
+        self._namespaces: Sequence[str | None] = namespaces or [None]
+        self.queue = WorkQueue()
+        self.reflectors: list[Reflector[Any]] = []
+
+    def watch(
+        self, path_of: Callable[[str | None], str], shape: type[Any], store: ReflectorStore[Any], **selectors: Any
+    ) -> None:
+        """Add a reflector for each namespace. `selectors` are arguments of `Reflector`."""
+        for namespace in self._namespaces:
+            path = path_of(namespace)
+            reflector: Reflector[Any] = Reflector(
+                self._cluster, path, shape, store, self._unreadable, namespace=namespace, **selectors
+            )
+            self.reflectors.append(reflector)
+
+    async def start_reflectors(self, start: Start) -> None:
+        """Start the reflectors. Return once each has stored its first list."""
+        for reflector in self.reflectors:
+            start("reflector", reflector.run)
+        for reflector in self.reflectors:
+            await reflector.synced.wait()
+
+    def start_workers(self, start: Start, reconcile: Callable[[Key], Awaitable[datetime | None]], count: int) -> None:
+        """Start `count` workers, and the loop that enqueues keys at the time that `reconcile` returned."""
+        workers = Workers(self._kind, self.queue, reconcile, self._metrics)
+        for _ in range(count):
+            start("worker", workers.run)
+        start("delays", self.queue.run_delays)

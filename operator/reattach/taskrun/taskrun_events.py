@@ -1,0 +1,39 @@
+"""Events on TaskRuns."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from reattach.api.names import OPERATOR_NAME
+from reattach.api.objects import ObjectMeta
+from reattach.api.reasons import EventReason
+from reattach.runtime.event_recorder import EventContent, EventRecorder
+from reattach.runtime.metrics import OperatorMetrics
+from reattach.runtime.writer import Writer
+from reattach.taskrun.taskrun_store import TASKRUNS
+
+_OF_ATTEMPTS = frozenset({EventReason.ATTEMPT_FAILED, EventReason.REATTACHED})
+
+_log = logging.getLogger(__name__)
+
+
+def taskrun_event_recorder(
+    writer: Writer, instance: str, metrics: OperatorMetrics, clock: Callable[[], float] = time.monotonic
+) -> EventRecorder:
+    """Return the recorder of Events on TaskRuns. It also counts each new orphaned job, and names the job in the log."""
+
+    def report_orphan(metadata: ObjectMeta, event: EventContent) -> None:
+        if event.reason == EventReason.ORPHANED:
+            metrics.orphaned_jobs.inc()
+            _log.warning("TaskRun %s/%s: %s", metadata.namespace, metadata.name, event.note)
+
+    return EventRecorder(
+        writer,
+        TASKRUNS,
+        metrics,
+        controller=OPERATOR_NAME,
+        instance=instance,
+        frequent=_OF_ATTEMPTS,
+        on_new=report_orphan,
+        clock=clock,
+    )
