@@ -1,7 +1,8 @@
-"""`reattach-operator release`: let go of everything, so that nothing is stuck once nobody is there to take our finalizers off.
+"""Uninstall hook `reattach-operator release`: removes our finalizers from all objects.
 
-The chart runs it before it is uninstalled. TaskRuns that are unfinished stay so, and go on when Reattach is installed again; their pods
-run on meanwhile.
+Without the operator, these finalizers would block each deletion. The chart runs this command
+before an uninstall. Unfinished TaskRuns stay unfinished, and continue when Reattach is installed
+again. Their pods keep running.
 """
 
 import asyncio
@@ -24,17 +25,17 @@ PathOf = Callable[[str | None, str | None], str]
 
 
 class ReleaseError(Exception):
-    """Not everything could be let go; the message says what is left. Safe to try again."""
+    """Some objects keep their finalizers. The message names them. A retry is safe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseOptions:
-    """What to let go, and what to stop before. `watch_namespaces` empty: all of them."""
+    """Objects to release and to delete. Without `watch_namespaces`, all namespaces are released."""
 
     namespace: str
     watch_namespaces: tuple[str, ...] = ()
     deployments: tuple[str, ...] = ()
-    """Deleted first: an operator or a state API that still runs could make what has just been let go."""
+    """Deleted first, because a running operator or state API could add new finalizers."""
     pod_selector: str = ""
     """Labels of their pods."""
     secrets: tuple[str, ...] = ()
@@ -54,7 +55,10 @@ async def run(kubeconfig: str | None, options: ReleaseOptions) -> int:
 
 
 async def stop_and_release(cluster: Cluster, options: ReleaseOptions) -> None:
-    """Stop, let go, clean up. Raises `ReleaseError` and `ClusterError`; safe to repeat."""
+    """Stop Reattach, remove the finalizers, and delete its Secrets and Leases.
+
+    Raises `ReleaseError` and `ClusterError`. A repetition is safe.
+    """
     await stop(cluster, options)
     await release(cluster, options.watch_namespaces)
     await remove(cluster, options.namespace, *options.secrets)
@@ -63,9 +67,12 @@ async def stop_and_release(cluster: Cluster, options: ReleaseOptions) -> None:
 
 
 async def stop(cluster: Cluster, options: ReleaseOptions) -> None:
-    """Delete the Deployments, and wait for the end of their pods. `ReleaseError` if one outlasts the time.
+    """Delete the Deployments, and wait until their pods are gone.
 
-    Deleted, not scaled to nothing: `helm rollback` makes them anew, while a number of replicas that we wrote would be a conflict to it.
+    Raises `ReleaseError` at the timeout.
+
+    The Deployments are not scaled to zero: `helm rollback` creates a deleted Deployment again, but
+    would conflict with a number of replicas that we wrote.
     """
     for name in options.deployments:
         await _delete(cluster, paths.deployments(options.namespace, name), "Foreground")  # gone once its pods are
@@ -74,12 +81,17 @@ async def stop(cluster: Cluster, options: ReleaseOptions) -> None:
     while left := await _running(cluster, options):
         if loop.time() > end:
             seconds = f"{options.timeout_seconds:g} s"
-            raise ReleaseError(f"nothing was let go, since these did not end within {seconds}: {', '.join(left)}")
+            raise ReleaseError(
+                f"no finalizer was removed, because these did not end within {seconds}: {', '.join(left)}"
+            )
         await asyncio.sleep(0.5)
 
 
 async def _running(cluster: Cluster, options: ReleaseOptions) -> list[str]:
-    """What is left of the Deployments and their pods. A Deployment that is there yet may make another pod."""
+    """Return the names of the remaining Deployments and pods.
+
+    A Deployment that still exists may create another pod.
+    """
     left = []
     for name in options.deployments:
         try:
@@ -94,10 +106,14 @@ async def _running(cluster: Cluster, options: ReleaseOptions) -> list[str]:
 
 
 async def release(cluster: Cluster, namespaces: Sequence[str]) -> int:
-    """Take our finalizers off every TaskRun, pod and state; `namespaces` empty: everywhere. The number of objects let go.
+    """Remove our finalizers from every TaskRun, pod and state.
 
-    Also off those that lost our labels, which people may remove. Nothing else of them is changed. An object that can't be changed keeps no
-    other from being released; at the end `ReleaseError` names it. Raises `ClusterError` if a collection can't be listed.
+    Return the number of released objects.
+
+    Without `namespaces`, objects of all namespaces are released. Objects without our labels are
+    released too, because users may remove labels. Nothing else of an object is changed. If an
+    object can't be changed, the others are still released, and `ReleaseError` names it at the end.
+    Raises `ClusterError` if a collection can't be listed.
     """
     kinds: tuple[tuple[str, PathOf, str], ...] = (
         ("TaskRuns", paths.taskruns, FINALIZER_EXTERNAL_JOBS),
@@ -111,7 +127,7 @@ async def release(cluster: Cluster, namespaces: Sequence[str]) -> int:
             released, failed = await _release_all(cluster, namespace, path_of, finalizer)
             count += released
             failures += failed
-        _log.info("Let go of %s %s.", count, what)
+        _log.info("Removed our finalizers from %s %s.", count, what)
         total += count
     if failures:
         raise ReleaseError(f"{len(failures)} objects keep their finalizers: {'; '.join(failures[:_NAMED_MAX])}")
@@ -121,19 +137,19 @@ async def release(cluster: Cluster, namespaces: Sequence[str]) -> int:
 async def _release_all(
     cluster: Cluster, namespace: str | None, path_of: PathOf, finalizer: str
 ) -> tuple[int, list[str]]:
-    """Return how many objects were released, and why others were not."""
+    """Return the number of released objects, and the errors of the others."""
     gate = asyncio.Semaphore(_PATCHES_AT_ONCE)
 
-    async def let_go(found: Reference) -> None:
+    async def release_one(found: Reference) -> None:
         async with gate:
             await _remove_finalizer(cluster, path_of(found.namespace, found.name), found, finalizer)
 
     try:
         found, _ = await list_references(cluster, path_of(namespace, None))
-    except NotFoundError:  # the kind, after the CRD was deleted
+    except NotFoundError:  # the CRD was deleted
         return 0, []
     held = [each for each in found if finalizer in each.finalizers]
-    results = await asyncio.gather(*(let_go(each) for each in held), return_exceptions=True)
+    results = await asyncio.gather(*(release_one(each) for each in held), return_exceptions=True)
     failures = []
     for each, result in zip(held, results, strict=True):
         if isinstance(result, ReleaseError | ClusterError):
@@ -158,7 +174,9 @@ async def _remove_finalizer(cluster: Cluster, path: str, found: Reference, final
                 return
         else:
             return
-    raise ReleaseError(f"the finalizer {finalizer} of {path} could not be removed: somebody keeps changing the object")
+    raise ReleaseError(
+        f"the finalizer {finalizer} of {path} could not be removed, because another client keeps changing the object"
+    )
 
 
 async def _delete(cluster: Cluster, path: str, propagation_policy: str | None = None) -> None:

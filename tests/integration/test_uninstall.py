@@ -164,7 +164,7 @@ async def test_pods_that_do_not_end_are_named(site: Site, caplog: pytest.LogCapt
     }
     site.add_pod("reattach-server-1", namespace=site.own, labels=labels)
     assert await site.run(timeout_seconds=0.1) == 1
-    assert "nothing was let go, since these did not end within 0.1 s: pod reattach-server-1" in caplog.text
+    assert "no finalizer was removed, because these did not end within 0.1 s: pod reattach-server-1" in caplog.text
 
 
 async def test_the_secrets_and_the_lease_go_with_it_and_others_stay(site: Site) -> None:

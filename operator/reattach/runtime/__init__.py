@@ -1,1 +1,1 @@
-"""What every controller needs, whatever kind it reconciles."""
+"""Parts of any controller. They know no kind of object."""

@@ -1,4 +1,7 @@
-"""Controller of one kind: reflectors fill stores, whose changes enqueue keys, which workers reconcile."""
+"""Controller of one kind.
+
+Reflectors fill stores, whose changes enqueue keys, which workers reconcile.
+"""
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
@@ -16,9 +19,10 @@ Start = Callable[[str, Callable[[], Awaitable[None]]], None]
 
 
 class Controller:
-    """Work queue of the keys of one kind, the reflectors of each kind that it reads, and the workers.
+    """Work queue of one kind, with the reflectors of the kinds that it reads, and its workers.
 
-    Call `watch` for each kind, then `start_reflectors`, then `start_workers`. The stores call `queue.add` on each change.
+    Call `watch` for each kind, then `start_reflectors`, then `start_workers`. The stores must call
+    `queue.add` on each change.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class Controller:
             await reflector.synced.wait()
 
     def start_workers(self, start: Start, reconcile: Callable[[Key], Awaitable[datetime | None]], count: int) -> None:
-        """Start `count` workers, and the loop that enqueues keys at the time that `reconcile` returned."""
+        """Start `count` workers, and the loop that enqueues keys when their time has come."""
         workers = Workers(self._kind, self.queue, reconcile, self._metrics)
         for _ in range(count):
             start("worker", workers.run)

@@ -18,11 +18,15 @@ NOTE_MAX = 1024
 _PER_OBJECT = 20
 """Events per object and hour. The status of the object has the rest."""
 _PER_OBJECT_OF_FREQUENT = 15
-"""Share of `_PER_OBJECT` for frequent reasons, so that they never crowd out an Event that requires an action."""
+"""Share of `_PER_OBJECT` for frequent reasons, so that they never crowd out an Event that requires
+an action.
+"""
 _WINDOW_SECONDS = 3600.0
 _WAITING_MAX = 1000
 _REMEMBERED_MAX = 10_000
-"""Objects whose Events of the last hour are counted. With more objects, an Event may be sent twice, which changes nothing."""
+"""Objects whose Events of the last hour are counted. With more objects, an Event may be sent
+twice, which changes nothing.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +46,12 @@ OnNewEvent = Callable[[ObjectMeta, EventContent], None]
 
 
 class EventRecorder:
-    """Sends Events one after the other. An Event over a limit is dropped and counted, because status has the same information.
+    """Sends Events one after the other.
 
-    The name of an Event is a digest of its content, so that a repetition after a restart creates no second Event.
+    An Event over a limit is dropped and counted, because status has the same information.
+
+    The name of an Event is a digest of its content, so that a repetition after a restart creates
+    no second Event.
 
     Args:
         resource: kind of the objects.
@@ -78,7 +85,7 @@ class EventRecorder:
         self._sent: dict[str, tuple[float, set[str]]] = {}  # by UID, the oldest windows first
 
     def emit(self, metadata: ObjectMeta, event: EventContent) -> None:
-        """Queue an Event on the object, unless it was queued before or the object is over its limit."""
+        """Queue an Event on the object, unless it was queued before or is over the limit."""
         body = self.body_of(metadata, event, datetime.now(UTC))
         name, names = body["metadata"]["name"], self._sent_on(metadata.uid)
         if name in names:
@@ -130,7 +137,7 @@ class EventRecorder:
         }
 
     def _sent_on(self, uid: str) -> set[str]:
-        """Return the names of the Events on this object within the hour that its first Event began."""
+        """Return the names of the Events on this object in the hour since its first Event."""
         now = self._clock()
         while self._sent:
             oldest, (since, _) = next(iter(self._sent.items()))

@@ -1,4 +1,4 @@
-"""What the kubelet and Prometheus ask: /healthz, /readyz, /metrics."""
+"""HTTP server for the kubelet and Prometheus: /healthz, /readyz, /metrics."""
 
 import logging
 from collections.abc import Callable
@@ -11,10 +11,12 @@ _log = logging.getLogger(__name__)
 
 
 class Health:
-    """A small HTTP server.
+    """Small HTTP server.
 
-    /healthz tells that the event loop answers: the process exits when it loses the Lease, and loops that fail are started again. /readyz tells that start-up is done:
-    the cluster was reached, its schema is right, and this replica leads and knows the cluster, or stands by to lead. /metrics is for Prometheus.
+    /healthz shows that the event loop runs. It needs no other check, because the process exits
+    when it loses the Lease, and failed loops are restarted. /readyz shows that start-up is done:
+    the API server was reached, the schema is right, and this replica leads with full stores, or
+    stands by.
     """
 
     def __init__(self, metrics: OperatorMetrics, not_ready: Callable[[], str]) -> None:
@@ -27,14 +29,14 @@ class Health:
         self._runner = web.AppRunner(application, access_log=None)
 
     async def start(self, host: str, port: int) -> None:
-        """Listen; port 0 picks a free one. The port is logged."""
+        """Listen, and log the port. Port 0 selects a free one."""
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         await site.start()
         _log.info("Health and metrics on port %s.", self._runner.addresses[0][1])
 
     async def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         await self._runner.cleanup()
 
     async def _healthz(self, _: web.Request) -> web.Response:

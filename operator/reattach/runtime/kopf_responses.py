@@ -1,10 +1,11 @@
 """Responses of the API server as kopf reads them: references to objects, as JSON.
 
-kopf decodes a page or a line of a watch as a whole, so one object with deeply nested values would end kopf. The middleware requests
-protobuf instead, decodes only the references, and passes kopf the same page or stream with nothing else in it.
+kopf decodes a page or a line of a watch as a whole, so one object with deeply nested values would
+end kopf. The middleware requests protobuf instead, decodes only the references, and passes kopf
+the same page or stream with nothing else in it.
 
-An error of the API server reaches kopf as a broken connection, which kopf retries. Other error responses would end kopf, and with it
-the watches of all other namespaces.
+An error of the API server reaches kopf as a broken connection, which kopf retries. Other error
+responses would end kopf, and with it the watches of all other namespaces.
 """
 
 import asyncio
@@ -56,7 +57,10 @@ def response_class_for(resource: Resource) -> type[aiohttp.ClientResponse]:
 
 
 class _ReferenceResponse(aiohttp.ClientResponse):
-    """Response in protobuf that kopf reads as JSON, in the two ways in which kopf reads. A response in JSON is left as it is."""
+    """Response in protobuf that kopf reads as JSON, in the two ways in which kopf reads.
+
+    A response in JSON is left as it is.
+    """
 
     resource: ClassVar[Resource]
 
@@ -96,7 +100,10 @@ class _ReferenceResponse(aiohttp.ClientResponse):
 
 
 class _Events:
-    """Body of a watch: each frame of protobuf becomes a line of JSON. With `is_gone`, the only event is that the version is too old."""
+    """Body of a watch: each frame of protobuf becomes a line of JSON.
+
+    With `is_gone`, the only event is that the version is too old.
+    """
 
     def __init__(self, content: aiohttp.StreamReader, resource: Resource, *, is_gone: bool) -> None:
         self._content = content
@@ -107,7 +114,10 @@ class _Events:
         return getattr(self._content, name)
 
     async def iter_chunked(self, _size: int) -> AsyncIterator[bytes]:
-        """Yield the events. A stream that ends at once, or with an error, ends after a pause, because kopf makes none."""
+        """Yield the events.
+
+        A stream that ends at once, or with an error, ends after a pause, because kopf makes none.
+        """
         began = time.monotonic()
         try:
             async for line in self._lines():

@@ -1,10 +1,13 @@
-"""Log in, watch one kind of object with kopf, and report which object changed. This module decides and writes nothing.
+"""Log in, watch one kind of object with kopf, and report which object changed.
 
-Measured on kopf 1.45: any change handler, timer, daemon or index makes it write annotations or finalizers, start a task for each object,
-or take quadratic time at start. So there is only one `on.event`, and storages that store nothing.
+This module decides and writes nothing.
 
-kopf decodes whole pages and streams, and cancels every task of its event loop when it ends. So it receives only references
-(`kopf_responses`), and has a thread and an event loop of its own.
+Measured on kopf 1.45: any change handler, timer, daemon or index makes it write annotations or
+finalizers, start a task for each object, or take quadratic time at start. So there is only one
+`on.event`, and storages that store nothing.
+
+kopf decodes whole pages and streams, and cancels every task of its event loop when it ends. So it
+receives only references (`kopf_responses`), and has a thread and an event loop of its own.
 """
 
 import asyncio
@@ -25,15 +28,22 @@ from reattach.runtime.resource import Resource
 _LOGIN_LASTS = timedelta(minutes=10)
 _STOP_SECONDS = 3.0
 _LIST_WITHIN_SECONDS = 60.0
-"""kopf lists the kinds once. If the API server lacks the watched kind at that time, kopf idles forever."""
+"""kopf lists the kinds once. If the API server lacks the watched kind at that time, kopf idles
+forever.
+"""
 
 Notify = Callable[[str, Reference], None]
-"""Called in kopf's thread with the type of the event: ADDED, MODIFIED, DELETED, or empty if the object was listed."""
+"""Called in kopf's thread with the type of the event: ADDED, MODIFIED, DELETED, or empty if the
+object was listed.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KopfWatch:
-    """Objects to watch, and the callbacks, which are called in the event loop of `watch`. No `namespaces` means all."""
+    """Objects to watch, and the callbacks, which are called in the event loop of `watch`.
+
+    No `namespaces` means all.
+    """
 
     resource: Resource
     identity: str
@@ -139,10 +149,13 @@ def registry_for(
 
 
 async def log_in(resource: Resource, cluster: Cluster, on_response: Callable[[], None]) -> kopf.AiohttpSession:
-    """Return a session with the credentials of `cluster`. It expires after ten minutes, so that a rotated token is read again.
+    """Return a session with the credentials of `cluster`.
 
-    The expiration makes each login differ from the one before, because one 401 with equal credentials ends kopf. The number of
-    connections has no limit, because kopf holds one for each namespace. `on_response` is called after each list and watch that succeeded.
+    It expires after ten minutes, so that a rotated token is read again.
+
+    The expiration makes each login differ from the one before, because one 401 with equal
+    credentials ends kopf. The number of connections has no limit, because kopf holds one for each
+    namespace. `on_response` is called after each list and watch that succeeded.
     """
     return kopf.AiohttpSession(
         server=cluster.host,

@@ -1,8 +1,9 @@
-"""One replica leads, by a Lease.
+"""Leader election by a Lease, with client-go's rules.
 
-client-go's rules: who does not hold the Lease takes it only after it has stood unchanged for its whole duration by one's own clock;
-who holds it and could not renew it within the shorter deadline leads no more. The holder is named by the pod's UID: a restarted
-container of the same pod has the Lease back at once, as its predecessor is surely dead.
+A replica takes the Lease of another holder only after the Lease was unchanged for its whole
+duration by the replica's own clock. A holder that could not renew it within the shorter deadline
+stops leading. The name of the holder is the UID of the pod. So a restarted container of the same
+pod has the Lease again at once, which is safe because its predecessor is dead.
 """
 
 import asyncio
@@ -22,15 +23,16 @@ _log = logging.getLogger(__name__)
 
 
 class LeadershipLostError(Exception):
-    """The Lease could not be renewed in time, or another holds it: this process must end."""
+    """The Lease was not renewed in time, or another replica holds it. The process must end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseSettings:
-    """Which Lease, in whose name, and how long.
+    """Name, holder and times of the Lease.
 
-    `seconds`: how long the others wait, counted from the last sign. `deadline_seconds`: how long the holder goes on without a
-    renewal; shorter than `seconds`, so that it has stopped before another starts. `every_seconds`: pause between two renewals.
+    `seconds`: how long the other replicas wait after the last renewal. `deadline_seconds`: how
+    long the holder leads without a renewal. It is shorter than `seconds`, so that the holder has
+    stopped before another replica starts. `every_seconds`: pause between two renewals.
     """
 
     namespace: str
@@ -59,7 +61,10 @@ class _Lease(Shape, frozen=True):
 
 
 class LeaderElector:
-    """Takes and keeps the Lease. `cluster` should have connections of its own, so that no renewal waits behind another call."""
+    """Takes and renews the Lease.
+
+    `cluster` must have its own connections, so that no renewal waits for another call.
+    """
 
     def __init__(self, cluster: Cluster, settings: LeaseSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._cluster = cluster
@@ -73,7 +78,7 @@ class LeaderElector:
         self._seen: tuple[str, float] = ("", 0.0)
 
     def leads(self) -> bool:
-        """Whether writing is allowed at this very moment."""
+        """Return whether this replica may write now."""
         return self._renewed_at is not None and self._clock() - self._renewed_at < self._settings.deadline_seconds
 
     async def acquire(self) -> None:
@@ -83,7 +88,7 @@ class LeaderElector:
             try:
                 holder = await self._try_acquire()
             except (ClusterError, msgspec.DecodeError) as error:
-                holder = f"an answer of the API server ({error})"
+                holder = f"a response of the API server ({error})"
             if holder and holder != waiting_for:
                 waiting_for = holder
                 _log.info("Standing by: the Lease %s waits for %s.", self._settings.name, holder)
@@ -92,21 +97,22 @@ class LeaderElector:
         _log.info("Leading, as %s.", self._settings.holder)
 
     async def keep(self) -> None:
-        """Renew for as long as this replica leads; raises `LeadershipLostError`."""
+        """Renew the Lease while this replica leads. Raises `LeadershipLostError`."""
         while self.leads():
-            # Never past the deadline, whatever hangs: this process must have ended before another one starts.
+            # No call may outlast the deadline, because this process must end before another one
+            # leads.
             await asyncio.sleep(min(self._settings.every_seconds, self._left()))
             try:
                 async with asyncio.timeout(self._left()):
                     if not await self._renewed():
                         break
             except (ClusterError, TimeoutError, msgspec.DecodeError) as error:
-                _log.warning("The Lease could not be renewed yet: %s", str(error) or "no answer in time")
+                _log.warning("The Lease could not be renewed yet: %s", str(error) or "no response in time")
         self._renewed_at = None
         raise LeadershipLostError("the Lease was not renewed in time, or another replica holds it")
 
     async def release(self) -> None:
-        """Give the Lease up, so that another replica need not wait for its end."""
+        """Release the Lease, so that another replica need not wait until it expires."""
         if not self.leads():
             return
         self._renewed_at = None
@@ -117,10 +123,10 @@ class LeaderElector:
         try:
             await self._cluster.merge_patch(self._path, body)
         except ClusterError as error:
-            _log.info("The Lease runs out by itself: %s", error)
+            _log.info("The Lease was not released, and expires: %s", error)
 
     async def _try_acquire(self) -> str:
-        """Take the Lease if it is free. The answer is its holder, empty if that is us."""
+        """Take the Lease if it is free. Return the other holder, or an empty string."""
         began = self._clock()
         try:
             lease = msgspec.json.decode(await self._cluster.get(self._path), type=_Lease)
@@ -139,18 +145,21 @@ class LeaderElector:
         return ""
 
     def _has_run_out(self, lease: _Lease) -> bool:
-        """Whether it stood unchanged for its duration, by our own clock: those of others may be wrong."""
+        """Return whether the Lease was unchanged for its whole duration.
+
+        Only our own clock is used, because other clocks may be wrong.
+        """
         if self._seen[0] != lease.metadata.resource_version:
             self._seen = (lease.metadata.resource_version, self._clock())
         return self._clock() - self._seen[1] > lease.spec.lease_duration_seconds
 
     def _left(self) -> float:
-        """For how many seconds it leads still without a renewal."""
+        """Return the seconds that this replica still leads without a renewal."""
         assert self._renewed_at is not None
         return max(self._renewed_at + self._settings.deadline_seconds - self._clock(), 0)
 
     async def _renewed(self) -> bool:
-        """False: another holds it."""
+        """Renew the Lease. Return False if another replica holds it."""
         try:
             await self._write(self._clock())
         except ConflictError:
@@ -158,7 +167,10 @@ class LeaderElector:
         return True
 
     async def _is_taken(self) -> bool:
-        """After a conflict: whether it is another's. If it is ours still (a renewal whose answer was lost), go on from there."""
+        """Return whether another replica holds the Lease, after a conflict.
+
+        If it is still ours, as after a renewal whose response was lost, continue with its version.
+        """
         try:
             lease = msgspec.json.decode(await self._cluster.get(self._path), type=_Lease)
         except NotFoundError:
@@ -169,7 +181,10 @@ class LeaderElector:
         return lease.spec.holder_identity != self._settings.holder
 
     async def _write(self, began: float, *, create: bool = False) -> None:
-        """Lead for some time from `began`, which was before the request; the others count from when they see it, which is later."""
+        """Write the Lease, and lead from `began`, which was before the request.
+
+        Other replicas count from a later time, when they read it.
+        """
         spec: dict[str, Any] = {
             "holderIdentity": self._settings.holder,
             "leaseDurationSeconds": self._settings.seconds,
@@ -189,5 +204,5 @@ class LeaderElector:
 
 
 def _now() -> str:
-    """The format of `metav1.MicroTime`."""
+    """Return the time in the format of `metav1.MicroTime`."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

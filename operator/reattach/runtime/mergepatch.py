@@ -1,11 +1,11 @@
-"""RFC 7386: the smallest merge patch between two JSON objects."""
+"""Smallest merge patch (RFC 7386) between two JSON objects."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def merge_patch_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """What turns `before` into `after`: removed fields are null, lists are replaced whole."""
+    """Return the patch from `before` to `after`: removed fields are null, lists are replaced."""
     patch: dict[str, Any] = {name: None for name in before if name not in after}
     for name, value in after.items():
         if name not in before:

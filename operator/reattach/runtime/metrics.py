@@ -1,4 +1,4 @@
-"""What the operator counts, as Prometheus reads it."""
+"""Metrics of the operator, for Prometheus."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,21 +6,19 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 
 class OperatorMetrics:
-    """All metrics, in a registry of their own."""
+    """All metrics, in their own registry."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.reconciles = Counter(
-            "reattach_reconciles_total", "Times a TaskRun was looked at.", registry=self._registry
-        )
+        self.reconciles = Counter("reattach_reconciles_total", "Reconciliations of a TaskRun.", registry=self._registry)
         self.reconcile_errors = Counter(
             "reattach_reconcile_errors_total",
-            "Looks at a TaskRun that ended in an error and are repeated.",
+            "Reconciliations of a TaskRun that failed and are retried.",
             registry=self._registry,
         )
         self.reconcile_seconds = Histogram(
             "reattach_reconcile_seconds",
-            "How long one look at a TaskRun took, its writes included.",
+            "Duration of one reconciliation, including its writes.",
             buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10),
             registry=self._registry,
         )
@@ -31,24 +29,28 @@ class OperatorMetrics:
             registry=self._registry,
         )
         self.conflicts = Counter(
-            "reattach_conflicts_total", "Writes refused because the object had changed.", registry=self._registry
+            "reattach_conflicts_total", "Writes rejected because the object had changed.", registry=self._registry
         )
-        self.throttled = Counter("reattach_throttled_total", "Answers 429 of the API server.", registry=self._registry)
+        self.throttled = Counter(
+            "reattach_throttled_total", "Responses 429 of the API server.", registry=self._registry
+        )
         self.events_dropped = Counter(
-            "reattach_events_dropped_total", "Events not sent, to keep them few.", registry=self._registry
+            "reattach_events_dropped_total", "Events dropped because of a limit or an error.", registry=self._registry
         )
         self.unreadable = Counter(
-            "reattach_unreadable_taskruns_total", "TaskRuns passed over as unreadable.", registry=self._registry
+            "reattach_unreadable_taskruns_total",
+            "TaskRuns skipped because they can't be decoded.",
+            registry=self._registry,
         )
         self.unreadable_objects = Counter(
             "reattach_unreadable_objects_total",
-            "Objects, and events of a watch, passed over as unreadable.",
+            "Objects and watch events skipped because they can't be decoded.",
             ("resource",),
             registry=self._registry,
         )
         self.restarted_loops = Counter(
             "reattach_restarted_loops_total",
-            "Loops of the operator that failed and were started again.",
+            "Loops of the operator that failed and were restarted.",
             ("loop",),
             registry=self._registry,
         )
@@ -60,16 +62,16 @@ class OperatorMetrics:
         self.leader = Gauge("reattach_leader", "1 while this replica leads.", registry=self._registry)
 
     def gauge(self, name: str, documentation: str, value: Callable[[], float], **labels: str) -> None:
-        """A gauge whose value is asked for when the metrics are read."""
+        """Add a gauge whose value is computed when the metrics are read."""
         gauge = Gauge(name, documentation, tuple(labels), registry=self._registry)
         (gauge.labels(**labels) if labels else gauge).set_function(value)
 
     def gauges(self, name: str, documentation: str, label: str, values: Mapping[str, Callable[[], float]]) -> None:
-        """One gauge with a label, asked for when the metrics are read."""
+        """Add a gauge with one label. Its values are computed when the metrics are read."""
         gauge = Gauge(name, documentation, (label,), registry=self._registry)
         for value, function in values.items():
             gauge.labels(**{label: value}).set_function(function)
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """Return the metrics in the exposition format."""
         return generate_latest(self._registry)

@@ -1,4 +1,7 @@
-"""Cache of one kind of object, from its watch and from the responses to our own writes, whichever is newer."""
+"""Cache of one kind of object.
+
+It is filled by a watch and by the responses to our own writes, whichever is newer.
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Generic, Protocol, TypeVar
@@ -23,27 +26,31 @@ T = TypeVar("T", bound=HasMetadata)
 def is_older(version: str, than: str) -> bool:
     """Return whether one resourceVersion of an object, or of its list, comes before another.
 
-    Kubernetes guarantees growing decimal numbers (KEP-5504), as API servers on etcd have always sent. A version that is not a number is
-    never older, so the watch is believed, as it would be without this comparison.
+    Kubernetes guarantees growing decimal numbers (KEP-5504), as API servers on etcd have always
+    sent. A version that is not a number is never older, so the watch is believed, as it would be
+    without this comparison.
     """
     return version.isdecimal() and than.isdecimal() and int(version) < int(than)
 
 
 class ObjectStore(Generic[T]):
-    """Objects by UID and by key. `on_change` is called with the key of each object that changed.
+    """Objects by UID and by key.
 
-    The response to our own write may arrive before or after the watch event of it. So an older version than the known one is ignored,
-    and so is any version of an object after its deletion.
+    `on_change` is called with the key of each object that changed.
 
-    An object that `keep` refuses is removed like a deleted one. A late event with an older version does not bring it back, as long as it
-    is among the last 10,000 objects that left. Beyond that, the late event stores the old version until the next event of the object, the
-    next relist, or the conflict of a write that is based on it.
+    The response to our own write may arrive before or after the watch event of it. So an older
+    version than the known one is ignored, and so is any version of an object after its deletion.
+
+    An object that `keep` refuses is removed like a deleted one. A late event with an older version
+    does not bring it back, as long as it is among the last 10,000 objects that left. Beyond that,
+    the late event stores the old version. The next event of the object, the next relist, or the
+    conflict of a write that is based on it removes that version.
 
     Args:
         key_of: returns the key that an object belongs to.
         on_change: called with the key of each object that changed.
         keep: returns whether an object is still needed.
-        transform: called with each object that is kept; returns it without the parts that nobody needs.
+        transform: returns an object without the parts that no decision needs.
     """
 
     def __init__(
@@ -79,7 +86,7 @@ class ObjectStore(Generic[T]):
         return None if key is None else self._by_key[key][uid]
 
     def has_ended(self, uid: str, version: str) -> bool:
-        """Return whether the object was gone, had left the selector, or was refused by `keep`, at this version of it."""
+        """Return whether the object had left the store, for any reason, at this version of it."""
         ended = self._ended.get(uid)
         return ended is not None and (not ended or ended == version or is_older(version, ended))
 
@@ -106,7 +113,11 @@ class ObjectStore(Generic[T]):
         return True
 
     def delete(self, uid: str, *, version: str = "") -> None:
-        """Remove an object. With `version`, the object comes back with a newer version: it had only left the selector by then."""
+        """Remove an object.
+
+        With `version`, the object comes back with a newer version: it had only left the selector
+        by then.
+        """
         self._ended.pop(uid, None)
         self._ended[uid] = version
         while len(self._ended) > _TOMBSTONES_MAX:
@@ -114,9 +125,10 @@ class ObjectStore(Generic[T]):
         self._remove(uid)
 
     def absent_in(self, uids: Collection[str], version: str, namespace: str | None) -> Sequence[T]:
-        """Return the known objects (of `namespace`, None: of all) that a complete list at a newer `version` lacks.
+        """Return the known objects of `namespace` (None: of all) that a complete list lacks.
 
-        `uids` are those of the objects in the list.
+        Objects that are newer than `version` (of the list) are left out. `uids` are the UIDs of
+        the objects in the list.
         """
         return [
             known

@@ -1,7 +1,8 @@
-"""Whole collections, page by page, in which no single object can spoil the rest.
+"""Lists of whole collections, page by page, in which one object can't break the rest.
 
-A page that is too large is asked for again with a smaller limit. Of a page that can't be decoded because of one object in it, each object
-is read by itself. An object that can't be decoded even so is left out, and reported by its reference.
+A page that is too large is requested again with a smaller limit. If a page can't be decoded
+because of one object, each of its objects is read with a GET. An object that still can't be
+decoded is skipped and reported by its reference.
 """
 
 import asyncio
@@ -17,11 +18,15 @@ from reattach.runtime.unreadable import DECODE_ERRORS, describe
 
 _FIRST_PAGE = 10
 _PAGE = 100
-"""The API server builds a page as a whole before it sends a byte of it, and one object may have 9 MiB of JSON."""
+"""The API server builds a whole page before it sends a byte of it, and one object may have 9 MiB
+of JSON.
+"""
 _PAGE_BYTES_MAX = 16 * 1024 * 1024
-"""More than the largest object: the API server stores 1.5 MiB, and JSON may write a byte as six."""
+"""Larger than the largest object: the API server stores 1.5 MiB, and JSON may encode a byte as
+six.
+"""
 _FACTOR = 10
-"""By how much a page shrinks when it is too large, and else grows."""
+"""Factor by which a page shrinks when it is too large, and grows otherwise."""
 _GETS_AT_ONCE = 16
 _GONE_PAUSE_SECONDS = 1.0
 
@@ -39,11 +44,11 @@ class _ListMeta(Shape, frozen=True):
 
 class _Page(Shape, frozen=True):
     metadata: _ListMeta = _ListMeta()
-    items: tuple[msgspec.Raw, ...] | None = None  # null, if none of them is there and only metadata was asked for
+    items: tuple[msgspec.Raw, ...] | None = None  # null in an empty list of metadata
 
 
 class Page(NamedTuple, Generic[T]):
-    """Objects of one page; `resource_version` is that of the whole list."""
+    """Objects of one page, with the `resource_version` of the whole list."""
 
     items: list[T]
     resource_version: str
@@ -58,9 +63,12 @@ async def list_all(
     metadata_only: bool = False,
     **query: str | None,
 ) -> tuple[list[T], str]:
-    """Return a whole collection and the resourceVersion that it is of. 410 between two pages begins again.
+    """Return a whole collection and its resourceVersion.
 
-    `decode` may raise `DECODE_ERRORS`; `unreadable` is called with the reference of each object that is left out. Raises `ClusterError`.
+    Start again after 410 between two pages.
+
+    `decode` may raise `DECODE_ERRORS`. `unreadable` is called with the reference of each skipped
+    object. Raises `ClusterError`.
     """
 
     async def list_once() -> tuple[list[T], str]:
@@ -83,13 +91,16 @@ async def list_pages(
     metadata_only: bool = False,
     **query: str | None,
 ) -> AsyncGenerator[Page[T], None]:
-    """Yield a collection page by page, as `list_all` returns it. Raises `ClusterError`, also `GoneError` between two pages."""
+    """Yield a collection page by page, as `list_all` returns it.
+
+    Raises `ClusterError`, also `GoneError` between two pages.
+    """
     token: str | None = None
     limit = _FIRST_PAGE
     while token is None or token:
-        asked = {**query, "continue": token, "limit": limit}
+        parameters = {**query, "continue": token, "limit": limit}
         try:
-            answer = await cluster.list(path, metadata_only=metadata_only, bytes_max=_PAGE_BYTES_MAX, **asked)
+            answer = await cluster.list(path, metadata_only=metadata_only, bytes_max=_PAGE_BYTES_MAX, **parameters)
             page = msgspec.json.decode(answer, type=_Page)
             yield Page([decode(item) for item in page.items or ()], page.metadata.resource_version)
             token = page.metadata.continue_
@@ -99,8 +110,8 @@ async def list_pages(
                 raise
             limit = max(1, limit // _FACTOR)
         except DECODE_ERRORS:
-            # Some object of this page can't be decoded, and with it the page. Each of them is read by itself.
-            references = await cluster.list_references(path, bytes_max=_PAGE_BYTES_MAX, **asked)
+            # One object breaks the decoding of its whole page. Read each object alone.
+            references = await cluster.list_references(path, bytes_max=_PAGE_BYTES_MAX, **parameters)
             items: list[T] = []
             for some in _in_groups(references.items, _GETS_AT_ONCE):
                 reads = (_read(cluster, path, each, decode, metadata_only=metadata_only) for each in some)
@@ -116,7 +127,10 @@ async def list_pages(
 async def _read(
     cluster: Cluster, path: str, reference: Reference, decode: Callable[[msgspec.Raw], T], *, metadata_only: bool
 ) -> T | Exception | None:
-    """Return one object of a collection, or why it can't be decoded; None if it is gone."""
+    """Return the references to all objects of a collection, and the version of the list.
+
+    Raises `ClusterError`.
+    """
     try:
         return decode(msgspec.Raw(await cluster.get(_path_of(path, reference), metadata_only=metadata_only)))
     except NotFoundError:
@@ -134,17 +148,20 @@ def _path_of(path: str, reference: Reference) -> str:
 
 
 async def list_references(cluster: Cluster, path: str, **query: str | None) -> tuple[list[Reference], str]:
-    """Return the references to all objects of a collection, and the resourceVersion that the list is of. Raises `ClusterError`."""
+    """Return the references to all objects of a collection, and the resourceVersion of the list.
+
+    Raises `ClusterError`.
+    """
     return await _list_until_complete(path, lambda: _list_references_once(cluster, path, **query))
 
 
 async def _list_until_complete(path: str, list_once: Callable[[], Awaitable[Listed]]) -> Listed:
-    """Begin a list again that grew too old between two pages."""
+    """Start a list again that expired between two pages."""
     while True:
         try:
             return await list_once()
         except GoneError:
-            _log.info("The list of %s grew too old between two pages; listing again.", path)
+            _log.info("The list of %s expired between two pages; listing again.", path)
             await asyncio.sleep(_GONE_PAUSE_SECONDS)
 
 
@@ -172,7 +189,10 @@ async def _list_references_once(cluster: Cluster, path: str, **query: str | None
 async def metadata_of_all(
     cluster: Cluster, path: str, *, label_selector: str | None = None, field_selector: str | None = None
 ) -> AsyncIterator[ObjectMeta]:
-    """Yield the metadata of each object of a collection. Log and skip the objects that can't be decoded. Raises `ClusterError`."""
+    """Yield the metadata of each object of a collection.
+
+    Log and skip the objects that can't be decoded. Raises `ClusterError`.
+    """
 
     def skip(reference: Reference, error: Exception) -> None:
         _log.error("%s of %s/%s can't be read: %s", path, reference.namespace, reference.name, describe(error))

@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 
 
 class RateLimiter:
-    """Token bucket, and a limit of concurrent writes that halves with each 429 and grows again with success.
+    """Token bucket with a limit of concurrent writes.
+
+    The limit halves with each 429 and grows again with success.
 
     Args:
         per_second: writes per second on average; twice as many may be sent at once after a pause.
@@ -28,7 +30,7 @@ class RateLimiter:
 
     @property
     def window(self) -> int:
-        """How many writes may be in flight now."""
+        """Number of writes that may be in flight now."""
         return max(1, int(self._window))
 
     def wait_seconds(self) -> float:
@@ -40,7 +42,10 @@ class RateLimiter:
         return max(0.0, -self._tokens / self._per_second, self._closed_until - now)
 
     def on_throttled(self, retry_after: float | None) -> None:
-        """Halve the concurrent writes after a 429, and pause for `retry_after` seconds (None: one second)."""
+        """Halve the concurrent writes after a 429, and pause for `retry_after` seconds.
+
+        Without `retry_after`, pause for one second.
+        """
         self._window = max(1.0, self._window / 2)
         self._closed_until = max(self._closed_until, self._clock() + (1.0 if retry_after is None else retry_after))
 

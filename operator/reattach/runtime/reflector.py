@@ -1,4 +1,4 @@
-"""A small reflector: lists a kind of object, watches it from there, and keeps an `ReflectorStore` true to it."""
+"""Reflector: lists one kind of object, watches it, and keeps a `ReflectorStore` up to date."""
 
 import asyncio
 import logging
@@ -25,13 +25,13 @@ T = TypeVar("T", bound=HasMetadata)
 
 
 class ReflectorStore(Protocol[T]):
-    """Where the objects go. `Cache` is one."""
+    """Store that a reflector fills, such as `ObjectStore`."""
 
     def upsert(self, found: T) -> object:
-        """Take `found` as what is now, unless something newer is known."""
+        """Store `found` unless a newer version is known."""
 
     def delete(self, uid: str, *, version: str) -> None:
-        """The object was gone, or had left the selector, by `version`."""
+        """Remove an object that was gone, or had left the selector, at `version`."""
 
     def absent_in(self, uids: Collection[str], version: str, namespace: str | None) -> Sequence[T]:
         """Return the known objects that a complete list at `version` lacks."""
@@ -47,11 +47,12 @@ class _Bookmark(Shape, frozen=True):
 
 
 class Reflector(Generic[T]):
-    """Keeps `store` true to the objects at `path` that match the selectors.
+    """Keeps `store` up to date with the objects at `path` that match the selectors.
 
-    After a broken stream the watch goes on from the last resourceVersion; after 410 everything is listed again and compared with what
-    is known, so that no deletion is lost. No error ends it: it tries again, with a pause that grows to five seconds. Each object is
-    decoded alone: one that can't be read is counted, and changes nothing else.
+    After a broken stream, the watch resumes from the last resourceVersion. After 410, a new list
+    is compared with the store, so that no deletion is lost. No error ends the reflector: it
+    retries, with a pause that grows to five seconds. Each object is decoded alone. One that can't
+    be decoded is counted and skipped.
     """
 
     def __init__(
@@ -79,22 +80,25 @@ class Reflector(Generic[T]):
         self._version = ""
         self._failures = 0
         self.synced = asyncio.Event()
-        """Set once the first list is in the store; or once one namespace of several refuses it, which the others need not wait for. What is
-        not known of it does no harm: each pod is the record of its own attempt, and asked for by name.
+        """Set once the first list is in the store, or once one namespace of several refuses the
+        list.
+
+        The other namespaces need not wait for that one. An incomplete store is harmless, because
+        each pod is the record of its own attempt, and is read by name.
         """
-        self._last_sign = time.monotonic()
+        self._last_line_at = time.monotonic()
 
     @property
     def path(self) -> str:
-        """What is watched."""
+        """Path of the watched collection."""
         return self._path
 
     def age(self) -> float:
-        """Seconds since the API server last told anything, if only a bookmark."""
-        return time.monotonic() - self._last_sign
+        """Return the seconds since the last line of the watch, including bookmarks."""
+        return time.monotonic() - self._last_line_at
 
     async def run(self) -> None:
-        """List and watch, for ever."""
+        """List and watch, forever."""
         while True:
             try:
                 if not self._version:
@@ -104,7 +108,7 @@ class Reflector(Generic[T]):
                 if time.monotonic() - began < _SHORT_STREAM_SECONDS:  # a server or proxy that ends each stream at once
                     await asyncio.sleep(_SHORT_STREAM_SECONDS)
             except GoneError:
-                _log.info("The watch of %s was away for too long; listing again.", self._path)
+                _log.info("The watch of %s fell too far behind; listing again.", self._path)
                 self._version = ""
                 await asyncio.sleep(_BACKOFF_SECONDS[0])
             except (ClusterError, msgspec.DecodeError) as error:
@@ -115,7 +119,7 @@ class Reflector(Generic[T]):
     async def _list(self) -> None:
         uids: set[str] = set()
 
-        def leave_out(reference: Reference, error: Exception) -> None:
+        def skip(reference: Reference, error: Exception) -> None:
             uids.add(reference.uid)
             self._unreadable.report(self._resource, reference, error)
 
@@ -123,7 +127,7 @@ class Reflector(Generic[T]):
             self._cluster,
             self._path,
             self._decoder.decode,
-            leave_out,
+            skip,
             metadata_only=self._metadata_only,
             **self._selectors,
         )
@@ -133,7 +137,7 @@ class Reflector(Generic[T]):
         for each in self._store.absent_in(uids, version, self._namespace):
             self._store.delete(each.metadata.uid, version=version)
         self._version = version
-        self._last_sign = time.monotonic()
+        self._last_line_at = time.monotonic()
         self._failures = 0
         self.synced.set()
 
@@ -146,31 +150,32 @@ class Reflector(Generic[T]):
         )
         async with aclosing(stream) as lines:
             async for line in lines:
-                self._last_sign = time.monotonic()
+                self._last_line_at = time.monotonic()
                 try:
                     event = msgspec.json.decode(line, type=_WatchEvent)
                     found = None if event.type in {"BOOKMARK", "ERROR"} else self._decoder.decode(event.object)
                 except DECODE_ERRORS as error:
-                    # Which object it is can't be told from this; the next event or bookmark moves the version on.
+                    # The event does not name its object. The next event or bookmark advances the
+                    # version.
                     self._unreadable.report_event(self._resource, error)
                     continue
                 if found is not None:
-                    self._take(event.type, found)
+                    self._handle_object(event.type, found)
                 else:
-                    self._take_sign(event)
+                    self._handle_bookmark_or_error(event)
 
-    def _take(self, kind: str, found: T) -> None:
+    def _handle_object(self, kind: str, found: T) -> None:
         self._version = found.metadata.resource_version
         self._failures = 0
         self._unreadable.forget(found.metadata.uid)
         if kind == "DELETED":
-            # It may have lost its label only, and get it back.
+            # The object may have lost only its label, and get it back.
             self._store.delete(found.metadata.uid, version=found.metadata.resource_version)
         else:
             self._store.upsert(found)
 
-    def _take_sign(self, event: _WatchEvent) -> None:
-        """Note where the watch is, or raise the error that it reports."""
+    def _handle_bookmark_or_error(self, event: _WatchEvent) -> None:
+        """Record the version of a bookmark, or raise the error that the event reports."""
         if event.type == "BOOKMARK":
             self._version = msgspec.json.decode(event.object, type=_Bookmark).metadata.resource_version
             self._failures = 0
@@ -180,13 +185,11 @@ class Reflector(Generic[T]):
 
     async def _pause(self, error: ClusterError | msgspec.DecodeError) -> None:
         seconds = _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS) - 1)]
-        # Every watch ends now and then; that it can't be had again is what is worth a line, and that it may not be had.
+        # Every watch ends sometimes. Log only that it can't be resumed, or that it is forbidden.
         if self._failures == (0 if isinstance(error, ForbiddenError) else 1):
-            _log.warning("Can't watch %s, trying again: %s", self._path, error)
+            _log.warning("Can't watch %s, retrying: %s", self._path, error)
         self._failures += 1
-        if self._failures > len(
-            _BACKOFF_SECONDS
-        ):  # perhaps it is this resourceVersion that the server can't go on from
+        if self._failures > len(_BACKOFF_SECONDS):  # the server may be unable to resume from this resourceVersion
             self._version = ""
         retry_after = error.retry_after if isinstance(error, ClusterError) else None
         await asyncio.sleep(max(seconds, retry_after or 0))

@@ -18,6 +18,9 @@ class Resource:
         return f"{self.group}/{self.version}"
 
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
-        """Return the path of an object, of its subresource, or of the collection (`namespace` None: of all namespaces)."""
+        """Return the path of an object or its subresource, or of the collection.
+
+        Without `namespace`, the collection is that of all namespaces.
+        """
         middle = "" if namespace is None else f"namespaces/{namespace}"
         return "/".join(filter(None, (f"/apis/{self.api_version}", middle, self.plural, name, subresource)))

@@ -1,4 +1,4 @@
-"""The loops of the process: one that fails is started again, and the others go on."""
+"""Supervision of the loops of the process. A failed loop is restarted, and the others continue."""
 
 import asyncio
 import logging
@@ -23,7 +23,9 @@ async def keep_running(
     first_pause_seconds: float = _FIRST_PAUSE_SECONDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Run `loop` until this task is cancelled. Start it again when it fails or ends, after a pause that doubles up to a minute.
+    """Run `loop` until this task is cancelled.
+
+    Restart it when it fails or returns, after a pause that doubles up to a minute.
 
     The pause is short again after a run that was longer than the longest pause.
     """
@@ -34,7 +36,7 @@ async def keep_running(
         try:
             await loop()
         except asyncio.CancelledError as cancelled:
-            error = cancelled  # perhaps of something that the loop awaited
+            error = cancelled  # may be of a future that the loop awaited
         except Exception as caught:  # noqa: BLE001 -- no error of one loop ends the process
             error = caught
         if is_cancelled():
@@ -43,19 +45,22 @@ async def keep_running(
             pause = first_pause_seconds
         metrics.restarted_loops.labels(name).inc()
         what = "it returned" if error is None else describe(error)
-        _log.error("%s ended, and starts again in %g s: %s", name, pause, what, exc_info=error and shortened(error))
+        _log.error("%s ended, and restarts in %g s: %s", name, pause, what, exc_info=error and shortened(error))
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 def is_cancelled() -> bool:
-    """Return whether somebody cancelled the current task."""
+    """Return whether the current task was cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def shortened(error: BaseException) -> BaseException:
-    """Return the error with the last frames of its traceback alone, because a recursion has thousands of them."""
+    """Return the error with only the last frames of its traceback.
+
+    The traceback of a recursion has thousands of frames.
+    """
     frames = []
     traceback = error.__traceback__
     while traceback is not None:

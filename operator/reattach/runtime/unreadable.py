@@ -14,7 +14,9 @@ from reattach.runtime.metrics import OperatorMetrics
 DECODE_ERRORS = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 """Errors of msgspec for JSON that is damaged, nested too deeply, or of another shape."""
 _REMEMBERED_MAX = 10_000
-"""Objects that the log is known to name. With more, an object may be named again, which is harmless."""
+"""Objects that the log is known to name. With more, an object may be named again, which is
+harmless.
+"""
 _LINES_EVERY_SECONDS = 60.0
 _SHOWN_MAX = 300
 
@@ -22,9 +24,12 @@ _log = logging.getLogger(__name__)
 
 
 class UnreadableObjects:
-    """Counts and logs. `resource` is a plural, such as `pods`.
+    """Counts and logs.
 
-    Objects of the controller's own kind, `own_plural`, are counted in `reattach_unreadable_taskruns_total` as well.
+    `resource` is a plural, such as `pods`.
+
+    Objects of the controller's own kind, `own_plural`, are counted in
+    `reattach_unreadable_taskruns_total` as well.
     """
 
     def __init__(
@@ -52,7 +57,10 @@ class UnreadableObjects:
         _log.error("Skipping %s %s/%s, which can't be read: %s", resource, reference.namespace, reference.name, text)
 
     def report_event(self, resource: str, error: Exception) -> None:
-        """Count a watch event whose object can't be named. Log at most one line per minute and resource."""
+        """Count a watch event whose object can't be named.
+
+        Log at most one line per minute and resource.
+        """
         self._metrics.unreadable_objects.labels(resource).inc()
         self._lines[resource] += 1
         if self._clock() - self._lines_logged.get(resource, -_LINES_EVERY_SECONDS) < _LINES_EVERY_SECONDS:

@@ -24,9 +24,12 @@ class LoggedError(Exception):
 
 
 class Workers:
-    """Runs `reconcile` for each key. After an error, the key is retried with exponential backoff.
+    """Runs `reconcile` for each key.
 
-    `reconcile` returns when to reconcile the key again, if nothing changes before. `kind` names the objects in the log.
+    After an error, the key is retried with exponential backoff.
+
+    `reconcile` returns when to reconcile the key again, if nothing changes before. `kind` names
+    the objects in the log.
     """
 
     def __init__(
@@ -72,7 +75,10 @@ class Workers:
         return again.timestamp() if again else None
 
     def _failed(self, key: Key, error: BaseException, *, at_least: float = 0.0, level: int = logging.WARNING) -> float:
-        """Log the error, once for the same error in a row, and return when to retry. ERROR is for bugs, with their traceback."""
+        """Log the error, once for the same error in a row, and return when to retry.
+
+        ERROR is for bugs, with their traceback.
+        """
         self._metrics.reconcile_errors.inc()
         times, logged = self._failures.get(key, (0, ""))
         text = describe(error)

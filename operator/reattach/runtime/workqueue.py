@@ -1,4 +1,4 @@
-"""The one queue of TaskRuns to look at, and the one heap of those to look at later."""
+"""Work queue of the keys to reconcile, and a heap of the keys to reconcile later."""
 
 import asyncio
 import heapq
@@ -8,14 +8,21 @@ from typing import NamedTuple
 
 
 class Key(NamedTuple):
-    """Which TaskRun. Two with the same name, one after the other, have the same key: they are never looked at side by side."""
+    """Namespace and name of an object.
+
+    A new object with the name of a deleted one has the same key, so both are never reconciled at
+    once.
+    """
 
     namespace: str
     name: str
 
 
 class DelayingHeap:
-    """What is to be looked at later: at most one time per key, the newest that was set. Times are seconds since the epoch."""
+    """Keys to reconcile later, each at the time that was set last.
+
+    Times are seconds since the epoch.
+    """
 
     def __init__(self) -> None:
         self._times: dict[Key, float] = {}
@@ -25,7 +32,7 @@ class DelayingHeap:
         return len(self._times)
 
     def set(self, key: Key, at: float) -> None:
-        """Look at `key` at `at`, and not at the time set before."""
+        """Set the time of `key` to `at`."""
         if self._times.get(key) != at:
             self._times[key] = at
             heapq.heappush(self._heap, (at, key))
@@ -37,11 +44,11 @@ class DelayingHeap:
         self._tidy()
 
     def next_at(self) -> float | None:
-        """The earliest time."""
+        """Return the earliest time."""
         return self._heap[0][0] if self._heap else None
 
     def pop_due(self, now: float) -> list[Key]:
-        """Take out the keys whose time has come, earliest first."""
+        """Remove and return the keys whose time has come, earliest first."""
         due = []
         while self._heap and self._heap[0][0] <= now:
             _, key = heapq.heappop(self._heap)
@@ -51,7 +58,10 @@ class DelayingHeap:
         return due
 
     def _tidy(self) -> None:
-        """Keep the top of the heap true, and the heap no more than twice as long as what it stands for."""
+        """Remove outdated entries from the top of the heap.
+
+        Rebuild the heap once it is over twice as long as the number of keys.
+        """
         while self._heap and self._times.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         if len(self._heap) > 2 * len(self._times) + 64:
@@ -60,13 +70,14 @@ class DelayingHeap:
 
 
 class WorkQueue:
-    """Keys in the order in which they were marked; each at most once, and never handed out while it is being worked on.
+    """Keys in the order in which they were added, each at most once.
 
-    A key marked while it is being worked on comes again afterwards, so nothing that happened is missed.
+    No key is returned while a worker has it. A key that is added meanwhile is returned afterwards,
+    so no change is missed.
     """
 
     LOOK_AT_CLOCK_SECONDS = 5.0
-    """The wall clock may be set: no wait is longer than this without asking it again."""
+    """Longest wait before the wall clock is read again, because it may be changed."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -78,20 +89,20 @@ class WorkQueue:
 
     @property
     def depth(self) -> int:
-        """How many keys wait to be worked on now."""
+        """Number of keys that wait for a worker."""
         return len(self._queued_since)
 
     @property
     def delayed(self) -> int:
-        """How many keys have a time to be looked at."""
+        """Number of keys that are reconciled again at a later time."""
         return len(self._delays)
 
     def oldest_age(self) -> float:
-        """Seconds since the longest waiting key was marked."""
+        """Return the seconds that the oldest key has waited."""
         return max(0.0, self._clock() - next(iter(self._queued_since.values()))) if self._queued_since else 0.0
 
     def add(self, key: Key) -> None:
-        """Something about `key` changed."""
+        """Enqueue `key`, because an object of it changed."""
         if key in self._queued_since:
             return
         self._queued_since[key] = self._clock()
@@ -99,7 +110,7 @@ class WorkQueue:
             self._ready.put_nowait(key)
 
     def add_at(self, key: Key, at: float | None) -> None:
-        """Look at `key` at `at`, instead of at the time set before; None: at no time."""
+        """Enqueue `key` at `at`, instead of at the time set before (None: at no time)."""
         if at is None:
             self._delays.drop(key)
         else:
@@ -107,20 +118,20 @@ class WorkQueue:
             self._changed.set()
 
     async def get(self) -> Key:
-        """The next key, to be given back by `done`."""
+        """Return the next key. The caller must call `done` with it."""
         key = await self._ready.get()
         del self._queued_since[key]
         self._active.add(key)
         return key
 
     def done(self, key: Key) -> None:
-        """`key` is no longer worked on."""
+        """Accept `key` back from a worker."""
         self._active.remove(key)
         if key in self._queued_since:
             self._ready.put_nowait(key)
 
     async def run_delays(self) -> None:
-        """Mark what is due, for ever."""
+        """Enqueue the keys whose time has come, forever."""
         while True:
             self._changed.clear()
             now = self._clock()

@@ -10,11 +10,14 @@ from reattach.runtime.rate_limiter import RateLimiter
 
 
 class NotLeadingError(Exception):
-    """This replica does not hold the Lease, so it must not write."""
+    """Write by a replica that does not hold the Lease."""
 
 
 class Writer:
-    """Sends the writes of `Cluster` under the rate limit. Raises `NotLeadingError` besides the errors of `Cluster`."""
+    """Sends the writes of `Cluster` under the rate limit.
+
+    Raises `NotLeadingError` besides the errors of `Cluster`.
+    """
 
     def __init__(
         self, cluster: Cluster, rate_limiter: RateLimiter, may_write: Callable[[], bool], metrics: OperatorMetrics
