@@ -1,4 +1,4 @@
-"""Making and reading certificates: a certificate authority (CA), and the serving certificates that it issues."""
+"""Creation and decoding of a certificate authority (CA) and of its serving certificates."""
 
 import secrets
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 BACKDATE: Final = timedelta(hours=1)
-"""Certificates are valid from this long before they were made, so that a client whose clock is behind believes them too."""
+"""Time by which certificates are backdated, for clients whose clock is behind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class KeyPair:
 
     @classmethod
     def from_pem(cls, certificate: bytes, key: bytes) -> Self | None:
-        """None if one of them is absent, damaged, of another kind than we make, or doesn't belong to the other."""
+        """Return the pair, or None if a part is absent, damaged or of another kind or pair."""
         certificates = certificates_in(certificate)
         try:
             private = serialization.load_pem_private_key(key, password=None)
@@ -37,16 +37,17 @@ class KeyPair:
         return cls(certificate=certificates[0], key=private)
 
     def key_pem(self) -> bytes:
-        """The private key, unencrypted."""
+        """Return the private key, unencrypted."""
         return self.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
 
 def new_authority(now: datetime, lifetime: timedelta) -> KeyPair:
-    """A self-signed CA, valid from `now - BACKDATE` to `now + lifetime`."""
+    """Return a self-signed CA, valid from `now - BACKDATE` to `now + lifetime`."""
     key = ec.generate_private_key(ec.SECP256R1())
-    # Each CA has a subject of its own: with two of one name in a bundle, clients may try the wrong one and give up.
+    # Each CA has its own subject. With two CAs of one name in a bundle, a client may try only the
+    # wrong one.
     subject = _name(f"reattach CA {secrets.token_hex(8)}")
     certificate = (
         _builder(key, now, now + lifetime, subject=subject, issuer=subject, issuer_key=key)
@@ -58,7 +59,7 @@ def new_authority(now: datetime, lifetime: timedelta) -> KeyPair:
 
 
 def new_serving(authority: KeyPair, dns_names: tuple[str, ...], now: datetime, lifetime: timedelta) -> KeyPair:
-    """A certificate for a TLS server under these names, issued by `authority`, which it never outlives."""
+    """Return a serving certificate for these names, which expires no later than `authority`."""
     key = ec.generate_private_key(ec.SECP256R1())
     issuer = authority.certificate
     end = min(now + lifetime, issuer.not_valid_after_utc)
@@ -74,7 +75,7 @@ def new_serving(authority: KeyPair, dns_names: tuple[str, ...], now: datetime, l
 
 
 def certificates_in(pem: bytes) -> tuple[x509.Certificate, ...]:
-    """All certificates of a bundle, in its order; none if it is empty or damaged."""
+    """Return the certificates of a bundle, in order; none if the bundle is empty or damaged."""
     try:
         return tuple(x509.load_pem_x509_certificates(pem))
     except ValueError:
@@ -82,17 +83,17 @@ def certificates_in(pem: bytes) -> tuple[x509.Certificate, ...]:
 
 
 def authorities_in(pem: bytes) -> tuple[x509.Certificate, ...]:
-    """The CAs among the certificates of a bundle."""
+    """Return the CAs of a bundle."""
     return tuple(certificate for certificate in certificates_in(pem) if is_authority(certificate))
 
 
 def pem_of(*certificates: x509.Certificate) -> bytes:
-    """A bundle of these certificates, in this order."""
+    """Return a bundle of these certificates, in this order."""
     return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
 
 
 def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    """Whether the CA's key signed the certificate."""
+    """Return whether the CA's key signed the certificate."""
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature):
@@ -101,7 +102,7 @@ def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> 
 
 
 def is_authority(certificate: x509.Certificate) -> bool:
-    """Whether the certificate is one of a CA."""
+    """Return whether the certificate is that of a CA."""
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except (ValueError, x509.ExtensionNotFound):
@@ -109,12 +110,12 @@ def is_authority(certificate: x509.Certificate) -> bool:
 
 
 def is_valid_at(certificate: x509.Certificate, now: datetime) -> bool:
-    """Whether a client whose clock says `now` believes the certificate's dates."""
+    """Return whether `now` is within the dates of the certificate."""
     return certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
 
 
 def dns_names_of(certificate: x509.Certificate) -> frozenset[str]:
-    """The names that a TLS server may use the certificate for."""
+    """Return the DNS names of the certificate."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, x509.ExtensionNotFound):
@@ -123,12 +124,12 @@ def dns_names_of(certificate: x509.Certificate) -> frozenset[str]:
 
 
 def created_time(certificate: x509.Certificate) -> datetime:
-    """When we made it, by the clock of the one who made it."""
+    """Return when the certificate was created, by the clock of its creator."""
     return certificate.not_valid_before_utc + BACKDATE
 
 
 def renewal_time(certificate: x509.Certificate) -> datetime:
-    """When two thirds of its life are over: early enough to try for long, before anybody notices."""
+    """Return when two thirds of the lifetime have passed, which leaves time for retries."""
     created = created_time(certificate)
     return created + (certificate.not_valid_after_utc - created) * 2 / 3
 
@@ -146,7 +147,10 @@ def _builder(
     issuer: x509.Name,
     issuer_key: ec.EllipticCurvePrivateKey,
 ) -> x509.CertificateBuilder:
-    """What CAs and serving certificates have in common; the key identifiers are what RFC 5280 (and Python 3.13) ask for."""
+    """Return a builder with the parts common to CAs and serving certificates.
+
+    RFC 5280 and Python 3.13 require the key identifiers.
+    """
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -1,10 +1,12 @@
-"""TLS of the state API: a CA of our own, a serving certificate, and their rotation without a broken connection.
+"""TLS of the state API: CA, serving certificate, and rotation without broken connections.
 
-Two Secrets in the operator's namespace. The CA's holds its certificate and key (`tls.crt`, `tls.key`) and the older CAs that are
-still trusted (`previous.crt`); its key never leaves it. The serving certificate's is mounted by the state API (`tls.crt`, `tls.key`,
-and the bundle as `ca.crt`). Task pods trust the bundle, the CA and the older ones, which they have in an annotation.
+Two Secrets exist in the operator's namespace. The Secret of the CA holds its certificate and key
+(`tls.crt`, `tls.key`) and the older CAs that are still trusted (`previous.crt`). Its key never
+leaves it. The state API mounts the Secret of the serving certificate (`tls.crt`, `tls.key`, and
+the bundle as `ca.crt`). Task pods trust the bundle, which is the CA and the older CAs, and have it
+in an annotation.
 
-`reattach.pki.rotation` decides; here is what reads and writes.
+`reattach.pki.rotation` decides. This module reads and writes.
 """
 
 import asyncio
@@ -41,7 +43,7 @@ from reattach.runtime.writer import Writer
 __all__ = ["Bundle", "CertificateSettings", "CertificatesError", "distribute", "ensure", "remove", "unmarked_pods"]
 
 ANNOTATION_DISTRIBUTED: Final = f"{GROUP}/distributed-time"
-"""On the CA's Secret: since when every live pod has carried the present bundle (RFC 3339)."""
+"""On the CA's Secret: time since when every live pod has the current bundle (RFC 3339)."""
 
 _STEPS_MAX = 10
 _PATCHES_AT_ONCE = 8
@@ -51,23 +53,25 @@ _log = logging.getLogger(__name__)
 
 
 class CertificatesError(Exception):
-    """There is no bundle to give to pods yet; the message says what is missing. Try again later."""
+    """Missing bundle for pods. The message names what is missing. Retry later."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """What task pods check the state API's certificate with, as PEM, and when to call `ensure` again."""
+    """Trusted CAs of task pods as PEM, and when to call `ensure` again."""
 
     pem: str
-    look_again_at: datetime
+    check_again_at: datetime
 
 
 async def ensure(cluster: Cluster, writer: Writer, settings: CertificateSettings, now: datetime) -> Bundle:
-    """Bring the certificates to where they should be at `now`; safe to repeat, to interrupt, and beside another operator.
+    """Create, rotate and renew the certificates that are due at `now`.
 
-    Put the answer's PEM into the annotation `reattach.dev/ca.crt` of new pods, and whenever it changed also of the live ones
-    (`distribute`). During a rotation, which goes on only when all of them have it, that is done here as well. Raises
-    `CertificatesError` where cert-manager isn't done yet, and `ClusterError`.
+    A repetition, an interruption and another operator at the same time are safe. Put the returned
+    PEM into the annotation `reattach.dev/ca.crt` of new pods. After each change, put it into live
+    pods as well (`distribute`). A rotation continues only when all pods have the bundle, so this
+    function distributes it too. Raises `CertificatesError` while cert-manager is not done,
+    `ClusterError`, and `NotLeadingError`.
     """
     if settings.cert_manager:
         return await _bundle_of_cert_manager(cluster, settings, now)
@@ -81,20 +85,23 @@ async def ensure(cluster: Cluster, writer: Writer, settings: CertificateSettings
         )
         step = next_step(stored, settings, now, lagging=lagging)
         if isinstance(step, Wait):
-            return Bundle(pem=bundle, look_again_at=step.until)
+            return Bundle(pem=bundle, check_again_at=step.until)
         write = _write_for(step, stored, settings, now)
         _log.log(write.level, "%s", write.why)
         try:
             await _write_secret(write, secrets[write.name], writer, settings.namespace)
         except ConflictError as error:
-            _log.info("another operator wrote the certificates, looking again: %s", error)
+            _log.info("another operator wrote the certificates, reading them again: %s", error)
     raise CertificatesError(
         f"the certificates of the state API did not settle in {_STEPS_MAX} steps; does another operator write them?"
     )
 
 
 async def distribute(cluster: Cluster, writer: Writer, watch_namespaces: Sequence[str], pem: str) -> int:
-    """Put the bundle on every live pod of ours that lacks it; safe to repeat. The number of pods that lacked it: written now, or refused."""
+    """Put the bundle on every live task pod that lacks it.
+
+    Return the number of these pods, including those whose write was rejected.
+    """
     pods = [pod async for pod in unmarked_pods(cluster, watch_namespaces, pem)]
     gate = asyncio.Semaphore(_PATCHES_AT_ONCE)
 
@@ -104,10 +111,10 @@ async def distribute(cluster: Cluster, writer: Writer, watch_namespaces: Sequenc
             try:
                 await writer.merge_patch(paths.pods(namespace, name), patch)
             except (NotFoundError, InvalidError):
-                return 0  # gone, or another pod by that name (a UID is immutable): the next look tells
+                return 0  # gone, or another pod of that name, because a UID is immutable
             except ClusterError as error:
-                # One namespace's policy is no reason to serve no other.
-                _log.warning("Pod %s/%s can't be told of the state API's CA: %s", namespace, name, error)
+                # The policy of one namespace must not affect the others.
+                _log.warning("Can't write the CA of the state API to pod %s/%s: %s", namespace, name, error)
             return 1
 
     return sum(await asyncio.gather(*(mark(*pod) for pod in pods)))
@@ -116,7 +123,10 @@ async def distribute(cluster: Cluster, writer: Writer, watch_namespaces: Sequenc
 async def unmarked_pods(
     cluster: Cluster, watch_namespaces: Sequence[str], pem: str
 ) -> AsyncIterator[tuple[str, str, str]]:
-    """Namespace, name and UID of the live pods of ours that don't carry this bundle, but for those of a namespace that refuses to tell."""
+    """Yield namespace, name and UID of the live task pods without this bundle.
+
+    Skip a namespace that refuses the list.
+    """
     for namespace in watch_namespaces or (None,):
         pods = metadata_of_all(cluster, paths.pods(namespace), label_selector=LABEL_TASKRUN, field_selector=_LIVE)
         try:
@@ -126,7 +136,8 @@ async def unmarked_pods(
         except ForbiddenError as error:
             if namespace is None:
                 raise
-            # Such as one that was deleted, and its Role with it: no reason to let the certificates of all others run out.
+            # The namespace may have been deleted with its Role. The certificates of the others
+            # must not expire because of it.
             _log.warning("The pods of namespace %s can't be listed: %s", namespace, error)
 
 
@@ -144,7 +155,7 @@ Secret = Mapping[str, Any] | None
 
 @dataclass(frozen=True, kw_only=True)
 class _Write:
-    """What a Secret should hold, and the line for the log."""
+    """Content of a Secret, and the line for the log."""
 
     name: str
     data: Mapping[str, bytes]
@@ -159,7 +170,7 @@ def _write_for(
     settings: CertificateSettings,
     now: datetime,
 ) -> _Write:
-    """The one write that carries out the step."""
+    """Return the write of the step."""
     ca, tls = settings.ca_secret, settings.tls_secret
     if isinstance(step, ReplaceAuthority):
         data = _data_of_authority(new_authority(now, settings.ca_lifetime), step.previous)
@@ -168,7 +179,12 @@ def _write_for(
     match step:
         case DropPrevious(keep=keep):
             data, since = _data_of_authority(stored.authority, keep), stored.distributed_time
-            return _Write(name=ca, data=data, distributed_time=since, why="all that an old CA issued is over: it goes")
+            return _Write(
+                name=ca,
+                data=data,
+                distributed_time=since,
+                why="removing a previous CA, because every certificate that it issued has expired",
+            )
         case RecordDistribution(time=time):
             data = _data_of_authority(stored.authority, stored.previous)
             why = "every live pod has the new CA" if time else "a live pod lacks the new CA"
@@ -208,9 +224,9 @@ async def _bundle_of_cert_manager(cluster: Cluster, settings: CertificateSetting
     bundle = authorities_in(_value(secrets[settings.tls_secret], "ca.crt"))
     if not bundle:
         raise CertificatesError(
-            f"the Secret {settings.namespace}/{settings.tls_secret} must hold a CA in ca.crt; look at cert-manager's Certificate of that name"
+            f"the Secret {settings.namespace}/{settings.tls_secret} must hold a CA in ca.crt; check cert-manager's Certificate of that name"
         )
-    return Bundle(pem=pem_of(*bundle).decode(), look_again_at=now + settings.check_every)
+    return Bundle(pem=pem_of(*bundle).decode(), check_again_at=now + settings.check_every)
 
 
 async def _read(cluster: Cluster, namespace: str, *names: str) -> dict[str, Secret]:
@@ -224,7 +240,7 @@ async def _read(cluster: Cluster, namespace: str, *names: str) -> dict[str, Secr
 
 
 async def _write_secret(write: _Write, old: Secret, writer: Writer, namespace: str) -> None:
-    """Create the Secret, or replace exactly the version that was read."""
+    """Create the Secret, or replace the version that was read."""
     metadata: dict[str, Any] = {
         "name": write.name,
         "namespace": namespace,

@@ -1,13 +1,14 @@
-"""When the CA of the state API and the certificate that it issued are replaced: pure decisions.
+"""Pure decisions about the replacement of the CA and of its serving certificate.
 
-A CA is replaced in an order that never leaves a pod without the CA of the certificate that it meets:
+A CA is replaced in an order in which every pod always trusts the current serving certificate:
 
     make the new CA, the old one stays in the bundle, the serving certificate stays the old one's
     → the bundle is on every live pod, and `overlap` has passed, so that the kubelets have followed
     → issue a serving certificate by the new CA
     → what the old CA issued last has expired: it leaves the bundle
 
-`next_step` derives the next step from what is stored, so an operator that dies anywhere goes on where it was.
+`next_step` derives the next step from what is stored, so a new operator continues where the last
+one was killed.
 """
 
 from collections.abc import Sequence
@@ -31,29 +32,31 @@ from reattach.pki.ca import (
 )
 
 ANNOTATION_ROTATE: Final = f"{GROUP}/rotate"
-"""On the CA's Secret, by a person: replace the CA now, in the order above."""
+"""On the CA's Secret, set by a user: replace the CA now, in the order above."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CertificateSettings:
-    """Where the certificates are, and how long they last."""
+    """Names and lifetimes of the certificates."""
 
     namespace: str
-    """The operator's own."""
+    """Namespace of the operator."""
     ca_secret: str
     tls_secret: str
     dns_names: tuple[str, ...]
-    """What task pods call the state API."""
+    """Names by which task pods call the state API."""
     watch_namespaces: tuple[str, ...] = ()
-    """Where task pods are; empty means everywhere."""
+    """Namespaces of task pods. Empty means all."""
     cert_manager: bool = False
-    """cert-manager writes `tls_secret`; there is no CA of our own."""
+    """cert-manager writes `tls_secret`, and no CA of our own exists."""
     ca_lifetime: timedelta = timedelta(days=365)
     serving_lifetime: timedelta = timedelta(days=30)
     overlap: timedelta = timedelta(minutes=5)
-    """From the new bundle being on every pod to its use. A kubelet follows an annotation within some 90 s."""
+    """Time between the distribution of a bundle and its use. A kubelet follows an annotation
+    within about 90 s.
+    """
     check_every: timedelta = timedelta(minutes=5)
-    """How long a Secret that was deleted, or an order to rotate, may go unseen."""
+    """Time until a deleted Secret, or an order to rotate, is noticed."""
 
     def __post_init__(self) -> None:
         if not self.dns_names:
@@ -70,7 +73,7 @@ class CertificateSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredCertificates:
-    """What the two Secrets say. A part that is absent or damaged is None or empty."""
+    """Content of the two Secrets. A part that is absent or damaged is None or empty."""
 
     authority: KeyPair | None = None
     previous: tuple[x509.Certificate, ...] = ()
@@ -79,29 +82,32 @@ class StoredCertificates:
     distributed_time: datetime | None = None
     serving: KeyPair | None = None
     bundle: bytes = b""
-    """The bundle as it was written beside the serving certificate."""
+    """Bundle that was written beside the serving certificate."""
 
     @property
     def trusted(self) -> tuple[x509.Certificate, ...]:
-        """The CAs of the bundle, newest first."""
+        """CAs of the bundle, newest first."""
         return (*((self.authority.certificate,) if self.authority else ()), *self.previous)
 
     @property
     def known(self) -> tuple[x509.Certificate, ...]:
-        """Those that pods trust, also when the CA's Secret is lost or damaged: its last bundle lies beside the serving certificate."""
+        """CAs that pods trust, even if the CA's Secret is lost or damaged.
+
+        The last bundle is also beside the serving certificate.
+        """
         if self.authority:
             return self.trusted
         return tuple(dict.fromkeys((*authorities_in(self.bundle), *self.previous)))
 
     @property
     def pem(self) -> bytes:
-        """The bundle that pods should have."""
+        """Bundle that pods should have."""
         return pem_of(*self.trusted)
 
 
 @dataclass(frozen=True)
 class ReplaceAuthority:
-    """Make a new CA; `previous` stay trusted."""
+    """Create a new CA. Keep `previous` trusted."""
 
     previous: tuple[x509.Certificate, ...]
     why: str
@@ -109,21 +115,21 @@ class ReplaceAuthority:
 
 @dataclass(frozen=True)
 class DropPrevious:
-    """Only `keep` of the older CAs are still of use."""
+    """Keep only `keep` of the older CAs."""
 
     keep: tuple[x509.Certificate, ...]
 
 
 @dataclass(frozen=True)
 class RecordDistribution:
-    """Every live pod carries the bundle since `time`; None: one doesn't, after all."""
+    """Record that every live pod has the bundle since `time`, or (None) that a pod lacks it."""
 
     time: datetime | None
 
 
 @dataclass(frozen=True)
 class IssueServing:
-    """Make a serving certificate by the CA."""
+    """Issue a serving certificate by the CA."""
 
     why: str
 
@@ -135,7 +141,7 @@ class CopyBundle:
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing to do before `until`."""
+    """Do nothing before `until`."""
 
     until: datetime
 
@@ -144,10 +150,13 @@ Step = ReplaceAuthority | DropPrevious | RecordDistribution | IssueServing | Cop
 
 
 def next_step(stored: StoredCertificates, settings: CertificateSettings, now: datetime, *, lagging: bool) -> Step:
-    """The one thing to do now. `lagging`: some live pod lacks the bundle; asked for only while `is_overlap`."""
+    """Return the next step.
+
+    `lagging`: a live pod lacks the bundle; needed only while `is_overlap`.
+    """
     if why := reason_to_replace_authority(stored, now):
-        return ReplaceAuthority(still_of_use(stored.known, stored, settings, now), why)
-    keep = still_of_use(stored.trusted, stored, settings, now)[1:]
+        return ReplaceAuthority(still_trusted(stored.known, stored, settings, now), why)
+    keep = still_trusted(stored.trusted, stored, settings, now)[1:]
     if keep != stored.previous:
         return DropPrevious(keep)
     if why := reason_to_issue(stored, settings, now):
@@ -159,56 +168,60 @@ def next_step(stored: StoredCertificates, settings: CertificateSettings, now: da
         if stored.distributed_time is None or stored.distributed_time > now:
             return RecordDistribution(now)
         if now >= stored.distributed_time + settings.overlap:
-            return IssueServing("every pod trusts the new CA by now")
+            return IssueServing("every pod trusts the new CA")
     if stored.bundle != stored.pem:
         return CopyBundle()
-    return Wait(_next_look(stored, settings, now))
+    return Wait(_next_check(stored, settings, now))
 
 
 def reason_to_replace_authority(stored: StoredCertificates, now: datetime) -> str | None:
-    """Why a new CA is needed, or None."""
+    """Return why a new CA is needed, or None."""
     if stored.authority is None:
-        return "there is none that can be read"
+        return "it is absent or damaged"
     if not is_valid_at(stored.authority.certificate, now):
-        return "its dates don't hold now"
+        return "it is not valid now"
     if now >= renewal_time(stored.authority.certificate):
-        return "two thirds of its life are over"
+        return "two thirds of its lifetime have passed"
     if stored.rotate:
-        return f"the annotation {ANNOTATION_ROTATE} asks for it"
+        return f"the annotation {ANNOTATION_ROTATE} requests it"
     return None
 
 
 def reason_to_issue(stored: StoredCertificates, settings: CertificateSettings, now: datetime) -> str | None:
-    """Why a serving certificate is needed at once, whether or not every pod would trust it, or None."""
+    """Return why a serving certificate is needed at once, or None.
+
+    These reasons apply even if a pod would not trust the new certificate.
+    """
     if stored.serving is None:
-        return "there is none that can be read"
+        return "it is absent or damaged"
     certificate = stored.serving.certificate
     if not is_valid_at(certificate, now):
-        return "its dates don't hold now"
+        return "it is not valid now"
     if not dns_names_of(certificate) >= set(settings.dns_names):
-        return "it lacks a name"
+        return "it lacks a DNS name"
     if not any(is_issued_by(certificate, authority) for authority in stored.trusted):
         return "no CA in the bundle issued it"
     if is_issued_by(certificate, stored.trusted[0]):
-        return "two thirds of its life are over" if now >= renewal_time(certificate) else None
+        return "two thirds of its lifetime have passed" if now >= renewal_time(certificate) else None
     if now + settings.overlap >= certificate.not_valid_after_utc:
-        return "it ends, although some pod may not trust the new CA yet"
+        return "it expires, although a pod may not trust the new CA yet"
     return None
 
 
 def is_overlap(stored: StoredCertificates, settings: CertificateSettings, now: datetime) -> bool:
-    """Whether the serving certificate serves well, but is an older CA's."""
+    """Return whether the serving certificate is usable, but was issued by an older CA."""
     if stored.authority is None or stored.serving is None or reason_to_issue(stored, settings, now):
         return False
     return not is_issued_by(stored.serving.certificate, stored.authority.certificate)
 
 
-def still_of_use(
+def still_trusted(
     authorities: Sequence[x509.Certificate], stored: StoredCertificates, settings: CertificateSettings, now: datetime
 ) -> tuple[x509.Certificate, ...]:
-    """Those of `authorities` (newest first) that may have issued a certificate which somebody still meets.
+    """Return the `authorities` that may have issued a certificate that is still in use.
 
-    A CA issues nothing once the next one is made, so its last certificate is over a serving lifetime later.
+    `authorities` are sorted, newest first. A CA issues nothing once the next one exists, so its
+    last certificate expires one serving lifetime later.
     """
     if not authorities:
         return ()
@@ -224,8 +237,8 @@ def _drop_time(newer: x509.Certificate, older: x509.Certificate, settings: Certi
     return min(created_time(newer) + settings.serving_lifetime, older.not_valid_after_utc)
 
 
-def _next_look(stored: StoredCertificates, settings: CertificateSettings, now: datetime) -> datetime:
-    """When the next step can be due, at the latest after `check_every`."""
+def _next_check(stored: StoredCertificates, settings: CertificateSettings, now: datetime) -> datetime:
+    """Return when the next step can be due, at the latest after `check_every`."""
     times = [now + settings.check_every]
     times += [renewal_time(pair.certificate) for pair in (stored.authority, stored.serving) if pair]
     times += [_drop_time(newer, older, settings) for newer, older in pairwise(stored.trusted)]

@@ -1,4 +1,7 @@
-"""`reattach-operator`: `run` (the default) works; `release` lets go of everything, before the operator is uninstalled."""
+"""Program `reattach-operator`, with the commands `run` and `release`.
+
+`run` (the default) runs TaskRuns. `release` removes all finalizers before an uninstall.
+"""
 
 import argparse
 import asyncio
@@ -26,7 +29,7 @@ COMMANDS = ("run", "release")
 
 
 def main(arguments: Sequence[str] | None = None, decide: Decide = decide) -> int:
-    """The entry point; the answer is the process's exit code."""
+    """Run the command. Return the exit code of the process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] not in {*COMMANDS, "-h", "--help"}:
         given.insert(0, "run")
@@ -57,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, where it is installed: a fifth less CPU for each write."""
+    """Return uvloop's factory if it is installed: a fifth less CPU for each write."""
     try:
         import uvloop
     except ImportError:

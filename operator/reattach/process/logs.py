@@ -1,4 +1,4 @@
-"""Log lines, for people or as JSON."""
+"""Log lines, as plain text or as JSON."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ FORMATS = ("plain", "json")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formatter that writes one JSON object per line."""
 
     @override
     def format(self, record: logging.LogRecord) -> str:
@@ -27,12 +27,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logs(style: str, level: str) -> None:
-    """To stderr. kopf says a line for each event that it hands us, which is for nobody: of kopf only warnings are kept."""
+    """Log to stderr. Log only the warnings of kopf, because kopf logs a line for each event."""
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if style == "json" else plain)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for name in ("kopf", "kopf.objects", "aiohttp", "asyncio", "kubernetes"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # kopf warns that it installs no signal handlers outside of the main thread. That is intended.
+    # kopf warns that it installs no signal handlers outside of the main thread, which is intended.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

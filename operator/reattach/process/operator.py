@@ -1,4 +1,4 @@
-"""The operator's process: what is started in which order, and how it ends."""
+"""Process of the operator: the order in which its parts start, and how it ends."""
 
 import asyncio
 import logging
@@ -44,19 +44,19 @@ T = TypeVar("T")
 
 
 class StoppedError(Exception):
-    """SIGTERM or SIGINT came."""
+    """Request to stop by SIGTERM or SIGINT."""
 
 
 class Operator:
-    """Everything that one process holds. `run` is all there is to call."""
+    """All parts of one process. Call `run`."""
 
     def __init__(self, options: RunOptions, cluster: Cluster, lease_cluster: Cluster, decide: Decide) -> None:
         self._options = options
         self._cluster = cluster
         self._metrics = OperatorMetrics()
         self._leader = LeaderElector(lease_cluster, options.lease)
-        self._missing = "start-up"
-        self._health = Health(self._metrics, lambda: self._missing)
+        self._not_ready_reason = "start-up"
+        self._health = Health(self._metrics, lambda: self._not_ready_reason)
         self._settings = PodDefaults(
             url=options.state_api_url, ca=options.ca_file.read_text() if options.ca_file else ""
         )
@@ -89,30 +89,33 @@ class Operator:
         self._register_gauges()
 
     async def run(self) -> None:
-        """Until SIGTERM or SIGINT, the loss of the Lease, or `SchemaError`. Any other error ends only the loop that met it, which starts again."""
+        """Run until SIGTERM or SIGINT, the loss of the Lease, or `SchemaError`.
+
+        Any other error ends only its loop, which is restarted.
+        """
         await self._health.start(self._options.host, self._options.metrics_port)
         try:
             async with asyncio.TaskGroup() as parts:
                 parts.create_task(_stop_on_signal())
                 await _retry_forever(lambda: check_schema(self._cluster), "the schema of TaskRuns")
-                self._missing = ""  # it stands by
+                self._not_ready_reason = ""  # this replica stands by
                 await self._leader.acquire()
                 self._metrics.leader.set(1)
-                await self._lead(parts)
+                await self._start_leading(parts)
         except* StoppedError:
             _log.info("Stopped.")
         finally:
-            self._missing = "stopping"
+            self._not_ready_reason = "stopping"
             await self._leader.release()
             await self._health.stop()
 
-    async def _lead(self, parts: asyncio.TaskGroup) -> None:
+    async def _start_leading(self, parts: asyncio.TaskGroup) -> None:
         """Start the parts in the order in which they need each other."""
 
         def start(name: str, loop: Callable[[], Awaitable[None]]) -> None:
             parts.create_task(keep_running(name, loop, self._metrics), name=name)
 
-        self._missing = "a first look at the cluster"
+        self._not_ready_reason = "the first lists of the cluster"
         start("lease", self._keep_lease)
         if self._options.certificates:
             await _retry_forever(self._renew_certificates, "the certificates of the state API")
@@ -125,7 +128,7 @@ class Operator:
         start("sweep", self._resync_loop)
         start("overdue", self._taskruns.run_overdue)
         start("kopf", self._watch_taskruns)
-        self._missing = ""
+        self._not_ready_reason = ""
 
     async def _keep_lease(self) -> None:
         try:
@@ -133,7 +136,8 @@ class Operator:
         except LeadershipLostError as error:
             _log.critical("%s", error)
             logging.shutdown()
-            # Nothing orderly: what is on its way to the API server must not arrive after another replica's first write.
+            # Exit at once, because no write of this process may arrive after another replica's
+            # first write.
             os._exit(1)
 
     async def _watch_taskruns(self) -> None:
@@ -148,7 +152,10 @@ class Operator:
         await watch(watched, self._cluster)
 
     async def _resync_loop(self) -> None:
-        """List all TaskRuns periodically, because kopf misses deletions while its watch is broken. Remove expired keys."""
+        """List all TaskRuns periodically, because kopf misses deletions while its watch is broken.
+
+        Remove expired keys.
+        """
         while True:
             await asyncio.sleep(self._options.sweep_seconds)
             try:
@@ -158,18 +165,21 @@ class Operator:
             await self._expiry.sweep(datetime.now(UTC))
 
     async def _renew_certificates(self) -> float:
-        """Take what pods are to trust; the answer is after how many seconds to come again."""
-        assert self._options.certificates is not None, "called only where certificates are ours to make"
+        """Renew the certificates and distribute the bundle.
+
+        Return the seconds until the next check.
+        """
+        assert self._options.certificates is not None, "called only if the operator creates the certificates"
         now = datetime.now(UTC)
         bundle = await ensure(self._cluster, self._writer, self._options.certificates, now)
         self._settings = PodDefaults(url=self._options.state_api_url, ca=bundle.pem)
         if bundle.pem != self._distributed:
             lacking = await distribute(self._cluster, self._writer, self._options.watch_namespaces, bundle.pem)
             self._distributed = "" if lacking else bundle.pem
-        return max((bundle.look_again_at - now).total_seconds(), 1.0)
+        return max((bundle.check_again_at - now).total_seconds(), 1.0)
 
     async def _keep_certificates(self) -> None:
-        """Have the certificates renewed in time, and live pods trust the new CA before it is used."""
+        """Renew the certificates in time, and have live pods trust a new CA before its use."""
         while True:
             try:
                 wait = await self._renew_certificates()
@@ -195,7 +205,7 @@ class Operator:
 
 
 async def run(options: RunOptions, decide: Decide) -> int:
-    """Run the operator; the answer is the process's exit code."""
+    """Run the operator. Return the exit code of the process."""
     deadline = options.lease.deadline_seconds
     async with (
         await Cluster.connect(options.kubeconfig) as cluster,
@@ -215,23 +225,26 @@ async def run(options: RunOptions, decide: Decide) -> int:
 
 async def _stop_on_signal() -> None:
     """Raise `StoppedError` on SIGTERM or SIGINT."""
-    came = asyncio.Event()
+    received = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, came.set)
-    await came.wait()
+        asyncio.get_running_loop().add_signal_handler(number, received.set)
+    await received.wait()
     raise StoppedError
 
 
 async def _retry_forever(attempt: Callable[[], Awaitable[T]], what: str) -> T:
-    """Try until it succeeds: to end would only make the kubelet wait longer before each next start. Raises `SchemaError`."""
-    said = ""
+    """Retry `attempt` until it succeeds. Raises `SchemaError`.
+
+    An exit would not help, because the kubelet waits longer before each restart.
+    """
+    logged = ""
     while True:
         try:
             return await attempt()
         except SchemaError:
             raise
-        except Exception as error:  # noqa: BLE001 -- such as an answer of a proxy, which is no JSON
-            if str(error) != said:
-                said = str(error)
+        except Exception as error:  # noqa: BLE001 -- such as a response of a proxy that is not JSON
+            if str(error) != logged:
+                logged = str(error)
                 _log.warning("Waiting for %s: %s", what, error)
             await asyncio.sleep(_TRY_AGAIN_SECONDS)

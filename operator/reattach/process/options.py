@@ -1,4 +1,4 @@
-"""The operator's flags, and what they become."""
+"""Flags and options of the operator."""
 
 import argparse
 import os
@@ -16,7 +16,10 @@ from reattach.uninstall import ReleaseOptions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What `run` needs. `watch_namespaces` empty: all of them. Exactly one of `certificates` and `ca_file` is set."""
+    """Options of `run`.
+
+    No `watch_namespaces` means all. Either `certificates` or `ca_file` is set.
+    """
 
     kubeconfig: str | None
     instance: str
@@ -34,31 +37,31 @@ class RunOptions:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
-    """The flags of `run`."""
+    """Add the flags of `run`."""
     add = parser.add_argument
     add("--state-api-url", required=True, help="https URL by which task pods call the state API")
     add("--lease-name", default="reattach-operator", help="name of the Lease, in --namespace")
-    add("--lease-seconds", type=int, default=15, help="how long another replica waits for a lost one")
+    add("--lease-seconds", type=int, default=15, help="how long another replica waits before it replaces a lost one")
     add(
         "--lease-deadline-seconds",
         type=float,
-        help="a leader that could not renew for so long ends (default: 2/3 of --lease-seconds)",
+        help="how long a leader runs without a renewal of the Lease (default: 2/3 of --lease-seconds)",
     )
     add("--lease-renew-seconds", type=float, help="pause between two renewals (default: 2/15 of --lease-seconds)")
     add("--identity", default=environment.get("POD_UID"), help="holder of the Lease: the pod's UID (default: $POD_UID)")
     add("--metrics-host", default="", help="address to serve /healthz, /readyz and /metrics on (default: all)")
     add("--metrics-port", type=int, default=8080, help="port of the same; 0: any")
-    add("--workers", type=int, default=32, help="TaskRuns that are looked at at once")
-    add("--writes-per-second", type=float, default=100.0, help="most writes to the API server, on average")
-    add("--writes-at-once", type=int, default=32, help="most writes that wait for their answer at once")
+    add("--workers", type=int, default=32, help="number of TaskRuns that are reconciled at once")
+    add("--writes-per-second", type=float, default=100.0, help="maximum of writes to the API server, on average")
+    add("--writes-at-once", type=int, default=32, help="maximum of concurrent writes")
     add(
         "--sweep-seconds",
         type=float,
         default=300.0,
-        help="how often all TaskRuns are listed, to find what a watch has missed, and expired keys of finished ones are removed",
+        help="interval of the resync, which lists all TaskRuns and removes the expired keys of finished ones",
     )
     tls = parser.add_argument_group("certificates of the state API")
-    tls.add_argument("--ca-file", type=Path, help="give pods this bundle, and make no certificates")
+    tls.add_argument("--ca-file", type=Path, help="give this bundle to pods, and create no certificates")
     tls.add_argument("--ca-secret", default="reattach-ca", help="Secret of the CA, in --namespace")
     tls.add_argument("--tls-secret", default="reattach-tls", help="Secret of the serving certificate, in --namespace")
     tls.add_argument("--dns-names", default="", help="names of the state API, separated by commas")
@@ -66,13 +69,13 @@ def add_run_arguments(parser: argparse.ArgumentParser, environment: Mapping[str,
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
-    """The flags of every command."""
+    """Add the flags of every command."""
     add = parser.add_argument
     add("--kubeconfig", help="default: the pod's service account; outside of a cluster $KUBECONFIG, ~/.kube/config")
     add(
         "--namespace",
         default=environment.get("POD_NAMESPACE", "reattach"),
-        help="our own namespace (default: $POD_NAMESPACE)",
+        help="namespace of the operator (default: $POD_NAMESPACE)",
     )
     add("--watch-namespaces", default="", help="namespaces to serve, separated by commas (default: all)")
     add("--log-format", choices=FORMATS, default="plain")
@@ -80,7 +83,10 @@ def add_common_arguments(parser: argparse.ArgumentParser, environment: Mapping[s
 
 
 def run_options_of(arguments: argparse.Namespace) -> RunOptions:
-    """Raises `ValueError` with what must hold."""
+    """Return the options of `run`.
+
+    Raises `ValueError`, whose message names the rule that is broken.
+    """
     if not arguments.state_api_url.startswith("https://"):
         raise ValueError("--state-api-url must be an https URL: pods send their token there")
     if (
@@ -140,7 +146,7 @@ def release_options_of(arguments: argparse.Namespace) -> ReleaseOptions:
 
 
 def namespaces_of(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The namespaces to serve; none means all."""
+    """Return the namespaces to serve; none means all."""
     return listed(arguments.watch_namespaces)
 
 
@@ -159,5 +165,5 @@ def _certificates_of(arguments: argparse.Namespace) -> CertificateSettings | Non
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The parts of a list that is separated by commas."""
+    """Return the parts of a list that is separated by commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -148,7 +148,7 @@ async def test_a_first_start_makes_a_ca_and_a_certificate_that_it_issued(cluster
     (authority,) = certificates_in(bundle.pem.encode())
     (serving,) = certificates_in(cluster.data(TLS, "tls.crt"))
     assert is_issued_by(serving, authority)
-    assert bundle.look_again_at == now + SETTINGS.check_every
+    assert bundle.check_again_at == now + SETTINGS.check_every
     assert cluster.data(TLS, "ca.crt") == bundle.pem.encode()
 
 
@@ -296,7 +296,7 @@ async def test_the_old_certificate_serves_until_pods_have_had_the_bundle_for_the
     cluster.annotate(CA, ANNOTATION_ROTATE)
     bundle = await ensure(cluster, cluster, SETTINGS, now)
     assert [pod["annotations"][ANNOTATION_CA] for pod in pods] == [bundle.pem] * 3
-    assert bundle.look_again_at == now + 30 * SECOND
+    assert bundle.check_again_at == now + 30 * SECOND
     for seconds in range(30, 320, 10):
         await ensure(cluster, cluster, SETTINGS, now + seconds * SECOND)
         assert cluster.data(TLS, "tls.crt") == serving
@@ -452,14 +452,14 @@ async def test_no_connection_fails_through_a_rotation_however_kubelets_lag(
     first = await ensure(cluster, cluster, SETTINGS, now)
     metadata = {name: cluster.add_pod(name, first.pem) for name in pods}
     tried: set[tuple[bytes, bytes]] = set()
-    look_again_at, authorities, sizes = now, set(), []
+    check_again_at, authorities, sizes = now, set(), []
     for tick in range(300):
         at = now + tick * 10 * SECOND
         if tick == 30:
             cluster.annotate(CA, ANNOTATION_ROTATE)
-        if at >= look_again_at:
+        if at >= check_again_at:
             bundle = await ensure(cluster, cluster, SETTINGS, at)
-            look_again_at = bundle.look_again_at
+            check_again_at = bundle.check_again_at
             await distribute(cluster, cluster, (), bundle.pem)
         for name, file in pods.items():
             file.see(at, metadata[name]["annotations"][ANNOTATION_CA].encode())

@@ -66,7 +66,7 @@ def step(stored: StoredCertificates, now: datetime = NOW, *, lagging: bool = Fal
 
 
 def test_without_secrets_a_ca_is_made_first() -> None:
-    assert step(StoredCertificates()) == ReplaceAuthority((), "there is none that can be read")
+    assert step(StoredCertificates()) == ReplaceAuthority((), "it is absent or damaged")
 
 
 def test_a_fresh_pair_is_left_alone_and_looked_at_again_soon() -> None:
@@ -77,17 +77,17 @@ def test_a_ca_with_two_thirds_of_its_life_over_is_replaced_and_stays_trusted() -
     made = NOW - SETTINGS.ca_lifetime * 2 / 3
     old = renewed(settled(made), NOW - DAY)
     assert isinstance(step(old, NOW - MINUTE), CopyBundle | Wait)
-    assert step(replace(old, bundle=old.pem)) == ReplaceAuthority(old.trusted, "two thirds of its life are over")
+    assert step(replace(old, bundle=old.pem)) == ReplaceAuthority(old.trusted, "two thirds of its lifetime have passed")
 
 
 def test_an_expired_ca_is_replaced_and_no_longer_trusted() -> None:
     expired = settled(NOW - SETTINGS.ca_lifetime)
-    assert step(expired) == ReplaceAuthority((), "its dates don't hold now")
+    assert step(expired) == ReplaceAuthority((), "it is not valid now")
 
 
 def test_a_ca_from_the_future_is_replaced() -> None:
     """Whoever made it had a clock far ahead: by the clocks of the pods it isn't valid yet."""
-    assert step(settled(NOW + 2 * timedelta(hours=1))) == ReplaceAuthority((), "its dates don't hold now")
+    assert step(settled(NOW + 2 * timedelta(hours=1))) == ReplaceAuthority((), "it is not valid now")
 
 
 @pytest.mark.parametrize("skew", [timedelta(minutes=-59), timedelta(minutes=59)])
@@ -106,12 +106,12 @@ def test_when_the_secret_of_the_ca_is_lost_pods_keep_trusting_what_serves() -> N
     """The bundle beside the serving certificate remembers the CA, so the new one is introduced without a gap."""
     stored = settled()
     lost = replace(stored, authority=None, previous=())
-    assert step(lost) == ReplaceAuthority(stored.trusted, "there is none that can be read")
+    assert step(lost) == ReplaceAuthority(stored.trusted, "it is absent or damaged")
 
 
 def test_when_the_key_of_the_ca_is_damaged_older_cas_stay_trusted_too() -> None:
     stored = in_overlap()
-    assert step(replace(stored, authority=None)) == ReplaceAuthority(stored.trusted, "there is none that can be read")
+    assert step(replace(stored, authority=None)) == ReplaceAuthority(stored.trusted, "it is absent or damaged")
 
 
 # -- the overlap -----------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_the_new_ca_issues_nothing_before_the_overlap_is_over() -> None:
 
 def test_the_new_ca_issues_once_the_overlap_is_over() -> None:
     stored = in_overlap(NOW - 10 * MINUTE, distributed=NOW - SETTINGS.overlap)
-    assert step(stored) == IssueServing("every pod trusts the new CA by now")
+    assert step(stored) == IssueServing("every pod trusts the new CA")
 
 
 def test_an_overlap_begins_anew_when_a_pod_turns_up_without_the_bundle() -> None:
@@ -157,23 +157,23 @@ def test_a_pod_that_never_gets_the_bundle_does_not_keep_an_ending_certificate() 
 
 def test_the_first_serving_certificate_is_issued_at_once() -> None:
     stored = StoredCertificates(authority=new_authority(NOW, SETTINGS.ca_lifetime))
-    assert step(stored) == IssueServing("there is none that can be read")
+    assert step(stored) == IssueServing("it is absent or damaged")
 
 
 def test_a_serving_certificate_is_renewed_by_the_same_ca_without_an_overlap() -> None:
     stored = settled(NOW - SETTINGS.serving_lifetime * 2 / 3)
     assert isinstance(step(stored, NOW - MINUTE), Wait)
-    assert step(stored) == IssueServing("two thirds of its life are over")
+    assert step(stored) == IssueServing("two thirds of its lifetime have passed")
 
 
 def test_an_expired_serving_certificate_is_replaced() -> None:
-    assert step(settled(NOW - SETTINGS.serving_lifetime)) == IssueServing("its dates don't hold now")
+    assert step(settled(NOW - SETTINGS.serving_lifetime)) == IssueServing("it is not valid now")
 
 
 def test_a_serving_certificate_that_lacks_a_name_is_replaced() -> None:
     stored = settled()
     lacking = renewed(stored, NOW, NAMES[:1])
-    assert step(lacking) == IssueServing("it lacks a name")
+    assert step(lacking) == IssueServing("it lacks a DNS name")
 
 
 def test_a_serving_certificate_that_no_trusted_ca_issued_is_replaced() -> None:
