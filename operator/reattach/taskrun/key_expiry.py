@@ -1,4 +1,7 @@
-"""Removal of expired keys from the states of finished runs. No key expires while its run is unfinished."""
+"""Removal of expired keys from the states of finished runs.
+
+No key expires while its run is unfinished.
+"""
 
 import asyncio
 import logging
@@ -21,9 +24,10 @@ _log = logging.getLogger(__name__)
 
 
 class KeyExpiry:
-    """Finds the states with expired keys by their summaries, and removes these keys by compare-and-set.
+    """Finds the states with expired keys by their summaries, and removes the keys.
 
-    The summaries come from a list of metadata, one page at a time, because no store keeps the states of finished runs.
+    The summaries come from a list of metadata, one page at a time, because no store keeps the
+    states of finished runs. The removal is a compare-and-set.
     """
 
     def __init__(
@@ -35,7 +39,10 @@ class KeyExpiry:
         self._unreadable = unreadable
 
     async def sweep(self, now: datetime) -> None:
-        """Remove the keys that have expired by `now`, from one state after the other. The next sweep retries what failed."""
+        """Remove the keys that have expired by `now`, from one state after the other.
+
+        The next sweep retries what failed.
+        """
         for namespace in self._namespaces:
             try:
                 await self._sweep_namespace(namespace, now)
@@ -76,7 +83,7 @@ class KeyExpiry:
 
 
 def is_due(state: PartialObject, now: datetime) -> bool:
-    """Return whether a key has expired and the run is over, which the absence of our finalizer shows."""
+    """Return whether a key has expired and the run is over, so that our finalizer is gone."""
     if FINALIZER_STATE in state.metadata.finalizers:
         return False
     summary = summary_of(state.metadata.annotations)

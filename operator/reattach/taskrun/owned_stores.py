@@ -1,4 +1,4 @@
-"""Stores of the pods and states of unfinished TaskRuns. They drop each object once its work is done."""
+"""Stores of the pods and states of unfinished TaskRuns, without those whose work is done."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -38,7 +38,10 @@ def is_state_needed(state: PartialObject) -> bool:
 
 
 def without_foreign_annotations(found: T) -> T:
-    """Return the object with only the annotations that decisions need. The CA bundle alone is 0.7 KB in each pod."""
+    """Return the object with only the annotations that decisions need.
+
+    The CA bundle alone is 0.7 KB in each pod.
+    """
     metadata = found.metadata
     kept = {name: metadata.annotations[name] for name in _ANNOTATIONS if name in metadata.annotations}
     return msgspec.structs.replace(found, metadata=msgspec.structs.replace(metadata, annotations=kept))

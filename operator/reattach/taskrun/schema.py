@@ -1,4 +1,4 @@
-"""Whether the cluster's CRD has every field that this operator writes."""
+"""Check that the CRD has every field that this operator writes."""
 
 import logging
 from collections.abc import Iterator
@@ -17,13 +17,14 @@ _log = logging.getLogger(__name__)
 
 
 class SchemaError(Exception):
-    """The CRD is absent or older than this operator; the message says what it lacks and what to do."""
+    """CRD that is absent or older than this operator. The message names what to do."""
 
 
 async def check_schema(cluster: Cluster) -> None:
-    """Raise `SchemaError` unless the CRD will keep all that we write.
+    """Raise `SchemaError` if the CRD would drop a field that we write.
 
-    Being forbidden to look is none: an API server that has just started refuses everybody until it has read its roles.
+    A 403 raises `ForbiddenError` instead, because an API server that has just started refuses all
+    clients until it has read its roles.
     """
     try:
         crd = msgspec.json.decode(await cluster.get(paths.CRD))
@@ -39,9 +40,10 @@ async def check_schema(cluster: Cluster) -> None:
 
 
 def missing_from(crd: dict[str, Any]) -> Iterator[str]:
-    """What of our version's fields the CRD lacks: paths such as `.status.attempts[].cause`.
+    """Yield the fields of our version that the CRD lacks.
 
-    The API server drops fields that the schema doesn't know, without a word: an end that was recorded would be lost.
+    Each is a path such as `.status.attempts[].cause`. The API server silently drops fields that the
+    schema lacks, so a recorded end would be lost.
     """
     version = next((v for v in crd["spec"]["versions"] if v["name"] == VERSION and v.get("served")), None)
     if version is None:

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 def taskrun_event_recorder(
     writer: Writer, instance: str, metrics: OperatorMetrics, clock: Callable[[], float] = time.monotonic
 ) -> EventRecorder:
-    """Return the recorder of Events on TaskRuns. It also counts each new orphaned job, and names the job in the log."""
+    """Return the recorder of Events on TaskRuns. It also counts and logs each new orphaned job."""
 
     def report_orphan(metadata: ObjectMeta, event: EventContent) -> None:
         if event.reason == EventReason.ORPHANED:

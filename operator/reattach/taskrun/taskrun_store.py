@@ -1,7 +1,8 @@
 """Cache of unfinished TaskRuns.
 
-Events of kopf's watch carry references alone, and wake the workers. The objects come from a reflector, from the responses to own
-writes, and from a GET where the reflector is late or can't read the object. A sweep lists the references, because a watch may miss some.
+Events of kopf's watch contain only references, and wake the workers. The objects come from a
+reflector and from the responses to own writes. If the reflector is late or can't decode an object,
+a GET reads it. A periodic resync lists the references, because a watch may miss some.
 """
 
 import asyncio
@@ -28,14 +29,19 @@ TASKRUNS = Resource(group=GROUP, version=VERSION, kind=KIND, plural=PLURAL)
 UNFINISHED = "status.outcome="
 """The field selector: an absent field compares as empty."""
 GRACE_SECONDS = 1.0
-"""How long the reflector may lag behind kopf's watch before the object is read by a GET. Usually it is milliseconds."""
+"""Lag of the reflector behind kopf's watch after which a GET reads the object. The usual lag is
+milliseconds.
+"""
 _YIELD_EVERY = 500
 
 _log = logging.getLogger(__name__)
 
 
 class UnreadableTaskRunError(LoggedError):
-    """The TaskRun can't be decoded, so this operator can neither run nor end it. The log names it already."""
+    """TaskRun that can't be decoded, so this operator can neither run nor end it.
+
+    The log names it already.
+    """
 
     def __init__(self, reference: Reference, why: str) -> None:
         super().__init__(f"it can't be read: {why}")
@@ -43,14 +49,17 @@ class UnreadableTaskRunError(LoggedError):
 
 
 def key_of(found: TaskRun | PartialObject) -> Key:
-    """The key of a TaskRun."""
+    """Return the key of a TaskRun."""
     return Key(found.metadata.namespace, found.metadata.name)
 
 
 class TaskRunStore:
-    """Cache of unfinished TaskRuns. Whatever says that one is gone makes its key *suspect*: `refresh` confirms it with a GET.
+    """Cache of unfinished TaskRuns.
 
-    An `ObjectStore` for the reflector. `on_change` is called with the key of each TaskRun that a worker must look at.
+    A DELETED event marks an entry *suspect*: `refresh` confirms it with a GET.
+
+    An `ObjectStore` for the reflector. `on_change` is called with the key of each TaskRun that a
+    worker must look at.
     """
 
     def __init__(
@@ -68,32 +77,41 @@ class TaskRunStore:
         self._clock = clock
         self._cache: ObjectStore[TaskRun] = ObjectStore(key_of, lambda _: None)
         self._suspect: dict[Key, dict[str, Reference]] = {}
-        """Keys that need a GET, with the last reference, by UID, to each TaskRun of this name that is suspect."""
+        """Keys that need a GET, with the last reference, by UID, to each TaskRun of this name that
+        is suspect.
+        """
         self._enqueued: dict[str, str] = {}
-        """The newest version, by UID, that the workers were woken for, or that a response to them had."""
+        """The newest version, by UID, that the workers were woken for, or that a response to them
+        had.
+        """
         self._awaited: dict[str, tuple[Reference, float]] = {}
-        """References, by UID, that kopf's watch sent and the reflector has not brought, and when a GET is due."""
+        """References, by UID, that kopf's watch sent and the reflector has not brought, and when a
+        GET is due.
+        """
 
     def __len__(self) -> int:
         return len(self._cache)
 
     def held(self, reason: Reason) -> int:
-        """How many wait for a person, for this reason."""
+        """Return the number of TaskRuns that are held for this reason."""
         return sum(is_held(taskrun.status, reason) for taskrun in self._cache.list())
 
     def get(self, key: Key) -> TaskRun | None:
-        """The TaskRun as last seen; None if there is none or it is doubtful which one it is."""
+        """Return the TaskRun as last seen, or None if it is absent or suspect."""
         found = self._cache.by_key(key)
         return found[0] if len(found) == 1 and key not in self._suspect else None
 
     def is_suspect(self, key: Key) -> bool:
-        """Whether `refresh` must be asked before anything is believed."""
+        """Return whether the entry must be confirmed by `refresh`."""
         return key in self._suspect or len(self._cache.by_key(key)) > 1
 
     # -- from kopf's watch -------------------------------------------------------------------------
 
     def on_event(self, reference: Reference) -> None:
-        """Enqueue a TaskRun that was created or changed. If the cache lacks this version, wait for the reflector first."""
+        """Enqueue a TaskRun that was created or changed.
+
+        If the cache lacks this version, wait for the reflector first.
+        """
         known = self._cache.get(reference.uid)
         if known is not None and not is_older(known.metadata.resource_version, reference.resource_version):
             self._enqueue(known, reference.resource_version)
@@ -116,7 +134,10 @@ class TaskRunStore:
     # -- from the reflector ------------------------------------------------------------------------
 
     def upsert(self, found: TaskRun) -> None:
-        """Store an object. Enqueue it if kopf's watch has sent an event of it before; else that event does."""
+        """Store an object.
+
+        Enqueue it if kopf's watch has sent an event of it before; else that event does.
+        """
         uid, version = found.metadata.uid, found.metadata.resource_version
         self._cache.upsert(found)
         if (waiting := self._awaited.get(uid)) is None:
@@ -126,7 +147,7 @@ class TaskRunStore:
         if self._cache.get(uid) is not None:
             self._enqueue(found, version)
 
-    def delete(self, uid: str, *, version: str) -> None:  # noqa: ARG002 -- a GET tells, whatever the version
+    def delete(self, uid: str, *, version: str) -> None:  # noqa: ARG002 -- a GET confirms it, whatever the version
         """Suspect a TaskRun that was deleted, or finished."""
         self.suspect(uid)
 
@@ -141,16 +162,18 @@ class TaskRunStore:
         key, uid, version = key_of(found), found.metadata.uid, found.metadata.resource_version
         self._has_arrived(found)
         if found.status.outcome is not None:
-            self._forget(found)
+            self._remove(found)
             self._clear(key, uid)
             return
         self._cache.upsert(found)
-        if self._cache.get(uid) is not None and self._is_news(uid, version):
+        if self._cache.get(uid) is not None and self._is_change(uid, version):
             self._enqueued[uid] = version
             self._on_change(key)
 
     async def refresh(self, key: Key) -> TaskRun | None:
-        """Read the TaskRun from the API server; it may have an outcome. None: there is no such TaskRun.
+        """Read the TaskRun from the API server.
+
+        Return None if it does not exist. It may have an outcome.
 
         Raises `UnreadableTaskRunError`, and `ClusterError`.
         """
@@ -165,16 +188,18 @@ class TaskRunStore:
         except BaseException:
             self._suspect[key] = suspects | self._suspect.get(key, {})
             raise
-        # The answer proves nothing about a TaskRun that a watch brought meanwhile.
+        # The response proves nothing about a TaskRun that a watch brought meanwhile.
         for known in before:
             if found is None or known.metadata.uid != found.metadata.uid:
-                self._forget(known)
+                self._remove(known)
         if found is not None:
             self.apply_response(found)
         return found
 
     async def resync(self) -> None:
-        """List the references of all, and treat each as an event. Suspect the TaskRuns that are missing from the list.
+        """List the references of all, and treat each as an event.
+
+        Suspect the TaskRuns that are missing from the list.
 
         Skip a namespace that refuses the list, if there are several: it may have been deleted.
         """
@@ -190,7 +215,7 @@ class TaskRunStore:
             for number, reference in enumerate(found):
                 self.on_event(reference)
                 if number % _YIELD_EVERY == 0:
-                    await asyncio.sleep(0)  # there may be many, and others have to be served
+                    await asyncio.sleep(0)  # lets other tasks run
             uids = {reference.uid for reference in found}
             for each in self._cache.absent_in(uids, version, namespace):
                 self.suspect(each.metadata.uid)
@@ -202,7 +227,7 @@ class TaskRunStore:
             self.check_overdue()
 
     def check_overdue(self) -> None:
-        """Suspect and enqueue the TaskRuns that the reflector has not brought within the grace period."""
+        """Suspect and enqueue the TaskRuns that are overdue after the grace period."""
         now = self._clock()
         for reference in [reference for reference, due in self._awaited.values() if now >= due]:
             del self._awaited[reference.uid]
@@ -216,7 +241,10 @@ class TaskRunStore:
             self._enqueue(found, found.metadata.resource_version)
 
     def suspect(self, uid: str) -> None:
-        """Have the TaskRun confirmed by a GET. Do nothing if the cache lacks it, as when this process finished it."""
+        """Have the TaskRun confirmed by a GET.
+
+        Do nothing if the cache lacks it, as when this process finished it.
+        """
         if (known := self._cache.get(uid)) is not None:
             self._suspect.setdefault(key_of(known), {})[uid] = reference_of(known.metadata)
             self._on_change(key_of(known))
@@ -229,12 +257,12 @@ class TaskRunStore:
             self._suspect[key] = suspects
 
     def _enqueue(self, known: TaskRun, version: str) -> None:
-        """Enqueue `known` unless the workers were woken for this version, or a newer one, before."""
-        if self._is_news(known.metadata.uid, version):
+        """Enqueue `known` unless the workers were woken for this or a newer version."""
+        if self._is_change(known.metadata.uid, version):
             self._enqueued[known.metadata.uid] = known.metadata.resource_version
             self._on_change(key_of(known))
 
-    def _is_news(self, uid: str, version: str) -> bool:
+    def _is_change(self, uid: str, version: str) -> bool:
         enqueued = self._enqueued.get(uid)
         return enqueued is None or (enqueued != version and not is_older(version, enqueued))
 
@@ -246,7 +274,7 @@ class TaskRunStore:
         del self._awaited[uid]
         return True
 
-    def _forget(self, known: TaskRun) -> None:
+    def _remove(self, known: TaskRun) -> None:
         uid = known.metadata.uid
         self._awaited.pop(uid, None)
         self._enqueued.pop(uid, None)
@@ -258,11 +286,11 @@ class TaskRunStore:
         try:
             return msgspec.json.decode(answer, type=TaskRun)
         except DECODE_ERRORS as error:
-            if reference.uid:  # else its event is still to come
+            if reference.uid:  # else its event has not arrived yet
                 self._unreadable.report(PLURAL, reference, error)
             raise UnreadableTaskRunError(reference, describe(error)) from None
 
 
 def is_ours(taskrun: TaskRun) -> bool:
-    """Whether `spec.managedBy` names this operator."""
+    """Return whether `spec.managedBy` names this operator."""
     return taskrun.spec.managed_by == OPERATOR_NAME
