@@ -15,6 +15,7 @@ from reattach.cluster.errors import (
     UnauthorizedError,
     UnavailableError,
 )
+from reattach.cluster.protocol import KubernetesClient
 from reattach.cluster.references import Reference
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ForbiddenError",
     "GoneError",
     "InvalidError",
+    "KubernetesClient",
     "NotFoundError",
     "Reference",
     "TooManyRequestsError",

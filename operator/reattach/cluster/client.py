@@ -50,9 +50,9 @@ class Cluster:
         configuration = client.Configuration()
         in_pod = Path("/var/run/secrets/kubernetes.io/serviceaccount/token").exists()  # noqa: ASYNC240 -- once, at start
         if kubeconfig is None and in_pod:
-            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+            config.load_incluster_config(configuration)
         else:
-            await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
+            await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
         return cls(configuration, connections=connections, timeout=timeout)
 
     async def __aenter__(self) -> Self:
@@ -65,8 +65,8 @@ class Cluster:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._api.close()  # type: ignore[no-untyped-call]
-        await self._watches.close()  # type: ignore[no-untyped-call]
+        await self._api.close()
+        await self._watches.close()
 
     @property
     def host(self) -> str:
@@ -242,7 +242,7 @@ class Cluster:
         try:
             if token := await self._configuration.get_api_key_with_prefix("BearerToken"):  # may read a file
                 headers["Authorization"] = token
-            answer = await (api or self._api).rest_client.request(  # type: ignore[no-untyped-call]
+            answer = await (api or self._api).rest_client.request(
                 method, url, headers=headers, body=body, _request_timeout=timeout
             )
             response: aiohttp.ClientResponse = answer.response

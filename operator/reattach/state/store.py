@@ -26,7 +26,7 @@ from reattach.api.names import (
     state_name,
 )
 from reattach.api.state import JobCounts, SealPurpose
-from reattach.cluster import Cluster, ConflictError, NotFoundError
+from reattach.cluster import ConflictError, KubernetesClient, NotFoundError
 from reattach.cluster.paths import configmaps, taskruns
 from reattach.state.codec import DurableState, StoredState, from_configmap, summary_annotation_of, to_configmap, to_data
 from reattach.state.errors import RequestRejectedError, UnreadableError
@@ -61,12 +61,12 @@ class Store:
 
     def __init__(
         self,
-        cluster: Cluster,
+        client: KubernetesClient,
         *,
         on_conflict: Callable[[], None] = lambda: None,
         field_manager: str = STATE_API_NAME,
     ) -> None:
-        self._cluster = cluster
+        self._client = client
         self._on_conflict = on_conflict
         self._field_manager = field_manager
         self._known: dict[str, str] = {}  # TaskRun UID -> UID of its ConfigMap
@@ -216,7 +216,7 @@ class Store:
 
     async def _configmap(self, run: RunReference) -> StoredState | None:
         try:
-            text = await self._cluster.get(configmaps(run.namespace, state_name(run.name, run.uid)))
+            text = await self._client.get(configmaps(run.namespace, state_name(run.name, run.uid)))
         except NotFoundError:
             return None
         stored = from_configmap(text)
@@ -227,7 +227,7 @@ class Store:
 
     async def _taskrun(self, run: RunReference) -> Owner:
         try:
-            taskrun = msgspec.json.decode(await self._cluster.get(taskruns(run.namespace, run.name)), type=Owner)
+            taskrun = msgspec.json.decode(await self._client.get(taskruns(run.namespace, run.name)), type=Owner)
         except NotFoundError:
             taskrun = None
         if taskrun is None or taskrun.metadata.uid != run.uid:
@@ -251,12 +251,12 @@ class Store:
             "data": to_data(state),
         }
         return from_configmap(
-            await self._cluster.create(configmaps(run.namespace), body, fieldManager=self._field_manager)
+            await self._client.create(configmaps(run.namespace), body, fieldManager=self._field_manager)
         )
 
     async def _replace(self, run: RunReference, stored: StoredState, state: DurableState) -> None:
         path = configmaps(run.namespace, stored.metadata.name)
-        await self._cluster.replace(path, to_configmap(stored, state), fieldManager=self._field_manager)
+        await self._client.replace(path, to_configmap(stored, state), fieldManager=self._field_manager)
 
     async def _announce(self, run: RunReference, taskrun: Owner, stored: StoredState) -> None:
         """Have `status.state` name it. What was stored stays so, and its answer with it, whoever else writes the TaskRun meanwhile."""
@@ -297,7 +297,7 @@ class Store:
 
     async def _patch_taskrun(self, path: str, body: Mapping[str, Any]) -> None:
         try:
-            await self._cluster.merge_patch(path, body, fieldManager=self._field_manager)
+            await self._client.merge_patch(path, body, fieldManager=self._field_manager)
         except NotFoundError:
             raise RequestRejectedError(ProblemCode.CLOSING, "the TaskRun of this pod is gone") from None
 
