@@ -62,7 +62,7 @@ class Owner(Shape, frozen=True):
         # Only what has ended leaves the list.
         return self.status.counts.last_presumed < number <= self.status.counts.attempts
 
-    def answers_for(self, key: str, generation: int) -> tuple[Resolution, ...]:
+    def resolutions_for(self, key: str, generation: int) -> tuple[Resolution, ...]:
         """A person's answers about one external job, in the order in which they were given."""
         wanted = ("SubmissionUnknown", key, generation)
         return tuple(
