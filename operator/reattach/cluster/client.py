@@ -180,9 +180,9 @@ class Cluster:
             async for line in _lines(response.content.iter_any()):
                 yield line
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnavailableError(0, "WatchBroken", f"the watch of {path} broke: {_said(error)}") from error
+            raise UnavailableError(0, "WatchBroken", f"the watch of {path} broke: {_error_message(error)}") from error
         finally:
-            _drop(response)
+            _abort(response)
 
     async def stream(
         self, path: str, *, silence_seconds: float | None = None, **query: str | int | None
@@ -197,9 +197,9 @@ class Cluster:
             async for piece in response.content.iter_any():
                 yield piece
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnavailableError(0, "StreamBroken", f"the stream of {path} broke: {_said(error)}") from error
+            raise UnavailableError(0, "StreamBroken", f"the stream of {path} broke: {_error_message(error)}") from error
         finally:
-            _drop(response)
+            _abort(response)
 
     async def _call(
         self,
@@ -221,7 +221,7 @@ class Cluster:
                 return await response.read()
             return await _read(response, bytes_max, path)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnavailableError(0, "NoAnswer", f"{method} {path}: {_said(error)}") from error
+            raise UnavailableError(0, "NoAnswer", f"{method} {path}: {_error_message(error)}") from error
 
     async def _send(
         self,
@@ -250,7 +250,7 @@ class Cluster:
                 return response
             text = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError, config.ConfigException) as error:
-            raise UnavailableError(0, "NoAnswer", f"{method} {path}: {_said(error)}") from error
+            raise UnavailableError(0, "NoAnswer", f"{method} {path}: {_error_message(error)}") from error
         raise error_of(response.status, _status_in(text), _seconds_in(response.headers.get("Retry-After")))
 
 
@@ -260,7 +260,7 @@ async def _read(response: aiohttp.ClientResponse, bytes_max: int, path: str) -> 
     async for piece in response.content.iter_any():
         size += len(piece)
         if size > bytes_max:
-            _drop(response)
+            _abort(response)
             raise AnswerTooLargeError(0, "AnswerTooLarge", f"the answer to GET {path} has more than {bytes_max} bytes")
         pieces.append(piece)
     return b"".join(pieces)
@@ -286,12 +286,12 @@ async def _lines(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
             held.append(rest)
 
 
-def _said(error: Exception) -> str:
+def _error_message(error: Exception) -> str:
     """For a sentence: a time-out has nothing to say but its name."""
     return str(error) or type(error).__name__
 
 
-def _drop(response: aiohttp.ClientResponse) -> None:
+def _abort(response: aiohttp.ClientResponse) -> None:
     """End a stream of which no more is wanted, now: a polite farewell would outlast a program that ends next."""
     if response.connection is not None and response.connection.transport is not None:
         response.connection.transport.abort()

@@ -88,7 +88,7 @@ def build_application(
         started = time.monotonic()
         route = request.match_info.route.resource.canonical if request.match_info.route.resource else "unknown"
         with traffic, in_flight(request):
-            code, response = await _answered(request, handler, gate, bodies, settings.request_seconds)
+            code, response = await _dispatch(request, handler, gate, bodies, settings.request_seconds)
         if traffic.ending or not has_short_rest(request):
             response.force_close()
         method = request.method if request.method in _METHODS else "other"
@@ -166,7 +166,7 @@ class AuthGate:
         return caller
 
     async def _authenticated(self, authorization: str | None, address: str) -> PodIdentity:
-        if caller := self._authenticator.known(authorization):
+        if caller := self._authenticator.cached(authorization):
             return caller
         if wait := self._refused_tokens.wait_of(address):
             raise RateLimitedError("this address, with tokens that are refused,", wait)
@@ -177,7 +177,7 @@ class AuthGate:
             raise
 
 
-async def _answered(
+async def _dispatch(
     request: web.Request, handler: Handler, gate: AuthGate, bodies: BodyReader, seconds: float
 ) -> tuple[str, web.StreamResponse]:
     try:
@@ -190,10 +190,10 @@ async def _answered(
     except Exception as error:  # noqa: BLE001 -- every error is answered as a problem, and a bug is logged there
         code, response = response_of(error)
         if code in _LOGGED:
-            log.warning("refused %s %s from %s: %s", request.method, ascii(request.path), _shown(request), error)
+            log.warning("refused %s %s from %s: %s", request.method, ascii(request.path), _describe_caller(request), error)
         return code, response
 
 
-def _shown(request: web.Request) -> str:
+def _describe_caller(request: web.Request) -> str:
     caller = request.get(CALLER)
     return f"{caller.run.namespace}/{caller.pod_name}" if caller else str(request.remote)

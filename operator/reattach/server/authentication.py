@@ -73,7 +73,7 @@ class Authenticator:
         self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         self._reviews = asyncio.Semaphore(REVIEWS_AT_ONCE)
 
-    def known(self, authorization: str | None) -> PodIdentity | None:
+    def cached(self, authorization: str | None) -> PodIdentity | None:
         """The caller, if this token was accepted a short while ago."""
         accepted = self._accepted.get(_digest_of(_token_in(authorization)))
         return accepted[1] if accepted and accepted[0] > self._clock() else None
@@ -84,7 +84,7 @@ class Authenticator:
         digest = _digest_of(token)
         # Many calls of a task that just started are one review.
         async with self._locks.setdefault(digest, asyncio.Lock()):
-            if caller := self.known(authorization):
+            if caller := self.cached(authorization):
                 return caller
             async with self._reviews:
                 asked = self._clock()
@@ -115,9 +115,9 @@ class Authenticator:
         namespace = user.username.removeprefix(_USER_PREFIX).partition(":")[0]
         name, uid = (user.extra.get(extra, ("",))[0] for extra in (_POD_NAME, _POD_UID))
         if not user.username.startswith(_USER_PREFIX) or not name or not uid:
-            raise _stranger("the token must be a service-account token bound to a pod")
+            raise _not_a_task_pod("the token must be a service-account token bound to a pod")
         if self._namespaces and namespace not in self._namespaces:
-            raise _stranger(f"namespace {namespace} is not among those that Reattach is installed for")
+            raise _not_a_task_pod(f"namespace {namespace} is not among those that Reattach is installed for")
         try:
             text = await self._cluster.get(pods(namespace, name), metadata_only=True)
         except NotFoundError:
@@ -139,12 +139,12 @@ def caller_of(pod: ObjectMeta) -> PodIdentity:
     """Whose attempt a pod is, by labels, controller and name, which only the operator can give to a pod."""
     owner = next((owner for owner in pod.owner_references if owner.controller), None)
     if owner is None or (owner.api_version, owner.kind) != (API_VERSION, KIND):
-        raise _stranger(f"the pod {pod.namespace}/{pod.name} must have a TaskRun as its controller")
+        raise _not_a_task_pod(f"the pod {pod.namespace}/{pod.name} must have a TaskRun as its controller")
     label = pod.labels.get(LABEL_ATTEMPT, "")
     if pod.labels.get(LABEL_TASKRUN) != owner.name or not (label.isascii() and label.isdigit()) or int(label) < 1:
-        raise _stranger(f"the pod {pod.namespace}/{pod.name} must have the labels {LABEL_TASKRUN} and {LABEL_ATTEMPT}")
+        raise _not_a_task_pod(f"the pod {pod.namespace}/{pod.name} must have the labels {LABEL_TASKRUN} and {LABEL_ATTEMPT}")
     if pod.name != pod_name(owner.name, owner.uid, int(label)):
-        raise _stranger(f"the pod {pod.namespace}/{pod.name} must have the name that its TaskRun and attempt dictate")
+        raise _not_a_task_pod(f"the pod {pod.namespace}/{pod.name} must have the name that its TaskRun and attempt dictate")
     run = RunReference(namespace=pod.namespace, name=owner.name, uid=owner.uid)
     return PodIdentity(run=run, attempt=int(label), pod_name=pod.name, pod_uid=pod.uid)
 
@@ -164,5 +164,5 @@ def _unauthenticated(detail: str) -> RequestRejectedError:
     return RequestRejectedError(ProblemCode.UNAUTHENTICATED, detail)
 
 
-def _stranger(detail: str) -> RequestRejectedError:
+def _not_a_task_pod(detail: str) -> RequestRejectedError:
     return RequestRejectedError(ProblemCode.NOT_A_TASK_POD, detail)
