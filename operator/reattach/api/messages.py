@@ -89,7 +89,7 @@ class ProblemCode(StrEnum):
     JOB_OVER = "job-over"  # 409: the job has ended otherwise
     JOBS_OPEN = "jobs-open"  # 409: `complete` while an external job is open and not detached
     GROUNDS_REFUSED = "grounds-refused"  # 409: `again`, and what the state API knows speaks against it
-    HANDLE_DIFFERS = "handle-differs"  # 409: another handle is recorded; this one is kept as a stray
+    HANDLE_DIFFERS = "handle-differs"  # 409: another handle is recorded; this one is stored as a stray
     NOT_IMPLEMENTED = "not-implemented"  # 501
     INTERNAL = "internal"  # 500: a bug; whether a change was made is not known
 

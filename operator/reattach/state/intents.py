@@ -1,7 +1,8 @@
-"""What is to be done about an external job: submit it, take it up, or find out first. Pure; the one place where that is decided.
+"""Decision about an external job: submit, reattach, or resolve an earlier submission. Pure.
 
-Nothing is submitted unless an intent is stored, and an intent that was stored without a handle following it is *unresolved*: it may have
-been submitted. It is submitted once more only on grounds that speak for it, which the asking process names and this checks as far as it can.
+A task submits a job only after its intent is stored. An intent without a handle is *unresolved*:
+the job may have been submitted. The job is submitted again only if the process names grounds for
+it, which this module checks as far as it can.
 """
 
 import re
@@ -45,7 +46,7 @@ _PRINTABLE = re.compile(r"[ -~]+")
 
 @dataclass(frozen=True)
 class IntentResult:
-    """What is to be done about `job`, and what is to be counted, if anything."""
+    """The decision about `job`, and the event to count, if any."""
 
     decision: Decision
     job: JobRecord
@@ -55,7 +56,7 @@ class IntentResult:
 
 @dataclass(frozen=True)
 class _IntentContext:
-    """All that an answer follows from."""
+    """Everything that the decision depends on."""
 
     state: DurableState
     session: Session
@@ -76,10 +77,11 @@ def intend(
     now: datetime,
     request: OperationRequest | None = None,
 ) -> tuple[DurableState, IntentResult]:
-    """Store an intent, or tell what is known of the one that is stored.
+    """Store an intent, or return the decision about the intent that is stored.
 
-    The same request asked again (`request`) is told to submit again, as long as nothing else has happened to the job: its first answer
-    may have been lost. Everything else that is asked again follows anew from the state, and changes nothing twice.
+    A repeated `request` returns `Submit` again as long as nothing else has happened to the job,
+    because the first response may be lost. Any other repeated request is decided from the current
+    state, and no change is applied twice.
     """
     check_current(state, session)
     check_not_completed(state, session)
@@ -98,7 +100,7 @@ def intend(
     if newest.is_over:
         return _handle_ended_job(context, newest, wanted=wants_new)
     if wants_new and _absent_by_policy(context, newest):
-        return _replace_generation(context, newest, "not found; submitted anew by spec.submission.onNotFound")
+        return _replace_generation(context, newest, "not found; submitted again by spec.submission.onNotFound")
     _check_same(newest, intent, wants_new=wants_new)
     if newest.held:
         return _apply_resolution(context, newest)
@@ -128,14 +130,16 @@ def _begin(context: _IntentContext, generation: int) -> tuple[DurableState, Inte
 
 
 def _handle_ended_job(context: _IntentContext, record: JobRecord, *, wanted: bool) -> tuple[DurableState, IntentResult]:
-    # What was given up may run: its failure is the run's, also if the attempt that was to say so is lost.
+    # A job that was given up may be running. Its failure fails the run, even if the attempt that
+    # should report it is lost.
     is_charged = record.state is not JobState.SUCCEEDED and not record.given_up and _was_charged(context, record)
     if wanted or is_charged:
         return _begin(context, record.generation + 1)
     if record.state is JobState.SUCCEEDED and not _is_same_request(record, context.intent):
-        # Its result is not that of what is asked for now, as in a loop that forgot to make the key of the day.
+        # The stored result is not the result of this request, for example if a loop uses one key
+        # for every day.
         detail = (
-            f"the job {quote(record.key)} succeeded with another request; use another key, or ask for a new generation"
+            f"the job {quote(record.key)} succeeded with another request; use another key, or request a new generation"
             " (task.resubmit)"
         )
         raise RequestRejectedError(ProblemCode.DIGEST_CHANGED, detail)
@@ -143,9 +147,12 @@ def _handle_ended_job(context: _IntentContext, record: JobRecord, *, wanted: boo
 
 
 def _was_charged(context: _IntentContext, record: JobRecord) -> bool:
-    """Whether an attempt before this one paid for the failure, so that each failed job costs one and no more.
+    """Return whether an earlier attempt was already charged for this job's failure.
 
-    Not always the one that recorded it: that may have been lost before it failed of it, and then the next one did.
+    Each failure is charged once.
+
+    It need not be the attempt that recorded the failure, because that attempt may have been lost
+    first.
     """
     ended_by = record.ended_by_attempt or 0
     since = range(ended_by, context.session.attempt)
@@ -154,7 +161,7 @@ def _was_charged(context: _IntentContext, record: JobRecord) -> bool:
 
 
 def _apply_resolution(context: _IntentContext, record: JobRecord) -> tuple[DurableState, IntentResult]:
-    """The answer to the n-th hold is the n-th one that was given for this job."""
+    """Apply the resolution of a held job. The n-th resolution for the job settles its n-th hold."""
     answers = context.owner.resolutions_for(*record.name)
     if len(answers) < record.holds:
         return context.state, IntentResult(Decision.RESOLVE, record, unresolved=_unresolved(context, record))
@@ -166,8 +173,8 @@ def _apply_resolution(context: _IntentContext, record: JobRecord) -> tuple[Durab
     if answer.action == "Resubmit":
         if record.handle is None:
             return _submit_again(context, free)
-        return _replace_generation(context, free, "not found; a person decided to submit again")
-    failed = with_end(free, JobState.FAILED, "a person decided that it has failed", context.session, context.now)
+        return _replace_generation(context, free, "not found; submitted again by spec.resolutions")
+    failed = with_end(free, JobState.FAILED, "failed by spec.resolutions", context.session, context.now)
     return with_job(context.state, failed), IntentResult(Decision.OVER, failed, counted=JobEvent.OVER)
 
 
@@ -177,7 +184,7 @@ def _absent_by_policy(context: _IntentContext, record: JobRecord) -> bool:
 
 
 def _replace_generation(context: _IntentContext, record: JobRecord, why: str) -> tuple[DurableState, IntentResult]:
-    """The end of one generation and the begin of the next in one write: nobody comes between and takes the first for a failure."""
+    """End this generation and begin the next in one write, so no client sees the first fail."""
     gone = with_end(record, JobState.FAILED, why, context.session, context.now)
     return _begin(replace(context, state=with_job(context.state, gone)), record.generation + 1)
 
@@ -195,12 +202,12 @@ def _submit_again(context: _IntentContext, record: JobRecord) -> tuple[DurableSt
     alive = tuple(submitter for submitter in record.submitters if not _has_ended(context, submitter))
     submitters = (*alive, _new_submitter(context))
     if len(submitters) > SUBMITTERS_MAX:
-        detail = f"at most {SUBMITTERS_MAX} processes may be about to submit one job; more of them must be known to have ended"
+        detail = f"at most {SUBMITTERS_MAX} processes may be allowed to submit one job at a time; wait until the kubelet reports more of them ended"
         raise RequestRejectedError(ProblemCode.STATE_FULL, detail)
-    told = msgspec.structs.replace(record, submitters=submitters, repeated=True)
-    state = with_job(context.state, told)
+    granted = msgspec.structs.replace(record, submitters=submitters, repeated=True)
+    state = with_job(context.state, granted)
     check_room(state.jobs)
-    return state, IntentResult(Decision.SUBMIT, told)
+    return state, IntentResult(Decision.SUBMIT, granted)
 
 
 def _with_adopted(
@@ -209,9 +216,9 @@ def _with_adopted(
     try:
         checked_handle(handle)
     except RequestRejectedError as error:
-        # The schema counts characters.
+        # The schema limits characters, and this limit is in bytes.
         raise RequestRejectedError(
-            error.code, f"{named_in} must name a handle that can be kept: {error.detail}"
+            error.code, f"{named_in} must name a handle that can be stored: {error.detail}"
         ) from None
     adopted = msgspec.structs.replace(
         record,
@@ -228,12 +235,12 @@ def _with_adopted(
 
 
 def _new_record(context: _IntentContext, generation: int) -> JobRecord:
-    intent, about = context.intent, context.owner
+    intent, owner = context.intent, context.owner
     return JobRecord(
         key=context.key,
         generation=generation,
         adapter=intent.adapter,
-        token=token_of(about.spec.submission.idempotency_key or about.metadata.uid, context.key, generation),
+        token=token_of(owner.spec.submission.idempotency_key or owner.metadata.uid, context.key, generation),
         digest=intent.digest,
         state=JobState.INTENDED,
         intended_at=context.now,
@@ -259,25 +266,34 @@ def _new_submitter(context: _IntentContext) -> Submitter:
 
 
 def _already_granted(record: JobRecord, context: _IntentContext) -> bool:
-    """Whether this very request was answered with `Submit` before."""
+    """Return whether this request received `Submit` before."""
     if context.request is None:
         return False
-    for told in record.submitters:
-        if (told.request_id, told.session) == (context.request.id, context.session.id):
-            if (told.request_digest, told.id) != (context.request.digest, context.intent.submitter):
+    for submitter in record.submitters:
+        if (submitter.request_id, submitter.session) == (context.request.id, context.session.id):
+            if (submitter.request_digest, submitter.id) != (context.request.digest, context.intent.submitter):
                 raise invalid("a request id must not be used again for another request")
             return True
     return False
 
 
 def _already_begun(context: _IntentContext) -> bool:
-    """Whether this very request began a generation before. It may come late once more, when others have settled what became of that one."""
-    began = context.request.id if context.request else ""
-    return bool(began) and any(job.begun_by == began for job in context.state.jobs.values() if job.key == context.key)
+    """Return whether this request began a generation before.
+
+    A late repetition may arrive after that generation was resolved.
+    """
+    request_id = context.request.id if context.request else ""
+    return bool(request_id) and any(
+        job.begun_by == request_id for job in context.state.jobs.values() if job.key == context.key
+    )
 
 
 def _has_ended(context: _IntentContext, submitter: Submitter) -> bool:
-    """A process that asks again says that its own call is over. Of another one only its kubelet can tell: a frozen one may still submit."""
+    """Return whether a submitter can no longer submit.
+
+    The calling process has ended its own earlier call. For another process only the kubelet's
+    report counts, because a frozen one may still submit.
+    """
     if submitter.id == context.intent.submitter and submitter.pod_uid == context.session.pod_uid:
         return True
     return context.owner.has_reported_end(submitter.attempt, submitter.pod_uid)
@@ -287,9 +303,10 @@ def _unresolved(context: _IntentContext, record: JobRecord) -> Unresolved:
     all_ended = all(_has_ended(context, submitter) for submitter in record.submitters)
     quiet_since = None
     if all_ended and context.state.epoch is not None:
-        # The pods of the other attempts had ended when this one's was made, so before it opened the state.
-        itself = any(submitter.id == context.intent.submitter for submitter in record.submitters)
-        quiet_since = max(context.state.epoch.time, context.now) if itself else context.state.epoch.time
+        # The pods of the other attempts ended before this attempt's pod was created, so before it
+        # opened the state.
+        is_own = any(submitter.id == context.intent.submitter for submitter in record.submitters)
+        quiet_since = max(context.state.epoch.time, context.now) if is_own else context.state.epoch.time
     attempts = tuple(dict.fromkeys(submitter.attempt for submitter in record.submitters))
     return Unresolved(all_ended=all_ended, quiet_since=quiet_since, attempts=attempts)
 
@@ -297,24 +314,22 @@ def _unresolved(context: _IntentContext, record: JobRecord) -> Unresolved:
 def _check_grounds(context: _IntentContext, record: JobRecord, again: Grounds) -> None:
     if again in {Grounds.TOKEN, Grounds.ABSENT} and not _unresolved(context, record).all_ended:
         raise _grounds_refused(
-            f"{again} takes that every earlier submitter is known to have ended, and one may still be alive"
+            f"grounds {again} require that every earlier submitter has ended; one may still be running"
         )
     if again is Grounds.TOKEN:
         if record.token_seconds is None:
-            raise _grounds_refused(
-                "Token takes that the other side honours the token, and the intent says nothing of that"
-            )
+            raise _grounds_refused("grounds Token require an intent with tokenSeconds")
         if context.now >= record.intended_at + timedelta(seconds=record.token_seconds):
             raise _grounds_refused(
-                f"Token takes that the token is honoured still, and its {record.token_seconds} seconds are over"
+                f"grounds Token require a token that is still valid; its {record.token_seconds} seconds are over"
             )
     if again is Grounds.POLICY and context.owner.spec.submission.on_unknown != "Resubmit":
-        raise _grounds_refused("Policy takes that spec.submission.onUnknown is Resubmit, and it is not")
+        raise _grounds_refused("grounds Policy require spec.submission.onUnknown: Resubmit")
 
 
 def _check_same(record: JobRecord, intent: IntentRequest, *, wants_new: bool) -> None:
     if wants_new:
-        detail = f"the job {quote(record.key)} must be over before it is submitted anew; it is {record.state}"
+        detail = f"the job {quote(record.key)} must be over before a new generation begins; it is {record.state}"
         raise RequestRejectedError(ProblemCode.JOB_OPEN, detail)
     if not _is_same_request(record, intent):
         detail = (

@@ -1,6 +1,9 @@
-"""What is recorded of external jobs once they may have been submitted: handle and outcome. Pure; `reattach.state.intents` comes before it.
+"""Operations that record the handle and the outcome of external jobs.
 
-Some refusals are stored nevertheless (a stray handle is evidence), so they are a part of the answer here and not raised.
+Pure. `reattach.state.intents` handles the step before.
+
+A rejected handle is still stored as evidence (a stray), so this module returns such a rejection
+instead of raising it.
 """
 
 from dataclasses import dataclass
@@ -29,7 +32,7 @@ STRAYS_MAX = 8
 
 
 class JobEvent(StrEnum):
-    """What was decided about an external job, for the Prometheus counter."""
+    """Decision about an external job, as counted for Prometheus."""
 
     SUBMITTED = "submitted"
     RESUBMITTED = "resubmitted"
@@ -44,7 +47,7 @@ class JobEvent(StrEnum):
 
 @dataclass(frozen=True)
 class RecordResult:
-    """The record as it is now; what is to be counted, if anything; and how the caller is refused, if so."""
+    """The new record, the event to count (if any), and the rejection for the caller (if any)."""
 
     job: JobRecord
     counted: JobEvent | None = None
@@ -52,7 +55,7 @@ class RecordResult:
 
 
 def check_job_key(key: str) -> str:
-    """`key` itself, if it has 1-128 Unicode characters."""
+    """Return `key`. Reject it unless it has 1-128 Unicode characters."""
     if len(key) > JOB_KEY_CHARACTERS_MAX:
         detail = (
             f"the key of an external job must have 1 to {JOB_KEY_CHARACTERS_MAX} characters; this one has {len(key)}"
@@ -62,20 +65,20 @@ def check_job_key(key: str) -> str:
 
 
 def checked_handle(handle: str) -> str:
-    """`handle` itself, if it can be kept."""
+    """Return `handle`. Reject it if it cannot be stored."""
     if not handle:
         raise invalid("a handle must have at least one character")
     return _bounded("handle", handle, HANDLE_BYTES_MAX)
 
 
 def list_jobs(state: DurableState, session: Session) -> tuple[JobRecord, ...]:
-    """All generations of all jobs, in the order of their intents."""
+    """Return all generations of all jobs, in the order of their intents."""
     check_current(state, session)
     return in_order(state.jobs)
 
 
 def get_job(state: DurableState, session: Session, key: str, generation: int | None = None) -> JobRecord:
-    """One generation of a job; without a number, the newest."""
+    """Return one generation of a job; without a number, the newest."""
     check_current(state, session)
     check_job_key(key)
     if generation is not None:
@@ -86,14 +89,14 @@ def get_job(state: DurableState, session: Session, key: str, generation: int | N
 
 
 def with_job(state: DurableState, record: JobRecord) -> DurableState:
-    """The state with this record."""
+    """Return the state with this record."""
     return msgspec.structs.replace(state, jobs={**state.jobs, record.name: record})
 
 
 def with_counter(
     state: DurableState, *, submissions: int = 0, reattachments: int = 0, duplicates_averted: int = 0
 ) -> DurableState:
-    """The state with so many more."""
+    """Return the state with its counters increased."""
     before = state.counts
     counts = msgspec.structs.replace(
         before,
@@ -107,10 +110,11 @@ def with_counter(
 def record_handle(
     state: DurableState, session: Session, key: str, request: HandleRequest, now: datetime
 ) -> tuple[DurableState, RecordResult]:
-    """Record what the other side calls the job.
+    """Record the handle of a job.
 
-    Also from a session that was fenced, sealed or completed since: it is evidence of what happened, if that process was told to submit.
-    A handle that comes too late, or beside another one, names a job that nobody watches: it is kept as a stray, and refused.
+    Accept it also from a session that has been fenced, sealed or completed since, if that process
+    was allowed to submit: the handle is evidence. A handle that arrives after the job's end, or a
+    second handle, names a job without a watcher. It is stored as a stray and rejected.
     """
     record = state.jobs.get((check_job_key(key), request.generation))
     checked_handle(request.handle)
@@ -134,9 +138,10 @@ def record_outcome(
     *,
     resolution_count: int = 0,
 ) -> tuple[DurableState, RecordResult]:
-    """Record how the job stands. What is over stays.
+    """Record the status of a job. An outcome is final.
 
-    `resolution_count`: how many a person has given for this job so far. A hold waits for the next one, so that none counts that was given before.
+    `resolution_count`: the number of resolutions that exist for this job. A hold waits for the next
+    one, so that no resolution is used twice.
     """
     check_current(state, session)
     check_not_completed(state, session)
@@ -146,7 +151,7 @@ def record_outcome(
     if record.is_over:
         if (record.state, record.result) != (wanted, result):
             raise RequestRejectedError(
-                ProblemCode.JOB_OVER, f"the job {quote(key)} has ended as {record.state}; that stays"
+                ProblemCode.JOB_OVER, f"the job {quote(key)} has ended as {record.state}; an outcome is final"
             )
         return state, RecordResult(record)
     _check_fits_job(record, request)
@@ -158,20 +163,20 @@ def record_outcome(
         return _with_hold(state, record, request, resolution_count)
     if wanted is record.state:
         return state, RecordResult(record)
-    # That the other side can be asked again, and knows the job, is no longer a question for a person.
+    # The external system responds again and has the job, so the hold needs no resolution any more.
     seen = msgspec.structs.replace(record, state=wanted, held=record.held and wanted is not JobState.ACTIVE)
     return with_job(state, seen), RecordResult(seen)
 
 
 def with_end(record: JobRecord, state: JobState, message: str, session: Session, now: datetime) -> JobRecord:
-    """The record of a job that is over."""
+    """Return the record with the end of the job."""
     return msgspec.structs.replace(
         record, state=state, message=cut(message), held=False, ended_at=now, ended_by_attempt=session.attempt
     )
 
 
 def cut(message: str) -> str:
-    """As much of a message as is kept, also if it is not Unicode."""
+    """Return the message shortened to the limit. Replace characters that are not valid Unicode."""
     message = message.encode(errors="replace").decode()[:JOB_MESSAGE_BYTES_MAX]
     while (excess := len(to_json(message)) - 2 - JOB_MESSAGE_BYTES_MAX) > 0:
         message = message[: -max(1, excess // 6)]
@@ -197,9 +202,10 @@ def _with_handle(
     )
     if request.url is not None:
         with_url = msgspec.structs.replace(known, url=_bounded("url", request.url, URL_BYTES_MAX))
-        # For people alone: what there is no room for is left out, and not a reason to lose the handle.
+        # The URL is only for users: drop it if it does not fit, so that the handle is stored.
         known = with_url if fits(with_job(state, with_url).jobs) else known
-    # What was there although nobody could have submitted it for us before is another's: of an equal `idempotencyKey`.
+    # A job that existed before our first submission belongs to another run with the same
+    # `idempotencyKey`.
     is_ours = origin is not JobOrigin.EXISTED or record.repeated
     state = with_counter(
         with_job(state, known),
@@ -246,21 +252,21 @@ def _origin_of(state: DurableState, session: Session, record: JobRecord, request
 
 
 def _was_allowed_to_submit(record: JobRecord, submitter: str, session: Session) -> bool:
-    who = (submitter, session.attempt, session.pod_uid)
-    return any((submitter.id, submitter.attempt, submitter.pod_uid) == who for submitter in record.submitters)
+    process = (submitter, session.attempt, session.pod_uid)
+    return any((allowed.id, allowed.attempt, allowed.pod_uid) == process for allowed in record.submitters)
 
 
 def _checked_result(request: OutcomeRequest) -> msgspec.Raw | msgspec.UnsetType:
     if request.result is msgspec.UNSET:
         return msgspec.UNSET
     if request.state != "Succeeded":
-        raise invalid("only a job that Succeeded has a result")
+        raise invalid("result requires state Succeeded")
     return msgspec.Raw(stored_result_of(request.result))
 
 
 def _check_fits_job(record: JobRecord, request: OutcomeRequest) -> None:
     if request.given_up and request.state != "Failed":
-        raise invalid("only a job that Failed can be given up")
+        raise invalid("givenUp requires state Failed")
     if request.hold:
         wanted = "Unknown" if record.handle is None else "NotFound"
         if request.state != wanted:
@@ -292,7 +298,7 @@ def _absent(key: str, generation: int | None = None) -> RequestRejectedError:
 def _handle_differs(record: JobRecord) -> RequestRejectedError:
     if record.is_over:
         return RequestRejectedError(
-            ProblemCode.JOB_OVER, f"the job {quote(record.key)} is over; this handle is kept as a stray"
+            ProblemCode.JOB_OVER, f"the job {quote(record.key)} is over; this handle is stored as a stray"
         )
-    detail = f"the job {quote(record.key)} has the handle {quote(record.handle or '')}; this one is kept as a stray"
+    detail = f"the job {quote(record.key)} has the handle {quote(record.handle or '')}; this one is stored as a stray"
     return RequestRejectedError(ProblemCode.HANDLE_DIFFERS, detail)

@@ -1,7 +1,10 @@
-"""What the calls of the state API do, as pure functions: state in, state and answer out. Refusals are raised and change nothing.
+"""Operations of the state API as pure functions. Each returns the new state and a result.
 
-Expiry is only recorded here. It never takes effect while the TaskRun is unfinished, and the pods that call are pods of unfinished
-TaskRuns, so no task ever sees a key vanish: not after a pause of a month, which is when the handle in it is needed most.
+A rejected call raises `RequestRejectedError` and changes nothing.
+
+Operations only record when a key expires. Keys are removed only after the TaskRun has finished, and
+only pods of unfinished TaskRuns call. So no task sees a key vanish, not even after a pause of a
+month, when the task needs the handle in it most.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +22,20 @@ from reattach.state.values import check_key, stored_value_of
 
 REQUESTS_REMEMBERED = 64
 REMEMBERED_BYTES_MAX = 64 * 1024
-"""Of all remembered answers: those of the largest batches push out older ones earlier. Keeps a full state within a ConfigMap."""
+"""Limit for all stored responses, so that a full state fits into a ConfigMap.
+
+Responses of large batches push out older ones earlier.
+"""
 FENCED_SESSIONS_REMEMBERED = 64
 RETENTION_SECONDS_MAX = 100 * 365 * 24 * 3600
 
 
 @dataclass(frozen=True)
 class Session:
-    """Who calls: one process, or a family of them, in the one pod of an attempt."""
+    """A caller: one process, or a group of processes, in the pod of an attempt.
+
+    `id` is chosen by the client.
+    """
 
     attempt: int
     pod_uid: str
@@ -35,7 +44,10 @@ class Session:
 
 @dataclass(frozen=True)
 class OperationRequest:
-    """A change under the id that the client gave it; `digest` tells whether the same is asked again."""
+    """The request id of a change.
+
+    `digest` shows whether a request with the same id has the same content.
+    """
 
     id: str
     digest: str
@@ -43,7 +55,7 @@ class OperationRequest:
 
 @dataclass(frozen=True)
 class Set:
-    """Store `text` (JSON) under `key`. `retention` None: never expires."""
+    """Store `text` (JSON) under `key`. With `retention` None the key never expires."""
 
     key: str
     text: bytes
@@ -54,7 +66,7 @@ class Set:
 
 @dataclass(frozen=True)
 class Delete:
-    """Remove `key`. An absent key is fine, unless `if_version` names a version."""
+    """Remove `key`. An absent key is no error unless `if_version` is set."""
 
     key: str
     if_version: int | None = None
@@ -69,7 +81,7 @@ Step = Set | Delete | Clear
 
 
 def parse_operation(operation: Operation, default_retention_seconds: int) -> Step:
-    """The checked step that an operation asks for."""
+    """Return an operation as a step, after checking it."""
     match operation.op:
         case "set":
             if operation.key is None or operation.value is msgspec.UNSET:
@@ -96,7 +108,7 @@ def parse_operation(operation: Operation, default_retention_seconds: int) -> Ste
 
 
 def parse_operations(operations: Sequence[Operation], default_retention_seconds: int) -> tuple[Step, ...]:
-    """The checked steps of a batch of 1 to `BATCH_OPERATIONS_MAX` operations."""
+    """Return the checked steps of a batch of 1 to `BATCH_OPERATIONS_MAX` operations."""
     if not 1 <= len(operations) <= BATCH_OPERATIONS_MAX:
         raise invalid(f"a batch must have 1 to {BATCH_OPERATIONS_MAX} operations; this one has {len(operations)}")
     return tuple(parse_operation(operation, default_retention_seconds) for operation in operations)
@@ -105,11 +117,14 @@ def parse_operations(operations: Sequence[Operation], default_retention_seconds:
 def open_state(
     state: DurableState, session: Session, now: datetime, *, can_cleanup: bool = False
 ) -> tuple[DurableState, bool]:
-    """Make `session` the one whose calls count. The answer tells whether no attempt before this one opened the state.
+    """Make `session` the current one.
 
-    Asked again by the current session, nothing changes. Fenced, and never to come back: every lower attempt, every earlier session of
-    the same pod (the last 64 are known), and any other pod that claims the same attempt. Nobody opens a run that is being ended, nor an
-    attempt that the seal goes through.
+    Return also whether this attempt was the first to open the state.
+
+    A repeated call of the current session changes nothing. These sessions are fenced for good:
+    every lower attempt, every earlier session of the same pod (the last 64 are known), and any
+    other pod that claims the same attempt. A seal rejects every session after `End`, and the
+    attempts up to its number after `Suspend`.
     """
     epoch = state.epoch
     fenced_sessions: tuple[str, ...] = ()
@@ -134,12 +149,12 @@ def open_state(
         can_cleanup=can_cleanup,
         fenced_sessions=fenced_sessions,
     )
-    # The answers are forgotten: those who could ask for them again are fenced now.
+    # Drop the stored responses: every client that could repeat those requests is fenced now.
     return msgspec.structs.replace(state, epoch=opening, requests=()), first == session.attempt
 
 
 def check_current(state: DurableState, session: Session) -> None:
-    """Refuse a caller that is not the one who opened the state last, whatever it asks."""
+    """Reject a session that is not the one that opened the state last."""
     epoch = state.epoch
     if epoch is None or epoch.attempt < session.attempt:
         raise RequestRejectedError(ProblemCode.NOT_OPEN, "this pod must open the state first: POST /v1/open")
@@ -148,12 +163,15 @@ def check_current(state: DurableState, session: Session) -> None:
 
 
 def is_current(state: DurableState, session: Session) -> bool:
-    """Whether the caller is the one who opened the state last."""
+    """Return whether the session is the one that opened the state last."""
     return state.epoch is not None and _is_current(state.epoch, session)
 
 
 def check_not_sealed(state: DurableState, session: Session) -> None:
-    """Refuse what begins something new: after the end for everybody, after a suspension for the attempts up to it."""
+    """Reject new work after a seal.
+
+    `End` rejects every attempt, `Suspend` the attempts up to its number.
+    """
     seal = state.seal
     if seal is None or (seal.purpose is SealPurpose.SUSPEND and seal.through_attempt < session.attempt):
         return
@@ -164,7 +182,10 @@ def check_not_sealed(state: DurableState, session: Session) -> None:
 
 
 def seal(state: DurableState, through: int, purpose: SealPurpose) -> DurableState:
-    """Let no attempt up to `through` begin anything new. A seal only grows: through later attempts, and from Suspend to End."""
+    """Return the state sealed for all attempts up to `through`.
+
+    A seal only grows: its attempt number never decreases, and Suspend may become End.
+    """
     before = state.seal or Seal(through_attempt=0, purpose=SealPurpose.SUSPEND)
     grown = Seal(
         through_attempt=max(before.through_attempt, through),
@@ -174,7 +195,7 @@ def seal(state: DurableState, through: int, purpose: SealPurpose) -> DurableStat
 
 
 def expire(state: DurableState, now: datetime) -> DurableState:
-    """The state without the keys that have expired. For runs that are over: nothing expires before."""
+    """Return the state without the expired keys. Call it only for finished runs."""
     kept = {
         key: record for key, record in state.records.items() if record.expires_at is None or record.expires_at > now
     }
@@ -182,13 +203,13 @@ def expire(state: DurableState, now: datetime) -> DurableState:
 
 
 def check_not_completed(state: DurableState, session: Session) -> None:
-    """Refuse a change by an attempt that recorded its completion."""
+    """Reject a change by an attempt that has recorded its completion."""
     if _has_completed(state, session):
         raise _completed(session)
 
 
 def get(state: DurableState, session: Session, key: str) -> StateEntry:
-    """The record of `key`, whatever its expiry."""
+    """Return the record of `key`, even if it has expired."""
     check_current(state, session)
     check_key(key)
     if (record := state.records.get(key)) is None:
@@ -199,7 +220,10 @@ def get(state: DurableState, session: Session, key: str) -> StateEntry:
 def list_records(
     state: DurableState, session: Session, *, prefix: str = "", limit: int | None = None, offset: int = 0
 ) -> tuple[tuple[StateEntry, ...], int]:
-    """The records whose keys start with `prefix`, in the order of their keys, from the `offset`-th; and how many there are in all."""
+    """Return one page of the records whose keys start with `prefix`, and their total number.
+
+    They are sorted by key.
+    """
     check_current(state, session)
     found = [state.records[key] for key in sorted(state.records) if key.startswith(prefix)]
     end = None if limit is None else offset + limit
@@ -209,7 +233,10 @@ def list_records(
 def change(
     state: DurableState, session: Session, steps: Sequence[Step], now: datetime
 ) -> tuple[DurableState, tuple[BatchResult, ...]]:
-    """Do all steps, in order, each seeing what the ones before it did; or none of them. One result for each."""
+    """Apply all steps in order, or none of them.
+
+    Each step sees the effects of earlier steps. Return one result for each.
+    """
     check_current(state, session)
     check_not_completed(state, session)
     records, version, results = dict(state.records), state.last_version, []
@@ -232,9 +259,12 @@ def change(
 
 
 def complete(state: DurableState, session: Session, result: bytes | None, now: datetime) -> DurableState:
-    """Record that the task is done, with its `result` (JSON text). Final: asked again with the same result, nothing changes.
+    """Record the completion of the task, with its `result` (JSON text).
 
-    Refused while an external job is open, but for such as were submitted as detached and have a handle: nobody watches these any more.
+    Repeating it with the same result changes nothing.
+
+    Reject the completion while an external job is open, except for detached jobs with a handle,
+    which become `Detached`.
     """
     check_current(state, session)
     text = None if result is None else result.decode()
@@ -249,7 +279,10 @@ def complete(state: DurableState, session: Session, result: bytes | None, now: d
 
 
 def find_response(state: DurableState, session: Session, request: OperationRequest | None) -> bytes | None:
-    """Return the stored response (JSON text) if the state has one for this request id. Refuse a session that is not current."""
+    """Return the stored response (JSON text) if the state has one for this request id.
+
+    Refuse a session that is not current.
+    """
     check_current(state, session)
     if request is None:
         return None
@@ -262,7 +295,10 @@ def find_response(state: DurableState, session: Session, request: OperationReque
 
 
 def with_response(state: DurableState, request: OperationRequest | None, response: bytes) -> DurableState:
-    """Return the state with the response (JSON text) stored under its request id. Without an id, nothing is stored."""
+    """Return the state with the response (JSON text) stored under its request id.
+
+    Without an id, nothing is stored.
+    """
     if request is None:
         return state
     stored = StoredResponse(id=request.id, digest=request.digest, answer=msgspec.Raw(response))
@@ -275,7 +311,10 @@ def idempotent(
     request: OperationRequest | None,
     act: Callable[[DurableState], tuple[DurableState, bytes]],
 ) -> tuple[DurableState, bytes]:
-    """Apply `act`, which returns JSON text. For a request id that was applied before, return the stored response and change nothing."""
+    """Apply `act`, which returns JSON text.
+
+    For a request id that was applied before, return the stored response and change nothing.
+    """
     if (stored := find_response(state, session, request)) is not None:
         return state, stored
     state, response = act(state)
@@ -283,7 +322,7 @@ def idempotent(
 
 
 def size_of(records: Mapping[str, StateEntry]) -> int:
-    """Bytes of all records as they are stored: names, values and who wrote them."""
+    """Return the stored size of all records in bytes: names, values and their writers."""
     return sum(len(name) + len(text.encode()) for name, text in records_to_data(records).items())
 
 
@@ -303,7 +342,7 @@ def _check_none_open(jobs: Jobs) -> None:
     if names:
         more = "" if len(names) <= 5 else f" and {len(names) - 5} more"
         detail = (
-            f"every external job must be over or detached before the task is done; open: {', '.join(names[:5])}{more}"
+            f"every external job must be over or detached before the task completes; open: {', '.join(names[:5])}{more}"
         )
         raise RequestRejectedError(ProblemCode.JOBS_OPEN, detail)
 
@@ -381,16 +420,17 @@ def _checked_version(version: int | None) -> int | None:
 
 def _check_no_other_fields(operation: Operation, allowed: Operation) -> None:
     if operation != allowed:
-        takes = "key and ifVersion" if operation.op == "delete" else "nothing"
-        raise invalid(f"a {operation.op} takes {takes}, not what a set takes")
+        takes = "key and ifVersion" if operation.op == "delete" else "no fields"
+        raise invalid(f"a {operation.op} takes {takes}; other fields are only for a set")
 
 
 def quote(key: str) -> str:
-    """A key as part of a sentence, also when it is long or holds a line break."""
+    """Return a key as one quoted line for a message, shortened if it is long."""
     return ascii(key if len(key) <= 80 else key[:80] + "…")
 
 
 def invalid(detail: str) -> RequestRejectedError:
+    """Return the rejection of a malformed request."""
     return RequestRejectedError(ProblemCode.INVALID, detail)
 
 

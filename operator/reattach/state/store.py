@@ -1,7 +1,10 @@
-"""Compare-and-set store: every read is one quorum read, every change one compare-and-set on the ConfigMap's resourceVersion.
+"""Compare-and-set store of the states of TaskRuns.
 
-The store keeps no value in memory, so any number of replicas may serve the same TaskRun. It caches only the UID of each TaskRun's
-ConfigMap (`status.state.uid`, which never changes once set), so that most calls read only the ConfigMap and not the TaskRun.
+Every read is one quorum read, every change one compare-and-set on the ConfigMap's resourceVersion.
+
+The store keeps no value in memory, so any number of replicas may serve the same TaskRun. It caches
+only the UID of each TaskRun's ConfigMap, so that most calls read no TaskRun. `status.state.uid`
+never changes once set.
 """
 
 import asyncio
@@ -34,7 +37,10 @@ from reattach.state.operations import Session, expire, open_state, seal
 from reattach.state.owner import Owner
 
 TRIES = 12
-"""Number of attempts of one change. Only writers on other replicas cause conflicts, because those on this replica share a lock."""
+"""Number of attempts of one change.
+
+Only writers on other replicas cause conflicts, because those on this replica share a lock.
+"""
 KNOWN_MAX = 10_000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
 STATE_API_NAME = OPERATOR_NAME.replace("operator", "state-api")
@@ -56,8 +62,9 @@ class RunReference:
 class Store:
     """Reads and changes the states of TaskRuns.
 
-    Raises `RequestRejectedError`, and those errors of `reattach.cluster` that are not about the state (unavailable, forbidden, too many
-    requests). After one of these, the change may or may not be stored; the caller may repeat the request under its id.
+    Raises `RequestRejectedError`, and those errors of `reattach.cluster` that are not about the
+    state (unavailable, forbidden, too many requests). After one of these, the change may or may not
+    be stored; the caller may repeat the request under its id.
     """
 
     def __init__(
@@ -74,7 +81,10 @@ class Store:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def open(self, run: RunReference, session: Session, now: datetime, *, can_cleanup: bool = False) -> bool:
-        """Apply `operations.open_state`. Create the state if there never was one. Return once `status.state` names the ConfigMap."""
+        """Apply `operations.open_state`.
+
+        Create the state if there never was one. Return once `status.state` names the ConfigMap.
+        """
 
         def act(found: tuple[Owner, StoredState | None]) -> tuple[DurableState, bool]:
             return open_state(_initial_state(*found), session, now, can_cleanup=can_cleanup)
@@ -86,7 +96,10 @@ class Store:
         return (await self._load(run)).state
 
     async def change(self, run: RunReference, act: Callable[[DurableState], tuple[DurableState, Result]]) -> Result:
-        """Apply `act` to the current state, again after each conflict. Write nothing if the state stays the same."""
+        """Apply `act` to the current state, again after each conflict.
+
+        Write nothing if the state stays the same.
+        """
         return await self._compare_and_set(run, self._load, lambda stored: act(stored.state), self._replace)
 
     async def change_with_owner(
@@ -94,8 +107,9 @@ class Store:
     ) -> Result:
         """Apply `act`, which also depends on the TaskRun. The TaskRun is read before the state.
 
-        Before a state with an open external job is stored, the TaskRun gets the finalizer that keeps it until the job is resolved or
-        recorded as orphaned. The API server refuses the finalizer on a TaskRun that is being deleted; `intend` begins nothing for one.
+        Before a state with an open external job is stored, the TaskRun gets a finalizer. The
+        finalizer stays until the job is resolved or recorded as orphaned. The API server refuses
+        the finalizer on a TaskRun that is being deleted; `intend` begins nothing for one.
         """
 
         def act_on_pair(found: tuple[Owner, StoredState]) -> tuple[DurableState, Result]:
@@ -105,9 +119,12 @@ class Store:
         return await self._compare_and_set(run, self._load_with_owner, act_on_pair, self._replace_with_finalizer)
 
     async def seal(self, run: RunReference, through: int, purpose: SealPurpose) -> None:
-        """Apply `operations.seal`. Create the state if there never was one, so that no attempt can open it later. Idempotent.
+        """Apply `operations.seal`.
 
-        Raises `RequestRejectedError`: `state-lost`, `format-unknown`, or `closing` if the TaskRun is gone.
+        Create the state if there never was one, so that no attempt can open it later. Idempotent.
+
+        Raises `RequestRejectedError`: `state-lost`, `format-unknown`, or `closing` if the TaskRun
+        is gone.
         """
 
         def act(found: tuple[Owner, StoredState | None]) -> tuple[DurableState, None]:
@@ -116,7 +133,9 @@ class Store:
         await self._compare_and_set(run, self._load_or_none, act, self._save)
 
     async def sweep(self, run: RunReference, now: datetime) -> int:
-        """Remove the expired keys of a finished run, and return their number. The state of a finished run lacks our finalizer.
+        """Remove the expired keys of a finished run, and return their number.
+
+        The state of a finished run lacks our finalizer.
 
         After a conflict the sweep gives up, because the next sweep removes the same keys.
         """
@@ -145,7 +164,8 @@ class Store:
                 try:
                     await write(run, found, state)
                 except ConflictError:
-                    # Another replica wrote the TaskRun or the ConfigMap first, or created it (AlreadyExists).
+                    # Another replica wrote the TaskRun or the ConfigMap first, or created it
+                    # (AlreadyExists).
                     await self._pause(number)
                 except NotFoundError:
                     # The ConfigMap was deleted after the read. The next read finds out why.
@@ -154,7 +174,7 @@ class Store:
                     return result
         raise _too_many_writers()
 
-    # -- reads --------------------------------------------------------------------------------------------------------
+    # -- reads --------------------------------------------------------------------------
 
     async def _load(self, run: RunReference) -> StoredState:
         """Return the open state. Read the TaskRun only if the ConfigMap's UID is not cached."""
@@ -181,7 +201,9 @@ class Store:
         return stored
 
     async def _load_or_none(self, run: RunReference) -> tuple[Owner, StoredState | None]:
-        # The TaskRun before the ConfigMap: the ConfigMap in `status.state` existed then, so if it is absent now, it is lost.
+        # Read the TaskRun first. The ConfigMap in `status.state` existed then, so if it is absent
+        # now, it is lost.
+        # is absent now, it is lost.
         owner = await self._taskrun(run)
         stored = await self._configmap(run)
         _check_not_lost(owner, stored)
@@ -217,10 +239,10 @@ class Store:
             raise RequestRejectedError(ProblemCode.CLOSING, "the TaskRun of this pod is gone")
         return taskrun
 
-    # -- writes -------------------------------------------------------------------------------------------------------
+    # -- writes -------------------------------------------------------------------------
 
     async def _save(self, run: RunReference, found: tuple[Owner, StoredState | None], state: DurableState) -> None:
-        """Store the state, in a new ConfigMap if there is none, and make `status.state` name the ConfigMap."""
+        """Store the state, create the ConfigMap if it is absent, and set `status.state`."""
         owner, stored = found
         if stored is None:
             stored = await self._create(run, state)
@@ -266,9 +288,10 @@ class Store:
         await self._replace(run, stored, state)
 
     async def _publish_reference(self, run: RunReference, owner: Owner, stored: StoredState) -> None:
-        """Set `status.state`, and retry if another client writes the TaskRun first: the stored result of `act` must not be lost."""
+        """Set `status.state`. Retry after a conflict, because the state is stored already."""
         for number in range(TRIES):
-            # The resourceVersion of a TaskRun without `status.state`: a late patch never names a ConfigMap that was replaced since.
+            # The resourceVersion of a TaskRun without `status.state`: a late patch never names a
+            # ConfigMap that was replaced since.
             body = {
                 "metadata": {"resourceVersion": owner.metadata.resource_version},
                 "status": {"state": {"configMap": stored.metadata.name, "uid": stored.metadata.uid}},
@@ -290,7 +313,8 @@ class Store:
         raise _too_many_writers()
 
     async def _add_finalizer(self, run: RunReference, owner: Owner) -> None:
-        # With the resourceVersion that was read, because the TaskRun was not being deleted in that version.
+        # With the resourceVersion that was read, because the TaskRun was not being deleted in that
+        # version.
         finalizers = owner.metadata.finalizers
         if FINALIZER_EXTERNAL_JOBS in finalizers:
             return
@@ -323,7 +347,10 @@ class Store:
 
 
 def _initial_state(owner: Owner, stored: StoredState | None) -> DurableState:
-    """Return the stored state, or an empty one. An empty one has the counts of `status.counts`, which survive the loss of a state."""
+    """Return the stored state, or an empty one.
+
+    An empty one has the counts of `status.counts`, which survive the loss of a state.
+    """
     if stored is not None:
         return stored.state
     counts = {name: getattr(owner.status.counts, name) for name in JobCounts.__struct_fields__}
