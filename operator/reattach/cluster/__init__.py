@@ -1,9 +1,8 @@
-"""The one seam to the Kubernetes API: raw JSON in, raw JSON out, and errors that are ours."""
+"""Client of the Kubernetes API: raw JSON in and out, and our own errors."""
 
 from reattach.cluster.client import Cluster
 from reattach.cluster.errors import (
     AlreadyExistsError,
-    AnswerTooLargeError,
     BadRequestError,
     ClusterError,
     ConflictError,
@@ -11,6 +10,7 @@ from reattach.cluster.errors import (
     GoneError,
     InvalidError,
     NotFoundError,
+    ResponseTooLargeError,
     TooManyRequestsError,
     UnauthorizedError,
     UnavailableError,
@@ -20,7 +20,6 @@ from reattach.cluster.references import Reference
 
 __all__ = [
     "AlreadyExistsError",
-    "AnswerTooLargeError",
     "BadRequestError",
     "Cluster",
     "ClusterError",
@@ -31,6 +30,7 @@ __all__ = [
     "KubernetesClient",
     "NotFoundError",
     "Reference",
+    "ResponseTooLargeError",
     "TooManyRequestsError",
     "UnauthorizedError",
     "UnavailableError",

@@ -1,13 +1,14 @@
-"""`KubernetesClient`: the calls that read and change one object."""
+"""The protocol of a client that reads and changes single objects."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 
 class KubernetesClient(Protocol):
-    """Calls to the Kubernetes API on one object at a time. `Cluster` describes each of them, and the errors that it raises.
+    """Calls to the Kubernetes API on single objects.
 
-    `Cluster` implements this protocol. `reattach.runtime.writer.Writer` does too, with rate limits and only while its replica leads.
+    `Cluster` implements this protocol and documents the errors. `reattach.runtime.writer.Writer`
+    implements it with a rate limit, and only while its replica leads.
     """
 
     async def get(self, path: str) -> bytes:

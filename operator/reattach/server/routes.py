@@ -1,4 +1,4 @@
-"""Handlers of the state API: each turns an HTTP request into an operation on the state, and its result into a response."""
+"""Handlers of the state API: each maps an HTTP request to an operation on the state."""
 
 import hashlib
 import logging
@@ -73,7 +73,10 @@ Parsed = TypeVar("Parsed")
 
 
 class Routes:
-    """Handlers over one `Store`. The middleware puts the authenticated `CALLER` into each request."""
+    """Handlers over one `Store`.
+
+    The middleware puts the authenticated `CALLER` into each request.
+    """
 
     def __init__(
         self,
@@ -213,7 +216,7 @@ class Routes:
         return to_response(to_job(record))
 
     async def intend(self, request: web.Request) -> web.Response:
-        """Store the intent to submit an external job, or return what the state has about the job."""
+        """Store the intent to submit an external job, or return the decision about it."""
         query_of(request)
         caller, session, key = request[CALLER], session_of(request), job_key_of(request)
         message, operation = await self._parse(request, IntentRequest, lambda message: message)
@@ -250,7 +253,8 @@ class Routes:
                 caller.run, lambda state: record_handle(state, session, key, message, now)
             )
         except RequestRejectedError as refused:
-            # If the state cannot hold the handle, the audit log is the only record of a job that may be running.
+            # If the state cannot hold the handle, the audit log is the only record of a job that
+            # may be running.
             what = f"given={message.handle!a} key={key!a} generation={message.generation} refused={refused.code}"
             write_audit(caller, "handle", operation, what)
             raise
@@ -278,7 +282,7 @@ class Routes:
             recorded = await self._store.change_with_owner(caller.run, act)
         else:
             recorded = await self._store.change(caller.run, act)
-        if recorded is not None:  # None: a repeated request, which is in the log already
+        if recorded is not None:  # a repeated request records and logs nothing
             self._log_job(caller, "outcome", operation, recorded.counted, described_job(recorded.job))
         return web.Response(status=204)
 
@@ -292,7 +296,10 @@ class Routes:
     async def _parse(
         self, request: web.Request, kind: type[Message], parse: Callable[[Message], Parsed]
     ) -> tuple[Parsed, OperationRequest | None]:
-        """Return the parsed message of the body, and the request id. A large body is parsed off the event loop."""
+        """Return the parsed message of the body, and the request id.
+
+        A large body is parsed off the event loop.
+        """
         body = await self._bodies.read(request)
         parsed = await self._bodies.parse(body, lambda text: parse(message_of(text, kind)))
         return parsed, operation_of(request, body)
@@ -315,9 +322,7 @@ class Routes:
             return with_response(after, operation, body), (body, results)
 
         body, results = await self._store.change(caller.run, act)
-        for step, result in zip(
-            steps, results, strict=False
-        ):  # no results: a repeated request, which is in the log already
+        for step, result in zip(steps, results, strict=False):  # a repeated request has none
             write_audit(caller, "change", operation, described(step, result))
         return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 
@@ -344,12 +349,18 @@ def operation_of(request: web.Request, body: bytes = b"") -> OperationRequest | 
 
 
 def key_of(request: web.Request) -> str:
-    """Return the key in the path. Use the raw path, so that `%2F` and `/` mean the same and nothing is decoded twice."""
+    """Return the key in the path.
+
+    Use the raw path, so that `%2F` and `/` mean the same and nothing is decoded twice.
+    """
     return decoded_key(request.rel_url.raw_path.split("/", 3)[3])
 
 
 def job_key_of(request: web.Request) -> str:
-    """Return the key in a path that ends with another segment. The key is all but the last segment, so it may contain `/`."""
+    """Return the key in a path that ends with another segment.
+
+    The key is all but the last segment, so it may contain `/`.
+    """
     return decoded_key(request.rel_url.raw_path.split("/", 3)[3].rpartition("/")[0])
 
 
@@ -419,7 +430,10 @@ def described(step: Step, result: BatchResult) -> str:
 
 
 def described_job(job: JobRecord) -> str:
-    """Describe an external job for the audit log, with its handle, so that the log alone shows where a job runs."""
+    """Describe an external job for the audit log.
+
+    The line has the handle, so that the log alone shows where a job runs.
+    """
     held = f" holds={job.holds}" if job.held else ""
     return (
         f"key={job.key!a} generation={job.generation} adapter={job.adapter!a} state={job.state} token={job.token}"

@@ -820,7 +820,7 @@ class TestHolds:
     def test_fail(self, pod: Pod, system: System) -> None:
         self.held(pod, system)
         pod.api.jobs.resolve("Fail")
-        with pytest.raises(reattach.JobFailed, match="failed by spec.resolutions"):
+        with pytest.raises(reattach.JobFailed, match=r"failed by spec\.resolutions"):
             submit(pod, system)
         assert len(system.submissions) == 1
 
