@@ -1,10 +1,10 @@
-"""The words that tell why: causes of an attempt's end, conditions, their reasons with a sentence each."""
+"""Causes, conditions and reasons in status and events, and a sentence for each reason."""
 
 from enum import StrEnum
 
 
 class Cause(StrEnum):
-    """Why an attempt ended."""
+    """The cause of an attempt's end."""
 
     SUCCEEDED = "Succeeded"
     APPLICATION = "Application"
@@ -19,7 +19,10 @@ class Cause(StrEnum):
 
 
 class Budget(StrEnum):
-    """What an attempt's end is charged to; the name of the field in `spec.retry.budgets` and `status.counts.charged`."""
+    """The budget that an attempt's end is charged to.
+
+    The values are fields of `spec.retry.budgets` and `status.counts.charged`.
+    """
 
     APPLICATION = "application"
     DISRUPTION = "disruption"
@@ -27,14 +30,14 @@ class Budget(StrEnum):
 
 
 class End(StrEnum):
-    """How an attempt's end is known: its kubelet reported the container terminated, or nobody could and it is presumed."""
+    """Evidence for an attempt's end: the kubelet reported it, or the operator presumes it."""
 
     REPORTED = "Reported"
     PRESUMED = "Presumed"
 
 
 class Outcome(StrEnum):
-    """How a TaskRun ended; never changes once set."""
+    """The result of a TaskRun. It never changes once set."""
 
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -51,13 +54,13 @@ class ConditionType(StrEnum):
 
 
 class EventReason(StrEnum):
-    """The reason of an Event that tells what happened, where no condition does. Those of conditions announce themselves under `Reason`."""
+    """The reason of an Event without a condition. Events for conditions use `Reason`."""
 
     ATTEMPT_FAILED = "AttemptFailed"
     SUBMITTED = "Submitted"
     RESUBMITTED = "Resubmitted"
     ADOPTED = "Adopted"
-    """The handle of an external job came to be known without a new job: found, reported, answered as existing, or named by a person."""
+    """The handle of an existing external job was recorded (found, reported or adopted)."""
     REATTACHED = "Reattached"
     ORPHANED = "Orphaned"
     UNREADABLE = "Unreadable"
@@ -65,7 +68,7 @@ class EventReason(StrEnum):
 
 
 class Reason(StrEnum):
-    """The reason of a condition, the state that people read under STATUS. `SENTENCES` has the sentence of each."""
+    """The reason of a condition, shown under STATUS. `SENTENCES` has a sentence for each."""
 
     PENDING = "Pending"
     RUNNING = "Running"
