@@ -17,7 +17,7 @@ stored, with their writers.
     PUT    /v1/state/{key}      SetRequest       200 SetResponse
     DELETE /v1/state/{key}      ?ifVersion=      200 BatchResult, also if the key is absent
     POST   /v1/complete         CompleteRequest  204; 409 completed for another result
-    GET    /v1/jobs                              200 JobList, in the order of intents
+    GET    /v1/jobs                              200 JobList, all generations, by intent
     GET    /v1/jobs/{key}       ?generation=     200 Job, without a generation the newest
     POST   /v1/jobs/{key}/intent   IntentRequest    200 IntentResponse
     PUT    /v1/jobs/{key}/handle   HandleRequest    204; 409 handle-differs
@@ -25,7 +25,8 @@ stored, with their writers.
 
 An external job has four steps: store the intent, submit to the external system with the job's
 `token`, record the handle, and record the outcome. Submit only if the response to the intent is
-`Submit`. A fenced session may only call `handle`, for an intent of its own process.
+`Submit`. A fenced session may only call `handle`, for an intent of its own process. A repeated
+`complete`, `handle` or `outcome` with the same content returns 204.
 
 A key goes into the path percent-encoded (`a/b` or `a%2Fb`). Values may contain integers of any
 size: use a JSON library that preserves them. Once an attempt has recorded its completion, its state
@@ -233,12 +234,13 @@ class IntentRequest(Shape, frozen=True, forbid_unknown_fields=True):
     """`POST /v1/jobs/{key}/intent`. A key has 1 to 128 characters.
 
     `submitter`: the process that will submit (letters, digits, `-`, `_`, `.`; a UUID per process).
-    Its own earlier submissions count as ended when it sends another intent. `digest`: digest of the
-    request, to detect another request under the same key. `token_seconds`: how long the external
-    system honours the token, from the first intent. It is null if the
-    system honours none, or this is unknown. `again`: submit
-    although the last response was `Resolve`. `new_generation`: submit again after the newest
-    generation is over. It also ends a `NotFound` one if `spec.submission.onNotFound` is `Resubmit`.
+    Its own earlier submissions count as ended when it sends another intent.
+    `digest`: digest of the request, to detect another request under the same key.
+    `token_seconds`: how long the external system honours the token, from the first intent; null if
+    it honours none, or this is unknown.
+    `again`: submit although the last response was `Resolve`.
+    `new_generation`: submit again after the newest generation is over. It also ends a `NotFound`
+    one if `spec.submission.onNotFound` is `Resubmit`.
     """
 
     submitter: str

@@ -25,7 +25,7 @@ ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 ANNOTATION_CA: Final = f"{GROUP}/ca.crt"
 """On a pod: the PEM bundle that the state API's certificate is checked with; follows a rotation."""
 ANNOTATION_SUMMARY: Final = f"{GROUP}/summary"
-"""On a state ConfigMap: a JSON summary (`api.state.Summary`), so that a metadata watch is enough."""
+"""On a state ConfigMap: JSON (`api.state.Summary`), so that a metadata watch is enough."""
 
 TOKEN_AUDIENCE: Final = GROUP
 MOUNT_PATH: Final = "/var/run/reattach"
