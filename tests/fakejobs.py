@@ -119,8 +119,8 @@ class FakeJobs:
                 return httpx.Response(204)
             case "PUT", [key, "outcome"]:
                 outcome = msgspec.json.decode(request.content, type=messages.OutcomeRequest)
-                answers = len(self.owner.answers_for(key, outcome.generation))
-                self.state, _ = record_outcome(self.state, writer, key, outcome, self.clock(), answers=answers)
+                count = len(self.owner.resolutions_for(key, outcome.generation))
+                self.state, _ = record_outcome(self.state, writer, key, outcome, self.clock(), resolution_count=count)
                 return httpx.Response(204)
             case _:
                 return a_problem(405, "method-not-allowed")

@@ -32,7 +32,7 @@ from reattach.state.operations import (
     Set,
     change,
     complete,
-    once,
+    idempotent,
     open_state,
     seal,
 )
@@ -49,8 +49,8 @@ def at(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def writer_of(attempt: int, session: str = "s") -> Session:
-    return Session(attempt=attempt, pod_uid=f"pod-{attempt}", session=f"{session}-{attempt}")
+def session_of(attempt: int, session: str = "s") -> Session:
+    return Session(attempt=attempt, pod_uid=f"pod-{attempt}", id=f"{session}-{attempt}")
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Run:
 
     state: DurableState = field(default_factory=DurableState)
     owner: dict[str, Any] = field(default_factory=lambda: {"metadata": {"uid": UID}, "spec": {}, "status": {}})
-    writer: Session = field(default_factory=lambda: writer_of(1))
+    session: Session = field(default_factory=lambda: session_of(1))
     submitter: str = "process-1"
     now: float = 0
     asked: int = 0
@@ -72,10 +72,10 @@ class Run:
 
     def by(self, attempt: int, session: str = "s", *, process: str | None = None, opened: bool = True) -> Self:
         """Another process: of the attempt, in a session, that opens the state."""
-        self.writer = writer_of(attempt, session)
+        self.session = session_of(attempt, session)
         self.submitter = process or f"process-{session}-{attempt}"
         if opened:
-            self._keep(open_state(self.state, self.writer, at(self.now))[0])
+            self._save(open_state(self.state, self.session, at(self.now))[0])
         return self
 
     def later(self, seconds: float) -> Self:
@@ -96,7 +96,7 @@ class Run:
         return self
 
     def sealed(self, through: int, purpose: SealPurpose) -> Self:
-        self._keep(seal(self.state, through, purpose))
+        self._save(seal(self.state, through, purpose))
         return self
 
     def intend(self, *, key: str = KEY, request: str | None = None, body: str = "", **asked: Any) -> IntentResult:
@@ -104,22 +104,24 @@ class Run:
         given = None if request is None else OperationRequest(id=request, digest=f"{body}{sorted(asked.items())}")
         owner = msgspec.convert(self.owner, Owner)
         state, answer = intend(
-            self.state, self.writer, key, IntentRequest(**fields), owner=owner, now=at(self.now), request=given
+            self.state, self.session, key, IntentRequest(**fields), owner=owner, now=at(self.now), request=given
         )
-        self._keep(state)
+        self._save(state)
         return answer
 
     def handle(self, handle: str = "job-1", *, generation: int = 1, **asked: Any) -> RecordResult:
         request = HandleRequest(generation=generation, submitter=self.submitter, handle=handle, **asked)
-        state, recorded = record_handle(self.state, self.writer, KEY, request, at(self.now))
-        self._keep(state)
+        state, recorded = record_handle(self.state, self.session, KEY, request, at(self.now))
+        self._save(state)
         return recorded
 
     def outcome(self, state: str, *, generation: int = 1, **asked: Any) -> RecordResult:
         request = OutcomeRequest(generation=generation, state=state, **asked)  # type: ignore[arg-type]
-        answers = len(msgspec.convert(self.owner, Owner).answers_for(KEY, generation))
-        after, recorded = record_outcome(self.state, self.writer, KEY, request, at(self.now), answers=answers)
-        self._keep(after)
+        resolution_count = len(msgspec.convert(self.owner, Owner).resolutions_for(KEY, generation))
+        after, recorded = record_outcome(
+            self.state, self.session, KEY, request, at(self.now), resolution_count=resolution_count
+        )
+        self._save(after)
         return recorded
 
     def held(self, generation: int = 1) -> Self:
@@ -129,7 +131,7 @@ class Run:
         return self
 
     def complete(self) -> None:
-        self._keep(complete(self.state, self.writer, None, at(self.now)))
+        self._save(complete(self.state, self.session, None, at(self.now)))
 
     def job(self, generation: int = 1) -> JobRecord:
         return self.state.jobs[KEY, generation]
@@ -141,7 +143,7 @@ class Run:
     def copy(self) -> "Run":
         return replace(self, owner=msgspec.json.decode(msgspec.json.encode(self.owner)))
 
-    def _keep(self, state: DurableState) -> None:
+    def _save(self, state: DurableState) -> None:
         assert from_data(to_data(state)) == state
         self.state = state
 
@@ -157,25 +159,25 @@ def code_of(call: Any, *arguments: Any, **more: Any) -> ProblemCode | None:
 
 def handled(state: DurableState, run: Run, record: JobRecord, handle: str, **more: str) -> DurableState:
     asked = HandleRequest(generation=1, submitter=record.submitters[0].id, handle=handle, **more)  # type: ignore[arg-type]
-    return record_handle(state, run.writer, record.key, asked, record.intended_at)[0]
+    return record_handle(state, run.session, record.key, asked, record.intended_at)[0]
 
 
 def succeeded(state: DurableState, run: Run, record: JobRecord, result: str, message: str = "") -> DurableState:
     asked = OutcomeRequest(generation=1, state="Succeeded", result=result, message=message)
-    return record_outcome(state, run.writer, record.key, asked, record.intended_at)[0]
+    return record_outcome(state, run.session, record.key, asked, record.intended_at)[0]
 
 
 def brim(*, key_characters: int = 0) -> DurableState:
     """As much of everything as the state API takes, in records that are costly. Keys are at least so long."""
-    writer = Session(attempt=99_999, pod_uid="p" * 36, session="s" * 64)
+    session = Session(attempt=99_999, pod_uid="p" * 36, id="s" * 64)
     run = Run.opened()
     now = run.state.epoch.time  # type: ignore[union-attr]
     state = DurableState()
     for number in range(FENCED_SESSIONS_REMEMBERED + 1):
-        state, _ = open_state(state, Session(writer.attempt, writer.pod_uid, f"{number:064d}"), now)
-    state, _ = open_state(state, writer, now)
+        state, _ = open_state(state, Session(session.attempt, session.pod_uid, f"{number:064d}"), now)
+    state, _ = open_state(state, session, now)
     # Jobs until there is no room for the smallest, each as large as it gets.
-    run.state, run.writer = state, writer
+    run.state, run.session = state, session
     for key in [f"{number:02}{LARGEST_KEY}" for number in range(JOBS_MAX)] + [
         f"k{number}" for number in range(JOBS_MAX)
     ]:
@@ -192,7 +194,7 @@ def brim(*, key_characters: int = 0) -> DurableState:
         while True:
             try:
                 state, _ = change(
-                    state, writer, [Set(f"{number}".ljust(key_characters, "k"), b'"' + b"x" * size + b'"', None)], now
+                    state, session, [Set(f"{number}".ljust(key_characters, "k"), b'"' + b"x" * size + b'"', None)], now
                 )
             except RequestRejectedError:
                 break
@@ -202,10 +204,10 @@ def brim(*, key_characters: int = 0) -> DurableState:
     for number in range(REQUESTS_REMEMBERED):
 
         def act(now_is: DurableState) -> tuple[DurableState, bytes]:
-            after, results = change(now_is, writer, steps, now)
+            after, results = change(now_is, session, steps, now)
             return after, msgspec.json.encode(results)
 
-        state, _ = once(state, writer, OperationRequest(f"{number:064d}", "0" * 16), act)
+        state, _ = idempotent(state, session, OperationRequest(f"{number:064d}", "0" * 16), act)
     run.state = state
     run.complete()
     completion = run.state.completion

@@ -1,1 +1,4 @@
-"""Names and shapes that every part of Reattach shares. No behaviour, no I/O; nothing here imports another layer."""
+"""Names and shapes that every part of Reattach shares.
+
+No behaviour, no I/O; nothing here imports another layer.
+"""

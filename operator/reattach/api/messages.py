@@ -1,11 +1,13 @@
-"""The messages of the state API (`/v1/...`), the same for server and SDK.
+"""Messages of the state API (`/v1/...`), for server and SDK.
 
-Authentication: `Authorization: Bearer <pod token>`. Every call but `open` names its session in `Reattach-Session`. A call that
-changes something should carry `Reattach-Request-Id` (1-64 characters, unique per change): the same id asked again is answered with the
-first answer and changes nothing. `open` needs none: the same session asked again is the same answer. Sessions and request ids are made
-of letters, digits, `-`, `_` and `.`. Errors are `application/problem+json` (RFC 9457) with a stable `code`.
+Authentication: `Authorization: Bearer <pod token>`. Every call except `open` sends its session in
+`Reattach-Session`. A call with a change should send `Reattach-Request-Id` (1-64 characters, unique
+per change). A repeated id returns the first response and changes nothing. `open` needs no id,
+because it is idempotent for a session. Sessions and request ids consist of letters, digits, `-`,
+`_` and `.`. Errors are `application/problem+json` (RFC 9457) with a stable `code`.
 
-Bytes of a value count as its shortest JSON text in UTF-8; bytes of the state count all records as they are stored, with who wrote them.
+The size of a value is its shortest JSON text in UTF-8. The size of the state is all its records as
+stored, with their writers.
 
     POST   /v1/open             OpenRequest      200 OpenResponse
     GET    /v1/state            ?prefix=&limit=&offset=   200 EntryList, without a limit all of them
@@ -13,20 +15,22 @@ Bytes of a value count as its shortest JSON text in UTF-8; bytes of the state co
     DELETE /v1/state            (clear)          200 BatchResult
     GET    /v1/state/{key}                       200 Entry
     PUT    /v1/state/{key}      SetRequest       200 SetResponse
-    DELETE /v1/state/{key}      ?ifVersion=      200 BatchResult, also when the key was absent (deleted: 0)
-    POST   /v1/complete         CompleteRequest  204; again with the same result: 204, with another: 409 completed
-    GET    /v1/jobs                              200 JobList, all generations, in the order of their intents
+    DELETE /v1/state/{key}      ?ifVersion=      200 BatchResult, also if the key is absent
+    POST   /v1/complete         CompleteRequest  204; 409 completed for another result
+    GET    /v1/jobs                              200 JobList, all generations, by intent
     GET    /v1/jobs/{key}       ?generation=     200 Job, without a generation the newest
     POST   /v1/jobs/{key}/intent   IntentRequest    200 IntentResponse
-    PUT    /v1/jobs/{key}/handle   HandleRequest    204; the same handle again: 204, another one: 409 handle-differs
-    PUT    /v1/jobs/{key}/outcome  OutcomeRequest   204; once Succeeded, Failed or Cancelled it stays: 204 for the same, 409 job-over else
+    PUT    /v1/jobs/{key}/handle   HandleRequest    204; 409 handle-differs
+    PUT    /v1/jobs/{key}/outcome  OutcomeRequest   204; 409 job-over
 
-An external job is submitted in this order: intent (stored before it is answered), submit over there with the job's `token`, handle, then
-outcome when it is over. What the answer to an intent says is to be done; nothing is submitted unless it says `Submit`. `handle` is the one
-call that a fenced session may still make, for the intent that its own process stored.
+An external job has four steps: store the intent, submit to the external system with the job's
+`token`, record the handle, and record the outcome. Submit only if the response to the intent is
+`Submit`. A fenced session may only call `handle`, for an intent of its own process. A repeated
+`complete`, `handle` or `outcome` with the same content returns 204.
 
-A key goes into the path percent-encoded (`a/b` or `a%2Fb`). Values may hold integers of any size: use a JSON library that keeps them.
-Once an attempt recorded its completion, its state is final: changes are answered `completed`, reads go on.
+A key goes into the path percent-encoded (`a/b` or `a%2Fb`). Values may contain integers of any
+size: use a JSON library that preserves them. Once an attempt has recorded its completion, its state
+is final: changes return `completed`, and reads still work.
 """
 
 from datetime import datetime
@@ -89,7 +93,7 @@ class ProblemCode(StrEnum):
     JOB_OVER = "job-over"  # 409: the job has ended otherwise
     JOBS_OPEN = "jobs-open"  # 409: `complete` while an external job is open and not detached
     GROUNDS_REFUSED = "grounds-refused"  # 409: `again`, and what the state API knows speaks against it
-    HANDLE_DIFFERS = "handle-differs"  # 409: another handle is recorded; this one is kept as a stray
+    HANDLE_DIFFERS = "handle-differs"  # 409: another handle is recorded; this one is stored as a stray
     NOT_IMPLEMENTED = "not-implemented"  # 501
     INTERNAL = "internal"  # 500: a bug; whether a change was made is not known
 
@@ -105,14 +109,17 @@ class Problem(Shape, frozen=True):
 
 
 class OpenRequest(Shape, frozen=True):
-    """`POST /v1/open`. `session` is chosen by the client (a UUID); the attempt follows from the pod."""
+    """`POST /v1/open`.
+
+    `session` is chosen by the client (a UUID); the attempt follows from the pod.
+    """
 
     session: str
     can_cleanup: bool = False
 
 
 class OpenResponse(Shape, frozen=True, omit_defaults=False):
-    """Who the pod is. `first` tells that no attempt before this one opened the state."""
+    """The identity of the pod. `first`: no earlier attempt opened the state."""
 
     namespace: str
     taskrun: str
@@ -135,7 +142,10 @@ class Entry(Shape, frozen=True, omit_defaults=False):
 
 
 class EntryList(Shape, frozen=True, omit_defaults=False):
-    """`GET /v1/state?prefix=&limit=&offset=`: keys in order; `total` counts all that match the prefix."""
+    """`GET /v1/state?prefix=&limit=&offset=`: keys in order.
+
+    `total` counts all keys with the prefix.
+    """
 
     items: tuple[Entry, ...]
     total: int
@@ -144,7 +154,8 @@ class EntryList(Shape, frozen=True, omit_defaults=False):
 class SetRequest(Shape, frozen=True, forbid_unknown_fields=True):
     """`PUT /v1/state/{key}`. At most one of `if_absent` and `if_version`.
 
-    `retention_seconds`: absent means the default, 0 or null means never expires. Expiry never takes effect while the TaskRun is unfinished.
+    `retention_seconds`: absent means the default, 0 or null means never expires. Expiry never takes
+    effect while the TaskRun is unfinished.
     """
 
     value: Any
@@ -161,7 +172,10 @@ class SetResponse(Shape, frozen=True, omit_defaults=False):
 
 
 class Operation(Shape, frozen=True, forbid_unknown_fields=True):
-    """One step of `POST /v1/state`: `set` takes what `SetRequest` takes, `delete` takes key and `if_version`, `clear` nothing."""
+    """One step of `POST /v1/state`.
+
+    `set` takes the fields of `SetRequest`, `delete` takes key and `if_version`, `clear` nothing.
+    """
 
     op: Literal["set", "delete", "clear"]
     key: str | None = None
@@ -178,7 +192,11 @@ class BatchRequest(Shape, frozen=True, forbid_unknown_fields=True):
 
 
 class BatchResult(Shape, frozen=True, omit_defaults=False):
-    """What one operation did: the version a `set` gave (None for others) and how many keys a `delete` or `clear` removed."""
+    """The result of one operation.
+
+    `version`: the new version after a `set`. `deleted`: the number of keys that a `delete` or
+    `clear` removed.
+    """
 
     version: int | None = None
     deleted: int = 0
@@ -191,20 +209,23 @@ class BatchResponse(Shape, frozen=True, omit_defaults=False):
 
 
 class CompleteRequest(Shape, frozen=True, forbid_unknown_fields=True):
-    """`POST /v1/complete`: the task is done. `result` is any JSON value of at most 4 KiB, or absent."""
+    """`POST /v1/complete`: the task is done.
+
+    `result` is any JSON value of at most 4 KiB, or absent.
+    """
 
     result: Any | msgspec.UnsetType = msgspec.UNSET
 
 
 class Grounds(StrEnum):
-    """Why it is right to submit again although an earlier submission is unresolved. In the order of the ladder."""
+    """Grounds to submit again while an earlier submission is unresolved, in order of preference."""
 
     CLIENT_NAME = "ClientName"
-    """The other side refuses a second job of the same name, and still remembers this one's."""
+    """The external system rejects a second job of the same name, and still remembers this name."""
     TOKEN = "Token"  # noqa: S105 -- no secret
-    """The other side answers the same token with the same job, for at least as long as the request may take."""
+    """The external system returns the same job for the same token, until the request has ended."""
     ABSENT = "Absent"
-    """It was looked up after the settling time, is not there, and the other side would still remember it."""
+    """A lookup after the settling time found no job, and the external system would remember one."""
     POLICY = "Policy"
     """`spec.submission.onUnknown` is `Resubmit`."""
 
@@ -212,11 +233,14 @@ class Grounds(StrEnum):
 class IntentRequest(Shape, frozen=True, forbid_unknown_fields=True):
     """`POST /v1/jobs/{key}/intent`. A key has 1 to 128 characters.
 
-    `submitter`: who is going to submit, one process (letters, digits, `-`, `_`, `.`; a UUID chosen once per process): its own earlier
-    submissions count as over when it asks again. `digest`: of the request, so that another request under the same key is noticed.
-    `token_seconds`: for how long the other side honours the token, counted from the first intent; None: not at all or not known.
-    `again`: submit although the last answer was `Resolve`. `new_generation`: the newest generation is over, and the job is wanted once more; or
-    it is `NotFound`, and `spec.submission.onNotFound` is `Resubmit`: then this ends it.
+    `submitter`: the process that will submit (letters, digits, `-`, `_`, `.`; a UUID per process).
+    Its own earlier submissions count as ended when it sends another intent.
+    `digest`: digest of the request, to detect another request under the same key.
+    `token_seconds`: how long the external system honours the token, from the first intent; null if
+    it honours none, or this is unknown.
+    `again`: submit although the last response was `Resolve`.
+    `new_generation`: submit again after the newest generation is over. It also ends a `NotFound`
+    one if `spec.submission.onNotFound` is `Resubmit`.
     """
 
     submitter: str
@@ -229,22 +253,26 @@ class IntentRequest(Shape, frozen=True, forbid_unknown_fields=True):
 
 
 class Decision(StrEnum):
-    """What the answer to an intent says is to be done."""
+    """The decision in the response to an intent."""
 
     SUBMIT = "Submit"
     """The intent is stored: submit with `job.token`, then record the handle."""
     RESOLVE = "Resolve"
-    """There is an intent without a handle, by `unresolved`: nobody knows whether it was submitted. Climb the ladder."""
+    """The intent has no handle and may have been submitted, by `unresolved`. Resolve it first."""
     REATTACH = "Reattach"
     """The job has a handle: watch it."""
     OVER = "Over"
-    """The job is over, and its outcome recorded. A failed one that was not given up is submitted anew, as a new generation, once an attempt
-    was charged for it.
+    """The job is over, and its outcome is recorded.
+
+    A failed job that was not given up gets a new generation once an attempt was charged for it.
     """
 
 
 class Job(Shape, frozen=True, omit_defaults=False):
-    """One generation of one external job. `result` is JSON, absent unless it succeeded with one. `given_up`: see `OutcomeRequest`."""
+    """One generation of one external job.
+
+    `result` is JSON, absent unless it succeeded with one. `given_up`: see `OutcomeRequest`.
+    """
 
     key: str
     generation: int
@@ -277,11 +305,12 @@ class JobList(Shape, frozen=True, omit_defaults=False):
 
 
 class Unresolved(Shape, frozen=True, omit_defaults=False):
-    """What is known of those who may have submitted.
+    """The processes that may have submitted.
 
-    `all_ended`: each is the asking process itself, or an attempt whose container its kubelet reported terminated (`end: Reported`). Otherwise
-    one may be frozen and still submit. `quiet_since`: since when no one can have submitted any more, by the state API's clock; settling
-    counts from here. None unless `all_ended`.
+    `all_ended`: each is the calling process itself, or an attempt whose container the kubelet
+    reported as terminated (`end: Reported`). Otherwise one may be frozen and still submit.
+    `quiet_since`: the time from which no process can have submitted, by the state API's clock. The
+    settling time begins here. It is null unless `all_ended`.
     """
 
     all_ended: bool
@@ -290,7 +319,7 @@ class Unresolved(Shape, frozen=True, omit_defaults=False):
 
 
 class IntentResponse(Shape, frozen=True, omit_defaults=False):
-    """What is to be done, and by which rules. `on_unknown`, `on_not_found`: Hold, Fail or Resubmit, of `spec.submission`."""
+    """The decision, and the policies of `spec.submission`: Hold, Fail or Resubmit."""
 
     decision: Decision
     job: Job
@@ -303,7 +332,8 @@ class IntentResponse(Shape, frozen=True, omit_defaults=False):
 class HandleRequest(Shape, frozen=True, forbid_unknown_fields=True):
     """`PUT /v1/jobs/{key}/handle`. `submitter` as in the intent.
 
-    `origin`: Submitted (the other side took it as new), Existed or Found; the state API itself finds out about the others.
+    `origin`: Submitted (the external system created a new job), Existed or Found. The state API
+    derives the other origins.
     """
 
     generation: int
@@ -316,10 +346,11 @@ class HandleRequest(Shape, frozen=True, forbid_unknown_fields=True):
 class OutcomeRequest(Shape, frozen=True, forbid_unknown_fields=True):
     """`PUT /v1/jobs/{key}/outcome`.
 
-    `Succeeded` (with `result`, JSON of at most 4 KiB), `Failed`, `Cancelled`: final. `Active`, `Unknown`: for people to see that the other side
-    can or can't be asked; needs a handle. `hold`: a person must decide; with `Unknown` for an intent without a handle, with `NotFound` for a job
-    with one. `given_up`, with `Failed`: nobody knows what became of it, and the policy is `Fail`. It may run, so no attempt submits it anew unless
-    that is asked for.
+    `Succeeded` (with `result`, JSON of at most 4 KiB), `Failed`, `Cancelled`: final. `Active`,
+    `Unknown`: shows users whether the external system responds. The job needs a handle. `hold`:
+    manual resolution required. Use `Unknown` for an intent without a handle, and `NotFound` for a
+    job with one. `given_up`, with `Failed`: the end is unknown, and the policy is `Fail`. The job
+    may be running, so no attempt submits it again without `new_generation`.
     """
 
     generation: int
@@ -331,10 +362,12 @@ class OutcomeRequest(Shape, frozen=True, forbid_unknown_fields=True):
 
 
 class TerminationMessage(Shape, frozen=True):
-    """What the SDK writes to the container's termination message file, so that the operator knows more than the exit code.
+    """The message that the SDK writes to the container's termination message file.
 
-    `kind`: `Failed` (an ordinary error), `Permanent` (never try again), `RetryLater` (with `retry_after_seconds`), `Unavailable` (of the state
-    API, or refused by it), `Fenced`, `Held`. An operator that does not know the kind takes it all for the end of a log.
+    `kind`: `Failed` (an ordinary error), `Permanent` (no retry), `RetryLater` (with
+    `retry_after_seconds`), `Unavailable` (the state API is unavailable, or rejected the call),
+    `Fenced`, `Held`. An operator that does not know the kind treats the message as the end of a
+    log.
     """
 
     reattach: Literal["v1"]

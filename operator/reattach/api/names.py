@@ -1,4 +1,4 @@
-"""Every name that Reattach puts into a cluster, a pod or a request, and how derived names are made."""
+"""Names that Reattach uses in clusters, pods and requests, and how derived names are made."""
 
 from typing import Final
 
@@ -25,7 +25,7 @@ ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 ANNOTATION_CA: Final = f"{GROUP}/ca.crt"
 """On a pod: the PEM bundle that the state API's certificate is checked with; follows a rotation."""
 ANNOTATION_SUMMARY: Final = f"{GROUP}/summary"
-"""On a state ConfigMap: a small JSON summary (`api.state.Summary`), so that a metadata watch tells enough."""
+"""On a state ConfigMap: JSON (`api.state.Summary`), so that a metadata watch is enough."""
 
 TOKEN_AUDIENCE: Final = GROUP
 MOUNT_PATH: Final = "/var/run/reattach"
@@ -52,15 +52,15 @@ NAME_MAX: Final = 48
 
 
 def uid5_of(uid: str) -> str:
-    """The first five characters of a TaskRun's UID: tells apart two TaskRuns that had the same name one after the other."""
+    """Return the first five characters of a UID. They distinguish TaskRuns that reuse one name."""
     return uid[:5]
 
 
 def pod_name(taskrun: str, uid: str, attempt: int) -> str:
-    """The one name that the pod of this attempt can have."""
+    """Return the only valid name for the pod of this attempt."""
     return f"{taskrun}-{uid5_of(uid)}-{attempt}"
 
 
 def state_name(taskrun: str, uid: str) -> str:
-    """The one name that the state ConfigMap of this TaskRun can have."""
+    """Return the only valid name for the state ConfigMap of this TaskRun."""
     return f"{taskrun}-{uid5_of(uid)}-state"

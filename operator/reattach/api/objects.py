@@ -1,4 +1,4 @@
-"""The parts of Kubernetes objects that Reattach reads, decoded straight from JSON. Unknown fields are ignored on purpose."""
+"""The parts of Kubernetes objects that Reattach reads. Unknown JSON fields are ignored."""
 
 from datetime import datetime
 from typing import Annotated
@@ -6,15 +6,18 @@ from typing import Annotated
 import msgspec
 
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
-"""A timestamp with a UTC offset. Decoding rejects one without, because Python can't compare the two."""
+"""A timestamp with a UTC offset. Decoding rejects one without, because they can't be compared."""
 
 
 class Shape(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
-    """A JSON object with camelCase field names; absent fields have their default and are left out when encoded."""
+    """A JSON object with camelCase field names. Absent fields have their defaults.
+
+    Fields with default values are omitted when encoded.
+    """
 
 
 class OwnerReference(Shape, frozen=True):
-    """Who an object belongs to."""
+    """The owner of an object."""
 
     api_version: str = msgspec.field(default="", name="apiVersion")
     kind: str = ""
@@ -52,7 +55,7 @@ class Condition(Shape, frozen=True):
 
 
 class PartialObject(Shape, frozen=True):
-    """An object of which only the metadata was asked for."""
+    """An object that was requested with only its metadata."""
 
     metadata: ObjectMeta = ObjectMeta()
 
@@ -90,7 +93,7 @@ class ContainerState(Shape, frozen=True):
 
 
 class ContainerStatus(Shape, frozen=True):
-    """What the kubelet reported of one container."""
+    """The status of one container, from the kubelet."""
 
     name: str = ""
     state: ContainerState = ContainerState()
@@ -100,7 +103,7 @@ class ContainerStatus(Shape, frozen=True):
 
 
 class PodStatus(Shape, frozen=True):
-    """What is reported of a pod. `observed_generation` is 0 before Kubernetes 1.34."""
+    """The status of a pod. `observed_generation` is 0 before Kubernetes 1.34."""
 
     observed_generation: int = 0
     phase: str = "Pending"
@@ -113,13 +116,13 @@ class PodStatus(Shape, frozen=True):
 
 
 class Named(Shape, frozen=True):
-    """Anything of which only the name matters."""
+    """An object that is read only for its name."""
 
     name: str = ""
 
 
 class InitContainer(Shape, frozen=True):
-    """A container that runs before the others; one that restarts `Always` is a sidecar and runs beside them."""
+    """A container that starts before the others. One that restarts `Always` is a sidecar."""
 
     name: str = ""
     restart_policy: str = ""
@@ -137,7 +140,7 @@ class PodSpec(Shape, frozen=True):
 
 
 class Pod(Shape, frozen=True):
-    """A pod, as far as decisions need it."""
+    """The part of a pod that decisions need."""
 
     metadata: ObjectMeta = ObjectMeta()
     spec: PodSpec = PodSpec()

@@ -1,10 +1,10 @@
-"""The words that tell why: causes of an attempt's end, conditions, their reasons with a sentence each."""
+"""Causes, conditions and reasons in status and events, and a sentence for each reason."""
 
 from enum import StrEnum
 
 
 class Cause(StrEnum):
-    """Why an attempt ended."""
+    """The cause of an attempt's end."""
 
     SUCCEEDED = "Succeeded"
     APPLICATION = "Application"
@@ -19,7 +19,10 @@ class Cause(StrEnum):
 
 
 class Budget(StrEnum):
-    """What an attempt's end is charged to; the name of the field in `spec.retry.budgets` and `status.counts.charged`."""
+    """The budget that an attempt's end is charged to.
+
+    The values are fields of `spec.retry.budgets` and `status.counts.charged`.
+    """
 
     APPLICATION = "application"
     DISRUPTION = "disruption"
@@ -27,14 +30,14 @@ class Budget(StrEnum):
 
 
 class End(StrEnum):
-    """How an attempt's end is known: its kubelet reported the container terminated, or nobody could and it is presumed."""
+    """Evidence for an attempt's end: the kubelet reported it, or the operator presumes it."""
 
     REPORTED = "Reported"
     PRESUMED = "Presumed"
 
 
 class Outcome(StrEnum):
-    """How a TaskRun ended; never changes once set."""
+    """The result of a TaskRun. It never changes once set."""
 
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -51,13 +54,13 @@ class ConditionType(StrEnum):
 
 
 class EventReason(StrEnum):
-    """The reason of an Event that tells what happened, where no condition does. Those of conditions announce themselves under `Reason`."""
+    """The reason of an Event without a condition. Events for conditions use `Reason`."""
 
     ATTEMPT_FAILED = "AttemptFailed"
     SUBMITTED = "Submitted"
     RESUBMITTED = "Resubmitted"
     ADOPTED = "Adopted"
-    """The handle of an external job came to be known without a new job: found, reported, answered as existing, or named by a person."""
+    """The handle of an existing external job was recorded (found, reported or adopted)."""
     REATTACHED = "Reattached"
     ORPHANED = "Orphaned"
     UNREADABLE = "Unreadable"
@@ -65,7 +68,7 @@ class EventReason(StrEnum):
 
 
 class Reason(StrEnum):
-    """The reason of a condition, the state that people read under STATUS. `SENTENCES` has the sentence of each."""
+    """The reason of a condition, shown under STATUS. `SENTENCES` has a sentence for each."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -106,7 +109,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.PENDING: "The pod of the current attempt has not started yet.",
     Reason.RUNNING: "The task is running.",
     Reason.BACKING_OFF: "The last attempt ended without success; the next one starts at status.nextAttemptTime.",
-    Reason.WAITING_FOR_GATES: "The pod waits for its scheduling gates to be removed; its pending deadline stands still.",
+    Reason.WAITING_FOR_GATES: "The pod waits for its scheduling gates to be removed; its pending deadline is paused.",
     Reason.QUOTA_EXCEEDED: "The namespace's quota has no room for the pod; it is created when there is room, no attempt is used.",
     Reason.POD_REFUSED: "The API server refuses the pod for now; it is created when it is accepted, no attempt is used.",
     Reason.POD_NAME_TAKEN: "Another pod has the name that the next pod must have; delete it.",
@@ -115,16 +118,16 @@ SENTENCES: dict[Reason, str] = {
     Reason.APPLICATION_FAILED: "The task failed more often than spec.retry.budgets.application allows.",
     Reason.DISRUPTED_TOO_OFTEN: "Pods were lost more often than spec.retry.budgets.disruption allows.",
     Reason.NEVER_STARTED: "Pods did not start more often than spec.retry.budgets.neverStarted allows.",
-    Reason.PERMANENT_FAILURE: "The task said that trying again cannot help.",
+    Reason.PERMANENT_FAILURE: "The task reported a permanent failure.",
     Reason.INVALID_TEMPLATE: "No pod can be made from spec.template.",
     Reason.TEMPLATE_CHANGED: "spec.template is not what the earlier attempts were made from.",
-    Reason.STATE_LOST: "The TaskRun's state was deleted by force. A person must decide how to go on.",
+    Reason.STATE_LOST: "The TaskRun's state was deleted by force. Manual resolution required.",
     Reason.STATE_UNREADABLE: "The TaskRun's state was written by a newer version or changed by hand, and can't be read.",
-    Reason.SUBMISSION_UNKNOWN: "Nobody can tell whether an external job runs. A person must decide.",
-    Reason.BUDGET_EXHAUSTED: "No attempts are left while an external job runs. A person must decide.",
+    Reason.SUBMISSION_UNKNOWN: "It is unknown whether an external job is running. Manual resolution required.",
+    Reason.BUDGET_EXHAUSTED: "No attempts are left while an external job is running. Manual resolution required.",
     Reason.CANCELLED: "The TaskRun was cancelled.",
-    Reason.FAILED_BY_RESOLUTION: "A person decided that the TaskRun fails.",
-    Reason.JOBS_ORPHANED: "External jobs were left running; nobody watches them any more.",
-    Reason.NOT_HELD: "Nothing waits for a person.",
-    Reason.RESTORED: "Restored from a backup: its external jobs may still run. A person must decide how to go on.",
+    Reason.FAILED_BY_RESOLUTION: "A resolution in spec.resolutions failed the TaskRun.",
+    Reason.JOBS_ORPHANED: "External jobs were left running without a watcher.",
+    Reason.NOT_HELD: "No resolution is required.",
+    Reason.RESTORED: "Restored from a backup: its external jobs may still run. Manual resolution required.",
 }

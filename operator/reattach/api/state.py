@@ -1,6 +1,6 @@
-"""What the operator reads of a TaskRun's state: the summary in the ConfigMap's annotation, and the completion record.
+"""The part of a TaskRun's state that the operator reads: summary and completion record.
 
-The full format of the ConfigMap is known to `reattach.state` alone.
+Only `reattach.state` knows the full format of the ConfigMap.
 """
 
 from enum import StrEnum
@@ -13,63 +13,67 @@ FORMAT_VERSION = "1"
 
 
 class JobState(StrEnum):
-    """Where an external job stands, as far as its TaskRun knows. Open are the first three, and `NOT_FOUND` until a person has decided."""
+    """Status of an external job. The first four states are open."""
 
     INTENDED = "Intended"
-    """About to be submitted; may have been. Without a handle."""
+    """The intent is stored without a handle. The job may have been submitted."""
     ACTIVE = "Active"
     UNKNOWN = "Unknown"
-    """The other side can't be asked for a while; nothing is concluded from it."""
+    """The external system does not respond at the moment. The job may be running."""
     NOT_FOUND = "NotFound"
-    """The other side says that it does not know the handle."""
+    """The external system does not know the handle."""
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     CANCELLED = "Cancelled"
     ORPHANED = "Orphaned"
-    """Left running by the TaskRun's end. Only in `status.externalJobs`: nobody writes the state any more then."""
+    """Left running by the TaskRun's end. Only in `status.externalJobs`, not in the state."""
     DETACHED = "Detached"
-    """Left running by the TaskRun's success, as the task wanted."""
+    """Left running by the TaskRun's success, because the task submitted it as detached."""
 
 
 class JobOrigin(StrEnum):
-    """How the handle of an external job came to be known."""
+    """The source of an external job's handle."""
 
     SUBMITTED = "Submitted"
-    """The other side made the job for this submission."""
+    """The external system created the job for this submission."""
     RESUBMITTED = "Resubmitted"
-    """The same, by a submission that repeated an unresolved one (`IntentRequest.again`)."""
+    """As `SUBMITTED`, by a repetition of an unresolved submission (`IntentRequest.again`)."""
     EXISTED = "Existed"
-    """The other side answered that the name or token has a job already."""
+    """The external system responded that the name or token has a job already."""
     FOUND = "Found"
-    """It was looked up."""
+    """A lookup found the job."""
     REPORTED = "Reported"
-    """An attempt that was fenced meanwhile reported the handle of its own intent."""
+    """A fenced attempt reported the handle of its own intent."""
     ADOPTED = "Adopted"
-    """A person named it: `spec.resolutions` or `spec.adopt`."""
+    """The handle comes from `spec.resolutions` or `spec.adopt`."""
 
 
 class SealPurpose(StrEnum):
-    """Why the state was sealed."""
+    """The reason for a seal."""
 
     END = "End"
     SUSPEND = "Suspend"
 
 
 class Seal(Shape, frozen=True, forbid_unknown_fields=True):
-    """No attempt up to `through_attempt` may open the state or store an intent any more; later ones store intents only after `Suspend`."""
+    """No attempt up to `through_attempt` may open the state or store an intent any more.
+
+    Later attempts may store intents only after `Suspend`.
+    """
 
     through_attempt: int
     purpose: SealPurpose
 
 
 class JobSummary(Shape, frozen=True):
-    """One external job as the operator and people need it: `status.externalJobs` is made from these.
+    """One external job in the summary, the source of `status.externalJobs`.
 
-    `held`: the task found no way to go on by itself and asked for a person. `holds`: the number of the resolution of this key and generation
-    in `spec.resolutions` that answers it, always one more than there were when it was held, so that none is used twice; a hold that was
-    settled by itself (a fenced attempt reported the handle) takes none. `message`: why it is held, or how it ended.
-    `strays`: other handles that were reported for the same intent; jobs that run a second time and belong to nobody.
-    `given_up`: it is `Failed` because nobody could tell what became of it and the policy is `Fail`; it may run.
+    `held`: the task cannot continue without a resolution. `holds`: the number of the resolution in
+    `spec.resolutions`, for this key and generation, that settles the hold. It is one more than
+    existed when the job was held, so that no resolution is used twice. If a fenced attempt reports
+    the handle, the hold needs no resolution. `message`: the reason of the hold, or of the end.
+    `strays`: other handles reported for the same intent. These are second jobs without a watcher.
+    `given_up`: it is `Failed` by the policy `Fail`, because its end is unknown. It may be running.
     """
 
     key: str
@@ -90,16 +94,17 @@ class JobSummary(Shape, frozen=True):
 
     @property
     def is_open(self) -> bool:
-        """Whether something may run over there for which nobody has said that it may be forgotten."""
+        """True if the job may be running in the external system and is not detached."""
         return self.state in {JobState.INTENDED, JobState.ACTIVE, JobState.UNKNOWN, JobState.NOT_FOUND}
 
 
 class JobCounts(Shape, frozen=True, omit_defaults=False):
-    """Totals over the TaskRun's whole life; `status.counts` shows them.
+    """Totals over the TaskRun's whole history, shown in `status.counts`.
 
-    `submissions`: jobs that the run is known to have submitted, however that became known. `reattachments`: sessions that took up a job which
-    another one had submitted. `duplicates_averted`: unresolved intents that were settled without a second job (found, reported, adopted, or
-    answered as existing), each of which a task that only stores the id after submitting would have submitted again.
+    `submissions`: jobs that the run is known to have submitted. `reattachments`: sessions that
+    reattached to a job of another session. `duplicates_averted`: unresolved intents that were
+    resolved without a second job. A task that only stores the id after submitting would have
+    submitted each of them again.
     """
 
     submissions: int = 0
@@ -115,7 +120,7 @@ class Epoch(Shape, frozen=True):
 
 
 class Completion(Shape, frozen=True, forbid_unknown_fields=True):
-    """The record that the task wrote when it was done. `result` is JSON text, at most 4 KiB."""
+    """The completion record of the task. `result` is JSON text, at most 4 KiB."""
 
     attempt: int
     pod_uid: str = msgspec.field(name="podUID")
@@ -124,9 +129,9 @@ class Completion(Shape, frozen=True, forbid_unknown_fields=True):
 
 
 class Summary(Shape, frozen=True):
-    """The annotation `reattach.dev/summary`: enough for the operator to know whether it must read the state.
+    """The annotation `reattach.dev/summary`. It shows the operator whether to read the state.
 
-    `next_expiry`: when the first of the keys expires that ever do.
+    `next_expiry`: the earliest expiry of a key.
     """
 
     epoch: Epoch | None = None
@@ -138,7 +143,7 @@ class Summary(Shape, frozen=True):
 
 
 class StateView(Shape, frozen=True):
-    """The state as far as decisions need it, read from the ConfigMap itself."""
+    """The part of the state that decisions need, read from the ConfigMap itself."""
 
     uid: str
     resource_version: str

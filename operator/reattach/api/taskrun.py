@@ -1,6 +1,7 @@
-"""The TaskRun as a model. The schema (`crds/taskruns.yaml`) is the public API; a test holds both together.
+"""Model of a TaskRun. The schema (`crds/taskruns.yaml`) is the public API; a test compares both.
 
-Defaults live here and in the schema's descriptions, not in the schema, so that a stored object says what its author said.
+Defaults are set here and described in the schema. The schema itself sets none, so that a stored
+object has only what its author wrote.
 """
 
 from datetime import datetime
@@ -12,7 +13,7 @@ from reattach.api.objects import Condition, ObjectMeta, Shape
 
 
 class Budgets(Shape, frozen=True):
-    """How many attempts may end by a cause before the TaskRun fails: 0 means the first such end is the last."""
+    """Number of failures per budget that are retried. With 0, the first one fails the TaskRun."""
 
     application: int = 0
     disruption: int = 20
@@ -20,7 +21,10 @@ class Budgets(Shape, frozen=True):
 
 
 class Backoff(Shape, frozen=True):
-    """Wait before the n-th retry: `initial * (factor/100)^(n-1)`, capped at `max`, then jittered by ± `jitter` per cent."""
+    """Pause before the n-th retry.
+
+    It is `initial * (factor/100)^(n-1)`, at most `max`, with a jitter of ± `jitter` per cent.
+    """
 
     initial_seconds: int = 10
     factor_percent: int = 200
@@ -29,14 +33,14 @@ class Backoff(Shape, frozen=True):
 
 
 class Retry(Shape, frozen=True):
-    """When and how often to try again."""
+    """Retry budgets and pauses."""
 
     budgets: Budgets = Budgets()
     backoff: Backoff = Backoff()
 
 
 class Deadlines(Shape, frozen=True):
-    """Bounds in seconds; None means no bound."""
+    """Limits in seconds. A limit of None is absent."""
 
     attempt_seconds: int | None = None
     pending_seconds: int = 900
@@ -44,7 +48,10 @@ class Deadlines(Shape, frozen=True):
 
 
 class SubmissionPolicy(Shape, frozen=True):
-    """What to do where the protocol finds no answer: Hold, Fail or Resubmit; and what tokens are made from (None: the UID)."""
+    """Policy for unresolved submissions: Hold, Fail or Resubmit.
+
+    `idempotency_key`: the seed of the submission tokens (None: the UID).
+    """
 
     on_unknown: Literal["Hold", "Fail", "Resubmit"] = "Hold"
     on_not_found: Literal["Hold", "Fail", "Resubmit"] = "Hold"
@@ -52,14 +59,14 @@ class SubmissionPolicy(Shape, frozen=True):
 
 
 class Adoption(Shape, frozen=True):
-    """An external job that already runs, to be taken over under this key."""
+    """A running external job to adopt under this key."""
 
     key: str
     handle: str
 
 
 class Resolution(Shape, frozen=True):
-    """A person's answer. The n-th one for a thing that is held answers its n-th hold."""
+    """A manual resolution. The n-th resolution of a held object settles its n-th hold."""
 
     held: str
     action: str
@@ -69,7 +76,7 @@ class Resolution(Shape, frozen=True):
 
 
 class TaskRunSpec(Shape, frozen=True):
-    """What the author asked for. `template` is the pod template as written, untyped."""
+    """The spec of a TaskRun. `template` is the pod template as written, untyped."""
 
     template: dict[str, Any]
     container: str | None = None
@@ -85,7 +92,10 @@ class TaskRunSpec(Shape, frozen=True):
 
 
 class Attempt(Shape, frozen=True):
-    """One attempt in `status.attempts`. It is open until `finish_time` is set; `cause` and what follows come with that."""
+    """One attempt in `status.attempts`.
+
+    It is open until `finish_time` is set. `cause` and later fields are set with it.
+    """
 
     number: int
     purpose: str = "Run"
@@ -103,7 +113,7 @@ class Attempt(Shape, frozen=True):
 
 
 class Charged(Shape, frozen=True, omit_defaults=False):
-    """How many attempts were charged to each budget."""
+    """Number of attempts charged to each budget."""
 
     application: int = 0
     disruption: int = 0
@@ -112,10 +122,11 @@ class Charged(Shape, frozen=True, omit_defaults=False):
 
 
 class Counts(Shape, frozen=True, omit_defaults=False):
-    """Totals over the whole life, also of attempts that `historyLimit` dropped from the list.
+    """Totals over the whole history, including attempts that `historyLimit` dropped.
 
-    `state_losses`: lost states that a person answered with StartEmpty. `last_presumed`: no count, but the highest number of an attempt whose end
-    was presumed, so that of all later ones that were dropped the end is known to have been reported.
+    `state_losses`: lost states that were resolved with StartEmpty. `last_presumed`: the highest
+    number of an attempt whose end was presumed. The ends of all later dropped attempts were
+    reported.
     """
 
     attempts: int = 0
@@ -141,14 +152,17 @@ class ExternalJobStatus(Shape, frozen=True):
 
 
 class StateReference(Shape, frozen=True):
-    """Where the state is. Set by the state API before it acknowledges the first call; from then on, absence means loss."""
+    """Reference to the state. The state API sets it before it responds to the first call.
+
+    From then on, an absent ConfigMap means a lost state.
+    """
 
     config_map: str = ""
     uid: str = ""
 
 
 class TaskRunStatus(Shape, frozen=True):
-    """What was observed and decided."""
+    """The status of a TaskRun."""
 
     observed_generation: int | None = None
     outcome: str | None = None

@@ -38,7 +38,7 @@ async def connect(target: Target) -> ClusterConnection:
     impersonated: dict[str, Any] = {}
     paths = _paths_of(target)
     if target.kubeconfig is None and not _exists(paths) and (_ACCOUNT / "token").exists():
-        load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+        load_incluster_config(configuration)
         namespace = (_ACCOUNT / "namespace").read_text().strip()
     else:
         try:
@@ -63,7 +63,7 @@ def contexts_of(target: Target) -> list[str]:
     """The names of the contexts in the kubeconfig; none if it can't be read."""
     paths = _paths_of(target)
     try:
-        merged = KubeConfigMerger(paths).config if _exists(paths) else None  # type: ignore[no-untyped-call]
+        merged = KubeConfigMerger(paths).config if _exists(paths) else None
         return [str(one.value["name"]) for one in merged.value["contexts"]] if merged else []
     except (ConfigException, yaml.YAMLError, OSError, KeyError, TypeError):
         return []
@@ -99,15 +99,15 @@ async def _load(paths: str, target: Target, configuration: client.Configuration)
     if not _exists(paths):
         raise CommandError(f"There is no kubeconfig at {paths}; name one by --kubeconfig or KUBECONFIG.")
     context = target.context or _current_context_of(paths)
-    merged: ConfigNode = KubeConfigMerger(paths).config  # type: ignore[no-untyped-call]
+    merged: ConfigNode = KubeConfigMerger(paths).config
     if not context and not target.cluster:
         raise CommandError(f"The kubeconfig {paths} has no current context; name one by --context.")
     about = _context_of(merged, context)
     about |= {name: value for name, value in (("cluster", target.cluster), ("user", target.user)) if value}
     overridden = {"name": _OVERRIDE, "context": about}
-    merged.value["contexts"].append(ConfigNode(_OVERRIDE, overridden))  # type: ignore[no-untyped-call]
-    loader = KubeConfigLoader(merged, active_context=_OVERRIDE, config_base_path=None)  # type: ignore[no-untyped-call]
-    await loader.load_and_set(configuration)  # type: ignore[no-untyped-call]
+    merged.value["contexts"].append(ConfigNode(_OVERRIDE, overridden))
+    loader = KubeConfigLoader(merged, active_context=_OVERRIDE, config_base_path=None)
+    await loader.load_and_set(configuration)
     user = next((one.value["user"] for one in merged.value["users"] if one.value["name"] == about.get("user")), None)
     return str(about.get("namespace") or "default"), user or {}
 

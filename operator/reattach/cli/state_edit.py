@@ -63,12 +63,12 @@ def edit(
     state: DurableState, steps: Sequence[Step], user: str, now: datetime
 ) -> tuple[DurableState, tuple[BatchResult, ...]]:
     """The state after a person's steps, all of them or none. Raises `RequestRejectedError`."""
-    writer = Session(attempt=PERSON_ATTEMPT, pod_uid=f"cli:{user}"[:_USER_CHARACTERS_MAX], session="cli")
+    writer = Session(attempt=PERSON_ATTEMPT, pod_uid=f"cli:{user}"[:_USER_CHARACTERS_MAX], id="cli")
     # To the operations it looks as if the person had opened the state; what is kept of that are the keys alone.
     opening = Opening(
         attempt=writer.attempt,
         pod_uid=writer.pod_uid,
-        session=writer.session,
+        session=writer.id,
         time=now,
         first_attempt=writer.attempt,
     )

@@ -1,9 +1,8 @@
-"""The one seam to the Kubernetes API: raw JSON in, raw JSON out, and errors that are ours."""
+"""Client of the Kubernetes API: raw JSON in and out, and our own errors."""
 
 from reattach.cluster.client import Cluster
 from reattach.cluster.errors import (
     AlreadyExistsError,
-    AnswerTooLargeError,
     BadRequestError,
     ClusterError,
     ConflictError,
@@ -11,15 +10,16 @@ from reattach.cluster.errors import (
     GoneError,
     InvalidError,
     NotFoundError,
+    ResponseTooLargeError,
     TooManyRequestsError,
     UnauthorizedError,
     UnavailableError,
 )
+from reattach.cluster.protocol import KubernetesClient
 from reattach.cluster.references import Reference
 
 __all__ = [
     "AlreadyExistsError",
-    "AnswerTooLargeError",
     "BadRequestError",
     "Cluster",
     "ClusterError",
@@ -27,8 +27,10 @@ __all__ = [
     "ForbiddenError",
     "GoneError",
     "InvalidError",
+    "KubernetesClient",
     "NotFoundError",
     "Reference",
+    "ResponseTooLargeError",
     "TooManyRequestsError",
     "UnauthorizedError",
     "UnavailableError",

@@ -1,4 +1,7 @@
-"""An async client over `kubernetes.aio`, below its typed calls: those cost about a millisecond each, these a fifth of it."""
+"""Async client over the HTTP layer of `kubernetes.aio`.
+
+Its typed calls cost about a millisecond each; these calls cost a fifth of that.
+"""
 
 import copy
 import json
@@ -12,47 +15,58 @@ import aiohttp
 from kubernetes.aio import client, config
 
 from reattach.cluster import references
-from reattach.cluster.errors import AnswerTooLargeError, UnavailableError, error_of
+from reattach.cluster.errors import ResponseTooLargeError, UnavailableError, error_of
 
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 LINE_BYTES_MAX = 16 * 1024 * 1024
-"""The longest event that a watch yields: the API server stores objects of up to 1.5 MiB, and JSON may write a byte as six."""
+"""Limit for an event of a watch.
+
+An object has at most 1.5 MiB in etcd, and JSON may write a byte as six.
+"""
 _ERROR_FROM = 400
 
 Query = Mapping[str, str | int | None]
 
 
 class Cluster:
-    """Calls to one API server, over at most `connections` connections. Each watch has a connection of its own besides.
+    """Client of one API server with at most `connections` connections.
 
-    Paths come from `reattach.cluster.paths`. Bodies are plain JSON values; answers are the raw bytes, so that a caller decodes no more
-    than it needs. Every method raises the errors of `reattach.cluster.errors`, nothing else.
+    Each watch adds a connection.
+
+    Paths come from `reattach.cluster.paths`. Bodies are plain JSON values. Responses are raw bytes,
+    so that a caller decodes only what it needs. Every method raises only the errors of
+    `reattach.cluster.errors`.
     """
 
     def __init__(self, configuration: client.Configuration, *, connections: int = 64, timeout: float = 30) -> None:
         configuration.connection_pool_maxsize = connections
-        # Else proxies and .netrc are looked up for every request: half of its cost.
+        # Otherwise aiohttp looks up proxies and .netrc for every request, which is half of its
+        # cost.
         configuration.client_session_kwargs = {"trust_env": False, **(configuration.client_session_kwargs or {})}
         self._configuration = configuration
         self._timeout = timeout
         self._api = client.ApiClient(configuration)
-        # A watch keeps its connection for minutes. In a pool of its own, without a limit, no number of watches blocks other calls.
+        # A watch keeps its connection for minutes. Watches use a separate pool without a limit, so
+        # that they never block other calls.
         unlimited = copy.copy(configuration)
         unlimited.connection_pool_maxsize = 0
         self._watches = client.ApiClient(unlimited)
 
     @classmethod
-    async def connect(cls, kubeconfig: str | None = None, *, connections: int = 64, timeout: float = 30) -> Self:  # noqa: ASYNC109 -- of each call to come
-        """To the cluster of this pod, or of `kubeconfig` (default: KUBECONFIG, ~/.kube/config) outside of one."""
+    async def connect(cls, kubeconfig: str | None = None, *, connections: int = 64, timeout: float = 30) -> Self:  # noqa: ASYNC109 -- of each later call
+        """Connect to the cluster of this pod or, outside of a pod, of `kubeconfig`.
+
+        The default is KUBECONFIG, then ~/.kube/config.
+        """
         configuration = client.Configuration()
         in_pod = Path("/var/run/secrets/kubernetes.io/serviceaccount/token").exists()  # noqa: ASYNC240 -- once, at start
         if kubeconfig is None and in_pod:
-            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+            config.load_incluster_config(configuration)
         else:
-            await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
+            await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
         return cls(configuration, connections=connections, timeout=timeout)
 
     async def __aenter__(self) -> Self:
@@ -65,8 +79,8 @@ class Cluster:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._api.close()  # type: ignore[no-untyped-call]
-        await self._watches.close()  # type: ignore[no-untyped-call]
+        await self._api.close()
+        await self._watches.close()
 
     @property
     def host(self) -> str:
@@ -74,7 +88,9 @@ class Cluster:
         return str(self._configuration.host)
 
     async def new_session(self, **options: Any) -> aiohttp.ClientSession:
-        """Return a session for a framework that makes its own calls, with the address's TLS and the credentials as they are now.
+        """Return an HTTP session for a framework that makes its own calls.
+
+        It has the TLS context and the current credentials of this client.
 
         The number of its connections has no limit. `options` are those of `aiohttp.ClientSession`.
         """
@@ -84,15 +100,16 @@ class Cluster:
         return aiohttp.ClientSession(connector=connector, headers=headers, trust_env=False, **options)
 
     async def get(self, path: str, *, metadata_only: bool = False, **query: str | int | None) -> bytes:
-        """The object at `path`, as of now (a quorum read, unless the query says otherwise)."""
+        """Return the object at `path` (a quorum read, unless the query changes that)."""
         return await self._call("GET", path, query=query, accept=METADATA_ONLY if metadata_only else None)
 
     async def list(
         self, path: str, *, metadata_only: bool = False, bytes_max: int | None = None, **query: str | int | None
     ) -> bytes:
-        """One page of a collection; `limit`, `labelSelector`, `fieldSelector` and `continue` go into the query.
+        """Return one page of a collection.
 
-        `AnswerTooLargeError` if the page has more than `bytes_max` bytes; no more than that is read.
+        `limit`, `labelSelector`, `fieldSelector` and `continue` are query parameters. Raises
+        `ResponseTooLargeError` once the page exceeds `bytes_max` bytes.
         """
         accept = METADATA_LIST_ONLY if metadata_only else None
         return await self._call("GET", path, query=query, accept=accept, bytes_max=bytes_max)
@@ -100,7 +117,10 @@ class Cluster:
     async def list_references(
         self, path: str, *, bytes_max: int | None = None, **query: str | int | None
     ) -> references.ReferencePage:
-        """One page of a collection, of which only the references are read: no content of an object can make this fail."""
+        """Return the references of one page of a collection.
+
+        The content of an object can't make this fail.
+        """
         body = await self._call("GET", path, query=query, accept=references.ACCEPT_LIST, bytes_max=bytes_max)
         try:
             return references.decode_page(body)
@@ -108,7 +128,7 @@ class Cluster:
             raise UnavailableError(0, "BadAnswer", f"GET {path}: {error}") from error
 
     async def get_reference(self, path: str) -> references.Reference:
-        """The object at `path`, of which only the reference is read."""
+        """Return the reference of the object at `path`."""
         body = await self._call("GET", path, accept=references.ACCEPT_OBJECT)
         try:
             return references.decode_object(body)
@@ -116,19 +136,22 @@ class Cluster:
             raise UnavailableError(0, "BadAnswer", f"GET {path}: {error}") from error
 
     async def create(self, path: str, body: Mapping[str, Any], **query: str | int | None) -> bytes:
-        """POST to a collection (or to a review or subresource that takes POST)."""
+        """POST to a collection, or to a review or subresource that accepts POST."""
         return await self._call("POST", path, body=body, query=query)
 
     async def replace(self, path: str, body: Mapping[str, Any], **query: str | int | None) -> bytes:
-        """PUT; a `metadata.resourceVersion` in the body makes it a compare-and-set."""
+        """PUT an object. A `metadata.resourceVersion` in the body makes it a compare-and-set."""
         return await self._call("PUT", path, body=body, query=query)
 
     async def merge_patch(self, path: str, body: Mapping[str, Any], **query: str | int | None) -> bytes:
-        """RFC 7386 patch; a `metadata.resourceVersion` in the body makes it a compare-and-set."""
+        """Apply an RFC 7386 patch.
+
+        A `metadata.resourceVersion` in the body makes it a compare-and-set.
+        """
         return await self._call("PATCH", path, body=body, query=query, content_type=MERGE_PATCH)
 
     async def json_patch(self, path: str, operations: Sequence[Mapping[str, Any]], **query: str | int | None) -> bytes:
-        """RFC 6902 patch; a `test` operation makes it conditional (422 if it fails)."""
+        """Apply an RFC 6902 patch. A `test` operation makes it conditional (422 if it fails)."""
         return await self._call("PATCH", path, body=list(operations), query=query, content_type=JSON_PATCH)
 
     async def delete(
@@ -140,7 +163,10 @@ class Cluster:
         grace_period_seconds: int | None = None,
         propagation_policy: str | None = None,
     ) -> bytes:
-        """DELETE under preconditions: with `uid`, no object that merely has the same name can be hit (409 instead)."""
+        """DELETE with preconditions.
+
+        With `uid`, another object of the same name is not deleted (409).
+        """
         preconditions = {"uid": uid, "resourceVersion": resource_version}
         body: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions"}
         if given := {name: value for name, value in preconditions.items() if value is not None}:
@@ -161,10 +187,14 @@ class Cluster:
         silence_seconds: float = 90,
         **query: str | int | None,
     ) -> AsyncGenerator[bytes, None]:
-        """Events after `resource_version`, one JSON line each, until the server ends the stream.
+        """Yield the events after `resource_version` until the server ends the stream.
 
-        An event longer than `LINE_BYTES_MAX` is yielded as an empty line, so that the caller can count it. `UnavailableError` when nothing, not even a bookmark, came for `silence_seconds`; `GoneError` when the version is too old
-        at the start. An `ERROR` event within the stream is the caller's to look at.
+        Each event is one JSON line.
+
+        An event longer than `LINE_BYTES_MAX` is yielded as an empty line, so that the caller can
+        count it. Raises `UnavailableError` after `silence_seconds` without an event or bookmark,
+        and `GoneError` if the version is too old at the start. The caller handles `ERROR` events
+        within the stream (`raise_error_event`).
         """
         query = {
             **query,
@@ -180,16 +210,17 @@ class Cluster:
             async for line in _lines(response.content.iter_any()):
                 yield line
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnavailableError(0, "WatchBroken", f"the watch of {path} broke: {_said(error)}") from error
+            raise UnavailableError(0, "WatchBroken", f"the watch of {path} broke: {_error_message(error)}") from error
         finally:
-            _drop(response)
+            _abort(response)
 
     async def stream(
         self, path: str, *, silence_seconds: float | None = None, **query: str | int | None
     ) -> AsyncGenerator[bytes, None]:
-        """What is at `path`, as it comes and in pieces of any size, until the server ends it: a pod's log.
+        """Yield the content at `path` in pieces of any size, until the server ends the stream.
 
-        `UnavailableError` when the stream broke, or nothing came for `silence_seconds` (None: it may be silent for ever).
+        Raises `UnavailableError` if the stream breaks, or after `silence_seconds` without data
+        (None: no limit).
         """
         timeout = aiohttp.ClientTimeout(total=None, connect=10, sock_read=silence_seconds)
         response = await self._send("GET", path, query=query, accept="*/*", timeout=timeout)
@@ -197,9 +228,9 @@ class Cluster:
             async for piece in response.content.iter_any():
                 yield piece
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnavailableError(0, "StreamBroken", f"the stream of {path} broke: {_said(error)}") from error
+            raise UnavailableError(0, "StreamBroken", f"the stream of {path} broke: {_error_message(error)}") from error
         finally:
-            _drop(response)
+            _abort(response)
 
     async def _call(
         self,
@@ -221,14 +252,14 @@ class Cluster:
                 return await response.read()
             return await _read(response, bytes_max, path)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnavailableError(0, "NoAnswer", f"{method} {path}: {_said(error)}") from error
+            raise UnavailableError(0, "NoAnswer", f"{method} {path}: {_error_message(error)}") from error
 
     async def _send(
         self,
         method: str,
         path: str,
         *,
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's, which is more than one number
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's type, more than one number
         body: Any = None,
         query: Query | None = None,
         accept: str | None = None,
@@ -242,34 +273,38 @@ class Cluster:
         try:
             if token := await self._configuration.get_api_key_with_prefix("BearerToken"):  # may read a file
                 headers["Authorization"] = token
-            answer = await (api or self._api).rest_client.request(  # type: ignore[no-untyped-call]
+            result = await (api or self._api).rest_client.request(
                 method, url, headers=headers, body=body, _request_timeout=timeout
             )
-            response: aiohttp.ClientResponse = answer.response
+            response: aiohttp.ClientResponse = result.response
             if response.status < _ERROR_FROM:
                 return response
             text = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError, config.ConfigException) as error:
-            raise UnavailableError(0, "NoAnswer", f"{method} {path}: {_said(error)}") from error
+            raise UnavailableError(0, "NoAnswer", f"{method} {path}: {_error_message(error)}") from error
         raise error_of(response.status, _status_in(text), _seconds_in(response.headers.get("Retry-After")))
 
 
 async def _read(response: aiohttp.ClientResponse, bytes_max: int, path: str) -> bytes:
-    """Read an answer of at most `bytes_max` bytes."""
+    """Read a response of at most `bytes_max` bytes."""
     pieces, size = [], 0
     async for piece in response.content.iter_any():
         size += len(piece)
         if size > bytes_max:
-            _drop(response)
-            raise AnswerTooLargeError(0, "AnswerTooLarge", f"the answer to GET {path} has more than {bytes_max} bytes")
+            _abort(response)
+            raise ResponseTooLargeError(
+                0, "AnswerTooLarge", f"the response to GET {path} has more than {bytes_max} bytes"
+            )
         pieces.append(piece)
     return b"".join(pieces)
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """Put the pieces of a stream together to lines, each with its end; one that is longer than `LINE_BYTES_MAX` becomes empty.
+    """Yield the lines of a stream, each with its line end.
 
-    What comes after the last end of a line is the beginning of one that was cut off, and is dropped.
+    A line over `LINE_BYTES_MAX` becomes empty.
+
+    An incomplete last line is dropped.
     """
     held: list[bytes] = []
     size = 0
@@ -286,20 +321,20 @@ async def _lines(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
             held.append(rest)
 
 
-def _said(error: Exception) -> str:
-    """For a sentence: a time-out has nothing to say but its name."""
+def _error_message(error: Exception) -> str:
+    """Return the message of an error, or its class name, because a timeout has no message."""
     return str(error) or type(error).__name__
 
 
-def _drop(response: aiohttp.ClientResponse) -> None:
-    """End a stream of which no more is wanted, now: a polite farewell would outlast a program that ends next."""
+def _abort(response: aiohttp.ClientResponse) -> None:
+    """Abort the connection, because a TLS shutdown could delay the process exit."""
     if response.connection is not None and response.connection.transport is not None:
         response.connection.transport.abort()
     response.close()
 
 
 def _status_in(text: bytes) -> dict[str, Any]:
-    """The `Status` object in an answer; a proxy in between may have written anything."""
+    """Return the `Status` object in a response. A proxy may have sent anything else."""
     try:
         status = json.loads(text) if text.startswith(b"{") else references.decode_status(text)
     except (ValueError, RecursionError):
@@ -315,5 +350,5 @@ def _seconds_in(retry_after: str | None) -> float | None:
 
 
 def raise_error_event(status: Mapping[str, Any]) -> None:
-    """Raise what an `ERROR` event of a watch says: `GoneError` means list again."""
+    """Raise the error in an `ERROR` event of a watch. After `GoneError`, list again."""
     raise error_of(int(status.get("code") or 500), dict(status), None)

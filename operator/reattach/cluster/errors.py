@@ -1,29 +1,30 @@
-"""What can go wrong with a call to the Kubernetes API.
+"""Errors of calls to the Kubernetes API.
 
 ClusterError
-├── BadRequestError       400: the body isn't what the API server can read (also unknown fields under strict validation)
+├── BadRequestError       400: the API server can't decode the body, or strict validation failed
 ├── UnauthorizedError     401
-├── ForbiddenError        403: RBAC, quota, Pod Security, a terminating namespace or an admission policy refuses
+├── ForbiddenError        403: RBAC, quota, Pod Security, admission, or a terminating namespace
 ├── NotFoundError         404
-├── ConflictError         409: another resourceVersion or UID than the one named
+├── ConflictError         409: the resourceVersion or UID does not match
 │   └── AlreadyExistsError
 ├── GoneError             410: the resourceVersion or continue token is too old
-├── InvalidError          422: the object breaks its schema
+├── InvalidError          422: the object violates its schema
 ├── TooManyRequestsError  429: with `retry_after`
-├── AnswerTooLargeError   the answer has more bytes than the caller takes
-└── UnavailableError      5xx, no connection, no answer in time: whether the call was carried out is not known
+├── ResponseTooLargeError the response is larger than the caller accepts
+└── UnavailableError      5xx, no connection, or a timeout. The call may have been carried out
 """
 
 from typing import Any
 
 NO_REASON = "Unknown"
-"""The reason of an answer that is no `Status` object of the API server."""
+"""The reason of a response without a `Status` object."""
 
 
 class ClusterError(Exception):
-    """An answer of the API server that is not success.
+    """An error response of the API server.
 
-    `reason` is the CamelCase reason of the answer's `Status` object, `message` its sentence, `causes` its `details.causes`.
+    `reason`, `message` and `causes` (`details.causes`) come from the `Status` object of the
+    response.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class NotFoundError(ClusterError):
 
 
 class ConflictError(ClusterError):
-    """409: a precondition (resourceVersion, UID) does not hold."""
+    """409: a precondition (resourceVersion, UID) failed."""
 
 
 class AlreadyExistsError(ConflictError):
@@ -78,12 +79,12 @@ class TooManyRequestsError(ClusterError):
     """429."""
 
 
-class AnswerTooLargeError(ClusterError):
-    """The answer has more bytes than the caller takes."""
+class ResponseTooLargeError(ClusterError):
+    """The response is larger than the caller accepts."""
 
 
 class UnavailableError(ClusterError):
-    """5xx or no answer. The call may have been carried out."""
+    """5xx or no response. The call may have been carried out."""
 
 
 _BY_STATUS: dict[int, type[ClusterError]] = {
@@ -100,7 +101,7 @@ _SERVER_ERROR = 500
 
 
 def error_of(status: int, body: dict[str, Any], retry_after: float | None) -> ClusterError:
-    """The error for an answer: `body` is the decoded `Status` object, or empty if the answer was none."""
+    """Return the error for a response. `body` is the decoded `Status` object, or empty."""
     reason = str(body.get("reason") or NO_REASON)
     kind = UnavailableError if status >= _SERVER_ERROR else _BY_STATUS.get(status, ClusterError)
     if kind is ConflictError and reason == "AlreadyExists":

@@ -1,4 +1,4 @@
-"""Where things are in the Kubernetes API."""
+"""Paths of the Kubernetes API."""
 
 from reattach.api.names import GROUP, PLURAL, VERSION
 
@@ -9,47 +9,50 @@ def _namespaced(prefix: str, namespace: str | None, plural: str, name: str | Non
 
 
 def core(plural: str, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
-    """Of the core group; `namespace` None means all of them, `name` None the collection."""
+    """Return a path of the core group.
+
+    `namespace` None: all namespaces; `name` None: the collection.
+    """
     return _namespaced("/api/v1", namespace, plural, name, subresource)
 
 
 def namespace_of(name: str) -> str:
-    """A namespace itself; a Role in it may allow to get it."""
+    """Return the path of a namespace. A Role in the namespace may allow `get` on it."""
     return f"/api/v1/namespaces/{name}"
 
 
 def pods(namespace: str | None, name: str | None = None) -> str:
-    """Pods."""
+    """Return a path of Pods."""
     return core("pods", namespace, name)
 
 
 def configmaps(namespace: str | None, name: str | None = None) -> str:
-    """ConfigMaps."""
+    """Return a path of ConfigMaps."""
     return core("configmaps", namespace, name)
 
 
 def secrets(namespace: str, name: str | None = None) -> str:
-    """Secrets."""
+    """Return a path of Secrets."""
     return core("secrets", namespace, name)
 
 
 def taskruns(namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
-    """TaskRuns."""
+    """Return a path of TaskRuns."""
     return _namespaced(f"/apis/{GROUP}/{VERSION}", namespace, PLURAL, name, subresource)
 
 
 def events(namespace: str, name: str | None = None) -> str:
-    """Events, of the group events.k8s.io."""
+    """Return a path of Events in the group events.k8s.io."""
     return _namespaced("/apis/events.k8s.io/v1", namespace, "events", name, None)
 
 
 def leases(namespace: str, name: str | None = None) -> str:
-    """Leases."""
+    """Return a path of Leases."""
     return _namespaced("/apis/coordination.k8s.io/v1", namespace, "leases", name, None)
 
 
 def deployments(namespace: str, name: str | None = None, subresource: str | None = None) -> str:
-    """Deployments."""
+    """Return a path of Deployments."""
     return _namespaced("/apis/apps/v1", namespace, "deployments", name, subresource)
 
 

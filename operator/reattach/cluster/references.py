@@ -1,10 +1,12 @@
 """References to objects, read from the API server's protobuf encoding of their metadata.
 
-The JSON of an object can be nested as deep as its author likes, also in its metadata: `managedFields` repeats the structure of the
-object. Python's JSON parsers give up at some depth, and then the whole page or stream is lost. In protobuf each field carries its
-length, so everything but a few short strings is skipped unread.
+The JSON of an object can have any depth, also in its metadata, because `managedFields` repeats the
+structure of the object. Python's JSON parsers fail at some depth, and then the whole page or stream
+is lost. In protobuf each field carries its length, so this module skips everything except a few
+short strings.
 
-Field numbers are those of `k8s.io/apimachinery/pkg/apis/meta/v1/generated.proto` and `k8s.io/apimachinery/pkg/runtime/generated.proto`.
+Field numbers are those of `k8s.io/apimachinery/pkg/apis/meta/v1/generated.proto` and
+`k8s.io/apimachinery/pkg/runtime/generated.proto`.
 """
 
 from collections.abc import Iterator
@@ -48,7 +50,10 @@ class ReferencePage(NamedTuple):
 
 
 class ReferenceEvent(NamedTuple):
-    """One event of a watch. A BOOKMARK has only the resourceVersion; only an ERROR has a `status`."""
+    """One event of a watch.
+
+    A BOOKMARK has only the resourceVersion; only an ERROR has a `status`.
+    """
 
     type: str
     reference: Reference
@@ -72,7 +77,10 @@ def decode_page(body: bytes) -> ReferencePage:
 
 
 def decode_event(frame: bytes) -> ReferenceEvent:
-    """Return what one frame of a watch of `PartialObjectMetadata` says. Raises `ProtobufError`."""
+    """Return the event in one frame of a watch of `PartialObjectMetadata`.
+
+    Raises `ProtobufError`.
+    """
     message = memoryview(frame)
     (kind,) = _texts(message, _EVENT_TYPE)
     wrapped = _first(_first(message, _EVENT_OBJECT), _RAW_EXTENSION_RAW)
@@ -82,7 +90,10 @@ def decode_event(frame: bytes) -> ReferenceEvent:
 
 
 def decode_status(body: bytes) -> dict[str, Any]:
-    """Return `code`, `reason` and `message` of a `Status`, the answer to a call that failed. Raises `ProtobufError`."""
+    """Return `code`, `reason` and `message` of a `Status`, the response to a failed call.
+
+    Raises `ProtobufError`.
+    """
     status = _unwrap(memoryview(body))
     message, reason = _texts(status, _STATUS_MESSAGE, _STATUS_REASON)
     code = next((value for number, value in _fields(status) if number == _STATUS_CODE), 0)
@@ -97,14 +108,14 @@ def _reference_of(partial_object: memoryview) -> Reference:
 
 
 def _unwrap(body: memoryview) -> memoryview:
-    """Return the message inside of a `runtime.Unknown`, in which every object is sent."""
+    """Return the message inside a `runtime.Unknown`, which wraps every object."""
     if body[: len(_MAGIC)] != _MAGIC:
-        raise ProtobufError("the message does not begin as the protobuf of Kubernetes does")
+        raise ProtobufError("the message does not begin with the magic bytes of Kubernetes")
     return _first(body[len(_MAGIC) :], _UNKNOWN_RAW)
 
 
 def _texts(message: memoryview, *numbers: int) -> tuple[str, ...]:
-    """Return these text fields, in this order; empty where the message lacks one."""
+    """Return these text fields in this order. A missing field is empty."""
     found = dict.fromkeys(numbers, "")
     for number, value in _fields(message):
         if number in found and isinstance(value, memoryview):

@@ -84,7 +84,7 @@ class Operator:
             decide=decide,
             settings=lambda: self._settings,
         )
-        states = Store(writer, field_manager=OPERATOR_NAME)  # type: ignore[arg-type]
+        states = Store(writer, field_manager=OPERATOR_NAME)
         self._expiry = KeyExpiry(cluster, options.watch_namespaces, states, self._unreadable)
         self._register_gauges()
 

@@ -13,7 +13,7 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 
 from reattach.api.objects import ObjectMeta, PartialObject, Shape
-from reattach.cluster import AnswerTooLargeError, Cluster, GoneError, NotFoundError, Reference
+from reattach.cluster import Cluster, GoneError, NotFoundError, Reference, ResponseTooLargeError
 from reattach.runtime.unreadable import DECODE_ERRORS, describe
 
 _FIRST_PAGE = 10
@@ -105,7 +105,7 @@ async def list_pages(
             yield Page([decode(item) for item in page.items or ()], page.metadata.resource_version)
             token = page.metadata.continue_
             limit = min(_PAGE, limit * _FACTOR)
-        except AnswerTooLargeError:
+        except ResponseTooLargeError:
             if limit == 1:
                 raise
             limit = max(1, limit // _FACTOR)
@@ -174,7 +174,7 @@ async def _list_references_once(cluster: Cluster, path: str, **query: str | None
             page = await cluster.list_references(
                 path, bytes_max=_PAGE_BYTES_MAX, limit=limit, **{**query, "continue": token}
             )
-        except AnswerTooLargeError:
+        except ResponseTooLargeError:
             if limit == 1:
                 raise
             limit = max(1, limit // _FACTOR)

@@ -1,1 +1,1 @@
-"""The state API: an HTTPS service that task pods call. Stateless; any number of replicas may run side by side."""
+"""The state API: a stateless HTTPS service for task pods, with any number of replicas."""

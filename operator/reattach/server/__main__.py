@@ -1,4 +1,4 @@
-"""`reattach-server`: the state API as a process."""
+"""`reattach-server`: the process of the state API."""
 
 import argparse
 import asyncio
@@ -29,16 +29,25 @@ _HEALTH_CONNECTIONS_PER_ADDRESS = 16
 _HEALTH_FIRST_REQUEST_SECONDS = 5.0
 _HEALTH_IDLE_SECONDS = 10.0
 _HEALTH_SETTLING_SECONDS = 0.1
-"""A probe sends its request at once, so that it gets a slot of an address whose connections are young."""
+"""Probes send their request immediately.
+
+So they get a slot of an address with young connections.
+"""
 _BODY_BUFFER_BYTES = 16 * 1024
-"""Half of what aiohttp buffers of a body before a handler reads it. aiohttp's default is 256 KiB."""
+"""Half of aiohttp's buffer for a body before a handler reads it. The default is 256 KiB."""
 _HEADERS_MAX = 32
 _HEADER_BYTES_MAX = 4096
 """Name and value of one header. A pod token has 1 to 2 KiB."""
 _OBJECTS_PER_COLLECTION = 20_000
-"""New objects between two searches for reference cycles. Python's default of 700 doubles the time to parse a large body."""
+"""New objects between two searches for reference cycles.
+
+Python's default of 700 doubles the time to parse a large body.
+"""
 _LINGERING_SECONDS = 2.0
-"""Time to discard the rest of a refused body, because a client that is still sending might miss the response."""
+"""Time to discard the rest of a refused body.
+
+A client that is still sending might miss the response.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | None]:
-    """Settings, log level and kubeconfig, from the command line."""
+    """Return settings, log level and kubeconfig from the command line."""
     parser = argparse.ArgumentParser(
         prog="reattach-server", description="The state API of Reattach, for the pods of tasks."
     )
@@ -78,28 +87,38 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         "--default-retention",
         type=_seconds,
         default=ServerConfig.default_retention_seconds,
-        help="seconds until a key expires that was set without a retention; 0: never (%(default)s)",
+        help="seconds until a key without a retention of its own expires; 0: never (%(default)s)",
     )
     add(
         "--taskrun-rate",
         type=_rate,
         default=ServerConfig.taskrun_rate,
-        help="PER_SECOND:BURST requests of one TaskRun (20:100)",
+        help="limit for requests of one TaskRun, as PER_SECOND:BURST (20:100)",
     )
-    add("--namespace-rate", type=_rate, default=ServerConfig.namespace_rate, help="the same of one namespace (200:500)")
+    add(
+        "--namespace-rate",
+        type=_rate,
+        default=ServerConfig.namespace_rate,
+        help="limit for requests of one namespace (200:500)",
+    )
     add(
         "--refused-token-rate",
         type=_rate,
         default=ServerConfig.refused_token_rate,
-        help="the same of tokens from one address that are refused (1:20)",
+        help="limit for rejected tokens from one address (1:20)",
     )
     add(
         "--connections-per-address",
         type=_count,
         default=ServerConfig.connections_per_address,
-        help="most connections from one address (%(default)s)",
+        help="maximum number of connections from one address (%(default)s)",
     )
-    add("--connections", type=_count, default=ServerConfig.connections, help="most connections in all (%(default)s)")
+    add(
+        "--connections",
+        type=_count,
+        default=ServerConfig.connections,
+        help="maximum number of connections (%(default)s)",
+    )
     add(
         "--first-request-timeout",
         type=_timeout,
@@ -118,12 +137,17 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         default=ServerConfig.request_seconds,
         help="seconds for one request (%(default)s)",
     )
-    add("--drain", type=float, default=ServerConfig.drain_seconds, help="seconds to go on after SIGTERM (%(default)s)")
+    add(
+        "--drain",
+        type=float,
+        default=ServerConfig.drain_seconds,
+        help="seconds to continue serving after SIGTERM (%(default)s)",
+    )
     add(
         "--tls-reload",
         type=float,
         default=ServerConfig.tls_reload_seconds,
-        help="seconds between looks at the files (%(default)s)",
+        help="seconds between checks of the certificate files (%(default)s)",
     )
     add("--kubeconfig", default=None, help="default: the pod's service account, else $KUBECONFIG")
     add("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"], default="INFO", help="(%(default)s)")
@@ -151,10 +175,10 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
 
 
 async def serve(settings: ServerConfig, kubeconfig: str | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; then answer what was asked before, and end."""
-    # Parsed requests that one connection queues. The SDK does not pipeline, and aiohttp's default of
-    # 32 lets one connection hold 32 times the largest headers. With 1, aiohttp pauses a connection
-    # after a malformed request, and then misses that the peer disconnects.
+    """Serve until SIGTERM or SIGINT, then finish the requests in progress."""
+    # Parsed requests that one connection queues. The SDK does not pipeline, and aiohttp's default
+    # of 32 lets one connection hold 32 times the largest headers. With 1, aiohttp pauses a
+    # connection after a malformed request, and then misses that the peer disconnects.
     web_protocol.MAX_MSG_QUEUE_SIZE = 2
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -173,7 +197,7 @@ async def serve(settings: ServerConfig, kubeconfig: str | None = None) -> None:
         traffic.ending = True
         await asyncio.sleep(settings.drain_seconds)
         listener.stop()
-        # aiohttp's own end of a connection drops what is still to come of a request.
+        # aiohttp drops the rest of an unfinished request when it closes a connection.
         with suppress(TimeoutError):
             await asyncio.wait_for(traffic.wait_for_idle(), settings.request_seconds)
 
@@ -241,11 +265,12 @@ async def _serve_api(
         stack,
         application,
         settings,
-        # aiohttp applies this before the first request too; the sweep closes idle connections earlier.
+        # aiohttp applies this before the first request too; the sweep closes idle connections
+        # earlier.
         keepalive_timeout=max(settings.first_request_seconds, settings.idle_seconds),
         lingering_time=_LINGERING_SECONDS,
         read_bufsize=_BODY_BUFFER_BYTES,
-        auto_decompress=False,  # a small compressed body may expand to any size, and the protocol has no compression
+        auto_decompress=False,  # a small body may expand to any size
     )
     assert runner.server is not None
     listener = Listener(

@@ -1,4 +1,4 @@
-"""The service put together: what every request passes before and after its handler."""
+"""The aiohttp applications, and the middleware around every handler."""
 
 import asyncio
 import logging
@@ -34,11 +34,14 @@ _LOGGED = {
     ProblemCode.RATE_LIMITED,
     ProblemCode.HANDLE_DIFFERS,
 }
-"""What whoever runs the service wants to hear of."""
+"""Problems that are logged at WARNING."""
 
 
 class InFlight:
-    """The requests that are being answered. Once `ending`, every answer is the last on its connection."""
+    """Counter of the requests in progress.
+
+    Once `ending` is set, every response closes its connection.
+    """
 
     def __init__(self) -> None:
         self.ending = False
@@ -56,7 +59,7 @@ class InFlight:
             self._idle.set()
 
     async def wait_for_idle(self) -> None:
-        """Until nothing is being answered."""
+        """Wait until no request is in progress."""
         await self._idle.wait()
 
 
@@ -69,9 +72,10 @@ def build_application(
     clock: Callable[[], datetime] | None = None,
     in_flight: Callable[[web.Request], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> web.Application:
-    """The state API as an aiohttp application. `clock`: the time of tests, also for rates and accepted tokens.
+    """Build the state API as an aiohttp application.
 
-    `in_flight` marks the connection of a request as in use.
+    `clock` is for tests; it also drives rate limits and the token cache. `in_flight` marks the
+    connection of a request as in use.
     """
     gate = AuthGate(cluster, settings, metrics, time.monotonic if clock is None else lambda: clock().timestamp())
     bodies = BodyReader()
@@ -84,11 +88,11 @@ def build_application(
     )
 
     @web.middleware
-    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.monotonic()
         route = request.match_info.route.resource.canonical if request.match_info.route.resource else "unknown"
         with traffic, in_flight(request):
-            code, response = await _answered(request, handler, gate, bodies, settings.request_seconds)
+            code, response = await _dispatch(request, handler, gate, bodies, settings.request_seconds)
         if traffic.ending or not has_short_rest(request):
             response.force_close()
         method = request.method if request.method in _METHODS else "other"
@@ -100,7 +104,7 @@ def build_application(
         yield
         bodies.close()
 
-    application = web.Application(middlewares=[answer])
+    application = web.Application(middlewares=[serve])
     application.cleanup_ctx.append(close_bodies)
     application.add_routes(routes.table())
     return application
@@ -112,7 +116,7 @@ def build_health_application(
     *,
     in_flight: Callable[[web.Request], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> web.Application:
-    """Probes and metrics, over plain HTTP on a port of their own."""
+    """Build the application for probes and metrics, which uses plain HTTP on a separate port."""
 
     @web.middleware
     async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -136,7 +140,7 @@ def build_health_application(
 
 
 class AuthGate:
-    """Lets a request in: its token must be that of a task's pod, and it must not come too often."""
+    """Admits a request by its pod token and the rate limits."""
 
     def __init__(
         self,
@@ -157,7 +161,7 @@ class AuthGate:
         self._namespaces = RateLimit(settings.namespace_rate, clock=clock)
 
     async def admit(self, request: web.Request) -> PodIdentity:
-        """Who calls."""
+        """Return the pod that sent the request. Raises `RequestRejectedError`."""
         caller = await self._authenticated(request.headers.get("Authorization"), request.remote or "")
         if wait := self._taskruns.take(caller.run.uid):
             raise RateLimitedError(f"TaskRun {caller.run.name}", wait)
@@ -166,10 +170,10 @@ class AuthGate:
         return caller
 
     async def _authenticated(self, authorization: str | None, address: str) -> PodIdentity:
-        if caller := self._authenticator.known(authorization):
+        if caller := self._authenticator.cached(authorization):
             return caller
         if wait := self._refused_tokens.wait_of(address):
-            raise RateLimitedError("this address, with tokens that are refused,", wait)
+            raise RateLimitedError("this address (rejected tokens)", wait)
         try:
             return await self._authenticator.authenticate(authorization)
         except RequestRejectedError:
@@ -177,7 +181,7 @@ class AuthGate:
             raise
 
 
-async def _answered(
+async def _dispatch(
     request: web.Request, handler: Handler, gate: AuthGate, bodies: BodyReader, seconds: float
 ) -> tuple[str, web.StreamResponse]:
     try:
@@ -187,13 +191,15 @@ async def _answered(
             caller = request[CALLER] = await gate.admit(request)
             async with bodies.admit(request, caller.run.namespace, caller.run.uid):
                 return "", await handler(request)
-    except Exception as error:  # noqa: BLE001 -- every error is answered as a problem, and a bug is logged there
+    except Exception as error:  # noqa: BLE001 -- every error becomes a problem response, and `response_of` logs a bug
         code, response = response_of(error)
         if code in _LOGGED:
-            log.warning("refused %s %s from %s: %s", request.method, ascii(request.path), _shown(request), error)
+            log.warning(
+                "refused %s %s from %s: %s", request.method, ascii(request.path), _describe_caller(request), error
+            )
         return code, response
 
 
-def _shown(request: web.Request) -> str:
+def _describe_caller(request: web.Request) -> str:
     caller = request.get(CALLER)
     return f"{caller.run.namespace}/{caller.pod_name}" if caller else str(request.remote)

@@ -1,6 +1,7 @@
-"""Who calls: a pod token, sent to TokenReview, and the pod that it is bound to.
+"""Authentication of callers: TokenReview of a pod token, and a check of its pod.
 
-Only what was accepted is kept, for at most `seconds` and by the token's SHA-256; so a pod that was deleted may go on for that long.
+Only accepted tokens are cached, for at most `seconds` and by their SHA-256. So a deleted pod may
+still call for that long.
 """
 
 import asyncio
@@ -53,7 +54,10 @@ class _Review(Shape, frozen=True):
 
 
 class Authenticator:
-    """Tells callers from strangers. Errors of the API server are raised as they are: not knowing is no refusal."""
+    """Authenticates callers.
+
+    Errors of the API server are raised unchanged, because they do not show that a token is bad.
+    """
 
     def __init__(
         self,
@@ -69,27 +73,32 @@ class Authenticator:
         self._namespaces = namespaces
         self._seconds = seconds
         self._clock = clock
-        self._accepted: dict[bytes, tuple[float, PodIdentity]] = {}  # oldest first, since all live equally long
+        self._accepted: dict[
+            bytes, tuple[float, PodIdentity]
+        ] = {}  # oldest first, because all entries have the same lifetime
         self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         self._reviews = asyncio.Semaphore(REVIEWS_AT_ONCE)
 
-    def known(self, authorization: str | None) -> PodIdentity | None:
-        """The caller, if this token was accepted a short while ago."""
+    def cached(self, authorization: str | None) -> PodIdentity | None:
+        """Return the caller if this token was accepted recently."""
         accepted = self._accepted.get(_digest_of(_token_in(authorization)))
         return accepted[1] if accepted and accepted[0] > self._clock() else None
 
     async def authenticate(self, authorization: str | None) -> PodIdentity:
-        """The caller with this `Authorization` header; refused with `unauthenticated` or `not-a-task-pod`."""
+        """Return the caller with this `Authorization` header.
+
+        Raises `RequestRejectedError`: `unauthenticated` or `not-a-task-pod`.
+        """
         token = _token_in(authorization)
         digest = _digest_of(token)
-        # Many calls of a task that just started are one review.
+        # Concurrent calls of a task that just started share one review.
         async with self._locks.setdefault(digest, asyncio.Lock()):
-            if caller := self.known(authorization):
+            if caller := self.cached(authorization):
                 return caller
             async with self._reviews:
-                asked = self._clock()
+                reviewed_at = self._clock()
                 caller = await self._pod_of(await self._review(token))
-            self._accept(digest, asked, caller)
+            self._accept(digest, reviewed_at, caller)
             return caller
 
     async def _review(self, token: str) -> _User:
@@ -103,7 +112,7 @@ class Authenticator:
         except ClusterError:
             self._metrics.token_reviews.labels("error").inc()
             raise
-        # An API server that knows nothing of audiences leaves them out.
+        # An API server without support for audiences omits them.
         accepted = status.authenticated and TOKEN_AUDIENCE in status.audiences
         self._metrics.token_reviews.labels("accepted" if accepted else "refused").inc()
         if not accepted:
@@ -115,9 +124,9 @@ class Authenticator:
         namespace = user.username.removeprefix(_USER_PREFIX).partition(":")[0]
         name, uid = (user.extra.get(extra, ("",))[0] for extra in (_POD_NAME, _POD_UID))
         if not user.username.startswith(_USER_PREFIX) or not name or not uid:
-            raise _stranger("the token must be a service-account token bound to a pod")
+            raise _not_a_task_pod("the token must be a service-account token bound to a pod")
         if self._namespaces and namespace not in self._namespaces:
-            raise _stranger(f"namespace {namespace} is not among those that Reattach is installed for")
+            raise _not_a_task_pod(f"namespace {namespace} is not among those that Reattach is installed for")
         try:
             text = await self._cluster.get(pods(namespace, name), metadata_only=True)
         except NotFoundError:
@@ -127,24 +136,31 @@ class Authenticator:
             raise _unauthenticated(f"the pod {namespace}/{name} of the token is gone; another has its name")
         return caller_of(metadata)
 
-    def _accept(self, digest: bytes, asked: float, caller: PodIdentity) -> None:
+    def _accept(self, digest: bytes, reviewed_at: float, caller: PodIdentity) -> None:
         now = self._clock()
         self._accepted.pop(digest, None)
         while self._accepted and (len(self._accepted) >= CACHED_MAX or next(iter(self._accepted.values()))[0] <= now):
             del self._accepted[next(iter(self._accepted))]
-        self._accepted[digest] = (asked + self._seconds, caller)
+        self._accepted[digest] = (reviewed_at + self._seconds, caller)
 
 
 def caller_of(pod: ObjectMeta) -> PodIdentity:
-    """Whose attempt a pod is, by labels, controller and name, which only the operator can give to a pod."""
+    """Return the attempt of a pod, from its labels, controller and name.
+
+    Only the operator can set these.
+    """
     owner = next((owner for owner in pod.owner_references if owner.controller), None)
     if owner is None or (owner.api_version, owner.kind) != (API_VERSION, KIND):
-        raise _stranger(f"the pod {pod.namespace}/{pod.name} must have a TaskRun as its controller")
+        raise _not_a_task_pod(f"the pod {pod.namespace}/{pod.name} must have a TaskRun as its controller")
     label = pod.labels.get(LABEL_ATTEMPT, "")
     if pod.labels.get(LABEL_TASKRUN) != owner.name or not (label.isascii() and label.isdigit()) or int(label) < 1:
-        raise _stranger(f"the pod {pod.namespace}/{pod.name} must have the labels {LABEL_TASKRUN} and {LABEL_ATTEMPT}")
+        raise _not_a_task_pod(
+            f"the pod {pod.namespace}/{pod.name} must have the labels {LABEL_TASKRUN} and {LABEL_ATTEMPT}"
+        )
     if pod.name != pod_name(owner.name, owner.uid, int(label)):
-        raise _stranger(f"the pod {pod.namespace}/{pod.name} must have the name that its TaskRun and attempt dictate")
+        raise _not_a_task_pod(
+            f"the pod {pod.namespace}/{pod.name} must have the name that its TaskRun and attempt dictate"
+        )
     run = RunReference(namespace=pod.namespace, name=owner.name, uid=owner.uid)
     return PodIdentity(run=run, attempt=int(label), pod_name=pod.name, pod_uid=pod.uid)
 
@@ -164,5 +180,5 @@ def _unauthenticated(detail: str) -> RequestRejectedError:
     return RequestRejectedError(ProblemCode.UNAUTHENTICATED, detail)
 
 
-def _stranger(detail: str) -> RequestRejectedError:
+def _not_a_task_pod(detail: str) -> RequestRejectedError:
     return RequestRejectedError(ProblemCode.NOT_A_TASK_POD, detail)

@@ -79,7 +79,10 @@ class LargeBodiesError(RateLimitedError):
 
 
 class BodyTimeoutError(RateLimitedError):
-    """A body did not arrive in time. The status is 429, because clients repeat it after Retry-After."""
+    """A body did not arrive in time.
+
+    The status is 429, because clients repeat it after Retry-After.
+    """
 
     def __init__(self, seconds: float) -> None:
         RequestRejectedError.__init__(
@@ -109,8 +112,8 @@ class BodyReader:
     async def admit(self, request: web.Request, namespace: str, taskrun_uid: str) -> AsyncIterator[None]:
         """Refuse a body by its declared length. Hold the slot of a large body until the block ends.
 
-        Raises `RequestRejectedError`: `request-too-large`, or `rate-limited` if there is no slot within
-        `LARGE_BODY_WAIT_SECONDS`.
+        Raises `RequestRejectedError`: `request-too-large`, or `rate-limited` if there is no slot
+        within `LARGE_BODY_WAIT_SECONDS`.
         """
         resource = request.match_info.route.resource
         limit = BODY_BYTES_MAX.get((request.method, resource.canonical if resource else ""), 0)

@@ -1,4 +1,4 @@
-"""What can be set for the state API."""
+"""Settings of the state API."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,7 @@ from reattach.api.messages import DEFAULT_RETENTION_SECONDS
 
 @dataclass(frozen=True)
 class Rate:
-    """Requests per second, and how many may come at once. Held by each replica for itself."""
+    """Requests per second, and the size of a burst. Each replica limits on its own."""
 
     per_second: float
     burst: int
@@ -16,7 +16,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """The service's settings; seconds everywhere."""
+    """Settings of the service. Times are in seconds."""
 
     tls_cert: Path
     tls_key: Path
@@ -24,12 +24,12 @@ class ServerConfig:
     port: int = 8443
     health_port: int = 8080
     watch_namespaces: frozenset[str] = field(default_factory=frozenset)
-    """Empty: all of them."""
+    """All namespaces if empty."""
     default_retention_seconds: int = DEFAULT_RETENTION_SECONDS
     taskrun_rate: Rate = Rate(20, 100)
     namespace_rate: Rate = Rate(200, 500)
     refused_token_rate: Rate = Rate(1, 20)
-    """Of bad tokens from one address, each of which costs the API server a TokenReview."""
+    """Limit for bad tokens from one address, because each costs the API server a TokenReview."""
     connections_per_address: int = 64
     """All pods of a node share this where the network translates their addresses to the node's."""
     connections: int = 400
@@ -41,5 +41,5 @@ class ServerConfig:
     request_seconds: float = 20
     authentication_seconds: float = 60
     drain_seconds: float = 5
-    """How long to go on serving after SIGTERM, until no endpoint list names this pod any more."""
+    """Time to continue serving after SIGTERM, until this pod is removed from all endpoint lists."""
     tls_reload_seconds: float = 5

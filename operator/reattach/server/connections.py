@@ -17,7 +17,7 @@ class LimitReached(StrEnum):
     """Reason to close a connection as soon as it is accepted."""
 
     ADDRESS = "address"
-    """The peer's address has as many connections as it may have, and none of them can be evicted."""
+    """The peer's address is at its limit, and no connection of it can be evicted."""
     TOTAL = "total"
     """The replica has as many connections as it may hold, and none of them can be evicted."""
 
@@ -137,7 +137,10 @@ class ConnectionTable:
 
     @contextmanager
     def request(self, connection: PeerConnection, has_arrived: Callable[[], bool] = lambda: True) -> Iterator[None]:
-        """Count a request until the block ends. `has_arrived` returns whether its body is complete."""
+        """Count a request until the block ends.
+
+        `has_arrived` returns whether its body is complete.
+        """
         connection.requests += 1
         connection.handled.append(has_arrived)
         connection.idle_since = self._clock()

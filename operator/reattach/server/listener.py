@@ -1,7 +1,7 @@
 """Listener of the state API and the health port, with few connections and little memory for each.
 
-asyncio's own TLS server allocates 256 KiB for each connection before the handshake, waits 60
-seconds for the handshake and 30 seconds for the peer's close_notify, and does not limit the number
+asyncio's own TLS server allocates 256 KiB for each connection before the handshake. It waits 60
+seconds for the handshake and 30 seconds for the peer's close_notify. It does not limit the number
 of connections. Peers without a token could exhaust the memory of a replica.
 """
 
@@ -25,11 +25,11 @@ BUFFER_BYTES = 32 * 1024
 WRITE_BUFFER_BYTES = 64 * 1024
 """Unsent part of a response at which its connection takes no more. asyncio's default is 512 KiB."""
 HEAD_BYTES_MAX = 16 * 1024
-"""Bytes of TLS after which the headers of a request must be complete, up to one receive buffer more."""
+"""Bytes of TLS after which the headers must be complete, plus at most one receive buffer."""
 PLAIN_BUFFER_BYTES = 4 * 1024
 """Receive buffer of one connection without TLS."""
 SHUTDOWN_SECONDS = 2.0
-"""Time that the peer has to answer close_notify."""
+"""Time limit for the peer's close_notify."""
 SWEEP_SECONDS = 0.5
 LOG_SECONDS = 60.0
 """Pause between two log lines about refused connections, for each limit."""
@@ -205,8 +205,9 @@ class _TLSProtocol(sslproto.SSLProtocol):
 
     @override
     def buffer_updated(self, nbytes: int) -> None:
-        # aiohttp limits each header, but all of them together only to 128 KiB, and holds them twice.
-        # Its handler has a pending `_waiter`, a new one for each request, exactly while it waits for the headers.
+        # aiohttp limits each header, but all of them together only to 128 KiB, and holds them
+        # twice. Its handler has a pending `_waiter`, a new one for each request, exactly while it
+        # waits for the headers.
         waiter = getattr(self._handler, "_waiter", None)
         if waiter is not self._head_waiter:
             self._head_waiter, self._head_bytes = waiter, 0

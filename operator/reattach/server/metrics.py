@@ -1,4 +1,4 @@
-"""What the state API counts."""
+"""Prometheus metrics of the state API."""
 
 from collections.abc import Callable, Iterable
 
@@ -18,11 +18,14 @@ class ServerMetrics:
             registry=self.registry,
         )
         self.seconds = Histogram(
-            "reattach_server_request_seconds", "Time to answer.", ["route", "method"], registry=self.registry
+            "reattach_server_request_seconds",
+            "Time from request to response.",
+            ["route", "method"],
+            registry=self.registry,
         )
         self.conflicts = Counter(
             "reattach_server_conflicts",
-            "Changes that lost a race against another replica and were tried again.",
+            "Changes that conflicted with another writer and were tried again.",
             registry=self.registry,
         )
         self.token_reviews = Counter(
@@ -36,7 +39,7 @@ class ServerMetrics:
         )
         self.refused_connections = Counter(
             "reattach_server_refused_connections",
-            "Connections that were closed at once, by the limit that was reached: address, total.",
+            "New connections that were refused, by the limit: address, total.",
             ["reason"],
             registry=self.registry,
         )
@@ -48,7 +51,7 @@ class ServerMetrics:
         )
         self.job_decisions = Counter(
             "reattach_job_decisions",
-            "What was decided about external jobs: submitted, resubmitted, reattached, adopted, found, existed, reported, held, over.",
+            "Decisions about external jobs: submitted, resubmitted, reattached, adopted, found, existed, reported, held, over.",
             ["decision"],
             registry=self.registry,
         )
@@ -56,7 +59,7 @@ class ServerMetrics:
     def watch_connections(
         self, count: Callable[[], int], *, refusals: Iterable[str] = (), closures: Iterable[str] = ()
     ) -> None:
-        """Report the open connections, and every reason from the start, with 0."""
+        """Export the number of open connections, and every reason with 0."""
         self.connections.set_function(count)
         for refusal in refusals:
             self.refused_connections.labels(refusal)
@@ -64,5 +67,5 @@ class ServerMetrics:
             self.closed_connections.labels(closure)
 
     def to_text(self) -> bytes:
-        """In Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -53,19 +53,19 @@ _OF_HTTP = {
 }
 _RETRY_SECONDS = 1.0
 REFUSAL_CHARACTERS_MAX = 300
-"""As much of the API server's own sentence as a task is told."""
+"""Limit for the API server's message in a response."""
 
 
 class RateLimitedError(RequestRejectedError):
-    """Asked too often; `wait` seconds until the next request is answered."""
+    """Rejection by a rate limit. The next request succeeds after `wait` seconds."""
 
     def __init__(self, whose: str, wait: float) -> None:
-        super().__init__(ProblemCode.RATE_LIMITED, f"{whose} asks too often; wait as long as Retry-After says")
+        super().__init__(ProblemCode.RATE_LIMITED, f"too many requests of {whose}; wait as long as Retry-After says")
         self.wait = wait
 
 
 def response_of(error: Exception) -> tuple[ProblemCode, web.Response]:
-    """The answer for whatever a request ended with."""
+    """Return the problem code and the response for an error."""
     match error:
         case RateLimitedError():
             return error.code, to_response(error.code, error.detail, retry_after=error.wait)
@@ -74,15 +74,16 @@ def response_of(error: Exception) -> tuple[ProblemCode, web.Response]:
         case RequestRejectedError():
             return error.code, to_response(error.code, error.detail)
         case ClusterError():
-            log.warning("the Kubernetes API answered: %s", error)
-            detail = "the Kubernetes API does not answer as it should; ask again, with the same request id"
+            log.warning("a call to the Kubernetes API failed: %s", error)
+            detail = "a call to the Kubernetes API failed; try again with the same request id"
             if isinstance(error, ForbiddenError | InvalidError):
-                # A quota or an admission policy: somebody must put that right, and the task's log is where they look.
-                detail = f"{detail}. It refuses what this call needs: {error.message[:REFUSAL_CHARACTERS_MAX]}"
+                # A quota or an admission policy. A user must change it, and looks into the log of
+                # the task.
+                detail = f"{detail}. The Kubernetes API rejects a write of this call: {error.message[:REFUSAL_CHARACTERS_MAX]}"
             wait = error.retry_after or _RETRY_SECONDS
             return ProblemCode.UNAVAILABLE, to_response(ProblemCode.UNAVAILABLE, detail, retry_after=wait)
         case TimeoutError():
-            detail = "this took too long; ask again, with the same request id"
+            detail = "the request timed out; try again with the same request id"
             return ProblemCode.UNAVAILABLE, to_response(ProblemCode.UNAVAILABLE, detail, retry_after=_RETRY_SECONDS)
         case web.HTTPException(status=status) if status < 500:
             code, detail = _OF_HTTP.get(status, (ProblemCode.INVALID, error.reason))
@@ -96,7 +97,7 @@ def response_of(error: Exception) -> tuple[ProblemCode, web.Response]:
 
 
 def to_response(code: ProblemCode, detail: str, *, retry_after: float | None = None) -> web.Response:
-    """One problem as an HTTP answer."""
+    """Return one problem as an HTTP response."""
     status, title = PROBLEMS[code]
     problem = Problem(type=f"urn:reattach:problem:{code}", title=title, status=status, code=code, detail=detail)
     headers = {"Cache-Control": "no-store"}

@@ -1,4 +1,4 @@
-"""How often one caller may ask."""
+"""Rate limits of callers."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,10 @@ KEYS_MAX = 10_000
 
 
 class RateLimit:
-    """A token bucket for every key, kept as the one time at which it is full again (the generic cell rate algorithm)."""
+    """A token bucket for every key.
+
+    A bucket is stored as the time at which it is full again (the generic cell rate algorithm).
+    """
 
     def __init__(self, rate: Rate, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = 1 / rate.per_second
@@ -18,7 +21,7 @@ class RateLimit:
         self._full_at: dict[str, float] = {}
 
     def take(self, key: str) -> float:
-        """Take one token and return 0.0; or, if there is none, take nothing and return the seconds until there is."""
+        """Take one token and return 0.0, or return the seconds until a token is available."""
         if wait := self.wait_of(key):
             return wait
         now = self._clock()
@@ -28,7 +31,7 @@ class RateLimit:
         return 0.0
 
     def wait_of(self, key: str) -> float:
-        """The seconds until `take` succeeds."""
+        """Return the seconds until `take` succeeds."""
         now = self._clock()
         return max(0.0, self._full_at.get(key, now) - self._tolerance - now)
 

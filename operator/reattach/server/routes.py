@@ -1,4 +1,4 @@
-"""The routes of the state API: from HTTP to an operation on the state and back."""
+"""Handlers of the state API: each maps an HTTP request to an operation on the state."""
 
 import hashlib
 import logging
@@ -49,11 +49,13 @@ from reattach.state.operations import (
     Step,
     change,
     complete,
+    find_response,
     get,
+    idempotent,
     list_records,
-    once,
-    step_of,
-    steps_of,
+    parse_operation,
+    parse_operations,
+    with_response,
 )
 from reattach.state.owner import Owner
 from reattach.state.values import check_key, from_json, stored_result_of
@@ -71,7 +73,10 @@ Parsed = TypeVar("Parsed")
 
 
 class Routes:
-    """Handlers over one `Store`. The middleware has put the authenticated `CALLER` into each request."""
+    """Handlers over one `Store`.
+
+    The middleware puts the authenticated `CALLER` into each request.
+    """
 
     def __init__(
         self,
@@ -89,7 +94,7 @@ class Routes:
         self._count = count
 
     def table(self) -> list[web.RouteDef]:
-        """All routes."""
+        """Return all routes."""
         return [
             web.post("/v1/open", self.open),
             web.get("/v1/state", self.list, allow_head=False),
@@ -107,13 +112,13 @@ class Routes:
         ]
 
     async def open(self, request: web.Request) -> web.Response:
-        """Begin a session."""
+        """Open the state for a new session."""
         query_of(request)
         caller, message = request[CALLER], message_of(await self._bodies.read(request), OpenRequest)
-        writer = writer_of(caller, checked_id("session", message.session, SESSION_CHARACTERS_MAX))
+        session = to_session(caller, checked_id("session", message.session, SESSION_CHARACTERS_MAX))
         now = self._clock()
-        first = await self._store.open(caller.run, writer, now, can_cleanup=message.can_cleanup)
-        write_audit(caller, "open", None, f"session={writer.session}")
+        first = await self._store.open(caller.run, session, now, can_cleanup=message.can_cleanup)
+        write_audit(caller, "open", None, f"session={session.id}")
         return to_response(
             OpenResponse(
                 namespace=caller.run.namespace,
@@ -126,17 +131,17 @@ class Routes:
         )
 
     async def get(self, request: web.Request) -> web.Response:
-        """One key."""
+        """Return one key."""
         query_of(request)
-        writer, key = session_of(request), key_of(request)
-        return to_response(entry_of(get(await self._store.read(request[CALLER].run), writer, key)))
+        session, key = session_of(request), key_of(request)
+        return to_response(entry_of(get(await self._store.read(request[CALLER].run), session, key)))
 
     async def list(self, request: web.Request) -> web.Response:
-        """Keys in order."""
-        writer, query = session_of(request), query_of(request, "prefix", "limit", "offset")
+        """Return keys in order."""
+        session, query = session_of(request), query_of(request, "prefix", "limit", "offset")
         limit, offset = number_of(query, "limit", least=1), number_of(query, "offset", least=0)
         state = await self._store.read(request[CALLER].run)
-        records, total = list_records(state, writer, prefix=query.get("prefix", ""), limit=limit, offset=offset or 0)
+        records, total = list_records(state, session, prefix=query.get("prefix", ""), limit=limit, offset=offset or 0)
         return to_response(EntryList(items=tuple(entry_of(record) for record in records), total=total))
 
     async def set(self, request: web.Request) -> web.Response:
@@ -145,94 +150,92 @@ class Routes:
         key = key_of(request)
 
         def step(message: SetRequest) -> Step:
-            operation = Operation(
-                op="set",
-                key=key,
-                value=message.value,
-                if_absent=message.if_absent,
-                if_version=message.if_version,
-                retention_seconds=message.retention_seconds,
-            )
-            return step_of(operation, self._default_retention_seconds)
+            fields = msgspec.structs.asdict(message)
+            return parse_operation(Operation(op="set", key=key, **fields), self._default_retention_seconds)
 
-        def answer(state: DurableState, _results: Sequence[BatchResult]) -> SetResponse:
+        def response(state: DurableState, _results: Sequence[BatchResult]) -> SetResponse:
             record = state.records[key]
             return SetResponse(version=record.version, expires_at=record.expires_at)
 
-        parsed, asked = await self._asked(request, SetRequest, step)
-        return await self._change(request, asked, [parsed], answer)
+        parsed, operation = await self._parse(request, SetRequest, step)
+        return await self._change(request, operation, [parsed], response)
 
     async def delete(self, request: web.Request) -> web.Response:
         """Remove one key."""
         version = number_of(query_of(request, "ifVersion"), "ifVersion", least=1)
         steps = [Delete(key_of(request), version)]
-        return await self._change(request, request_of(request), steps, lambda _, results: results[0])
+        return await self._change(request, operation_of(request), steps, lambda _, results: results[0])
 
     async def clear(self, request: web.Request) -> web.Response:
         """Remove all keys."""
         query_of(request)
-        return await self._change(request, request_of(request), [Clear()], lambda _, results: results[0])
+        return await self._change(request, operation_of(request), [Clear()], lambda _, results: results[0])
 
     async def batch(self, request: web.Request) -> web.Response:
-        """Several changes, all or none."""
+        """Apply several changes, all or none."""
         query_of(request)
-        steps, asked = await self._asked(
+        steps, operation = await self._parse(
             request,
             BatchRequest,
-            lambda message: steps_of(message.operations, self._default_retention_seconds),
+            lambda message: parse_operations(message.operations, self._default_retention_seconds),
         )
-        return await self._change(request, asked, steps, lambda _, results: BatchResponse(results=tuple(results)))
+        return await self._change(request, operation, steps, lambda _, results: BatchResponse(results=tuple(results)))
 
     async def complete(self, request: web.Request) -> web.Response:
         """Record that the task is done."""
         query_of(request)
-        caller, writer = request[CALLER], session_of(request)
-        result, asked = await self._asked(
+        caller, session = request[CALLER], session_of(request)
+        result, operation = await self._parse(
             request,
             CompleteRequest,
             lambda message: None if message.result is msgspec.UNSET else stored_result_of(message.result),
         )
         now = self._clock()
-        await self._store.change(
-            caller.run,
-            lambda state: once(state, writer, asked, lambda now_is: (complete(now_is, writer, result, now), b"{}")),
-        )
-        write_audit(caller, "complete", asked, f"bytes={len(result or b'')}")
+
+        def act(state: DurableState) -> tuple[DurableState, bytes]:
+            return idempotent(
+                state, session, operation, lambda current: (complete(current, session, result, now), b"{}")
+            )
+
+        await self._store.change(caller.run, act)
+        write_audit(caller, "complete", operation, f"bytes={len(result or b'')}")
         return web.Response(status=204)
 
     async def list_jobs(self, request: web.Request) -> web.Response:
-        """All external jobs."""
+        """Return all external jobs."""
         query_of(request)
-        writer = session_of(request)
-        records = list_jobs(await self._store.read(request[CALLER].run), writer)
+        session = session_of(request)
+        records = list_jobs(await self._store.read(request[CALLER].run), session)
         return to_response(JobList(items=tuple(to_job(record) for record in records)))
 
     async def get_job(self, request: web.Request) -> web.Response:
-        """One external job."""
-        writer, key = session_of(request), key_of(request)
+        """Return one external job."""
+        session, key = session_of(request), key_of(request)
         generation = number_of(query_of(request, "generation"), "generation", least=1)
-        record = get_job(await self._store.read(request[CALLER].run), writer, key, generation)
+        record = get_job(await self._store.read(request[CALLER].run), session, key, generation)
         return to_response(to_job(record))
 
     async def intend(self, request: web.Request) -> web.Response:
-        """Store that an external job is about to be submitted, or tell what is known of it."""
+        """Store the intent to submit an external job, or return the decision about it."""
         query_of(request)
-        caller, writer, key = request[CALLER], session_of(request), job_key_of(request)
-        message, asked = await self._asked(request, IntentRequest, lambda message: message)
+        caller, session, key = request[CALLER], session_of(request), job_key_of(request)
+        message, operation = await self._parse(request, IntentRequest, lambda message: message)
         now = self._clock()
 
         def act(state: DurableState, owner: Owner) -> tuple[DurableState, tuple[IntentResult, Owner]]:
-            after, answer = intend(state, writer, key, message, owner=owner, now=now, request=asked)
-            return after, (answer, owner)
+            after, result = intend(state, session, key, message, owner=owner, now=now, request=operation)
+            return after, (result, owner)
 
-        answer, owner = await self._store.change_with_owner(caller.run, act)
-        self._note(caller, "intent", asked, answer.counted, f"decision={answer.decision} {described_job(answer.job)}")
+        result, owner = await self._store.change_with_owner(caller.run, act)
+        self._log_job(
+            caller, "intent", operation, result.counted, f"decision={result.decision} {described_job(result.job)}"
+        )
         rules = owner.spec.submission
         return to_response(
             IntentResponse(
-                decision=answer.decision,
-                job=to_job(answer.job),
-                unresolved=answer.unresolved,
+                decision=result.decision,
+                job=to_job(result.job),
+                unresolved=result.unresolved,
                 on_unknown=rules.on_unknown,
                 on_not_found=rules.on_not_found,
                 server_time=now,
@@ -240,127 +243,129 @@ class Routes:
         )
 
     async def record_handle(self, request: web.Request) -> web.Response:
-        """Record what the other side calls an external job."""
+        """Record the handle of an external job."""
         query_of(request)
-        caller, writer, key = request[CALLER], session_of(request), job_key_of(request)
-        message, asked = await self._asked(request, HandleRequest, lambda message: message)
+        caller, session, key = request[CALLER], session_of(request), job_key_of(request)
+        message, operation = await self._parse(request, HandleRequest, lambda message: message)
         now = self._clock()
         try:
             recorded = await self._store.change(
-                caller.run, lambda state: record_handle(state, writer, key, message, now)
+                caller.run, lambda state: record_handle(state, session, key, message, now)
             )
         except RequestRejectedError as refused:
-            # Where it can't be kept, the log is the one place that names a job that may run over there.
+            # If the state cannot hold the handle, the audit log is the only record of a job that
+            # may be running.
             what = f"given={message.handle!a} key={key!a} generation={message.generation} refused={refused.code}"
-            write_audit(caller, "handle", asked, what)
+            write_audit(caller, "handle", operation, what)
             raise
         what = f"given={message.handle!a} {described_job(recorded.job)}"
-        self._note(caller, "handle", asked, recorded.counted, what)
+        self._log_job(caller, "handle", operation, recorded.counted, what)
         if recorded.refused is not None:
             raise recorded.refused
         return web.Response(status=204)
 
     async def record_outcome(self, request: web.Request) -> web.Response:
-        """Record how an external job stands."""
+        """Record the status of an external job."""
         query_of(request)
-        caller, writer, key = request[CALLER], session_of(request), job_key_of(request)
-        message, asked = await self._asked(request, OutcomeRequest, lambda message: message)
+        caller, session, key = request[CALLER], session_of(request), job_key_of(request)
+        message, operation = await self._parse(request, OutcomeRequest, lambda message: message)
         now = self._clock()
-        done: list[RecordResult] = []
 
-        def act(state: DurableState, answers: int = 0) -> tuple[DurableState, bytes]:
-            done.clear()  # of a try that lost its race
-            after, recorded = record_outcome(state, writer, key, message, now, answers=answers)
-            done.append(recorded)
-            return after, b"{}"
+        def act(state: DurableState, owner: Owner | None = None) -> tuple[DurableState, RecordResult | None]:
+            if find_response(state, session, operation) is not None:
+                return state, None
+            count = 0 if owner is None else len(owner.resolutions_for(key, message.generation))
+            after, recorded = record_outcome(state, session, key, message, now, resolution_count=count)
+            return with_response(after, operation, b"{}"), recorded
 
         if message.hold:
-
-            def hold(state: DurableState, owner: Owner) -> tuple[DurableState, bytes]:
-                answers = len(owner.answers_for(key, message.generation))
-                return once(state, writer, asked, lambda now_is: act(now_is, answers))
-
-            await self._store.change_with_owner(caller.run, hold)
+            recorded = await self._store.change_with_owner(caller.run, act)
         else:
-            await self._store.change(caller.run, lambda state: once(state, writer, asked, act))
-        for recorded in done:  # none for an answer given again
-            self._note(caller, "outcome", asked, recorded.counted, described_job(recorded.job))
+            recorded = await self._store.change(caller.run, act)
+        if recorded is not None:  # a repeated request records and logs nothing
+            self._log_job(caller, "outcome", operation, recorded.counted, described_job(recorded.job))
         return web.Response(status=204)
 
-    def _note(
-        self, caller: PodIdentity, verb: str, asked: OperationRequest | None, counted: JobEvent | None, what: str
+    def _log_job(
+        self, caller: PodIdentity, verb: str, operation: OperationRequest | None, counted: JobEvent | None, what: str
     ) -> None:
         if counted is not None:
             self._count(counted)
-        write_audit(caller, verb, asked, what)
+        write_audit(caller, verb, operation, what)
 
-    async def _asked(
+    async def _parse(
         self, request: web.Request, kind: type[Message], parse: Callable[[Message], Parsed]
     ) -> tuple[Parsed, OperationRequest | None]:
-        """Return the parsed message of the body, and the request id. A large body is parsed off the event loop."""
+        """Return the parsed message of the body, and the request id.
+
+        A large body is parsed off the event loop.
+        """
         body = await self._bodies.read(request)
         parsed = await self._bodies.parse(body, lambda text: parse(message_of(text, kind)))
-        return parsed, request_of(request, body)
+        return parsed, operation_of(request, body)
 
     async def _change(
         self,
         request: web.Request,
-        asked: OperationRequest | None,
+        operation: OperationRequest | None,
         steps: Sequence[Step],
-        answer_of: Callable[[DurableState, Sequence[BatchResult]], msgspec.Struct],
+        response_of: Callable[[DurableState, Sequence[BatchResult]], msgspec.Struct],
     ) -> web.Response:
-        caller, writer = request[CALLER], session_of(request)
+        caller, session = request[CALLER], session_of(request)
         now = self._clock()
-        done: list[BatchResult] = []
 
-        def act(state: DurableState) -> tuple[DurableState, bytes]:
-            after, results = change(state, writer, steps, now)
-            done.extend(results)
-            return after, msgspec.json.encode(answer_of(after, results))
+        def act(state: DurableState) -> tuple[DurableState, tuple[bytes, Sequence[BatchResult]]]:
+            if (stored := find_response(state, session, operation)) is not None:
+                return state, (stored, ())
+            after, results = change(state, session, steps, now)
+            body = msgspec.json.encode(response_of(after, results))
+            return with_response(after, operation, body), (body, results)
 
-        def act_once(state: DurableState) -> tuple[DurableState, bytes]:
-            done.clear()  # of a try that lost its race
-            return once(state, writer, asked, act)
-
-        answer = await self._store.change(caller.run, act_once)
-        for step, result in zip(steps, done, strict=False):  # nothing is done for an answer given again
-            write_audit(caller, "change", asked, described(step, result))
-        return web.Response(body=answer, content_type="application/json", headers={"Cache-Control": "no-store"})
+        body, results = await self._store.change(caller.run, act)
+        for step, result in zip(steps, results, strict=False):  # a repeated request has none
+            write_audit(caller, "change", operation, described(step, result))
+        return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 def session_of(request: web.Request) -> Session:
-    """Who calls, from the token and the session header."""
-    return writer_of(
+    """Return the session of the caller, from the token and the session header."""
+    return to_session(
         request[CALLER], checked_id(HEADER_SESSION, request.headers.get(HEADER_SESSION), SESSION_CHARACTERS_MAX)
     )
 
 
-def writer_of(caller: PodIdentity, session: str) -> Session:
-    """The caller as the state knows it."""
-    return Session(attempt=caller.attempt, pod_uid=caller.pod_uid, session=session)
+def to_session(caller: PodIdentity, session_id: str) -> Session:
+    """Return the caller as a `Session` of the state."""
+    return Session(attempt=caller.attempt, pod_uid=caller.pod_uid, id=session_id)
 
 
-def request_of(request: web.Request, body: bytes = b"") -> OperationRequest | None:
-    """The request id, if there is one, and a digest of what is asked."""
+def operation_of(request: web.Request, body: bytes = b"") -> OperationRequest | None:
+    """Return the request id with a digest of the request; None without an id."""
     if (given := request.headers.get(HEADER_REQUEST_ID)) is None:
         return None
-    asked = b"\0".join((request.method.encode(), request.raw_path.encode(), body))
-    digest = hashlib.sha256(asked).hexdigest()[:16]
+    content = b"\0".join((request.method.encode(), request.raw_path.encode(), body))
+    digest = hashlib.sha256(content).hexdigest()[:16]
     return OperationRequest(id=checked_id(HEADER_REQUEST_ID, given, REQUEST_ID_CHARACTERS_MAX), digest=digest)
 
 
 def key_of(request: web.Request) -> str:
-    """The key in the path, from the path as it was sent: so that `%2F` and `/` are the same and nothing is decoded twice."""
+    """Return the key in the path.
+
+    Use the raw path, so that `%2F` and `/` mean the same and nothing is decoded twice.
+    """
     return decoded_key(request.rel_url.raw_path.split("/", 3)[3])
 
 
 def job_key_of(request: web.Request) -> str:
-    """The key in a path that goes on after it: all but the last segment, so that a key may hold `/` as it is."""
+    """Return the key in a path that ends with another segment.
+
+    The key is all but the last segment, so it may contain `/`.
+    """
     return decoded_key(request.rel_url.raw_path.split("/", 3)[3].rpartition("/")[0])
 
 
 def decoded_key(encoded: str) -> str:
-    """A key as it is sent in a path."""
+    """Return the key that a path contains percent-encoded."""
     try:
         return check_key(unquote_to_bytes(encoded).decode())
     except UnicodeDecodeError:
@@ -368,7 +373,7 @@ def decoded_key(encoded: str) -> str:
 
 
 def query_of(request: web.Request, *allowed: str) -> dict[str, str]:
-    """The query, each parameter at most once."""
+    """Return the query. Each parameter may occur at most once."""
     query = dict(request.query)
     if set(query) - set(allowed) or len(query) != len(request.query):
         names = ", ".join(allowed) if allowed else "no parameters"
@@ -377,7 +382,7 @@ def query_of(request: web.Request, *allowed: str) -> dict[str, str]:
 
 
 def number_of(query: dict[str, str], name: str, *, least: int) -> int | None:
-    """A whole number in the query."""
+    """Return a whole number from the query, or None if it is absent."""
     if (text := query.get(name)) is None:
         return None
     if not _NUMBER.fullmatch(text) or int(text) < least:
@@ -386,7 +391,7 @@ def number_of(query: dict[str, str], name: str, *, least: int) -> int | None:
 
 
 def checked_id(what: str, text: str | None, longest: int) -> str:
-    """A session or request id."""
+    """Return a session or request id after checking it."""
     if text is None or not _ID.fullmatch(text) or len(text) > longest:
         raise RequestRejectedError(
             ProblemCode.INVALID, f"{what} must have 1 to {longest} letters, digits, '-', '_' or '.'"
@@ -395,7 +400,7 @@ def checked_id(what: str, text: str | None, longest: int) -> str:
 
 
 def message_of(body: bytes, kind: type[Message]) -> Message:
-    """The body as a message."""
+    """Return the body as a message."""
     try:
         return msgspec.convert(from_json(body), kind)
     except msgspec.ValidationError as error:
@@ -403,18 +408,18 @@ def message_of(body: bytes, kind: type[Message]) -> Message:
 
 
 def entry_of(record: StateEntry) -> Entry:
-    """A record as it is sent."""
+    """Return a stored key as an `Entry` of the response."""
     return Entry(**msgspec.structs.asdict(record))
 
 
 def to_response(message: Any) -> web.Response:
-    """A message as an HTTP answer."""
+    """Return a message as an HTTP response."""
     body = msgspec.json.encode(message)
     return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 def described(step: Step, result: BatchResult) -> str:
-    """A step and what it did, for the audit log: never the value."""
+    """Describe a step and its effect for the audit log, without the value."""
     match step:
         case Set():
             return f"set key={step.key!a} version={result.version} bytes={len(step.text)}"
@@ -425,7 +430,10 @@ def described(step: Step, result: BatchResult) -> str:
 
 
 def described_job(job: JobRecord) -> str:
-    """An external job, for the audit log: its handle too, so that the log alone tells where a job runs."""
+    """Describe an external job for the audit log.
+
+    The line has the handle, so that the log alone shows where a job runs.
+    """
     held = f" holds={job.holds}" if job.held else ""
     return (
         f"key={job.key!a} generation={job.generation} adapter={job.adapter!a} state={job.state} token={job.token}"
@@ -433,8 +441,8 @@ def described_job(job: JobRecord) -> str:
     )
 
 
-def write_audit(caller: PodIdentity, verb: str, asked: OperationRequest | None, what: str) -> None:
-    """One line for one change: who wrote what."""
+def write_audit(caller: PodIdentity, verb: str, operation: OperationRequest | None, what: str) -> None:
+    """Log one line for one change, with its author."""
     audit.info(
         "%s namespace=%s taskrun=%s uid=%s attempt=%d pod=%s pod_uid=%s request=%s %s",
         verb,
@@ -444,6 +452,6 @@ def write_audit(caller: PodIdentity, verb: str, asked: OperationRequest | None, 
         caller.attempt,
         caller.pod_name,
         caller.pod_uid,
-        asked.id if asked else "-",
+        operation.id if operation else "-",
         what,
     )

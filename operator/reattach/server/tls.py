@@ -1,4 +1,7 @@
-"""The server's certificate, read again when its files change. Connections that exist keep the one they began with."""
+"""The server's certificate, reloaded when its files change.
+
+Existing connections keep the certificate that they began with.
+"""
 
 import asyncio
 import logging
@@ -9,31 +12,37 @@ log = logging.getLogger(__name__)
 
 
 class Certificate:
-    """A certificate and its key, from two PEM files. Raises `OSError` (which `ssl.SSLError` is) if there is no valid pair at first."""
+    """A certificate and its key, from two PEM files.
+
+    Raises `OSError` (the base of `ssl.SSLError`) if the files hold no valid pair at first.
+    """
 
     def __init__(self, cert: Path, key: Path) -> None:
         self._cert, self._key = cert, key
         self._seen = self._files()
         self._current = self._load()
         self.context = self._load()
-        """For the listening socket; each new connection is moved to the newest pair."""
+        """Context of the listening socket. Each new connection switches to the newest pair."""
         self.context.sni_callback = self._choose
 
     def reload(self) -> bool:
-        """Read the files again if they changed. A pair that does not fit together, as while it is replaced, is left for the next time."""
+        """Read the files again if they changed, and return whether the certificate was replaced.
+
+        Skip a pair that does not match, because one of the files may be about to change.
+        """
         try:
             if (files := self._files()) == self._seen:
                 return False
             self._current = self._load()
         except OSError as error:
-            log.warning("the certificate stays as it was, since the new one can't be read: %s", error)
+            log.warning("can't read the new certificate; keeping the current one: %s", error)
             return False
         self._seen = files
         log.info("certificate replaced")
         return True
 
     async def watch(self, seconds: float) -> None:
-        """`reload` every so many seconds, for ever."""
+        """Call `reload` at this interval, forever."""
         while True:
             await asyncio.sleep(seconds)
             self.reload()

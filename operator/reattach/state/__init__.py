@@ -1,4 +1,4 @@
-"""Durable state: the ConfigMap's format, what each call does to it (pure), and the compare-and-set store."""
+"""Durable state: the format of the ConfigMap, the operations on it (pure), and the store."""
 
 from reattach.api.state import StateView, Summary
 from reattach.state.codec import DurableState, summary_of, view_of

@@ -1,22 +1,22 @@
-"""The ConfigMap that holds a TaskRun's state, and the one place that knows its format.
+"""Codec of the ConfigMap that holds a TaskRun's state. Only this module knows the format.
 
     data:
       formatVersion: "1"
-      epoch: '{"attempt":2,"podUID":"…","session":"…","time":"…","firstAttempt":1,"canCleanup":false,"fencedSessions":[]}'
+      epoch: '{"attempt":2,"podUID":"…","session":"…","time":"…","firstAttempt":1,…}'
       lastVersion: "17"                      # the counter of versions; only grows
       completion: '{"attempt":2,…}'          # absent until the task completes
       requests: '[{"id":"…","digest":"…","answer":{…}}]'
-      key.job_id: '{"key":"job_id","value":"job-7","version":3,"attempt":1,"podUID":"…","updatedAt":"…","expiresAt":null}'
-      key-escaped.a_2Fb: …                   # the key `a/b`: other bytes than [-.A-Za-z0-9] as _ and two hex digits
+      key.job_id: '{"key":"job_id","value":"job-7","version":3,"attempt":1,"podUID":"…",…}'
+      key-escaped.a_2Fb: …                   # the key `a/b`: other bytes as _ and 2 hex digits
       key-hashed.9f86d0…: …                  # a key too long for that, by its SHA-256
-      seal: '{"throughAttempt":2,"purpose":"End"}'             # absent until the run is being ended or suspended
+      seal: '{"throughAttempt":2,"purpose":"End"}'  # absent before a seal
       counts: '{"jobs":1,"submissions":1,"reattachments":0,"duplicatesAverted":0}'
       job.1.load: '{"key":"load","generation":1,"adapter":"ray","token":"…","state":"Intended",…}'
       job-escaped.1.a_2Fb, job-hashed.1.9f86d0…                # as for keys
 
-A release that adds to this writes another formatVersion only once every supported release reads it, so that a rollback works. Whatever
-this code does not know makes the whole state unreadable: a record passed over would look like one that was never stored, and a field
-of one would be gone with the next write.
+A release that extends the format writes another formatVersion only once every supported release
+reads it, so that a rollback works. Any unknown content makes the whole state unreadable: a skipped
+record would look like one that was never stored, and the next write would drop an unknown field.
 """
 
 from collections.abc import Mapping
@@ -42,11 +42,17 @@ from reattach.state.errors import UnreadableError
 from reattach.state.job_record import JobName, JobRecord, in_order, to_summary
 
 SUMMARY_BYTES_MAX = 128 * 1024
-"""A larger summary leaves out, one after the other, strays, messages and URLs. Kubernetes takes 256 KiB of annotations."""
+"""A larger summary omits first strays, then messages, then URLs.
+
+Kubernetes accepts 256 KiB of annotations.
+"""
 
 
 class Opening(Epoch, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
-    """The epoch as stored: who opened the state last. `fenced_sessions` are earlier sessions of the same pod, the newest last."""
+    """The epoch as stored: the session that opened the state last.
+
+    `fenced_sessions` are earlier sessions of the same pod, the newest last.
+    """
 
     session: str
     time: Time
@@ -56,7 +62,7 @@ class Opening(Epoch, frozen=True, omit_defaults=False, forbid_unknown_fields=Tru
 
 
 class StateEntry(Shape, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
-    """One key as stored. `value` is JSON text, kept as it is, so that no number loses a digit."""
+    """One key as stored. `value` is unparsed JSON text, so that no number loses a digit."""
 
     key: str
     value: msgspec.Raw
@@ -68,7 +74,7 @@ class StateEntry(Shape, frozen=True, omit_defaults=False, forbid_unknown_fields=
 
 
 class StoredResponse(Shape, frozen=True, forbid_unknown_fields=True):
-    """A change that was asked for under a request id, and its answer (JSON text)."""
+    """The response (JSON text) to a change, stored under its request id."""
 
     id: str
     digest: str
@@ -76,7 +82,7 @@ class StoredResponse(Shape, frozen=True, forbid_unknown_fields=True):
 
 
 class DurableState(Shape, frozen=True):
-    """All that is stored for one TaskRun. `records` by key; `jobs` by key and generation."""
+    """The whole state of one TaskRun. `records` by key; `jobs` by key and generation."""
 
     epoch: Opening | None = None
     last_version: int = 0
@@ -89,7 +95,7 @@ class DurableState(Shape, frozen=True):
 
 
 class _Counts(JobCounts, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
-    """With the number of jobs, so that one that is missing is noticed: it would be submitted again."""
+    """Counts with the number of jobs. It detects a missing job, which would be submitted again."""
 
     jobs: int = 0
 
@@ -101,7 +107,7 @@ _PARTS: dict[str, tuple[str, Any]] = {
     "seal": ("seal", Seal),
     "requests": ("requests", tuple[StoredResponse, ...]),
 }
-"""Fields of the state by their names in the data, and what they hold."""
+"""Fields of the state and their types, by their names in the data."""
 
 
 class _ConfigMap(Shape, frozen=True):
@@ -110,7 +116,10 @@ class _ConfigMap(Shape, frozen=True):
 
 
 class StoredState(Shape, frozen=True):
-    """A state, and the ConfigMap that it was read from (`body`: the whole object, to be written back)."""
+    """A state and the ConfigMap that it was read from.
+
+    `body` is the whole object, for writing it back.
+    """
 
     metadata: ObjectMeta
     state: DurableState
@@ -118,7 +127,7 @@ class StoredState(Shape, frozen=True):
 
 
 def to_data(state: DurableState) -> dict[str, str]:
-    """The ConfigMap's data."""
+    """Return the ConfigMap's data."""
     data = {
         "formatVersion": FORMAT_VERSION,
         "lastVersion": str(state.last_version),
@@ -132,12 +141,12 @@ def to_data(state: DurableState) -> dict[str, str]:
 
 
 def records_to_data(records: Mapping[str, StateEntry]) -> dict[str, str]:
-    """The part of the data that holds the keys."""
+    """Return the part of the data that holds the keys."""
     return {data_name_of(key): _text(record) for key, record in records.items()}
 
 
 def from_data(data: Mapping[str, str]) -> DurableState:
-    """The state in a ConfigMap's data. Raises `UnreadableError`."""
+    """Return the state in a ConfigMap's data. Raises `UnreadableError`."""
     if (version := data.get("formatVersion")) != FORMAT_VERSION:
         raise UnreadableError(f"the state must have formatVersion {FORMAT_VERSION!r}; it has {version!r}")
     parts: dict[str, Any] = {"records": {}, "jobs": {}}
@@ -159,7 +168,7 @@ def from_data(data: Mapping[str, str]) -> DurableState:
                 record = _record_of(name, text)
                 parts["records"][record.key] = record
             case _:
-                raise UnreadableError(f"nothing is known about {name!r} in the state")
+                raise UnreadableError(f"this version does not know {name!r} in the state")
     if len(parts["jobs"]) != jobs_counted:
         raise UnreadableError(f"the state must hold {jobs_counted} external jobs; it has {len(parts['jobs'])}")
     state = DurableState(**parts)
@@ -168,7 +177,7 @@ def from_data(data: Mapping[str, str]) -> DurableState:
 
 
 def from_configmap(configmap: bytes) -> StoredState:
-    """The state in a ConfigMap (JSON). Raises `UnreadableError`."""
+    """Return the state in a ConfigMap (JSON). Raises `UnreadableError`."""
     try:
         body = msgspec.json.decode(configmap)
         read = msgspec.convert(body, _ConfigMap)
@@ -180,14 +189,17 @@ def from_configmap(configmap: bytes) -> StoredState:
 
 
 def to_configmap(stored: StoredState, state: DurableState) -> dict[str, Any]:
-    """The ConfigMap that was read, with another state in it. Its resourceVersion, as read, makes writing it a compare-and-set."""
+    """Return the ConfigMap with another state.
+
+    Writing it is a compare-and-set on the resourceVersion that was read.
+    """
     metadata = {name: value for name, value in stored.body["metadata"].items() if name != "managedFields"}
     annotations = {**(metadata.get("annotations") or {}), ANNOTATION_SUMMARY: summary_annotation_of(state)}
     return {**stored.body, "metadata": {**metadata, "annotations": annotations}, "data": to_data(state)}
 
 
 def summary_annotation_of(state: DurableState) -> str:
-    """The text of the annotation `reattach.dev/summary`."""
+    """Return the text of the annotation `reattach.dev/summary`."""
     completed = None if state.completion is None else state.completion.attempt
     summary = Summary(
         epoch=_epoch_of(state),
@@ -208,7 +220,10 @@ def summary_annotation_of(state: DurableState) -> str:
 
 
 def summary_of(annotations: Mapping[str, str]) -> Summary | None:
-    """The summary in a ConfigMap's annotations; None if there is none that can be read, so that the state itself must be."""
+    """Return the summary in a ConfigMap's annotations, or None if it is absent or invalid.
+
+    Then read the state itself.
+    """
     try:
         return msgspec.json.decode(annotations[ANNOTATION_SUMMARY], type=Summary)
     except (KeyError, msgspec.DecodeError, RecursionError):
@@ -216,7 +231,10 @@ def summary_of(annotations: Mapping[str, str]) -> Summary | None:
 
 
 def view_of(configmap: bytes) -> StateView:
-    """What decisions need of a state ConfigMap (JSON). Raises `UnreadableError`."""
+    """Return the fields of a state ConfigMap (JSON) that decisions need.
+
+    Raises `UnreadableError`.
+    """
     stored = from_configmap(configmap)
     return StateView(
         uid=stored.metadata.uid,
@@ -239,9 +257,9 @@ def _epoch_of(state: DurableState) -> Epoch | None:
 
 def _record_of(name: str, text: str) -> StateEntry:
     record: StateEntry = _decoded(name, text, StateEntry)
-    # A record that was copied or renamed by hand, and a value that no `set` accepts.
+    # Reject a record that a user copied or renamed, and a value that no `set` accepts.
     if data_name_of(record.key) != name or bytes(record.value) == b"null":
-        raise UnreadableError(f"{name!r} in the state holds a record of another key or no value")
+        raise UnreadableError(f"{name!r} in the state holds a record of another key, or no value")
     return record
 
 
@@ -249,7 +267,7 @@ def _job_of(name: str, text: str) -> JobRecord:
     job: JobRecord = _decoded(name, text, JobRecord)
     unresolved = job.handle is None and not job.is_over
     if job_name_of(*job.name) != name or unresolved is not (job.state is JobState.INTENDED):
-        raise UnreadableError(f"{name!r} in the state holds another external job, or one that can't be")
+        raise UnreadableError(f"{name!r} in the state holds another external job, or an inconsistent one")
     return job
 
 
@@ -258,7 +276,8 @@ def _without_jobs(counts: _Counts) -> JobCounts:
 
 
 def _check_counter(state: DurableState, data: Mapping[str, str]) -> None:
-    # Without the counter, or with one set back, a version could be given twice and `if-version` would lie.
+    # If the counter were absent or too low, two values could get the same version, and `if-version`
+    # would be wrong.
     newest = max((record.version for record in state.records.values()), default=0)
     if "lastVersion" not in data or state.last_version < newest:
         raise UnreadableError(f"lastVersion in the state must be at least {newest}, the newest version in use")

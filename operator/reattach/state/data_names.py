@@ -1,10 +1,10 @@
-"""Where keys and external jobs are in the ConfigMap's data: names that Kubernetes accepts, a different one for each."""
+"""Names of keys and external jobs in the ConfigMap's data: valid for Kubernetes, and unique."""
 
 import hashlib
 import re
 
 DATA_NAME_MAX = 253
-"""Kubernetes' bound on a name in a ConfigMap's data."""
+"""Kubernetes' limit for a name in a ConfigMap's data."""
 
 KEY_NAMES = ("key.", "key-escaped.", "key-hashed.")
 JOB_NAMES = ("job.", "job-escaped.", "job-hashed.")
@@ -13,12 +13,12 @@ _TO_ESCAPE = re.compile(rb"[^-.A-Za-z0-9]")
 
 
 def data_name_of(key: str) -> str:
-    """Where a key is."""
+    """Return the name of a key in the data."""
     return _name_of(KEY_NAMES, "", key)
 
 
 def job_name_of(key: str, generation: int) -> str:
-    """Where a generation of an external job is."""
+    """Return the name of one generation of an external job in the data."""
     return _name_of(JOB_NAMES, f"{generation}.", key)
 
 

@@ -1,14 +1,14 @@
-"""Why the state API refuses a call.
+"""Errors that the state API returns.
 
-RefusedError             one of `ProblemCode`, with a sentence that says what must hold
-└── UnreadableError      `format-unknown`: the state is there, but can't be read; never taken for "nothing stored"
+RequestRejectedError     one of `ProblemCode`, with a sentence that says what must hold
+└── UnreadableError      `format-unknown`: the state can't be read. It is never treated as empty
 """
 
 from reattach.api.messages import ProblemCode
 
 
 class RequestRejectedError(Exception):
-    """The call was refused and changed nothing."""
+    """The state API rejected the call and changed nothing."""
 
     def __init__(self, code: ProblemCode, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
@@ -17,7 +17,7 @@ class RequestRejectedError(Exception):
 
 
 class UnreadableError(RequestRejectedError):
-    """The ConfigMap was written by a newer version, or changed by hand."""
+    """A newer version or a user wrote something into the ConfigMap that this version can't read."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(ProblemCode.FORMAT_UNKNOWN, detail)

@@ -1,6 +1,9 @@
-"""What is recorded of external jobs once they may have been submitted: handle and outcome. Pure; `reattach.state.intents` comes before it.
+"""Operations that record the handle and the outcome of external jobs.
 
-Some refusals are stored nevertheless (a stray handle is evidence), so they are a part of the answer here and not raised.
+Pure. `reattach.state.intents` handles the step before.
+
+A rejected handle is still stored as evidence (a stray), so this module returns such a rejection
+instead of raising it.
 """
 
 from dataclasses import dataclass
@@ -22,14 +25,14 @@ from reattach.api.state import JobOrigin, JobState
 from reattach.state.codec import DurableState
 from reattach.state.errors import RequestRejectedError
 from reattach.state.job_record import JobName, JobRecord, fits, in_order, newest_of
-from reattach.state.operations import Session, check_current, check_not_completed, invalid, is_current, shown
+from reattach.state.operations import Session, check_current, check_not_completed, invalid, is_current, quote
 from reattach.state.values import check_key, stored_result_of, to_json
 
 STRAYS_MAX = 8
 
 
 class JobEvent(StrEnum):
-    """What was decided about an external job, for the Prometheus counter."""
+    """Decision about an external job, as counted for Prometheus."""
 
     SUBMITTED = "submitted"
     RESUBMITTED = "resubmitted"
@@ -44,7 +47,7 @@ class JobEvent(StrEnum):
 
 @dataclass(frozen=True)
 class RecordResult:
-    """The record as it is now; what is to be counted, if anything; and how the caller is refused, if so."""
+    """The new record, the event to count (if any), and the rejection for the caller (if any)."""
 
     job: JobRecord
     counted: JobEvent | None = None
@@ -52,7 +55,7 @@ class RecordResult:
 
 
 def check_job_key(key: str) -> str:
-    """`key` itself, if it has 1-128 Unicode characters."""
+    """Return `key`. Reject it unless it has 1-128 Unicode characters."""
     if len(key) > JOB_KEY_CHARACTERS_MAX:
         detail = (
             f"the key of an external job must have 1 to {JOB_KEY_CHARACTERS_MAX} characters; this one has {len(key)}"
@@ -62,21 +65,21 @@ def check_job_key(key: str) -> str:
 
 
 def checked_handle(handle: str) -> str:
-    """`handle` itself, if it can be kept."""
+    """Return `handle`. Reject it if it cannot be stored."""
     if not handle:
         raise invalid("a handle must have at least one character")
     return _bounded("handle", handle, HANDLE_BYTES_MAX)
 
 
-def list_jobs(state: DurableState, writer: Session) -> tuple[JobRecord, ...]:
-    """All generations of all jobs, in the order of their intents."""
-    check_current(state, writer)
+def list_jobs(state: DurableState, session: Session) -> tuple[JobRecord, ...]:
+    """Return all generations of all jobs, in the order of their intents."""
+    check_current(state, session)
     return in_order(state.jobs)
 
 
-def get_job(state: DurableState, writer: Session, key: str, generation: int | None = None) -> JobRecord:
-    """One generation of a job; without a number, the newest."""
-    check_current(state, writer)
+def get_job(state: DurableState, session: Session, key: str, generation: int | None = None) -> JobRecord:
+    """Return one generation of a job; without a number, the newest."""
+    check_current(state, session)
     check_job_key(key)
     if generation is not None:
         return _existing(state, (key, generation))
@@ -86,14 +89,14 @@ def get_job(state: DurableState, writer: Session, key: str, generation: int | No
 
 
 def with_job(state: DurableState, record: JobRecord) -> DurableState:
-    """The state with this record."""
+    """Return the state with this record."""
     return msgspec.structs.replace(state, jobs={**state.jobs, record.name: record})
 
 
-def counting(
+def with_counter(
     state: DurableState, *, submissions: int = 0, reattachments: int = 0, duplicates_averted: int = 0
 ) -> DurableState:
-    """The state with so many more."""
+    """Return the state with its counters increased."""
     before = state.counts
     counts = msgspec.structs.replace(
         before,
@@ -105,67 +108,75 @@ def counting(
 
 
 def record_handle(
-    state: DurableState, writer: Session, key: str, asked: HandleRequest, now: datetime
+    state: DurableState, session: Session, key: str, request: HandleRequest, now: datetime
 ) -> tuple[DurableState, RecordResult]:
-    """Record what the other side calls the job.
+    """Record the handle of a job.
 
-    Also from a session that was fenced, sealed or completed since: it is evidence of what happened, if that process was told to submit.
-    A handle that comes too late, or beside another one, names a job that nobody watches: it is kept as a stray, and refused.
+    Accept it also from a session that has been fenced, sealed or completed since, if that process
+    was allowed to submit: the handle is evidence. A handle that arrives after the job's end, or a
+    second handle, names a job without a watcher. It is stored as a stray and rejected.
     """
-    record = state.jobs.get((check_job_key(key), asked.generation))
-    checked_handle(asked.handle)
-    if record is None or not _was_told_to_submit(record, asked.submitter, writer):
-        check_current(state, writer)
+    record = state.jobs.get((check_job_key(key), request.generation))
+    checked_handle(request.handle)
+    if record is None or not _was_allowed_to_submit(record, request.submitter, session):
+        check_current(state, session)
     if record is None:
-        raise _absent(key, asked.generation)
-    if record.handle == asked.handle or asked.handle in record.strays:
-        return state, RecordResult(record, refused=None if record.handle == asked.handle else _differs(record))
+        raise _absent(key, request.generation)
+    if record.handle == request.handle or request.handle in record.strays:
+        return state, RecordResult(record, refused=None if record.handle == request.handle else _handle_differs(record))
     if record.handle is not None or record.is_over:
-        return _as_stray(state, record, asked)
-    return _with_handle(state, writer, record, asked, now)
+        return _with_stray(state, record, request)
+    return _with_handle(state, session, record, request, now)
 
 
 def record_outcome(
-    state: DurableState, writer: Session, key: str, asked: OutcomeRequest, now: datetime, *, answers: int = 0
+    state: DurableState,
+    session: Session,
+    key: str,
+    request: OutcomeRequest,
+    now: datetime,
+    *,
+    resolution_count: int = 0,
 ) -> tuple[DurableState, RecordResult]:
-    """Record how the job stands. What is over stays.
+    """Record the status of a job. An outcome is final.
 
-    `answers`: how many a person has given for this job so far. A hold waits for the next one, so that none counts that was given before.
+    `resolution_count`: the number of resolutions that exist for this job. A hold waits for the next
+    one, so that no resolution is used twice.
     """
-    check_current(state, writer)
-    check_not_completed(state, writer)
-    record = _existing(state, (check_job_key(key), asked.generation))
-    result = _checked_result(asked)
-    wanted = JobState(asked.state)
+    check_current(state, session)
+    check_not_completed(state, session)
+    record = _existing(state, (check_job_key(key), request.generation))
+    result = _checked_result(request)
+    wanted = JobState(request.state)
     if record.is_over:
         if (record.state, record.result) != (wanted, result):
             raise RequestRejectedError(
-                ProblemCode.JOB_OVER, f"the job {shown(key)} has ended as {record.state}; that stays"
+                ProblemCode.JOB_OVER, f"the job {quote(key)} has ended as {record.state}; an outcome is final"
             )
         return state, RecordResult(record)
-    _check_fits_job(record, asked)
+    _check_fits_job(record, request)
     if wanted in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}:
-        ended = with_end(record, wanted, asked.message, writer, now)
-        ended = msgspec.structs.replace(ended, result=result, given_up=asked.given_up)
-        return _stored_with_message(state, ended), RecordResult(ended)
-    if asked.hold:
-        return _held(state, record, asked, answers)
+        ended = with_end(record, wanted, request.message, session, now)
+        ended = msgspec.structs.replace(ended, result=result, given_up=request.given_up)
+        return _with_message(state, ended), RecordResult(ended)
+    if request.hold:
+        return _with_hold(state, record, request, resolution_count)
     if wanted is record.state:
         return state, RecordResult(record)
-    # That the other side can be asked again, and knows the job, is no longer a question for a person.
+    # The external system responds again and has the job, so the hold needs no resolution any more.
     seen = msgspec.structs.replace(record, state=wanted, held=record.held and wanted is not JobState.ACTIVE)
     return with_job(state, seen), RecordResult(seen)
 
 
-def with_end(record: JobRecord, state: JobState, message: str, writer: Session, now: datetime) -> JobRecord:
-    """The record of a job that is over."""
+def with_end(record: JobRecord, state: JobState, message: str, session: Session, now: datetime) -> JobRecord:
+    """Return the record with the end of the job."""
     return msgspec.structs.replace(
-        record, state=state, message=cut(message), held=False, ended_at=now, ended_by_attempt=writer.attempt
+        record, state=state, message=cut(message), held=False, ended_at=now, ended_by_attempt=session.attempt
     )
 
 
 def cut(message: str) -> str:
-    """As much of a message as is kept, also if it is not Unicode."""
+    """Return the message shortened to the limit. Replace characters that are not valid Unicode."""
     message = message.encode(errors="replace").decode()[:JOB_MESSAGE_BYTES_MAX]
     while (excess := len(to_json(message)) - 2 - JOB_MESSAGE_BYTES_MAX) > 0:
         message = message[: -max(1, excess // 6)]
@@ -173,29 +184,30 @@ def cut(message: str) -> str:
 
 
 def _with_handle(
-    state: DurableState, writer: Session, record: JobRecord, asked: HandleRequest, now: datetime
+    state: DurableState, session: Session, record: JobRecord, request: HandleRequest, now: datetime
 ) -> tuple[DurableState, RecordResult]:
-    origin = _origin_of(state, writer, record, asked)
+    origin = _origin_of(state, session, record, request)
     known = msgspec.structs.replace(
         record,
-        handle=asked.handle,
+        handle=request.handle,
         origin=origin,
         state=JobState.ACTIVE,
         recorded_at=now,
         submitted_by_attempt=(
-            record.intended_by_attempt if origin in {JobOrigin.FOUND, JobOrigin.EXISTED} else writer.attempt
+            record.intended_by_attempt if origin in {JobOrigin.FOUND, JobOrigin.EXISTED} else session.attempt
         ),
-        session=writer.session,
+        session=session.id,
         held=False,
         message="",
     )
-    if asked.url is not None:
-        with_url = msgspec.structs.replace(known, url=_bounded("url", asked.url, URL_BYTES_MAX))
-        # For people alone: what there is no room for is left out, and not a reason to lose the handle.
+    if request.url is not None:
+        with_url = msgspec.structs.replace(known, url=_bounded("url", request.url, URL_BYTES_MAX))
+        # The URL is only for users: drop it if it does not fit, so that the handle is stored.
         known = with_url if fits(with_job(state, with_url).jobs) else known
-    # What was there although nobody could have submitted it for us before is another's: of an equal `idempotencyKey`.
+    # A job that existed before our first submission belongs to another run with the same
+    # `idempotencyKey`.
     is_ours = origin is not JobOrigin.EXISTED or record.repeated
-    state = counting(
+    state = with_counter(
         with_job(state, known),
         submissions=is_ours,
         duplicates_averted=is_ours and origin not in {JobOrigin.SUBMITTED, JobOrigin.RESUBMITTED},
@@ -203,17 +215,17 @@ def _with_handle(
     return state, RecordResult(known, counted=JobEvent(origin.lower()))
 
 
-def _as_stray(state: DurableState, record: JobRecord, asked: HandleRequest) -> tuple[DurableState, RecordResult]:
-    refused = _differs(record)
-    stray = msgspec.structs.replace(record, strays=(*record.strays, asked.handle))
+def _with_stray(state: DurableState, record: JobRecord, request: HandleRequest) -> tuple[DurableState, RecordResult]:
+    refused = _handle_differs(record)
+    stray = msgspec.structs.replace(record, strays=(*record.strays, request.handle))
     after = with_job(state, stray)
     if len(stray.strays) > STRAYS_MAX or not fits(after.jobs):
         return state, RecordResult(record, refused=refused)
-    return counting(after, submissions=asked.origin == "Submitted"), RecordResult(stray, refused=refused)
+    return with_counter(after, submissions=request.origin == "Submitted"), RecordResult(stray, refused=refused)
 
 
-def _held(
-    state: DurableState, record: JobRecord, asked: OutcomeRequest, answers: int
+def _with_hold(
+    state: DurableState, record: JobRecord, request: OutcomeRequest, resolution_count: int
 ) -> tuple[DurableState, RecordResult]:
     if record.held:
         return state, RecordResult(record)
@@ -221,48 +233,48 @@ def _held(
         record,
         state=JobState.INTENDED if record.handle is None else JobState.NOT_FOUND,
         held=True,
-        holds=answers + 1,
-        message=cut(asked.message),
+        holds=resolution_count + 1,
+        message=cut(request.message),
     )
-    return _stored_with_message(state, held), RecordResult(held, counted=JobEvent.HELD)
+    return _with_message(state, held), RecordResult(held, counted=JobEvent.HELD)
 
 
-def _stored_with_message(state: DurableState, record: JobRecord) -> DurableState:
+def _with_message(state: DurableState, record: JobRecord) -> DurableState:
     after = with_job(state, record)
     return after if fits(after.jobs) else with_job(state, msgspec.structs.replace(record, message=""))
 
 
-def _origin_of(state: DurableState, writer: Session, record: JobRecord, asked: HandleRequest) -> JobOrigin:
-    if not is_current(state, writer):
+def _origin_of(state: DurableState, session: Session, record: JobRecord, request: HandleRequest) -> JobOrigin:
+    if not is_current(state, session):
         return JobOrigin.REPORTED
-    origin = JobOrigin(asked.origin)
+    origin = JobOrigin(request.origin)
     return JobOrigin.RESUBMITTED if origin is JobOrigin.SUBMITTED and record.repeated else origin
 
 
-def _was_told_to_submit(record: JobRecord, submitter: str, writer: Session) -> bool:
-    who = (submitter, writer.attempt, writer.pod_uid)
-    return any((told.id, told.attempt, told.pod_uid) == who for told in record.submitters)
+def _was_allowed_to_submit(record: JobRecord, submitter: str, session: Session) -> bool:
+    process = (submitter, session.attempt, session.pod_uid)
+    return any((allowed.id, allowed.attempt, allowed.pod_uid) == process for allowed in record.submitters)
 
 
-def _checked_result(asked: OutcomeRequest) -> msgspec.Raw | msgspec.UnsetType:
-    if asked.result is msgspec.UNSET:
+def _checked_result(request: OutcomeRequest) -> msgspec.Raw | msgspec.UnsetType:
+    if request.result is msgspec.UNSET:
         return msgspec.UNSET
-    if asked.state != "Succeeded":
-        raise invalid("only a job that Succeeded has a result")
-    return msgspec.Raw(stored_result_of(asked.result))
+    if request.state != "Succeeded":
+        raise invalid("result requires state Succeeded")
+    return msgspec.Raw(stored_result_of(request.result))
 
 
-def _check_fits_job(record: JobRecord, asked: OutcomeRequest) -> None:
-    if asked.given_up and asked.state != "Failed":
-        raise invalid("only a job that Failed can be given up")
-    if asked.hold:
+def _check_fits_job(record: JobRecord, request: OutcomeRequest) -> None:
+    if request.given_up and request.state != "Failed":
+        raise invalid("givenUp requires state Failed")
+    if request.hold:
         wanted = "Unknown" if record.handle is None else "NotFound"
-        if asked.state != wanted:
+        if request.state != wanted:
             raise invalid(
                 f"to hold a job {'without' if record.handle is None else 'with'} a handle, state must be {wanted}"
             )
-    elif record.handle is None and asked.state not in {"Failed", "Cancelled"}:
-        raise invalid(f"a job must have a handle to be {asked.state}: PUT /v1/jobs/{{key}}/handle")
+    elif record.handle is None and request.state not in {"Failed", "Cancelled"}:
+        raise invalid(f"a job must have a handle to be {request.state}: PUT /v1/jobs/{{key}}/handle")
 
 
 def _bounded(what: str, text: str, most: int) -> str:
@@ -280,13 +292,13 @@ def _existing(state: DurableState, name: JobName) -> JobRecord:
 
 def _absent(key: str, generation: int | None = None) -> RequestRejectedError:
     which = "" if generation is None else f" in generation {generation}"
-    return RequestRejectedError(ProblemCode.JOB_NOT_FOUND, f"no intent is stored for the job {shown(key)}{which}")
+    return RequestRejectedError(ProblemCode.JOB_NOT_FOUND, f"no intent is stored for the job {quote(key)}{which}")
 
 
-def _differs(record: JobRecord) -> RequestRejectedError:
+def _handle_differs(record: JobRecord) -> RequestRejectedError:
     if record.is_over:
         return RequestRejectedError(
-            ProblemCode.JOB_OVER, f"the job {shown(record.key)} is over; this handle is kept as a stray"
+            ProblemCode.JOB_OVER, f"the job {quote(record.key)} is over; this handle is stored as a stray"
         )
-    detail = f"the job {shown(record.key)} has the handle {shown(record.handle or '')}; this one is kept as a stray"
+    detail = f"the job {quote(record.key)} has the handle {quote(record.handle or '')}; this one is stored as a stray"
     return RequestRejectedError(ProblemCode.HANDLE_DIFFERS, detail)

@@ -1,4 +1,4 @@
-"""One generation of one external job as it is stored, and how many bytes it may come to."""
+"""One generation of one external job as stored, and the limits on its size."""
 
 import uuid
 from collections.abc import Mapping
@@ -12,10 +12,13 @@ from reattach.state.data_names import job_name_of
 from reattach.state.errors import RequestRejectedError
 
 JOBS_BYTES_MAX = 400 * 1024
-"""All records together, with the room that the open ones may still need: beside 512 KiB of keys, the remembered answers and a result
-they fit into a ConfigMap. 64 open jobs of ordinary size are less."""
+"""Limit for all records together, including the space that open jobs may still need.
+
+With 512 KiB of keys, the stored responses and a result, the records fit into a ConfigMap. 64 open
+jobs of ordinary size need less.
+"""
 _HANDLE_BYTES, _END_BYTES = 200, 200
-"""What a record grows by with its handle, and by its end, apart from handle, URL, message and result themselves."""
+"""Bytes that a handle or an end adds to a record, without handle, URL, message and result."""
 _TOKENS = uuid.uuid5(uuid.NAMESPACE_DNS, "reattach.dev")
 _OVER = {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
 
@@ -24,7 +27,11 @@ JobName = tuple[str, int]
 
 
 class Submitter(Shape, frozen=True, forbid_unknown_fields=True):
-    """A process that was told to submit. `request_id` and `request_digest` are of the intent that was answered so, empty without an id."""
+    """A process that was allowed to submit.
+
+    `request_id` and `request_digest` belong to the intent request that allowed it; empty if the
+    request had no id.
+    """
 
     id: str
     attempt: int
@@ -36,12 +43,13 @@ class Submitter(Shape, frozen=True, forbid_unknown_fields=True):
 
 
 class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
-    """As stored. `result` is JSON text, kept as it is.
+    """One generation of an external job as stored. `result` is unparsed JSON text.
 
-    `repeated`: somebody was told to submit although an earlier submission was unresolved. `submitters`: those who were told to, but for
-    such as were known to have ended when another was told. `session`: the last one that recorded the handle or took the job up.
-    An open job without a handle is `Intended`, and no other is. `given_up`: see `JobSummary`. `begun_by`: the id of the request that
-    wanted this generation, if one did.
+    `repeated`: a process was allowed to submit while an earlier submission was unresolved.
+    `submitters`: the processes allowed to submit and not known to have ended when the next one was
+    allowed. `session`: the last session that recorded the handle or reattached to the job.
+    `given_up`: see `JobSummary`. `begun_by`: the id of the request that began this generation,
+    if one did. The state is `Intended` exactly while the job is open and has no handle.
     """
 
     key: str
@@ -82,7 +90,7 @@ class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
 
     @property
     def is_open(self) -> bool:
-        """Whether something may run over there for which nobody has said that it may be forgotten."""
+        """True if the job may be running in the external system and is not detached."""
         return not self.is_over and self.state is not JobState.DETACHED
 
 
@@ -90,28 +98,31 @@ Jobs = Mapping[JobName, JobRecord]
 
 
 def token_of(seed: str, key: str, generation: int) -> str:
-    """The submission token: the same whoever asks, and whenever. `seed` is the TaskRun's idempotency key or UID."""
+    """Return the submission token.
+
+    It depends only on the arguments. `seed` is the TaskRun's idempotency key or UID.
+    """
     return str(uuid.uuid5(_TOKENS, "\0".join((seed, key, str(generation)))))
 
 
 def in_order(jobs: Jobs) -> tuple[JobRecord, ...]:
-    """In the order of their intents."""
+    """Return the jobs in the order of their intents."""
     return tuple(sorted(jobs.values(), key=lambda record: (record.intended_at, record.key, record.generation)))
 
 
 def newest_of(jobs: Jobs, key: str) -> JobRecord | None:
-    """The newest generation under a key."""
+    """Return the newest generation under a key."""
     return max((record for record in jobs.values() if record.key == key), key=lambda r: r.generation, default=None)
 
 
 def to_job(record: JobRecord) -> Job:
-    """As it is sent."""
+    """Return the record as a message of the state API."""
     fields = msgspec.structs.asdict(record)
     return Job(**{name: fields[name] for name in Job.__struct_fields__})
 
 
 def to_summary(record: JobRecord) -> JobSummary:
-    """What the operator needs of it."""
+    """Return the fields of a record that the operator needs."""
     return JobSummary(
         key=record.key,
         generation=record.generation,
@@ -132,14 +143,19 @@ def to_summary(record: JobRecord) -> JobSummary:
 
 
 def fits(jobs: Jobs) -> bool:
-    """Whether there is room for all of it, and for what the open ones may still need: their handle and their result always fit."""
+    """Return whether all records fit.
+
+    Reserve space for the handle and result of each open job, so that these always fit.
+    """
     return sum(_room_of(record) for record in jobs.values()) <= JOBS_BYTES_MAX
 
 
 def check_room(jobs: Jobs) -> None:
-    """Refuse what would make the jobs too many or too large."""
+    """Reject jobs that are too many or too large."""
     if len(jobs) > JOBS_MAX:
-        detail = f"a TaskRun must have at most {JOBS_MAX} external jobs, each generation counted; it has that many"
+        detail = (
+            f"a TaskRun must have at most {JOBS_MAX} external jobs, each generation counted; it has that many already"
+        )
         raise RequestRejectedError(ProblemCode.STATE_FULL, detail)
     if not fits(jobs):
         detail = (

@@ -1,7 +1,10 @@
-"""What the calls of the state API do, as pure functions: state in, state and answer out. Refusals are raised and change nothing.
+"""Operations of the state API as pure functions. Each returns the new state and a result.
 
-Expiry is only recorded here. It never takes effect while the TaskRun is unfinished, and the pods that call are pods of unfinished
-TaskRuns, so no task ever sees a key vanish: not after a pause of a month, which is when the handle in it is needed most.
+A rejected call raises `RequestRejectedError` and changes nothing.
+
+Operations only record when a key expires. Keys are removed only after the TaskRun has finished, and
+only pods of unfinished TaskRuns call. So no task sees a key vanish, not even after a pause of a
+month, when the task needs the handle in it most.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,23 +22,32 @@ from reattach.state.values import check_key, stored_value_of
 
 REQUESTS_REMEMBERED = 64
 REMEMBERED_BYTES_MAX = 64 * 1024
-"""Of all remembered answers: those of the largest batches push out older ones earlier. Keeps a full state within a ConfigMap."""
+"""Limit for all stored responses, so that a full state fits into a ConfigMap.
+
+Responses of large batches push out older ones earlier.
+"""
 FENCED_SESSIONS_REMEMBERED = 64
 RETENTION_SECONDS_MAX = 100 * 365 * 24 * 3600
 
 
 @dataclass(frozen=True)
 class Session:
-    """Who calls: one process, or a family of them, in the one pod of an attempt."""
+    """A caller: one process, or a group of processes, in the pod of an attempt.
+
+    `id` is chosen by the client.
+    """
 
     attempt: int
     pod_uid: str
-    session: str
+    id: str
 
 
 @dataclass(frozen=True)
 class OperationRequest:
-    """A change under the id that the client gave it; `digest` tells whether the same is asked again."""
+    """The request id of a change.
+
+    `digest` shows whether a request with the same id has the same content.
+    """
 
     id: str
     digest: str
@@ -43,7 +55,7 @@ class OperationRequest:
 
 @dataclass(frozen=True)
 class Set:
-    """Store `text` (JSON) under `key`. `retention` None: never expires."""
+    """Store `text` (JSON) under `key`. With `retention` None the key never expires."""
 
     key: str
     text: bytes
@@ -54,7 +66,7 @@ class Set:
 
 @dataclass(frozen=True)
 class Delete:
-    """Remove `key`. An absent key is fine, unless `if_version` names a version."""
+    """Remove `key`. An absent key is no error unless `if_version` is set."""
 
     key: str
     if_version: int | None = None
@@ -68,8 +80,8 @@ class Clear:
 Step = Set | Delete | Clear
 
 
-def step_of(operation: Operation, default_retention_seconds: int) -> Step:
-    """The checked step that an operation asks for."""
+def parse_operation(operation: Operation, default_retention_seconds: int) -> Step:
+    """Return an operation as a step, after checking it."""
     match operation.op:
         case "set":
             if operation.key is None or operation.value is msgspec.UNSET:
@@ -86,83 +98,94 @@ def step_of(operation: Operation, default_retention_seconds: int) -> Step:
         case "delete":
             if operation.key is None:
                 raise invalid("a delete must have a key")
-            _refuse_more_than(operation, Operation(op="delete", key=operation.key, if_version=operation.if_version))
+            _check_no_other_fields(
+                operation, Operation(op="delete", key=operation.key, if_version=operation.if_version)
+            )
             return Delete(key=check_key(operation.key), if_version=_checked_version(operation.if_version))
         case "clear":
-            _refuse_more_than(operation, Operation(op="clear"))
+            _check_no_other_fields(operation, Operation(op="clear"))
             return Clear()
 
 
-def steps_of(operations: Sequence[Operation], default_retention_seconds: int) -> tuple[Step, ...]:
-    """The checked steps of a batch of 1 to `BATCH_OPERATIONS_MAX` operations."""
+def parse_operations(operations: Sequence[Operation], default_retention_seconds: int) -> tuple[Step, ...]:
+    """Return the checked steps of a batch of 1 to `BATCH_OPERATIONS_MAX` operations."""
     if not 1 <= len(operations) <= BATCH_OPERATIONS_MAX:
         raise invalid(f"a batch must have 1 to {BATCH_OPERATIONS_MAX} operations; this one has {len(operations)}")
-    return tuple(step_of(operation, default_retention_seconds) for operation in operations)
+    return tuple(parse_operation(operation, default_retention_seconds) for operation in operations)
 
 
 def open_state(
-    state: DurableState, writer: Session, now: datetime, *, can_cleanup: bool = False
+    state: DurableState, session: Session, now: datetime, *, can_cleanup: bool = False
 ) -> tuple[DurableState, bool]:
-    """Make `writer` the one whose calls count. The answer tells whether no attempt before this one opened the state.
+    """Make `session` the current one.
 
-    Asked again by the current session, nothing changes. Fenced, and never to come back: every lower attempt, every earlier session of
-    the same pod (the last 64 are known), and any other pod that claims the same attempt. Nobody opens a run that is being ended, nor an
-    attempt that the seal goes through.
+    Return also whether this attempt was the first to open the state.
+
+    A repeated call of the current session changes nothing. These sessions are fenced for good:
+    every lower attempt, every earlier session of the same pod (the last 64 are known), and any
+    other pod that claims the same attempt. A seal rejects every session after `End`, and the
+    attempts up to its number after `Suspend`.
     """
     epoch = state.epoch
     fenced_sessions: tuple[str, ...] = ()
     if epoch is None:
-        first = writer.attempt
-    elif epoch.attempt < writer.attempt:
+        first = session.attempt
+    elif epoch.attempt < session.attempt:
         first = epoch.first_attempt
-    elif _is_current(epoch, writer) and not _has_completed(state, writer):
-        check_not_sealed(state, writer)
-        return state, epoch.first_attempt == writer.attempt
+    elif _is_current(epoch, session) and not _has_completed(state, session):
+        check_not_sealed(state, session)
+        return state, epoch.first_attempt == session.attempt
     else:
-        _check_may_take_over(state, epoch, writer)
+        _check_may_take_over(state, epoch, session)
         first = epoch.first_attempt
         fenced_sessions = (*epoch.fenced_sessions, epoch.session)[-FENCED_SESSIONS_REMEMBERED:]
-    check_not_sealed(state, writer)
+    check_not_sealed(state, session)
     opening = Opening(
-        attempt=writer.attempt,
-        pod_uid=writer.pod_uid,
-        session=writer.session,
+        attempt=session.attempt,
+        pod_uid=session.pod_uid,
+        session=session.id,
         time=now,
         first_attempt=first,
         can_cleanup=can_cleanup,
         fenced_sessions=fenced_sessions,
     )
-    # The answers are forgotten: those who could ask for them again are fenced now.
-    return msgspec.structs.replace(state, epoch=opening, requests=()), first == writer.attempt
+    # Drop the stored responses: every client that could repeat those requests is fenced now.
+    return msgspec.structs.replace(state, epoch=opening, requests=()), first == session.attempt
 
 
-def check_current(state: DurableState, writer: Session) -> None:
-    """Refuse a caller that is not the one who opened the state last, whatever it asks."""
+def check_current(state: DurableState, session: Session) -> None:
+    """Reject a session that is not the one that opened the state last."""
     epoch = state.epoch
-    if epoch is None or epoch.attempt < writer.attempt:
+    if epoch is None or epoch.attempt < session.attempt:
         raise RequestRejectedError(ProblemCode.NOT_OPEN, "this pod must open the state first: POST /v1/open")
-    if not _is_current(epoch, writer):
+    if not _is_current(epoch, session):
         raise _fenced(epoch)
 
 
-def is_current(state: DurableState, writer: Session) -> bool:
-    """Whether the caller is the one who opened the state last."""
-    return state.epoch is not None and _is_current(state.epoch, writer)
+def is_current(state: DurableState, session: Session) -> bool:
+    """Return whether the session is the one that opened the state last."""
+    return state.epoch is not None and _is_current(state.epoch, session)
 
 
-def check_not_sealed(state: DurableState, writer: Session) -> None:
-    """Refuse what begins something new: after the end for everybody, after a suspension for the attempts up to it."""
+def check_not_sealed(state: DurableState, session: Session) -> None:
+    """Reject new work after a seal.
+
+    `End` rejects every attempt, `Suspend` the attempts up to its number.
+    """
     seal = state.seal
-    if seal is None or (seal.purpose is SealPurpose.SUSPEND and seal.through_attempt < writer.attempt):
+    if seal is None or (seal.purpose is SealPurpose.SUSPEND and seal.through_attempt < session.attempt):
         return
     what = "ended" if seal.purpose is SealPurpose.END else "suspended"
     raise RequestRejectedError(
-        ProblemCode.CLOSING, f"the run is being {what}; attempt {writer.attempt} may begin nothing new"
+        ProblemCode.CLOSING, f"the run is being {what}; attempt {session.attempt} may begin nothing new"
     )
 
 
 def seal(state: DurableState, through: int, purpose: SealPurpose) -> DurableState:
-    """Let no attempt up to `through` begin anything new. A seal only grows: through later attempts, and from Suspend to End."""
+    """Return the state sealed for all attempts up to `through`.
+
+    A seal only grows: its attempt number never decreases, and Suspend may become End.
+    """
     before = state.seal or Seal(through_attempt=0, purpose=SealPurpose.SUSPEND)
     grown = Seal(
         through_attempt=max(before.through_attempt, through),
@@ -172,51 +195,57 @@ def seal(state: DurableState, through: int, purpose: SealPurpose) -> DurableStat
 
 
 def expire(state: DurableState, now: datetime) -> DurableState:
-    """The state without the keys that have expired. For runs that are over: nothing expires before."""
+    """Return the state without the expired keys. Call it only for finished runs."""
     kept = {
         key: record for key, record in state.records.items() if record.expires_at is None or record.expires_at > now
     }
     return state if len(kept) == len(state.records) else msgspec.structs.replace(state, records=kept)
 
 
-def check_not_completed(state: DurableState, writer: Session) -> None:
-    """Refuse a change by an attempt that recorded its completion."""
-    if _has_completed(state, writer):
-        raise _completed(writer)
+def check_not_completed(state: DurableState, session: Session) -> None:
+    """Reject a change by an attempt that has recorded its completion."""
+    if _has_completed(state, session):
+        raise _completed(session)
 
 
-def get(state: DurableState, writer: Session, key: str) -> StateEntry:
-    """The record of `key`, whatever its expiry."""
-    check_current(state, writer)
+def get(state: DurableState, session: Session, key: str) -> StateEntry:
+    """Return the record of `key`, even if it has expired."""
+    check_current(state, session)
     check_key(key)
     if (record := state.records.get(key)) is None:
-        raise RequestRejectedError(ProblemCode.NOT_FOUND, f"nothing is stored under {shown(key)}")
+        raise RequestRejectedError(ProblemCode.NOT_FOUND, f"nothing is stored under {quote(key)}")
     return record
 
 
 def list_records(
-    state: DurableState, writer: Session, *, prefix: str = "", limit: int | None = None, offset: int = 0
+    state: DurableState, session: Session, *, prefix: str = "", limit: int | None = None, offset: int = 0
 ) -> tuple[tuple[StateEntry, ...], int]:
-    """The records whose keys start with `prefix`, in the order of their keys, from the `offset`-th; and how many there are in all."""
-    check_current(state, writer)
+    """Return one page of the records whose keys start with `prefix`, and their total number.
+
+    They are sorted by key.
+    """
+    check_current(state, session)
     found = [state.records[key] for key in sorted(state.records) if key.startswith(prefix)]
     end = None if limit is None else offset + limit
     return tuple(found[offset:end]), len(found)
 
 
 def change(
-    state: DurableState, writer: Session, steps: Sequence[Step], now: datetime
+    state: DurableState, session: Session, steps: Sequence[Step], now: datetime
 ) -> tuple[DurableState, tuple[BatchResult, ...]]:
-    """Do all steps, in order, each seeing what the ones before it did; or none of them. One result for each."""
-    check_current(state, writer)
-    check_not_completed(state, writer)
+    """Apply all steps in order, or none of them.
+
+    Each step sees the effects of earlier steps. Return one result for each.
+    """
+    check_current(state, session)
+    check_not_completed(state, session)
     records, version, results = dict(state.records), state.last_version, []
     for step in steps:
         match step:
             case Set():
                 _check_set(records.get(step.key), step)
                 version += 1
-                records[step.key] = _record_of(step, writer, version, now)
+                records[step.key] = _record_of(step, session, version, now)
                 results.append(BatchResult(version=version))
             case Delete():
                 _check_version(records.get(step.key), step.key, step.if_version)
@@ -229,49 +258,75 @@ def change(
     return msgspec.structs.replace(state, records=records, last_version=version), tuple(results)
 
 
-def complete(state: DurableState, writer: Session, result: bytes | None, now: datetime) -> DurableState:
-    """Record that the task is done, with its `result` (JSON text). Final: asked again with the same result, nothing changes.
+def complete(state: DurableState, session: Session, result: bytes | None, now: datetime) -> DurableState:
+    """Record the completion of the task, with its `result` (JSON text).
 
-    Refused while an external job is open, but for such as were submitted as detached and have a handle: nobody watches these any more.
+    Repeating it with the same result changes nothing.
+
+    Reject the completion while an external job is open, except for detached jobs with a handle,
+    which become `Detached`.
     """
-    check_current(state, writer)
+    check_current(state, session)
     text = None if result is None else result.decode()
-    if _has_completed(state, writer):
+    if _has_completed(state, session):
         if state.completion is None or state.completion.result != text:
-            raise _completed(writer)
+            raise _completed(session)
         return state
     _check_none_open(state.jobs)
-    completion = Completion(attempt=writer.attempt, pod_uid=writer.pod_uid, time=now, result=text)
-    jobs = {name: _let_go(record) if record.is_open else record for name, record in state.jobs.items()}
+    completion = Completion(attempt=session.attempt, pod_uid=session.pod_uid, time=now, result=text)
+    jobs = {name: _detached(record) if record.is_open else record for name, record in state.jobs.items()}
     return msgspec.structs.replace(state, completion=completion, jobs=jobs)
 
 
-def once(
+def find_response(state: DurableState, session: Session, request: OperationRequest | None) -> bytes | None:
+    """Return the stored response (JSON text) if the state has one for this request id.
+
+    Refuse a session that is not current.
+    """
+    check_current(state, session)
+    if request is None:
+        return None
+    for stored in state.requests:
+        if stored.id == request.id:
+            if stored.digest != request.digest:
+                raise invalid("a request id must not be used again for another request")
+            return bytes(stored.answer)
+    return None
+
+
+def with_response(state: DurableState, request: OperationRequest | None, response: bytes) -> DurableState:
+    """Return the state with the response (JSON text) stored under its request id.
+
+    Without an id, nothing is stored.
+    """
+    if request is None:
+        return state
+    stored = StoredResponse(id=request.id, digest=request.digest, answer=msgspec.Raw(response))
+    return msgspec.structs.replace(state, requests=_newest_responses((*state.requests, stored)))
+
+
+def idempotent(
     state: DurableState,
-    writer: Session,
+    session: Session,
     request: OperationRequest | None,
     act: Callable[[DurableState], tuple[DurableState, bytes]],
 ) -> tuple[DurableState, bytes]:
-    """Do `act`, whose answer is JSON text; or, if it was done under this request id before, give the answer it had then."""
-    check_current(state, writer)
-    if request is None:
-        return act(state)
-    for remembered in state.requests:
-        if remembered.id == request.id:
-            if remembered.digest != request.digest:
-                raise invalid("a request id must not be used again for another request")
-            return state, bytes(remembered.answer)
-    state, answer = act(state)
-    known = (*state.requests, StoredResponse(id=request.id, digest=request.digest, answer=msgspec.Raw(answer)))
-    return msgspec.structs.replace(state, requests=_newest(known)), answer
+    """Apply `act`, which returns JSON text.
+
+    For a request id that was applied before, return the stored response and change nothing.
+    """
+    if (stored := find_response(state, session, request)) is not None:
+        return state, stored
+    state, response = act(state)
+    return with_response(state, request, response), response
 
 
 def size_of(records: Mapping[str, StateEntry]) -> int:
-    """Bytes of all records as they are stored: names, values and who wrote them."""
+    """Return the stored size of all records in bytes: names, values and their writers."""
     return sum(len(name) + len(text.encode()) for name, text in records_to_data(records).items())
 
 
-def _newest(requests: tuple[StoredResponse, ...]) -> tuple[StoredResponse, ...]:
+def _newest_responses(requests: tuple[StoredResponse, ...]) -> tuple[StoredResponse, ...]:
     requests = requests[-REQUESTS_REMEMBERED:]
     while len(msgspec.json.encode(requests)) > REMEMBERED_BYTES_MAX:
         requests = requests[1:]
@@ -280,44 +335,44 @@ def _newest(requests: tuple[StoredResponse, ...]) -> tuple[StoredResponse, ...]:
 
 def _check_none_open(jobs: Jobs) -> None:
     names = [
-        f"{shown(record.key)} (generation {record.generation}, {record.state})"
+        f"{quote(record.key)} (generation {record.generation}, {record.state})"
         for record in jobs.values()
         if record.is_open and (record.handle is None or not record.detached)
     ]
     if names:
         more = "" if len(names) <= 5 else f" and {len(names) - 5} more"
         detail = (
-            f"every external job must be over or detached before the task is done; open: {', '.join(names[:5])}{more}"
+            f"every external job must be over or detached before the task completes; open: {', '.join(names[:5])}{more}"
         )
         raise RequestRejectedError(ProblemCode.JOBS_OPEN, detail)
 
 
-def _let_go(record: JobRecord) -> JobRecord:
+def _detached(record: JobRecord) -> JobRecord:
     return msgspec.structs.replace(record, state=JobState.DETACHED, held=False)
 
 
-def _is_current(epoch: Opening, writer: Session) -> bool:
-    return (epoch.attempt, epoch.pod_uid, epoch.session) == (writer.attempt, writer.pod_uid, writer.session)
+def _is_current(epoch: Opening, session: Session) -> bool:
+    return (epoch.attempt, epoch.pod_uid, epoch.session) == (session.attempt, session.pod_uid, session.id)
 
 
-def _has_completed(state: DurableState, writer: Session) -> bool:
-    return state.completion is not None and state.completion.attempt == writer.attempt
+def _has_completed(state: DurableState, session: Session) -> bool:
+    return state.completion is not None and state.completion.attempt == session.attempt
 
 
-def _check_may_take_over(state: DurableState, epoch: Opening, writer: Session) -> None:
-    if epoch.attempt > writer.attempt or writer.session in epoch.fenced_sessions:
+def _check_may_take_over(state: DurableState, epoch: Opening, session: Session) -> None:
+    if epoch.attempt > session.attempt or session.id in epoch.fenced_sessions:
         raise _fenced(epoch)
-    if epoch.pod_uid != writer.pod_uid:
+    if epoch.pod_uid != session.pod_uid:
         raise RequestRejectedError(
             ProblemCode.FENCED, f"attempt {epoch.attempt} is another pod, with UID {epoch.pod_uid}"
         )
-    if _has_completed(state, writer):
-        raise _completed(writer)
+    if _has_completed(state, session):
+        raise _completed(session)
 
 
 def _check_set(record: StateEntry | None, step: Set) -> None:
     if step.if_absent and record is not None:
-        detail = f"{shown(step.key)} must be absent; it has version {record.version}"
+        detail = f"{quote(step.key)} must be absent; it has version {record.version}"
         raise RequestRejectedError(ProblemCode.EXISTS, detail)
     _check_version(record, step.key, step.if_version)
 
@@ -326,7 +381,7 @@ def _check_version(record: StateEntry | None, key: str, version: int | None) -> 
     if version is None or (record is not None and record.version == version):
         return
     seen = "is absent" if record is None else f"has version {record.version}"
-    raise RequestRejectedError(ProblemCode.VERSION_MISMATCH, f"{shown(key)} must have version {version}; it {seen}")
+    raise RequestRejectedError(ProblemCode.VERSION_MISMATCH, f"{quote(key)} must have version {version}; it {seen}")
 
 
 def _check_size(records: Mapping[str, StateEntry]) -> None:
@@ -335,13 +390,13 @@ def _check_size(records: Mapping[str, StateEntry]) -> None:
         raise RequestRejectedError(ProblemCode.STATE_FULL, detail)
 
 
-def _record_of(step: Set, writer: Session, version: int, now: datetime) -> StateEntry:
+def _record_of(step: Set, session: Session, version: int, now: datetime) -> StateEntry:
     return StateEntry(
         key=step.key,
         value=msgspec.Raw(step.text),
         version=version,
-        attempt=writer.attempt,
-        pod_uid=writer.pod_uid,
+        attempt=session.attempt,
+        pod_uid=session.pod_uid,
         updated_at=now,
         expires_at=None if step.retention is None else now + step.retention,
     )
@@ -363,18 +418,19 @@ def _checked_version(version: int | None) -> int | None:
     return version
 
 
-def _refuse_more_than(operation: Operation, allowed: Operation) -> None:
+def _check_no_other_fields(operation: Operation, allowed: Operation) -> None:
     if operation != allowed:
-        takes = "key and ifVersion" if operation.op == "delete" else "nothing"
-        raise invalid(f"a {operation.op} takes {takes}, not what a set takes")
+        takes = "key and ifVersion" if operation.op == "delete" else "no fields"
+        raise invalid(f"a {operation.op} takes {takes}; other fields are only for a set")
 
 
-def shown(key: str) -> str:
-    """A key as part of a sentence, also when it is long or holds a line break."""
+def quote(key: str) -> str:
+    """Return a key as one quoted line for a message, shortened if it is long."""
     return ascii(key if len(key) <= 80 else key[:80] + "…")
 
 
 def invalid(detail: str) -> RequestRejectedError:
+    """Return the rejection of a malformed request."""
     return RequestRejectedError(ProblemCode.INVALID, detail)
 
 
@@ -384,7 +440,7 @@ def _fenced(epoch: Opening) -> RequestRejectedError:
     )
 
 
-def _completed(writer: Session) -> RequestRejectedError:
+def _completed(session: Session) -> RequestRejectedError:
     return RequestRejectedError(
-        ProblemCode.COMPLETED, f"attempt {writer.attempt} recorded its completion; its state is final"
+        ProblemCode.COMPLETED, f"attempt {session.attempt} recorded its completion; its state is final"
     )

@@ -1,4 +1,4 @@
-"""The TaskRun that a state belongs to, as far as the state API looks at it."""
+"""The TaskRun that a state belongs to: the fields that the state API reads."""
 
 from reattach.api.objects import ObjectMeta, Shape
 from reattach.api.reasons import End
@@ -6,7 +6,7 @@ from reattach.api.taskrun import Adoption, Attempt, Counts, Resolution, StateRef
 
 
 class OwnerSpec(Shape, frozen=True):
-    """What its author and those who run it decided about external jobs."""
+    """The fields of spec that affect external jobs."""
 
     submission: SubmissionPolicy = SubmissionPolicy()
     adopt: tuple[Adoption, ...] = ()
@@ -15,7 +15,7 @@ class OwnerSpec(Shape, frozen=True):
 
 
 class OwnerStatus(Shape, frozen=True):
-    """What the operator knows of its attempts, and where its state is."""
+    """The attempts as the operator recorded them, and the reference to the state."""
 
     outcome: str | None = None
     attempts: tuple[Attempt, ...] = ()
@@ -24,7 +24,7 @@ class OwnerStatus(Shape, frozen=True):
 
 
 class Owner(Shape, frozen=True):
-    """A TaskRun. All that is not needed here is left out."""
+    """A TaskRun with only the fields that the state API needs."""
 
     metadata: ObjectMeta
     spec: OwnerSpec = OwnerSpec()
@@ -32,39 +32,37 @@ class Owner(Shape, frozen=True):
 
     @property
     def state_uid(self) -> str | None:
-        """The UID of the ConfigMap that was announced as its state."""
+        """The UID of the ConfigMap that `status.state` names."""
         return self.status.state.uid if self.status.state and self.status.state.uid else None
 
     @property
     def is_being_deleted(self) -> bool:
-        """Whether it goes once its finalizers are gone; no new ones are put on it."""
+        """True if the TaskRun is being deleted. The API server refuses new finalizers on it."""
         return self.metadata.deletion_timestamp is not None
 
     @property
     def is_over(self) -> bool:
-        """Whether nobody looks at it any more, so that a finalizer put on it now would never go."""
+        """True if the operator no longer reconciles the TaskRun and removes no new finalizer."""
         return self.status.outcome is not None or self.is_being_deleted
 
     @property
     def is_ending(self) -> bool:
-        """Whether no attempt of it may begin anything new."""
+        """True if no attempt of the TaskRun may begin anything new."""
         return self.status.outcome is not None or self.is_being_deleted or self.spec.cancel
 
     def attempt(self, number: int) -> Attempt | None:
-        """What is listed of an attempt; None if `historyLimit` dropped it, or nothing is known yet."""
+        """Return the entry of an attempt, or None if it was dropped or is not recorded yet."""
         return next((attempt for attempt in self.status.attempts if attempt.number == number), None)
 
     def has_reported_end(self, number: int, pod_uid: str) -> bool:
-        """Whether the kubelet reported that the container of this pod, of this attempt, had ended."""
+        """Return whether the kubelet reported the container of this attempt's pod as terminated."""
         attempt = self.attempt(number)
         if attempt is not None:
             return attempt.end == End.REPORTED and attempt.pod_uid in {"", pod_uid}
-        # Only what has ended leaves the list.
+        # Only ended attempts are dropped from the list.
         return self.status.counts.last_presumed < number <= self.status.counts.attempts
 
-    def answers_for(self, key: str, generation: int) -> tuple[Resolution, ...]:
-        """A person's answers about one external job, in the order in which they were given."""
+    def resolutions_for(self, key: str, generation: int) -> tuple[Resolution, ...]:
+        """Return the resolutions for one external job, in the order of `spec.resolutions`."""
         wanted = ("SubmissionUnknown", key, generation)
-        return tuple(
-            answer for answer in self.spec.resolutions if (answer.held, answer.key, answer.generation) == wanted
-        )
+        return tuple(found for found in self.spec.resolutions if (found.held, found.key, found.generation) == wanted)

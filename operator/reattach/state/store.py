@@ -1,12 +1,15 @@
-"""The state in the cluster: every read is one quorum read, every change one compare-and-set on the resourceVersion.
+"""Compare-and-set store of the states of TaskRuns.
 
-No value is ever kept in memory, so any number of replicas may serve the same TaskRun. What is kept is which ConfigMap is a TaskRun's
-state (`status.state.uid`, which never changes once set): with it a call needs to look at nothing but the ConfigMap.
+Every read is one quorum read, every change one compare-and-set on the ConfigMap's resourceVersion.
+
+The store keeps no value in memory, so any number of replicas may serve the same TaskRun. It caches
+only the UID of each TaskRun's ConfigMap, so that most calls read no TaskRun. `status.state.uid`
+never changes once set.
 """
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -26,7 +29,7 @@ from reattach.api.names import (
     state_name,
 )
 from reattach.api.state import JobCounts, SealPurpose
-from reattach.cluster import Cluster, ConflictError, NotFoundError
+from reattach.cluster import ConflictError, KubernetesClient, NotFoundError
 from reattach.cluster.paths import configmaps, taskruns
 from reattach.state.codec import DurableState, StoredState, from_configmap, summary_annotation_of, to_configmap, to_data
 from reattach.state.errors import RequestRejectedError, UnreadableError
@@ -34,18 +37,22 @@ from reattach.state.operations import Session, expire, open_state, seal
 from reattach.state.owner import Owner
 
 TRIES = 12
-"""How often a change is tried against writers on other replicas; those on this one wait for each other."""
+"""Number of attempts of one change.
+
+Only writers on other replicas cause conflicts, because those on this replica share a lock.
+"""
 KNOWN_MAX = 10_000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
 STATE_API_NAME = OPERATOR_NAME.replace("operator", "state-api")
 """The field manager of the state API's writes."""
 
-Answer = TypeVar("Answer")
+Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class RunReference:
-    """Which TaskRun a caller belongs to."""
+    """The TaskRun that a caller belongs to."""
 
     namespace: str
     name: str
@@ -55,168 +62,166 @@ class RunReference:
 class Store:
     """Reads and changes the states of TaskRuns.
 
-    Raises `RequestRejectedError`, and of the errors of `reattach.cluster` those that say nothing about the state (unavailable, forbidden, too
-    many requests): whether a change was carried out is then not known, and the same request may be asked again under its id.
+    Raises `RequestRejectedError`, and those errors of `reattach.cluster` that are not about the
+    state (unavailable, forbidden, too many requests). After one of these, the change may or may not
+    be stored; the caller may repeat the request under its id.
     """
 
     def __init__(
         self,
-        cluster: Cluster,
+        client: KubernetesClient,
         *,
         on_conflict: Callable[[], None] = lambda: None,
         field_manager: str = STATE_API_NAME,
     ) -> None:
-        self._cluster = cluster
+        self._client = client
         self._on_conflict = on_conflict
         self._field_manager = field_manager
-        self._known: dict[str, str] = {}  # TaskRun UID -> UID of its ConfigMap
+        self._configmap_uids: dict[str, str] = {}  # by the TaskRun's UID
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def open(self, run: RunReference, writer: Session, now: datetime, *, can_cleanup: bool = False) -> bool:
-        """`operations.open_state`, on a state that is created if there never was one. Acknowledged only once `status.state` names it."""
-        async with self._lock(run):
-            for number in range(TRIES):
-                try:
-                    return await self._try_open(run, writer, now, can_cleanup=can_cleanup)
-                except ConflictError:
-                    # Another replica was faster, with the TaskRun or the ConfigMap (AlreadyExists).
-                    await self._pause(number)
-        raise _too_many_writers()
+    async def open(self, run: RunReference, session: Session, now: datetime, *, can_cleanup: bool = False) -> bool:
+        """Apply `operations.open_state`.
+
+        Create the state if there never was one. Return once `status.state` names the ConfigMap.
+        """
+
+        def act(found: tuple[Owner, StoredState | None]) -> tuple[DurableState, bool]:
+            return open_state(_initial_state(*found), session, now, can_cleanup=can_cleanup)
+
+        return await self._compare_and_set(run, self._load_unfinished, act, self._save)
 
     async def read(self, run: RunReference) -> DurableState:
-        """The state as of now."""
-        return (await self._read(run)).state
+        """Return the current state."""
+        return (await self._load(run)).state
 
-    async def change(self, run: RunReference, act: Callable[[DurableState], tuple[DurableState, Answer]]) -> Answer:
-        """Do `act` (called again after each lost race) on the newest state. If it changes nothing, nothing is written."""
-        async with self._lock(run):
-            for number in range(TRIES):
-                stored = await self._read(run)
-                state, answer = act(stored.state)
-                if state == stored.state:
-                    return answer
-                try:
-                    await self._replace(run, stored, state)
-                except ConflictError:
-                    await self._pause(number)
-                except NotFoundError:
-                    # Gone since it was read: the next read tells why.
-                    self._known.pop(run.uid, None)
-                else:
-                    return answer
-        raise _too_many_writers()
+    async def change(self, run: RunReference, act: Callable[[DurableState], tuple[DurableState, Result]]) -> Result:
+        """Apply `act` to the current state, again after each conflict.
+
+        Write nothing if the state stays the same.
+        """
+        return await self._compare_and_set(run, self._load, lambda stored: act(stored.state), self._replace)
 
     async def change_with_owner(
-        self, run: RunReference, act: Callable[[DurableState, Owner], tuple[DurableState, Answer]]
-    ) -> Answer:
-        """`change`, for what also depends on the TaskRun, which is read before the state.
+        self, run: RunReference, act: Callable[[DurableState, Owner], tuple[DurableState, Result]]
+    ) -> Result:
+        """Apply `act`, which also depends on the TaskRun. The TaskRun is read before the state.
 
-        Before a state with an open external job is stored, the TaskRun gets the finalizer that keeps it until somebody has said what
-        becomes of the job. None that is being deleted can get it any more; `intend` begins nothing for such a one.
+        Before a state with an open external job is stored, the TaskRun gets a finalizer. The
+        finalizer stays until the job is resolved or recorded as orphaned. The API server refuses
+        the finalizer on a TaskRun that is being deleted; `intend` begins nothing for one.
         """
-        async with self._lock(run):
-            for number in range(TRIES):
-                owner = await self._taskrun(run)
-                stored = await self._of(run, owner)
-                state, answer = act(stored.state, owner)
-                if state == stored.state:
-                    return answer
-                try:
-                    if any(record.is_open for record in state.jobs.values()) and not owner.is_over:
-                        await self._claim(run, owner)
-                    await self._replace(run, stored, state)
-                except ConflictError:
-                    await self._pause(number)
-                except NotFoundError:
-                    self._known.pop(run.uid, None)
-                else:
-                    return answer
-        raise _too_many_writers()
+
+        def act_on_pair(found: tuple[Owner, StoredState]) -> tuple[DurableState, Result]:
+            owner, stored = found
+            return act(stored.state, owner)
+
+        return await self._compare_and_set(run, self._load_with_owner, act_on_pair, self._replace_with_finalizer)
 
     async def seal(self, run: RunReference, through: int, purpose: SealPurpose) -> None:
-        """`operations.seal`, on a state that is created if there never was one, so that no attempt can open it later. Asked again it
-        changes nothing. Raises `RequestRejectedError`: `state-lost`, `format-unknown`, or `closing` if the TaskRun is gone.
+        """Apply `operations.seal`.
+
+        Create the state if there never was one, so that no attempt can open it later. Idempotent.
+
+        Raises `RequestRejectedError`: `state-lost`, `format-unknown`, or `closing` if the TaskRun
+        is gone.
         """
-        async with self._lock(run):
-            for number in range(TRIES):
-                try:
-                    await self._try_seal(run, through, purpose)
-                except ConflictError:
-                    await self._pause(number)
-                except NotFoundError:
-                    self._known.pop(run.uid, None)
-                else:
-                    return
-        raise _too_many_writers()
+
+        def act(found: tuple[Owner, StoredState | None]) -> tuple[DurableState, None]:
+            return seal(_initial_state(*found), through, purpose), None
+
+        await self._compare_and_set(run, self._load_or_none, act, self._save)
 
     async def sweep(self, run: RunReference, now: datetime) -> int:
-        """Remove the keys that have expired from the state of a run that is over, which our finalizer's absence tells; how many.
+        """Remove the expired keys of a finished run, and return their number.
 
-        Whoever writes it meanwhile, be it a person, is not in the way: the next sweep does what this one could not.
+        The state of a finished run lacks our finalizer.
+
+        After a conflict the sweep gives up, because the next sweep removes the same keys.
         """
         stored = await self._configmap(run)
         if stored is None or FINALIZER_STATE in stored.metadata.finalizers:
             return 0
         swept = expire(stored.state, now)
-        if swept == stored.state:
-            return 0
         try:
             await self._replace(run, stored, swept)
         except (ConflictError, NotFoundError):
             return 0
         return len(stored.state.records) - len(swept.records)
 
-    async def _try_seal(self, run: RunReference, through: int, purpose: SealPurpose) -> None:
-        owner = await self._taskrun(run)
-        stored = await self._configmap(run)
-        _check_not_lost(owner, stored)
-        await self._keep(run, owner, stored, seal(_before(owner, stored), through, purpose))
+    async def _compare_and_set(
+        self,
+        run: RunReference,
+        read: Callable[[RunReference], Awaitable[Found]],
+        act: Callable[[Found], tuple[DurableState, Result]],
+        write: Callable[[RunReference, Found, DurableState], Awaitable[None]],
+    ) -> Result:
+        """Read, act and write, again from the read after each conflict."""
+        async with self._lock(run):
+            for number in range(TRIES):
+                found = await read(run)
+                state, result = act(found)
+                try:
+                    await write(run, found, state)
+                except ConflictError:
+                    # Another replica wrote the TaskRun or the ConfigMap first, or created it
+                    # (AlreadyExists).
+                    await self._pause(number)
+                except NotFoundError:
+                    # The ConfigMap was deleted after the read. The next read finds out why.
+                    self._configmap_uids.pop(run.uid, None)
+                else:
+                    return result
+        raise _too_many_writers()
 
-    async def _try_open(self, run: RunReference, writer: Session, now: datetime, *, can_cleanup: bool) -> bool:
-        # The TaskRun before the ConfigMap: what `status.state` names existed then, so its absence afterwards is loss.
-        taskrun = await self._taskrun(run)
-        if taskrun.status.outcome is not None or taskrun.is_being_deleted:
-            raise RequestRejectedError(
-                ProblemCode.CLOSING, "the TaskRun is over or being deleted; no attempt may begin"
-            )
-        stored = await self._configmap(run)
-        _check_not_lost(taskrun, stored)
-        state, first = open_state(_before(taskrun, stored), writer, now, can_cleanup=can_cleanup)
-        await self._keep(run, taskrun, stored, state)
-        return first
+    # -- reads --------------------------------------------------------------------------
 
-    async def _keep(self, run: RunReference, taskrun: Owner, stored: StoredState | None, state: DurableState) -> None:
-        """Store it, in a ConfigMap that is made if there was none, and have `status.state` name it."""
-        if stored is None:
-            stored = await self._create(run, state)
-        elif state != stored.state:
-            await self._replace(run, stored, state)
-        if taskrun.state_uid is None:
-            await self._announce(run, taskrun, stored)
-        self._remember(run, stored)
-
-    async def _read(self, run: RunReference) -> StoredState:
+    async def _load(self, run: RunReference) -> StoredState:
+        """Return the open state. Read the TaskRun only if the ConfigMap's UID is not cached."""
         stored = await self._configmap(run)
-        if stored is not None and self._known.get(run.uid) == stored.metadata.uid:
+        if stored is not None and self._configmap_uids.get(run.uid) == stored.metadata.uid:
             return stored
-        taskrun = await self._taskrun(run)
-        if stored is not None and taskrun.state_uid == stored.metadata.uid:
+        owner = await self._taskrun(run)
+        if stored is not None and owner.state_uid == stored.metadata.uid:
             self._remember(run, stored)
             return stored
-        return await self._of(run, taskrun)
+        return await self._load_of_owner(run, owner)
 
-    async def _of(self, run: RunReference, taskrun: Owner) -> StoredState:
-        """The state that a TaskRun, which was read before it, names."""
+    async def _load_with_owner(self, run: RunReference) -> tuple[Owner, StoredState]:
+        owner = await self._taskrun(run)
+        return owner, await self._load_of_owner(run, owner)
+
+    async def _load_of_owner(self, run: RunReference, owner: Owner) -> StoredState:
+        """Return the state that `owner.status.state` names. `owner` must have been read before."""
         stored = await self._configmap(run)
-        _check_not_lost(taskrun, stored)
-        if stored is None or taskrun.state_uid is None:
+        _check_not_lost(owner, stored)
+        if stored is None or owner.state_uid is None:
             raise RequestRejectedError(ProblemCode.NOT_OPEN, "this pod must open the state first: POST /v1/open")
         self._remember(run, stored)
         return stored
 
+    async def _load_or_none(self, run: RunReference) -> tuple[Owner, StoredState | None]:
+        # Read the TaskRun first. The ConfigMap in `status.state` existed then, so if it is absent
+        # now, it is lost.
+        # is absent now, it is lost.
+        owner = await self._taskrun(run)
+        stored = await self._configmap(run)
+        _check_not_lost(owner, stored)
+        return owner, stored
+
+    async def _load_unfinished(self, run: RunReference) -> tuple[Owner, StoredState | None]:
+        owner = await self._taskrun(run)
+        if owner.is_over:
+            raise RequestRejectedError(
+                ProblemCode.CLOSING, "the TaskRun is over or being deleted; no attempt may begin"
+            )
+        stored = await self._configmap(run)
+        _check_not_lost(owner, stored)
+        return owner, stored
+
     async def _configmap(self, run: RunReference) -> StoredState | None:
         try:
-            text = await self._cluster.get(configmaps(run.namespace, state_name(run.name, run.uid)))
+            text = await self._client.get(configmaps(run.namespace, state_name(run.name, run.uid)))
         except NotFoundError:
             return None
         stored = from_configmap(text)
@@ -227,12 +232,25 @@ class Store:
 
     async def _taskrun(self, run: RunReference) -> Owner:
         try:
-            taskrun = msgspec.json.decode(await self._cluster.get(taskruns(run.namespace, run.name)), type=Owner)
+            taskrun = msgspec.json.decode(await self._client.get(taskruns(run.namespace, run.name)), type=Owner)
         except NotFoundError:
             taskrun = None
         if taskrun is None or taskrun.metadata.uid != run.uid:
             raise RequestRejectedError(ProblemCode.CLOSING, "the TaskRun of this pod is gone")
         return taskrun
+
+    # -- writes -------------------------------------------------------------------------
+
+    async def _save(self, run: RunReference, found: tuple[Owner, StoredState | None], state: DurableState) -> None:
+        """Store the state, create the ConfigMap if it is absent, and set `status.state`."""
+        owner, stored = found
+        if stored is None:
+            stored = await self._create(run, state)
+        else:
+            await self._replace(run, stored, state)
+        if owner.state_uid is None:
+            await self._publish_reference(run, owner, stored)
+        self._remember(run, stored)
 
     async def _create(self, run: RunReference, state: DurableState) -> StoredState:
         body = {
@@ -251,60 +269,73 @@ class Store:
             "data": to_data(state),
         }
         return from_configmap(
-            await self._cluster.create(configmaps(run.namespace), body, fieldManager=self._field_manager)
+            await self._client.create(configmaps(run.namespace), body, fieldManager=self._field_manager)
         )
 
     async def _replace(self, run: RunReference, stored: StoredState, state: DurableState) -> None:
-        path = configmaps(run.namespace, stored.metadata.name)
-        await self._cluster.replace(path, to_configmap(stored, state), fieldManager=self._field_manager)
+        if state != stored.state:
+            path = configmaps(run.namespace, stored.metadata.name)
+            await self._client.replace(path, to_configmap(stored, state), fieldManager=self._field_manager)
 
-    async def _announce(self, run: RunReference, taskrun: Owner, stored: StoredState) -> None:
-        """Have `status.state` name it. What was stored stays so, and its answer with it, whoever else writes the TaskRun meanwhile."""
+    async def _replace_with_finalizer(
+        self, run: RunReference, found: tuple[Owner, StoredState], state: DurableState
+    ) -> None:
+        owner, stored = found
+        if state == stored.state:
+            return
+        if any(record.is_open for record in state.jobs.values()) and not owner.is_over:
+            await self._add_finalizer(run, owner)
+        await self._replace(run, stored, state)
+
+    async def _publish_reference(self, run: RunReference, owner: Owner, stored: StoredState) -> None:
+        """Set `status.state`. Retry after a conflict, because the state is stored already."""
         for number in range(TRIES):
-            # Bound to the version in which no state was named: a late one never names an object that was replaced since.
+            # The resourceVersion of a TaskRun without `status.state`: a late patch never names a
+            # ConfigMap that was replaced since.
             body = {
-                "metadata": {"resourceVersion": taskrun.metadata.resource_version},
+                "metadata": {"resourceVersion": owner.metadata.resource_version},
                 "status": {"state": {"configMap": stored.metadata.name, "uid": stored.metadata.uid}},
             }
             try:
                 await self._patch_taskrun(taskruns(run.namespace, run.name, "status"), body)
             except ConflictError:
                 await self._pause(number)
-                taskrun = await self._taskrun(run)
-                if taskrun.status.outcome is not None:
+                owner = await self._taskrun(run)
+                if owner.status.outcome is not None:
                     raise RequestRejectedError(
                         ProblemCode.CLOSING, "the TaskRun is over; no attempt may begin"
                     ) from None
-                if taskrun.state_uid is None:
+                if owner.state_uid is None:
                     continue
-                if taskrun.state_uid != stored.metadata.uid:
-                    raise  # that one was stored since: begin anew with it
+                if owner.state_uid != stored.metadata.uid:
+                    raise  # another ConfigMap became the state: start over with that one
             return
         raise _too_many_writers()
 
-    async def _claim(self, run: RunReference, taskrun: Owner) -> None:
-        # Bound to the version that was read, in which it was not being deleted.
-        before = taskrun.metadata.finalizers
-        if FINALIZER_EXTERNAL_JOBS in before:
+    async def _add_finalizer(self, run: RunReference, owner: Owner) -> None:
+        # With the resourceVersion that was read, because the TaskRun was not being deleted in that
+        # version.
+        finalizers = owner.metadata.finalizers
+        if FINALIZER_EXTERNAL_JOBS in finalizers:
             return
         body = {
             "metadata": {
-                "resourceVersion": taskrun.metadata.resource_version,
-                "finalizers": [*before, FINALIZER_EXTERNAL_JOBS],
+                "resourceVersion": owner.metadata.resource_version,
+                "finalizers": [*finalizers, FINALIZER_EXTERNAL_JOBS],
             }
         }
         await self._patch_taskrun(taskruns(run.namespace, run.name), body)
 
     async def _patch_taskrun(self, path: str, body: Mapping[str, Any]) -> None:
         try:
-            await self._cluster.merge_patch(path, body, fieldManager=self._field_manager)
+            await self._client.merge_patch(path, body, fieldManager=self._field_manager)
         except NotFoundError:
             raise RequestRejectedError(ProblemCode.CLOSING, "the TaskRun of this pod is gone") from None
 
     def _remember(self, run: RunReference, stored: StoredState) -> None:
-        if len(self._known) >= KNOWN_MAX and run.uid not in self._known:
-            del self._known[next(iter(self._known))]
-        self._known[run.uid] = stored.metadata.uid
+        if len(self._configmap_uids) >= KNOWN_MAX and run.uid not in self._configmap_uids:
+            del self._configmap_uids[next(iter(self._configmap_uids))]
+        self._configmap_uids[run.uid] = stored.metadata.uid
 
     def _lock(self, run: RunReference) -> asyncio.Lock:
         return self._locks.setdefault(run.uid, asyncio.Lock())
@@ -312,22 +343,25 @@ class Store:
     async def _pause(self, number: int) -> None:
         self._on_conflict()
         longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**number)
-        await asyncio.sleep(random.uniform(0, longest))  # noqa: S311 -- only spreads the writers
+        await asyncio.sleep(random.uniform(0, longest))  # noqa: S311 -- spreads the writers
 
 
-def _before(taskrun: Owner, stored: StoredState | None) -> DurableState:
-    """What a change begins with. One that is begun anew after a loss goes on counting: its totals are of the TaskRun's whole life."""
+def _initial_state(owner: Owner, stored: StoredState | None) -> DurableState:
+    """Return the stored state, or an empty one.
+
+    An empty one has the counts of `status.counts`, which survive the loss of a state.
+    """
     if stored is not None:
         return stored.state
-    counts = {name: getattr(taskrun.status.counts, name) for name in JobCounts.__struct_fields__}
+    counts = {name: getattr(owner.status.counts, name) for name in JobCounts.__struct_fields__}
     return DurableState(counts=JobCounts(**counts))
 
 
-def _check_not_lost(taskrun: Owner, stored: StoredState | None) -> None:
-    if taskrun.state_uid is not None and (stored is None or stored.metadata.uid != taskrun.state_uid):
-        detail = f"the ConfigMap with UID {taskrun.state_uid}, which held the state, was deleted by force"
+def _check_not_lost(owner: Owner, stored: StoredState | None) -> None:
+    if owner.state_uid is not None and (stored is None or stored.metadata.uid != owner.state_uid):
+        detail = f"the ConfigMap with UID {owner.state_uid}, which held the state, was deleted by force"
         raise RequestRejectedError(ProblemCode.STATE_LOST, detail)
 
 
 def _too_many_writers() -> RequestRejectedError:
-    return RequestRejectedError(ProblemCode.CONFLICT, "too many writers at once; ask again")
+    return RequestRejectedError(ProblemCode.CONFLICT, "too many writers at once; try again")

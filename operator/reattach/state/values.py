@@ -1,4 +1,4 @@
-"""What may be stored: keys and JSON values, checked more strictly than Python's own `json` does."""
+"""Checks of keys and JSON values. They are stricter than Python's `json`."""
 
 import json
 import math
@@ -10,8 +10,10 @@ from reattach.state.errors import RequestRejectedError
 
 
 def from_json(text: bytes) -> Any:
-    """The value of a JSON text in UTF-8 (RFC 8259). Refused beyond that: NaN, Infinity, numbers too large for a double, and names that
-    occur twice in an object, since readers disagree on what those mean.
+    """Return the value of a JSON text in UTF-8 (RFC 8259).
+
+    Reject NaN, Infinity, numbers too large for a double, and duplicate names in an object, because
+    parsers disagree on these.
     """
     try:
         return json.loads(
@@ -24,36 +26,42 @@ def from_json(text: bytes) -> Any:
 
 
 def to_json(value: Any) -> bytes:
-    """The shortest JSON text of `value`, in UTF-8. Numbers keep all their digits."""
+    """Return the shortest JSON text of `value`, in UTF-8. Numbers keep all their digits."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
         raise RequestRejectedError(
-            ProblemCode.VALUE_INVALID, "strings must be Unicode; a surrogate stands alone"
+            ProblemCode.VALUE_INVALID, "strings must be valid Unicode; this one contains a lone surrogate"
         ) from None
 
 
 def stored_value_of(value: Any) -> bytes:
-    """The JSON text to store. Refused: null, also nested (AIP-103: null means absent), nesting beyond `NESTING_MAX`, more than 64 KiB."""
+    """Return the JSON text to store.
+
+    Reject null, also nested (AIP-103: null means absent), nesting beyond `NESTING_MAX`, and more
+    than 64 KiB.
+    """
     _check_nesting(value, null_allowed=False)
     return _bounded("value", to_json(value), VALUE_BYTES_MAX)
 
 
 def stored_result_of(result: Any) -> bytes:
-    """The JSON text of a result: any value, null too, of at most 4 KiB."""
+    """Return the JSON text of a result: any value, null too, of at most 4 KiB."""
     _check_nesting(result, null_allowed=True)
     return _bounded("result", to_json(result), RESULT_BYTES_MAX)
 
 
 def check_key(key: str) -> str:
-    """`key` itself, if it has 1-512 Unicode characters."""
+    """Return `key`. Reject it unless it has 1-512 Unicode characters."""
     if not 1 <= len(key) <= KEY_CHARACTERS_MAX:
         detail = f"a key must have 1 to {KEY_CHARACTERS_MAX} characters; this one has {len(key)}"
         raise RequestRejectedError(ProblemCode.KEY_INVALID, detail)
     try:
         key.encode()
     except UnicodeEncodeError:
-        raise RequestRejectedError(ProblemCode.KEY_INVALID, "a key must be Unicode; a surrogate stands alone") from None
+        raise RequestRejectedError(
+            ProblemCode.KEY_INVALID, "a key must be valid Unicode; this one contains a lone surrogate"
+        ) from None
     return key
 
 
@@ -104,6 +112,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise RequestRejectedError(
-            ProblemCode.INVALID, f"an object must have each name once; {twice[:80]!r} occurs again"
+            ProblemCode.INVALID, f"an object must contain each name once; {twice[:80]!r} is a duplicate"
         )
     return result

@@ -74,7 +74,7 @@ class PlanExecutor:
         self._states = states
         self._clock = clock
         # The calls that a Store makes, under the rules of all our writes.
-        self._store = Store(writer, field_manager=OPERATOR_NAME)  # type: ignore[arg-type]
+        self._store = Store(writer, field_manager=OPERATOR_NAME)
         self._refused: dict[Key, _Rejection] = {}
 
     def refusal(self, key: Key, taskrun: TaskRun) -> PodRejection | None:

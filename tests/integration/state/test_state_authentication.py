@@ -262,7 +262,7 @@ class TestCertificate:
         directory = server.log_file.parent
         key = (directory / "tls.key").read_bytes()
         (directory / "tls.key").write_bytes((tmp_path / "tls.key").read_bytes())
-        wait_until(lambda: "the certificate stays as it was" in server.log, seconds=10, what="the pair is refused")
+        wait_until(lambda: "keeping the current one" in server.log, seconds=10, what="the pair is refused")
         assert attempt.on(server).set("k", 1).status_code == 200
         (directory / "tls.key").write_bytes(key)
         server.ca = write_certificate(directory)

@@ -183,7 +183,7 @@ class TestHeld:
         pods.run.patch(spec={"resolutions": [answer]})
         third = pods.start(3)
         if action == "Fail":
-            with pytest.raises(reattach.JobFailed, match="a person decided"):
+            with pytest.raises(reattach.JobFailed, match=r"failed by spec\.resolutions"):
                 an_attempt(third, system)
         else:
             assert an_attempt(third, system) == RESULT

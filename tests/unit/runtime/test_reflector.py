@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from reattach.api.objects import PartialObject
-from reattach.cluster import AnswerTooLargeError, Cluster, GoneError, NotFoundError, UnavailableError
+from reattach.cluster import Cluster, GoneError, NotFoundError, ResponseTooLargeError, UnavailableError
 from reattach.cluster.references import Reference, ReferencePage
 from reattach.runtime import pager
 from reattach.runtime.metrics import OperatorMetrics
@@ -196,7 +196,7 @@ async def test_a_list_with_an_unreadable_object_lacks_it_alone(caplog: pytest.Lo
 
 
 async def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones_that_grow_again() -> None:
-    large = AnswerTooLargeError(0, "AnswerTooLarge", "more than 16 MiB")
+    large = ResponseTooLargeError(0, "AnswerTooLarge", "more than 16 MiB")
     script = Script([large, page(7, made("u1", 3), more="next"), page(7, made("u2", 4))], [])
     assert (await uids_after(script))[0] == {"u1", "u2"}
     assert script.limits == [10, 1, 10]

@@ -150,7 +150,7 @@ class TestAuthenticator:
         authenticator = self.authenticator(api, Clock())
         await authenticator.authenticate("Bearer one")
         await authenticator.authenticate("bearer  one ")
-        assert authenticator.known("Bearer other") is None
+        assert authenticator.cached("Bearer other") is None
         await authenticator.authenticate("Bearer other")
         assert api.reviews == 2
 
@@ -168,7 +168,7 @@ class TestAuthenticator:
         for number in range(CACHED_MAX + 10):
             await authenticator.authenticate(f"Bearer {number}")
         assert len(authenticator._accepted) == CACHED_MAX
-        assert authenticator.known("Bearer 0") is None
+        assert authenticator.cached("Bearer 0") is None
 
     @pytest.mark.parametrize(
         "changes, code",

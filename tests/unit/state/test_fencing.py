@@ -17,8 +17,8 @@ from reattach.state.operations import (
     check_current,
     complete,
     get,
+    idempotent,
     list_records,
-    once,
     open_state,
     seal,
 )
@@ -31,11 +31,11 @@ SECOND = Session(2, "pod-2", "c")
 THIRD = Session(3, "pod-3", "d")
 
 
-def opened_by(*writers: Session, completed: bool = False) -> DurableState:
+def opened_by(*sessions: Session, completed: bool = False) -> DurableState:
     state = DurableState()
-    for writer in writers:
-        state, _ = open_state(state, writer, NOW)
-    return complete(state, writers[-1], None, NOW) if completed else state
+    for session in sessions:
+        state, _ = open_state(state, session, NOW)
+    return complete(state, sessions[-1], None, NOW) if completed else state
 
 
 def code_of(call: Callable[[], object]) -> ProblemCode | None:
@@ -46,12 +46,12 @@ def code_of(call: Callable[[], object]) -> ProblemCode | None:
     return None
 
 
-def open_code(state: DurableState, writer: Session) -> ProblemCode | None:
-    return code_of(lambda: open_state(state, writer, NOW))
+def open_code(state: DurableState, session: Session) -> ProblemCode | None:
+    return code_of(lambda: open_state(state, session, NOW))
 
 
 @pytest.mark.parametrize(
-    "state, writer, code",
+    "state, session, code",
     [
         (DurableState(), FIRST, None),
         (opened_by(FIRST), FIRST, None),
@@ -69,12 +69,12 @@ def open_code(state: DurableState, writer: Session) -> ProblemCode | None:
         (opened_by(FIRST, completed=True), SECOND, None),
     ],
 )
-def test_who_may_open(state: DurableState, writer: Session, code: ProblemCode | None) -> None:
-    assert open_code(state, writer) is code
+def test_who_may_open(state: DurableState, session: Session, code: ProblemCode | None) -> None:
+    assert open_code(state, session) is code
 
 
 @pytest.mark.parametrize(
-    "state, writer, code",
+    "state, session, code",
     [
         (opened_by(FIRST), FIRST, None),
         (opened_by(FIRST, SECOND), SECOND, None),
@@ -87,17 +87,17 @@ def test_who_may_open(state: DurableState, writer: Session, code: ProblemCode | 
         (opened_by(FIRST), Session(1, "pod-x", "a"), ProblemCode.FENCED),
     ],
 )
-def test_who_may_call(state: DurableState, writer: Session, code: ProblemCode | None) -> None:
+def test_who_may_call(state: DurableState, session: Session, code: ProblemCode | None) -> None:
     calls: tuple[Callable[[], object], ...] = (
-        lambda: check_current(state, writer),
-        lambda: list_records(state, writer),
-        lambda: change(state, writer, [Clear()], NOW),
-        lambda: complete(state, writer, None, NOW),
-        lambda: once(state, writer, None, lambda now_is: (now_is, b"")),
+        lambda: check_current(state, session),
+        lambda: list_records(state, session),
+        lambda: change(state, session, [Clear()], NOW),
+        lambda: complete(state, session, None, NOW),
+        lambda: idempotent(state, session, None, lambda now_is: (now_is, b"")),
     )
     assert {code_of(call) for call in calls} == {code}
     # For one who may call, the key is merely absent; a fenced one must never be told so.
-    assert code_of(lambda: get(state, writer, "k")) is (code or ProblemCode.NOT_FOUND)
+    assert code_of(lambda: get(state, session, "k")) is (code or ProblemCode.NOT_FOUND)
 
 
 def test_opening_again_changes_nothing() -> None:
@@ -106,7 +106,7 @@ def test_opening_again_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "writers, first",
+    "sessions, first",
     [
         ((FIRST,), True),
         ((FIRST, SAME_POD), True),
@@ -116,9 +116,9 @@ def test_opening_again_changes_nothing() -> None:
     ],
 )
 def test_first_means_that_no_attempt_before_this_one_opened_the_state(
-    writers: tuple[Session, ...], first: bool
+    sessions: tuple[Session, ...], first: bool
 ) -> None:
-    *before, last = writers
+    *before, last = sessions
     state = opened_by(*before) if before else DurableState()
     after, answer = open_state(state, last, NOW)
     assert answer is first
@@ -142,16 +142,16 @@ def test_what_the_task_declared_is_kept() -> None:
 
 
 def test_the_last_64_sessions_of_a_pod_cannot_come_back() -> None:
-    writers = [Session(1, "pod-1", f"s{number}") for number in range(FENCED_SESSIONS_REMEMBERED + 1)]
-    state = opened_by(*writers)
-    assert {open_code(state, writer) for writer in writers[:-1]} == {ProblemCode.FENCED}
+    sessions = [Session(1, "pod-1", f"s{number}") for number in range(FENCED_SESSIONS_REMEMBERED + 1)]
+    state = opened_by(*sessions)
+    assert {open_code(state, session) for session in sessions[:-1]} == {ProblemCode.FENCED}
 
 
 END, SUSPEND = SealPurpose.END, SealPurpose.SUSPEND
 
 
 @pytest.mark.parametrize(
-    "through, purpose, writer, code",
+    "through, purpose, session, code",
     [
         (1, SUSPEND, FIRST, ProblemCode.CLOSING),
         (1, SUSPEND, SECOND, None),
@@ -163,10 +163,10 @@ END, SUSPEND = SealPurpose.END, SealPurpose.SUSPEND
     ],
 )
 def test_who_may_open_a_sealed_state(
-    through: int, purpose: SealPurpose, writer: Session, code: ProblemCode | None
+    through: int, purpose: SealPurpose, session: Session, code: ProblemCode | None
 ) -> None:
-    assert open_code(seal(DurableState(), through, purpose), writer) is code
-    assert open_code(seal(opened_by(FIRST), through, purpose), writer) is code
+    assert open_code(seal(DurableState(), through, purpose), session) is code
+    assert open_code(seal(opened_by(FIRST), through, purpose), session) is code
 
 
 def test_who_was_overtaken_is_told_so_also_when_the_state_is_sealed() -> None:

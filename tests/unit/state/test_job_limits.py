@@ -24,8 +24,8 @@ def an_ordinary_intent(run: Run, number: int) -> Decision:
 
 def ordinary(pod_uid: str = ID) -> Run:
     run = Run.opened()
-    run.writer = Session(attempt=1, pod_uid=pod_uid, session=ID)
-    run.state, _ = open_state(DurableState(), run.writer, run.state.epoch.time)  # type: ignore[union-attr]
+    run.session = Session(attempt=1, pod_uid=pod_uid, id=ID)
+    run.state, _ = open_state(DurableState(), run.session, run.state.epoch.time)  # type: ignore[union-attr]
     return run
 
 

@@ -143,8 +143,8 @@ class TestEvidence:
     def test_a_fenced_process_may_do_nothing_else(self) -> None:
         run = active().by(2).by(1, opened=False)
         assert code_of(run.outcome, "Succeeded") is ProblemCode.FENCED
-        assert code_of(list_jobs, run.state, run.writer) is ProblemCode.FENCED
-        assert code_of(get_job, run.state, run.writer, KEY) is ProblemCode.FENCED
+        assert code_of(list_jobs, run.state, run.session) is ProblemCode.FENCED
+        assert code_of(get_job, run.state, run.session, KEY) is ProblemCode.FENCED
 
 
 class TestOutcome:
@@ -263,13 +263,13 @@ class TestReading:
         run = Run.opened()
         for key in ("b", "a", "c"):
             run.later(1).intend(key=key)
-        assert [record.key for record in list_jobs(run.state, run.writer)] == ["b", "a", "c"]
+        assert [record.key for record in list_jobs(run.state, run.session)] == ["b", "a", "c"]
 
     def test_one_is_read_by_key_and_generation_the_newest_by_default(self) -> None:
         run = active()
         run.outcome("Succeeded")
         run.intend(new_generation=True)
-        assert get_job(run.state, run.writer, KEY).generation == 2
-        assert get_job(run.state, run.writer, KEY, 1).handle == "job-1"
+        assert get_job(run.state, run.session, KEY).generation == 2
+        assert get_job(run.state, run.session, KEY, 1).handle == "job-1"
         for key, generation in ((KEY, 3), ("other", None), ("other", 1)):
-            assert code_of(get_job, run.state, run.writer, key, generation) is ProblemCode.JOB_NOT_FOUND
+            assert code_of(get_job, run.state, run.session, key, generation) is ProblemCode.JOB_NOT_FOUND

@@ -20,8 +20,8 @@ from reattach.state.operations import (
     Step,
     change,
     get,
+    idempotent,
     list_records,
-    once,
     open_state,
 )
 from reattach.state.values import stored_value_of
@@ -36,9 +36,9 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.writer = Session(1, "pod-1", "s0")
+        self.session = Session(1, "pod-1", "s0")
         self.fenced: list[Session] = []
-        self.state, _ = open_state(DurableState(), self.writer, NOW)
+        self.state, _ = open_state(DurableState(), self.session, NOW)
         self.expected: dict[str, tuple[Any, int]] = {}
         self.versions: set[int] = set()
         self.asked = 0
@@ -49,14 +49,14 @@ class Model(RuleBasedStateMachine):
         request = OperationRequest(str(self.asked), "d")
 
         def act(state: DurableState) -> tuple[DurableState, bytes]:
-            after, results = change(state, self.writer, steps, NOW)
+            after, results = change(state, self.session, steps, NOW)
             return after, json.dumps([result.version for result in results]).encode()
 
         try:
-            self.state, answer = once(self.state, self.writer, request, act)
+            self.state, answer = idempotent(self.state, self.session, request, act)
         except RequestRejectedError as refused:
             return refused.code
-        again, same = once(from_data(to_data(self.state)), self.writer, request, act)
+        again, same = idempotent(from_data(to_data(self.state)), self.session, request, act)
         assert (again, same) == (self.state, answer)
         for version in json.loads(answer):
             if version is not None:
@@ -106,27 +106,27 @@ class Model(RuleBasedStateMachine):
 
     @rule(same_pod=st.booleans())
     def take_over(self, same_pod: bool) -> None:
-        self.fenced.append(self.writer)
-        attempt = self.writer.attempt + (0 if same_pod else 1)
-        self.writer = Session(attempt, f"pod-{attempt}", f"s{len(self.fenced)}")
-        self.state, _ = open_state(self.state, self.writer, NOW)
+        self.fenced.append(self.session)
+        attempt = self.session.attempt + (0 if same_pod else 1)
+        self.session = Session(attempt, f"pod-{attempt}", f"s{len(self.fenced)}")
+        self.state, _ = open_state(self.state, self.session, NOW)
 
     @invariant()
     def holds_what_a_dict_would(self) -> None:
-        records, total = list_records(from_data(to_data(self.state)), self.writer)
+        records, total = list_records(from_data(to_data(self.state)), self.session)
         assert total == len(self.expected)
         assert {record.key: (json.loads(bytes(record.value)), record.version) for record in records} == self.expected
 
     @invariant()
     def the_fenced_stay_out(self) -> None:
-        for writer in self.fenced:
+        for session in self.fenced:
             for call in (lambda who: get(self.state, who, "job_id"), lambda who: open_state(self.state, who, NOW)):
                 try:
-                    call(writer)
+                    call(session)
                 except RequestRejectedError as refused:
                     assert refused.code is ProblemCode.FENCED  # noqa: PT017
                 else:
-                    raise AssertionError(f"{writer} got in")
+                    raise AssertionError(f"{session} got in")
 
 
 TestModel = Model.TestCase

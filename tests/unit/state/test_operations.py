@@ -23,30 +23,30 @@ from reattach.state.operations import (
     change,
     complete,
     get,
+    idempotent,
     list_records,
-    once,
     open_state,
+    parse_operation,
+    parse_operations,
     size_of,
-    step_of,
-    steps_of,
 )
 
 NOW = datetime(2026, 7, 30, tzinfo=UTC)
 LATER = NOW + timedelta(days=400)
-WRITER = Session(attempt=1, pod_uid="pod-1", session="a")
+SESSION = Session(attempt=1, pod_uid="pod-1", id="a")
 DAY = 24 * 3600
 
 
-def opened(writer: Session = WRITER) -> DurableState:
-    return open_state(DurableState(), writer, NOW)[0]
+def opened(session: Session = SESSION) -> DurableState:
+    return open_state(DurableState(), session, NOW)[0]
 
 
 def with_keys(**values: bytes) -> DurableState:
     return changed(opened(), [a_set(key, text) for key, text in values.items()])
 
 
-def changed(state: DurableState, steps: Sequence[Step], writer: Session = WRITER) -> DurableState:
-    return change(state, writer, steps, NOW)[0]
+def changed(state: DurableState, steps: Sequence[Step], session: Session = SESSION) -> DurableState:
+    return change(state, session, steps, NOW)[0]
 
 
 def a_set(key: str = "k", text: bytes = b"1", **more: Any) -> Set:
@@ -55,17 +55,17 @@ def a_set(key: str = "k", text: bytes = b"1", **more: Any) -> Set:
 
 def refusal(state: DurableState, *steps: Step) -> ProblemCode:
     with pytest.raises(RequestRejectedError) as refused:
-        change(state, WRITER, steps, NOW)
+        change(state, SESSION, steps, NOW)
     return refused.value.code
 
 
 def value(state: DurableState, key: str) -> bytes:
-    return bytes(get(state, WRITER, key).value)
+    return bytes(get(state, SESSION, key).value)
 
 
 class TestSet:
     def test_the_record_says_what_was_written_by_whom_and_when(self) -> None:
-        record = get(changed(opened(), [a_set("k", b'"v"', retention=timedelta(days=7))]), WRITER, "k")
+        record = get(changed(opened(), [a_set("k", b'"v"', retention=timedelta(days=7))]), SESSION, "k")
         assert (record.key, bytes(record.value), record.version) == ("k", b'"v"', 1)
         assert (record.attempt, record.pod_uid) == (1, "pod-1")
         assert (record.updated_at, record.expires_at) == (NOW, NOW + timedelta(days=7))
@@ -73,8 +73,8 @@ class TestSet:
     def test_a_second_set_replaces_value_and_expiry(self) -> None:
         state = changed(changed(opened(), [a_set(retention=timedelta(1))]), [a_set(text=b"2")])
         assert value(state, "k") == b"2"
-        assert get(state, WRITER, "k").expires_at is None
-        assert get(state, WRITER, "k").version == 2
+        assert get(state, SESSION, "k").expires_at is None
+        assert get(state, SESSION, "k").version == 2
 
     def test_create_only_refuses_a_key_that_is_there(self) -> None:
         state = changed(opened(), [a_set(if_absent=True)])
@@ -100,7 +100,7 @@ class TestSet:
 
 class TestDeleteAndClear:
     def test_delete_removes_only_the_key_it_names(self) -> None:
-        state, results = change(with_keys(a=b"1", b=b"2"), WRITER, [Delete("a"), Delete("a")], NOW)
+        state, results = change(with_keys(a=b"1", b=b"2"), SESSION, [Delete("a"), Delete("a")], NOW)
         assert set(state.records) == {"b"}
         assert [result.deleted for result in results] == [1, 0]
 
@@ -111,7 +111,7 @@ class TestDeleteAndClear:
 
     def test_clear_removes_all_keys_and_nothing_else(self) -> None:
         state = msgspec.structs.replace(with_keys(a=b"1", b=b"2"), jobs={"job.load": "{}"})
-        after, results = change(state, WRITER, [Clear(), Clear()], NOW)
+        after, results = change(state, SESSION, [Clear(), Clear()], NOW)
         assert after.records == {}
         assert [result.deleted for result in results] == [2, 0]
         assert (after.jobs, after.epoch, after.last_version) == (state.jobs, state.epoch, state.last_version)
@@ -125,7 +125,7 @@ class TestBatch:
             Delete("k", if_version=2),
             a_set("l"),
         ]
-        state, results = change(opened(), WRITER, steps, NOW)
+        state, results = change(opened(), SESSION, steps, NOW)
         assert set(state.records) == {"l"}
         assert results == (
             BatchResult(version=1),
@@ -166,7 +166,7 @@ class TestLimits:
 class TestReading:
     def test_an_absent_key_is_told_apart_from_everything_else(self) -> None:
         with pytest.raises(RequestRejectedError) as refused:
-            get(opened(), WRITER, "k")
+            get(opened(), SESSION, "k")
         assert refused.value.code is ProblemCode.NOT_FOUND
 
     def test_expiry_takes_nothing_from_a_running_task(self) -> None:
@@ -187,36 +187,36 @@ class TestReading:
     )
     def test_keys_are_listed_in_order_page_by_page(self, arguments: Any, keys: list[str], total: int) -> None:
         state = changed(opened(), [a_set(key) for key in ("c", "b/2", "a", "b/1")])
-        records, count = list_records(state, WRITER, **arguments)
+        records, count = list_records(state, SESSION, **arguments)
         assert ([record.key for record in records], count) == (keys, total)
 
 
 class TestComplete:
     def test_the_record_says_who_completed_with_what(self) -> None:
-        completion = complete(opened(), WRITER, b'{"rows":1}', NOW).completion
+        completion = complete(opened(), SESSION, b'{"rows":1}', NOW).completion
         assert completion is not None
         assert (completion.attempt, completion.pod_uid, completion.time) == (1, "pod-1", NOW)
         assert completion.result == '{"rows":1}'
 
     def test_the_same_again_changes_nothing(self) -> None:
-        state = complete(opened(), WRITER, b"1", NOW)
-        assert complete(state, WRITER, b"1", LATER) == state
+        state = complete(opened(), SESSION, b"1", NOW)
+        assert complete(state, SESSION, b"1", LATER) == state
 
     @pytest.mark.parametrize("result", [b"2", None])
     def test_another_result_is_refused(self, result: bytes | None) -> None:
         with pytest.raises(RequestRejectedError) as refused:
-            complete(complete(opened(), WRITER, b"1", NOW), WRITER, result, NOW)
+            complete(complete(opened(), SESSION, b"1", NOW), SESSION, result, NOW)
         assert refused.value.code is ProblemCode.COMPLETED
 
     @pytest.mark.parametrize("step", [a_set(), Delete("a"), Clear()])
     def test_after_it_the_state_is_read_only_for_this_attempt(self, step: Step) -> None:
-        state = complete(with_keys(a=b"1"), WRITER, None, NOW)
+        state = complete(with_keys(a=b"1"), SESSION, None, NOW)
         assert refusal(state, step) is ProblemCode.COMPLETED
         assert value(state, "a") == b"1"
 
     def test_a_later_attempt_completes_anew(self) -> None:
         second = Session(2, "pod-2", "b")
-        state, _ = open_state(complete(opened(), WRITER, b"1", NOW), second, NOW)
+        state, _ = open_state(complete(opened(), SESSION, b"1", NOW), second, NOW)
         state = changed(state, [a_set()], second)
         completion = complete(state, second, b"2", NOW).completion
         assert completion is not None
@@ -224,66 +224,66 @@ class TestComplete:
 
     def test_it_is_out_of_reach_of_delete_and_clear(self) -> None:
         second = Session(2, "pod-2", "b")
-        state, _ = open_state(complete(opened(), WRITER, b"1", NOW), second, NOW)
+        state, _ = open_state(complete(opened(), SESSION, b"1", NOW), second, NOW)
         assert changed(state, [Clear(), Delete("completion")], second).completion == state.completion
 
 
 class TestOnce:
     @staticmethod
     def count(state: DurableState) -> tuple[DurableState, bytes]:
-        after, results = change(state, WRITER, [a_set("k", b"%d" % (state.last_version + 1))], NOW)
+        after, results = change(state, SESSION, [a_set("k", b"%d" % (state.last_version + 1))], NOW)
         return after, b"%d" % (results[0].version or 0)
 
     def test_the_same_request_is_done_once_and_answered_alike(self) -> None:
         request = OperationRequest("r", "d")
-        state, answer = once(opened(), WRITER, request, self.count)
-        state, _ = once(state, WRITER, OperationRequest("other", "d"), self.count)
-        assert once(state, WRITER, request, self.count) == (state, answer)
+        state, answer = idempotent(opened(), SESSION, request, self.count)
+        state, _ = idempotent(state, SESSION, OperationRequest("other", "d"), self.count)
+        assert idempotent(state, SESSION, request, self.count) == (state, answer)
 
     def test_without_an_id_it_is_done_again(self) -> None:
-        state, first = once(opened(), WRITER, None, self.count)
-        assert once(state, WRITER, None, self.count)[1] != first
+        state, first = idempotent(opened(), SESSION, None, self.count)
+        assert idempotent(state, SESSION, None, self.count)[1] != first
 
     def test_an_id_belongs_to_one_request(self) -> None:
-        state, _ = once(opened(), WRITER, OperationRequest("r", "d"), self.count)
+        state, _ = idempotent(opened(), SESSION, OperationRequest("r", "d"), self.count)
         with pytest.raises(RequestRejectedError, match="must not be used again") as refused:
-            once(state, WRITER, OperationRequest("r", "e"), self.count)
+            idempotent(state, SESSION, OperationRequest("r", "e"), self.count)
         assert refused.value.code is ProblemCode.INVALID
 
     def test_the_last_64_are_remembered(self) -> None:
         state = opened()
         for number in range(REQUESTS_REMEMBERED + 1):
-            state, _ = once(state, WRITER, OperationRequest(str(number), "d"), self.count)
-        assert once(state, WRITER, OperationRequest("1", "d"), self.count) == (state, b"2")
-        assert once(state, WRITER, OperationRequest("0", "d"), self.count)[1] == b"66"
+            state, _ = idempotent(state, SESSION, OperationRequest(str(number), "d"), self.count)
+        assert idempotent(state, SESSION, OperationRequest("1", "d"), self.count) == (state, b"2")
+        assert idempotent(state, SESSION, OperationRequest("0", "d"), self.count)[1] == b"66"
 
     def test_of_the_largest_answers_fewer_are_remembered(self) -> None:
         state = opened()
         answer = b'"' + b"x" * 10_000 + b'"'
         for number in range(REQUESTS_REMEMBERED):
-            state, _ = once(state, WRITER, OperationRequest(str(number), "d"), lambda now_is: (now_is, answer))
+            state, _ = idempotent(state, SESSION, OperationRequest(str(number), "d"), lambda now_is: (now_is, answer))
         assert [remembered.id for remembered in state.requests] == [str(number) for number in range(58, 64)]
         assert len(msgspec.json.encode(state.requests)) <= REMEMBERED_BYTES_MAX
 
     def test_a_refused_request_is_not_remembered(self) -> None:
         state = opened()
         with pytest.raises(RequestRejectedError):
-            once(
-                state, WRITER, OperationRequest("r", "d"), lambda now_is: (changed(now_is, [a_set(if_version=5)]), b"")
+            idempotent(
+                state, SESSION, OperationRequest("r", "d"), lambda now_is: (changed(now_is, [a_set(if_version=5)]), b"")
             )
-        assert once(state, WRITER, OperationRequest("r", "d"), self.count)[1] == b"1"
+        assert idempotent(state, SESSION, OperationRequest("r", "d"), self.count)[1] == b"1"
 
     def test_a_fenced_writer_is_not_even_told_its_old_answer(self) -> None:
-        state, _ = once(opened(), WRITER, OperationRequest("r", "d"), self.count)
+        state, _ = idempotent(opened(), SESSION, OperationRequest("r", "d"), self.count)
         state, _ = open_state(state, Session(2, "pod-2", "b"), NOW)
         with pytest.raises(RequestRejectedError) as refused:
-            once(state, WRITER, OperationRequest("r", "d"), self.count)
+            idempotent(state, SESSION, OperationRequest("r", "d"), self.count)
         assert refused.value.code is ProblemCode.FENCED
 
     def test_a_change_after_completion_that_was_done_before_it_is_still_answered(self) -> None:
-        state, answer = once(opened(), WRITER, OperationRequest("r", "d"), self.count)
-        state = complete(state, WRITER, None, NOW)
-        assert once(state, WRITER, OperationRequest("r", "d"), self.count) == (state, answer)
+        state, answer = idempotent(opened(), SESSION, OperationRequest("r", "d"), self.count)
+        state = complete(state, SESSION, None, NOW)
+        assert idempotent(state, SESSION, OperationRequest("r", "d"), self.count) == (state, answer)
 
 
 class TestSteps:
@@ -301,7 +301,7 @@ class TestSteps:
     def test_retention_is_what_was_asked_for_else_the_default(
         self, seconds: Any, default: int, retention: timedelta | None
     ) -> None:
-        step = step_of(Operation(op="set", key="k", value=1, retention_seconds=seconds), default)
+        step = parse_operation(Operation(op="set", key="k", value=1, retention_seconds=seconds), default)
         assert isinstance(step, Set)
         assert step.retention == retention
 
@@ -324,11 +324,11 @@ class TestSteps:
     )
     def test_an_operation_with_too_much_or_too_little_is_refused(self, operation: Operation) -> None:
         with pytest.raises(RequestRejectedError) as refused:
-            step_of(operation, 0)
+            parse_operation(operation, 0)
         assert refused.value.code is ProblemCode.INVALID
 
     @pytest.mark.parametrize("count", [0, BATCH_OPERATIONS_MAX + 1])
     def test_a_batch_has_1_to_100_operations(self, count: int) -> None:
         with pytest.raises(RequestRejectedError, match=f"this one has {count}"):
-            steps_of([Operation(op="clear")] * count, 0)
-        assert len(steps_of([Operation(op="clear")] * BATCH_OPERATIONS_MAX, 0)) == BATCH_OPERATIONS_MAX
+            parse_operations([Operation(op="clear")] * count, 0)
+        assert len(parse_operations([Operation(op="clear")] * BATCH_OPERATIONS_MAX, 0)) == BATCH_OPERATIONS_MAX

@@ -22,7 +22,7 @@ from reattach.taskrun.key_expiry import KeyExpiry, is_due
 from reattach.testing.memory_api import InMemoryCluster
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-WRITER = Session(attempt=1, pod_uid="pod-1", session="session-1")
+SESSION = Session(attempt=1, pod_uid="pod-1", id="session-1")
 
 
 class Interrupted(InMemoryCluster):
@@ -68,23 +68,23 @@ async def test_an_open_that_was_stored_is_answered_so_although_the_seal_came_bef
     run = await create_run(cluster)
     cluster.seals = True
     store = Store(cluster)
-    assert await store.open(run, WRITER, NOW)
+    assert await store.open(run, SESSION, NOW)
     state = await store.read(run)
     assert state.epoch is not None
     assert state.seal is not None
     # Asked again it is told that the run is being ended, as everybody is from now on.
     with pytest.raises(RequestRejectedError) as refused:
-        await store.open(run, WRITER, NOW)
+        await store.open(run, SESSION, NOW)
     assert refused.value.code is ProblemCode.CLOSING
 
 
 async def finished(cluster: InMemoryCluster) -> tuple[RunReference, Store]:
     """A run with a key that never expires, one that has by a minute after `NOW`, and one that has not."""
     run, store = await create_run(cluster), Store(cluster)
-    await store.open(run, WRITER, NOW)
+    await store.open(run, SESSION, NOW)
     kept = {"never": None, "soon": timedelta(seconds=60), "later": timedelta(hours=1)}
     steps = [Set(key=key, text=b"1", retention=retention) for key, retention in kept.items()]
-    await store.change(run, lambda state: change(state, WRITER, steps, NOW))
+    await store.change(run, lambda state: change(state, SESSION, steps, NOW))
     return run, store
 
 
@@ -126,7 +126,7 @@ async def test_a_taskrun_that_ended_meanwhile_is_not_made_to_name_a_state() -> N
     cluster = Ended()
     run = await create_run(cluster)
     with pytest.raises(RequestRejectedError) as refused:
-        await Store(cluster).open(run, WRITER, NOW)
+        await Store(cluster).open(run, SESSION, NOW)
     assert refused.value.code is ProblemCode.CLOSING
     status = json.loads(await cluster.get(taskruns("demo", "load")))["status"]
     assert status == {"outcome": "Cancelled"}

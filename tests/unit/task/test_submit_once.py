@@ -719,7 +719,7 @@ class TestTheNextAttempt:
     def test_a_state_api_that_knows_better_is_believed(self, pod: Pod, system: System) -> None:
         system.can = Capabilities(token=TOKEN)
         an_attempt_dies(pod, system, "after-submit")
-        refusal = a_problem(409, "grounds-refused", "Token takes that the token is honoured still")
+        refusal = a_problem(409, "grounds-refused", "grounds Token require a token that is still valid")
 
         def main(task: reattach.Task) -> None:
             pod.time.on_step["before-intent"] = lambda: pod.time.on_step.update(
@@ -820,7 +820,7 @@ class TestHolds:
     def test_fail(self, pod: Pod, system: System) -> None:
         self.held(pod, system)
         pod.api.jobs.resolve("Fail")
-        with pytest.raises(reattach.JobFailed, match="a person decided"):
+        with pytest.raises(reattach.JobFailed, match=r"failed by spec\.resolutions"):
             submit(pod, system)
         assert len(system.submissions) == 1
 
