@@ -41,15 +41,13 @@ class ObjectStore(Generic[T]):
     The response to our own write may arrive before or after the watch event of it. So an older
     version than the known one is ignored, and so is any version of an object after its deletion.
 
-    An object that `keep` refuses is removed like a deleted one. A late event with an older version
-    does not bring it back, as long as it is among the last 10,000 objects that left. Beyond that,
-    the late event stores the old version. The next event of the object, the next relist, or the
-    conflict of a write that is based on it removes that version.
+    `evict` removes an object that needs no more work; only a newer version brings it back. A late
+    event with an older version is ignored while the object is among the last 10,000 that left.
+    Beyond that, the late event stores the old version, and the object is evicted again.
 
     Args:
         key_of: returns the key that an object belongs to.
         on_change: called with the key of each object that changed.
-        keep: returns whether an object is still needed.
         transform: returns an object without the parts that no decision needs.
     """
 
@@ -58,12 +56,10 @@ class ObjectStore(Generic[T]):
         key_of: Callable[[T], Key],
         on_change: Callable[[Key], None],
         *,
-        keep: Callable[[T], bool] = lambda _: True,
         transform: Callable[[T], T] = lambda found: found,
     ) -> None:
         self._key_of = key_of
         self._on_change = on_change
-        self._keep = keep
         self._transform = transform
         self._by_key: dict[Key, dict[str, T]] = {}
         self._key_by_uid: dict[str, Key] = {}
@@ -101,12 +97,10 @@ class ObjectStore(Generic[T]):
             known = self._by_key[before][metadata.uid].metadata.resource_version
             if known == metadata.resource_version or is_older(metadata.resource_version, known):
                 return False
-        if not self._keep(found):
-            self.delete(metadata.uid, version=metadata.resource_version)
-            return before is not None
         self._ended.pop(metadata.uid, None)
         if before is not None and before != key:  # its label was changed
             self._remove(metadata.uid)
+            self._on_change(before)
         self._by_key.setdefault(key, {})[metadata.uid] = self._transform(found)
         self._key_by_uid[metadata.uid] = key
         self._on_change(key)
@@ -118,11 +112,15 @@ class ObjectStore(Generic[T]):
         With `version`, the object comes back with a newer version: it had only left the selector
         by then.
         """
-        self._ended.pop(uid, None)
-        self._ended[uid] = version
-        while len(self._ended) > _TOMBSTONES_MAX:
-            del self._ended[next(iter(self._ended))]
-        self._remove(uid)
+        self._bury(uid, version)
+        if (key := self._remove(uid)) is not None:
+            self._on_change(key)
+
+    def evict(self, uid: str) -> None:
+        """Remove an object until a newer version of it arrives, without a call of `on_change`."""
+        if (found := self.get(uid)) is not None:
+            self._bury(uid, found.metadata.resource_version)
+            self._remove(uid)
 
     def absent_in(self, uids: Collection[str], version: str, namespace: str | None) -> Sequence[T]:
         """Return the known objects of `namespace` (None: of all) that a complete list lacks.
@@ -138,12 +136,18 @@ class ObjectStore(Generic[T]):
             and not is_older(version, known.metadata.resource_version)
         ]
 
-    def _remove(self, uid: str) -> None:
+    def _bury(self, uid: str, version: str) -> None:
+        self._ended.pop(uid, None)
+        self._ended[uid] = version
+        while len(self._ended) > _TOMBSTONES_MAX:
+            del self._ended[next(iter(self._ended))]
+
+    def _remove(self, uid: str) -> Key | None:
+        """Return the key of the removed object; None: the store does not have the object."""
         key = self._key_by_uid.pop(uid, None)
-        if key is None:
-            return
-        group = self._by_key[key]
-        del group[uid]
-        if not group:
-            del self._by_key[key]
-        self._on_change(key)
+        if key is not None:
+            group = self._by_key[key]
+            del group[uid]
+            if not group:
+                del self._by_key[key]
+        return key

@@ -46,6 +46,7 @@ from reattach.planner.plan import (
     SealState,
     UnreadableState,
 )
+from reattach.planner.podstatus import is_over
 from reattach.runtime.event_recorder import EventRecorder
 from reattach.runtime.mergepatch import merge_patch_of
 from reattach.runtime.object_store import ObjectStore
@@ -113,6 +114,7 @@ class Reconciler:
         if taskrun is not None and taskrun.status.outcome is not None and is_ours(taskrun):
             taskrun = None
         again = await self._release_leftovers(key, taskrun)
+        self._evict_released(key, taskrun)
         if taskrun is None or not is_ours(taskrun):
             self._actor.forget(key)
             return again
@@ -296,6 +298,20 @@ class Reconciler:
             if not _is_of(state.metadata, taskrun):
                 is_left |= not await self._let_go(key, self._actor.release(state))
         return self._clock() + _TRY_LEFTOVERS_AGAIN if is_left else None
+
+    def _evict_released(self, key: Key, taskrun: TaskRun | None) -> None:
+        """Evict pods and states without our finalizers whose TaskRun is finished or gone.
+
+        Those of an unfinished TaskRun stay, because `reattach-operator release` or a user may have
+        removed the finalizer of a pod whose end is not recorded yet.
+        """
+        for pod in self._pods.by_key(key):
+            is_released = FINALIZER_ATTEMPT not in pod.metadata.finalizers and is_over(pod)
+            if is_released and not _is_of(pod.metadata, taskrun):
+                self._pods.evict(pod.metadata.uid)
+        for state in self._states.by_key(key):
+            if FINALIZER_STATE not in state.metadata.finalizers and not _is_of(state.metadata, taskrun):
+                self._states.evict(state.metadata.uid)
 
     @staticmethod
     async def _let_go(key: Key, release: Awaitable[None]) -> bool:
