@@ -98,7 +98,7 @@ class TestWhosePod:
             {"name": "load"},
         ],
     )
-    def test_a_pod_that_lacks_any_of_it_is_a_stranger(self, changes: Mapping[str, Any]) -> None:
+    def test_caller_of_a_pod_without_label_owner_or_name_is_rejected(self, changes: Mapping[str, Any]) -> None:
         with pytest.raises(RequestRejectedError) as refused:
             caller_of(msgspec.structs.replace(self.pod, **changes))
         assert refused.value.code is ProblemCode.NOT_A_TASK_POD

@@ -236,7 +236,7 @@ RECORD = to_data(a_state())["key.job_id"]
         {"completion": "{"},
     ],
 )
-def test_what_cannot_be_read_is_said_and_never_taken_for_absent(change: dict[str, str | None]) -> None:
+def test_unreadable_data_raises_and_is_never_treated_as_absent(change: dict[str, str | None]) -> None:
     data = {name: text for name, text in {**to_data(a_state()), **change}.items() if text is not None}
     with pytest.raises(UnreadableError):
         from_data(data)
@@ -337,7 +337,7 @@ def test_a_state_from_before_there_were_jobs_is_read() -> None:
 
 
 @pytest.mark.parametrize("configmap", [b"[]", b"{}", b'{"metadata":{},"data":{"a":1}}', b'{"metadata":{}}'])
-def test_what_is_no_state_is_unreadable(configmap: bytes) -> None:
+def test_decoding_of_other_data_raises_unreadable(configmap: bytes) -> None:
     with pytest.raises(UnreadableError):
         from_configmap(configmap)
 

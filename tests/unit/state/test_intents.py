@@ -132,7 +132,7 @@ class TestLostAnswer:
         assert run.intend(request="r-2").decision is Decision.RESOLVE
         assert run.intend().decision is Decision.RESOLVE
 
-    def test_nor_the_same_id_of_another_session_or_for_another_request(self) -> None:
+    def test_intent_with_a_reused_request_id_is_not_granted_again(self) -> None:
         run = Run.opened()
         run.intend(request="r")
         assert run.copy().by(1, "again", process="process-s-1").intend(request="r").decision is Decision.RESOLVE
@@ -330,10 +330,10 @@ class TestNotFound:
     def test_with_another_policy_it_must_be_over_first(self, on_not_found: str) -> None:
         assert code_of(self.gone(on_not_found).intend, new_generation=True) is ProblemCode.JOB_OPEN
 
-    def test_so_it_must_while_a_person_is_asked(self) -> None:
+    def test_intent_for_a_new_generation_of_a_held_job_is_rejected(self) -> None:
         assert code_of(self.gone().held().intend, new_generation=True) is ProblemCode.JOB_OPEN
 
-    def test_so_it_must_once_the_other_side_knows_it_again(self) -> None:
+    def test_intent_for_a_new_generation_of_a_job_found_again_is_rejected(self) -> None:
         run = self.gone()
         run.outcome("Active")
         assert code_of(run.intend, new_generation=True) is ProblemCode.JOB_OPEN
@@ -371,7 +371,7 @@ class TestOver:
         assert bytes(answer.job.result) == b'{"rows":7}'  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("asked", [{"digest": "other"}, {"adapter": "other"}])
-    def test_but_it_is_not_the_answer_to_another_request(self, asked: dict[str, Any]) -> None:
+    def test_intent_with_another_request_after_success_is_rejected(self, asked: dict[str, Any]) -> None:
         run = active()
         run.outcome("Succeeded", result={"rows": 7})
         assert code_of(run.intend, **asked) is ProblemCode.DIGEST_CHANGED
@@ -422,9 +422,7 @@ class TestOver:
         assert run.by(3).intend().decision is Decision.OVER
 
     @pytest.mark.parametrize("begin", [intended, active], ids=["intended", "active"])
-    def test_what_was_given_up_may_run_and_is_submitted_anew_by_nobody_who_was_not_asked_to(
-        self, begin: Callable[[], Run]
-    ) -> None:
+    def test_intent_after_giving_up_submits_only_with_a_new_generation(self, begin: Callable[[], Run]) -> None:
         run = begin()
         run.outcome("Failed", given_up=True)
         for attempt in (2, 3):

@@ -273,7 +273,7 @@ class TestOnce:
             )
         assert idempotent(state, SESSION, OperationRequest("r", "d"), self.count)[1] == b"1"
 
-    def test_a_fenced_writer_is_not_even_told_its_old_answer(self) -> None:
+    def test_idempotent_call_of_a_fenced_session_is_rejected(self) -> None:
         state, _ = idempotent(opened(), SESSION, OperationRequest("r", "d"), self.count)
         state, _ = open_state(state, Session(2, "pod-2", "b"), NOW)
         with pytest.raises(RequestRejectedError) as refused:

@@ -63,7 +63,7 @@ async def create_run(cluster: InMemoryCluster) -> RunReference:
     return run_of(json.loads(await cluster.create(taskruns("demo"), body)))
 
 
-async def test_an_open_that_was_stored_is_answered_so_although_the_seal_came_before_the_answer() -> None:
+async def test_open_sealed_after_its_write_still_succeeds() -> None:
     cluster = Interrupted()
     run = await create_run(cluster)
     cluster.seals = True
@@ -92,14 +92,14 @@ async def release(cluster: InMemoryCluster, run: RunReference) -> None:
     await cluster.merge_patch(configmaps("demo", state_name(run.name, run.uid)), {"metadata": {"finalizers": []}})
 
 
-async def test_nothing_expires_while_its_run_is_unfinished() -> None:
+async def test_sweep_of_an_unfinished_run_removes_no_key() -> None:
     cluster = InMemoryCluster(lambda: NOW)
     run, store = await finished(cluster)
     assert await store.sweep(run, NOW + timedelta(days=9)) == 0
     assert {*(await store.read(run)).records} == {"never", "soon", "later"}
 
 
-async def test_of_a_run_that_is_over_what_has_expired_goes_and_what_has_not_stays() -> None:
+async def test_sweep_of_a_finished_run_removes_only_expired_keys() -> None:
     cluster = InMemoryCluster(lambda: NOW)
     run, store = await finished(cluster)
     await release(cluster, run)
@@ -122,7 +122,7 @@ async def test_of_a_run_that_is_over_what_has_expired_goes_and_what_has_not_stay
     assert await due(timedelta(days=999)) == {"never"}
 
 
-async def test_a_taskrun_that_ended_meanwhile_is_not_made_to_name_a_state() -> None:
+async def test_open_after_the_run_ended_writes_no_state_reference() -> None:
     cluster = Ended()
     run = await create_run(cluster)
     with pytest.raises(RequestRejectedError) as refused:
