@@ -391,7 +391,7 @@ class TestRest:
     def test_nobody_can_tell_while_accounting_lags(self) -> None:
         assert self.with_accounting(0).look_up(SUBMISSION) is None
         for queue in (4, None):
-            with pytest.raises(SlurmError, match="messages for slurmdbd"):
+            with pytest.raises(SlurmError, match="undelivered messages for slurmdbd"):
                 self.with_accounting(queue).look_up(SUBMISSION)
 
     def test_cancelling_leaves_another_job_alone(self) -> None:
@@ -420,7 +420,7 @@ class TestCommands:
 
     def test_an_id_is_a_job_also_where_the_way_does_not_end_in_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(commands, "_COMMAND_SECONDS", 0.5)
-        monkeypatch.setattr(commands, "_WAY_SECONDS", 0.5)
+        monkeypatch.setattr(commands, "_START_SECONDS", 0.5)
         says_and_hangs = SlurmCommands(accounting=None, via=("sh", "-c", "echo 17; exec sleep 60"))
         assert says_and_hangs.submit(COMMANDED) == Submitted(f"17/{NAME}")
         hangs = SlurmCommands(accounting=None, via=("sh", "-c", "exec sleep 60"))
@@ -455,7 +455,7 @@ class TestCommands:
     def test_where_the_way_breaks_a_message_of_sbatch_is_no_refusal(self, code: int) -> None:
         """A site's own plugin greets who submits, the connection breaks, and ssh ends with a code that sbatch has too."""
         way = ("sh", "-c", f"echo 'sbatch: lua: your project has 3 h left' >&2; exit {code}")
-        with pytest.raises(SlurmError, match="the way there broke"):
+        with pytest.raises(SlurmError, match="the connection broke"):
             SlurmCommands(accounting=None, via=way).submit(COMMANDED)
 
     def test_a_program_that_is_not_there_made_no_job(self) -> None:
