@@ -66,7 +66,7 @@ class HttpJobs(Adapter):
             ) from error
         self._cancelled: set[str] = set()
         """Handles whose end this process asked for: being gone is their end then, and no riddle."""
-        self._caller = BoundedHttpClient(
+        self._client = BoundedHttpClient(
             description.address, description.request_seconds, headers, tls, transport=transport
         )
 
@@ -85,24 +85,24 @@ class HttpJobs(Adapter):
         submit = self._description.submit
         request = request_of(submit, submission)
         try:
-            answer = self._caller.send(
+            response = self._client.send(
                 request.method, request.path, request.body, request.headers, may_leave=submission.may_leave
             )
         except NotSentError as error:
             raise Rejected(f"the job was not sent: {error}", retriable=True) from error
-        if self._description.look_up is not None and is_taken_by_an_unnamed_job(submit, answer):
+        if self._description.look_up is not None and is_taken_by_an_unnamed_job(submit, response):
             found = self.look_up(submission)
             if found is None:
-                raise CallError(f"the name or token has a job, which is not found yet: {answer}")
+                raise CallError(f"the name or token has a job, which is not found yet: {response}")
             return found
-        return submitted_of(submit, answer, submission)
+        return submitted_of(submit, response, submission)
 
     def look_up(self, submission: Submission) -> Submitted | None:
         look_up = self._description.look_up
         if look_up is None:
             return super().look_up(submission)
-        answer = self._caller.send("GET", look_up_path_of(look_up, submission))
-        return found_of(look_up, answer, submission, self._description.submit)
+        response = self._client.send("GET", look_up_path_of(look_up, submission))
+        return found_of(look_up, response, submission, self._description.submit)
 
     def status(self, handle: str) -> JobStatus:
         told = self._description.status
@@ -119,19 +119,19 @@ class HttpJobs(Adapter):
         cancel = self._description.cancel
         if cancel is None:
             raise CallError("this job can't be cancelled: its description has no `cancel`")
-        # Before it is sent: the answer may be lost, and the job be gone.
+        # Before it is sent: the response may be lost, and the job be gone.
         self._cancelled.add(handle)
-        answer = self._ask(cancel.method, cancel.path, handle, cancel_body_of(cancel))
-        if answer.is_success:
+        response = self._ask(cancel.method, cancel.path, handle, cancel_body_of(cancel))
+        if response.is_success:
             return
         status = self.status(handle)
         if not isinstance(status, Cancelled):
             self._cancelled.discard(handle)
         if isinstance(status, Active | Unknown):
-            raise CallError(f"{handle} was not cancelled: {answer}; it stands as {status}")
+            raise CallError(f"{handle} was not cancelled: {response}; it stands as {status}")
 
     def _ask(self, method: str, path: str, handle: str, body: Any = NO_BODY) -> HttpResponse:
-        return self._caller.send(method, handle_path_of(path, handle), body)
+        return self._client.send(method, handle_path_of(path, handle), body)
 
 
 def _headers_of(description: Description, environment: Mapping[str, str]) -> Callable[[], Mapping[str, str]]:

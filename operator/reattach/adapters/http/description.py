@@ -30,7 +30,7 @@ REFUSED: Final = (400, 401, 402, 403, 404, 405, 411, 413, 414, 415, 417, 421, 42
 """What these mean is in RFC 9110 and RFC 6585: the request is not acted on. 406 (some frameworks act first), 408, 409, 410, 412, 425 and
 5xx promise no such thing."""
 BUSY: Final = (429,)
-"""503 is not among them: proxies answer it also when the connection broke after the request was passed on."""
+"""503 is not among them: proxies response it also when the connection broke after the request was passed on."""
 
 _METHOD = re.compile(r"[A-Z]{1,16}")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
@@ -49,7 +49,7 @@ class SubmitRequest(Part, frozen=True):
     """How a job is submitted. The request that the task gives is the JSON body.
 
     `body`: what Reattach adds to it: place → template; a place that ends in `[]` is appended to a list. `headers`: name → template.
-    `handle`: the job's id in the answer, a place; or a template, where the client chooses it (`PUT /jobs/{name}`). `url`: where people can look
+    `handle`: the job's id in the response, a place; or a template, where the client chooses it (`PUT /jobs/{name}`). `url`: where people can look
     at it, a place or a template.
 
     Answers, by status code. `accepted`: it is a new job. `exists`: the name or the token has a job already, whose handle is at
@@ -108,7 +108,7 @@ class SubmitRequest(Part, frozen=True):
 
 
 class States(Part, frozen=True):
-    """The words of the API for how a job stands, as they are in its answer (numbers and booleans as JSON writes them). All others are taken
+    """The words of the API for how a job stands, as they are in its response (numbers and booleans as JSON writes them). All others are taken
     as "can't be told".
     """
 
@@ -129,11 +129,11 @@ class States(Part, frozen=True):
 
 
 class StatusRequest(Part, frozen=True):
-    """How a job is asked for. `state`: where its state is in the answer; `result`: where the result of a job that succeeded is, `.` for all of the
-    answer; `message`: what to tell people. All are places.
+    """How a job is asked for. `state`: where its state is in the response; `result`: where the result of a job that succeeded is, `.` for all of the
+    response; `message`: what to tell people. All are places.
 
-    `not_found`: the status codes by which the API says that it does not know the handle, if the answer's text also contains `not_found_says`, which
-    no proxy would answer: whoever takes a proxy's 404 for a job that is gone holds the run, or submits anew. Empty: it never says so.
+    `not_found`: the status codes by which the API says that it does not know the handle, if the response's text also contains `not_found_says`, which
+    no proxy would response: whoever takes a proxy's 404 for a job that is gone holds the run, or submits anew. Empty: it never says so.
     """
 
     path: str
@@ -158,12 +158,12 @@ class StatusRequest(Part, frozen=True):
         if self.not_found and not self.not_found_says.strip():
             raise DescriptionError(
                 "status.notFoundSays must be what the API itself says of a job that it does not know: a proxy answers 404 too. "
-                "If it says nothing, status.notFound must be empty, and such an answer tells nothing"
+                "If it says nothing, status.notFound must be empty, and such an response tells nothing"
             )
 
 
 class CancelRequest(Part, frozen=True):
-    """How a job's end is asked for; `body` is sent as it is. Absent jobs answer as in `status.not_found`. After any answer but a success the
+    """How a job's end is asked for; `body` is sent as it is. Absent jobs response as in `status.not_found`. After any response but a success the
     job is asked how it stands.
     """
 
@@ -181,14 +181,14 @@ class CancelRequest(Part, frozen=True):
 class LookupRequest(Part, frozen=True):
     """How a job is found by what its submission carried: `/jobs?tag={token}`.
 
-    `items`: where the list of jobs is in the answer; None: the answer is one job. `carries`: where in a job the token (or the name, whichever the
+    `items`: where the list of jobs is in the response; None: the response is one job. `carries`: where in a job the token (or the name, whichever the
     path holds) stands, alone or in a list; jobs that don't carry it are not ours. `handle`: a place in a job.
 
-    `not_found_says`: 404 says that there is none if the answer's text also contains this, which no proxy would answer: whoever takes a proxy's
-    404 for absence makes a second job. Needed where `items` is None; without it 404 is no answer.
+    `not_found_says`: 404 says that there is none if the response's text also contains this, which no proxy would response: whoever takes a proxy's
+    404 for absence makes a second job. Needed where `items` is None; without it 404 is no response.
 
-    `next_page`: where in the answer something stands if there are more jobs on a next page (`nextPageToken`): a page without our job is then no
-    answer. `items_omitted`: the API leaves an empty list out, as protobuf's JSON does; else an answer without the list is none.
+    `next_page`: where in the response something stands if there are more jobs on a next page (`nextPageToken`): a page without our job is then no
+    response. `items_omitted`: the API leaves an empty list out, as protobuf's JSON does; else an response without the list is none.
 
     `settling_seconds`: a job that was accepted is found at the latest after this time. `retention_seconds`: how long a job is found after its
     submission at least, also when it ended at once; None (null): for ever.

@@ -1,4 +1,4 @@
-"""Between a REST API and Reattach, by its description: what is sent, and what the answers mean. Pure."""
+"""Between a REST API and Reattach, by its description: what is sent, and what the responses mean. Pure."""
 
 import copy
 import json
@@ -46,33 +46,33 @@ def request_of(submit: SubmitRequest, submission: Submission) -> HttpCall:
     )
 
 
-def submitted_of(submit: SubmitRequest, answer: HttpResponse, submission: Submission) -> Submitted:
-    """The job, by the answer to its submission.
+def submitted_of(submit: SubmitRequest, response: HttpResponse, submission: Submission) -> Submitted:
+    """The job, by the response to its submission.
 
     Raises:
         Rejected: there surely is none by this request.
         CallError: nobody knows.
     """
     fields = fields_of(submission)
-    if answer.status in submit.exists:
+    if response.status in submit.exists:
         place = submit.existing_handle or submit.handle
-        return _submitted(submit, answer, place, fields, existed=True)
-    if answer.status in submit.accepted:
-        return _submitted(submit, answer, submit.handle, fields, existed=False)
-    if answer.status in submit.refused:
-        raise Rejected(f"the job was refused: {answer}")
-    if answer.status in submit.busy:
-        raise Rejected(f"the job was refused for now: {answer}", retriable=True)
-    if answer.status in {307, 308}:
+        return _submitted(submit, response, place, fields, existed=True)
+    if response.status in submit.accepted:
+        return _submitted(submit, response, submit.handle, fields, existed=False)
+    if response.status in submit.refused:
+        raise Rejected(f"the job was refused: {response}")
+    if response.status in submit.busy:
+        raise Rejected(f"the job was refused for now: {response}", retriable=True)
+    if response.status in {307, 308}:
         # The one redirection that says "not done, do it over there".
-        raise Rejected(f"the address must be the one that {answer.headers.get('location')!r} is under: {answer}")
-    raise CallError(f"the answer does not tell whether the job was accepted: {answer}")
+        raise Rejected(f"the address must be the one that {response.headers.get('location')!r} is under: {response}")
+    raise CallError(f"the response does not tell whether the job was accepted: {response}")
 
 
-def is_taken_by_an_unnamed_job(submit: SubmitRequest, answer: HttpResponse) -> bool:
-    """Whether the answer says that the name or the token has a job, and not which."""
+def is_taken_by_an_unnamed_job(submit: SubmitRequest, response: HttpResponse) -> bool:
+    """Whether the response says that the name or the token has a job, and not which."""
     source = submit.existing_handle or submit.handle
-    return answer.status in submit.exists and "{" not in source and not _text_of(value_at(answer.body, source))
+    return response.status in submit.exists and "{" not in source and not _text_of(value_at(response.body, source))
 
 
 def look_up_path_of(look_up: LookupRequest, submission: Submission) -> str:
@@ -81,67 +81,67 @@ def look_up_path_of(look_up: LookupRequest, submission: Submission) -> str:
 
 
 def found_of(
-    look_up: LookupRequest, answer: HttpResponse, submission: Submission, submit: SubmitRequest
+    look_up: LookupRequest, response: HttpResponse, submission: Submission, submit: SubmitRequest
 ) -> Submitted | None:
     """The job that carries the token or name; None: there is none.
 
     Of several, the first: they are of one token, so they are one job made twice, and the API's order is all that there is to go by.
 
     Raises:
-        CallError: the answer does not tell.
+        CallError: the response does not tell.
     """
-    if answer.status == 404 and look_up.not_found_says and look_up.not_found_says in answer.text:
+    if response.status == 404 and look_up.not_found_says and look_up.not_found_says in response.text:
         return None
-    if not answer.is_success:
-        raise CallError(f"the look-up was not answered: {answer}")
-    jobs = _jobs_in(look_up, answer)
+    if not response.is_success:
+        raise CallError(f"the look-up was not answered: {response}")
+    jobs = _jobs_in(look_up, response)
     if not isinstance(jobs, list):
-        raise CallError(f"lookUp.items ({look_up.items}) must be where the list of jobs is in the answer: {answer}")
+        raise CallError(f"lookUp.items ({look_up.items}) must be where the list of jobs is in the response: {response}")
     fields = fields_of(submission)
     ours = [job for job in jobs if _carries(job, look_up.carries, fields[look_up.carried])]
-    if not ours and look_up.next_page is not None and value_at(answer.body, look_up.next_page):
-        raise CallError(f"lookUp.path must select so few jobs that they fit on one page; there are more: {answer}")
+    if not ours and look_up.next_page is not None and value_at(response.body, look_up.next_page):
+        raise CallError(f"lookUp.path must select so few jobs that they fit on one page; there are more: {response}")
     if jobs and not ours:
         # Whoever ignores the query and answers the first page of all jobs must not be understood as "there is none".
         raise CallError(
             f"lookUp.path must select the jobs that carry the {look_up.carried}, and lookUp.carries ({look_up.carries}) be where; "
-            f"the answer has {len(jobs)} that don't: {answer}"
+            f"the response has {len(jobs)} that don't: {response}"
         )
     if not ours:
         return None
-    handle = _handle_at(ours[0], look_up.handle, answer)
+    handle = _handle_at(ours[0], look_up.handle, response)
     return Submitted(handle, _url_of(submit, ours[0], {**fields, "handle": handle}), existed=True)
 
 
-def _jobs_in(look_up: LookupRequest, answer: HttpResponse) -> Any:
+def _jobs_in(look_up: LookupRequest, response: HttpResponse) -> Any:
     if look_up.items is None:
-        return [answer.body]
-    jobs = value_at(answer.body, look_up.items)
-    if jobs is None and look_up.items_omitted and isinstance(answer.body, dict):
+        return [response.body]
+    jobs = value_at(response.body, look_up.items)
+    if jobs is None and look_up.items_omitted and isinstance(response.body, dict):
         return []
     return jobs
 
 
-def status_of(status: StatusRequest, answer: HttpResponse) -> JobStatus:
+def status_of(status: StatusRequest, response: HttpResponse) -> JobStatus:
     """How the job stands."""
-    if answer.status in status.not_found and status.not_found_says in answer.text:
-        return NotFound(str(answer))
-    if not answer.is_success:
-        return Unknown(str(answer))
-    word = _text_of(value_at(answer.body, status.state))
-    message = _text_of(value_at(answer.body, status.message)) if status.message is not None else None
+    if response.status in status.not_found and status.not_found_says in response.text:
+        return NotFound(str(response))
+    if not response.is_success:
+        return Unknown(str(response))
+    word = _text_of(value_at(response.body, status.state))
+    message = _text_of(value_at(response.body, status.message)) if status.message is not None else None
     states = status.states
     if word in states.active:
         return Active(message or "")
     if word in states.succeeded:
-        return _succeeded(status, answer)
+        return _succeeded(status, response)
     if word in states.failed:
         return Failed(message or f"it ended as {word}")
     if word in states.cancelled:
         return Cancelled(message or "")
     if word is None:
-        return Unknown(f"status.state ({status.state}) must be where the job's state is in the answer: {answer}")
-    return Unknown(f"status.states must say what {word!r} means: {answer}")
+        return Unknown(f"status.state ({status.state}) must be where the job's state is in the response: {response}")
+    return Unknown(f"status.states must say what {word!r} means: {response}")
 
 
 def cancel_body_of(cancel: CancelRequest) -> Any:
@@ -180,23 +180,23 @@ def value_at(document: Any, place: str) -> Any:
     return document
 
 
-def _succeeded(status: StatusRequest, answer: HttpResponse) -> JobStatus:
+def _succeeded(status: StatusRequest, response: HttpResponse) -> JobStatus:
     if status.result is None:
         return Succeeded()
-    return Succeeded(value_at(answer.body, status.result))
+    return Succeeded(value_at(response.body, status.result))
 
 
 def _submitted(
-    submit: SubmitRequest, answer: HttpResponse, source: str, fields: Mapping[str, str], *, existed: bool
+    submit: SubmitRequest, response: HttpResponse, source: str, fields: Mapping[str, str], *, existed: bool
 ) -> Submitted:
-    handle = source.format_map(fields) if "{" in source else _handle_at(answer.body, source, answer)
-    return Submitted(handle, _url_of(submit, answer.body, {**fields, "handle": handle}), existed=existed)
+    handle = source.format_map(fields) if "{" in source else _handle_at(response.body, source, response)
+    return Submitted(handle, _url_of(submit, response.body, {**fields, "handle": handle}), existed=existed)
 
 
-def _handle_at(document: Any, place: str, answer: HttpResponse) -> str:
+def _handle_at(document: Any, place: str, response: HttpResponse) -> str:
     handle = _text_of(value_at(document, place))
     if not handle:
-        raise CallError(f"the job's id must be at {place!r} of the answer: {answer}")
+        raise CallError(f"the job's id must be at {place!r} of the response: {response}")
     return handle
 
 

@@ -1,7 +1,7 @@
 """Objects of a Kubernetes API as jobs.
 
 kinds.py      pure: what a kind is like, and the presets
-objects.py    pure: what is created, whose it is, and what the answers mean
+objects.py    pure: what is created, whose it is, and what the responses mean
 access.py     the API server, and who calls it
 adapter.py    sends the requests
 """

@@ -31,12 +31,12 @@ from reattach.adapters.kubernetes.kinds import Kind, text_at
 from reattach.adapters.kubernetes.objects import (
     ForeignObjectError,
     ObjectHandle,
-    answer_text,
     created_of,
     delete_options_of,
     existing_of,
     is_absent,
     object_of,
+    response_text,
     status_of,
 )
 
@@ -82,7 +82,7 @@ class KubernetesObjects(Adapter):
         except (OSError, ValueError) as error:
             raise AccessError(f"what {access.server} is called with must be there: {error}") from error
         # A proxy for the world outside is none for the cluster's own API server.
-        self._caller = BoundedHttpClient(
+        self._client = BoundedHttpClient(
             access.server, _REQUEST_SECONDS, access.headers, access.tls, trust_env=False, transport=transport
         )
 
@@ -98,10 +98,10 @@ class KubernetesObjects(Adapter):
         try:
             # Strict: a misspelt field would be dropped in silence otherwise.
             query = "fieldValidation=Strict&fieldManager=reattach-task"
-            answer = self._caller.send("POST", f"{path}?{query}", body, may_leave=submission.may_leave)
+            response = self._client.send("POST", f"{path}?{query}", body, may_leave=submission.may_leave)
         except NotSentError as error:
             raise Rejected(f"the object was not sent: {error}", retriable=True) from error
-        created = created_of(answer)
+        created = created_of(response)
         return self._existing(submission) if created is None else created
 
     def look_up(self, submission: Submission) -> Submitted | None:
@@ -125,16 +125,16 @@ class KubernetesObjects(Adapter):
         if known is None:
             return
         for _ in range(_TRIES):
-            answer = self._get(known.namespace, known.name)
-            if not isinstance(status_of(self._kind, answer, known), Active | Unknown):
+            response = self._get(known.namespace, known.name)
+            if not isinstance(status_of(self._kind, response, known), Active | Unknown):
                 return
-            if not answer.is_success or text_at(answer.body, "metadata.uid") != known.uid:
-                raise CallError(f"{handle} was not cancelled: {answer_text(answer)}")
-            ended = self._end(known, text_at(answer.body, "metadata.resourceVersion"))
+            if not response.is_success or text_at(response.body, "metadata.uid") != known.uid:
+                raise CallError(f"{handle} was not cancelled: {response_text(response)}")
+            ended = self._end(known, text_at(response.body, "metadata.resourceVersion"))
             if ended.is_success or is_absent(ended, known.name):
                 return
             if ended.status != 409:
-                raise CallError(f"{handle} was not cancelled: {answer_text(ended)}")
+                raise CallError(f"{handle} was not cancelled: {response_text(ended)}")
         raise CallError(f"{handle} was not cancelled: it keeps changing")
 
     def _end(self, handle: ObjectHandle, version: str) -> HttpResponse:
@@ -143,13 +143,13 @@ class KubernetesObjects(Adapter):
         preconditions = {"uid": handle.uid, "resourceVersion": version}
         if self._kind.cancel_patch is not None:
             patch = {**self._kind.cancel_patch, "metadata": preconditions}
-            return self._caller.send("PATCH", path, patch, {"Content-Type": "application/merge-patch+json"})
-        # Before it is sent: the answer may be lost, and the object be gone.
+            return self._client.send("PATCH", path, patch, {"Content-Type": "application/merge-patch+json"})
+        # Before it is sent: the response may be lost, and the object be gone.
         self._deleted.add(handle.uid)
-        answer = self._caller.send("DELETE", path, delete_options_of(preconditions))
-        if 400 <= answer.status < 500 and not is_absent(answer, handle.name):
+        response = self._client.send("DELETE", path, delete_options_of(preconditions))
+        if 400 <= response.status < 500 and not is_absent(response, handle.name):
             self._deleted.discard(handle.uid)
-        return answer
+        return response
 
     def _existing(self, submission: Submission) -> Submitted:
         """The object that has the name."""
@@ -163,4 +163,4 @@ class KubernetesObjects(Adapter):
         return found
 
     def _get(self, namespace: str, name: str) -> HttpResponse:
-        return self._caller.send("GET", self._kind.path(namespace, name))
+        return self._client.send("GET", self._kind.path(namespace, name))

@@ -1,4 +1,4 @@
-"""Between the Kubernetes API and Reattach: what object is made, whether one is ours, and what the answers mean. Pure.
+"""Between the Kubernetes API and Reattach: what object is made, whether one is ours, and what the responses mean. Pure.
 
 An object is ours if it carries the submission token, as a label or as an annotation: the label is for people and `kubectl get -l`; a webhook
 that tidies labels up must not make us submit again. One that carries none, or another, is somebody else's, whatever it is called.
@@ -88,42 +88,42 @@ def object_of(kind: Kind, submission: Submission, namespace: str, retention: tim
     return body
 
 
-def created_of(answer: HttpResponse) -> Submitted | None:
-    """The job, by the answer to its creation; None: the name has an object already.
+def created_of(response: HttpResponse) -> Submitted | None:
+    """The job, by the response to its creation; None: the name has an object already.
 
     Raises:
         Rejected: there is none by this request.
         CallError: nobody knows.
     """
-    if answer.is_success:
-        return Submitted(str(_handle_of(answer)))
-    reason = _reason_of(answer)
-    if answer.status == 409 and reason == "AlreadyExists":
+    if response.is_success:
+        return Submitted(str(_handle_of(response)))
+    reason = _reason_of(response)
+    if response.status == 409 and reason == "AlreadyExists":
         return None
-    if answer.status == 403 and "exceeded quota" in answer.text:
-        raise Rejected(f"the namespace's quota has no room: {answer_text(answer)}", retriable=True)
-    if answer.status == 404 and reason != "NotFound":
-        raise Rejected(f"the API server must serve this kind; is its CRD installed? {answer_text(answer)}")
-    if answer.status in _REFUSED:
-        raise Rejected(f"the API server refuses the object: {answer_text(answer)}")
-    if answer.status in _BUSY:
-        raise Rejected(f"the API server refuses the object for now: {answer_text(answer)}", retriable=True)
-    raise CallError(f"the answer does not tell whether the object was created: {answer_text(answer)}")
+    if response.status == 403 and "exceeded quota" in response.text:
+        raise Rejected(f"the namespace's quota has no room: {response_text(response)}", retriable=True)
+    if response.status == 404 and reason != "NotFound":
+        raise Rejected(f"the API server must serve this kind; is its CRD installed? {response_text(response)}")
+    if response.status in _REFUSED:
+        raise Rejected(f"the API server refuses the object: {response_text(response)}")
+    if response.status in _BUSY:
+        raise Rejected(f"the API server refuses the object for now: {response_text(response)}", retriable=True)
+    raise CallError(f"the response does not tell whether the object was created: {response_text(response)}")
 
 
-def existing_of(answer: HttpResponse, submission: Submission) -> Submitted | None:
+def existing_of(response: HttpResponse, submission: Submission) -> Submitted | None:
     """Our object of this name; None: there is none.
 
     Raises:
         ForeignObjectError: there is one, and it is not ours.
-        CallError: the answer does not tell.
+        CallError: the response does not tell.
     """
-    if is_absent(answer, submission.name):
+    if is_absent(response, submission.name):
         return None
-    if not answer.is_success:
-        raise CallError(f"the object was not shown: {answer_text(answer)}")
-    carried = [value_at(answer.body, f"metadata.{part}") or {} for part in ("labels", "annotations")]
-    handle = _handle_of(answer)
+    if not response.is_success:
+        raise CallError(f"the object was not shown: {response_text(response)}")
+    carried = [value_at(response.body, f"metadata.{part}") or {} for part in ("labels", "annotations")]
+    handle = _handle_of(response)
     if {of[LABEL_TOKEN] for of in carried if LABEL_TOKEN in of} != {submission.token}:
         raise ForeignObjectError(
             f"{handle.namespace}/{handle.name} is not what was submitted here: it must carry the label "
@@ -136,21 +136,23 @@ class ForeignObjectError(CallError):
     """An object has our name and does not carry our token."""
 
 
-def status_of(kind: Kind, answer: HttpResponse, handle: ObjectHandle) -> JobStatus:
+def status_of(kind: Kind, response: HttpResponse, handle: ObjectHandle) -> JobStatus:
     """How the job stands."""
-    if is_absent(answer, handle.name):
-        return NotFound(answer_text(answer))
-    if not answer.is_success or not isinstance(answer.body, dict):
-        return Unknown(answer_text(answer))
-    found = answer.body
+    if is_absent(response, handle.name):
+        return NotFound(response_text(response))
+    if not response.is_success or not isinstance(response.body, dict):
+        return Unknown(response_text(response))
+    found = response.body
     if (uid := text_at(found, "metadata.uid")) != handle.uid:
         return NotFound(f"the {kind.kind} {handle.name} is another one: its UID is {uid}, not {handle.uid}")
     return _standing_of(kind, found)
 
 
-def is_absent(answer: HttpResponse, name: str) -> bool:
+def is_absent(response: HttpResponse, name: str) -> bool:
     """Whether the API server says that there is no object of this name. A 404 of a proxy, or of a kind that is not served, is none."""
-    return answer.status == 404 and _reason_of(answer) == "NotFound" and text_at(answer.body, "details.name") == name
+    return (
+        response.status == 404 and _reason_of(response) == "NotFound" and text_at(response.body, "details.name") == name
+    )
 
 
 def delete_options_of(preconditions: Mapping[str, str]) -> dict[str, Any]:
@@ -163,10 +165,10 @@ def delete_options_of(preconditions: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def answer_text(answer: HttpResponse) -> str:
+def response_text(response: HttpResponse) -> str:
     """What a Status says."""
-    message = text_at(answer.body, "message") if isinstance(answer.body, dict) else ""
-    return f"{answer.status} {message}"[:400] if message else str(answer)
+    message = text_at(response.body, "message") if isinstance(response.body, dict) else ""
+    return f"{response.status} {message}"[:400] if message else str(response)
 
 
 def _standing_of(kind: Kind, found: dict[str, Any]) -> JobStatus:
@@ -201,10 +203,10 @@ def _result_of(kind: Kind, found: dict[str, Any]) -> Any:
     return value
 
 
-def _handle_of(answer: HttpResponse) -> ObjectHandle:
-    about = value_at(answer.body, "metadata")
+def _handle_of(response: HttpResponse) -> ObjectHandle:
+    about = value_at(response.body, "metadata")
     if not isinstance(about, dict) or not all(isinstance(about.get(of), str) for of in ("namespace", "name", "uid")):
-        raise CallError(f"an object with a UID must be answered: {answer_text(answer)}")
+        raise CallError(f"an object with a UID must be answered: {response_text(response)}")
     return ObjectHandle(about["namespace"], about["name"], about["uid"])
 
 
@@ -223,8 +225,8 @@ def _check_ends(kind: Kind, manifest: dict[str, Any], retention: timedelta | Non
             )
 
 
-def _reason_of(answer: HttpResponse) -> str:
-    return text_at(answer.body, "reason") if isinstance(answer.body, dict) else ""
+def _reason_of(response: HttpResponse) -> str:
+    return text_at(response.body, "reason") if isinstance(response.body, dict) else ""
 
 
 def _is_name(text: str) -> bool:
