@@ -66,12 +66,12 @@ class TestAnswers:
         assert adapter((201, bare)).submit(SUBMISSION).handle == f"team/{NAME}/u1"
 
     def test_an_object_that_went_just_now_tells_nothing(self) -> None:
-        with pytest.raises(CallError, match="existed and is gone"):
+        with pytest.raises(CallError, match="existed, but no longer exists"):
             adapter((409, TAKEN), (404, ABSENT)).submit(SUBMISSION)
 
     def test_an_object_without_a_token_is_not_ours(self) -> None:
         bare = {"metadata": {"namespace": "team", "name": NAME, "uid": "u1"}}
-        with pytest.raises(Rejected, match="is not what was submitted here"):
+        with pytest.raises(Rejected, match="was not submitted by this run"):
             adapter((409, TAKEN), (200, bare)).submit(SUBMISSION)
 
     def test_what_is_cancelled_is_the_very_object_that_was_seen(self) -> None:
@@ -92,7 +92,7 @@ class TestAnswers:
 
     def test_two_different_tokens_on_one_object_are_not_ours(self) -> None:
         torn = {"metadata": {**OURS["metadata"], "annotations": {"reattach.dev/submission-token": "12"}}}
-        with pytest.raises(Rejected, match="is not what was submitted here"):
+        with pytest.raises(Rejected, match="was not submitted by this run"):
             adapter((409, TAKEN), (200, torn)).submit(SUBMISSION)
 
     @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ class TestAnswers:
         handle = f"team/{NAME}/u1"
         jobs = adapter((200, OURS), (200, {}), (404, ABSENT))
         jobs.cancel(handle)
-        assert "as asked" in str(jobs.status(handle))
+        assert "by a cancellation" in str(jobs.status(handle))
         assert isinstance(adapter((404, ABSENT)).status(handle), NotFound)
 
     def test_a_deletion_whose_answer_is_lost_is_its_end_too(self) -> None:
@@ -169,7 +169,7 @@ class TestKinds:
             ({"api_version": "batch"}, "api_version must be like"),
             ({"plural": "Jobs"}, "plural must be in small letters"),
             ({"kind": "job"}, "kind must be like Job"),
-            ({"standings": (When("Active"),)}, "must say when a job has succeeded"),
+            ({"standings": (When("Active"),)}, "must define when a job has succeeded"),
             ({"messages": ("status..x",)}, "a place must be like"),
             ({"result": ".status"}, "a place must be like"),
             ({"ends": ("a[b",)}, "a place must be like"),
@@ -180,7 +180,7 @@ class TestKinds:
             replace(JOB, **change)
 
     def test_a_single_text_is_no_tuple_of_texts(self) -> None:
-        with pytest.raises(ValueError, match="must be held against a tuple"):
+        with pytest.raises(ValueError, match="must be compared with a tuple"):
             When("Failed", {"status.phase": "Failed"})  # type: ignore[dict-item]
 
     def test_the_core_group_has_a_path_of_its_own(self) -> None:
@@ -232,7 +232,7 @@ class TestAccess:
             ({"certificate-authority-data": "%"}, None, "certificate-authority must be readable PEM"),
             ({}, {"exec": {"command": "aws"}}, "exec is not supported"),
             ({}, {"username": "a"}, "username is not supported"),
-            ({}, {"client-certificate-data": base64.b64encode(b"x").decode()}, "must both be there"),
+            ({}, {"client-certificate-data": base64.b64encode(b"x").decode()}, "must both be set"),
             ({}, {"client-certificate": "/nowhere"}, "must be readable PEM"),
         ],
     )
@@ -245,7 +245,7 @@ class TestAccess:
     def test_a_context_that_is_not_there_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(AccessError, match="must have context 'other' among its contexts"):
             Access.from_kubeconfig(kubeconfig(tmp_path), "other")
-        with pytest.raises(AccessError, match="must be there"):
+        with pytest.raises(AccessError, match="must be readable"):
             Access.from_kubeconfig(tmp_path / "none")
 
     def test_an_ipv6_address_of_the_service_is_bracketed(self, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ class TestAccess:
         assert Access.from_pod(tmp_path, environment).server == "https://[fd00::1]:6443"
 
     def test_a_ca_that_is_none_is_noticed_when_the_adapter_is_made(self) -> None:
-        with pytest.raises(AccessError, match=r"kubernetes\.invalid is called with must be there"):
+        with pytest.raises(AccessError, match=r"kubernetes\.invalid must be readable"):
             KubernetesObjects(JOB, access=replace(ACCESS, ca="no PEM"))
 
 
