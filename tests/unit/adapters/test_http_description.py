@@ -119,18 +119,18 @@ def with_field(where: str, value: Any) -> dict[str, Any]:
     return changed
 
 
-def test_a_whole_description_is_accepted() -> None:
+def test_description_complete_is_accepted() -> None:
     capabilities = HttpJobs(Description.from_mapping(GOOD)).capabilities
     assert None not in {capabilities.client_name, capabilities.token, capabilities.look_up}
 
 
 @pytest.mark.parametrize("where,value,message", WRONG)
-def test_a_wrong_description_says_what_must_hold(where: str, value: Any, message: str) -> None:
+def test_description_invalid_names_the_requirement(where: str, value: Any, message: str) -> None:
     with pytest.raises(DescriptionError, match=message):
         Description.from_mapping(with_field(where, value))
 
 
-def test_a_name_or_token_that_the_submission_does_not_carry_is_no_promise() -> None:
+def test_description_name_or_token_that_the_submission_lacks_is_refused() -> None:
     nameless = with_field("submit.body", {})
     with pytest.raises(DescriptionError, match=r"names: submit.body or submit.path must hold"):
         Description.from_mapping(nameless)
