@@ -64,7 +64,7 @@ TOKEN = SubmitRequest(path="/jobs", handle="id", headers={"Idempotency-Key": "{t
 
 
 def described(server: LocalJobServer | str, **how: Any) -> HttpJobs:
-    """An adapter for this job server; quick, since nothing here is slow but on purpose."""
+    """Return an adapter for this job server."""
     address = server if isinstance(server, str) else server.url
     given = {"submit": SUBMIT, "status": STATUS, "cancel": CancelRequest(path="/jobs/{handle}/cancel"), **how}
     return HttpJobs(Description(address=address, **given))
@@ -243,7 +243,7 @@ class TestCancel:
         lose.append(False)
         jobs.cancel("job-1")
         assert isinstance(jobs.status("job-1"), Cancelled)
-        assert isinstance(jobs.status("job-2"), NotFound), "nobody asked for its end"
+        assert isinstance(jobs.status("job-2"), NotFound), "this process did not cancel it"
 
     def test_cancel_that_failed_does_not_make_a_later_404_cancelled(self) -> None:
         time = Time()
