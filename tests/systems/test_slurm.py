@@ -323,7 +323,7 @@ class TestTheOtherSideDown:
 
     def test_a_command_that_is_not_installed_made_no_job(self, a_submission: Made) -> None:
         jobs = SlurmCommands(accounting=None, via=("/nowhere/ssh", "login"), line=True)
-        with pytest.raises(Rejected, match="must be there") as rejected:
+        with pytest.raises(Rejected, match="must be installed") as rejected:
             jobs.submit(a_submission(a_script(jobs, "true")))
         assert not rejected.value.retriable
 

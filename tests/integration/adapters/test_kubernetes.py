@@ -184,10 +184,10 @@ class TestSubmit:
             foreign = {**MANIFEST, "metadata": {"name": wanted.name, "labels": labels}}
             made = world.control_plane.call("POST", JOB.path(world.namespace), foreign)
             adapter = world.adapter()
-            with pytest.raises(Rejected, match="is not what was submitted here: it must carry the label") as caught:
+            with pytest.raises(Rejected, match="was not submitted by this run: it must carry the label") as caught:
                 adapter.submit(wanted)
             assert not caught.value.retriable
-            with pytest.raises(CallError, match="is not what was submitted here"):
+            with pytest.raises(CallError, match="was not submitted by this run"):
                 adapter.look_up(wanted)
             world.delete(f"{world.namespace}/{wanted.name}/{made['metadata']['uid']}")
 
@@ -369,7 +369,7 @@ class TestCancel:
             seconds=60,
             what="the Job is gone",
         )
-        assert gone == Cancelled("it was deleted, as asked")
+        assert gone == Cancelled("the object was deleted by a cancellation")
         # Who did not ask for it only sees that it is gone.
         assert isinstance(world.adapter().status(handle), NotFound)
         adapter.cancel(handle)
@@ -516,7 +516,7 @@ class TestAirflowCases:
         assert old.rpartition("/")[0] == new.rpartition("/")[0]
         status = adapter.status(old)
         assert isinstance(status, NotFound)
-        assert "is another one" in status.message
+        assert "is another object" in status.message
 
     def test_39_what_an_earlier_attempt_failed_with_is_not_taken_for_the_next_ones(
         self, world: World, pods: Pods

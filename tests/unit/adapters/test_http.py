@@ -64,14 +64,14 @@ TOKEN = SubmitRequest(path="/jobs", handle="id", headers={"Idempotency-Key": "{t
 
 
 def described(server: LocalJobServer | str, **how: Any) -> HttpJobs:
-    """An adapter for this job server; quick, since nothing here is slow but on purpose."""
+    """Return an adapter for this job server."""
     address = server if isinstance(server, str) else server.url
     given = {"submit": SUBMIT, "status": STATUS, "cancel": CancelRequest(path="/jobs/{handle}/cancel"), **how}
     return HttpJobs(Description(address=address, **given))
 
 
-def answered(status: int, text: str, **how: Any) -> HttpJobs:
-    """An adapter that gets this answer to everything."""
+def always_responding(status: int, text: str, **how: Any) -> HttpJobs:
+    """Return an adapter that gets this response to every request."""
     submit = SubmitRequest(path="/jobs", handle="id", body={"name": "{name}", "tag": "{token}"})
     description = Description(address="https://jobs.invalid", submit=submit, status=STATUS, **how)
     return HttpJobs(description, transport=httpx.MockTransport(lambda _: httpx.Response(status, text=text)))
@@ -82,7 +82,7 @@ def submission(token: str = "a" * 8, request: Any = REQUEST) -> Submission:
 
 
 class TestModes:
-    def test_nothing_each_submission_is_a_job_of_its_own(self) -> None:
+    def test_submit_without_name_or_token_creates_one_job_each(self) -> None:
         with serving("nothing") as server:
             jobs = described(server)
             assert jobs.capabilities == Capabilities()
@@ -90,7 +90,7 @@ class TestModes:
             assert first.handle != second.handle
             assert (first.existed, first.url) == (False, first.handle)
 
-    def test_name_a_repeated_submission_is_the_job_that_exists(self) -> None:
+    def test_submit_repeated_name_returns_existing_job(self) -> None:
         with serving("name") as server:
             jobs = described(server, submit=NAMES, names=Names(retention_seconds=None))
             assert jobs.capabilities == Capabilities(client_name=ClientName())
@@ -100,7 +100,7 @@ class TestModes:
             assert server.made == 1
             assert jobs.submit(submission("b" * 8)).existed is False
 
-    def test_token_a_repeated_submission_is_the_job_that_exists(self) -> None:
+    def test_submit_repeated_token_returns_existing_job(self) -> None:
         with serving("token") as server:
             jobs = described(server, submit=TOKEN, token=Token(lifetime_seconds=86400))
             assert jobs.capabilities == Capabilities(token=SubmissionToken(timedelta(days=1)))
@@ -108,7 +108,7 @@ class TestModes:
             assert second == Submitted(first.handle, existed=True)
             assert server.made == 1
 
-    def test_expiring_token_what_is_declared_ends_with_it(self) -> None:
+    def test_submit_expired_token_creates_a_new_job(self) -> None:
         time = Time()
         with serving("expiring-token", seconds=300, clock=time) as server:
             jobs = described(server, submit=TOKEN, token=Token(lifetime_seconds=300))
@@ -127,7 +127,7 @@ class TestModes:
             jobs.submit(submission("b" * 8))
             assert jobs.look_up(submission()) == Submitted(handle, existed=True)
 
-    def test_lagging_lookup_the_settling_time_is_declared(self) -> None:
+    def test_look_up_finds_the_job_after_the_settling_time(self) -> None:
         time = Time()
         with serving("lagging-lookup", seconds=60, clock=time) as server:
             jobs = described(server, submit=TAGGED, look_up=LOOK_UP)
@@ -137,7 +137,7 @@ class TestModes:
             time.pass_by(61)
             assert jobs.look_up(submission()) == Submitted(handle, existed=True)
 
-    def test_forgetting_lookup_a_forgotten_job_is_not_found_by_its_handle_either(self) -> None:
+    def test_look_up_and_status_of_forgotten_job_find_nothing(self) -> None:
         time = Time()
         with serving("forgetting-lookup", seconds=60, clock=time) as server:
             look_up = LookupRequest(**{**vars_of(LOOK_UP), "settling_seconds": 0, "retention_seconds": 60})
@@ -164,7 +164,7 @@ class TestStatus:
             time.pass_by(11)
             assert jobs.status(handle) == Succeeded(7)
 
-    def test_the_whole_answer_may_be_the_result(self) -> None:
+    def test_status_result_may_be_the_whole_response(self) -> None:
         time = Time()
         with serving("nothing", clock=time) as server:
             jobs = described(server, status=StatusRequest(**{**vars_of(STATUS), "result": "."}))
@@ -174,7 +174,7 @@ class TestStatus:
             assert isinstance(status, Succeeded)
             assert status.result["id"] == handle
 
-    def test_a_failed_and_a_cancelled_job_are_told_apart(self) -> None:
+    def test_status_distinguishes_failed_and_cancelled_jobs(self) -> None:
         time = Time()
         with serving("nothing", clock=time) as server:
             jobs = described(server)
@@ -182,23 +182,23 @@ class TestStatus:
             cancelled = jobs.submit(submission(request={"seconds": 3600})).handle
             jobs.cancel(cancelled)
             time.pass_by(11)
-            assert jobs.status(failed) == Failed("it ended as FAILED")
+            assert jobs.status(failed) == Failed("the job ended as FAILED")
             assert jobs.status(cancelled) == Cancelled()
 
     def test_an_unknown_handle_is_not_found(self) -> None:
         with serving("nothing") as server:
             assert isinstance(described(server).status("job-1"), NotFound)
 
-    def test_a_404_that_does_not_say_what_the_api_says_is_no_word_about_the_job(self) -> None:
-        assert isinstance(answered(404, "default backend - 404").status("job-1"), Unknown)
+    def test_status_404_without_the_apis_text_is_unknown(self) -> None:
+        assert isinstance(always_responding(404, "default backend - 404").status("job-1"), Unknown)
 
-    def test_where_the_api_says_nothing_of_jobs_that_are_gone_nothing_is_told(self) -> None:
+    def test_status_404_is_unknown_if_the_api_has_no_text_for_missing_jobs(self) -> None:
         silent = StatusRequest(path="/jobs/{handle}", state="status", states=STATES, not_found=())
         with serving("nothing") as server:
             assert isinstance(described(server, status=silent).status("job-1"), Unknown)
 
     @pytest.mark.parametrize("kind", ["down", "error", "half", "lose"])
-    def test_a_system_that_can_not_be_asked_leaves_the_status_unknown(self, kind: str) -> None:
+    def test_status_is_unknown_if_the_system_is_unreachable(self, kind: str) -> None:
         with serving("nothing") as server:
             jobs = described(server)
             handle = jobs.submit(submission()).handle
@@ -206,7 +206,7 @@ class TestStatus:
             assert isinstance(jobs.status(handle), Unknown)
             assert isinstance(jobs.status(handle), Active)
 
-    def test_a_word_that_the_description_does_not_know_is_unknown_and_never_an_end(self) -> None:
+    def test_status_word_that_is_not_described_is_unknown(self) -> None:
         with serving("nothing") as server:
             other = States(active=("WAITING",), succeeded=("OK",), failed=("BAD",))
             jobs = described(server, status=StatusRequest(**{**vars_of(STATUS), "states": other}))
@@ -214,7 +214,7 @@ class TestStatus:
             assert isinstance(status, Unknown)
             assert "'RUNNING'" in status.message
 
-    def test_a_handle_can_not_leave_its_place_in_the_path(self) -> None:
+    def test_status_handle_cannot_change_the_path(self) -> None:
         with serving("nothing") as server:
             jobs = described(server)
             for handle in ("..", "../stats", "a/cancel", "x?y", "ä b"):
@@ -222,10 +222,10 @@ class TestStatus:
 
 
 class TestCancel:
-    def test_a_job_that_cancelling_removes_is_cancelled_also_where_the_answer_is_lost(self) -> None:
+    def test_cancel_that_removes_the_job_reports_cancelled_even_if_the_response_is_lost(self) -> None:
         gone, lose = [False], [True]
 
-        def answer(request: httpx.Request) -> httpx.Response:
+        def respond(request: httpx.Request) -> httpx.Response:
             if request.method == "DELETE":
                 gone[0] = True
                 if lose.pop():
@@ -236,16 +236,16 @@ class TestCancel:
 
         cancel = CancelRequest(path="/jobs/{handle}", method="DELETE")
         description = Description(address="https://jobs.invalid", submit=SUBMIT, status=STATUS, cancel=cancel)
-        jobs = HttpJobs(description, transport=httpx.MockTransport(answer))
+        jobs = HttpJobs(description, transport=httpx.MockTransport(respond))
         with pytest.raises(CallError):
             jobs.cancel("job-1")
         assert isinstance(jobs.status("job-1"), Cancelled)
         lose.append(False)
         jobs.cancel("job-1")
         assert isinstance(jobs.status("job-1"), Cancelled)
-        assert isinstance(jobs.status("job-2"), NotFound), "nobody asked for its end"
+        assert isinstance(jobs.status("job-2"), NotFound), "this process did not cancel it"
 
-    def test_a_job_that_was_not_cancelled_and_is_gone_later_is_not_taken_for_cancelled(self) -> None:
+    def test_cancel_that_failed_does_not_make_a_later_404_cancelled(self) -> None:
         time = Time()
         with serving("forgetting-lookup", seconds=60, clock=time) as server:
             jobs = described(server)
@@ -256,7 +256,7 @@ class TestCancel:
             time.pass_by(100)
             assert isinstance(jobs.status(handle), NotFound)
 
-    def test_a_job_that_is_over_or_absent_is_fine(self) -> None:
+    def test_cancel_of_terminal_or_absent_job_succeeds(self) -> None:
         time = Time()
         with serving("nothing", clock=time) as server:
             jobs = described(server)
@@ -266,7 +266,7 @@ class TestCancel:
             jobs.cancel("job-unknown")
             assert jobs.status(handle) == Succeeded(7)
 
-    def test_a_job_that_goes_on_is_said(self) -> None:
+    def test_cancel_of_job_that_continues_raises(self) -> None:
         with serving("nothing") as server:
             jobs = described(server)
             handle = jobs.submit(submission()).handle
@@ -274,23 +274,23 @@ class TestCancel:
             with pytest.raises(Exception, match=f"{handle} was not cancelled: 500"):
                 jobs.cancel(handle)
 
-    def test_a_description_without_it_says_so(self) -> None:
+    def test_cancel_without_description_raises(self) -> None:
         with pytest.raises(Exception, match="has no `cancel`"):
             described("http://127.0.0.1:1", cancel=None).cancel("job-1")
 
 
 class TestSubmit:
     @pytest.mark.parametrize("kind,made", [("lose", 1), ("half", 1), ("down", 0), ("error", 0)])
-    def test_an_answer_that_tells_nothing_is_never_taken_for_a_rejection(self, kind: str, made: int) -> None:
+    def test_submit_ambiguous_response_is_never_a_rejection(self, kind: str, made: int) -> None:
         with serving("nothing") as server:
             jobs = described(server)
             server.fail(kind, "submit", times=1, status=503)
-            with pytest.raises(Exception, match=r"did not answer|does not tell") as caught:
+            with pytest.raises(Exception, match=r"did not answer|does not show") as caught:
                 jobs.submit(submission())
             assert not isinstance(caught.value, Rejected)
             assert server.made == made
 
-    def test_a_system_that_takes_too_long_is_not_waited_for(self) -> None:
+    def test_submit_slow_system_times_out(self) -> None:
         with serving("nothing") as server:
             server.fail("slow", "submit", times=1, delay=5)
             jobs = described(server, request_seconds=2)
@@ -299,12 +299,12 @@ class TestSubmit:
                 jobs.submit(submission())
             assert clock.monotonic() - began < 4.9
 
-    def test_what_is_not_connected_was_surely_not_sent(self) -> None:
+    def test_submit_without_connection_is_rejected_for_now(self) -> None:
         with pytest.raises(Rejected, match="can't be reached") as caught:
             described(f"http://127.0.0.1:{free_port()}").submit(submission())
         assert caught.value.retriable
 
-    def test_what_may_not_leave_any_more_is_rejected_for_now(self) -> None:
+    def test_submit_that_may_not_leave_is_rejected_for_now(self) -> None:
         with serving("token") as server:
             jobs = described(server, submit=TOKEN, token=Token(lifetime_seconds=86400))
             with pytest.raises(Rejected, match="too much time has passed") as caught:
@@ -313,18 +313,18 @@ class TestSubmit:
             assert server.made == 0
             assert not jobs.submit(submission()).existed
 
-    def test_a_wrong_request_is_rejected_for_good(self) -> None:
+    def test_submit_invalid_request_is_rejected_finally(self) -> None:
         with serving("nothing") as server, pytest.raises(Rejected, match="400 unknown, or of the wrong type") as caught:
             described(server).submit(submission(request={"sconds": 3}))
         assert not caught.value.retriable
 
-    def test_a_wrong_path_is_rejected_for_good(self) -> None:
+    def test_submit_wrong_path_is_rejected_finally(self) -> None:
         with serving("nothing") as server, pytest.raises(Rejected, match="404") as caught:
             described(server, submit=SubmitRequest(path="/job", handle="id")).submit(submission())
         assert not caught.value.retriable
 
     @pytest.mark.parametrize("status,retriable", [(429, True), (401, False), (403, False), (422, False)])
-    def test_what_http_says_was_not_acted_on_is_rejected(self, status: int, retriable: bool) -> None:
+    def test_submit_status_that_proves_no_action_is_rejected(self, status: int, retriable: bool) -> None:
         with serving("nothing") as server:
             server.fail("error", "submit", times=1, status=status)
             with pytest.raises(Rejected) as caught:
@@ -332,22 +332,22 @@ class TestSubmit:
             assert caught.value.retriable is retriable
 
     @pytest.mark.parametrize("status", [302, 406, 408, 409, 410, 412, 425, 500, 502, 503, 504])
-    def test_everything_else_leaves_it_open(self, status: int) -> None:
+    def test_submit_other_status_leaves_the_outcome_unknown(self, status: int) -> None:
         with serving("nothing") as server:
             server.fail("half", "submit", times=1, status=status)
-            with pytest.raises(Exception, match="does not tell") as caught:
+            with pytest.raises(Exception, match="does not show") as caught:
                 described(server).submit(submission())
             assert not isinstance(caught.value, Rejected)
 
-    def test_an_accepted_job_without_an_id_is_no_rejection(self) -> None:
+    def test_submit_accepted_without_id_is_not_a_rejection(self) -> None:
         with serving("nothing") as server:
             with pytest.raises(Exception, match="id must be at 'nr'") as caught:
                 described(server, submit=SubmitRequest(path="/jobs", handle="nr")).submit(submission())
             assert not isinstance(caught.value, Rejected)
 
     @pytest.mark.parametrize("found", [{"id": "job-1", "tag": "a" * 8}, None])
-    def test_a_name_that_is_taken_by_nobody_says_which_job_is_looked_up(self, found: dict[str, str] | None) -> None:
-        def answer(request: httpx.Request) -> httpx.Response:
+    def test_submit_taken_name_without_id_is_looked_up(self, found: dict[str, str] | None) -> None:
+        def respond(request: httpx.Request) -> httpx.Response:
             if request.method == "POST":
                 return httpx.Response(409, text="taken")
             return httpx.Response(200, json={"jobs": [found] if found else []})
@@ -360,14 +360,14 @@ class TestSubmit:
             names=Names(retention_seconds=None),
             look_up=LOOK_UP,
         )
-        jobs = HttpJobs(description, transport=httpx.MockTransport(answer))
+        jobs = HttpJobs(description, transport=httpx.MockTransport(respond))
         if found:
             assert jobs.submit(submission()) == Submitted("job-1", existed=True)
         else:
             with pytest.raises(CallError, match="not found yet: 409 taken"):
                 jobs.submit(submission())
 
-    def test_a_request_that_takes_the_place_of_the_token_is_rejected(self) -> None:
+    def test_submit_request_that_occupies_the_tokens_place_is_rejected(self) -> None:
         with serving("nothing") as server:
             jobs = described(server, submit=TAGGED)
             with pytest.raises(Rejected, match="must leave 'tag' out"):
@@ -376,7 +376,7 @@ class TestSubmit:
                 jobs.submit(submission(request=["no", "object"]))
             assert server.made == 0
 
-    def test_the_request_of_the_task_is_left_as_it_was(self) -> None:
+    def test_submit_does_not_modify_the_tasks_request(self) -> None:
         with serving("nothing") as server:
             request = {"payload": {"tags": ["mine"]}}
             submit = SubmitRequest(
@@ -389,7 +389,7 @@ class TestSubmit:
 
 
 class TestLookUp:
-    def test_a_system_that_ignores_the_query_is_not_understood_as_absence(self) -> None:
+    def test_look_up_jobs_without_the_token_are_not_absence(self) -> None:
         with serving("lookup") as server:
             jobs = described(
                 server,
@@ -405,57 +405,57 @@ class TestLookUp:
             assert jobs.look_up(submission()) == Submitted(handle, existed=True)
 
     @pytest.mark.parametrize("kind", ["down", "error", "lose"])
-    def test_no_answer_is_not_absence(self, kind: str) -> None:
+    def test_look_up_without_response_is_not_absence(self, kind: str) -> None:
         with serving("lookup") as server:
             jobs = described(server, submit=TAGGED, look_up=LOOK_UP)
             server.fail(kind, "look-up", times=1)
-            with pytest.raises(Exception, match="answer"):
+            with pytest.raises(Exception, match=r"did not answer|lookup failed"):
                 jobs.look_up(submission())
 
-    def test_a_list_at_another_place_is_not_absence(self) -> None:
+    def test_look_up_list_at_another_place_is_not_absence(self) -> None:
         with serving("lookup") as server:
             jobs = described(server, submit=TAGGED, look_up=LookupRequest(**{**vars_of(LOOK_UP), "items": "data"}))
             with pytest.raises(Exception, match="must be where the list of jobs is"):
                 jobs.look_up(submission())
 
-    def test_one_job_may_be_asked_for_instead_of_a_list(self) -> None:
+    def test_look_up_may_return_one_job_instead_of_a_list(self) -> None:
         with serving("name") as server:
             submit = SubmitRequest(path="/jobs", handle="id", body={"name": "{name}"})
             assert described(server, submit=submit, look_up=SINGLE).look_up(submission()) is None
 
-    def test_a_page_of_several_is_not_absence(self) -> None:
+    def test_look_up_first_of_several_pages_is_not_absence(self) -> None:
         paged = LookupRequest(**{**vars_of(LOOK_UP), "next_page": "next"})
         with pytest.raises(CallError, match="fit on one page"):
-            answered(200, '{"jobs": [], "next": "x"}', look_up=paged).look_up(submission())
+            always_responding(200, '{"jobs": [], "next": "x"}', look_up=paged).look_up(submission())
         ours = '{"jobs": [{"id": "job-1", "tag": "aaaaaaaa"}], "next": "x"}'
-        assert answered(200, ours, look_up=paged).look_up(submission()) == Submitted("job-1", existed=True)
-        assert answered(200, '{"jobs": [], "next": ""}', look_up=paged).look_up(submission()) is None
+        assert always_responding(200, ours, look_up=paged).look_up(submission()) == Submitted("job-1", existed=True)
+        assert always_responding(200, '{"jobs": [], "next": ""}', look_up=paged).look_up(submission()) is None
 
-    def test_a_list_that_is_left_out_is_empty_only_where_the_description_says_so(self) -> None:
+    def test_look_up_omitted_list_is_empty_only_with_items_omitted(self) -> None:
         omitting = LookupRequest(**{**vars_of(LOOK_UP), "items_omitted": True})
-        assert answered(200, "{}", look_up=omitting).look_up(submission()) is None
+        assert always_responding(200, "{}", look_up=omitting).look_up(submission()) is None
         for text, look_up in {"{}": LOOK_UP, "<html>": omitting, "[]": omitting}.items():
             with pytest.raises(CallError, match="must be where the list of jobs is"):
-                answered(200, text, look_up=look_up).look_up(submission())
+                always_responding(200, text, look_up=look_up).look_up(submission())
 
     @pytest.mark.parametrize("look_up", [SINGLE, LOOK_UP], ids=["one job", "a list"])
-    def test_the_404_of_a_proxy_is_not_absence(self, look_up: LookupRequest) -> None:
+    def test_look_up_404_of_a_proxy_is_not_absence(self, look_up: LookupRequest) -> None:
         with pytest.raises(CallError, match="404 default backend"):
-            answered(404, "default backend - 404", look_up=look_up).look_up(submission())
+            always_responding(404, "default backend - 404", look_up=look_up).look_up(submission())
 
-    def test_the_404_of_the_api_itself_is_absence(self) -> None:
-        assert answered(404, "no job of this name", look_up=SINGLE).look_up(submission()) is None
+    def test_look_up_404_of_the_api_is_absence(self) -> None:
+        assert always_responding(404, "no job of this name", look_up=SINGLE).look_up(submission()) is None
 
-    def test_the_words_of_absence_with_another_status_are_not_absence(self) -> None:
-        with pytest.raises(CallError, match="not answered: 502"):
-            answered(502, "no job server answers", look_up=SINGLE).look_up(submission())
+    def test_look_up_text_of_absence_with_another_status_is_not_absence(self) -> None:
+        with pytest.raises(CallError, match="the lookup failed: 502"):
+            always_responding(502, "no job server answers", look_up=SINGLE).look_up(submission())
 
 
 class TestCredentials:
-    def test_a_rotated_file_counts_from_the_next_request_on(self, tmp_path: Path) -> None:
+    def test_credentials_file_is_read_for_each_request(self, tmp_path: Path) -> None:
         seen: list[str] = []
 
-        def answer(request: httpx.Request) -> httpx.Response:
+        def respond(request: httpx.Request) -> httpx.Response:
             seen.append(request.headers["x-api-key"])
             return httpx.Response(200, json={"status": "RUNNING"})
 
@@ -463,7 +463,7 @@ class TestCredentials:
         file.write_text("first\n")
         credentials = Credentials(file=str(file), header="X-Api-Key", template="key {secret}")
         description = Description(address="https://jobs.invalid", submit=SUBMIT, status=STATUS, credentials=credentials)
-        jobs = HttpJobs(description, transport=httpx.MockTransport(answer))
+        jobs = HttpJobs(description, transport=httpx.MockTransport(respond))
         jobs.status("a")
         file.write_text("second")
         jobs.status("a")
@@ -475,7 +475,7 @@ class TestCredentials:
             jobs.submit(submission())
         assert caught.value.retriable
 
-    def test_missing_ones_are_noticed_when_the_adapter_is_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_credentials_missing_fails_at_construction(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("JOBS_TOKEN", raising=False)
         with pytest.raises(DescriptionError, match="the variable JOBS_TOKEN must hold a secret"):
             described("https://jobs.invalid", credentials=Credentials(env="JOBS_TOKEN"))
@@ -484,7 +484,7 @@ class TestCredentials:
         with pytest.raises(DescriptionError, match="No such file"):
             described("https://jobs.invalid", ca_file="/nowhere")
 
-    def test_a_secret_of_two_lines_is_refused_and_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_credentials_secret_of_two_lines_is_refused_and_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("JOBS_TOKEN", "geheim\r\nX-Other: 1")
         with pytest.raises(DescriptionError) as caught:
             described("https://jobs.invalid", credentials=Credentials(env="JOBS_TOKEN"))

@@ -56,24 +56,24 @@ WRONG: list[tuple[str, Any, str]] = [
     ("speling", 1, "unknown field `speling`"),
     ("submit", None, "missing required field `submit`"),
     ("submit.path", "jobs", "submit.path must begin with /"),
-    ("submit.path", "/jobs/{handle}", r"\{handle\} is no placeholder here; known are \{generation\}"),
+    ("submit.path", "/jobs/{handle}", r"\{handle\} is not a placeholder here; known are \{generation\}"),
     ("submit.path", "/jobs/{name", "braces must match"),
-    ("submit.path", "/jobs/{name.__class__}", "is no placeholder here"),
-    ("submit.path", "/jobs/{name!r}", "is no placeholder here"),
+    ("submit.path", "/jobs/{name.__class__}", "is not a placeholder here"),
+    ("submit.path", "/jobs/{name!r}", "is not a placeholder here"),
     ("submit.method", "post", "must be an HTTP method in capitals"),
     ("submit.handle", "data..id", "submit.handle must be a place like data.id"),
-    ("submit.handle", "{handle}", "is no placeholder here"),
+    ("submit.handle", "{handle}", "is not a placeholder here"),
     ("submit.body", {"a..b": "{token}"}, "submit.body must be a place"),
-    ("submit.body", {"name": "{nam}"}, r"\{nam\} is no placeholder"),
-    ("submit.headers", {"Bad Header": "x"}, "is no name of a header"),
+    ("submit.body", {"name": "{nam}"}, r"\{nam\} is not a placeholder"),
+    ("submit.headers", {"Bad Header": "x"}, "is not a header name"),
     ("submit.headers", {"X": "a\r\nY: b"}, "must be printable ASCII"),
     ("submit.accepted", [], "submit.accepted must name"),
     ("submit.accepted", [99], "status codes from 200 to 599"),
     ("submit.refused", [201], "201 must mean one thing"),
     ("submit.busy", [409], "409 must mean one thing"),
-    ("submit.url", "https://ui/{tokn}", "is no placeholder here"),
+    ("submit.url", "https://ui/{tokn}", "is not a placeholder here"),
     ("status.path", "/jobs/1", r"status.path must hold \{handle\}"),
-    ("status.path", "/jobs/{token}", "is no placeholder here"),
+    ("status.path", "/jobs/{token}", "is not a placeholder here"),
     ("status.state", "", "status.state must be a place"),
     ("status.result", "a..b", "status.result must be a place"),
     ("status.states.active", [], "status.states.active must name at least one word"),
@@ -100,7 +100,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("credentials", {}, "one of env, a variable, and file"),
     ("credentials", {"env": "A", "file": "/b"}, "one of env, a variable, and file"),
     ("credentials", {"env": "A", "template": "Bearer x"}, r"credentials.template must hold \{secret\}"),
-    ("credentials", {"env": "A", "header": "A B"}, "is no name of a header"),
+    ("credentials", {"env": "A", "header": "A B"}, "is not a header name"),
     ("headers", {"X": "{token}"}, "known are none"),
     ("requestSeconds", 0, "requestSeconds must be at least 1 seconds"),
     ("pollSeconds", 0, "pollSeconds must be at least 0.05 seconds"),
@@ -119,18 +119,18 @@ def with_field(where: str, value: Any) -> dict[str, Any]:
     return changed
 
 
-def test_a_whole_description_is_accepted() -> None:
+def test_description_complete_is_accepted() -> None:
     capabilities = HttpJobs(Description.from_mapping(GOOD)).capabilities
     assert None not in {capabilities.client_name, capabilities.token, capabilities.look_up}
 
 
 @pytest.mark.parametrize("where,value,message", WRONG)
-def test_a_wrong_description_says_what_must_hold(where: str, value: Any, message: str) -> None:
+def test_description_invalid_names_the_requirement(where: str, value: Any, message: str) -> None:
     with pytest.raises(DescriptionError, match=message):
         Description.from_mapping(with_field(where, value))
 
 
-def test_a_name_or_token_that_the_submission_does_not_carry_is_no_promise() -> None:
+def test_description_name_or_token_that_the_submission_lacks_is_refused() -> None:
     nameless = with_field("submit.body", {})
     with pytest.raises(DescriptionError, match=r"names: submit.body or submit.path must hold"):
         Description.from_mapping(nameless)

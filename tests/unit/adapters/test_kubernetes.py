@@ -1,4 +1,4 @@
-"""The pure parts of the adapter for Kubernetes objects, and answers that a real API server gives only on bad days."""
+"""The pure parts of the Kubernetes adapter, and responses that a real API server rarely sends."""
 
 import base64
 import json
@@ -27,18 +27,18 @@ ABSENT = {"kind": "Status", "reason": "NotFound", "details": {"name": NAME}, "me
 Answers = Callable[[httpx.Request], httpx.Response]
 
 
-def adapter(*answers: tuple[int, Any]) -> KubernetesObjects:
-    """One that is answered this, in this order."""
-    left = list(answers)
+def adapter(*responses: tuple[int, Any]) -> KubernetesObjects:
+    """Return an adapter that gets these responses, in this order."""
+    left = list(responses)
 
-    def answer(_request: httpx.Request) -> httpx.Response:
+    def respond(_request: httpx.Request) -> httpx.Response:
         status, body = left.pop(0)
         return httpx.Response(status, **({"text": body} if isinstance(body, str) else {"json": body}))
 
-    return KubernetesObjects(JOB, access=ACCESS, transport=httpx.MockTransport(answer))
+    return KubernetesObjects(JOB, access=ACCESS, transport=httpx.MockTransport(respond))
 
 
-class TestAnswers:
+class TestResponses:
     @pytest.mark.parametrize(
         "status,body",
         [
@@ -52,47 +52,47 @@ class TestAnswers:
             (302, ""),
         ],
     )
-    def test_what_does_not_tell_is_no_rejection(self, status: int, body: Any) -> None:
+    def test_submit_ambiguous_response_is_not_a_rejection(self, status: int, body: Any) -> None:
         with pytest.raises(CallError):
             adapter((status, body)).submit(SUBMISSION)
 
-    def test_too_many_requests_are_tried_again(self) -> None:
+    def test_submit_429_is_retriable(self) -> None:
         with pytest.raises(Rejected) as caught:
             adapter((429, {"message": "slow down"})).submit(SUBMISSION)
         assert caught.value.retriable
 
-    def test_what_we_just_made_is_ours_whatever_a_webhook_took_away(self) -> None:
+    def test_submit_created_object_is_ours_even_without_label(self) -> None:
         bare = {"metadata": {"namespace": "team", "name": NAME, "uid": "u1"}}
         assert adapter((201, bare)).submit(SUBMISSION).handle == f"team/{NAME}/u1"
 
-    def test_an_object_that_went_just_now_tells_nothing(self) -> None:
-        with pytest.raises(CallError, match="existed and is gone"):
+    def test_submit_object_deleted_meanwhile_leaves_the_outcome_unknown(self) -> None:
+        with pytest.raises(CallError, match="existed, but no longer exists"):
             adapter((409, TAKEN), (404, ABSENT)).submit(SUBMISSION)
 
-    def test_an_object_without_a_token_is_not_ours(self) -> None:
+    def test_submit_existing_object_without_token_is_rejected(self) -> None:
         bare = {"metadata": {"namespace": "team", "name": NAME, "uid": "u1"}}
-        with pytest.raises(Rejected, match="is not what was submitted here"):
+        with pytest.raises(Rejected, match="was not submitted by this run"):
             adapter((409, TAKEN), (200, bare)).submit(SUBMISSION)
 
-    def test_what_is_cancelled_is_the_very_object_that_was_seen(self) -> None:
+    def test_cancel_requires_the_version_that_was_read(self) -> None:
         seen: list[Any] = []
 
-        def answer(request: httpx.Request) -> httpx.Response:
+        def respond(request: httpx.Request) -> httpx.Response:
             if request.method == "GET":
                 return httpx.Response(200, json={"metadata": {**OURS["metadata"], "resourceVersion": "7"}})
             seen.append((request.method, json.loads(request.content)))
             return httpx.Response(200, json={})
 
         for kind in (JOB, TASKRUN):
-            KubernetesObjects(kind, access=ACCESS, transport=httpx.MockTransport(answer)).cancel(f"team/{NAME}/u1")
+            KubernetesObjects(kind, access=ACCESS, transport=httpx.MockTransport(respond)).cancel(f"team/{NAME}/u1")
         [(deleted, options), (patched, patch)] = seen
         assert (deleted, patched) == ("DELETE", "PATCH")
         assert options["preconditions"] == patch["metadata"] == {"uid": "u1", "resourceVersion": "7"}
         assert options["propagationPolicy"] == "Foreground"
 
-    def test_two_different_tokens_on_one_object_are_not_ours(self) -> None:
+    def test_submit_existing_object_with_two_tokens_is_rejected(self) -> None:
         torn = {"metadata": {**OURS["metadata"], "annotations": {"reattach.dev/submission-token": "12"}}}
-        with pytest.raises(Rejected, match="is not what was submitted here"):
+        with pytest.raises(Rejected, match="was not submitted by this run"):
             adapter((409, TAKEN), (200, torn)).submit(SUBMISSION)
 
     @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ class TestAnswers:
             (500, {}),
         ],
     )
-    def test_only_the_api_servers_own_word_about_this_name_is_absence(self, status: int, body: Any) -> None:
+    def test_ambiguous_response_is_never_absence(self, status: int, body: Any) -> None:
         with pytest.raises(CallError):
             adapter((status, body)).look_up(SUBMISSION)
         handle = f"team/{NAME}/u1"
@@ -114,7 +114,7 @@ class TestAnswers:
         with pytest.raises(CallError):
             adapter((status, body)).cancel(handle)
 
-    def test_a_job_that_ends_while_it_is_cancelled_keeps_its_result(self) -> None:
+    def test_cancel_of_job_that_ends_meanwhile_keeps_its_result(self) -> None:
         handle = f"team/{NAME}/u1"
         ended = {**OURS, "status": {"conditions": [{"type": "Complete", "status": "True"}]}}
         conflict = {"reason": "Conflict", "message": "the ResourceVersion in the precondition does not match"}
@@ -122,39 +122,39 @@ class TestAnswers:
         jobs.cancel(handle)
         assert jobs.status(handle) == Succeeded()
 
-    def test_a_deletion_that_was_answered_is_its_end(self) -> None:
+    def test_status_after_confirmed_deletion_is_cancelled(self) -> None:
         handle = f"team/{NAME}/u1"
         jobs = adapter((200, OURS), (200, {}), (404, ABSENT))
         jobs.cancel(handle)
-        assert "as asked" in str(jobs.status(handle))
+        assert "by a cancellation" in str(jobs.status(handle))
         assert isinstance(adapter((404, ABSENT)).status(handle), NotFound)
 
-    def test_a_deletion_whose_answer_is_lost_is_its_end_too(self) -> None:
+    def test_status_after_deletion_with_lost_response_is_cancelled(self) -> None:
         handle = f"team/{NAME}/u1"
         jobs = adapter((200, OURS), (403, {"reason": "Forbidden"}), (404, ABSENT))
         with pytest.raises(CallError):
             jobs.cancel(handle)
-        assert isinstance(jobs.status(handle), NotFound), "it was somebody else's"
+        assert isinstance(jobs.status(handle), NotFound), "the object belongs to another client"
 
         def lost(request: httpx.Request) -> httpx.Response:
             if request.method == "DELETE":
                 raise httpx.ReadError("the connection was cut")
-            return answers.pop(0)
+            return responses.pop(0)
 
-        answers = [httpx.Response(200, json=OURS), httpx.Response(404, json=ABSENT)]
+        responses = [httpx.Response(200, json=OURS), httpx.Response(404, json=ABSENT)]
         jobs = KubernetesObjects(JOB, access=ACCESS, transport=httpx.MockTransport(lost))
         with pytest.raises(CallError):
             jobs.cancel(handle)
         assert isinstance(jobs.status(handle), Cancelled)
 
-    def test_an_object_that_keeps_changing_is_given_up(self) -> None:
+    def test_cancel_of_object_that_keeps_changing_raises(self) -> None:
         turns = [(200, OURS), (409, {"reason": "Conflict"})] * 5
         with pytest.raises(CallError, match="keeps changing"):
             adapter(*turns).cancel(f"team/{NAME}/u1")
 
 
 class TestKinds:
-    def test_places_reach_into_conditions(self) -> None:
+    def test_kind_place_selects_a_condition(self) -> None:
         found = {"status": {"conditions": [{"type": "A", "status": "True"}, {"type": "B", "n": 3}], "phase": "Done"}}
         assert value_at(found, "status.conditions[A].status") == "True"
         assert text_at(found, "status.conditions[B].n") == "3"
@@ -169,36 +169,36 @@ class TestKinds:
             ({"api_version": "batch"}, "api_version must be like"),
             ({"plural": "Jobs"}, "plural must be in small letters"),
             ({"kind": "job"}, "kind must be like Job"),
-            ({"standings": (When("Active"),)}, "must say when a job has succeeded"),
+            ({"standings": (When("Active"),)}, "must define when a job has succeeded"),
             ({"messages": ("status..x",)}, "a place must be like"),
             ({"result": ".status"}, "a place must be like"),
             ({"ends": ("a[b",)}, "a place must be like"),
         ],
     )
-    def test_a_wrong_kind_says_what_must_hold(self, change: dict[str, Any], message: str) -> None:
+    def test_kind_invalid_names_the_requirement(self, change: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             replace(JOB, **change)
 
-    def test_a_single_text_is_no_tuple_of_texts(self) -> None:
-        with pytest.raises(ValueError, match="must be held against a tuple"):
+    def test_when_single_text_instead_of_tuple_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="must be compared with a tuple"):
             When("Failed", {"status.phase": "Failed"})  # type: ignore[dict-item]
 
-    def test_the_core_group_has_a_path_of_its_own(self) -> None:
+    def test_kind_path_of_core_group_begins_with_api(self) -> None:
         pod = replace(JOB, api_version="v1", kind="Pod", plural="pods")
         assert pod.path("team", "a") == "/api/v1/namespaces/team/pods/a"
         assert TASKRUN.path("team") == "/apis/reattach.dev/v1alpha1/namespaces/team/taskruns"
 
-    def test_the_whole_name_of_the_kind_is_the_adapters(self) -> None:
+    def test_adapter_name_contains_the_kind(self) -> None:
         long = Kind(api_version="a/v1", kind="K" * 80, plural="ks", standings=JOB.standings)
         assert len(KubernetesObjects(long, access=ACCESS).name) == 63
 
 
 class TestHandles:
     @pytest.mark.parametrize("text", ["", "a", "a/b", "a/b/c/d", "a//c", "a/../c", "a/b?x/c", "a/b c/d", "ä/b/c"])
-    def test_what_could_leave_its_place_in_a_path_is_none(self, text: str) -> None:
+    def test_handle_that_could_change_the_path_is_refused(self, text: str) -> None:
         assert ObjectHandle.parse(text) is None
 
-    def test_it_reads_as_it_is_written(self) -> None:
+    def test_handle_parses_its_own_text(self) -> None:
         assert str(ObjectHandle.parse("team/a.b-c/u1")) == "team/a.b-c/u1"
 
 
@@ -215,7 +215,7 @@ def kubeconfig(directory: Path, *, cluster: dict[str, Any] | None = None, user: 
 
 
 class TestAccess:
-    def test_a_token_file_is_read_for_each_request(self, tmp_path: Path) -> None:
+    def test_access_token_file_is_read_for_each_request(self, tmp_path: Path) -> None:
         (tmp_path / "token").write_text("first\n")
         access = Access.from_kubeconfig(kubeconfig(tmp_path, user={"tokenFile": "token"}))
         assert (access.server, access.namespace) == ("https://k8s.invalid", "default")
@@ -232,34 +232,34 @@ class TestAccess:
             ({"certificate-authority-data": "%"}, None, "certificate-authority must be readable PEM"),
             ({}, {"exec": {"command": "aws"}}, "exec is not supported"),
             ({}, {"username": "a"}, "username is not supported"),
-            ({}, {"client-certificate-data": base64.b64encode(b"x").decode()}, "must both be there"),
+            ({}, {"client-certificate-data": base64.b64encode(b"x").decode()}, "must both be set"),
             ({}, {"client-certificate": "/nowhere"}, "must be readable PEM"),
         ],
     )
-    def test_what_is_not_supported_is_refused(
+    def test_access_unsupported_kubeconfig_is_refused(
         self, tmp_path: Path, cluster: dict[str, Any], user: dict[str, Any] | None, message: str
     ) -> None:
         with pytest.raises(AccessError, match=message):
             Access.from_kubeconfig(kubeconfig(tmp_path, cluster=cluster, user=user))
 
-    def test_a_context_that_is_not_there_is_named(self, tmp_path: Path) -> None:
+    def test_access_unknown_context_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(AccessError, match="must have context 'other' among its contexts"):
             Access.from_kubeconfig(kubeconfig(tmp_path), "other")
-        with pytest.raises(AccessError, match="must be there"):
+        with pytest.raises(AccessError, match="must be readable"):
             Access.from_kubeconfig(tmp_path / "none")
 
-    def test_an_ipv6_address_of_the_service_is_bracketed(self, tmp_path: Path) -> None:
+    def test_access_ipv6_address_is_bracketed(self, tmp_path: Path) -> None:
         for name in ("token", "namespace", "ca.crt"):
             (tmp_path / name).write_text("x")
         environment = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}
         assert Access.from_pod(tmp_path, environment).server == "https://[fd00::1]:6443"
 
-    def test_a_ca_that_is_none_is_noticed_when_the_adapter_is_made(self) -> None:
-        with pytest.raises(AccessError, match=r"kubernetes\.invalid is called with must be there"):
+    def test_access_invalid_ca_fails_at_construction(self) -> None:
+        with pytest.raises(AccessError, match=r"kubernetes\.invalid must be readable"):
             KubernetesObjects(JOB, access=replace(ACCESS, ca="no PEM"))
 
 
-def test_a_suspended_job_says_so() -> None:
+def test_status_of_suspended_job_has_its_message() -> None:
     condition = {"type": "Suspended", "status": "True", "message": "Job suspended"}
     status = adapter((200, {**OURS, "status": {"conditions": [condition]}})).status(f"team/{NAME}/u1")
     assert status == Active("Job suspended")

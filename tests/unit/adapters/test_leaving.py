@@ -1,4 +1,4 @@
-"""Each adapter asks at its last moment whether a submission may still leave."""
+"""Each adapter calls `may_leave` right before the submission leaves."""
 
 import dataclasses
 import socket
@@ -36,7 +36,7 @@ ADAPTERS: dict[str, tuple[Callable[[str], Adapter], object]] = {
 
 @pytest.fixture
 def server() -> Iterator[socket.socket]:
-    """It lets anybody connect, and answers nothing."""
+    """Socket that accepts connections and sends no response."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(5)
         yield server
@@ -47,7 +47,7 @@ def too_late(request: object) -> Submission:
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_nothing_is_sent_when_it_may_not_leave_any_more(server: socket.socket, name: str) -> None:
+def test_submit_that_may_not_leave_sends_nothing(server: socket.socket, name: str) -> None:
     build, request = ADAPTERS[name]
     with pytest.raises(Rejected, match="too much time has passed") as caught:
         build(f"http://127.0.0.1:{server.getsockname()[1]}").submit(too_late(request))
@@ -57,7 +57,7 @@ def test_nothing_is_sent_when_it_may_not_leave_any_more(server: socket.socket, n
         assert connection.recv(1024) == b""
 
 
-def test_nor_is_sbatch_run(tmp_path: Path) -> None:
+def test_submit_that_may_not_leave_does_not_run_sbatch(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     jobs = SlurmCommands(accounting=None, via=(sys.executable, "-c", f"open({str(ran)!r}, 'w'); print(17)"))
     submission = too_late({"script": "#!/bin/sh\ntrue"})

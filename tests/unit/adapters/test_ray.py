@@ -1,4 +1,4 @@
-"""The pure parts of the adapter for Ray, on what a real head (2.60) answered."""
+"""The pure parts of the Ray adapter, on responses of a real head (2.60)."""
 
 from datetime import timedelta
 from typing import Any
@@ -53,7 +53,7 @@ STARTED = "Mon, 23 Nov 2026 21:07:43 GMT"
 LATER = "Mon, 23 Nov 2026 22:07:45 GMT"
 
 
-def an_answer(status: int, body: Any, **headers: str) -> HttpResponse:
+def a_response(status: int, body: Any, **headers: str) -> HttpResponse:
     response = httpx.Response(status, text=body) if isinstance(body, str) else httpx.Response(status, json=body)
     return HttpResponse(status, response.text, headers)
 
@@ -75,32 +75,32 @@ def nodes(*nodes: dict[str, Any]) -> dict[str, Any]:
 
 class TestSubmission:
     def test_a_new_job_has_the_id_that_was_asked_for(self) -> None:
-        assert not submitted_of(an_answer(200, {"job_id": ID, "submission_id": ID}), ID)
+        assert not submitted_of(a_response(200, {"job_id": ID, "submission_id": ID}), ID)
 
     def test_a_known_id_is_told_by_the_last_line_of_a_traceback(self) -> None:
-        assert submitted_of(an_answer(500, EXISTS), ID)
+        assert submitted_of(a_response(500, EXISTS), ID)
 
     def test_another_id_that_exists_says_nothing_of_ours(self) -> None:
         with pytest.raises(RayError, match="does not show"):
-            submitted_of(an_answer(500, EXISTS), "reattach-other")
+            submitted_of(a_response(500, EXISTS), "reattach-other")
 
     @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 415, 422])
     def test_what_ray_has_not_acted_on_is_rejected_for_good(self, status: int) -> None:
         with pytest.raises(Rejected, match="unexpected keyword argument 'nope'") as rejected:
-            submitted_of(an_answer(status, UNKNOWN_FIELD), ID)
+            submitted_of(a_response(status, UNKNOWN_FIELD), ID)
         assert not rejected.value.retriable
 
     def test_too_many_requests_are_rejected_for_now(self) -> None:
         with pytest.raises(Rejected) as rejected:
-            submitted_of(an_answer(429, ""), ID)
+            submitted_of(a_response(429, ""), ID)
         assert rejected.value.retriable
 
     @pytest.mark.parametrize(
-        "answer", [an_answer(500, NO_AGENT), an_answer(502, ""), an_answer(200, "<html>"), an_answer(200, {})]
+        "response", [a_response(500, NO_AGENT), a_response(502, ""), a_response(200, "<html>"), a_response(200, {})]
     )
-    def test_anything_else_leaves_it_unknown(self, answer: HttpResponse) -> None:
+    def test_anything_else_leaves_it_unknown(self, response: HttpResponse) -> None:
         with pytest.raises(RayError):
-            submitted_of(answer, ID)
+            submitted_of(response, ID)
 
     def test_the_body_carries_our_id_and_whose_job_it_is(self) -> None:
         request = {"entrypoint": "python load.py", "metadata": {"team": "data"}}
@@ -136,49 +136,49 @@ class TestStatus:
         ],
     )  # fmt: skip
     def test_each_status_means_one_answer(self, changes: dict[str, Any], expected: object) -> None:
-        assert status_of(an_answer(200, {**DETAILS, **changes})) == expected
+        assert status_of(a_response(200, {**DETAILS, **changes})) == expected
 
     def test_a_status_that_nobody_knows_is_unknown(self) -> None:
-        assert isinstance(status_of(an_answer(200, {**DETAILS, "status": "PAUSED"})), Unknown)
+        assert isinstance(status_of(a_response(200, {**DETAILS, "status": "PAUSED"})), Unknown)
 
     def test_only_rays_own_404_means_that_there_is_no_job(self) -> None:
-        assert isinstance(status_of(an_answer(404, f"Job {ID} does not exist")), NotFound)
-        assert isinstance(status_of(an_answer(404, "404 page not found")), Unknown)
+        assert isinstance(status_of(a_response(404, f"Job {ID} does not exist")), NotFound)
+        assert isinstance(status_of(a_response(404, "404 page not found")), Unknown)
 
-    @pytest.mark.parametrize("answer", [an_answer(500, "Traceback"), an_answer(200, "<html>"), an_answer(401, "")])
-    def test_anything_else_is_unknown(self, answer: HttpResponse) -> None:
-        assert isinstance(status_of(answer), Unknown)
+    @pytest.mark.parametrize("response", [a_response(500, "Traceback"), a_response(200, "<html>"), a_response(401, "")])
+    def test_anything_else_is_unknown(self, response: HttpResponse) -> None:
+        assert isinstance(status_of(response), Unknown)
 
 
 class TestMemory:
     def test_a_head_remembers_since_it_started(self) -> None:
         # 1795468063.075 is 21:07:43.075; five seconds are the margin.
-        assert memory_of(an_answer(200, nodes(NODE), date=LATER)) == timedelta(seconds=3601.925 - 5)
+        assert memory_of(a_response(200, nodes(NODE), date=LATER)) == timedelta(seconds=3601.925 - 5)
 
     def test_of_several_heads_the_last_one_counts(self) -> None:
         before = {**NODE, "state": "DEAD", "start_time_ms": 1}
         worker = {**NODE, "is_head_node": False, "start_time_ms": NODE["start_time_ms"] + 60_000}
-        assert memory_of(an_answer(200, nodes(before, NODE, worker), date=LATER)) == timedelta(seconds=3601.925 - 5)
+        assert memory_of(a_response(200, nodes(before, NODE, worker), date=LATER)) == timedelta(seconds=3601.925 - 5)
 
     @pytest.mark.parametrize(
-        "answer",
+        "response",
         [
-            an_answer(200, nodes(NODE), date=STARTED),
-            an_answer(200, nodes(NODE)),
-            an_answer(200, nodes(), date=LATER),
-            an_answer(200, nodes(NODE), date="soon"),
-            an_answer(200, nodes({**NODE, "start_time_ms": None}), date=LATER),
-            an_answer(404, "404: Not Found", date=LATER),
-            an_answer(200, {"data": None}, date=LATER),
+            a_response(200, nodes(NODE), date=STARTED),
+            a_response(200, nodes(NODE)),
+            a_response(200, nodes(), date=LATER),
+            a_response(200, nodes(NODE), date="soon"),
+            a_response(200, nodes({**NODE, "start_time_ms": None}), date=LATER),
+            a_response(404, "404: Not Found", date=LATER),
+            a_response(200, {"data": None}, date=LATER),
         ],
     )
-    def test_where_it_does_not_say_nothing_is_promised(self, answer: HttpResponse) -> None:
-        assert memory_of(answer) == timedelta(0)
+    def test_where_it_does_not_say_nothing_is_promised(self, response: HttpResponse) -> None:
+        assert memory_of(response) == timedelta(0)
 
     @pytest.mark.parametrize("status", [401, 429, 500, 502, 503])
     def test_an_error_is_no_word_about_it(self, status: int) -> None:
         with pytest.raises(RayError, match=f"start time of its head: {status}"):
-            memory_of(an_answer(status, "Traceback", date=LATER))
+            memory_of(a_response(status, "Traceback", date=LATER))
 
     def test_of_a_head_out_of_reach_nobody_can_tell(self) -> None:
         def refuse(request: httpx.Request) -> httpx.Response:
@@ -197,12 +197,12 @@ class TestMemory:
 class TestCancel:
     @staticmethod
     def jobs(stopped: Any, status: str) -> RayJobs:
-        def answer(request: httpx.Request) -> httpx.Response:
+        def respond(request: httpx.Request) -> httpx.Response:
             if request.method == "POST":
                 return httpx.Response(200, json={"stopped": stopped})
             return httpx.Response(200, json={**DETAILS, "status": status})
 
-        return RayJobs("http://ray.invalid:8265", transport=httpx.MockTransport(answer))
+        return RayJobs("http://ray.invalid:8265", transport=httpx.MockTransport(respond))
 
     def test_a_job_that_ray_does_not_have_needs_no_cancelling_and_a_404_of_a_proxy_cancels_nothing(self) -> None:
         def answered(text: str) -> RayJobs:

@@ -1,4 +1,4 @@
-"""The pure parts of the adapter for Slurm, on what a real cluster (22.05) printed and answered."""
+"""The pure parts of the Slurm adapter, on output and responses of a real cluster (22.05)."""
 
 import dataclasses
 import json
@@ -91,10 +91,10 @@ class TestHandles:
         assert str(handle) == text.strip()
 
     @pytest.mark.parametrize("text", ["", "0", "-1", "job", "17/", "17/a b", "17_3", "99999999999"])
-    def test_anything_else_is_none(self, text: str) -> None:
+    def test_handle_invalid_is_refused(self, text: str) -> None:
         assert handle_from(text) is None
 
-    def test_a_job_of_another_name_is_not_the_handles(self) -> None:
+    def test_handle_does_not_match_a_job_of_another_name(self) -> None:
         other = a_record("RUNNING", name="other")
         assert of_handle(SlurmHandle(17, NAME), [other]) is None
         assert of_handle(SlurmHandle(17), [other]) == other
@@ -103,29 +103,29 @@ class TestHandles:
 
 class TestStates:
     @pytest.mark.parametrize("state", sorted(ACTIVE_STATES))
-    def test_these_are_active(self, state: str) -> None:
+    def test_state_active_states_are_active(self, state: str) -> None:
         assert isinstance(status_of(a_record(state)), Active)
 
     @pytest.mark.parametrize("state", sorted(FAILED_STATES))
-    def test_these_are_failed(self, state: str) -> None:
+    def test_state_failed_states_are_failed(self, state: str) -> None:
         assert isinstance(status_of(a_record(state)), Failed)
 
-    def test_a_flag_tells_that_there_is_more_to_come(self) -> None:
+    def test_state_flag_makes_the_job_active(self) -> None:
         assert isinstance(status_of(a_record("NODE_FAIL", "REQUEUED")), Active)
         assert isinstance(status_of(a_record("CANCELLED", "COMPLETING")), Active)
 
-    def test_the_others(self) -> None:
+    def test_state_other_states_have_their_status(self) -> None:
         assert status_of(a_record("COMPLETED")) == Succeeded({"jobId": 17})
         assert isinstance(status_of(a_record("CANCELLED")), Cancelled)
         assert isinstance(status_of(a_record("REVOKED")), Unknown)
         assert isinstance(status_of(a_record("SOMETHING_NEW")), Unknown)
 
-    def test_a_job_that_only_accounting_believes_to_run_is_unknown(self) -> None:
+    def test_state_active_only_in_accounting_is_unknown(self) -> None:
         status = status_of(a_record("RUNNING", live=False))
         assert isinstance(status, Unknown)
         assert "runawayjobs" in status.message
 
-    def test_of_several_of_a_name_the_one_that_still_counts_is_taken(self) -> None:
+    def test_first_of_several_jobs_prefers_active_then_succeeded(self) -> None:
         failed, running, done = (
             a_record("FAILED", job_id=1), a_record("RUNNING", job_id=3), a_record("COMPLETED", job_id=2),
         )  # fmt: skip
@@ -135,7 +135,7 @@ class TestStates:
         assert first_of("other", [failed, done, running]) is None
 
 
-class TestWhatCommandsPrint:
+class TestCommandOutput:
     def test_squeue(self) -> None:
         text = f"5|PENDING|PartitionDown|sbatch\n17|RUNNING|None|{NAME}\n18|PENDING|Priority|a|b\n"
         assert records_of_squeue(text) == [
@@ -189,23 +189,23 @@ class TestWhatCommandsPrint:
             (1, TOO_MANY.splitlines(keepends=True)[1], SlurmRejection.FINAL),
         ],
     )  # fmt: skip
-    def test_only_what_surely_made_no_job_is_a_refusal(
+    def test_sbatch_error_is_a_refusal_only_if_it_proves_no_job(
         self, code: int | None, text: str, refusal: SlurmRejection
     ) -> None:
         assert refusal_of_sbatch(code, text) is refusal
 
 
-class TestNumbers:
+class TestErrorNumbers:
     @pytest.mark.parametrize("number", [2000, 2002, 2050, 2066, 9001])
-    def test_the_controllers_word_is_final(self, number: int) -> None:
+    def test_error_number_of_the_controller_is_final(self, number: int) -> None:
         assert refusal_of(number) is SlurmRejection.FINAL
 
     @pytest.mark.parametrize("number", [1800, 1804, 1805, 2007, 2101, 2105])
-    def test_these_pass(self, number: int) -> None:
+    def test_error_number_of_a_temporary_error_is_for_now(self, number: int) -> None:
         assert refusal_of(number) is SlurmRejection.FOR_NOW
 
     @pytest.mark.parametrize("number", [-1, 0, 104, 1001, 1003, 1801, 1802, 5004, 5005])
-    def test_what_happened_on_the_way_leaves_it_unknown(self, number: int) -> None:
+    def test_error_number_of_the_transport_is_unknown(self, number: int) -> None:
         assert refusal_of(number) is SlurmRejection.UNKNOWN
 
 
@@ -229,7 +229,7 @@ class TestRequests:
             {"script": "x", "options": [2]},
         ],
     )
-    def test_what_is_no_request_is_rejected(self, request_: Any) -> None:
+    def test_request_invalid_is_rejected(self, request_: Any) -> None:
         with pytest.raises(Rejected):
             request_of(request_)
 
@@ -238,18 +238,18 @@ class TestRequests:
         ["--job-name=x", "--job-name", "--job=x", "-Jx", "-J", "--array=1-3", "--arr=1-3", "-a1-3", "--wait", "-W", "--wrap=true", "--clusters=b",
          "-Mb", "--test-only", "script.sh", "--", "-", ""],
     )  # fmt: skip
-    def test_options_that_would_break_the_promise_are_rejected(self, option: str) -> None:
+    def test_request_option_that_breaks_a_guarantee_is_rejected(self, option: str) -> None:
         with pytest.raises(Rejected):
             request_of({"script": "#!/bin/sh\ntrue", "options": [option]})
 
     @pytest.mark.parametrize(
         "option", ["--wait-all-nodes=1", "--account=a", "--time=5", "-t5", "--comment=a b", "--export=NONE"]
     )
-    def test_options_that_look_alike_are_taken(self, option: str) -> None:
+    def test_request_similar_option_is_accepted(self, option: str) -> None:
         assert request_of({"script": "#!/bin/sh\ntrue", "options": [option]})[1] == [option]
 
     @pytest.mark.parametrize("line", ["--array=1-3", "-a 1-3", "hetjob", "packjob", "-n 2 --job-name=x"])
-    def test_so_are_lines_of_the_script(self, line: str) -> None:
+    def test_request_script_line_that_breaks_a_guarantee_is_rejected(self, line: str) -> None:
         with pytest.raises(Rejected):
             request_of({"script": f"#!/bin/sh\n#SBATCH {line}\ntrue"})
 
@@ -261,7 +261,7 @@ class TestRequests:
     @pytest.mark.parametrize(
         "request_", ["x", {"script": "x"}, {"job": {"name": "x"}}, {"job": {"array": "1-3"}}, {"job": {}, "jobs": [{}]}]
     )
-    def test_a_body_that_would_break_the_promise_is_rejected(self, request_: Any) -> None:
+    def test_request_body_that_breaks_a_guarantee_is_rejected(self, request_: Any) -> None:
         with pytest.raises(Rejected):
             body_of(request_, NAME)
 
@@ -275,19 +275,19 @@ def accounted_job(state: Any) -> dict[str, Any]:
 
 
 class TestRest:
-    """slurmrestd's answers, path by path."""
+    """Responses of slurmrestd by path."""
 
     @staticmethod
-    def jobs(answers: dict[str, tuple[int, Any]], accounting: timedelta | None = None) -> SlurmRest:
-        def answer(request: httpx.Request) -> httpx.Response:
+    def jobs(responses: dict[str, tuple[int, Any]], accounting: timedelta | None = None) -> SlurmRest:
+        def respond(request: httpx.Request) -> httpx.Response:
             assert request.headers["X-SLURM-USER-NAME"] == "task"
             assert request.headers["X-SLURM-USER-TOKEN"] == "t"
-            status, body = answers[f"{request.method} {request.url.path}"]
+            status, body = responses[f"{request.method} {request.url.path}"]
             return httpx.Response(status, **({"text": body} if isinstance(body, str) else {"json": body}))
 
         return SlurmRest(
             "http://slurm.invalid/", user="task", token=lambda: "t\n", version="v0.0.38", accounting=accounting,
-            transport=httpx.MockTransport(answer),
+            transport=httpx.MockTransport(respond),
         )  # fmt: skip
 
     def submitted(self, status: int, body: Any) -> Submitted:
@@ -304,7 +304,7 @@ class TestRest:
         assert self.submitted(200, body) == Submitted(f"3/{NAME}")
 
     @pytest.mark.parametrize("number", [2000, 2101, 2105, 5004])
-    def test_an_id_is_a_job_whatever_error_stands_beside_it(self, number: int) -> None:
+    def test_rest_submit_id_next_to_an_error_is_a_job(self, number: int) -> None:
         body = {"job_id": 3, "errors": [{"error_number": number, "error": "Partition in DOWN state"}]}
         assert self.submitted(500, body) == Submitted(f"3/{NAME}")
 
@@ -317,12 +317,12 @@ class TestRest:
             (404, ""),
         ],
     )  # fmt: skip
-    def test_a_refusal_is_final(self, status: int, body: Any) -> None:
+    def test_rest_submit_refusal_is_final(self, status: int, body: Any) -> None:
         with pytest.raises(Rejected) as rejected:
             self.submitted(status, body)
         assert not rejected.value.retriable
 
-    def test_a_controller_that_is_away_is_a_refusal_for_now(self) -> None:
+    def test_rest_submit_unreachable_controller_is_a_refusal_for_now(self) -> None:
         with pytest.raises(Rejected) as rejected:
             self.submitted(
                 500, {"errors": [{"error_code": 1800, "error": "Unable to contact slurm controller (connect failure)"}]}
@@ -340,11 +340,11 @@ class TestRest:
             (200, "<html>"),
         ],
     )
-    def test_anything_else_leaves_it_unknown(self, status: int, body: Any) -> None:
+    def test_submit_other_response_leaves_the_outcome_unknown(self, status: int, body: Any) -> None:
         with pytest.raises(SlurmError):
             self.submitted(status, body)
 
-    def test_a_handle_that_nobody_knows_is_not_found(self) -> None:
+    def test_rest_status_of_unknown_handle_is_not_found(self) -> None:
         errors = [
             {
                 "description": "Unable to find JobId=99",
@@ -356,7 +356,7 @@ class TestRest:
         jobs = self.jobs({"GET /slurm/v0.0.38/job/99": (500, {"errors": errors, "jobs": []})})
         assert isinstance(jobs.status("99"), NotFound)
 
-    def test_a_controller_that_is_away_tells_nothing(self) -> None:
+    def test_rest_status_raises_if_the_controller_is_unreachable(self) -> None:
         errors = [
             {
                 "description": "Unable to find JobId=3",
@@ -377,24 +377,28 @@ class TestRest:
         return self.jobs(
             {
                 "GET /slurm/v0.0.38/jobs": (200, {"errors": [], "jobs": [live_job("RUNNING", "other")]}),
+                "GET /slurm/v0.0.38/job/17": (500, {"errors": [{"error_number": 2017}], "jobs": []}),
                 "GET /slurm/v0.0.38/diag": (200, {"errors": [], "statistics": {"agent_queue_size": 0, "dbd_agent_queue_size": queue}}),
                 "GET /slurmdb/v0.0.38/jobs": (200, {"errors": errors, "jobs": list(accounted)}),
             },
             DAYS,
         )  # fmt: skip
 
-    def test_a_job_that_the_controller_forgot_is_found_in_accounting(self) -> None:
+    def test_rest_forgotten_job_is_found_in_accounting(self) -> None:
         for queue in (0, 4):
             found = self.with_accounting(queue, accounted_job("COMPLETED")).look_up(SUBMISSION)
             assert found == Submitted(f"17/{NAME}", existed=True)
 
-    def test_nobody_can_tell_while_accounting_lags(self) -> None:
+    def test_rest_look_up_and_status_raise_while_accounting_lags(self) -> None:
         assert self.with_accounting(0).look_up(SUBMISSION) is None
+        assert isinstance(self.with_accounting(0).status(f"17/{NAME}"), NotFound)
         for queue in (4, None):
-            with pytest.raises(SlurmError, match="messages for slurmdbd"):
+            with pytest.raises(SlurmError, match="undelivered messages for slurmdbd"):
                 self.with_accounting(queue).look_up(SUBMISSION)
+            with pytest.raises(SlurmError, match="undelivered messages for slurmdbd"):
+                self.with_accounting(queue).status(f"17/{NAME}")
 
-    def test_cancelling_leaves_another_job_alone(self) -> None:
+    def test_rest_cancel_does_not_end_a_job_of_another_name(self) -> None:
         jobs = self.jobs({"GET /slurm/v0.0.38/job/17": (200, {"errors": [], "jobs": [live_job("RUNNING", "other")]})})
         jobs.cancel(f"17/{NAME}")
         jobs.cancel("not-a-handle")
@@ -412,15 +416,15 @@ class TestCommands:
         assert environment["SBATCH_ACCOUNT"] == "team"
 
     @pytest.mark.parametrize("code", [0, 1, 124])
-    def test_an_id_is_a_job_however_the_command_ended(self, code: int) -> None:
+    def test_sbatch_id_is_a_job_for_any_exit_code(self, code: int) -> None:
         program = f"print(17); raise SystemExit({code})"
         assert SlurmCommands(accounting=None, via=(sys.executable, "-c", program)).submit(COMMANDED) == Submitted(
             f"17/{NAME}"
         )
 
-    def test_an_id_is_a_job_also_where_the_way_does_not_end_in_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_sbatch_id_is_a_job_even_after_a_timeout(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(commands, "_COMMAND_SECONDS", 0.5)
-        monkeypatch.setattr(commands, "_WAY_SECONDS", 0.5)
+        monkeypatch.setattr(commands, "_START_SECONDS", 0.5)
         says_and_hangs = SlurmCommands(accounting=None, via=("sh", "-c", "echo 17; exec sleep 60"))
         assert says_and_hangs.submit(COMMANDED) == Submitted(f"17/{NAME}")
         hangs = SlurmCommands(accounting=None, via=("sh", "-c", "exec sleep 60"))
@@ -429,11 +433,11 @@ class TestCommands:
         with pytest.raises(SlurmError, match="squeue did not end within 1 s"):
             hangs.look_up(COMMANDED)
 
-    def test_ssh_takes_a_line(self) -> None:
+    def test_ssh_requires_line(self) -> None:
         with pytest.raises(ValueError, match="needs line=True"):
             SlurmCommands(accounting=None, via=("/usr/bin/ssh", "login.example.org"))
 
-    def test_without_an_id_success_is_not_believed(self) -> None:
+    def test_sbatch_success_without_id_leaves_the_outcome_unknown(self) -> None:
         with pytest.raises(SlurmError):
             SlurmCommands(accounting=None, via=(sys.executable, "-c", "pass")).submit(COMMANDED)
 
@@ -452,13 +456,13 @@ class TestCommands:
         assert ended == CommandResult(3, "out\n", "err\n")
 
     @pytest.mark.parametrize("code", [0, 1, 255])
-    def test_where_the_way_breaks_a_message_of_sbatch_is_no_refusal(self, code: int) -> None:
-        """A site's own plugin greets who submits, the connection breaks, and ssh ends with a code that sbatch has too."""
+    def test_sbatch_message_after_a_broken_connection_is_not_a_refusal(self, code: int) -> None:
+        """Print a plugin's message and exit with a code of ssh that sbatch also uses."""
         way = ("sh", "-c", f"echo 'sbatch: lua: your project has 3 h left' >&2; exit {code}")
-        with pytest.raises(SlurmError, match="the way there broke"):
+        with pytest.raises(SlurmError, match="the connection broke"):
             SlurmCommands(accounting=None, via=way).submit(COMMANDED)
 
-    def test_a_program_that_is_not_there_made_no_job(self) -> None:
+    def test_sbatch_missing_program_is_a_rejection(self) -> None:
         with pytest.raises(Rejected, match="No such file") as rejected:
             SlurmCommands(accounting=None, via=("env", "PATH=/usr/bin:/bin")).submit(COMMANDED)
         assert not rejected.value.retriable
@@ -471,7 +475,7 @@ class TestCommands:
         lambda **given: SlurmRest("http://x", user="u", token=str, version="v", **given),
     ],
 )
-def test_only_what_slurm_promises_is_declared(made: Callable[..., Slurm]) -> None:
+def test_capabilities_declare_only_slurms_guarantees(made: Callable[..., Slurm]) -> None:
     settling = timedelta(seconds=60)
     assert made(accounting=None).capabilities.look_up == Lookup(settling, timedelta(seconds=300))
     assert made(accounting=DAYS).capabilities.look_up == Lookup(settling, DAYS)

@@ -1,7 +1,7 @@
-"""Jobs of any system with a REST API, by a description of it: nothing to program.
+"""Jobs of any system with a REST API, by a description instead of code.
 
-description.py   what such a system is like, checked when it is made
-mapping.py       pure: from what it answers to what Reattach wants to know
+description.py   the description of an API, validated on construction
+mapping.py       pure: submissions to requests, responses to job statuses
 adapter.py       sends the requests
 """
 

@@ -1,4 +1,4 @@
-"""The jobs of a REST API that a description describes."""
+"""Adapter for a REST API with a description."""
 
 import os
 import ssl
@@ -39,19 +39,20 @@ from reattach.adapters.http_client import NO_BODY, BoundedHttpClient, CallError,
 
 
 class HttpJobs(Adapter):
-    """The jobs of one REST API. A request is what is sent as the body of the submission, any JSON; None sends no body.
+    """Jobs of one REST API.
 
-    Proxies are taken from the environment (`HTTPS_PROXY`, `NO_PROXY`), as with other programs. `transport`: instead of the network, in tests.
+    A request is the body of the submission, any JSON; None sends no body. Proxies come from the
+    environment (`HTTPS_PROXY`, `NO_PROXY`). `transport`: replaces the network in tests.
 
     Raises:
-        DescriptionError: the credentials or the CA that the description names are not there.
+        DescriptionError: the credentials or the CA that the description names can't be read.
     """
 
     name: ClassVar[str] = "http"
 
     def __init__(self, description: Description, *, transport: httpx.BaseTransport | None = None) -> None:
         self._description = description
-        self.name = description.name  # type: ignore[misc] # each description is of a system of its own
+        self.name = description.name  # type: ignore[misc] # each description is its own system
         self.request_seconds = description.request_seconds
         self.poll_seconds = description.poll_seconds
         headers = _headers_of(description, os.environ)
@@ -62,11 +63,11 @@ class HttpJobs(Adapter):
                 tls()
         except (OSError, ValueError) as error:
             raise DescriptionError(
-                f"what the description of {description.address} names must be there: {error}"
+                f"the credentials and the CA for {description.address} must be readable: {error}"
             ) from error
         self._cancelled: set[str] = set()
-        """Handles whose end this process asked for: being gone is their end then, and no riddle."""
-        self._caller = BoundedHttpClient(
+        """Handles this process cancelled; a 404 for them means cancelled, not unknown."""
+        self._client = BoundedHttpClient(
             description.address, description.request_seconds, headers, tls, transport=transport
         )
 
@@ -85,53 +86,53 @@ class HttpJobs(Adapter):
         submit = self._description.submit
         request = request_of(submit, submission)
         try:
-            answer = self._caller.send(
+            response = self._client.send(
                 request.method, request.path, request.body, request.headers, may_leave=submission.may_leave
             )
         except NotSentError as error:
             raise Rejected(f"the job was not sent: {error}", retriable=True) from error
-        if self._description.look_up is not None and is_taken_by_an_unnamed_job(submit, answer):
+        if self._description.look_up is not None and is_taken_by_an_unnamed_job(submit, response):
             found = self.look_up(submission)
             if found is None:
-                raise CallError(f"the name or token has a job, which is not found yet: {answer}")
+                raise CallError(f"the name or token has a job that is not found yet: {response}")
             return found
-        return submitted_of(submit, answer, submission)
+        return submitted_of(submit, response, submission)
 
     def look_up(self, submission: Submission) -> Submitted | None:
         look_up = self._description.look_up
         if look_up is None:
             return super().look_up(submission)
-        answer = self._caller.send("GET", look_up_path_of(look_up, submission))
-        return found_of(look_up, answer, submission, self._description.submit)
+        response = self._client.send("GET", look_up_path_of(look_up, submission))
+        return found_of(look_up, response, submission, self._description.submit)
 
     def status(self, handle: str) -> JobStatus:
-        told = self._description.status
+        request = self._description.status
         try:
-            status = status_of(told, self._ask(told.method, told.path, handle))
+            status = status_of(request, self._send(request.method, request.path, handle))
         except CallError as error:
             return Unknown(str(error))
         if isinstance(status, NotFound) and handle in self._cancelled:
-            return Cancelled("it was cancelled, as asked, and is gone")
+            return Cancelled("the job was cancelled and no longer exists")
         return status
 
     def cancel(self, handle: str) -> None:
-        """Raises `CallError`: the job goes on, or it can't be told."""
+        """Cancel the job. Raises `CallError` if it is still active or its status is unknown."""
         cancel = self._description.cancel
         if cancel is None:
-            raise CallError("this job can't be cancelled: its description has no `cancel`")
-        # Before it is sent: the answer may be lost, and the job be gone.
+            raise CallError("this job can't be cancelled, because its description has no `cancel`")
+        # Recorded before the request, because its response may be lost after the job was removed.
         self._cancelled.add(handle)
-        answer = self._ask(cancel.method, cancel.path, handle, cancel_body_of(cancel))
-        if answer.is_success:
+        response = self._send(cancel.method, cancel.path, handle, cancel_body_of(cancel))
+        if response.is_success:
             return
         status = self.status(handle)
         if not isinstance(status, Cancelled):
             self._cancelled.discard(handle)
         if isinstance(status, Active | Unknown):
-            raise CallError(f"{handle} was not cancelled: {answer}; it stands as {status}")
+            raise CallError(f"{handle} was not cancelled: {response}; its status is {status}")
 
-    def _ask(self, method: str, path: str, handle: str, body: Any = NO_BODY) -> HttpResponse:
-        return self._caller.send(method, handle_path_of(path, handle), body)
+    def _send(self, method: str, path: str, handle: str, body: Any = NO_BODY) -> HttpResponse:
+        return self._client.send(method, handle_path_of(path, handle), body)
 
 
 def _headers_of(description: Description, environment: Mapping[str, str]) -> Callable[[], Mapping[str, str]]:
@@ -146,15 +147,15 @@ def _headers_of(description: Description, environment: Mapping[str, str]) -> Cal
 
 
 def _secret_of(credentials: Credentials, environment: Mapping[str, str]) -> str:
-    """Raises OSError; the message does not hold the secret."""
+    """Read the secret. Raises OSError; the message does not contain the secret."""
     if credentials.env is not None:
-        secret, where = environment.get(credentials.env, ""), f"the variable {credentials.env}"
+        secret, source = environment.get(credentials.env, ""), f"the variable {credentials.env}"
     else:
         assert credentials.file is not None
-        secret, where = Path(credentials.file).read_text(), credentials.file
+        secret, source = Path(credentials.file).read_text(), credentials.file
     secret = secret.strip()
     if not secret or not secret.isascii() or not secret.isprintable():
-        raise OSError(f"{where} must hold a secret of one line of printable ASCII")
+        raise OSError(f"{source} must hold a secret of one line of printable ASCII")
     return secret
 
 

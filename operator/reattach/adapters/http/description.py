@@ -1,15 +1,19 @@
-"""What a REST API is like: where jobs are submitted, asked for, found and cancelled, what its answers mean, and what it promises.
+"""Description of a REST API: its requests, the meaning of its responses, and its guarantees.
 
-Three kinds of text occur in it:
+A description contains three kinds of text:
 
-    path       begins with `/` and is appended to the address; may hold placeholders, which are percent-encoded: `/jobs/{handle}`
-    place      where something is in a JSON document: `data.attributes.state`, `jobs.0.id`; `.` is the whole document
+    path       begins with `/` and is appended to the address; may hold placeholders, which are
+               percent-encoded: `/jobs/{handle}`
+    place      the position of a value in a JSON document: `data.attributes.state`, `jobs.0.id`;
+               `.` is the whole document
     template   text with placeholders: `reattach-{token}`
 
-Placeholders are `{token}` (a UUID, the same for every attempt), `{name}` (`reattach-` and the token: a DNS label of 45 characters), `{key}`,
-`{generation}`, `{namespace}`, `{taskrun}`; and `{handle}`, where the job is known. Literal braces are doubled.
+Placeholders are `{token}`, `{name}`, `{key}`, `{generation}`, `{namespace}` and `{taskrun}`.
+`{token}` is a UUID, the same for every attempt. `{name}` is `reattach-` and the token, a DNS label
+of 45 characters. `{handle}` is available once the job is known. Literal braces are doubled.
 
-Descriptions are made in Python, or by `Description.from_mapping` from JSON or YAML, where names are camelCase.
+Create a description in Python, or with `Description.from_mapping` from JSON or YAML, where names
+are camelCase.
 """
 
 import re
@@ -21,16 +25,22 @@ import msgspec
 
 SUBMISSION_FIELDS: Final = frozenset({"token", "name", "key", "generation", "namespace", "taskrun"})
 IDENTITY_FIELDS: Final = frozenset({"token", "name"})
-"""Only these are of one job alone."""
+"""Fields that identify one job."""
 HANDLE_FIELDS: Final = frozenset({"handle"})
 MARGIN_SECONDS: Final = 5.0
-"""How late a submission may be on top of its time-out; a token that lives no longer is of no use."""
+"""Largest delay of a submission beyond its timeout. A token must live longer than both together."""
 
 REFUSED: Final = (400, 401, 402, 403, 404, 405, 411, 413, 414, 415, 417, 421, 422, 426, 428, 431)
-"""What these mean is in RFC 9110 and RFC 6585: the request is not acted on. 406 (some frameworks act first), 408, 409, 410, 412, 425 and
-5xx promise no such thing."""
+"""Statuses with which a server rejects a request without acting on it (RFC 9110, RFC 6585).
+
+406, 408, 409, 410, 412, 425 and 5xx do not guarantee this; for 406, some frameworks act first.
+"""
 BUSY: Final = (429,)
-"""503 is not among them: proxies answer it also when the connection broke after the request was passed on."""
+"""Statuses that reject a request for now.
+
+503 is excluded, because proxies also return it if the connection broke after they forwarded the
+request.
+"""
 
 _METHOD = re.compile(r"[A-Z]{1,16}")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
@@ -38,23 +48,28 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class DescriptionError(ValueError):
-    """The description contradicts itself, or leaves out what is needed; the message says what must hold."""
+    """The description is contradictory or incomplete. The message contains the requirement."""
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="camel"):
-    """What all parts of a description have in common: names are checked, and camelCase where they come as JSON or YAML."""
+    """Base of all parts of a description.
+
+    Rejects unknown fields. Names in JSON and YAML are camelCase.
+    """
 
 
 class SubmitRequest(Part, frozen=True):
-    """How a job is submitted. The request that the task gives is the JSON body.
+    """The request that submits a job. Its JSON body is the task's request.
 
-    `body`: what Reattach adds to it: place → template; a place that ends in `[]` is appended to a list. `headers`: name → template.
-    `handle`: the job's id in the answer, a place; or a template, where the client chooses it (`PUT /jobs/{name}`). `url`: where people can look
-    at it, a place or a template.
+    `body`: fields that Reattach adds to the body, place → template; a place that ends in `[]`
+    appends to a list. `headers`: name → template. `handle`: the place of the job's id in the
+    response, or a template if the client chooses the id (`PUT /jobs/{name}`). `url`: a page about
+    the job for users, a place or a template.
 
-    Answers, by status code. `accepted`: it is a new job. `exists`: the name or the token has a job already, whose handle is at
-    `existing_handle` (where that is not `handle`). `refused`: surely no job, nor ever by this request. `busy`: surely no job; asked
-    again later. Anything else: nobody knows.
+    The status code of the response determines the outcome. `accepted`: a new job. `exists`: the
+    name or token already has a job, whose handle is at `existing_handle` (by default `handle`).
+    `refused`: certainly no job, and the same request never creates one. `busy`: certainly no job;
+    Reattach submits again later. Any other code: the outcome is unknown.
     """
 
     path: str
@@ -70,7 +85,7 @@ class SubmitRequest(Part, frozen=True):
     busy: tuple[int, ...] = BUSY
 
     def __post_init__(self) -> None:
-        """Raises `DescriptionError`."""
+        """Validate the fields. Raises `DescriptionError`."""
         _check_method("submit.method", self.method)
         check_path("submit.path", self.path, SUBMISSION_FIELDS)
         for place, template in self.body.items():
@@ -91,7 +106,8 @@ class SubmitRequest(Part, frozen=True):
             _check_statuses(f"submit.{meaning}", statuses)
             for status in statuses:
                 if meanings.setdefault(status, meaning) != meaning:
-                    # `exists: [200]` says how a repeated submission is answered; it is the more precise word.
+                    # `exists: [200]` is the status of a repeated submission, so it takes
+                    # precedence.
                     if {meanings[status], meaning} == {"accepted", "exists"}:
                         continue
                     raise DescriptionError(
@@ -102,14 +118,15 @@ class SubmitRequest(Part, frozen=True):
 
     @property
     def carried(self) -> frozenset[str]:
-        """The placeholders that the submission holds."""
+        """Placeholders in the submission."""
         texts = [self.path, *self.body.values(), *self.headers.values()]
         return frozenset().union(*(fields_of(text) for text in texts))
 
 
 class States(Part, frozen=True):
-    """The words of the API for how a job stands, as they are in its answer (numbers and booleans as JSON writes them). All others are taken
-    as "can't be told".
+    """The API's words for the states of a job, as in its response.
+
+    Write numbers and booleans as in JSON. Any other word means that the status is unknown.
     """
 
     active: tuple[str, ...]
@@ -118,7 +135,7 @@ class States(Part, frozen=True):
     cancelled: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises `DescriptionError`."""
+        """Validate the fields. Raises `DescriptionError`."""
         for meaning, words in {"active": self.active, "succeeded": self.succeeded, "failed": self.failed}.items():
             if not words:
                 raise DescriptionError(f"status.states.{meaning} must name at least one word of the API")
@@ -129,11 +146,14 @@ class States(Part, frozen=True):
 
 
 class StatusRequest(Part, frozen=True):
-    """How a job is asked for. `state`: where its state is in the answer; `result`: where the result of a job that succeeded is, `.` for all of the
-    answer; `message`: what to tell people. All are places.
+    """The request that reads a job's status.
 
-    `not_found`: the status codes by which the API says that it does not know the handle, if the answer's text also contains `not_found_says`, which
-    no proxy would answer: whoever takes a proxy's 404 for a job that is gone holds the run, or submits anew. Empty: it never says so.
+    Places in the response: `state`; `result`, the result of a succeeded job (`.` is the whole
+    response); `message`, a text for users.
+
+    `not_found`: the status codes for an unknown handle. The response must also contain
+    `not_found_says`, a text that no proxy returns. Otherwise a proxy's 404 would count as a missing
+    job, and the run would be held or the job submitted again. Empty: the API has no such status.
     """
 
     path: str
@@ -146,7 +166,7 @@ class StatusRequest(Part, frozen=True):
     not_found_says: str = ""
 
     def __post_init__(self) -> None:
-        """Raises `DescriptionError`."""
+        """Validate the fields. Raises `DescriptionError`."""
         _check_method("status.method", self.method)
         check_path("status.path", self.path, HANDLE_FIELDS)
         _check_holds("status.path", self.path, HANDLE_FIELDS)
@@ -157,14 +177,16 @@ class StatusRequest(Part, frozen=True):
         _check_statuses("status.notFound", self.not_found)
         if self.not_found and not self.not_found_says.strip():
             raise DescriptionError(
-                "status.notFoundSays must be what the API itself says of a job that it does not know: a proxy answers 404 too. "
-                "If it says nothing, status.notFound must be empty, and such an answer tells nothing"
+                "status.notFoundSays must be what the API itself says about an unknown job, because a proxy also returns 404. "
+                "If the API has no such text, leave status.notFound empty; a 404 then means that the status is unknown"
             )
 
 
 class CancelRequest(Part, frozen=True):
-    """How a job's end is asked for; `body` is sent as it is. Absent jobs answer as in `status.not_found`. After any answer but a success the
-    job is asked how it stands.
+    """The request that cancels a job. `body` is sent unchanged.
+
+    For any response other than a success, the adapter reads the job's status. `status.not_found`
+    then decides whether the job is absent.
     """
 
     path: str
@@ -172,26 +194,30 @@ class CancelRequest(Part, frozen=True):
     body: Any = msgspec.UNSET
 
     def __post_init__(self) -> None:
-        """Raises `DescriptionError`."""
+        """Validate the fields. Raises `DescriptionError`."""
         _check_method("cancel.method", self.method)
         check_path("cancel.path", self.path, HANDLE_FIELDS)
         _check_holds("cancel.path", self.path, HANDLE_FIELDS)
 
 
 class LookupRequest(Part, frozen=True):
-    """How a job is found by what its submission carried: `/jobs?tag={token}`.
+    """The request that finds a job by the token or name that it carries: `/jobs?tag={token}`.
 
-    `items`: where the list of jobs is in the answer; None: the answer is one job. `carries`: where in a job the token (or the name, whichever the
-    path holds) stands, alone or in a list; jobs that don't carry it are not ours. `handle`: a place in a job.
+    `items`: the place of the list of jobs in the response; None: the response is one job.
+    `carries`: the place in a job of the token or name (whichever the path holds), as text or in a
+    list. Jobs that do not carry it are not ours. `handle`: a place in a job.
 
-    `not_found_says`: 404 says that there is none if the answer's text also contains this, which no proxy would answer: whoever takes a proxy's
-    404 for absence makes a second job. Needed where `items` is None; without it 404 is no answer.
+    `not_found_says`: a 404 means that the job does not exist if the response also contains this
+    text, which no proxy returns. Otherwise a proxy's 404 would count as absence and lead to a
+    second job. Required if `items` is None; without it, a 404 is an error.
 
-    `next_page`: where in the answer something stands if there are more jobs on a next page (`nextPageToken`): a page without our job is then no
-    answer. `items_omitted`: the API leaves an empty list out, as protobuf's JSON does; else an answer without the list is none.
+    `next_page`: a place in the response that has a value if there is a next page
+    (`nextPageToken`). A page without our job then does not prove absence. `items_omitted`: the API
+    omits an empty list, as protobuf's JSON does; otherwise a response without the list is an error.
 
-    `settling_seconds`: a job that was accepted is found at the latest after this time. `retention_seconds`: how long a job is found after its
-    submission at least, also when it ended at once; None (null): for ever.
+    `settling_seconds`: an accepted job is found after this time at the latest.
+    `retention_seconds`: how long a job is found after its submission, at least, even if it ended at
+    once; None (null): forever.
     """
 
     path: str
@@ -205,7 +231,7 @@ class LookupRequest(Part, frozen=True):
     items_omitted: bool = False
 
     def __post_init__(self) -> None:
-        """Raises `DescriptionError`."""
+        """Validate the fields. Raises `DescriptionError`."""
         check_path("lookUp.path", self.path, SUBMISSION_FIELDS)
         _check_holds("lookUp.path", self.path, IDENTITY_FIELDS)
         check_place("lookUp.carries", self.carries, whole=False)
@@ -214,46 +240,55 @@ class LookupRequest(Part, frozen=True):
             check_place("lookUp.items", self.items)
         elif not self.not_found_says.strip():
             raise DescriptionError(
-                "lookUp.notFoundSays must be what the API itself says with 404 when there is no such job, or lookUp.items be where the list is: "
-                "a proxy answers 404 too"
+                "lookUp.notFoundSays must be what the API itself says with 404 if there is no such job, because a proxy also "
+                "returns 404; or lookUp.items must be the place of the list"
             )
         if self.next_page is not None:
             check_place("lookUp.nextPage", self.next_page, whole=False)
         if self.items is None and (self.next_page is not None or self.items_omitted):
-            raise DescriptionError("lookUp.items must be where the list is if there are nextPage or itemsOmitted")
+            raise DescriptionError("lookUp.items must be the place of the list if nextPage or itemsOmitted is set")
         _check_seconds("lookUp.settlingSeconds", self.settling_seconds, least=0)
         if self.retention_seconds is not None:
             _check_seconds("lookUp.retentionSeconds", self.retention_seconds, least=self.settling_seconds)
 
     @property
     def carried(self) -> str:
-        """What a job must carry: `token` or `name`."""
+        """Field that a job must carry: `token` or `name`."""
         return "token" if "token" in fields_of(self.path) else "name"
 
 
 class Names(Part, frozen=True):
-    """The API refuses a second job of a name. `retention_seconds`: for how long, counted from the submission; None (null): for ever."""
+    """The API rejects a second job with the same name.
+
+    `retention_seconds`: for how long, counted from the submission; None (null): forever.
+    """
 
     retention_seconds: float | None
 
     def __post_init__(self) -> None:
-        """Raises `DescriptionError`."""
+        """Validate the fields. Raises `DescriptionError`."""
         if self.retention_seconds is not None:
             _check_seconds("names.retentionSeconds", self.retention_seconds, least=0)
 
 
 class Token(Part, frozen=True):
-    """The API answers a repeated token with the job that it made for it, for `lifetime_seconds` after the first use."""
+    """The API returns the first job when a token is repeated.
+
+    `lifetime_seconds`: for how long, counted from the token's first use.
+    """
 
     lifetime_seconds: float
 
     def __post_init__(self) -> None:
-        """Raises `DescriptionError`."""
+        """Validate the fields. Raises `DescriptionError`."""
         _check_seconds("token.lifetimeSeconds", self.lifetime_seconds, least=0)
 
 
 class Credentials(Part, frozen=True):
-    """A secret, from one of `env` (a variable) and `file`, read anew for each request; `template` says what the header holds of it."""
+    """A secret, read for each request from either `env` (a variable) or `file`.
+
+    `template`: the value of the header.
+    """
 
     env: str | None = None
     file: str | None = None
@@ -261,7 +296,7 @@ class Credentials(Part, frozen=True):
     template: str = "Bearer {secret}"
 
     def __post_init__(self) -> None:
-        """Raises `DescriptionError`."""
+        """Validate the fields. Raises `DescriptionError`."""
         if (self.env is None) == (self.file is None):
             raise DescriptionError("credentials must name one of env, a variable, and file, a path")
         _check_headers("credentials", {self.header: self.template}, frozenset({"secret"}))
@@ -269,10 +304,13 @@ class Credentials(Part, frozen=True):
 
 
 class Description(Part, frozen=True):
-    """One REST API. `name`: kept with each job; another one for each system, if a task has several. `headers`: sent with each request, as they are.
-    `ca_file`: whom to trust instead of the system's CAs.
+    """One REST API.
 
-    Of `names`, `token` and `look_up`, declare what the API's documentation promises, and no more: a duplicate follows from each promise not kept.
+    `name`: stored with each job; must differ between the systems of one task. `headers`: sent
+    unchanged with each request. `ca_file`: replaces the system's CAs.
+
+    Declare no more of `names`, `token` and `look_up` than the API's documentation promises, because
+    each broken promise can duplicate a job.
     """
 
     address: str
@@ -290,7 +328,7 @@ class Description(Part, frozen=True):
     poll_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        """Raises `DescriptionError`."""
+        """Validate the fields. Raises `DescriptionError`."""
         if not re.fullmatch(r"https?://[^/?#\s@]+(/[^?#\s]*)?", self.address) or self.address.endswith("/"):
             raise DescriptionError(
                 f"address must be like https://jobs.example.com/api, without a / at its end and without a password, not {self.address.rpartition('@')[2]!r}"
@@ -305,30 +343,30 @@ class Description(Part, frozen=True):
     def _check_promises(self) -> None:
         submit = self.submit
         if self.names is not None:
-            where = frozenset().union(fields_of(submit.path), *(fields_of(text) for text in submit.body.values()))
-            if not where & IDENTITY_FIELDS:
+            carried = frozenset().union(fields_of(submit.path), *(fields_of(text) for text in submit.body.values()))
+            if not carried & IDENTITY_FIELDS:
                 raise DescriptionError("names: submit.body or submit.path must hold {name} or {token}")
             if not submit.exists:
-                raise DescriptionError("names: submit.exists must name the status by which a taken name is answered")
+                raise DescriptionError("names: submit.exists must name the status by which a taken name is reported")
         if self.token is not None:
             if not submit.carried & IDENTITY_FIELDS:
                 raise DescriptionError("token: submit.headers or submit.body must hold {token} or {name}")
             if self.token.lifetime_seconds <= self.request_seconds + MARGIN_SECONDS:
                 raise DescriptionError(
                     f"token.lifetimeSeconds must be more than requestSeconds and {MARGIN_SECONDS:g} s: "
-                    "a token that may be forgotten while a request is under way is of no use; leave it out"
+                    "the API may otherwise forget the token during a request; leave token out"
                 )
         if self.look_up is not None and self.look_up.carried not in submit.carried:
             raise DescriptionError(
-                f"lookUp: the submission must carry the {{{self.look_up.carried}}} that lookUp.path asks for"
+                f"lookUp: the submission must carry the {{{self.look_up.carried}}} that lookUp.path contains"
             )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """From what JSON or YAML holds.
+        """Create a description from decoded JSON or YAML.
 
         Raises:
-            DescriptionError: the message says which field.
+            DescriptionError: the message names the field.
         """
         try:
             return msgspec.convert(mapping, cls)
@@ -337,32 +375,34 @@ class Description(Part, frozen=True):
 
 
 def fields_of(text: str) -> frozenset[str]:
-    """The placeholders in a path or template. Raises ValueError where braces don't match."""
+    """Return the placeholders in a path or template. Raises ValueError if braces do not match."""
     return frozenset(field for _, field, _, _ in Formatter().parse(text) if field is not None)
 
 
 def check_template(where: str, text: str, allowed: Iterable[str]) -> None:
-    """Raises `DescriptionError`."""
+    """Validate the text. Raises `DescriptionError`."""
     allowed = frozenset(allowed)
     try:
         parts = list(Formatter().parse(text))
     except ValueError as error:
-        raise DescriptionError(f"{where}: braces must match, literal ones be doubled ({error}): {text!r}") from error
+        raise DescriptionError(
+            f"{where}: braces must match, and literal braces must be doubled ({error}): {text!r}"
+        ) from error
     for _, field, spec, conversion in parts:
         if field is not None and (field not in allowed or spec or conversion):
             known = ", ".join(f"{{{name}}}" for name in sorted(allowed)) or "none"
-            raise DescriptionError(f"{where}: {{{field}}} is no placeholder here; known are {known}")
+            raise DescriptionError(f"{where}: {{{field}}} is not a placeholder here; known are {known}")
 
 
 def check_path(where: str, path: str, allowed: Iterable[str]) -> None:
-    """Raises `DescriptionError`."""
+    """Validate the text. Raises `DescriptionError`."""
     if not path.startswith("/") or re.search(r"[\s#]", path):
         raise DescriptionError(f"{where} must begin with / and have no spaces and no #, not {path!r}")
     check_template(where, path, allowed)
 
 
 def check_place(where: str, place: str, *, whole: bool = True) -> None:
-    """Raises `DescriptionError`."""
+    """Validate the text. Raises `DescriptionError`."""
     if place == "." and whole:
         return
     if not all(place.split(".")) or "{" in place:
@@ -390,9 +430,9 @@ def _check_method(where: str, method: str) -> None:
 def _check_headers(where: str, headers: Mapping[str, str], allowed: Iterable[str]) -> None:
     for name, template in headers.items():
         if not _HEADER.fullmatch(name):
-            raise DescriptionError(f"{where}: {name!r} is no name of a header")
+            raise DescriptionError(f"{where}: {name!r} is not a header name")
         if not template.isprintable() or not template.isascii():
-            raise DescriptionError(f"{where}: a header must be printable ASCII; that of {name} is not")
+            raise DescriptionError(f"{where}: a header must be printable ASCII, but that of {name} is not")
         check_template(f"{where}[{name!r}]", template, allowed)
 
 

@@ -1,4 +1,4 @@
-"""Between a REST API and Reattach, by its description: what is sent, and what the answers mean. Pure."""
+"""Requests to a REST API and the meaning of its responses, by its description. Pure."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ from reattach.adapters.http_client import NO_BODY, CallError, HttpResponse
 
 @dataclass(frozen=True)
 class HttpCall:
-    """What is to be sent."""
+    """A request to send."""
 
     method: str
     path: str
@@ -36,7 +36,10 @@ class HttpCall:
 
 
 def request_of(submit: SubmitRequest, submission: Submission) -> HttpCall:
-    """What submits the job. Raises `Rejected` where the task's request leaves no place for what Reattach must add."""
+    """Return the request that submits the job.
+
+    Raises `Rejected` if the task's request has no room for the fields that Reattach adds.
+    """
     fields = fields_of(submission)
     return HttpCall(
         method=submit.method,
@@ -46,116 +49,119 @@ def request_of(submit: SubmitRequest, submission: Submission) -> HttpCall:
     )
 
 
-def submitted_of(submit: SubmitRequest, answer: HttpResponse, submission: Submission) -> Submitted:
-    """The job, by the answer to its submission.
+def submitted_of(submit: SubmitRequest, response: HttpResponse, submission: Submission) -> Submitted:
+    """Return the job from the response to its submission.
 
     Raises:
-        Rejected: there surely is none by this request.
-        CallError: nobody knows.
+        Rejected: this request certainly created no job.
+        CallError: the outcome is unknown.
     """
     fields = fields_of(submission)
-    if answer.status in submit.exists:
+    if response.status in submit.exists:
         place = submit.existing_handle or submit.handle
-        return _submitted(submit, answer, place, fields, existed=True)
-    if answer.status in submit.accepted:
-        return _submitted(submit, answer, submit.handle, fields, existed=False)
-    if answer.status in submit.refused:
-        raise Rejected(f"the job was refused: {answer}")
-    if answer.status in submit.busy:
-        raise Rejected(f"the job was refused for now: {answer}", retriable=True)
-    if answer.status in {307, 308}:
-        # The one redirection that says "not done, do it over there".
-        raise Rejected(f"the address must be the one that {answer.headers.get('location')!r} is under: {answer}")
-    raise CallError(f"the answer does not tell whether the job was accepted: {answer}")
+        return _submitted(submit, response, place, fields, existed=True)
+    if response.status in submit.accepted:
+        return _submitted(submit, response, submit.handle, fields, existed=False)
+    if response.status in submit.refused:
+        raise Rejected(f"the job was refused: {response}")
+    if response.status in submit.busy:
+        raise Rejected(f"the job was refused for now: {response}", retriable=True)
+    if response.status in {307, 308}:
+        # Only these redirects mean that the server did not act and the client must repeat the
+        # request.
+        raise Rejected(f"the address must be the one that {response.headers.get('location')!r} is under: {response}")
+    raise CallError(f"the response does not show whether the job was accepted: {response}")
 
 
-def is_taken_by_an_unnamed_job(submit: SubmitRequest, answer: HttpResponse) -> bool:
-    """Whether the answer says that the name or the token has a job, and not which."""
+def is_taken_by_an_unnamed_job(submit: SubmitRequest, response: HttpResponse) -> bool:
+    """Return whether the name or token has a job, but the response does not contain its id."""
     source = submit.existing_handle or submit.handle
-    return answer.status in submit.exists and "{" not in source and not _text_of(value_at(answer.body, source))
+    return response.status in submit.exists and "{" not in source and not _text_of(value_at(response.body, source))
 
 
 def look_up_path_of(look_up: LookupRequest, submission: Submission) -> str:
-    """Where the job is asked for."""
+    """Return the path of the lookup."""
     return _path_of(look_up.path, fields_of(submission))
 
 
 def found_of(
-    look_up: LookupRequest, answer: HttpResponse, submission: Submission, submit: SubmitRequest
+    look_up: LookupRequest, response: HttpResponse, submission: Submission, submit: SubmitRequest
 ) -> Submitted | None:
-    """The job that carries the token or name; None: there is none.
+    """Return the job that carries the token or name, or None if it certainly does not exist.
 
-    Of several, the first: they are of one token, so they are one job made twice, and the API's order is all that there is to go by.
+    Return the first of several jobs. They share one token, so they are duplicates of one job, and
+    only the API's order distinguishes them.
 
     Raises:
-        CallError: the answer does not tell.
+        CallError: the response does not show whether the job exists.
     """
-    if answer.status == 404 and look_up.not_found_says and look_up.not_found_says in answer.text:
+    if response.status == 404 and look_up.not_found_says and look_up.not_found_says in response.text:
         return None
-    if not answer.is_success:
-        raise CallError(f"the look-up was not answered: {answer}")
-    jobs = _jobs_in(look_up, answer)
+    if not response.is_success:
+        raise CallError(f"the lookup failed: {response}")
+    jobs = _jobs_in(look_up, response)
     if not isinstance(jobs, list):
-        raise CallError(f"lookUp.items ({look_up.items}) must be where the list of jobs is in the answer: {answer}")
+        raise CallError(f"lookUp.items ({look_up.items}) must be where the list of jobs is in the response: {response}")
     fields = fields_of(submission)
     ours = [job for job in jobs if _carries(job, look_up.carries, fields[look_up.carried])]
-    if not ours and look_up.next_page is not None and value_at(answer.body, look_up.next_page):
-        raise CallError(f"lookUp.path must select so few jobs that they fit on one page; there are more: {answer}")
+    if not ours and look_up.next_page is not None and value_at(response.body, look_up.next_page):
+        raise CallError(f"lookUp.path must select so few jobs that they fit on one page; there are more: {response}")
     if jobs and not ours:
-        # Whoever ignores the query and answers the first page of all jobs must not be understood as "there is none".
+        # An API that ignores the query returns the first page of all jobs. This must not count as
+        # absence.
         raise CallError(
-            f"lookUp.path must select the jobs that carry the {look_up.carried}, and lookUp.carries ({look_up.carries}) be where; "
-            f"the answer has {len(jobs)} that don't: {answer}"
+            f"lookUp.path must select the jobs that carry the {look_up.carried}, and lookUp.carries ({look_up.carries}) "
+            f"must be its place; the response has {len(jobs)} jobs without it: {response}"
         )
     if not ours:
         return None
-    handle = _handle_at(ours[0], look_up.handle, answer)
+    handle = _handle_at(ours[0], look_up.handle, response)
     return Submitted(handle, _url_of(submit, ours[0], {**fields, "handle": handle}), existed=True)
 
 
-def _jobs_in(look_up: LookupRequest, answer: HttpResponse) -> Any:
+def _jobs_in(look_up: LookupRequest, response: HttpResponse) -> Any:
     if look_up.items is None:
-        return [answer.body]
-    jobs = value_at(answer.body, look_up.items)
-    if jobs is None and look_up.items_omitted and isinstance(answer.body, dict):
+        return [response.body]
+    jobs = value_at(response.body, look_up.items)
+    if jobs is None and look_up.items_omitted and isinstance(response.body, dict):
         return []
     return jobs
 
 
-def status_of(status: StatusRequest, answer: HttpResponse) -> JobStatus:
-    """How the job stands."""
-    if answer.status in status.not_found and status.not_found_says in answer.text:
-        return NotFound(str(answer))
-    if not answer.is_success:
-        return Unknown(str(answer))
-    word = _text_of(value_at(answer.body, status.state))
-    message = _text_of(value_at(answer.body, status.message)) if status.message is not None else None
+def status_of(status: StatusRequest, response: HttpResponse) -> JobStatus:
+    """Return the status of the job."""
+    if response.status in status.not_found and status.not_found_says in response.text:
+        return NotFound(str(response))
+    if not response.is_success:
+        return Unknown(str(response))
+    state = _text_of(value_at(response.body, status.state))
+    message = _text_of(value_at(response.body, status.message)) if status.message is not None else None
     states = status.states
-    if word in states.active:
+    if state in states.active:
         return Active(message or "")
-    if word in states.succeeded:
-        return _succeeded(status, answer)
-    if word in states.failed:
-        return Failed(message or f"it ended as {word}")
-    if word in states.cancelled:
+    if state in states.succeeded:
+        return _succeeded(status, response)
+    if state in states.failed:
+        return Failed(message or f"the job ended as {state}")
+    if state in states.cancelled:
         return Cancelled(message or "")
-    if word is None:
-        return Unknown(f"status.state ({status.state}) must be where the job's state is in the answer: {answer}")
-    return Unknown(f"status.states must say what {word!r} means: {answer}")
+    if state is None:
+        return Unknown(f"status.state ({status.state}) must be where the job's state is in the response: {response}")
+    return Unknown(f"status.states must contain {state!r}: {response}")
 
 
 def cancel_body_of(cancel: CancelRequest) -> Any:
-    """What is sent, `NO_BODY` for nothing."""
+    """Return the body of the cancellation, or `NO_BODY`."""
     return NO_BODY if cancel.body is msgspec.UNSET else cancel.body
 
 
 def handle_path_of(path: str, handle: str) -> str:
-    """Where this job is."""
+    """Return the path with the handle inserted."""
     return _path_of(path, {"handle": handle})
 
 
 def fields_of(submission: Submission) -> dict[str, str]:
-    """What the placeholders stand for."""
+    """Return the values of the placeholders."""
     return {
         "token": submission.token,
         "name": submission.name,
@@ -167,7 +173,7 @@ def fields_of(submission: Submission) -> dict[str, str]:
 
 
 def value_at(document: Any, place: str) -> Any:
-    """What is at a place of a JSON document; a list is entered by numbers. None if nothing is there."""
+    """Return the value at a place of a JSON document, or None. Numbers select items of a list."""
     if place == ".":
         return document
     for step in place.split("."):
@@ -180,23 +186,23 @@ def value_at(document: Any, place: str) -> Any:
     return document
 
 
-def _succeeded(status: StatusRequest, answer: HttpResponse) -> JobStatus:
+def _succeeded(status: StatusRequest, response: HttpResponse) -> JobStatus:
     if status.result is None:
         return Succeeded()
-    return Succeeded(value_at(answer.body, status.result))
+    return Succeeded(value_at(response.body, status.result))
 
 
 def _submitted(
-    submit: SubmitRequest, answer: HttpResponse, source: str, fields: Mapping[str, str], *, existed: bool
+    submit: SubmitRequest, response: HttpResponse, source: str, fields: Mapping[str, str], *, existed: bool
 ) -> Submitted:
-    handle = source.format_map(fields) if "{" in source else _handle_at(answer.body, source, answer)
-    return Submitted(handle, _url_of(submit, answer.body, {**fields, "handle": handle}), existed=existed)
+    handle = source.format_map(fields) if "{" in source else _handle_at(response.body, source, response)
+    return Submitted(handle, _url_of(submit, response.body, {**fields, "handle": handle}), existed=existed)
 
 
-def _handle_at(document: Any, place: str, answer: HttpResponse) -> str:
+def _handle_at(document: Any, place: str, response: HttpResponse) -> str:
     handle = _text_of(value_at(document, place))
     if not handle:
-        raise CallError(f"the job's id must be at {place!r} of the answer: {answer}")
+        raise CallError(f"the job's id must be at {place!r} of the response: {response}")
     return handle
 
 
@@ -209,7 +215,7 @@ def _url_of(submit: SubmitRequest, document: Any, fields: Mapping[str, str]) -> 
 
 
 def _path_of(path: str, fields: Mapping[str, str]) -> str:
-    # `.` and `..` would be taken for folders, by us or by a proxy.
+    # Unquoted, `.` and `..` would be resolved as path segments, by the client or a proxy.
     quoted = {name: quote(value, safe="") for name, value in fields.items()}
     return path.format_map(
         {name: "%2E" * len(value) if set(value) == {"."} else value for name, value in quoted.items()}
@@ -231,15 +237,17 @@ def _add(body: Any, place: str, text: str) -> None:
         body = body.setdefault(folder, {}) if isinstance(body, dict) else None
     if not isinstance(body, dict):
         raise Rejected(
-            f"the request must be a JSON object with room for {place!r}, where Reattach writes what finds the job again"
+            f"the request must be a JSON object with room for {place!r}, where Reattach writes what identifies the job"
         )
     if place.endswith("[]"):
         found = body.setdefault(name, [])
         if not isinstance(found, list):
-            raise Rejected(f"the request must have a list at {place!r}: Reattach adds there what finds the job again")
+            raise Rejected(
+                f"the request must have a list at {place!r}, because Reattach appends what identifies the job"
+            )
         found.append(text)
     elif body.setdefault(name, text) != text:
-        raise Rejected(f"the request must leave {place!r} out: Reattach writes there what finds the job again")
+        raise Rejected(f"the request must leave {place!r} out, because Reattach writes there what identifies the job")
 
 
 def _carries(job: Any, place: str, text: str) -> bool:
@@ -248,7 +256,7 @@ def _carries(job: Any, place: str, text: str) -> bool:
 
 
 def _text_of(value: Any) -> str | None:
-    """Of a JSON scalar; None of anything else."""
+    """Return the text of a JSON scalar, or None for any other value."""
     match value:
         case str():
             return value

@@ -1,8 +1,8 @@
 """Objects of a Kubernetes API as jobs.
 
-kinds.py      pure: what a kind is like, and the presets
-objects.py    pure: what is created, whose it is, and what the answers mean
-access.py     the API server, and who calls it
+kinds.py      pure: descriptions of kinds, and the presets
+objects.py    pure: the object to create and the meaning of responses
+access.py     the address of the API server and the client's credentials
 adapter.py    sends the requests
 """
 

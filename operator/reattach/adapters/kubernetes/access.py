@@ -1,5 +1,6 @@
-"""How the Kubernetes API is reached, and as whom: by the pod's own service account, or by a kubeconfig. Everything is read anew for each
-request, since tokens and CAs are rotated under a running task.
+"""Address and credentials of the Kubernetes API, from the pod's service account or a kubeconfig.
+
+Files are read for each request, because tokens and CAs are rotated while a task runs.
 """
 
 import base64
@@ -18,12 +19,15 @@ SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class AccessError(ValueError):
-    """The Kubernetes API can't be reached so; the message says what must hold."""
+    """The Kubernetes API can't be reached with these settings. The message has the requirement."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """One API server, and who calls it. `certificate`: PEM of the client's certificate and key."""
+    """One API server and the client's credentials.
+
+    `certificate`: PEM of the client's certificate and key.
+    """
 
     server: str
     namespace: str
@@ -35,13 +39,13 @@ class Access:
 
     @classmethod
     def from_pod(cls, directory: Path = SERVICE_ACCOUNT, environment: Mapping[str, str] = os.environ) -> Self:
-        """By the service account of the pod that this runs in. Raises `AccessError`."""
+        """Use the service account of the pod that this process runs in. Raises `AccessError`."""
         host, port = environment.get("KUBERNETES_SERVICE_HOST"), environment.get("KUBERNETES_SERVICE_PORT", "443")
         token_file = directory / "token"
         if not host or not token_file.is_file():
             raise AccessError(
                 "the pod must have its service account's token: serviceAccountName set, and automountServiceAccountToken not false "
-                f"({token_file} and KUBERNETES_SERVICE_HOST). Elsewhere, give a kubeconfig"
+                f"({token_file} and KUBERNETES_SERVICE_HOST). Outside a pod, use a kubeconfig"
             )
         host = f"[{host}]" if ":" in host else host
         return cls(
@@ -54,9 +58,10 @@ class Access:
 
     @classmethod
     def from_kubeconfig(cls, path: Path, context: str | None = None) -> Self:
-        """By a kubeconfig with a token or a client certificate; YAML needs PyYAML, JSON (`kubectl config view --raw -o json`) nothing.
+        """Use a kubeconfig with a token or a client certificate.
 
-        Raises `AccessError`.
+        A kubeconfig in YAML needs PyYAML. JSON (`kubectl config view --raw -o json`) needs no
+        package. Raises `AccessError`.
         """
         config = _parse(path)
         chosen = context or config.get("current-context")
@@ -77,16 +82,16 @@ class Access:
         )
 
     def headers(self) -> dict[str, str]:
-        """Raises OSError."""
+        """Return the authorization header. Raises OSError."""
         token = self.token if self.token_file is None else self.token_file.read_text().strip()
         return {} if token is None else {"Authorization": f"Bearer {token}"}
 
     def tls(self) -> ssl.SSLContext:
-        """Raises OSError, ValueError."""
+        """Return the TLS context. Raises OSError, ValueError."""
         ca = self.ca if self.ca_file is None else self.ca_file.read_text()
         context = ssl.create_default_context(cadata=ca) if ca is not None else ssl.create_default_context()
         if self.certificate is not None:
-            # OpenSSL reads it from a file alone.
+            # OpenSSL reads certificates only from files.
             with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
                 file.write(self.certificate)
                 file.flush()
@@ -98,7 +103,7 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise AccessError(f"the kubeconfig must be there: {error}") from error
+        raise AccessError(f"the kubeconfig must be readable: {error}") from error
     try:
         config = msgspec.json.decode(raw)
     except msgspec.DecodeError:
@@ -106,7 +111,7 @@ def _parse(path: Path) -> dict[str, Any]:
             config = msgspec.yaml.decode(raw)
         except ImportError:
             raise AccessError(
-                f"{path} must be JSON (kubectl config view --raw -o json), or PyYAML be installed for YAML"
+                f"{path} must be JSON (kubectl config view --raw -o json), or PyYAML must be installed for YAML"
             ) from None
         except msgspec.DecodeError as error:
             raise AccessError(f"{path} must be a kubeconfig: {error}") from error
@@ -140,12 +145,12 @@ def _check_supported(cluster: dict[str, Any], user: dict[str, Any], path: Path) 
 def _certificate_of(user: dict[str, Any], path: Path) -> str | None:
     certificate, key = _text(user, "client-certificate", path), _text(user, "client-key", path)
     if (certificate is None) != (key is None):
-        raise AccessError(f"{path}: client-certificate and client-key must both be there, or neither")
+        raise AccessError(f"{path}: client-certificate and client-key must both be set, or neither")
     return None if certificate is None or key is None else f"{certificate}\n{key}"
 
 
 def _text(entry: dict[str, Any], name: str, path: Path) -> str | None:
-    """PEM that is in the kubeconfig itself, or in a file beside it."""
+    """Return PEM from the kubeconfig itself or from a file that it names."""
     try:
         if encoded := entry.get(f"{name}-data"):
             return base64.b64decode(encoded, validate=True).decode()

@@ -1,9 +1,12 @@
-"""Objects of a Kubernetes API as jobs: a Job, another TaskRun, a SparkApplication, a RayJob, or any other kind that tells its end in its status.
+"""Adapter for objects of a Kubernetes API: any kind that reports its end in its status.
 
-**What Kubernetes promises.** A name exists once in a namespace: of any number of creations with one name exactly one succeeds, and the others are
-answered `AlreadyExists`, for as long as the object is there. So the name is made of the submission token, and what makes objects go counts:
-a person, the namespace's end, an owner, a time to live. `retention` says for how long after its submission an object is surely there;
-a manifest with a shorter time to live is refused.
+Presets exist for Job, TaskRun, SparkApplication and RayJob.
+
+**Guarantees of Kubernetes.** A name exists once in a namespace. If several creations use one name,
+exactly one succeeds, and the others get `AlreadyExists` as long as the object exists. So the name
+contains the submission token. Anything that deletes objects ends the guarantee: a user, the
+deletion of the namespace, an owner, a time to live. `retention` is how long an object certainly
+exists after its submission; a manifest with a shorter time to live is rejected.
 """
 
 from datetime import timedelta
@@ -31,30 +34,37 @@ from reattach.adapters.kubernetes.kinds import Kind, text_at
 from reattach.adapters.kubernetes.objects import (
     ForeignObjectError,
     ObjectHandle,
-    answer_text,
     created_of,
     delete_options_of,
     existing_of,
     is_absent,
     object_of,
+    response_text,
     status_of,
 )
 
 _SETTLING: Final = timedelta(seconds=90)
-"""An API server works on a request for at most a minute (`--request-timeout`), with its webhooks; the rest is for the way there."""
+"""An API server, with its webhooks, processes a request for at most 60 s (`--request-timeout`).
+
+The other 30 s are for the network.
+"""
 _REQUEST_SECONDS: Final = 30.0
 _TRIES: Final = 5
 
 
 class KubernetesObjects(Adapter):
-    """Objects of one kind, in one namespace. A request is a manifest without a name. The handle is `namespace/name/uid`.
+    """Objects of one kind in one namespace.
 
-    `kind`: `JOB`, `TASKRUN`, `SPARK_APPLICATION`, `RAY_JOB`, or a `Kind` of your own. `access`: None is the pod's own service account, which
-    must be allowed to `create`, `get` and `delete` (TaskRuns: `patch`) them. `namespace`: None is that of `access`. `retention`: for how long
-    after its submission an object is surely there; None: until it has been recorded as over, since nobody deletes it before.
+    A request is a manifest without a name. The handle is `namespace/name/uid`.
+
+    `kind`: `JOB`, `TASKRUN`, `SPARK_APPLICATION`, `RAY_JOB`, or a `Kind` of your own. `access`:
+    None uses the pod's own service account, which needs permission to `create`, `get` and `delete`
+    (TaskRuns: `patch`) the objects. `namespace`: None uses the namespace of `access`. `retention`:
+    how long an object certainly exists after its submission; None: until it is recorded as
+    terminal, because no client deletes it before.
 
     Raises:
-        AccessError: the Kubernetes API can't be reached so.
+        AccessError: the Kubernetes API can't be reached with these settings.
     """
 
     name: ClassVar[str] = "kubernetes"
@@ -72,17 +82,17 @@ class KubernetesObjects(Adapter):
         self._kind = kind
         self._retention = retention
         self._namespace = access.namespace if namespace is None else namespace
-        self.name = f"kubernetes-{kind.kind.lower()}"[:63]  # type: ignore[misc] # each kind is a system of its own
+        self.name = f"kubernetes-{kind.kind.lower()}"[:63]  # type: ignore[misc] # each kind is its own system
         self.request_seconds = _REQUEST_SECONDS
         self._deleted: set[str] = set()
-        """UIDs of what this process deleted: being gone is its end then, and no riddle."""
+        """UIDs of objects this process deleted; a 404 for them means cancelled, not unknown."""
         try:
             access.headers()
             access.tls()
         except (OSError, ValueError) as error:
-            raise AccessError(f"what {access.server} is called with must be there: {error}") from error
-        # A proxy for the world outside is none for the cluster's own API server.
-        self._caller = BoundedHttpClient(
+            raise AccessError(f"the credentials and the CA for {access.server} must be readable: {error}") from error
+        # A proxy for external addresses must not be used for the cluster's own API server.
+        self._client = BoundedHttpClient(
             access.server, _REQUEST_SECONDS, access.headers, access.tls, trust_env=False, transport=transport
         )
 
@@ -96,12 +106,12 @@ class KubernetesObjects(Adapter):
         body = object_of(self._kind, submission, self._namespace, self._retention)
         path = self._kind.path(self._namespace)
         try:
-            # Strict: a misspelt field would be dropped in silence otherwise.
+            # Strict, because the API server would otherwise drop a misspelled field silently.
             query = "fieldValidation=Strict&fieldManager=reattach-task"
-            answer = self._caller.send("POST", f"{path}?{query}", body, may_leave=submission.may_leave)
+            response = self._client.send("POST", f"{path}?{query}", body, may_leave=submission.may_leave)
         except NotSentError as error:
             raise Rejected(f"the object was not sent: {error}", retriable=True) from error
-        created = created_of(answer)
+        created = created_of(response)
         return self._existing(submission) if created is None else created
 
     def look_up(self, submission: Submission) -> Submitted | None:
@@ -116,51 +126,53 @@ class KubernetesObjects(Adapter):
         except CallError as error:
             return Unknown(str(error))
         if isinstance(status, NotFound) and known.uid in self._deleted:
-            return Cancelled("it was deleted, as asked")
+            return Cancelled("the object was deleted by a cancellation")
         return status
 
     def cancel(self, handle: str) -> None:
-        """Raises `CallError`: the job goes on, or it can't be told."""
+        """Cancel the job. Raises `CallError` if it is still active or its status is unknown."""
         known = ObjectHandle.parse(handle)
         if known is None:
             return
         for _ in range(_TRIES):
-            answer = self._get(known.namespace, known.name)
-            if not isinstance(status_of(self._kind, answer, known), Active | Unknown):
+            response = self._get(known.namespace, known.name)
+            if not isinstance(status_of(self._kind, response, known), Active | Unknown):
                 return
-            if not answer.is_success or text_at(answer.body, "metadata.uid") != known.uid:
-                raise CallError(f"{handle} was not cancelled: {answer_text(answer)}")
-            ended = self._end(known, text_at(answer.body, "metadata.resourceVersion"))
-            if ended.is_success or is_absent(ended, known.name):
+            if not response.is_success or text_at(response.body, "metadata.uid") != known.uid:
+                raise CallError(f"{handle} was not cancelled: {response_text(response)}")
+            cancelled = self._end(known, text_at(response.body, "metadata.resourceVersion"))
+            if cancelled.is_success or is_absent(cancelled, known.name):
                 return
-            if ended.status != 409:
-                raise CallError(f"{handle} was not cancelled: {answer_text(ended)}")
-        raise CallError(f"{handle} was not cancelled: it keeps changing")
+            if cancelled.status != 409:
+                raise CallError(f"{handle} was not cancelled: {response_text(cancelled)}")
+        raise CallError(f"{handle} was not cancelled, because the object keeps changing")
 
     def _end(self, handle: ObjectHandle, version: str) -> HttpResponse:
-        """Of this very object as it was seen: one that has come to its end meanwhile keeps its result."""
+        """Patch or delete this version of the object, so that an ended job keeps its result."""
         path = self._kind.path(handle.namespace, handle.name)
         preconditions = {"uid": handle.uid, "resourceVersion": version}
         if self._kind.cancel_patch is not None:
             patch = {**self._kind.cancel_patch, "metadata": preconditions}
-            return self._caller.send("PATCH", path, patch, {"Content-Type": "application/merge-patch+json"})
-        # Before it is sent: the answer may be lost, and the object be gone.
+            return self._client.send("PATCH", path, patch, {"Content-Type": "application/merge-patch+json"})
+        # Recorded before the request, because its response may be lost after the object was
+        # deleted.
         self._deleted.add(handle.uid)
-        answer = self._caller.send("DELETE", path, delete_options_of(preconditions))
-        if 400 <= answer.status < 500 and not is_absent(answer, handle.name):
+        response = self._client.send("DELETE", path, delete_options_of(preconditions))
+        if 400 <= response.status < 500 and not is_absent(response, handle.name):
             self._deleted.discard(handle.uid)
-        return answer
+        return response
 
     def _existing(self, submission: Submission) -> Submitted:
-        """The object that has the name."""
+        """Return the object that has the name."""
         try:
             found = self.look_up(submission)
         except ForeignObjectError as error:
-            # The API server refused ours: there is none by this request, nor will there be.
+            # The API server rejected the creation, so this request created no object and never
+            # will.
             raise Rejected(str(error)) from error
         if found is None:
-            raise CallError(f"{self._namespace}/{submission.name} existed and is gone")
+            raise CallError(f"{self._namespace}/{submission.name} existed, but no longer exists")
         return found
 
     def _get(self, namespace: str, name: str) -> HttpResponse:
-        return self._caller.send("GET", self._kind.path(namespace, name))
+        return self._client.send("GET", self._kind.path(namespace, name))

@@ -1,6 +1,7 @@
-"""What a kind of Kubernetes object is like as a job: where its objects are, and what in one says that it is over. Pure.
+"""Kinds of Kubernetes objects as jobs: their paths and the meaning of their status. Pure.
 
-A place is a dotted path into the object; `[x]` picks from a list the item whose `type` is `x`: `status.conditions[Complete].status`.
+A place is a dotted path into the object. `[x]` selects the item of a list whose `type` is `x`:
+`status.conditions[Complete].status`.
 """
 
 import json
@@ -17,17 +18,20 @@ _STEP: Final = re.compile(r"([^\[]+)(?:\[(.+)\])?")
 
 @dataclass(frozen=True)
 class When:
-    """The object stands so if each place has one of these texts; what is absent is the empty text. Without a place, always."""
+    """The object has this standing if each place has one of the texts in `holds`.
+
+    An absent value is the empty text. Empty `holds` always match.
+    """
 
     standing: Standing
     holds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises ValueError."""
+        """Validate the fields. Raises ValueError."""
         for place, texts in self.holds.items():
             _check_place(place)
             if not _is_texts(texts):
-                raise ValueError(f"{place} must be held against a tuple of texts, not {texts!r}")
+                raise ValueError(f"{place} must be compared with a tuple of texts, not {texts!r}")
 
     def matches(self, found: Mapping[str, Any]) -> bool:
         return all(text_at(found, place) in texts for place, texts in self.holds.items())
@@ -37,12 +41,14 @@ class When:
 class Kind:
     """A namespaced kind.
 
-    `plural`: as in the API's paths. `standings`: the first that matches counts; an object that matches none is taken as "can't be told", so list
-    what is active too, or end with `When("Active")`. `messages`: places of what to tell people; all that are there are shown.
-    `result`: the place of the result; `result_is_json`: it is text that holds JSON.
+    `plural`: as in the API's paths. `standings`: the first match counts. An object without a match
+    has an unknown status, so also list the active states, or end with `When("Active")`. `messages`:
+    places of texts for users; all that are present are shown. `result`: the place of the result;
+    `result_is_json`: the result is text that holds JSON.
 
-    `ends`: places that make the object go by itself after its end: seconds until then, or anything else. `cancel_patch`: a merge patch that ends
-    the job and leaves the object; None: the object is deleted.
+    `ends`: fields of the manifest that remove the object after its end: the seconds until its
+    removal, or any other value. `cancel_patch`: a merge patch that ends the job and keeps the
+    object; None: the object is deleted.
     """
 
     api_version: str
@@ -56,7 +62,7 @@ class Kind:
     cancel_patch: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError."""
+        """Validate the fields. Raises ValueError."""
         if not re.fullmatch(r"([a-z0-9.-]+/)?v[a-z0-9]+", self.api_version):
             raise ValueError(f"api_version must be like batch/v1, not {self.api_version!r}")
         if not re.fullmatch(r"[a-z][a-z0-9]*", self.plural):
@@ -65,18 +71,17 @@ class Kind:
             raise ValueError(f"kind must be like Job, not {self.kind!r}")
         for place in (*self.messages, *self.ends, *([self.result] if self.result else [])):
             _check_place(place)
-        told = {when.standing for when in self.standings}
-        if not {"Succeeded", "Failed"} <= told:
-            raise ValueError("standings must say when a job has succeeded, and when it has failed")
+        if not {"Succeeded", "Failed"} <= {when.standing for when in self.standings}:
+            raise ValueError("standings must define when a job has succeeded and when it has failed")
 
     def path(self, namespace: str, name: str = "") -> str:
-        """Of one object, or of all in the namespace."""
+        """Return the path of one object, or of all objects in the namespace."""
         group = "/api" if "/" not in self.api_version else "/apis"
         return f"{group}/{self.api_version}/namespaces/{namespace}/{self.plural}" + (f"/{name}" if name else "")
 
 
 def value_at(found: Any, place: str) -> Any:
-    """What is at the place; None if nothing is."""
+    """Return the value at the place, or None if it is absent."""
     for step in re.findall(r"[^.\[]+(?:\[[^\]]+\])?", place):
         name, chosen = _STEP.fullmatch(step).groups()  # type: ignore[union-attr] # findall found what fullmatch finds
         found = found.get(name) if isinstance(found, dict) else None
@@ -87,7 +92,7 @@ def value_at(found: Any, place: str) -> Any:
 
 
 def text_at(found: Any, place: str) -> str:
-    """The same as text; the empty one if nothing is there."""
+    """Return the value at the place as text, or the empty text if it is absent."""
     value = value_at(found, place)
     if value is None:
         return ""
@@ -107,7 +112,7 @@ JOB: Final = Kind(
     api_version="batch/v1",
     kind="Job",
     plural="jobs",
-    # FailureTarget and SuccessCriteriaMet only say how it will end: its pods still run.
+    # FailureTarget and SuccessCriteriaMet only predict the outcome; the pods still run.
     standings=(
         When("Succeeded", {"status.conditions[Complete].status": ("True",)}),
         When("Failed", {"status.conditions[Failed].status": ("True",)}),
@@ -142,8 +147,9 @@ SPARK_APPLICATION: Final = Kind(
     api_version="sparkoperator.k8s.io/v1beta2",
     kind="SparkApplication",
     plural="sparkapplications",
-    # SUBMISSION_FAILED, SUCCEEDING and FAILING are on the way: the restart policy decides what follows. UNKNOWN is the operator's word for "the
-    # driver can't be asked", and stays one here.
+    # SUBMISSION_FAILED, SUCCEEDING and FAILING are not final, because the restart policy decides
+    # what follows. UNKNOWN means that the operator can't reach the driver; it has no standing here,
+    # so the status is unknown too.
     standings=(
         When("Succeeded", {"status.applicationState.state": ("COMPLETED",)}),
         When("Failed", {"status.applicationState.state": ("FAILED",)}),
@@ -174,7 +180,8 @@ RAY_JOB: Final = Kind(
     api_version="ray.io/v1",
     kind="RayJob",
     plural="rayjobs",
-    # Complete is said of each job whose end Ray reported, and of its success by older versions only together with jobStatus.
+    # KubeRay sets Complete for each job whose end Ray reported. In older versions, Complete shows
+    # success only together with jobStatus.
     standings=(
         When("Succeeded", {"status.jobDeploymentStatus": ("Complete",), "status.jobStatus": ("SUCCEEDED",)}),
         When("Cancelled", {"status.jobDeploymentStatus": ("Complete",), "status.jobStatus": ("STOPPED",)}),

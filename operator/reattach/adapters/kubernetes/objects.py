@@ -1,7 +1,9 @@
-"""Between the Kubernetes API and Reattach: what object is made, whether one is ours, and what the answers mean. Pure.
+"""The object to create, its owner, and the meaning of the API server's responses. Pure.
 
-An object is ours if it carries the submission token, as a label or as an annotation: the label is for people and `kubectl get -l`; a webhook
-that tidies labels up must not make us submit again. One that carries none, or another, is somebody else's, whatever it is called.
+An object is ours if it carries the submission token as a label or an annotation. The label is for
+users and `kubectl get -l`. The annotation is also checked, because a webhook that removes labels
+must not cause a second submission. An object without the token, or with another one, belongs to
+another client, whatever its name is.
 """
 
 import copy
@@ -32,13 +34,17 @@ ANNOTATION_TASKRUN: Final = "reattach.dev/submitted-by"
 ANNOTATION_JOB: Final = "reattach.dev/submitted-as"
 
 _REFUSED: Final = frozenset({400, 403, 404, 405, 413, 415, 422})
-"""401 is not among them: an API server that starts, or has changed its keys, does not know good tokens for a while."""
+"""Statuses that reject the object finally.
+
+401 is excluded, because an API server that starts, or has rotated its keys, rejects valid tokens
+for a while.
+"""
 _BUSY: Final = frozenset({401, 429})
 
 
 @dataclass(frozen=True)
 class ObjectHandle:
-    """Names one object for ever: another of the same name has another UID."""
+    """Permanent identity of one object; another object with the same name has another UID."""
 
     namespace: str
     name: str
@@ -46,7 +52,7 @@ class ObjectHandle:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """From `namespace/name/uid`; None if it is not like that."""
+        """Parse `namespace/name/uid`. Return None for any other text."""
         parts = text.split("/")
         return cls(*parts) if len(parts) == 3 and all(_is_name(part) for part in parts) else None
 
@@ -55,31 +61,34 @@ class ObjectHandle:
 
 
 def object_of(kind: Kind, submission: Submission, namespace: str, retention: timedelta | None) -> dict[str, Any]:
-    """The object to create: the task's manifest with a name of ours, the token, and for whom it is. Raises `Rejected`."""
+    """Return the object to create: the task's manifest with our name, the token, and the TaskRun.
+
+    Raises `Rejected`.
+    """
     manifest = submission.request
     if not isinstance(manifest, dict) or (manifest.get("apiVersion"), manifest.get("kind")) != (
         kind.api_version,
         kind.kind,
     ):
         raise Rejected(f"the request must be the manifest of a {kind.kind} of {kind.api_version}")
-    about = manifest.get("metadata") or {}
-    if not isinstance(about, dict):
+    metadata = manifest.get("metadata") or {}
+    if not isinstance(metadata, dict):
         raise Rejected("metadata must be an object")
-    if taken := [name for name in ("name", "generateName", "uid", "resourceVersion") if name in about]:
+    if taken := [name for name in ("name", "generateName", "uid", "resourceVersion") if name in metadata]:
         raise Rejected(
-            f"the manifest must have no metadata.{taken[0]}: the object's name is what finds it again, and Reattach chooses it"
+            f"the manifest must have no metadata.{taken[0]}: Reattach chooses the name, because it identifies the object"
         )
-    if about.get("namespace", namespace) != namespace:
-        raise Rejected(f"metadata.namespace must be {namespace!r}, which the adapter was made for, or be left out")
+    if metadata.get("namespace", namespace) != namespace:
+        raise Rejected(f"metadata.namespace must be {namespace!r}, the adapter's namespace, or be left out")
     _check_ends(kind, manifest, retention)
     body = copy.deepcopy(manifest)
     body["metadata"] = {
-        **copy.deepcopy(about),
+        **copy.deepcopy(metadata),
         "name": submission.name,
         "namespace": namespace,
-        "labels": {**(about.get("labels") or {}), LABEL_TOKEN: submission.token},
+        "labels": {**(metadata.get("labels") or {}), LABEL_TOKEN: submission.token},
         "annotations": {
-            **(about.get("annotations") or {}),
+            **(metadata.get("annotations") or {}),
             LABEL_TOKEN: submission.token,
             ANNOTATION_TASKRUN: f"{submission.namespace}/{submission.taskrun}",
             ANNOTATION_JOB: f"{submission.key}#{submission.generation}",
@@ -88,46 +97,46 @@ def object_of(kind: Kind, submission: Submission, namespace: str, retention: tim
     return body
 
 
-def created_of(answer: HttpResponse) -> Submitted | None:
-    """The job, by the answer to its creation; None: the name has an object already.
+def created_of(response: HttpResponse) -> Submitted | None:
+    """Return the job from the response to its creation, or None if the name already has an object.
 
     Raises:
-        Rejected: there is none by this request.
-        CallError: nobody knows.
+        Rejected: this request certainly created no object.
+        CallError: the outcome is unknown.
     """
-    if answer.is_success:
-        return Submitted(str(_handle_of(answer)))
-    reason = _reason_of(answer)
-    if answer.status == 409 and reason == "AlreadyExists":
+    if response.is_success:
+        return Submitted(str(_handle_of(response)))
+    reason = _reason_of(response)
+    if response.status == 409 and reason == "AlreadyExists":
         return None
-    if answer.status == 403 and "exceeded quota" in answer.text:
-        raise Rejected(f"the namespace's quota has no room: {answer_text(answer)}", retriable=True)
-    if answer.status == 404 and reason != "NotFound":
-        raise Rejected(f"the API server must serve this kind; is its CRD installed? {answer_text(answer)}")
-    if answer.status in _REFUSED:
-        raise Rejected(f"the API server refuses the object: {answer_text(answer)}")
-    if answer.status in _BUSY:
-        raise Rejected(f"the API server refuses the object for now: {answer_text(answer)}", retriable=True)
-    raise CallError(f"the answer does not tell whether the object was created: {answer_text(answer)}")
+    if response.status == 403 and "exceeded quota" in response.text:
+        raise Rejected(f"the namespace's quota has no room: {response_text(response)}", retriable=True)
+    if response.status == 404 and reason != "NotFound":
+        raise Rejected(f"the API server must serve this kind; is its CRD installed? {response_text(response)}")
+    if response.status in _REFUSED:
+        raise Rejected(f"the API server refuses the object: {response_text(response)}")
+    if response.status in _BUSY:
+        raise Rejected(f"the API server refuses the object for now: {response_text(response)}", retriable=True)
+    raise CallError(f"the response does not show whether the object was created: {response_text(response)}")
 
 
-def existing_of(answer: HttpResponse, submission: Submission) -> Submitted | None:
-    """Our object of this name; None: there is none.
+def existing_of(response: HttpResponse, submission: Submission) -> Submitted | None:
+    """Return our object of this name, or None if no object has the name.
 
     Raises:
-        ForeignObjectError: there is one, and it is not ours.
-        CallError: the answer does not tell.
+        ForeignObjectError: the object with this name is not ours.
+        CallError: the response does not show whether the object exists.
     """
-    if is_absent(answer, submission.name):
+    if is_absent(response, submission.name):
         return None
-    if not answer.is_success:
-        raise CallError(f"the object was not shown: {answer_text(answer)}")
-    carried = [value_at(answer.body, f"metadata.{part}") or {} for part in ("labels", "annotations")]
-    handle = _handle_of(answer)
+    if not response.is_success:
+        raise CallError(f"the object could not be read: {response_text(response)}")
+    carried = [value_at(response.body, f"metadata.{part}") or {} for part in ("labels", "annotations")]
+    handle = _handle_of(response)
     if {of[LABEL_TOKEN] for of in carried if LABEL_TOKEN in of} != {submission.token}:
         raise ForeignObjectError(
-            f"{handle.namespace}/{handle.name} is not what was submitted here: it must carry the label "
-            f"{LABEL_TOKEN}={submission.token}. See whose it is; delete it, or have it taken over by `spec.adopt`"
+            f"{handle.namespace}/{handle.name} was not submitted by this run: it must carry the label "
+            f"{LABEL_TOKEN}={submission.token}. Check which client created it; then delete it, or adopt it with `spec.adopt`"
         )
     return Submitted(str(handle), existed=True)
 
@@ -136,25 +145,33 @@ class ForeignObjectError(CallError):
     """An object has our name and does not carry our token."""
 
 
-def status_of(kind: Kind, answer: HttpResponse, handle: ObjectHandle) -> JobStatus:
-    """How the job stands."""
-    if is_absent(answer, handle.name):
-        return NotFound(answer_text(answer))
-    if not answer.is_success or not isinstance(answer.body, dict):
-        return Unknown(answer_text(answer))
-    found = answer.body
+def status_of(kind: Kind, response: HttpResponse, handle: ObjectHandle) -> JobStatus:
+    """Return the status of the job."""
+    if is_absent(response, handle.name):
+        return NotFound(response_text(response))
+    if not response.is_success or not isinstance(response.body, dict):
+        return Unknown(response_text(response))
+    found = response.body
     if (uid := text_at(found, "metadata.uid")) != handle.uid:
-        return NotFound(f"the {kind.kind} {handle.name} is another one: its UID is {uid}, not {handle.uid}")
+        return NotFound(f"the {kind.kind} {handle.name} is another object: its UID is {uid}, not {handle.uid}")
     return _standing_of(kind, found)
 
 
-def is_absent(answer: HttpResponse, name: str) -> bool:
-    """Whether the API server says that there is no object of this name. A 404 of a proxy, or of a kind that is not served, is none."""
-    return answer.status == 404 and _reason_of(answer) == "NotFound" and text_at(answer.body, "details.name") == name
+def is_absent(response: HttpResponse, name: str) -> bool:
+    """Return whether the API server itself reports that no object has this name.
+
+    A 404 of a proxy, or for a kind that is not served, does not count.
+    """
+    return (
+        response.status == 404 and _reason_of(response) == "NotFound" and text_at(response.body, "details.name") == name
+    )
 
 
 def delete_options_of(preconditions: Mapping[str, str]) -> dict[str, Any]:
-    """Foreground, so that the object is there until what it made is gone: NotFound then means that nothing runs."""
+    """Return options for a foreground deletion.
+
+    The object then exists until its dependents are deleted, so NotFound means that no pod runs.
+    """
     return {
         "apiVersion": "v1",
         "kind": "DeleteOptions",
@@ -163,30 +180,30 @@ def delete_options_of(preconditions: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def answer_text(answer: HttpResponse) -> str:
-    """What a Status says."""
-    message = text_at(answer.body, "message") if isinstance(answer.body, dict) else ""
-    return f"{answer.status} {message}"[:400] if message else str(answer)
+def response_text(response: HttpResponse) -> str:
+    """Return the message of a Status."""
+    message = text_at(response.body, "message") if isinstance(response.body, dict) else ""
+    return f"{response.status} {message}"[:400] if message else str(response)
 
 
 def _standing_of(kind: Kind, found: dict[str, Any]) -> JobStatus:
     standing = next((when.standing for when in kind.standings if when.matches(found)), None)
-    said = ": ".join(text for place in kind.messages if (text := text_at(found, place)))
+    message = ": ".join(text for place in kind.messages if (text := text_at(found, place)))
     match standing:
         case "Succeeded":
             return Succeeded(_result_of(kind, found))
         case "Failed":
-            return Failed(said or "it failed")
+            return Failed(message or "the job failed")
         case "Cancelled":
-            return Cancelled(said)
+            return Cancelled(message)
         case "Active" if value_at(found, "metadata.deletionTimestamp") is not None:
-            return Active(f"is being deleted: {said}".removesuffix(": "))
+            return Active(f"is being deleted: {message}".removesuffix(": "))
         case "Active":
-            return Active(said)
+            return Active(message)
         case None:
             places = sorted({place for when in kind.standings for place in when.holds})
             shown = ", ".join(f"{place} = {text_at(found, place)!r}" for place in places)
-            return Unknown(f"the standings of {kind.kind} must say what this means: {shown}")
+            return Unknown(f"the standings of {kind.kind} must include this state: {shown}")
 
 
 def _result_of(kind: Kind, found: dict[str, Any]) -> Any:
@@ -201,15 +218,16 @@ def _result_of(kind: Kind, found: dict[str, Any]) -> Any:
     return value
 
 
-def _handle_of(answer: HttpResponse) -> ObjectHandle:
-    about = value_at(answer.body, "metadata")
-    if not isinstance(about, dict) or not all(isinstance(about.get(of), str) for of in ("namespace", "name", "uid")):
-        raise CallError(f"an object with a UID must be answered: {answer_text(answer)}")
-    return ObjectHandle(about["namespace"], about["name"], about["uid"])
+def _handle_of(response: HttpResponse) -> ObjectHandle:
+    metadata = value_at(response.body, "metadata")
+    keys = ("namespace", "name", "uid")
+    if not isinstance(metadata, dict) or not all(isinstance(metadata.get(key), str) for key in keys):
+        raise CallError(f"the response must be an object with a UID: {response_text(response)}")
+    return ObjectHandle(metadata["namespace"], metadata["name"], metadata["uid"])
 
 
 def _check_ends(kind: Kind, manifest: dict[str, Any], retention: timedelta | None) -> None:
-    """An object that goes before `retention` is over would be submitted again by whoever looks then."""
+    """Reject a time to live below `retention`, because a later attempt would submit again."""
     for place in kind.ends:
         ends = value_at(manifest, place)
         if ends is None:
@@ -218,13 +236,13 @@ def _check_ends(kind: Kind, manifest: dict[str, Any], retention: timedelta | Non
         if retention is None or (is_number and ends < retention.total_seconds()):
             least = "" if retention is None else f" or be at least {retention.total_seconds():g}"
             raise Rejected(
-                f"{place} must be left out{least}, since the adapter counts on the object being there; "
-                "or say in the adapter's `retention` for how long it surely is"
+                f"{place} must be left out{least}, because the adapter requires the object to exist; "
+                "or set the adapter's `retention` to how long the object certainly exists"
             )
 
 
-def _reason_of(answer: HttpResponse) -> str:
-    return text_at(answer.body, "reason") if isinstance(answer.body, dict) else ""
+def _reason_of(response: HttpResponse) -> str:
+    return text_at(response.body, "reason") if isinstance(response.body, dict) else ""
 
 
 def _is_name(text: str) -> bool:

@@ -1,21 +1,27 @@
-"""Slurm batch jobs, by its commands (`SlurmCommands`) or by slurmrestd (`SlurmRest`). Handles are the same for both.
+"""Slurm batch jobs, by Slurm's commands (`SlurmCommands`) or by slurmrestd (`SlurmRest`).
 
-    records.py    pure: jobs as Slurm reports them, handles, what its errors say of a submission
-    adapter.py    what both have in common: looking up, asking, capabilities
+Handles are the same for both.
+
+    records.py    pure: jobs as Slurm reports them, handles, what its errors mean for a submission
+    adapter.py    what both have in common: lookup, status, capabilities
     commands.py   sbatch, squeue, sacct, sdiag, scancel
     rest.py       slurmrestd
 
-**What Slurm promises.** It has no token, and takes any number of jobs of one name. So a job's name is ours (`reattach-` and the token), and jobs
-are found by it: the controller finds a job from the moment that it accepts it until `MinJobAge` after its end (300 s, unless slurm.conf says
-otherwise); accounting (slurmdbd), where there is one, after that until it purges it. A comment would not do: accounting keeps it only where
-`AccountingStoreFlags=job_comment` is set. Neither would a name that a `job_submit` plugin changes.
+**Slurm's guarantees.** Slurm has no token, and accepts any number of jobs with one name. So
+Reattach chooses the job's name (`reattach-` and the token), and finds jobs by it. The controller
+finds a job from its acceptance until `MinJobAge` after its end (300 s by default).
+Accounting (slurmdbd), if the cluster has it, finds the job after that, until it purges the job.
+A comment can't replace the name, because accounting keeps comments only if
+`AccountingStoreFlags=job_comment` is set. A `job_submit` plugin must not change the name.
 
-A controller that is busy, or frozen, may take a submission long after its client gave up: seen with a stopped slurmctld, which made the job as
-soon as it went on, 20 s after sbatch had failed. Hence the settling time. And accounting lags while slurmdbd is away: a job may have ended and
-been forgotten by the controller before slurmdbd knows it. A look-up that finds nothing therefore asks the controller whether it still keeps
-messages for slurmdbd, and says that it can't tell as long as it does.
+A busy or frozen controller may accept a submission long after its client gave up. For example, a
+stopped slurmctld created the job when it was continued, 20 s after sbatch had failed. The settling
+time covers this. Accounting lags while slurmdbd is down: a job may end, and the controller may
+forget it, before slurmdbd has a record of it. A lookup that finds no job therefore checks whether
+the controller still keeps messages for slurmdbd, and fails as long as it does.
 
-Ids start anew after `MaxJobId`, or when the controller's state is lost; the handle holds the name too, and a job of another name is not ours.
+Ids start again at the first after `MaxJobId`, or when the controller's state is lost. The handle
+therefore also holds the name, and a job with another name is a different job.
 """
 
 from reattach.adapters.slurm.adapter import SlurmError

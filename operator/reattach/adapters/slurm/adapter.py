@@ -1,6 +1,7 @@
-"""What both ways to Slurm have in common: how a job is found by its name, asked for by its handle, and what is promised."""
+"""Base of both Slurm adapters: lookup by name, status by handle, capabilities."""
 
 from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import ClassVar, Final
 
@@ -18,20 +19,24 @@ from reattach.adapters.slurm.records import (
 MIN_JOB_AGE: Final = timedelta(seconds=300)
 """Slurm's default."""
 SETTLING: Final = timedelta(seconds=60)
-"""Several times `MessageTimeout` (10 s): how late a busy controller may take a submission whose client has gone."""
+"""Longest delay until a busy controller accepts a submission whose client has gone.
+
+Several times `MessageTimeout` (10 s).
+"""
 
 
 class SlurmError(Exception):
-    """Slurm answered nothing that tells of the job."""
+    """Slurm's response does not show the state of the job."""
 
 
 class Slurm(Adapter):
     """Jobs of one cluster.
 
-    `accounting`: how long slurmdbd keeps jobs, at least (`PurgeJobAfter`; where it purges nothing, any time that is long enough); None: there is
-    no accounting. `min_job_age`: slurm.conf's `MinJobAge`, if it is not 300 s. Without accounting a job is found no longer than that, and an
-    intent that is older is left to `spec.submission.onUnknown`. `settling`: how late a submission may arrive; raise it for a controller
-    that is often busy for minutes.
+    `accounting`: how long slurmdbd keeps jobs, at least (`PurgeJobAfter`; any time that is long
+    enough if slurmdbd purges no jobs); None: the cluster has no accounting. `min_job_age`:
+    slurm.conf's `MinJobAge`, if it is not 300 s. Without accounting, a job is found only for this
+    time, and `spec.submission.onUnknown` decides about older intents. `settling`: how late a
+    submission may arrive; raise it for a controller that is often busy for minutes.
     """
 
     name: ClassVar[str] = "slurm"
@@ -48,47 +53,65 @@ class Slurm(Adapter):
 
     def look_up(self, submission: Submission) -> Submitted | None:
         name = submission.name
-        found = first_of(name, self._queued(name=name))
-        if found is None and self._accounting is not None:
-            # In this order: a job that the controller has forgotten left its last message in the queue before, or has it delivered.
-            waiting = self._waiting_for_accounting()
-            found = first_of(name, self._accounted(name=name))
-            if found is None and waiting != 0:
-                raise SlurmError(
-                    f"slurmctld has {waiting} messages for slurmdbd: until it has them, accounting may lack a job"
-                )
+        found = self._find(lambda jobs: first_of(name, jobs), name=name)
         return None if found is None else Submitted(str(SlurmHandle(found.job_id, name)), existed=True)
 
     def status(self, handle: str) -> JobStatus:
         wanted = handle_from(handle)
         if wanted is None:
-            return NotFound(f"a handle of Slurm is a job id, or id/name; {handle!r:.100} is none")
-        found = of_handle(wanted, self._queued(job_id=wanted.job_id))
-        if found is None and self._accounting is not None:
-            waiting = self._waiting_for_accounting()
-            found = of_handle(wanted, self._accounted(name=wanted.name, job_id=wanted.job_id))
-            if found is None and waiting != 0:
-                raise SlurmError(
-                    f"slurmctld has {waiting} messages for slurmdbd: until it has them, accounting may lack a job"
-                )
+            return NotFound(f"a Slurm handle must be a job id or id/name, not {handle!r:.100}")
+        found = self._find(lambda jobs: of_handle(wanted, jobs), name=wanted.name, job_id=wanted.job_id)
         return no_such_job(handle) if found is None else status_of(found)
 
     def cancel(self, handle: str) -> None:
         if (wanted := handle_from(handle)) is not None:
             self._end(wanted)
 
+    def _find(
+        self,
+        select: Callable[[Iterable[SlurmJob]], SlurmJob | None],
+        *,
+        name: str | None = None,
+        job_id: int | None = None,
+    ) -> SlurmJob | None:
+        """Return the job that `select` chooses from the controller's jobs, or else from accounting.
+
+        The controller is queried by id if there is one, and accounting by all that is given.
+
+        Raises:
+            SlurmError: the job may exist, because accounting has not received all messages.
+        """
+        found = select(self._queued(name=name) if job_id is None else self._queued(job_id=job_id))
+        if found is not None or self._accounting is None:
+            return found
+        # Read the queue length before accounting. The last message about a job that the controller
+        # has forgotten is then either counted in the length or already delivered.
+        waiting = self._waiting_for_accounting()
+        found = select(self._accounted(name=name, job_id=job_id))
+        if found is None and waiting != 0:
+            raise SlurmError(
+                f"accounting may lack a job, because slurmctld has {waiting} undelivered messages for slurmdbd"
+            )
+        return found
+
     @abstractmethod
     def _queued(self, *, name: str | None = None, job_id: int | None = None) -> list[SlurmJob]:
-        """What the controller knows of that name or id. Raises `SlurmError`."""
+        """Return the controller's jobs of that name or id. Raises `SlurmError`."""
 
     @abstractmethod
     def _accounted(self, *, name: str | None = None, job_id: int | None = None) -> list[SlurmJob]:
-        """What accounting knows of that name or id; of an id without a name the newest job alone. Raises `SlurmError`."""
+        """Return accounting's jobs of that name or id; only the newest job of an id without a name.
+
+        Raises `SlurmError`.
+        """
 
     @abstractmethod
     def _waiting_for_accounting(self) -> int | None:
-        """How many messages the controller keeps for slurmdbd; None: it does not say. Raises `SlurmError`."""
+        """Return how many messages the controller keeps for slurmdbd, or None if not reported.
+
+        Raises `SlurmError`.
+        """
 
     @abstractmethod
     def _end(self, handle: SlurmHandle) -> None:
-        """Ask for the job's end, unless it is over or not the one of that name. Raises `SlurmError`."""
+        """Cancel the job, unless it is terminal or has another name. Raises `SlurmError`."""

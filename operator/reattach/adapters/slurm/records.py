@@ -1,4 +1,4 @@
-"""Pure: jobs as Slurm reports them, and what its errors say of a submission. From what squeue, sacct, sdiag and slurmrestd print."""
+"""Parsers for the output of Slurm's commands and slurmrestd, and for their errors. Pure."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,10 @@ ACTIVE_STATES: Final = frozenset({
     "COMPLETING", "CONFIGURING", "EXPEDITING", "PENDING", "POWER_UP_NODE", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESIZING",
     "RESV_DEL_HOLD", "RUNNING", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "SUSPENDED", "UPDATE_DB",
 })  # fmt: skip
-"""States, and flags that come with a state and tell that there is more to come: a job that is requeued has ended once, and runs again."""
+"""States of active jobs, and flags that mark any state as not final.
+
+For example, a requeued job has ended once and will run again.
+"""
 FAILED_STATES: Final = frozenset({
     "BOOT_FAIL", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "TIMEOUT",
 })  # fmt: skip
@@ -25,7 +28,7 @@ _HANDLE: Final = re.compile(r"([1-9][0-9]{0,9})(?:/(\S{1,200}))?")
 
 @dataclass(frozen=True)
 class SlurmHandle:
-    """A job's id; and its name, unless a person gave the id alone."""
+    """A job's id, and its name unless a user gave only the id."""
 
     job_id: int
     name: str | None = None
@@ -35,14 +38,18 @@ class SlurmHandle:
 
 
 def handle_from(text: str) -> SlurmHandle | None:
-    """None: no job ever had this handle."""
+    """Parse a handle. Return None if no job can have this handle."""
     match = _HANDLE.fullmatch(text.strip())
     return None if match is None else SlurmHandle(int(match[1]), match[2])
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """One job. `states`: its state and flags. `detail`: the reason or the exit code, for people. `live`: the controller itself said so."""
+    """One job.
+
+    `states`: its state and flags. `detail`: the reason or the exit code, for messages. `live`: the
+    record comes from the controller, not from accounting.
+    """
 
     job_id: int
     name: str
@@ -52,7 +59,10 @@ class SlurmJob:
 
 
 def status_of(record: SlurmJob) -> JobStatus:
-    """How the job stands. The result of one that succeeded is `{"jobId": …}`: Slurm keeps no other."""
+    """Return the status of the job.
+
+    A success has the result `{"jobId": …}`, because Slurm keeps no other result.
+    """
     states = record.states
     shown = ", ".join([*sorted(states), record.detail] if record.detail else sorted(states))
     if states & ACTIVE_STATES:
@@ -71,7 +81,7 @@ def status_of(record: SlurmJob) -> JobStatus:
 
 
 def of_handle(handle: SlurmHandle, records: Iterable[SlurmJob]) -> SlurmJob | None:
-    """The job of a handle: the id alone may be another job's by now."""
+    """Return the job of a handle. The name must match too, because Slurm reuses ids."""
     return next(
         (job for job in records if job.job_id == handle.job_id and handle.name in {None, job.name}),
         None,
@@ -79,7 +89,11 @@ def of_handle(handle: SlurmHandle, records: Iterable[SlurmJob]) -> SlurmJob | No
 
 
 def first_of(name: str, records: Iterable[SlurmJob]) -> SlurmJob | None:
-    """The job of that name. Should there be several, one that is not over, or succeeded, before others; then the oldest."""
+    """Return the job of that name.
+
+    If there are several, prefer active ones, then unknown ones, then succeeded ones; then the
+    oldest.
+    """
     ranks: dict[type, int] = {Active: 0, Unknown: 1, Succeeded: 2}
     return min(
         (job for job in records if job.name == name),
@@ -92,11 +106,11 @@ def no_such_job(handle: str) -> NotFound:
     return NotFound(f"Slurm knows no job {handle}")
 
 
-# -- what the commands print -----------------------------------------------------------------------
+# -- output of the commands ------------------------------------------------------------------------
 
 
 def records_of_squeue(text: str) -> list[SlurmJob]:
-    """Lines of `SQUEUE_FORMAT`. Raises `ValueError`."""
+    """Parse lines of `SQUEUE_FORMAT`. Raises `ValueError`."""
     return [
         SlurmJob(int(job_id), name, frozenset({state}), "" if reason == "None" else reason)
         for job_id, state, reason, name in _fields(text)
@@ -104,7 +118,7 @@ def records_of_squeue(text: str) -> list[SlurmJob]:
 
 
 def records_of_sacct(text: str) -> list[SlurmJob]:
-    """Lines of `SACCT_FORMAT`; a state may be `CANCELLED by 1000`. Raises `ValueError`."""
+    """Parse lines of `SACCT_FORMAT`; a state may be `CANCELLED by 1000`. Raises `ValueError`."""
     return [
         SlurmJob(int(job_id), name, frozenset({state.split(" ")[0]}), _exit_text(code), live=False)
         for job_id, state, code, name in _fields(text)
@@ -112,13 +126,13 @@ def records_of_sacct(text: str) -> list[SlurmJob]:
 
 
 def queue_of_sdiag(text: str) -> int | None:
-    """How many messages wait for slurmdbd; None: it does not say."""
+    """Return how many messages wait for slurmdbd, or None if the output has no such line."""
     match = re.search(r"^DBD Agent queue size:\s*(\d+)", text, re.MULTILINE)
     return None if match is None else int(match[1])
 
 
 def job_id_of_sbatch(text: str) -> int | None:
-    """What `sbatch --parsable` prints: `17`, or `17;cluster`."""
+    """Parse the output of `sbatch --parsable`: `17` or `17;cluster`."""
     match = re.fullmatch(r"([1-9][0-9]*)(;\S+)?", text.strip())
     return None if match is None else int(match[1])
 
@@ -131,12 +145,13 @@ def _exit_text(code: str) -> str:
     return "" if code in {"", "0:0"} else f"exit code {code}"
 
 
-# -- what slurmrestd answers -----------------------------------------------------------------------
+# -- responses of slurmrestd -----------------------------------------------------------------------
 
 
 def records_of_rest(jobs: Iterable[Mapping[str, Any]], *, live: bool) -> list[SlurmJob]:
-    """`jobs` of `/slurm/…/jobs` (live) or `/slurmdb/…/jobs`. Up to v0.0.39 a state is a string, then a list of state and flags.
+    """Parse `jobs` of `/slurm/…/jobs` (live) or `/slurmdb/…/jobs`.
 
+    Up to v0.0.39, a state is a string; in later versions, it is a list of the state and its flags.
     Raises `KeyError`, `TypeError`, `ValueError`.
     """
     return [_record_of_rest(job, live=live) for job in jobs]
@@ -152,7 +167,11 @@ def _record_of_rest(job: Mapping[str, Any], *, live: bool) -> SlurmJob:
 
 
 def errors_of_rest(body: Any) -> dict[int, str]:
-    """The errors in an answer, by number: `error_code` where something was submitted, `error_number` elsewhere and in later versions."""
+    """Return the errors in a response by number.
+
+    The number is in `error_code` after a submission, and in `error_number` elsewhere and in later
+    versions.
+    """
     found: dict[int, str] = {}
     for error in _errors(body):
         number = error.get("error_number", error.get("error_code"))
@@ -162,7 +181,7 @@ def errors_of_rest(body: Any) -> dict[int, str]:
 
 
 def shown_errors_of_rest(body: Any) -> str:
-    """For people: everything that is said, some of it without a number."""
+    """Return the text of all errors for messages, including errors without a number."""
     fields = ("error_number", "error_code", "error", "description")
     return "; ".join(" ".join(str(error[field]) for field in fields if field in error) for error in _errors(body))
 
@@ -172,15 +191,15 @@ def _errors(body: Any) -> list[dict[str, Any]]:
     return [error for error in errors if isinstance(error, dict)] if isinstance(errors, list) else []
 
 
-# -- what an error says of a submission ------------------------------------------------------------
+# -- meaning of errors for a submission ------------------------------------------------------------
 
 
 class SlurmRejection(Enum):
-    """What is known of a submission that ended in an error."""
+    """Outcome of a submission that ended in an error."""
 
-    FINAL = "refused for what it asks"
+    FINAL = "refused because of its content"
     FOR_NOW = "refused for now"
-    UNKNOWN = "nobody knows"
+    UNKNOWN = "unknown"
 
 
 INVALID_JOB_ID: Final = 2017
@@ -188,9 +207,12 @@ NOTHING_FOUND: Final = 9003
 _NEVER_CONNECTED: Final = 1800
 _RATE_LIMITED: Final = frozenset({1804, 1805})
 _NOT_PARSED: Final = range(9000, 10000)
-"""slurmrestd itself did not understand the request."""
+"""Errors of slurmrestd itself: it could not parse the request."""
 _CONTROLLER: Final = range(2000, 3000)
-"""The controller answered with an error instead of a job: then it made none (slurm/slurm_errno.h, `_slurm_rpc_submit_batch_job`)."""
+"""Errors that the controller returns instead of a job, so it created no job.
+
+From slurm/slurm_errno.h and `_slurm_rpc_submit_batch_job`.
+"""
 _FOR_NOW: Final = frozenset({
     2007,  # MaxJobCount limit reached
     2016,  # Requested nodes are busy
@@ -205,7 +227,11 @@ _FOR_NOW: Final = frozenset({
 
 
 def refusal_of(number: int) -> SlurmRejection:
-    """By number. Everything below 2000 but what is named, and above 5000, happened on the way, before or after the controller took it."""
+    """Return the outcome for an error number.
+
+    Other numbers below 2000 and those above 5000 are errors of the transport. They may occur before
+    or after the controller accepted the job.
+    """
     if number == _NEVER_CONNECTED or number in _RATE_LIMITED or number in _FOR_NOW:
         return SlurmRejection.FOR_NOW
     if number in _CONTROLLER or number in _NOT_PARSED:
@@ -285,27 +311,31 @@ _TEXTS_FINAL: Final = (
 )
 _FAILED: Final = "Batch job submission failed: "
 _NEVER_RAN: Final = frozenset({126, 127})
-"""What a shell says of a program that it can't run, or that is not there."""
+"""Exit codes of a shell for a program that it can't execute or find."""
 
 
 def is_full(text: str) -> bool:
-    """Whether a policy refuses the job for how many there are (`QOSMaxSubmitJobPerUserLimit`), which passes; the error is that of a job too large."""
+    """Return whether a limit on the number of jobs refuses the job (`QOSMaxSubmitJobPerUserLimit`).
+
+    Such a limit passes, but its error number is the same as for a job that is too large.
+    """
     return "MaxSubmitJob" in text
 
 
 def refusal_of_sbatch(code: int | None, stderr: str) -> SlurmRejection:
-    """By what sbatch printed before it ended with `code`; None: whether it ended is not known.
+    """Return the outcome for sbatch's exit code and error output. `code` is None if it is unknown.
 
-    It says `Batch job submission failed: …` whenever it asked the controller; of what follows only what the controller itself says proves that
-    there is no job. Without that sentence, a message of sbatch's own means that it did not come to asking.
+    sbatch prints `Batch job submission failed: …` whenever it has sent the job to the controller.
+    Only texts of the controller itself then prove that there is no job. Without that
+    sentence, a message of sbatch itself means that sbatch sent no request.
     """
     if code in _NEVER_RAN:
         return SlurmRejection.FINAL
     if code not in {1, 255} or not re.search(r"^sbatch: ", stderr, re.MULTILINE):
-        return SlurmRejection.UNKNOWN  # killed, or its way broke
+        return SlurmRejection.UNKNOWN  # killed, or the connection broke
     failures = [line.split(_FAILED, 1)[1] for line in stderr.splitlines() if _FAILED in line]
     if not failures:
-        # While it sleeps and asks again, it has asked.
+        # A retry means that sbatch has already sent the request.
         return SlurmRejection.UNKNOWN if "retrying" in stderr else SlurmRejection.FINAL
     if failures[-1].startswith(_TEXTS_FOR_NOW) or is_full(stderr):
         return SlurmRejection.FOR_NOW

@@ -1,4 +1,4 @@
-"""Slurm by slurmrestd: HTTP with a JSON Web Token."""
+"""Adapter for slurmrestd: HTTP with a JSON Web Token."""
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -25,18 +25,26 @@ from reattach.adapters.slurm.records import (
 )
 
 _REFUSED: Final = frozenset({400, 401, 403, 404, 405, 413, 415})
-"""slurmrestd's own answers to a request that it did not pass on: 401 for the token, 404 for a version that it does not have."""
-_ANSWER_BYTES_MAX: Final = 128 * 1024 * 1024
-"""Of all jobs that the controller knows: about 2 KB for each."""
+"""Statuses that slurmrestd returns if it did not forward the request.
+
+For example, 401 for a bad token, and 404 for an API version that slurmrestd does not have.
+"""
+_RESPONSE_BYTES_MAX: Final = 128 * 1024 * 1024
+"""Limit for a response with all jobs of the controller, at about 2 KB a job."""
 _SEVERAL: Final = ("array", "array_inx")
 
 
 class SlurmRest(Slurm):
-    r"""By slurmrestd at `address`, as `user`, with what `token` returns (`scontrol token`, or your identity provider's; read for each request).
+    r"""Slurm by slurmrestd at `address`, as `user`.
 
-    A request is the body of `POST /slurm/{version}/job/submit`: `{"script": "#!/bin/sh\n…", "job": {…}}`. `version`: of the API, one that your
-    slurmrestd has (checked with v0.0.38 of Slurm 22.05; later ones differ in what `job` holds, which is passed on as it is).
-    `headers`, `transport`: for a proxy before it, and for tests. The other arguments as in `Slurm`.
+    A request is the body of `POST /slurm/{version}/job/submit`:
+    `{"script": "#!/bin/sh\n…", "job": {…}}`.
+
+    `token`: called for each request; returns a token of `scontrol token` or of your identity
+    provider. `version`: an API version of your slurmrestd. Checked with v0.0.38 of Slurm 22.05;
+    later versions have other fields in `job`, which is sent unchanged. `headers`: for a proxy in
+    front of slurmrestd. `transport`: replaces the network in tests. The other arguments are those
+    of `Slurm`.
     """
 
     def __init__(
@@ -54,28 +62,28 @@ class SlurmRest(Slurm):
     ) -> None:
         super().__init__(accounting=accounting, min_job_age=min_job_age, settling=settling)
         self._version = version
-        self._caller = BoundedHttpClient(
+        self._client = BoundedHttpClient(
             address.rstrip("/"),
             self.request_seconds,
             lambda: {**(headers or {}), "X-SLURM-USER-NAME": user, "X-SLURM-USER-TOKEN": token().strip()},
             transport=transport,
-            answer_bytes=_ANSWER_BYTES_MAX,
+            answer_bytes=_RESPONSE_BYTES_MAX,
         )
 
     def submit(self, submission: Submission) -> Submitted:
         body = body_of(submission.request, submission.name)
         try:
-            answer = self._caller.send(
+            response = self._client.send(
                 "POST", f"/slurm/{self._version}/job/submit", body, may_leave=submission.may_leave
             )
         except NotSentError as error:
             raise Rejected(f"slurmrestd must be reachable: {error}", retriable=True) from error
         except CallError as error:
             raise SlurmError(str(error)) from error
-        return Submitted(str(SlurmHandle(job_id_of(answer), submission.name)))
+        return Submitted(str(SlurmHandle(job_id_of(response), submission.name)))
 
     def _queued(self, *, name: str | None = None, job_id: int | None = None) -> list[SlurmJob]:
-        # slurmrestd can't be asked for a name: all jobs come.
+        # slurmrestd can't filter by name, so it returns all jobs.
         jobs = self._jobs(f"/slurm/{self._version}/" + ("jobs" if job_id is None else f"job/{job_id}"), live=True)
         return [job for job in jobs if name in {None, job.name}]
 
@@ -87,66 +95,71 @@ class SlurmRest(Slurm):
         return self._jobs(f"/slurmdb/{self._version}/jobs?{query}", live=False)
 
     def _waiting_for_accounting(self) -> int | None:
-        answer = self._ask("GET", f"/slurm/{self._version}/diag")
+        response = self._send("GET", f"/slurm/{self._version}/diag")
         try:
-            return int(answer.body["statistics"]["dbd_agent_queue_size"])
+            return int(response.body["statistics"]["dbd_agent_queue_size"])
         except (KeyError, TypeError, ValueError):
             return None
 
     def _end(self, handle: SlurmHandle) -> None:
         if of_handle(handle, self._queued(job_id=handle.job_id)) is None:
             return
-        answer = self._ask("DELETE", f"/slurm/{self._version}/job/{handle.job_id}")
-        errors = errors_of_rest(answer.body)
-        if INVALID_JOB_ID not in errors and (errors or not answer.is_success):
-            raise SlurmError(f"slurmrestd did not cancel {handle}: {_shown(answer)}")
+        response = self._send("DELETE", f"/slurm/{self._version}/job/{handle.job_id}")
+        errors = errors_of_rest(response.body)
+        if INVALID_JOB_ID not in errors and (errors or not response.is_success):
+            raise SlurmError(f"slurmrestd did not cancel {handle}: {_shown(response)}")
 
     def _jobs(self, path: str, *, live: bool) -> list[SlurmJob]:
-        answer = self._ask("GET", path)
-        errors = errors_of_rest(answer.body)
-        if INVALID_JOB_ID in errors or (NOTHING_FOUND in errors and answer.is_success and not live):
+        response = self._send("GET", path)
+        errors = errors_of_rest(response.body)
+        if INVALID_JOB_ID in errors or (NOTHING_FOUND in errors and response.is_success and not live):
             return []
-        if not answer.is_success or errors:
-            raise SlurmError(f"slurmrestd did not answer what was asked: {_shown(answer)}")
+        if not response.is_success or errors:
+            raise SlurmError(f"slurmrestd did not return the jobs: {_shown(response)}")
         try:
-            return records_of_rest(answer.body["jobs"], live=live)
+            return records_of_rest(response.body["jobs"], live=live)
         except (KeyError, TypeError, ValueError) as error:
-            raise SlurmError(f"slurmrestd answered something that is no list of jobs: {answer}") from error
+            raise SlurmError(f"slurmrestd's response must be a list of jobs: {response}") from error
 
-    def _ask(self, method: str, path: str) -> HttpResponse:
+    def _send(self, method: str, path: str) -> HttpResponse:
         try:
-            return self._caller.send(method, path)
+            return self._client.send(method, path)
         except CallError as error:
             raise SlurmError(str(error)) from error
 
 
 def body_of(request: Any, name: str) -> dict[str, Any]:
-    """What is submitted. Raises `Rejected`."""
+    """Return the body of the submission. Raises `Rejected`."""
     if not isinstance(request, dict) or not isinstance(request.get("job"), dict):
         raise Rejected('a request to slurmrestd must be {"script": "#!/bin/sh …", "job": {…}}')
     if request.get("jobs") or any(key in request["job"] for key in _SEVERAL):
-        raise Rejected("an array or a heterogeneous job is several jobs; submit_once takes one")
+        raise Rejected("an array or a heterogeneous job is several jobs, but submit_once submits one")
     if "name" in request["job"]:
-        raise Rejected("job.name must be absent: the name is what finds the job again, and Reattach chooses it")
+        raise Rejected("job.name must be absent: Reattach chooses the name, because it identifies the job")
     return {**request, "job": {**request["job"], "name": name}}
 
 
-def job_id_of(answer: HttpResponse) -> int:
-    """The id of the new job. Raises `Rejected`, or `SlurmError` where nobody knows."""
-    body = answer.body
+def job_id_of(response: HttpResponse) -> int:
+    """Return the id of the new job. Raises `Rejected`, or `SlurmError` for an unknown outcome."""
+    body = response.body
     job_id = body.get("job_id") if isinstance(body, dict) else None
-    # Errors beside an id are the scheduler's: the job is accepted and waits. Versions from v0.0.39 on answer 500 then.
+    # Errors next to an id are the scheduler's: the job is accepted and waits. Versions from v0.0.39
+    # on return 500 in this case.
     if isinstance(job_id, int) and job_id > 0:
         return job_id
     known = {refusal_of(number) for number in errors_of_rest(body)}
-    if known == {SlurmRejection.FINAL} and is_full(answer.text):
+    if known == {SlurmRejection.FINAL} and is_full(response.text):
         known = {SlurmRejection.FOR_NOW}
-    if known == {SlurmRejection.FINAL} or (not known and answer.status in _REFUSED):
-        raise Rejected(f"Slurm refuses the job: {_shown(answer)}")
+    if known == {SlurmRejection.FINAL} or (not known and response.status in _REFUSED):
+        raise Rejected(f"Slurm refuses the job: {_shown(response)}")
     if known == {SlurmRejection.FOR_NOW}:
-        raise Rejected(f"Slurm refuses the job for now: {_shown(answer)}", retriable=True)
-    raise SlurmError(f"slurmrestd did not say whether there is a job: {_shown(answer)}")
+        raise Rejected(f"Slurm refuses the job for now: {_shown(response)}", retriable=True)
+    raise SlurmError(f"slurmrestd's response does not show whether it created the job: {_shown(response)}")
 
 
-def _shown(answer: HttpResponse) -> str:
-    return f"{answer.status} {shown_errors_of_rest(answer.body)[:400]}" if errors_of_rest(answer.body) else str(answer)
+def _shown(response: HttpResponse) -> str:
+    return (
+        f"{response.status} {shown_errors_of_rest(response.body)[:400]}"
+        if errors_of_rest(response.body)
+        else str(response)
+    )
