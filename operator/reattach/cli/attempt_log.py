@@ -17,6 +17,7 @@ from reattach.cli.queries import taskrun_of
 from reattach.cli.retry import Say, patiently, sentence_of_absence
 from reattach.cli.text import one_line
 from reattach.cluster import BadRequestError, ClusterError, NotFoundError, TooManyRequestsError, UnavailableError, paths
+from reattach.planner.textformat import last_line_first
 
 LOOK_AGAIN_SECONDS = 1.0
 QUIET_SECONDS = 15.0
@@ -280,4 +281,6 @@ def _unread(source: Source, why: str) -> str:
 
 def _last_words(taskrun: TaskRun, number: int) -> str:
     attempt = attempt_of(taskrun, number)
-    return f" It said at the end: {one_line(attempt.message)}" if attempt and attempt.message else ""
+    if attempt is None or not attempt.message:
+        return ""
+    return f" The operator recorded: {one_line(last_line_first(attempt.message))}"

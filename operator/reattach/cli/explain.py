@@ -10,6 +10,7 @@ from reattach.cli.hold_options import Way
 from reattach.cli.report import JobStory, Story
 from reattach.cli.text import NOTHING, PLAIN, Cell, Paint, ago, count, duration, one_line, table
 from reattach.planner.holds import TO_ANSWER
+from reattach.planner.textformat import last_line_first
 
 _INDENT = "  "
 _OUTCOME_COLOURS = {Outcome.SUCCEEDED: "green", Outcome.FAILED: "red", Outcome.CANCELLED: "yellow"}
@@ -100,7 +101,7 @@ def _why(attempt: Attempt) -> str:
     if attempt.end == "Presumed":
         parts.append("presumed, as no kubelet reported it")
     how = ", ".join(part for part in parts if part)
-    said = one_line(attempt.message or "", 200)
+    said = one_line(last_line_first(attempt.message or ""), 200)
     return ": ".join(part for part in (how, said) if part) or NOTHING
 
 
@@ -128,14 +129,24 @@ def _jobs(story: Story, now: datetime, paint: Paint) -> list[str]:
         return []
     rows: list[tuple[str | Cell, ...]] = [_titles("KEY", "GEN", "STATE", "HANDLE", "ADAPTER", "SUBMITTED")]
     for job in story.external_jobs:
-        submitted = ago(job.submitted_time, now) if job.submitted_time else NOTHING
         state = Cell(job.state + (", held" if job.held else ""), "yellow" if job.held else _job_colour(job.state))
         handle = one_line(job.handle) if job.handle else NOTHING
-        rows.append((one_line(job.key), str(job.generation), state, handle, job.adapter or NOTHING, submitted))
+        rows.append(
+            (one_line(job.key), str(job.generation), state, handle, job.adapter or NOTHING, _submitted(job, now))
+        )
     lines = table(rows, paint, indent=_INDENT)
     for job in story.external_jobs:
         lines += [f"{_INDENT}{one_line(job.key)}: {said}" for said in _said_of(job)]
     return lines
+
+
+def _submitted(job: JobStory, now: datetime) -> str:
+    if job.submitted_time is not None:
+        return ago(job.submitted_time, now)
+    if job.handle_time is not None and not job.why:
+        # The state can't be read, and the status has only the time of the handle, which is later.
+        return f"at least {ago(job.handle_time, now)}"
+    return NOTHING
 
 
 def _said_of(job: JobStory) -> list[str]:

@@ -19,6 +19,9 @@ from reattach.cli.hold_options import (
 from reattach.cli.snapshot import Snapshot, job_name
 from reattach.cli.text import ago, clock, count, duration, listed
 from reattach.planner.budgets import amount
+from reattach.planner.conditions import last_end_of
+from reattach.planner.holds import is_held_by_budget
+from reattach.planner.outcome import conclusion_of
 
 _WAIT_BEFORE_WORRY = timedelta(seconds=30)
 
@@ -100,16 +103,17 @@ def _while_it_goes(situation: Snapshot) -> tuple[str, ...]:
             return _before_the_first_look(situation)
         case Reason.BACKING_OFF:
             return _while_backing_off(situation)
+        case Reason.ENDING if last_end_of(situation.taskrun.status) is not None:
+            return _after_the_attempt(situation)
         case Reason.RUNNING | Reason.ENDING:
             return _completed(situation) or _while_running(situation)
         case Reason.PENDING:
-            seconds = situation.taskrun.spec.deadlines.pending_seconds
-            return (
-                (
-                    f"When its container runs, the task goes on. After {duration(timedelta(seconds=seconds))} without that, the attempt ends as "
-                    "NeverStarted and the next one is tried."
-                ),
+            seconds = timedelta(seconds=situation.taskrun.spec.deadlines.pending_seconds)
+            sentence = (
+                f"The task starts when its container runs. If the container does not run within {duration(seconds)} "
+                f"(spec.deadlines.pendingSeconds), the attempt ends as NeverStarted, and{_then(situation, Budget.NEVER_STARTED)[1:]}"
             )
+            return (sentence,)
         case Reason.WAITING_FOR_GATES:
             return (
                 "When whoever set the gates removes them, the pod is scheduled. Until then no clock runs and no attempt is used.",
@@ -167,18 +171,32 @@ def _completed(situation: Snapshot) -> tuple[str, ...]:
 
 
 def _while_running(situation: Snapshot) -> tuple[str, ...]:
-    own, lost = _left(situation, Budget.APPLICATION), _left(situation, Budget.DISRUPTION)
-    said = (
-        "If the task fails, the TaskRun fails: no retry is left."
-        if own == 0
-        else f"If the task fails, it is tried again; {count(own, 'retry', 'retries')} left."
+    return (
+        f"If the task fails{_then(situation, Budget.APPLICATION)}",
+        f"If its pod is lost{_then(situation, Budget.DISRUPTION)}",
     )
-    also = (
-        "If its pod is lost, no retry is left."
-        if lost == 0
-        else f"If its pod is lost, the next one takes over; {count(lost, 'retry', 'retries')} left."
-    )
-    return (said, also)
+
+
+def _then(situation: Snapshot, budget: Budget) -> str:
+    """Return the rest of a sentence about an attempt that may end and be charged to this budget."""
+    if left := _left(situation, budget):
+        return f", the next attempt starts; {count(left, 'retry', 'retries')} left (spec.retry.budgets.{budget})."
+    if budget is not Budget.APPLICATION and situation.open_jobs:
+        return f", the TaskRun waits for a resolution, because spec.retry.budgets.{budget} is used up while an external job runs."
+    return f", the TaskRun fails, because spec.retry.budgets.{budget} allows no more retries."
+
+
+def _after_the_attempt(situation: Snapshot) -> tuple[str, ...]:
+    taskrun, status, now = situation.taskrun, situation.taskrun.status, situation.now
+    ended = "The attempt has ended. When the other containers of its pod have stopped, "
+    if (final := conclusion_of(taskrun.spec, status)) is not None:
+        return (f"{ended}the TaskRun ends as {final.outcome} ({final.reason}).",)
+    if is_held_by_budget(taskrun.spec, status):
+        return (f"{ended}the TaskRun waits for a resolution, because a budget is used up while an external job runs.",)
+    number, time = status.counts.attempts + 1, status.next_attempt_time
+    if time is None or time <= now:
+        return (f"{ended}attempt {number} starts.", *_reattaches(situation))
+    return (f"{ended}attempt {number} starts, but not before {clock(time)}.", *_reattaches(situation))
 
 
 def _left(situation: Snapshot, budget: Budget) -> int:

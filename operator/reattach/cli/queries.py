@@ -18,11 +18,12 @@ from reattach.cli.connection import ClusterConnection
 from reattach.cli.error_messages import missing_right_of
 from reattach.cli.errors import CommandError, NoSuchTaskRunError
 from reattach.cli.retry import Say, patiently
-from reattach.cli.snapshot import Event, Snapshot
+from reattach.cli.snapshot import Event, JobSubmission, Snapshot
 from reattach.cluster import ClusterError, ForbiddenError, NotFoundError, paths
 from reattach.cluster.client import raise_error_event
 from reattach.state.codec import StoredState, from_configmap, view_of
 from reattach.state.errors import UnreadableError
+from reattach.state.job_record import JobRecord, in_order
 
 _POLL_SECONDS = 2.0
 _NAMES_MAX = 500
@@ -226,10 +227,12 @@ async def situation_of(connection: ClusterConnection, name: str) -> Snapshot:
     taskrun = await taskrun_of(connection, name)
     notes: list[str] = []
     state, state_note = None, ""
+    submissions: tuple[JobSubmission, ...] = ()
     try:
         stored = await stored_of(connection, taskrun)
         if isinstance(stored, StoredState):
             state = view_of(msgspec.json.encode(stored.body))
+            submissions = tuple(_submission_of(record) for record in in_order(stored.state.jobs))
         elif stored.lost:
             state_note = stored.why
     except ForbiddenError as error:
@@ -254,4 +257,16 @@ async def situation_of(connection: ClusterConnection, name: str) -> Snapshot:
         pods=pods,
         events=events,
         notes=tuple(notes),
+        submissions=submissions,
+    )
+
+
+def _submission_of(record: JobRecord) -> JobSubmission:
+    return JobSubmission(
+        key=record.key,
+        generation=record.generation,
+        intended_time=record.intended_at,
+        intended_by_attempt=record.intended_by_attempt,
+        submitters=tuple((one.attempt, one.time) for one in record.submitters),
+        repeated=record.repeated,
     )

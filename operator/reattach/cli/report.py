@@ -17,7 +17,7 @@ from reattach.cli.hold_options import (
     is_unresolved,
 )
 from reattach.cli.next_steps import next_of, ways_out_of
-from reattach.cli.snapshot import Event, Snapshot, job_name
+from reattach.cli.snapshot import Event, JobSubmission, Snapshot, job_name
 from reattach.cli.text import ago, count, duration, listed
 from reattach.planner.budgets import amount
 
@@ -34,7 +34,10 @@ class BudgetStory(Shape, frozen=True, omit_defaults=False):
 
 
 class JobStory(Shape, frozen=True):
-    """One external job, and how it came to be known."""
+    """One external job, and how its handle became known.
+
+    `submitted_time`: when its submission began, if that is known. `handle_time`: when its handle was stored.
+    """
 
     key: str
     generation: int
@@ -43,6 +46,7 @@ class JobStory(Shape, frozen=True):
     handle: str | None = None
     url: str | None = None
     submitted_time: datetime | None = None
+    handle_time: datetime | None = None
     submitted_by_attempt: int | None = None
     detached: bool = False
     held: bool = False
@@ -171,6 +175,7 @@ def _jobs_of(situation: Snapshot) -> tuple[JobStory, ...]:
     stories = []
     for job in situation.jobs:
         state = final.get((job.key, job.generation))
+        submission = situation.submission_of(job)
         shown = state if state in left else job.state.value
         stories.append(
             JobStory(
@@ -180,11 +185,12 @@ def _jobs_of(situation: Snapshot) -> tuple[JobStory, ...]:
                 adapter=job.adapter,
                 handle=job.handle,
                 url=job.url,
-                submitted_time=job.submitted_time,
+                submitted_time=_submitted_time_of(job, submission),
+                handle_time=job.submitted_time,
                 submitted_by_attempt=job.submitted_by_attempt,
                 detached=job.detached,
                 held=job.held,
-                why=_origin_of(job),
+                why=_origin_of(job, submission),
                 message=job.message,
                 strays=job.strays,
             )
@@ -192,31 +198,60 @@ def _jobs_of(situation: Snapshot) -> tuple[JobStory, ...]:
     return tuple(stories)
 
 
-def _origin_of(job: JobSummary) -> str:
-    by = "an attempt" if job.submitted_by_attempt is None else f"attempt {job.submitted_by_attempt}"
+def _submitted_time_of(job: JobSummary, submission: JobSubmission | None) -> datetime | None:
+    """Return when the submission of the job began; None if it is not known or not ours.
+
+    `JobSummary.submitted_time` is the time when the handle was stored, which can be minutes later.
+    """
+    if submission is None or job.handle is None or not submission.submitters:
+        return None
+    if job.origin is JobOrigin.EXISTED and not submission.repeated:
+        return None
+    if job.origin in {JobOrigin.RESUBMITTED, JobOrigin.REPORTED}:
+        times = [time for attempt, time in submission.submitters if attempt == job.submitted_by_attempt]
+        return times[-1] if times else submission.intended_time
+    return submission.intended_time
+
+
+def _origin_of(job: JobSummary, submission: JobSubmission | None) -> str:
+    by = _attempt_name(job.submitted_by_attempt)
+    first = by if submission is None else _attempt_name(submission.intended_by_attempt)
     match job.origin:
         case JobOrigin.SUBMITTED:
             return f"submitted by {by}"
         case JobOrigin.RESUBMITTED:
-            return f"its first submission was unresolved; submitted again by {by}, which was safe"
+            return f"the result of its first submission was unknown; submitted again by {by}, which was safe"
+        case JobOrigin.EXISTED if submission is not None and not submission.repeated:
+            return f"the external system already had it when {first} submitted it"
         case JobOrigin.EXISTED:
-            return f"its first submission was unresolved; submitted again by {by}, and the other side had it already"
+            again = f" by attempt {submission.submitters[-1][0]}" if submission and submission.submitters else ""
+            return (
+                f"the result of the submission by {first} was unknown; submitted again{again}, and the external system "
+                "already had it"
+            )
         case JobOrigin.FOUND:
-            return f"its submission was unresolved; looked up by {by}, and found"
+            return f"the result of the submission by {first} was unknown; a lookup found the job"
         case JobOrigin.REPORTED:
-            return "its submission was unresolved; the attempt that had made it was replaced meanwhile, and reported the handle"
+            return f"the result of its submission was unknown; {by}, which was replaced in the meantime, reported the handle"
+        case JobOrigin.ADOPTED if submission is not None and not submission.submitters:
+            return "spec.adopt names it"
         case JobOrigin.ADOPTED:
-            return "named by a person"
+            return "a resolution names it (resolve --adopt)"
         case None if is_unresolved(job):
-            unknown = "whether it did is not known" if job.held else "its handle is not recorded yet"
-            return f"{by} was about to submit it; {unknown}"
+            unknown = "it is unknown whether it did" if job.held else "its handle is not recorded yet"
+            return f"{first} was about to submit it; {unknown}"
         case None:
             return ""
 
 
+def _attempt_name(number: int | None) -> str:
+    return "an attempt" if number is None else f"attempt {number}"
+
+
 def _decisions_of(situation: Snapshot) -> tuple[str, ...]:
     taskrun = situation.taskrun
-    said = [f"{job_name(job)}: {origin}." for job in situation.jobs if (origin := _origin_of(job))]
+    origins = [(job, _origin_of(job, situation.submission_of(job))) for job in situation.jobs]
+    said = [f"{job_name(job)}: {origin}." for job, origin in origins if origin]
     said += [
         f"{job_name(job)}: {listed(job.strays)} {'was' if len(job.strays) == 1 else 'were'} reported too. Look at "
         f"{'it' if len(job.strays) == 1 else 'them'} over there: what runs a second time belongs to nobody."

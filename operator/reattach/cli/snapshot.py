@@ -17,6 +17,21 @@ class Event(Shape, frozen=True):
     message: str
 
 
+class JobSubmission(Shape, frozen=True):
+    """What the state records about the submission of one external job.
+
+    `intended_time`: when the intent was stored, right before the first submission. `submitters`: attempt and time of each process that
+    was allowed to submit, oldest first; empty if the job comes from `spec.adopt`. `repeated`: an unresolved submission was repeated.
+    """
+
+    key: str
+    generation: int
+    intended_time: datetime
+    intended_by_attempt: int
+    submitters: tuple[tuple[int, datetime], ...] = ()
+    repeated: bool = False
+
+
 class Snapshot(Shape, frozen=True):
     """One look at a TaskRun. `state` None: there is none, or it could not be read; then `state_note` says why."""
 
@@ -27,7 +42,9 @@ class Snapshot(Shape, frozen=True):
     pods: tuple[Pod, ...] = ()
     events: tuple[Event, ...] = ()
     notes: tuple[str, ...] = ()
-    """What could not be looked at, and why."""
+    """What could not be read, and why."""
+    submissions: tuple[JobSubmission, ...] = ()
+    """Empty if the state could not be read."""
 
     @property
     def jobs(self) -> tuple[JobSummary, ...]:
@@ -40,6 +57,11 @@ class Snapshot(Shape, frozen=True):
     def open_jobs(self) -> tuple[JobSummary, ...]:
         """The external jobs that may run over there."""
         return tuple(job for job in self.jobs if job.is_open)
+
+    def submission_of(self, job: JobSummary) -> JobSubmission | None:
+        """Return what the state records about the submission of this job; None if the state could not be read."""
+        name = (job.key, job.generation)
+        return next((one for one in self.submissions if (one.key, one.generation) == name), None)
 
     @property
     def progress(self) -> Condition | None:

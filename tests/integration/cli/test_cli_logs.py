@@ -226,7 +226,7 @@ def test_what_a_lost_node_keeps_of_an_attempt_that_is_over_does_not_hide_the_nex
     assert (said.code, said.out) == (0, "reattached to job-7\n"), said.err
     [_, unread, heading] = said.err.splitlines()
     assert unread.startswith("The log of attempt 1, which is over, can't be read to its end: ")
-    assert unread.endswith(" It said at the end: The node did not answer.")
+    assert unread.endswith(" The operator recorded: The node did not answer.")
     assert heading == f"==> attempt 2 (pod {second})"
     assert viewer("logs", "load", "--attempt", "1").err == f"error: {unread}\n"
     attempts.end(2, 0)
@@ -310,7 +310,7 @@ def test_a_pod_that_is_gone_is_told_with_its_last_words(
     write_status(attempts=[an_attempt(1, podName="load-1", message="ValueError: no rows", **ENDED)])
     said = viewer("logs", "load")
     assert said.code == 0
-    assert "The pod of attempt 1 is gone, and its log with it. It said at the end: ValueError: no rows" in said.err
+    assert "The pod of attempt 1 is gone, and its log with it. The operator recorded: ValueError: no rows" in said.err
     assert viewer("logs", "load", "--attempt", "1").code == 1
     assert node.name
     assert not attempts.names

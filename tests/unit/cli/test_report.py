@@ -19,7 +19,7 @@ from reattach.api.state import JobOrigin, JobState, JobSummary, Seal, SealPurpos
 from reattach.api.taskrun import Charged, Counts, ExternalJobStatus
 from reattach.cli.explain import lines_of
 from reattach.cli.report import story_of
-from reattach.cli.snapshot import Event, Snapshot
+from reattach.cli.snapshot import Event, JobSubmission, Snapshot
 from reattach.cli.text import Paint
 from reattach.planner.holds import TO_ANSWER
 
@@ -58,10 +58,22 @@ def an_intent(key: str = "load", **fields: Any) -> JobSummary:
     return a_job(key, **{"state": JobState.INTENDED, **nothing, **fields})
 
 
+REPEATED = {JobOrigin.RESUBMITTED, JobOrigin.EXISTED}
+
+
+def a_submission(job: JobSummary, **fields: Any) -> JobSubmission:
+    """The job's first submission was 2 s after the start, by attempt 1; if it was repeated, attempt 2 did that at 120 s."""
+    repeated = fields.get("repeated", job.origin in REPEATED)
+    submitters = ((1, at(2)), (2, at(120))) if repeated else ((1, at(2)),)
+    defaults = {"intended_time": at(2), "intended_by_attempt": 1, "submitters": submitters, "repeated": repeated}
+    return JobSubmission(key=job.key, generation=job.generation, **{**defaults, **fields})
+
+
 def see(taskrun: ATaskRun, *jobs: JobSummary, now: datetime = NOW, **more: Any) -> Snapshot:
     state = more.pop("state", None)
     if jobs:
         state = msgspec.structs.replace(state or a_state(1), jobs=jobs)
+    more.setdefault("submissions", tuple(a_submission(job) for job in jobs))
     return Snapshot(taskrun=taskrun.build(), state=state, now=now, **more)
 
 
@@ -270,11 +282,56 @@ def cancelled_and_orphaned() -> Snapshot:
 
 def every_way_to_know_a_job() -> Snapshot:
     jobs = [
-        a_job(origin.value.lower(), origin=origin, handle=f"h{number}")
+        a_job(
+            origin.value.lower(),
+            origin=origin,
+            handle=f"h{number}",
+            submitted_by_attempt=2 if origin is JobOrigin.RESUBMITTED else 1,
+        )
         for number, origin in enumerate(JobOrigin, start=1)
     ]
     again = a_job("twice", generation=2, handle="h8", strays=("h9", "h10"))
     return see(shows(a_taskrun().with_attempt(1, node="n"), Reason.RUNNING, "Attempt 1 is running."), *jobs, again)
+
+
+def adopted_and_existing_jobs() -> Snapshot:
+    """One job comes from spec.adopt, one was submitted by an earlier TaskRun with the same idempotency key, one twice."""
+    adopted = a_job("adopted", origin=JobOrigin.ADOPTED, submitted_by_attempt=None, submitted_time=at(590))
+    existed = a_job("existed", origin=JobOrigin.EXISTED, submitted_time=at(590))
+    repeated = a_job("repeated", origin=JobOrigin.EXISTED, submitted_time=at(590))
+    submissions = (
+        a_submission(adopted, submitters=()),
+        a_submission(existed, repeated=False),
+        a_submission(repeated),
+    )
+    taskrun = shows(tried_once().with_attempt(2, node="node-2"), Reason.RUNNING, "Attempt 2 is running.")
+    return see(taskrun, adopted, existed, repeated, submissions=submissions)
+
+
+def ending_without_a_retry_left() -> Snapshot:
+    return see(shows(a_taskrun().with_failed_attempt(1), Reason.ENDING))
+
+
+def ending_before_the_next_attempt() -> Snapshot:
+    return see(shows(tried_once(), Reason.ENDING, next_attempt_time=at(640)), a_job())
+
+
+def pending_without_a_retry_left() -> Snapshot:
+    return see(shows(a_taskrun(retry={"budgets": {"neverStarted": 0}}).with_attempt(1), Reason.PENDING))
+
+
+def failed_with_a_traceback() -> Snapshot:
+    message = (
+        "Traceback (most recent call last):\n"
+        '  File "<frozen runpy>", line 198, in _run_module_as_main\n'
+        '  File "<frozen runpy>", line 88, in _run_code\n'
+        '  File "/program/example_task_state.py", line 32, in <module>\n'
+        "    from airflow.sdk import DAG, task\n"
+        "ImportError: cannot import name 'DAG' from 'airflow.sdk' (unknown location)\n"
+    )
+    taskrun = a_taskrun().with_failed_attempt(1)
+    attempt = msgspec.structs.replace(taskrun.status.attempts[0], message=message)
+    return see(over(taskrun.with_status(attempts=(attempt,)), "Failed", Reason.APPLICATION_FAILED))
 
 
 def a_long_life() -> Snapshot:
@@ -284,7 +341,9 @@ def a_long_life() -> Snapshot:
 
 def little_may_be_seen() -> Snapshot:
     taskrun = shows(tried_once(), Reason.BACKING_OFF, next_attempt_time=at(640))
-    status = ExternalJobStatus(key="load", generation=1, state="Active", handle="raysubmit_7", adapter="ray")
+    status = ExternalJobStatus(
+        key="load", generation=1, state="Active", handle="raysubmit_7", adapter="ray", submitted_time=at(300)
+    )
     note = 'ann lacks the right to get configmaps in namespace data; the ClusterRole "view" has it, ask who administers the namespace.'
     return see(taskrun.with_status(external_jobs=(status,)), state_note=f"The state: {note}")
 
@@ -321,6 +380,11 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     failed,
     cancelled_and_orphaned,
     every_way_to_know_a_job,
+    adopted_and_existing_jobs,
+    ending_without_a_retry_left,
+    ending_before_the_next_attempt,
+    pending_without_a_retry_left,
+    failed_with_a_traceback,
     a_long_life,
     little_may_be_seen,
 ]
