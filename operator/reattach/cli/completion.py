@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class, shell_complete
 
+from reattach.cli.target import target_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -63,7 +65,6 @@ def namespaces(ctx: click.Context, _param: click.Parameter, word: str) -> list[C
 def contexts(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
     """The contexts of the kubeconfig."""
     from reattach.cli.connection import contexts_of
-    from reattach.cli.flags import target_of
 
     return _offers(contexts_of(target_of(ctx)), word)
 
@@ -99,7 +100,6 @@ def _offers(values: list[str], word: str) -> list[CompletionItem]:
 def _asked(ctx: click.Context, ask: "Callable[[ClusterConnection], Coroutine[Any, Any, list[str]]]") -> list[str]:
     from reattach.cli.connection import connect
     from reattach.cli.errors import CommandError
-    from reattach.cli.flags import target_of
     from reattach.cluster import ClusterError
 
     async def act() -> list[str]:

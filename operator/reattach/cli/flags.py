@@ -19,7 +19,7 @@ from typing_extensions import override
 from reattach.api.names import GROUP
 from reattach.cli import completion
 from reattach.cli.errors import CommandError, ExitCode
-from reattach.cli.target import Target
+from reattach.cli.target import TARGET_OPTIONS, Target, target_of
 from reattach.cli.text import Paint, is_coloured, parse_duration
 
 if TYPE_CHECKING:
@@ -80,23 +80,6 @@ def _target_options(*, hidden: bool) -> list[click.Option]:
     ]
 
 
-_TARGET_NAMES = frozenset(str(option.name) for option in _target_options(hidden=True))
-
-
-def target_of(context: click.Context) -> Target:
-    """Where to go, by the flags before and after the command's name; the latter count more."""
-    given: dict[str, Any] = {}
-    at: click.Context | None = context
-    while at is not None:
-        for name in _TARGET_NAMES:
-            if (value := at.params.get(name)) not in {None, ()}:
-                given.setdefault(name, value)
-        at = at.parent
-    if timeout := given.pop("request_timeout", None):
-        given["request_timeout"] = timeout.total_seconds()
-    return Target(**given)
-
-
 class Command(click.Command):
     """A command that takes the flags which say where to go; its function does not get them."""
 
@@ -115,7 +98,7 @@ class Command(click.Command):
     @override
     def invoke(self, ctx: click.Context) -> Any:
         ctx.obj = target_of(ctx)
-        ctx.params = {name: value for name, value in ctx.params.items() if name not in _TARGET_NAMES}
+        ctx.params = {name: value for name, value in ctx.params.items() if name not in TARGET_OPTIONS}
         return super().invoke(ctx)
 
 

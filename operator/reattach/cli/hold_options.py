@@ -13,6 +13,7 @@ from reattach.api.taskrun import Resolution, TaskRun, TaskRunSpec, TaskRunStatus
 from reattach.cli.text import count
 from reattach.planner import holds as planned
 from reattach.planner.budgets import amount
+from reattach.planner.conditions import condition_of
 from reattach.planner.outcome import conclusion_of
 
 RESOLUTIONS_MAX = 64
@@ -57,8 +58,8 @@ class OpenHold(Shape, frozen=True):
 
 def held_condition_of(status: TaskRunStatus) -> Condition | None:
     """The condition Held, while it is True."""
-    found = (one for one in status.conditions if one.type == ConditionType.HELD and one.status == "True")
-    return next(found, None)
+    condition = condition_of(status, ConditionType.HELD)
+    return condition if condition is not None and condition.status == "True" else None
 
 
 def holds_of(taskrun: TaskRun, jobs: Sequence[JobSummary]) -> tuple[OpenHold, ...]:

@@ -18,6 +18,7 @@ from reattach.cli.hold_options import held_condition_of
 from reattach.cli.queries import pods_of, taskrun_of, versions_of
 from reattach.cli.retry import Say, patiently
 from reattach.cli.text import listed, one_line
+from reattach.planner.conditions import progress_of
 
 # -- wait ------------------------------------------------------------------------------------------
 
@@ -86,7 +87,7 @@ def verdict_of(taskrun: TaskRun | None, name: str, goal: WaitTarget) -> WaitResu
 
 
 def _progress(taskrun: TaskRun) -> str:
-    found = next((one for one in taskrun.status.conditions if one.type == "Succeeded"), None)
+    found = progress_of(taskrun.status)
     return f" ({found.reason}): {one_line(found.message)}" if found else "."
 
 

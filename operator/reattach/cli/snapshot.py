@@ -3,9 +3,9 @@
 from datetime import datetime
 
 from reattach.api.objects import Condition, Pod, Shape
-from reattach.api.reasons import ConditionType
 from reattach.api.state import JobState, JobSummary, StateView
 from reattach.api.taskrun import ExternalJobStatus, TaskRun
+from reattach.planner.conditions import progress_of
 
 
 class Event(Shape, frozen=True):
@@ -66,8 +66,7 @@ class Snapshot(Shape, frozen=True):
     @property
     def progress(self) -> Condition | None:
         """Where it stands: the condition Succeeded."""
-        found = (one for one in self.taskrun.status.conditions if one.type == ConditionType.SUCCEEDED)
-        return next(found, None)
+        return progress_of(self.taskrun.status)
 
 
 def job_name(job: JobSummary) -> str:

@@ -1,6 +1,10 @@
 """Where a command goes, and as whom."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import click
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,3 +19,21 @@ class Target:
     as_user: str | None = None
     as_groups: tuple[str, ...] = ()
     request_timeout: float = 30
+
+
+TARGET_OPTIONS = frozenset(field.name for field in fields(Target))
+"""The names of the options that select a target; each command has one option for each field of `Target`."""
+
+
+def target_of(context: "click.Context") -> Target:
+    """Return the target that the flags before and after the command's name select; the latter take precedence."""
+    given: dict[str, Any] = {}
+    at: click.Context | None = context
+    while at is not None:
+        for name in TARGET_OPTIONS:
+            if (value := at.params.get(name)) not in {None, ()}:
+                given.setdefault(name, value)
+        at = at.parent
+    if timeout := given.pop("request_timeout", None):
+        given["request_timeout"] = timeout.total_seconds()
+    return Target(**given)
