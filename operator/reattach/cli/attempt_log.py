@@ -14,7 +14,7 @@ from reattach.api.taskrun import Attempt, TaskRun
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError, NoSuchTaskRunError
 from reattach.cli.queries import taskrun_of
-from reattach.cli.retry import Say, patiently, sentence_of_absence
+from reattach.cli.retry import Say, retry_unavailable, unavailable_sentence
 from reattach.cli.text import one_line
 from reattach.cluster import BadRequestError, ClusterError, NotFoundError, TooManyRequestsError, UnavailableError, paths
 from reattach.planner.textformat import last_line_first
@@ -194,12 +194,12 @@ def _unread_after(source: Source, output: Output, error: ClusterError, *, follow
         raise error
     if is_away:
         output.heard = time.monotonic()  # as long as it is away, nothing can come
-        output.tell("the API server", sentence_of_absence(source.connection, error))
+        output.tell("the API server", unavailable_sentence(source.connection, error))
         return ""
     said = one_line(error.message).rstrip(".")
     if not follow or source.is_done(output):
         return _unread(source, said)
-    output.tell("the log", f"The log of attempt {source.number} can't be had now ({said}); asking again.")
+    output.tell("the log", f"The log of attempt {source.number} can't be read now ({said}); trying again.")
     return ""
 
 
@@ -246,7 +246,7 @@ async def _has_ended(source: Source, say: Say) -> bool:
 async def _newer(connection: ClusterConnection, pod: Pod, say: Say) -> Pod | None:
     path = paths.pods(connection.namespace, pod.metadata.name)
     try:
-        body = await patiently(connection, say, lambda: connection.cluster.get(path))
+        body = await retry_unavailable(connection, say, lambda: connection.cluster.get(path))
     except NotFoundError:
         return None
     newer = msgspec.json.decode(body, type=Pod)

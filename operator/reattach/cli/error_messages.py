@@ -2,6 +2,7 @@
 
 import re
 
+from reattach.cli.text import one_line
 from reattach.cluster.errors import (
     BadRequestError,
     ClusterError,
@@ -21,7 +22,7 @@ _FORBIDDEN = re.compile(
 
 def sentence_of(error: ClusterError, host: str) -> str:
     """What an answer of the API server means to the person who asked."""
-    said = error.message.rstrip(".")
+    said = one_line(error.message).rstrip(".")
     match error:
         case ForbiddenError():
             return missing_right_of(error)
@@ -45,7 +46,7 @@ def missing_right_of(error: ForbiddenError) -> str:
     """Who lacks which right where; what RBAC did not refuse is said as the API server says it."""
     found = _FORBIDDEN.search(error.message)
     if found is None:
-        return f"The API server refuses: {error.message.rstrip('.')}."
+        return f"The API server refuses: {one_line(error.message).rstrip('.')}."
     resource = f"{found['resource']}.{found['group']}" if found["group"] else found["resource"]
     where = f" in namespace {found['namespace']}" if found["namespace"] else ""
     role = "view" if found["verb"] in {"get", "list", "watch"} else "edit"

@@ -16,7 +16,7 @@ from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError, ExitCode, NoSuchTaskRunError
 from reattach.cli.hold_options import held_condition_of
 from reattach.cli.queries import pods_of, taskrun_of, versions_of
-from reattach.cli.retry import Say, patiently
+from reattach.cli.retry import Say, retry_unavailable
 from reattach.cli.text import listed, one_line
 from reattach.planner.conditions import progress_of
 
@@ -147,7 +147,7 @@ async def _versions(
     name, uid = taskrun.metadata.name, taskrun.metadata.uid
     while True:
         try:
-            newer = await patiently(connection, say, lambda: taskrun_of(connection, name))
+            newer = await retry_unavailable(connection, say, lambda: taskrun_of(connection, name))
         except NoSuchTaskRunError:
             yield None
             return
@@ -160,7 +160,7 @@ async def _pods_of_version(
 ) -> dict[int, Pod]:
     if not follow:
         return await _pods_by_attempt(connection, version)
-    return await patiently(connection, say, lambda: _pods_by_attempt(connection, version))
+    return await retry_unavailable(connection, say, lambda: _pods_by_attempt(connection, version))
 
 
 async def _show_one(

@@ -17,7 +17,7 @@ from reattach.api.taskrun import TaskRun
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.error_messages import missing_right_of
 from reattach.cli.errors import CommandError, NoSuchTaskRunError
-from reattach.cli.retry import Say, patiently
+from reattach.cli.retry import RETRY_SECONDS, Say, retry_unavailable
 from reattach.cli.snapshot import Event, JobSubmission, Snapshot
 from reattach.cluster import ClusterError, ForbiddenError, NotFoundError, paths
 from reattach.cluster.client import raise_error_event
@@ -25,7 +25,6 @@ from reattach.state.codec import StoredState, from_configmap, view_of
 from reattach.state.errors import UnreadableError
 from reattach.state.job_record import JobRecord, in_order
 
-_POLL_SECONDS = 2.0
 _NAMES_MAX = 500
 
 Item = TypeVar("Item")
@@ -133,7 +132,7 @@ async def versions_of(connection: ClusterConnection, first: TaskRun, say: Say) -
     path = paths.taskruns(connection.namespace, name)
     while True:
         try:
-            taskrun = to_taskrun(await patiently(connection, say, lambda: connection.cluster.get(path)))
+            taskrun = to_taskrun(await retry_unavailable(connection, say, lambda: connection.cluster.get(path)))
         except NotFoundError:
             yield None
             return
@@ -147,7 +146,7 @@ async def versions_of(connection: ClusterConnection, first: TaskRun, say: Say) -
                     yield newer
         except ClusterError:
             # No right to watch, or the watch broke: looking again tells which, and is enough.
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _changes(connection: ClusterConnection, name: str, version: str) -> AsyncGenerator[TaskRun, None]:

@@ -14,13 +14,12 @@ from reattach.cli.errors import CommandError, NoSuchTaskRunError
 from reattach.cli.hold_options import held_condition_of
 from reattach.cli.queries import NoState, items_of, stored_of, taskrun_of
 from reattach.cli.resolve import FIELD_MANAGER
+from reattach.cli.retry import retry_conflicts
 from reattach.cli.text import one_line
-from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, paths
+from reattach.cluster import ForbiddenError, NotFoundError, paths
 from reattach.planner.external_jobs import LEFT, id_of
 from reattach.state.codec import from_configmap, view_of
 from reattach.state.errors import RequestRejectedError
-
-_TRIES = 8
 
 
 class LeftJob(Shape, frozen=True):
@@ -187,23 +186,21 @@ def _left(job: JobSummary | ExternalJobStatus, state: str) -> LeftJob:
 
 
 async def _remove(connection: ClusterConnection, held: _Held) -> None:
-    metadata = held.metadata
-    for _ in range(_TRIES):
+    async def write() -> None:
+        metadata = held.metadata
+        if is_stale:
+            metadata = msgspec.json.decode(
+                await connection.cluster.get(held.path, metadata_only=True), type=PartialObject
+            ).metadata
+            if metadata.uid != held.metadata.uid:
+                return  # the name belongs to another object now
+        is_stale.append(True)
         left = [name for name in metadata.finalizers if name != held.finalizer]
         patch = {"metadata": {"uid": metadata.uid, "resourceVersion": metadata.resource_version, "finalizers": left}}
-        try:
-            await connection.cluster.merge_patch(held.path, patch, fieldManager=FIELD_MANAGER)
-        except NotFoundError:
-            return
-        except ConflictError:
-            try:
-                body = await connection.cluster.get(held.path, metadata_only=True)
-            except NotFoundError:
-                return
-            newer = msgspec.json.decode(body, type=PartialObject).metadata
-            if newer.uid != metadata.uid:
-                return  # another object has the name by now
-            metadata = newer
-        else:
-            return
-    raise CommandError(f"{held.kind}/{metadata.name} is being changed all the time; try again.")
+        await connection.cluster.merge_patch(held.path, patch, fieldManager=FIELD_MANAGER)
+
+    is_stale: list[bool] = []
+    try:
+        await retry_conflicts(f"{held.kind}/{held.metadata.name}", write)
+    except NotFoundError:
+        return

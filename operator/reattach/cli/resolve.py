@@ -23,11 +23,11 @@ from reattach.cli.hold_options import (
     holds_of,
 )
 from reattach.cli.queries import body_of, jobs_of, to_taskrun
+from reattach.cli.retry import retry_conflicts
 from reattach.cli.text import listed
-from reattach.cluster import ConflictError, paths
+from reattach.cluster import paths
 
 FIELD_MANAGER = "kubectl-reattach"
-_TRIES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +52,19 @@ class Answered(Shape, frozen=True):
 
 async def resolve(connection: ClusterConnection, name: str, wish: Wish) -> Answered:
     """Raises `CommandError` if nothing is held, or the answer doesn't fit; `ClusterError`."""
-    for _ in range(_TRIES):
+
+    async def write() -> Answered:
         read = await body_of(connection, name)
         taskrun = to_taskrun(read)
         hold, resolution = answer_of(taskrun, await jobs_of(connection, taskrun), wish)
-        # The answers that are there go back as they are, also what a newer version wrote into them.
+        # Send the existing resolutions back as they are, with any fields that a newer version wrote.
         given = msgspec.json.decode(read)["spec"].get("resolutions") or []
         body: dict[str, Any] = {
             "metadata": {"resourceVersion": taskrun.metadata.resource_version, "uid": taskrun.metadata.uid},
             "spec": {"resolutions": [*given, msgspec.to_builtins(resolution)]},
         }
         path = paths.taskruns(connection.namespace, name)
-        try:
-            written = to_taskrun(await connection.cluster.merge_patch(path, body, fieldManager=FIELD_MANAGER))
-        except ConflictError:
-            continue  # somebody was faster: whether it is still held is looked at again
+        written = to_taskrun(await connection.cluster.merge_patch(path, body, fieldManager=FIELD_MANAGER))
         return Answered(
             name=name,
             namespace=connection.namespace,
@@ -74,7 +72,8 @@ async def resolve(connection: ClusterConnection, name: str, wish: Wish) -> Answe
             number=len(written.spec.resolutions),
             consequence=consequence_of(taskrun, hold, wish.action, wish.handle or "HANDLE"),
         )
-    raise CommandError(f"{name} is being changed all the time; try again.")
+
+    return await retry_conflicts(name, write)
 
 
 # -- pure ------------------------------------------------------------------------------------------

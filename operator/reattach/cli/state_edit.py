@@ -18,8 +18,9 @@ from reattach.cli.connection import ClusterConnection, user_of
 from reattach.cli.errors import CommandError
 from reattach.cli.queries import NoState, pods_of, stored_of, taskrun_of
 from reattach.cli.resolve import FIELD_MANAGER
+from reattach.cli.retry import retry_conflicts
 from reattach.cli.text import clock, count
-from reattach.cluster import ConflictError, ForbiddenError, paths
+from reattach.cluster import ForbiddenError, paths
 from reattach.state.codec import DurableState, Opening, StateEntry, StoredState, to_configmap
 from reattach.state.errors import RequestRejectedError
 from reattach.state.operations import Clear, Session, Set, Step, change, expire
@@ -27,7 +28,6 @@ from reattach.state.values import check_key, from_json, stored_value_of, to_json
 
 FORMAT = "reattach-state/v1"
 PERSON_ATTEMPT = 0
-_TRIES = 8
 _USER_CHARACTERS_MAX = 240
 
 
@@ -202,8 +202,9 @@ async def write(
 ) -> tuple[DurableState, tuple[BatchResult, ...]]:
     """Do the steps that `steps_of(state, now)` gives, by compare-and-set. Raises `CommandError` and `ClusterError`."""
     user = await user_of(connection.cluster)
-    for _ in range(_TRIES):
-        # The state before the attempts: one that starts after this look changes the state when it opens it, and is a conflict.
+
+    async def attempt() -> tuple[DurableState, tuple[BatchResult, ...]]:
+        # Read the state before the attempts: an attempt that starts after this read changes the state when it opens it, which is a conflict.
         taskrun, stored = await read(connection, name)
         if not force:
             await _check_idle(connection, taskrun)
@@ -212,14 +213,11 @@ async def write(
             state, results = edit(stored.state, steps_of(stored.state, now), user, now)
         except RequestRejectedError as error:
             raise refused(error) from None
-        if state == stored.state:
-            return state, results
-        try:
+        if state != stored.state:
             await _replace(connection, stored, state)
-        except ConflictError:
-            continue
         return state, results
-    raise CommandError(f"The state of {name} is being changed all the time; try again.")
+
+    return await retry_conflicts(f"The state of {name}", attempt)
 
 
 async def _check_idle(connection: ClusterConnection, taskrun: TaskRun) -> None:

@@ -146,7 +146,7 @@ def test_an_api_server_that_is_away_for_a_while_does_not_end_a_following(
         )
         following.wait_for("one")
         relay.lead_to(None)
-        following.wait_for(f"{relay.url} does not answer")
+        following.wait_for(f"{relay.url} does not respond")
         asked = relay.connections
         wait_until(lambda: relay.connections > asked, seconds=60, what="it is asked again")
         relay.lead_to(port)
@@ -157,7 +157,7 @@ def test_an_api_server_that_is_away_for_a_while_does_not_end_a_following(
         said = following.wait()
     assert said.code == 0, said.err
     assert said.out == "one\ntwo\n"
-    assert said.err.count("asking again") == 1
+    assert said.err.count("trying again") == 1
 
 
 def test_nor_does_it_while_no_pod_is_there(
@@ -171,7 +171,7 @@ def test_nor_does_it_while_no_pod_is_there(
         following = viewer.in_background("logs", task.name, *flags)
         following.wait_for("load is held for StateLost")
         relay.lead_to(None)
-        following.wait_for(f"{relay.url} does not answer")
+        following.wait_for(f"{relay.url} does not respond")
         relay.lead_to(port)
         write_status(outcome="Succeeded", conditions=[OVER])
         said = following.wait()
@@ -250,7 +250,7 @@ def test_a_following_leaves_a_lost_node_when_the_end_of_its_attempt_is_recorded(
     asked = len(node.asked)
     wait_until(lambda: len(node.asked) > asked + 1, seconds=60, what="it is asked again")
     said = take_over(first, following, node, attempts, write_status)
-    assert said.err.count("asking again") == 1
+    assert said.err.count("trying again") == 1
     assert said.err.count("The log of attempt 1, which is over, can't be read to its end: ") == 1
 
 

@@ -422,14 +422,14 @@ class TestWait:
             waiting = viewer.in_background("wait", "load", *flags)
             waiting.wait_for("load is held for StateLost")
             relay.lead_to(None)
-            waiting.wait_for(f"{relay.url} does not answer")
+            waiting.wait_for(f"{relay.url} does not respond")
             asked = relay.connections
             wait_until(lambda: relay.connections > asked, seconds=60, what="it is asked again")
             relay.lead_to(port)
             write_status(**ended("Failed", "FailedByResolution"))
             said = waiting.wait()
         assert said.code == 0, said.err
-        assert said.err.count("asking again") == 1
+        assert said.err.count("trying again") == 1
 
     def test_an_api_server_that_was_never_there_is_an_error(self, viewer: Person, tmp_path: Path) -> None:
         with Relay(None) as relay:
