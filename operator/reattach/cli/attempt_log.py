@@ -13,13 +13,13 @@ from reattach.api.objects import Pod
 from reattach.api.taskrun import Attempt, TaskRun
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError, NoSuchTaskRunError
-from reattach.cli.queries import taskrun_of
+from reattach.cli.queries import read_taskrun
 from reattach.cli.retry import Say, retry_unavailable, unavailable_sentence
 from reattach.cli.text import one_line
 from reattach.cluster import BadRequestError, ClusterError, NotFoundError, TooManyRequestsError, UnavailableError, paths
 from reattach.planner.textformat import last_line_first
 
-LOOK_AGAIN_SECONDS = 1.0
+POLL_SECONDS = 1.0
 QUIET_SECONDS = 15.0
 """How long nothing comes before the TaskRun is looked at, and before what is over is left."""
 _STAMP = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(Z|[-+][0-9:]+)$")
@@ -38,33 +38,33 @@ class LogOptions:
 
 
 @dataclass
-class Output:
+class LogOutput:
     """Where lines go: the log itself to stdout, what is said about it to stderr, so that a pipe has the log alone.
 
-    `last`: the time of the last line, as it was sent. `heard`: when something new came, by the clock of this machine.
+    `last`: the time of the last line, as it was sent. `last_received`: when something new came, by the clock of this machine.
     """
 
     say: Say
     timestamps: bool
     last: bytes = b""
-    heard: float = 0.0
-    _told: dict[str, bytes] = field(default_factory=dict, repr=False)
+    last_received: float = 0.0
+    _said: dict[str, bytes] = field(default_factory=dict, repr=False)
     _rest: bytes = field(default=b"", repr=False)
     _is_repeated: bool = False
 
-    def take(self, piece: bytes) -> None:
+    def write(self, piece: bytes) -> None:
         """What came, of any size."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
         for line in lines:
             self._write(line + b"\n")
         if not self._is_repeated:
-            self.heard = time.monotonic()
+            self.last_received = time.monotonic()
 
-    def tell(self, about: str, sentence: str) -> None:
+    def say_once(self, about: str, sentence: str) -> None:
         """Say it; as long as nothing comes, once is enough."""
-        if self._told.get(about) != self.last:
+        if self._said.get(about) != self.last:
             self.say(sentence)
-            self._told[about] = self.last
+            self._said[about] = self.last
 
     def end(self) -> None:
         """Nothing follows: a last line may have no end."""
@@ -72,12 +72,12 @@ class Output:
             self._write(self._rest + b"\n")
         self._rest = b""
 
-    def begin(self) -> None:
+    def start_container(self) -> None:
         """Another container: what was seen of the last one doesn't count any more."""
         self.last = self._rest = b""
         self._is_repeated = False
-        self._told.clear()
-        self.heard = time.monotonic()
+        self._said.clear()
+        self.last_received = time.monotonic()
 
     def reconnect(self) -> None:
         """What was sent within the last second comes again, and so does a line that was cut."""
@@ -97,7 +97,7 @@ class Output:
 
 
 @dataclass
-class Source:
+class LogSource:
     """A container of an attempt's pod, and since when (by the clock of this machine) the attempt is known to be over: the pod of a node that
     died stays as it was, so that only the TaskRun tells.
     """
@@ -112,7 +112,7 @@ class Source:
     @classmethod
     def of(
         cls, connection: ClusterConnection, taskrun: TaskRun, number: int, pods: dict[int, Pod], container: str
-    ) -> "Source":
+    ) -> "LogSource":
         """Of an attempt that has a pod."""
         is_over = is_recorded(taskrun, number) or number < max(pods)
         over_since = time.monotonic() if is_over else None
@@ -123,17 +123,20 @@ class Source:
         """Whether the attempt is over, as far as is known."""
         return self.over_since is not None
 
-    def is_done(self, output: Output) -> bool:
+    def is_done(self, output: LogOutput) -> bool:
         """Whether there is nothing to wait for: the attempt is over, and nothing has come since for a while."""
-        return self.over_since is not None and time.monotonic() - max(self.over_since, output.heard) >= QUIET_SECONDS
+        return (
+            self.over_since is not None
+            and time.monotonic() - max(self.over_since, output.last_received) >= QUIET_SECONDS
+        )
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """See whether its end is recorded by now. An API server that does not answer tells nothing."""
         if self.is_over:
             return
         about = self.taskrun.metadata
         try:
-            newer = await taskrun_of(self.connection, about.name)
+            newer = await read_taskrun(self.connection, about.name)
         except (UnavailableError, TooManyRequestsError):
             return
         except NoSuchTaskRunError:
@@ -145,13 +148,13 @@ class Source:
         self.over_since = time.monotonic()
 
 
-async def show_log(source: Source, options: LogOptions, output: Output) -> str:
+async def show_log(source: LogSource, options: LogOptions, output: LogOutput) -> str:
     """The log of one attempt; if it is followed, until the container has ended. The answer is a sentence if not all of it could be read, as the
     attempt is over and its node does not answer.
 
     Raises `CommandError` if there is no such container, and `ClusterError`.
     """
-    output.begin()
+    output.start_container()
     tail = options.tail
     while True:
         try:
@@ -169,23 +172,23 @@ async def show_log(source: Source, options: LogOptions, output: Output) -> str:
             output.say(f"The pod {source.pod.metadata.name} is gone, and its log with it.")
             return ""
         except (UnavailableError, TooManyRequestsError) as error:
-            if unread := _unread_after(source, output, error, follow=options.follow):
-                return unread
+            if incomplete := _unread_after(source, output, error, follow=options.follow):
+                return incomplete
         else:
             if not is_whole:
                 output.end()
-                return _unread(source, "nothing comes any more")
+                return _incomplete_message(source, "nothing comes any more")
             if not options.follow or source.is_done(output) or await _has_ended(source, output.say):
                 output.end()
                 return ""
             # The API server ends the stream in the same way when it lost the kubelet: what it sent of a line is sent again.
             tail = None
         output.reconnect()
-        await asyncio.sleep(LOOK_AGAIN_SECONDS)
-        await source.look()
+        await asyncio.sleep(POLL_SECONDS)
+        await source.refresh()
 
 
-def _unread_after(source: Source, output: Output, error: ClusterError, *, follow: bool) -> str:
+def _unread_after(source: LogSource, output: LogOutput, error: ClusterError, *, follow: bool) -> str:
     """The sentence if what can't be read now is to be left; nothing: it is asked for again. Raises the error where nobody said that the
     attempt is over, and it is not followed.
     """
@@ -193,24 +196,24 @@ def _unread_after(source: Source, output: Output, error: ClusterError, *, follow
     if not follow and (is_away or isinstance(error, TooManyRequestsError) or not source.is_over):
         raise error
     if is_away:
-        output.heard = time.monotonic()  # as long as it is away, nothing can come
-        output.tell("the API server", unavailable_sentence(source.connection, error))
+        output.last_received = time.monotonic()  # as long as it is away, nothing can come
+        output.say_once("the API server", unavailable_sentence(source.connection, error))
         return ""
-    said = one_line(error.message).rstrip(".")
+    why = one_line(error.message).rstrip(".")
     if not follow or source.is_done(output):
-        return _unread(source, said)
-    output.tell("the log", f"The log of attempt {source.number} can't be read now ({said}); trying again.")
+        return _incomplete_message(source, why)
+    output.say_once("the log", f"The log of attempt {source.number} can't be read now ({why}); trying again.")
     return ""
 
 
-async def _stream(source: Source, output: Output, *, follow: bool, tail: int | None) -> bool:
+async def _stream(source: LogSource, output: LogOutput, *, follow: bool, tail: int | None) -> bool:
     """Take what comes until the API server ends it. False: left, as the attempt is over and its node has gone silent, which ends no connection."""
-    coming = asyncio.create_task(_take(source, output, follow=follow, tail=tail))
+    coming = asyncio.create_task(_read_stream(source, output, follow=follow, tail=tail))
     try:
         while not (await asyncio.wait({coming}, timeout=QUIET_SECONDS))[0]:
             if source.is_done(output):
                 return False
-            await source.look()
+            await source.refresh()
         await coming
         return True
     finally:
@@ -218,7 +221,7 @@ async def _stream(source: Source, output: Output, *, follow: bool, tail: int | N
         await asyncio.gather(coming, return_exceptions=True)
 
 
-async def _take(source: Source, output: Output, *, follow: bool, tail: int | None) -> None:
+async def _read_stream(source: LogSource, output: LogOutput, *, follow: bool, tail: int | None) -> None:
     since = output.last.decode(errors="replace")[:19]  # seconds are as exact as the API server takes it
     pieces = source.connection.cluster.stream(
         f"{paths.pods(source.connection.namespace, source.pod.metadata.name)}/log",
@@ -230,12 +233,12 @@ async def _take(source: Source, output: Output, *, follow: bool, tail: int | Non
     )
     async with aclosing(pieces):
         async for piece in pieces:
-            output.take(piece)
+            output.write(piece)
 
 
-async def _has_ended(source: Source, say: Say) -> bool:
+async def _has_ended(source: LogSource, say: Say) -> bool:
     """Whether the container will write no more, as its pod tells."""
-    pod = await _newer(source.connection, source.pod, say)
+    pod = await _reread_pod(source.connection, source.pod, say)
     if pod is None or pod.status.phase in _OVER:
         return True
     found = (one for one in pod.status.container_statuses if one.name == source.container)
@@ -243,7 +246,7 @@ async def _has_ended(source: Source, say: Say) -> bool:
     return status is not None and status.state.terminated is not None
 
 
-async def _newer(connection: ClusterConnection, pod: Pod, say: Say) -> Pod | None:
+async def _reread_pod(connection: ClusterConnection, pod: Pod, say: Say) -> Pod | None:
     path = paths.pods(connection.namespace, pod.metadata.name)
     try:
         body = await retry_unavailable(connection, say, lambda: connection.cluster.get(path))
@@ -256,12 +259,12 @@ async def _newer(connection: ClusterConnection, pod: Pod, say: Say) -> Pod | Non
 # -- what is said ----------------------------------------------------------------------------------
 
 
-def gone(taskrun: TaskRun, number: int) -> str:
+def missing_log_message(taskrun: TaskRun, number: int) -> str:
     """Of an attempt whose pod is not there any more."""
-    return f"The pod of attempt {number} is gone, and its log with it.{_last_words(taskrun, number)}"
+    return f"The pod of attempt {number} is gone, and its log with it.{_recorded_message(taskrun, number)}"
 
 
-def attempt_of(taskrun: TaskRun, number: int) -> Attempt | None:
+def find_attempt(taskrun: TaskRun, number: int) -> Attempt | None:
     """As the status has it."""
     return next((one for one in taskrun.status.attempts if one.number == number), None)
 
@@ -274,13 +277,13 @@ def is_recorded(taskrun: TaskRun, number: int) -> bool:
     return taskrun.status.outcome is not None or any(later)
 
 
-def _unread(source: Source, why: str) -> str:
-    last = _last_words(source.taskrun, source.number)
+def _incomplete_message(source: LogSource, why: str) -> str:
+    last = _recorded_message(source.taskrun, source.number)
     return f"The log of attempt {source.number}, which is over, can't be read to its end: {why}.{last}"
 
 
-def _last_words(taskrun: TaskRun, number: int) -> str:
-    attempt = attempt_of(taskrun, number)
+def _recorded_message(taskrun: TaskRun, number: int) -> str:
+    attempt = find_attempt(taskrun, number)
     if attempt is None or not attempt.message:
         return ""
     return f" The operator recorded: {one_line(last_line_first(attempt.message))}"

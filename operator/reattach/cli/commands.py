@@ -16,9 +16,9 @@ from reattach.cli.flags import (
     leave,
     name_argument,
     output_option,
-    paint,
     say,
     show,
+    styler,
 )
 from reattach.cli.state_commands import state
 from reattach.cli.text import one_line
@@ -37,13 +37,13 @@ def cli(**_: Any) -> None:
 @output_option
 def explain(name: str, output: str | None) -> None:
     """Tell the story of a run: what was tried, what was decided and why, what comes next."""
-    from reattach.cli.explain import lines_of
-    from reattach.cli.queries import situation_of
-    from reattach.cli.report import story_of
+    from reattach.cli.explain import format_report
+    from reattach.cli.queries import read_snapshot
+    from reattach.cli.report import build_report
 
-    situation = call(lambda connection: situation_of(connection, name))
-    story = story_of(situation)
-    show(story, output, lines_of(story, situation.now, paint()))
+    snapshot = call(lambda connection: read_snapshot(connection, name))
+    report = build_report(snapshot)
+    show(report, output, format_report(report, snapshot.now, styler()))
 
 
 @cli.command()
@@ -73,7 +73,7 @@ def resolve(
     Held for SubmissionUnknown it takes --adopt, --resubmit or --fail; for StateLost --start-empty or --fail; for BudgetExhausted --continue
     or --fail. The answer is stored in spec.resolutions, and stays there.
     """
-    from reattach.cli.resolve import Wish
+    from reattach.cli.resolve import ResolveRequest
     from reattach.cli.resolve import resolve as store
 
     chosen = {
@@ -86,12 +86,12 @@ def resolve(
     actions = [action for action, is_chosen in chosen.items() if is_chosen]
     if len(actions) != 1:
         raise click.UsageError("Say exactly one of --adopt HANDLE, --resubmit, --start-empty, --continue and --fail.")
-    wish = Wish(action=actions[0], handle=adopt, key=key, generation=generation)
-    answered = call(lambda connection: store(connection, name, wish))
-    what = f"{wish.action} {one_line(adopt)}" if adopt else wish.action
-    about = f" of {one_line(answered.resolution.key)}" if answered.resolution.key else ""
-    lines = [f"taskrun/{name} answered: {what}, to {answered.resolution.held}{about}.", answered.consequence]
-    show(answered, output, lines)
+    request = ResolveRequest(action=actions[0], handle=adopt, key=key, generation=generation)
+    result = call(lambda connection: store(connection, name, request))
+    what = f"{request.action} {one_line(adopt)}" if adopt else request.action
+    about = f" of {one_line(result.resolution.key)}" if result.resolution.key else ""
+    lines = [f"taskrun/{name} answered: {what}, to {result.resolution.held}{about}.", result.consequence]
+    show(result, output, lines)
 
 
 cli.add_command(state)
@@ -135,16 +135,16 @@ def wait(name: str, goal: str, timeout: timedelta | None, output: str | None) ->
     """
     from reattach.cli.logs_and_wait import WaitTarget, wait_for
 
-    waited = call(lambda connection: wait_for(connection, name, WaitTarget(goal), timeout, say))
+    result = call(lambda connection: wait_for(connection, name, WaitTarget(goal), timeout, say))
     if output is not None:
-        status = None if waited.taskrun is None else waited.taskrun.status
-        about = {"name": name, "exitCode": int(waited.exit_code), "message": waited.sentence, "status": status}
+        status = None if result.taskrun is None else result.taskrun.status
+        about = {"name": name, "exitCode": int(result.exit_code), "message": result.sentence, "status": status}
         show(about, output, [])
-    elif waited.exit_code is ExitCode.OK:
-        show(None, None, [waited.sentence])
+    elif result.exit_code is ExitCode.OK:
+        show(None, None, [result.sentence])
     else:
-        say(waited.sentence)
-    leave(waited.exit_code)
+        say(result.sentence)
+    leave(result.exit_code)
 
 
 @cli.command()
@@ -157,18 +157,18 @@ def release(name: str, yes: bool, force: bool, output: str | None) -> None:
 
     The way out when the operator is gone, or when nobody can tell what became of a job. Nothing is cancelled over there.
     """
-    from reattach.cli.release import carry_out, lines_of, prepare
+    from reattach.cli.release import carry_out, format_plan, prepare
 
-    found = call(lambda connection: prepare(connection, name, force=force))
-    lines = lines_of(found.plan)
+    prepared = call(lambda connection: prepare(connection, name, force=force))
+    lines = format_plan(prepared.plan)
     if not yes:
         say("\n".join(lines))
         if not sys.stdin.isatty():
             raise CommandError("Nothing was let go: say --yes where nobody can be asked.")
         if not click.confirm("Let go?", err=True):
             raise CommandError("Nothing was let go.")
-    call(lambda connection: carry_out(connection, found))
-    show(found.plan, output, [*(lines if yes else []), f"{name} was let go."])
+    call(lambda connection: carry_out(connection, prepared))
+    show(prepared.plan, output, [*(lines if yes else []), f"{name} was let go."])
 
 
 @cli.command()

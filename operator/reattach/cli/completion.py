@@ -50,23 +50,23 @@ def answer_shell(cli: click.Command, instruction: str) -> int:
 
 def taskruns(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
     """The TaskRuns of the namespace."""
-    from reattach.cli.queries import names_of
+    from reattach.cli.queries import list_taskruns
 
-    return _offers(_asked(ctx, names_of), word)
+    return _matching(_query(ctx, list_taskruns), word)
 
 
 def namespaces(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
     """The namespaces of the cluster."""
-    from reattach.cli.queries import namespaces_of
+    from reattach.cli.queries import list_namespaces
 
-    return _offers(_asked(ctx, namespaces_of), word)
+    return _matching(_query(ctx, list_namespaces), word)
 
 
 def contexts(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
     """The contexts of the kubeconfig."""
-    from reattach.cli.connection import contexts_of
+    from reattach.cli.connection import list_contexts
 
-    return _offers(contexts_of(target_of(ctx)), word)
+    return _matching(list_contexts(target_of(ctx)), word)
 
 
 def state_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
@@ -77,27 +77,27 @@ def state_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[C
         _, stored = await read(connection, ctx.params["name"])
         return sorted(stored.state.records)
 
-    return _offers(_asked(ctx, keys), word)
+    return _matching(_query(ctx, keys), word)
 
 
 def held_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
     """The keys of the external jobs for which the TaskRun is held."""
-    from reattach.cli.hold_options import holds_of
-    from reattach.cli.queries import jobs_of, taskrun_of
+    from reattach.cli.hold_options import find_holds
+    from reattach.cli.queries import read_jobs, read_taskrun
 
     async def keys(connection: "ClusterConnection") -> list[str]:
-        taskrun = await taskrun_of(connection, ctx.params["name"])
-        holds = holds_of(taskrun, await jobs_of(connection, taskrun))
+        taskrun = await read_taskrun(connection, ctx.params["name"])
+        holds = find_holds(taskrun, await read_jobs(connection, taskrun))
         return [hold.key for hold in holds if hold.key and hold.answer is None]
 
-    return _offers(_asked(ctx, keys), word)
+    return _matching(_query(ctx, keys), word)
 
 
-def _offers(values: list[str], word: str) -> list[CompletionItem]:
+def _matching(values: list[str], word: str) -> list[CompletionItem]:
     return [CompletionItem(value) for value in dict.fromkeys(values) if value.startswith(word)]
 
 
-def _asked(ctx: click.Context, ask: "Callable[[ClusterConnection], Coroutine[Any, Any, list[str]]]") -> list[str]:
+def _query(ctx: click.Context, ask: "Callable[[ClusterConnection], Coroutine[Any, Any, list[str]]]") -> list[str]:
     from reattach.cli.connection import connect
     from reattach.cli.errors import CommandError
     from reattach.cluster import ClusterError

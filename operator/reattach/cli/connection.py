@@ -59,7 +59,7 @@ async def connect(target: Target) -> ClusterConnection:
     return ClusterConnection(cluster, target.namespace or namespace)
 
 
-def contexts_of(target: Target) -> list[str]:
+def list_contexts(target: Target) -> list[str]:
     """The names of the contexts in the kubeconfig; none if it can't be read."""
     paths = _paths_of(target)
     try:
@@ -69,7 +69,7 @@ def contexts_of(target: Target) -> list[str]:
         return []
 
 
-async def user_of(cluster: Cluster) -> str:
+async def read_username(cluster: Cluster) -> str:
     """Who we are to the API server; `unknown` where it doesn't tell."""
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     try:

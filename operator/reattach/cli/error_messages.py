@@ -20,29 +20,29 @@ _FORBIDDEN = re.compile(
 )
 
 
-def sentence_of(error: ClusterError, host: str) -> str:
+def describe_error(error: ClusterError, host: str) -> str:
     """What an answer of the API server means to the person who asked."""
-    said = one_line(error.message).rstrip(".")
+    message = one_line(error.message).rstrip(".")
     match error:
         case ForbiddenError():
-            return missing_right_of(error)
+            return describe_missing_right(error)
         case UnauthorizedError():
             return f"{host} does not accept your credentials; log in again, or name another --context."
         case TooManyRequestsError():
             return f"{host} is too busy; try again."
         case UnavailableError():
-            return f"{host} can't be reached or did not answer in time ({said}); check --context and your network."
+            return f"{host} can't be reached or did not answer in time ({message}); check --context and your network."
         case ConflictError():
-            return f"Somebody else changed it at the same time ({said}); try again."
+            return f"Somebody else changed it at the same time ({message}); try again."
         case NotFoundError():
-            return f"It is not there: {said}."
+            return f"It is not there: {message}."
         case BadRequestError():
-            return f"The API server does not take that: {said}."
+            return f"The API server does not take that: {message}."
         case _:
-            return f"The API server refuses: {said}."
+            return f"The API server refuses: {message}."
 
 
-def missing_right_of(error: ForbiddenError) -> str:
+def describe_missing_right(error: ForbiddenError) -> str:
     """Who lacks which right where; what RBAC did not refuse is said as the API server says it."""
     found = _FORBIDDEN.search(error.message)
     if found is None:

@@ -20,7 +20,7 @@ from reattach.api.names import GROUP
 from reattach.cli import completion
 from reattach.cli.errors import CommandError, ExitCode
 from reattach.cli.target import TARGET_OPTIONS, Target, target_of
-from reattach.cli.text import Paint, is_coloured, parse_duration
+from reattach.cli.text import Styler, is_coloured, parse_duration
 
 if TYPE_CHECKING:
     from reattach.cli.connection import ClusterConnection
@@ -161,7 +161,7 @@ def call(act: "Callable[[ClusterConnection], Coroutine[Any, Any, T]]") -> T:
 
 async def _connected(target: Target, act: "Callable[[ClusterConnection], Coroutine[Any, Any, T]]") -> T:
     from reattach.cli.connection import connect
-    from reattach.cli.error_messages import sentence_of
+    from reattach.cli.error_messages import describe_error
     from reattach.cluster import ClusterError
 
     connection = await connect(target)
@@ -169,7 +169,7 @@ async def _connected(target: Target, act: "Callable[[ClusterConnection], Corouti
         try:
             return await act(connection)
         except ClusterError as error:
-            raise CommandError(sentence_of(error, cluster.host)) from error
+            raise CommandError(describe_error(error, cluster.host)) from error
 
 
 def say(text: str) -> None:
@@ -180,7 +180,7 @@ def say(text: str) -> None:
 def show(value: Any, output: str | None, lines: list[str]) -> None:
     """What was asked for: lines for people, or the same as JSON or YAML."""
     if output is None:
-        click.echo("\n".join(lines), color=True)  # whether to colour is decided by `paint`
+        click.echo("\n".join(lines), color=True)  # whether to colour is decided by `styler`
         return
     plain = json.loads(msgspec.json.encode(value))
     if output == "json":
@@ -191,10 +191,10 @@ def show(value: Any, output: str | None, lines: list[str]) -> None:
         click.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), nl=False)
 
 
-def paint() -> Paint:
+def styler() -> Styler:
     """Colours, if stdout is a terminal."""
     on = is_coloured(terminal=sys.stdout.isatty(), no_color=os.environ.get("NO_COLOR"), term=os.environ.get("TERM"))
-    return Paint(on)
+    return Styler(on)
 
 
 def leave(code: ExitCode) -> NoReturn:

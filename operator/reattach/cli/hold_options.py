@@ -17,7 +17,7 @@ from reattach.planner.conditions import condition_of
 from reattach.planner.outcome import conclusion_of
 
 RESOLUTIONS_MAX = 64
-ANSWERS: dict[str, tuple[str, ...]] = {
+ACTIONS: dict[str, tuple[str, ...]] = {
     Reason.SUBMISSION_UNKNOWN: ("Adopt", "Resubmit", "Fail"),
     Reason.STATE_LOST: ("StartEmpty", "Fail"),
     Reason.BUDGET_EXHAUSTED: ("Continue", "Fail"),
@@ -31,7 +31,7 @@ FLAGS = {
 }
 
 
-class Way(Shape, frozen=True):
+class ResolutionOption(Shape, frozen=True):
     """Something that a person can do: a command, and what comes of it."""
 
     command: str
@@ -56,15 +56,15 @@ class OpenHold(Shape, frozen=True):
         return f"{self.held} of external job {shlex.quote(self.key)}, generation {self.generation}"
 
 
-def held_condition_of(status: TaskRunStatus) -> Condition | None:
+def find_held_condition(status: TaskRunStatus) -> Condition | None:
     """The condition Held, while it is True."""
     condition = condition_of(status, ConditionType.HELD)
     return condition if condition is not None and condition.status == "True" else None
 
 
-def holds_of(taskrun: TaskRun, jobs: Sequence[JobSummary]) -> tuple[OpenHold, ...]:
+def find_holds(taskrun: TaskRun, jobs: Sequence[JobSummary]) -> tuple[OpenHold, ...]:
     """All that needs a person, answered or not. `jobs` are those of the state itself, which counts how often each was held."""
-    condition = held_condition_of(taskrun.status)
+    condition = find_held_condition(taskrun.status)
     reason = "" if condition is None else condition.reason
     holds = [hold for job in jobs if (hold := _hold_of_job(taskrun, job, reason)) is not None]
     if condition is not None and reason == Reason.STATE_LOST:
@@ -79,17 +79,17 @@ def is_unresolved(job: JobSummary) -> bool:
     return job.state in {JobState.INTENDED, JobState.UNKNOWN} and job.handle is None
 
 
-def continues_of(spec: TaskRunSpec) -> int:
+def count_continues(spec: TaskRunSpec) -> int:
     """How often a person granted the budgets once more."""
     return sum(one.held == Reason.BUDGET_EXHAUSTED and one.action == "Continue" for one in spec.resolutions)
 
 
-def allowance_of(spec: TaskRunSpec, budget: Budget) -> int:
+def allowed_ends(spec: TaskRunSpec, budget: Budget) -> int:
     """How many ends a budget allows, with what was granted by Continue."""
     allowed = amount(spec.retry.budgets, budget)
     if budget is Budget.APPLICATION:
         return allowed
-    return allowed + continues_of(spec) * (allowed + 1)
+    return allowed + count_continues(spec) * (allowed + 1)
 
 
 def _hold_of_job(taskrun: TaskRun, job: JobSummary, reason: str) -> OpenHold | None:
@@ -125,15 +125,17 @@ def _hold_of_budget(taskrun: TaskRun, condition: Condition) -> OpenHold:
 # -- what may be answered, and what comes of it ----------------------------------------------------
 
 
-def ways_of(taskrun: TaskRun, hold: OpenHold) -> tuple[Way, ...]:
+def options_for(taskrun: TaskRun, hold: OpenHold) -> tuple[ResolutionOption, ...]:
     """The commands that answer, each with what comes of it."""
     return tuple(
-        Way(command=command_of(taskrun, hold, action), what=consequence_of(taskrun, hold, action))
-        for action in ANSWERS[hold.held]
+        ResolutionOption(
+            command=resolve_command(taskrun, hold, action), what=describe_consequence(taskrun, hold, action)
+        )
+        for action in ACTIONS[hold.held]
     )
 
 
-def command_of(taskrun: TaskRun, hold: OpenHold, action: str) -> str:
+def resolve_command(taskrun: TaskRun, hold: OpenHold, action: str) -> str:
     """The command that gives this answer; with Adopt, HANDLE is for the person to fill in."""
     words = ["kubectl", "reattach", "resolve", taskrun.metadata.name, "-n", taskrun.metadata.namespace]
     if hold.key is not None:
@@ -142,7 +144,7 @@ def command_of(taskrun: TaskRun, hold: OpenHold, action: str) -> str:
     return shlex.join([*words, "HANDLE"] if action == "Adopt" else words)
 
 
-def consequence_of(taskrun: TaskRun, hold: OpenHold, action: str, handle: str = "HANDLE") -> str:
+def describe_consequence(taskrun: TaskRun, hold: OpenHold, action: str, handle: str = "HANDLE") -> str:
     """What happens after this answer, in one or two sentences."""
     name = taskrun.metadata.name
     is_wanted = taskrun.spec.cancel or taskrun.metadata.deletion_timestamp is not None

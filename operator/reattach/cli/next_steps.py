@@ -9,12 +9,12 @@ from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import TaskRun
 from reattach.cli.hold_options import (
     OpenHold,
-    Way,
-    allowance_of,
-    consequence_of,
-    held_condition_of,
+    ResolutionOption,
+    allowed_ends,
+    describe_consequence,
+    find_held_condition,
     is_unresolved,
-    ways_of,
+    options_for,
 )
 from reattach.cli.snapshot import Snapshot, job_name
 from reattach.cli.text import ago, clock, count, duration, listed
@@ -29,89 +29,91 @@ _WAIT_BEFORE_WORRY = timedelta(seconds=30)
 # -- what comes next -------------------------------------------------------------------------------
 
 
-def next_of(situation: Snapshot, holds: Sequence[OpenHold]) -> tuple[str, ...]:
+def describe_next_steps(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[str, ...]:
     """What happens without anybody's doing; sentences."""
-    taskrun, status = situation.taskrun, situation.taskrun.status
+    taskrun, status = snapshot.taskrun, snapshot.taskrun.status
     if status.outcome is not None:
-        return _after_the_end(situation)
+        return _after_the_end(snapshot)
     if taskrun.spec.managed_by != OPERATOR_NAME:
         return (f"It is managed by {taskrun.spec.managed_by}: Reattach's operator leaves it alone.",)
-    if unanswered := [hold for hold in holds if hold.answer is None]:
-        names = listed([hold.name for hold in unanswered])
-        return (f"Nothing, until a person answers {names}.", *_while_held(situation))
+    if unresolved_holds := [hold for hold in holds if hold.answer is None]:
+        names = listed([hold.name for hold in unresolved_holds])
+        return (f"Nothing, until a person answers {names}.", *_while_held(snapshot))
     if holds:
         return tuple(
-            f"{hold.name} was answered with {hold.answer.action}: {_after_answer(taskrun, hold, hold.answer.action)}"
+            f"{hold.name} was answered with {hold.answer.action}: {_after_resolution(taskrun, hold, hold.answer.action)}"
             for hold in holds
             if hold.answer is not None
         )
-    if held_condition_of(status) is not None:
+    if find_held_condition(status) is not None:
         return ("Nothing, until a person has done what is said below.",)
     if taskrun.metadata.deletion_timestamp is not None or taskrun.spec.cancel:
-        return _while_ending(situation)
-    return _while_it_goes(situation)
+        return _while_ending(snapshot)
+    return _while_unfinished(snapshot)
 
 
-def _after_answer(taskrun: TaskRun, hold: OpenHold, action: str) -> str:
+def _after_resolution(taskrun: TaskRun, hold: OpenHold, action: str) -> str:
     handle = hold.answer.handle if hold.answer and hold.answer.handle else "HANDLE"
-    return consequence_of(taskrun, hold, action, handle)
+    return describe_consequence(taskrun, hold, action, handle)
 
 
-def _while_held(situation: Snapshot) -> tuple[str, ...]:
+def _while_held(snapshot: Snapshot) -> tuple[str, ...]:
     goes_on = {JobState.ACTIVE, JobState.UNKNOWN}
-    if not (alive := [job for job in situation.open_jobs if job.handle is not None and job.state in goes_on]):
+    if not (alive := [job for job in snapshot.open_jobs if job.handle is not None and job.state in goes_on]):
         return ("No pod runs meanwhile.",)
-    return (f"No pod runs meanwhile; {_named(alive)} goes on over there.",)
+    return (f"No pod runs meanwhile; {_job_list(alive)} goes on over there.",)
 
 
-def _while_ending(situation: Snapshot) -> tuple[str, ...]:
-    taskrun = situation.taskrun
+def _while_ending(snapshot: Snapshot) -> tuple[str, ...]:
+    taskrun = snapshot.taskrun
     deleted = taskrun.metadata.deletion_timestamp is not None
-    said = []
-    if alive := [pod.metadata.name for pod in situation.pods if pod.status.phase in {"Pending", "Running"}]:
-        said.append(f"Its pod {listed(alive)} is being ended.")
-    seal = situation.state.seal if situation.state else None
-    if seal is None and situation.open_jobs:
-        said.append("Its state is sealed, so that no attempt can submit any more.")
-    if unresolved := [job for job in situation.open_jobs if is_unresolved(job)]:
-        said.append(
-            f"If nobody can tell by then whether {_named(unresolved)} was submitted, it waits for a person's answer."
+    sentences = []
+    if alive := [pod.metadata.name for pod in snapshot.pods if pod.status.phase in {"Pending", "Running"}]:
+        sentences.append(f"Its pod {listed(alive)} is being ended.")
+    seal = snapshot.state.seal if snapshot.state else None
+    if seal is None and snapshot.open_jobs:
+        sentences.append("Its state is sealed, so that no attempt can submit any more.")
+    if unresolved := [job for job in snapshot.open_jobs if is_unresolved(job)]:
+        sentences.append(
+            f"If nobody can tell by then whether {_job_list(unresolved)} was submitted, it waits for a person's answer."
         )
-    if known := [job for job in situation.open_jobs if not is_unresolved(job)]:
-        said.append(f"{_named(known)} is left running over there, and named in an event and in the condition Orphaned.")
+    if known := [job for job in snapshot.open_jobs if not is_unresolved(job)]:
+        sentences.append(
+            f"{_job_list(known)} is left running over there, and named in an event and in the condition Orphaned."
+        )
     finalizers = [name for name in taskrun.metadata.finalizers if name != FINALIZER_EXTERNAL_JOBS]
     if deleted and finalizers:
-        said.append(f"It also waits for {listed(finalizers)}, which is not Reattach's.")
-    said.append("Then it is gone." if deleted else "Then it ends as Cancelled.")
-    return tuple(said)
+        sentences.append(f"It also waits for {listed(finalizers)}, which is not Reattach's.")
+    sentences.append("Then it is gone." if deleted else "Then it ends as Cancelled.")
+    return tuple(sentences)
 
 
-def _after_the_end(situation: Snapshot) -> tuple[str, ...]:
-    status = situation.taskrun.status
-    said = ["Nothing: it is over. To run it again, create another TaskRun."]
+def _after_the_end(snapshot: Snapshot) -> tuple[str, ...]:
+    status = snapshot.taskrun.status
+    sentences = ["Nothing: it is over. To run it again, create another TaskRun."]
     orphans = [one for one in status.external_jobs if one.state == JobState.ORPHANED]
     if orphans:
         named = listed([f"{one.handle or 'a job without a known handle'} ({one.key})" for one in orphans])
-        said.append(f"Left running, and watched by nobody: {named}. End what you don't need over there.")
-    return tuple(said)
+        sentences.append(f"Left running, and watched by nobody: {named}. End what you don't need over there.")
+    return tuple(sentences)
 
 
-def _while_it_goes(situation: Snapshot) -> tuple[str, ...]:
-    shown = situation.progress
+def _while_unfinished(snapshot: Snapshot) -> tuple[str, ...]:
+    shown = snapshot.progress
     match shown.reason if shown else "":
         case "":
-            return _before_the_first_look(situation)
+            return _before_first_status(snapshot)
         case Reason.BACKING_OFF:
-            return _while_backing_off(situation)
-        case Reason.ENDING if last_end_of(situation.taskrun.status) is not None:
-            return _after_the_attempt(situation)
+            return _while_backing_off(snapshot)
+        case Reason.ENDING if last_end_of(snapshot.taskrun.status) is not None:
+            return _after_the_attempt(snapshot)
         case Reason.RUNNING | Reason.ENDING:
-            return _completed(situation) or _while_running(situation)
+            return _after_completion(snapshot) or _while_running(snapshot)
         case Reason.PENDING:
-            seconds = timedelta(seconds=situation.taskrun.spec.deadlines.pending_seconds)
+            seconds = timedelta(seconds=snapshot.taskrun.spec.deadlines.pending_seconds)
             sentence = (
                 f"The task starts when its container runs. If the container does not run within {duration(seconds)} "
-                f"(spec.deadlines.pendingSeconds), the attempt ends as NeverStarted, and{_then(situation, Budget.NEVER_STARTED)[1:]}"
+                f"(spec.deadlines.pendingSeconds), the attempt ends as NeverStarted, and{_consequence(snapshot, Budget.NEVER_STARTED)[1:]}"
             )
             return (sentence,)
         case Reason.WAITING_FOR_GATES:
@@ -129,10 +131,10 @@ def _while_it_goes(situation: Snapshot) -> tuple[str, ...]:
             return (sentence,) if sentence else ()
 
 
-def _before_the_first_look(situation: Snapshot) -> tuple[str, ...]:
-    about = situation.taskrun.metadata
-    age = situation.now - about.creation_timestamp if about.creation_timestamp else timedelta()
-    if situation.pods or age < _WAIT_BEFORE_WORRY:
+def _before_first_status(snapshot: Snapshot) -> tuple[str, ...]:
+    about = snapshot.taskrun.metadata
+    age = snapshot.now - about.creation_timestamp if about.creation_timestamp else timedelta()
+    if snapshot.pods or age < _WAIT_BEFORE_WORRY:
         return ("The operator makes the first pod, and tells more once that has run for two seconds.",)
     return (
         (
@@ -142,52 +144,52 @@ def _before_the_first_look(situation: Snapshot) -> tuple[str, ...]:
     )
 
 
-def _while_backing_off(situation: Snapshot) -> tuple[str, ...]:
-    status, now = situation.taskrun.status, situation.now
+def _while_backing_off(snapshot: Snapshot) -> tuple[str, ...]:
+    status, now = snapshot.taskrun.status, snapshot.now
     number, time = status.counts.attempts + 1, status.next_attempt_time
     if time is None or time <= now:
-        return (f"Attempt {number} starts now.", *_reattaches(situation))
-    return (f"Attempt {number} starts in {duration(time - now)}, at {clock(time)}.", *_reattaches(situation))
+        return (f"Attempt {number} starts now.", *_describe_reattachment(snapshot))
+    return (f"Attempt {number} starts in {duration(time - now)}, at {clock(time)}.", *_describe_reattachment(snapshot))
 
 
-def _reattaches(situation: Snapshot) -> tuple[str, ...]:
-    jobs = situation.open_jobs
+def _describe_reattachment(snapshot: Snapshot) -> tuple[str, ...]:
+    jobs = snapshot.open_jobs
     if alive := [job for job in jobs if job.handle is not None]:
-        return (f"It takes over {_named(alive)}, and submits nothing.",)
+        return (f"It takes over {_job_list(alive)}, and submits nothing.",)
     if jobs:
-        return (f"It finds out first whether {_named(jobs)} was submitted.",)
+        return (f"It finds out first whether {_job_list(jobs)} was submitted.",)
     return ()
 
 
-def _completed(situation: Snapshot) -> tuple[str, ...]:
-    completion = situation.state.completion if situation.state else None
-    current = situation.taskrun.status.counts.attempts
-    if completion is None or completion.attempt < current or situation.taskrun.spec.completion == "ExitCode":
+def _after_completion(snapshot: Snapshot) -> tuple[str, ...]:
+    completion = snapshot.state.completion if snapshot.state else None
+    current = snapshot.taskrun.status.counts.attempts
+    if completion is None or completion.attempt < current or snapshot.taskrun.spec.completion == "ExitCode":
         return ()
-    when = ago(completion.time, situation.now)
+    when = ago(completion.time, snapshot.now)
     return (
         f"Attempt {completion.attempt} recorded its completion {when}; once its container has ended, the TaskRun has succeeded.",
     )
 
 
-def _while_running(situation: Snapshot) -> tuple[str, ...]:
+def _while_running(snapshot: Snapshot) -> tuple[str, ...]:
     return (
-        f"If the task fails{_then(situation, Budget.APPLICATION)}",
-        f"If its pod is lost{_then(situation, Budget.DISRUPTION)}",
+        f"If the task fails{_consequence(snapshot, Budget.APPLICATION)}",
+        f"If its pod is lost{_consequence(snapshot, Budget.DISRUPTION)}",
     )
 
 
-def _then(situation: Snapshot, budget: Budget) -> str:
+def _consequence(snapshot: Snapshot, budget: Budget) -> str:
     """Return the rest of a sentence about an attempt that may end and be charged to this budget."""
-    if left := _left(situation, budget):
+    if left := _retries_left(snapshot, budget):
         return f", the next attempt starts; {count(left, 'retry', 'retries')} left (spec.retry.budgets.{budget})."
-    if budget is not Budget.APPLICATION and situation.open_jobs:
+    if budget is not Budget.APPLICATION and snapshot.open_jobs:
         return f", the TaskRun waits for a resolution, because spec.retry.budgets.{budget} is used up while an external job runs."
     return f", the TaskRun fails, because spec.retry.budgets.{budget} allows no more retries."
 
 
-def _after_the_attempt(situation: Snapshot) -> tuple[str, ...]:
-    taskrun, status, now = situation.taskrun, situation.taskrun.status, situation.now
+def _after_the_attempt(snapshot: Snapshot) -> tuple[str, ...]:
+    taskrun, status, now = snapshot.taskrun, snapshot.taskrun.status, snapshot.now
     ended = "The attempt has ended. When the other containers of its pod have stopped, "
     if (final := conclusion_of(taskrun.spec, status)) is not None:
         return (f"{ended}the TaskRun ends as {final.outcome} ({final.reason}).",)
@@ -195,48 +197,48 @@ def _after_the_attempt(situation: Snapshot) -> tuple[str, ...]:
         return (f"{ended}the TaskRun waits for a resolution, because a budget is used up while an external job runs.",)
     number, time = status.counts.attempts + 1, status.next_attempt_time
     if time is None or time <= now:
-        return (f"{ended}attempt {number} starts.", *_reattaches(situation))
-    return (f"{ended}attempt {number} starts, but not before {clock(time)}.", *_reattaches(situation))
+        return (f"{ended}attempt {number} starts.", *_describe_reattachment(snapshot))
+    return (f"{ended}attempt {number} starts, but not before {clock(time)}.", *_describe_reattachment(snapshot))
 
 
-def _left(situation: Snapshot, budget: Budget) -> int:
-    charged = amount(situation.taskrun.status.counts.charged, budget)
-    return max(0, allowance_of(situation.taskrun.spec, budget) - charged)
+def _retries_left(snapshot: Snapshot, budget: Budget) -> int:
+    charged = amount(snapshot.taskrun.status.counts.charged, budget)
+    return max(0, allowed_ends(snapshot.taskrun.spec, budget) - charged)
 
 
-def _named(jobs: Sequence[JobSummary]) -> str:
+def _job_list(jobs: Sequence[JobSummary]) -> str:
     return listed([f"{job.handle} ({job_name(job)})" if job.handle else job_name(job) for job in jobs])
 
 
 # -- what a person can do --------------------------------------------------------------------------
 
 
-def ways_out_of(situation: Snapshot, holds: Sequence[OpenHold]) -> tuple[Way, ...]:
+def available_options(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[ResolutionOption, ...]:
     """What a person can do where nothing goes on by itself."""
-    taskrun, status = situation.taskrun, situation.taskrun.status
+    taskrun, status = snapshot.taskrun, snapshot.taskrun.status
     if status.outcome is not None:
         return ()
-    ways = [way for hold in holds if hold.answer is None for way in ways_of(taskrun, hold)]
-    shown, held = situation.progress, held_condition_of(status)
+    options = [option for hold in holds if hold.answer is None for option in options_for(taskrun, hold)]
+    shown, held = snapshot.progress, find_held_condition(status)
     name, namespace = taskrun.metadata.name, taskrun.metadata.namespace
     if held is not None and held.reason == Reason.RESTORED:
-        ways += [
-            Way(
+        options += [
+            ResolutionOption(
                 command=f"kubectl label trun {name} -n {namespace} velero.io/restore-name-",
                 what="Run it from the start. Look first for external jobs of the original that still run.",
             ),
-            Way(command=f"kubectl delete trun {name} -n {namespace}", what="Give it up."),
+            ResolutionOption(command=f"kubectl delete trun {name} -n {namespace}", what="Give it up."),
         ]
     if held is not None and held.reason == Reason.STATE_UNREADABLE and status.state is not None:
-        ways.append(
-            Way(
+        options.append(
+            ResolutionOption(
                 command=f"kubectl get configmap {status.state.config_map} -n {namespace} -o yaml",
                 what="See what is wrong; put right what was changed by hand, or upgrade Reattach. It goes on by itself then.",
             )
         )
     if shown is not None and shown.reason == Reason.POD_NAME_TAKEN:
-        ways.append(
-            Way(
+        options.append(
+            ResolutionOption(
                 command=f"kubectl delete pod {_next_pod_of(taskrun)} -n {namespace}",
                 what="Delete the pod that has the name, if you don't need it.",
             )
@@ -244,13 +246,13 @@ def ways_out_of(situation: Snapshot, holds: Sequence[OpenHold]) -> tuple[Way, ..
     if taskrun.metadata.deletion_timestamp is not None and (
         held is not None or FINALIZER_EXTERNAL_JOBS in taskrun.metadata.finalizers
     ):
-        ways.append(
-            Way(
+        options.append(
+            ResolutionOption(
                 command=f"kubectl reattach release {name} -n {namespace}",
                 what="Let it go without an answer. What may still run over there is named, and left to you.",
             )
         )
-    return tuple(ways)
+    return tuple(options)
 
 
 def _next_pod_of(taskrun: TaskRun) -> str:

@@ -15,7 +15,7 @@ from reattach.api.objects import ObjectMeta, PartialObject, Pod, Shape
 from reattach.api.state import JobSummary
 from reattach.api.taskrun import TaskRun
 from reattach.cli.connection import ClusterConnection
-from reattach.cli.error_messages import missing_right_of
+from reattach.cli.error_messages import describe_missing_right
 from reattach.cli.errors import CommandError, NoSuchTaskRunError
 from reattach.cli.retry import RETRY_SECONDS, Say, retry_unavailable
 from reattach.cli.snapshot import Event, JobSubmission, Snapshot
@@ -55,7 +55,7 @@ class _TaskRunEvent(Shape, frozen=True):
 
 
 @dataclass(frozen=True)
-class NoState:
+class MissingState:
     """There is no state that can be used: `why` in a sentence. `lost`: there was one."""
 
     why: str
@@ -65,13 +65,13 @@ class NoState:
 # -- a TaskRun -------------------------------------------------------------------------------------
 
 
-async def taskrun_of(connection: ClusterConnection, name: str) -> TaskRun:
+async def read_taskrun(connection: ClusterConnection, name: str) -> TaskRun:
     """The TaskRun as of now. Raises `NoSuchTaskRunError` with similar names if there is none, `CommandError` if it can't be read, `ClusterError`."""
-    return to_taskrun(await body_of(connection, name))
+    return to_taskrun(await read_taskrun_json(connection, name))
 
 
-async def body_of(connection: ClusterConnection, name: str) -> bytes:
-    """`taskrun_of`, as JSON with all that this version doesn't know."""
+async def read_taskrun_json(connection: ClusterConnection, name: str) -> bytes:
+    """`read_taskrun`, as JSON with all that this version doesn't know."""
     try:
         return await connection.cluster.get(paths.taskruns(connection.namespace, name))
     except NotFoundError:
@@ -93,14 +93,14 @@ def items_of(body: bytes, kind: type[Item]) -> tuple[Item, ...]:
     return tuple(msgspec.convert(item, kind) for item in items)
 
 
-async def names_of(connection: ClusterConnection) -> list[str]:
+async def list_taskruns(connection: ClusterConnection) -> list[str]:
     """The names of the TaskRuns in the namespace, not more than some hundreds."""
     path = paths.taskruns(connection.namespace)
     body = await connection.cluster.list(path, metadata_only=True, limit=_NAMES_MAX)
     return [one.metadata.name for one in items_of(body, PartialObject)]
 
 
-async def namespaces_of(connection: ClusterConnection) -> list[str]:
+async def list_namespaces(connection: ClusterConnection) -> list[str]:
     """The names of the cluster's namespaces, not more than some hundreds."""
     body = await connection.cluster.list(paths.core("namespaces", None), metadata_only=True, limit=_NAMES_MAX)
     return [one.metadata.name for one in items_of(body, PartialObject)]
@@ -109,7 +109,7 @@ async def namespaces_of(connection: ClusterConnection) -> list[str]:
 async def _no_such(connection: ClusterConnection, name: str) -> NoSuchTaskRunError:
     there_is_none = f"There is no TaskRun {name!r} in namespace {connection.namespace}"
     try:
-        names = await names_of(connection)
+        names = await list_taskruns(connection)
     except NotFoundError:
         return NoSuchTaskRunError(
             "This cluster knows no TaskRuns; install Reattach's chart, or name another --context."
@@ -123,7 +123,9 @@ async def _no_such(connection: ClusterConnection, name: str) -> NoSuchTaskRunErr
     return NoSuchTaskRunError(f"{there_is_none}; kubectl get trun -n {connection.namespace} lists them.")
 
 
-async def versions_of(connection: ClusterConnection, first: TaskRun, say: Say) -> AsyncGenerator[TaskRun | None, None]:
+async def watch_taskrun(
+    connection: ClusterConnection, first: TaskRun, say: Say
+) -> AsyncGenerator[TaskRun | None, None]:
     """What `first` is now and then each time it changed, for ever; None, and the end, once it is gone or another has its name.
 
     An API server that is away is waited for, and told once through `say`.
@@ -169,7 +171,7 @@ async def _changes(connection: ClusterConnection, name: str, version: str) -> As
 # -- what belongs to it ----------------------------------------------------------------------------
 
 
-async def stored_of(connection: ClusterConnection, taskrun: TaskRun) -> StoredState | NoState:
+async def read_state(connection: ClusterConnection, taskrun: TaskRun) -> StoredState | MissingState:
     """The state's ConfigMap as of now. Raises `CommandError` if it can't be read, and `ClusterError`."""
     about, named = taskrun.metadata, taskrun.status.state
     try:
@@ -181,9 +183,9 @@ async def stored_of(connection: ClusterConnection, taskrun: TaskRun) -> StoredSt
     except UnreadableError as error:
         raise CommandError(f"The state of {about.name} can't be read: {error.detail}.") from None
     if named is not None and named.uid and (stored is None or stored.metadata.uid != named.uid):
-        return NoState(f"The state of {about.name} was deleted by force.", lost=True)
+        return MissingState(f"The state of {about.name} was deleted by force.", lost=True)
     if stored is None:
-        return NoState(f"{about.name} has no state yet; it is created when the task first asks for it.")
+        return MissingState(f"{about.name} has no state yet; it is created when the task first asks for it.")
     if not any(owner.controller and owner.uid == about.uid for owner in stored.metadata.owner_references):
         raise CommandError(
             f"The ConfigMap {stored.metadata.name} does not belong to {about.name}; somebody changed its owner."
@@ -191,13 +193,13 @@ async def stored_of(connection: ClusterConnection, taskrun: TaskRun) -> StoredSt
     return stored
 
 
-async def jobs_of(connection: ClusterConnection, taskrun: TaskRun) -> tuple[JobSummary, ...]:
-    """The external jobs in the state; none where there is no state. Raises as `stored_of`."""
-    stored = await stored_of(connection, taskrun)
+async def read_jobs(connection: ClusterConnection, taskrun: TaskRun) -> tuple[JobSummary, ...]:
+    """The external jobs in the state; none where there is no state. Raises as `read_state`."""
+    stored = await read_state(connection, taskrun)
     return view_of(msgspec.json.encode(stored.body)).jobs if isinstance(stored, StoredState) else ()
 
 
-async def pods_of(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Pod, ...]:
+async def read_pods(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Pod, ...]:
     """Its pods that are still there, oldest first."""
     about = taskrun.metadata
     body = await connection.cluster.list(
@@ -211,7 +213,7 @@ async def pods_of(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Pod,
     )
 
 
-async def events_of(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Event, ...]:
+async def read_events(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Event, ...]:
     """What Kubernetes remembers of it, oldest first."""
     body = await connection.cluster.list(
         paths.core("events", connection.namespace), fieldSelector=f"involvedObject.uid={taskrun.metadata.uid}"
@@ -221,33 +223,33 @@ async def events_of(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Ev
     return tuple(sorted(events, key=lambda event: event.time or datetime.min.replace(tzinfo=UTC)))
 
 
-async def situation_of(connection: ClusterConnection, name: str) -> Snapshot:
+async def read_snapshot(connection: ClusterConnection, name: str) -> Snapshot:
     """Everything that can be seen of it. What the person has no right to see is told, and left out."""
-    taskrun = await taskrun_of(connection, name)
+    taskrun = await read_taskrun(connection, name)
     notes: list[str] = []
     state, state_note = None, ""
     submissions: tuple[JobSubmission, ...] = ()
     try:
-        stored = await stored_of(connection, taskrun)
+        stored = await read_state(connection, taskrun)
         if isinstance(stored, StoredState):
             state = view_of(msgspec.json.encode(stored.body))
             submissions = tuple(_submission_of(record) for record in in_order(stored.state.jobs))
         elif stored.lost:
             state_note = stored.why
     except ForbiddenError as error:
-        state_note = f"The state: {missing_right_of(error)}"
+        state_note = f"The state: {describe_missing_right(error)}"
     except CommandError as error:
         state_note = str(error)
     pods: tuple[Pod, ...] = ()
     try:
-        pods = await pods_of(connection, taskrun)
+        pods = await read_pods(connection, taskrun)
     except ForbiddenError as error:
-        notes.append(f"The pods: {missing_right_of(error)}")
+        notes.append(f"The pods: {describe_missing_right(error)}")
     events: tuple[Event, ...] = ()
     try:
-        events = await events_of(connection, taskrun)
+        events = await read_events(connection, taskrun)
     except ForbiddenError as error:
-        notes.append(f"The events: {missing_right_of(error)}")
+        notes.append(f"The events: {describe_missing_right(error)}")
     return Snapshot(
         taskrun=taskrun,
         now=datetime.now(UTC),

@@ -9,14 +9,14 @@ from reattach.api.state import JobOrigin, JobState, JobSummary
 from reattach.api.taskrun import Attempt, Counts, TaskRun
 from reattach.cli.hold_options import (
     OpenHold,
-    Way,
-    allowance_of,
-    continues_of,
-    held_condition_of,
-    holds_of,
+    ResolutionOption,
+    allowed_ends,
+    count_continues,
+    find_held_condition,
+    find_holds,
     is_unresolved,
 )
-from reattach.cli.next_steps import next_of, ways_out_of
+from reattach.cli.next_steps import available_options, describe_next_steps
 from reattach.cli.snapshot import Event, JobSubmission, Snapshot, job_name
 from reattach.cli.text import ago, count, duration, listed
 from reattach.planner.budgets import amount
@@ -24,7 +24,7 @@ from reattach.planner.budgets import amount
 EVENTS_SHOWN = 10
 
 
-class BudgetStory(Shape, frozen=True, omit_defaults=False):
+class BudgetReport(Shape, frozen=True, omit_defaults=False):
     """What was charged to one budget, and what it allows. `granted`: how often a person granted it once more."""
 
     name: str
@@ -33,7 +33,7 @@ class BudgetStory(Shape, frozen=True, omit_defaults=False):
     granted: int = 0
 
 
-class JobStory(Shape, frozen=True):
+class JobReport(Shape, frozen=True):
     """One external job, and how its handle became known.
 
     `submitted_time`: when its submission began, if that is known. `handle_time`: when its handle was stored.
@@ -55,7 +55,7 @@ class JobStory(Shape, frozen=True):
     strays: tuple[str, ...] = ()
 
 
-class Story(Shape, frozen=True):
+class Report(Shape, frozen=True):
     """What `explain` tells, and what `-o json` shows. `is_over`: the TaskRun has an outcome; `hidden_attempts` left the list."""
 
     name: str
@@ -69,29 +69,29 @@ class Story(Shape, frozen=True):
     created: datetime | None = None
     attempts: tuple[Attempt, ...] = ()
     hidden_attempts: int = 0
-    budgets: tuple[BudgetStory, ...] = ()
-    external_jobs: tuple[JobStory, ...] = ()
+    budgets: tuple[BudgetReport, ...] = ()
+    external_jobs: tuple[JobReport, ...] = ()
     decisions: tuple[str, ...] = ()
     counts: Counts = Counts()
     result: str | None = None
     next: tuple[str, ...] = ()
     holds: tuple[OpenHold, ...] = ()
-    ways: tuple[Way, ...] = ()
+    ways: tuple[ResolutionOption, ...] = ()
     events: tuple[Event, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def story_of(situation: Snapshot) -> Story:
+def build_report(snapshot: Snapshot) -> Report:
     """The whole story."""
-    taskrun, status = situation.taskrun, situation.taskrun.status
+    taskrun, status = snapshot.taskrun, snapshot.taskrun.status
     about = taskrun.metadata
-    shown = situation.progress
-    holds = holds_of(taskrun, situation.jobs) if status.outcome is None else ()
-    return Story(
+    shown = snapshot.progress
+    holds = find_holds(taskrun, snapshot.jobs) if status.outcome is None else ()
+    return Report(
         name=about.name,
         namespace=about.namespace,
         uid=about.uid,
-        headline=_headline_of(situation, holds),
+        headline=_headline_of(snapshot, holds),
         reason=shown.reason if shown else "",
         outcome=status.outcome,
         message=shown.message if shown else "",
@@ -100,23 +100,23 @@ def story_of(situation: Snapshot) -> Story:
         attempts=status.attempts,
         hidden_attempts=max(0, status.counts.attempts - len(status.attempts)),
         budgets=_budgets_of(taskrun),
-        external_jobs=_jobs_of(situation),
-        decisions=_decisions_of(situation),
+        external_jobs=_jobs_of(snapshot),
+        decisions=_decisions_of(snapshot),
         counts=status.counts,
         result=status.result,
-        next=next_of(situation, holds),
+        next=describe_next_steps(snapshot, holds),
         holds=holds,
-        ways=ways_out_of(situation, holds),
-        events=situation.events[-EVENTS_SHOWN:],
-        notes=((situation.state_note,) if situation.state_note else ()) + situation.notes,
+        ways=available_options(snapshot, holds),
+        events=snapshot.events[-EVENTS_SHOWN:],
+        notes=((snapshot.state_note,) if snapshot.state_note else ()) + snapshot.notes,
     )
 
 
 # -- where it stands -------------------------------------------------------------------------------
 
 
-def _headline_of(situation: Snapshot, holds: Sequence[OpenHold]) -> str:
-    taskrun, status, now = situation.taskrun, situation.taskrun.status, situation.now
+def _headline_of(snapshot: Snapshot, holds: Sequence[OpenHold]) -> str:
+    taskrun, status, now = snapshot.taskrun, snapshot.taskrun.status, snapshot.now
     name, tries = taskrun.metadata.name, count(status.counts.attempts, "attempt")
     if status.outcome is not None:
         verb = {"Succeeded": "succeeded", "Failed": "failed", "Cancelled": "was cancelled"}.get(status.outcome, "ended")
@@ -126,7 +126,7 @@ def _headline_of(situation: Snapshot, holds: Sequence[OpenHold]) -> str:
             took = f" and {duration(status.completion_time - status.start_time)}"
         return f"{name} {verb}{when}, after {tries}{took}."
     is_deleted = taskrun.metadata.deletion_timestamp is not None
-    if any(hold.answer is None for hold in holds) or (held_condition_of(status) and not holds):
+    if any(hold.answer is None for hold in holds) or (find_held_condition(status) and not holds):
         ending = "being deleted, and " if is_deleted else "being cancelled, and " if taskrun.spec.cancel else ""
         return f"{name} is {ending}held: a person must decide."
     if is_deleted:
@@ -135,11 +135,11 @@ def _headline_of(situation: Snapshot, holds: Sequence[OpenHold]) -> str:
         return f"{name} was held; a person has decided, and the operator goes on from that."
     if taskrun.spec.cancel:
         return f"{name} is being cancelled."
-    shown = situation.progress
-    return f"{name} {_STANDS.get(shown.reason if shown else '', 'is unfinished')}."
+    shown = snapshot.progress
+    return f"{name} {_HEADLINES.get(shown.reason if shown else '', 'is unfinished')}."
 
 
-_STANDS = {
+_HEADLINES = {
     "": "has no status yet",
     Reason.PENDING: "waits for its pod to start",
     Reason.RUNNING: "is running",
@@ -152,14 +152,14 @@ _STANDS = {
 }
 
 
-def _budgets_of(taskrun: TaskRun) -> tuple[BudgetStory, ...]:
+def _budgets_of(taskrun: TaskRun) -> tuple[BudgetReport, ...]:
     charged = taskrun.status.counts.charged
     return tuple(
-        BudgetStory(
+        BudgetReport(
             name=one.value,
             charged=amount(charged, one),
-            allowed=allowance_of(taskrun.spec, one),
-            granted=0 if one is Budget.APPLICATION else continues_of(taskrun.spec),
+            allowed=allowed_ends(taskrun.spec, one),
+            granted=0 if one is Budget.APPLICATION else count_continues(taskrun.spec),
         )
         for one in Budget
     )
@@ -168,17 +168,17 @@ def _budgets_of(taskrun: TaskRun) -> tuple[BudgetStory, ...]:
 # -- external jobs, and what was decided about them ------------------------------------------------
 
 
-def _jobs_of(situation: Snapshot) -> tuple[JobStory, ...]:
+def _jobs_of(snapshot: Snapshot) -> tuple[JobReport, ...]:
     # The end of the run is known to the status alone: nobody writes the state any more then.
-    final = {(job.key, job.generation): job.state for job in situation.taskrun.status.external_jobs}
+    final = {(job.key, job.generation): job.state for job in snapshot.taskrun.status.external_jobs}
     left = {JobState.ORPHANED, JobState.DETACHED}
     stories = []
-    for job in situation.jobs:
+    for job in snapshot.jobs:
         state = final.get((job.key, job.generation))
-        submission = situation.submission_of(job)
+        submission = snapshot.submission_of(job)
         shown = state if state in left else job.state.value
         stories.append(
-            JobStory(
+            JobReport(
                 key=job.key,
                 generation=job.generation,
                 state=shown,
@@ -248,24 +248,24 @@ def _attempt_name(number: int | None) -> str:
     return "an attempt" if number is None else f"attempt {number}"
 
 
-def _decisions_of(situation: Snapshot) -> tuple[str, ...]:
-    taskrun = situation.taskrun
-    origins = [(job, _origin_of(job, situation.submission_of(job))) for job in situation.jobs]
-    said = [f"{job_name(job)}: {origin}." for job, origin in origins if origin]
-    said += [
+def _decisions_of(snapshot: Snapshot) -> tuple[str, ...]:
+    taskrun = snapshot.taskrun
+    origins = [(job, _origin_of(job, snapshot.submission_of(job))) for job in snapshot.jobs]
+    sentences = [f"{job_name(job)}: {origin}." for job, origin in origins if origin]
+    sentences += [
         f"{job_name(job)}: {listed(job.strays)} {'was' if len(job.strays) == 1 else 'were'} reported too. Look at "
         f"{'it' if len(job.strays) == 1 else 'them'} over there: what runs a second time belongs to nobody."
-        for job in situation.jobs
+        for job in snapshot.jobs
         if job.strays
     ]
     for number, one in enumerate(taskrun.spec.resolutions, start=1):
         about = "" if one.key is None else f" of {one.key}, generation {one.generation}"
         what = f"{one.action} {one.handle}" if one.handle else one.action
-        said.append(f"Answer {number} of a person, to {one.held}{about}: {what}.")
+        sentences.append(f"Answer {number} of a person, to {one.held}{about}: {what}.")
     counts = taskrun.status.counts
     if counts.submissions or counts.reattachments or counts.duplicates_averted:
-        said.append(
+        sentences.append(
             f"So far {count(counts.submissions, 'submission')}, {count(counts.reattachments, 'reattachment')}, "
             f"{count(counts.duplicates_averted, 'duplicate')} averted."
         )
-    return tuple(said)
+    return tuple(sentences)

@@ -13,16 +13,16 @@ from reattach.api.taskrun import Resolution, TaskRun
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError
 from reattach.cli.hold_options import (
-    ANSWERS,
+    ACTIONS,
     FLAGS,
     RESOLUTIONS_MAX,
     OpenHold,
-    command_of,
-    consequence_of,
-    held_condition_of,
-    holds_of,
+    describe_consequence,
+    find_held_condition,
+    find_holds,
+    resolve_command,
 )
-from reattach.cli.queries import body_of, jobs_of, to_taskrun
+from reattach.cli.queries import read_jobs, read_taskrun_json, to_taskrun
 from reattach.cli.retry import retry_conflicts
 from reattach.cli.text import listed
 from reattach.cluster import paths
@@ -31,7 +31,7 @@ FIELD_MANAGER = "kubectl-reattach"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class ResolveRequest:
     """What the person said: which answer, and to which hold if there are several."""
 
     action: str
@@ -40,7 +40,7 @@ class Wish:
     generation: int | None = None
 
 
-class Answered(Shape, frozen=True):
+class ResolveResult(Shape, frozen=True):
     """What was appended, as which answer (from 1), and what comes of it."""
 
     name: str
@@ -50,13 +50,13 @@ class Answered(Shape, frozen=True):
     consequence: str
 
 
-async def resolve(connection: ClusterConnection, name: str, wish: Wish) -> Answered:
+async def resolve(connection: ClusterConnection, name: str, request: ResolveRequest) -> ResolveResult:
     """Raises `CommandError` if nothing is held, or the answer doesn't fit; `ClusterError`."""
 
-    async def write() -> Answered:
-        read = await body_of(connection, name)
+    async def write() -> ResolveResult:
+        read = await read_taskrun_json(connection, name)
         taskrun = to_taskrun(read)
-        hold, resolution = answer_of(taskrun, await jobs_of(connection, taskrun), wish)
+        hold, resolution = build_resolution(taskrun, await read_jobs(connection, taskrun), request)
         # Send the existing resolutions back as they are, with any fields that a newer version wrote.
         given = msgspec.json.decode(read)["spec"].get("resolutions") or []
         body: dict[str, Any] = {
@@ -65,12 +65,12 @@ async def resolve(connection: ClusterConnection, name: str, wish: Wish) -> Answe
         }
         path = paths.taskruns(connection.namespace, name)
         written = to_taskrun(await connection.cluster.merge_patch(path, body, fieldManager=FIELD_MANAGER))
-        return Answered(
+        return ResolveResult(
             name=name,
             namespace=connection.namespace,
             resolution=resolution,
             number=len(written.spec.resolutions),
-            consequence=consequence_of(taskrun, hold, wish.action, wish.handle or "HANDLE"),
+            consequence=describe_consequence(taskrun, hold, request.action, request.handle or "HANDLE"),
         )
 
     return await retry_conflicts(name, write)
@@ -79,55 +79,61 @@ async def resolve(connection: ClusterConnection, name: str, wish: Wish) -> Answe
 # -- pure ------------------------------------------------------------------------------------------
 
 
-def answer_of(taskrun: TaskRun, jobs: Sequence[JobSummary], wish: Wish) -> tuple[OpenHold, Resolution]:
+def build_resolution(
+    taskrun: TaskRun, jobs: Sequence[JobSummary], request: ResolveRequest
+) -> tuple[OpenHold, Resolution]:
     """The hold that is meant, and the answer to append. Raises `CommandError` with what must hold instead."""
     name = taskrun.metadata.name
     if taskrun.status.outcome is not None:
         raise CommandError(f"{name} is over ({taskrun.status.outcome}); nothing is held.")
-    hold = _chosen(taskrun, holds_of(taskrun, jobs), wish)
-    if wish.action not in ANSWERS[hold.held]:
-        fitting = listed([FLAGS[action] for action in ANSWERS[hold.held]], "or")
+    hold = _select_hold(taskrun, find_holds(taskrun, jobs), request)
+    if request.action not in ACTIONS[hold.held]:
+        fitting = listed([FLAGS[action] for action in ACTIONS[hold.held]], "or")
         raise CommandError(f"{name} is held for {hold.name}, which takes {fitting}.")
     if len(taskrun.spec.resolutions) >= RESOLUTIONS_MAX:
         raise CommandError(
             f"{name} has {RESOLUTIONS_MAX} answers already, and takes no more; delete it, or let it go: "
             f"kubectl reattach release {name}."
         )
-    _check_handle(jobs, hold, wish)
+    _check_handle(jobs, hold, request)
     return hold, Resolution(
-        held=hold.held, action=wish.action, key=hold.key, generation=hold.generation, handle=wish.handle
+        held=hold.held, action=request.action, key=hold.key, generation=hold.generation, handle=request.handle
     )
 
 
-def _chosen(taskrun: TaskRun, holds: Sequence[OpenHold], wish: Wish) -> OpenHold:
+def _select_hold(taskrun: TaskRun, holds: Sequence[OpenHold], request: ResolveRequest) -> OpenHold:
     name = taskrun.metadata.name
-    meant = [hold for hold in holds if wish.key in {None, hold.key} and wish.generation in {None, hold.generation}]
-    waiting = [hold for hold in meant if hold.answer is None]
+    matching = [
+        hold for hold in holds if request.key in {None, hold.key} and request.generation in {None, hold.generation}
+    ]
+    waiting = [hold for hold in matching if hold.answer is None]
     if len(waiting) == 1:
         return waiting[0]
     if waiting:
         commands = "\n".join(
-            f"  {command_of(taskrun, hold, wish.action)}" for hold in waiting if wish.action in ANSWERS[hold.held]
+            f"  {resolve_command(taskrun, hold, request.action)}"
+            for hold in waiting
+            if request.action in ACTIONS[hold.held]
         )
         raise CommandError(
             f"{name} is held for {len(waiting)} things; say which by --key and --generation:\n{commands}"
         )
-    if meant:
-        answer = meant[-1].answer
+    if matching:
+        answer = matching[-1].answer
         given = f"{answer.action} {answer.handle or ''}".rstrip() if answer else ""
         raise CommandError(f"{name} was answered already ({given}); the operator goes on from that.")
     if holds:
         raise CommandError(f"{name} is not held for that, but for {listed([hold.name for hold in holds])}.")
-    condition = held_condition_of(taskrun.status)
-    if condition is not None and condition.reason not in ANSWERS:
+    condition = find_held_condition(taskrun.status)
+    if condition is not None and condition.reason not in ACTIONS:
         raise CommandError(
             f"{name} is held for {condition.reason}, which no answer resolves; kubectl reattach explain {name} tells the way out."
         )
     raise CommandError(f"{name} is not held; nothing waits for an answer.")
 
 
-def _check_handle(jobs: Sequence[JobSummary], hold: OpenHold, wish: Wish) -> None:
-    handle = wish.handle
+def _check_handle(jobs: Sequence[JobSummary], hold: OpenHold, request: ResolveRequest) -> None:
+    handle = request.handle
     if handle is None:
         return
     if not handle.strip() or len(handle.encode()) > HANDLE_BYTES_MAX:

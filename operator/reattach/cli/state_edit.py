@@ -14,9 +14,9 @@ from reattach.api.messages import DEFAULT_RETENTION_SECONDS, BatchResult
 from reattach.api.names import LABEL_ATTEMPT
 from reattach.api.objects import Pod, Shape
 from reattach.api.taskrun import TaskRun
-from reattach.cli.connection import ClusterConnection, user_of
+from reattach.cli.connection import ClusterConnection, read_username
 from reattach.cli.errors import CommandError
-from reattach.cli.queries import NoState, pods_of, stored_of, taskrun_of
+from reattach.cli.queries import MissingState, read_pods, read_state, read_taskrun
 from reattach.cli.resolve import FIELD_MANAGER
 from reattach.cli.retry import retry_conflicts
 from reattach.cli.text import clock, count
@@ -100,7 +100,7 @@ def retention_of(state: DurableState, key: str, asked: timedelta | None, *, neve
     return timedelta(seconds=DEFAULT_RETENTION_SECONDS)
 
 
-def value_of(text: str, *, is_string: bool) -> bytes:
+def parse_value(text: str, *, is_string: bool) -> bytes:
     """The JSON text to store. Raises `CommandError` for what is no JSON, and `RequestRejectedError` for what may not be stored."""
     if is_string:
         return stored_value_of(text)
@@ -114,7 +114,7 @@ def value_of(text: str, *, is_string: bool) -> bytes:
         ) from None
 
 
-def export_of(taskrun: TaskRun, state: DurableState, now: datetime) -> bytes:
+def build_export(taskrun: TaskRun, state: DurableState, now: datetime) -> bytes:
     """All keys, as JSON. Numbers keep all their digits."""
     entries = [
         {
@@ -138,7 +138,7 @@ def export_of(taskrun: TaskRun, state: DurableState, now: datetime) -> bytes:
     return msgspec.json.format(msgspec.json.encode(exported), indent=2)
 
 
-def import_of(text: bytes, now: datetime, *, replace: bool) -> tuple[Step, ...]:
+def parse_export(text: bytes, now: datetime, *, replace: bool) -> tuple[Step, ...]:
     """The steps that store an export. Raises `CommandError` for what is none, and `RequestRejectedError`."""
     try:
         export = msgspec.convert(from_json(text), Export)
@@ -158,7 +158,7 @@ def import_of(text: bytes, now: datetime, *, replace: bool) -> tuple[Step, ...]:
     return (Clear(), *sets) if replace else sets
 
 
-def shown(record: StateEntry) -> dict[str, Any]:
+def to_output(record: StateEntry) -> dict[str, Any]:
     """A key as `-o json` shows it."""
     return {
         "key": record.key,
@@ -171,12 +171,12 @@ def shown(record: StateEntry) -> dict[str, Any]:
     }
 
 
-def pretty(value: bytes) -> str:
+def format_value(value: bytes) -> str:
     """A value as JSON for people."""
     return msgspec.json.format(to_json(from_json(value)), indent=2).decode()
 
 
-def refused(error: RequestRejectedError) -> CommandError:
+def rejection_error(error: RequestRejectedError) -> CommandError:
     """Why the state does not take it, as a sentence."""
     detail = error.detail[:1].upper() + error.detail[1:]
     return CommandError(detail if detail.endswith(".") else f"{detail}.")
@@ -187,9 +187,9 @@ def refused(error: RequestRejectedError) -> CommandError:
 
 async def read(connection: ClusterConnection, name: str) -> tuple[TaskRun, StoredState]:
     """The TaskRun and its state as of now, once it is over without what has expired. Raises `CommandError` if there is no state."""
-    taskrun = await taskrun_of(connection, name)
-    stored = await stored_of(connection, taskrun)
-    if isinstance(stored, NoState):
+    taskrun = await read_taskrun(connection, name)
+    stored = await read_state(connection, taskrun)
+    if isinstance(stored, MissingState):
         more = f" kubectl reattach explain {name} tells what to do." if stored.lost else ""
         raise CommandError(stored.why + more)
     if taskrun.status.outcome is not None:
@@ -201,7 +201,7 @@ async def write(
     connection: ClusterConnection, name: str, steps_of: StepsOf, *, force: bool = False
 ) -> tuple[DurableState, tuple[BatchResult, ...]]:
     """Do the steps that `steps_of(state, now)` gives, by compare-and-set. Raises `CommandError` and `ClusterError`."""
-    user = await user_of(connection.cluster)
+    user = await read_username(connection.cluster)
 
     async def attempt() -> tuple[DurableState, tuple[BatchResult, ...]]:
         # Read the state before the attempts: an attempt that starts after this read changes the state when it opens it, which is a conflict.
@@ -212,7 +212,7 @@ async def write(
         try:
             state, results = edit(stored.state, steps_of(stored.state, now), user, now)
         except RequestRejectedError as error:
-            raise refused(error) from None
+            raise rejection_error(error) from None
         if state != stored.state:
             await _replace(connection, stored, state)
         return state, results
@@ -222,7 +222,7 @@ async def write(
 
 async def _check_idle(connection: ClusterConnection, taskrun: TaskRun) -> None:
     try:
-        pods = await pods_of(connection, taskrun)
+        pods = await read_pods(connection, taskrun)
     except ForbiddenError:
         pods = ()  # the status tells too, if a little later
     if (attempt := running_attempt_of(taskrun, pods)) is not None:
@@ -236,7 +236,7 @@ async def _replace(connection: ClusterConnection, stored: StoredState, state: Du
     await connection.cluster.replace(path, to_configmap(stored, state), fieldManager=FIELD_MANAGER)
 
 
-def said_of(results: Sequence[BatchResult]) -> str:
+def summarize(results: Sequence[BatchResult]) -> str:
     """How many keys were stored and removed."""
     stored = sum(result.version is not None for result in results)
     deleted = sum(result.deleted for result in results)

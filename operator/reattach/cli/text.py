@@ -24,7 +24,7 @@ _DURATION_MAX = timedelta(days=36500)  # as the state API; sums of times beyond 
 
 
 @dataclass(frozen=True)
-class Paint:
+class Styler:
     """Colours, or none: then every text stays as it is."""
 
     on: bool = False
@@ -33,7 +33,7 @@ class Paint:
         return f"{_CODES[colour]}{text}{_RESET}" if self.on and text else text
 
 
-PLAIN = Paint()
+PLAIN = Styler()
 
 
 def is_coloured(*, terminal: bool, no_color: str | None, term: str | None) -> bool:
@@ -49,7 +49,7 @@ class Cell:
     colour: str | None = None
 
 
-def table(rows: Sequence[Sequence[str | Cell]], paint: Paint = PLAIN, *, indent: str = "") -> list[str]:
+def table(rows: Sequence[Sequence[str | Cell]], style: Styler = PLAIN, *, indent: str = "") -> list[str]:
     """Rows in columns as wide as they need; the last column may be of any length."""
     cells = [[field if isinstance(field, Cell) else Cell(field) for field in row] for row in rows]
     widths = [max(width_of(row[column].text) for row in cells) for column in range(len(cells[0]))] if cells else []
@@ -57,7 +57,7 @@ def table(rows: Sequence[Sequence[str | Cell]], paint: Paint = PLAIN, *, indent:
     for row in cells:
         shown = []
         for cell, width in zip(row, widths, strict=True):
-            painted = paint(cell.colour, cell.text) if cell.colour else cell.text
+            painted = style(cell.colour, cell.text) if cell.colour else cell.text
             shown.append(painted + " " * (width - width_of(cell.text)))
         lines.append(indent + "   ".join(shown).rstrip())
     return lines

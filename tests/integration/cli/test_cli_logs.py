@@ -246,7 +246,7 @@ def test_a_following_leaves_a_lost_node_when_the_end_of_its_attempt_is_recorded(
 ) -> None:
     first, following = follow_the_first(viewer, node, attempts, write_status)
     node.refuse(first, *LOST)
-    following.wait_for("The log of attempt 1 can't be had now")
+    following.wait_for("The log of attempt 1 can't be read now")
     asked = len(node.asked)
     wait_until(lambda: len(node.asked) > asked + 1, seconds=60, what="it is asked again")
     said = take_over(first, following, node, attempts, write_status)

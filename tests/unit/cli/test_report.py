@@ -17,10 +17,10 @@ from reattach.api.objects import Condition
 from reattach.api.reasons import SENTENCES, Reason
 from reattach.api.state import JobOrigin, JobState, JobSummary, Seal, SealPurpose
 from reattach.api.taskrun import Charged, Counts, ExternalJobStatus
-from reattach.cli.explain import lines_of
-from reattach.cli.report import story_of
+from reattach.cli.explain import format_report
+from reattach.cli.report import build_report
 from reattach.cli.snapshot import Event, JobSubmission, Snapshot
-from reattach.cli.text import Paint
+from reattach.cli.text import Styler
 from reattach.planner.holds import TO_ANSWER
 
 STORIES = Path(__file__).parent / "stories"
@@ -393,7 +393,7 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__)
 def test_the_story_is_told_as_it_is_written_down(situation: Callable[[], Snapshot]) -> None:
     seen = situation()
-    text = "\n".join(lines_of(story_of(seen), seen.now)) + "\n"
+    text = "\n".join(format_report(build_report(seen), seen.now)) + "\n"
     file = STORIES / f"{situation.__name__}.txt"
     if os.environ.get("REATTACH_WRITE_STORIES"):
         file.write_text(text)
@@ -407,22 +407,22 @@ def test_no_story_is_left_over() -> None:
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__)
 def test_colours_change_nothing_but_colours(situation: Callable[[], Snapshot]) -> None:
     seen = situation()
-    coloured = "\n".join(lines_of(story_of(seen), seen.now, Paint(on=True)))
+    coloured = "\n".join(format_report(build_report(seen), seen.now, Styler(on=True)))
     plain = coloured
     for code in ("\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[36m"):
         plain = plain.replace(code, "")
     assert "\x1b" in coloured
-    assert plain.splitlines() == lines_of(story_of(seen), seen.now)
+    assert plain.splitlines() == format_report(build_report(seen), seen.now)
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__)
 def test_a_story_can_be_told_to_programs(situation: Callable[[], Snapshot]) -> None:
-    story = story_of(situation())
+    story = build_report(situation())
     assert msgspec.json.decode(msgspec.json.encode(story), type=type(story)) == story
 
 
 def test_who_is_held_without_an_answer_is_told_a_command_for_each_answer() -> None:
-    commands = [way.command for way in story_of(held_for_an_unknown_submission()).ways]
+    commands = [way.command for way in build_report(held_for_an_unknown_submission()).ways]
     assert commands == [
         "kubectl reattach resolve load -n data --key load --generation 1 --adopt HANDLE",
         "kubectl reattach resolve load -n data --key load --generation 1 --resubmit",

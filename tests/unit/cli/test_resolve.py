@@ -10,11 +10,11 @@ from reattach.api.reasons import Reason
 from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import Charged, Counts, Resolution
 from reattach.cli.errors import CommandError
-from reattach.cli.resolve import Wish, answer_of
+from reattach.cli.resolve import ResolveRequest, build_resolution
 
-ADOPT = Wish(action="Adopt", handle="job-7")
-RESUBMIT = Wish(action="Resubmit")
-FAIL = Wish(action="Fail")
+ADOPT = ResolveRequest(action="Adopt", handle="job-7")
+RESUBMIT = ResolveRequest(action="Resubmit")
+FAIL = ResolveRequest(action="Fail")
 
 
 def held(reason: Reason = Reason.SUBMISSION_UNKNOWN, **spec: Any) -> ATaskRun:
@@ -31,18 +31,18 @@ def given(action: str, **fields: Any) -> dict[str, Any]:
     return {"held": "SubmissionUnknown", "key": "load", "generation": 1, "action": action, **fields}
 
 
-def answer(taskrun: ATaskRun, wish: Wish, *jobs: JobSummary) -> Resolution:
-    return answer_of(taskrun.build(), jobs, wish)[1]
+def answer(taskrun: ATaskRun, wish: ResolveRequest, *jobs: JobSummary) -> Resolution:
+    return build_resolution(taskrun.build(), jobs, wish)[1]
 
 
-def refusal(taskrun: ATaskRun, wish: Wish, *jobs: JobSummary) -> str:
+def refusal(taskrun: ATaskRun, wish: ResolveRequest, *jobs: JobSummary) -> str:
     with pytest.raises(CommandError) as raised:
         answer(taskrun, wish, *jobs)
     return str(raised.value)
 
 
 @pytest.mark.parametrize("wish", [ADOPT, RESUBMIT, FAIL], ids=lambda wish: wish.action)
-def test_an_unknown_submission_takes_each_of_its_three_answers(wish: Wish) -> None:
+def test_an_unknown_submission_takes_each_of_its_three_answers(wish: ResolveRequest) -> None:
     assert answer(held(), wish, a_job()) == Resolution(
         held="SubmissionUnknown", key="load", generation=1, action=wish.action, handle=wish.handle
     )
@@ -61,7 +61,7 @@ def test_what_concerns_no_job_is_answered_without_a_key(reason: Reason, action: 
     taskrun = held(reason).with_status(
         counts=Counts(charged=Charged(disruption=21)), conditions=held(reason).status.conditions
     )
-    assert answer(taskrun, Wish(action=action)) == Resolution(held=reason.value, action=action)
+    assert answer(taskrun, ResolveRequest(action=action)) == Resolution(held=reason.value, action=action)
 
 
 def test_a_task_that_asked_for_a_person_is_answered_before_the_operator_has_said_so() -> None:
@@ -101,9 +101,9 @@ def test_what_is_held_again_is_answered_again() -> None:
 def test_a_lost_state_is_answered_again_when_it_is_lost_again() -> None:
     start_empty = {"held": "StateLost", "action": "StartEmpty"}
     taskrun = held(Reason.STATE_LOST, resolutions=[start_empty])
-    assert "answered already (StartEmpty)" in refusal(taskrun, Wish(action="StartEmpty"))
+    assert "answered already (StartEmpty)" in refusal(taskrun, ResolveRequest(action="StartEmpty"))
     lost_again = taskrun.with_status(counts=Counts(state_losses=1), conditions=taskrun.status.conditions)
-    assert answer(lost_again, Wish(action="StartEmpty")).held == "StateLost"
+    assert answer(lost_again, ResolveRequest(action="StartEmpty")).held == "StateLost"
 
 
 def test_a_budget_is_granted_again_once_the_last_grant_is_used_up() -> None:
@@ -112,13 +112,13 @@ def test_a_budget_is_granted_again_once_the_last_grant_is_used_up() -> None:
         counts = Counts(charged=Charged(disruption=charged))
         now = taskrun.with_status(counts=counts, conditions=taskrun.status.conditions)
         if is_taken:
-            assert answer(now, Wish(action="Continue")).action == "Continue"
+            assert answer(now, ResolveRequest(action="Continue")).action == "Continue"
         else:
-            assert "answered already" in refusal(now, Wish(action="Continue"))
+            assert "answered already" in refusal(now, ResolveRequest(action="Continue"))
 
 
 def test_an_answer_that_does_not_fit_is_refused_with_those_that_do() -> None:
-    assert refusal(held(), Wish(action="Continue"), a_job()) == (
+    assert refusal(held(), ResolveRequest(action="Continue"), a_job()) == (
         "load is held for SubmissionUnknown of external job load, generation 1, which takes --adopt, --resubmit or --fail."
     )
     assert "takes --start-empty or --fail" in refusal(held(Reason.STATE_LOST), ADOPT)
@@ -131,11 +131,11 @@ def test_of_several_held_jobs_the_key_says_which() -> None:
         "  kubectl reattach resolve load -n data --key load --generation 1 --resubmit",
         "  kubectl reattach resolve load -n data --key 'load us' --generation 1 --resubmit",
     ]
-    assert answer(held(), Wish(action="Resubmit", key="load us"), *jobs).key == "load us"
+    assert answer(held(), ResolveRequest(action="Resubmit", key="load us"), *jobs).key == "load us"
 
 
 def test_a_key_that_is_not_held_is_refused_with_what_is() -> None:
-    wish = Wish(action="Resubmit", key="laod")
+    wish = ResolveRequest(action="Resubmit", key="laod")
     assert refusal(held(), wish, a_job()) == (
         "load is not held for that, but for SubmissionUnknown of external job load, generation 1."
     )
@@ -143,7 +143,9 @@ def test_a_key_that_is_not_held_is_refused_with_what_is() -> None:
 
 @pytest.mark.parametrize("handle", ["", "  ", "x" * 1025])
 def test_a_handle_that_can_be_none_is_refused(handle: str) -> None:
-    assert "A handle must have 1 to 1024 bytes" in refusal(held(), Wish(action="Adopt", handle=handle), a_job())
+    assert "A handle must have 1 to 1024 bytes" in refusal(
+        held(), ResolveRequest(action="Adopt", handle=handle), a_job()
+    )
 
 
 def test_a_job_can_not_be_adopted_twice() -> None:

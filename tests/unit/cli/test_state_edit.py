@@ -65,14 +65,14 @@ def test_of_several_steps_all_or_none_are_done() -> None:
     ],
 )
 def test_values_are_json_or_on_request_texts(text: str, is_string: bool, stored: bytes) -> None:
-    assert state_edit.value_of(text, is_string=is_string) == stored
+    assert state_edit.parse_value(text, is_string=is_string) == stored
 
 
 def test_what_is_no_json_is_refused_with_the_way_to_store_a_text() -> None:
     with pytest.raises(CommandError, match=r"'job-7' is no JSON; to store it as a text, say --string"):
-        state_edit.value_of("job-7", is_string=False)
+        state_edit.parse_value("job-7", is_string=False)
     with pytest.raises(RequestRejectedError, match="null"):
-        state_edit.value_of("null", is_string=False)
+        state_edit.parse_value("null", is_string=False)
 
 
 def test_what_never_expires_stays_so_unless_it_is_said_otherwise() -> None:
@@ -90,8 +90,8 @@ def test_an_export_can_be_imported_and_keeps_every_digit() -> None:
         "ann",
         at(0),
     )
-    text = state_edit.export_of(a_taskrun().build(), before, at(60))
-    steps = state_edit.import_of(text, at(60), replace=True)
+    text = state_edit.build_export(a_taskrun().build(), before, at(60))
+    steps = state_edit.parse_export(text, at(60), replace=True)
     after, _ = state_edit.edit(a_state(), steps, "bob", at(60))
     assert {key: bytes(record.value) for key, record in after.records.items()} == {
         "a": b'{"n":123456789012345678901}',
@@ -103,9 +103,9 @@ def test_an_export_can_be_imported_and_keeps_every_digit() -> None:
 
 
 def test_an_import_keeps_other_keys_unless_it_replaces() -> None:
-    text = state_edit.export_of(a_taskrun().build(), DurableState(), at(0))
-    assert state_edit.import_of(text, at(0), replace=False) == ()
-    assert state_edit.import_of(text, at(0), replace=True) == (Clear(),)
+    text = state_edit.build_export(a_taskrun().build(), DurableState(), at(0))
+    assert state_edit.parse_export(text, at(0), replace=False) == ()
+    assert state_edit.parse_export(text, at(0), replace=True) == (Clear(),)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,11 @@ def test_an_import_keeps_other_keys_unless_it_replaces() -> None:
 )
 def test_what_is_no_export_is_not_imported(text: bytes) -> None:
     with pytest.raises(CommandError, match="export"):
-        state_edit.import_of(text, at(0), replace=True)
+        state_edit.parse_export(text, at(0), replace=True)
 
 
 def test_an_export_is_json_with_who_wrote_what() -> None:
-    [entry] = json.loads(state_edit.export_of(a_taskrun().build(), a_state(), at(60)))["entries"]
+    [entry] = json.loads(state_edit.build_export(a_taskrun().build(), a_state(), at(60)))["entries"]
     assert entry == {
         "key": "kept",
         "value": 1,

@@ -6,10 +6,10 @@ import pytest
 
 from builders import a_taskrun
 from reattach.api.objects import Condition
-from reattach.cli.error_messages import sentence_of
+from reattach.cli.error_messages import describe_error
 from reattach.cli.errors import ExitCode
-from reattach.cli.logs_and_wait import WaitTarget, container_of, heading_of, verdict_of
-from reattach.cli.text import Cell, Paint, duration, is_coloured, listed, one_line, parse_duration, table
+from reattach.cli.logs_and_wait import WaitTarget, attempt_heading, container_of, wait_result_of
+from reattach.cli.text import Cell, Styler, duration, is_coloured, listed, one_line, parse_duration, table
 from reattach.cluster.errors import ClusterError, error_of
 
 FORBIDDEN = 'configmaps "load-01234-state" is forbidden: User "ann" cannot update resource "configmaps" in API group "" in the namespace "data"'
@@ -56,7 +56,7 @@ def test_a_duration_that_leaves_the_calendar_is_refused(text: str) -> None:
 
 def test_columns_are_aligned_also_with_wide_characters_and_colours() -> None:
     assert table([("a", "b"), ("表", "c"), ("long", "d")]) == ["a      b", "表     c", "long   d"]
-    [line, _] = table([(Cell("a", "red"), "b"), ("long", "c")], Paint(on=True))
+    [line, _] = table([(Cell("a", "red"), "b"), ("long", "c")], Styler(on=True))
     assert line == "\x1b[31ma\x1b[0m      b"
 
 
@@ -110,13 +110,13 @@ def test_names_are_listed_as_in_a_sentence() -> None:
 )
 def test_errors_become_one_sentence_that_says_what_to_do(status: int, message: str, sentence: str) -> None:
     error: ClusterError = error_of(status, {"message": message}, None)
-    assert sentence_of(error, "https://example") == sentence
+    assert describe_error(error, "https://example") == sentence
 
 
 def ended(outcome: str) -> tuple[ExitCode | None, ExitCode | None]:
     taskrun = a_taskrun().with_status(outcome=outcome).build()
-    return _codes(verdict_of(taskrun, "load", WaitTarget.SUCCEEDED)), _codes(
-        verdict_of(taskrun, "load", WaitTarget.OUTCOME)
+    return _codes(wait_result_of(taskrun, "load", WaitTarget.SUCCEEDED)), _codes(
+        wait_result_of(taskrun, "load", WaitTarget.OUTCOME)
     )
 
 
@@ -128,14 +128,14 @@ def test_waiting_ends_with_a_code_for_each_end() -> None:
     assert ended("Succeeded") == (ExitCode.OK, ExitCode.OK)
     assert ended("Failed") == (ExitCode.FAILED, ExitCode.OK)
     assert ended("Cancelled") == (ExitCode.CANCELLED, ExitCode.OK)
-    assert _codes(verdict_of(None, "load", WaitTarget.OUTCOME)) is ExitCode.DELETED
-    assert verdict_of(a_taskrun().build(), "load", WaitTarget.SUCCEEDED) is None
+    assert _codes(wait_result_of(None, "load", WaitTarget.OUTCOME)) is ExitCode.DELETED
+    assert wait_result_of(a_taskrun().build(), "load", WaitTarget.SUCCEEDED) is None
 
 
 def test_waiting_for_success_does_not_wait_for_a_person() -> None:
     held = a_taskrun().with_status(conditions=(Condition(type="Held", status="True", reason="StateLost"),)).build()
-    assert _codes(verdict_of(held, "load", WaitTarget.SUCCEEDED)) is ExitCode.HELD
-    assert verdict_of(held, "load", WaitTarget.OUTCOME) is None
+    assert _codes(wait_result_of(held, "load", WaitTarget.SUCCEEDED)) is ExitCode.HELD
+    assert wait_result_of(held, "load", WaitTarget.OUTCOME) is None
 
 
 def test_the_log_is_that_of_the_container_whose_end_counts() -> None:
@@ -146,4 +146,4 @@ def test_the_log_is_that_of_the_container_whose_end_counts() -> None:
 
 def test_each_attempt_has_a_heading() -> None:
     taskrun = a_taskrun().with_failed_attempt(1).build()
-    assert heading_of(taskrun, 1, None) == "==> attempt 1, ended by Application (pod load-01234-1)"
+    assert attempt_heading(taskrun, 1, None) == "==> attempt 1, ended by Application (pod load-01234-1)"
