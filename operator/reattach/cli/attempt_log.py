@@ -162,7 +162,7 @@ async def show_log(source: LogSource, options: LogOptions, output: LogOutput) ->
         except BadRequestError as error:
             if "is not valid for pod" in error.message:
                 raise CommandError(
-                    f"The pod {source.pod.metadata.name} has no container {source.container!r}; without -c it is the task's."
+                    f"The pod {source.pod.metadata.name} has no container {source.container!r}; leave out -c for the task's container."
                 ) from None
             # It has not started yet; or never will, once its pod is over.
             if not options.follow or source.is_over or await _has_ended(source, output.say):
@@ -177,7 +177,7 @@ async def show_log(source: LogSource, options: LogOptions, output: LogOutput) ->
         else:
             if not is_whole:
                 output.end()
-                return _incomplete_message(source, "nothing comes any more")
+                return _incomplete_message(source, "the node sends nothing any more")
             if not options.follow or source.is_done(output) or await _has_ended(source, output.say):
                 output.end()
                 return ""
@@ -256,7 +256,7 @@ async def _reread_pod(connection: ClusterConnection, pod: Pod, say: Say) -> Pod 
     return newer if newer.metadata.uid == pod.metadata.uid else None
 
 
-# -- what is said ----------------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------------------------------------
 
 
 def missing_log_message(taskrun: TaskRun, number: int) -> str:
@@ -279,7 +279,7 @@ def is_recorded(taskrun: TaskRun, number: int) -> bool:
 
 def _incomplete_message(source: LogSource, why: str) -> str:
     last = _recorded_message(source.taskrun, source.number)
-    return f"The log of attempt {source.number}, which is over, can't be read to its end: {why}.{last}"
+    return f"The log of attempt {source.number}, which has ended, can't be read to its end: {why}.{last}"
 
 
 def _recorded_message(taskrun: TaskRun, number: int) -> str:

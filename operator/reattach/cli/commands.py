@@ -1,4 +1,4 @@
-"""The commands of `kubectl reattach`: flags in, lines and an exit code out. What they do is in the other modules."""
+"""Commands of `kubectl reattach`: flags in, lines and an exit code out. The other modules do the work."""
 
 import sys
 from datetime import timedelta
@@ -26,7 +26,7 @@ from reattach.cli.text import one_line
 
 @click.group(cls=Commands, name=PROGRAM)
 def cli(**_: Any) -> None:
-    """See what a TaskRun did and why, and decide where only a person can.
+    """Show what a TaskRun did and why, and resolve a TaskRun that is held.
 
     Exit codes: 0 done, 1 not done (stderr says why), 2 wrong usage; wait has more.
     """
@@ -36,7 +36,7 @@ def cli(**_: Any) -> None:
 @name_argument
 @output_option
 def explain(name: str, output: str | None) -> None:
-    """Tell the story of a run: what was tried, what was decided and why, what comes next."""
+    """Show a run: its attempts, what was decided and why, what happens next, and what you can do."""
     from reattach.cli.explain import format_report
     from reattach.cli.queries import read_snapshot
     from reattach.cli.report import build_report
@@ -48,13 +48,13 @@ def explain(name: str, output: str | None) -> None:
 
 @cli.command()
 @name_argument
-@click.option("--adopt", metavar="HANDLE", help="The job runs, and this is its id in the external system.")
-@click.option("--resubmit", is_flag=True, help="There is no such job: submit it again.")
-@click.option("--start-empty", is_flag=True, help="The state is lost: go on with an empty one.")
-@click.option("--continue", "go_on", is_flag=True, help="Grant the budget that is used up once more.")
+@click.option("--adopt", metavar="HANDLE", help="The job exists, and this is its id in the external system.")
+@click.option("--resubmit", is_flag=True, help="The job does not exist: submit it again.")
+@click.option("--start-empty", is_flag=True, help="The state is lost: continue with an empty one.")
+@click.option("--continue", "go_on", is_flag=True, help="Grant the budget that is used up again.")
 @click.option("--fail", is_flag=True, help="End the TaskRun as Failed.")
-@click.option("--key", help="Which external job, if several are held.", shell_complete=completion.held_keys)
-@click.option("--generation", type=click.IntRange(1), help="Which generation of it.")
+@click.option("--key", help="The external job to resolve, if several are held.", shell_complete=completion.held_keys)
+@click.option("--generation", type=click.IntRange(1), help="The generation of that job.")
 @output_option
 def resolve(
     *,
@@ -68,10 +68,10 @@ def resolve(
     generation: int | None,
     output: str | None,
 ) -> None:
-    """Answer what a TaskRun is held for; it goes on from that.
+    """Resolve a TaskRun that is held, so that it continues.
 
-    Held for SubmissionUnknown it takes --adopt, --resubmit or --fail; for StateLost --start-empty or --fail; for BudgetExhausted --continue
-    or --fail. The answer is stored in spec.resolutions, and stays there.
+    A hold for SubmissionUnknown takes --adopt, --resubmit or --fail, StateLost takes --start-empty or --fail, and BudgetExhausted takes
+    --continue or --fail. The resolution is appended to spec.resolutions.
     """
     from reattach.cli.resolve import ResolveRequest
     from reattach.cli.resolve import resolve as store
@@ -85,12 +85,12 @@ def resolve(
     }
     actions = [action for action, is_chosen in chosen.items() if is_chosen]
     if len(actions) != 1:
-        raise click.UsageError("Say exactly one of --adopt HANDLE, --resubmit, --start-empty, --continue and --fail.")
+        raise click.UsageError("Give exactly one of --adopt HANDLE, --resubmit, --start-empty, --continue and --fail.")
     request = ResolveRequest(action=actions[0], handle=adopt, key=key, generation=generation)
     result = call(lambda connection: store(connection, name, request))
     what = f"{request.action} {one_line(adopt)}" if adopt else request.action
     about = f" of {one_line(result.resolution.key)}" if result.resolution.key else ""
-    lines = [f"taskrun/{name} answered: {what}, to {result.resolution.held}{about}.", result.consequence]
+    lines = [f"taskrun/{name} resolved: {what}, for {result.resolution.held}{about}.", result.consequence]
     show(result, output, lines)
 
 
@@ -99,15 +99,15 @@ cli.add_command(state)
 
 @cli.command()
 @name_argument
-@click.option("-f", "--follow", is_flag=True, help="Follow, over retries, until the TaskRun is over.")
-@click.option("--attempt", type=click.IntRange(1), help="Only this attempt.")
-@click.option("-c", "--container", help="Another container than the task's.")
-@click.option("--tail", type=click.IntRange(0), help="Only so many last lines of each attempt.")
-@click.option("--timestamps", is_flag=True, help="With the time of each line.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the log, across attempts, until the TaskRun has ended.")
+@click.option("--attempt", type=click.IntRange(1), help="Print only this attempt.")
+@click.option("-c", "--container", help="The container, if not the task's.")
+@click.option("--tail", type=click.IntRange(0), help="Print only the last lines of each attempt.")
+@click.option("--timestamps", is_flag=True, help="Print the time of each line.")
 def logs(
     *, name: str, follow: bool, attempt: int | None, container: str | None, tail: int | None, timestamps: bool
 ) -> None:
-    """Print the logs of all attempts, in order. What is said about them goes to stderr."""
+    """Print the logs of all attempts, in order. Headings and messages go to stderr."""
     from reattach.cli.attempt_log import LogOptions
     from reattach.cli.logs_and_wait import show_logs
 
@@ -125,13 +125,13 @@ def logs(
     help="What to wait for.",
     show_default=True,
 )
-@click.option("--timeout", type=DURATION, metavar="DURATION", help="How long at most; without it, for ever.")
+@click.option("--timeout", type=DURATION, metavar="DURATION", help="How long to wait; without it, there is no limit.")
 @output_option
 def wait(name: str, goal: str, timeout: timedelta | None, output: str | None) -> None:
     """Wait until a TaskRun has ended.
 
-    Exit codes: 0 it succeeded (with --for outcome: it ended), 3 it failed, 4 it was cancelled, 5 it is held (not with --for outcome, which goes
-    on waiting), 6 not within --timeout, 7 it was deleted; 1 and 2 as everywhere.
+    Exit codes: 0 it succeeded (with --for outcome: it ended), 3 it failed, 4 it was cancelled, 5 it is held (--for outcome continues to
+    wait), 6 not within --timeout, 7 it was deleted; 1 and 2 as for all commands.
     """
     from reattach.cli.logs_and_wait import WaitTarget, wait_for
 
@@ -149,13 +149,13 @@ def wait(name: str, goal: str, timeout: timedelta | None, output: str | None) ->
 
 @cli.command()
 @name_argument
-@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
-@click.option("--force", is_flag=True, help="Also of a TaskRun that is neither ending nor held.")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask for confirmation.")
+@click.option("--force", is_flag=True, help="Also release a TaskRun that is neither ending nor held.")
 @output_option
 def release(name: str, yes: bool, force: bool, output: str | None) -> None:
-    """Let a TaskRun go that can't end: take Reattach's finalizers off, and name every external job that is left.
+    """Remove Reattach's finalizers from a TaskRun that can't end, and list its external jobs that may still run.
 
-    The way out when the operator is gone, or when nobody can tell what became of a job. Nothing is cancelled over there.
+    Use it if the operator is gone, or if you can't find out what happened to a job. External jobs are not cancelled.
     """
     from reattach.cli.release import carry_out, format_plan, prepare
 
@@ -164,11 +164,13 @@ def release(name: str, yes: bool, force: bool, output: str | None) -> None:
     if not yes:
         say("\n".join(lines))
         if not sys.stdin.isatty():
-            raise CommandError("Nothing was let go: say --yes where nobody can be asked.")
-        if not click.confirm("Let go?", err=True):
-            raise CommandError("Nothing was let go.")
+            raise CommandError(
+                "No finalizer was removed, because there is no terminal to confirm on; repeat with --yes."
+            )
+        if not click.confirm("Remove the finalizers?", err=True):
+            raise CommandError("No finalizer was removed.")
     call(lambda connection: carry_out(connection, prepared))
-    show(prepared.plan, output, [*(lines if yes else []), f"{name} was let go."])
+    show(prepared.plan, output, [*(lines if yes else []), f"{name} was released."])
 
 
 @cli.command()
@@ -186,8 +188,8 @@ def version(output: str | None) -> None:
 @cli.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion_script(shell: str) -> None:
-    """Print a shell's script for the program kubectl-reattach.
+    """Print the completion script of a shell for the program kubectl-reattach.
 
-    `kubectl reattach` itself needs none: kubectl's own completion asks kubectl_complete-reattach, which is installed beside it.
+    `kubectl reattach` itself needs none: kubectl's own completion runs kubectl_complete-reattach, which is installed beside it.
     """
     click.echo(completion.script_of(cli, shell), nl=False)

@@ -1,4 +1,4 @@
-"""How `explain` shows a story to people. Pure: a story in, lines out."""
+"""Text of `explain`: a report in, lines out. Pure."""
 
 import json
 from datetime import datetime
@@ -7,7 +7,7 @@ from reattach.api.reasons import Outcome, Reason
 from reattach.api.state import JobState
 from reattach.api.taskrun import Attempt
 from reattach.cli.hold_options import ResolutionOption
-from reattach.cli.report import JobReport, Report
+from reattach.cli.report import JobReport, RunReport
 from reattach.cli.text import NOTHING, PLAIN, Cell, Styler, ago, count, duration, one_line, table
 from reattach.planner.holds import TO_ANSWER
 from reattach.planner.textformat import last_line_first
@@ -26,8 +26,8 @@ _JOB_COLOURS = {
 }
 
 
-def format_report(report: Report, now: datetime, style: Styler = PLAIN) -> list[str]:
-    """All of it, section by section; a section that has nothing to say is left out."""
+def format_report(report: RunReport, now: datetime, style: Styler = PLAIN) -> list[str]:
+    """Return the report section by section; empty sections are left out."""
     sections = [
         _head(report, now, style),
         _section("Attempts", _attempts(report, now, style), style),
@@ -37,7 +37,7 @@ def format_report(report: Report, now: datetime, style: Styler = PLAIN) -> list[
         _section("What happens next", [_INDENT + one_line(text) for text in report.next], style),
         _section("What you can do", _options(report.ways, style), style),
         _section("Events", _events(report, now, style), style),
-        _section("What could not be seen", [_INDENT + one_line(note) for note in report.notes], style),
+        _section("What could not be read", [_INDENT + one_line(note) for note in report.notes], style),
     ]
     return "\n\n".join("\n".join(section) for section in sections if section).splitlines()
 
@@ -46,7 +46,7 @@ def _section(title: str, lines: list[str], style: Styler) -> list[str]:
     return [style("bold", title), *lines] if lines else []
 
 
-def _head(report: Report, now: datetime, style: Styler) -> list[str]:
+def _head(report: RunReport, now: datetime, style: Styler) -> list[str]:
     rows: list[tuple[str, str | Cell]] = [("TaskRun", f"{report.name} in namespace {report.namespace}")]
     rows.append(("Status", Cell(report.reason or NOTHING, _colour_of(report))))
     if report.message:
@@ -58,7 +58,7 @@ def _head(report: Report, now: datetime, style: Styler) -> list[str]:
     return [style("bold", report.headline), "", *table(rows, style, indent=_INDENT)]
 
 
-def _colour_of(report: Report) -> str | None:
+def _colour_of(report: RunReport) -> str | None:
     if report.outcome is not None:
         return _OUTCOME_COLOURS.get(Outcome(report.outcome)) if report.outcome in set(Outcome) else None
     if any(hold.answer is None for hold in report.holds) or report.reason in _TROUBLE:
@@ -69,7 +69,7 @@ def _colour_of(report: Report) -> str | None:
 # -- attempts --------------------------------------------------------------------------------------
 
 
-def _attempts(report: Report, now: datetime, style: Styler) -> list[str]:
+def _attempts(report: RunReport, now: datetime, style: Styler) -> list[str]:
     if not report.attempts:
         return []
     rows: list[tuple[str | Cell, ...]] = [_titles("#", "STARTED", "TOOK", "ENDED BY", "CHARGED TO", "WHY")]
@@ -77,7 +77,7 @@ def _attempts(report: Report, now: datetime, style: Styler) -> list[str]:
     lines = table(rows, style, indent=_INDENT)
     if report.hidden_attempts:
         lines.insert(
-            1, f"{_INDENT}… {count(report.hidden_attempts, 'earlier attempt')} left the list (spec.historyLimit)"
+            1, f"{_INDENT}… {count(report.hidden_attempts, 'earlier attempt')} no longer listed (spec.historyLimit)"
         )
     return lines
 
@@ -106,13 +106,13 @@ def _reason_cell(attempt: Attempt) -> str:
     if attempt.exit_code is not None:
         parts.append(f"exit code {attempt.exit_code}")
     if attempt.end == "Presumed":
-        parts.append("presumed, as no kubelet reported it")
+        parts.append("presumed, because no kubelet reported it")
     how = ", ".join(part for part in parts if part)
     text = one_line(last_line_first(attempt.message or ""), 200)
     return ": ".join(part for part in (how, text) if part) or NOTHING
 
 
-def _budgets(report: Report, style: Styler) -> list[str]:
+def _budgets(report: RunReport, style: Styler) -> list[str]:
     if not any(one.charged for one in report.budgets):
         return []
     rows: list[tuple[str | Cell, ...]] = []
@@ -131,7 +131,7 @@ def _budgets(report: Report, style: Styler) -> list[str]:
 # -- external jobs ---------------------------------------------------------------------------------
 
 
-def _jobs(report: Report, now: datetime, style: Styler) -> list[str]:
+def _jobs(report: RunReport, now: datetime, style: Styler) -> list[str]:
     if not report.external_jobs:
         return []
     rows: list[tuple[str | Cell, ...]] = [_titles("KEY", "GEN", "STATE", "HANDLE", "ADAPTER", "SUBMITTED")]
@@ -161,7 +161,7 @@ def _job_notes(job: JobReport) -> list[str]:
     if job.url:
         text.append(one_line(job.url))
     if job.detached:
-        text.append("detached: the TaskRun may succeed while it runs on")
+        text.append("detached: the TaskRun can succeed while this job runs")
     return text
 
 
@@ -179,7 +179,7 @@ def _options(options: tuple[ResolutionOption, ...], style: Styler) -> list[str]:
     return lines
 
 
-def _events(report: Report, now: datetime, style: Styler) -> list[str]:
+def _events(report: RunReport, now: datetime, style: Styler) -> list[str]:
     rows: list[tuple[str | Cell, ...]] = [
         (
             ago(event.time, now) if event.time else NOTHING,
@@ -192,7 +192,7 @@ def _events(report: Report, now: datetime, style: Styler) -> list[str]:
 
 
 def _without_instructions(message: str) -> str:
-    """Without how to answer: that stands above, for each answer with what comes of it."""
+    """Return the message without its commands, which `What you can do` lists with their consequences."""
     return message.partition(TO_ANSWER)[0]
 
 
@@ -201,5 +201,5 @@ def _titles(*titles: str) -> tuple[Cell, ...]:
 
 
 def shown_value(text: str, most: int = 60) -> str:
-    """A JSON text in one line of a table."""
+    """Return a JSON text in one line, for a table."""
     return one_line(json.dumps(json.loads(text), ensure_ascii=False), most)

@@ -66,7 +66,7 @@ def _target_options(*, hidden: bool) -> list[click.Option]:
         option(["--kubeconfig"], type=click.Path(), help="The kubeconfig file.", hidden=hidden),
         option(["--cluster"], help="The cluster of the kubeconfig.", hidden=hidden),
         option(["--user"], help="The user of the kubeconfig.", hidden=hidden),
-        option(["--as", "as_user"], metavar="USER", help="Whom to impersonate.", hidden=hidden),
+        option(["--as", "as_user"], metavar="USER", help="The user to impersonate.", hidden=hidden),
         option(
             ["--as-group", "as_groups"], multiple=True, metavar="GROUP", help="A group to impersonate.", hidden=hidden
         ),
@@ -146,9 +146,9 @@ def name_argument(function: Decorated) -> Decorated:
 
 def output_option(function: Decorated) -> Decorated:
     """`-o json|yaml`."""
-    return click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="For programs, not for people.")(
-        function
-    )
+    return click.option(
+        "-o", "--output", type=click.Choice(["json", "yaml"]), help="Print JSON or YAML, for programs."
+    )(function)
 
 
 # -- running ---------------------------------------------------------------------------------------

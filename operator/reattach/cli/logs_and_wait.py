@@ -1,4 +1,4 @@
-"""`logs`, over all attempts of a run, and `wait`, until it has ended."""
+"""`logs` of all attempts of a run, and `wait` for its end."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,17 +32,17 @@ from reattach.planner.conditions import progress_of
 
 
 class WaitTarget(StrEnum):
-    """What `wait` waits for."""
+    """Event that `wait` waits for."""
 
     SUCCEEDED = "Succeeded"
-    """Success; ends early, with another exit code, when that can't come without a person."""
+    """Success; ends early, with another exit code, if the run failed or is held."""
     OUTCOME = "outcome"
-    """Any end; goes on while a person must decide."""
+    """Any outcome; continues to wait while the run is held."""
 
 
 @dataclass(frozen=True)
 class WaitResult:
-    """How the waiting ended."""
+    """Result of `wait`."""
 
     exit_code: ExitCode
     sentence: str
@@ -56,12 +56,12 @@ async def wait_for(
     timeout: timedelta | None,  # noqa: ASYNC109 -- what the person asked for
     say: Say,
 ) -> WaitResult:
-    """Until the goal is reached, or can't be. Raises `CommandError` if there is no such TaskRun, and `ClusterError`."""
+    """Wait for the goal, or until it can't be reached. Raises `CommandError` and `ClusterError`."""
     first = await read_taskrun(connection, name)
     if (result := wait_result_of(first, name, goal)) is not None:  # however short the timeout is
         return result
     reported = _report_hold(first, "", say)
-    timed_out = WaitResult(ExitCode.TIMEOUT, f"{name} has not ended within the time; it goes on.")
+    timed_out = WaitResult(ExitCode.TIMEOUT, f"{name} has not ended within --timeout; it continues.")
     if timeout == timedelta():
         return timed_out
     try:
@@ -77,7 +77,7 @@ async def wait_for(
 
 
 def wait_result_of(taskrun: TaskRun | None, name: str, goal: WaitTarget) -> WaitResult | None:
-    """How the waiting ends with what is seen; None: it goes on. Pure."""
+    """Return the result for this version of the TaskRun; None: continue to wait. Pure."""
     if taskrun is None:
         return WaitResult(ExitCode.DELETED, f"{name} was deleted.")
     outcome, text = taskrun.status.outcome, _progress(taskrun)
@@ -89,7 +89,7 @@ def wait_result_of(taskrun: TaskRun | None, name: str, goal: WaitTarget) -> Wait
         return WaitResult(code, sentence, taskrun)
     held = find_held_condition(taskrun.status)
     if held is not None and goal is WaitTarget.SUCCEEDED:
-        sentence = f"{name} is held for {held.reason}; kubectl reattach explain {name} tells how to resolve it."
+        sentence = f"{name} is held for {held.reason}; kubectl reattach explain {name} shows how to resolve it."
         return WaitResult(ExitCode.HELD, sentence, taskrun)
     return None
 
@@ -100,13 +100,13 @@ def _progress(taskrun: TaskRun) -> str:
 
 
 def _report_hold(taskrun: TaskRun | None, reported: str, say: Say) -> str:
-    """Say once that a person is needed; the answer is what has been said."""
+    """Print a new hold once. Return the reason of the hold that was printed."""
     held = find_held_condition(taskrun.status) if taskrun else None
     if taskrun is None or held is None:
         return ""
     if held.reason != reported:
         name = taskrun.metadata.name
-        say(f"{name} is held for {held.reason}; kubectl reattach explain {name} tells how to resolve it.")
+        say(f"{name} is held for {held.reason}; kubectl reattach explain {name} shows how to resolve it.")
     return held.reason
 
 
@@ -114,7 +114,7 @@ def _report_hold(taskrun: TaskRun | None, reported: str, say: Say) -> str:
 
 
 async def show_logs(connection: ClusterConnection, name: str, options: LogOptions, say: Say) -> ExitCode:
-    """Raises `CommandError` if there is no such TaskRun or attempt, and `ClusterError`."""
+    """Print the logs. Raises `CommandError` if there is no such TaskRun or attempt, and `ClusterError`."""
     taskrun = await read_taskrun(connection, name)
     container = options.container or container_of(taskrun)
     output = LogOutput(say, options.timestamps)
@@ -140,7 +140,7 @@ async def show_logs(connection: ClusterConnection, name: str, options: LogOption
             say(f"==> {name} ended as {version.status.outcome}{_progress(version)}")
             return ExitCode.OK
     if not shown:
-        say(f"{name} has made no attempt yet; kubectl reattach explain {name} tells why.")
+        say(f"{name} has no attempt yet; kubectl reattach explain {name} shows why.")
     return ExitCode.OK
 
 
@@ -150,8 +150,8 @@ async def _versions(
     if not follow:
         yield taskrun
         return
-    # While a log is followed, versions pass by unseen, or the watch gets too old: each is looked at anew, and when nothing comes the next
-    # attempt's pod may be there all the same, since the status names an attempt two seconds after it has begun to run.
+    # Read the TaskRun each time instead of watching it: while a log is followed, a watch would become too old. The next attempt's pod
+    # may exist although no version comes, because the status lists an attempt two seconds after it started to run.
     name, uid = taskrun.metadata.name, taskrun.metadata.uid
     while True:
         try:
@@ -182,7 +182,7 @@ async def _show_one(
         return
     known = sorted({*pods, *(one.number for one in taskrun.status.attempts)})
     if number not in known:
-        which = listed([str(one) for one in known]) or "none so far"
+        which = listed([str(one) for one in known]) or "no attempt yet"
         raise CommandError(f"{taskrun.metadata.name} has no attempt {number}; there is {which}.")
     raise CommandError(missing_log_message(taskrun, number))
 
@@ -197,13 +197,13 @@ async def _pods_by_attempt(connection: ClusterConnection, taskrun: TaskRun) -> d
 
 
 def container_of(taskrun: TaskRun) -> str:
-    """The task's container, whose end is the attempt's end."""
+    """Return the name of the task's container."""
     containers = taskrun.spec.template.get("spec", {}).get("containers") or [{}]
     return taskrun.spec.container or str(containers[0].get("name", ""))
 
 
 def attempt_heading(taskrun: TaskRun, number: int, pod: Pod | None) -> str:
-    """What is said before the log of an attempt."""
+    """Return the line that is printed before the log of an attempt."""
     attempt = find_attempt(taskrun, number)
     name = pod.metadata.name if pod else (attempt.pod_name if attempt else "")
     ended = f", ended by {attempt.cause}" if attempt and attempt.cause else ""

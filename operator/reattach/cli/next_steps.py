@@ -1,4 +1,4 @@
-"""What comes next, and what a person can do about it. Pure."""
+"""Sentences about what happens next, and the commands that you can run. Pure."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -30,23 +30,23 @@ _WAIT_BEFORE_WORRY = timedelta(seconds=30)
 
 
 def describe_next_steps(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[str, ...]:
-    """What happens without anybody's doing; sentences."""
+    """Return sentences about what happens next if you do nothing."""
     taskrun, status = snapshot.taskrun, snapshot.taskrun.status
     if status.outcome is not None:
         return _after_the_end(snapshot)
     if taskrun.spec.managed_by != OPERATOR_NAME:
-        return (f"It is managed by {taskrun.spec.managed_by}: Reattach's operator leaves it alone.",)
+        return (f"Nothing by Reattach's operator: spec.managedBy is {taskrun.spec.managed_by}.",)
     if unresolved_holds := [hold for hold in holds if hold.answer is None]:
         names = listed([hold.name for hold in unresolved_holds])
-        return (f"Nothing, until a person answers {names}.", *_while_held(snapshot))
+        return (f"Nothing, until you resolve {names}.", *_while_held(snapshot))
     if holds:
         return tuple(
-            f"{hold.name} was answered with {hold.answer.action}: {_after_resolution(taskrun, hold, hold.answer.action)}"
+            f"The resolution of {hold.name} is {hold.answer.action}. {_after_resolution(taskrun, hold, hold.answer.action)}"
             for hold in holds
             if hold.answer is not None
         )
     if find_held_condition(status) is not None:
-        return ("Nothing, until a person has done what is said below.",)
+        return ("Nothing, until you run one of the commands below.",)
     if taskrun.metadata.deletion_timestamp is not None or taskrun.spec.cancel:
         return _while_ending(snapshot)
     return _while_unfinished(snapshot)
@@ -60,8 +60,8 @@ def _after_resolution(taskrun: TaskRun, hold: OpenHold, action: str) -> str:
 def _while_held(snapshot: Snapshot) -> tuple[str, ...]:
     goes_on = {JobState.ACTIVE, JobState.UNKNOWN}
     if not (alive := [job for job in snapshot.open_jobs if job.handle is not None and job.state in goes_on]):
-        return ("No pod runs meanwhile.",)
-    return (f"No pod runs meanwhile; {_job_list(alive)} goes on over there.",)
+        return ("No pod runs until then.",)
+    return (f"No pod runs until then; {_job_list(alive)} continues in the external system.",)
 
 
 def _while_ending(snapshot: Snapshot) -> tuple[str, ...]:
@@ -69,32 +69,34 @@ def _while_ending(snapshot: Snapshot) -> tuple[str, ...]:
     deleted = taskrun.metadata.deletion_timestamp is not None
     sentences = []
     if alive := [pod.metadata.name for pod in snapshot.pods if pod.status.phase in {"Pending", "Running"}]:
-        sentences.append(f"Its pod {listed(alive)} is being ended.")
+        sentences.append(f"The operator stops its pod {listed(alive)}.")
     seal = snapshot.state.seal if snapshot.state else None
     if seal is None and snapshot.open_jobs:
-        sentences.append("Its state is sealed, so that no attempt can submit any more.")
+        sentences.append("The operator seals its state, so no attempt can submit a job.")
     if unresolved := [job for job in snapshot.open_jobs if is_unresolved(job)]:
         sentences.append(
-            f"If nobody can tell by then whether {_job_list(unresolved)} was submitted, it waits for a person's answer."
+            f"If it is still unknown then whether {_job_list(unresolved)} was submitted, the TaskRun waits for a resolution."
         )
     if known := [job for job in snapshot.open_jobs if not is_unresolved(job)]:
         sentences.append(
-            f"{_job_list(known)} is left running over there, and named in an event and in the condition Orphaned."
+            f"{_job_list(known)} is left running in the external system; an event and the condition Orphaned name it."
         )
     finalizers = [name for name in taskrun.metadata.finalizers if name != FINALIZER_EXTERNAL_JOBS]
     if deleted and finalizers:
-        sentences.append(f"It also waits for {listed(finalizers)}, which is not Reattach's.")
-    sentences.append("Then it is gone." if deleted else "Then it ends as Cancelled.")
+        sentences.append(f"The TaskRun also waits for the finalizer {listed(finalizers)}, which is not Reattach's.")
+    sentences.append("Then the TaskRun is deleted." if deleted else "Then the TaskRun ends as Cancelled.")
     return tuple(sentences)
 
 
 def _after_the_end(snapshot: Snapshot) -> tuple[str, ...]:
     status = snapshot.taskrun.status
-    sentences = ["Nothing: it is over. To run it again, create another TaskRun."]
+    sentences = ["Nothing: the run has ended. To run the task again, create another TaskRun."]
     orphans = [one for one in status.external_jobs if one.state == JobState.ORPHANED]
     if orphans:
         named = listed([f"{one.handle or 'a job without a known handle'} ({one.key})" for one in orphans])
-        sentences.append(f"Left running, and watched by nobody: {named}. End what you don't need over there.")
+        sentences.append(
+            f"Left running, and no longer watched: {named}. Cancel the jobs that you don't need in the external system."
+        )
     return tuple(sentences)
 
 
@@ -118,14 +120,14 @@ def _while_unfinished(snapshot: Snapshot) -> tuple[str, ...]:
             return (sentence,)
         case Reason.WAITING_FOR_GATES:
             return (
-                "When whoever set the gates removes them, the pod is scheduled. Until then no clock runs and no attempt is used.",
+                "The pod is scheduled when its scheduling gates are removed. Until then no deadline runs and no attempt is used.",
             )
         case Reason.QUOTA_EXCEEDED | Reason.POD_REFUSED:
             return (
-                "The pod is asked for again and again, until the API server accepts it. No attempt is used meanwhile.",
+                "The operator tries to create the pod until the API server accepts it. No attempt is used until then.",
             )
         case Reason.POD_NAME_TAKEN:
-            return ("When the other pod is deleted, the attempt begins. No attempt is used meanwhile.",)
+            return ("The attempt starts when the other pod is deleted. No attempt is used until then.",)
         case reason:
             sentence = SENTENCES.get(Reason(reason), "") if reason in set(Reason) else ""
             return (sentence,) if sentence else ()
@@ -135,11 +137,11 @@ def _before_first_status(snapshot: Snapshot) -> tuple[str, ...]:
     about = snapshot.taskrun.metadata
     age = snapshot.now - about.creation_timestamp if about.creation_timestamp else timedelta()
     if snapshot.pods or age < _WAIT_BEFORE_WORRY:
-        return ("The operator makes the first pod, and tells more once that has run for two seconds.",)
+        return ("The operator creates the first pod, and writes the status once that pod has run for two seconds.",)
     return (
         (
-            f"It was created {duration(age)} ago, and no operator has looked at it. Is Reattach's operator running, and does it serve the "
-            f"namespace {about.namespace}?"
+            f"It was created {duration(age)} ago, and no operator has written its status. Check that Reattach's operator runs "
+            f"and that its watchNamespaces include {about.namespace}."
         ),
     )
 
@@ -155,9 +157,9 @@ def _while_backing_off(snapshot: Snapshot) -> tuple[str, ...]:
 def _describe_reattachment(snapshot: Snapshot) -> tuple[str, ...]:
     jobs = snapshot.open_jobs
     if alive := [job for job in jobs if job.handle is not None]:
-        return (f"It takes over {_job_list(alive)}, and submits nothing.",)
+        return (f"The attempt reattaches to {_job_list(alive)}, and submits nothing.",)
     if jobs:
-        return (f"It finds out first whether {_job_list(jobs)} was submitted.",)
+        return (f"The attempt first finds out whether {_job_list(jobs)} was submitted.",)
     return ()
 
 
@@ -168,7 +170,7 @@ def _after_completion(snapshot: Snapshot) -> tuple[str, ...]:
         return ()
     when = ago(completion.time, snapshot.now)
     return (
-        f"Attempt {completion.attempt} recorded its completion {when}; once its container has ended, the TaskRun has succeeded.",
+        f"Attempt {completion.attempt} recorded its completion {when}; the TaskRun succeeds when the container has ended.",
     )
 
 
@@ -210,11 +212,11 @@ def _job_list(jobs: Sequence[JobSummary]) -> str:
     return listed([f"{job.handle} ({job_name(job)})" if job.handle else job_name(job) for job in jobs])
 
 
-# -- what a person can do --------------------------------------------------------------------------
+# -- what you can do -------------------------------------------------------------------------------------------
 
 
 def available_options(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[ResolutionOption, ...]:
-    """What a person can do where nothing goes on by itself."""
+    """Return the commands for a TaskRun that does not continue by itself."""
     taskrun, status = snapshot.taskrun, snapshot.taskrun.status
     if status.outcome is not None:
         return ()
@@ -225,22 +227,22 @@ def available_options(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[Re
         options += [
             ResolutionOption(
                 command=f"kubectl label trun {name} -n {namespace} velero.io/restore-name-",
-                what="Run it from the start. Look first for external jobs of the original that still run.",
+                what="Run the task from the start. First check for external jobs of the original that still run.",
             ),
-            ResolutionOption(command=f"kubectl delete trun {name} -n {namespace}", what="Give it up."),
+            ResolutionOption(command=f"kubectl delete trun {name} -n {namespace}", what="Delete the TaskRun."),
         ]
     if held is not None and held.reason == Reason.STATE_UNREADABLE and status.state is not None:
         options.append(
             ResolutionOption(
                 command=f"kubectl get configmap {status.state.config_map} -n {namespace} -o yaml",
-                what="See what is wrong; put right what was changed by hand, or upgrade Reattach. It goes on by itself then.",
+                what="Find the cause: undo changes made by hand, or upgrade Reattach. The TaskRun then continues by itself.",
             )
         )
     if shown is not None and shown.reason == Reason.POD_NAME_TAKEN:
         options.append(
             ResolutionOption(
                 command=f"kubectl delete pod {_next_pod_of(taskrun)} -n {namespace}",
-                what="Delete the pod that has the name, if you don't need it.",
+                what="Delete the pod with that name, if you don't need it.",
             )
         )
     if taskrun.metadata.deletion_timestamp is not None and (
@@ -249,7 +251,7 @@ def available_options(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[Re
         options.append(
             ResolutionOption(
                 command=f"kubectl reattach release {name} -n {namespace}",
-                what="Let it go without an answer. What may still run over there is named, and left to you.",
+                what="Remove Reattach's finalizers without a resolution. The command lists the jobs that may still run; you must check them.",
             )
         )
     return tuple(options)

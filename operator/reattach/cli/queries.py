@@ -111,15 +111,13 @@ async def _no_such(connection: ClusterConnection, name: str) -> NoSuchTaskRunErr
     try:
         names = await list_taskruns(connection)
     except NotFoundError:
-        return NoSuchTaskRunError(
-            "This cluster knows no TaskRuns; install Reattach's chart, or name another --context."
-        )
+        return NoSuchTaskRunError("This cluster has no TaskRuns; install Reattach's chart, or use another --context.")
     except ForbiddenError:
         return NoSuchTaskRunError(f"{there_is_none}.")
     if similar := difflib.get_close_matches(name, names, n=3, cutoff=0.5):
         return NoSuchTaskRunError(f"{there_is_none}. Did you mean {' or '.join(similar)}?")
     if not names:
-        return NoSuchTaskRunError(f"{there_is_none}, nor any other; name the namespace by -n.")
+        return NoSuchTaskRunError(f"{there_is_none}, which has no TaskRuns; select the namespace with -n.")
     return NoSuchTaskRunError(f"{there_is_none}; kubectl get trun -n {connection.namespace} lists them.")
 
 
@@ -185,10 +183,10 @@ async def read_state(connection: ClusterConnection, taskrun: TaskRun) -> StoredS
     if named is not None and named.uid and (stored is None or stored.metadata.uid != named.uid):
         return MissingState(f"The state of {about.name} was deleted by force.", lost=True)
     if stored is None:
-        return MissingState(f"{about.name} has no state yet; it is created when the task first asks for it.")
+        return MissingState(f"{about.name} has no state; it is created when the task first opens it.")
     if not any(owner.controller and owner.uid == about.uid for owner in stored.metadata.owner_references):
         raise CommandError(
-            f"The ConfigMap {stored.metadata.name} does not belong to {about.name}; somebody changed its owner."
+            f"The ConfigMap {stored.metadata.name} does not belong to {about.name}, because its owner reference was changed."
         )
     return stored
 

@@ -1,4 +1,4 @@
-"""`release`: the way out. Reattach's finalizers go, and every external job that may still run is named."""
+"""`release`: remove Reattach's finalizers, and list every external job that may still run."""
 
 from collections.abc import Container, Sequence
 from contextlib import suppress
@@ -24,8 +24,10 @@ from reattach.state.errors import RequestRejectedError
 
 
 class LeftJob(Shape, frozen=True):
-    """An external job that nobody looks after any more. `state`: as in `status.externalJobs`, or `Stray`, a second handle, or `GivenUp`, failed
-    because nobody could tell what became of it.
+    """An external job that nothing tracks any more.
+
+    `state`: as in `status.externalJobs`, or `Stray` (a second handle of one submission), or `GivenUp` (failed by policy, because its
+    outcome was unknown).
     """
 
     key: str
@@ -36,7 +38,7 @@ class LeftJob(Shape, frozen=True):
 
 
 class ReleasePlan(Shape, frozen=True):
-    """What was, or is to be, let go: objects as `kind/name`, and the jobs that are left."""
+    """Objects that lose their finalizers, as `kind/name`, and the jobs that may still run."""
 
     name: str
     namespace: str
@@ -57,7 +59,7 @@ class _FinalizedObject:
 
 @dataclass(frozen=True)
 class PreparedRelease:
-    """What `prepare` found; `carry_out` does it."""
+    """Result of `prepare` and input of `carry_out`."""
 
     plan: ReleasePlan
     objects: tuple[_FinalizedObject, ...]
@@ -65,7 +67,7 @@ class PreparedRelease:
 
 
 async def prepare(connection: ClusterConnection, name: str, *, force: bool = False) -> PreparedRelease:
-    """See what is held back, without changing anything. Raises `CommandError` if nothing is, or if it should go on by itself."""
+    """Find our finalizers without changing anything. Raises `CommandError` if there is none, or if the run continues."""
     try:
         taskrun: TaskRun | None = await read_taskrun(connection, name)
     except NoSuchTaskRunError:
@@ -78,7 +80,9 @@ async def prepare(connection: ClusterConnection, name: str, *, force: bool = Fal
             _check_is_ending(taskrun)
         objects = await _find_finalized(connection, name, taskrun)
     if not objects:
-        raise CommandError(f"{name} carries no finalizer of Reattach; nothing keeps it.")
+        raise CommandError(
+            f"{name}, its pods and its state have no finalizer of Reattach; there is nothing to release."
+        )
     jobs, notes = await _jobs_left(connection, name, taskrun, objects)
     names = tuple(f"{one.kind}/{one.metadata.name}" for one in objects)
     return PreparedRelease(
@@ -89,23 +93,23 @@ async def prepare(connection: ClusterConnection, name: str, *, force: bool = Fal
 
 
 async def carry_out(connection: ClusterConnection, release: PreparedRelease) -> None:
-    """Take the finalizers off, the TaskRun's first. Nothing else is changed; safe to repeat. Raises `ClusterError`."""
+    """Remove the finalizers, the TaskRun's first, and change nothing else. Safe to repeat. Raises `ClusterError`."""
     for finalized in release.objects:
         await _remove_finalizer(connection, finalized)
 
 
 def format_plan(plan: ReleasePlan) -> list[str]:
-    """What is let go and what is left, for people."""
-    lines = [f"Finalizers of Reattach on {', '.join(plan.objects)}."]
+    """Return the plan as lines of text."""
+    lines = [f"Reattach's finalizers on {', '.join(plan.objects)} are removed."]
     if plan.jobs:
-        lines.append("External jobs that may still run, and that nobody looks after then:")
+        lines.append("External jobs that may still run, and that nothing tracks then:")
         lines += [
             f"  {one_line(job.key)}, generation {job.generation}: {one_line(job.handle or 'handle not known')} ({job.state})"
             + (f" {one_line(job.url)}" if job.url else "")
             for job in plan.jobs
         ]
     elif not plan.notes:
-        lines.append("No external job is known to be left.")
+        lines.append("No external job is known that may still run.")
     return lines + list(plan.notes)
 
 
@@ -114,8 +118,8 @@ def _check_is_ending(taskrun: TaskRun) -> None:
     ending = about.deletion_timestamp is not None or taskrun.spec.cancel or status.outcome is not None
     if not ending and find_held_condition(status) is None:
         raise CommandError(
-            f"{about.name} is neither being deleted nor cancelled nor held, so it would go on without what protects its jobs; "
-            f"first kubectl delete trun {about.name} -n {about.namespace} --wait=false, or say --force."
+            f"{about.name} is neither being deleted nor cancelled nor held, so it would continue without the finalizers that protect its jobs; "
+            f"first run kubectl delete trun {about.name} -n {about.namespace} --wait=false, or repeat with --force."
         )
 
 
@@ -146,7 +150,7 @@ def _is_owned_by(metadata: ObjectMeta, taskrun: TaskRun | None) -> bool:
 async def _jobs_left(
     connection: ClusterConnection, name: str, taskrun: TaskRun | None, objects: tuple[_FinalizedObject, ...]
 ) -> tuple[tuple[LeftJob, ...], tuple[str, ...]]:
-    """The jobs that may run, by the state where it can be read, else by the status."""
+    """Return the jobs that may run, from the state if it can be read, else from the status."""
     known: tuple[JobSummary, ...] | None = None
     note = ""
     try:
@@ -157,22 +161,24 @@ async def _jobs_left(
         elif state := next((one for one in objects if one.kind == "configmap"), None):
             known = view_of(msgspec.json.encode(from_configmap(await connection.cluster.get(state.path)).body)).jobs
     except (ForbiddenError, CommandError, RequestRejectedError) as error:
-        note = f"The state of {name} can't be read ({error}): look over there for jobs that are not named here."
+        note = (
+            f"The state of {name} can't be read ({error}): check the external system for jobs that are not listed here."
+        )
     in_status = taskrun.status.external_jobs if taskrun is not None else ()
     if known is not None:
-        # Of a state that was lost, and begun anew, the jobs are in the status alone.
+        # The jobs of a lost state that was started again are only in the status.
         ids = {id_of(job) for job in known}
         return _left_by_state(known) + _left_by_status(LEFT, [job for job in in_status if id_of(job) not in ids]), ()
     may_run = set(JobState) - {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
     jobs = _left_by_status(may_run, in_status)
     if taskrun is not None and "Fail" in {taskrun.spec.submission.on_unknown, taskrun.spec.submission.on_not_found}:
-        # The status does not tell which of them were given up.
+        # The status does not show which of them were given up.
         jobs += _left_by_status({JobState.FAILED}, in_status, "Failed, or given up")
     return jobs, (note,) if note else ()
 
 
 def _left_by_state(known: Sequence[JobSummary]) -> tuple[LeftJob, ...]:
-    """The open ones, what was reported beside them, and what was given up: that may run too."""
+    """Return the open jobs, their stray handles, and the jobs that were given up: all of these may run."""
     jobs = tuple(_left(job, job.state.value) for job in known if job.is_open)
     strays = tuple(
         LeftJob(key=job.key, generation=job.generation, state="Stray", handle=stray)

@@ -1,4 +1,4 @@
-"""The story of a run: what was tried, what became of it, what was decided and why, what comes next, and what a person can do. Pure."""
+"""Report about a run: its attempts, its external jobs, what was decided and why, and what you can do. Pure."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -25,7 +25,7 @@ EVENTS_SHOWN = 10
 
 
 class BudgetReport(Shape, frozen=True, omit_defaults=False):
-    """What was charged to one budget, and what it allows. `granted`: how often a person granted it once more."""
+    """One budget: what was charged, and what it allows. `granted`: how many resolutions granted it again."""
 
     name: str
     charged: int
@@ -55,8 +55,8 @@ class JobReport(Shape, frozen=True):
     strays: tuple[str, ...] = ()
 
 
-class Report(Shape, frozen=True):
-    """What `explain` tells, and what `-o json` shows. `is_over`: the TaskRun has an outcome; `hidden_attempts` left the list."""
+class RunReport(Shape, frozen=True):
+    """Content of `explain`, also with `-o json`. `hidden_attempts`: how many are no longer in the list."""
 
     name: str
     namespace: str
@@ -81,13 +81,13 @@ class Report(Shape, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-def build_report(snapshot: Snapshot) -> Report:
-    """The whole story."""
+def build_report(snapshot: Snapshot) -> RunReport:
+    """Build the report from what was read of a TaskRun."""
     taskrun, status = snapshot.taskrun, snapshot.taskrun.status
     about = taskrun.metadata
     shown = snapshot.progress
     holds = find_holds(taskrun, snapshot.jobs) if status.outcome is None else ()
-    return Report(
+    return RunReport(
         name=about.name,
         namespace=about.namespace,
         uid=about.uid,
@@ -128,11 +128,11 @@ def _headline_of(snapshot: Snapshot, holds: Sequence[OpenHold]) -> str:
     is_deleted = taskrun.metadata.deletion_timestamp is not None
     if any(hold.answer is None for hold in holds) or (find_held_condition(status) and not holds):
         ending = "being deleted, and " if is_deleted else "being cancelled, and " if taskrun.spec.cancel else ""
-        return f"{name} is {ending}held: a person must decide."
+        return f"{name} is {ending}held: waiting for a resolution."
     if is_deleted:
         return f"{name} is being deleted."
     if holds:
-        return f"{name} was held; a person has decided, and the operator goes on from that."
+        return f"{name} was held; it has a resolution, and the operator applies it."
     if taskrun.spec.cancel:
         return f"{name} is being cancelled."
     shown = snapshot.progress
@@ -145,10 +145,10 @@ _HEADLINES = {
     Reason.RUNNING: "is running",
     Reason.BACKING_OFF: "waits for its next attempt",
     Reason.WAITING_FOR_GATES: "waits for the scheduling gates of its pod",
-    Reason.QUOTA_EXCEEDED: "waits for room in the namespace's quota",
-    Reason.POD_REFUSED: "can't make its pod",
-    Reason.POD_NAME_TAKEN: "can't make its pod",
-    Reason.ENDING: "waits for the rest of a pod to end",
+    Reason.QUOTA_EXCEEDED: "waits for the namespace's quota",
+    Reason.POD_REFUSED: "can't create its pod",
+    Reason.POD_NAME_TAKEN: "can't create its pod",
+    Reason.ENDING: "waits for the other containers of a pod to stop",
 }
 
 
@@ -169,7 +169,7 @@ def _budgets_of(taskrun: TaskRun) -> tuple[BudgetReport, ...]:
 
 
 def _jobs_of(snapshot: Snapshot) -> tuple[JobReport, ...]:
-    # The end of the run is known to the status alone: nobody writes the state any more then.
+    # Only the status shows which jobs were left at the end of the run: the state is not written any more then.
     final = {(job.key, job.generation): job.state for job in snapshot.taskrun.status.external_jobs}
     left = {JobState.ORPHANED, JobState.DETACHED}
     stories = []
@@ -253,15 +253,16 @@ def _decisions_of(snapshot: Snapshot) -> tuple[str, ...]:
     origins = [(job, _origin_of(job, snapshot.submission_of(job))) for job in snapshot.jobs]
     sentences = [f"{job_name(job)}: {origin}." for job, origin in origins if origin]
     sentences += [
-        f"{job_name(job)}: {listed(job.strays)} {'was' if len(job.strays) == 1 else 'were'} reported too. Look at "
-        f"{'it' if len(job.strays) == 1 else 'them'} over there: what runs a second time belongs to nobody."
+        f"{job_name(job)}: {listed(job.strays)} {'was' if len(job.strays) == 1 else 'were'} reported for the same "
+        f"submission. Check {'it' if len(job.strays) == 1 else 'them'} in the external system: no TaskRun watches "
+        f"{'it' if len(job.strays) == 1 else 'them'}."
         for job in snapshot.jobs
         if job.strays
     ]
     for number, one in enumerate(taskrun.spec.resolutions, start=1):
         about = "" if one.key is None else f" of {one.key}, generation {one.generation}"
         what = f"{one.action} {one.handle}" if one.handle else one.action
-        sentences.append(f"Answer {number} of a person, to {one.held}{about}: {what}.")
+        sentences.append(f"Resolution {number}, for {one.held}{about}: {what}.")
     counts = taskrun.status.counts
     if counts.submissions or counts.reattachments or counts.duplicates_averted:
         sentences.append(

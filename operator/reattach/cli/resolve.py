@@ -1,4 +1,4 @@
-"""`resolve`: check what a TaskRun is held for, and append the answer to its spec by compare-and-set."""
+"""`resolve`: check the holds of a TaskRun, and append a resolution to its spec by compare-and-set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ FIELD_MANAGER = "kubectl-reattach"
 
 @dataclass(frozen=True, kw_only=True)
 class ResolveRequest:
-    """What the person said: which answer, and to which hold if there are several."""
+    """Resolution that you request, and the hold that it is for if there are several."""
 
     action: str
     handle: str | None = None
@@ -41,7 +41,7 @@ class ResolveRequest:
 
 
 class ResolveResult(Shape, frozen=True):
-    """What was appended, as which answer (from 1), and what comes of it."""
+    """Resolution that was appended, its number (from 1), and what happens then."""
 
     name: str
     namespace: str
@@ -51,7 +51,7 @@ class ResolveResult(Shape, frozen=True):
 
 
 async def resolve(connection: ClusterConnection, name: str, request: ResolveRequest) -> ResolveResult:
-    """Raises `CommandError` if nothing is held, or the answer doesn't fit; `ClusterError`."""
+    """Append the resolution. Raises `CommandError` if nothing is held or it does not fit, and `ClusterError`."""
 
     async def write() -> ResolveResult:
         read = await read_taskrun_json(connection, name)
@@ -82,17 +82,19 @@ async def resolve(connection: ClusterConnection, name: str, request: ResolveRequ
 def build_resolution(
     taskrun: TaskRun, jobs: Sequence[JobSummary], request: ResolveRequest
 ) -> tuple[OpenHold, Resolution]:
-    """The hold that is meant, and the answer to append. Raises `CommandError` with what must hold instead."""
+    """Return the selected hold and the resolution to append. Raises `CommandError` if there is no such hold."""
     name = taskrun.metadata.name
     if taskrun.status.outcome is not None:
-        raise CommandError(f"{name} is over ({taskrun.status.outcome}); nothing is held.")
+        raise CommandError(f"{name} has ended ({taskrun.status.outcome}); nothing is held.")
     hold = _select_hold(taskrun, find_holds(taskrun, jobs), request)
     if request.action not in ACTIONS[hold.held]:
         fitting = listed([FLAGS[action] for action in ACTIONS[hold.held]], "or")
-        raise CommandError(f"{name} is held for {hold.name}, which takes {fitting}.")
+        raise CommandError(
+            f"{name} is held for {hold.name}, which takes {fitting}. Repeat the command with one of these flags."
+        )
     if len(taskrun.spec.resolutions) >= RESOLUTIONS_MAX:
         raise CommandError(
-            f"{name} has {RESOLUTIONS_MAX} answers already, and takes no more; delete it, or let it go: "
+            f"{name} has {RESOLUTIONS_MAX} resolutions, the most that spec.resolutions takes; delete it, or remove its finalizers: "
             f"kubectl reattach release {name}."
         )
     _check_handle(jobs, hold, request)
@@ -116,20 +118,20 @@ def _select_hold(taskrun: TaskRun, holds: Sequence[OpenHold], request: ResolveRe
             if request.action in ACTIONS[hold.held]
         )
         raise CommandError(
-            f"{name} is held for {len(waiting)} things; say which by --key and --generation:\n{commands}"
+            f"{name} is held for {len(waiting)} reasons; select one with --key and --generation:\n{commands}"
         )
     if matching:
         answer = matching[-1].answer
         given = f"{answer.action} {answer.handle or ''}".rstrip() if answer else ""
-        raise CommandError(f"{name} was answered already ({given}); the operator goes on from that.")
+        raise CommandError(f"{name} already has a resolution ({given}), which the operator applies.")
     if holds:
         raise CommandError(f"{name} is not held for that, but for {listed([hold.name for hold in holds])}.")
     condition = find_held_condition(taskrun.status)
     if condition is not None and condition.reason not in ACTIONS:
         raise CommandError(
-            f"{name} is held for {condition.reason}, which no answer resolves; kubectl reattach explain {name} tells the way out."
+            f"{name} is held for {condition.reason}, which resolve can't settle; kubectl reattach explain {name} shows what to do."
         )
-    raise CommandError(f"{name} is not held; nothing waits for an answer.")
+    raise CommandError(f"{name} is not held; there is nothing to resolve.")
 
 
 def _check_handle(jobs: Sequence[JobSummary], hold: OpenHold, request: ResolveRequest) -> None:
@@ -143,5 +145,5 @@ def _check_handle(jobs: Sequence[JobSummary], hold: OpenHold, request: ResolveRe
     for job in jobs:
         if job.handle == handle and (job.key, job.generation) != (hold.key, hold.generation):
             raise CommandError(
-                f"{handle} is the handle of {job.key}, generation {job.generation}, already; a job can't be two."
+                f"{handle} is the handle of {job.key}, generation {job.generation}, already; name another handle."
             )

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @click.group(cls=Commands)
 def state(**_: Any) -> None:
-    """Read and change what a task stored. Changes are compare-and-set, and say that they came from you."""
+    """Read and change what a task stored. Changes are compare-and-set, and record your name."""
 
 
 @state.command("get")
 @name_argument
 @click.argument("key", shell_complete=completion.state_keys)
-@click.option("-r", "--raw", is_flag=True, help="A text as it is, without quotes.")
-@click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="With version, writer and expiry.")
+@click.option("-r", "--raw", is_flag=True, help="Print a string without quotes.")
+@click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="Print version, writer and expiry, too.")
 def state_get(name: str, key: str, raw: bool, output: str | None) -> None:
     """Print the value of a key, as JSON."""
     from reattach.cli import state_edit
@@ -47,7 +47,7 @@ def state_get(name: str, key: str, raw: bool, output: str | None) -> None:
 
 @state.command("ls")
 @name_argument
-@click.option("--prefix", default="", help="Only keys that begin so.")
+@click.option("--prefix", default="", help="List only keys with this prefix.")
 @output_option
 def state_ls(name: str, prefix: str, output: str | None) -> None:
     """List the keys, with their values, who wrote them and when."""
@@ -77,7 +77,9 @@ def state_ls(name: str, prefix: str, output: str | None) -> None:
     show(None, None, table([("KEY", "VERSION", "WRITTEN BY", "WRITTEN", "EXPIRES", "VALUE"), *rows], styler()))
 
 
-_FORCE = click.option("--force", is_flag=True, help="Also while an attempt runs, which acts on what it has read.")
+_FORCE = click.option(
+    "--force", is_flag=True, help="Write even while an attempt runs, which may already have read the key."
+)
 
 
 class _TakesNumbers(Command):
@@ -97,9 +99,9 @@ _NEGATIVE = re.compile(r"-[0-9][0-9.eE+-]*")
 @name_argument
 @click.argument("key", shell_complete=completion.state_keys)
 @click.argument("value")
-@click.option("--string", is_flag=True, help="VALUE is a text, not JSON.")
-@click.option("--if-absent", is_flag=True, help="Only if the key is not there.")
-@click.option("--if-version", type=click.IntRange(1), help="Only if the key has this version.")
+@click.option("--string", is_flag=True, help="VALUE is a string, not JSON.")
+@click.option("--if-absent", is_flag=True, help="Write only if the key is absent.")
+@click.option("--if-version", type=click.IntRange(1), help="Write only if the key has this version.")
 @click.option(
     "--retention",
     metavar="DURATION|never",
@@ -150,7 +152,7 @@ def state_set(
 @state.command("rm")
 @name_argument
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...", shell_complete=completion.state_keys)
-@click.option("--if-version", type=click.IntRange(1), help="Only if the key has this version.")
+@click.option("--if-version", type=click.IntRange(1), help="Write only if the key has this version.")
 @click.option("--ignore-not-found", is_flag=True, help="A key that is not there is fine.")
 @_FORCE
 def state_rm(name: str, keys: tuple[str, ...], if_version: int | None, ignore_not_found: bool, force: bool) -> None:

@@ -110,7 +110,7 @@ def parse_value(text: str, *, is_string: bool) -> bytes:
         if error.code != "invalid":
             raise
         raise CommandError(
-            f"{text[:60]!r} is no JSON; to store it as a text, say --string (or quote it: '\"{text[:20]}\"')."
+            f"{text[:60]!r} is not JSON; to store it as a string, use --string (or quote it: '\"{text[:20]}\"')."
         ) from None
 
 
@@ -144,7 +144,7 @@ def parse_export(text: bytes, now: datetime, *, replace: bool) -> tuple[Step, ..
         export = msgspec.convert(from_json(text), Export)
     except (RequestRejectedError, msgspec.ValidationError) as error:
         why = error.detail if isinstance(error, RequestRejectedError) else str(error)
-        raise CommandError(f"That is no export of kubectl reattach state export: {why}.") from None
+        raise CommandError(f"The file is not an export of kubectl reattach state export: {why}.") from None
     if export.format != FORMAT:
         raise CommandError(f"The export must have the format {FORMAT!r}; it has {export.format!r}.")
     sets = tuple(
@@ -190,7 +190,7 @@ async def read(connection: ClusterConnection, name: str) -> tuple[TaskRun, Store
     taskrun = await read_taskrun(connection, name)
     stored = await read_state(connection, taskrun)
     if isinstance(stored, MissingState):
-        more = f" kubectl reattach explain {name} tells what to do." if stored.lost else ""
+        more = f" kubectl reattach explain {name} shows what to do." if stored.lost else ""
         raise CommandError(stored.why + more)
     if taskrun.status.outcome is not None:
         stored = msgspec.structs.replace(stored, state=expire(stored.state, datetime.now(UTC)))
@@ -227,7 +227,7 @@ async def _check_idle(connection: ClusterConnection, taskrun: TaskRun) -> None:
         pods = ()  # the status tells too, if a little later
     if (attempt := running_attempt_of(taskrun, pods)) is not None:
         raise CommandError(
-            f"Attempt {attempt} of {taskrun.metadata.name} is running, and acts on what it has read; wait until it is over, or say --force."
+            f"Attempt {attempt} of {taskrun.metadata.name} is running, and may already have read the key; wait until it has ended, or use --force."
         )
 
 

@@ -225,7 +225,7 @@ def test_what_a_lost_node_keeps_of_an_attempt_that_is_over_does_not_hide_the_nex
     said = viewer("logs", "load")
     assert (said.code, said.out) == (0, "reattached to job-7\n"), said.err
     [_, unread, heading] = said.err.splitlines()
-    assert unread.startswith("The log of attempt 1, which is over, can't be read to its end: ")
+    assert unread.startswith("The log of attempt 1, which has ended, can't be read to its end: ")
     assert unread.endswith(" The operator recorded: The node did not answer.")
     assert heading == f"==> attempt 2 (pod {second})"
     assert viewer("logs", "load", "--attempt", "1").err == f"error: {unread}\n"
@@ -251,7 +251,7 @@ def test_a_following_leaves_a_lost_node_when_the_end_of_its_attempt_is_recorded(
     wait_until(lambda: len(node.asked) > asked + 1, seconds=60, what="it is asked again")
     said = take_over(first, following, node, attempts, write_status)
     assert said.err.count("trying again") == 1
-    assert said.err.count("The log of attempt 1, which is over, can't be read to its end: ") == 1
+    assert said.err.count("The log of attempt 1, which has ended, can't be read to its end: ") == 1
 
 
 def test_a_log_that_falls_silent_is_left_when_the_end_of_its_attempt_is_recorded(
@@ -260,7 +260,9 @@ def test_a_log_that_falls_silent_is_left_when_the_end_of_its_attempt_is_recorded
     """A node that lost its power closes no connection."""
     first, following = follow_the_first(viewer, node, attempts, write_status)
     said = take_over(first, following, node, attempts, write_status)
-    assert "The log of attempt 1, which is over, can't be read to its end: nothing comes any more." in said.err
+    assert (
+        "The log of attempt 1, which has ended, can't be read to its end: the node sends nothing any more." in said.err
+    )
 
 
 def test_a_log_that_is_silent_for_long_is_followed_as_long_as_its_attempt_goes_on(
@@ -301,7 +303,9 @@ def test_a_container_that_is_not_there_is_an_error(viewer: Person, node: Node, a
     for flags in ([], ["-f"], ["--attempt", "1"]):
         said = viewer("logs", "load", "-c", "typo", *flags)
         assert (said.code, said.out) == (1, "")
-        assert said.err.endswith(f"error: The pod {name} has no container 'typo'; without -c it is the task's.\n")
+        assert said.err.endswith(
+            f"error: The pod {name} has no container 'typo'; leave out -c for the task's container.\n"
+        )
 
 
 def test_a_pod_that_is_gone_is_told_with_its_last_words(
@@ -319,7 +323,7 @@ def test_a_pod_that_is_gone_is_told_with_its_last_words(
 def test_no_attempt_yet_is_no_error(viewer: Person, task: Task) -> None:
     said = viewer("logs", task.name)
     assert (said.code, said.out) == (0, "")
-    assert "load has made no attempt yet" in said.err
+    assert "load has no attempt yet" in said.err
 
 
 def test_a_following_ends_when_the_taskrun_is_deleted(viewer: Person, task: Task) -> None:

@@ -90,14 +90,14 @@ class TestExplain:
     def test_a_viewer_sees_the_whole_story(self, viewer: Person, held_task: Task) -> None:
         said = viewer("explain", "load")
         assert said.code == 0, said.err
-        assert said.out.startswith("load is held: a person must decide.\n")
+        assert said.out.startswith("load is held: waiting for a resolution.\n")
         assert (
             f"kubectl reattach resolve load -n {held_task.namespace} --key load --generation 1 --adopt HANDLE"
             in said.out
         )
         assert "nobody can tell" in said.out
         assert "\x1b" not in said.out
-        assert "could not be seen" not in said.out
+        assert "could not be read" not in said.out
 
     def test_programs_get_json_or_yaml(self, viewer: Person, held_task: Task) -> None:
         as_json, as_yaml = viewer("explain", "load", "-o", "json").json, viewer("explain", "load", "-o", "yaml").yaml
@@ -206,7 +206,7 @@ class TestResolve:
 
     def test_nothing_is_answered_where_nothing_is_held(self, editor: Person, task: Task) -> None:
         said = editor("resolve", "load", "--resubmit")
-        assert (said.code, said.err) == (1, "error: load is not held; nothing waits for an answer.\n")
+        assert (said.code, said.err) == (1, "error: load is not held; there is nothing to resolve.\n")
         assert resolutions(task) == []
 
     def test_a_viewer_is_told_the_missing_right(self, viewer: Person, held_task: Task) -> None:
@@ -219,7 +219,7 @@ class TestResolve:
         for flags in ([], ["--fail", "--resubmit"]):
             said = editor("resolve", "load", *flags)
             assert said.code == 2
-            assert "Say exactly one of" in said.err
+            assert "Give exactly one of" in said.err
         assert resolutions(held_task) == []
 
     def test_who_is_faster_is_seen(self, editor: Person, held_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ class TestRelease:
         said = editor("release", "load", "--yes")
         assert said.code == 0, said.err
         assert "load, generation 1: job-7 (Active)" in said.out
-        assert said.out.endswith("load was let go.\n")
+        assert said.out.endswith("load was released.\n")
         assert editor("explain", "load").err.startswith("error: There is no TaskRun 'load'")
         [pod] = control_plane.call("GET", pods(stuck.namespace))["items"]
         assert pod["metadata"]["finalizers"] == ["example.com/other"]
@@ -318,7 +318,9 @@ class TestRelease:
         said = editor("release", "load")
         assert said.code == 1
         assert "job-7" in said.err
-        assert said.err.endswith("error: Nothing was let go: say --yes where nobody can be asked.\n")
+        assert said.err.endswith(
+            "error: No finalizer was removed, because there is no terminal to confirm on; repeat with --yes.\n"
+        )
         finalizers = stuck.control_plane.call("GET", taskruns(stuck.namespace, "load"))["metadata"]["finalizers"]
         assert finalizers == [FINALIZER_EXTERNAL_JOBS]
         assert editor("release", "load", "--yes").code == 0
@@ -368,7 +370,10 @@ class TestRelease:
     def test_where_nothing_is_kept_that_is_said(self, editor: Person, task: Task) -> None:
         task.control_plane.call("PATCH", taskruns(task.namespace, "load"), {"spec": {"cancel": True}})
         said = editor("release", "load", "--yes")
-        assert (said.code, said.err) == (1, "error: load carries no finalizer of Reattach; nothing keeps it.\n")
+        assert (said.code, said.err) == (
+            1,
+            "error: load, its pods and its state have no finalizer of Reattach; there is nothing to release.\n",
+        )
 
 
 class TestWait:
@@ -391,7 +396,7 @@ class TestWait:
         write_status(conditions=held("StateLost"))
         said = viewer("wait", task.name)
         assert said.code == 5
-        assert said.err == "load is held for StateLost; kubectl reattach explain load tells how to resolve it.\n"
+        assert said.err == "load is held for StateLost; kubectl reattach explain load shows how to resolve it.\n"
         through.wait_for("load is held for StateLost")
         write_status(**ended("Failed", "FailedByResolution"))
         assert through.wait().code == 0

@@ -101,7 +101,7 @@ def test_a_negative_number_is_a_value(editor: Person, stored: Task) -> None:
 
 
 def test_bad_values_are_refused_with_the_reason(editor: Person, stored: Task) -> None:
-    assert "is no JSON; to store it as a text, say --string" in editor("state", "set", stored.name, "k", "job-7").err
+    assert "is not JSON; to store it as a string, use --string" in editor("state", "set", stored.name, "k", "job-7").err
     assert editor("state", "set", "load", "k", "job-7", "--string").code == 0
     assert entry(editor, "k")["value"] == "job-7"
     assert editor("state", "set", "load", "k", "null").code == 1
@@ -135,14 +135,14 @@ def test_an_export_goes_into_another_state(
     assert editor("state", "import", "again", "-", "--replace", stdin=file.read_bytes()).code == 0
     values = {one["key"]: one["value"] for one in editor("state", "ls", "again", "-o", "json").json}
     assert values == {"job_id": "job-7", "progress": {"rows": 12345678901234567890123}}
-    assert "That is no export" in editor("state", "import", "again", "-", stdin=b"{}").err
+    assert "is not an export" in editor("state", "import", "again", "-", stdin=b"{}").err
 
 
 def test_while_an_attempt_runs_nothing_is_changed_unless_forced(editor: Person, server: Server, stored: Task) -> None:
     second = stored.attempt(server, 2)
     said = editor("state", "set", "load", "job_id", '"job-9"')
     assert said.code == 1
-    assert said.err.startswith("error: Attempt 2 of load is running, and acts on what it has read;")
+    assert said.err.startswith("error: Attempt 2 of load is running, and may already have read the key;")
     assert editor("state", "set", "load", "job_id", '"job-9"', "--force").code == 0
     assert second.get("job_id").json()["value"] == "job-9"
 

@@ -1,6 +1,6 @@
-"""What `explain` tells, word by word, for every situation that a TaskRun can be in.
+"""Text of `explain`, word by word, for every situation that a TaskRun can be in.
 
-The texts are in `stories/`; after a wanted change `REATTACH_WRITE_STORIES=1 pytest tests/unit/cli` writes them anew, to be read in the diff.
+The texts are in `stories/`; after an intended change `REATTACH_WRITE_STORIES=1 pytest tests/unit/cli` writes them again; read the diff.
 """
 
 import os
@@ -391,7 +391,7 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__)
-def test_the_story_is_told_as_it_is_written_down(situation: Callable[[], Snapshot]) -> None:
+def test_report_equals_the_stored_text(situation: Callable[[], Snapshot]) -> None:
     seen = situation()
     text = "\n".join(format_report(build_report(seen), seen.now)) + "\n"
     file = STORIES / f"{situation.__name__}.txt"
@@ -400,12 +400,12 @@ def test_the_story_is_told_as_it_is_written_down(situation: Callable[[], Snapsho
     assert text == file.read_text()
 
 
-def test_no_story_is_left_over() -> None:
+def test_stored_texts_have_a_situation_each() -> None:
     assert {file.stem for file in STORIES.iterdir()} == {one.__name__ for one in SITUATIONS}
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__)
-def test_colours_change_nothing_but_colours(situation: Callable[[], Snapshot]) -> None:
+def test_coloured_report_without_its_colours_equals_the_plain_report(situation: Callable[[], Snapshot]) -> None:
     seen = situation()
     coloured = "\n".join(format_report(build_report(seen), seen.now, Styler(on=True)))
     plain = coloured
@@ -416,12 +416,12 @@ def test_colours_change_nothing_but_colours(situation: Callable[[], Snapshot]) -
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__)
-def test_a_story_can_be_told_to_programs(situation: Callable[[], Snapshot]) -> None:
+def test_report_survives_json(situation: Callable[[], Snapshot]) -> None:
     story = build_report(situation())
     assert msgspec.json.decode(msgspec.json.encode(story), type=type(story)) == story
 
 
-def test_who_is_held_without_an_answer_is_told_a_command_for_each_answer() -> None:
+def test_report_of_a_hold_has_a_command_for_each_resolution() -> None:
     commands = [way.command for way in build_report(held_for_an_unknown_submission()).ways]
     assert commands == [
         "kubectl reattach resolve load -n data --key load --generation 1 --adopt HANDLE",
