@@ -13,7 +13,7 @@ from reattach.cli.flags import PROGRAM, say
 
 
 def run(arguments: list[str]) -> int:
-    """Do what the arguments say; the answer is the exit code."""
+    """Run the command in the arguments. Return the exit code."""
     try:
         result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except CommandError as error:
@@ -25,7 +25,7 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
     except SystemExit:
-        # click's own, with 1, when whoever read stdout went away; here that would mean "not done". No command raises it.
+        # click raises it with 1 when the reader of stdout closed it; 1 means "not done" here. No command raises it.
         return ExitCode.PIPE_CLOSED
     return result if isinstance(result, int) else ExitCode.OK
 

@@ -1,4 +1,4 @@
-"""The log of one attempt, as its node has it: read anew where it broke off, and left where the attempt is over and nothing comes any more."""
+"""Log of one attempt: read on after a broken connection, and left if the attempt has ended and its node is silent."""
 
 import asyncio
 import re
@@ -21,14 +21,14 @@ from reattach.planner.textformat import last_line_first
 
 POLL_SECONDS = 1.0
 QUIET_SECONDS = 15.0
-"""How long nothing comes before the TaskRun is looked at, and before what is over is left."""
+"""Silence after which the TaskRun is read, and after which the log of an ended attempt is left."""
 _STAMP = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(Z|[-+][0-9:]+)$")
 _OVER = frozenset({"Succeeded", "Failed"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
-    """What of the logs is wanted. `attempt` None: all; `tail` None: everything that is kept."""
+    """Selected part of the logs. `attempt` None: all attempts; `tail` None: all lines."""
 
     follow: bool = False
     attempt: int | None = None
@@ -39,9 +39,9 @@ class LogOptions:
 
 @dataclass
 class LogOutput:
-    """Where lines go: the log itself to stdout, what is said about it to stderr, so that a pipe has the log alone.
+    """Output of a log: lines to stdout, messages about them to stderr, so that a pipe gets only the log.
 
-    `last`: the time of the last line, as it was sent. `last_received`: when something new came, by the clock of this machine.
+    `last`: time of the last line, as it was sent. `last_received`: when new bytes came, by the clock of this machine.
     """
 
     say: Say
@@ -53,7 +53,7 @@ class LogOutput:
     _is_repeated: bool = False
 
     def write(self, piece: bytes) -> None:
-        """What came, of any size."""
+        """Write a piece of the log, of any size."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
         for line in lines:
             self._write(line + b"\n")
@@ -61,33 +61,33 @@ class LogOutput:
             self.last_received = time.monotonic()
 
     def say_once(self, about: str, sentence: str) -> None:
-        """Say it; as long as nothing comes, once is enough."""
+        """Print a message, but not again before a new line has come."""
         if self._said.get(about) != self.last:
             self.say(sentence)
             self._said[about] = self.last
 
     def end(self) -> None:
-        """Nothing follows: a last line may have no end."""
+        """Write the last line, which may have no newline."""
         if self._rest:
             self._write(self._rest + b"\n")
         self._rest = b""
 
     def start_container(self) -> None:
-        """Another container: what was seen of the last one doesn't count any more."""
+        """Start the log of another container."""
         self.last = self._rest = b""
         self._is_repeated = False
         self._said.clear()
         self.last_received = time.monotonic()
 
     def reconnect(self) -> None:
-        """What was sent within the last second comes again, and so does a line that was cut."""
+        """Prepare for a new stream, which repeats the last second and a line that was cut."""
         self._rest = b""
         self._is_repeated = bool(self.last)
 
     def _write(self, line: bytes) -> None:
         stamp, _, text = line.partition(b" ")
         if not _STAMP.match(stamp):
-            text = line  # what the kubelet itself says about the log
+            text = line  # a message of the kubelet about the log
         elif self._is_repeated and stamp <= self.last:
             return
         else:
@@ -98,8 +98,10 @@ class LogOutput:
 
 @dataclass
 class LogSource:
-    """A container of an attempt's pod, and since when (by the clock of this machine) the attempt is known to be over: the pod of a node that
-    died stays as it was, so that only the TaskRun tells.
+    """A container of an attempt's pod.
+
+    `over_since`: since when the attempt is known to have ended, by the clock of this machine. The pod of a lost node is not updated, so
+    only the TaskRun shows that.
     """
 
     connection: ClusterConnection
@@ -113,25 +115,25 @@ class LogSource:
     def of(
         cls, connection: ClusterConnection, taskrun: TaskRun, number: int, pods: dict[int, Pod], container: str
     ) -> "LogSource":
-        """Of an attempt that has a pod."""
+        """Return the source for an attempt that has a pod."""
         is_over = is_recorded(taskrun, number) or number < max(pods)
         over_since = time.monotonic() if is_over else None
         return cls(connection, taskrun, number, pods[number], container, over_since)
 
     @property
     def is_over(self) -> bool:
-        """Whether the attempt is over, as far as is known."""
+        """Return whether the attempt is known to have ended."""
         return self.over_since is not None
 
     def is_done(self, output: LogOutput) -> bool:
-        """Whether there is nothing to wait for: the attempt is over, and nothing has come since for a while."""
+        """Return whether the attempt has ended and its log has been silent since."""
         return (
             self.over_since is not None
             and time.monotonic() - max(self.over_since, output.last_received) >= QUIET_SECONDS
         )
 
     async def refresh(self) -> None:
-        """See whether its end is recorded by now. An API server that does not answer tells nothing."""
+        """Read the TaskRun, to learn whether the end is recorded. Ignore an API server that is away."""
         if self.is_over:
             return
         about = self.taskrun.metadata
@@ -149,9 +151,9 @@ class LogSource:
 
 
 async def show_log(source: LogSource, options: LogOptions, output: LogOutput) -> str:
-    """The log of one attempt; if it is followed, until the container has ended. The answer is a sentence if not all of it could be read, as the
-    attempt is over and its node does not answer.
+    """Print the log of one attempt; if it is followed, until the container has ended.
 
+    Return a sentence if the log could not be read to its end, because the attempt has ended and its node does not respond.
     Raises `CommandError` if there is no such container, and `ClusterError`.
     """
     output.start_container()
@@ -164,7 +166,7 @@ async def show_log(source: LogSource, options: LogOptions, output: LogOutput) ->
                 raise CommandError(
                     f"The pod {source.pod.metadata.name} has no container {source.container!r}; leave out -c for the task's container."
                 ) from None
-            # It has not started yet; or never will, once its pod is over.
+            # The container has not started yet, or never will if its pod has ended.
             if not options.follow or source.is_over or await _has_ended(source, output.say):
                 output.say(f"There is no log: {one_line(error.message)}")
                 return ""
@@ -181,7 +183,7 @@ async def show_log(source: LogSource, options: LogOptions, output: LogOutput) ->
             if not options.follow or source.is_done(output) or await _has_ended(source, output.say):
                 output.end()
                 return ""
-            # The API server ends the stream in the same way when it lost the kubelet: what it sent of a line is sent again.
+            # The API server also ends the stream this way when it lost the kubelet. A line that was cut is sent again.
             tail = None
         output.reconnect()
         await asyncio.sleep(POLL_SECONDS)
@@ -189,14 +191,15 @@ async def show_log(source: LogSource, options: LogOptions, output: LogOutput) ->
 
 
 def _unread_after(source: LogSource, output: LogOutput, error: ClusterError, *, follow: bool) -> str:
-    """The sentence if what can't be read now is to be left; nothing: it is asked for again. Raises the error where nobody said that the
-    attempt is over, and it is not followed.
+    """Return a sentence if the log is left; empty: read it again.
+
+    Raises the error if the log is not followed and the attempt is not known to have ended.
     """
-    is_away = not error.status  # not the node, but the API server itself
+    is_away = not error.status  # the API server, not the node
     if not follow and (is_away or isinstance(error, TooManyRequestsError) or not source.is_over):
         raise error
     if is_away:
-        output.last_received = time.monotonic()  # as long as it is away, nothing can come
+        output.last_received = time.monotonic()  # no line can come while the API server is away
         output.say_once("the API server", unavailable_sentence(source.connection, error))
         return ""
     why = one_line(error.message).rstrip(".")
@@ -207,7 +210,10 @@ def _unread_after(source: LogSource, output: LogOutput, error: ClusterError, *, 
 
 
 async def _stream(source: LogSource, output: LogOutput, *, follow: bool, tail: int | None) -> bool:
-    """Take what comes until the API server ends it. False: left, as the attempt is over and its node has gone silent, which ends no connection."""
+    """Read the stream until the API server ends it. Return False if it was left.
+
+    A node that went silent does not end the connection, so the stream is left if the attempt has ended.
+    """
     coming = asyncio.create_task(_read_stream(source, output, follow=follow, tail=tail))
     try:
         while not (await asyncio.wait({coming}, timeout=QUIET_SECONDS))[0]:
@@ -222,7 +228,7 @@ async def _stream(source: LogSource, output: LogOutput, *, follow: bool, tail: i
 
 
 async def _read_stream(source: LogSource, output: LogOutput, *, follow: bool, tail: int | None) -> None:
-    since = output.last.decode(errors="replace")[:19]  # seconds are as exact as the API server takes it
+    since = output.last.decode(errors="replace")[:19]  # the API server takes no fractions of a second
     pieces = source.connection.cluster.stream(
         f"{paths.pods(source.connection.namespace, source.pod.metadata.name)}/log",
         container=source.container,
@@ -237,7 +243,7 @@ async def _read_stream(source: LogSource, output: LogOutput, *, follow: bool, ta
 
 
 async def _has_ended(source: LogSource, say: Say) -> bool:
-    """Whether the container will write no more, as its pod tells."""
+    """Return whether the pod shows that the container has ended."""
     pod = await _reread_pod(source.connection, source.pod, say)
     if pod is None or pod.status.phase in _OVER:
         return True
@@ -260,17 +266,17 @@ async def _reread_pod(connection: ClusterConnection, pod: Pod, say: Say) -> Pod 
 
 
 def missing_log_message(taskrun: TaskRun, number: int) -> str:
-    """Of an attempt whose pod is not there any more."""
+    """Return the message for an attempt whose pod is gone."""
     return f"The pod of attempt {number} is gone, and its log with it.{_recorded_message(taskrun, number)}"
 
 
 def find_attempt(taskrun: TaskRun, number: int) -> Attempt | None:
-    """As the status has it."""
+    """Return the attempt in the status."""
     return next((one for one in taskrun.status.attempts if one.number == number), None)
 
 
 def is_recorded(taskrun: TaskRun, number: int) -> bool:
-    """Whether the status has the attempt's end, or has what came after it."""
+    """Return whether the status has the attempt's end, or a later attempt."""
     later = (
         one.number > number or (one.number == number and one.finish_time is not None) for one in taskrun.status.attempts
     )

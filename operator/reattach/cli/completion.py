@@ -1,6 +1,6 @@
-"""Shell completion: of `kubectl reattach` by kubectl's own protocol, and of `kubectl-reattach` by click's scripts for bash, zsh and fish.
+"""Shell completion, by kubectl's own protocol and by click's scripts for bash, zsh and fish.
 
-While a word is completed nothing may be said or take long: an API server that does not answer means that there is nothing to offer.
+Completion prints no messages and takes no longer than `_SECONDS`. If the API server does not respond, it offers nothing.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _FILES = ":0"
 
 
 def for_kubectl(cli: click.Command, arguments: list[str]) -> str:
-    """The answer to kubectl: one offer a line, its help after a tab, and at last a directive (4: offer no files, 0: do)."""
+    """Return kubectl's format: a value a line, help after a tab, last a directive (4: no files, 0: files)."""
     *before, word = arguments or [""]
     items = ShellComplete(cli, {}, "kubectl reattach", VARIABLE).get_completions(before, word)
     offers = [item for item in items if item.type == "plain" and item.value]
@@ -32,7 +32,7 @@ def for_kubectl(cli: click.Command, arguments: list[str]) -> str:
 
 
 def script_of(cli: click.Command, shell: str) -> str:
-    """The script that teaches a shell to complete `kubectl-reattach`."""
+    """Return the completion script of a shell for `kubectl-reattach`."""
     kind = get_completion_class(shell)
     if kind is None:
         raise click.UsageError(f"There is no completion for {shell}.")
@@ -41,7 +41,7 @@ def script_of(cli: click.Command, shell: str) -> str:
 
 
 def answer_shell(cli: click.Command, instruction: str) -> int:
-    """What the script asks for."""
+    """Return the exit code after printing what the script requested."""
     return shell_complete(cli, {}, "kubectl-reattach", VARIABLE, instruction)
 
 
@@ -49,7 +49,7 @@ def answer_shell(cli: click.Command, instruction: str) -> int:
 
 
 def taskruns(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
-    """The TaskRuns of the namespace."""
+    """Complete the TaskRuns of the namespace."""
     from reattach.cli.queries import list_taskruns
 
     return _matching(_query(ctx, list_taskruns), word)
@@ -63,14 +63,14 @@ def namespaces(ctx: click.Context, _param: click.Parameter, word: str) -> list[C
 
 
 def contexts(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
-    """The contexts of the kubeconfig."""
+    """Complete the contexts of the kubeconfig."""
     from reattach.cli.connection import list_contexts
 
     return _matching(list_contexts(target_of(ctx)), word)
 
 
 def state_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
-    """The keys in the state of the TaskRun that is named."""
+    """Complete the keys in the state of the TaskRun NAME."""
     from reattach.cli.state_edit import read
 
     async def keys(connection: "ClusterConnection") -> list[str]:
@@ -81,7 +81,7 @@ def state_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[C
 
 
 def held_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
-    """The keys of the external jobs for which the TaskRun is held."""
+    """Complete the keys of the external jobs for which the TaskRun is held."""
     from reattach.cli.hold_options import find_holds
     from reattach.cli.queries import read_jobs, read_taskrun
 

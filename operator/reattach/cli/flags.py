@@ -1,6 +1,6 @@
-"""What all commands have in common: the flags that say where to go, how errors end them, and how answers are printed.
+"""Parts that all commands share: flags that select a target, handling of errors, and output.
 
-What calls the API server is imported when a command runs: completing a word and showing help must not wait for it.
+Modules that call the API server are imported when a command runs, so that completion and help start fast.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ DURATION = Duration()
 
 
 def _target_options(*, hidden: bool) -> list[click.Option]:
-    """Where to go, and as whom: kubectl's own flags. Listed by `kubectl reattach --help`, and taken by every command."""
+    """Return kubectl's own flags. `kubectl reattach --help` lists them, and every command takes them."""
     option = click.Option
     return [
         option(
@@ -81,7 +81,7 @@ def _target_options(*, hidden: bool) -> list[click.Option]:
 
 
 class Command(click.Command):
-    """A command that takes the flags which say where to go; its function does not get them."""
+    """A command that takes the flags of a target; its function does not receive them."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         settings["params"] = [*settings.get("params", ()), *_target_options(hidden=True)]
@@ -90,7 +90,7 @@ class Command(click.Command):
 
     @override
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # While a flag's value is being completed, click stops at the flag and forgets the arguments before it, NAME among them.
+        # While a flag's value is completed, click stops at the flag and drops the arguments before it, such as NAME.
         if ctx.resilient_parsing and args and args[-1].startswith("-"):
             args = args[:-1]
         return super().parse_args(ctx, args)
@@ -103,7 +103,7 @@ class Command(click.Command):
 
 
 class Commands(click.Group):
-    """A group of such commands, in the order in which they are written."""
+    """A group of such commands, in the order of their definition."""
 
     command_class = Command
 
@@ -155,7 +155,7 @@ def output_option(function: Decorated) -> Decorated:
 
 
 def call(act: "Callable[[ClusterConnection], Coroutine[Any, Any, T]]") -> T:
-    """Connect as the flags say, do it, and turn errors into a sentence and an exit code."""
+    """Connect as the flags select, run `act`, and turn errors into a sentence and an exit code."""
     return asyncio.run(_connected(click.get_current_context().obj, act))
 
 
@@ -173,12 +173,12 @@ async def _connected(target: Target, act: "Callable[[ClusterConnection], Corouti
 
 
 def say(text: str) -> None:
-    """To the person, on stderr: stdout is for what was asked for."""
+    """Print a message to stderr; stdout is for the output of the command."""
     click.echo(text, err=True)
 
 
 def show(value: Any, output: str | None, lines: list[str]) -> None:
-    """What was asked for: lines for people, or the same as JSON or YAML."""
+    """Print the output as lines, or the same as JSON or YAML."""
     if output is None:
         click.echo("\n".join(lines), color=True)  # whether to colour is decided by `styler`
         return
@@ -192,7 +192,7 @@ def show(value: Any, output: str | None, lines: list[str]) -> None:
 
 
 def styler() -> Styler:
-    """Colours, if stdout is a terminal."""
+    """Return the colours for stdout; none if it is not a terminal."""
     on = is_coloured(terminal=sys.stdout.isatty(), no_color=os.environ.get("NO_COLOR"), term=os.environ.get("TERM"))
     return Styler(on)
 

@@ -1,4 +1,4 @@
-"""Reads from the API server: a TaskRun, its state, its pods, its events, and all versions of a TaskRun as they come."""
+"""Reads from the API server: a TaskRun and its versions, its state, its pods, its events."""
 
 import asyncio
 import difflib
@@ -56,7 +56,7 @@ class _TaskRunEvent(Shape, frozen=True):
 
 @dataclass(frozen=True)
 class MissingState:
-    """There is no state that can be used: `why` in a sentence. `lost`: there was one."""
+    """No usable state exists; `why` is a sentence. `lost`: a state existed before."""
 
     why: str
     lost: bool = False
@@ -66,12 +66,15 @@ class MissingState:
 
 
 async def read_taskrun(connection: ClusterConnection, name: str) -> TaskRun:
-    """The TaskRun as of now. Raises `NoSuchTaskRunError` with similar names if there is none, `CommandError` if it can't be read, `ClusterError`."""
+    """Read the TaskRun.
+
+    Raises `NoSuchTaskRunError` with similar names, `CommandError` if it can't be decoded, and `ClusterError`.
+    """
     return to_taskrun(await read_taskrun_json(connection, name))
 
 
 async def read_taskrun_json(connection: ClusterConnection, name: str) -> bytes:
-    """`read_taskrun`, as JSON with all that this version doesn't know."""
+    """Read the TaskRun as JSON, including fields that this version does not know."""
     try:
         return await connection.cluster.get(paths.taskruns(connection.namespace, name))
     except NotFoundError:
@@ -79,7 +82,7 @@ async def read_taskrun_json(connection: ClusterConnection, name: str) -> bytes:
 
 
 def to_taskrun(body: bytes) -> TaskRun:
-    """From JSON. Raises `CommandError` where a newer version wrote what this one can't read."""
+    """Decode a TaskRun. Raises `CommandError` if a newer version wrote it and this version can't decode it."""
     try:
         return msgspec.json.decode(body, type=TaskRun)
     except msgspec.ValidationError as error:
@@ -87,21 +90,21 @@ def to_taskrun(body: bytes) -> TaskRun:
 
 
 def items_of(body: bytes, kind: type[Item]) -> tuple[Item, ...]:
-    """What is in a list, from JSON."""
-    # Null, not an empty list, where metadata alone was asked for and nothing is there.
+    """Decode the items of a list."""
+    # `items` is null, not an empty list, if only metadata was requested and the list is empty.
     items = msgspec.json.decode(body).get("items") or []
     return tuple(msgspec.convert(item, kind) for item in items)
 
 
 async def list_taskruns(connection: ClusterConnection) -> list[str]:
-    """The names of the TaskRuns in the namespace, not more than some hundreds."""
+    """List the names of the TaskRuns in the namespace, at most `_NAMES_MAX`."""
     path = paths.taskruns(connection.namespace)
     body = await connection.cluster.list(path, metadata_only=True, limit=_NAMES_MAX)
     return [one.metadata.name for one in items_of(body, PartialObject)]
 
 
 async def list_namespaces(connection: ClusterConnection) -> list[str]:
-    """The names of the cluster's namespaces, not more than some hundreds."""
+    """List the names of the cluster's namespaces, at most `_NAMES_MAX`."""
     body = await connection.cluster.list(paths.core("namespaces", None), metadata_only=True, limit=_NAMES_MAX)
     return [one.metadata.name for one in items_of(body, PartialObject)]
 
@@ -124,9 +127,9 @@ async def _no_such(connection: ClusterConnection, name: str) -> NoSuchTaskRunErr
 async def watch_taskrun(
     connection: ClusterConnection, first: TaskRun, say: Say
 ) -> AsyncGenerator[TaskRun | None, None]:
-    """What `first` is now and then each time it changed, for ever; None, and the end, once it is gone or another has its name.
+    """Yield the TaskRun now and after each change, and None at the end, when it was deleted or replaced.
 
-    An API server that is away is waited for, and told once through `say`.
+    While the API server is away, say so once and wait for it.
     """
     name = first.metadata.name
     path = paths.taskruns(connection.namespace, name)
@@ -145,12 +148,12 @@ async def watch_taskrun(
                 async for newer in changes:
                     yield newer
         except ClusterError:
-            # No right to watch, or the watch broke: looking again tells which, and is enough.
+            # You may not watch, or the watch broke; reading again is enough in both cases.
             await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _changes(connection: ClusterConnection, name: str, version: str) -> AsyncGenerator[TaskRun, None]:
-    """What a watch tells after `version`, until it ends or the TaskRun is deleted. Raises `ClusterError`."""
+    """Yield the changes after `version`, until the watch ends or the TaskRun is deleted. Raises `ClusterError`."""
     path, selector = paths.taskruns(connection.namespace), f"metadata.name={name}"
     lines = connection.cluster.watch(path, resource_version=version, fieldSelector=selector)
     async with aclosing(lines):
@@ -170,7 +173,7 @@ async def _changes(connection: ClusterConnection, name: str, version: str) -> As
 
 
 async def read_state(connection: ClusterConnection, taskrun: TaskRun) -> StoredState | MissingState:
-    """The state's ConfigMap as of now. Raises `CommandError` if it can't be read, and `ClusterError`."""
+    """Read the state's ConfigMap. Raises `CommandError` if it can't be decoded, and `ClusterError`."""
     about, named = taskrun.metadata, taskrun.status.state
     try:
         stored = from_configmap(
@@ -192,13 +195,13 @@ async def read_state(connection: ClusterConnection, taskrun: TaskRun) -> StoredS
 
 
 async def read_jobs(connection: ClusterConnection, taskrun: TaskRun) -> tuple[JobSummary, ...]:
-    """The external jobs in the state; none where there is no state. Raises as `read_state`."""
+    """Read the external jobs in the state; empty without a state. Raises as `read_state`."""
     stored = await read_state(connection, taskrun)
     return view_of(msgspec.json.encode(stored.body)).jobs if isinstance(stored, StoredState) else ()
 
 
 async def read_pods(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Pod, ...]:
-    """Its pods that are still there, oldest first."""
+    """Read the pods of the TaskRun that still exist, oldest first."""
     about = taskrun.metadata
     body = await connection.cluster.list(
         paths.pods(connection.namespace), labelSelector=f"{LABEL_TASKRUN}={about.name}"
@@ -212,7 +215,7 @@ async def read_pods(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Po
 
 
 async def read_events(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Event, ...]:
-    """What Kubernetes remembers of it, oldest first."""
+    """Read the Events of the TaskRun, oldest first."""
     body = await connection.cluster.list(
         paths.core("events", connection.namespace), fieldSelector=f"involvedObject.uid={taskrun.metadata.uid}"
     )
@@ -222,7 +225,7 @@ async def read_events(connection: ClusterConnection, taskrun: TaskRun) -> tuple[
 
 
 async def read_snapshot(connection: ClusterConnection, name: str) -> Snapshot:
-    """Everything that can be seen of it. What the person has no right to see is told, and left out."""
+    """Read all that you have the right to read; the notes name the rest."""
     taskrun = await read_taskrun(connection, name)
     notes: list[str] = []
     state, state_note = None, ""

@@ -100,7 +100,7 @@ async def carry_out(connection: ClusterConnection, release: PreparedRelease) -> 
 
 def format_plan(plan: ReleasePlan) -> list[str]:
     """Return the plan as lines of text."""
-    lines = [f"Reattach's finalizers on {', '.join(plan.objects)} are removed."]
+    lines = [f"Remove Reattach's finalizers from {', '.join(plan.objects)}."]
     if plan.jobs:
         lines.append("External jobs that may still run, and that nothing tracks then:")
         lines += [

@@ -1,4 +1,4 @@
-"""Report about a run: its attempts, its external jobs, what was decided and why, and what you can do. Pure."""
+"""Content of `explain`: attempts, jobs, decisions, next steps and commands of a run. Pure."""
 
 from collections.abc import Sequence
 from datetime import datetime

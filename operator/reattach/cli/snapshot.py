@@ -1,4 +1,4 @@
-"""One look at a TaskRun, as plain data: what the story is told from. Pure."""
+"""All that was read of a TaskRun, as plain data. Pure."""
 
 from datetime import datetime
 
@@ -9,7 +9,7 @@ from reattach.planner.conditions import progress_of
 
 
 class Event(Shape, frozen=True):
-    """What Kubernetes remembers for an hour or so."""
+    """An Event of the TaskRun; Kubernetes keeps it for about an hour."""
 
     time: datetime | None
     type: str
@@ -18,7 +18,7 @@ class Event(Shape, frozen=True):
 
 
 class JobSubmission(Shape, frozen=True):
-    """What the state records about the submission of one external job.
+    """Submission of one external job, as the state records it.
 
     `intended_time`: when the intent was stored, right before the first submission. `submitters`: attempt and time of each process that
     was allowed to submit, oldest first; empty if the job comes from `spec.adopt`. `repeated`: an unresolved submission was repeated.
@@ -33,7 +33,7 @@ class JobSubmission(Shape, frozen=True):
 
 
 class Snapshot(Shape, frozen=True):
-    """One look at a TaskRun. `state` None: there is none, or it could not be read; then `state_note` says why."""
+    """All that was read of a TaskRun. `state` None: no state exists, or `state_note` has the reason."""
 
     taskrun: TaskRun
     now: datetime
@@ -42,20 +42,20 @@ class Snapshot(Shape, frozen=True):
     pods: tuple[Pod, ...] = ()
     events: tuple[Event, ...] = ()
     notes: tuple[str, ...] = ()
-    """What could not be read, and why."""
+    """Reasons why something could not be read."""
     submissions: tuple[JobSubmission, ...] = ()
     """Empty if the state could not be read."""
 
     @property
     def jobs(self) -> tuple[JobSummary, ...]:
-        """The external jobs: the state's word, or, where it can't be read, what the status has of it."""
+        """Return the external jobs from the state, or from the status if the state can't be read."""
         if self.state is not None:
             return self.state.jobs
         return tuple(_summary_of(job) for job in self.taskrun.status.external_jobs)
 
     @property
     def open_jobs(self) -> tuple[JobSummary, ...]:
-        """The external jobs that may run over there."""
+        """Return the jobs that may run in the external system."""
         return tuple(job for job in self.jobs if job.is_open)
 
     def submission_of(self, job: JobSummary) -> JobSubmission | None:
@@ -65,12 +65,12 @@ class Snapshot(Shape, frozen=True):
 
     @property
     def progress(self) -> Condition | None:
-        """Where it stands: the condition Succeeded."""
+        """Return the condition Succeeded, which shows the progress."""
         return progress_of(self.taskrun.status)
 
 
 def job_name(job: JobSummary) -> str:
-    """As a part of a sentence: the generation is told only where there was more than one."""
+    """Return the job as a part of a sentence, with its generation unless that is the first."""
     return job.key if job.generation == 1 else f"{job.key}, generation {job.generation}"
 
 

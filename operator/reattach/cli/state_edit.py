@@ -1,7 +1,7 @@
-"""People's changes to a TaskRun's keys: the same operations and format as the state API's, and the same compare-and-set.
+"""Changes of users to a TaskRun's keys, with the operations, format and compare-and-set of the state API.
 
-What is written says that it came from a person: attempt 0, and `cli:<user>` in the place of the pod's UID. External jobs, the
-completion record and the epoch stay as they are.
+The writer of such a key is attempt 0, and `cli:<user>` in place of the pod's UID. External jobs, the completion record and
+the epoch stay as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ StepsOf: TypeAlias = Callable[[DurableState, datetime], Sequence[Step]]
 
 
 class ExportedEntry(Shape, frozen=True, omit_defaults=False):
-    """One key. `value` is JSON; the rest says who wrote it, and is not imported, but for `expires_at` (None: never)."""
+    """One key. Only `key`, `value` and `expires_at` (None: never) are imported."""
 
     key: str
     value: Any
@@ -47,7 +47,7 @@ class ExportedEntry(Shape, frozen=True, omit_defaults=False):
 
 
 class Export(Shape, frozen=True, omit_defaults=False):
-    """All keys of a TaskRun at one moment: what `state export` writes and `state import` reads."""
+    """All keys of a TaskRun, as `state export` writes and `state import` reads them."""
 
     format: str
     namespace: str
@@ -62,9 +62,9 @@ class Export(Shape, frozen=True, omit_defaults=False):
 def edit(
     state: DurableState, steps: Sequence[Step], user: str, now: datetime
 ) -> tuple[DurableState, tuple[BatchResult, ...]]:
-    """The state after a person's steps, all of them or none. Raises `RequestRejectedError`."""
+    """Return the state after all steps. Raises `RequestRejectedError` if one is rejected."""
     writer = Session(attempt=PERSON_ATTEMPT, pod_uid=f"cli:{user}"[:_USER_CHARACTERS_MAX], session="cli")
-    # To the operations it looks as if the person had opened the state; what is kept of that are the keys alone.
+    # The operations require that the caller has opened the state; only the changed keys are kept.
     opening = Opening(
         attempt=writer.attempt,
         pod_uid=writer.pod_uid,
@@ -77,7 +77,7 @@ def edit(
 
 
 def running_attempt_of(taskrun: TaskRun, pods: Sequence[Pod]) -> int | None:
-    """The attempt that runs or is about to; None if nothing can use the state now."""
+    """Return the attempt that runs or is about to; None if no attempt can use the state now."""
     if taskrun.status.outcome is not None:
         return None
     alive = [pod for pod in pods if pod.status.phase not in {"Succeeded", "Failed"}]
@@ -89,7 +89,10 @@ def running_attempt_of(taskrun: TaskRun, pods: Sequence[Pod]) -> int | None:
 
 
 def retention_of(state: DurableState, key: str, asked: timedelta | None, *, never: bool) -> timedelta | None:
-    """How long a key is kept; None: for ever. Unless it is said, a key that never expires stays so, another has the default."""
+    """Return how long a key is kept; None: forever.
+
+    Without a given retention, a key that never expires stays so, and any other key gets the default.
+    """
     if never:
         return None
     if asked is not None:
@@ -101,7 +104,10 @@ def retention_of(state: DurableState, key: str, asked: timedelta | None, *, neve
 
 
 def parse_value(text: str, *, is_string: bool) -> bytes:
-    """The JSON text to store. Raises `CommandError` for what is no JSON, and `RequestRejectedError` for what may not be stored."""
+    """Return the JSON text to store.
+
+    Raises `CommandError` if the text is not JSON, and `RequestRejectedError` if it may not be stored.
+    """
     if is_string:
         return stored_value_of(text)
     try:
@@ -115,7 +121,7 @@ def parse_value(text: str, *, is_string: bool) -> bytes:
 
 
 def build_export(taskrun: TaskRun, state: DurableState, now: datetime) -> bytes:
-    """All keys, as JSON. Numbers keep all their digits."""
+    """Return all keys as JSON. Numbers keep all their digits."""
     entries = [
         {
             "key": record.key,
@@ -139,7 +145,7 @@ def build_export(taskrun: TaskRun, state: DurableState, now: datetime) -> bytes:
 
 
 def parse_export(text: bytes, now: datetime, *, replace: bool) -> tuple[Step, ...]:
-    """The steps that store an export. Raises `CommandError` for what is none, and `RequestRejectedError`."""
+    """Return the steps that store an export. Raises `CommandError` for another format, and `RequestRejectedError`."""
     try:
         export = msgspec.convert(from_json(text), Export)
     except (RequestRejectedError, msgspec.ValidationError) as error:
@@ -159,7 +165,7 @@ def parse_export(text: bytes, now: datetime, *, replace: bool) -> tuple[Step, ..
 
 
 def to_output(record: StateEntry) -> dict[str, Any]:
-    """A key as `-o json` shows it."""
+    """Return a key as `-o json` prints it."""
     return {
         "key": record.key,
         "value": record.value,
@@ -172,12 +178,12 @@ def to_output(record: StateEntry) -> dict[str, Any]:
 
 
 def format_value(value: bytes) -> str:
-    """A value as JSON for people."""
+    """Return a value as indented JSON."""
     return msgspec.json.format(to_json(from_json(value)), indent=2).decode()
 
 
 def rejection_error(error: RequestRejectedError) -> CommandError:
-    """Why the state does not take it, as a sentence."""
+    """Return the rejection of the state as a sentence."""
     detail = error.detail[:1].upper() + error.detail[1:]
     return CommandError(detail if detail.endswith(".") else f"{detail}.")
 
@@ -186,7 +192,7 @@ def rejection_error(error: RequestRejectedError) -> CommandError:
 
 
 async def read(connection: ClusterConnection, name: str) -> tuple[TaskRun, StoredState]:
-    """The TaskRun and its state as of now, once it is over without what has expired. Raises `CommandError` if there is no state."""
+    """Read the TaskRun and its state, after the end without expired keys. Raises `CommandError` without a state."""
     taskrun = await read_taskrun(connection, name)
     stored = await read_state(connection, taskrun)
     if isinstance(stored, MissingState):
@@ -200,7 +206,7 @@ async def read(connection: ClusterConnection, name: str) -> tuple[TaskRun, Store
 async def write(
     connection: ClusterConnection, name: str, steps_of: StepsOf, *, force: bool = False
 ) -> tuple[DurableState, tuple[BatchResult, ...]]:
-    """Do the steps that `steps_of(state, now)` gives, by compare-and-set. Raises `CommandError` and `ClusterError`."""
+    """Write the steps of `steps_of(state, now)` by compare-and-set. Raises `CommandError` and `ClusterError`."""
     user = await read_username(connection.cluster)
 
     async def attempt() -> tuple[DurableState, tuple[BatchResult, ...]]:
@@ -224,7 +230,7 @@ async def _check_idle(connection: ClusterConnection, taskrun: TaskRun) -> None:
     try:
         pods = await read_pods(connection, taskrun)
     except ForbiddenError:
-        pods = ()  # the status tells too, if a little later
+        pods = ()  # the status shows running attempts, too, a little later
     if (attempt := running_attempt_of(taskrun, pods)) is not None:
         raise CommandError(
             f"Attempt {attempt} of {taskrun.metadata.name} is running, and may already have read the key; wait until it has ended, or use --force."
@@ -237,7 +243,7 @@ async def _replace(connection: ClusterConnection, stored: StoredState, state: Du
 
 
 def summarize(results: Sequence[BatchResult]) -> str:
-    """How many keys were stored and removed."""
+    """Return how many keys were stored and removed."""
     stored = sum(result.version is not None for result in results)
     deleted = sum(result.deleted for result in results)
     parts = [count(stored, "key") + " stored"] if stored else []

@@ -1,4 +1,4 @@
-"""Where a command goes, and as whom."""
+"""Cluster, namespace and user of a command."""
 
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What the flags say about where to go, and as whom. None: as the kubeconfig says."""
+    """Cluster, namespace and user that the flags select; the kubeconfig decides fields that are None."""
 
     kubeconfig: str | None = None
     context: str | None = None
