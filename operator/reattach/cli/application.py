@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
 def main() -> NoReturn:
     """`kubectl-reattach`."""
     if instruction := os.environ.get(completion.VARIABLE):
-        sys.exit(completion.answer_shell(cli, instruction))
+        sys.exit(completion.complete_for_shell(cli, instruction))
     sys.exit(run(sys.argv[1:]))
 
 

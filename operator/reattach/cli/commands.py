@@ -130,8 +130,8 @@ def logs(
 def wait(name: str, goal: str, timeout: timedelta | None, output: str | None) -> None:
     """Wait until a TaskRun has ended.
 
-    Exit codes: 0 it succeeded (with --for outcome: it ended), 3 it failed, 4 it was cancelled, 5 it is held (--for outcome continues to
-    wait), 6 not within --timeout, 7 it was deleted; 1 and 2 as for all commands.
+    Exit codes: 0 it succeeded, 3 it failed, 4 it was cancelled, 5 it is held, 6 not within --timeout, 7 it was deleted. With --for
+    outcome, 0 means that it ended, and a hold does not end the command. Codes 1 and 2 are as for all commands.
     """
     from reattach.cli.logs_and_wait import WaitTarget, wait_for
 

@@ -40,8 +40,8 @@ def script_of(cli: click.Command, shell: str) -> str:
     return script.source_template % script.source_vars()
 
 
-def answer_shell(cli: click.Command, instruction: str) -> int:
-    """Return the exit code after printing what the script requested."""
+def complete_for_shell(cli: click.Command, instruction: str) -> int:
+    """Print the completions that the shell script requests. Return the exit code."""
     return shell_complete(cli, {}, "kubectl-reattach", VARIABLE, instruction)
 
 

@@ -31,7 +31,7 @@ def describe_error(error: ClusterError, host: str) -> str:
         case TooManyRequestsError():
             return f"{host} is too busy; try again."
         case UnavailableError():
-            return f"{host} can't be reached or did not answer in time ({message}); check --context and your network."
+            return f"{host} can't be reached or did not respond in time ({message}); check --context and your network."
         case ConflictError():
             return f"Another client changed the object at the same time ({message}); try again."
         case NotFoundError():

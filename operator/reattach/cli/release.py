@@ -67,7 +67,7 @@ class PreparedRelease:
 
 
 async def prepare(connection: ClusterConnection, name: str, *, force: bool = False) -> PreparedRelease:
-    """Find our finalizers without changing anything. Raises `CommandError` if there is none, or if the run continues."""
+    """Find our finalizers without changing anything. Raises `CommandError` if no object has one, or if the run continues."""
     try:
         taskrun: TaskRun | None = await read_taskrun(connection, name)
     except NoSuchTaskRunError:
@@ -80,9 +80,7 @@ async def prepare(connection: ClusterConnection, name: str, *, force: bool = Fal
             _check_is_ending(taskrun)
         objects = await _find_finalized(connection, name, taskrun)
     if not objects:
-        raise CommandError(
-            f"{name}, its pods and its state have no finalizer of Reattach; there is nothing to release."
-        )
+        raise CommandError(f"{name}, its pods and its state have no finalizer of Reattach, so nothing keeps them.")
     jobs, notes = await _jobs_left(connection, name, taskrun, objects)
     names = tuple(f"{one.kind}/{one.metadata.name}" for one in objects)
     return PreparedRelease(

@@ -131,7 +131,7 @@ def _select_hold(taskrun: TaskRun, holds: Sequence[OpenHold], request: ResolveRe
         raise CommandError(
             f"{name} is held for {condition.reason}, which resolve can't settle; kubectl reattach explain {name} shows what to do."
         )
-    raise CommandError(f"{name} is not held; there is nothing to resolve.")
+    raise CommandError(f"{name} is not held, so it takes no resolution.")
 
 
 def _check_handle(jobs: Sequence[JobSummary], hold: OpenHold, request: ResolveRequest) -> None:

@@ -34,7 +34,7 @@ async def retry_unavailable(connection: ClusterConnection, say: Say, read: Calla
 
 
 async def retry_conflicts(subject: str, write: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of `write`, which reads anew and writes by compare-and-set; repeat it after a conflict.
+    """Return the result of `write`, which reads and then writes by compare-and-set; repeat it after a conflict.
 
     Raises `CommandError` if other clients change `subject` each time.
     """

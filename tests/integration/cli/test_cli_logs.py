@@ -134,7 +134,7 @@ def test_a_log_that_breaks_off_goes_on_where_it_was(
     assert again[0] == "2026-03-01T12:00:02Z"
 
 
-def test_an_api_server_that_is_away_for_a_while_does_not_end_a_following(
+def test_logs_follow_outlasts_an_api_server_that_is_away(
     viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None], tmp_path: Path
 ) -> None:
     name = attempts.start(1)
@@ -160,7 +160,7 @@ def test_an_api_server_that_is_away_for_a_while_does_not_end_a_following(
     assert said.err.count("trying again") == 1
 
 
-def test_nor_does_it_while_no_pod_is_there(
+def test_logs_follow_outlasts_an_absent_api_server_between_two_pods(
     viewer: Person, task: Task, write_status: Callable[..., None], tmp_path: Path
 ) -> None:
     held = {"type": "Held", "status": "True", "reason": "StateLost", "message": "", "lastTransitionTime": TIME}
@@ -215,7 +215,7 @@ def take_over(first: str, following: Started, node: Node, attempts: Pods, write_
     return said
 
 
-def test_what_a_lost_node_keeps_of_an_attempt_that_is_over_does_not_hide_the_next_one(
+def test_unreadable_log_of_an_ended_attempt_does_not_hide_the_next_attempt(
     viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     first, second = attempts.start(1), attempts.start(2)
@@ -232,7 +232,7 @@ def test_what_a_lost_node_keeps_of_an_attempt_that_is_over_does_not_hide_the_nex
     attempts.end(2, 0)
 
 
-def test_a_log_that_nobody_says_is_over_is_no_log_that_was_shown(
+def test_unreadable_log_of_an_attempt_without_a_recorded_end_is_an_error(
     viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     first = attempts.start(1)
@@ -308,7 +308,7 @@ def test_a_container_that_is_not_there_is_an_error(viewer: Person, node: Node, a
         )
 
 
-def test_a_pod_that_is_gone_is_told_with_its_last_words(
+def test_log_of_a_deleted_pod_is_replaced_by_the_recorded_message(
     viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     write_status(attempts=[an_attempt(1, podName="load-1", message="ValueError: no rows", **ENDED)])

@@ -53,7 +53,7 @@ def test_a_key_that_is_not_there_is_an_error(viewer: Person, stored: Task) -> No
     assert said.err == "error: Nothing is stored under 'job'; kubectl reattach state ls load lists the keys.\n"
 
 
-def test_what_a_person_stores_the_next_attempt_reads_and_knows_from_whom(
+def test_key_that_a_user_stored_is_read_by_the_next_attempt_with_its_writer(
     editor: Person, server: Server, stored: Task
 ) -> None:
     said = editor("state", "set", "load", "job_id", '"job-9"')
@@ -147,7 +147,7 @@ def test_while_an_attempt_runs_nothing_is_changed_unless_forced(editor: Person, 
     assert second.get("job_id").json()["value"] == "job-9"
 
 
-def test_what_changes_meanwhile_is_not_overwritten(
+def test_key_that_changed_since_the_read_is_not_overwritten(
     editor: Person, server: Server, stored: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look and the write an attempt opens the state and stores: the person is told that it runs, and nothing is lost."""
@@ -178,7 +178,7 @@ def test_a_viewer_is_told_the_missing_right(viewer: Person, stored: Task) -> Non
 
 def test_a_task_that_stored_nothing_has_no_state(editor: Person, task: Task) -> None:
     assert editor("state", "set", task.name, "k", "1").err == (
-        "error: load has no state yet; it is created when the task first asks for it.\n"
+        "error: load has no state; it is created when the task first opens it.\n"
     )
 
 
@@ -186,7 +186,7 @@ def test_a_state_that_was_deleted_by_force_is_not_made_anew(editor: Person, stor
     stored.force_away_configmap()
     said = editor("state", "set", "load", "k", "1")
     assert said.err == (
-        "error: The state of load was deleted by force. kubectl reattach explain load tells what to do.\n"
+        "error: The state of load was deleted by force. kubectl reattach explain load shows what to do.\n"
     )
 
 

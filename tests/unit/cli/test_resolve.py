@@ -76,9 +76,7 @@ def test_unresolved_intent_at_the_end_of_a_run_can_be_resolved_once() -> None:
 
 
 def test_resolve_without_a_hold_is_refused() -> None:
-    assert (
-        refusal(a_taskrun(), RESUBMIT, a_job(held=False, holds=0)) == "load is not held; there is nothing to resolve."
-    )
+    assert refusal(a_taskrun(), RESUBMIT, a_job(held=False, holds=0)) == "load is not held, so it takes no resolution."
 
 
 def test_resolve_after_the_end_of_the_run_is_refused() -> None:

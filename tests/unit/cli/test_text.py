@@ -99,7 +99,7 @@ def test_listed_joins_names_for_a_sentence() -> None:
         (
             503,
             "etcd is away",
-            "https://example can't be reached or did not answer in time (etcd is away); check --context and your network.",
+            "https://example can't be reached or did not respond in time (etcd is away); check --context and your network.",
         ),
         (429, "too many", "https://example is too busy; try again."),
         (409, "changed", "Another client changed the object at the same time (changed); try again."),
