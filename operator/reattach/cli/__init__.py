@@ -1,21 +1,25 @@
 """`kubectl reattach`: read and resolve TaskRuns, with your own kubeconfig and rights.
 
     application     the programs; their exit codes
-    commands        the commands: flags in, lines and an exit code out (`state_commands`: those of `state`)
-    flags, target   flags that all commands have, and the cluster and user that they select
+    commands        the commands: flags in, lines and an exit code out
+    state_commands  the commands of `state`
+    flags, target   flags that all commands have, and the target that they select
     completion      shell completion
     connection      kubeconfig, context and namespace, as kubectl reads them
     queries         reads: a TaskRun, its state, its pods, its events
     snapshot        all that was read of a TaskRun (pure)
     hold_options    holds, and the resolutions that they take (pure)
-    report          content of `explain`, from a snapshot (pure); next_steps: what happens next (pure)
+    report          content of `explain`, from a snapshot (pure)
+    next_steps      sentences about what happens next (pure)
     explain         text of `explain`, from a report (pure)
     text            tables, times, colours (pure)
     resolve         append a resolution
     state_edit      changes to keys (pure), and their compare-and-set
-    logs_and_wait   logs of all attempts, and `wait`; attempt_log: the log of one attempt
+    logs_and_wait   logs of all attempts, and `wait`
+    attempt_log     log of one attempt
     release         remove our finalizers
     retry           retries of reads and of conflicting writes
 
-Pure modules get all that they need as arguments, also the time. The others call the API server by `reattach.cluster` only.
+Pure modules get all that they need as arguments, also the time. The others call the API server by
+`reattach.cluster` only.
 """

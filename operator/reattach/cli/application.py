@@ -25,19 +25,20 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
     except SystemExit:
-        # click raises it with 1 when the reader of stdout closed it; 1 means "not done" here. No command raises it.
+        # click raises it with 1 when the reader of stdout closed it; 1 means "not done" here. No
+        # command raises it.
         return ExitCode.PIPE_CLOSED
     return result if isinstance(result, int) else ExitCode.OK
 
 
 def main() -> NoReturn:
-    """`kubectl-reattach`."""
+    """Run `kubectl-reattach`."""
     if instruction := os.environ.get(completion.VARIABLE):
         sys.exit(completion.complete_for_shell(cli, instruction))
     sys.exit(run(sys.argv[1:]))
 
 
 def complete() -> NoReturn:
-    """`kubectl_complete-reattach`, which kubectl runs to complete what follows `kubectl reattach`."""
+    """Run `kubectl_complete-reattach`, by which kubectl completes `kubectl reattach`."""
     click.echo(completion.for_kubectl(cli, sys.argv[1:]))
     sys.exit(0)

@@ -1,4 +1,4 @@
-"""Log of one attempt: read on after a broken connection, and left if the attempt has ended and its node is silent."""
+"""Log of one attempt: reconnect, and stop if the attempt has ended and its node is silent."""
 
 import asyncio
 import re
@@ -39,9 +39,10 @@ class LogOptions:
 
 @dataclass
 class LogOutput:
-    """Output of a log: lines to stdout, messages about them to stderr, so that a pipe gets only the log.
+    """Output of a log: lines go to stdout, messages to stderr, so that a pipe gets only the log.
 
-    `last`: time of the last line, as it was sent. `last_received`: when new bytes came, by the clock of this machine.
+    `last`: time of the last line, as it was sent. `last_received`: when new bytes came, by the
+    clock of this machine.
     """
 
     say: Say
@@ -100,8 +101,8 @@ class LogOutput:
 class LogSource:
     """A container of an attempt's pod.
 
-    `over_since`: since when the attempt is known to have ended, by the clock of this machine. The pod of a lost node is not updated, so
-    only the TaskRun shows that.
+    `over_since`: since when the attempt is known to have ended, by the clock of this machine. The
+    pod of a lost node is not updated, so only the TaskRun shows that.
     """
 
     connection: ClusterConnection
@@ -133,7 +134,10 @@ class LogSource:
         )
 
     async def refresh(self) -> None:
-        """Read the TaskRun, to learn whether the end is recorded. Ignore an API server that is away."""
+        """Read the TaskRun, to learn whether the end is recorded.
+
+        Ignore an API server that is away.
+        """
         if self.is_over:
             return
         about = self.taskrun.metadata
@@ -153,8 +157,8 @@ class LogSource:
 async def show_log(source: LogSource, options: LogOptions, output: LogOutput) -> str:
     """Print the log of one attempt; if it is followed, until the container has ended.
 
-    Return a sentence if the log could not be read to its end, because the attempt has ended and its node does not respond.
-    Raises `CommandError` if there is no such container, and `ClusterError`.
+    Return a sentence if the log could not be read to its end, because the attempt has ended and its
+    node does not respond. Raises `CommandError` if there is no such container, and `ClusterError`.
     """
     output.start_container()
     tail = options.tail
@@ -183,7 +187,8 @@ async def show_log(source: LogSource, options: LogOptions, output: LogOutput) ->
             if not options.follow or source.is_done(output) or await _has_ended(source, output.say):
                 output.end()
                 return ""
-            # The API server also ends the stream this way when it lost the kubelet. A line that was cut is sent again.
+            # The API server also ends the stream this way when it lost the kubelet. A line that was
+            # cut is sent again.
             tail = None
         output.reconnect()
         await asyncio.sleep(POLL_SECONDS)
@@ -212,7 +217,8 @@ def _unread_after(source: LogSource, output: LogOutput, error: ClusterError, *, 
 async def _stream(source: LogSource, output: LogOutput, *, follow: bool, tail: int | None) -> bool:
     """Read the stream until the API server ends it. Return False if it was left.
 
-    A node that went silent does not end the connection, so the stream is left if the attempt has ended.
+    A node that went silent does not end the connection, so the stream is left if the attempt has
+    ended.
     """
     coming = asyncio.create_task(_read_stream(source, output, follow=follow, tail=tail))
     try:
@@ -262,7 +268,7 @@ async def _reread_pod(connection: ClusterConnection, pod: Pod, say: Say) -> Pod 
     return newer if newer.metadata.uid == pod.metadata.uid else None
 
 
-# -- messages --------------------------------------------------------------------------------------------------------
+# -- messages ----------------------------------------------------------------------------------
 
 
 def missing_log_message(taskrun: TaskRun, number: int) -> str:

@@ -1,4 +1,7 @@
-"""Commands of `kubectl reattach`: flags in, lines and an exit code out. The other modules do the work."""
+"""Commands of `kubectl reattach`: flags in, lines and an exit code out.
+
+The other modules do the work.
+"""
 
 import sys
 from datetime import timedelta
@@ -36,7 +39,7 @@ def cli(**_: Any) -> None:
 @name_argument
 @output_option
 def explain(name: str, output: str | None) -> None:
-    """Show a run: its attempts, what was decided and why, what happens next, and what you can do."""
+    """Show a run: attempts, what was decided and why, what happens next, and what you can do."""
     from reattach.cli.explain import format_report
     from reattach.cli.queries import read_snapshot
     from reattach.cli.report import build_report
@@ -70,8 +73,9 @@ def resolve(
 ) -> None:
     """Resolve a TaskRun that is held, so that it continues.
 
-    A hold for SubmissionUnknown takes --adopt, --resubmit or --fail, StateLost takes --start-empty or --fail, and BudgetExhausted takes
-    --continue or --fail. The resolution is appended to spec.resolutions.
+    A hold for SubmissionUnknown takes --adopt, --resubmit or --fail, StateLost takes --start-empty
+    or --fail, and BudgetExhausted takes --continue or --fail. The resolution is appended to
+    spec.resolutions.
     """
     from reattach.cli.resolve import ResolveRequest
     from reattach.cli.resolve import resolve as store
@@ -130,8 +134,9 @@ def logs(
 def wait(name: str, goal: str, timeout: timedelta | None, output: str | None) -> None:
     """Wait until a TaskRun has ended.
 
-    Exit codes: 0 it succeeded, 3 it failed, 4 it was cancelled, 5 it is held, 6 not within --timeout, 7 it was deleted. With --for
-    outcome, 0 means that it ended, and a hold does not end the command. Codes 1 and 2 are as for all commands.
+    Exit codes: 0 it succeeded, 3 it failed, 4 it was cancelled, 5 it is held, 6 not within
+    --timeout, 7 it was deleted. With --for outcome, 0 means that it ended, and a hold does not end
+    the command. Codes 1 and 2 are as for all commands.
     """
     from reattach.cli.logs_and_wait import WaitTarget, wait_for
 
@@ -153,9 +158,10 @@ def wait(name: str, goal: str, timeout: timedelta | None, output: str | None) ->
 @click.option("--force", is_flag=True, help="Also release a TaskRun that is neither ending nor held.")
 @output_option
 def release(name: str, yes: bool, force: bool, output: str | None) -> None:
-    """Remove Reattach's finalizers from a TaskRun that can't end, and list its external jobs that may still run.
+    """Remove Reattach's finalizers from a TaskRun that can't end, and list jobs that may still run.
 
-    Use it if the operator is gone, or if you can't find out what happened to a job. External jobs are not cancelled.
+    Use it if the operator is gone, or if you can't find out what happened to a job. External jobs
+    are not cancelled.
     """
     from reattach.cli.release import carry_out, format_plan, prepare
 
@@ -190,6 +196,7 @@ def version(output: str | None) -> None:
 def completion_script(shell: str) -> None:
     """Print the completion script of a shell for the program kubectl-reattach.
 
-    `kubectl reattach` itself needs none: kubectl's own completion runs kubectl_complete-reattach, which is installed beside it.
+    `kubectl reattach` itself needs none: kubectl's own completion runs kubectl_complete-reattach,
+    which is installed beside it.
     """
     click.echo(completion.script_of(cli, shell), nl=False)

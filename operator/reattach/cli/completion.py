@@ -1,6 +1,7 @@
 """Shell completion, by kubectl's own protocol and by click's scripts for bash, zsh and fish.
 
-Completion prints no messages and takes no longer than `_SECONDS`. If the API server does not respond, it offers nothing.
+Completion prints no messages and takes no longer than `_SECONDS`. If the API server does not
+respond, it offers nothing.
 """
 
 import asyncio
@@ -23,7 +24,10 @@ _FILES = ":0"
 
 
 def for_kubectl(cli: click.Command, arguments: list[str]) -> str:
-    """Return kubectl's format: a value a line, help after a tab, last a directive (4: no files, 0: files)."""
+    """Return kubectl's format: a value a line with its help after a tab, then a directive.
+
+    The directive 4 offers no files, 0 does.
+    """
     *before, word = arguments or [""]
     items = ShellComplete(cli, {}, "kubectl reattach", VARIABLE).get_completions(before, word)
     offers = [item for item in items if item.type == "plain" and item.value]
@@ -41,11 +45,11 @@ def script_of(cli: click.Command, shell: str) -> str:
 
 
 def complete_for_shell(cli: click.Command, instruction: str) -> int:
-    """Print the completions that the shell script requests. Return the exit code."""
+    """Print what the shell script requests, and return the exit code."""
     return shell_complete(cli, {}, "kubectl-reattach", VARIABLE, instruction)
 
 
-# -- what can be offered ---------------------------------------------------------------------------
+# -- what can be offered -----------------------------------------------------------------------
 
 
 def taskruns(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:

@@ -31,9 +31,13 @@ class ClusterConnection:
 
 
 async def connect(target: Target) -> ClusterConnection:
-    """Prepare a connection, without a request. Raises `CommandError` if the kubeconfig selects no cluster."""
+    """Prepare a connection, without a request.
+
+    Raises `CommandError` if the kubeconfig selects no cluster.
+    """
     configuration = client.Configuration()
-    # As kubectl does: clusters often have certificates without the extensions that Python 3.13 and later require.
+    # As kubectl does: clusters often have certificates without the extensions that Python 3.13 and
+    # later require.
     configuration.disable_strict_ssl_verification = True
     impersonated: dict[str, Any] = {}
     paths = _paths_of(target)
@@ -49,7 +53,8 @@ async def connect(target: Target) -> ClusterConnection:
             # The Python client raises these for a string in place of a map, and similar faults.
             raise CommandError(f"The kubeconfig {paths} is not a valid kubeconfig; see kubectl config view.") from error
     headers = _impersonation(target, impersonated)
-    # Proxies as for kubectl: HTTPS_PROXY and NO_PROXY of the environment count, but not for connections to this machine itself.
+    # Proxies as for kubectl: HTTPS_PROXY and NO_PROXY of the environment count, but not for
+    # connections to this machine itself.
     is_far = not _is_loopback(str(configuration.host))
     configuration.client_session_kwargs = {"trust_env": is_far, "headers": headers}
     try:
@@ -122,7 +127,10 @@ def _context_of(merged: ConfigNode, name: str | None) -> dict[str, Any]:
 
 
 def _current_context_of(paths: str) -> str | None:
-    """Return the first current context in several files, as kubectl does (the Python client takes the last)."""
+    """Return the first current context in the files, as kubectl does.
+
+    The Python client uses the last one.
+    """
     for path in paths.split(os.pathsep):
         file = Path(path).expanduser()
         if path and file.exists() and (named := (yaml.safe_load(file.read_text()) or {}).get("current-context")):

@@ -43,7 +43,10 @@ def describe_error(error: ClusterError, host: str) -> str:
 
 
 def describe_missing_right(error: ForbiddenError) -> str:
-    """Return which right you lack where. An error that is not from RBAC keeps the API server's text."""
+    """Return which right you lack where.
+
+    An error that is not from RBAC keeps the API server's text.
+    """
     found = _FORBIDDEN.search(error.message)
     if found is None:
         return f"The API server denies the request: {one_line(error.message).rstrip('.')}."

@@ -1,6 +1,7 @@
 """Parts that all commands share: flags that select a target, handling of errors, and output.
 
-Modules that call the API server are imported when a command runs, so that completion and help start fast.
+Modules that call the API server are imported when a command runs, so that completion and help start
+fast.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ T = TypeVar("T")
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-# -- flags that all commands have ------------------------------------------------------------------
+# -- flags that all commands have --------------------------------------------------------------
 
 
 class Duration(click.ParamType[timedelta]):
@@ -54,7 +55,10 @@ DURATION = Duration()
 
 
 def _target_options(*, hidden: bool) -> list[click.Option]:
-    """Return kubectl's own flags. `kubectl reattach --help` lists them, and every command takes them."""
+    """Return kubectl's own flags.
+
+    `kubectl reattach --help` lists them, and every command takes them.
+    """
     option = click.Option
     return [
         option(
@@ -90,7 +94,8 @@ class Command(click.Command):
 
     @override
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # While a flag's value is completed, click stops at the flag and drops the arguments before it, such as NAME.
+        # While a flag's value is completed, click stops at the flag and drops the arguments before
+        # it, such as NAME.
         if ctx.resilient_parsing and args and args[-1].startswith("-"):
             args = args[:-1]
         return super().parse_args(ctx, args)
@@ -151,7 +156,7 @@ def output_option(function: Decorated) -> Decorated:
     )(function)
 
 
-# -- running ---------------------------------------------------------------------------------------
+# -- running -----------------------------------------------------------------------------------
 
 
 def call(act: "Callable[[ClusterConnection], Coroutine[Any, Any, T]]") -> T:

@@ -1,6 +1,7 @@
 """Holds of a TaskRun, the resolutions that they have, and the resolutions that they take. Pure.
 
-The n-th resolution for a job or reason settles its n-th hold, so none is used twice. The planner counts them.
+The n-th resolution for a job or reason settles its n-th hold, so none is used twice. The planner
+counts them.
 """
 
 import shlex
@@ -39,7 +40,10 @@ class ResolutionOption(Shape, frozen=True):
 
 
 class OpenHold(Shape, frozen=True):
-    """One hold. Only SubmissionUnknown has `key` and `generation`; `answer` is its resolution, if it has one."""
+    """One hold.
+
+    Only SubmissionUnknown has `key` and `generation`; `answer` is its resolution, if it has one.
+    """
 
     held: str
     message: str = ""
@@ -63,7 +67,10 @@ def find_held_condition(status: TaskRunStatus) -> Condition | None:
 
 
 def find_holds(taskrun: TaskRun, jobs: Sequence[JobSummary]) -> tuple[OpenHold, ...]:
-    """Return all holds, with and without a resolution. `jobs` come from the state, which counts their holds."""
+    """Return all holds, with and without a resolution.
+
+    `jobs` come from the state, which counts their holds.
+    """
     condition = find_held_condition(taskrun.status)
     reason = "" if condition is None else condition.reason
     holds = [hold for job in jobs if (hold := _hold_of_job(taskrun, job, reason)) is not None]
@@ -122,7 +129,7 @@ def _hold_of_budget(taskrun: TaskRun, condition: Condition) -> OpenHold:
     return OpenHold(held=Reason.BUDGET_EXHAUSTED.value, message=condition.message, answer=answer)
 
 
-# -- resolutions, and what happens then ---------------------------------------------------------------------
+# -- resolutions, and what happens then --------------------------------------------------------
 
 
 def options_for(taskrun: TaskRun, hold: OpenHold) -> tuple[ResolutionOption, ...]:

@@ -28,7 +28,7 @@ from reattach.cli.retry import Say, retry_unavailable
 from reattach.cli.text import listed, one_line
 from reattach.planner.conditions import progress_of
 
-# -- wait ------------------------------------------------------------------------------------------
+# -- wait ---------------------------------------------------------------------------------------
 
 
 class WaitTarget(StrEnum):
@@ -110,11 +110,14 @@ def _report_hold(taskrun: TaskRun | None, reported: str, say: Say) -> str:
     return held.reason
 
 
-# -- logs ------------------------------------------------------------------------------------------
+# -- logs --------------------------------------------------------------------------------------
 
 
 async def show_logs(connection: ClusterConnection, name: str, options: LogOptions, say: Say) -> ExitCode:
-    """Print the logs. Raises `CommandError` if there is no such TaskRun or attempt, and `ClusterError`."""
+    """Print the logs.
+
+    Raises `CommandError` if there is no such TaskRun or attempt, and `ClusterError`.
+    """
     taskrun = await read_taskrun(connection, name)
     container = options.container or container_of(taskrun)
     output = LogOutput(say, options.timestamps)
@@ -150,8 +153,9 @@ async def _versions(
     if not follow:
         yield taskrun
         return
-    # Read the TaskRun each time instead of watching it: while a log is followed, a watch would become too old. The next attempt's pod
-    # may exist although no version comes, because the status lists an attempt two seconds after it started to run.
+    # Read the TaskRun each time instead of watching it: while a log is followed, a watch would
+    # become too old. The next attempt's pod may exist although no version comes, because the status
+    # lists an attempt two seconds after it started to run.
     name, uid = taskrun.metadata.name, taskrun.metadata.uid
     while True:
         try:

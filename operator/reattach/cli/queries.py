@@ -62,13 +62,14 @@ class MissingState:
     lost: bool = False
 
 
-# -- a TaskRun -------------------------------------------------------------------------------------
+# -- a TaskRun ---------------------------------------------------------------------------------
 
 
 async def read_taskrun(connection: ClusterConnection, name: str) -> TaskRun:
     """Read the TaskRun.
 
-    Raises `NoSuchTaskRunError` with similar names, `CommandError` if it can't be decoded, and `ClusterError`.
+    Raises `NoSuchTaskRunError` with similar names, `CommandError` if it can't be decoded, and
+    `ClusterError`.
     """
     return to_taskrun(await read_taskrun_json(connection, name))
 
@@ -82,7 +83,10 @@ async def read_taskrun_json(connection: ClusterConnection, name: str) -> bytes:
 
 
 def to_taskrun(body: bytes) -> TaskRun:
-    """Decode a TaskRun. Raises `CommandError` if a newer version wrote it and this version can't decode it."""
+    """Decode a TaskRun.
+
+    Raises `CommandError` if a newer version wrote it and this version can't decode it.
+    """
     try:
         return msgspec.json.decode(body, type=TaskRun)
     except msgspec.ValidationError as error:
@@ -127,7 +131,7 @@ async def _no_such(connection: ClusterConnection, name: str) -> NoSuchTaskRunErr
 async def watch_taskrun(
     connection: ClusterConnection, first: TaskRun, say: Say
 ) -> AsyncGenerator[TaskRun | None, None]:
-    """Yield the TaskRun now and after each change, and None at the end, when it was deleted or replaced.
+    """Yield the TaskRun now and after each change; last None, if it was deleted or replaced.
 
     While the API server is away, say so once and wait for it.
     """
@@ -153,7 +157,10 @@ async def watch_taskrun(
 
 
 async def _changes(connection: ClusterConnection, name: str, version: str) -> AsyncGenerator[TaskRun, None]:
-    """Yield the changes after `version`, until the watch ends or the TaskRun is deleted. Raises `ClusterError`."""
+    """Yield the changes after `version`, until the watch ends or the TaskRun is deleted.
+
+    Raises `ClusterError`.
+    """
     path, selector = paths.taskruns(connection.namespace), f"metadata.name={name}"
     lines = connection.cluster.watch(path, resource_version=version, fieldSelector=selector)
     async with aclosing(lines):
@@ -169,11 +176,14 @@ async def _changes(connection: ClusterConnection, name: str, version: str) -> As
                 raise_error_event(msgspec.json.decode(bytes(event.object)))
 
 
-# -- what belongs to it ----------------------------------------------------------------------------
+# -- what belongs to it ------------------------------------------------------------------------
 
 
 async def read_state(connection: ClusterConnection, taskrun: TaskRun) -> StoredState | MissingState:
-    """Read the state's ConfigMap. Raises `CommandError` if it can't be decoded, and `ClusterError`."""
+    """Read the state's ConfigMap.
+
+    Raises `CommandError` if it can't be decoded, and `ClusterError`.
+    """
     about, named = taskrun.metadata, taskrun.status.state
     try:
         stored = from_configmap(

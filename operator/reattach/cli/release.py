@@ -26,8 +26,8 @@ from reattach.state.errors import RequestRejectedError
 class LeftJob(Shape, frozen=True):
     """An external job that nothing tracks any more.
 
-    `state`: as in `status.externalJobs`, or `Stray` (a second handle of one submission), or `GivenUp` (failed by policy, because its
-    outcome was unknown).
+    `state`: as in `status.externalJobs`, or `Stray` (a second handle of one submission), or
+    `GivenUp` (failed by policy, because its outcome was unknown).
     """
 
     key: str
@@ -67,7 +67,10 @@ class PreparedRelease:
 
 
 async def prepare(connection: ClusterConnection, name: str, *, force: bool = False) -> PreparedRelease:
-    """Find our finalizers without changing anything. Raises `CommandError` if no object has one, or if the run continues."""
+    """Find our finalizers without changing anything.
+
+    Raises `CommandError` if no object has one, or if the run continues.
+    """
     try:
         taskrun: TaskRun | None = await read_taskrun(connection, name)
     except NoSuchTaskRunError:
@@ -91,7 +94,10 @@ async def prepare(connection: ClusterConnection, name: str, *, force: bool = Fal
 
 
 async def carry_out(connection: ClusterConnection, release: PreparedRelease) -> None:
-    """Remove the finalizers, the TaskRun's first, and change nothing else. Safe to repeat. Raises `ClusterError`."""
+    """Remove the finalizers, the TaskRun's first, and change nothing else.
+
+    Safe to repeat. Raises `ClusterError`.
+    """
     for finalized in release.objects:
         await _remove_finalizer(connection, finalized)
 
@@ -176,7 +182,7 @@ async def _jobs_left(
 
 
 def _left_by_state(known: Sequence[JobSummary]) -> tuple[LeftJob, ...]:
-    """Return the open jobs, their stray handles, and the jobs that were given up: all of these may run."""
+    """Return the jobs that may run: open ones, stray handles, and jobs that were given up."""
     jobs = tuple(_left(job, job.state.value) for job in known if job.is_open)
     strays = tuple(
         LeftJob(key=job.key, generation=job.generation, state="Stray", handle=stray)

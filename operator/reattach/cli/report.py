@@ -25,7 +25,10 @@ EVENTS_SHOWN = 10
 
 
 class BudgetReport(Shape, frozen=True, omit_defaults=False):
-    """One budget: what was charged, and what it allows. `granted`: how many resolutions granted it again."""
+    """One budget: what was charged, and what it allows.
+
+    `granted`: how many resolutions granted it again.
+    """
 
     name: str
     charged: int
@@ -36,7 +39,8 @@ class BudgetReport(Shape, frozen=True, omit_defaults=False):
 class JobReport(Shape, frozen=True):
     """One external job, and how its handle became known.
 
-    `submitted_time`: when its submission began, if that is known. `handle_time`: when its handle was stored.
+    `submitted_time`: when its submission began, if that is known. `handle_time`: when its handle
+    was stored.
     """
 
     key: str
@@ -56,7 +60,10 @@ class JobReport(Shape, frozen=True):
 
 
 class RunReport(Shape, frozen=True):
-    """Content of `explain`, also with `-o json`. `hidden_attempts`: how many are no longer in the list."""
+    """Content of `explain`, also with `-o json`.
+
+    `hidden_attempts`: how many are no longer in the list.
+    """
 
     name: str
     namespace: str
@@ -112,7 +119,7 @@ def build_report(snapshot: Snapshot) -> RunReport:
     )
 
 
-# -- where it stands -------------------------------------------------------------------------------
+# -- where it stands ---------------------------------------------------------------------------
 
 
 def _headline_of(snapshot: Snapshot, holds: Sequence[OpenHold]) -> str:
@@ -165,11 +172,12 @@ def _budgets_of(taskrun: TaskRun) -> tuple[BudgetReport, ...]:
     )
 
 
-# -- external jobs, and what was decided about them ------------------------------------------------
+# -- external jobs, and what was decided about them --------------------------------------------
 
 
 def _jobs_of(snapshot: Snapshot) -> tuple[JobReport, ...]:
-    # Only the status shows which jobs were left at the end of the run: the state is not written any more then.
+    # Only the status shows which jobs were left at the end of the run: the state is not written any
+    # more then.
     final = {(job.key, job.generation): job.state for job in snapshot.taskrun.status.external_jobs}
     left = {JobState.ORPHANED, JobState.DETACHED}
     stories = []

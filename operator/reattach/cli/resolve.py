@@ -1,4 +1,4 @@
-"""`resolve`: check the holds of a TaskRun, and append a resolution to its spec by compare-and-set."""
+"""`resolve`: check the holds of a TaskRun, and append a resolution by compare-and-set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,13 +51,17 @@ class ResolveResult(Shape, frozen=True):
 
 
 async def resolve(connection: ClusterConnection, name: str, request: ResolveRequest) -> ResolveResult:
-    """Append the resolution. Raises `CommandError` if nothing is held or it does not fit, and `ClusterError`."""
+    """Append the resolution.
+
+    Raises `CommandError` if nothing is held or it does not fit, and `ClusterError`.
+    """
 
     async def write() -> ResolveResult:
         read = await read_taskrun_json(connection, name)
         taskrun = to_taskrun(read)
         hold, resolution = build_resolution(taskrun, await read_jobs(connection, taskrun), request)
-        # Send the existing resolutions back as they are, with any fields that a newer version wrote.
+        # Send the existing resolutions back as they are, with any fields that a newer version
+        # wrote.
         given = msgspec.json.decode(read)["spec"].get("resolutions") or []
         body: dict[str, Any] = {
             "metadata": {"resourceVersion": taskrun.metadata.resource_version, "uid": taskrun.metadata.uid},
@@ -76,13 +80,16 @@ async def resolve(connection: ClusterConnection, name: str, request: ResolveRequ
     return await retry_conflicts(name, write)
 
 
-# -- pure ------------------------------------------------------------------------------------------
+# -- pure --------------------------------------------------------------------------------------
 
 
 def build_resolution(
     taskrun: TaskRun, jobs: Sequence[JobSummary], request: ResolveRequest
 ) -> tuple[OpenHold, Resolution]:
-    """Return the selected hold and the resolution to append. Raises `CommandError` if there is no such hold."""
+    """Return the selected hold and the resolution to append.
+
+    Raises `CommandError` if there is no such hold.
+    """
     name = taskrun.metadata.name
     if taskrun.status.outcome is not None:
         raise CommandError(f"{name} has ended ({taskrun.status.outcome}); nothing is held.")

@@ -1,4 +1,4 @@
-"""Retries of the CLI: reads while the API server is away, and writes that conflict with another write."""
+"""Retries of the CLI: reads while the API server is away, and writes after a conflict."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,10 +17,10 @@ Say = Callable[[str], None]
 
 
 async def retry_unavailable(connection: ClusterConnection, say: Say, read: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of `read`; while the API server is away, say so once and repeat the read without a limit.
+    """Return the result of `read`, which is repeated while the API server is away.
 
-    A command that waits for hours must outlast an upgrade of the API server. Use this for the second read and later: an address that
-    never responded may be mistyped.
+    `say` prints one message. A command that waits for hours must outlast an upgrade of the API
+    server. Use this for the second read and later: an address that never responded may be mistyped.
     """
     said = False
     while True:
@@ -34,9 +34,9 @@ async def retry_unavailable(connection: ClusterConnection, say: Say, read: Calla
 
 
 async def retry_conflicts(subject: str, write: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of `write`, which reads and then writes by compare-and-set; repeat it after a conflict.
+    """Return the result of `write`, which reads and then writes by compare-and-set.
 
-    Raises `CommandError` if other clients change `subject` each time.
+    A conflict repeats it. Raises `CommandError` if other clients change `subject` each time.
     """
     for _ in range(_CONFLICTS_MAX):
         try:

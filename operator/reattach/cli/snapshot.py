@@ -20,8 +20,9 @@ class Event(Shape, frozen=True):
 class JobSubmission(Shape, frozen=True):
     """Submission of one external job, as the state records it.
 
-    `intended_time`: when the intent was stored, right before the first submission. `submitters`: attempt and time of each process that
-    was allowed to submit, oldest first; empty if the job comes from `spec.adopt`. `repeated`: an unresolved submission was repeated.
+    `intended_time`: when the intent was stored, right before the first submission. `submitters`:
+    attempt and time of each process that was allowed to submit, oldest first; empty if the job
+    comes from `spec.adopt`. `repeated`: an unresolved submission was repeated.
     """
 
     key: str
@@ -33,7 +34,10 @@ class JobSubmission(Shape, frozen=True):
 
 
 class Snapshot(Shape, frozen=True):
-    """All that was read of a TaskRun. `state` None: no state exists, or `state_note` has the reason."""
+    """All that was read of a TaskRun.
+
+    `state` None: no state exists, or `state_note` has the reason.
+    """
 
     taskrun: TaskRun
     now: datetime
@@ -48,7 +52,7 @@ class Snapshot(Shape, frozen=True):
 
     @property
     def jobs(self) -> tuple[JobSummary, ...]:
-        """Return the external jobs from the state, or from the status if the state can't be read."""
+        """Return the jobs from the state, or from the status if the state can't be read."""
         if self.state is not None:
             return self.state.jobs
         return tuple(_summary_of(job) for job in self.taskrun.status.external_jobs)
@@ -59,7 +63,7 @@ class Snapshot(Shape, frozen=True):
         return tuple(job for job in self.jobs if job.is_open)
 
     def submission_of(self, job: JobSummary) -> JobSubmission | None:
-        """Return what the state records about the submission of this job; None if the state could not be read."""
+        """Return the submission of this job; None if the state could not be read."""
         name = (job.key, job.generation)
         return next((one for one in self.submissions if (one.key, one.generation) == name), None)
 

@@ -83,7 +83,10 @@ _FORCE = click.option(
 
 
 class _TakesNumbers(Command):
-    """Its last argument may be a negative number, which click takes for an option: it is moved behind the end of options."""
+    """A command whose last argument may be a negative number.
+
+    click reads `-1` as an option, so the number is moved behind `--`.
+    """
 
     @override
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

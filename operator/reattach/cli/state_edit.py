@@ -1,7 +1,7 @@
-"""Changes of users to a TaskRun's keys, with the operations, format and compare-and-set of the state API.
+"""Changes of users to keys, with the operations, format and compare-and-set of the state API.
 
-The writer of such a key is attempt 0, and `cli:<user>` in place of the pod's UID. External jobs, the completion record and
-the epoch stay as they are.
+The writer of such a key is attempt 0, and `cli:<user>` in place of the pod's UID. External jobs,
+the completion record and the epoch stay as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,7 +56,7 @@ class Export(Shape, frozen=True, omit_defaults=False):
     entries: tuple[ExportedEntry, ...]
 
 
-# -- pure ------------------------------------------------------------------------------------------
+# -- pure --------------------------------------------------------------------------------------
 
 
 def edit(
@@ -91,7 +91,8 @@ def running_attempt_of(taskrun: TaskRun, pods: Sequence[Pod]) -> int | None:
 def retention_of(state: DurableState, key: str, asked: timedelta | None, *, never: bool) -> timedelta | None:
     """Return how long a key is kept; None: forever.
 
-    Without a given retention, a key that never expires stays so, and any other key gets the default.
+    Without a given retention, a key that never expires stays so, and any other key gets the
+    default.
     """
     if never:
         return None
@@ -106,7 +107,8 @@ def retention_of(state: DurableState, key: str, asked: timedelta | None, *, neve
 def parse_value(text: str, *, is_string: bool) -> bytes:
     """Return the JSON text to store.
 
-    Raises `CommandError` if the text is not JSON, and `RequestRejectedError` if it may not be stored.
+    Raises `CommandError` if the text is not JSON, and `RequestRejectedError` if it may not be
+    stored.
     """
     if is_string:
         return stored_value_of(text)
@@ -145,7 +147,10 @@ def build_export(taskrun: TaskRun, state: DurableState, now: datetime) -> bytes:
 
 
 def parse_export(text: bytes, now: datetime, *, replace: bool) -> tuple[Step, ...]:
-    """Return the steps that store an export. Raises `CommandError` for another format, and `RequestRejectedError`."""
+    """Return the steps that store an export.
+
+    Raises `CommandError` for another format, and `RequestRejectedError`.
+    """
     try:
         export = msgspec.convert(from_json(text), Export)
     except (RequestRejectedError, msgspec.ValidationError) as error:
@@ -188,11 +193,14 @@ def rejection_error(error: RequestRejectedError) -> CommandError:
     return CommandError(detail if detail.endswith(".") else f"{detail}.")
 
 
-# -- effects ---------------------------------------------------------------------------------------
+# -- effects -----------------------------------------------------------------------------------
 
 
 async def read(connection: ClusterConnection, name: str) -> tuple[TaskRun, StoredState]:
-    """Read the TaskRun and its state, after the end without expired keys. Raises `CommandError` without a state."""
+    """Read the TaskRun and its state, after the end without expired keys.
+
+    Raises `CommandError` without a state.
+    """
     taskrun = await read_taskrun(connection, name)
     stored = await read_state(connection, taskrun)
     if isinstance(stored, MissingState):
@@ -206,11 +214,15 @@ async def read(connection: ClusterConnection, name: str) -> tuple[TaskRun, Store
 async def write(
     connection: ClusterConnection, name: str, steps_of: StepsOf, *, force: bool = False
 ) -> tuple[DurableState, tuple[BatchResult, ...]]:
-    """Write the steps of `steps_of(state, now)` by compare-and-set. Raises `CommandError` and `ClusterError`."""
+    """Write the steps of `steps_of(state, now)` by compare-and-set.
+
+    Raises `CommandError` and `ClusterError`.
+    """
     user = await read_username(connection.cluster)
 
     async def attempt() -> tuple[DurableState, tuple[BatchResult, ...]]:
-        # Read the state before the attempts: an attempt that starts after this read changes the state when it opens it, which is a conflict.
+        # Read the state before the attempts: an attempt that starts after this read changes the
+        # state when it opens it, which is a conflict.
         taskrun, stored = await read(connection, name)
         if not force:
             await _check_idle(connection, taskrun)

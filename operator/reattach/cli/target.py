@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Cluster, namespace and user that the flags select; the kubeconfig decides fields that are None."""
+    """Cluster, namespace and user from the flags; the kubeconfig decides fields that are None."""
 
     kubeconfig: str | None = None
     context: str | None = None
@@ -22,11 +22,11 @@ class Target:
 
 
 TARGET_OPTIONS = frozenset(field.name for field in fields(Target))
-"""The names of the options that select a target; each command has one option for each field of `Target`."""
+"""Names of the options that select a target: the fields of `Target`."""
 
 
 def target_of(context: "click.Context") -> Target:
-    """Return the target that the flags before and after the command's name select; the latter take precedence."""
+    """Return the target that the flags select. Flags after the command's name take precedence."""
     given: dict[str, Any] = {}
     at: click.Context | None = context
     while at is not None:

@@ -37,7 +37,7 @@ PLAIN = Styler()
 
 
 def is_coloured(*, terminal: bool, no_color: str | None, term: str | None) -> bool:
-    """Return whether to use colours: on terminals that have them, unless NO_COLOR (https://no-color.org) is set."""
+    """Return whether to use colours: on a capable terminal, without NO_COLOR (no-color.org)."""
     return terminal and not no_color and term != "dumb"
 
 

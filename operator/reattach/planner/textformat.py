@@ -26,10 +26,11 @@ def end_of(text: str, most: int = BYTES_MAX) -> str:
 
 
 def last_line_first(text: str) -> str:
-    """Return the end of a log as one line that starts with the log's last line, followed by the lines before it.
+    """Return the end of a log as one line that starts with the last line of the log.
 
-    Conditions, events and tables are cut at their end, and the last line of a traceback contains the error. The last line includes the
-    indented lines below it, because messages of exceptions continue that way.
+    Conditions, events and tables are cut at their end, and the last line of a traceback contains
+    the error. The last line includes the indented lines below it, because messages of exceptions
+    continue that way.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) < 2:

@@ -1,6 +1,7 @@
 """Text of `explain`, word by word, for every situation that a TaskRun can be in.
 
-The texts are in `stories/`; after an intended change `REATTACH_WRITE_STORIES=1 pytest tests/unit/cli` writes them again; read the diff.
+The texts are in `stories/`; after an intended change `REATTACH_WRITE_STORIES=1 pytest
+tests/unit/cli` writes them again; read the diff.
 """
 
 import os
@@ -62,7 +63,7 @@ REPEATED = {JobOrigin.RESUBMITTED, JobOrigin.EXISTED}
 
 
 def a_submission(job: JobSummary, **fields: Any) -> JobSubmission:
-    """The job's first submission was 2 s after the start, by attempt 1; if it was repeated, attempt 2 did that at 120 s."""
+    """Return a submission by attempt 1 after 2 s, which attempt 2 may have repeated after 120 s."""
     repeated = fields.get("repeated", job.origin in REPEATED)
     submitters = ((1, at(2)), (2, at(120))) if repeated else ((1, at(2)),)
     defaults = {"intended_time": at(2), "intended_by_attempt": 1, "submitters": submitters, "repeated": repeated}
@@ -82,7 +83,7 @@ def tried_once(**spec: Any) -> ATaskRun:
     return a_taskrun(retry={"budgets": {"application": 2}}, **spec).with_failed_attempt(1, "Disruption", "disruption")
 
 
-def answer(**fields: Any) -> dict[str, Any]:
+def resolution(**fields: Any) -> dict[str, Any]:
     return {"held": "SubmissionUnknown", "key": "load", "generation": 1, **fields}
 
 
@@ -90,7 +91,7 @@ def just_created() -> Snapshot:
     return see(a_taskrun(), now=at(5))
 
 
-def never_looked_at() -> Snapshot:
+def created_without_an_operator() -> Snapshot:
     return see(a_taskrun())
 
 
@@ -151,7 +152,7 @@ def backing_off_with_an_unresolved_intent() -> Snapshot:
 
 
 def held_for_an_unknown_submission() -> Snapshot:
-    message = "no look-up, and attempt 1 may be frozen: its end is presumed"
+    message = "no lookup, and attempt 1 may be frozen: its end is presumed"
     how = f"{TO_ANSWER}kubectl reattach resolve nightly --adopt HANDLE | --resubmit | --fail."
     said = f"{SENTENCES[Reason.SUBMISSION_UNKNOWN]} External job load (no handle known): {message}.{how}"
     return see(held(tried_once(), Reason.SUBMISSION_UNKNOWN, said), an_intent(held=True, holds=1, message=message))
@@ -168,12 +169,12 @@ def held_for_two_jobs_while_a_third_runs() -> Snapshot:
 
 
 def held_a_second_time() -> Snapshot:
-    taskrun = tried_once(resolutions=[answer(action="Resubmit")])
+    taskrun = tried_once(resolutions=[resolution(action="Resubmit")])
     return see(held(taskrun, Reason.SUBMISSION_UNKNOWN), an_intent(held=True, holds=2))
 
 
-def held_and_answered() -> Snapshot:
-    taskrun = tried_once(resolutions=[answer(action="Adopt", handle="raysubmit_9")])
+def held_with_a_resolution() -> Snapshot:
+    taskrun = tried_once(resolutions=[resolution(action="Adopt", handle="raysubmit_9")])
     return see(held(taskrun, Reason.SUBMISSION_UNKNOWN), an_intent(held=True, holds=1))
 
 
@@ -280,7 +281,7 @@ def cancelled_and_orphaned() -> Snapshot:
     return see(over(taskrun, "Cancelled", Reason.CANCELLED).with_status(external_jobs=(left,)), a_job())
 
 
-def every_way_to_know_a_job() -> Snapshot:
+def jobs_of_each_origin() -> Snapshot:
     jobs = [
         a_job(
             origin.value.lower(),
@@ -295,7 +296,7 @@ def every_way_to_know_a_job() -> Snapshot:
 
 
 def adopted_and_existing_jobs() -> Snapshot:
-    """One job comes from spec.adopt, one was submitted by an earlier TaskRun with the same idempotency key, one twice."""
+    # From spec.adopt, from another TaskRun with the same idempotency key, and submitted twice.
     adopted = a_job("adopted", origin=JobOrigin.ADOPTED, submitted_by_attempt=None, submitted_time=at(590))
     existed = a_job("existed", origin=JobOrigin.EXISTED, submitted_time=at(590))
     repeated = a_job("repeated", origin=JobOrigin.EXISTED, submitted_time=at(590))
@@ -334,12 +335,12 @@ def failed_with_a_traceback() -> Snapshot:
     return see(over(taskrun.with_status(attempts=(attempt,)), "Failed", Reason.APPLICATION_FAILED))
 
 
-def a_long_life() -> Snapshot:
+def many_attempts() -> Snapshot:
     taskrun = a_taskrun().with_failed_attempt(41).with_failed_attempt(42, "NeverStarted", "neverStarted")
     return see(shows(taskrun, Reason.BACKING_OFF, next_attempt_time=at(5)))
 
 
-def little_may_be_seen() -> Snapshot:
+def state_without_read_permission() -> Snapshot:
     taskrun = shows(tried_once(), Reason.BACKING_OFF, next_attempt_time=at(640))
     status = ExternalJobStatus(
         key="load", generation=1, state="Active", handle="raysubmit_7", adapter="ray", submitted_time=at(300)
@@ -350,7 +351,7 @@ def little_may_be_seen() -> Snapshot:
 
 SITUATIONS: list[Callable[[], Snapshot]] = [
     just_created,
-    never_looked_at,
+    created_without_an_operator,
     managed_by_another,
     image_that_can_not_be_pulled,
     gated,
@@ -365,7 +366,7 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     held_for_a_job_that_is_not_found,
     held_for_two_jobs_while_a_third_runs,
     held_a_second_time,
-    held_and_answered,
+    held_with_a_resolution,
     held_for_a_lost_state,
     held_for_an_exhausted_budget,
     granted_once_more_and_used_up_again,
@@ -379,14 +380,14 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     succeeded,
     failed,
     cancelled_and_orphaned,
-    every_way_to_know_a_job,
+    jobs_of_each_origin,
     adopted_and_existing_jobs,
     ending_without_a_retry_left,
     ending_before_the_next_attempt,
     pending_without_a_retry_left,
     failed_with_a_traceback,
-    a_long_life,
-    little_may_be_seen,
+    many_attempts,
+    state_without_read_permission,
 ]
 
 

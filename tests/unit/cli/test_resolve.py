@@ -1,4 +1,4 @@
-"""Which answers are taken, and which are refused with which sentence."""
+"""Resolutions that `resolve` accepts, and its errors for the others."""
 
 from typing import Any
 

@@ -23,7 +23,7 @@ class Responses:
         raise error_of(status, {"message": f"HTTP {status}"}, 0.001)
 
 
-async def asked(*statuses: int) -> tuple[str, list[str], list[int]]:
+async def read(*statuses: int) -> tuple[str, list[str], list[int]]:
     """Return the result, the printed messages, and the statuses that were not used."""
     said: list[str] = []
     answers = Responses(*statuses)
@@ -33,18 +33,18 @@ async def asked(*statuses: int) -> tuple[str, list[str], list[int]]:
 
 
 async def test_retry_unavailable_repeats_the_read_and_prints_one_message_while_the_api_server_is_away() -> None:
-    answer, said, left = await asked(503, 429, 500, 200, 200)
+    answer, said, left = await read(503, 429, 500, 200, 200)
     assert (answer, left) == ("result", [200])
     assert said == ["https://example does not respond (HTTP 503); trying again."]
 
 
 async def test_retry_unavailable_prints_nothing_if_the_first_read_succeeds() -> None:
-    assert await asked(200) == ("result", [], [])
+    assert await read(200) == ("result", [], [])
 
 
 async def test_retry_unavailable_raises_errors_that_a_repeated_read_cannot_change() -> None:
     with pytest.raises(ForbiddenError):
-        await asked(503, 403, 200)
+        await read(503, 403, 200)
 
 
 async def test_retry_conflicts_repeats_the_write_until_it_succeeds() -> None:

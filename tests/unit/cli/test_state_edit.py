@@ -1,4 +1,4 @@
-"""What people may change in a state, and what of it stays as it is."""
+"""Changes of users to a state, and the parts that stay as they are."""
 
 import json
 from datetime import timedelta
