@@ -60,7 +60,7 @@ def taskruns(ctx: click.Context, _param: click.Parameter, word: str) -> list[Com
 
 
 def namespaces(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
-    """The namespaces of the cluster."""
+    """Complete the namespaces of the cluster."""
     from reattach.cli.queries import list_namespaces
 
     return _matching(_query(ctx, list_namespaces), word)
