@@ -268,7 +268,7 @@ async def _reread_pod(connection: ClusterConnection, pod: Pod, say: Say) -> Pod 
     return newer if newer.metadata.uid == pod.metadata.uid else None
 
 
-# -- messages ----------------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------------------
 
 
 def missing_log_message(taskrun: TaskRun, number: int) -> str:

@@ -49,7 +49,7 @@ def complete_for_shell(cli: click.Command, instruction: str) -> int:
     return shell_complete(cli, {}, "kubectl-reattach", VARIABLE, instruction)
 
 
-# -- what can be offered -----------------------------------------------------------------------
+# -- what can be offered ---------------------------------------------------------------------------
 
 
 def taskruns(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:

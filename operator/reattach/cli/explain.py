@@ -66,7 +66,7 @@ def _colour_of(report: RunReport) -> str | None:
     return "cyan" if report.reason == Reason.RUNNING else None
 
 
-# -- attempts ----------------------------------------------------------------------------------
+# -- attempts --------------------------------------------------------------------------------------
 
 
 def _attempts(report: RunReport, now: datetime, style: Styler) -> list[str]:
@@ -128,7 +128,7 @@ def _budgets(report: RunReport, style: Styler) -> list[str]:
     return table(rows, style, indent=_INDENT)
 
 
-# -- external jobs -----------------------------------------------------------------------------
+# -- external jobs ---------------------------------------------------------------------------------
 
 
 def _jobs(report: RunReport, now: datetime, style: Styler) -> list[str]:
@@ -169,7 +169,7 @@ def _job_colour(state: str) -> str | None:
     return _JOB_COLOURS.get(JobState(state)) if state in set(JobState) else None
 
 
-# -- the rest ----------------------------------------------------------------------------------
+# -- the rest --------------------------------------------------------------------------------------
 
 
 def _options(options: tuple[ResolutionOption, ...], style: Styler) -> list[str]:

@@ -33,7 +33,7 @@ T = TypeVar("T")
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-# -- flags that all commands have --------------------------------------------------------------
+# -- flags that all commands have ------------------------------------------------------------------
 
 
 class Duration(click.ParamType[timedelta]):
@@ -156,7 +156,7 @@ def output_option(function: Decorated) -> Decorated:
     )(function)
 
 
-# -- running -----------------------------------------------------------------------------------
+# -- running ---------------------------------------------------------------------------------------
 
 
 def call(act: "Callable[[ClusterConnection], Coroutine[Any, Any, T]]") -> T:

@@ -129,7 +129,7 @@ def _hold_of_budget(taskrun: TaskRun, condition: Condition) -> OpenHold:
     return OpenHold(held=Reason.BUDGET_EXHAUSTED.value, message=condition.message, answer=answer)
 
 
-# -- resolutions, and what happens then --------------------------------------------------------
+# -- resolutions, and what happens then ------------------------------------------------------------
 
 
 def options_for(taskrun: TaskRun, hold: OpenHold) -> tuple[ResolutionOption, ...]:

@@ -28,7 +28,7 @@ from reattach.cli.retry import Say, retry_unavailable
 from reattach.cli.text import listed, one_line
 from reattach.planner.conditions import progress_of
 
-# -- wait ---------------------------------------------------------------------------------------
+# -- wait ------------------------------------------------------------------------------------------
 
 
 class WaitTarget(StrEnum):
@@ -110,7 +110,7 @@ def _report_hold(taskrun: TaskRun | None, reported: str, say: Say) -> str:
     return held.reason
 
 
-# -- logs --------------------------------------------------------------------------------------
+# -- logs ------------------------------------------------------------------------------------------
 
 
 async def show_logs(connection: ClusterConnection, name: str, options: LogOptions, say: Say) -> ExitCode:

@@ -26,7 +26,7 @@ from reattach.planner.outcome import conclusion_of
 _WAIT_BEFORE_WORRY = timedelta(seconds=30)
 
 
-# -- what comes next ---------------------------------------------------------------------------
+# -- what comes next -------------------------------------------------------------------------------
 
 
 def describe_next_steps(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[str, ...]:
@@ -212,7 +212,7 @@ def _job_list(jobs: Sequence[JobSummary]) -> str:
     return listed([f"{job.handle} ({job_name(job)})" if job.handle else job_name(job) for job in jobs])
 
 
-# -- what you can do ---------------------------------------------------------------------------
+# -- what you can do -------------------------------------------------------------------------------
 
 
 def available_options(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[ResolutionOption, ...]:

@@ -62,7 +62,7 @@ class MissingState:
     lost: bool = False
 
 
-# -- a TaskRun ---------------------------------------------------------------------------------
+# -- a TaskRun -------------------------------------------------------------------------------------
 
 
 async def read_taskrun(connection: ClusterConnection, name: str) -> TaskRun:
@@ -176,7 +176,7 @@ async def _changes(connection: ClusterConnection, name: str, version: str) -> As
                 raise_error_event(msgspec.json.decode(bytes(event.object)))
 
 
-# -- what belongs to it ------------------------------------------------------------------------
+# -- what belongs to it ----------------------------------------------------------------------------
 
 
 async def read_state(connection: ClusterConnection, taskrun: TaskRun) -> StoredState | MissingState:

@@ -119,7 +119,7 @@ def build_report(snapshot: Snapshot) -> RunReport:
     )
 
 
-# -- where it stands ---------------------------------------------------------------------------
+# -- where it stands -------------------------------------------------------------------------------
 
 
 def _headline_of(snapshot: Snapshot, holds: Sequence[OpenHold]) -> str:
@@ -172,7 +172,7 @@ def _budgets_of(taskrun: TaskRun) -> tuple[BudgetReport, ...]:
     )
 
 
-# -- external jobs, and what was decided about them --------------------------------------------
+# -- external jobs, and what was decided about them ------------------------------------------------
 
 
 def _jobs_of(snapshot: Snapshot) -> tuple[JobReport, ...]:

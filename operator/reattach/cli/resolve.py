@@ -80,7 +80,7 @@ async def resolve(connection: ClusterConnection, name: str, request: ResolveRequ
     return await retry_conflicts(name, write)
 
 
-# -- pure --------------------------------------------------------------------------------------
+# -- pure ------------------------------------------------------------------------------------------
 
 
 def build_resolution(

@@ -56,7 +56,7 @@ class Export(Shape, frozen=True, omit_defaults=False):
     entries: tuple[ExportedEntry, ...]
 
 
-# -- pure --------------------------------------------------------------------------------------
+# -- pure ------------------------------------------------------------------------------------------
 
 
 def edit(
@@ -193,7 +193,7 @@ def rejection_error(error: RequestRejectedError) -> CommandError:
     return CommandError(detail if detail.endswith(".") else f"{detail}.")
 
 
-# -- effects -----------------------------------------------------------------------------------
+# -- effects ---------------------------------------------------------------------------------------
 
 
 async def read(connection: ClusterConnection, name: str) -> tuple[TaskRun, StoredState]:
