@@ -148,10 +148,10 @@ clusters:
 @pytest.mark.parametrize(
     "content, says",
     [
-        ("", "has not the form of one"),
-        ("- a list\n", "has not the form of one"),
-        ("a text\n", "has not the form of one"),
-        ("clusters: 5\n" + KUBECONFIG.replace("clusters", "others"), "has not the form of one"),
+        ("", "is not a valid kubeconfig"),
+        ("- a list\n", "is not a valid kubeconfig"),
+        ("a text\n", "is not a valid kubeconfig"),
+        ("clusters: 5\n" + KUBECONFIG.replace("clusters", "others"), "is not a valid kubeconfig"),
         ("current-context: {", "can't be used"),
         (KUBECONFIG, "The certificates in the kubeconfig"),
     ],
