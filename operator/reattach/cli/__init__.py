@@ -1,15 +1,25 @@
-"""`kubectl reattach`: what a person asks and answers, with their own kubeconfig and rights.
+"""`kubectl reattach`: read and resolve TaskRuns, with your own kubeconfig and rights.
 
-    application   the commands: flags in, lines and an exit code out
-    connection    kubeconfig, context and namespace, as kubectl has them
-    situation     one look at a TaskRun: the object, its state, its pods, its events
-    holds         what a TaskRun is held for, and the answers that fit (pure)
-    story         the whole story of a run (pure), which `explain` shows
-    text          how it looks: tables, times, colours (pure)
-    entries       people's changes to the state (pure), and their compare-and-set
-    following     logs over all attempts, and waiting for the end
-    letting_go    the way out: our finalizers taken off
+    application     the programs; their exit codes
+    commands        the commands: flags in, lines and an exit code out
+    state_commands  the commands of `state`
+    flags, target   flags that all commands have, and the target that they select
+    completion      shell completion
+    connection      kubeconfig, context and namespace, as kubectl reads them
+    queries         reads: a TaskRun, its state, its pods, its events
+    snapshot        all that was read of a TaskRun (pure)
+    hold_options    holds, and the resolutions that they take (pure)
+    report          content of `explain`, from a snapshot (pure)
+    next_steps      sentences about what happens next (pure)
+    explain         text of `explain`, from a report (pure)
+    text            tables, times, colours (pure)
+    resolve         append a resolution
+    state_edit      changes to keys (pure), and their compare-and-set
+    logs_and_wait   logs of all attempts, and `wait`
+    attempt_log     log of one attempt
+    release         remove our finalizers
+    retry           retries of reads and of conflicting writes
 
-Everything that is pure gets what it needs as arguments, the time too. Only `connection`, `situation`, `entries`, `following`, `letting_go` and
-`answering` call the API server, by `reattach.cluster` alone.
+Pure modules get all that they need as arguments, also the time. The others call the API server by
+`reattach.cluster` only.
 """

@@ -13,7 +13,7 @@ from reattach.cli.flags import PROGRAM, say
 
 
 def run(arguments: list[str]) -> int:
-    """Do what the arguments say; the answer is the exit code."""
+    """Run the command in the arguments. Return the exit code."""
     try:
         result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except CommandError as error:
@@ -25,19 +25,20 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
     except SystemExit:
-        # click's own, with 1, when whoever read stdout went away; here that would mean "not done". No command raises it.
+        # click raises it with 1 when the reader of stdout closed it; 1 means "not done" here. No
+        # command raises it.
         return ExitCode.PIPE_CLOSED
     return result if isinstance(result, int) else ExitCode.OK
 
 
 def main() -> NoReturn:
-    """`kubectl-reattach`."""
+    """Run `kubectl-reattach`."""
     if instruction := os.environ.get(completion.VARIABLE):
-        sys.exit(completion.answer_shell(cli, instruction))
+        sys.exit(completion.complete_for_shell(cli, instruction))
     sys.exit(run(sys.argv[1:]))
 
 
 def complete() -> NoReturn:
-    """`kubectl_complete-reattach`, which kubectl runs to complete what follows `kubectl reattach`."""
+    """Run `kubectl_complete-reattach`, by which kubectl completes `kubectl reattach`."""
     click.echo(completion.for_kubectl(cli, sys.argv[1:]))
     sys.exit(0)

@@ -1,4 +1,4 @@
-"""The log of one attempt, as its node has it: read anew where it broke off, and left where the attempt is over and nothing comes any more."""
+"""Log of one attempt: reconnect, and stop if the attempt has ended and its node is silent."""
 
 import asyncio
 import re
@@ -13,21 +13,22 @@ from reattach.api.objects import Pod
 from reattach.api.taskrun import Attempt, TaskRun
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError, NoSuchTaskRunError
-from reattach.cli.queries import taskrun_of
-from reattach.cli.retry import Say, patiently, sentence_of_absence
+from reattach.cli.queries import read_taskrun
+from reattach.cli.retry import Say, retry_unavailable, unavailable_sentence
 from reattach.cli.text import one_line
 from reattach.cluster import BadRequestError, ClusterError, NotFoundError, TooManyRequestsError, UnavailableError, paths
+from reattach.planner.textformat import last_line_first
 
-LOOK_AGAIN_SECONDS = 1.0
+POLL_SECONDS = 1.0
 QUIET_SECONDS = 15.0
-"""How long nothing comes before the TaskRun is looked at, and before what is over is left."""
+"""Silence after which the TaskRun is read, and after which the log of an ended attempt is left."""
 _STAMP = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(Z|[-+][0-9:]+)$")
 _OVER = frozenset({"Succeeded", "Failed"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
-    """What of the logs is wanted. `attempt` None: all; `tail` None: everything that is kept."""
+    """Selected part of the logs. `attempt` None: all attempts; `tail` None: all lines."""
 
     follow: bool = False
     attempt: int | None = None
@@ -37,56 +38,57 @@ class LogOptions:
 
 
 @dataclass
-class Output:
-    """Where lines go: the log itself to stdout, what is said about it to stderr, so that a pipe has the log alone.
+class LogOutput:
+    """Output of a log: lines go to stdout, messages to stderr, so that a pipe gets only the log.
 
-    `last`: the time of the last line, as it was sent. `heard`: when something new came, by the clock of this machine.
+    `last`: time of the last line, as it was sent. `last_received`: when new bytes came, by the
+    clock of this machine.
     """
 
     say: Say
     timestamps: bool
     last: bytes = b""
-    heard: float = 0.0
-    _told: dict[str, bytes] = field(default_factory=dict, repr=False)
+    last_received: float = 0.0
+    _said: dict[str, bytes] = field(default_factory=dict, repr=False)
     _rest: bytes = field(default=b"", repr=False)
     _is_repeated: bool = False
 
-    def take(self, piece: bytes) -> None:
-        """What came, of any size."""
+    def write(self, piece: bytes) -> None:
+        """Write a piece of the log, of any size."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
         for line in lines:
             self._write(line + b"\n")
         if not self._is_repeated:
-            self.heard = time.monotonic()
+            self.last_received = time.monotonic()
 
-    def tell(self, about: str, sentence: str) -> None:
-        """Say it; as long as nothing comes, once is enough."""
-        if self._told.get(about) != self.last:
+    def say_once(self, about: str, sentence: str) -> None:
+        """Print a message, but not again before a new line has come."""
+        if self._said.get(about) != self.last:
             self.say(sentence)
-            self._told[about] = self.last
+            self._said[about] = self.last
 
     def end(self) -> None:
-        """Nothing follows: a last line may have no end."""
+        """Write the last line, which may have no newline."""
         if self._rest:
             self._write(self._rest + b"\n")
         self._rest = b""
 
-    def begin(self) -> None:
-        """Another container: what was seen of the last one doesn't count any more."""
+    def start_container(self) -> None:
+        """Start the log of another container."""
         self.last = self._rest = b""
         self._is_repeated = False
-        self._told.clear()
-        self.heard = time.monotonic()
+        self._said.clear()
+        self.last_received = time.monotonic()
 
     def reconnect(self) -> None:
-        """What was sent within the last second comes again, and so does a line that was cut."""
+        """Prepare for a new stream, which repeats the last second and a line that was cut."""
         self._rest = b""
         self._is_repeated = bool(self.last)
 
     def _write(self, line: bytes) -> None:
         stamp, _, text = line.partition(b" ")
         if not _STAMP.match(stamp):
-            text = line  # what the kubelet itself says about the log
+            text = line  # a message of the kubelet about the log
         elif self._is_repeated and stamp <= self.last:
             return
         else:
@@ -96,9 +98,11 @@ class Output:
 
 
 @dataclass
-class Source:
-    """A container of an attempt's pod, and since when (by the clock of this machine) the attempt is known to be over: the pod of a node that
-    died stays as it was, so that only the TaskRun tells.
+class LogSource:
+    """A container of an attempt's pod.
+
+    `over_since`: since when the attempt is known to have ended, by the clock of this machine. The
+    pod of a lost node is not updated, so only the TaskRun shows that.
     """
 
     connection: ClusterConnection
@@ -111,28 +115,34 @@ class Source:
     @classmethod
     def of(
         cls, connection: ClusterConnection, taskrun: TaskRun, number: int, pods: dict[int, Pod], container: str
-    ) -> "Source":
-        """Of an attempt that has a pod."""
+    ) -> "LogSource":
+        """Return the source for an attempt that has a pod."""
         is_over = is_recorded(taskrun, number) or number < max(pods)
         over_since = time.monotonic() if is_over else None
         return cls(connection, taskrun, number, pods[number], container, over_since)
 
     @property
     def is_over(self) -> bool:
-        """Whether the attempt is over, as far as is known."""
+        """Return whether the attempt is known to have ended."""
         return self.over_since is not None
 
-    def is_done(self, output: Output) -> bool:
-        """Whether there is nothing to wait for: the attempt is over, and nothing has come since for a while."""
-        return self.over_since is not None and time.monotonic() - max(self.over_since, output.heard) >= QUIET_SECONDS
+    def is_done(self, output: LogOutput) -> bool:
+        """Return whether the attempt has ended and its log has been silent since."""
+        return (
+            self.over_since is not None
+            and time.monotonic() - max(self.over_since, output.last_received) >= QUIET_SECONDS
+        )
 
-    async def look(self) -> None:
-        """See whether its end is recorded by now. An API server that does not answer tells nothing."""
+    async def refresh(self) -> None:
+        """Read the TaskRun, to learn whether the end is recorded.
+
+        Ignore an API server that is away.
+        """
         if self.is_over:
             return
         about = self.taskrun.metadata
         try:
-            newer = await taskrun_of(self.connection, about.name)
+            newer = await read_taskrun(self.connection, about.name)
         except (UnavailableError, TooManyRequestsError):
             return
         except NoSuchTaskRunError:
@@ -144,13 +154,13 @@ class Source:
         self.over_since = time.monotonic()
 
 
-async def show_log(source: Source, options: LogOptions, output: Output) -> str:
-    """The log of one attempt; if it is followed, until the container has ended. The answer is a sentence if not all of it could be read, as the
-    attempt is over and its node does not answer.
+async def show_log(source: LogSource, options: LogOptions, output: LogOutput) -> str:
+    """Print the log of one attempt; if it is followed, until the container has ended.
 
-    Raises `CommandError` if there is no such container, and `ClusterError`.
+    Return a sentence if the log could not be read to its end, because the attempt has ended and its
+    node does not respond. Raises `CommandError` if there is no such container, and `ClusterError`.
     """
-    output.begin()
+    output.start_container()
     tail = options.tail
     while True:
         try:
@@ -158,9 +168,9 @@ async def show_log(source: Source, options: LogOptions, output: Output) -> str:
         except BadRequestError as error:
             if "is not valid for pod" in error.message:
                 raise CommandError(
-                    f"The pod {source.pod.metadata.name} has no container {source.container!r}; without -c it is the task's."
+                    f"The pod {source.pod.metadata.name} has no container {source.container!r}; leave out -c for the task's container."
                 ) from None
-            # It has not started yet; or never will, once its pod is over.
+            # The container has not started yet, or never will if its pod has ended.
             if not options.follow or source.is_over or await _has_ended(source, output.say):
                 output.say(f"There is no log: {one_line(error.message)}")
                 return ""
@@ -168,48 +178,54 @@ async def show_log(source: Source, options: LogOptions, output: Output) -> str:
             output.say(f"The pod {source.pod.metadata.name} is gone, and its log with it.")
             return ""
         except (UnavailableError, TooManyRequestsError) as error:
-            if unread := _unread_after(source, output, error, follow=options.follow):
-                return unread
+            if incomplete := _unread_after(source, output, error, follow=options.follow):
+                return incomplete
         else:
             if not is_whole:
                 output.end()
-                return _unread(source, "nothing comes any more")
+                return _incomplete_message(source, "the node sends nothing any more")
             if not options.follow or source.is_done(output) or await _has_ended(source, output.say):
                 output.end()
                 return ""
-            # The API server ends the stream in the same way when it lost the kubelet: what it sent of a line is sent again.
+            # The API server also ends the stream this way when it lost the kubelet. A line that was
+            # cut is sent again.
             tail = None
         output.reconnect()
-        await asyncio.sleep(LOOK_AGAIN_SECONDS)
-        await source.look()
+        await asyncio.sleep(POLL_SECONDS)
+        await source.refresh()
 
 
-def _unread_after(source: Source, output: Output, error: ClusterError, *, follow: bool) -> str:
-    """The sentence if what can't be read now is to be left; nothing: it is asked for again. Raises the error where nobody said that the
-    attempt is over, and it is not followed.
+def _unread_after(source: LogSource, output: LogOutput, error: ClusterError, *, follow: bool) -> str:
+    """Return a sentence if the log is left; empty: read it again.
+
+    Raises the error if the log is not followed and the attempt is not known to have ended.
     """
-    is_away = not error.status  # not the node, but the API server itself
+    is_away = not error.status  # the API server, not the node
     if not follow and (is_away or isinstance(error, TooManyRequestsError) or not source.is_over):
         raise error
     if is_away:
-        output.heard = time.monotonic()  # as long as it is away, nothing can come
-        output.tell("the API server", sentence_of_absence(source.connection, error))
+        output.last_received = time.monotonic()  # no line can come while the API server is away
+        output.say_once("the API server", unavailable_sentence(source.connection, error))
         return ""
-    said = one_line(error.message).rstrip(".")
+    why = one_line(error.message).rstrip(".")
     if not follow or source.is_done(output):
-        return _unread(source, said)
-    output.tell("the log", f"The log of attempt {source.number} can't be had now ({said}); asking again.")
+        return _incomplete_message(source, why)
+    output.say_once("the log", f"The log of attempt {source.number} can't be read now ({why}); trying again.")
     return ""
 
 
-async def _stream(source: Source, output: Output, *, follow: bool, tail: int | None) -> bool:
-    """Take what comes until the API server ends it. False: left, as the attempt is over and its node has gone silent, which ends no connection."""
-    coming = asyncio.create_task(_take(source, output, follow=follow, tail=tail))
+async def _stream(source: LogSource, output: LogOutput, *, follow: bool, tail: int | None) -> bool:
+    """Read the stream until the API server ends it. Return False if it was left.
+
+    A node that went silent does not end the connection, so the stream is left if the attempt has
+    ended.
+    """
+    coming = asyncio.create_task(_read_stream(source, output, follow=follow, tail=tail))
     try:
         while not (await asyncio.wait({coming}, timeout=QUIET_SECONDS))[0]:
             if source.is_done(output):
                 return False
-            await source.look()
+            await source.refresh()
         await coming
         return True
     finally:
@@ -217,8 +233,8 @@ async def _stream(source: Source, output: Output, *, follow: bool, tail: int | N
         await asyncio.gather(coming, return_exceptions=True)
 
 
-async def _take(source: Source, output: Output, *, follow: bool, tail: int | None) -> None:
-    since = output.last.decode(errors="replace")[:19]  # seconds are as exact as the API server takes it
+async def _read_stream(source: LogSource, output: LogOutput, *, follow: bool, tail: int | None) -> None:
+    since = output.last.decode(errors="replace")[:19]  # the API server takes no fractions of a second
     pieces = source.connection.cluster.stream(
         f"{paths.pods(source.connection.namespace, source.pod.metadata.name)}/log",
         container=source.container,
@@ -229,12 +245,12 @@ async def _take(source: Source, output: Output, *, follow: bool, tail: int | Non
     )
     async with aclosing(pieces):
         async for piece in pieces:
-            output.take(piece)
+            output.write(piece)
 
 
-async def _has_ended(source: Source, say: Say) -> bool:
-    """Whether the container will write no more, as its pod tells."""
-    pod = await _newer(source.connection, source.pod, say)
+async def _has_ended(source: LogSource, say: Say) -> bool:
+    """Return whether the pod shows that the container has ended."""
+    pod = await _reread_pod(source.connection, source.pod, say)
     if pod is None or pod.status.phase in _OVER:
         return True
     found = (one for one in pod.status.container_statuses if one.name == source.container)
@@ -242,42 +258,44 @@ async def _has_ended(source: Source, say: Say) -> bool:
     return status is not None and status.state.terminated is not None
 
 
-async def _newer(connection: ClusterConnection, pod: Pod, say: Say) -> Pod | None:
+async def _reread_pod(connection: ClusterConnection, pod: Pod, say: Say) -> Pod | None:
     path = paths.pods(connection.namespace, pod.metadata.name)
     try:
-        body = await patiently(connection, say, lambda: connection.cluster.get(path))
+        body = await retry_unavailable(connection, say, lambda: connection.cluster.get(path))
     except NotFoundError:
         return None
     newer = msgspec.json.decode(body, type=Pod)
     return newer if newer.metadata.uid == pod.metadata.uid else None
 
 
-# -- what is said ----------------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------------------
 
 
-def gone(taskrun: TaskRun, number: int) -> str:
-    """Of an attempt whose pod is not there any more."""
-    return f"The pod of attempt {number} is gone, and its log with it.{_last_words(taskrun, number)}"
+def missing_log_message(taskrun: TaskRun, number: int) -> str:
+    """Return the message for an attempt whose pod is gone."""
+    return f"The pod of attempt {number} is gone, and its log with it.{_recorded_message(taskrun, number)}"
 
 
-def attempt_of(taskrun: TaskRun, number: int) -> Attempt | None:
-    """As the status has it."""
+def find_attempt(taskrun: TaskRun, number: int) -> Attempt | None:
+    """Return the attempt in the status."""
     return next((one for one in taskrun.status.attempts if one.number == number), None)
 
 
 def is_recorded(taskrun: TaskRun, number: int) -> bool:
-    """Whether the status has the attempt's end, or has what came after it."""
+    """Return whether the status has the attempt's end, or a later attempt."""
     later = (
         one.number > number or (one.number == number and one.finish_time is not None) for one in taskrun.status.attempts
     )
     return taskrun.status.outcome is not None or any(later)
 
 
-def _unread(source: Source, why: str) -> str:
-    last = _last_words(source.taskrun, source.number)
-    return f"The log of attempt {source.number}, which is over, can't be read to its end: {why}.{last}"
+def _incomplete_message(source: LogSource, why: str) -> str:
+    last = _recorded_message(source.taskrun, source.number)
+    return f"The log of attempt {source.number}, which has ended, can't be read to its end: {why}.{last}"
 
 
-def _last_words(taskrun: TaskRun, number: int) -> str:
-    attempt = attempt_of(taskrun, number)
-    return f" It said at the end: {one_line(attempt.message)}" if attempt and attempt.message else ""
+def _recorded_message(taskrun: TaskRun, number: int) -> str:
+    attempt = find_attempt(taskrun, number)
+    if attempt is None or not attempt.message:
+        return ""
+    return f" The operator recorded: {one_line(last_line_first(attempt.message))}"

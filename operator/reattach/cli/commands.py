@@ -1,4 +1,7 @@
-"""The commands of `kubectl reattach`: flags in, lines and an exit code out. What they do is in the other modules."""
+"""Commands of `kubectl reattach`: flags in, lines and an exit code out.
+
+The other modules do the work.
+"""
 
 import sys
 from datetime import timedelta
@@ -16,9 +19,9 @@ from reattach.cli.flags import (
     leave,
     name_argument,
     output_option,
-    paint,
     say,
     show,
+    styler,
 )
 from reattach.cli.state_commands import state
 from reattach.cli.text import one_line
@@ -26,7 +29,7 @@ from reattach.cli.text import one_line
 
 @click.group(cls=Commands, name=PROGRAM)
 def cli(**_: Any) -> None:
-    """See what a TaskRun did and why, and decide where only a person can.
+    """Show what a TaskRun did and why, and resolve a TaskRun that is held.
 
     Exit codes: 0 done, 1 not done (stderr says why), 2 wrong usage; wait has more.
     """
@@ -36,25 +39,25 @@ def cli(**_: Any) -> None:
 @name_argument
 @output_option
 def explain(name: str, output: str | None) -> None:
-    """Tell the story of a run: what was tried, what was decided and why, what comes next."""
-    from reattach.cli.explain import lines_of
-    from reattach.cli.queries import situation_of
-    from reattach.cli.report import story_of
+    """Show a run: attempts, what was decided and why, what happens next, and what you can do."""
+    from reattach.cli.explain import format_report
+    from reattach.cli.queries import read_snapshot
+    from reattach.cli.report import build_report
 
-    situation = call(lambda connection: situation_of(connection, name))
-    story = story_of(situation)
-    show(story, output, lines_of(story, situation.now, paint()))
+    snapshot = call(lambda connection: read_snapshot(connection, name))
+    report = build_report(snapshot)
+    show(report, output, format_report(report, snapshot.now, styler()))
 
 
 @cli.command()
 @name_argument
-@click.option("--adopt", metavar="HANDLE", help="The job runs, and this is its id in the external system.")
-@click.option("--resubmit", is_flag=True, help="There is no such job: submit it again.")
-@click.option("--start-empty", is_flag=True, help="The state is lost: go on with an empty one.")
-@click.option("--continue", "go_on", is_flag=True, help="Grant the budget that is used up once more.")
+@click.option("--adopt", metavar="HANDLE", help="The job exists, and this is its id in the external system.")
+@click.option("--resubmit", is_flag=True, help="The job does not exist: submit it again.")
+@click.option("--start-empty", is_flag=True, help="The state is lost: continue with an empty one.")
+@click.option("--continue", "go_on", is_flag=True, help="Grant the budget that is used up again.")
 @click.option("--fail", is_flag=True, help="End the TaskRun as Failed.")
-@click.option("--key", help="Which external job, if several are held.", shell_complete=completion.held_keys)
-@click.option("--generation", type=click.IntRange(1), help="Which generation of it.")
+@click.option("--key", help="The external job to resolve, if several are held.", shell_complete=completion.held_keys)
+@click.option("--generation", type=click.IntRange(1), help="The generation of that job.")
 @output_option
 def resolve(
     *,
@@ -68,12 +71,13 @@ def resolve(
     generation: int | None,
     output: str | None,
 ) -> None:
-    """Answer what a TaskRun is held for; it goes on from that.
+    """Resolve a TaskRun that is held, so that it continues.
 
-    Held for SubmissionUnknown it takes --adopt, --resubmit or --fail; for StateLost --start-empty or --fail; for BudgetExhausted --continue
-    or --fail. The answer is stored in spec.resolutions, and stays there.
+    A hold for SubmissionUnknown takes --adopt, --resubmit or --fail, StateLost takes --start-empty
+    or --fail, and BudgetExhausted takes --continue or --fail. The resolution is appended to
+    spec.resolutions.
     """
-    from reattach.cli.resolve import Wish
+    from reattach.cli.resolve import ResolveRequest
     from reattach.cli.resolve import resolve as store
 
     chosen = {
@@ -85,13 +89,13 @@ def resolve(
     }
     actions = [action for action, is_chosen in chosen.items() if is_chosen]
     if len(actions) != 1:
-        raise click.UsageError("Say exactly one of --adopt HANDLE, --resubmit, --start-empty, --continue and --fail.")
-    wish = Wish(action=actions[0], handle=adopt, key=key, generation=generation)
-    answered = call(lambda connection: store(connection, name, wish))
-    what = f"{wish.action} {one_line(adopt)}" if adopt else wish.action
-    about = f" of {one_line(answered.resolution.key)}" if answered.resolution.key else ""
-    lines = [f"taskrun/{name} answered: {what}, to {answered.resolution.held}{about}.", answered.consequence]
-    show(answered, output, lines)
+        raise click.UsageError("Give exactly one of --adopt HANDLE, --resubmit, --start-empty, --continue and --fail.")
+    request = ResolveRequest(action=actions[0], handle=adopt, key=key, generation=generation)
+    result = call(lambda connection: store(connection, name, request))
+    what = f"{request.action} {one_line(adopt)}" if adopt else request.action
+    about = f" of {one_line(result.resolution.key)}" if result.resolution.key else ""
+    lines = [f"taskrun/{name} resolved: {what}, for {result.resolution.held}{about}.", result.consequence]
+    show(result, output, lines)
 
 
 cli.add_command(state)
@@ -99,15 +103,15 @@ cli.add_command(state)
 
 @cli.command()
 @name_argument
-@click.option("-f", "--follow", is_flag=True, help="Follow, over retries, until the TaskRun is over.")
-@click.option("--attempt", type=click.IntRange(1), help="Only this attempt.")
-@click.option("-c", "--container", help="Another container than the task's.")
-@click.option("--tail", type=click.IntRange(0), help="Only so many last lines of each attempt.")
-@click.option("--timestamps", is_flag=True, help="With the time of each line.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the log, across attempts, until the TaskRun has ended.")
+@click.option("--attempt", type=click.IntRange(1), help="Print only this attempt.")
+@click.option("-c", "--container", help="The container, if not the task's.")
+@click.option("--tail", type=click.IntRange(0), help="Print only the last lines of each attempt.")
+@click.option("--timestamps", is_flag=True, help="Print the time of each line.")
 def logs(
     *, name: str, follow: bool, attempt: int | None, container: str | None, tail: int | None, timestamps: bool
 ) -> None:
-    """Print the logs of all attempts, in order. What is said about them goes to stderr."""
+    """Print the logs of all attempts, in order. Headings and messages go to stderr."""
     from reattach.cli.attempt_log import LogOptions
     from reattach.cli.logs_and_wait import show_logs
 
@@ -125,50 +129,54 @@ def logs(
     help="What to wait for.",
     show_default=True,
 )
-@click.option("--timeout", type=DURATION, metavar="DURATION", help="How long at most; without it, for ever.")
+@click.option("--timeout", type=DURATION, metavar="DURATION", help="How long to wait; without it, there is no limit.")
 @output_option
 def wait(name: str, goal: str, timeout: timedelta | None, output: str | None) -> None:
     """Wait until a TaskRun has ended.
 
-    Exit codes: 0 it succeeded (with --for outcome: it ended), 3 it failed, 4 it was cancelled, 5 it is held (not with --for outcome, which goes
-    on waiting), 6 not within --timeout, 7 it was deleted; 1 and 2 as everywhere.
+    Exit codes: 0 it succeeded, 3 it failed, 4 it was cancelled, 5 it is held, 6 not within
+    --timeout, 7 it was deleted. With --for outcome, 0 means that it ended, and a hold does not end
+    the command. Codes 1 and 2 are as for all commands.
     """
     from reattach.cli.logs_and_wait import WaitTarget, wait_for
 
-    waited = call(lambda connection: wait_for(connection, name, WaitTarget(goal), timeout, say))
+    result = call(lambda connection: wait_for(connection, name, WaitTarget(goal), timeout, say))
     if output is not None:
-        status = None if waited.taskrun is None else waited.taskrun.status
-        about = {"name": name, "exitCode": int(waited.exit_code), "message": waited.sentence, "status": status}
+        status = None if result.taskrun is None else result.taskrun.status
+        about = {"name": name, "exitCode": int(result.exit_code), "message": result.sentence, "status": status}
         show(about, output, [])
-    elif waited.exit_code is ExitCode.OK:
-        show(None, None, [waited.sentence])
+    elif result.exit_code is ExitCode.OK:
+        show(None, None, [result.sentence])
     else:
-        say(waited.sentence)
-    leave(waited.exit_code)
+        say(result.sentence)
+    leave(result.exit_code)
 
 
 @cli.command()
 @name_argument
-@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
-@click.option("--force", is_flag=True, help="Also of a TaskRun that is neither ending nor held.")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask for confirmation.")
+@click.option("--force", is_flag=True, help="Also release a TaskRun that is neither ending nor held.")
 @output_option
 def release(name: str, yes: bool, force: bool, output: str | None) -> None:
-    """Let a TaskRun go that can't end: take Reattach's finalizers off, and name every external job that is left.
+    """Remove Reattach's finalizers from a TaskRun that can't end, and list jobs that may still run.
 
-    The way out when the operator is gone, or when nobody can tell what became of a job. Nothing is cancelled over there.
+    Use it if the operator is gone, or if you can't find out what happened to a job. External jobs
+    are not cancelled.
     """
-    from reattach.cli.release import carry_out, lines_of, prepare
+    from reattach.cli.release import carry_out, format_plan, prepare
 
-    found = call(lambda connection: prepare(connection, name, force=force))
-    lines = lines_of(found.plan)
+    prepared = call(lambda connection: prepare(connection, name, force=force))
+    lines = format_plan(prepared.plan)
     if not yes:
         say("\n".join(lines))
         if not sys.stdin.isatty():
-            raise CommandError("Nothing was let go: say --yes where nobody can be asked.")
-        if not click.confirm("Let go?", err=True):
-            raise CommandError("Nothing was let go.")
-    call(lambda connection: carry_out(connection, found))
-    show(found.plan, output, [*(lines if yes else []), f"{name} was let go."])
+            raise CommandError(
+                "No finalizer was removed, because there is no terminal to confirm on; repeat with --yes."
+            )
+        if not click.confirm("Remove the finalizers?", err=True):
+            raise CommandError("No finalizer was removed.")
+    call(lambda connection: carry_out(connection, prepared))
+    show(prepared.plan, output, [*(lines if yes else []), f"{name} was released."])
 
 
 @cli.command()
@@ -186,8 +194,9 @@ def version(output: str | None) -> None:
 @cli.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion_script(shell: str) -> None:
-    """Print a shell's script for the program kubectl-reattach.
+    """Print the completion script of a shell for the program kubectl-reattach.
 
-    `kubectl reattach` itself needs none: kubectl's own completion asks kubectl_complete-reattach, which is installed beside it.
+    `kubectl reattach` itself needs none: kubectl's own completion runs kubectl_complete-reattach,
+    which is installed beside it.
     """
     click.echo(completion.script_of(cli, shell), nl=False)

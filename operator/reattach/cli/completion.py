@@ -1,6 +1,7 @@
-"""Shell completion: of `kubectl reattach` by kubectl's own protocol, and of `kubectl-reattach` by click's scripts for bash, zsh and fish.
+"""Shell completion, by kubectl's own protocol and by click's scripts for bash, zsh and fish.
 
-While a word is completed nothing may be said or take long: an API server that does not answer means that there is nothing to offer.
+Completion prints no messages and takes no longer than `_SECONDS`. If the API server does not
+respond, it offers nothing.
 """
 
 import asyncio
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class, shell_complete
+
+from reattach.cli.target import target_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -21,7 +24,10 @@ _FILES = ":0"
 
 
 def for_kubectl(cli: click.Command, arguments: list[str]) -> str:
-    """The answer to kubectl: one offer a line, its help after a tab, and at last a directive (4: offer no files, 0: do)."""
+    """Return kubectl's format: a value a line with its help after a tab, then a directive.
+
+    The directive 4 offers no files, 0 does.
+    """
     *before, word = arguments or [""]
     items = ShellComplete(cli, {}, "kubectl reattach", VARIABLE).get_completions(before, word)
     offers = [item for item in items if item.type == "plain" and item.value]
@@ -30,7 +36,7 @@ def for_kubectl(cli: click.Command, arguments: list[str]) -> str:
 
 
 def script_of(cli: click.Command, shell: str) -> str:
-    """The script that teaches a shell to complete `kubectl-reattach`."""
+    """Return the completion script of a shell for `kubectl-reattach`."""
     kind = get_completion_class(shell)
     if kind is None:
         raise click.UsageError(f"There is no completion for {shell}.")
@@ -38,8 +44,8 @@ def script_of(cli: click.Command, shell: str) -> str:
     return script.source_template % script.source_vars()
 
 
-def answer_shell(cli: click.Command, instruction: str) -> int:
-    """What the script asks for."""
+def complete_for_shell(cli: click.Command, instruction: str) -> int:
+    """Print what the shell script requests, and return the exit code."""
     return shell_complete(cli, {}, "kubectl-reattach", VARIABLE, instruction)
 
 
@@ -47,59 +53,57 @@ def answer_shell(cli: click.Command, instruction: str) -> int:
 
 
 def taskruns(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
-    """The TaskRuns of the namespace."""
-    from reattach.cli.queries import names_of
+    """Complete the TaskRuns of the namespace."""
+    from reattach.cli.queries import list_taskruns
 
-    return _offers(_asked(ctx, names_of), word)
+    return _matching(_query(ctx, list_taskruns), word)
 
 
 def namespaces(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
-    """The namespaces of the cluster."""
-    from reattach.cli.queries import namespaces_of
+    """Complete the namespaces of the cluster."""
+    from reattach.cli.queries import list_namespaces
 
-    return _offers(_asked(ctx, namespaces_of), word)
+    return _matching(_query(ctx, list_namespaces), word)
 
 
 def contexts(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
-    """The contexts of the kubeconfig."""
-    from reattach.cli.connection import contexts_of
-    from reattach.cli.flags import target_of
+    """Complete the contexts of the kubeconfig."""
+    from reattach.cli.connection import list_contexts
 
-    return _offers(contexts_of(target_of(ctx)), word)
+    return _matching(list_contexts(target_of(ctx)), word)
 
 
 def state_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
-    """The keys in the state of the TaskRun that is named."""
+    """Complete the keys in the state of the TaskRun NAME."""
     from reattach.cli.state_edit import read
 
     async def keys(connection: "ClusterConnection") -> list[str]:
         _, stored = await read(connection, ctx.params["name"])
         return sorted(stored.state.records)
 
-    return _offers(_asked(ctx, keys), word)
+    return _matching(_query(ctx, keys), word)
 
 
 def held_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
-    """The keys of the external jobs for which the TaskRun is held."""
-    from reattach.cli.hold_options import holds_of
-    from reattach.cli.queries import jobs_of, taskrun_of
+    """Complete the keys of the external jobs for which the TaskRun is held."""
+    from reattach.cli.hold_options import find_holds
+    from reattach.cli.queries import read_jobs, read_taskrun
 
     async def keys(connection: "ClusterConnection") -> list[str]:
-        taskrun = await taskrun_of(connection, ctx.params["name"])
-        holds = holds_of(taskrun, await jobs_of(connection, taskrun))
+        taskrun = await read_taskrun(connection, ctx.params["name"])
+        holds = find_holds(taskrun, await read_jobs(connection, taskrun))
         return [hold.key for hold in holds if hold.key and hold.answer is None]
 
-    return _offers(_asked(ctx, keys), word)
+    return _matching(_query(ctx, keys), word)
 
 
-def _offers(values: list[str], word: str) -> list[CompletionItem]:
+def _matching(values: list[str], word: str) -> list[CompletionItem]:
     return [CompletionItem(value) for value in dict.fromkeys(values) if value.startswith(word)]
 
 
-def _asked(ctx: click.Context, ask: "Callable[[ClusterConnection], Coroutine[Any, Any, list[str]]]") -> list[str]:
+def _query(ctx: click.Context, ask: "Callable[[ClusterConnection], Coroutine[Any, Any, list[str]]]") -> list[str]:
     from reattach.cli.connection import connect
     from reattach.cli.errors import CommandError
-    from reattach.cli.flags import target_of
     from reattach.cluster import ClusterError
 
     async def act() -> list[str]:

@@ -1,4 +1,4 @@
-"""To the API server as kubectl goes there: the same kubeconfig, context, namespace and flags."""
+"""Connection to the API server, with kubectl's kubeconfig, context, namespace and flags."""
 
 import os
 from dataclasses import dataclass
@@ -24,16 +24,20 @@ _USER_REVIEWS = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 
 @dataclass(frozen=True)
 class ClusterConnection:
-    """A cluster, and the namespace that is meant where none is named."""
+    """A cluster and the selected namespace."""
 
     cluster: Cluster
     namespace: str
 
 
 async def connect(target: Target) -> ClusterConnection:
-    """Raises `CommandError` if the kubeconfig does not say where to go. Nothing is asked of the API server yet."""
+    """Prepare a connection, without a request.
+
+    Raises `CommandError` if the kubeconfig selects no cluster.
+    """
     configuration = client.Configuration()
-    # As kubectl: certificates without the extensions that Python 3.13 and later ask for are common in clusters.
+    # As kubectl does: clusters often have certificates without the extensions that Python 3.13 and
+    # later require.
     configuration.disable_strict_ssl_verification = True
     impersonated: dict[str, Any] = {}
     paths = _paths_of(target)
@@ -46,10 +50,11 @@ async def connect(target: Target) -> ClusterConnection:
         except (ConfigException, yaml.YAMLError, OSError, ValueError) as error:
             raise CommandError(f"The kubeconfig {paths} can't be used: {error}. See kubectl config view.") from error
         except (TypeError, LookupError, AttributeError) as error:
-            # What the Python client makes of a text where a map belongs, and the like.
-            raise CommandError(f"The kubeconfig {paths} has not the form of one; see kubectl config view.") from error
+            # The Python client raises these for a string in place of a map, and similar faults.
+            raise CommandError(f"The kubeconfig {paths} is not a valid kubeconfig; see kubectl config view.") from error
     headers = _impersonation(target, impersonated)
-    # Proxies as for kubectl: HTTPS_PROXY and NO_PROXY of the environment count, but not on the way to this machine itself.
+    # Proxies as for kubectl: HTTPS_PROXY and NO_PROXY of the environment count, but not for
+    # connections to this machine itself.
     is_far = not _is_loopback(str(configuration.host))
     configuration.client_session_kwargs = {"trust_env": is_far, "headers": headers}
     try:
@@ -59,8 +64,8 @@ async def connect(target: Target) -> ClusterConnection:
     return ClusterConnection(cluster, target.namespace or namespace)
 
 
-def contexts_of(target: Target) -> list[str]:
-    """The names of the contexts in the kubeconfig; none if it can't be read."""
+def list_contexts(target: Target) -> list[str]:
+    """List the names of the contexts in the kubeconfig; empty if it can't be read."""
     paths = _paths_of(target)
     try:
         merged = KubeConfigMerger(paths).config if _exists(paths) else None
@@ -69,8 +74,8 @@ def contexts_of(target: Target) -> list[str]:
         return []
 
 
-async def user_of(cluster: Cluster) -> str:
-    """Who we are to the API server; `unknown` where it doesn't tell."""
+async def read_username(cluster: Cluster) -> str:
+    """Read your user name from the API server; `unknown` if it does not return one."""
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     try:
         answer = msgspec.json.decode(await cluster.create(_USER_REVIEWS, body))
@@ -81,7 +86,7 @@ async def user_of(cluster: Cluster) -> str:
 
 def _paths_of(target: Target) -> str:
     named = target.kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
-    # As kubectl: a file that is empty says nothing. The Python client can't merge it.
+    # As kubectl does: ignore an empty file. The Python client can't merge it.
     files = [file for file in named.split(os.pathsep) if file and not _is_empty(Path(file).expanduser())]
     return os.pathsep.join(files) or named
 
@@ -95,13 +100,13 @@ def _exists(paths: str) -> bool:
 
 
 async def _load(paths: str, target: Target, configuration: client.Configuration) -> tuple[str, dict[str, Any]]:
-    """The namespace of the context, and what the user's entry says about impersonation."""
+    """Return the namespace of the context, and the impersonation in the user's entry."""
     if not _exists(paths):
-        raise CommandError(f"There is no kubeconfig at {paths}; name one by --kubeconfig or KUBECONFIG.")
+        raise CommandError(f"There is no kubeconfig at {paths}; set --kubeconfig or KUBECONFIG.")
     context = target.context or _current_context_of(paths)
     merged: ConfigNode = KubeConfigMerger(paths).config
     if not context and not target.cluster:
-        raise CommandError(f"The kubeconfig {paths} has no current context; name one by --context.")
+        raise CommandError(f"The kubeconfig {paths} has no current context; select one with --context.")
     about = _context_of(merged, context)
     about |= {name: value for name, value in (("cluster", target.cluster), ("user", target.user)) if value}
     overridden = {"name": _OVERRIDE, "context": about}
@@ -122,7 +127,10 @@ def _context_of(merged: ConfigNode, name: str | None) -> dict[str, Any]:
 
 
 def _current_context_of(paths: str) -> str | None:
-    """As kubectl: of several files, the first that names one counts (the Python client takes the last)."""
+    """Return the first current context in the files, as kubectl does.
+
+    The Python client uses the last one.
+    """
     for path in paths.split(os.pathsep):
         file = Path(path).expanduser()
         if path and file.exists() and (named := (yaml.safe_load(file.read_text()) or {}).get("current-context")):

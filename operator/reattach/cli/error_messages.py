@@ -1,7 +1,8 @@
-"""What an answer of the API server means to the person who asked: one sentence that says what to do. Pure."""
+"""Errors of the API server as one sentence that says what to do. Pure."""
 
 import re
 
+from reattach.cli.text import one_line
 from reattach.cluster.errors import (
     BadRequestError,
     ClusterError,
@@ -19,37 +20,40 @@ _FORBIDDEN = re.compile(
 )
 
 
-def sentence_of(error: ClusterError, host: str) -> str:
-    """What an answer of the API server means to the person who asked."""
-    said = error.message.rstrip(".")
+def describe_error(error: ClusterError, host: str) -> str:
+    """Return what an error of the API server means for you, and what to do."""
+    message = one_line(error.message).rstrip(".")
     match error:
         case ForbiddenError():
-            return missing_right_of(error)
+            return describe_missing_right(error)
         case UnauthorizedError():
-            return f"{host} does not accept your credentials; log in again, or name another --context."
+            return f"{host} does not accept your credentials; log in again, or use another --context."
         case TooManyRequestsError():
             return f"{host} is too busy; try again."
         case UnavailableError():
-            return f"{host} can't be reached or did not answer in time ({said}); check --context and your network."
+            return f"{host} can't be reached or did not respond in time ({message}); check --context and your network."
         case ConflictError():
-            return f"Somebody else changed it at the same time ({said}); try again."
+            return f"Another client changed the object at the same time ({message}); try again."
         case NotFoundError():
-            return f"It is not there: {said}."
+            return f"The API server does not have the object: {message}."
         case BadRequestError():
-            return f"The API server does not take that: {said}."
+            return f"The API server rejects the request: {message}."
         case _:
-            return f"The API server refuses: {said}."
+            return f"The API server rejects the request: {message}."
 
 
-def missing_right_of(error: ForbiddenError) -> str:
-    """Who lacks which right where; what RBAC did not refuse is said as the API server says it."""
+def describe_missing_right(error: ForbiddenError) -> str:
+    """Return which right you lack where.
+
+    An error that is not from RBAC keeps the API server's text.
+    """
     found = _FORBIDDEN.search(error.message)
     if found is None:
-        return f"The API server refuses: {error.message.rstrip('.')}."
+        return f"The API server denies the request: {one_line(error.message).rstrip('.')}."
     resource = f"{found['resource']}.{found['group']}" if found["group"] else found["resource"]
     where = f" in namespace {found['namespace']}" if found["namespace"] else ""
     role = "view" if found["verb"] in {"get", "list", "watch"} else "edit"
     return (
         f"{found['user']} lacks the right to {found['verb']} {resource}{where}; "
-        f'the ClusterRole "{role}" has it, ask who administers the namespace.'
+        f'the ClusterRole "{role}" has it; ask the administrator of the namespace.'
     )

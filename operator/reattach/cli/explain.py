@@ -1,4 +1,4 @@
-"""How `explain` shows a story to people. Pure: a story in, lines out."""
+"""Text of `explain`: a report in, lines out. Pure."""
 
 import json
 from datetime import datetime
@@ -6,10 +6,11 @@ from datetime import datetime
 from reattach.api.reasons import Outcome, Reason
 from reattach.api.state import JobState
 from reattach.api.taskrun import Attempt
-from reattach.cli.hold_options import Way
-from reattach.cli.report import JobStory, Story
-from reattach.cli.text import NOTHING, PLAIN, Cell, Paint, ago, count, duration, one_line, table
+from reattach.cli.hold_options import ResolutionOption
+from reattach.cli.report import JobReport, RunReport
+from reattach.cli.text import NOTHING, PLAIN, Cell, Styler, ago, count, duration, one_line, table
 from reattach.planner.holds import TO_ANSWER
+from reattach.planner.textformat import last_line_first
 
 _INDENT = "  "
 _OUTCOME_COLOURS = {Outcome.SUCCEEDED: "green", Outcome.FAILED: "red", Outcome.CANCELLED: "yellow"}
@@ -25,58 +26,58 @@ _JOB_COLOURS = {
 }
 
 
-def lines_of(story: Story, now: datetime, paint: Paint = PLAIN) -> list[str]:
-    """All of it, section by section; a section that has nothing to say is left out."""
+def format_report(report: RunReport, now: datetime, style: Styler = PLAIN) -> list[str]:
+    """Return the report section by section; empty sections are left out."""
     sections = [
-        _head(story, now, paint),
-        _section("Attempts", _attempts(story, now, paint), paint),
-        _section("Budgets", _budgets(story, paint), paint),
-        _section("External jobs", _jobs(story, now, paint), paint),
-        _section("What was decided", [_INDENT + one_line(said) for said in story.decisions], paint),
-        _section("What happens next", [_INDENT + one_line(said) for said in story.next], paint),
-        _section("What you can do", _ways(story.ways, paint), paint),
-        _section("Events", _events(story, now, paint), paint),
-        _section("What could not be seen", [_INDENT + one_line(note) for note in story.notes], paint),
+        _head(report, now, style),
+        _section("Attempts", _attempts(report, now, style), style),
+        _section("Budgets", _budgets(report, style), style),
+        _section("External jobs", _jobs(report, now, style), style),
+        _section("What was decided", [_INDENT + one_line(text) for text in report.decisions], style),
+        _section("What happens next", [_INDENT + one_line(text) for text in report.next], style),
+        _section("What you can do", _options(report.ways, style), style),
+        _section("Events", _events(report, now, style), style),
+        _section("What could not be read", [_INDENT + one_line(note) for note in report.notes], style),
     ]
     return "\n\n".join("\n".join(section) for section in sections if section).splitlines()
 
 
-def _section(title: str, lines: list[str], paint: Paint) -> list[str]:
-    return [paint("bold", title), *lines] if lines else []
+def _section(title: str, lines: list[str], style: Styler) -> list[str]:
+    return [style("bold", title), *lines] if lines else []
 
 
-def _head(story: Story, now: datetime, paint: Paint) -> list[str]:
-    rows: list[tuple[str, str | Cell]] = [("TaskRun", f"{story.name} in namespace {story.namespace}")]
-    rows.append(("Status", Cell(story.reason or NOTHING, _colour_of(story))))
-    if story.message:
-        rows.append(("", one_line(_without_manual(story.message))))
-    if story.result is not None:
-        rows.append(("Result", one_line(story.result)))
-    if story.created is not None:
-        rows.append(("Created", ago(story.created, now)))
-    return [paint("bold", story.headline), "", *table(rows, paint, indent=_INDENT)]
+def _head(report: RunReport, now: datetime, style: Styler) -> list[str]:
+    rows: list[tuple[str, str | Cell]] = [("TaskRun", f"{report.name} in namespace {report.namespace}")]
+    rows.append(("Status", Cell(report.reason or NOTHING, _colour_of(report))))
+    if report.message:
+        rows.append(("", one_line(_without_instructions(report.message))))
+    if report.result is not None:
+        rows.append(("Result", one_line(report.result)))
+    if report.created is not None:
+        rows.append(("Created", ago(report.created, now)))
+    return [style("bold", report.headline), "", *table(rows, style, indent=_INDENT)]
 
 
-def _colour_of(story: Story) -> str | None:
-    if story.outcome is not None:
-        return _OUTCOME_COLOURS.get(Outcome(story.outcome)) if story.outcome in set(Outcome) else None
-    if any(hold.answer is None for hold in story.holds) or story.reason in _TROUBLE:
+def _colour_of(report: RunReport) -> str | None:
+    if report.outcome is not None:
+        return _OUTCOME_COLOURS.get(Outcome(report.outcome)) if report.outcome in set(Outcome) else None
+    if any(hold.answer is None for hold in report.holds) or report.reason in _TROUBLE:
         return "yellow"
-    return "cyan" if story.reason == Reason.RUNNING else None
+    return "cyan" if report.reason == Reason.RUNNING else None
 
 
 # -- attempts --------------------------------------------------------------------------------------
 
 
-def _attempts(story: Story, now: datetime, paint: Paint) -> list[str]:
-    if not story.attempts:
+def _attempts(report: RunReport, now: datetime, style: Styler) -> list[str]:
+    if not report.attempts:
         return []
     rows: list[tuple[str | Cell, ...]] = [_titles("#", "STARTED", "TOOK", "ENDED BY", "CHARGED TO", "WHY")]
-    rows += [_attempt(attempt, now) for attempt in story.attempts]
-    lines = table(rows, paint, indent=_INDENT)
-    if story.hidden_attempts:
+    rows += [_attempt(attempt, now) for attempt in report.attempts]
+    lines = table(rows, style, indent=_INDENT)
+    if report.hidden_attempts:
         lines.insert(
-            1, f"{_INDENT}… {count(story.hidden_attempts, 'earlier attempt')} left the list (spec.historyLimit)"
+            1, f"{_INDENT}… {count(report.hidden_attempts, 'earlier attempt')} no longer listed (spec.historyLimit)"
         )
     return lines
 
@@ -90,25 +91,32 @@ def _attempt(attempt: Attempt, now: datetime) -> tuple[str | Cell, ...]:
         return number, started, took, Cell("(not ended)", "cyan"), NOTHING, attempt.message or where
     took = duration(attempt.finish_time - attempt.start_time) if attempt.start_time else NOTHING
     colour = "green" if attempt.cause == "Succeeded" else "red"
-    return number, started, took, Cell(attempt.cause or NOTHING, colour), attempt.charged_to or NOTHING, _why(attempt)
+    return (
+        number,
+        started,
+        took,
+        Cell(attempt.cause or NOTHING, colour),
+        attempt.charged_to or NOTHING,
+        _reason_cell(attempt),
+    )
 
 
-def _why(attempt: Attempt) -> str:
+def _reason_cell(attempt: Attempt) -> str:
     parts = [attempt.reason or ""]
     if attempt.exit_code is not None:
         parts.append(f"exit code {attempt.exit_code}")
     if attempt.end == "Presumed":
-        parts.append("presumed, as no kubelet reported it")
+        parts.append("presumed, because no kubelet reported it")
     how = ", ".join(part for part in parts if part)
-    said = one_line(attempt.message or "", 200)
-    return ": ".join(part for part in (how, said) if part) or NOTHING
+    text = one_line(last_line_first(attempt.message or ""), 200)
+    return ": ".join(part for part in (how, text) if part) or NOTHING
 
 
-def _budgets(story: Story, paint: Paint) -> list[str]:
-    if not any(one.charged for one in story.budgets):
+def _budgets(report: RunReport, style: Styler) -> list[str]:
+    if not any(one.charged for one in report.budgets):
         return []
     rows: list[tuple[str | Cell, ...]] = []
-    for one in story.budgets:
+    for one in report.budgets:
         used_up = one.charged > one.allowed
         text = (
             f"{one.charged} of {one.allowed} used"
@@ -117,34 +125,44 @@ def _budgets(story: Story, paint: Paint) -> list[str]:
         )
         granted = f", {count(one.granted, 'grant')} included" if one.granted else ""
         rows.append((one.name, Cell(text + granted, "red" if used_up else None)))
-    return table(rows, paint, indent=_INDENT)
+    return table(rows, style, indent=_INDENT)
 
 
 # -- external jobs ---------------------------------------------------------------------------------
 
 
-def _jobs(story: Story, now: datetime, paint: Paint) -> list[str]:
-    if not story.external_jobs:
+def _jobs(report: RunReport, now: datetime, style: Styler) -> list[str]:
+    if not report.external_jobs:
         return []
     rows: list[tuple[str | Cell, ...]] = [_titles("KEY", "GEN", "STATE", "HANDLE", "ADAPTER", "SUBMITTED")]
-    for job in story.external_jobs:
-        submitted = ago(job.submitted_time, now) if job.submitted_time else NOTHING
+    for job in report.external_jobs:
         state = Cell(job.state + (", held" if job.held else ""), "yellow" if job.held else _job_colour(job.state))
         handle = one_line(job.handle) if job.handle else NOTHING
-        rows.append((one_line(job.key), str(job.generation), state, handle, job.adapter or NOTHING, submitted))
-    lines = table(rows, paint, indent=_INDENT)
-    for job in story.external_jobs:
-        lines += [f"{_INDENT}{one_line(job.key)}: {said}" for said in _said_of(job)]
+        rows.append(
+            (one_line(job.key), str(job.generation), state, handle, job.adapter or NOTHING, _submitted(job, now))
+        )
+    lines = table(rows, style, indent=_INDENT)
+    for job in report.external_jobs:
+        lines += [f"{_INDENT}{one_line(job.key)}: {text}" for text in _job_notes(job)]
     return lines
 
 
-def _said_of(job: JobStory) -> list[str]:
-    said = [one_line(job.message, 500)] if job.message else []
+def _submitted(job: JobReport, now: datetime) -> str:
+    if job.submitted_time is not None:
+        return ago(job.submitted_time, now)
+    if job.handle_time is not None and not job.why:
+        # The state can't be read, and the status has only the time of the handle, which is later.
+        return f"at least {ago(job.handle_time, now)}"
+    return NOTHING
+
+
+def _job_notes(job: JobReport) -> list[str]:
+    text = [one_line(job.message, 500)] if job.message else []
     if job.url:
-        said.append(one_line(job.url))
+        text.append(one_line(job.url))
     if job.detached:
-        said.append("detached: the TaskRun may succeed while it runs on")
-    return said
+        text.append("detached: the TaskRun can succeed while this job runs")
+    return text
 
 
 def _job_colour(state: str) -> str | None:
@@ -154,27 +172,27 @@ def _job_colour(state: str) -> str | None:
 # -- the rest --------------------------------------------------------------------------------------
 
 
-def _ways(ways: tuple[Way, ...], paint: Paint) -> list[str]:
+def _options(options: tuple[ResolutionOption, ...], style: Styler) -> list[str]:
     lines = []
-    for way in ways:
-        lines += [_INDENT + paint("cyan", way.command), f"{_INDENT}{_INDENT}{one_line(way.what)}"]
+    for option in options:
+        lines += [_INDENT + style("cyan", option.command), f"{_INDENT}{_INDENT}{one_line(option.what)}"]
     return lines
 
 
-def _events(story: Story, now: datetime, paint: Paint) -> list[str]:
+def _events(report: RunReport, now: datetime, style: Styler) -> list[str]:
     rows: list[tuple[str | Cell, ...]] = [
         (
             ago(event.time, now) if event.time else NOTHING,
             Cell(event.reason, "yellow" if event.type == "Warning" else None),
-            one_line(_without_manual(event.message), 300),
+            one_line(_without_instructions(event.message), 300),
         )
-        for event in story.events
+        for event in report.events
     ]
-    return table(rows, paint, indent=_INDENT) if rows else []
+    return table(rows, style, indent=_INDENT) if rows else []
 
 
-def _without_manual(message: str) -> str:
-    """Without how to answer: that stands above, for each answer with what comes of it."""
+def _without_instructions(message: str) -> str:
+    """Return the message without its commands, because `What you can do` lists them."""
     return message.partition(TO_ANSWER)[0]
 
 
@@ -183,5 +201,5 @@ def _titles(*titles: str) -> tuple[Cell, ...]:
 
 
 def shown_value(text: str, most: int = 60) -> str:
-    """A JSON text in one line of a table."""
+    """Return a JSON text in one line, for a table."""
     return one_line(json.dumps(json.loads(text), ensure_ascii=False), most)

@@ -1,6 +1,7 @@
-"""What all commands have in common: the flags that say where to go, how errors end them, and how answers are printed.
+"""Parts that all commands share: flags that select a target, handling of errors, and output.
 
-What calls the API server is imported when a command runs: completing a word and showing help must not wait for it.
+Modules that call the API server are imported when a command runs, so that completion and help start
+fast.
 """
 
 import asyncio
@@ -19,8 +20,8 @@ from typing_extensions import override
 from reattach.api.names import GROUP
 from reattach.cli import completion
 from reattach.cli.errors import CommandError, ExitCode
-from reattach.cli.target import Target
-from reattach.cli.text import Paint, is_coloured, parse_duration
+from reattach.cli.target import TARGET_OPTIONS, Target, target_of
+from reattach.cli.text import Styler, is_coloured, parse_duration
 
 if TYPE_CHECKING:
     from reattach.cli.connection import ClusterConnection
@@ -54,7 +55,10 @@ DURATION = Duration()
 
 
 def _target_options(*, hidden: bool) -> list[click.Option]:
-    """Where to go, and as whom: kubectl's own flags. Listed by `kubectl reattach --help`, and taken by every command."""
+    """Return kubectl's own flags.
+
+    `kubectl reattach --help` lists them, and every command takes them.
+    """
     option = click.Option
     return [
         option(
@@ -66,7 +70,7 @@ def _target_options(*, hidden: bool) -> list[click.Option]:
         option(["--kubeconfig"], type=click.Path(), help="The kubeconfig file.", hidden=hidden),
         option(["--cluster"], help="The cluster of the kubeconfig.", hidden=hidden),
         option(["--user"], help="The user of the kubeconfig.", hidden=hidden),
-        option(["--as", "as_user"], metavar="USER", help="Whom to impersonate.", hidden=hidden),
+        option(["--as", "as_user"], metavar="USER", help="The user to impersonate.", hidden=hidden),
         option(
             ["--as-group", "as_groups"], multiple=True, metavar="GROUP", help="A group to impersonate.", hidden=hidden
         ),
@@ -80,25 +84,8 @@ def _target_options(*, hidden: bool) -> list[click.Option]:
     ]
 
 
-_TARGET_NAMES = frozenset(str(option.name) for option in _target_options(hidden=True))
-
-
-def target_of(context: click.Context) -> Target:
-    """Where to go, by the flags before and after the command's name; the latter count more."""
-    given: dict[str, Any] = {}
-    at: click.Context | None = context
-    while at is not None:
-        for name in _TARGET_NAMES:
-            if (value := at.params.get(name)) not in {None, ()}:
-                given.setdefault(name, value)
-        at = at.parent
-    if timeout := given.pop("request_timeout", None):
-        given["request_timeout"] = timeout.total_seconds()
-    return Target(**given)
-
-
 class Command(click.Command):
-    """A command that takes the flags which say where to go; its function does not get them."""
+    """A command that takes the flags of a target; its function does not receive them."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         settings["params"] = [*settings.get("params", ()), *_target_options(hidden=True)]
@@ -107,7 +94,8 @@ class Command(click.Command):
 
     @override
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # While a flag's value is being completed, click stops at the flag and forgets the arguments before it, NAME among them.
+        # While a flag's value is completed, click stops at the flag and drops the arguments before
+        # it, such as NAME.
         if ctx.resilient_parsing and args and args[-1].startswith("-"):
             args = args[:-1]
         return super().parse_args(ctx, args)
@@ -115,12 +103,12 @@ class Command(click.Command):
     @override
     def invoke(self, ctx: click.Context) -> Any:
         ctx.obj = target_of(ctx)
-        ctx.params = {name: value for name, value in ctx.params.items() if name not in _TARGET_NAMES}
+        ctx.params = {name: value for name, value in ctx.params.items() if name not in TARGET_OPTIONS}
         return super().invoke(ctx)
 
 
 class Commands(click.Group):
-    """A group of such commands, in the order in which they are written."""
+    """A group of such commands, in the order of their definition."""
 
     command_class = Command
 
@@ -163,22 +151,22 @@ def name_argument(function: Decorated) -> Decorated:
 
 def output_option(function: Decorated) -> Decorated:
     """`-o json|yaml`."""
-    return click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="For programs, not for people.")(
-        function
-    )
+    return click.option(
+        "-o", "--output", type=click.Choice(["json", "yaml"]), help="Print JSON or YAML, for programs."
+    )(function)
 
 
 # -- running ---------------------------------------------------------------------------------------
 
 
 def call(act: "Callable[[ClusterConnection], Coroutine[Any, Any, T]]") -> T:
-    """Connect as the flags say, do it, and turn errors into a sentence and an exit code."""
+    """Connect as the flags select, run `act`, and turn errors into a sentence and an exit code."""
     return asyncio.run(_connected(click.get_current_context().obj, act))
 
 
 async def _connected(target: Target, act: "Callable[[ClusterConnection], Coroutine[Any, Any, T]]") -> T:
     from reattach.cli.connection import connect
-    from reattach.cli.error_messages import sentence_of
+    from reattach.cli.error_messages import describe_error
     from reattach.cluster import ClusterError
 
     connection = await connect(target)
@@ -186,18 +174,18 @@ async def _connected(target: Target, act: "Callable[[ClusterConnection], Corouti
         try:
             return await act(connection)
         except ClusterError as error:
-            raise CommandError(sentence_of(error, cluster.host)) from error
+            raise CommandError(describe_error(error, cluster.host)) from error
 
 
 def say(text: str) -> None:
-    """To the person, on stderr: stdout is for what was asked for."""
+    """Print a message to stderr; stdout is for the output of the command."""
     click.echo(text, err=True)
 
 
 def show(value: Any, output: str | None, lines: list[str]) -> None:
-    """What was asked for: lines for people, or the same as JSON or YAML."""
+    """Print the output as lines, or the same as JSON or YAML."""
     if output is None:
-        click.echo("\n".join(lines), color=True)  # whether to colour is decided by `paint`
+        click.echo("\n".join(lines), color=True)  # whether to colour is decided by `styler`
         return
     plain = json.loads(msgspec.json.encode(value))
     if output == "json":
@@ -208,10 +196,10 @@ def show(value: Any, output: str | None, lines: list[str]) -> None:
         click.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), nl=False)
 
 
-def paint() -> Paint:
-    """Colours, if stdout is a terminal."""
+def styler() -> Styler:
+    """Return the colours for stdout; none if it is not a terminal."""
     on = is_coloured(terminal=sys.stdout.isatty(), no_color=os.environ.get("NO_COLOR"), term=os.environ.get("TERM"))
-    return Paint(on)
+    return Styler(on)
 
 
 def leave(code: ExitCode) -> NoReturn:

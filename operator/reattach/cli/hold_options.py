@@ -1,6 +1,7 @@
-"""What a TaskRun is held for, whether a person has answered already, and what may be answered. Pure.
+"""Holds of a TaskRun, the resolutions that they have, and the resolutions that they take. Pure.
 
-The n-th resolution for a thing answers the n-th time that it was held, so none is used twice. How that is counted is the planner's to say.
+The n-th resolution for a job or reason settles its n-th hold, so none is used twice. The planner
+counts them.
 """
 
 import shlex
@@ -13,10 +14,11 @@ from reattach.api.taskrun import Resolution, TaskRun, TaskRunSpec, TaskRunStatus
 from reattach.cli.text import count
 from reattach.planner import holds as planned
 from reattach.planner.budgets import amount
+from reattach.planner.conditions import condition_of
 from reattach.planner.outcome import conclusion_of
 
 RESOLUTIONS_MAX = 64
-ANSWERS: dict[str, tuple[str, ...]] = {
+ACTIONS: dict[str, tuple[str, ...]] = {
     Reason.SUBMISSION_UNKNOWN: ("Adopt", "Resubmit", "Fail"),
     Reason.STATE_LOST: ("StartEmpty", "Fail"),
     Reason.BUDGET_EXHAUSTED: ("Continue", "Fail"),
@@ -30,15 +32,18 @@ FLAGS = {
 }
 
 
-class Way(Shape, frozen=True):
-    """Something that a person can do: a command, and what comes of it."""
+class ResolutionOption(Shape, frozen=True):
+    """A command that you can run, and what happens then."""
 
     command: str
     what: str
 
 
 class OpenHold(Shape, frozen=True):
-    """One thing that needs a person. `key` and `generation` with SubmissionUnknown alone; `answer` if it was answered already."""
+    """One hold.
+
+    Only SubmissionUnknown has `key` and `generation`; `answer` is its resolution, if it has one.
+    """
 
     held: str
     message: str = ""
@@ -49,21 +54,24 @@ class OpenHold(Shape, frozen=True):
 
     @property
     def name(self) -> str:
-        """As a part of a sentence."""
+        """Return the hold as a part of a sentence."""
         if self.key is None:
             return self.held
         return f"{self.held} of external job {shlex.quote(self.key)}, generation {self.generation}"
 
 
-def held_condition_of(status: TaskRunStatus) -> Condition | None:
-    """The condition Held, while it is True."""
-    found = (one for one in status.conditions if one.type == ConditionType.HELD and one.status == "True")
-    return next(found, None)
+def find_held_condition(status: TaskRunStatus) -> Condition | None:
+    """Return the condition Held while it is True."""
+    condition = condition_of(status, ConditionType.HELD)
+    return condition if condition is not None and condition.status == "True" else None
 
 
-def holds_of(taskrun: TaskRun, jobs: Sequence[JobSummary]) -> tuple[OpenHold, ...]:
-    """All that needs a person, answered or not. `jobs` are those of the state itself, which counts how often each was held."""
-    condition = held_condition_of(taskrun.status)
+def find_holds(taskrun: TaskRun, jobs: Sequence[JobSummary]) -> tuple[OpenHold, ...]:
+    """Return all holds, with and without a resolution.
+
+    `jobs` come from the state, which counts their holds.
+    """
+    condition = find_held_condition(taskrun.status)
     reason = "" if condition is None else condition.reason
     holds = [hold for job in jobs if (hold := _hold_of_job(taskrun, job, reason)) is not None]
     if condition is not None and reason == Reason.STATE_LOST:
@@ -74,25 +82,25 @@ def holds_of(taskrun: TaskRun, jobs: Sequence[JobSummary]) -> tuple[OpenHold, ..
 
 
 def is_unresolved(job: JobSummary) -> bool:
-    """Whether it was about to be submitted, and nobody knows whether it was."""
+    """Return whether it is unknown that the job was submitted."""
     return job.state in {JobState.INTENDED, JobState.UNKNOWN} and job.handle is None
 
 
-def continues_of(spec: TaskRunSpec) -> int:
-    """How often a person granted the budgets once more."""
+def count_continues(spec: TaskRunSpec) -> int:
+    """Return how many resolutions granted the budgets again."""
     return sum(one.held == Reason.BUDGET_EXHAUSTED and one.action == "Continue" for one in spec.resolutions)
 
 
-def allowance_of(spec: TaskRunSpec, budget: Budget) -> int:
-    """How many ends a budget allows, with what was granted by Continue."""
+def allowed_ends(spec: TaskRunSpec, budget: Budget) -> int:
+    """Return how many ends a budget allows, including what Continue granted."""
     allowed = amount(spec.retry.budgets, budget)
     if budget is Budget.APPLICATION:
         return allowed
-    return allowed + continues_of(spec) * (allowed + 1)
+    return allowed + count_continues(spec) * (allowed + 1)
 
 
 def _hold_of_job(taskrun: TaskRun, job: JobSummary, reason: str) -> OpenHold | None:
-    # An intent that the end of the run came upon is held by the operator, without the task having asked for a person.
+    # At the end of a run the operator also holds an unresolved intent that the task did not hold.
     found_at_end = reason == Reason.SUBMISSION_UNKNOWN and is_unresolved(job)
     if not job.held and not found_at_end:
         return None
@@ -121,19 +129,21 @@ def _hold_of_budget(taskrun: TaskRun, condition: Condition) -> OpenHold:
     return OpenHold(held=Reason.BUDGET_EXHAUSTED.value, message=condition.message, answer=answer)
 
 
-# -- what may be answered, and what comes of it ----------------------------------------------------
+# -- resolutions, and what happens then ------------------------------------------------------------
 
 
-def ways_of(taskrun: TaskRun, hold: OpenHold) -> tuple[Way, ...]:
-    """The commands that answer, each with what comes of it."""
+def options_for(taskrun: TaskRun, hold: OpenHold) -> tuple[ResolutionOption, ...]:
+    """Return the commands that resolve this hold, each with what happens then."""
     return tuple(
-        Way(command=command_of(taskrun, hold, action), what=consequence_of(taskrun, hold, action))
-        for action in ANSWERS[hold.held]
+        ResolutionOption(
+            command=resolve_command(taskrun, hold, action), what=describe_consequence(taskrun, hold, action)
+        )
+        for action in ACTIONS[hold.held]
     )
 
 
-def command_of(taskrun: TaskRun, hold: OpenHold, action: str) -> str:
-    """The command that gives this answer; with Adopt, HANDLE is for the person to fill in."""
+def resolve_command(taskrun: TaskRun, hold: OpenHold, action: str) -> str:
+    """Return the command for this resolution; with Adopt, you replace HANDLE."""
     words = ["kubectl", "reattach", "resolve", taskrun.metadata.name, "-n", taskrun.metadata.namespace]
     if hold.key is not None:
         words += ["--key", hold.key, "--generation", str(hold.generation)]
@@ -141,36 +151,36 @@ def command_of(taskrun: TaskRun, hold: OpenHold, action: str) -> str:
     return shlex.join([*words, "HANDLE"] if action == "Adopt" else words)
 
 
-def consequence_of(taskrun: TaskRun, hold: OpenHold, action: str, handle: str = "HANDLE") -> str:
-    """What happens after this answer, in one or two sentences."""
+def describe_consequence(taskrun: TaskRun, hold: OpenHold, action: str, handle: str = "HANDLE") -> str:
+    """Return what happens after this resolution, in one or two sentences."""
     name = taskrun.metadata.name
     is_wanted = taskrun.spec.cancel or taskrun.metadata.deletion_timestamp is not None
     about_a_job = hold.held == Reason.SUBMISSION_UNKNOWN
     ending = is_wanted or (about_a_job and conclusion_of(taskrun.spec, taskrun.status) is not None)
     match action:
         case "Adopt" if ending:
-            return f"{handle} is the job that was submitted. {name} ends, and names it as left running."
+            return f"{handle} is the job that was submitted. {name} ends and lists it as left running."
         case "Adopt":
-            return f"{handle} is the job that was submitted. The next attempt takes it over and watches it."
+            return f"{handle} is the job that was submitted. The next attempt reattaches to it."
         case "Resubmit" if ending:
-            return f"The submission is taken as never made. {name} ends; a job that runs all the same is nobody's."
+            return f"The submission counts as never made. {name} ends; if the job does run, nothing tracks it."
         case "Resubmit" if hold.handle is not None:
             return (
-                f"The job {hold.handle} is given up, and the next attempt submits a new one, as generation "
-                f"{(hold.generation or 0) + 1}. If the old one runs after all, there are two."
+                f"The next attempt submits a new job, as generation {(hold.generation or 0) + 1}, and the job {hold.handle} is no "
+                "longer tracked. If the old job still runs, there are two."
             )
         case "Resubmit":
             return (
-                "The next attempt submits it again, under the same submission token. If the first submission arrived after all, and the "
-                "other side does not know the token again, there are two jobs."
+                "The next attempt submits the job again, with the same submission token. If the first submission did arrive, and the "
+                "external system does not recognize the token, there are two jobs."
             )
         case "Fail" if ending:
-            return f"The submission is taken as failed. {name} ends; a job that runs all the same is nobody's."
+            return f"The submission counts as failed. {name} ends; if the job does run, nothing tracks it."
         case "StartEmpty":
-            return "The next attempt begins with an empty state. It knows of no external job: one that still runs is submitted a second time."
+            return "The next attempt starts with an empty state. It knows no external job: a job that still runs is submitted a second time."
         case "Continue":
             budgets = taskrun.spec.retry.budgets
             lost, unstarted = count(budgets.disruption + 1, "more time"), count(budgets.never_started + 1, "more time")
-            return f"Pods may be lost {lost}, and not start {unstarted}. The next attempt takes over the job that runs."
+            return f"The budgets allow that pods are lost {lost} and don't start {unstarted}. The next attempt reattaches to the running job."
         case _:
-            return f"{name} ends as Failed, and no further attempt is made. A job that runs goes on, and nobody watches it."
+            return f"{name} ends as Failed, without another attempt. If a job runs, it continues and nothing tracks it."

@@ -1,4 +1,4 @@
-"""`logs`, over all attempts of a run, and `wait`, until it has ended."""
+"""`logs` of all attempts of a run, and `wait` for its end."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,29 +11,38 @@ from reattach.api.names import LABEL_ATTEMPT, pod_name
 from reattach.api.objects import Pod
 from reattach.api.reasons import Outcome
 from reattach.api.taskrun import TaskRun
-from reattach.cli.attempt_log import LOOK_AGAIN_SECONDS, LogOptions, Output, Source, attempt_of, gone, show_log
+from reattach.cli.attempt_log import (
+    POLL_SECONDS,
+    LogOptions,
+    LogOutput,
+    LogSource,
+    find_attempt,
+    missing_log_message,
+    show_log,
+)
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError, ExitCode, NoSuchTaskRunError
-from reattach.cli.hold_options import held_condition_of
-from reattach.cli.queries import pods_of, taskrun_of, versions_of
-from reattach.cli.retry import Say, patiently
+from reattach.cli.hold_options import find_held_condition
+from reattach.cli.queries import read_pods, read_taskrun, watch_taskrun
+from reattach.cli.retry import Say, retry_unavailable
 from reattach.cli.text import listed, one_line
+from reattach.planner.conditions import progress_of
 
 # -- wait ------------------------------------------------------------------------------------------
 
 
 class WaitTarget(StrEnum):
-    """What `wait` waits for."""
+    """Event that `wait` waits for."""
 
     SUCCEEDED = "Succeeded"
-    """Success; ends early, with another exit code, when that can't come without a person."""
+    """Success; ends early, with another exit code, if the run failed or is held."""
     OUTCOME = "outcome"
-    """Any end; goes on while a person must decide."""
+    """Any outcome; continues to wait while the run is held."""
 
 
 @dataclass(frozen=True)
 class WaitResult:
-    """How the waiting ended."""
+    """Result of `wait`."""
 
     exit_code: ExitCode
     sentence: str
@@ -47,57 +56,57 @@ async def wait_for(
     timeout: timedelta | None,  # noqa: ASYNC109 -- what the person asked for
     say: Say,
 ) -> WaitResult:
-    """Until the goal is reached, or can't be. Raises `CommandError` if there is no such TaskRun, and `ClusterError`."""
-    first = await taskrun_of(connection, name)
-    if (waited := verdict_of(first, name, goal)) is not None:  # however short the timeout is
-        return waited
-    told = _tell_hold(first, "", say)
-    late = WaitResult(ExitCode.TIMEOUT, f"{name} has not ended within the time; it goes on.")
+    """Wait for the goal, or until it can't be reached. Raises `CommandError` and `ClusterError`."""
+    first = await read_taskrun(connection, name)
+    if (result := wait_result_of(first, name, goal)) is not None:  # however short the timeout is
+        return result
+    reported = _report_hold(first, "", say)
+    timed_out = WaitResult(ExitCode.TIMEOUT, f"{name} has not ended within --timeout; it continues.")
     if timeout == timedelta():
-        return late
+        return timed_out
     try:
         async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
-            async with aclosing(versions_of(connection, first, say)) as versions:
+            async with aclosing(watch_taskrun(connection, first, say)) as versions:
                 async for taskrun in versions:
-                    if (waited := verdict_of(taskrun, name, goal)) is not None:
-                        return waited
-                    told = _tell_hold(taskrun, told, say)
+                    if (result := wait_result_of(taskrun, name, goal)) is not None:
+                        return result
+                    reported = _report_hold(taskrun, reported, say)
     except TimeoutError:
         pass
-    return late
+    return timed_out
 
 
-def verdict_of(taskrun: TaskRun | None, name: str, goal: WaitTarget) -> WaitResult | None:
-    """How the waiting ends with what is seen; None: it goes on. Pure."""
+def wait_result_of(taskrun: TaskRun | None, name: str, goal: WaitTarget) -> WaitResult | None:
+    """Return the result for this version of the TaskRun; None: continue to wait. Pure."""
     if taskrun is None:
         return WaitResult(ExitCode.DELETED, f"{name} was deleted.")
-    outcome, said = taskrun.status.outcome, _progress(taskrun)
+    outcome, text = taskrun.status.outcome, _progress(taskrun)
     if outcome is not None:
-        sentence = f"{name} ended as {outcome}{said}"
+        sentence = f"{name} ended as {outcome}{text}"
         if goal is WaitTarget.OUTCOME or outcome == Outcome.SUCCEEDED:
             return WaitResult(ExitCode.OK, sentence, taskrun)
         code = ExitCode.CANCELLED if outcome == Outcome.CANCELLED else ExitCode.FAILED
         return WaitResult(code, sentence, taskrun)
-    held = held_condition_of(taskrun.status)
+    held = find_held_condition(taskrun.status)
     if held is not None and goal is WaitTarget.SUCCEEDED:
-        sentence = f"{name} is held for {held.reason}; kubectl reattach explain {name} tells how to resolve it."
+        sentence = f"{name} is held for {held.reason}; kubectl reattach explain {name} shows how to resolve it."
         return WaitResult(ExitCode.HELD, sentence, taskrun)
     return None
 
 
 def _progress(taskrun: TaskRun) -> str:
-    found = next((one for one in taskrun.status.conditions if one.type == "Succeeded"), None)
+    found = progress_of(taskrun.status)
     return f" ({found.reason}): {one_line(found.message)}" if found else "."
 
 
-def _tell_hold(taskrun: TaskRun | None, told: str, say: Say) -> str:
-    """Say once that a person is needed; the answer is what has been said."""
-    held = held_condition_of(taskrun.status) if taskrun else None
+def _report_hold(taskrun: TaskRun | None, reported: str, say: Say) -> str:
+    """Print a new hold once. Return the reason of the hold that was printed."""
+    held = find_held_condition(taskrun.status) if taskrun else None
     if taskrun is None or held is None:
         return ""
-    if held.reason != told:
+    if held.reason != reported:
         name = taskrun.metadata.name
-        say(f"{name} is held for {held.reason}; kubectl reattach explain {name} tells how to resolve it.")
+        say(f"{name} is held for {held.reason}; kubectl reattach explain {name} shows how to resolve it.")
     return held.reason
 
 
@@ -105,33 +114,36 @@ def _tell_hold(taskrun: TaskRun | None, told: str, say: Say) -> str:
 
 
 async def show_logs(connection: ClusterConnection, name: str, options: LogOptions, say: Say) -> ExitCode:
-    """Raises `CommandError` if there is no such TaskRun or attempt, and `ClusterError`."""
-    taskrun = await taskrun_of(connection, name)
+    """Print the logs.
+
+    Raises `CommandError` if there is no such TaskRun or attempt, and `ClusterError`.
+    """
+    taskrun = await read_taskrun(connection, name)
     container = options.container or container_of(taskrun)
-    output = Output(say, options.timestamps)
+    output = LogOutput(say, options.timestamps)
     if options.attempt is not None:
         await _show_one(connection, taskrun, options, output, container)
         return ExitCode.OK
     shown = 0
-    told = ""
+    reported = ""
     async for version in _versions(connection, taskrun, say, follow=options.follow):
         if version is None:
             say(f"{name} was deleted.")
             return ExitCode.DELETED
-        told = _tell_hold(version, told, say)
+        reported = _report_hold(version, reported, say)
         pods = await _pods_of_version(connection, version, say, follow=options.follow)
         for number in sorted(n for n in {*pods, *(one.number for one in version.status.attempts)} if n > shown):
             shown = number
-            say(heading_of(version, number, pods.get(number)))
+            say(attempt_heading(version, number, pods.get(number)))
             if number not in pods:
-                say(gone(version, number))
-            elif unread := await show_log(Source.of(connection, version, number, pods, container), options, output):
+                say(missing_log_message(version, number))
+            elif unread := await show_log(LogSource.of(connection, version, number, pods, container), options, output):
                 say(unread)
         if version.status.outcome is not None:
             say(f"==> {name} ended as {version.status.outcome}{_progress(version)}")
             return ExitCode.OK
     if not shown:
-        say(f"{name} has made no attempt yet; kubectl reattach explain {name} tells why.")
+        say(f"{name} has no attempt yet; kubectl reattach explain {name} shows why.")
     return ExitCode.OK
 
 
@@ -141,17 +153,18 @@ async def _versions(
     if not follow:
         yield taskrun
         return
-    # While a log is followed, versions pass by unseen, or the watch gets too old: each is looked at anew, and when nothing comes the next
-    # attempt's pod may be there all the same, since the status names an attempt two seconds after it has begun to run.
+    # Read the TaskRun each time instead of watching it: while a log is followed, a watch would
+    # become too old. The next attempt's pod may exist although no version comes, because the status
+    # lists an attempt two seconds after it started to run.
     name, uid = taskrun.metadata.name, taskrun.metadata.uid
     while True:
         try:
-            newer = await patiently(connection, say, lambda: taskrun_of(connection, name))
+            newer = await retry_unavailable(connection, say, lambda: read_taskrun(connection, name))
         except NoSuchTaskRunError:
             yield None
             return
         yield newer if newer.metadata.uid == uid else None
-        await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
 
 
 async def _pods_of_version(
@@ -159,28 +172,28 @@ async def _pods_of_version(
 ) -> dict[int, Pod]:
     if not follow:
         return await _pods_by_attempt(connection, version)
-    return await patiently(connection, say, lambda: _pods_by_attempt(connection, version))
+    return await retry_unavailable(connection, say, lambda: _pods_by_attempt(connection, version))
 
 
 async def _show_one(
-    connection: ClusterConnection, taskrun: TaskRun, options: LogOptions, output: Output, container: str
+    connection: ClusterConnection, taskrun: TaskRun, options: LogOptions, output: LogOutput, container: str
 ) -> None:
     number = options.attempt or 0
     pods = await _pods_by_attempt(connection, taskrun)
     if number in pods:
-        if unread := await show_log(Source.of(connection, taskrun, number, pods, container), options, output):
+        if unread := await show_log(LogSource.of(connection, taskrun, number, pods, container), options, output):
             raise CommandError(unread)
         return
     known = sorted({*pods, *(one.number for one in taskrun.status.attempts)})
     if number not in known:
-        which = listed([str(one) for one in known]) or "none so far"
+        which = listed([str(one) for one in known]) or "no attempt yet"
         raise CommandError(f"{taskrun.metadata.name} has no attempt {number}; there is {which}.")
-    raise CommandError(gone(taskrun, number))
+    raise CommandError(missing_log_message(taskrun, number))
 
 
 async def _pods_by_attempt(connection: ClusterConnection, taskrun: TaskRun) -> dict[int, Pod]:
     about, pods = taskrun.metadata, {}
-    for pod in await pods_of(connection, taskrun):
+    for pod in await read_pods(connection, taskrun):
         number = pod.metadata.labels.get(LABEL_ATTEMPT, "")
         if number.isdigit() and pod.metadata.name == pod_name(about.name, about.uid, int(number)):
             pods[int(number)] = pod
@@ -188,14 +201,14 @@ async def _pods_by_attempt(connection: ClusterConnection, taskrun: TaskRun) -> d
 
 
 def container_of(taskrun: TaskRun) -> str:
-    """The task's container, whose end is the attempt's end."""
+    """Return the name of the task's container."""
     containers = taskrun.spec.template.get("spec", {}).get("containers") or [{}]
     return taskrun.spec.container or str(containers[0].get("name", ""))
 
 
-def heading_of(taskrun: TaskRun, number: int, pod: Pod | None) -> str:
-    """What is said before the log of an attempt."""
-    attempt = attempt_of(taskrun, number)
+def attempt_heading(taskrun: TaskRun, number: int, pod: Pod | None) -> str:
+    """Return the line that is printed before the log of an attempt."""
+    attempt = find_attempt(taskrun, number)
     name = pod.metadata.name if pod else (attempt.pod_name if attempt else "")
     ended = f", ended by {attempt.cause}" if attempt and attempt.cause else ""
     return f"==> attempt {number}{ended} (pod {name})"

@@ -1,4 +1,4 @@
-"""What comes next, and what a person can do about it. Pure."""
+"""Sentences about what happens next, and the commands that you can run. Pure."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -9,16 +9,19 @@ from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import TaskRun
 from reattach.cli.hold_options import (
     OpenHold,
-    Way,
-    allowance_of,
-    consequence_of,
-    held_condition_of,
+    ResolutionOption,
+    allowed_ends,
+    describe_consequence,
+    find_held_condition,
     is_unresolved,
-    ways_of,
+    options_for,
 )
 from reattach.cli.snapshot import Snapshot, job_name
 from reattach.cli.text import ago, clock, count, duration, listed
 from reattach.planner.budgets import amount
+from reattach.planner.conditions import last_end_of
+from reattach.planner.holds import is_held_by_budget
+from reattach.planner.outcome import conclusion_of
 
 _WAIT_BEFORE_WORRY = timedelta(seconds=30)
 
@@ -26,213 +29,232 @@ _WAIT_BEFORE_WORRY = timedelta(seconds=30)
 # -- what comes next -------------------------------------------------------------------------------
 
 
-def next_of(situation: Snapshot, holds: Sequence[OpenHold]) -> tuple[str, ...]:
-    """What happens without anybody's doing; sentences."""
-    taskrun, status = situation.taskrun, situation.taskrun.status
+def describe_next_steps(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[str, ...]:
+    """Return sentences about what happens next if you do nothing."""
+    taskrun, status = snapshot.taskrun, snapshot.taskrun.status
     if status.outcome is not None:
-        return _after_the_end(situation)
+        return _after_the_end(snapshot)
     if taskrun.spec.managed_by != OPERATOR_NAME:
-        return (f"It is managed by {taskrun.spec.managed_by}: Reattach's operator leaves it alone.",)
-    if unanswered := [hold for hold in holds if hold.answer is None]:
-        names = listed([hold.name for hold in unanswered])
-        return (f"Nothing, until a person answers {names}.", *_while_held(situation))
+        return (f"Nothing by Reattach's operator: spec.managedBy is {taskrun.spec.managed_by}.",)
+    if unresolved_holds := [hold for hold in holds if hold.answer is None]:
+        names = listed([hold.name for hold in unresolved_holds])
+        return (f"Nothing, until you resolve {names}.", *_while_held(snapshot))
     if holds:
         return tuple(
-            f"{hold.name} was answered with {hold.answer.action}: {_after_answer(taskrun, hold, hold.answer.action)}"
+            f"The resolution of {hold.name} is {hold.answer.action}. {_after_resolution(taskrun, hold, hold.answer.action)}"
             for hold in holds
             if hold.answer is not None
         )
-    if held_condition_of(status) is not None:
-        return ("Nothing, until a person has done what is said below.",)
+    if find_held_condition(status) is not None:
+        return ("Nothing, until you run one of the commands below.",)
     if taskrun.metadata.deletion_timestamp is not None or taskrun.spec.cancel:
-        return _while_ending(situation)
-    return _while_it_goes(situation)
+        return _while_ending(snapshot)
+    return _while_unfinished(snapshot)
 
 
-def _after_answer(taskrun: TaskRun, hold: OpenHold, action: str) -> str:
+def _after_resolution(taskrun: TaskRun, hold: OpenHold, action: str) -> str:
     handle = hold.answer.handle if hold.answer and hold.answer.handle else "HANDLE"
-    return consequence_of(taskrun, hold, action, handle)
+    return describe_consequence(taskrun, hold, action, handle)
 
 
-def _while_held(situation: Snapshot) -> tuple[str, ...]:
+def _while_held(snapshot: Snapshot) -> tuple[str, ...]:
     goes_on = {JobState.ACTIVE, JobState.UNKNOWN}
-    if not (alive := [job for job in situation.open_jobs if job.handle is not None and job.state in goes_on]):
-        return ("No pod runs meanwhile.",)
-    return (f"No pod runs meanwhile; {_named(alive)} goes on over there.",)
+    if not (alive := [job for job in snapshot.open_jobs if job.handle is not None and job.state in goes_on]):
+        return ("No pod runs until then.",)
+    return (f"No pod runs until then; {_job_list(alive)} continues in the external system.",)
 
 
-def _while_ending(situation: Snapshot) -> tuple[str, ...]:
-    taskrun = situation.taskrun
+def _while_ending(snapshot: Snapshot) -> tuple[str, ...]:
+    taskrun = snapshot.taskrun
     deleted = taskrun.metadata.deletion_timestamp is not None
-    said = []
-    if alive := [pod.metadata.name for pod in situation.pods if pod.status.phase in {"Pending", "Running"}]:
-        said.append(f"Its pod {listed(alive)} is being ended.")
-    seal = situation.state.seal if situation.state else None
-    if seal is None and situation.open_jobs:
-        said.append("Its state is sealed, so that no attempt can submit any more.")
-    if unresolved := [job for job in situation.open_jobs if is_unresolved(job)]:
-        said.append(
-            f"If nobody can tell by then whether {_named(unresolved)} was submitted, it waits for a person's answer."
+    sentences = []
+    if alive := [pod.metadata.name for pod in snapshot.pods if pod.status.phase in {"Pending", "Running"}]:
+        sentences.append(f"The operator stops its pod {listed(alive)}.")
+    seal = snapshot.state.seal if snapshot.state else None
+    if seal is None and snapshot.open_jobs:
+        sentences.append("The operator seals its state, so no attempt can submit a job.")
+    if unresolved := [job for job in snapshot.open_jobs if is_unresolved(job)]:
+        sentences.append(
+            f"If it is still unknown then whether {_job_list(unresolved)} was submitted, the TaskRun waits for a resolution."
         )
-    if known := [job for job in situation.open_jobs if not is_unresolved(job)]:
-        said.append(f"{_named(known)} is left running over there, and named in an event and in the condition Orphaned.")
+    if known := [job for job in snapshot.open_jobs if not is_unresolved(job)]:
+        sentences.append(
+            f"{_job_list(known)} is left running in the external system; an event and the condition Orphaned name it."
+        )
     finalizers = [name for name in taskrun.metadata.finalizers if name != FINALIZER_EXTERNAL_JOBS]
     if deleted and finalizers:
-        said.append(f"It also waits for {listed(finalizers)}, which is not Reattach's.")
-    said.append("Then it is gone." if deleted else "Then it ends as Cancelled.")
-    return tuple(said)
+        sentences.append(f"The TaskRun also waits for the finalizer {listed(finalizers)}, which is not Reattach's.")
+    sentences.append("Then the TaskRun is deleted." if deleted else "Then the TaskRun ends as Cancelled.")
+    return tuple(sentences)
 
 
-def _after_the_end(situation: Snapshot) -> tuple[str, ...]:
-    status = situation.taskrun.status
-    said = ["Nothing: it is over. To run it again, create another TaskRun."]
+def _after_the_end(snapshot: Snapshot) -> tuple[str, ...]:
+    status = snapshot.taskrun.status
+    sentences = ["Nothing: the run has ended. To run the task again, create another TaskRun."]
     orphans = [one for one in status.external_jobs if one.state == JobState.ORPHANED]
     if orphans:
         named = listed([f"{one.handle or 'a job without a known handle'} ({one.key})" for one in orphans])
-        said.append(f"Left running, and watched by nobody: {named}. End what you don't need over there.")
-    return tuple(said)
+        sentences.append(
+            f"Left running, and no longer watched: {named}. Cancel the jobs that you don't need in the external system."
+        )
+    return tuple(sentences)
 
 
-def _while_it_goes(situation: Snapshot) -> tuple[str, ...]:
-    shown = situation.progress
+def _while_unfinished(snapshot: Snapshot) -> tuple[str, ...]:
+    shown = snapshot.progress
     match shown.reason if shown else "":
         case "":
-            return _before_the_first_look(situation)
+            return _before_first_status(snapshot)
         case Reason.BACKING_OFF:
-            return _while_backing_off(situation)
+            return _while_backing_off(snapshot)
+        case Reason.ENDING if last_end_of(snapshot.taskrun.status) is not None:
+            return _after_the_attempt(snapshot)
         case Reason.RUNNING | Reason.ENDING:
-            return _completed(situation) or _while_running(situation)
+            return _after_completion(snapshot) or _while_running(snapshot)
         case Reason.PENDING:
-            seconds = situation.taskrun.spec.deadlines.pending_seconds
-            return (
-                (
-                    f"When its container runs, the task goes on. After {duration(timedelta(seconds=seconds))} without that, the attempt ends as "
-                    "NeverStarted and the next one is tried."
-                ),
+            seconds = timedelta(seconds=snapshot.taskrun.spec.deadlines.pending_seconds)
+            sentence = (
+                f"The task starts when its container runs. If the container does not run within {duration(seconds)} "
+                f"(spec.deadlines.pendingSeconds), the attempt ends as NeverStarted, and{_consequence(snapshot, Budget.NEVER_STARTED)[1:]}"
             )
+            return (sentence,)
         case Reason.WAITING_FOR_GATES:
             return (
-                "When whoever set the gates removes them, the pod is scheduled. Until then no clock runs and no attempt is used.",
+                "The pod is scheduled when its scheduling gates are removed. Until then no deadline runs and no attempt is used.",
             )
         case Reason.QUOTA_EXCEEDED | Reason.POD_REFUSED:
             return (
-                "The pod is asked for again and again, until the API server accepts it. No attempt is used meanwhile.",
+                "The operator tries to create the pod until the API server accepts it. No attempt is used until then.",
             )
         case Reason.POD_NAME_TAKEN:
-            return ("When the other pod is deleted, the attempt begins. No attempt is used meanwhile.",)
+            return ("The attempt starts when the other pod is deleted. No attempt is used until then.",)
         case reason:
             sentence = SENTENCES.get(Reason(reason), "") if reason in set(Reason) else ""
             return (sentence,) if sentence else ()
 
 
-def _before_the_first_look(situation: Snapshot) -> tuple[str, ...]:
-    about = situation.taskrun.metadata
-    age = situation.now - about.creation_timestamp if about.creation_timestamp else timedelta()
-    if situation.pods or age < _WAIT_BEFORE_WORRY:
-        return ("The operator makes the first pod, and tells more once that has run for two seconds.",)
+def _before_first_status(snapshot: Snapshot) -> tuple[str, ...]:
+    about = snapshot.taskrun.metadata
+    age = snapshot.now - about.creation_timestamp if about.creation_timestamp else timedelta()
+    if snapshot.pods or age < _WAIT_BEFORE_WORRY:
+        return ("The operator creates the first pod, and writes the status once that pod has run for two seconds.",)
     return (
         (
-            f"It was created {duration(age)} ago, and no operator has looked at it. Is Reattach's operator running, and does it serve the "
-            f"namespace {about.namespace}?"
+            f"It was created {duration(age)} ago, and no operator has written its status. Check that Reattach's operator runs "
+            f"and that its watchNamespaces include {about.namespace}."
         ),
     )
 
 
-def _while_backing_off(situation: Snapshot) -> tuple[str, ...]:
-    status, now = situation.taskrun.status, situation.now
+def _while_backing_off(snapshot: Snapshot) -> tuple[str, ...]:
+    status, now = snapshot.taskrun.status, snapshot.now
     number, time = status.counts.attempts + 1, status.next_attempt_time
     if time is None or time <= now:
-        return (f"Attempt {number} starts now.", *_reattaches(situation))
-    return (f"Attempt {number} starts in {duration(time - now)}, at {clock(time)}.", *_reattaches(situation))
+        return (f"Attempt {number} starts now.", *_describe_reattachment(snapshot))
+    return (f"Attempt {number} starts in {duration(time - now)}, at {clock(time)}.", *_describe_reattachment(snapshot))
 
 
-def _reattaches(situation: Snapshot) -> tuple[str, ...]:
-    jobs = situation.open_jobs
+def _describe_reattachment(snapshot: Snapshot) -> tuple[str, ...]:
+    jobs = snapshot.open_jobs
     if alive := [job for job in jobs if job.handle is not None]:
-        return (f"It takes over {_named(alive)}, and submits nothing.",)
+        return (f"The attempt reattaches to {_job_list(alive)}, and submits nothing.",)
     if jobs:
-        return (f"It finds out first whether {_named(jobs)} was submitted.",)
+        return (f"The attempt first finds out whether {_job_list(jobs)} was submitted.",)
     return ()
 
 
-def _completed(situation: Snapshot) -> tuple[str, ...]:
-    completion = situation.state.completion if situation.state else None
-    current = situation.taskrun.status.counts.attempts
-    if completion is None or completion.attempt < current or situation.taskrun.spec.completion == "ExitCode":
+def _after_completion(snapshot: Snapshot) -> tuple[str, ...]:
+    completion = snapshot.state.completion if snapshot.state else None
+    current = snapshot.taskrun.status.counts.attempts
+    if completion is None or completion.attempt < current or snapshot.taskrun.spec.completion == "ExitCode":
         return ()
-    when = ago(completion.time, situation.now)
+    when = ago(completion.time, snapshot.now)
     return (
-        f"Attempt {completion.attempt} recorded its completion {when}; once its container has ended, the TaskRun has succeeded.",
+        f"Attempt {completion.attempt} recorded its completion {when}; the TaskRun succeeds when the container has ended.",
     )
 
 
-def _while_running(situation: Snapshot) -> tuple[str, ...]:
-    own, lost = _left(situation, Budget.APPLICATION), _left(situation, Budget.DISRUPTION)
-    said = (
-        "If the task fails, the TaskRun fails: no retry is left."
-        if own == 0
-        else f"If the task fails, it is tried again; {count(own, 'retry', 'retries')} left."
+def _while_running(snapshot: Snapshot) -> tuple[str, ...]:
+    return (
+        f"If the task fails{_consequence(snapshot, Budget.APPLICATION)}",
+        f"If its pod is lost{_consequence(snapshot, Budget.DISRUPTION)}",
     )
-    also = (
-        "If its pod is lost, no retry is left."
-        if lost == 0
-        else f"If its pod is lost, the next one takes over; {count(lost, 'retry', 'retries')} left."
-    )
-    return (said, also)
 
 
-def _left(situation: Snapshot, budget: Budget) -> int:
-    charged = amount(situation.taskrun.status.counts.charged, budget)
-    return max(0, allowance_of(situation.taskrun.spec, budget) - charged)
+def _consequence(snapshot: Snapshot, budget: Budget) -> str:
+    """Return the rest of a sentence about an attempt that may end and be charged to this budget."""
+    if left := _retries_left(snapshot, budget):
+        return f", the next attempt starts; {count(left, 'retry', 'retries')} left (spec.retry.budgets.{budget})."
+    if budget is not Budget.APPLICATION and snapshot.open_jobs:
+        return f", the TaskRun waits for a resolution, because spec.retry.budgets.{budget} is used up while an external job runs."
+    return f", the TaskRun fails, because spec.retry.budgets.{budget} allows no more retries."
 
 
-def _named(jobs: Sequence[JobSummary]) -> str:
+def _after_the_attempt(snapshot: Snapshot) -> tuple[str, ...]:
+    taskrun, status, now = snapshot.taskrun, snapshot.taskrun.status, snapshot.now
+    ended = "The attempt has ended. When the other containers of its pod have stopped, "
+    if (final := conclusion_of(taskrun.spec, status)) is not None:
+        return (f"{ended}the TaskRun ends as {final.outcome} ({final.reason}).",)
+    if is_held_by_budget(taskrun.spec, status):
+        return (f"{ended}the TaskRun waits for a resolution, because a budget is used up while an external job runs.",)
+    number, time = status.counts.attempts + 1, status.next_attempt_time
+    if time is None or time <= now:
+        return (f"{ended}attempt {number} starts.", *_describe_reattachment(snapshot))
+    return (f"{ended}attempt {number} starts, but not before {clock(time)}.", *_describe_reattachment(snapshot))
+
+
+def _retries_left(snapshot: Snapshot, budget: Budget) -> int:
+    charged = amount(snapshot.taskrun.status.counts.charged, budget)
+    return max(0, allowed_ends(snapshot.taskrun.spec, budget) - charged)
+
+
+def _job_list(jobs: Sequence[JobSummary]) -> str:
     return listed([f"{job.handle} ({job_name(job)})" if job.handle else job_name(job) for job in jobs])
 
 
-# -- what a person can do --------------------------------------------------------------------------
+# -- what you can do -------------------------------------------------------------------------------
 
 
-def ways_out_of(situation: Snapshot, holds: Sequence[OpenHold]) -> tuple[Way, ...]:
-    """What a person can do where nothing goes on by itself."""
-    taskrun, status = situation.taskrun, situation.taskrun.status
+def available_options(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[ResolutionOption, ...]:
+    """Return the commands for a TaskRun that does not continue by itself."""
+    taskrun, status = snapshot.taskrun, snapshot.taskrun.status
     if status.outcome is not None:
         return ()
-    ways = [way for hold in holds if hold.answer is None for way in ways_of(taskrun, hold)]
-    shown, held = situation.progress, held_condition_of(status)
+    options = [option for hold in holds if hold.answer is None for option in options_for(taskrun, hold)]
+    shown, held = snapshot.progress, find_held_condition(status)
     name, namespace = taskrun.metadata.name, taskrun.metadata.namespace
     if held is not None and held.reason == Reason.RESTORED:
-        ways += [
-            Way(
+        options += [
+            ResolutionOption(
                 command=f"kubectl label trun {name} -n {namespace} velero.io/restore-name-",
-                what="Run it from the start. Look first for external jobs of the original that still run.",
+                what="Run the task from the start. First check for external jobs of the original that still run.",
             ),
-            Way(command=f"kubectl delete trun {name} -n {namespace}", what="Give it up."),
+            ResolutionOption(command=f"kubectl delete trun {name} -n {namespace}", what="Delete the TaskRun."),
         ]
     if held is not None and held.reason == Reason.STATE_UNREADABLE and status.state is not None:
-        ways.append(
-            Way(
+        options.append(
+            ResolutionOption(
                 command=f"kubectl get configmap {status.state.config_map} -n {namespace} -o yaml",
-                what="See what is wrong; put right what was changed by hand, or upgrade Reattach. It goes on by itself then.",
+                what="Find the cause: undo changes made by hand, or upgrade Reattach. The TaskRun then continues by itself.",
             )
         )
     if shown is not None and shown.reason == Reason.POD_NAME_TAKEN:
-        ways.append(
-            Way(
+        options.append(
+            ResolutionOption(
                 command=f"kubectl delete pod {_next_pod_of(taskrun)} -n {namespace}",
-                what="Delete the pod that has the name, if you don't need it.",
+                what="Delete the pod with that name, if you don't need it.",
             )
         )
     if taskrun.metadata.deletion_timestamp is not None and (
         held is not None or FINALIZER_EXTERNAL_JOBS in taskrun.metadata.finalizers
     ):
-        ways.append(
-            Way(
+        options.append(
+            ResolutionOption(
                 command=f"kubectl reattach release {name} -n {namespace}",
-                what="Let it go without an answer. What may still run over there is named, and left to you.",
+                what="Remove Reattach's finalizers without a resolution. The command lists the jobs that may still run; you must check them.",
             )
         )
-    return tuple(ways)
+    return tuple(options)
 
 
 def _next_pod_of(taskrun: TaskRun) -> str:

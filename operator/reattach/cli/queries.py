@@ -1,4 +1,4 @@
-"""Reads from the API server: a TaskRun, its state, its pods, its events, and all versions of a TaskRun as they come."""
+"""Reads from the API server: a TaskRun and its versions, its state, its pods, its events."""
 
 import asyncio
 import difflib
@@ -15,16 +15,16 @@ from reattach.api.objects import ObjectMeta, PartialObject, Pod, Shape
 from reattach.api.state import JobSummary
 from reattach.api.taskrun import TaskRun
 from reattach.cli.connection import ClusterConnection
-from reattach.cli.error_messages import missing_right_of
+from reattach.cli.error_messages import describe_missing_right
 from reattach.cli.errors import CommandError, NoSuchTaskRunError
-from reattach.cli.retry import Say, patiently
-from reattach.cli.snapshot import Event, Snapshot
+from reattach.cli.retry import RETRY_SECONDS, Say, retry_unavailable
+from reattach.cli.snapshot import Event, JobSubmission, Snapshot
 from reattach.cluster import ClusterError, ForbiddenError, NotFoundError, paths
 from reattach.cluster.client import raise_error_event
 from reattach.state.codec import StoredState, from_configmap, view_of
 from reattach.state.errors import UnreadableError
+from reattach.state.job_record import JobRecord, in_order
 
-_POLL_SECONDS = 2.0
 _NAMES_MAX = 500
 
 Item = TypeVar("Item")
@@ -55,8 +55,8 @@ class _TaskRunEvent(Shape, frozen=True):
 
 
 @dataclass(frozen=True)
-class NoState:
-    """There is no state that can be used: `why` in a sentence. `lost`: there was one."""
+class MissingState:
+    """No usable state exists; `why` is a sentence. `lost`: a state existed before."""
 
     why: str
     lost: bool = False
@@ -65,13 +65,17 @@ class NoState:
 # -- a TaskRun -------------------------------------------------------------------------------------
 
 
-async def taskrun_of(connection: ClusterConnection, name: str) -> TaskRun:
-    """The TaskRun as of now. Raises `NoSuchTaskRunError` with similar names if there is none, `CommandError` if it can't be read, `ClusterError`."""
-    return to_taskrun(await body_of(connection, name))
+async def read_taskrun(connection: ClusterConnection, name: str) -> TaskRun:
+    """Read the TaskRun.
+
+    Raises `NoSuchTaskRunError` with similar names, `CommandError` if it can't be decoded, and
+    `ClusterError`.
+    """
+    return to_taskrun(await read_taskrun_json(connection, name))
 
 
-async def body_of(connection: ClusterConnection, name: str) -> bytes:
-    """`taskrun_of`, as JSON with all that this version doesn't know."""
+async def read_taskrun_json(connection: ClusterConnection, name: str) -> bytes:
+    """Read the TaskRun as JSON, including fields that this version does not know."""
     try:
         return await connection.cluster.get(paths.taskruns(connection.namespace, name))
     except NotFoundError:
@@ -79,7 +83,10 @@ async def body_of(connection: ClusterConnection, name: str) -> bytes:
 
 
 def to_taskrun(body: bytes) -> TaskRun:
-    """From JSON. Raises `CommandError` where a newer version wrote what this one can't read."""
+    """Decode a TaskRun.
+
+    Raises `CommandError` if a newer version wrote it and this version can't decode it.
+    """
     try:
         return msgspec.json.decode(body, type=TaskRun)
     except msgspec.ValidationError as error:
@@ -87,21 +94,21 @@ def to_taskrun(body: bytes) -> TaskRun:
 
 
 def items_of(body: bytes, kind: type[Item]) -> tuple[Item, ...]:
-    """What is in a list, from JSON."""
-    # Null, not an empty list, where metadata alone was asked for and nothing is there.
+    """Decode the items of a list."""
+    # `items` is null, not an empty list, if only metadata was requested and the list is empty.
     items = msgspec.json.decode(body).get("items") or []
     return tuple(msgspec.convert(item, kind) for item in items)
 
 
-async def names_of(connection: ClusterConnection) -> list[str]:
-    """The names of the TaskRuns in the namespace, not more than some hundreds."""
+async def list_taskruns(connection: ClusterConnection) -> list[str]:
+    """List the names of the TaskRuns in the namespace, at most `_NAMES_MAX`."""
     path = paths.taskruns(connection.namespace)
     body = await connection.cluster.list(path, metadata_only=True, limit=_NAMES_MAX)
     return [one.metadata.name for one in items_of(body, PartialObject)]
 
 
-async def namespaces_of(connection: ClusterConnection) -> list[str]:
-    """The names of the cluster's namespaces, not more than some hundreds."""
+async def list_namespaces(connection: ClusterConnection) -> list[str]:
+    """List the names of the cluster's namespaces, at most `_NAMES_MAX`."""
     body = await connection.cluster.list(paths.core("namespaces", None), metadata_only=True, limit=_NAMES_MAX)
     return [one.metadata.name for one in items_of(body, PartialObject)]
 
@@ -109,30 +116,30 @@ async def namespaces_of(connection: ClusterConnection) -> list[str]:
 async def _no_such(connection: ClusterConnection, name: str) -> NoSuchTaskRunError:
     there_is_none = f"There is no TaskRun {name!r} in namespace {connection.namespace}"
     try:
-        names = await names_of(connection)
+        names = await list_taskruns(connection)
     except NotFoundError:
-        return NoSuchTaskRunError(
-            "This cluster knows no TaskRuns; install Reattach's chart, or name another --context."
-        )
+        return NoSuchTaskRunError("This cluster has no TaskRuns; install Reattach's chart, or use another --context.")
     except ForbiddenError:
         return NoSuchTaskRunError(f"{there_is_none}.")
     if similar := difflib.get_close_matches(name, names, n=3, cutoff=0.5):
         return NoSuchTaskRunError(f"{there_is_none}. Did you mean {' or '.join(similar)}?")
     if not names:
-        return NoSuchTaskRunError(f"{there_is_none}, nor any other; name the namespace by -n.")
+        return NoSuchTaskRunError(f"{there_is_none}, which has no TaskRuns; select the namespace with -n.")
     return NoSuchTaskRunError(f"{there_is_none}; kubectl get trun -n {connection.namespace} lists them.")
 
 
-async def versions_of(connection: ClusterConnection, first: TaskRun, say: Say) -> AsyncGenerator[TaskRun | None, None]:
-    """What `first` is now and then each time it changed, for ever; None, and the end, once it is gone or another has its name.
+async def watch_taskrun(
+    connection: ClusterConnection, first: TaskRun, say: Say
+) -> AsyncGenerator[TaskRun | None, None]:
+    """Yield the TaskRun now and after each change; last None, if it was deleted or replaced.
 
-    An API server that is away is waited for, and told once through `say`.
+    While the API server is away, say so once and wait for it.
     """
     name = first.metadata.name
     path = paths.taskruns(connection.namespace, name)
     while True:
         try:
-            taskrun = to_taskrun(await patiently(connection, say, lambda: connection.cluster.get(path)))
+            taskrun = to_taskrun(await retry_unavailable(connection, say, lambda: connection.cluster.get(path)))
         except NotFoundError:
             yield None
             return
@@ -145,12 +152,15 @@ async def versions_of(connection: ClusterConnection, first: TaskRun, say: Say) -
                 async for newer in changes:
                     yield newer
         except ClusterError:
-            # No right to watch, or the watch broke: looking again tells which, and is enough.
-            await asyncio.sleep(_POLL_SECONDS)
+            # You may not watch, or the watch broke; reading again is enough in both cases.
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _changes(connection: ClusterConnection, name: str, version: str) -> AsyncGenerator[TaskRun, None]:
-    """What a watch tells after `version`, until it ends or the TaskRun is deleted. Raises `ClusterError`."""
+    """Yield the changes after `version`, until the watch ends or the TaskRun is deleted.
+
+    Raises `ClusterError`.
+    """
     path, selector = paths.taskruns(connection.namespace), f"metadata.name={name}"
     lines = connection.cluster.watch(path, resource_version=version, fieldSelector=selector)
     async with aclosing(lines):
@@ -169,8 +179,11 @@ async def _changes(connection: ClusterConnection, name: str, version: str) -> As
 # -- what belongs to it ----------------------------------------------------------------------------
 
 
-async def stored_of(connection: ClusterConnection, taskrun: TaskRun) -> StoredState | NoState:
-    """The state's ConfigMap as of now. Raises `CommandError` if it can't be read, and `ClusterError`."""
+async def read_state(connection: ClusterConnection, taskrun: TaskRun) -> StoredState | MissingState:
+    """Read the state's ConfigMap.
+
+    Raises `CommandError` if it can't be decoded, and `ClusterError`.
+    """
     about, named = taskrun.metadata, taskrun.status.state
     try:
         stored = from_configmap(
@@ -181,24 +194,24 @@ async def stored_of(connection: ClusterConnection, taskrun: TaskRun) -> StoredSt
     except UnreadableError as error:
         raise CommandError(f"The state of {about.name} can't be read: {error.detail}.") from None
     if named is not None and named.uid and (stored is None or stored.metadata.uid != named.uid):
-        return NoState(f"The state of {about.name} was deleted by force.", lost=True)
+        return MissingState(f"The state of {about.name} was deleted by force.", lost=True)
     if stored is None:
-        return NoState(f"{about.name} has no state yet; it is created when the task first asks for it.")
+        return MissingState(f"{about.name} has no state; it is created when the task first opens it.")
     if not any(owner.controller and owner.uid == about.uid for owner in stored.metadata.owner_references):
         raise CommandError(
-            f"The ConfigMap {stored.metadata.name} does not belong to {about.name}; somebody changed its owner."
+            f"The ConfigMap {stored.metadata.name} does not belong to {about.name}, because its owner reference was changed."
         )
     return stored
 
 
-async def jobs_of(connection: ClusterConnection, taskrun: TaskRun) -> tuple[JobSummary, ...]:
-    """The external jobs in the state; none where there is no state. Raises as `stored_of`."""
-    stored = await stored_of(connection, taskrun)
+async def read_jobs(connection: ClusterConnection, taskrun: TaskRun) -> tuple[JobSummary, ...]:
+    """Read the external jobs in the state; empty without a state. Raises as `read_state`."""
+    stored = await read_state(connection, taskrun)
     return view_of(msgspec.json.encode(stored.body)).jobs if isinstance(stored, StoredState) else ()
 
 
-async def pods_of(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Pod, ...]:
-    """Its pods that are still there, oldest first."""
+async def read_pods(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Pod, ...]:
+    """Read the pods of the TaskRun that still exist, oldest first."""
     about = taskrun.metadata
     body = await connection.cluster.list(
         paths.pods(connection.namespace), labelSelector=f"{LABEL_TASKRUN}={about.name}"
@@ -211,8 +224,8 @@ async def pods_of(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Pod,
     )
 
 
-async def events_of(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Event, ...]:
-    """What Kubernetes remembers of it, oldest first."""
+async def read_events(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Event, ...]:
+    """Read the Events of the TaskRun, oldest first."""
     body = await connection.cluster.list(
         paths.core("events", connection.namespace), fieldSelector=f"involvedObject.uid={taskrun.metadata.uid}"
     )
@@ -221,31 +234,33 @@ async def events_of(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Ev
     return tuple(sorted(events, key=lambda event: event.time or datetime.min.replace(tzinfo=UTC)))
 
 
-async def situation_of(connection: ClusterConnection, name: str) -> Snapshot:
-    """Everything that can be seen of it. What the person has no right to see is told, and left out."""
-    taskrun = await taskrun_of(connection, name)
+async def read_snapshot(connection: ClusterConnection, name: str) -> Snapshot:
+    """Read all that you have the right to read; the notes name the rest."""
+    taskrun = await read_taskrun(connection, name)
     notes: list[str] = []
     state, state_note = None, ""
+    submissions: tuple[JobSubmission, ...] = ()
     try:
-        stored = await stored_of(connection, taskrun)
+        stored = await read_state(connection, taskrun)
         if isinstance(stored, StoredState):
             state = view_of(msgspec.json.encode(stored.body))
+            submissions = tuple(_submission_of(record) for record in in_order(stored.state.jobs))
         elif stored.lost:
             state_note = stored.why
     except ForbiddenError as error:
-        state_note = f"The state: {missing_right_of(error)}"
+        state_note = f"The state: {describe_missing_right(error)}"
     except CommandError as error:
         state_note = str(error)
     pods: tuple[Pod, ...] = ()
     try:
-        pods = await pods_of(connection, taskrun)
+        pods = await read_pods(connection, taskrun)
     except ForbiddenError as error:
-        notes.append(f"The pods: {missing_right_of(error)}")
+        notes.append(f"The pods: {describe_missing_right(error)}")
     events: tuple[Event, ...] = ()
     try:
-        events = await events_of(connection, taskrun)
+        events = await read_events(connection, taskrun)
     except ForbiddenError as error:
-        notes.append(f"The events: {missing_right_of(error)}")
+        notes.append(f"The events: {describe_missing_right(error)}")
     return Snapshot(
         taskrun=taskrun,
         now=datetime.now(UTC),
@@ -254,4 +269,16 @@ async def situation_of(connection: ClusterConnection, name: str) -> Snapshot:
         pods=pods,
         events=events,
         notes=tuple(notes),
+        submissions=submissions,
+    )
+
+
+def _submission_of(record: JobRecord) -> JobSubmission:
+    return JobSubmission(
+        key=record.key,
+        generation=record.generation,
+        intended_time=record.intended_at,
+        intended_by_attempt=record.intended_by_attempt,
+        submitters=tuple((one.attempt, one.time) for one in record.submitters),
+        repeated=record.repeated,
     )

@@ -1,6 +1,7 @@
-"""`release`: the way out. Reattach's finalizers go, and every external job that may still run is named."""
+"""`release`: remove Reattach's finalizers, and list every external job that may still run."""
 
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -11,21 +12,22 @@ from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import ExternalJobStatus, TaskRun
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError, NoSuchTaskRunError
-from reattach.cli.hold_options import held_condition_of
-from reattach.cli.queries import NoState, items_of, stored_of, taskrun_of
+from reattach.cli.hold_options import find_held_condition
+from reattach.cli.queries import MissingState, items_of, read_state, read_taskrun
 from reattach.cli.resolve import FIELD_MANAGER
+from reattach.cli.retry import retry_conflicts
 from reattach.cli.text import one_line
 from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, paths
 from reattach.planner.external_jobs import LEFT, id_of
 from reattach.state.codec import from_configmap, view_of
 from reattach.state.errors import RequestRejectedError
 
-_TRIES = 8
-
 
 class LeftJob(Shape, frozen=True):
-    """An external job that nobody looks after any more. `state`: as in `status.externalJobs`, or `Stray`, a second handle, or `GivenUp`, failed
-    because nobody could tell what became of it.
+    """An external job that nothing tracks any more.
+
+    `state`: as in `status.externalJobs`, or `Stray` (a second handle of one submission), or
+    `GivenUp` (failed by policy, because its outcome was unknown).
     """
 
     key: str
@@ -35,8 +37,8 @@ class LeftJob(Shape, frozen=True):
     url: str | None = None
 
 
-class LetGo(Shape, frozen=True):
-    """What was, or is to be, let go: objects as `kind/name`, and the jobs that are left."""
+class ReleasePlan(Shape, frozen=True):
+    """Objects that lose their finalizers, as `kind/name`, and the jobs that may still run."""
 
     name: str
     namespace: str
@@ -46,7 +48,7 @@ class LetGo(Shape, frozen=True):
 
 
 @dataclass(frozen=True)
-class _Held:
+class _FinalizedObject:
     """An object that carries a finalizer of ours."""
 
     kind: str
@@ -56,117 +58,131 @@ class _Held:
 
 
 @dataclass(frozen=True)
-class Release:
-    """What `prepare` found; `carry_out` does it."""
+class PreparedRelease:
+    """Result of `prepare` and input of `carry_out`."""
 
-    plan: LetGo
-    held: tuple[_Held, ...]
+    plan: ReleasePlan
+    objects: tuple[_FinalizedObject, ...]
     taskrun: TaskRun | None
 
 
-async def prepare(connection: ClusterConnection, name: str, *, force: bool = False) -> Release:
-    """See what is held back, without changing anything. Raises `CommandError` if nothing is, or if it should go on by itself."""
+async def prepare(connection: ClusterConnection, name: str, *, force: bool = False) -> PreparedRelease:
+    """Find our finalizers without changing anything.
+
+    Raises `CommandError` if no object has one, or if the run continues.
+    """
     try:
-        taskrun: TaskRun | None = await taskrun_of(connection, name)
+        taskrun: TaskRun | None = await read_taskrun(connection, name)
     except NoSuchTaskRunError:
         taskrun = None  # its pods and its state may be there still
-        held = await _leftovers(connection, name, None)
-        if not held:
+        objects = await _find_finalized(connection, name, None)
+        if not objects:
             raise
     else:
         if taskrun is not None and not force:
-            _check_may_go(taskrun)
-        held = await _leftovers(connection, name, taskrun)
-    if not held:
-        raise CommandError(f"{name} carries no finalizer of Reattach; nothing keeps it.")
-    jobs, notes = await _jobs_left(connection, name, taskrun, held)
-    objects = tuple(f"{one.kind}/{one.metadata.name}" for one in held)
-    return Release(
-        LetGo(name=name, namespace=connection.namespace, objects=objects, jobs=jobs, notes=notes), held, taskrun
+            _check_is_ending(taskrun)
+        objects = await _find_finalized(connection, name, taskrun)
+    if not objects:
+        raise CommandError(f"{name}, its pods and its state have no finalizer of Reattach, so nothing keeps them.")
+    jobs, notes = await _jobs_left(connection, name, taskrun, objects)
+    names = tuple(f"{one.kind}/{one.metadata.name}" for one in objects)
+    return PreparedRelease(
+        ReleasePlan(name=name, namespace=connection.namespace, objects=names, jobs=jobs, notes=notes),
+        objects,
+        taskrun,
     )
 
 
-async def carry_out(connection: ClusterConnection, release: Release) -> None:
-    """Take the finalizers off, the TaskRun's first. Nothing else is changed; safe to repeat. Raises `ClusterError`."""
-    for held in release.held:
-        await _remove(connection, held)
+async def carry_out(connection: ClusterConnection, release: PreparedRelease) -> None:
+    """Remove the finalizers, the TaskRun's first, and change nothing else.
+
+    Safe to repeat. Raises `ClusterError`.
+    """
+    for finalized in release.objects:
+        await _remove_finalizer(connection, finalized)
 
 
-def lines_of(plan: LetGo) -> list[str]:
-    """What is let go and what is left, for people."""
-    lines = [f"Finalizers of Reattach on {', '.join(plan.objects)}."]
+def format_plan(plan: ReleasePlan) -> list[str]:
+    """Return the plan as lines of text."""
+    lines = [f"Remove Reattach's finalizers from {', '.join(plan.objects)}."]
     if plan.jobs:
-        lines.append("External jobs that may still run, and that nobody looks after then:")
+        lines.append("External jobs that may still run, and that nothing tracks then:")
         lines += [
             f"  {one_line(job.key)}, generation {job.generation}: {one_line(job.handle or 'handle not known')} ({job.state})"
             + (f" {one_line(job.url)}" if job.url else "")
             for job in plan.jobs
         ]
     elif not plan.notes:
-        lines.append("No external job is known to be left.")
+        lines.append("No external job is known that may still run.")
     return lines + list(plan.notes)
 
 
-def _check_may_go(taskrun: TaskRun) -> None:
+def _check_is_ending(taskrun: TaskRun) -> None:
     about, status = taskrun.metadata, taskrun.status
     ending = about.deletion_timestamp is not None or taskrun.spec.cancel or status.outcome is not None
-    if not ending and held_condition_of(status) is None:
+    if not ending and find_held_condition(status) is None:
         raise CommandError(
-            f"{about.name} is neither being deleted nor cancelled nor held, so it would go on without what protects its jobs; "
-            f"first kubectl delete trun {about.name} -n {about.namespace} --wait=false, or say --force."
+            f"{about.name} is neither being deleted nor cancelled nor held, so it would continue without the finalizers that protect its jobs; "
+            f"first run kubectl delete trun {about.name} -n {about.namespace} --wait=false, or repeat with --force."
         )
 
 
-async def _leftovers(connection: ClusterConnection, name: str, taskrun: TaskRun | None) -> tuple[_Held, ...]:
+async def _find_finalized(
+    connection: ClusterConnection, name: str, taskrun: TaskRun | None
+) -> tuple[_FinalizedObject, ...]:
     cluster, namespace = connection.cluster, connection.namespace
-    held = []
+    objects = []
     if taskrun is not None and FINALIZER_EXTERNAL_JOBS in taskrun.metadata.finalizers:
-        held.append(_Held("taskrun", paths.taskruns(namespace, name), taskrun.metadata, FINALIZER_EXTERNAL_JOBS))
+        objects.append(
+            _FinalizedObject("taskrun", paths.taskruns(namespace, name), taskrun.metadata, FINALIZER_EXTERNAL_JOBS)
+        )
     kinds = (("pod", paths.pods, FINALIZER_ATTEMPT), ("configmap", paths.configmaps, FINALIZER_STATE))
     for kind, path_of, finalizer in kinds:
         body = await cluster.list(path_of(namespace), metadata_only=True, labelSelector=f"{LABEL_TASKRUN}={name}")
-        held += [
-            _Held(kind, path_of(namespace, one.metadata.name), one.metadata, finalizer)
+        objects += [
+            _FinalizedObject(kind, path_of(namespace, one.metadata.name), one.metadata, finalizer)
             for one in items_of(body, PartialObject)
-            if finalizer in one.metadata.finalizers and _belongs(one.metadata, taskrun)
+            if finalizer in one.metadata.finalizers and _is_owned_by(one.metadata, taskrun)
         ]
-    return tuple(held)
+    return tuple(objects)
 
 
-def _belongs(metadata: ObjectMeta, taskrun: TaskRun | None) -> bool:
+def _is_owned_by(metadata: ObjectMeta, taskrun: TaskRun | None) -> bool:
     return taskrun is None or any(owner.uid == taskrun.metadata.uid for owner in metadata.owner_references)
 
 
 async def _jobs_left(
-    connection: ClusterConnection, name: str, taskrun: TaskRun | None, held: tuple[_Held, ...]
+    connection: ClusterConnection, name: str, taskrun: TaskRun | None, objects: tuple[_FinalizedObject, ...]
 ) -> tuple[tuple[LeftJob, ...], tuple[str, ...]]:
-    """The jobs that may run, by the state where it can be read, else by the status."""
+    """Return the jobs that may run, from the state if it can be read, else from the status."""
     known: tuple[JobSummary, ...] | None = None
     note = ""
     try:
         if taskrun is not None:
-            stored = await stored_of(connection, taskrun)
-            known = None if isinstance(stored, NoState) else view_of(msgspec.json.encode(stored.body)).jobs
-            note = stored.why if isinstance(stored, NoState) and stored.lost else ""
-        elif state := next((one for one in held if one.kind == "configmap"), None):
+            stored = await read_state(connection, taskrun)
+            known = None if isinstance(stored, MissingState) else view_of(msgspec.json.encode(stored.body)).jobs
+            note = stored.why if isinstance(stored, MissingState) and stored.lost else ""
+        elif state := next((one for one in objects if one.kind == "configmap"), None):
             known = view_of(msgspec.json.encode(from_configmap(await connection.cluster.get(state.path)).body)).jobs
     except (ForbiddenError, CommandError, RequestRejectedError) as error:
-        note = f"The state of {name} can't be read ({error}): look over there for jobs that are not named here."
-    listed = taskrun.status.external_jobs if taskrun is not None else ()
+        note = (
+            f"The state of {name} can't be read ({error}): check the external system for jobs that are not listed here."
+        )
+    in_status = taskrun.status.external_jobs if taskrun is not None else ()
     if known is not None:
-        # Of a state that was lost, and begun anew, the jobs are in the status alone.
+        # The jobs of a lost state that was started again are only in the status.
         ids = {id_of(job) for job in known}
-        return _left_by_state(known) + _left_by_status(LEFT, [job for job in listed if id_of(job) not in ids]), ()
+        return _left_by_state(known) + _left_by_status(LEFT, [job for job in in_status if id_of(job) not in ids]), ()
     may_run = set(JobState) - {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
-    jobs = _left_by_status(may_run, listed)
+    jobs = _left_by_status(may_run, in_status)
     if taskrun is not None and "Fail" in {taskrun.spec.submission.on_unknown, taskrun.spec.submission.on_not_found}:
-        # The status does not tell which of them were given up.
-        jobs += _left_by_status({JobState.FAILED}, listed, "Failed, or given up")
+        # The status does not show which of them were given up.
+        jobs += _left_by_status({JobState.FAILED}, in_status, "Failed, or given up")
     return jobs, (note,) if note else ()
 
 
 def _left_by_state(known: Sequence[JobSummary]) -> tuple[LeftJob, ...]:
-    """The open ones, what was reported beside them, and what was given up: that may run too."""
+    """Return the jobs that may run: open ones, stray handles, and jobs that were given up."""
     jobs = tuple(_left(job, job.state.value) for job in known if job.is_open)
     strays = tuple(
         LeftJob(key=job.key, generation=job.generation, state="Stray", handle=stray)
@@ -177,33 +193,30 @@ def _left_by_state(known: Sequence[JobSummary]) -> tuple[LeftJob, ...]:
 
 
 def _left_by_status(
-    states: Container[str], listed: Sequence[ExternalJobStatus], state: str | None = None
+    states: Container[str], in_status: Sequence[ExternalJobStatus], state: str | None = None
 ) -> tuple[LeftJob, ...]:
-    return tuple(_left(job, state or job.state) for job in listed if job.state in states)
+    return tuple(_left(job, state or job.state) for job in in_status if job.state in states)
 
 
 def _left(job: JobSummary | ExternalJobStatus, state: str) -> LeftJob:
     return LeftJob(key=job.key, generation=job.generation, state=state, handle=job.handle, url=job.url)
 
 
-async def _remove(connection: ClusterConnection, held: _Held) -> None:
-    metadata = held.metadata
-    for _ in range(_TRIES):
-        left = [name for name in metadata.finalizers if name != held.finalizer]
+async def _remove_finalizer(connection: ClusterConnection, finalized: _FinalizedObject) -> None:
+    metadata = finalized.metadata
+
+    async def write() -> None:
+        nonlocal metadata
+        left = [name for name in metadata.finalizers if name != finalized.finalizer]
         patch = {"metadata": {"uid": metadata.uid, "resourceVersion": metadata.resource_version, "finalizers": left}}
         try:
-            await connection.cluster.merge_patch(held.path, patch, fieldManager=FIELD_MANAGER)
-        except NotFoundError:
-            return
+            await connection.cluster.merge_patch(finalized.path, patch, fieldManager=FIELD_MANAGER)
         except ConflictError:
-            try:
-                body = await connection.cluster.get(held.path, metadata_only=True)
-            except NotFoundError:
-                return
-            newer = msgspec.json.decode(body, type=PartialObject).metadata
-            if newer.uid != metadata.uid:
-                return  # another object has the name by now
-            metadata = newer
-        else:
-            return
-    raise CommandError(f"{held.kind}/{metadata.name} is being changed all the time; try again.")
+            body = await connection.cluster.get(finalized.path, metadata_only=True)
+            metadata = msgspec.json.decode(body, type=PartialObject).metadata
+            if metadata.uid != finalized.metadata.uid:
+                return  # the name belongs to another object now
+            raise
+
+    with suppress(NotFoundError):
+        await retry_conflicts(f"{finalized.kind}/{metadata.name}", write)

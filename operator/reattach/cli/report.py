@@ -1,4 +1,4 @@
-"""The story of a run: what was tried, what became of it, what was decided and why, what comes next, and what a person can do. Pure."""
+"""Content of `explain`: attempts, jobs, decisions, next steps and commands of a run. Pure."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,23 +9,26 @@ from reattach.api.state import JobOrigin, JobState, JobSummary
 from reattach.api.taskrun import Attempt, Counts, TaskRun
 from reattach.cli.hold_options import (
     OpenHold,
-    Way,
-    allowance_of,
-    continues_of,
-    held_condition_of,
-    holds_of,
+    ResolutionOption,
+    allowed_ends,
+    count_continues,
+    find_held_condition,
+    find_holds,
     is_unresolved,
 )
-from reattach.cli.next_steps import next_of, ways_out_of
-from reattach.cli.snapshot import Event, Snapshot, job_name
+from reattach.cli.next_steps import available_options, describe_next_steps
+from reattach.cli.snapshot import Event, JobSubmission, Snapshot, job_name
 from reattach.cli.text import ago, count, duration, listed
 from reattach.planner.budgets import amount
 
 EVENTS_SHOWN = 10
 
 
-class BudgetStory(Shape, frozen=True, omit_defaults=False):
-    """What was charged to one budget, and what it allows. `granted`: how often a person granted it once more."""
+class BudgetReport(Shape, frozen=True, omit_defaults=False):
+    """One budget: what was charged, and what it allows.
+
+    `granted`: how many resolutions granted it again.
+    """
 
     name: str
     charged: int
@@ -33,8 +36,12 @@ class BudgetStory(Shape, frozen=True, omit_defaults=False):
     granted: int = 0
 
 
-class JobStory(Shape, frozen=True):
-    """One external job, and how it came to be known."""
+class JobReport(Shape, frozen=True):
+    """One external job, and how its handle became known.
+
+    `submitted_time`: when its submission began, if that is known. `handle_time`: when its handle
+    was stored.
+    """
 
     key: str
     generation: int
@@ -43,6 +50,7 @@ class JobStory(Shape, frozen=True):
     handle: str | None = None
     url: str | None = None
     submitted_time: datetime | None = None
+    handle_time: datetime | None = None
     submitted_by_attempt: int | None = None
     detached: bool = False
     held: bool = False
@@ -51,8 +59,11 @@ class JobStory(Shape, frozen=True):
     strays: tuple[str, ...] = ()
 
 
-class Story(Shape, frozen=True):
-    """What `explain` tells, and what `-o json` shows. `is_over`: the TaskRun has an outcome; `hidden_attempts` left the list."""
+class RunReport(Shape, frozen=True):
+    """Content of `explain`, also with `-o json`.
+
+    `hidden_attempts`: how many are no longer in the list.
+    """
 
     name: str
     namespace: str
@@ -65,29 +76,29 @@ class Story(Shape, frozen=True):
     created: datetime | None = None
     attempts: tuple[Attempt, ...] = ()
     hidden_attempts: int = 0
-    budgets: tuple[BudgetStory, ...] = ()
-    external_jobs: tuple[JobStory, ...] = ()
+    budgets: tuple[BudgetReport, ...] = ()
+    external_jobs: tuple[JobReport, ...] = ()
     decisions: tuple[str, ...] = ()
     counts: Counts = Counts()
     result: str | None = None
     next: tuple[str, ...] = ()
     holds: tuple[OpenHold, ...] = ()
-    ways: tuple[Way, ...] = ()
+    ways: tuple[ResolutionOption, ...] = ()
     events: tuple[Event, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def story_of(situation: Snapshot) -> Story:
-    """The whole story."""
-    taskrun, status = situation.taskrun, situation.taskrun.status
+def build_report(snapshot: Snapshot) -> RunReport:
+    """Build the report from what was read of a TaskRun."""
+    taskrun, status = snapshot.taskrun, snapshot.taskrun.status
     about = taskrun.metadata
-    shown = situation.progress
-    holds = holds_of(taskrun, situation.jobs) if status.outcome is None else ()
-    return Story(
+    shown = snapshot.progress
+    holds = find_holds(taskrun, snapshot.jobs) if status.outcome is None else ()
+    return RunReport(
         name=about.name,
         namespace=about.namespace,
         uid=about.uid,
-        headline=_headline_of(situation, holds),
+        headline=_headline_of(snapshot, holds),
         reason=shown.reason if shown else "",
         outcome=status.outcome,
         message=shown.message if shown else "",
@@ -96,23 +107,23 @@ def story_of(situation: Snapshot) -> Story:
         attempts=status.attempts,
         hidden_attempts=max(0, status.counts.attempts - len(status.attempts)),
         budgets=_budgets_of(taskrun),
-        external_jobs=_jobs_of(situation),
-        decisions=_decisions_of(situation),
+        external_jobs=_jobs_of(snapshot),
+        decisions=_decisions_of(snapshot),
         counts=status.counts,
         result=status.result,
-        next=next_of(situation, holds),
+        next=describe_next_steps(snapshot, holds),
         holds=holds,
-        ways=ways_out_of(situation, holds),
-        events=situation.events[-EVENTS_SHOWN:],
-        notes=((situation.state_note,) if situation.state_note else ()) + situation.notes,
+        ways=available_options(snapshot, holds),
+        events=snapshot.events[-EVENTS_SHOWN:],
+        notes=((snapshot.state_note,) if snapshot.state_note else ()) + snapshot.notes,
     )
 
 
 # -- where it stands -------------------------------------------------------------------------------
 
 
-def _headline_of(situation: Snapshot, holds: Sequence[OpenHold]) -> str:
-    taskrun, status, now = situation.taskrun, situation.taskrun.status, situation.now
+def _headline_of(snapshot: Snapshot, holds: Sequence[OpenHold]) -> str:
+    taskrun, status, now = snapshot.taskrun, snapshot.taskrun.status, snapshot.now
     name, tries = taskrun.metadata.name, count(status.counts.attempts, "attempt")
     if status.outcome is not None:
         verb = {"Succeeded": "succeeded", "Failed": "failed", "Cancelled": "was cancelled"}.get(status.outcome, "ended")
@@ -122,40 +133,40 @@ def _headline_of(situation: Snapshot, holds: Sequence[OpenHold]) -> str:
             took = f" and {duration(status.completion_time - status.start_time)}"
         return f"{name} {verb}{when}, after {tries}{took}."
     is_deleted = taskrun.metadata.deletion_timestamp is not None
-    if any(hold.answer is None for hold in holds) or (held_condition_of(status) and not holds):
+    if any(hold.answer is None for hold in holds) or (find_held_condition(status) and not holds):
         ending = "being deleted, and " if is_deleted else "being cancelled, and " if taskrun.spec.cancel else ""
-        return f"{name} is {ending}held: a person must decide."
+        return f"{name} is {ending}held: waiting for a resolution."
     if is_deleted:
         return f"{name} is being deleted."
     if holds:
-        return f"{name} was held; a person has decided, and the operator goes on from that."
+        return f"{name} was held; it has a resolution, and the operator applies it."
     if taskrun.spec.cancel:
         return f"{name} is being cancelled."
-    shown = situation.progress
-    return f"{name} {_STANDS.get(shown.reason if shown else '', 'is unfinished')}."
+    shown = snapshot.progress
+    return f"{name} {_HEADLINES.get(shown.reason if shown else '', 'is unfinished')}."
 
 
-_STANDS = {
+_HEADLINES = {
     "": "has no status yet",
     Reason.PENDING: "waits for its pod to start",
     Reason.RUNNING: "is running",
     Reason.BACKING_OFF: "waits for its next attempt",
     Reason.WAITING_FOR_GATES: "waits for the scheduling gates of its pod",
-    Reason.QUOTA_EXCEEDED: "waits for room in the namespace's quota",
-    Reason.POD_REFUSED: "can't make its pod",
-    Reason.POD_NAME_TAKEN: "can't make its pod",
-    Reason.ENDING: "waits for the rest of a pod to end",
+    Reason.QUOTA_EXCEEDED: "waits for the namespace's quota",
+    Reason.POD_REFUSED: "can't create its pod",
+    Reason.POD_NAME_TAKEN: "can't create its pod",
+    Reason.ENDING: "waits for the other containers of a pod to stop",
 }
 
 
-def _budgets_of(taskrun: TaskRun) -> tuple[BudgetStory, ...]:
+def _budgets_of(taskrun: TaskRun) -> tuple[BudgetReport, ...]:
     charged = taskrun.status.counts.charged
     return tuple(
-        BudgetStory(
+        BudgetReport(
             name=one.value,
             charged=amount(charged, one),
-            allowed=allowance_of(taskrun.spec, one),
-            granted=0 if one is Budget.APPLICATION else continues_of(taskrun.spec),
+            allowed=allowed_ends(taskrun.spec, one),
+            granted=0 if one is Budget.APPLICATION else count_continues(taskrun.spec),
         )
         for one in Budget
     )
@@ -164,27 +175,30 @@ def _budgets_of(taskrun: TaskRun) -> tuple[BudgetStory, ...]:
 # -- external jobs, and what was decided about them ------------------------------------------------
 
 
-def _jobs_of(situation: Snapshot) -> tuple[JobStory, ...]:
-    # The end of the run is known to the status alone: nobody writes the state any more then.
-    final = {(job.key, job.generation): job.state for job in situation.taskrun.status.external_jobs}
+def _jobs_of(snapshot: Snapshot) -> tuple[JobReport, ...]:
+    # Only the status shows which jobs were left at the end of the run: the state is not written any
+    # more then.
+    final = {(job.key, job.generation): job.state for job in snapshot.taskrun.status.external_jobs}
     left = {JobState.ORPHANED, JobState.DETACHED}
     stories = []
-    for job in situation.jobs:
+    for job in snapshot.jobs:
         state = final.get((job.key, job.generation))
+        submission = snapshot.submission_of(job)
         shown = state if state in left else job.state.value
         stories.append(
-            JobStory(
+            JobReport(
                 key=job.key,
                 generation=job.generation,
                 state=shown,
                 adapter=job.adapter,
                 handle=job.handle,
                 url=job.url,
-                submitted_time=job.submitted_time,
+                submitted_time=_submitted_time_of(job, submission),
+                handle_time=job.submitted_time,
                 submitted_by_attempt=job.submitted_by_attempt,
                 detached=job.detached,
                 held=job.held,
-                why=_origin_of(job),
+                why=_origin_of(job, submission),
                 message=job.message,
                 strays=job.strays,
             )
@@ -192,45 +206,75 @@ def _jobs_of(situation: Snapshot) -> tuple[JobStory, ...]:
     return tuple(stories)
 
 
-def _origin_of(job: JobSummary) -> str:
-    by = "an attempt" if job.submitted_by_attempt is None else f"attempt {job.submitted_by_attempt}"
+def _submitted_time_of(job: JobSummary, submission: JobSubmission | None) -> datetime | None:
+    """Return when the submission of the job began; None if it is not known or not ours.
+
+    `JobSummary.submitted_time` is the time when the handle was stored, which can be minutes later.
+    """
+    if submission is None or job.handle is None or not submission.submitters:
+        return None
+    if job.origin is JobOrigin.EXISTED and not submission.repeated:
+        return None
+    if job.origin in {JobOrigin.RESUBMITTED, JobOrigin.REPORTED}:
+        times = [time for attempt, time in submission.submitters if attempt == job.submitted_by_attempt]
+        return times[-1] if times else submission.intended_time
+    return submission.intended_time
+
+
+def _origin_of(job: JobSummary, submission: JobSubmission | None) -> str:
+    by = _attempt_name(job.submitted_by_attempt)
+    first = by if submission is None else _attempt_name(submission.intended_by_attempt)
     match job.origin:
         case JobOrigin.SUBMITTED:
             return f"submitted by {by}"
         case JobOrigin.RESUBMITTED:
-            return f"its first submission was unresolved; submitted again by {by}, which was safe"
+            return f"the result of its first submission was unknown; submitted again by {by}, which was safe"
+        case JobOrigin.EXISTED if submission is not None and not submission.repeated:
+            return f"the external system already had it when {first} submitted it"
         case JobOrigin.EXISTED:
-            return f"its first submission was unresolved; submitted again by {by}, and the other side had it already"
+            again = f" by attempt {submission.submitters[-1][0]}" if submission and submission.submitters else ""
+            return (
+                f"the result of the submission by {first} was unknown; submitted again{again}, and the external system "
+                "already had it"
+            )
         case JobOrigin.FOUND:
-            return f"its submission was unresolved; looked up by {by}, and found"
+            return f"the result of the submission by {first} was unknown; a lookup found the job"
         case JobOrigin.REPORTED:
-            return "its submission was unresolved; the attempt that had made it was replaced meanwhile, and reported the handle"
+            return f"the result of its submission was unknown; {by}, which was replaced in the meantime, reported the handle"
+        case JobOrigin.ADOPTED if submission is not None and not submission.submitters:
+            return "spec.adopt names it"
         case JobOrigin.ADOPTED:
-            return "named by a person"
+            return "a resolution names it (resolve --adopt)"
         case None if is_unresolved(job):
-            unknown = "whether it did is not known" if job.held else "its handle is not recorded yet"
-            return f"{by} was about to submit it; {unknown}"
+            unknown = "it is unknown whether it did" if job.held else "its handle is not recorded yet"
+            return f"{first} was about to submit it; {unknown}"
         case None:
             return ""
 
 
-def _decisions_of(situation: Snapshot) -> tuple[str, ...]:
-    taskrun = situation.taskrun
-    said = [f"{job_name(job)}: {origin}." for job in situation.jobs if (origin := _origin_of(job))]
-    said += [
-        f"{job_name(job)}: {listed(job.strays)} {'was' if len(job.strays) == 1 else 'were'} reported too. Look at "
-        f"{'it' if len(job.strays) == 1 else 'them'} over there: what runs a second time belongs to nobody."
-        for job in situation.jobs
+def _attempt_name(number: int | None) -> str:
+    return "an attempt" if number is None else f"attempt {number}"
+
+
+def _decisions_of(snapshot: Snapshot) -> tuple[str, ...]:
+    taskrun = snapshot.taskrun
+    origins = [(job, _origin_of(job, snapshot.submission_of(job))) for job in snapshot.jobs]
+    sentences = [f"{job_name(job)}: {origin}." for job, origin in origins if origin]
+    sentences += [
+        f"{job_name(job)}: {listed(job.strays)} {'was' if len(job.strays) == 1 else 'were'} reported for the same "
+        f"submission. Check {'it' if len(job.strays) == 1 else 'them'} in the external system: no TaskRun watches "
+        f"{'it' if len(job.strays) == 1 else 'them'}."
+        for job in snapshot.jobs
         if job.strays
     ]
     for number, one in enumerate(taskrun.spec.resolutions, start=1):
         about = "" if one.key is None else f" of {one.key}, generation {one.generation}"
         what = f"{one.action} {one.handle}" if one.handle else one.action
-        said.append(f"Answer {number} of a person, to {one.held}{about}: {what}.")
+        sentences.append(f"Resolution {number}, for {one.held}{about}: {what}.")
     counts = taskrun.status.counts
     if counts.submissions or counts.reattachments or counts.duplicates_averted:
-        said.append(
+        sentences.append(
             f"So far {count(counts.submissions, 'submission')}, {count(counts.reattachments, 'reattachment')}, "
             f"{count(counts.duplicates_averted, 'duplicate')} averted."
         )
-    return tuple(said)
+    return tuple(sentences)

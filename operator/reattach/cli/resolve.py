@@ -1,4 +1,4 @@
-"""`resolve`: check what a TaskRun is held for, and append the answer to its spec by compare-and-set."""
+"""`resolve`: check the holds of a TaskRun, and append a resolution by compare-and-set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from reattach.api.taskrun import Resolution, TaskRun
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError
 from reattach.cli.hold_options import (
-    ANSWERS,
+    ACTIONS,
     FLAGS,
     RESOLUTIONS_MAX,
     OpenHold,
-    command_of,
-    consequence_of,
-    held_condition_of,
-    holds_of,
+    describe_consequence,
+    find_held_condition,
+    find_holds,
+    resolve_command,
 )
-from reattach.cli.queries import body_of, jobs_of, to_taskrun
+from reattach.cli.queries import read_jobs, read_taskrun_json, to_taskrun
+from reattach.cli.retry import retry_conflicts
 from reattach.cli.text import listed
-from reattach.cluster import ConflictError, paths
+from reattach.cluster import paths
 
 FIELD_MANAGER = "kubectl-reattach"
-_TRIES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What the person said: which answer, and to which hold if there are several."""
+class ResolveRequest:
+    """Resolution that you request, and the hold that it is for if there are several."""
 
     action: str
     handle: str | None = None
@@ -40,8 +40,8 @@ class Wish:
     generation: int | None = None
 
 
-class Answered(Shape, frozen=True):
-    """What was appended, as which answer (from 1), and what comes of it."""
+class ResolveResult(Shape, frozen=True):
+    """Resolution that was appended, its number (from 1), and what happens then."""
 
     name: str
     namespace: str
@@ -50,85 +50,99 @@ class Answered(Shape, frozen=True):
     consequence: str
 
 
-async def resolve(connection: ClusterConnection, name: str, wish: Wish) -> Answered:
-    """Raises `CommandError` if nothing is held, or the answer doesn't fit; `ClusterError`."""
-    for _ in range(_TRIES):
-        read = await body_of(connection, name)
+async def resolve(connection: ClusterConnection, name: str, request: ResolveRequest) -> ResolveResult:
+    """Append the resolution.
+
+    Raises `CommandError` if nothing is held or it does not fit, and `ClusterError`.
+    """
+
+    async def write() -> ResolveResult:
+        read = await read_taskrun_json(connection, name)
         taskrun = to_taskrun(read)
-        hold, resolution = answer_of(taskrun, await jobs_of(connection, taskrun), wish)
-        # The answers that are there go back as they are, also what a newer version wrote into them.
+        hold, resolution = build_resolution(taskrun, await read_jobs(connection, taskrun), request)
+        # Send the existing resolutions back as they are, with any fields that a newer version
+        # wrote.
         given = msgspec.json.decode(read)["spec"].get("resolutions") or []
         body: dict[str, Any] = {
             "metadata": {"resourceVersion": taskrun.metadata.resource_version, "uid": taskrun.metadata.uid},
             "spec": {"resolutions": [*given, msgspec.to_builtins(resolution)]},
         }
         path = paths.taskruns(connection.namespace, name)
-        try:
-            written = to_taskrun(await connection.cluster.merge_patch(path, body, fieldManager=FIELD_MANAGER))
-        except ConflictError:
-            continue  # somebody was faster: whether it is still held is looked at again
-        return Answered(
+        written = to_taskrun(await connection.cluster.merge_patch(path, body, fieldManager=FIELD_MANAGER))
+        return ResolveResult(
             name=name,
             namespace=connection.namespace,
             resolution=resolution,
             number=len(written.spec.resolutions),
-            consequence=consequence_of(taskrun, hold, wish.action, wish.handle or "HANDLE"),
+            consequence=describe_consequence(taskrun, hold, request.action, request.handle or "HANDLE"),
         )
-    raise CommandError(f"{name} is being changed all the time; try again.")
+
+    return await retry_conflicts(name, write)
 
 
 # -- pure ------------------------------------------------------------------------------------------
 
 
-def answer_of(taskrun: TaskRun, jobs: Sequence[JobSummary], wish: Wish) -> tuple[OpenHold, Resolution]:
-    """The hold that is meant, and the answer to append. Raises `CommandError` with what must hold instead."""
+def build_resolution(
+    taskrun: TaskRun, jobs: Sequence[JobSummary], request: ResolveRequest
+) -> tuple[OpenHold, Resolution]:
+    """Return the selected hold and the resolution to append.
+
+    Raises `CommandError` if there is no such hold.
+    """
     name = taskrun.metadata.name
     if taskrun.status.outcome is not None:
-        raise CommandError(f"{name} is over ({taskrun.status.outcome}); nothing is held.")
-    hold = _chosen(taskrun, holds_of(taskrun, jobs), wish)
-    if wish.action not in ANSWERS[hold.held]:
-        fitting = listed([FLAGS[action] for action in ANSWERS[hold.held]], "or")
-        raise CommandError(f"{name} is held for {hold.name}, which takes {fitting}.")
+        raise CommandError(f"{name} has ended ({taskrun.status.outcome}); nothing is held.")
+    hold = _select_hold(taskrun, find_holds(taskrun, jobs), request)
+    if request.action not in ACTIONS[hold.held]:
+        fitting = listed([FLAGS[action] for action in ACTIONS[hold.held]], "or")
+        raise CommandError(
+            f"{name} is held for {hold.name}, which takes {fitting}. Repeat the command with one of these flags."
+        )
     if len(taskrun.spec.resolutions) >= RESOLUTIONS_MAX:
         raise CommandError(
-            f"{name} has {RESOLUTIONS_MAX} answers already, and takes no more; delete it, or let it go: "
+            f"{name} has {RESOLUTIONS_MAX} resolutions, the most that spec.resolutions takes; delete it, or remove its finalizers: "
             f"kubectl reattach release {name}."
         )
-    _check_handle(jobs, hold, wish)
+    _check_handle(jobs, hold, request)
     return hold, Resolution(
-        held=hold.held, action=wish.action, key=hold.key, generation=hold.generation, handle=wish.handle
+        held=hold.held, action=request.action, key=hold.key, generation=hold.generation, handle=request.handle
     )
 
 
-def _chosen(taskrun: TaskRun, holds: Sequence[OpenHold], wish: Wish) -> OpenHold:
+def _select_hold(taskrun: TaskRun, holds: Sequence[OpenHold], request: ResolveRequest) -> OpenHold:
     name = taskrun.metadata.name
-    meant = [hold for hold in holds if wish.key in {None, hold.key} and wish.generation in {None, hold.generation}]
-    waiting = [hold for hold in meant if hold.answer is None]
+    matching = [
+        hold for hold in holds if request.key in {None, hold.key} and request.generation in {None, hold.generation}
+    ]
+    waiting = [hold for hold in matching if hold.answer is None]
     if len(waiting) == 1:
         return waiting[0]
     if waiting:
         commands = "\n".join(
-            f"  {command_of(taskrun, hold, wish.action)}" for hold in waiting if wish.action in ANSWERS[hold.held]
+            f"  {resolve_command(taskrun, hold, request.action)}"
+            for hold in waiting
+            if request.action in ACTIONS[hold.held]
         )
         raise CommandError(
-            f"{name} is held for {len(waiting)} things; say which by --key and --generation:\n{commands}"
+            f"{name} is held for {len(waiting)} reasons; select one with --key and --generation:\n{commands}"
         )
-    if meant:
-        answer = meant[-1].answer
+    if matching:
+        answer = matching[-1].answer
         given = f"{answer.action} {answer.handle or ''}".rstrip() if answer else ""
-        raise CommandError(f"{name} was answered already ({given}); the operator goes on from that.")
+        raise CommandError(f"{name} already has a resolution ({given}), which the operator applies.")
     if holds:
         raise CommandError(f"{name} is not held for that, but for {listed([hold.name for hold in holds])}.")
-    condition = held_condition_of(taskrun.status)
-    if condition is not None and condition.reason not in ANSWERS:
+    condition = find_held_condition(taskrun.status)
+    if condition is not None and condition.reason not in ACTIONS:
         raise CommandError(
-            f"{name} is held for {condition.reason}, which no answer resolves; kubectl reattach explain {name} tells the way out."
+            f"{name} is held for {condition.reason}, which resolve can't settle; kubectl reattach explain {name} shows what to do."
         )
-    raise CommandError(f"{name} is not held; nothing waits for an answer.")
+    raise CommandError(f"{name} is not held, so it takes no resolution.")
 
 
-def _check_handle(jobs: Sequence[JobSummary], hold: OpenHold, wish: Wish) -> None:
-    handle = wish.handle
+def _check_handle(jobs: Sequence[JobSummary], hold: OpenHold, request: ResolveRequest) -> None:
+    handle = request.handle
     if handle is None:
         return
     if not handle.strip() or len(handle.encode()) > HANDLE_BYTES_MAX:
@@ -138,5 +152,5 @@ def _check_handle(jobs: Sequence[JobSummary], hold: OpenHold, wish: Wish) -> Non
     for job in jobs:
         if job.handle == handle and (job.key, job.generation) != (hold.key, hold.generation):
             raise CommandError(
-                f"{handle} is the handle of {job.key}, generation {job.generation}, already; a job can't be two."
+                f"{handle} is the handle of {job.key}, generation {job.generation}, already; name another handle."
             )

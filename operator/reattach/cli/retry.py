@@ -1,32 +1,51 @@
-"""Waiting out an API server that is away for a while, as while it is upgraded: what waits for hours must not end by that."""
+"""Retries of the CLI: reads while the API server is away, and writes after a conflict."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from reattach.cli.connection import ClusterConnection
+from reattach.cli.errors import CommandError
 from reattach.cli.text import one_line
-from reattach.cluster import ClusterError, TooManyRequestsError, UnavailableError
+from reattach.cluster import ClusterError, ConflictError, TooManyRequestsError, UnavailableError
 
-_ASK_AGAIN_SECONDS = 2.0
+RETRY_SECONDS = 2.0
+_CONFLICTS_MAX = 8
 
 T = TypeVar("T")
 Say = Callable[[str], None]
 
 
-async def patiently(connection: ClusterConnection, say: Say, ask: Callable[[], Awaitable[T]]) -> T:
-    """What `ask` answers, however long that takes. For the second look and later: what never answered may be a mistyped address."""
-    told = False
+async def retry_unavailable(connection: ClusterConnection, say: Say, read: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of `read`, which is repeated while the API server is away.
+
+    `say` prints one message. A command that waits for hours must outlast an upgrade of the API
+    server. Use this for the second read and later: an address that never responded may be mistyped.
+    """
+    said = False
     while True:
         try:
-            return await ask()
+            return await read()
         except (UnavailableError, TooManyRequestsError) as error:
-            if not told:
-                say(sentence_of_absence(connection, error))
-                told = True
-            await asyncio.sleep(error.retry_after or _ASK_AGAIN_SECONDS)
+            if not said:
+                say(unavailable_sentence(connection, error))
+                said = True
+            await asyncio.sleep(error.retry_after or RETRY_SECONDS)
 
 
-def sentence_of_absence(connection: ClusterConnection, error: ClusterError) -> str:
-    """What is said once, while the API server is asked again and again."""
-    return f"{connection.cluster.host} does not answer ({one_line(error.message)}); asking again."
+async def retry_conflicts(subject: str, write: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of `write`, which reads and then writes by compare-and-set.
+
+    A conflict repeats it. Raises `CommandError` if other clients change `subject` each time.
+    """
+    for _ in range(_CONFLICTS_MAX):
+        try:
+            return await write()
+        except ConflictError:
+            continue
+    raise CommandError(f"{subject} was changed by another client at each of {_CONFLICTS_MAX} tries; try again.")
+
+
+def unavailable_sentence(connection: ClusterConnection, error: ClusterError) -> str:
+    """Return the message that is printed once while reads from the API server are repeated."""
+    return f"{connection.cluster.host} does not respond ({one_line(error.message)}); trying again."

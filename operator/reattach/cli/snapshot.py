@@ -1,15 +1,15 @@
-"""One look at a TaskRun, as plain data: what the story is told from. Pure."""
+"""All that was read of a TaskRun, as plain data. Pure."""
 
 from datetime import datetime
 
 from reattach.api.objects import Condition, Pod, Shape
-from reattach.api.reasons import ConditionType
 from reattach.api.state import JobState, JobSummary, StateView
 from reattach.api.taskrun import ExternalJobStatus, TaskRun
+from reattach.planner.conditions import progress_of
 
 
 class Event(Shape, frozen=True):
-    """What Kubernetes remembers for an hour or so."""
+    """An Event of the TaskRun; Kubernetes keeps it for about an hour."""
 
     time: datetime | None
     type: str
@@ -17,8 +17,27 @@ class Event(Shape, frozen=True):
     message: str
 
 
+class JobSubmission(Shape, frozen=True):
+    """Submission of one external job, as the state records it.
+
+    `intended_time`: when the intent was stored, right before the first submission. `submitters`:
+    attempt and time of each process that was allowed to submit, oldest first; empty if the job
+    comes from `spec.adopt`. `repeated`: an unresolved submission was repeated.
+    """
+
+    key: str
+    generation: int
+    intended_time: datetime
+    intended_by_attempt: int
+    submitters: tuple[tuple[int, datetime], ...] = ()
+    repeated: bool = False
+
+
 class Snapshot(Shape, frozen=True):
-    """One look at a TaskRun. `state` None: there is none, or it could not be read; then `state_note` says why."""
+    """All that was read of a TaskRun.
+
+    `state` None: no state exists, or `state_note` has the reason.
+    """
 
     taskrun: TaskRun
     now: datetime
@@ -27,29 +46,35 @@ class Snapshot(Shape, frozen=True):
     pods: tuple[Pod, ...] = ()
     events: tuple[Event, ...] = ()
     notes: tuple[str, ...] = ()
-    """What could not be looked at, and why."""
+    """Reasons why something could not be read."""
+    submissions: tuple[JobSubmission, ...] = ()
+    """Empty if the state could not be read."""
 
     @property
     def jobs(self) -> tuple[JobSummary, ...]:
-        """The external jobs: the state's word, or, where it can't be read, what the status has of it."""
+        """Return the jobs from the state, or from the status if the state can't be read."""
         if self.state is not None:
             return self.state.jobs
         return tuple(_summary_of(job) for job in self.taskrun.status.external_jobs)
 
     @property
     def open_jobs(self) -> tuple[JobSummary, ...]:
-        """The external jobs that may run over there."""
+        """Return the jobs that may run in the external system."""
         return tuple(job for job in self.jobs if job.is_open)
+
+    def submission_of(self, job: JobSummary) -> JobSubmission | None:
+        """Return the submission of this job; None if the state could not be read."""
+        name = (job.key, job.generation)
+        return next((one for one in self.submissions if (one.key, one.generation) == name), None)
 
     @property
     def progress(self) -> Condition | None:
-        """Where it stands: the condition Succeeded."""
-        found = (one for one in self.taskrun.status.conditions if one.type == ConditionType.SUCCEEDED)
-        return next(found, None)
+        """Return the condition Succeeded, which shows the progress."""
+        return progress_of(self.taskrun.status)
 
 
 def job_name(job: JobSummary) -> str:
-    """As a part of a sentence: the generation is told only where there was more than one."""
+    """Return the job as a part of a sentence, with its generation unless that is the first."""
     return job.key if job.generation == 1 else f"{job.key}, generation {job.generation}"
 
 

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from reattach.cli import completion
 from reattach.cli.errors import CommandError
-from reattach.cli.flags import DURATION, Command, Commands, call, name_argument, output_option, paint, say, show
+from reattach.cli.flags import DURATION, Command, Commands, call, name_argument, output_option, say, show, styler
 from reattach.cli.text import ago, one_line, table
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @click.group(cls=Commands)
 def state(**_: Any) -> None:
-    """Read and change what a task stored. Changes are compare-and-set, and say that they came from you."""
+    """Read and change what a task stored. Changes are compare-and-set, and record your name."""
 
 
 @state.command("get")
 @name_argument
 @click.argument("key", shell_complete=completion.state_keys)
-@click.option("-r", "--raw", is_flag=True, help="A text as it is, without quotes.")
-@click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="With version, writer and expiry.")
+@click.option("-r", "--raw", is_flag=True, help="Print a string without quotes.")
+@click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="Print version, writer and expiry, too.")
 def state_get(name: str, key: str, raw: bool, output: str | None) -> None:
     """Print the value of a key, as JSON."""
     from reattach.cli import state_edit
@@ -41,13 +41,13 @@ def state_get(name: str, key: str, raw: bool, output: str | None) -> None:
 
     record = call(act)
     value = json.loads(bytes(record.value))
-    lines = [value] if raw and isinstance(value, str) else [state_edit.pretty(bytes(record.value))]
-    show(state_edit.shown(record), output, lines)
+    lines = [value] if raw and isinstance(value, str) else [state_edit.format_value(bytes(record.value))]
+    show(state_edit.to_output(record), output, lines)
 
 
 @state.command("ls")
 @name_argument
-@click.option("--prefix", default="", help="Only keys that begin so.")
+@click.option("--prefix", default="", help="List only keys with this prefix.")
 @output_option
 def state_ls(name: str, prefix: str, output: str | None) -> None:
     """List the keys, with their values, who wrote them and when."""
@@ -57,7 +57,7 @@ def state_ls(name: str, prefix: str, output: str | None) -> None:
     _, stored = call(lambda connection: state_edit.read(connection, name))
     records = [record for key, record in sorted(stored.state.records.items()) if key.startswith(prefix)]
     if output is not None:
-        show([state_edit.shown(record) for record in records], output, [])
+        show([state_edit.to_output(record) for record in records], output, [])
         return
     if not records:
         say("No keys.")
@@ -74,14 +74,19 @@ def state_ls(name: str, prefix: str, output: str | None) -> None:
         )
         for record in records
     ]
-    show(None, None, table([("KEY", "VERSION", "WRITTEN BY", "WRITTEN", "EXPIRES", "VALUE"), *rows], paint()))
+    show(None, None, table([("KEY", "VERSION", "WRITTEN BY", "WRITTEN", "EXPIRES", "VALUE"), *rows], styler()))
 
 
-_FORCE = click.option("--force", is_flag=True, help="Also while an attempt runs, which acts on what it has read.")
+_FORCE = click.option(
+    "--force", is_flag=True, help="Write even while an attempt runs, which may already have read the key."
+)
 
 
 class _TakesNumbers(Command):
-    """Its last argument may be a negative number, which click takes for an option: it is moved behind the end of options."""
+    """A command whose last argument may be a negative number.
+
+    click reads `-1` as an option, so the number is moved behind `--`.
+    """
 
     @override
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -97,9 +102,9 @@ _NEGATIVE = re.compile(r"-[0-9][0-9.eE+-]*")
 @name_argument
 @click.argument("key", shell_complete=completion.state_keys)
 @click.argument("value")
-@click.option("--string", is_flag=True, help="VALUE is a text, not JSON.")
-@click.option("--if-absent", is_flag=True, help="Only if the key is not there.")
-@click.option("--if-version", type=click.IntRange(1), help="Only if the key has this version.")
+@click.option("--string", is_flag=True, help="VALUE is a string, not JSON.")
+@click.option("--if-absent", is_flag=True, help="Write only if the key is absent.")
+@click.option("--if-version", type=click.IntRange(1), help="Write only if the key has this version.")
 @click.option(
     "--retention",
     metavar="DURATION|never",
@@ -130,9 +135,9 @@ def state_set(
     asked = None if retention in {None, "never"} else DURATION.convert(retention, None, None)
     text = sys.stdin.read() if value == "-" else value
     try:
-        stored, checked = state_edit.value_of(text, is_string=string), check_key(key)
+        stored, checked = state_edit.parse_value(text, is_string=string), check_key(key)
     except RequestRejectedError as error:
-        raise state_edit.refused(error) from None
+        raise state_edit.rejection_error(error) from None
 
     def steps(before: Any, _: datetime) -> list[Any]:
         kept = state_edit.retention_of(before, checked, asked, never=retention == "never")
@@ -141,14 +146,16 @@ def state_set(
     after, _ = call(lambda connection: state_edit.write(connection, name, steps, force=force))
     record = after.records[checked]
     show(
-        state_edit.shown(record), output, [f"{one_line(key)} stored in the state of {name}, version {record.version}."]
+        state_edit.to_output(record),
+        output,
+        [f"{one_line(key)} stored in the state of {name}, version {record.version}."],
     )
 
 
 @state.command("rm")
 @name_argument
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...", shell_complete=completion.state_keys)
-@click.option("--if-version", type=click.IntRange(1), help="Only if the key has this version.")
+@click.option("--if-version", type=click.IntRange(1), help="Write only if the key has this version.")
 @click.option("--ignore-not-found", is_flag=True, help="A key that is not there is fine.")
 @_FORCE
 def state_rm(name: str, keys: tuple[str, ...], if_version: int | None, ignore_not_found: bool, force: bool) -> None:
@@ -168,7 +175,7 @@ def state_rm(name: str, keys: tuple[str, ...], if_version: int | None, ignore_no
         return [Delete(key, if_version) for key in dict.fromkeys(keys) if key not in missing]
 
     _, results = call(lambda connection: state_edit.write(connection, name, steps, force=force))
-    show(None, None, [f"{state_edit.said_of(results)} in the state of {name}."])
+    show(None, None, [f"{state_edit.summarize(results)} in the state of {name}."])
 
 
 @state.command("export")
@@ -178,7 +185,7 @@ def state_export(name: str) -> None:
     from reattach.cli import state_edit
 
     taskrun, stored = call(lambda connection: state_edit.read(connection, name))
-    click.echo(state_edit.export_of(taskrun, stored.state, datetime.now(UTC)))
+    click.echo(state_edit.build_export(taskrun, stored.state, datetime.now(UTC)))
 
 
 @state.command("import")
@@ -195,9 +202,9 @@ def state_import(name: str, file: str, replace: bool, force: bool) -> None:
 
     def steps(_: Any, now: datetime) -> Any:
         try:
-            return state_edit.import_of(text, now, replace=replace)
+            return state_edit.parse_export(text, now, replace=replace)
         except RequestRejectedError as error:
-            raise state_edit.refused(error) from None
+            raise state_edit.rejection_error(error) from None
 
     _, results = call(lambda connection: state_edit.write(connection, name, steps, force=force))
-    show(None, None, [f"{state_edit.said_of(results)} in the state of {name}."])
+    show(None, None, [f"{state_edit.summarize(results)} in the state of {name}."])

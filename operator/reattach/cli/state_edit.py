@@ -1,7 +1,7 @@
-"""People's changes to a TaskRun's keys: the same operations and format as the state API's, and the same compare-and-set.
+"""Changes of users to keys, with the operations, format and compare-and-set of the state API.
 
-What is written says that it came from a person: attempt 0, and `cli:<user>` in the place of the pod's UID. External jobs, the
-completion record and the epoch stay as they are.
+The writer of such a key is attempt 0, and `cli:<user>` in place of the pod's UID. External jobs,
+the completion record and the epoch stay as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +14,13 @@ from reattach.api.messages import DEFAULT_RETENTION_SECONDS, BatchResult
 from reattach.api.names import LABEL_ATTEMPT
 from reattach.api.objects import Pod, Shape
 from reattach.api.taskrun import TaskRun
-from reattach.cli.connection import ClusterConnection, user_of
+from reattach.cli.connection import ClusterConnection, read_username
 from reattach.cli.errors import CommandError
-from reattach.cli.queries import NoState, pods_of, stored_of, taskrun_of
+from reattach.cli.queries import MissingState, read_pods, read_state, read_taskrun
 from reattach.cli.resolve import FIELD_MANAGER
+from reattach.cli.retry import retry_conflicts
 from reattach.cli.text import clock, count
-from reattach.cluster import ConflictError, ForbiddenError, paths
+from reattach.cluster import ForbiddenError, paths
 from reattach.state.codec import DurableState, Opening, StateEntry, StoredState, to_configmap
 from reattach.state.errors import RequestRejectedError
 from reattach.state.operations import Clear, Session, Set, Step, change, expire
@@ -27,7 +28,6 @@ from reattach.state.values import check_key, from_json, stored_value_of, to_json
 
 FORMAT = "reattach-state/v1"
 PERSON_ATTEMPT = 0
-_TRIES = 8
 _USER_CHARACTERS_MAX = 240
 
 
@@ -35,7 +35,7 @@ StepsOf: TypeAlias = Callable[[DurableState, datetime], Sequence[Step]]
 
 
 class ExportedEntry(Shape, frozen=True, omit_defaults=False):
-    """One key. `value` is JSON; the rest says who wrote it, and is not imported, but for `expires_at` (None: never)."""
+    """One key. Only `key`, `value` and `expires_at` (None: never) are imported."""
 
     key: str
     value: Any
@@ -47,7 +47,7 @@ class ExportedEntry(Shape, frozen=True, omit_defaults=False):
 
 
 class Export(Shape, frozen=True, omit_defaults=False):
-    """All keys of a TaskRun at one moment: what `state export` writes and `state import` reads."""
+    """All keys of a TaskRun, as `state export` writes and `state import` reads them."""
 
     format: str
     namespace: str
@@ -62,9 +62,9 @@ class Export(Shape, frozen=True, omit_defaults=False):
 def edit(
     state: DurableState, steps: Sequence[Step], user: str, now: datetime
 ) -> tuple[DurableState, tuple[BatchResult, ...]]:
-    """The state after a person's steps, all of them or none. Raises `RequestRejectedError`."""
+    """Return the state after all steps. Raises `RequestRejectedError` if one is rejected."""
     writer = Session(attempt=PERSON_ATTEMPT, pod_uid=f"cli:{user}"[:_USER_CHARACTERS_MAX], id="cli")
-    # To the operations it looks as if the person had opened the state; what is kept of that are the keys alone.
+    # The operations require that the caller has opened the state; only the changed keys are kept.
     opening = Opening(
         attempt=writer.attempt,
         pod_uid=writer.pod_uid,
@@ -77,7 +77,7 @@ def edit(
 
 
 def running_attempt_of(taskrun: TaskRun, pods: Sequence[Pod]) -> int | None:
-    """The attempt that runs or is about to; None if nothing can use the state now."""
+    """Return the attempt that runs or is about to; None if no attempt can use the state now."""
     if taskrun.status.outcome is not None:
         return None
     alive = [pod for pod in pods if pod.status.phase not in {"Succeeded", "Failed"}]
@@ -89,7 +89,11 @@ def running_attempt_of(taskrun: TaskRun, pods: Sequence[Pod]) -> int | None:
 
 
 def retention_of(state: DurableState, key: str, asked: timedelta | None, *, never: bool) -> timedelta | None:
-    """How long a key is kept; None: for ever. Unless it is said, a key that never expires stays so, another has the default."""
+    """Return how long a key is kept; None: forever.
+
+    Without a given retention, a key that never expires stays so, and any other key gets the
+    default.
+    """
     if never:
         return None
     if asked is not None:
@@ -100,8 +104,12 @@ def retention_of(state: DurableState, key: str, asked: timedelta | None, *, neve
     return timedelta(seconds=DEFAULT_RETENTION_SECONDS)
 
 
-def value_of(text: str, *, is_string: bool) -> bytes:
-    """The JSON text to store. Raises `CommandError` for what is no JSON, and `RequestRejectedError` for what may not be stored."""
+def parse_value(text: str, *, is_string: bool) -> bytes:
+    """Return the JSON text to store.
+
+    Raises `CommandError` if the text is not JSON, and `RequestRejectedError` if it may not be
+    stored.
+    """
     if is_string:
         return stored_value_of(text)
     try:
@@ -110,12 +118,12 @@ def value_of(text: str, *, is_string: bool) -> bytes:
         if error.code != "invalid":
             raise
         raise CommandError(
-            f"{text[:60]!r} is no JSON; to store it as a text, say --string (or quote it: '\"{text[:20]}\"')."
+            f"{text[:60]!r} is not JSON; to store it as a string, use --string (or quote it: '\"{text[:20]}\"')."
         ) from None
 
 
-def export_of(taskrun: TaskRun, state: DurableState, now: datetime) -> bytes:
-    """All keys, as JSON. Numbers keep all their digits."""
+def build_export(taskrun: TaskRun, state: DurableState, now: datetime) -> bytes:
+    """Return all keys as JSON. Numbers keep all their digits."""
     entries = [
         {
             "key": record.key,
@@ -138,13 +146,16 @@ def export_of(taskrun: TaskRun, state: DurableState, now: datetime) -> bytes:
     return msgspec.json.format(msgspec.json.encode(exported), indent=2)
 
 
-def import_of(text: bytes, now: datetime, *, replace: bool) -> tuple[Step, ...]:
-    """The steps that store an export. Raises `CommandError` for what is none, and `RequestRejectedError`."""
+def parse_export(text: bytes, now: datetime, *, replace: bool) -> tuple[Step, ...]:
+    """Return the steps that store an export.
+
+    Raises `CommandError` for another format, and `RequestRejectedError`.
+    """
     try:
         export = msgspec.convert(from_json(text), Export)
     except (RequestRejectedError, msgspec.ValidationError) as error:
         why = error.detail if isinstance(error, RequestRejectedError) else str(error)
-        raise CommandError(f"That is no export of kubectl reattach state export: {why}.") from None
+        raise CommandError(f"The file is not an export of kubectl reattach state export: {why}.") from None
     if export.format != FORMAT:
         raise CommandError(f"The export must have the format {FORMAT!r}; it has {export.format!r}.")
     sets = tuple(
@@ -158,8 +169,8 @@ def import_of(text: bytes, now: datetime, *, replace: bool) -> tuple[Step, ...]:
     return (Clear(), *sets) if replace else sets
 
 
-def shown(record: StateEntry) -> dict[str, Any]:
-    """A key as `-o json` shows it."""
+def to_output(record: StateEntry) -> dict[str, Any]:
+    """Return a key as `-o json` prints it."""
     return {
         "key": record.key,
         "value": record.value,
@@ -171,13 +182,13 @@ def shown(record: StateEntry) -> dict[str, Any]:
     }
 
 
-def pretty(value: bytes) -> str:
-    """A value as JSON for people."""
+def format_value(value: bytes) -> str:
+    """Return a value as indented JSON."""
     return msgspec.json.format(to_json(from_json(value)), indent=2).decode()
 
 
-def refused(error: RequestRejectedError) -> CommandError:
-    """Why the state does not take it, as a sentence."""
+def rejection_error(error: RequestRejectedError) -> CommandError:
+    """Return the rejection of the state as a sentence."""
     detail = error.detail[:1].upper() + error.detail[1:]
     return CommandError(detail if detail.endswith(".") else f"{detail}.")
 
@@ -186,11 +197,14 @@ def refused(error: RequestRejectedError) -> CommandError:
 
 
 async def read(connection: ClusterConnection, name: str) -> tuple[TaskRun, StoredState]:
-    """The TaskRun and its state as of now, once it is over without what has expired. Raises `CommandError` if there is no state."""
-    taskrun = await taskrun_of(connection, name)
-    stored = await stored_of(connection, taskrun)
-    if isinstance(stored, NoState):
-        more = f" kubectl reattach explain {name} tells what to do." if stored.lost else ""
+    """Read the TaskRun and its state, after the end without expired keys.
+
+    Raises `CommandError` without a state.
+    """
+    taskrun = await read_taskrun(connection, name)
+    stored = await read_state(connection, taskrun)
+    if isinstance(stored, MissingState):
+        more = f" kubectl reattach explain {name} shows what to do." if stored.lost else ""
         raise CommandError(stored.why + more)
     if taskrun.status.outcome is not None:
         stored = msgspec.structs.replace(stored, state=expire(stored.state, datetime.now(UTC)))
@@ -200,10 +214,15 @@ async def read(connection: ClusterConnection, name: str) -> tuple[TaskRun, Store
 async def write(
     connection: ClusterConnection, name: str, steps_of: StepsOf, *, force: bool = False
 ) -> tuple[DurableState, tuple[BatchResult, ...]]:
-    """Do the steps that `steps_of(state, now)` gives, by compare-and-set. Raises `CommandError` and `ClusterError`."""
-    user = await user_of(connection.cluster)
-    for _ in range(_TRIES):
-        # The state before the attempts: one that starts after this look changes the state when it opens it, and is a conflict.
+    """Write the steps of `steps_of(state, now)` by compare-and-set.
+
+    Raises `CommandError` and `ClusterError`.
+    """
+    user = await read_username(connection.cluster)
+
+    async def attempt() -> tuple[DurableState, tuple[BatchResult, ...]]:
+        # Read the state before the attempts: an attempt that starts after this read changes the
+        # state when it opens it, which is a conflict.
         taskrun, stored = await read(connection, name)
         if not force:
             await _check_idle(connection, taskrun)
@@ -211,25 +230,22 @@ async def write(
         try:
             state, results = edit(stored.state, steps_of(stored.state, now), user, now)
         except RequestRejectedError as error:
-            raise refused(error) from None
-        if state == stored.state:
-            return state, results
-        try:
+            raise rejection_error(error) from None
+        if state != stored.state:
             await _replace(connection, stored, state)
-        except ConflictError:
-            continue
         return state, results
-    raise CommandError(f"The state of {name} is being changed all the time; try again.")
+
+    return await retry_conflicts(f"The state of {name}", attempt)
 
 
 async def _check_idle(connection: ClusterConnection, taskrun: TaskRun) -> None:
     try:
-        pods = await pods_of(connection, taskrun)
+        pods = await read_pods(connection, taskrun)
     except ForbiddenError:
-        pods = ()  # the status tells too, if a little later
+        pods = ()  # the status shows running attempts, too, a little later
     if (attempt := running_attempt_of(taskrun, pods)) is not None:
         raise CommandError(
-            f"Attempt {attempt} of {taskrun.metadata.name} is running, and acts on what it has read; wait until it is over, or say --force."
+            f"Attempt {attempt} of {taskrun.metadata.name} is running, and may already have read the key; wait until it has ended, or use --force."
         )
 
 
@@ -238,8 +254,8 @@ async def _replace(connection: ClusterConnection, stored: StoredState, state: Du
     await connection.cluster.replace(path, to_configmap(stored, state), fieldManager=FIELD_MANAGER)
 
 
-def said_of(results: Sequence[BatchResult]) -> str:
-    """How many keys were stored and removed."""
+def summarize(results: Sequence[BatchResult]) -> str:
+    """Return how many keys were stored and removed."""
     stored = sum(result.version is not None for result in results)
     deleted = sum(result.deleted for result in results)
     parts = [count(stored, "key") + " stored"] if stored else []

@@ -1,4 +1,4 @@
-"""How things look to people: tables, times, colours. Pure."""
+"""Tables, times and colours of the output. Pure."""
 
 import re
 import unicodedata
@@ -24,8 +24,8 @@ _DURATION_MAX = timedelta(days=36500)  # as the state API; sums of times beyond 
 
 
 @dataclass(frozen=True)
-class Paint:
-    """Colours, or none: then every text stays as it is."""
+class Styler:
+    """Add colours to text; if off, return the text unchanged."""
 
     on: bool = False
 
@@ -33,11 +33,11 @@ class Paint:
         return f"{_CODES[colour]}{text}{_RESET}" if self.on and text else text
 
 
-PLAIN = Paint()
+PLAIN = Styler()
 
 
 def is_coloured(*, terminal: bool, no_color: str | None, term: str | None) -> bool:
-    """Colours are for terminals that have them, unless NO_COLOR (https://no-color.org) is set to anything."""
+    """Return whether to use colours: on a capable terminal, without NO_COLOR (no-color.org)."""
     return terminal and not no_color and term != "dumb"
 
 
@@ -49,22 +49,22 @@ class Cell:
     colour: str | None = None
 
 
-def table(rows: Sequence[Sequence[str | Cell]], paint: Paint = PLAIN, *, indent: str = "") -> list[str]:
-    """Rows in columns as wide as they need; the last column may be of any length."""
+def table(rows: Sequence[Sequence[str | Cell]], style: Styler = PLAIN, *, indent: str = "") -> list[str]:
+    """Return rows with aligned columns; the last column may have any length."""
     cells = [[field if isinstance(field, Cell) else Cell(field) for field in row] for row in rows]
     widths = [max(width_of(row[column].text) for row in cells) for column in range(len(cells[0]))] if cells else []
     lines = []
     for row in cells:
         shown = []
         for cell, width in zip(row, widths, strict=True):
-            painted = paint(cell.colour, cell.text) if cell.colour else cell.text
+            painted = style(cell.colour, cell.text) if cell.colour else cell.text
             shown.append(painted + " " * (width - width_of(cell.text)))
         lines.append(indent + "   ".join(shown).rstrip())
     return lines
 
 
 def width_of(text: str) -> int:
-    """How many columns of a terminal it takes."""
+    """Return how many columns of a terminal the text takes."""
     return sum(_columns(character) for character in text)
 
 
@@ -75,13 +75,13 @@ def _columns(character: str) -> int:
 
 
 def one_line(text: str, most: int | None = None) -> str:
-    """A text that somebody else wrote, without what would move the cursor or colour the terminal."""
+    """Return text from the cluster in one line, without characters that control the terminal."""
     line = " ".join("".join(one if one.isprintable() or one.isspace() else "�" for one in text).split())
     return line if most is None or len(line) <= most else line[: most - 1] + "…"
 
 
 def duration(span: timedelta) -> str:
-    """As kubectl writes ages: the two largest units that matter."""
+    """Format a time span as kubectl formats ages, with the two largest units."""
     seconds = max(0, int(span.total_seconds()))
     if seconds < 120:
         return f"{seconds}s"
@@ -99,27 +99,27 @@ def duration(span: timedelta) -> str:
 
 
 def ago(time: datetime, now: datetime) -> str:
-    """How long ago it was."""
+    """Return how long ago a time was."""
     return f"{duration(now - time)} ago"
 
 
 def clock(time: datetime) -> str:
-    """A time as Kubernetes writes it."""
+    """Format a time as Kubernetes does."""
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def count(number: int, singular: str, plural: str | None = None) -> str:
-    """`1 job`, `2 jobs`."""
+    """Return a count with its noun: `1 job`, `2 jobs`."""
     return f"{number} {singular if number == 1 else plural or singular + 's'}"
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Join names: `a`, `a and b`, `a, b and c`."""
     return f" {last} ".join(one for one in (", ".join(names[:-1]), *names[-1:]) if one)
 
 
 def parse_duration(text: str) -> timedelta:
-    """`90`, `90s`, `5m`, `1h30m`, `7d`. Raises ValueError."""
+    """Parse `90`, `90s`, `5m`, `1h30m`, `7d`. Raises ValueError."""
     if _SECONDS.fullmatch(text):
         seconds = float(text)
     elif _PARTS.fullmatch(text):

@@ -278,10 +278,10 @@ _LADDER: tuple[Callable[[EndedAttempt], Classification | None], ...] = (
 
 
 def _told(ended: EndedAttempt) -> str:
-    """What the task itself said about its end: by its message, else by the end of its log."""
+    """Return the task's own message about its end, else the end of its log, with the last line first."""
     if ended.said is not None:
         return textformat.start_of(ended.said.message)
-    text = textformat.end_of(ended.terminated.message) if ended.terminated else ""
+    text = textformat.last_line_first(ended.terminated.message) if ended.terminated else ""
     return text if ended.failed_init is None else f"Init container {ended.failed_init[0]} failed. {text}".rstrip()
 
 

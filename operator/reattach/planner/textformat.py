@@ -7,6 +7,9 @@ from reattach.api.taskrun import Attempt
 BYTES_MAX = 1024
 _ELLIPSIS = "…"
 _ELLIPSIS_BYTES = len(_ELLIPSIS.encode())
+_LAST_LINE_BYTES_MAX = 600
+_LINES_BEFORE_BYTES_MAX = 200
+"""Both limits together leave room in a condition's message for the sentence around them."""
 
 
 def start_of(text: str, most: int = BYTES_MAX) -> str:
@@ -15,11 +18,27 @@ def start_of(text: str, most: int = BYTES_MAX) -> str:
     return text if len(raw) <= most else raw[: most - _ELLIPSIS_BYTES].decode(errors="ignore") + _ELLIPSIS
 
 
-def end_of(text: str) -> str:
-    """The text, or as much of its end as fits: the last lines of a log tell what went wrong."""
+def end_of(text: str, most: int = BYTES_MAX) -> str:
+    """Return the text, or as much of its end as fits into `most` bytes."""
     text = text.strip()
     raw = _encoded(text)
-    return text if len(raw) <= BYTES_MAX else _ELLIPSIS + raw[_ELLIPSIS_BYTES - BYTES_MAX :].decode(errors="ignore")
+    return text if len(raw) <= most else _ELLIPSIS + raw[_ELLIPSIS_BYTES - most :].decode(errors="ignore")
+
+
+def last_line_first(text: str) -> str:
+    """Return the end of a log as one line that starts with the last line of the log.
+
+    Conditions, events and tables are cut at their end, and the last line of a traceback contains
+    the error. The last line includes the indented lines below it, because messages of exceptions
+    continue that way.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) < 2:
+        return end_of(text)
+    start = max((number for number, line in enumerate(lines) if not line[0].isspace()), default=len(lines) - 1)
+    last = start_of(_on_one_line(lines[start:]), _LAST_LINE_BYTES_MAX)
+    before = end_of(_on_one_line(lines[:start]), _LINES_BEFORE_BYTES_MAX)
+    return f"{last} (after: {before})" if before else last
 
 
 def how_it_ended(attempt: Attempt) -> str:
@@ -33,6 +52,10 @@ def how_it_ended(attempt: Attempt) -> str:
 def clock_of(time: datetime) -> str:
     """A time as Kubernetes writes it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _on_one_line(lines: list[str]) -> str:
+    return " ".join(" ".join(lines).split())
 
 
 def _encoded(text: str) -> bytes:

@@ -134,7 +134,7 @@ def test_a_log_that_breaks_off_goes_on_where_it_was(
     assert again[0] == "2026-03-01T12:00:02Z"
 
 
-def test_an_api_server_that_is_away_for_a_while_does_not_end_a_following(
+def test_logs_follow_outlasts_an_api_server_that_is_away(
     viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None], tmp_path: Path
 ) -> None:
     name = attempts.start(1)
@@ -146,7 +146,7 @@ def test_an_api_server_that_is_away_for_a_while_does_not_end_a_following(
         )
         following.wait_for("one")
         relay.lead_to(None)
-        following.wait_for(f"{relay.url} does not answer")
+        following.wait_for(f"{relay.url} does not respond")
         asked = relay.connections
         wait_until(lambda: relay.connections > asked, seconds=60, what="it is asked again")
         relay.lead_to(port)
@@ -157,10 +157,10 @@ def test_an_api_server_that_is_away_for_a_while_does_not_end_a_following(
         said = following.wait()
     assert said.code == 0, said.err
     assert said.out == "one\ntwo\n"
-    assert said.err.count("asking again") == 1
+    assert said.err.count("trying again") == 1
 
 
-def test_nor_does_it_while_no_pod_is_there(
+def test_logs_follow_outlasts_an_absent_api_server_between_two_pods(
     viewer: Person, task: Task, write_status: Callable[..., None], tmp_path: Path
 ) -> None:
     held = {"type": "Held", "status": "True", "reason": "StateLost", "message": "", "lastTransitionTime": TIME}
@@ -171,7 +171,7 @@ def test_nor_does_it_while_no_pod_is_there(
         following = viewer.in_background("logs", task.name, *flags)
         following.wait_for("load is held for StateLost")
         relay.lead_to(None)
-        following.wait_for(f"{relay.url} does not answer")
+        following.wait_for(f"{relay.url} does not respond")
         relay.lead_to(port)
         write_status(outcome="Succeeded", conditions=[OVER])
         said = following.wait()
@@ -215,7 +215,7 @@ def take_over(first: str, following: Started, node: Node, attempts: Pods, write_
     return said
 
 
-def test_what_a_lost_node_keeps_of_an_attempt_that_is_over_does_not_hide_the_next_one(
+def test_unreadable_log_of_an_ended_attempt_does_not_hide_the_next_attempt(
     viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     first, second = attempts.start(1), attempts.start(2)
@@ -225,14 +225,14 @@ def test_what_a_lost_node_keeps_of_an_attempt_that_is_over_does_not_hide_the_nex
     said = viewer("logs", "load")
     assert (said.code, said.out) == (0, "reattached to job-7\n"), said.err
     [_, unread, heading] = said.err.splitlines()
-    assert unread.startswith("The log of attempt 1, which is over, can't be read to its end: ")
-    assert unread.endswith(" It said at the end: The node did not answer.")
+    assert unread.startswith("The log of attempt 1, which has ended, can't be read to its end: ")
+    assert unread.endswith(" The operator recorded: The node did not answer.")
     assert heading == f"==> attempt 2 (pod {second})"
     assert viewer("logs", "load", "--attempt", "1").err == f"error: {unread}\n"
     attempts.end(2, 0)
 
 
-def test_a_log_that_nobody_says_is_over_is_no_log_that_was_shown(
+def test_unreadable_log_of_an_attempt_without_a_recorded_end_is_an_error(
     viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     first = attempts.start(1)
@@ -246,12 +246,12 @@ def test_a_following_leaves_a_lost_node_when_the_end_of_its_attempt_is_recorded(
 ) -> None:
     first, following = follow_the_first(viewer, node, attempts, write_status)
     node.refuse(first, *LOST)
-    following.wait_for("The log of attempt 1 can't be had now")
+    following.wait_for("The log of attempt 1 can't be read now")
     asked = len(node.asked)
     wait_until(lambda: len(node.asked) > asked + 1, seconds=60, what="it is asked again")
     said = take_over(first, following, node, attempts, write_status)
-    assert said.err.count("asking again") == 1
-    assert said.err.count("The log of attempt 1, which is over, can't be read to its end: ") == 1
+    assert said.err.count("trying again") == 1
+    assert said.err.count("The log of attempt 1, which has ended, can't be read to its end: ") == 1
 
 
 def test_a_log_that_falls_silent_is_left_when_the_end_of_its_attempt_is_recorded(
@@ -260,7 +260,9 @@ def test_a_log_that_falls_silent_is_left_when_the_end_of_its_attempt_is_recorded
     """A node that lost its power closes no connection."""
     first, following = follow_the_first(viewer, node, attempts, write_status)
     said = take_over(first, following, node, attempts, write_status)
-    assert "The log of attempt 1, which is over, can't be read to its end: nothing comes any more." in said.err
+    assert (
+        "The log of attempt 1, which has ended, can't be read to its end: the node sends nothing any more." in said.err
+    )
 
 
 def test_a_log_that_is_silent_for_long_is_followed_as_long_as_its_attempt_goes_on(
@@ -301,16 +303,18 @@ def test_a_container_that_is_not_there_is_an_error(viewer: Person, node: Node, a
     for flags in ([], ["-f"], ["--attempt", "1"]):
         said = viewer("logs", "load", "-c", "typo", *flags)
         assert (said.code, said.out) == (1, "")
-        assert said.err.endswith(f"error: The pod {name} has no container 'typo'; without -c it is the task's.\n")
+        assert said.err.endswith(
+            f"error: The pod {name} has no container 'typo'; leave out -c for the task's container.\n"
+        )
 
 
-def test_a_pod_that_is_gone_is_told_with_its_last_words(
+def test_log_of_a_deleted_pod_is_replaced_by_the_recorded_message(
     viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     write_status(attempts=[an_attempt(1, podName="load-1", message="ValueError: no rows", **ENDED)])
     said = viewer("logs", "load")
     assert said.code == 0
-    assert "The pod of attempt 1 is gone, and its log with it. It said at the end: ValueError: no rows" in said.err
+    assert "The pod of attempt 1 is gone, and its log with it. The operator recorded: ValueError: no rows" in said.err
     assert viewer("logs", "load", "--attempt", "1").code == 1
     assert node.name
     assert not attempts.names
@@ -319,7 +323,7 @@ def test_a_pod_that_is_gone_is_told_with_its_last_words(
 def test_no_attempt_yet_is_no_error(viewer: Person, task: Task) -> None:
     said = viewer("logs", task.name)
     assert (said.code, said.out) == (0, "")
-    assert "load has made no attempt yet" in said.err
+    assert "load has no attempt yet" in said.err
 
 
 def test_a_following_ends_when_the_taskrun_is_deleted(viewer: Person, task: Task) -> None:

@@ -129,7 +129,7 @@ def test_an_api_server_that_is_away_is_one_sentence(run: Run, viewer: Person, tm
     away.write_text(viewer.kubeconfig.read_text().replace(viewer.control_plane.url, "https://127.0.0.1:1"))
     said = run("kubectl", "reattach", "explain", "load", KUBECONFIG=str(away))
     assert said.returncode == 1
-    assert said.stderr.startswith("error: https://127.0.0.1:1 can't be reached or did not answer in time")
+    assert said.stderr.startswith("error: https://127.0.0.1:1 can't be reached or did not respond in time")
     assert len(said.stderr.splitlines()) == 1
     assert "ConnectionKey" not in said.stderr
 
@@ -148,10 +148,10 @@ clusters:
 @pytest.mark.parametrize(
     "content, says",
     [
-        ("", "has not the form of one"),
-        ("- a list\n", "has not the form of one"),
-        ("a text\n", "has not the form of one"),
-        ("clusters: 5\n" + KUBECONFIG.replace("clusters", "others"), "has not the form of one"),
+        ("", "is not a valid kubeconfig"),
+        ("- a list\n", "is not a valid kubeconfig"),
+        ("a text\n", "is not a valid kubeconfig"),
+        ("clusters: 5\n" + KUBECONFIG.replace("clusters", "others"), "is not a valid kubeconfig"),
         ("current-context: {", "can't be used"),
         (KUBECONFIG, "The certificates in the kubeconfig"),
     ],

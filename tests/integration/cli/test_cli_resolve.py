@@ -87,19 +87,19 @@ def resolutions(task: Task) -> list[dict[str, Any]]:
 
 
 class TestExplain:
-    def test_a_viewer_sees_the_whole_story(self, viewer: Person, held_task: Task) -> None:
+    def test_viewer_sees_the_whole_report(self, viewer: Person, held_task: Task) -> None:
         said = viewer("explain", "load")
         assert said.code == 0, said.err
-        assert said.out.startswith("load is held: a person must decide.\n")
+        assert said.out.startswith("load is held: waiting for a resolution.\n")
         assert (
             f"kubectl reattach resolve load -n {held_task.namespace} --key load --generation 1 --adopt HANDLE"
             in said.out
         )
         assert "nobody can tell" in said.out
         assert "\x1b" not in said.out
-        assert "could not be seen" not in said.out
+        assert "could not be read" not in said.out
 
-    def test_programs_get_json_or_yaml(self, viewer: Person, held_task: Task) -> None:
+    def test_output_option_prints_json_or_yaml(self, viewer: Person, held_task: Task) -> None:
         as_json, as_yaml = viewer("explain", "load", "-o", "json").json, viewer("explain", "load", "-o", "yaml").yaml
         assert as_json == as_yaml
         assert as_json["reason"] == "SubmissionUnknown"
@@ -109,7 +109,7 @@ class TestExplain:
         assert as_json["externalJobs"][0]["state"] == "Intended"
         assert held_task.uid == as_json["uid"]
 
-    def test_what_may_not_be_seen_is_told(self, control_plane: ControlPlane, held_task: Task) -> None:
+    def test_parts_without_read_permission_are_listed(self, control_plane: ControlPlane, held_task: Task) -> None:
         user = f"only-taskruns-{secrets.token_hex(3)}"
         rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{held_task.namespace}"
         rule = {"apiGroups": ["reattach.dev"], "resources": ["taskruns"], "verbs": ["get", "list"]}
@@ -126,20 +126,20 @@ class TestExplain:
         assert f"The pods: {user} lacks the right to list pods" in said.out
         assert f"The events: {user} lacks the right to list events" in said.out
 
-    def test_a_name_that_is_not_there_is_answered_with_similar_ones(self, viewer: Person, task: Task) -> None:
+    def test_unknown_name_is_refused_with_similar_names(self, viewer: Person, task: Task) -> None:
         said = viewer("explain", "laod")
         assert (said.code, said.out) == (1, "")
         assert said.err == f"error: There is no TaskRun 'laod' in namespace {task.namespace}. Did you mean load?\n"
 
-    def test_who_has_no_right_is_told_which(self, control_plane: ControlPlane, task: Task) -> None:
+    def test_user_without_rights_gets_the_missing_right(self, control_plane: ControlPlane, task: Task) -> None:
         said = Person(control_plane, task.namespace, "nobody")("explain", "load")
         assert said.code == 1
         assert said.err == (
             f"error: nobody lacks the right to get taskruns.reattach.dev in namespace {task.namespace}; "
-            'the ClusterRole "view" has it, ask who administers the namespace.\n'
+            'the ClusterRole "view" has it; ask the administrator of the namespace.\n'
         )
 
-    def test_a_run_whose_state_is_lost_is_explained(
+    def test_run_with_a_lost_state_has_its_commands(
         self, viewer: Person, server: Server, task: Task, write_status: WriteStatus
     ) -> None:
         task.attempt(server)
@@ -155,12 +155,12 @@ class TestResolve:
         "flags, action, says",
         [
             (["--adopt", "job-7"], {"action": "Adopt", "handle": "job-7"}, "job-7 is the job that was submitted."),
-            (["--resubmit"], {"action": "Resubmit"}, "The next attempt submits it again"),
+            (["--resubmit"], {"action": "Resubmit"}, "The next attempt submits the job again"),
             (["--fail"], {"action": "Fail"}, "load ends as Failed"),
         ],
         ids=["adopt", "resubmit", "fail"],
     )
-    def test_each_answer_is_stored_and_what_comes_of_it_is_said(
+    def test_each_resolution_is_stored_and_its_consequence_printed(
         self, editor: Person, held_task: Task, flags: list[str], action: dict[str, str], says: str
     ) -> None:
         said = editor("resolve", "load", *flags)
@@ -168,16 +168,16 @@ class TestResolve:
         assert resolutions(held_task) == [{"held": "SubmissionUnknown", "key": "load", "generation": 1, **action}]
         assert says in said.out
 
-    def test_an_answer_is_taken_once(self, editor: Person, held_task: Task) -> None:
+    def test_second_resolution_of_a_hold_is_refused(self, editor: Person, held_task: Task) -> None:
         assert editor("resolve", "load", "--resubmit").code == 0
         said = editor("resolve", "load", "--fail")
         assert (said.code, said.err) == (
             1,
-            "error: load was answered already (Resubmit); the operator goes on from that.\n",
+            "error: load already has a resolution (Resubmit), which the operator applies.\n",
         )
         assert len(resolutions(held_task)) == 1
 
-    def test_the_state_api_acts_on_the_answer(self, editor: Person, server: Server, held_task: Task) -> None:
+    def test_state_api_applies_the_resolution(self, editor: Person, server: Server, held_task: Task) -> None:
         """From the command to what the next attempt is told."""
         assert editor("resolve", "load", "--adopt", "job-7", "-o", "json").json["number"] == 1
         second = held_task.attempt(server, 2)
@@ -185,7 +185,7 @@ class TestResolve:
         answer = second.client.post("/v1/jobs/load/intent", json=body).json()
         assert (answer["decision"], answer["job"]["handle"]) == ("Reattach", "job-7")
 
-    def test_a_lost_state_is_answered(
+    def test_lost_state_can_be_resolved(
         self, editor: Person, server: Server, task: Task, write_status: WriteStatus
     ) -> None:
         task.attempt(server)
@@ -194,7 +194,7 @@ class TestResolve:
         assert editor("resolve", "load", "--start-empty").code == 0
         assert resolutions(task) == [{"held": "StateLost", "action": "StartEmpty"}]
 
-    def test_an_exhausted_budget_is_answered(
+    def test_exhausted_budget_can_be_resolved(
         self, editor: Person, server: Server, task: Task, write_status: WriteStatus
     ) -> None:
         attempt = task.attempt(server)
@@ -204,9 +204,9 @@ class TestResolve:
         assert editor("resolve", "load", "--continue").code == 0
         assert resolutions(task) == [{"held": "BudgetExhausted", "action": "Continue"}]
 
-    def test_nothing_is_answered_where_nothing_is_held(self, editor: Person, task: Task) -> None:
+    def test_resolve_without_a_hold_is_refused(self, editor: Person, task: Task) -> None:
         said = editor("resolve", "load", "--resubmit")
-        assert (said.code, said.err) == (1, "error: load is not held; nothing waits for an answer.\n")
+        assert (said.code, said.err) == (1, "error: load is not held, so it takes no resolution.\n")
         assert resolutions(task) == []
 
     def test_a_viewer_is_told_the_missing_right(self, viewer: Person, held_task: Task) -> None:
@@ -215,14 +215,16 @@ class TestResolve:
         assert said.err.startswith(f"error: {viewer.user} lacks the right to patch taskruns.reattach.dev")
         assert resolutions(held_task) == []
 
-    def test_exactly_one_answer_must_be_chosen(self, editor: Person, held_task: Task) -> None:
+    def test_resolve_needs_exactly_one_action(self, editor: Person, held_task: Task) -> None:
         for flags in ([], ["--fail", "--resubmit"]):
             said = editor("resolve", "load", *flags)
             assert said.code == 2
-            assert "Say exactly one of" in said.err
+            assert "Give exactly one of" in said.err
         assert resolutions(held_task) == []
 
-    def test_who_is_faster_is_seen(self, editor: Person, held_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_resolve_that_conflicts_checks_the_hold_again(
+        self, editor: Person, held_task: Task, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Between the look and the write another person answers: one answer is stored, and the second one hears of it."""
         from reattach.cluster import Cluster
 
@@ -239,7 +241,7 @@ class TestResolve:
         said = editor("resolve", "load", "--resubmit")
         assert (said.code, said.err) == (
             1,
-            "error: load was answered already (Fail); the operator goes on from that.\n",
+            "error: load already has a resolution (Fail), which the operator applies.\n",
         )
         assert [one["action"] for one in resolutions(held_task)] == ["Fail"]
 
@@ -255,13 +257,13 @@ class TestRelease:
         control_plane.call("DELETE", taskruns(task.namespace, task.name))
         return task
 
-    def test_our_finalizers_go_and_every_job_is_named(
+    def test_release_removes_our_finalizers_and_lists_every_job(
         self, editor: Person, control_plane: ControlPlane, stuck: Task
     ) -> None:
         said = editor("release", "load", "--yes")
         assert said.code == 0, said.err
         assert "load, generation 1: job-7 (Active)" in said.out
-        assert said.out.endswith("load was let go.\n")
+        assert said.out.endswith("load was released.\n")
         assert editor("explain", "load").err.startswith("error: There is no TaskRun 'load'")
         [pod] = control_plane.call("GET", pods(stuck.namespace))["items"]
         assert pod["metadata"]["finalizers"] == ["example.com/other"]
@@ -278,9 +280,9 @@ class TestRelease:
         said = editor("release", "load", "--yes")
         assert said.code == 0, said.err
         assert said.out.splitlines()[1:] == [
-            "External jobs that may still run, and that nobody looks after then:",
+            "External jobs that may still run, and that nothing tracks then:",
             "  load, generation 1: handle not known (GivenUp)",
-            "load was let go.",
+            "load was released.",
         ]
 
     @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ class TestRelease:
         assert [job["state"] for job in said["jobs"]] == named
         assert said["notes"] == ["The state of given was deleted by force."]
 
-    def test_what_a_lost_state_left_running_is_named_beside_the_jobs_of_the_new_one(
+    def test_release_lists_the_jobs_of_a_lost_state_beside_those_of_the_new_one(
         self, editor: Person, server: Server, task: Task, write_status: WriteStatus
     ) -> None:
         attempt = task.attempt(server)
@@ -314,16 +316,18 @@ class TestRelease:
         said = editor("release", "load", "--yes", "-o", "json").json
         assert [(job["handle"], job["state"]) for job in said["jobs"]] == [("job-7", "Active"), ("job-1", "Orphaned")]
 
-    def test_nothing_goes_unasked(self, editor: Person, stuck: Task) -> None:
+    def test_release_without_a_terminal_needs_yes(self, editor: Person, stuck: Task) -> None:
         said = editor("release", "load")
         assert said.code == 1
         assert "job-7" in said.err
-        assert said.err.endswith("error: Nothing was let go: say --yes where nobody can be asked.\n")
+        assert said.err.endswith(
+            "error: No finalizer was removed, because there is no terminal to confirm on; repeat with --yes.\n"
+        )
         finalizers = stuck.control_plane.call("GET", taskruns(stuck.namespace, "load"))["metadata"]["finalizers"]
         assert finalizers == [FINALIZER_EXTERNAL_JOBS]
         assert editor("release", "load", "--yes").code == 0
 
-    def test_a_run_that_goes_on_is_not_let_go(self, editor: Person, server: Server, task: Task) -> None:
+    def test_release_of_a_running_taskrun_needs_force(self, editor: Person, server: Server, task: Task) -> None:
         attempt = task.attempt(server)
         record(attempt, intend(attempt), "job-7")
         said = editor("release", "load", "--yes")
@@ -334,7 +338,7 @@ class TestRelease:
         ]
         assert task.configmap()["metadata"].get("finalizers", []) == []
 
-    def test_a_run_that_can_not_be_read_is_not_taken_for_one_that_is_gone(
+    def test_release_of_a_taskrun_that_can_not_be_decoded_is_refused(
         self, editor: Person, server: Server, task: Task, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         attempt = task.attempt(server)
@@ -348,7 +352,7 @@ class TestRelease:
         assert (said.code, said.err) == (1, "error: This version can't read the TaskRun.\n")
         assert task.configmap()["metadata"]["finalizers"] == [FINALIZER_STATE]
 
-    def test_what_outlived_its_taskrun_is_let_go_too(
+    def test_release_of_a_deleted_taskrun_releases_its_pods_and_state(
         self, editor: Person, control_plane: ControlPlane, server: Server, task: Task
     ) -> None:
         attempt = task.attempt(server)
@@ -365,15 +369,18 @@ class TestRelease:
         assert "job-7" in said.out
         assert task.configmap()["metadata"].get("finalizers", []) == []
 
-    def test_where_nothing_is_kept_that_is_said(self, editor: Person, task: Task) -> None:
+    def test_release_without_finalizers_is_refused(self, editor: Person, task: Task) -> None:
         task.control_plane.call("PATCH", taskruns(task.namespace, "load"), {"spec": {"cancel": True}})
         said = editor("release", "load", "--yes")
-        assert (said.code, said.err) == (1, "error: load carries no finalizer of Reattach; nothing keeps it.\n")
+        assert (said.code, said.err) == (
+            1,
+            "error: load, its pods and its state have no finalizer of Reattach, so nothing keeps them.\n",
+        )
 
 
 class TestWait:
     @pytest.mark.parametrize("outcome, code", [("Succeeded", 0), ("Failed", 3), ("Cancelled", 4)])
-    def test_the_exit_code_tells_how_it_ended(
+    def test_wait_exits_with_a_code_for_each_outcome(
         self, viewer: Person, write_status: WriteStatus, outcome: str, code: int
     ) -> None:
         waiting = viewer.in_background("wait", "load", "--timeout", "120s")
@@ -384,28 +391,26 @@ class TestWait:
         assert f"load ended as {outcome} (SaidWhy): Said by the operator." in said.out + said.err
         assert also.wait().code == 0
 
-    def test_a_run_that_is_held_does_not_let_a_script_wait_for_ever(
-        self, viewer: Person, task: Task, write_status: WriteStatus
-    ) -> None:
+    def test_wait_ends_when_the_run_is_held(self, viewer: Person, task: Task, write_status: WriteStatus) -> None:
         through = viewer.in_background("wait", task.name, "--for", "outcome", "--timeout", "120s")
         write_status(conditions=held("StateLost"))
         said = viewer("wait", task.name)
         assert said.code == 5
-        assert said.err == "load is held for StateLost; kubectl reattach explain load tells how to resolve it.\n"
+        assert said.err == "load is held for StateLost; kubectl reattach explain load shows how to resolve it.\n"
         through.wait_for("load is held for StateLost")
         write_status(**ended("Failed", "FailedByResolution"))
         assert through.wait().code == 0
 
-    def test_the_timeout_has_a_code_of_its_own(self, viewer: Person, task: Task) -> None:
+    def test_wait_exits_with_6_at_the_timeout(self, viewer: Person, task: Task) -> None:
         said = viewer("wait", task.name, "--timeout", "0.2", "-o", "json")
         assert (said.code, said.json["exitCode"]) == (6, 6)
 
-    def test_no_timeout_is_too_short_to_look_once(self, viewer: Person, write_status: WriteStatus) -> None:
+    def test_wait_with_timeout_0_reads_the_taskrun_once(self, viewer: Person, write_status: WriteStatus) -> None:
         assert viewer("wait", "load", "--timeout", "0").code == 6
         write_status(**ended("Failed", "SaidWhy"))
         assert viewer("wait", "load", "--timeout", "0").code == 3
 
-    def test_an_api_server_that_is_away_for_a_while_is_waited_for(
+    def test_wait_outlasts_an_api_server_that_is_away(
         self, viewer: Person, write_status: WriteStatus, tmp_path: Path
     ) -> None:
         port = urlsplit(viewer.control_plane.url).port
@@ -422,27 +427,27 @@ class TestWait:
             waiting = viewer.in_background("wait", "load", *flags)
             waiting.wait_for("load is held for StateLost")
             relay.lead_to(None)
-            waiting.wait_for(f"{relay.url} does not answer")
+            waiting.wait_for(f"{relay.url} does not respond")
             asked = relay.connections
             wait_until(lambda: relay.connections > asked, seconds=60, what="it is asked again")
             relay.lead_to(port)
             write_status(**ended("Failed", "FailedByResolution"))
             said = waiting.wait()
         assert said.code == 0, said.err
-        assert said.err.count("asking again") == 1
+        assert said.err.count("trying again") == 1
 
-    def test_an_api_server_that_was_never_there_is_an_error(self, viewer: Person, tmp_path: Path) -> None:
+    def test_wait_fails_if_the_first_read_fails(self, viewer: Person, tmp_path: Path) -> None:
         with Relay(None) as relay:
             said = viewer("wait", "load", "--kubeconfig", viewer.kubeconfig_through(relay, tmp_path))
         assert said.code == 1
         assert "can't be reached" in said.err
 
-    def test_a_run_that_is_deleted_meanwhile_is_noticed(self, viewer: Person, task: Task) -> None:
+    def test_wait_exits_with_7_if_the_run_is_deleted(self, viewer: Person, task: Task) -> None:
         waiting = viewer.in_background("wait", task.name, "--timeout", "120s")
         task.control_plane.call("DELETE", taskruns(task.namespace, task.name))
         assert waiting.wait().code in {1, 7}  # 1: deleted before the first look
 
-    def test_who_may_not_watch_waits_by_looking_again(
+    def test_wait_polls_without_the_right_to_watch(
         self, control_plane: ControlPlane, task: Task, write_status: WriteStatus
     ) -> None:
         user = f"no-watch-{secrets.token_hex(3)}"

@@ -57,7 +57,7 @@ def test_a_held_submission_is_told_answered_and_goes_on(
     stage.run(name, lambda attempt: tasks.ask if attempt == 1 else tasks.finish)
     wait_until_held(person, name)
     story = person("explain", name)
-    assert story.out.startswith(f"{name} is held: a person must decide.\n")
+    assert story.out.startswith(f"{name} is held: waiting for a resolution.\n")
     assert "the other side can't be looked into" in story.out
     [command] = [line for line in story.out.splitlines() if flags[0] in line]
     words = command.strip().replace("HANDLE", flags[-1]).split()
@@ -86,7 +86,7 @@ def test_a_budget_is_granted_once_more(stage: Stage, tasks: Tasks, person: Perso
     retry = {"budgets": {"disruption": 0}, "backoff": FAST}
     stage.run("told-budget", lambda attempt: first if attempt == 1 else tasks.finish, retry=retry)
     wait_until_held(person, "told-budget")
-    assert "job-1 (load) goes on over there" in person("explain", "told-budget").out
+    assert "job-1 (load) continues in the external system" in person("explain", "told-budget").out
     assert person("resolve", "told-budget", "--continue").code == 0
     assert person("wait", "told-budget", "--for", "outcome", "--timeout", f"{SLOW}s").code == 0
     assert tasks.answers["told-budget", 2]["decision"] == "Reattach"

@@ -53,7 +53,7 @@ def test_a_key_that_is_not_there_is_an_error(viewer: Person, stored: Task) -> No
     assert said.err == "error: Nothing is stored under 'job'; kubectl reattach state ls load lists the keys.\n"
 
 
-def test_what_a_person_stores_the_next_attempt_reads_and_knows_from_whom(
+def test_key_that_a_user_stored_is_read_by_the_next_attempt_with_its_writer(
     editor: Person, server: Server, stored: Task
 ) -> None:
     said = editor("state", "set", "load", "job_id", '"job-9"')
@@ -101,7 +101,7 @@ def test_a_negative_number_is_a_value(editor: Person, stored: Task) -> None:
 
 
 def test_bad_values_are_refused_with_the_reason(editor: Person, stored: Task) -> None:
-    assert "is no JSON; to store it as a text, say --string" in editor("state", "set", stored.name, "k", "job-7").err
+    assert "is not JSON; to store it as a string, use --string" in editor("state", "set", stored.name, "k", "job-7").err
     assert editor("state", "set", "load", "k", "job-7", "--string").code == 0
     assert entry(editor, "k")["value"] == "job-7"
     assert editor("state", "set", "load", "k", "null").code == 1
@@ -135,19 +135,19 @@ def test_an_export_goes_into_another_state(
     assert editor("state", "import", "again", "-", "--replace", stdin=file.read_bytes()).code == 0
     values = {one["key"]: one["value"] for one in editor("state", "ls", "again", "-o", "json").json}
     assert values == {"job_id": "job-7", "progress": {"rows": 12345678901234567890123}}
-    assert "That is no export" in editor("state", "import", "again", "-", stdin=b"{}").err
+    assert "is not an export" in editor("state", "import", "again", "-", stdin=b"{}").err
 
 
 def test_while_an_attempt_runs_nothing_is_changed_unless_forced(editor: Person, server: Server, stored: Task) -> None:
     second = stored.attempt(server, 2)
     said = editor("state", "set", "load", "job_id", '"job-9"')
     assert said.code == 1
-    assert said.err.startswith("error: Attempt 2 of load is running, and acts on what it has read;")
+    assert said.err.startswith("error: Attempt 2 of load is running, and may already have read the key;")
     assert editor("state", "set", "load", "job_id", '"job-9"', "--force").code == 0
     assert second.get("job_id").json()["value"] == "job-9"
 
 
-def test_what_changes_meanwhile_is_not_overwritten(
+def test_key_that_changed_since_the_read_is_not_overwritten(
     editor: Person, server: Server, stored: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look and the write an attempt opens the state and stores: the person is told that it runs, and nothing is lost."""
@@ -178,7 +178,7 @@ def test_a_viewer_is_told_the_missing_right(viewer: Person, stored: Task) -> Non
 
 def test_a_task_that_stored_nothing_has_no_state(editor: Person, task: Task) -> None:
     assert editor("state", "set", task.name, "k", "1").err == (
-        "error: load has no state yet; it is created when the task first asks for it.\n"
+        "error: load has no state; it is created when the task first opens it.\n"
     )
 
 
@@ -186,7 +186,7 @@ def test_a_state_that_was_deleted_by_force_is_not_made_anew(editor: Person, stor
     stored.force_away_configmap()
     said = editor("state", "set", "load", "k", "1")
     assert said.err == (
-        "error: The state of load was deleted by force. kubectl reattach explain load tells what to do.\n"
+        "error: The state of load was deleted by force. kubectl reattach explain load shows what to do.\n"
     )
 
 

@@ -1,6 +1,7 @@
-"""What `explain` tells, word by word, for every situation that a TaskRun can be in.
+"""Text of `explain`, word by word, for every situation that a TaskRun can be in.
 
-The texts are in `stories/`; after a wanted change `REATTACH_WRITE_STORIES=1 pytest tests/unit/cli` writes them anew, to be read in the diff.
+The texts are in `stories/`; after an intended change `REATTACH_WRITE_STORIES=1 pytest
+tests/unit/cli` writes them again; read the diff.
 """
 
 import os
@@ -17,10 +18,10 @@ from reattach.api.objects import Condition
 from reattach.api.reasons import SENTENCES, Reason
 from reattach.api.state import JobOrigin, JobState, JobSummary, Seal, SealPurpose
 from reattach.api.taskrun import Charged, Counts, ExternalJobStatus
-from reattach.cli.explain import lines_of
-from reattach.cli.report import story_of
-from reattach.cli.snapshot import Event, Snapshot
-from reattach.cli.text import Paint
+from reattach.cli.explain import format_report
+from reattach.cli.report import build_report
+from reattach.cli.snapshot import Event, JobSubmission, Snapshot
+from reattach.cli.text import Styler
 from reattach.planner.holds import TO_ANSWER
 
 STORIES = Path(__file__).parent / "stories"
@@ -58,10 +59,22 @@ def an_intent(key: str = "load", **fields: Any) -> JobSummary:
     return a_job(key, **{"state": JobState.INTENDED, **nothing, **fields})
 
 
+REPEATED = {JobOrigin.RESUBMITTED, JobOrigin.EXISTED}
+
+
+def a_submission(job: JobSummary, **fields: Any) -> JobSubmission:
+    """Return a submission by attempt 1 after 2 s, which attempt 2 may have repeated after 120 s."""
+    repeated = fields.get("repeated", job.origin in REPEATED)
+    submitters = ((1, at(2)), (2, at(120))) if repeated else ((1, at(2)),)
+    defaults = {"intended_time": at(2), "intended_by_attempt": 1, "submitters": submitters, "repeated": repeated}
+    return JobSubmission(key=job.key, generation=job.generation, **{**defaults, **fields})
+
+
 def see(taskrun: ATaskRun, *jobs: JobSummary, now: datetime = NOW, **more: Any) -> Snapshot:
     state = more.pop("state", None)
     if jobs:
         state = msgspec.structs.replace(state or a_state(1), jobs=jobs)
+    more.setdefault("submissions", tuple(a_submission(job) for job in jobs))
     return Snapshot(taskrun=taskrun.build(), state=state, now=now, **more)
 
 
@@ -70,7 +83,7 @@ def tried_once(**spec: Any) -> ATaskRun:
     return a_taskrun(retry={"budgets": {"application": 2}}, **spec).with_failed_attempt(1, "Disruption", "disruption")
 
 
-def answer(**fields: Any) -> dict[str, Any]:
+def resolution(**fields: Any) -> dict[str, Any]:
     return {"held": "SubmissionUnknown", "key": "load", "generation": 1, **fields}
 
 
@@ -78,7 +91,7 @@ def just_created() -> Snapshot:
     return see(a_taskrun(), now=at(5))
 
 
-def never_looked_at() -> Snapshot:
+def created_without_an_operator() -> Snapshot:
     return see(a_taskrun())
 
 
@@ -139,7 +152,7 @@ def backing_off_with_an_unresolved_intent() -> Snapshot:
 
 
 def held_for_an_unknown_submission() -> Snapshot:
-    message = "no look-up, and attempt 1 may be frozen: its end is presumed"
+    message = "no lookup, and attempt 1 may be frozen: its end is presumed"
     how = f"{TO_ANSWER}kubectl reattach resolve nightly --adopt HANDLE | --resubmit | --fail."
     said = f"{SENTENCES[Reason.SUBMISSION_UNKNOWN]} External job load (no handle known): {message}.{how}"
     return see(held(tried_once(), Reason.SUBMISSION_UNKNOWN, said), an_intent(held=True, holds=1, message=message))
@@ -156,12 +169,12 @@ def held_for_two_jobs_while_a_third_runs() -> Snapshot:
 
 
 def held_a_second_time() -> Snapshot:
-    taskrun = tried_once(resolutions=[answer(action="Resubmit")])
+    taskrun = tried_once(resolutions=[resolution(action="Resubmit")])
     return see(held(taskrun, Reason.SUBMISSION_UNKNOWN), an_intent(held=True, holds=2))
 
 
-def held_and_answered() -> Snapshot:
-    taskrun = tried_once(resolutions=[answer(action="Adopt", handle="raysubmit_9")])
+def held_with_a_resolution() -> Snapshot:
+    taskrun = tried_once(resolutions=[resolution(action="Adopt", handle="raysubmit_9")])
     return see(held(taskrun, Reason.SUBMISSION_UNKNOWN), an_intent(held=True, holds=1))
 
 
@@ -268,30 +281,77 @@ def cancelled_and_orphaned() -> Snapshot:
     return see(over(taskrun, "Cancelled", Reason.CANCELLED).with_status(external_jobs=(left,)), a_job())
 
 
-def every_way_to_know_a_job() -> Snapshot:
+def jobs_of_each_origin() -> Snapshot:
     jobs = [
-        a_job(origin.value.lower(), origin=origin, handle=f"h{number}")
+        a_job(
+            origin.value.lower(),
+            origin=origin,
+            handle=f"h{number}",
+            submitted_by_attempt=2 if origin is JobOrigin.RESUBMITTED else 1,
+        )
         for number, origin in enumerate(JobOrigin, start=1)
     ]
     again = a_job("twice", generation=2, handle="h8", strays=("h9", "h10"))
     return see(shows(a_taskrun().with_attempt(1, node="n"), Reason.RUNNING, "Attempt 1 is running."), *jobs, again)
 
 
-def a_long_life() -> Snapshot:
+def adopted_and_existing_jobs() -> Snapshot:
+    # From spec.adopt, from another TaskRun with the same idempotency key, and submitted twice.
+    adopted = a_job("adopted", origin=JobOrigin.ADOPTED, submitted_by_attempt=None, submitted_time=at(590))
+    existed = a_job("existed", origin=JobOrigin.EXISTED, submitted_time=at(590))
+    repeated = a_job("repeated", origin=JobOrigin.EXISTED, submitted_time=at(590))
+    submissions = (
+        a_submission(adopted, submitters=()),
+        a_submission(existed, repeated=False),
+        a_submission(repeated),
+    )
+    taskrun = shows(tried_once().with_attempt(2, node="node-2"), Reason.RUNNING, "Attempt 2 is running.")
+    return see(taskrun, adopted, existed, repeated, submissions=submissions)
+
+
+def ending_without_a_retry_left() -> Snapshot:
+    return see(shows(a_taskrun().with_failed_attempt(1), Reason.ENDING))
+
+
+def ending_before_the_next_attempt() -> Snapshot:
+    return see(shows(tried_once(), Reason.ENDING, next_attempt_time=at(640)), a_job())
+
+
+def pending_without_a_retry_left() -> Snapshot:
+    return see(shows(a_taskrun(retry={"budgets": {"neverStarted": 0}}).with_attempt(1), Reason.PENDING))
+
+
+def failed_with_a_traceback() -> Snapshot:
+    message = (
+        "Traceback (most recent call last):\n"
+        '  File "<frozen runpy>", line 198, in _run_module_as_main\n'
+        '  File "<frozen runpy>", line 88, in _run_code\n'
+        '  File "/program/example_task_state.py", line 32, in <module>\n'
+        "    from airflow.sdk import DAG, task\n"
+        "ImportError: cannot import name 'DAG' from 'airflow.sdk' (unknown location)\n"
+    )
+    taskrun = a_taskrun().with_failed_attempt(1)
+    attempt = msgspec.structs.replace(taskrun.status.attempts[0], message=message)
+    return see(over(taskrun.with_status(attempts=(attempt,)), "Failed", Reason.APPLICATION_FAILED))
+
+
+def many_attempts() -> Snapshot:
     taskrun = a_taskrun().with_failed_attempt(41).with_failed_attempt(42, "NeverStarted", "neverStarted")
     return see(shows(taskrun, Reason.BACKING_OFF, next_attempt_time=at(5)))
 
 
-def little_may_be_seen() -> Snapshot:
+def state_without_read_permission() -> Snapshot:
     taskrun = shows(tried_once(), Reason.BACKING_OFF, next_attempt_time=at(640))
-    status = ExternalJobStatus(key="load", generation=1, state="Active", handle="raysubmit_7", adapter="ray")
+    status = ExternalJobStatus(
+        key="load", generation=1, state="Active", handle="raysubmit_7", adapter="ray", submitted_time=at(300)
+    )
     note = 'ann lacks the right to get configmaps in namespace data; the ClusterRole "view" has it, ask who administers the namespace.'
     return see(taskrun.with_status(external_jobs=(status,)), state_note=f"The state: {note}")
 
 
 SITUATIONS: list[Callable[[], Snapshot]] = [
     just_created,
-    never_looked_at,
+    created_without_an_operator,
     managed_by_another,
     image_that_can_not_be_pulled,
     gated,
@@ -306,7 +366,7 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     held_for_a_job_that_is_not_found,
     held_for_two_jobs_while_a_third_runs,
     held_a_second_time,
-    held_and_answered,
+    held_with_a_resolution,
     held_for_a_lost_state,
     held_for_an_exhausted_budget,
     granted_once_more_and_used_up_again,
@@ -320,45 +380,50 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     succeeded,
     failed,
     cancelled_and_orphaned,
-    every_way_to_know_a_job,
-    a_long_life,
-    little_may_be_seen,
+    jobs_of_each_origin,
+    adopted_and_existing_jobs,
+    ending_without_a_retry_left,
+    ending_before_the_next_attempt,
+    pending_without_a_retry_left,
+    failed_with_a_traceback,
+    many_attempts,
+    state_without_read_permission,
 ]
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__)
-def test_the_story_is_told_as_it_is_written_down(situation: Callable[[], Snapshot]) -> None:
+def test_report_equals_the_stored_text(situation: Callable[[], Snapshot]) -> None:
     seen = situation()
-    text = "\n".join(lines_of(story_of(seen), seen.now)) + "\n"
+    text = "\n".join(format_report(build_report(seen), seen.now)) + "\n"
     file = STORIES / f"{situation.__name__}.txt"
     if os.environ.get("REATTACH_WRITE_STORIES"):
         file.write_text(text)
     assert text == file.read_text()
 
 
-def test_no_story_is_left_over() -> None:
+def test_stored_texts_have_a_situation_each() -> None:
     assert {file.stem for file in STORIES.iterdir()} == {one.__name__ for one in SITUATIONS}
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__)
-def test_colours_change_nothing_but_colours(situation: Callable[[], Snapshot]) -> None:
+def test_coloured_report_without_its_colours_equals_the_plain_report(situation: Callable[[], Snapshot]) -> None:
     seen = situation()
-    coloured = "\n".join(lines_of(story_of(seen), seen.now, Paint(on=True)))
+    coloured = "\n".join(format_report(build_report(seen), seen.now, Styler(on=True)))
     plain = coloured
     for code in ("\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[36m"):
         plain = plain.replace(code, "")
     assert "\x1b" in coloured
-    assert plain.splitlines() == lines_of(story_of(seen), seen.now)
+    assert plain.splitlines() == format_report(build_report(seen), seen.now)
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__)
-def test_a_story_can_be_told_to_programs(situation: Callable[[], Snapshot]) -> None:
-    story = story_of(situation())
+def test_report_survives_json(situation: Callable[[], Snapshot]) -> None:
+    story = build_report(situation())
     assert msgspec.json.decode(msgspec.json.encode(story), type=type(story)) == story
 
 
-def test_who_is_held_without_an_answer_is_told_a_command_for_each_answer() -> None:
-    commands = [way.command for way in story_of(held_for_an_unknown_submission()).ways]
+def test_report_of_a_hold_has_a_command_for_each_resolution() -> None:
+    commands = [way.command for way in build_report(held_for_an_unknown_submission()).ways]
     assert commands == [
         "kubectl reattach resolve load -n data --key load --generation 1 --adopt HANDLE",
         "kubectl reattach resolve load -n data --key load --generation 1 --resubmit",

@@ -1,4 +1,4 @@
-"""Which answers are taken, and which are refused with which sentence."""
+"""Resolutions that `resolve` accepts, and its errors for the others."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from reattach.api.reasons import Reason
 from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import Charged, Counts, Resolution
 from reattach.cli.errors import CommandError
-from reattach.cli.resolve import Wish, answer_of
+from reattach.cli.resolve import ResolveRequest, build_resolution
 
-ADOPT = Wish(action="Adopt", handle="job-7")
-RESUBMIT = Wish(action="Resubmit")
-FAIL = Wish(action="Fail")
+ADOPT = ResolveRequest(action="Adopt", handle="job-7")
+RESUBMIT = ResolveRequest(action="Resubmit")
+FAIL = ResolveRequest(action="Fail")
 
 
 def held(reason: Reason = Reason.SUBMISSION_UNKNOWN, **spec: Any) -> ATaskRun:
@@ -31,20 +31,20 @@ def given(action: str, **fields: Any) -> dict[str, Any]:
     return {"held": "SubmissionUnknown", "key": "load", "generation": 1, "action": action, **fields}
 
 
-def answer(taskrun: ATaskRun, wish: Wish, *jobs: JobSummary) -> Resolution:
-    return answer_of(taskrun.build(), jobs, wish)[1]
+def resolution_of(taskrun: ATaskRun, requested: ResolveRequest, *jobs: JobSummary) -> Resolution:
+    return build_resolution(taskrun.build(), jobs, requested)[1]
 
 
-def refusal(taskrun: ATaskRun, wish: Wish, *jobs: JobSummary) -> str:
+def refusal(taskrun: ATaskRun, requested: ResolveRequest, *jobs: JobSummary) -> str:
     with pytest.raises(CommandError) as raised:
-        answer(taskrun, wish, *jobs)
+        resolution_of(taskrun, requested, *jobs)
     return str(raised.value)
 
 
-@pytest.mark.parametrize("wish", [ADOPT, RESUBMIT, FAIL], ids=lambda wish: wish.action)
-def test_an_unknown_submission_takes_each_of_its_three_answers(wish: Wish) -> None:
-    assert answer(held(), wish, a_job()) == Resolution(
-        held="SubmissionUnknown", key="load", generation=1, action=wish.action, handle=wish.handle
+@pytest.mark.parametrize("requested", [ADOPT, RESUBMIT, FAIL], ids=lambda requested: requested.action)
+def test_resolution_of_an_unknown_submission_names_job_and_handle(requested: ResolveRequest) -> None:
+    assert resolution_of(held(), requested, a_job()) == Resolution(
+        held="SubmissionUnknown", key="load", generation=1, action=requested.action, handle=requested.handle
     )
 
 
@@ -57,108 +57,111 @@ def test_an_unknown_submission_takes_each_of_its_three_answers(wish: Wish) -> No
         (Reason.BUDGET_EXHAUSTED, "Fail"),
     ],
 )
-def test_what_concerns_no_job_is_answered_without_a_key(reason: Reason, action: str) -> None:
+def test_resolution_of_a_lost_state_or_a_budget_has_no_key(reason: Reason, action: str) -> None:
     taskrun = held(reason).with_status(
         counts=Counts(charged=Charged(disruption=21)), conditions=held(reason).status.conditions
     )
-    assert answer(taskrun, Wish(action=action)) == Resolution(held=reason.value, action=action)
+    assert resolution_of(taskrun, ResolveRequest(action=action)) == Resolution(held=reason.value, action=action)
 
 
-def test_a_task_that_asked_for_a_person_is_answered_before_the_operator_has_said_so() -> None:
-    assert answer(a_taskrun(), RESUBMIT, a_job()).key == "load"
+def test_job_held_by_its_task_can_be_resolved_before_the_condition_is_written() -> None:
+    assert resolution_of(a_taskrun(), RESUBMIT, a_job()).key == "load"
 
 
-def test_an_intent_that_the_end_of_the_run_came_upon_is_answered_though_no_task_asked() -> None:
-    assert answer(held(cancel=True), ADOPT, a_job(held=False, holds=0)).handle == "job-7"
-    assert "answered already" in refusal(
+def test_unresolved_intent_at_the_end_of_a_run_can_be_resolved_once() -> None:
+    assert resolution_of(held(cancel=True), ADOPT, a_job(held=False, holds=0)).handle == "job-7"
+    assert "already has a resolution" in refusal(
         held(cancel=True, resolutions=[given("Resubmit")]), ADOPT, a_job(held=False, holds=0)
     )
 
 
-def test_nothing_is_answered_where_nothing_is_held() -> None:
-    assert (
-        refusal(a_taskrun(), RESUBMIT, a_job(held=False, holds=0)) == "load is not held; nothing waits for an answer."
-    )
+def test_resolve_without_a_hold_is_refused() -> None:
+    assert refusal(a_taskrun(), RESUBMIT, a_job(held=False, holds=0)) == "load is not held, so it takes no resolution."
 
 
-def test_nothing_is_answered_once_the_run_is_over() -> None:
+def test_resolve_after_the_end_of_the_run_is_refused() -> None:
     taskrun = held().with_status(outcome="Failed", conditions=held().status.conditions)
-    assert refusal(taskrun, RESUBMIT, a_job()) == "load is over (Failed); nothing is held."
+    assert refusal(taskrun, RESUBMIT, a_job()) == "load has ended (Failed); nothing is held."
 
 
-def test_an_answer_is_not_given_twice() -> None:
+def test_resolve_of_a_hold_that_has_a_resolution_is_refused() -> None:
     taskrun = held(resolutions=[given("Adopt", handle="job-7")])
     assert (
         refusal(taskrun, RESUBMIT, a_job())
-        == "load was answered already (Adopt job-7); the operator goes on from that."
+        == "load already has a resolution (Adopt job-7), which the operator applies."
     )
 
 
-def test_what_is_held_again_is_answered_again() -> None:
-    assert answer(held(resolutions=[given("Resubmit")]), ADOPT, a_job(holds=2)).action == "Adopt"
+def test_second_hold_of_a_job_takes_a_second_resolution() -> None:
+    assert resolution_of(held(resolutions=[given("Resubmit")]), ADOPT, a_job(holds=2)).action == "Adopt"
 
 
-def test_a_lost_state_is_answered_again_when_it_is_lost_again() -> None:
+def test_second_loss_of_a_state_takes_a_second_resolution() -> None:
     start_empty = {"held": "StateLost", "action": "StartEmpty"}
     taskrun = held(Reason.STATE_LOST, resolutions=[start_empty])
-    assert "answered already (StartEmpty)" in refusal(taskrun, Wish(action="StartEmpty"))
+    assert "already has a resolution (StartEmpty)" in refusal(taskrun, ResolveRequest(action="StartEmpty"))
     lost_again = taskrun.with_status(counts=Counts(state_losses=1), conditions=taskrun.status.conditions)
-    assert answer(lost_again, Wish(action="StartEmpty")).held == "StateLost"
+    assert resolution_of(lost_again, ResolveRequest(action="StartEmpty")).held == "StateLost"
 
 
-def test_a_budget_is_granted_again_once_the_last_grant_is_used_up() -> None:
+def test_budget_can_be_granted_again_once_the_last_grant_is_used_up() -> None:
     taskrun = held(Reason.BUDGET_EXHAUSTED, resolutions=[{"held": "BudgetExhausted", "action": "Continue"}])
     for charged, is_taken in ((21, False), (41, False), (42, True)):
         counts = Counts(charged=Charged(disruption=charged))
         now = taskrun.with_status(counts=counts, conditions=taskrun.status.conditions)
         if is_taken:
-            assert answer(now, Wish(action="Continue")).action == "Continue"
+            assert resolution_of(now, ResolveRequest(action="Continue")).action == "Continue"
         else:
-            assert "answered already" in refusal(now, Wish(action="Continue"))
+            assert "already has a resolution" in refusal(now, ResolveRequest(action="Continue"))
 
 
-def test_an_answer_that_does_not_fit_is_refused_with_those_that_do() -> None:
-    assert refusal(held(), Wish(action="Continue"), a_job()) == (
-        "load is held for SubmissionUnknown of external job load, generation 1, which takes --adopt, --resubmit or --fail."
+def test_unfitting_action_is_refused_with_the_fitting_flags() -> None:
+    assert refusal(held(), ResolveRequest(action="Continue"), a_job()) == (
+        "load is held for SubmissionUnknown of external job load, generation 1, which takes --adopt, --resubmit or --fail. "
+        "Repeat the command with one of these flags."
     )
     assert "takes --start-empty or --fail" in refusal(held(Reason.STATE_LOST), ADOPT)
 
 
-def test_of_several_held_jobs_the_key_says_which() -> None:
+def test_resolve_of_one_of_several_held_jobs_needs_its_key() -> None:
     jobs = (a_job(), a_job("load us"))
     assert refusal(held(), RESUBMIT, *jobs).splitlines() == [
-        "load is held for 2 things; say which by --key and --generation:",
+        "load is held for 2 reasons; select one with --key and --generation:",
         "  kubectl reattach resolve load -n data --key load --generation 1 --resubmit",
         "  kubectl reattach resolve load -n data --key 'load us' --generation 1 --resubmit",
     ]
-    assert answer(held(), Wish(action="Resubmit", key="load us"), *jobs).key == "load us"
+    assert resolution_of(held(), ResolveRequest(action="Resubmit", key="load us"), *jobs).key == "load us"
 
 
-def test_a_key_that_is_not_held_is_refused_with_what_is() -> None:
-    wish = Wish(action="Resubmit", key="laod")
-    assert refusal(held(), wish, a_job()) == (
+def test_key_that_is_not_held_is_refused_with_the_held_jobs() -> None:
+    requested = ResolveRequest(action="Resubmit", key="laod")
+    assert refusal(held(), requested, a_job()) == (
         "load is not held for that, but for SubmissionUnknown of external job load, generation 1."
     )
 
 
 @pytest.mark.parametrize("handle", ["", "  ", "x" * 1025])
-def test_a_handle_that_can_be_none_is_refused(handle: str) -> None:
-    assert "A handle must have 1 to 1024 bytes" in refusal(held(), Wish(action="Adopt", handle=handle), a_job())
+def test_empty_or_too_long_handle_is_refused(handle: str) -> None:
+    assert "A handle must have 1 to 1024 bytes" in refusal(
+        held(), ResolveRequest(action="Adopt", handle=handle), a_job()
+    )
 
 
-def test_a_job_can_not_be_adopted_twice() -> None:
+def test_handle_of_another_job_can_not_be_adopted() -> None:
     other = a_job("prepare", state=JobState.ACTIVE, handle="job-7", held=False, holds=0)
     assert (
         refusal(held(), ADOPT, a_job(), other)
-        == "job-7 is the handle of prepare, generation 1, already; a job can't be two."
+        == "job-7 is the handle of prepare, generation 1, already; name another handle."
     )
 
 
 @pytest.mark.parametrize("reason", [Reason.STATE_UNREADABLE, Reason.RESTORED])
-def test_holds_that_no_answer_resolves_point_to_the_way_out(reason: Reason) -> None:
-    assert f"held for {reason}, which no answer resolves; kubectl reattach explain load" in refusal(held(reason), FAIL)
+def test_hold_without_resolutions_is_refused_with_a_pointer_to_explain(reason: Reason) -> None:
+    assert f"held for {reason}, which resolve can't settle; kubectl reattach explain load" in refusal(
+        held(reason), FAIL
+    )
 
 
-def test_answers_are_not_taken_without_end() -> None:
+def test_resolutions_beyond_the_maximum_are_refused() -> None:
     taskrun = held(resolutions=[given("Resubmit")] * 64).with_metadata(deletionTimestamp=at(5).isoformat())
-    assert "has 64 answers already, and takes no more" in refusal(taskrun, RESUBMIT, a_job(holds=65))
+    assert "has 64 resolutions, the most that spec.resolutions takes" in refusal(taskrun, RESUBMIT, a_job(holds=65))

@@ -1,4 +1,4 @@
-"""What people may change in a state, and what of it stays as it is."""
+"""Changes of users to a state, and the parts that stay as they are."""
 
 import json
 from datetime import timedelta
@@ -27,13 +27,13 @@ def a_state() -> DurableState:
     )
 
 
-def test_a_change_says_that_it_came_from_the_command_line_and_from_whom() -> None:
+def test_edit_records_the_command_line_and_the_user_as_writer() -> None:
     state, _ = state_edit.edit(DurableState(), [Set("job_id", b'"job-7"', None)], "ann@example.com", at(5))
     record = state.records["job_id"]
     assert (record.attempt, record.pod_uid, record.updated_at) == (0, "cli:ann@example.com", at(5))
 
 
-def test_epoch_seal_completion_and_versions_stay_as_they_are() -> None:
+def test_edit_keeps_epoch_seal_completion_and_versions() -> None:
     before = a_state()
     after, _ = state_edit.edit(before, [Set("new", b"2", None), Delete("kept")], "ann", at(9))
     assert set(after.records) == {"new"}
@@ -41,14 +41,14 @@ def test_epoch_seal_completion_and_versions_stay_as_they_are() -> None:
     assert msgspec.structs.replace(after, records=before.records, last_version=before.last_version) == before
 
 
-def test_conditions_hold_for_people_too() -> None:
+def test_edit_checks_the_version_conditions_of_its_steps() -> None:
     with pytest.raises(RequestRejectedError, match="must have version 9; it has version 1"):
         state_edit.edit(a_state(), [Set("kept", b"2", None, if_version=9)], "ann", at(9))
     with pytest.raises(RequestRejectedError, match="must be absent"):
         state_edit.edit(a_state(), [Set("kept", b"2", None, if_absent=True)], "ann", at(9))
 
 
-def test_of_several_steps_all_or_none_are_done() -> None:
+def test_edit_of_several_steps_does_all_or_none() -> None:
     before = a_state()
     with pytest.raises(RequestRejectedError):
         state_edit.edit(before, [Clear(), Delete("absent", if_version=1)], "ann", at(9))
@@ -64,18 +64,18 @@ def test_of_several_steps_all_or_none_are_done() -> None:
         ("12345678901234567890123", False, b"12345678901234567890123"),
     ],
 )
-def test_values_are_json_or_on_request_texts(text: str, is_string: bool, stored: bytes) -> None:
-    assert state_edit.value_of(text, is_string=is_string) == stored
+def test_parse_value_reads_json_or_on_request_a_string(text: str, is_string: bool, stored: bytes) -> None:
+    assert state_edit.parse_value(text, is_string=is_string) == stored
 
 
-def test_what_is_no_json_is_refused_with_the_way_to_store_a_text() -> None:
-    with pytest.raises(CommandError, match=r"'job-7' is no JSON; to store it as a text, say --string"):
-        state_edit.value_of("job-7", is_string=False)
+def test_value_that_is_not_json_is_refused_with_the_flag_for_strings() -> None:
+    with pytest.raises(CommandError, match=r"'job-7' is not JSON; to store it as a string, use --string"):
+        state_edit.parse_value("job-7", is_string=False)
     with pytest.raises(RequestRejectedError, match="null"):
-        state_edit.value_of("null", is_string=False)
+        state_edit.parse_value("null", is_string=False)
 
 
-def test_what_never_expires_stays_so_unless_it_is_said_otherwise() -> None:
+def test_key_that_never_expires_stays_so_unless_a_retention_is_given() -> None:
     state, month, day = a_state(), timedelta(days=30), timedelta(days=1)
     assert state_edit.retention_of(state, "kept", None, never=False) is None
     assert state_edit.retention_of(state, "kept", day, never=False) == day
@@ -90,8 +90,8 @@ def test_an_export_can_be_imported_and_keeps_every_digit() -> None:
         "ann",
         at(0),
     )
-    text = state_edit.export_of(a_taskrun().build(), before, at(60))
-    steps = state_edit.import_of(text, at(60), replace=True)
+    text = state_edit.build_export(a_taskrun().build(), before, at(60))
+    steps = state_edit.parse_export(text, at(60), replace=True)
     after, _ = state_edit.edit(a_state(), steps, "bob", at(60))
     assert {key: bytes(record.value) for key, record in after.records.items()} == {
         "a": b'{"n":123456789012345678901}',
@@ -102,10 +102,10 @@ def test_an_export_can_be_imported_and_keeps_every_digit() -> None:
     assert after.records["a"].pod_uid == "cli:bob"
 
 
-def test_an_import_keeps_other_keys_unless_it_replaces() -> None:
-    text = state_edit.export_of(a_taskrun().build(), DurableState(), at(0))
-    assert state_edit.import_of(text, at(0), replace=False) == ()
-    assert state_edit.import_of(text, at(0), replace=True) == (Clear(),)
+def test_import_keeps_other_keys_unless_replace_is_given() -> None:
+    text = state_edit.build_export(a_taskrun().build(), DurableState(), at(0))
+    assert state_edit.parse_export(text, at(0), replace=False) == ()
+    assert state_edit.parse_export(text, at(0), replace=True) == (Clear(),)
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_an_import_keeps_other_keys_unless_it_replaces() -> None:
         b'{"format":"reattach-state/v1","namespace":"n","taskrun":"t","exportedAt":"2026-03-01T12:00:00Z","entries":[{"key":"a","value":1,"expiresAt":"2026-03-02T12:00:00"}]}',
     ],
 )
-def test_what_is_no_export_is_not_imported(text: bytes) -> None:
+def test_import_of_another_format_is_refused(text: bytes) -> None:
     with pytest.raises(CommandError, match="export"):
-        state_edit.import_of(text, at(0), replace=True)
+        state_edit.parse_export(text, at(0), replace=True)
 
 
-def test_an_export_is_json_with_who_wrote_what() -> None:
-    [entry] = json.loads(state_edit.export_of(a_taskrun().build(), a_state(), at(60)))["entries"]
+def test_export_is_json_with_the_writer_of_each_key() -> None:
+    [entry] = json.loads(state_edit.build_export(a_taskrun().build(), a_state(), at(60)))["entries"]
     assert entry == {
         "key": "kept",
         "value": 1,
@@ -137,7 +137,7 @@ def test_an_export_is_json_with_who_wrote_what() -> None:
     }
 
 
-def test_an_attempt_runs_while_a_pod_lives_or_its_end_is_not_recorded() -> None:
+def test_attempt_counts_as_running_while_its_pod_runs_or_its_end_is_not_recorded() -> None:
     idle = a_taskrun().with_failed_attempt(1).build()
     labelled = a_pod(2).with_metadata(labels={LABEL_ATTEMPT: "2"})
     assert state_edit.running_attempt_of(idle, []) is None

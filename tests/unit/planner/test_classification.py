@@ -309,3 +309,11 @@ def test_an_end_is_recorded_with_all_that_is_known_of_it() -> None:
     assert (attempt.number, attempt.pod_name, attempt.pod_uid, attempt.node) == (1, "load-01234-1", "pod-1", "node-1")
     assert (attempt.start_time, attempt.finish_time, attempt.exit_code) == (at(0), at(5), 3)
     assert attempt.message == "no such table"
+
+
+def test_message_of_an_attempt_that_logged_a_traceback_starts_with_its_last_line() -> None:
+    log = 'Traceback (most recent call last):\n  File "/program/load.py", line 32, in <module>\nImportError: no DAG\n'
+    plan = plan_of(a_taskrun(), a_pod().exited(1, message=log))
+    assert last_attempt_of(plan).message.startswith("ImportError: no DAG (after: Traceback")
+    progress = next(one for one in status_of(plan).conditions if one.type == "Succeeded")
+    assert "(Error, exit code 1): ImportError: no DAG (after:" in progress.message
