@@ -40,7 +40,8 @@ class StateApiConnection:
         self._settings = settings
         self._session = session
         self._transport = transport
-        self._lock = threading.Lock()
+        # One lock per process, because a fork copies a lock as it is: held for ever, if another thread held it at that moment.
+        self._locks: dict[int, threading.Lock] = {}
         # Of plain ones the newest is in use, of async ones the one of its event loop. An older one is not closed while others may be using
         # it; after a fork its TLS connections are the parent's.
         self._plain: list[tuple[Identity, httpx.Client]] = []
@@ -78,6 +79,10 @@ class StateApiConnection:
             )
         except (httpx.HTTPError, OSError) as error:
             raise UnreachableError(_why(error)) from error
+
+    @property
+    def _lock(self) -> threading.Lock:
+        return self._locks.setdefault(os.getpid(), threading.Lock())
 
     def close(self) -> None:
         """Close what plain code opened. Sending again opens anew."""

@@ -5,6 +5,7 @@ The result is the same object on every path: JSON of at most 4 KiB, decoded from
 
 import asyncio
 import logging
+import threading
 from collections.abc import Generator
 from typing import Any
 
@@ -43,7 +44,6 @@ class ExternalJob:
         self._jobs = jobs
         self._wanted = wanted
         self._taken = taken
-        self._lock = jobs.lock_of(wanted.key)
 
     def __repr__(self) -> str:  # type: ignore[explicit-override] # typing.override is of Python 3.12
         return f"<ExternalJob {self.key!r} generation={self.generation} handle={self.handle!r} state={self.state}>"
@@ -273,6 +273,10 @@ class ExternalJob:
 
     def clock(self) -> float:
         return self._jobs.waits.clock()
+
+    @property
+    def _lock(self) -> threading.Lock:
+        return self._jobs.lock_of(self.key)  # each time, because a forked child has its own
 
     @property
     def _job(self) -> Job:
