@@ -27,7 +27,7 @@ from reattach.errors import (
     Unavailable,
 )
 from reattach.task.client import Call
-from reattach.task.jobs import Jobs, Origin, OutcomeState, Step, cut_message, seconds_of
+from reattach.task.job_client import JobClient, Origin, OutcomeState, Step, cut_message, outcome_call, seconds_of
 from reattach.task.outage import OutageBackoff
 from reattach.task.resolution import (
     Absence,
@@ -126,7 +126,7 @@ class Transition:
 class SubmissionProcess:
     """One run, under the lock of its key. `is_abandoned` is looked at wherever nothing is under way."""
 
-    jobs: Jobs
+    jobs: JobClient
     wanted: JobRequest
     is_abandoned: Callable[[], bool] = lambda: False
     _refused: set[Grounds] = field(default_factory=set)
@@ -151,13 +151,13 @@ class SubmissionProcess:
         """
         following: AcquiredJob | Transition = Transition(self._asking(None, new_generation=new_generation))
         while isinstance(following, Transition):
-            self.jobs.pause(following.after, self._check)
+            self.jobs.sleep(following.after, self._check)
             following = self._follow(following.asking)
         return following
 
     def _follow(self, asking: Asking) -> AcquiredJob | Transition:
         try:
-            with self.jobs.ending.deferred():
+            with self.jobs.termination.deferred():
                 answer = self._ask(asking)
                 if answer.decision is Decision.SUBMIT:
                     return self._submit(asking, answer)
@@ -211,19 +211,19 @@ class SubmissionProcess:
         return Transition(self._asking(None))
 
     def _ask(self, asking: Asking) -> IntentResponse:
-        self.jobs.step(Step.BEFORE_INTENT)
-        self._sent = self.jobs.waits.clock()
-        answer = self.jobs.ask(asking)
+        self.jobs.report_step(Step.BEFORE_INTENT)
+        self._sent = self.jobs.timing.clock()
+        answer = self.jobs.send_intent(asking)
         if asking is not self._asked:
             # The answer to what is asked again may be that of the first time, and so is the time in it.
             self._asked = asking
-            self._clock = ServerClock(answer.server_time, self._sent, self.jobs.waits.clock())
-        self.jobs.step(Step.AFTER_INTENT)
+            self._clock = ServerClock(answer.server_time, self._sent, self.jobs.timing.clock())
+        self.jobs.report_step(Step.AFTER_INTENT)
         return answer
 
     def _age(self, sent: float | None = None) -> float:
         """Seconds since the last question was sent, or the one that was sent then: so old is what its answer says."""
-        return self.jobs.waits.clock() - (self._sent if sent is None else sent)
+        return self.jobs.timing.clock() - (self._sent if sent is None else sent)
 
     def _is_old(self) -> bool:
         """Whether the last answer is older than fresh ones are; `_stale` counts how many in a row."""
@@ -232,7 +232,7 @@ class SubmissionProcess:
 
     def _now(self) -> Moment:
         assert self._clock is not None
-        return self._clock.at(self.jobs.waits.clock())
+        return self._clock.at(self.jobs.timing.clock())
 
     # -- submit, and store the handle --------------------------------------------------------------
 
@@ -256,15 +256,15 @@ class SubmissionProcess:
         if not may_leave():
             return Transition(asking if grounds is None else self._asking(None))
         self._absence = None
-        with self.jobs.ending.spared():
-            self.jobs.step(Step.BEFORE_SUBMIT)
+        with self.jobs.termination.spared():
+            self.jobs.report_step(Step.BEFORE_SUBMIT)
             try:
                 submitted = adapter.submit(self.wanted.submission_of(job, may_leave))
             except Rejected as rejected:
                 raise _RefusedError(job, rejected) from rejected
             except Exception as error:  # noqa: BLE001 -- whatever it is, nobody knows whether there is a job now
                 return Transition(self._asking(None), self._doubt_about(f"{type(error).__name__}: {error}"))
-            self.jobs.step(Step.AFTER_SUBMIT)
+            self.jobs.report_step(Step.AFTER_SUBMIT)
             if not isinstance(submitted, Submitted):
                 raise TypeError(f"{type(adapter).__name__}.submit must return Submitted, not {submitted!r:.100}")
             return self._record(answer, submitted, "Existed" if submitted.existed else "Submitted")
@@ -274,11 +274,11 @@ class SubmissionProcess:
         # Said before it is stored: should that fail for good, the log still has it.
         logger.info("External job %r (generation %d): %s as %s.", job.key, job.generation, origin.lower(), handle)
         try:
-            self.jobs.record(job.key, job.generation, handle, url=submitted.url, origin=origin)
+            self.jobs.write(self.jobs.handle_call(job.key, job.generation, handle, submitted.url, origin))
         except (HandleDiffers, JobOver) as error:
             logger.error("External job %r: %s may run, and belongs to nobody: %s", job.key, handle, error)  # noqa: TRY400
             return Transition(self._asking(None))
-        self.jobs.step(Step.AFTER_HANDLE)
+        self.jobs.report_step(Step.AFTER_HANDLE)
         if self._doubt is not None:
             self._doubt.end()
         recorded = msgspec.structs.replace(
@@ -310,7 +310,7 @@ class SubmissionProcess:
         """Seconds to wait before the next try."""
         if self._doubt is None:
             what = f"External job {self.wanted.key!r} can't be submitted"
-            self._doubt = OutageBackoff(self.jobs.waits, what, quiet_seconds=0.0)
+            self._doubt = OutageBackoff(self.jobs.timing, what, quiet_seconds=0.0)
         return self._doubt.wait(why, WAIT_SECONDS_MAX)
 
     # -- it may have been submitted ----------------------------------------------------------------
@@ -368,7 +368,7 @@ class SubmissionProcess:
 
     def _wait_for_sibling(self) -> Transition:
         """It is about to record the handle, or will never: then the next attempt knows that it has ended, as this one can't."""
-        now = self.jobs.waits.clock()
+        now = self.jobs.timing.clock()
         if self._sibling_since is None:
             self._sibling_since = now
             logger.info("External job %r: another process of this attempt may be submitting it.", self.wanted.key)
@@ -388,11 +388,11 @@ class SubmissionProcess:
                 self.wanted.key,
                 seconds,
             )
-            self.jobs.pause(seconds, self._check)
+            self.jobs.sleep(seconds, self._check)
 
     def _look_up(self, job: Job) -> Submitted | None:
         """What the other side says, sooner or later."""
-        doubt = OutageBackoff(self.jobs.waits, f"External job {job.key!r} can't be looked up")
+        doubt = OutageBackoff(self.jobs.timing, f"External job {job.key!r} can't be looked up")
         while True:
             began = self._now().earliest
             try:
@@ -400,7 +400,7 @@ class SubmissionProcess:
             except NotImplementedError:
                 raise
             except Exception as error:  # noqa: BLE001 -- whatever it is, it is no answer
-                self.jobs.pause(doubt.wait(f"{type(error).__name__}: {error}", WAIT_SECONDS_MAX), self._check)
+                self.jobs.sleep(doubt.wait(f"{type(error).__name__}: {error}", WAIT_SECONDS_MAX), self._check)
             else:
                 doubt.end()
                 self._absence = Absence(began, self._now().latest)
@@ -424,9 +424,10 @@ class SubmissionProcess:
     def _outcome(
         self, job: Job, state: OutcomeState, message: str, *, hold: bool = False, given_up: bool = False
     ) -> None:
-        self.jobs.step(Step.BEFORE_OUTCOME)
-        self.jobs.outcome(job.key, job.generation, state, message=message, hold=hold, given_up=given_up)
-        self.jobs.step(Step.AFTER_OUTCOME)
+        self.jobs.report_step(Step.BEFORE_OUTCOME)
+        call = outcome_call(job.key, job.generation, state, message=message, hold=hold, given_up=given_up)
+        self.jobs.write(call)
+        self.jobs.report_step(Step.AFTER_OUTCOME)
 
     # -- done --------------------------------------------------------------------------------------
 
@@ -441,7 +442,7 @@ class SubmissionProcess:
         return AcquiredJob(job, answer.on_not_found, self._clock)
 
     def _check(self) -> None:
-        self.jobs.ending.check()
+        self.jobs.termination.check()
         if self.is_abandoned():
             raise Abandoned(self.wanted.key)
 

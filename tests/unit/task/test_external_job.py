@@ -28,7 +28,7 @@ from reattach.adapter import (
 from reattach.api.state import JobState
 from reattach.state.job_operations import cut
 from reattach.task import termination
-from reattach.task.jobs import cut_message
+from reattach.task.job_client import cut_message
 
 OUTCOME = "/v1/jobs/load/outcome"
 

@@ -15,7 +15,7 @@ from reattach.adapters.base import LONGEST, MARGIN
 from reattach.api.messages import Decision, Grounds, IntentResponse, Job, Unresolved
 from reattach.api.state import JobState
 from reattach.state.operations import RETENTION_SECONDS_MAX
-from reattach.task.jobs import seconds_of
+from reattach.task.job_client import seconds_of
 from reattach.task.resolution import (
     Absence,
     GiveUp,

@@ -997,8 +997,8 @@ class TestAsync:
                 await submitting
             go_on.set()
             # The lock is free as soon as the thread noticed.
-            await asyncio.to_thread(task.jobs.lock_of("load").acquire, timeout=10)
-            task.jobs.lock_of("load").release()
+            await asyncio.to_thread(task._job_client.lock_of("load").acquire, timeout=10)
+            task._job_client.lock_of("load").release()
             assert len(system.submissions) == 1
             assert system.jobs == {}
             await task.jobs.aoutcome("load", 1, "Failed")
@@ -1081,6 +1081,13 @@ class TestCompletion:
 
 class TestStepByStep:
     """`task.jobs`, for systems without an adapter."""
+
+    def test_jobs_public_names_are_the_steps_of_the_protocol(self, pod: Pod) -> None:
+        steps = {"intent", "record", "outcome", "get", "list"}
+        with pod.context() as task:
+            assert {name for name in dir(task.jobs) if not name.startswith("_")} == steps | {
+                f"a{name}" for name in steps
+            }
 
     def test_the_steps_are_those_of_the_protocol(self, pod: Pod) -> None:
         with pod.context() as task:
