@@ -175,7 +175,7 @@ class Client:
     ) -> "Generator[StateApiRequest | float, httpx.Response | UnreachableError | None, T]":
         """Yields a request to send (the answer or the failure comes back), or seconds to wait; returns the answer."""
         request = call.to_request()
-        absence = _Absence(self.waits, self.patience)
+        absence = _OutageTimer(self.waits, self.patience)
         while True:
             outcome = yield request
             assert outcome is not None
@@ -200,7 +200,7 @@ class Client:
                     yield absence.wait(_said(outcome, problem), _retry_after_of(outcome))
 
 
-class _Absence:
+class _OutageTimer:
     """How long there has been no answer, what was said about it, and how long to wait next."""
 
     def __init__(self, waits: Timing, patience: float) -> None:
