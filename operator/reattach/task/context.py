@@ -157,7 +157,7 @@ class TaskContext:
         self._environment = environment
         self._ending = TerminationHandler(settings.termination_log, end_process)
         self._connection = StateApiConnection(settings, self._session, transport)
-        self._client = Client(self._connection, settings.patience, self._ending.on_over, waits or Timing())
+        self._client = Client(self._connection, settings.patience, self._ending.on_attempt_over, waits or Timing())
         self._job_client = JobClient(self._client, self._ending)
         self._task = Task(settings, self._client, self._job_client)
 
@@ -272,7 +272,7 @@ def task(*, patience: float = PATIENCE_SECONDS) -> TaskContext:
         AttemptOver: on entering, if this attempt must not run any more.
     """
     show()
-    return TaskContext(from_environment(os.environ).with_patience(patience))
+    return TaskContext(from_environment(os.environ).with_timeouts(patience))
 
 
 @overload

@@ -188,7 +188,7 @@ class JobClient:
         This also writes the termination message, and the process ends even if the task catches the error.
         """
         held = Held(why)
-        self._client.on_over(held)
+        self._client.on_attempt_over(held)
         return held
 
     def _submitter(self) -> str:

@@ -21,7 +21,7 @@ from reattach.task.job_client import JobClient, Origin, OutcomeState, outcome_ca
 
 
 class Jobs:
-    """The external jobs of one TaskRun. All methods raise what `reattach.errors` draws; only what is particular is named here."""
+    """The external jobs of one TaskRun. All methods may raise the errors of `reattach.errors`; only special ones are named."""
 
     def __init__(self, client: JobClient) -> None:
         self._client = client
@@ -37,7 +37,7 @@ class Jobs:
         again: Grounds | None = None,
         new_generation: bool = False,
     ) -> IntentResponse:
-        """Store that a job is about to be submitted under `key` (1 to 128 characters), and learn what is to be done.
+        """Store that a job is about to be submitted under `key` (1 to 128 characters), and return the decision.
 
         `adapter`: what kind of system it is, 1 to 63 characters. `digest`: of the request, at most 128 characters. The others as in
         `reattach.api.messages.IntentRequest`.
@@ -45,7 +45,7 @@ class Jobs:
         Raises:
             DigestChanged: another request under the key of a job that is open or succeeded.
             JobsOpen: `new_generation`, and the newest one is open.
-            GroundsRefused: `again`, and what the state API knows speaks against it.
+            GroundsRefused: `again` is set, and the stored state contradicts it.
         """
         return self._client.call(
             self._client.intent_call(
@@ -86,7 +86,9 @@ class Jobs:
     def record(
         self, key: str, generation: int, handle: str, *, url: str | None = None, origin: Origin = "Submitted"
     ) -> None:
-        """Store the handle (1 byte to 1 KiB) that the other side gave the job. Also a fenced attempt may, for an intent of this process.
+        """Store the handle (1 byte to 1 KiB) that the external system gave the job.
+
+        A fenced attempt may still store the handle for an intent of its own process.
 
         Raises:
             HandleDiffers: another handle is recorded; this one is kept as a stray.

@@ -379,7 +379,7 @@ class TestWatching:
 
         def main(task: reattach.Task) -> None:
             job = task.submit_once("load", system, REQUEST)
-            pod.time.at(60, lambda: task._client.on_over(reattach.Fenced("another took over")))
+            pod.time.at(60, lambda: task._client.on_attempt_over(reattach.Fenced("another took over")))
             job.wait()
 
         with pytest.raises(reattach.Fenced):
@@ -391,7 +391,7 @@ class TestWatching:
 
         async def main(task: reattach.Task) -> None:
             job = await task.asubmit_once("load", system, REQUEST)
-            task._client.on_over(reattach.Fenced("another took over"))
+            task._client.on_attempt_over(reattach.Fenced("another took over"))
             await job.await_()
 
         with pytest.raises(reattach.Fenced):

@@ -296,7 +296,9 @@ class TestNothingIsSubmittedWithoutAnIntent:
         self, pod: Pod, system: System
     ) -> None:
         def main(task: reattach.Task) -> None:
-            pod.time.on_step["after-intent"] = lambda: task._client.on_over(reattach.Closing("the run is being ended"))
+            pod.time.on_step["after-intent"] = lambda: task._client.on_attempt_over(
+                reattach.Closing("the run is being ended")
+            )
             task.submit_once("load", system, REQUEST)
 
         with pytest.raises(reattach.Closing):
