@@ -78,7 +78,7 @@ class JobClient:
     def timing(self) -> Timing:
         return self._client.waits
 
-    # -- calls --------------------------------------------------------------------------------------------------------
+    # -- calls ----
 
     def intent_call(
         self,
@@ -163,7 +163,7 @@ class JobClient:
         with contextlib.suppress(Unavailable, JobOver):
             replace(self._client, patience=OPTIONAL_CALL_SECONDS).call(call)
 
-    # -- the process --------------------------------------------------------------------------------------------------
+    # -- the process ----
 
     def lock_of(self, key: str) -> threading.Lock:
         """Return the lock that a thread holds while it submits, or calls the adapter, under a key."""

@@ -254,7 +254,7 @@ class SubmissionProcess:
         except _CapabilitiesUnavailableError as error:
             return IntentPending(call, self._delay_after(str(error)))
 
-    # -- store the intent ---------------------------------------------------------------------------------------------
+    # -- store the intent ----
 
     def _intent(self, again: Grounds | None, *, new_generation: bool = False) -> IntentCall:
         adapter = self.wanted.adapter
@@ -315,7 +315,7 @@ class SubmissionProcess:
     def _now(self, reply: IntentReply) -> TimeBounds:
         return reply.clock.at(self.jobs.timing.clock())
 
-    # -- submit, and store the handle --------------------------------------------------------------
+    # -- submit, and store the handle ----
 
     def _submit(self, reply: IntentReply) -> SubmissionState:
         adapter, job, call = self.wanted.adapter, reply.response.job, reply.call
@@ -395,7 +395,7 @@ class SubmissionProcess:
             self._outage = OutageBackoff(self.jobs.timing, what, quiet_seconds=0.0)
         return self._outage.wait(why, WAIT_SECONDS_MAX)
 
-    # -- it may have been submitted ----------------------------------------------------------------
+    # -- it may have been submitted ----
 
     def _resolve(self, reply: IntentReply) -> AcquiredJob | IntentPending:
         if 0 < reply.late <= LATE_RESPONSES_MAX:
@@ -521,7 +521,7 @@ class SubmissionProcess:
         self.jobs.write(call)
         self.jobs.report_step(Step.AFTER_OUTCOME)
 
-    # -- done --------------------------------------------------------------------------------------
+    # -- done ----
 
     def _acquire(self, reply: IntentReply, job: Job) -> AcquiredJob:
         if reply.response.decision is Decision.REATTACH:
