@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from reattach.task.jobs import Step
+from reattach.task.job_client import Step
 from reattach.testing import CASES
 
 DOCUMENT = Path(__file__).parent.parent / "docs/conformance.md"

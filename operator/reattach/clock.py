@@ -1,12 +1,12 @@
-"""Time that is counted from."""
+"""The monotonic clock of the SDK."""
 
 import time
 
 
 def monotonic() -> float:
-    """Seconds that never go back, and that go on while the machine sleeps, where it says how long it did (Linux).
+    """Return seconds that never go back and, on Linux, include the time that the machine was suspended.
 
-    What another system promises ends meanwhile too, so that a process must not take a night for a moment: `time.monotonic` would.
+    Retention periods of external systems expire meanwhile, and `time.monotonic` would not count that time.
     """
     return time.clock_gettime(_CLOCK)
 

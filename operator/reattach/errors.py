@@ -15,32 +15,32 @@
         JobFailed              an external job is over, without success
         JobOver                a handle or an outcome for an external job that has ended otherwise
         HandleDiffers          a handle for an external job that has another one
-        GroundsRefused         `again`, and what the state API knows speaks against it
-        Rejected               raised by an adapter: the other side surely made no job
-        InvalidCall            anything else that the state API refuses in a call
+        GroundsRefused         `again`, and the stored state contradicts it
+        Rejected               raised by an adapter: the external system made no job
+        InvalidCall            any other call that the state API rejects
         PermanentFailure       raised by you: trying again can't help
         RetryLater             raised by you: try again, but not before so many seconds
     SystemExit
       AttemptOver              the state is out of reach: this attempt must end
         Fenced           79    a later attempt, or another process of this pod, took over
         Closing          80    the TaskRun is being ended or suspended
-        StateLost        81    the state was deleted by force; a person must decide
-        Refused          82    the state API no longer takes this pod for one of Reattach's
+        StateLost        81    the state was deleted by force; manual resolution required
+        Refused          82    the state API no longer accepts this pod
         Unavailable      83    the state API was absent for longer than the patience
         ProtocolError    84    the state API does not understand this SDK
-        Held             85    an external job needs a person's decision
+        Held             85    an external job waits for a resolution
         Terminated      143    SIGTERM
 
-What tells of a mistake is an `Exception`. What means "it can't be known what is stored" is a `SystemExit`, with the exit code shown: a task that
-took it for "nothing is stored yet" would submit its job again, and `except Exception:` must not make it do so. It passes through
-`asyncio` too, where a task would keep any other exception to itself until somebody awaits it.
+A mistake in a call raises an `Exception`. A state that can't be read or written raises a `SystemExit` with the exit code
+shown, because `except Exception:` must not make a task treat it as "nothing is stored yet" and submit its job again.
+A `SystemExit` also ends an `asyncio` program at once; other exceptions stay in their task until something awaits it.
 """
 
 from typing import ClassVar
 
 
 class ReattachError(Exception):
-    """Something in this call must be put right, or was asked for by raising it. Nothing was changed."""
+    """The call is wrong, or your code raised this on purpose. Nothing was changed."""
 
 
 class NotInPod(ReattachError):  # noqa: N818 -- says what is the case
@@ -76,7 +76,7 @@ class AlreadyCompleted(ReattachError):  # noqa: N818
 
 
 class DigestChanged(ReattachError):  # noqa: N818
-    """Another request, or another adapter, under the key of an external job that is open or succeeded. Another job needs another key."""
+    """The external job under this key is open or succeeded, and has another request or adapter. Use another key."""
 
 
 class JobsOpen(ReattachError):  # noqa: N818
@@ -105,19 +105,19 @@ class JobFailed(ReattachError):  # noqa: N818
 
 
 class JobOver(ReattachError):  # noqa: N818
-    """The external job has ended otherwise, and that stays."""
+    """The external job already ended with another outcome, which is final."""
 
 
 class HandleDiffers(ReattachError):  # noqa: N818
-    """The external job has another handle. The one that was given is kept as a stray: it may be a second job that runs."""
+    """The external job has another handle. The new one is stored as a stray, because it may be a second job that runs."""
 
 
 class GroundsRefused(ReattachError):  # noqa: N818
-    """`again` was asked for on grounds that don't hold by what the state API knows."""
+    """The grounds in `again` contradict the stored state."""
 
 
 class InvalidCall(ReattachError):  # noqa: N818
-    """The state API refuses the call as it is; the message says what must hold."""
+    """The state API rejects the call; the message has the reason."""
 
 
 class PermanentFailure(ReattachError):  # noqa: N818
@@ -163,46 +163,47 @@ class Closing(AttemptOver):
 
 
 class StateLost(AttemptOver):
-    """The state was deleted by force; the TaskRun is held until a person decides. The process ends within seconds even if this is caught."""
+    """The state was deleted by force; the TaskRun is held for a resolution. The process ends within seconds even if this is caught."""
 
     exit_code = 81
 
 
 class Refused(AttemptOver):
-    """The state API does not take this pod for one of Reattach's, or no longer: the pod is gone, or its token expired. The process ends
-    within seconds even if this is caught.
+    """The state API does not accept this pod (any more), for example because it is gone or its token expired.
+
+    The process ends within seconds even if this is caught.
     """
 
     exit_code = 82
 
 
 class Unavailable(AttemptOver):
-    """The state API did not answer for as long as the patience lasts. What was asked for may or may not have been stored. Also raised where
-    another process of this attempt may be submitting the same job, and does not say what became of it.
+    """The state API was unavailable for `patience` seconds. The change may or may not have been stored.
 
-    Catch it by name around calls that your task can do without, such as writing progress.
+    Also raised if another process of this attempt may be submitting the same job, and stores no handle.
+
+    Catch it by name around calls that your task does not depend on, such as writing progress.
     """
 
     exit_code = 83
 
 
 class ProtocolError(AttemptOver):
-    """The state API does not know the call, or answers in words that are unknown here: it and this SDK are of versions that don't go
-    together.
-    """
+    """The state API does not know the call, or this SDK does not know its response. Their versions are incompatible."""
 
     exit_code = 84
 
 
 class Terminated(AttemptOver):
-    """SIGTERM: the pod is being stopped. The external job is left alone; the next attempt finds it. Release what you hold, and end."""
+    """SIGTERM: the pod is being stopped. The external job goes on, and the next attempt finds it. Clean up, and end."""
 
     exit_code = 143
 
 
 class Held(AttemptOver):
-    """Nobody can tell whether an external job runs, or where it is: a person must decide. The TaskRun makes no pod until then. The process
-    ends within seconds even if this is caught.
+    """It is unknown whether an external job runs. The TaskRun waits for a resolution and starts no pod until then.
+
+    The process ends within seconds even if this is caught.
     """
 
     exit_code = 85

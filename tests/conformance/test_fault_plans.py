@@ -75,32 +75,32 @@ def test_a_process_that_is_frozen_with_its_request_about_to_leave_does_not_send_
 
 NO_TIME = -resolution.MARGIN
 """As the longest that a request may take: so nothing is added for it."""
-real_still_holds, real_rung, real_next_rung = resolution.still_holds, resolution._rung_of_absence, resolution.next_rung
+real_still_holds, real_step, real_next_step = resolution.still_holds, resolution._step_for_absence, resolution.next_step
 
 
 def _holds_until_it_leaves(grounds: Grounds, job: Any, can: Any, _request: Any, now: Any) -> bool:
     return real_still_holds(grounds, job, can, NO_TIME, now)
 
 
-def _settles_at_once(seen: resolution.ResolutionInput, unresolved: Any) -> resolution.Rung | None:
-    return real_rung(replace(seen, request=NO_TIME), unresolved)
+def _settles_at_once(seen: resolution.ResolutionInput, unresolved: Any) -> resolution.ResolutionStep | None:
+    return real_step(replace(seen, request=NO_TIME), unresolved)
 
 
-def _holds_what_is_anew(seen: resolution.ResolutionInput) -> resolution.Rung:
-    return resolution.HoldRun("anew") if seen.job.generation > 1 and not seen.job.held else real_next_rung(seen)
+def _holds_what_is_anew(seen: resolution.ResolutionInput) -> resolution.ResolutionStep:
+    return resolution.HoldRun("anew") if seen.job.generation > 1 and not seen.job.held else real_next_step(seen)
 
 
 HOLES: dict[str, tuple[str, tuple[int, ...], dict[tuple[Any, str], Any]]] = {
     "all jobs have one token": ("lookup", (1, 2), {(intents, "token_of"): lambda *_: "one"}),
     "a frozen process counts as dead": ("lookup", (40,), {(intents, "_has_ended"): lambda *_: True}),
-    "no late request is waited for": ("lookup", (4,), {(resolution, "_rung_of_absence"): _settles_at_once}),
+    "no late request is waited for": ("lookup", (4,), {(resolution, "_step_for_absence"): _settles_at_once}),
     "a request takes no time": (
         "expiring-token",
         (145,),
         {(resolution, "still_holds"): _holds_until_it_leaves, (submission, "still_holds"): _holds_until_it_leaves},
     ),
     "a word never gets old": ("nothing", (195,), {(submission, "STALE_SECONDS"): math.inf}),
-    "a person is asked needlessly": ("forgetting-lookup", (22,), {(submission, "next_rung"): _holds_what_is_anew}),
+    "a person is asked needlessly": ("forgetting-lookup", (22,), {(submission, "next_step"): _holds_what_is_anew}),
 }
 """What may be wrong with the protocol, and the lives that show it: mode, seeds, and what takes the place of what."""
 

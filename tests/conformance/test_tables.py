@@ -12,7 +12,7 @@ import pytest
 
 from conformance.jobadapter import MODES
 from controlplane import REPOSITORY
-from reattach.task.jobs import Step
+from reattach.task.job_client import Step
 from reattach.testing import CASES
 
 SYSTEMS = (*(f"http, {mode}" for mode in MODES), "kubernetes, Job", "kubernetes, TaskRun", "ray", "slurm")

@@ -13,7 +13,7 @@ import pytest
 from conformance.tables import DEATHS, keep
 from hang_scenarios import ALL, LOST_NODE, NAMES, NODE, Life, Processes, begin, force, lost_node
 from realcluster import Cluster
-from reattach.task.jobs import Step
+from reattach.task.job_client import Step
 
 STEPS = tuple(Step)
 CANCELLING = (Step.BEFORE_CANCEL, Step.AFTER_CANCEL)

@@ -25,7 +25,7 @@ from reattach.adapters.http_client import CallError
 from reattach.adapters.ray import RayJobs
 from reattach.api.messages import Grounds, Job
 from reattach.api.state import JobState
-from reattach.task.resolution import Moment, still_holds
+from reattach.task.resolution import TimeBounds, still_holds
 from reattach.testing import Case, ExternalSystem
 from systems.conformance import ALL, HERE, Stage, play, staged
 from systems.rayhead import RayHead
@@ -80,7 +80,7 @@ def may_submit_again(jobs: RayJobs, intended: datetime) -> bool:
         intended_at=intended,
     )
     request = timedelta(seconds=jobs.request_seconds)
-    return still_holds(Grounds.CLIENT_NAME, job, jobs.capabilities, request, Moment(now, now))
+    return still_holds(Grounds.CLIENT_NAME, job, jobs.capabilities, request, TimeBounds(now, now))
 
 
 class TestSubmitting:

@@ -1,19 +1,19 @@
-"""The SDK: what runs inside a task's pod. Read in this order:
+"""The SDK, which runs inside a task's pod. Read the modules in this order:
 
-    context     `task()`, `run()`, and the `Task` that they give you
-    state       `task.state`: get, set, delete, clear, list, batch
-    externaljob what `task.submit_once` returns: wait for it, ask, cancel
-    submitting  one run of `submit_once`: ask, submit, store the handle
-    ladder      what to do about a job that may have been submitted: pure
-    jobs        `task.jobs`: the same steps one by one
-    adapter     what an adapter for an external system is
-    errors      everything that can be raised, drawn once
-    values      what is refused before a round trip
-    client      one call, asked until it is answered or patience is over
-    connection  token, CA and connections, read anew when they change
-    doubt       waiting for an external system that can't be asked
-    ending      how a task's process ends, and what it leaves for the operator to read
-    settings    where all of this is, from the pod's environment
+    context         `task()`, `run()`, and the `Task` that they return
+    state           `task.state`: get, set, delete, clear, list, batch
+    external_job    the return value of `task.submit_once`: wait, status, cancel
+    submission      one run of `submit_once` and its states
+    resolution      what to do about a job that may have been submitted: pure
+    jobs            `task.jobs`: the steps of `submit_once` one by one
+    job_client      calls of the state API for external jobs
+    client          one call of the state API, with retries
+    connection      token, CA and connections, reloaded when they change
+    outage          delays and log lines while the external system is unavailable
+    termination     SIGTERM, the termination message, and the end of the process
+    value_checks    checks of keys and values before they are sent
+    settings        the pod's environment
+    log             the default handler of the logger `reattach`
 
-What a task may use is exported by `reattach` itself.
+A task imports `reattach` itself. `reattach.errors` lists all exceptions; `reattach.adapter` has the parts of an adapter.
 """

@@ -123,11 +123,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Client:
-    """Makes calls. `on_over` is told when the answer means that this attempt must end, before that is raised."""
+    """Makes calls. `on_attempt_over` is told when the answer means that this attempt must end, before that is raised."""
 
     connection: StateApiConnection
     patience: float
-    on_over: Callable[[AttemptOver], None]
+    on_attempt_over: Callable[[AttemptOver], None]
     waits: Timing = field(default_factory=Timing)
 
     def call(self, call: Call[T]) -> T:
@@ -150,7 +150,7 @@ class Client:
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         except AttemptOver as over:
-            self.on_over(over)
+            self.on_attempt_over(over)
             raise
 
     async def acall(self, call: Call[T]) -> T:
@@ -167,7 +167,7 @@ class Client:
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         except AttemptOver as over:
-            self.on_over(over)
+            self.on_attempt_over(over)
             raise
 
     def _steps(
@@ -175,7 +175,7 @@ class Client:
     ) -> "Generator[StateApiRequest | float, httpx.Response | UnreachableError | None, T]":
         """Yields a request to send (the answer or the failure comes back), or seconds to wait; returns the answer."""
         request = call.to_request()
-        absence = _Absence(self.waits, self.patience)
+        absence = _OutageTimer(self.waits, self.patience)
         while True:
             outcome = yield request
             assert outcome is not None
@@ -200,7 +200,7 @@ class Client:
                     yield absence.wait(_said(outcome, problem), _retry_after_of(outcome))
 
 
-class _Absence:
+class _OutageTimer:
     """How long there has been no answer, what was said about it, and how long to wait next."""
 
     def __init__(self, waits: Timing, patience: float) -> None:

@@ -1,4 +1,4 @@
-"""Connections to the state API: the token and the CA are read anew for every request, since both change under a running task."""
+"""Connections to the state API. Each request reads the token and the CA from disk, because both rotate while a task runs."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ Identity = tuple[int, str]
 
 @dataclass(frozen=True)
 class StateApiRequest:
-    """One request, as it goes out each time that it is asked. `request_id` is the same each time."""
+    """One request. A retry sends the same one, with the same `request_id`."""
 
     method: str
     path: str
@@ -27,27 +27,28 @@ class StateApiRequest:
 
 
 class UnreachableError(Exception):
-    """No answer came, or it can't be known whether the other side took the request. The message says why."""
+    """No response arrived, so the request may or may not have been carried out. The message has the reason."""
 
 
 class StateApiConnection:
     """Sends single requests, for plain and for async code. Safe to use from several threads, event loops, and after a fork.
 
-    `transport` is the one seam: what answers instead of the network, in tests.
+    `transport` replaces the network in tests.
     """
 
     def __init__(self, settings: TaskSettings, session: str, transport: httpx.MockTransport | None = None) -> None:
         self._settings = settings
         self._session = session
         self._transport = transport
-        self._lock = threading.Lock()
+        # One lock per process, because a fork copies a lock that another thread holds as held for ever.
+        self._locks: dict[int, threading.Lock] = {}
         # Of plain ones the newest is in use, of async ones the one of its event loop. An older one is not closed while others may be using
         # it; after a fork its TLS connections are the parent's.
         self._plain: list[tuple[Identity, httpx.Client]] = []
         self._async: list[tuple[Identity, asyncio.AbstractEventLoop, httpx.AsyncClient]] = []
 
     def send(self, request: StateApiRequest) -> httpx.Response:
-        """The answer, whatever it is. Raises `UnreachableError`."""
+        """Return the response, whatever its status. Raises `UnreachableError`."""
         client: httpx.Client | None = None
         try:
             client = self._plain_client()
@@ -63,7 +64,7 @@ class StateApiConnection:
         except RuntimeError as error:
             if client is None or not client.is_closed:
                 raise
-            # By the end of the task, while a thread finishes what it began.
+            # The task ended and closed the client while another thread was still sending.
             raise UnreachableError(_why(error)) from error
 
     async def asend(self, request: StateApiRequest) -> httpx.Response:
@@ -79,8 +80,12 @@ class StateApiConnection:
         except (httpx.HTTPError, OSError) as error:
             raise UnreachableError(_why(error)) from error
 
+    @property
+    def _lock(self) -> threading.Lock:
+        return self._locks.setdefault(os.getpid(), threading.Lock())
+
     def close(self) -> None:
-        """Close what plain code opened. Sending again opens anew."""
+        """Close the clients of plain code. The next request opens a new one."""
         with self._lock:
             clients, self._plain = self._plain, []
         for (pid, _), client in clients:
@@ -88,7 +93,7 @@ class StateApiConnection:
                 client.close()
 
     async def aclose(self) -> None:
-        """Close what plain code opened, and what this event loop opened."""
+        """Close the clients of plain code and of this event loop."""
         self.close()
         here = asyncio.get_running_loop()
         with self._lock:
@@ -106,7 +111,7 @@ class StateApiConnection:
                     verify=_tls(identity[1]),
                     timeout=self._settings.request_seconds,
                     transport=self._transport,
-                    trust_env=False,  # a proxy for the world outside is none for a Service of the cluster
+                    trust_env=False,  # a proxy for outbound traffic can't reach a Service of the cluster
                 )
                 self._plain.append((identity, client))
             return self._plain[-1][1]
@@ -142,7 +147,7 @@ class StateApiConnection:
 
 
 def _tls(ca: str) -> ssl.SSLContext:
-    # Not `create_default_context`: where `ca` is empty, that trusts everybody whom the system trusts.
+    # Not `create_default_context`, because with an empty `ca` it trusts the CAs of the system.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(cadata=ca)

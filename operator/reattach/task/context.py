@@ -22,6 +22,7 @@ from reattach.api.names import ENV_SESSION
 from reattach.task.client import Call, Client, Timing
 from reattach.task.connection import StateApiConnection
 from reattach.task.external_job import ExternalJob
+from reattach.task.job_client import JobClient
 from reattach.task.jobs import Jobs
 from reattach.task.log import show
 from reattach.task.settings import PATIENCE_SECONDS, TaskSettings, from_environment
@@ -45,14 +46,15 @@ class Task:
     completed: whether completion is recorded.
     """
 
-    def __init__(self, settings: TaskSettings, client: Client, ending: TerminationHandler) -> None:
+    def __init__(self, settings: TaskSettings, client: Client, job_client: JobClient) -> None:
         self.namespace = settings.namespace
         self.name = settings.taskrun
         self.attempt = settings.attempt
         self.state = State(client)
-        self.jobs = Jobs(client, ending)
+        self.jobs = Jobs(job_client)
         self.completed = False
         self._client = client
+        self._job_client = job_client
 
     def complete(self, result: Any = None) -> None:
         """Record that the task is done; `result` (JSON of at most 4 KiB, None: nothing) becomes `status.result`. Final: the state can't be
@@ -114,9 +116,9 @@ class Task:
         is_abandoned: Callable[[], bool] = lambda: False,
     ) -> ExternalJob:
         wanted = JobRequest(key, adapter, request, detached, self.namespace, self.name, self.attempt)
-        with self.jobs.lock_of(key):
-            taken = SubmissionProcess(self.jobs, wanted, is_abandoned).run(new_generation=new_generation)
-        return ExternalJob(self.jobs, wanted, taken)
+        with self._job_client.lock_of(key):
+            taken = SubmissionProcess(self._job_client, wanted, is_abandoned).run(new_generation=new_generation)
+        return ExternalJob(self._job_client, wanted, taken)
 
     async def _in_thread(
         self, key: str, adapter: Adapter, request: Any, *, detached: bool, new_generation: bool = False
@@ -155,8 +157,9 @@ class TaskContext:
         self._environment = environment
         self._ending = TerminationHandler(settings.termination_log, end_process)
         self._connection = StateApiConnection(settings, self._session, transport)
-        self._client = Client(self._connection, settings.patience, self._ending.on_over, waits or Timing())
-        self._task = Task(settings, self._client, self._ending)
+        self._client = Client(self._connection, settings.patience, self._ending.on_attempt_over, waits or Timing())
+        self._job_client = JobClient(self._client, self._ending)
+        self._task = Task(settings, self._client, self._job_client)
 
     def __enter__(self) -> Task:
         self._ending.listen()
@@ -228,7 +231,7 @@ class TaskContext:
             await self._connection.aclose()
 
     def _opened(self, opened: OpenResponse) -> None:
-        self._task.jobs.opened_at = self._client.waits.clock()
+        self._job_client.opened_at = self._client.waits.clock()
         self._environment[ENV_SESSION] = self._session
         logger.info("Attempt %d of %s/%s opened its state.", opened.attempt, opened.namespace, opened.taskrun)
 
@@ -269,7 +272,7 @@ def task(*, patience: float = PATIENCE_SECONDS) -> TaskContext:
         AttemptOver: on entering, if this attempt must not run any more.
     """
     show()
-    return TaskContext(from_environment(os.environ).with_patience(patience))
+    return TaskContext(from_environment(os.environ).with_timeouts(patience))
 
 
 @overload

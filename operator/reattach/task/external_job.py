@@ -5,6 +5,7 @@ The result is the same object on every path: JSON of at most 4 KiB, decoded from
 
 import asyncio
 import logging
+import threading
 from collections.abc import Generator
 from typing import Any
 
@@ -14,7 +15,7 @@ from reattach.adapters.base import Active, Cancelled, Failed, JobStatus, NotFoun
 from reattach.api.messages import Job
 from reattach.api.state import JobState
 from reattach.errors import InvalidValue, JobOver
-from reattach.task.jobs import Jobs, OutcomeState, Step, cut_message
+from reattach.task.job_client import JobClient, OutcomeState, Step, cut_message, outcome_call, read_call
 from reattach.task.outage import OutageBackoff
 from reattach.task.submission import AcquiredJob, JobRequest, SubmissionProcess, failed, given_up, held_text
 from reattach.task.value_checks import result_text_of
@@ -39,11 +40,10 @@ class ExternalJob:
     state: where it stands, as far as this process knows.
     """
 
-    def __init__(self, jobs: Jobs, wanted: JobRequest, taken: AcquiredJob) -> None:
+    def __init__(self, jobs: JobClient, wanted: JobRequest, taken: AcquiredJob) -> None:
         self._jobs = jobs
         self._wanted = wanted
         self._taken = taken
-        self._lock = jobs.lock_of(wanted.key)
 
     def __repr__(self) -> str:  # type: ignore[explicit-override] # typing.override is of Python 3.12
         return f"<ExternalJob {self.key!r} generation={self.generation} handle={self.handle!r} state={self.state}>"
@@ -88,7 +88,7 @@ class ExternalJob:
                 seconds = next(steps)
             except StopIteration as end:
                 return end.value
-            self._jobs.pause(seconds)
+            self._jobs.sleep(seconds)
 
     async def await_(self, poll_seconds: float | None = None) -> Any:
         """`wait` for async code. Cancelling it leaves the job alone."""
@@ -97,7 +97,7 @@ class ExternalJob:
             seconds, result = await asyncio.to_thread(_next, steps)
             if seconds is None:
                 return result
-            await self._jobs.waits.asleep(seconds)
+            await self._jobs.timing.asleep(seconds)
 
     def status(self) -> JobStatus:
         """Ask once. What ends the job is stored; what can't be asked is `Unknown`."""
@@ -114,9 +114,9 @@ class ExternalJob:
         """
         with self._lock:
             if not self._is_over:
-                self._jobs.step(Step.BEFORE_CANCEL)
+                self._jobs.report_step(Step.BEFORE_CANCEL)
                 self._wanted.adapter.cancel(self.handle)
-                self._jobs.step(Step.AFTER_CANCEL)
+                self._jobs.report_step(Step.AFTER_CANCEL)
 
     async def acancel(self) -> None:
         """`cancel` for async code."""
@@ -130,8 +130,8 @@ class ExternalJob:
             raise ValueError(f"poll_seconds must be more than 0, not {poll}")
         watching = _Watching(self)
         while True:
-            self._jobs.ending.check()
-            self._jobs.step(Step.WATCHING)
+            self._jobs.termination.check()
+            self._jobs.report_step(Step.WATCHING)
             with self._lock:
                 status = self._ask()
                 seconds = watching.look_at(status, poll)
@@ -206,11 +206,13 @@ class ExternalJob:
         # As it will be read by whoever comes later.
         decoded = None if result is None else msgspec.json.decode(result_text_of(result))
         message = cut_message(message)
-        self._jobs.step(Step.BEFORE_OUTCOME)
+        self._jobs.report_step(Step.BEFORE_OUTCOME)
         try:
-            self._jobs.outcome(self.key, self.generation, state, result, message=message, hold=hold, given_up=given_up)
+            self._jobs.write(
+                outcome_call(self.key, self.generation, state, result, message=message, hold=hold, given_up=given_up)
+            )
         except JobOver:
-            stored = self._jobs.get(self.key, self.generation)
+            stored = self._jobs.read(read_call(self.key, self.generation))
             if stored is None:
                 raise
             self._now_is(stored)
@@ -227,7 +229,7 @@ class ExternalJob:
                     given_up=given_up,
                 )
             )
-        self._jobs.step(Step.AFTER_OUTCOME)
+        self._jobs.report_step(Step.AFTER_OUTCOME)
 
     def _act_on_not_found(self, message: str) -> None:
         why = f"the other side does not know it{': ' if message else ''}{message}"
@@ -260,19 +262,23 @@ class ExternalJob:
         recorded = self._job.recorded_at
         if look_up is None or recorded is None:
             return True
-        now = self._taken.clock.at(self._jobs.waits.clock())
+        now = self._taken.clock.at(self._jobs.timing.clock())
         return now.earliest >= recorded + look_up.settling
 
     def show(self, state: OutcomeState, message: str = "") -> None:
         """Let people see whether the job can be asked."""
-        self._jobs.show(self.key, self.generation, state, message)
+        self._jobs.write_if_available(outcome_call(self.key, self.generation, state, message=message))
         self._now_is(msgspec.structs.replace(self._job, state=JobState(state)))
 
     def doubt(self) -> OutageBackoff:
-        return OutageBackoff(self._jobs.waits, f"External job {self.key!r} ({self.handle}) can't be asked")
+        return OutageBackoff(self._jobs.timing, f"External job {self.key!r} ({self.handle}) can't be asked")
 
     def clock(self) -> float:
-        return self._jobs.waits.clock()
+        return self._jobs.timing.clock()
+
+    @property
+    def _lock(self) -> threading.Lock:
+        return self._jobs.lock_of(self.key)  # each time, because a forked child has its own
 
     @property
     def _job(self) -> Job:

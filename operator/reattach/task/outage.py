@@ -1,4 +1,4 @@
-"""While the other side can't be asked: how long that has been so, what to say about it, and how long to wait next."""
+"""Measures an outage of the external system: its duration, when to log it, and the delay before the next try."""
 
 import logging
 
@@ -10,7 +10,7 @@ DELAY_SECONDS_FIRST = 1.0
 
 
 class OutageBackoff:
-    """One time of not knowing, about `what` ("external job 'load' can't be asked"). It has no end of its own: the attempt has."""
+    """One outage, described by `what` ("External job 'load' can't be looked up"). It has no time limit of its own."""
 
     def __init__(self, waits: Timing, what: str, *, quiet_seconds: float = QUIET_SECONDS) -> None:
         self._waits = waits
@@ -22,21 +22,21 @@ class OutageBackoff:
 
     @property
     def seconds(self) -> float:
-        """How long it has lasted."""
+        """Return how long the outage has lasted."""
         return self._waits.clock() - self._since
 
     def wait(self, why: str, longest: float) -> float:
-        """Seconds to wait before asking again: growing, at random, at most `longest`."""
+        """Return the seconds before the next try: growing, with jitter, at most `longest`."""
         now = self._waits.clock()
         lasting = now - self._since
         if lasting >= self._quiet and (self._said_at is None or now - self._said_at >= REMINDER_SECONDS):
             self._said_at = now
-            logger.warning("%s, for %.0f s now (%s). Asking again.", self._what, lasting, why)
+            logger.warning("%s, for %.0f s now (%s). Trying again.", self._what, lasting, why)
         wait = min(self._delay, longest) * (0.5 + self._waits.chance() / 2)
         self._delay = min(self._delay * 2, longest)
         return wait
 
     def end(self) -> None:
-        """It is over."""
+        """End the outage, and log that if its begin was logged."""
         if self._said_at is not None:
             logger.warning("%s: over, after %.0f s.", self._what, self.seconds)

@@ -1,7 +1,8 @@
-"""What to do about an external job that may have been submitted and has no handle: pure, one rung after the other.
+"""Decides what to do about an external job that may have been submitted and has no handle. Pure.
 
-Nobody can look at two systems at once. So each rung asks for something that makes a second job impossible, or at least known; and where there
-is no such thing, it is for the TaskRun's policy to say, which by default asks a person.
+No read covers the state API and the external system at one moment. Each step therefore needs evidence that submitting
+again cannot create an unnoticed second job. Without such evidence, `spec.submission.onUnknown` decides; its default is
+to hold the TaskRun for a resolution.
 """
 
 from dataclasses import dataclass
@@ -13,16 +14,16 @@ from reattach.api.messages import Grounds, IntentResponse, Job, Unresolved
 
 
 @dataclass(frozen=True)
-class Moment:
-    """Now, by the state API's clock: not before `earliest` and not after `latest`, since its last answer took time on the way."""
+class TimeBounds:
+    """Bounds of the current time by the state API's clock, because its last response took time on the way."""
 
     earliest: datetime
     latest: datetime
 
 
 @dataclass(frozen=True)
-class Absence:
-    """The job was looked up and is not there: asked not before `began`, answered not after `ended`."""
+class AbsenceEvidence:
+    """A lookup that did not find the job. It was sent not before `began` and returned not after `ended`."""
 
     began: datetime
     ended: datetime
@@ -37,48 +38,50 @@ class SubmitAgain:
 
 @dataclass(frozen=True)
 class LookUpStep:
-    """Look it up; `at`: not before then, None: at once."""
+    """Look the job up, not before `at`; at once if that is None."""
 
     at: datetime | None = None
 
 
 @dataclass(frozen=True)
 class HoldRun:
-    """Ask a person."""
+    """Hold the TaskRun for a resolution."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class StillHeld:
-    """A person was asked and has not answered yet."""
+    """The TaskRun is held already and waits for a resolution."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class GiveUp:
-    """Fail for good."""
+    """Fail the TaskRun."""
 
     why: str
 
 
-Rung: TypeAlias = SubmitAgain | LookUpStep | HoldRun | StillHeld | GiveUp
+ResolutionStep: TypeAlias = SubmitAgain | LookUpStep | HoldRun | StillHeld | GiveUp
 
 
 @dataclass(frozen=True)
 class ResolutionInput:
-    """Everything that the choice depends on.
+    """Everything that the next step depends on.
 
-    `answer`: the state API's, with the decision `Resolve`. `request`: the longest that a submission may take. `absence`: what the last
-    look-up said, None if there was none since the last submission. `refused`: grounds on which submitting was refused already.
+    answer: the state API's response with the decision `Resolve`.
+    request: the longest that a submission may take.
+    absence: the result of the last lookup since the last submission, None if there was none.
+    refused: grounds that were refused already.
     """
 
     answer: IntentResponse
     capabilities: Capabilities
     request: timedelta
-    now: Moment
-    absence: Absence | None = None
+    now: TimeBounds
+    absence: AbsenceEvidence | None = None
     refused: frozenset[Grounds] = frozenset()
 
     @property
@@ -86,25 +89,28 @@ class ResolutionInput:
         return self.answer.job
 
 
-def next_rung(seen: ResolutionInput) -> Rung:
-    """The first rung that holds."""
+def next_step(seen: ResolutionInput) -> ResolutionStep:
+    """Return the first step whose condition holds: hold, client name, lookup, token, absence, policy."""
     if seen.job.held:
-        return StillHeld(seen.job.message or "a person was asked what became of it, and has not answered yet")
-    if _is_good(Grounds.CLIENT_NAME, seen):
+        return StillHeld(seen.job.message or "its outcome is unknown and it waits for a resolution")
+    if _is_usable(Grounds.CLIENT_NAME, seen):
         return SubmitAgain(Grounds.CLIENT_NAME)
     if seen.capabilities.look_up is not None and seen.absence is None:
         return LookUpStep()
     unresolved = seen.answer.unresolved
     if unresolved is not None and unresolved.all_ended:
-        if _is_good(Grounds.TOKEN, seen):
+        if _is_usable(Grounds.TOKEN, seen):
             return SubmitAgain(Grounds.TOKEN)
-        if (rung := _rung_of_absence(seen, unresolved)) is not None:
-            return rung
-    return _rung_of_policy(seen)
+        if (step := _step_for_absence(seen, unresolved)) is not None:
+            return step
+    return _step_for_policy(seen)
 
 
-def still_holds(grounds: Grounds, job: Job, capabilities: Capabilities, request: timedelta, now: Moment) -> bool:
-    """Whether a submission on these grounds may begin now: an enforced name or token must be known over there until it has arrived."""
+def still_holds(grounds: Grounds, job: Job, capabilities: Capabilities, request: timedelta, now: TimeBounds) -> bool:
+    """Return whether a submission on these grounds may begin now.
+
+    The external system must still enforce the name or the token when the request arrives.
+    """
     latest = now.latest + request + MARGIN
     match grounds:
         case Grounds.CLIENT_NAME:
@@ -114,25 +120,28 @@ def still_holds(grounds: Grounds, job: Job, capabilities: Capabilities, request:
             token = capabilities.token
             if token is None or job.token_seconds is None:
                 return False
-            # The shorter one: what was promised may have changed with the adapter.
+            # The shorter lifetime counts, because the adapter may have changed since the intent was stored.
             lifetime = min(token.lifetime, timedelta(seconds=job.token_seconds))
             return latest < job.intended_at + lifetime
         case Grounds.ABSENT | Grounds.POLICY:
             return True
 
 
-def _is_good(grounds: Grounds, seen: ResolutionInput) -> bool:
+def _is_usable(grounds: Grounds, seen: ResolutionInput) -> bool:
     if grounds in seen.refused:
         return False
     return still_holds(grounds, seen.job, seen.capabilities, seen.request, seen.now)
 
 
-def _rung_of_absence(seen: ResolutionInput, unresolved: Unresolved) -> Rung | None:
-    """Submit if absence proves that there is no job; look up again where it will; None where it can't."""
+def _step_for_absence(seen: ResolutionInput, unresolved: Unresolved) -> ResolutionStep | None:
+    """Return a submission if the lookup proves that there is no job, and another lookup if that one will.
+
+    None if no lookup can prove it.
+    """
     look_up, absence = seen.capabilities.look_up, seen.absence
     if look_up is None or absence is None or unresolved.quiet_since is None or Grounds.ABSENT in seen.refused:
         return None
-    # A request that was on its way when its process died may be accepted as late as any other.
+    # A request that its process had sent before it died may still be accepted, as late as any other request.
     settled = unresolved.quiet_since + seen.request + MARGIN + look_up.settling
     proves = absence.began >= settled
     asked = absence.ended if proves else max(settled, seen.now.latest)
@@ -141,7 +150,7 @@ def _rung_of_absence(seen: ResolutionInput, unresolved: Unresolved) -> Rung | No
     return SubmitAgain(Grounds.ABSENT) if proves else LookUpStep(settled)
 
 
-def _rung_of_policy(seen: ResolutionInput) -> Rung:
+def _step_for_policy(seen: ResolutionInput) -> ResolutionStep:
     why = _why_unknown(seen)
     match seen.answer.on_unknown:
         case "Resubmit" if Grounds.POLICY not in seen.refused:
@@ -156,11 +165,9 @@ def _why_unknown(seen: ResolutionInput) -> str:
     unresolved = seen.answer.unresolved
     if unresolved is not None and not unresolved.all_ended:
         attempts = ", ".join(str(attempt) for attempt in unresolved.attempts)
-        return (
-            f"it may have been submitted, and no one reported the end of those who may still do so (attempt {attempts})"
-        )
+        return f"it may have been submitted, and attempts that may still submit it have not ended (attempt {attempts})"
     if seen.capabilities.look_up is not None:
-        return "it may have been submitted; it is not found, but it may have been forgotten over there"
+        return "it may have been submitted; the lookup does not find it, but its record may have expired"
     if seen.capabilities.token is not None or seen.capabilities.client_name is not None:
-        return "it may have been submitted, and the other side may no longer know its name or token"
-    return "it may have been submitted, and the other side has no way to tell"
+        return "it may have been submitted, and the external system may no longer know its name or token"
+    return "it may have been submitted, and the external system has no way to find out"

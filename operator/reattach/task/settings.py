@@ -54,7 +54,7 @@ class TaskSettings:
     def ca_file(self) -> Path:
         return self.directory / CA_FILE
 
-    def with_patience(self, seconds: float) -> "TaskSettings":
+    def with_timeouts(self, seconds: float) -> "TaskSettings":
         """The same with another patience.
 
         Raises:

@@ -1,9 +1,30 @@
-"""One run of `submit_once`: from a key and a request to a job with a handle, or to the word that it is over.
+"""One run of `submit_once`: from a key and a request to a job that has a handle or is over.
 
-    ask (the intent is stored) → submit → store the handle
-        └ it may have been submitted → climb the ladder → ask again, on grounds
+    IntentPending       store the intent; by the decision:
+                          Submit             -> SubmitGranted
+                          Resolve            -> SubmissionUnresolved
+                          Reattach, Over     -> Known
+                          grounds refused    -> IntentPending, on other grounds
+    SubmitGranted       submit, and store the handle:
+                          handle stored      -> AcquiredJob
+                          rejected           -> SubmissionRejected
+                          outcome unknown, handle refused, or response too late to act on
+                                             -> IntentPending
+    SubmissionRejected    retriable          -> IntentPending, with the same intent
+                          name or token used -> IntentPending, on other grounds
+                          settled meanwhile  -> IntentPending
+                          else               -> raises JobFailed
+    SubmissionUnresolved          find the next step (`reattach.task.resolution`):
+                          submit again       -> IntentPending, on grounds
+                          lookup finds it    -> AcquiredJob
+                          response too late to act on, handle refused, settled meanwhile,
+                          or another process of this attempt may be submitting
+                                             -> IntentPending
+                          hold, give up      -> raises Held, PermanentFailure
+    Known                                    -> AcquiredJob, or raises JobFailed
 
-There is one loop, for a first submission, an answer that was lost, an attempt that died in between and a system that is down alike.
+The same states serve a first submission, a lost response, an attempt that died in between, and a system that is down.
+`SubmissionProcess._advance` makes all transitions. A run that cannot end in `AcquiredJob` raises.
 """
 
 import logging
@@ -27,44 +48,44 @@ from reattach.errors import (
     Unavailable,
 )
 from reattach.task.client import Call
-from reattach.task.jobs import Jobs, Origin, OutcomeState, Step, cut_message, seconds_of
+from reattach.task.job_client import JobClient, Origin, OutcomeState, Step, cut_message, outcome_call, seconds_of
 from reattach.task.outage import OutageBackoff
 from reattach.task.resolution import (
-    Absence,
+    AbsenceEvidence,
     GiveUp,
     HoldRun,
     LookUpStep,
-    Moment,
     ResolutionInput,
     StillHeld,
     SubmitAgain,
-    next_rung,
+    TimeBounds,
+    next_step,
     still_holds,
 )
 
 logger = logging.getLogger("reattach")
 
 FRESH_SECONDS = 5.0
-"""How old the state API's word may be when a submission begins. A process that was frozen longer asks again."""
-STALE_MAX = 5
-"""How often in a row. Where the state API takes this long for each answer, asking it for ever would get nowhere."""
+"""Age from which a response is late. A process that was frozen for longer sends the intent again."""
+LATE_RESPONSES_MAX = 5
+"""Late responses in a row after which a late one is used, because a slow state API would never give a fresh one."""
 STALE_SECONDS = 60.0
-"""What is older than this is not acted on, however often the answer was late."""
+"""Age from which no submission begins, however many responses were late."""
 WAIT_SECONDS_MAX = 60.0
 SIBLING_SECONDS = 5.0
-"""How often it is asked what became of a submission that another process of this attempt may have begun."""
+"""Interval of checks for the handle of a job that another process of this attempt may be submitting."""
 
-Asking: TypeAlias = Call[IntentResponse]
+IntentCall: TypeAlias = Call[IntentResponse]
 NotFoundPolicy = Literal["Hold", "Fail", "Resubmit"]
 
 
 class Abandoned(Exception):  # noqa: N818 -- says what is the case
-    """Nobody waits for this submission any more."""
+    """The async call that waited for this submission was cancelled."""
 
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What a task asked for: `request` under `key`, by `adapter`."""
+    """A call of `submit_once`: `request` under `key`, by `adapter`."""
 
     key: str
     adapter: Adapter
@@ -92,14 +113,14 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class ServerClock:
-    """The state API's clock, from one answer: it was asked at `sent` and had answered at `received`, both monotonic."""
+    """The state API's clock, from one call: sent at `sent`, response at `received`, both monotonic."""
 
     server_time: datetime
     sent: float
     received: float
 
-    def at(self, monotonic: float) -> Moment:
-        return Moment(
+    def at(self, monotonic: float) -> TimeBounds:
+        return TimeBounds(
             earliest=self.server_time + timedelta(seconds=monotonic - self.received),
             latest=self.server_time + timedelta(seconds=monotonic - self.sent),
         )
@@ -107,7 +128,7 @@ class ServerClock:
 
 @dataclass(frozen=True)
 class AcquiredJob:
-    """A job that has a handle or is over, and what its watcher must know."""
+    """State at the end: the job has a handle or is over."""
 
     job: Job
     on_not_found: NotFoundPolicy
@@ -115,77 +136,132 @@ class AcquiredJob:
 
 
 @dataclass(frozen=True)
-class Transition:
-    """What to ask next, after so many seconds."""
+class IntentReply:
+    """A response to an intent.
 
-    asking: Asking
-    after: float = 0.0
+    `sent` is when its call was sent, monotonic. `late` counts the late responses in a row, with this one.
+    """
+
+    call: IntentCall
+    response: IntentResponse
+    clock: ServerClock
+    sent: float
+    late: int
+
+
+@dataclass(frozen=True)
+class IntentPending:
+    """State: the intent must be stored, after `delay` seconds."""
+
+    call: IntentCall
+    delay: float = 0.0
+
+
+@dataclass(frozen=True)
+class SubmitGranted:
+    """State: the state API allows this process to submit."""
+
+    reply: IntentReply
+
+
+@dataclass(frozen=True)
+class SubmissionRejected:
+    """State: the external system made no job.
+
+    A state of its own, because SIGTERM is no longer deferred while the rejection is stored.
+    """
+
+    reply: IntentReply
+    rejected: Rejected
+
+
+@dataclass(frozen=True)
+class SubmissionUnresolved:
+    """State: the job may have been submitted, and has no handle."""
+
+    reply: IntentReply
+
+
+@dataclass(frozen=True)
+class Known:
+    """State: the job was known before this run."""
+
+    reply: IntentReply
+
+
+SubmissionState: TypeAlias = (
+    IntentPending | SubmitGranted | SubmissionRejected | SubmissionUnresolved | Known | AcquiredJob
+)
 
 
 @dataclass
 class SubmissionProcess:
-    """One run, under the lock of its key. `is_abandoned` is looked at wherever nothing is under way."""
+    """One run, under the lock of its key. `is_abandoned` is checked between the steps."""
 
-    jobs: Jobs
+    jobs: JobClient
     wanted: JobRequest
     is_abandoned: Callable[[], bool] = lambda: False
+    _last_reply: IntentReply | None = None
     _refused: set[Grounds] = field(default_factory=set)
-    _absence: Absence | None = None
-    _doubt: OutageBackoff | None = None
-    _asked: Asking | None = None
-    _clock: ServerClock | None = None
-    _sent: float = 0.0
-    _stale: int = 0
+    _absence: AbsenceEvidence | None = None
+    _outage: OutageBackoff | None = None
     _is_refused_hold: bool = False
     _sibling_since: float | None = None
 
     def run(self, *, new_generation: bool = False) -> AcquiredJob:
-        """The job.
+        """Return the job.
 
         Raises:
-            JobFailed: the other side made no job, and says that it won't.
-            PermanentFailure: nobody can tell what became of it, and `onUnknown` is Fail.
-            Held: the same, with Hold.
-            Unavailable: nobody but another process of this attempt can tell, and it did not.
+            JobFailed: the external system rejected the job for good.
+            PermanentFailure: it is unknown whether the job was submitted, and `onUnknown` is Fail.
+            Held: the same, and `onUnknown` is Hold.
+            Unavailable: another process of this attempt may be submitting the job, and stores no handle.
             DigestChanged, JobsOpen: see `Jobs.intent`.
         """
-        following: AcquiredJob | Transition = Transition(self._asking(None, new_generation=new_generation))
-        while isinstance(following, Transition):
-            self.jobs.pause(following.after, self._check)
-            following = self._follow(following.asking)
-        return following
+        state: SubmissionState = IntentPending(self._intent(None, new_generation=new_generation))
+        while not isinstance(state, AcquiredJob):
+            state = self._advance(state)
+        return state
 
-    def _follow(self, asking: Asking) -> AcquiredJob | Transition:
+    def _advance(self, state: SubmissionState) -> SubmissionState:
+        match state:
+            case IntentPending(call, delay):
+                self.jobs.sleep(delay, self._check)
+                return self._send_and_submit(call)
+            case SubmitGranted(reply):
+                return self._submit(reply)
+            case SubmissionRejected(reply, rejected):
+                return self._settle_rejected(reply, rejected)
+            case SubmissionUnresolved(reply):
+                try:
+                    return self._resolve(reply)
+                except _CapabilitiesUnavailableError as error:
+                    return IntentPending(self._intent(None), self._delay_after(str(error)))
+            case Known(reply):
+                return self._acquire(reply, reply.response.job)
+            case AcquiredJob():
+                return state
+
+    def _send_and_submit(self, call: IntentCall) -> SubmissionState:
         try:
-            with self.jobs.ending.deferred():
-                answer = self._ask(asking)
-                if answer.decision is Decision.SUBMIT:
-                    return self._submit(asking, answer)
+            # SIGTERM is deferred from the intent to the handle, because a grant without a handle must be resolved later.
+            with self.jobs.termination.deferred():
+                state = self._send(call)
+                return self._advance(state) if isinstance(state, SubmitGranted) else state
         except GroundsRefused as refused:
             logger.warning("External job %r: %s", self.wanted.key, refused)
-            return self._without(asking)
-        except _RefusedError as refused:
-            return self._settle_refused(asking, refused.job, refused.rejected)
-        except _UntoldError as untold:
-            return Transition(asking, self._doubt_about(str(untold)))
-        if answer.decision is not Decision.RESOLVE:
-            return self._taken(answer)
-        if self._is_old() and self._stale <= STALE_MAX:
-            # It took long to be answered, such as when the state API was away; the time that is told from it would be too late by as much.
-            return Transition(self._asking(None))
-        try:
-            return self._climb(answer)
-        except _UntoldError as untold:
-            return Transition(self._asking(None), self._doubt_about(str(untold)))
+            return self._without_grounds(call)
+        except _CapabilitiesUnavailableError as error:
+            return IntentPending(call, self._delay_after(str(error)))
 
-    # -- ask ---------------------------------------------------------------------------------------
+    # -- store the intent ----
 
-    def _asking(self, again: Grounds | None, *, new_generation: bool = False) -> Asking:
+    def _intent(self, again: Grounds | None, *, new_generation: bool = False) -> IntentCall:
         adapter = self.wanted.adapter
         try:
             token = self._capabilities().token
-        except _UntoldError:
-            # It is not needed to learn what became of the job, and what is not recorded is not counted on.
+        except _CapabilitiesUnavailableError:
+            # An intent without `tokenSeconds` still finds a job that exists. It only can't be resubmitted by token.
             token = None
         return self.jobs.intent_call(
             self.wanted.key,
@@ -198,220 +274,236 @@ class SubmissionProcess:
         )
 
     def _capabilities(self) -> Capabilities:
-        """What is promised now. Raises `_UntoldError`."""
+        """Return the adapter's current capabilities. Raises `_CapabilitiesUnavailableError`."""
         try:
             return self.wanted.adapter.capabilities
-        except Exception as error:  # whatever it is, it is no promise, and no word that there is none
-            raise _UntoldError(f"{type(error).__name__}: {error}") from error
+        except Exception as error:  # no error means that the system has no capabilities
+            raise _CapabilitiesUnavailableError(f"{type(error).__name__}: {error}") from error
 
-    def _without(self, asking: Asking) -> Transition:
-        """The same, on other grounds."""
-        if (grounds := grounds_of(asking)) is not None:
+    def _without_grounds(self, call: IntentCall) -> IntentPending:
+        """Send the intent again, and do not use the grounds of `call` in this run any more."""
+        if (grounds := grounds_of(call)) is not None:
             self._refused.add(grounds)
-        return Transition(self._asking(None))
+        return IntentPending(self._intent(None))
 
-    def _ask(self, asking: Asking) -> IntentResponse:
-        self.jobs.step(Step.BEFORE_INTENT)
-        self._sent = self.jobs.waits.clock()
-        answer = self.jobs.ask(asking)
-        if asking is not self._asked:
-            # The answer to what is asked again may be that of the first time, and so is the time in it.
-            self._asked = asking
-            self._clock = ServerClock(answer.server_time, self._sent, self.jobs.waits.clock())
-        self.jobs.step(Step.AFTER_INTENT)
-        return answer
+    def _send(self, call: IntentCall) -> SubmitGranted | SubmissionUnresolved | Known:
+        timing, last = self.jobs.timing, self._last_reply
+        self.jobs.report_step(Step.BEFORE_INTENT)
+        sent = timing.clock()
+        response = self.jobs.send_intent(call)
+        if last is not None and last.call is call:
+            # The response to a repeated call may be the stored one, with the time of the first one.
+            clock = last.clock
+        else:
+            clock = ServerClock(response.server_time, sent, timing.clock())
+        self.jobs.report_step(Step.AFTER_INTENT)
+        is_late = timing.clock() - sent > FRESH_SECONDS
+        late = (0 if last is None else last.late) + 1 if is_late else 0
+        self._last_reply = reply = IntentReply(call, response, clock, sent, late)
+        match response.decision:
+            case Decision.SUBMIT:
+                return SubmitGranted(reply)
+            case Decision.RESOLVE:
+                return SubmissionUnresolved(reply)
+            case _:
+                return Known(reply)
 
-    def _age(self, sent: float | None = None) -> float:
-        """Seconds since the last question was sent, or the one that was sent then: so old is what its answer says."""
-        return self.jobs.waits.clock() - (self._sent if sent is None else sent)
+    def _age(self, reply: IntentReply) -> float:
+        """Return the seconds since the call of this reply was sent, which is how old its facts may be."""
+        return self.jobs.timing.clock() - reply.sent
 
-    def _is_old(self) -> bool:
-        """Whether the last answer is older than fresh ones are; `_stale` counts how many in a row."""
-        self._stale = self._stale + 1 if self._age() > FRESH_SECONDS else 0
-        return self._stale > 0
+    def _now(self, reply: IntentReply) -> TimeBounds:
+        return reply.clock.at(self.jobs.timing.clock())
 
-    def _now(self) -> Moment:
-        assert self._clock is not None
-        return self._clock.at(self.jobs.waits.clock())
+    # -- submit, and store the handle ----
 
-    # -- submit, and store the handle --------------------------------------------------------------
-
-    def _submit(self, asking: Asking, answer: IntentResponse) -> AcquiredJob | Transition:
-        adapter, job = self.wanted.adapter, answer.job
-        if self._is_old() and (self._stale <= STALE_MAX or self._age() > STALE_SECONDS):
-            return Transition(asking)
-        grounds = grounds_of(asking)
-        # Asked for once: the other side itself may have to say what it promises, and the last check can't wait for it.
-        promised = None if grounds is None else self._capabilities()
-        sent = self._sent
+    def _submit(self, reply: IntentReply) -> SubmissionState:
+        adapter, job, call = self.wanted.adapter, reply.response.job, reply.call
+        if reply.late > 0 and (reply.late <= LATE_RESPONSES_MAX or self._age(reply) > STALE_SECONDS):
+            return IntentPending(call)
+        grounds = grounds_of(call)
+        # Read once, because reading them may be a call of the external system, and the last check can't wait for one.
+        capabilities = None if grounds is None else self._capabilities()
 
         def may_leave() -> bool:
-            if self._age(sent) > STALE_SECONDS:
-                # Also of the first submission: since it was allowed, another attempt may have submitted, and its job been forgotten.
+            if self._age(reply) > STALE_SECONDS:
+                # This holds for the first submission too: since the grant, another attempt may have submitted a job,
+                # and its record may have expired.
                 return False
-            if grounds is None or promised is None:
+            if grounds is None or capabilities is None:
                 return True
-            return still_holds(grounds, job, promised, self.wanted.request_time, self._now())
+            return still_holds(grounds, job, capabilities, self.wanted.request_time, self._now(reply))
 
         if not may_leave():
-            return Transition(asking if grounds is None else self._asking(None))
+            return IntentPending(call if grounds is None else self._intent(None))
         self._absence = None
-        with self.jobs.ending.spared():
-            self.jobs.step(Step.BEFORE_SUBMIT)
+        with self.jobs.termination.spared():
+            self.jobs.report_step(Step.BEFORE_SUBMIT)
             try:
                 submitted = adapter.submit(self.wanted.submission_of(job, may_leave))
             except Rejected as rejected:
-                raise _RefusedError(job, rejected) from rejected
-            except Exception as error:  # noqa: BLE001 -- whatever it is, nobody knows whether there is a job now
-                return Transition(self._asking(None), self._doubt_about(f"{type(error).__name__}: {error}"))
-            self.jobs.step(Step.AFTER_SUBMIT)
+                return SubmissionRejected(reply, rejected)
+            except Exception as error:  # noqa: BLE001 -- after any other error the job may exist
+                return IntentPending(self._intent(None), self._delay_after(f"{type(error).__name__}: {error}"))
+            self.jobs.report_step(Step.AFTER_SUBMIT)
             if not isinstance(submitted, Submitted):
                 raise TypeError(f"{type(adapter).__name__}.submit must return Submitted, not {submitted!r:.100}")
-            return self._record(answer, submitted, "Existed" if submitted.existed else "Submitted")
+            return self._record(reply, submitted, "Existed" if submitted.existed else "Submitted")
 
-    def _record(self, answer: IntentResponse, submitted: Submitted, origin: Origin) -> AcquiredJob | Transition:
-        job, handle = answer.job, submitted.handle
-        # Said before it is stored: should that fail for good, the log still has it.
+    def _record(self, reply: IntentReply, submitted: Submitted, origin: Origin) -> AcquiredJob | IntentPending:
+        job, handle = reply.response.job, submitted.handle
+        # Logged before it is stored, so that the log has it even if storing it fails for good.
         logger.info("External job %r (generation %d): %s as %s.", job.key, job.generation, origin.lower(), handle)
         try:
-            self.jobs.record(job.key, job.generation, handle, url=submitted.url, origin=origin)
+            self.jobs.write(self.jobs.handle_call(job.key, job.generation, handle, submitted.url, origin))
         except (HandleDiffers, JobOver) as error:
-            logger.error("External job %r: %s may run, and belongs to nobody: %s", job.key, handle, error)  # noqa: TRY400
-            return Transition(self._asking(None))
-        self.jobs.step(Step.AFTER_HANDLE)
-        if self._doubt is not None:
-            self._doubt.end()
+            logger.error("External job %r: %s may run, and no TaskRun owns it: %s", job.key, handle, error)  # noqa: TRY400
+            return IntentPending(self._intent(None))
+        self.jobs.report_step(Step.AFTER_HANDLE)
+        if self._outage is not None:
+            self._outage.end()
         recorded = msgspec.structs.replace(
             job,
             handle=handle,
             url=submitted.url,
             state=JobState.ACTIVE,
             origin=JobOrigin(origin),
-            recorded_at=self._now().latest,
+            recorded_at=self._now(reply).latest,
         )
-        return self._taken(msgspec.structs.replace(answer, job=recorded))
+        return self._acquire(reply, recorded)
 
-    def _settle_refused(self, asking: Asking, job: Job, rejected: Rejected) -> Transition:
+    def _settle_rejected(self, reply: IntentReply, rejected: Rejected) -> IntentPending:
+        job, call = reply.response.job, reply.call
         if rejected.retriable:
-            # It surely made nothing, so the right to submit is still there: the same question has the same answer.
-            return Transition(asking, self._doubt_about(str(rejected)))
-        if grounds_of(asking) in {Grounds.CLIENT_NAME, Grounds.TOKEN}:
-            # Of this submission. Of the one before it, it says nothing.
-            logger.warning("External job %r was refused: %s", job.key, rejected)
-            return self._without(asking)
+            # No job was made, so the grant is still valid: the same call has the same response.
+            return IntentPending(call, self._delay_after(str(rejected)))
+        if grounds_of(call) in {Grounds.CLIENT_NAME, Grounds.TOKEN}:
+            # The rejection is about this submission. An earlier one may have made a job.
+            logger.warning("External job %r was rejected: %s", job.key, rejected)
+            return self._without_grounds(call)
         message = cut_message(str(rejected))
         try:
-            self._outcome(job, "Failed", message)
+            self._store_outcome(job, "Failed", message)
         except JobOver:
-            return Transition(self._asking(None))
+            return IntentPending(self._intent(None))
         raise JobFailed(key=job.key, generation=job.generation, handle=None, message=message) from rejected
 
-    def _doubt_about(self, why: str) -> float:
-        """Seconds to wait before the next try."""
-        if self._doubt is None:
+    def _delay_after(self, why: str) -> float:
+        """Return the seconds until the next try."""
+        if self._outage is None:
             what = f"External job {self.wanted.key!r} can't be submitted"
-            self._doubt = OutageBackoff(self.jobs.waits, what, quiet_seconds=0.0)
-        return self._doubt.wait(why, WAIT_SECONDS_MAX)
+            self._outage = OutageBackoff(self.jobs.timing, what, quiet_seconds=0.0)
+        return self._outage.wait(why, WAIT_SECONDS_MAX)
 
-    # -- it may have been submitted ----------------------------------------------------------------
+    # -- it may have been submitted ----
 
-    def _climb(self, answer: IntentResponse) -> AcquiredJob | Transition:
-        answer, job = self._by_one_clock(answer), answer.job
+    def _resolve(self, reply: IntentReply) -> AcquiredJob | IntentPending:
+        if 0 < reply.late <= LATE_RESPONSES_MAX:
+            # The response took long, for example because the state API was unavailable. Times computed from it would be
+            # too late by as much.
+            return IntentPending(self._intent(None))
+        answer, job = self._with_local_quiet_period(reply), reply.response.job
         while True:
             self._check()
-            rung = next_rung(
+            step = next_step(
                 ResolutionInput(
                     answer=answer,
                     capabilities=self._capabilities(),
                     request=self.wanted.request_time,
-                    now=self._now(),
+                    now=self._now(reply),
                     absence=self._absence,
                     refused=frozenset(self._refused),
                 )
             )
-            match rung:
+            match step:
                 case HoldRun() | GiveUp() | SubmitAgain(Grounds.POLICY) if self._is_of_a_sibling(answer):
                     return self._wait_for_sibling()
                 case SubmitAgain(grounds):
                     logger.info("External job %r may have been submitted; submitting again: %s.", job.key, grounds)
-                    return Transition(self._asking(grounds))
+                    return IntentPending(self._intent(grounds))
                 case LookUpStep(at):
-                    self._wait_until(at)
-                    if (found := self._look_up(job)) is not None:
-                        return self._record(answer, found, "Found")
+                    self._wait_until(reply, at)
+                    if (found := self._look_up(reply)) is not None:
+                        return self._record(reply, found, "Found")
                 case StillHeld(why):
                     raise self.jobs.held(held_text(job, why))
                 case HoldRun(why):
                     if not self._try_outcome(job, "Unknown", why, hold=True):
-                        return Transition(self._asking(None))
+                        return IntentPending(self._intent(None))
                     raise self.jobs.held(held_text(job, why))
                 case GiveUp(why):
                     if not self._try_outcome(job, "Failed", why, given_up=True):
-                        return Transition(self._asking(None))
+                        return IntentPending(self._intent(None))
                     raise given_up(job, why)
 
-    def _by_one_clock(self, answer: IntentResponse) -> IntentResponse:
-        """That the others had ended when this one opened the state is known by the clock of the replica that was asked then, and what is
-        settled is judged by that of the one that answers now. So it is also counted by our own, which goes on at the same pace.
+    def _with_local_quiet_period(self, reply: IntentReply) -> IntentResponse:
+        """Return the response with a `quiet_since` that is not before this process opened the state.
+
+        The two times of a response may come from replicas whose clocks differ. So the quiet period is also measured by
+        our own monotonic clock.
         """
+        answer = reply.response
         unresolved = answer.unresolved
         if unresolved is None or unresolved.quiet_since is None:
             return answer
-        assert self._clock is not None
-        quiet_since = max(unresolved.quiet_since, self._clock.at(self.jobs.opened_at).latest)
+        quiet_since = max(unresolved.quiet_since, reply.clock.at(self.jobs.opened_at).latest)
         return msgspec.structs.replace(answer, unresolved=msgspec.structs.replace(unresolved, quiet_since=quiet_since))
 
     def _is_of_a_sibling(self, answer: IntentResponse) -> bool:
-        """Whether nobody may be submitting it but other processes of this very attempt."""
+        """Return whether only other processes of this attempt may be submitting the job."""
         unresolved = answer.unresolved
         return unresolved is not None and not unresolved.all_ended and set(unresolved.attempts) == {self.wanted.attempt}
 
-    def _wait_for_sibling(self) -> Transition:
-        """It is about to record the handle, or will never: then the next attempt knows that it has ended, as this one can't."""
-        now = self.jobs.waits.clock()
+    def _wait_for_sibling(self) -> IntentPending:
+        """Check again later. If the other process stores no handle in time, raise `Unavailable`.
+
+        Only the next attempt can know that the other process has ended.
+        """
+        now = self.jobs.timing.clock()
         if self._sibling_since is None:
             self._sibling_since = now
             logger.info("External job %r: another process of this attempt may be submitting it.", self.wanted.key)
         if now - self._sibling_since > (self.wanted.request_time + MARGIN).total_seconds():
             raise Unavailable(
                 f"external job {self.wanted.key!r} may have been submitted by another process of this attempt, which"
-                f" has not said so for {now - self._sibling_since:.0f} s; the next attempt finds out"
+                f" has stored no handle for {now - self._sibling_since:.0f} s; the next attempt resolves it"
             )
         self._absence = None
-        return Transition(self._asking(None), SIBLING_SECONDS)
+        return IntentPending(self._intent(None), SIBLING_SECONDS)
 
-    def _wait_until(self, at: datetime | None) -> None:
-        seconds = 0.0 if at is None else (at - self._now().earliest).total_seconds()
+    def _wait_until(self, reply: IntentReply, at: datetime | None) -> None:
+        seconds = 0.0 if at is None else (at - self._now(reply).earliest).total_seconds()
         if seconds > 0:
             logger.warning(
-                "External job %r may have been submitted and is not found yet. Looking again in %.0f s, when it would be.",
+                "External job %r may have been submitted and is not found yet. The next lookup is in %.0f s.",
                 self.wanted.key,
                 seconds,
             )
-            self.jobs.pause(seconds, self._check)
+            self.jobs.sleep(seconds, self._check)
 
-    def _look_up(self, job: Job) -> Submitted | None:
-        """What the other side says, sooner or later."""
-        doubt = OutageBackoff(self.jobs.waits, f"External job {job.key!r} can't be looked up")
+    def _look_up(self, reply: IntentReply) -> Submitted | None:
+        """Look the job up until the external system responds. Return None, and keep the evidence, if there is no job."""
+        job = reply.response.job
+        outage = OutageBackoff(self.jobs.timing, f"External job {job.key!r} can't be looked up")
         while True:
-            began = self._now().earliest
+            began = self._now(reply).earliest
             try:
                 found = self.wanted.adapter.look_up(self.wanted.submission_of(job))
             except NotImplementedError:
                 raise
-            except Exception as error:  # noqa: BLE001 -- whatever it is, it is no answer
-                self.jobs.pause(doubt.wait(f"{type(error).__name__}: {error}", WAIT_SECONDS_MAX), self._check)
+            except Exception as error:  # noqa: BLE001 -- no other error is evidence of absence
+                self.jobs.sleep(outage.wait(f"{type(error).__name__}: {error}", WAIT_SECONDS_MAX), self._check)
             else:
-                doubt.end()
-                self._absence = Absence(began, self._now().latest)
+                outage.end()
+                self._absence = AbsenceEvidence(began, self._now(reply).latest)
                 return found
 
     def _try_outcome(
         self, job: Job, state: OutcomeState, why: str, *, hold: bool = False, given_up: bool = False
     ) -> bool:
-        """False: somebody settled it meanwhile, such as the attempt before, which reported its handle after all."""
+        """Store an outcome. Return False if the job was settled meanwhile, for example by a handle of an earlier attempt."""
         try:
-            self._outcome(job, state, why, hold=hold, given_up=given_up)
+            self._store_outcome(job, state, why, hold=hold, given_up=given_up)
         except JobOver:
             return False
         except InvalidCall:
@@ -421,52 +513,42 @@ class SubmissionProcess:
             return False
         return True
 
-    def _outcome(
+    def _store_outcome(
         self, job: Job, state: OutcomeState, message: str, *, hold: bool = False, given_up: bool = False
     ) -> None:
-        self.jobs.step(Step.BEFORE_OUTCOME)
-        self.jobs.outcome(job.key, job.generation, state, message=message, hold=hold, given_up=given_up)
-        self.jobs.step(Step.AFTER_OUTCOME)
+        self.jobs.report_step(Step.BEFORE_OUTCOME)
+        call = outcome_call(job.key, job.generation, state, message=message, hold=hold, given_up=given_up)
+        self.jobs.write(call)
+        self.jobs.report_step(Step.AFTER_OUTCOME)
 
-    # -- done --------------------------------------------------------------------------------------
+    # -- done ----
 
-    def _taken(self, answer: IntentResponse) -> AcquiredJob:
-        job = answer.job
-        if answer.decision is Decision.REATTACH:
+    def _acquire(self, reply: IntentReply, job: Job) -> AcquiredJob:
+        if reply.response.decision is Decision.REATTACH:
             what = (job.key, job.generation, job.handle, job.state)
             logger.info("Reattached to external job %r (generation %d): %s, last known as %s.", *what)
         if job.state in {JobState.FAILED, JobState.CANCELLED} and job.handle is None:
             raise failed(job)
-        assert self._clock is not None
-        return AcquiredJob(job, answer.on_not_found, self._clock)
+        return AcquiredJob(job, reply.response.on_not_found, reply.clock)
 
     def _check(self) -> None:
-        self.jobs.ending.check()
+        self.jobs.termination.check()
         if self.is_abandoned():
             raise Abandoned(self.wanted.key)
 
 
-class _RefusedError(Exception):
-    """Carries a refusal out of where SIGTERM is deferred."""
-
-    def __init__(self, job: Job, rejected: Rejected) -> None:
-        super().__init__(str(rejected))
-        self.job = job
-        self.rejected = rejected
+class _CapabilitiesUnavailableError(Exception):
+    """The adapter's capabilities can't be read now."""
 
 
-class _UntoldError(Exception):
-    """What the other side promises can't be told now."""
-
-
-def grounds_of(asking: Asking) -> Grounds | None:
-    """On which grounds it asks to submit again."""
-    assert isinstance(asking.body, IntentRequest)
-    return asking.body.again
+def grounds_of(call: IntentCall) -> Grounds | None:
+    """Return the grounds on which a call asks to submit again."""
+    assert isinstance(call.body, IntentRequest)
+    return call.body.again
 
 
 def failed(job: Job) -> JobFailed | PermanentFailure:
-    """What to raise for a job that is over without success."""
+    """Return the error to raise for a job that is over without success."""
     if job.given_up:
         return given_up(job, job.message)
     return JobFailed(
@@ -479,13 +561,13 @@ def failed(job: Job) -> JobFailed | PermanentFailure:
 
 
 def given_up(job: Job, why: str) -> PermanentFailure:
-    """What to raise for a job of which nobody knows what became of it, where the policy is `Fail`."""
+    """Return the error to raise for a job whose outcome is unknown, if the policy is `Fail`."""
     return PermanentFailure(f"{_name_of(job)}: {why}")
 
 
 def held_text(job: Job, why: str) -> str:
-    """What people read, with what to do."""
-    return f"{_name_of(job)}: {why}. A person must decide: kubectl reattach resolve NAME --adopt HANDLE, --resubmit or --fail"
+    """Return the message of a hold, with the command that resolves it."""
+    return f"{_name_of(job)}: {why}. Manual resolution required: kubectl reattach resolve NAME --adopt HANDLE, --resubmit or --fail"
 
 
 def _name_of(job: Job) -> str:

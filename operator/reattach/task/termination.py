@@ -37,7 +37,7 @@ SPARED_SECONDS = 60.0
 
 def message_of(error: BaseException) -> TerminationMessage:
     """What the operator is told about an attempt that ends by `error`. Of a group, what asks for most counts."""
-    inner = list(_flat(error))
+    inner = list(_flatten(error))
     for one in inner:
         if isinstance(one, PermanentFailure):
             return TerminationMessage(reattach="v1", kind="Permanent", message=str(one))
@@ -108,7 +108,7 @@ class TerminationHandler:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._handling = False
 
-    def on_over(self, over: AttemptOver) -> None:
+    def on_attempt_over(self, over: AttemptOver) -> None:
         """The state API said that this attempt must end. Said to the operator at once; and unless the task may go on without an answer,
         the process ends even if its code catches everything, or waits in another thread.
         """
@@ -207,10 +207,10 @@ class TerminationHandler:
                 raise self.over
 
 
-def _flat(error: BaseException) -> Iterator[BaseException]:
+def _flatten(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _flat(inner)
+            yield from _flatten(inner)
     else:
         yield error
 

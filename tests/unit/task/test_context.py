@@ -460,4 +460,4 @@ class TestEnvironment:
     @pytest.mark.parametrize("patience", [0, -1, float("nan")])
     def test_patience_is_positive(self, pod: Pod, patience: float) -> None:
         with pytest.raises(ValueError, match="patience must be more than 0"):
-            pod.settings.with_patience(patience)
+            pod.settings.with_timeouts(patience)

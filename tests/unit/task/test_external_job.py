@@ -28,7 +28,7 @@ from reattach.adapter import (
 from reattach.api.state import JobState
 from reattach.state.job_operations import cut
 from reattach.task import termination
-from reattach.task.jobs import cut_message
+from reattach.task.job_client import cut_message
 
 OUTCOME = "/v1/jobs/load/outcome"
 
@@ -379,7 +379,7 @@ class TestWatching:
 
         def main(task: reattach.Task) -> None:
             job = task.submit_once("load", system, REQUEST)
-            pod.time.at(60, lambda: task._client.on_over(reattach.Fenced("another took over")))
+            pod.time.at(60, lambda: task._client.on_attempt_over(reattach.Fenced("another took over")))
             job.wait()
 
         with pytest.raises(reattach.Fenced):
@@ -391,7 +391,7 @@ class TestWatching:
 
         async def main(task: reattach.Task) -> None:
             job = await task.asubmit_once("load", system, REQUEST)
-            task._client.on_over(reattach.Fenced("another took over"))
+            task._client.on_attempt_over(reattach.Fenced("another took over"))
             await job.await_()
 
         with pytest.raises(reattach.Fenced):

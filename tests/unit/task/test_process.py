@@ -14,9 +14,9 @@ import pytest
 TESTS = Path(__file__).parents[2]
 
 PROGRAM = """
-import asyncio, logging, os, sys, threading, time
+import asyncio, logging, os, signal, sys, threading, time
 from pathlib import Path
-from fakepod import Pod, a_problem
+from fakepod import CA, Pod, a_problem
 import reattach
 from reattach.task import termination
 from reattach.task.context import TaskContext
@@ -168,6 +168,77 @@ def test_terminating_a_child_of_the_task_is_not_the_end_of_the_task(tmp_path: Pa
 
     assert context().run(main) == -15
     assert not pod.termination_log.read_bytes()
+    """
+    assert ended(start(tmp_path, program)) == (0, "")
+
+
+@pytest.mark.parametrize("call", ["task.state.get('a')", "asyncio.run(task.state.aget('a'))"], ids=["plain", "async"])
+def test_connection_forked_while_a_thread_makes_a_client_sends_from_the_child(tmp_path: Path, call: str) -> None:
+    program = f"""
+    from reattach.task import connection
+
+    make_tls = connection._tls
+    making, forked = threading.Event(), threading.Event()
+
+    def make_tls_slowly(ca):
+        making.set()
+        forked.wait(20)
+        return make_tls(ca)
+
+    def main(task):
+        pod.settings.ca_file.write_text(CA + chr(10))  # another CA needs another client
+        connection._tls = make_tls_slowly
+        thread = threading.Thread(target=task.state.get, args=["a"])
+        thread.start()
+        making.wait(20)
+        child = os.fork()
+        if child == 0:
+            connection._tls = make_tls
+            signal.alarm(5)
+            {call}
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        forked.set()
+        thread.join()
+        return os.waitstatus_to_exitcode(status)
+
+    assert context().run(main) == 0
+    """
+    assert ended(start(tmp_path, program)) == (0, "")
+
+
+def test_external_job_forked_while_a_thread_asks_for_its_status_asks_from_the_child(tmp_path: Path) -> None:
+    program = """
+    from fakesystem import REQUEST, System
+    from reattach.adapter import Active
+
+    asking, forked = threading.Event(), threading.Event()
+    system = System()
+
+    def slow_status(handle):
+        asking.set()
+        forked.wait(20)
+        return Active()
+
+    def main(task):
+        job = task.submit_once("load", system, REQUEST, detached=True)
+        system.status = slow_status
+        thread = threading.Thread(target=job.status)
+        thread.start()
+        asking.wait(20)
+        child = os.fork()
+        if child == 0:
+            system.status = lambda handle: Active()
+            signal.alarm(5)
+            job.status()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        forked.set()
+        thread.join()
+        return os.waitstatus_to_exitcode(status)
+
+    logging.disable()
+    assert context().run(main) == 0
     """
     assert ended(start(tmp_path, program)) == (0, "")
 

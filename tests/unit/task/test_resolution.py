@@ -1,4 +1,4 @@
-"""What is done about a job that may have been submitted: each rung, each combination of what the other side can do, and the edges of time."""
+"""What is done about a job that may have been submitted: each step, each combination of what the other side can do, and the edges of time."""
 
 import dataclasses
 import itertools
@@ -15,18 +15,18 @@ from reattach.adapters.base import LONGEST, MARGIN
 from reattach.api.messages import Decision, Grounds, IntentResponse, Job, Unresolved
 from reattach.api.state import JobState
 from reattach.state.operations import RETENTION_SECONDS_MAX
-from reattach.task.jobs import seconds_of
+from reattach.task.job_client import seconds_of
 from reattach.task.resolution import (
-    Absence,
+    AbsenceEvidence,
     GiveUp,
     HoldRun,
     LookUpStep,
-    Moment,
     ResolutionInput,
-    Rung,
+    ResolutionStep,
     StillHeld,
     SubmitAgain,
-    next_rung,
+    TimeBounds,
+    next_step,
     still_holds,
 )
 
@@ -49,11 +49,11 @@ class TestDeclaring:
 
     def test_as_long_as_can_be_leads_beyond_no_calendar(self) -> None:
         for grounds in ({Grounds.CLIENT_NAME}, {Grounds.CLIENT_NAME, Grounds.TOKEN}):
-            assert next_rung(
+            assert next_step(
                 a_situation(self.FOR_EVER, refused=grounds, looked_up_after=9 * MINUTE, token_seconds=None)
             )
         assert still_holds(Grounds.CLIENT_NAME, a_situation().job, self.FOR_EVER, REQUEST, a_situation().now)
-        assert next_rung(
+        assert next_step(
             a_situation(Capabilities(look_up=Lookup(timedelta.max)), looked_up_after=9 * MINUTE)
         ) == LookUpStep(INTENDED + 5 * MINUTE + REQUEST + MARGIN + LONGEST)
 
@@ -100,7 +100,7 @@ def a_situation(
     now = INTENDED + after
     absence = None
     if looked_up_after is not None:
-        absence = Absence(INTENDED + looked_up_after, INTENDED + looked_up_after + slowness)
+        absence = AbsenceEvidence(INTENDED + looked_up_after, INTENDED + looked_up_after + slowness)
     return ResolutionInput(
         answer=IntentResponse(
             decision=Decision.RESOLVE,
@@ -112,14 +112,14 @@ def a_situation(
         ),
         capabilities=capabilities,
         request=REQUEST,
-        now=Moment(now, now + slowness),
+        now=TimeBounds(now, now + slowness),
         absence=absence,
         refused=frozenset(refused or ()),
     )
 
 
-def kind(rung: Rung) -> Any:
-    return rung.grounds if isinstance(rung, SubmitAgain) else type(rung)
+def kind(step: ResolutionStep) -> Any:
+    return step.grounds if isinstance(step, SubmitAgain) else type(step)
 
 
 # What follows while every promise still lasts: by name, token, look-up; asked for the first time, and after it was looked up and absent,
@@ -138,11 +138,11 @@ TABLE = {
 
 
 @pytest.mark.parametrize("name,token,look_up", [*itertools.product([False, True], repeat=3)])
-def test_the_first_rung_that_holds_is_taken(name: bool, token: bool, look_up: bool) -> None:
+def test_next_step_returns_the_first_step_that_holds(name: bool, token: bool, look_up: bool) -> None:
     capabilities = Capabilities(NAME if name else None, TOKEN if token else None, LOOK_UP if look_up else None)
     # Only what declares a look-up is looked up; elsewhere an absence changes nothing.
     seen = [
-        kind(next_rung(a_situation(capabilities, all_ended=ended, looked_up_after=absent)))
+        kind(next_step(a_situation(capabilities, all_ended=ended, looked_up_after=absent)))
         for ended, absent in itertools.product([True, False], [None, 10 * MINUTE])
     ]
     assert tuple(seen) == TABLE[name, token, look_up]
@@ -150,122 +150,122 @@ def test_the_first_rung_that_holds_is_taken(name: bool, token: bool, look_up: bo
 
 class TestHeld:
     def test_what_waits_for_a_person_goes_on_waiting_whatever_the_other_side_can_do(self) -> None:
-        assert next_rung(a_situation(EVERY, held=True)) == StillHeld("a reason")
+        assert next_step(a_situation(EVERY, held=True)) == StillHeld("a reason")
 
     def test_a_hold_has_a_reason_even_if_none_is_stored(self) -> None:
         held = a_situation(EVERY, held=True)
         bare = msgspec.structs.replace(held.answer, job=msgspec.structs.replace(held.job, message=""))
-        rung = next_rung(dataclasses.replace(held, answer=bare))
-        assert isinstance(rung, StillHeld)
-        assert "has not answered" in rung.why
+        step = next_step(dataclasses.replace(held, answer=bare))
+        assert isinstance(step, StillHeld)
+        assert "waits for a resolution" in step.why
 
 
 class TestName:
     def test_a_name_that_is_never_forgotten_counts_for_ever(self) -> None:
-        assert next_rung(a_situation(Capabilities(NAME), after=timedelta(days=3650))) == SubmitAgain(
+        assert next_step(a_situation(Capabilities(NAME), after=timedelta(days=3650))) == SubmitAgain(
             Grounds.CLIENT_NAME
         )
 
     def test_it_must_be_known_there_until_the_request_has_arrived(self) -> None:
         forgets = Capabilities(ClientName(retention=timedelta(hours=1)))
         last = timedelta(hours=1) - REQUEST - MARGIN
-        assert kind(next_rung(a_situation(forgets, after=last - SECOND))) is Grounds.CLIENT_NAME
-        assert kind(next_rung(a_situation(forgets, after=last))) is HoldRun
+        assert kind(next_step(a_situation(forgets, after=last - SECOND))) is Grounds.CLIENT_NAME
+        assert kind(next_step(a_situation(forgets, after=last))) is HoldRun
 
     def test_of_what_is_not_known_about_the_time_the_worse_counts(self) -> None:
         forgets = Capabilities(ClientName(retention=timedelta(hours=1)))
         last = timedelta(hours=1) - REQUEST - MARGIN - SECOND
-        assert kind(next_rung(a_situation(forgets, after=last, slowness=SECOND))) is HoldRun
+        assert kind(next_step(a_situation(forgets, after=last, slowness=SECOND))) is HoldRun
 
 
 class TestToken:
     def test_it_must_be_honoured_until_the_request_has_arrived(self) -> None:
         last = TOKEN.lifetime - REQUEST - MARGIN
         honours = Capabilities(token=TOKEN)
-        assert kind(next_rung(a_situation(honours, after=last - SECOND))) is Grounds.TOKEN
-        assert kind(next_rung(a_situation(honours, after=last))) is HoldRun
-        assert kind(next_rung(a_situation(honours, after=last - SECOND, slowness=SECOND))) is HoldRun
+        assert kind(next_step(a_situation(honours, after=last - SECOND))) is Grounds.TOKEN
+        assert kind(next_step(a_situation(honours, after=last))) is HoldRun
+        assert kind(next_step(a_situation(honours, after=last - SECOND, slowness=SECOND))) is HoldRun
 
     def test_the_shorter_of_what_was_and_is_promised_counts(self) -> None:
         honours = Capabilities(token=TOKEN)
-        assert kind(next_rung(a_situation(honours, token_seconds=600, after=9 * MINUTE))) is Grounds.TOKEN
-        assert kind(next_rung(a_situation(honours, token_seconds=600, after=10 * MINUTE))) is HoldRun
+        assert kind(next_step(a_situation(honours, token_seconds=600, after=9 * MINUTE))) is Grounds.TOKEN
+        assert kind(next_step(a_situation(honours, token_seconds=600, after=10 * MINUTE))) is HoldRun
         shorter = Capabilities(token=SubmissionToken(5 * MINUTE))
-        assert kind(next_rung(a_situation(shorter, after=4 * MINUTE))) is Grounds.TOKEN
-        assert kind(next_rung(a_situation(shorter, after=5 * MINUTE))) is HoldRun
+        assert kind(next_step(a_situation(shorter, after=4 * MINUTE))) is Grounds.TOKEN
+        assert kind(next_step(a_situation(shorter, after=5 * MINUTE))) is HoldRun
 
     def test_what_was_submitted_without_one_is_not_known_by_one(self) -> None:
-        assert kind(next_rung(a_situation(Capabilities(token=TOKEN), token_seconds=None))) is HoldRun
+        assert kind(next_step(a_situation(Capabilities(token=TOKEN), token_seconds=None))) is HoldRun
 
     def test_one_that_may_still_submit_could_do_so_after_the_token_is_forgotten(self) -> None:
-        assert kind(next_rung(a_situation(Capabilities(token=TOKEN), all_ended=False))) is HoldRun
+        assert kind(next_step(a_situation(Capabilities(token=TOKEN), all_ended=False))) is HoldRun
 
 
 class TestLookUp:
     ABLE = Capabilities(look_up=LOOK_UP)
 
     def test_it_is_asked_even_where_absence_would_prove_nothing(self) -> None:
-        assert next_rung(a_situation(self.ABLE, all_ended=False)) == LookUpStep()
-        assert next_rung(a_situation(self.ABLE, after=timedelta(days=1))) == LookUpStep()
+        assert next_step(a_situation(self.ABLE, all_ended=False)) == LookUpStep()
+        assert next_step(a_situation(self.ABLE, after=timedelta(days=1))) == LookUpStep()
 
     def test_absence_counts_once_the_last_request_has_arrived_and_settled_since_no_one_could_submit(self) -> None:
         early = a_situation(self.ABLE, quiet_after=9 * MINUTE, looked_up_after=10 * MINUTE)
-        assert next_rung(early) == LookUpStep(INTENDED + 9 * MINUTE + SETTLES)
+        assert next_step(early) == LookUpStep(INTENDED + 9 * MINUTE + SETTLES)
         quiet = 10 * MINUTE - SETTLES
         just_before = a_situation(self.ABLE, quiet_after=quiet, looked_up_after=10 * MINUTE - SECOND)
-        assert kind(next_rung(just_before)) is LookUpStep
+        assert kind(next_step(just_before)) is LookUpStep
         just = a_situation(self.ABLE, quiet_after=quiet, looked_up_after=10 * MINUTE)
-        assert next_rung(just) == SubmitAgain(Grounds.ABSENT)
+        assert next_step(just) == SubmitAgain(Grounds.ABSENT)
 
     def test_what_is_found_at_once_may_still_be_on_its_way_when_its_process_dies(self) -> None:
         at_once = Capabilities(look_up=Lookup(settling=timedelta(0)))
         early = a_situation(at_once, quiet_after=10 * MINUTE, looked_up_after=10 * MINUTE)
-        assert next_rung(early) == LookUpStep(INTENDED + 10 * MINUTE + REQUEST + MARGIN)
+        assert next_step(early) == LookUpStep(INTENDED + 10 * MINUTE + REQUEST + MARGIN)
 
     def test_absence_counts_only_while_a_job_of_that_age_would_be_remembered(self) -> None:
         retention = timedelta(hours=2)
         last = retention - MARGIN
         remembered = a_situation(self.ABLE, after=retention, looked_up_after=last - SECOND)
-        assert next_rung(remembered) == SubmitAgain(Grounds.ABSENT)
-        assert kind(next_rung(a_situation(self.ABLE, after=retention, looked_up_after=last))) is HoldRun
+        assert next_step(remembered) == SubmitAgain(Grounds.ABSENT)
+        assert kind(next_step(a_situation(self.ABLE, after=retention, looked_up_after=last))) is HoldRun
         slow = a_situation(self.ABLE, after=retention, looked_up_after=last - SECOND, slowness=SECOND)
-        assert kind(next_rung(slow)) is HoldRun
+        assert kind(next_step(slow)) is HoldRun
 
     def test_nobody_waits_for_an_absence_that_would_prove_nothing_by_then(self) -> None:
         forgets = Capabilities(look_up=Lookup(settling=SETTLING, retention=9 * MINUTE + SETTLES + MARGIN))
-        assert kind(next_rung(a_situation(forgets, quiet_after=9 * MINUTE, looked_up_after=10 * MINUTE))) is HoldRun
+        assert kind(next_step(a_situation(forgets, quiet_after=9 * MINUTE, looked_up_after=10 * MINUTE))) is HoldRun
         keeps = Capabilities(look_up=Lookup(settling=SETTLING, retention=9 * MINUTE + SETTLES + MARGIN + SECOND))
-        assert kind(next_rung(a_situation(keeps, quiet_after=9 * MINUTE, looked_up_after=10 * MINUTE))) is LookUpStep
+        assert kind(next_step(a_situation(keeps, quiet_after=9 * MINUTE, looked_up_after=10 * MINUTE))) is LookUpStep
 
     def test_what_is_found_for_ever_is_absent_for_ever(self) -> None:
         keeps = Capabilities(look_up=Lookup(settling=timedelta(0)))
         long = timedelta(days=3650)
-        assert next_rung(a_situation(keeps, after=long, looked_up_after=long)) == SubmitAgain(Grounds.ABSENT)
+        assert next_step(a_situation(keeps, after=long, looked_up_after=long)) == SubmitAgain(Grounds.ABSENT)
 
 
 class TestPolicy:
     def test_it_decides_where_nothing_else_does(self) -> None:
-        assert isinstance(next_rung(a_situation(on_unknown="Hold")), HoldRun)
-        assert isinstance(next_rung(a_situation(on_unknown="Fail")), GiveUp)
-        assert next_rung(a_situation(on_unknown="Resubmit")) == SubmitAgain(Grounds.POLICY)
+        assert isinstance(next_step(a_situation(on_unknown="Hold")), HoldRun)
+        assert isinstance(next_step(a_situation(on_unknown="Fail")), GiveUp)
+        assert next_step(a_situation(on_unknown="Resubmit")) == SubmitAgain(Grounds.POLICY)
 
     def test_it_comes_last(self) -> None:
         for all_ended in (True, False):
-            assert kind(next_rung(a_situation(EVERY, all_ended=all_ended, on_unknown="Resubmit"))) is not Grounds.POLICY
+            assert kind(next_step(a_situation(EVERY, all_ended=all_ended, on_unknown="Resubmit"))) is not Grounds.POLICY
 
     @pytest.mark.parametrize(
         "situation,why",
         [
-            (a_situation(all_ended=False), "reported the end of those who may still do so (attempt 1, 2)"),
-            (a_situation(Capabilities(look_up=LOOK_UP), after=timedelta(days=1), looked_up_after=timedelta(days=1)), "forgotten"),
+            (a_situation(all_ended=False), "may still submit it have not ended (attempt 1, 2)"),
+            (a_situation(Capabilities(look_up=LOOK_UP), after=timedelta(days=1), looked_up_after=timedelta(days=1)), "expired"),
             (a_situation(Capabilities(token=TOKEN), after=timedelta(days=1)), "no longer know its name or token"),
-            (a_situation(), "no way to tell"),
+            (a_situation(), "no way to find out"),
         ],
     )  # fmt: skip
     def test_a_person_is_told_why(self, situation: ResolutionInput, why: str) -> None:
-        rung = next_rung(situation)
-        assert isinstance(rung, HoldRun)
-        assert why in rung.why
+        step = next_step(situation)
+        assert isinstance(step, HoldRun)
+        assert why in step.why
 
 
 class TestRefusedGrounds:
@@ -273,13 +273,13 @@ class TestRefusedGrounds:
         refused: set[Grounds] = set()
         seen = []
         while isinstance(
-            rung := next_rung(a_situation(EVERY, looked_up_after=10 * MINUTE, on_unknown="Resubmit", refused=refused)),
+            step := next_step(a_situation(EVERY, looked_up_after=10 * MINUTE, on_unknown="Resubmit", refused=refused)),
             SubmitAgain,
         ):
-            seen.append(rung.grounds)
-            refused.add(rung.grounds)
+            seen.append(step.grounds)
+            refused.add(step.grounds)
         assert seen == [*Grounds]
-        assert isinstance(rung, HoldRun)
+        assert isinstance(step, HoldRun)
 
 
 class TestStillHolding:
@@ -288,7 +288,7 @@ class TestStillHolding:
         short = Capabilities(ClientName(timedelta(hours=1)), TOKEN)
 
         def holds(grounds: Grounds, after: timedelta) -> bool:
-            return still_holds(grounds, job, short, REQUEST, Moment(INTENDED + after, INTENDED + after))
+            return still_holds(grounds, job, short, REQUEST, TimeBounds(INTENDED + after, INTENDED + after))
 
         for grounds in (Grounds.CLIENT_NAME, Grounds.TOKEN):
             assert holds(grounds, MINUTE)
@@ -323,22 +323,22 @@ class TestProperties:
     def test_submitting_again_always_has_something_that_makes_a_second_job_impossible(
         self, seen: ResolutionInput
     ) -> None:
-        rung = next_rung(seen)
-        if not isinstance(rung, SubmitAgain):
+        step = next_step(seen)
+        if not isinstance(step, SubmitAgain):
             return
         able, unresolved = seen.capabilities, seen.answer.unresolved
         assert unresolved is not None
         arrived = seen.now.latest + REQUEST
-        if rung.grounds is Grounds.CLIENT_NAME:
+        if step.grounds is Grounds.CLIENT_NAME:
             assert able.client_name is not None
             assert able.client_name.retention is None or arrived < INTENDED + able.client_name.retention
             return
         assert unresolved.all_ended
-        if rung.grounds is Grounds.TOKEN:
+        if step.grounds is Grounds.TOKEN:
             assert able.token is not None
             assert arrived < INTENDED + able.token.lifetime
         else:
-            assert rung.grounds is Grounds.ABSENT
+            assert step.grounds is Grounds.ABSENT
             assert able.look_up is not None
             assert seen.absence is not None
             assert unresolved.quiet_since is not None
@@ -349,8 +349,8 @@ class TestProperties:
     def test_time_only_ever_leads_down_the_ladder(self, seen: ResolutionInput) -> None:
         """Whoever asks later, with the same answers, is never told to submit on better grounds."""
         order = [*Grounds]
-        later = dataclasses.replace(seen, now=Moment(seen.now.earliest + MINUTE, seen.now.latest + MINUTE))
-        first, second = next_rung(seen), next_rung(later)
+        later = dataclasses.replace(seen, now=TimeBounds(seen.now.earliest + MINUTE, seen.now.latest + MINUTE))
+        first, second = next_step(seen), next_step(later)
         if isinstance(second, SubmitAgain):
             assert isinstance(first, SubmitAgain)
             assert order.index(first.grounds) <= order.index(second.grounds)
@@ -359,10 +359,12 @@ class TestProperties:
     def test_looking_up_leads_somewhere(self, seen: ResolutionInput) -> None:
         """Once it was looked up when it was said to be looked up, it is never looked up again."""
         for _ in range(3):
-            rung = next_rung(seen)
-            if not isinstance(rung, LookUpStep):
+            step = next_step(seen)
+            if not isinstance(step, LookUpStep):
                 return
-            at = max(seen.now.earliest, rung.at or seen.now.earliest)
+            at = max(seen.now.earliest, step.at or seen.now.earliest)
             slowness = seen.now.latest - seen.now.earliest
-            seen = dataclasses.replace(seen, now=Moment(at, at + slowness), absence=Absence(at, at + slowness))
+            seen = dataclasses.replace(
+                seen, now=TimeBounds(at, at + slowness), absence=AbsenceEvidence(at, at + slowness)
+            )
         pytest.fail("it is looked up for ever")

@@ -22,7 +22,7 @@ from reattach.api.messages import Grounds
 from reattach.api.names import ENV_SESSION
 from reattach.api.state import JobState
 from reattach.task import termination
-from reattach.task.submission import STALE_MAX, STALE_SECONDS
+from reattach.task.submission import LATE_RESPONSES_MAX, STALE_SECONDS
 from waiting import wait_until
 
 REFUSED = httpx.ConnectError("connection refused")
@@ -275,12 +275,12 @@ class TestNothingIsSubmittedWithoutAnIntent:
         pod.time.on_step["after-intent"] = slow
         submit(pod, system)
         assert len(system.submissions) == 1
-        assert len(agains(pod)) == STALE_MAX + 1
+        assert len(agains(pod)) == LATE_RESPONSES_MAX + 1
 
     def test_but_of_an_answer_that_is_minutes_old_nothing_follows_however_many_were_slow(
         self, pod: Pod, system: System
     ) -> None:
-        waits = [*[6.0] * STALE_MAX, 61.0, 3600.0]
+        waits = [*[6.0] * LATE_RESPONSES_MAX, 61.0, 3600.0]
 
         def slow() -> None:
             pod.time.sleep(waits.pop(0))
@@ -290,13 +290,15 @@ class TestNothingIsSubmittedWithoutAnIntent:
         pod.time.on_step["after-intent"] = slow
         submit(pod, system)
         assert len(system.submissions) == 1
-        assert len(agains(pod)) == STALE_MAX + 3
+        assert len(agains(pod)) == LATE_RESPONSES_MAX + 3
 
     def test_what_an_attempt_was_told_in_another_thread_keeps_it_from_submitting(
         self, pod: Pod, system: System
     ) -> None:
         def main(task: reattach.Task) -> None:
-            pod.time.on_step["after-intent"] = lambda: task._client.on_over(reattach.Closing("the run is being ended"))
+            pod.time.on_step["after-intent"] = lambda: task._client.on_attempt_over(
+                reattach.Closing("the run is being ended")
+            )
             task.submit_once("load", system, REQUEST)
 
         with pytest.raises(reattach.Closing):
@@ -331,7 +333,7 @@ class TestStoringTheHandle:
         assert submit(pod, system).handle == "job-0"
         assert {*system.asked} == {"job-0"}
         assert pod.api.jobs.record().strays == ("job-2",)
-        assert "job-2 may run, and belongs to nobody" in caplog.text
+        assert "job-2 may run, and no TaskRun owns it" in caplog.text
 
     def test_of_a_job_that_a_person_ended_meanwhile_the_outcome_counts(
         self, pod: Pod, system: System, caplog: pytest.LogCaptureFixture
@@ -339,7 +341,7 @@ class TestStoringTheHandle:
         system.after_submit = [lambda: pod.api.jobs.change(state=JobState.FAILED, ended_by_attempt=2)]
         with pytest.raises(reattach.JobFailed):
             submit(pod, system)
-        assert "job-1 may run, and belongs to nobody" in caplog.text
+        assert "job-1 may run, and no TaskRun owns it" in caplog.text
 
     def test_a_fenced_attempt_still_reports_the_handle_and_then_ends(self, pod: Pod, system: System) -> None:
         def overtaken() -> None:
@@ -473,7 +475,7 @@ class TestLostSubmissions:
         arrived = pod.api.jobs.record().origin == "Found"
         assert len(system.submissions) == (1 if arrived else 2)
         assert system.look_ups == (1 if arrived else 2)
-        assert ("Looking again in 65 s" in caplog.text) is not arrived
+        assert ("The next lookup is in 65 s" in caplog.text) is not arrived
 
     def test_a_look_up_that_lags_is_waited_for(self, pod: Pod, system: System) -> None:
         system.can = Capabilities(look_up=LOOK_UP)
@@ -494,14 +496,14 @@ class TestLostSubmissions:
         assert len(system.submissions) == 1
         record = pod.api.jobs.record()
         assert (record.held, record.holds, record.state) == (True, 1, JobState.INTENDED)
-        assert "no way to tell" in record.message
+        assert "no way to find out" in record.message
         assert pod.message()["kind"] == "Held"
-        assert "no way to tell" in pod.message()["message"]
+        assert "no way to find out" in pod.message()["message"]
 
     def test_or_the_run_fails(self, pod: Pod, system: System, lose: Callable[[int], None]) -> None:
         pod.api.jobs.rules(on_unknown="Fail")
         lose(1)
-        with pytest.raises(reattach.PermanentFailure, match="no way to tell"):
+        with pytest.raises(reattach.PermanentFailure, match="no way to find out"):
             submit(pod, system)
         assert pod.api.jobs.record().state is JobState.FAILED
         assert pod.message()["kind"] == "Permanent"
@@ -513,7 +515,7 @@ class TestLostSubmissions:
         lose(1)
         an_attempt_dies(pod, system, "after-outcome")
         for _ in range(2):  # each of these was charged, as one whose word is lost again would be
-            with pytest.raises(reattach.PermanentFailure, match="no way to tell"):
+            with pytest.raises(reattach.PermanentFailure, match="no way to find out"):
                 submit(pod, system)
             pod.api.jobs.next_attempt(charged_to="application")
         assert len(system.submissions) == 1
@@ -647,7 +649,7 @@ class TestTheNextAttempt:
     def test_one_that_may_still_submit_is_not_overtaken(self, pod: Pod, system: System, can: str) -> None:
         system.can = self.ABLE[can]
         an_attempt_dies(pod, system, "before-submit", end="Presumed")
-        with pytest.raises(reattach.Held, match="may still do so"):
+        with pytest.raises(reattach.Held, match="may still submit it"):
             submit(pod, system)
         assert system.jobs == {}
 
@@ -997,8 +999,8 @@ class TestAsync:
                 await submitting
             go_on.set()
             # The lock is free as soon as the thread noticed.
-            await asyncio.to_thread(task.jobs.lock_of("load").acquire, timeout=10)
-            task.jobs.lock_of("load").release()
+            await asyncio.to_thread(task._job_client.lock_of("load").acquire, timeout=10)
+            task._job_client.lock_of("load").release()
             assert len(system.submissions) == 1
             assert system.jobs == {}
             await task.jobs.aoutcome("load", 1, "Failed")
@@ -1081,6 +1083,13 @@ class TestCompletion:
 
 class TestStepByStep:
     """`task.jobs`, for systems without an adapter."""
+
+    def test_jobs_public_names_are_the_steps_of_the_protocol(self, pod: Pod) -> None:
+        steps = {"intent", "record", "outcome", "get", "list"}
+        with pod.context() as task:
+            assert {name for name in dir(task.jobs) if not name.startswith("_")} == steps | {
+                f"a{name}" for name in steps
+            }
 
     def test_the_steps_are_those_of_the_protocol(self, pod: Pod) -> None:
         with pod.context() as task:

@@ -155,7 +155,7 @@ class TestSparing:
         self, listening: TerminationHandler, ended: list[int]
     ) -> None:
         with listening.spared():
-            listening.on_over(Fenced("another took over"))
+            listening.on_attempt_over(Fenced("another took over"))
             [timer] = timers()
             timer.join(0.2)
             assert ended == []
@@ -167,7 +167,7 @@ class TestSparing:
     ) -> None:
         monkeypatch.setattr(termination, "SPARED_SECONDS", 0.05)
         with listening.spared():
-            listening.on_over(Fenced("another took over"))
+            listening.on_attempt_over(Fenced("another took over"))
             for timer in timers():
                 timer.join(5)
             assert ended == [79]

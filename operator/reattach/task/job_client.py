@@ -1,0 +1,262 @@
+"""Calls of the state API for external jobs, and what every submission in this process shares.
+
+`Jobs` is the part of it that a task sees. `SubmissionProcess` and `ExternalJob` use `JobClient` itself.
+"""
+
+import contextlib
+import json
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from reattach.api.messages import (
+    HANDLE_BYTES_MAX,
+    JOB_KEY_CHARACTERS_MAX,
+    JOB_MESSAGE_BYTES_MAX,
+    URL_BYTES_MAX,
+    Grounds,
+    HandleRequest,
+    IntentRequest,
+    IntentResponse,
+    Job,
+    OutcomeRequest,
+)
+from reattach.errors import Held, InvalidCall, InvalidKey, InvalidValue, JobOver, Unavailable
+from reattach.task.client import Call, Client, KeyAbsentError, Timing
+from reattach.task.termination import TerminationHandler
+from reattach.task.value_checks import result_text_of
+
+T = TypeVar("T")
+
+Origin = Literal["Submitted", "Existed", "Found"]
+OutcomeState = Literal["Succeeded", "Failed", "Cancelled", "Active", "Unknown", "NotFound"]
+
+OPTIONAL_CALL_SECONDS = 5.0
+"""How long the SDK retries a call that the task does not depend on."""
+SLEEP_SECONDS_MAX = 10.0
+"""Longest sleep between two checks for SIGTERM."""
+
+
+class Step(StrEnum):
+    """Steps of `submit_once` for `Timing.on_step`, each right before or right after the call that it names."""
+
+    BEFORE_INTENT = "before-intent"
+    AFTER_INTENT = "after-intent"
+    BEFORE_SUBMIT = "before-submit"
+    AFTER_SUBMIT = "after-submit"
+    AFTER_HANDLE = "after-handle"
+    WATCHING = "watching"
+    BEFORE_OUTCOME = "before-outcome"
+    AFTER_OUTCOME = "after-outcome"
+    BEFORE_CANCEL = "before-cancel"
+    AFTER_CANCEL = "after-cancel"
+
+
+class JobClient:
+    """The external jobs of one TaskRun, for this process.
+
+    `opened_at` is a monotonic time that is not before this process opened the state.
+    """
+
+    def __init__(self, client: Client, termination: TerminationHandler) -> None:
+        self._client = client
+        self.termination = termination
+        # By process: a forked child is another submitter, and a lock that its parent held is copied as held.
+        self._submitters: dict[int, str] = {}
+        self._locks: dict[tuple[int, str], threading.Lock] = {}
+        self.opened_at = client.waits.clock()
+
+    @property
+    def timing(self) -> Timing:
+        return self._client.waits
+
+    # -- calls ----
+
+    def intent_call(
+        self,
+        key: str,
+        *,
+        adapter: str,
+        digest: str,
+        token_seconds: int | None,
+        detached: bool,
+        again: Grounds | None,
+        new_generation: bool,
+    ) -> Call[IntentResponse]:
+        """Return a call that stores an intent. You may send it again: the state API then returns its stored response,
+        until another submitter stores an intent.
+        """
+        request = IntentRequest(
+            submitter=self._submitter(),
+            adapter=adapter,
+            digest=digest,
+            token_seconds=token_seconds,
+            detached=detached,
+            again=again,
+            new_generation=new_generation,
+        )
+        return Call("POST", f"{_path_of(key)}/intent", IntentResponse, request, request_id=str(uuid.uuid4()))
+
+    def handle_call(self, key: str, generation: int, handle: str, url: str | None, origin: Origin) -> Call[None]:
+        """Return a call that stores a handle. A URL that is too long is dropped, because it must not cost the handle."""
+        request = HandleRequest(
+            generation=generation,
+            submitter=self._submitter(),
+            handle=check_handle(handle),
+            url=url if url is not None and _json_bytes(url) <= URL_BYTES_MAX else None,
+            origin=origin,
+        )
+        return Call("PUT", f"{_path_of(key)}/handle", type(None), request)
+
+    def call(self, call: Call[T]) -> T:
+        """Send a call. See `Client.call`."""
+        return self._client.call(call)
+
+    async def acall(self, call: Call[T]) -> T:
+        """`call` for async code."""
+        return await self._client.acall(call)
+
+    def send_intent(self, call: Call[IntentResponse]) -> IntentResponse:
+        """Store an intent where SIGTERM is deferred: raise `Terminated` at once while the state API is unavailable."""
+        timing = self.timing
+        interruptible = replace(timing, sleep=self.termination.interruptible(timing.sleep))
+        return replace(self._client, waits=interruptible).call(call)
+
+    def read(self, call: Call[Job]) -> Job | None:
+        """Return the job, or None if no intent was ever stored."""
+        try:
+            return self._client.call(call)
+        except KeyAbsentError:
+            return None
+
+    async def aread(self, call: Call[Job]) -> Job | None:
+        """`read` for async code."""
+        try:
+            return await self._client.acall(call)
+        except KeyAbsentError:
+            return None
+
+    def write(self, call: Call[None]) -> None:
+        """Store a handle or an outcome. Raises `InvalidCall` if there is no such job."""
+        try:
+            self._client.call(call)
+        except KeyAbsentError as absent:
+            raise InvalidCall(str(absent)) from None
+
+    async def awrite(self, call: Call[None]) -> None:
+        """`write` for async code."""
+        try:
+            await self._client.acall(call)
+        except KeyAbsentError as absent:
+            raise InvalidCall(str(absent)) from None
+
+    def write_if_available(self, call: Call[None]) -> None:
+        """Store an outcome that only informs the user: skip it if the state API is unavailable or the job is over."""
+        with contextlib.suppress(Unavailable, JobOver):
+            replace(self._client, patience=OPTIONAL_CALL_SECONDS).call(call)
+
+    # -- the process ----
+
+    def lock_of(self, key: str) -> threading.Lock:
+        """Return the lock that a thread holds while it submits, or calls the adapter, under a key."""
+        return self._locks.setdefault((os.getpid(), key), threading.Lock())
+
+    def report_step(self, step: Step) -> None:
+        """Call `Timing.on_step`."""
+        self.timing.on_step(step)
+
+    def sleep(self, seconds: float, check: Callable[[], None] | None = None) -> None:
+        """Sleep in pieces and call `check` in between, because SIGTERM interrupts only the main thread."""
+        check = self.termination.check if check is None else check
+        end = self.timing.clock() + seconds
+        check()
+        while (left := end - self.timing.clock()) > 0:
+            self.timing.sleep(min(left, SLEEP_SECONDS_MAX))
+            check()
+
+    def held(self, why: str) -> Held:
+        """Return the error to raise for a job that needs a resolution.
+
+        This also writes the termination message, and the process ends even if the task catches the error.
+        """
+        held = Held(why)
+        self._client.on_attempt_over(held)
+        return held
+
+    def _submitter(self) -> str:
+        return self._submitters.setdefault(os.getpid(), str(uuid.uuid4()))
+
+
+def outcome_call(
+    key: str,
+    generation: int,
+    state: OutcomeState,
+    result: Any = None,
+    *,
+    message: str = "",
+    hold: bool = False,
+    given_up: bool = False,
+) -> Call[None]:
+    """Return a call that stores the state of a job. See `Jobs.outcome`."""
+    request = OutcomeRequest(
+        generation=generation,
+        state=state,
+        result=msgspec.UNSET if result is None else result_text_of(result),
+        message=cut_message(message),
+        hold=hold,
+        given_up=given_up,
+    )
+    return Call("PUT", f"{_path_of(key)}/outcome", type(None), request)
+
+
+def read_call(key: str, generation: int | None = None) -> Call[Job]:
+    """Return a call that reads a job, by default its newest generation."""
+    params: tuple[tuple[str, str], ...] = ()
+    if generation is not None:
+        params = (("generation", str(generation)),)
+    return Call("GET", _path_of(key), Job, params=params)
+
+
+def check_handle(handle: Any) -> str:
+    """Return `handle` itself. Raises `InvalidValue`."""
+    if not isinstance(handle, str) or not handle or _json_bytes(handle) > HANDLE_BYTES_MAX:
+        raise InvalidValue(f"a handle must be a string of 1 to {HANDLE_BYTES_MAX} bytes as JSON, not {handle!r:.100}")
+    return handle
+
+
+def cut_message(message: str) -> str:
+    """Return as much of a message as the state API stores.
+
+    The attempt that watched the job and a later one that reads it then show the same text.
+    """
+    message = message.encode(errors="replace").decode()[:JOB_MESSAGE_BYTES_MAX]
+    while (excess := _json_bytes(message) - JOB_MESSAGE_BYTES_MAX) > 0:
+        message = message[: -max(1, excess // 6)]
+    return message
+
+
+def seconds_of(lifetime: timedelta | None) -> int | None:
+    """Return a lifetime in whole seconds, as the state API takes it."""
+    return None if lifetime is None else int(lifetime.total_seconds())
+
+
+def _json_bytes(text: str) -> int:
+    return len(json.dumps(text, ensure_ascii=False).encode(errors="replace")) - 2
+
+
+def _path_of(key: Any) -> str:
+    if not isinstance(key, str) or not 1 <= len(key) <= JOB_KEY_CHARACTERS_MAX:
+        raise InvalidKey(f"the key of an external job must be a string of 1 to {JOB_KEY_CHARACTERS_MAX} characters")
+    try:
+        # The dot is quoted too, because a client would resolve the path segment `..` to its parent.
+        return f"/v1/jobs/{quote(key, safe='').replace('.', '%2E')}"
+    except UnicodeEncodeError:
+        raise InvalidKey("a key must be valid Unicode; it contains a lone surrogate") from None
