@@ -25,8 +25,8 @@ LOST_NODE = "reattach-control-plane"
 PROGRAM = """
 import os, sys, time
 import reattach
-from reattach.adapters.http import Cancel, Description, HttpJobs, Names, States, Status, Submit
-from reattach.task.client import Waits
+from reattach.adapters.http import CancelRequest, Description, HttpJobs, Names, States, StatusRequest, SubmitRequest
+from reattach.task.client import Timing
 from reattach.task.context import TaskContext
 from reattach.task.settings import from_environment
 
@@ -36,11 +36,11 @@ states = States(active=("RUNNING",), succeeded=("SUCCEEDED",), failed=("FAILED",
 unique = CAN == "refuse-names"
 jobs = Description(
     address="http://jobserver:8000",
-    submit=Submit(path="/jobs", body={"name": "{name}"} if unique else {}, handle="id", exists=(409,) if unique else ()),
-    status=Status(
+    submit=SubmitRequest(path="/jobs", body={"name": "{name}"} if unique else {}, handle="id", exists=(409,) if unique else ()),
+    status=StatusRequest(
         path="/jobs/{handle}", state="status", states=states, result="rows_written", not_found_says="no job"
     ),
-    cancel=Cancel(path="/jobs/{handle}/cancel"),
+    cancel=CancelRequest(path="/jobs/{handle}/cancel"),
     names=Names(retention_seconds=None) if unique else None,
     poll_seconds=0.5,
 )
@@ -63,7 +63,7 @@ def main(task):
         rows = 0
     return {"rows": rows, "attempt": task.attempt}
 
-TaskContext(from_environment(os.environ), waits=Waits(on_step=at)).run(main)
+TaskContext(from_environment(os.environ), waits=Timing(on_step=at)).run(main)
 """
 
 
