@@ -3,13 +3,12 @@
 import json
 from datetime import datetime
 
-from reattach.api.reasons import Outcome, Reason
+from reattach.api.reasons import SENTENCES, Outcome, Reason
 from reattach.api.state import JobState
 from reattach.api.taskrun import Attempt
-from reattach.cli.hold_options import Way
+from reattach.cli.hold_options import ANSWERS, Way
 from reattach.cli.report import JobStory, Story
 from reattach.cli.text import NOTHING, PLAIN, Cell, Paint, ago, count, duration, one_line, table
-from reattach.planner.holds import TO_ANSWER
 
 _INDENT = "  "
 _OUTCOME_COLOURS = {Outcome.SUCCEEDED: "green", Outcome.FAILED: "red", Outcome.CANCELLED: "yellow"}
@@ -49,7 +48,7 @@ def _head(story: Story, now: datetime, paint: Paint) -> list[str]:
     rows: list[tuple[str, str | Cell]] = [("TaskRun", f"{story.name} in namespace {story.namespace}")]
     rows.append(("Status", Cell(story.reason or NOTHING, _colour_of(story))))
     if story.message:
-        rows.append(("", one_line(_without_manual(story.message))))
+        rows.append(("", one_line(_without_options(story.reason, story.message))))
     if story.result is not None:
         rows.append(("Result", one_line(story.result)))
     if story.created is not None:
@@ -166,16 +165,16 @@ def _events(story: Story, now: datetime, paint: Paint) -> list[str]:
         (
             ago(event.time, now) if event.time else NOTHING,
             Cell(event.reason, "yellow" if event.type == "Warning" else None),
-            one_line(_without_manual(event.message), 300),
+            one_line(_without_options(event.reason, event.message), 300),
         )
         for event in story.events
     ]
     return table(rows, paint, indent=_INDENT) if rows else []
 
 
-def _without_manual(message: str) -> str:
-    """Without how to answer: that stands above, for each answer with what comes of it."""
-    return message.partition(TO_ANSWER)[0]
+def _without_options(reason: str, message: str) -> str:
+    """Return the message, but only its first sentence for a hold: the options and the jobs have sections of their own."""
+    return SENTENCES[Reason(reason)] if reason in ANSWERS else message
 
 
 def _titles(*titles: str) -> tuple[Cell, ...]:

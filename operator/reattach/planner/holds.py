@@ -17,8 +17,6 @@ from reattach.planner.plan import EmitEvent, Plan
 
 ADOPT, RESUBMIT, FAIL, START_EMPTY = "Adopt", "Resubmit", "Fail", "StartEmpty"
 
-TO_ANSWER = " To answer: "
-"""Begins the part of a hold's message that tells how to answer it."""
 NAMED_BYTES_MAX = 400
 """Of what is held, so that how to answer it is never cut off."""
 
@@ -88,7 +86,7 @@ def _answers(spec: TaskRunSpec, held: Reason, job: JobSummary | None = None) -> 
 
 def _how_to_answer(look: DecisionContext, flags: str, answer: str) -> str:
     command = f"kubectl reattach resolve {look.about.name} -n {look.about.namespace} {flags}"
-    return f"{TO_ANSWER}{command}; that appends {answer}, to spec.resolutions."
+    return f" To answer: {command}; that appends {answer}, to spec.resolutions."
 
 
 # -- a state that is lost --------------------------------------------------------------------------------------------

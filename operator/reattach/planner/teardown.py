@@ -5,7 +5,7 @@ by this process or the next.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import msgspec
@@ -14,7 +14,7 @@ from reattach.api.names import FINALIZER_EXTERNAL_JOBS
 from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, ConditionType, End, EventReason, Outcome, Reason
 from reattach.api.state import JobState, JobSummary, SealPurpose, StateView
-from reattach.api.taskrun import ExternalJobStatus
+from reattach.api.taskrun import ExternalJobStatus, TaskRunStatus
 from reattach.planner import conditions as statuses
 from reattach.planner import external_jobs, holds, textformat
 from reattach.planner.context import DecisionContext, release_of_state
@@ -24,7 +24,6 @@ from reattach.planner.plan import DeletePod, EmitEvent, Plan, ReadState, Release
 Step = Callable[[DecisionContext, FinalOutcome], Plan | None]
 
 LOOK_AT_NAMESPACE_AFTER = timedelta(seconds=30)
-_GIVEN_UP = ", which was given up and may run"
 
 
 def close(look: DecisionContext, ending: FinalOutcome) -> Plan:
@@ -102,7 +101,7 @@ def _let_go(look: DecisionContext, ending: FinalOutcome) -> Plan | None:
     if FINALIZER_EXTERNAL_JOBS not in look.about.finalizers:
         return None
     named = with_orphans(look, ending.outcome)
-    said = [_announced(name) for name in _orphans(named)]
+    said = [_announced(one) for one in _orphans(named)]
     if named is look and not said:
         return Plan(actions=(ReleaseTaskRun(),))
     return replace(named, announced=(*look.announced, *said)).plan(ReleaseTaskRun())
@@ -138,41 +137,79 @@ def _stops_of_unrecorded(look: DecisionContext) -> tuple[DeletePod, ...]:
 # -- external jobs ---------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Orphan:
+    """An external job, or a stray handle of one, that may run after the end of the TaskRun. `given_up`: by the policy `onUnknown: Fail`."""
+
+    name: str
+    given_up: bool = False
+
+    @property
+    def listed(self) -> str:
+        """Its part of the condition's message."""
+        return f"{self.name}, which was given up and may run" if self.given_up else self.name
+
+
 def with_orphans(look: DecisionContext, outcome: Outcome | None) -> DecisionContext:
     """The look after it is written what becomes of the jobs that are open; the same one if none is."""
     known = {external_jobs.id_of(job): job for job in look.jobs}
     after = tuple(_at_end(look, job, known.get(external_jobs.id_of(job)), outcome) for job in look.status.external_jobs)
     named = look.with_status(msgspec.structs.replace(look.status, external_jobs=after))
-    told = _orphans_told(look)
-    new = [name for name in _orphans(named) if f" {name}" not in told]  # whole names: `load` is not told by `preload`
+    new = _unreported(named)
     if not new:
         return named if named.status != look.status else look
-    status = statuses.with_orphans(named.status, _with_orphans_told(look, new), look.now)
-    return look.with_status(status, *(_announced(name) for name in new))
+    status = statuses.with_orphans(named.status, _message_with(named, new), look.now)
+    return look.with_status(status, *(_announced(one) for one in new))
 
 
-def _orphans(look: DecisionContext) -> list[str]:
-    """The names of what status says is left running, and of jobs that nobody ever watched."""
-    left = [external_jobs.name_of(job) for job in look.status.external_jobs if job.state == JobState.ORPHANED]
-    strays = [f"{external_jobs.name_of(job)}, also handle {stray}" for job in look.jobs for stray in job.strays]
-    return left + strays + [external_jobs.name_of(job) + _GIVEN_UP for job in look.jobs if job.given_up]
+def _orphans(look: DecisionContext) -> list[_Orphan]:
+    """What status says is left running, and jobs that nobody ever watched."""
+    left = [_Orphan(external_jobs.name_of(job)) for job in _orphaned(look.status)]
+    return left + _unwatched(look)
 
 
-def _orphans_told(look: DecisionContext) -> str:
+def _orphaned(status: TaskRunStatus) -> list[ExternalJobStatus]:
+    return [job for job in status.external_jobs if job.state == JobState.ORPHANED]
+
+
+def _unwatched(look: DecisionContext) -> list[_Orphan]:
+    strays = [
+        _Orphan(f"{external_jobs.name_of(job)}, also handle {stray}") for job in look.jobs for stray in job.strays
+    ]
+    return strays + [_Orphan(external_jobs.name_of(job), given_up=True) for job in look.jobs if job.given_up]
+
+
+def _unreported(look: DecisionContext) -> list[_Orphan]:
+    """The orphans that the stored status does not report yet.
+
+    A job is reported if the stored status has it as Orphaned, with the same handle. Strays and jobs that were given up have no field in
+    status: the message of the condition is the only record of them.
+    """
+    reported = {(external_jobs.id_of(job), job.handle) for job in _orphaned(look.observed.taskrun.status)}
+    jobs = [job for job in _orphaned(look.status) if (external_jobs.id_of(job), job.handle) not in reported]
+    message = _reported_message(look)
+    unwatched = [one for one in _unwatched(look) if f" {one.listed}" not in message]
+    return [_Orphan(external_jobs.name_of(job)) for job in jobs] + unwatched
+
+
+def _reported_message(look: DecisionContext) -> str:
     told = statuses.condition_of(look.status, ConditionType.ORPHANED)
     return told.message if told else ""
 
 
-def _with_orphans_told(look: DecisionContext, new: list[str]) -> str:
+def _message_with(look: DecisionContext, new: list[_Orphan]) -> str:
     """The message with these names added: of a state that was lost, and begun anew, the jobs are listed here alone."""
-    begin = _orphans_told(look).removesuffix(".") or f"{SENTENCES[Reason.JOBS_ORPHANED]} External job"
-    return f"{begin}{';' if _orphans_told(look) else ''} {'; '.join(new)}."
+    names = "; ".join(one.listed for one in new)
+    before = _reported_message(look)
+    return (
+        f"{before} Also external job {names}." if before else f"{SENTENCES[Reason.JOBS_ORPHANED]} External job {names}."
+    )
 
 
-def _announced(name: str) -> EmitEvent:
+def _announced(orphan: _Orphan) -> EmitEvent:
     """One job that nobody watches any more."""
-    how = "" if name.endswith(_GIVEN_UP) else " is left running by the end of the TaskRun"
-    note = f"External job {name}{how}; nobody watches it any more."
+    how = "" if orphan.given_up else " is left running by the end of the TaskRun"
+    note = f"External job {orphan.listed}{how}; nobody watches it any more."
     return EmitEvent(EventReason.ORPHANED, textformat.start_of(note), warning=True)
 
 

@@ -53,9 +53,7 @@ def test_throughput_has_the_spread_and_the_ratio_of_the_same_round() -> None:
 
 
 def test_the_headline_compares_taskruns_with_jobs() -> None:
-    assert "**While Kubernetes runs one Job, Reattach runs 0.50 (0.50-0.50) TaskRuns.**" in report_of(
-        some_results()
-    )
+    assert "**While Kubernetes runs one Job, Reattach runs 0.50 (0.50-0.50) TaskRuns.**" in report_of(some_results())
     assert "In the time" not in report_of(some_results([Kind.JOB, Kind.BARE]))
 
 

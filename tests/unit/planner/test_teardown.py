@@ -260,7 +260,7 @@ def test_a_job_is_not_taken_for_named_because_another_ones_name_ends_like_its_ow
     named = named.with_status(status_of(plan_of(named, STOPPED, state=a_state(1, seal=SEALED, jobs=[first]))))
     plan = plan_of(named, STOPPED.released(), state=a_state(1, seal=SEALED, jobs=[first, second]))
     message = condition_of(plan, ConditionType.ORPHANED)[1]
-    assert "preload (no handle known); load (no handle known)." in message
+    assert "preload (no handle known). Also external job load (no handle known)." in message
 
 
 def test_a_handle_that_is_reported_after_its_job_was_named_is_shown() -> None:
