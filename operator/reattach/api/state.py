@@ -31,6 +31,10 @@ class JobState(StrEnum):
     """Left running by the TaskRun's success, as the task wanted."""
 
 
+OPEN_JOB_STATES = frozenset({JobState.INTENDED, JobState.ACTIVE, JobState.UNKNOWN, JobState.NOT_FOUND})
+"""States of a job that may run and that no resolution has closed."""
+
+
 class JobOrigin(StrEnum):
     """How the handle of an external job came to be known."""
 
@@ -91,7 +95,7 @@ class JobSummary(Shape, frozen=True):
     @property
     def is_open(self) -> bool:
         """Whether something may run over there for which nobody has said that it may be forgotten."""
-        return self.state in {JobState.INTENDED, JobState.ACTIVE, JobState.UNKNOWN, JobState.NOT_FOUND}
+        return self.state in OPEN_JOB_STATES
 
 
 class JobCounts(Shape, frozen=True, omit_defaults=False):

@@ -13,7 +13,7 @@ from reattach.api.taskrun import Resolution, TaskRun, TaskRunSpec, TaskRunStatus
 from reattach.cli.text import count
 from reattach.planner import holds as planned
 from reattach.planner.budgets import amount
-from reattach.planner.outcome import conclusion_of
+from reattach.planner.outcome import natural_outcome
 
 RESOLUTIONS_MAX = 64
 ANSWERS: dict[str, tuple[str, ...]] = {
@@ -102,7 +102,7 @@ def _hold_of_job(taskrun: TaskRun, job: JobSummary, reason: str) -> OpenHold | N
         key=job.key,
         generation=job.generation,
         handle=job.handle,
-        answer=planned.answer_at_end(taskrun.spec, job),
+        answer=planned.resolution_at_end(taskrun.spec, job),
     )
 
 
@@ -115,7 +115,7 @@ def _hold_of_lost_state(taskrun: TaskRun, condition: Condition) -> OpenHold:
 
 def _hold_of_budget(taskrun: TaskRun, condition: Condition) -> OpenHold:
     given = [one for one in taskrun.spec.resolutions if one.held == Reason.BUDGET_EXHAUSTED]
-    spent, is_failed = planned.spent_budget(taskrun.spec, taskrun.status.counts)
+    spent, is_failed = planned.exhausted_budget(taskrun.spec, taskrun.status.counts)
     is_answered = is_failed or spent not in {Budget.DISRUPTION, Budget.NEVER_STARTED}
     answer = given[-1] if given and is_answered else None
     return OpenHold(held=Reason.BUDGET_EXHAUSTED.value, message=condition.message, answer=answer)
@@ -146,7 +146,7 @@ def consequence_of(taskrun: TaskRun, hold: OpenHold, action: str, handle: str = 
     name = taskrun.metadata.name
     is_wanted = taskrun.spec.cancel or taskrun.metadata.deletion_timestamp is not None
     about_a_job = hold.held == Reason.SUBMISSION_UNKNOWN
-    ending = is_wanted or (about_a_job and conclusion_of(taskrun.spec, taskrun.status) is not None)
+    ending = is_wanted or (about_a_job and natural_outcome(taskrun.spec, taskrun.status) is not None)
     match action:
         case "Adopt" if ending:
             return f"{handle} is the job that was submitted. {name} ends, and names it as left running."
