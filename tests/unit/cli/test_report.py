@@ -139,7 +139,7 @@ def backing_off_with_an_unresolved_intent() -> Snapshot:
 
 def held_for_an_unknown_submission() -> Snapshot:
     message = "no look-up, and attempt 1 may be frozen: its end is presumed"
-    how = " To answer: kubectl reattach resolve nightly --adopt HANDLE | --resubmit | --fail."
+    how = " To resolve: kubectl reattach resolve nightly --adopt HANDLE | --resubmit | --fail."
     said = f"{SENTENCES[Reason.SUBMISSION_UNKNOWN]} External job load (no handle known): {message}.{how}"
     return see(held(tried_once(), Reason.SUBMISSION_UNKNOWN, said), an_intent(held=True, holds=1, message=message))
 
