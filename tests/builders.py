@@ -23,7 +23,7 @@ from reattach.api.state import (
 )
 from reattach.api.taskrun import Attempt, StateReference, TaskRun, TaskRunStatus
 from reattach.planner.decide import decide
-from reattach.planner.plan import AbsentState, Observed, Plan, PodDefaults, ReadState
+from reattach.planner.plan import AbsentState, Decision, Observed, Plan, PodDefaults, ReadState
 from reattach.planner.pods import template_hash
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -275,12 +275,19 @@ def observed(taskrun: ATaskRun | TaskRun, *pods: APod, **more: Any) -> Observed:
     return Observed(taskrun=built, pods=tuple(pod.build() for pod in pods), **more)
 
 
-def plan_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **more: Any) -> Plan:
-    """What is decided `now` seconds after `START`; if the state is asked for, it is `state`, by default absent."""
+def decision_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **more: Any) -> Decision:
+    """Return the decision `now` seconds after `START`. If it needs a read, the state is `state`, by default absent."""
     state = more.pop("state", AbsentState())
     seen = observed(taskrun, *pods, **more)
-    plan = decide(seen, SETTINGS, at(now))
-    return decide(replace(seen, state=state), SETTINGS, at(now)) if ReadState() in plan.actions else plan
+    decision = decide(seen, SETTINGS, at(now))
+    return decide(replace(seen, state=state), SETTINGS, at(now)) if isinstance(decision, ReadState) else decision
+
+
+def plan_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **more: Any) -> Plan:
+    """Return the decision as `decision_of` does, where it is a plan."""
+    decision = decision_of(taskrun, *pods, now=now, **more)
+    assert isinstance(decision, Plan), decision
+    return decision
 
 
 def status_of(plan: Plan) -> TaskRunStatus:

@@ -8,7 +8,7 @@ import itertools
 import random
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
@@ -18,12 +18,12 @@ from reattach.api.objects import Pod
 from reattach.api.reasons import Budget, ConditionType, EventReason, Reason
 from reattach.api.state import Completion, Epoch, JobState, JobSummary, Seal, StateView, Summary
 from reattach.api.taskrun import Resolution, StateReference, TaskRun, TaskRunStatus
-from reattach.planner import plan as plans
 from reattach.planner.budgets import amount, exhausted
 from reattach.planner.decide import decide
-from reattach.planner.external_jobs import name_of
+from reattach.planner.external_jobs import describe_job
 from reattach.planner.plan import (
     AbsentState,
+    Action,
     CreatePod,
     DeletePod,
     EmitEvent,
@@ -35,6 +35,7 @@ from reattach.planner.plan import (
     ReleasePod,
     ReleaseState,
     ReleaseTaskRun,
+    SealState,
 )
 
 HELD = '{"reattach":"v1","kind":"Held","message":"nobody can tell"}'
@@ -178,7 +179,7 @@ class World:
             counts=self.state.counts,
         )
 
-    def seal(self, action: plans.SealState) -> None:
+    def seal(self, action: SealState) -> None:
         """As the store does it: it only grows."""
         state = self.existing_state
         if state is not None:
@@ -764,28 +765,23 @@ class Operator:
             taskrun=self.taskrun, pods=tuple(self.pods.values()), summary=self.summary, refusal=self.refusal
         )
         now = at(self.world.seconds)
-        plan = decide(seen, SETTINGS, now)
-        if ReadState() in plan.actions:
-            assert plan == Plan(actions=(ReadState(),)), "the state is asked for alone"
+        decision = decide(seen, SETTINGS, now)
+        if isinstance(decision, ReadState):
             seen = replace(seen, state=self.world.state or AbsentState())
-            plan = decide(seen, SETTINGS, now)
-            assert ReadState() not in plan.actions, "the state is read once"
-        if any(isinstance(action, plans.SealState) for action in plan.actions):
-            (seal,) = plan.actions
-            assert isinstance(seal, plans.SealState)
-            assert plan == Plan(actions=(seal,)), "it is sealed, then looked at anew"
+            decision = decide(seen, SETTINGS, now)
+            assert not isinstance(decision, ReadState), "the state is read once"
+        if isinstance(decision, SealState):
             self._die(dies)
-            self.world.seal(seal)
+            self.world.seal(decision)
             self._die(dies)
             self.world.happen_meanwhile()
             seen = replace(seen, state=self.world.state or AbsentState())
-            plan = decide(seen, SETTINGS, now)
-            assert not any(isinstance(action, plans.SealState | ReadState) for action in plan.actions), (
-                "it is sealed once"
-            )
+            decision = decide(seen, SETTINGS, now)
+        assert isinstance(decision, Plan), "the state is sealed once, and not read again afterwards"
+        plan = decision
         self.world.happen_meanwhile()
         assert plan == decide(seen, SETTINGS, now), "the same is decided for the same"
-        self.wakes_at = None if plan.look_again_at is None else (plan.look_again_at - at(0)).total_seconds()
+        self.wakes_at = None if plan.requeue_at is None else (plan.requeue_at - at(0)).total_seconds()
         if plan.status is not None:
             self._die(dies)
             written = self.world.write_status(self.taskrun.metadata.resource_version, plan.status)
@@ -806,7 +802,7 @@ class Operator:
         self._die(dies)
         return plan
 
-    def _act(self, action: object, refuses: float) -> None:
+    def _act(self, action: Action, refuses: float) -> None:
         world = self.world
         match action:
             case CreatePod():
@@ -841,11 +837,11 @@ class Operator:
             case EmitEvent():
                 self.announced.append(action)
             case _:
-                raise AssertionError(action)
+                assert_never(action)
 
     def _check_named(self, status: TaskRunStatus) -> None:
         """In the log, which outlives the operator's processes and the TaskRun."""
-        left = [name_of(job) for job in status.external_jobs if job.state == JobState.ORPHANED]
+        left = [describe_job(job) for job in status.external_jobs if job.state == JobState.ORPHANED]
         said = [one.note for one in self.announced if one.reason == EventReason.ORPHANED]
         assert all(any(name in note for note in said) for name in left), "let go of before its jobs were named"
 

@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from reattach.planner.decide import decide
-from reattach.planner.plan import CreatePod, Observed, Plan, PodDefaults
+from reattach.planner.plan import CreatePod, Decision, Observed, Plan, PodDefaults
 from reattach.planner.pods import build_pod
 from reattach.process.__main__ import main
 
@@ -19,7 +19,7 @@ class WaitAgain:
 
     recorded: set[datetime] = field(default_factory=set)
 
-    def decide(self, observed: Observed, settings: PodDefaults, now: datetime) -> Plan:
+    def decide(self, observed: Observed, settings: PodDefaults, now: datetime) -> Decision:
         status, until = observed.taskrun.status, observed.taskrun.status.next_attempt_time
         if until is not None and until not in self.recorded:
             last = status.attempts[-1].finish_time or now
@@ -27,7 +27,7 @@ class WaitAgain:
             self.recorded.add(again)
             return Plan(status=msgspec.structs.replace(status, next_attempt_time=again))
         plan = decide(observed, settings, now)
-        if plan.status is not None and plan.status.next_attempt_time is not None:
+        if isinstance(plan, Plan) and plan.status is not None and plan.status.next_attempt_time is not None:
             self.recorded.add(plan.status.next_attempt_time)
         return plan
 
@@ -38,15 +38,15 @@ class WaitInMemory:
 
     waits: dict[datetime, datetime] = field(default_factory=dict)
 
-    def decide(self, observed: Observed, settings: PodDefaults, now: datetime) -> Plan:
+    def decide(self, observed: Observed, settings: PodDefaults, now: datetime) -> Decision:
         status, recorded = observed.taskrun.status, observed.taskrun.status.next_attempt_time
         if recorded is not None:
             last = status.attempts[-1].finish_time or now
             again = self.waits.setdefault(recorded, now + (recorded - last))
             if now < again:
-                return Plan(look_again_at=again)
+                return Plan(requeue_at=again)
         plan = decide(observed, settings, now)
-        if plan.status is not None and plan.status.next_attempt_time is not None:
+        if isinstance(plan, Plan) and plan.status is not None and plan.status.next_attempt_time is not None:
             self.waits[plan.status.next_attempt_time] = plan.status.next_attempt_time
         return plan
 
@@ -57,11 +57,11 @@ class CountFromStatus:
 
     made: set[str] = field(default_factory=set)
 
-    def decide(self, observed: Observed, settings: PodDefaults, now: datetime) -> Plan:
+    def decide(self, observed: Observed, settings: PodDefaults, now: datetime) -> Decision:
         listed = {attempt.pod_name for attempt in observed.taskrun.status.attempts}
         seen = tuple(pod for pod in observed.pods if pod.metadata.name in listed | self.made)
         plan = decide(replace(observed, pods=seen), settings, now)
-        if not plan.actions or not isinstance(plan.actions[-1], CreatePod):
+        if not isinstance(plan, Plan) or not plan.actions or not isinstance(plan.actions[-1], CreatePod):
             return plan
         number = plan.actions[-1].attempt + len(observed.pods) - len(seen)
         body = build_pod(observed.taskrun, number, settings)

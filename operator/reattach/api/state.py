@@ -31,6 +31,10 @@ class JobState(StrEnum):
     """Left running by the TaskRun's success, because the task submitted it as detached."""
 
 
+OPEN_JOB_STATES = frozenset({JobState.INTENDED, JobState.ACTIVE, JobState.UNKNOWN, JobState.NOT_FOUND})
+"""States of a job that may run and that no resolution has closed."""
+
+
 class JobOrigin(StrEnum):
     """The source of an external job's handle."""
 
@@ -95,7 +99,7 @@ class JobSummary(Shape, frozen=True):
     @property
     def is_open(self) -> bool:
         """True if the job may be running in the external system and is not detached."""
-        return self.state in {JobState.INTENDED, JobState.ACTIVE, JobState.UNKNOWN, JobState.NOT_FOUND}
+        return self.state in OPEN_JOB_STATES
 
 
 class JobCounts(Shape, frozen=True, omit_defaults=False):

@@ -3,13 +3,12 @@
 import json
 from datetime import datetime
 
-from reattach.api.reasons import Outcome, Reason
+from reattach.api.reasons import SENTENCES, Outcome, Reason
 from reattach.api.state import JobState
 from reattach.api.taskrun import Attempt
-from reattach.cli.hold_options import ResolutionOption
+from reattach.cli.hold_options import ACTIONS, ResolutionOption
 from reattach.cli.report import JobReport, RunReport
 from reattach.cli.text import NOTHING, PLAIN, Cell, Styler, ago, count, duration, one_line, table
-from reattach.planner.holds import TO_ANSWER
 from reattach.planner.textformat import last_line_first
 
 _INDENT = "  "
@@ -50,7 +49,7 @@ def _head(report: RunReport, now: datetime, style: Styler) -> list[str]:
     rows: list[tuple[str, str | Cell]] = [("TaskRun", f"{report.name} in namespace {report.namespace}")]
     rows.append(("Status", Cell(report.reason or NOTHING, _colour_of(report))))
     if report.message:
-        rows.append(("", one_line(_without_instructions(report.message))))
+        rows.append(("", one_line(_without_options(report.reason, report.message))))
     if report.result is not None:
         rows.append(("Result", one_line(report.result)))
     if report.created is not None:
@@ -184,16 +183,16 @@ def _events(report: RunReport, now: datetime, style: Styler) -> list[str]:
         (
             ago(event.time, now) if event.time else NOTHING,
             Cell(event.reason, "yellow" if event.type == "Warning" else None),
-            one_line(_without_instructions(event.message), 300),
+            one_line(_without_options(event.reason, event.message), 300),
         )
         for event in report.events
     ]
     return table(rows, style, indent=_INDENT) if rows else []
 
 
-def _without_instructions(message: str) -> str:
-    """Return the message without its commands, because `What you can do` lists them."""
-    return message.partition(TO_ANSWER)[0]
+def _without_options(reason: str, message: str) -> str:
+    """Return the message; for a hold only the first sentence, because sections list the rest."""
+    return SENTENCES[Reason(reason)] if reason in ACTIONS else message
 
 
 def _titles(*titles: str) -> tuple[Cell, ...]:

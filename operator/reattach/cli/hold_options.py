@@ -14,8 +14,8 @@ from reattach.api.taskrun import Resolution, TaskRun, TaskRunSpec, TaskRunStatus
 from reattach.cli.text import count
 from reattach.planner import holds as planned
 from reattach.planner.budgets import amount
-from reattach.planner.conditions import condition_of
-from reattach.planner.outcome import conclusion_of
+from reattach.planner.conditions import find_condition
+from reattach.planner.outcome import natural_outcome
 
 RESOLUTIONS_MAX = 64
 ACTIONS: dict[str, tuple[str, ...]] = {
@@ -62,7 +62,7 @@ class OpenHold(Shape, frozen=True):
 
 def find_held_condition(status: TaskRunStatus) -> Condition | None:
     """Return the condition Held while it is True."""
-    condition = condition_of(status, ConditionType.HELD)
+    condition = find_condition(status.conditions, ConditionType.HELD)
     return condition if condition is not None and condition.status == "True" else None
 
 
@@ -110,7 +110,7 @@ def _hold_of_job(taskrun: TaskRun, job: JobSummary, reason: str) -> OpenHold | N
         key=job.key,
         generation=job.generation,
         handle=job.handle,
-        answer=planned.answer_at_end(taskrun.spec, job),
+        answer=planned.resolution_at_end(taskrun.spec, job),
     )
 
 
@@ -123,7 +123,7 @@ def _hold_of_lost_state(taskrun: TaskRun, condition: Condition) -> OpenHold:
 
 def _hold_of_budget(taskrun: TaskRun, condition: Condition) -> OpenHold:
     given = [one for one in taskrun.spec.resolutions if one.held == Reason.BUDGET_EXHAUSTED]
-    spent, is_failed = planned.spent_budget(taskrun.spec, taskrun.status.counts)
+    spent, is_failed = planned.exhausted_budget(taskrun.spec, taskrun.status.counts)
     is_answered = is_failed or spent not in {Budget.DISRUPTION, Budget.NEVER_STARTED}
     answer = given[-1] if given and is_answered else None
     return OpenHold(held=Reason.BUDGET_EXHAUSTED.value, message=condition.message, answer=answer)
@@ -156,7 +156,7 @@ def describe_consequence(taskrun: TaskRun, hold: OpenHold, action: str, handle: 
     name = taskrun.metadata.name
     is_wanted = taskrun.spec.cancel or taskrun.metadata.deletion_timestamp is not None
     about_a_job = hold.held == Reason.SUBMISSION_UNKNOWN
-    ending = is_wanted or (about_a_job and conclusion_of(taskrun.spec, taskrun.status) is not None)
+    ending = is_wanted or (about_a_job and natural_outcome(taskrun.spec, taskrun.status) is not None)
     match action:
         case "Adopt" if ending:
             return f"{handle} is the job that was submitted. {name} ends and lists it as left running."

@@ -26,7 +26,7 @@ from reattach.cli.hold_options import find_held_condition
 from reattach.cli.queries import read_pods, read_taskrun, watch_taskrun
 from reattach.cli.retry import Say, retry_unavailable
 from reattach.cli.text import listed, one_line
-from reattach.planner.conditions import progress_of
+from reattach.planner.conditions import progress_condition
 
 # -- wait ------------------------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ def wait_result_of(taskrun: TaskRun | None, name: str, goal: WaitTarget) -> Wait
 
 
 def _progress(taskrun: TaskRun) -> str:
-    found = progress_of(taskrun.status)
+    found = progress_condition(taskrun.status)
     return f" ({found.reason}): {one_line(found.message)}" if found else "."
 
 

@@ -19,9 +19,9 @@ from reattach.cli.hold_options import (
 from reattach.cli.snapshot import Snapshot, job_name
 from reattach.cli.text import ago, clock, count, duration, listed
 from reattach.planner.budgets import amount
-from reattach.planner.conditions import last_end_of
+from reattach.planner.conditions import last_ended_attempt
 from reattach.planner.holds import is_held_by_budget
-from reattach.planner.outcome import conclusion_of
+from reattach.planner.outcome import natural_outcome
 
 _WAIT_BEFORE_WORRY = timedelta(seconds=30)
 
@@ -107,7 +107,7 @@ def _while_unfinished(snapshot: Snapshot) -> tuple[str, ...]:
             return _before_first_status(snapshot)
         case Reason.BACKING_OFF:
             return _while_backing_off(snapshot)
-        case Reason.ENDING if last_end_of(snapshot.taskrun.status) is not None:
+        case Reason.ENDING if last_ended_attempt(snapshot.taskrun.status) is not None:
             return _after_the_attempt(snapshot)
         case Reason.RUNNING | Reason.ENDING:
             return _after_completion(snapshot) or _while_running(snapshot)
@@ -193,7 +193,7 @@ def _consequence(snapshot: Snapshot, budget: Budget) -> str:
 def _after_the_attempt(snapshot: Snapshot) -> tuple[str, ...]:
     taskrun, status, now = snapshot.taskrun, snapshot.taskrun.status, snapshot.now
     ended = "The attempt has ended. When the other containers of its pod have stopped, "
-    if (final := conclusion_of(taskrun.spec, status)) is not None:
+    if (final := natural_outcome(taskrun.spec, status)) is not None:
         return (f"{ended}the TaskRun ends as {final.outcome} ({final.reason}).",)
     if is_held_by_budget(taskrun.spec, status):
         return (f"{ended}the TaskRun waits for a resolution, because a budget is used up while an external job runs.",)

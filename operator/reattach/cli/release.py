@@ -18,7 +18,7 @@ from reattach.cli.resolve import FIELD_MANAGER
 from reattach.cli.retry import retry_conflicts
 from reattach.cli.text import one_line
 from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, paths
-from reattach.planner.external_jobs import LEFT, id_of
+from reattach.planner.external_jobs import UNWATCHED, job_id
 from reattach.state.codec import from_configmap, view_of
 from reattach.state.errors import RequestRejectedError
 
@@ -171,8 +171,10 @@ async def _jobs_left(
     in_status = taskrun.status.external_jobs if taskrun is not None else ()
     if known is not None:
         # The jobs of a lost state that was started again are only in the status.
-        ids = {id_of(job) for job in known}
-        return _left_by_state(known) + _left_by_status(LEFT, [job for job in in_status if id_of(job) not in ids]), ()
+        ids = {job_id(job) for job in known}
+        return _left_by_state(known) + _left_by_status(
+            UNWATCHED, [job for job in in_status if job_id(job) not in ids]
+        ), ()
     may_run = set(JobState) - {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
     jobs = _left_by_status(may_run, in_status)
     if taskrun is not None and "Fail" in {taskrun.spec.submission.on_unknown, taskrun.spec.submission.on_not_found}:

@@ -5,7 +5,7 @@ from datetime import datetime
 from reattach.api.objects import Condition, Pod, Shape
 from reattach.api.state import JobState, JobSummary, StateView
 from reattach.api.taskrun import ExternalJobStatus, TaskRun
-from reattach.planner.conditions import progress_of
+from reattach.planner.conditions import progress_condition
 
 
 class Event(Shape, frozen=True):
@@ -70,7 +70,7 @@ class Snapshot(Shape, frozen=True):
     @property
     def progress(self) -> Condition | None:
         """Return the condition Succeeded, which shows the progress."""
-        return progress_of(self.taskrun.status)
+        return progress_condition(self.taskrun.status)
 
 
 def job_name(job: JobSummary) -> str:

@@ -1,1 +1,4 @@
-"""Pure decisions: what was observed goes in, a plan comes out. No client, no clock, no framework, nothing async."""
+"""Pure decisions about TaskRuns, without a client, a clock, a framework or a coroutine.
+
+The algorithm and the order of its checks are described in `decide`.
+"""

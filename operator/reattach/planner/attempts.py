@@ -1,4 +1,4 @@
-"""The ends of attempts: which are not recorded yet, and what is recorded of them."""
+"""Ends of attempts: which ones are not in status yet, and the entries that record them."""
 
 from datetime import datetime
 
@@ -9,136 +9,140 @@ from reattach.api.objects import Pod
 from reattach.api.reasons import Cause, EventReason, Reason
 from reattach.api.state import StateView
 from reattach.api.taskrun import Attempt, TaskRunStatus
-from reattach.planner import conditions as statuses
-from reattach.planner import holds, outcome, podstatus, textformat
+from reattach.planner import conditions, holds, podstatus, textformat
 from reattach.planner.backoff import next_attempt_time
 from reattach.planner.budgets import CHARGED_TO, amount, charge
-from reattach.planner.classification import Classification, EndedAttempt, cause_of, finish_time_of, how_known
+from reattach.planner.classification import Classification, EndedAttempt, classify, evidence_of, finish_time_of
 from reattach.planner.context import AttemptView, DecisionContext
-from reattach.planner.outcome import conclusion_of
+from reattach.planner.outcome import natural_outcome, requested_outcome
 from reattach.planner.plan import EmitEvent
 
 
-def unrecorded(look: DecisionContext) -> tuple[AttemptView, ...]:
-    """The attempts that have ended and whose end is not in status."""
-    return tuple(known for known in look.attempts if not known.recorded and _has_ended(look, known.pod))
+def ended_but_unrecorded(context: DecisionContext) -> tuple[AttemptView, ...]:
+    """Return the attempts that have ended and whose end is not in status."""
+    return tuple(view for view in context.attempts if not view.recorded and _has_ended(context, view.pod))
 
 
-def record(look: DecisionContext) -> DecisionContext:
-    """The look after the end of each attempt that has ended is put into status, with what follows from it."""
+def record_ended_attempts(context: DecisionContext) -> DecisionContext:
+    """Return the context with the end of each ended attempt in status, and its consequences."""
     recorded = []
-    for known in unrecorded(look):
-        ended = _ended_of(look, known)
-        verdict = cause_of(ended)
-        entry = _entry_of(look, known, ended, verdict)
-        look = look.with_status(_with_end(look, ended, verdict, entry))
+    for view in ended_but_unrecorded(context):
+        ended = _ended_attempt(context, view)
+        classification = classify(ended)
+        entry = _final_entry(context, view, ended, classification)
+        context = context.with_status(_with_end(context, ended, classification, entry))
         recorded.append(entry)
-    if not recorded or outcome.wanted(look) is not None:
-        return look
-    if look.state_lost and any(entry.cause == Cause.HELD for entry in recorded):
-        return holds.with_hold(look, Reason.STATE_LOST, holds.question_about_loss(look))
-    if waiting := holds.unanswered(look):
-        return holds.with_hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(look, waiting))
-    if conclusion_of(look.spec, look.status) is None:
-        announced = (_announcement_of(entry, look.status) for entry in recorded)
-        look = look.with_status(backing_off(look.status, look.now), *announced)
-    return look
+    if not recorded or requested_outcome(context) is not None:
+        return context
+    if context.state_lost and any(entry.cause == Cause.HELD for entry in recorded):
+        return holds.with_hold(context, Reason.STATE_LOST, holds.describe_lost_state(context))
+    if waiting := holds.unresolved_jobs(context):
+        return holds.with_hold(context, Reason.SUBMISSION_UNKNOWN, holds.describe_unresolved(context, waiting))
+    if natural_outcome(context.spec, context.status) is None:
+        events = (_attempt_failed_event(entry, context.status) for entry in recorded)
+        context = context.with_status(with_backoff(context.status, context.now), *events)
+    return context
 
 
-def backing_off(status: TaskRunStatus, now: datetime) -> TaskRunStatus:
-    """The status that says how the last attempt ended and when the next one starts."""
-    last = statuses.last_end_of(status)
+def with_backoff(status: TaskRunStatus, now: datetime) -> TaskRunStatus:
+    """Return the status that shows how the last attempt ended and when the next one starts."""
+    last = conditions.last_ended_attempt(status)
     if last is None:
         return status
-    return statuses.with_progress(status, Reason.BACKING_OFF, _sentence_of(last, status), now)
+    return conditions.with_progress(status, Reason.BACKING_OFF, _describe_failure(last, status), now)
 
 
-def _has_ended(look: DecisionContext, pod: Pod | None) -> bool:
-    ends_at = look.now if pod is None else look.ends_at(pod)
-    return ends_at is not None and ends_at <= look.now
+def _has_ended(context: DecisionContext, pod: Pod | None) -> bool:
+    end_time = context.now if pod is None else context.attempt_end_time(pod)
+    return end_time is not None and end_time <= context.now
 
 
-def _ended_of(look: DecisionContext, known: AttemptView) -> EndedAttempt:
-    pod, entry = known.pod, known.entry
-    state = look.observed.state
-    is_last = look.current is not None and look.current.number == known.number
-    over = pod is None or podstatus.is_over(pod) or podstatus.terminated_of(pod, look.container) is not None
+def _ended_attempt(context: DecisionContext, view: AttemptView) -> EndedAttempt:
+    pod, entry = view.pod, view.entry
+    state = context.observed.state
+    is_last = context.current is not None and context.current.number == view.number
+    reported = pod is None or podstatus.is_terminal(pod) or podstatus.terminated_of(pod, context.container) is not None
     return EndedAttempt(
-        number=known.number,
-        pod_uid=_pod_uid_of(look, known),
+        number=view.number,
+        pod_uid=_pod_uid(context, view),
         pod=pod,
-        container=look.container,
-        completion=look.spec.completion,
+        container=context.container,
+        completion=context.spec.completion,
         state=state if isinstance(state, StateView) else None,
-        state_lost=look.state_lost,
-        presumed=not over,
+        state_lost=context.state_lost,
+        presumed=not reported,
         expected=(entry.reason, entry.message or "") if entry and entry.reason else None,
-        shown_running=is_last and entry is not None and statuses.shows(look.status, Reason.RUNNING),
-        stopped=_why_stopped(look),
+        shown_running=is_last and entry is not None and conditions.shows(context.status, Reason.RUNNING),
+        stopped=_stop_reason(context),
     )
 
 
-def _why_stopped(look: DecisionContext) -> tuple[str, str] | None:
-    ending = outcome.wanted(look)
-    if ending is None:
+def _stop_reason(context: DecisionContext) -> tuple[str, str] | None:
+    requested = requested_outcome(context)
+    if requested is None:
         return None
-    return (ending.reason if ending.outcome else "Deleted"), f"{ending.message} Its pod was stopped."
+    return (requested.reason if requested.outcome else "Deleted"), f"{requested.message} Its pod was stopped."
 
 
-def _pod_uid_of(look: DecisionContext, known: AttemptView) -> str:
-    if known.pod is not None:
-        return known.pod.metadata.uid
-    if known.entry is not None and known.entry.pod_uid:
-        return known.entry.pod_uid
-    return look.epoch.pod_uid if look.epoch and look.epoch.attempt == known.number else ""
+def _pod_uid(context: DecisionContext, view: AttemptView) -> str:
+    if view.pod is not None:
+        return view.pod.metadata.uid
+    if view.entry is not None and view.entry.pod_uid:
+        return view.entry.pod_uid
+    return context.epoch.pod_uid if context.epoch and context.epoch.attempt == view.number else ""
 
 
-def _entry_of(look: DecisionContext, known: AttemptView, ended: EndedAttempt, verdict: Classification) -> Attempt:
-    made = known.pod.metadata.creation_timestamp if known.pod else None
-    budget = CHARGED_TO[verdict.cause]
+def _final_entry(
+    context: DecisionContext, view: AttemptView, ended: EndedAttempt, classification: Classification
+) -> Attempt:
+    created = view.pod.metadata.creation_timestamp if view.pod else None
+    budget = CHARGED_TO[classification.cause]
     return Attempt(
-        number=known.number,
-        pod_name=pod_name(look.about.name, look.about.uid, known.number),
+        number=view.number,
+        purpose=view.purpose,
+        pod_name=pod_name(context.metadata.name, context.metadata.uid, view.number),
         pod_uid=ended.pod_uid,
-        node=known.pod.spec.node_name if known.pod else known.entry.node if known.entry else "",
-        start_time=(known.entry.start_time if known.entry else None) or made,
-        finish_time=finish_time_of(ended, look.now).replace(microsecond=0),
-        end=how_known(ended).value,
-        cause=verdict.cause.value,
+        node=view.pod.spec.node_name if view.pod else view.entry.node if view.entry else "",
+        start_time=(view.entry.start_time if view.entry else None) or created,
+        finish_time=finish_time_of(ended, context.now).replace(microsecond=0),
+        end=evidence_of(ended).value,
+        cause=classification.cause.value,
         charged_to=budget.value if budget else None,
-        reason=textformat.start_of(verdict.reason),
+        reason=textformat.head(classification.reason),
         exit_code=ended.exit_code,
-        message=textformat.start_of(verdict.message),
+        message=textformat.head(classification.message),
     )
 
 
-def _with_end(look: DecisionContext, ended: EndedAttempt, verdict: Classification, entry: Attempt) -> TaskRunStatus:
-    budget = CHARGED_TO[verdict.cause]
-    status = statuses.with_attempt(look.status, entry, look.spec.history_limit)
+def _with_end(
+    context: DecisionContext, ended: EndedAttempt, classification: Classification, entry: Attempt
+) -> TaskRunStatus:
+    budget = CHARGED_TO[classification.cause]
+    status = conditions.with_attempt(context.status, entry, context.spec.history_limit)
     status = msgspec.structs.replace(status, counts=charge(status.counts, budget))
-    if verdict.cause is Cause.SUCCEEDED and ended.recorded_completion:
+    if classification.cause is Cause.SUCCEEDED and ended.recorded_completion:
         assert ended.state is not None
         assert ended.state.completion is not None
         status = msgspec.structs.replace(status, result=ended.state.completion.result)
-    is_last = conclusion_of(look.spec, status) is not None or holds.is_held_by_budget(look.spec, status)
-    if budget is None or is_last or holds.unanswered(look):
+    is_last = natural_outcome(context.spec, status) is not None or holds.is_held_by_budget(context.spec, status)
+    if budget is None or is_last or holds.unresolved_jobs(context):
         return msgspec.structs.replace(status, next_attempt_time=None)
     again = next_attempt_time(
-        look.spec.retry.backoff,
-        ended=finish_time_of(ended, look.now),
+        context.spec.retry.backoff,
+        ended=finish_time_of(ended, context.now),
         charged=amount(status.counts.charged, budget),
-        uid=look.about.uid,
+        uid=context.metadata.uid,
         attempt=ended.number,
-        asked_seconds=verdict.retry_after_seconds,
+        requested_seconds=classification.retry_after_seconds,
     )
     return msgspec.structs.replace(status, next_attempt_time=again)
 
 
-def _announcement_of(entry: Attempt, status: TaskRunStatus) -> EmitEvent:
-    return EmitEvent(EventReason.ATTEMPT_FAILED, textformat.start_of(_sentence_of(entry, status)), warning=True)
+def _attempt_failed_event(entry: Attempt, status: TaskRunStatus) -> EmitEvent:
+    return EmitEvent(EventReason.ATTEMPT_FAILED, textformat.head(_describe_failure(entry, status)), warning=True)
 
 
-def _sentence_of(entry: Attempt, status: TaskRunStatus) -> str:
+def _describe_failure(entry: Attempt, status: TaskRunStatus) -> str:
     again = status.next_attempt_time
-    then = f" The next attempt starts at {textformat.clock_of(again)}." if again else ""
-    return textformat.how_it_ended(entry) + then
+    then = f" The next attempt starts at {textformat.format_time(again)}." if again else ""
+    return textformat.describe_end(entry) + then

@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt."""
+"""Pause before the next attempt."""
 
 import hashlib
 from datetime import datetime, timedelta
@@ -6,25 +6,26 @@ from datetime import datetime, timedelta
 from reattach.api.taskrun import Backoff
 
 RETRY_AFTER_SECONDS_MAX = 365 * 24 * 3600
-"""The longest delay that a task may ask for."""
+"""Longest delay that a task may request."""
 
 
 def next_attempt_time(
-    backoff: Backoff, *, ended: datetime, charged: int, uid: str, attempt: int, asked_seconds: int | None = None
+    backoff: Backoff, *, ended: datetime, charged: int, uid: str, attempt: int, requested_seconds: int | None = None
 ) -> datetime:
-    """When the attempt after `attempt` may start, in whole seconds.
+    """Return when the attempt after `attempt` may start, in whole seconds.
 
-    `charged` is how many ends its budget was charged with, this one included. What the task asked for counts as it is.
+    `charged`: how many ends were charged to its budget, including this one. A delay that the task
+    requested gets no jitter.
     """
-    if asked_seconds is not None:
-        wait = timedelta(seconds=min(max(asked_seconds, 0), RETRY_AFTER_SECONDS_MAX))
+    if requested_seconds is not None:
+        wait = timedelta(seconds=min(max(requested_seconds, 0), RETRY_AFTER_SECONDS_MAX))
     else:
-        wait = _wait(backoff, charged) * (1 + _swing(uid, attempt) * backoff.jitter_percent / 100)
-    return whole_second_after(ended + wait)
+        wait = _wait(backoff, charged) * (1 + _jitter(uid, attempt) * backoff.jitter_percent / 100)
+    return _next_whole_second(ended + wait)
 
 
-def whole_second_after(time: datetime) -> datetime:
-    """`time`, rounded up to what Kubernetes stores: a wait is never shortened by that."""
+def _next_whole_second(time: datetime) -> datetime:
+    """Round up to the precision that Kubernetes stores, so that no wait becomes shorter."""
     whole = time.replace(microsecond=0)
     return whole if whole == time else whole + timedelta(seconds=1)
 
@@ -38,7 +39,7 @@ def _wait(backoff: Backoff, charged: int) -> timedelta:
     return timedelta(seconds=min(wait, backoff.max_seconds))
 
 
-def _swing(uid: str, attempt: int) -> float:
-    """Between -1 and 1: another one for each TaskRun and attempt, and the same whenever it is asked for."""
+def _jitter(uid: str, attempt: int) -> float:
+    """Return a number from -1 to 1 that is the same for each call with one TaskRun and attempt."""
     digest = hashlib.sha256(f"{uid}/{attempt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / (2**63) - 1

@@ -1,4 +1,4 @@
-"""Which budget pays for an attempt's end, and what is left of it."""
+"""Budgets: which one an attempt's end is charged to, and whether it is exhausted."""
 
 from types import MappingProxyType
 
@@ -37,11 +37,11 @@ FAILURES = MappingProxyType(
         Budget.NEVER_STARTED: Reason.NEVER_STARTED,
     }
 )
-"""Why a TaskRun failed whose budget is used up."""
+"""Reason of a TaskRun that failed because this budget is exhausted."""
 
 
 def charge(counts: Counts, budget: Budget | None) -> Counts:
-    """The counts with one more end charged to `budget`."""
+    """Return the counts with one more end charged to `budget`."""
     if budget is None:
         return counts
     charged = msgspec.structs.replace(counts.charged, **{_FIELDS[budget]: amount(counts.charged, budget) + 1})
@@ -49,12 +49,15 @@ def charge(counts: Counts, budget: Budget | None) -> Counts:
 
 
 def amount(of: Charged | Budgets, budget: Budget) -> int:
-    """How much was charged to a budget, or how much it allows."""
+    """Return how much was charged to a budget, or how much the budget allows."""
     return int(getattr(of, _FIELDS[budget]))
 
 
 def exhausted(counts: Counts, budgets: Budgets, grants: int = 0) -> Budget | None:
-    """The budget that was charged with more than it allows. Each of `grants` allows once more what `budgets` do, but for `application`."""
+    """Return the budget that was charged more than it allows.
+
+    Each of `grants` adds the allowance of each budget once more, except for `application`.
+    """
     return next((one for one in Budget if amount(counts.charged, one) > _allowed(budgets, one, grants)), None)
 
 

@@ -1,4 +1,4 @@
-"""Why an attempt ended: a ladder of questions in order; the first that is answered gives the cause."""
+"""Classification of ended attempts: checks in order, of which the first match gives the cause."""
 
 import re
 from collections.abc import Callable
@@ -17,16 +17,18 @@ _OWN_LIMIT = re.compile(
     r"exceed.*(ephemeral local storage|local ephemeral storage)|(ephemeral local storage|emptydir).*exceeds",
     re.IGNORECASE,
 )
-"""What the kubelet says when it evicts a pod for its own limits, not for the node's sake."""
+"""Message of the kubelet when it evicts a pod for the pod's own limits, not for node pressure."""
 _DEADLINE = "DeadlineExceeded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndedAttempt:
-    """An attempt that has ended, with all that tells why.
+    """Attempt that has ended, with all facts that its classification needs.
 
-    `pod` None: the pod is gone although it carried our finalizer. `presumed`: its node did not report the end in time. `expected`: why we
-    ended it ourselves before it started, as (reason, message). `shown_running`: status said before that its container runs.
+    `pod`: None if the pod is gone although it carried our finalizer.
+    `presumed`: its node did not report the end in time.
+    `expected`: why the operator deleted the pod before it started, as (reason, message).
+    `shown_running`: status showed its container as running.
     `stopped`: why the run itself is being ended, as (reason, message).
     """
 
@@ -44,36 +46,39 @@ class EndedAttempt:
 
     @property
     def failed_init(self) -> tuple[str, ContainerTerminated] | None:
-        """The init container that kept the task's from starting, and how it ended."""
+        """Return the init container that kept the task's container from starting, and how it ended."""
         if self.pod is None or podstatus.has_run(self.pod, self.container):
             return None
         return podstatus.failed_init_of(self.pod)
 
     @property
     def terminated(self) -> ContainerTerminated | None:
-        """How the task's container ended, or the init container that kept it from starting."""
+        """Return how the task's container ended, or the init container that kept it from starting."""
         if self.failed_init is not None:
             return self.failed_init[1]
         return podstatus.terminated_of(self.pod, self.container) if self.pod is not None else None
 
     @property
     def exit_code(self) -> int | None:
+        """Return the exit code, if the kubelet reported it."""
         if self.terminated is not None:
             return None if self.terminated.reason in podstatus.LOST_TRACK else self.terminated.exit_code
         return 0 if self.pod is not None and self.pod.status.phase == "Succeeded" else None
 
     @property
     def opened_state(self) -> bool:
+        """Return whether this attempt, or a later one, opened the state."""
         return self.state is not None and self.state.epoch is not None and self.state.epoch.attempt >= self.number
 
     @property
     def recorded_completion(self) -> bool:
+        """Return whether the completion record is this attempt's."""
         record = self.state.completion if self.state is not None else None
         return record is not None and (record.attempt, record.pod_uid) == (self.number, self.pod_uid)
 
     @property
-    def said(self) -> TerminationMessage | None:
-        """What the task said by its termination message. Anything but exactly one such object is the log's tail, not for us."""
+    def termination_message(self) -> TerminationMessage | None:
+        """Return the task's termination message; any other text is the end of its log."""
         if self.terminated is None or self.failed_init is not None:
             return None
         try:
@@ -84,7 +89,10 @@ class EndedAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """Why it ended, in one word, in Kubernetes' word and in a sentence. `retry_after_seconds`: what the task asked for."""
+    """Cause of an attempt's end, with the reason from Kubernetes and a sentence.
+
+    `retry_after_seconds`: the delay that the task requested.
+    """
 
     cause: Cause
     reason: str
@@ -92,13 +100,16 @@ class Classification:
     retry_after_seconds: int | None = None
 
 
-def cause_of(ended: EndedAttempt) -> Classification:
-    """The first answer on the ladder."""
-    return next(verdict for question in _LADDER if (verdict := question(ended)) is not None)
+def classify(ended: EndedAttempt) -> Classification:
+    """Return the result of the first check that matches."""
+    return next(found for check in _CHECKS if (found := check(ended)) is not None)
 
 
-def how_known(ended: EndedAttempt) -> End:
-    """Whether the end was reported by those who must know. Only then is it sure that nothing of the attempt runs any more."""
+def evidence_of(ended: EndedAttempt) -> End:
+    """Return whether the end was reported or is presumed.
+
+    Only after a reported end is it certain that no process of the attempt runs.
+    """
     pod = ended.pod
     if pod is None:
         return End.PRESUMED
@@ -111,20 +122,21 @@ def how_known(ended: EndedAttempt) -> End:
 
 
 def finish_time_of(ended: EndedAttempt, now: datetime) -> datetime:
-    """When it ended: as its node says, but not after now, nor sooner after its pod was made than its container ran.
+    """Return when the attempt ended by its node's clock, bounded by the operator's clock.
 
-    A node's clock may be wrong; how long something took by it is right, so a clock that is behind does not shorten the back-off.
+    The end is not after now, nor sooner after the pod's creation than the container ran. A node's
+    clock may be wrong but measures durations correctly, so a slow clock does not shorten the backoff.
     """
     time = ended.terminated.finished_at if ended.terminated else None
-    if ended.terminated is None or time is None or not podstatus.is_real(time):
+    if ended.terminated is None or time is None or not podstatus.is_known_time(time):
         return now
-    made = (ended.pod.metadata.creation_timestamp if ended.pod else None) or time
+    created = (ended.pod.metadata.creation_timestamp if ended.pod else None) or time
     began = ended.terminated.started_at
-    ran = time - began if began is not None and podstatus.is_real(began) else timedelta()
-    return min(max(time, made + max(ran, timedelta())), now)
+    ran = time - began if began is not None and podstatus.is_known_time(began) else timedelta()
+    return min(max(time, created + max(ran, timedelta())), now)
 
 
-# -- the ladder, in order --------------------------------------------------------------------------
+# The checks, in order
 
 
 def _completed(ended: EndedAttempt) -> Classification | None:
@@ -139,34 +151,35 @@ def _stopped(ended: EndedAttempt) -> Classification | None:
     if (
         ended.pod is not None
         and ended.terminated is not None
-        and podstatus.ended_by_itself(ended.pod, ended.terminated)
+        and podstatus.exited_before_deletion(ended.pod, ended.terminated)
     ):
         return None
     return Classification(Cause.STOPPED, *ended.stopped)
 
 
-def _held(ended: EndedAttempt) -> Classification | None:
-    # Without its state nobody knows what the task has done: neither its word nor its exit code may end the run or start the next pod.
+def _state_lost(ended: EndedAttempt) -> Classification | None:
+    # Without its state, neither message nor exit code shows what the task has done. They must not end
+    # the run or start the next pod.
     if not ended.state_lost or (ended.completion == "ExitCode" and ended.exit_code == 0):
         return None
-    return Classification(Cause.HELD, "StateLost", _told(ended) or "The TaskRun's state is lost.")
+    return Classification(Cause.HELD, "StateLost", _task_message(ended) or "The TaskRun's state is lost.")
 
 
-def _held_by_a_job(ended: EndedAttempt) -> Classification | None:
-    # Another attempt, thought dead, may have told the handle since: then the next attempt goes on from there.
+def _on_hold(ended: EndedAttempt) -> Classification | None:
+    # An attempt that was presumed dead may have reported the handle since. The next attempt uses it.
     jobs = ended.state.jobs if ended.state is not None else ()
     was_held = any(job.held or (job.holds and job.origin is JobOrigin.REPORTED) for job in jobs)
-    if ended.said is None or ended.said.kind != "Held" or not was_held:
+    if ended.termination_message is None or ended.termination_message.kind != "Held" or not was_held:
         return None
-    return Classification(Cause.HELD, "SubmissionUnknown", _told(ended))
+    return Classification(Cause.HELD, "SubmissionUnknown", _task_message(ended))
 
 
 def _fenced(ended: EndedAttempt) -> Classification | None:
-    said, epoch = ended.said, ended.state.epoch if ended.state else None
-    if said is None or said.kind != "Fenced" or epoch is None:
+    message, epoch = ended.termination_message, ended.state.epoch if ended.state else None
+    if message is None or message.kind != "Fenced" or epoch is None:
         return None
     overtaken = epoch.attempt > ended.number or (epoch.attempt == ended.number and epoch.pod_uid != ended.pod_uid)
-    return Classification(Cause.FENCED, "Fenced", _told(ended)) if overtaken else None
+    return Classification(Cause.FENCED, "Fenced", _task_message(ended)) if overtaken else None
 
 
 def _never_started(ended: EndedAttempt) -> Classification | None:
@@ -177,10 +190,10 @@ def _never_started(ended: EndedAttempt) -> Classification | None:
         return None
     if ended.expected is not None:
         return Classification(Cause.NEVER_STARTED, *ended.expected)
-    if trouble := podstatus.trouble_of(pod, ended.container):
-        return Classification(Cause.NEVER_STARTED, trouble.reason, trouble.message)
+    if problem := podstatus.problem_of(pod, ended.container):
+        return Classification(Cause.NEVER_STARTED, problem.reason, problem.message)
     if ended.terminated is not None and ended.terminated.reason not in podstatus.LOST_TRACK:
-        return Classification(Cause.NEVER_STARTED, ended.terminated.reason, _told(ended))
+        return Classification(Cause.NEVER_STARTED, ended.terminated.reason, _task_message(ended))
     if pod.status.reason:
         return Classification(Cause.NEVER_STARTED, pod.status.reason, pod.status.message)
     if target := podstatus.disruption_target_of(pod):
@@ -193,9 +206,9 @@ def _never_started(ended: EndedAttempt) -> Classification | None:
 def _disrupted(ended: EndedAttempt) -> Classification | None:
     pod, end = ended.pod, ended.terminated
     if pod is None:
-        return Classification(Cause.DISRUPTION, "PodGone", "The pod is gone, and nobody saw how it ended.")
+        return Classification(Cause.DISRUPTION, "PodGone", "The pod is gone and its end was not observed.")
     target, deleted = podstatus.disruption_target_of(pod), pod.metadata.deletion_timestamp is not None
-    if (target or deleted) and not (end and podstatus.ended_by_itself(pod, end)):
+    if (target or deleted) and not (end and podstatus.exited_before_deletion(pod, end)):
         if target:
             return Classification(Cause.DISRUPTION, target.reason, target.message)
         if ended.presumed:
@@ -207,28 +220,32 @@ def _disrupted(ended: EndedAttempt) -> Classification | None:
         return Classification(Cause.DISRUPTION, pod.status.reason, pod.status.message)
     if pod.status.reason == "" and ended.exit_code is None:
         return Classification(
-            Cause.DISRUPTION, "EndUnknown", "Nobody saw how the container ended, as after a restart of its node."
+            Cause.DISRUPTION,
+            "EndUnknown",
+            "The kubelet did not report how the container ended, for example after a node restart.",
         )
     return None
 
 
-def _said_unavailable(ended: EndedAttempt) -> Classification | None:
-    # Nobody can check it, and nobody need: it is charged to a budget that is as bounded as any other.
-    if ended.said is None or ended.said.kind != "Unavailable" or ended.exit_code == 0:
+def _reported_unavailable(ended: EndedAttempt) -> Classification | None:
+    # This can't be verified and need not be, because the budget that it is charged to is bounded.
+    if ended.termination_message is None or ended.termination_message.kind != "Unavailable" or ended.exit_code == 0:
         return None
-    return Classification(Cause.DISRUPTION, "StateApiUnavailable", _told(ended))
+    return Classification(Cause.DISRUPTION, "StateApiUnavailable", _task_message(ended))
 
 
-def _said_permanent(ended: EndedAttempt) -> Classification | None:
-    if ended.said is None or ended.said.kind != "Permanent":
+def _reported_permanent(ended: EndedAttempt) -> Classification | None:
+    if ended.termination_message is None or ended.termination_message.kind != "Permanent":
         return None
-    return Classification(Cause.PERMANENT, "PermanentFailure", _told(ended))
+    return Classification(Cause.PERMANENT, "PermanentFailure", _task_message(ended))
 
 
-def _said_retry_later(ended: EndedAttempt) -> Classification | None:
-    if ended.said is None or ended.said.kind != "RetryLater":
+def _reported_retry_later(ended: EndedAttempt) -> Classification | None:
+    if ended.termination_message is None or ended.termination_message.kind != "RetryLater":
         return None
-    return Classification(Cause.APPLICATION, "RetryLater", _told(ended), ended.said.retry_after_seconds)
+    return Classification(
+        Cause.APPLICATION, "RetryLater", _task_message(ended), ended.termination_message.retry_after_seconds
+    )
 
 
 def _out_of_resources(ended: EndedAttempt) -> Classification | None:
@@ -245,7 +262,7 @@ def _past_deadline(ended: EndedAttempt) -> Classification | None:
     return Classification(Cause.DEADLINE, _DEADLINE, "The attempt ran longer than spec.deadlines.attemptSeconds.")
 
 
-def _exited_well(ended: EndedAttempt) -> Classification | None:
+def _exited_zero(ended: EndedAttempt) -> Classification | None:
     if ended.exit_code != 0:
         return None
     if ended.completion == "Recorded" or (ended.completion == "Auto" and ended.opened_state):
@@ -256,31 +273,31 @@ def _exited_well(ended: EndedAttempt) -> Classification | None:
 
 def _failed(ended: EndedAttempt) -> Classification:
     end = ended.terminated
-    return Classification(Cause.APPLICATION, end.reason if end and end.reason else "Error", _told(ended))
+    return Classification(Cause.APPLICATION, end.reason if end and end.reason else "Error", _task_message(ended))
 
 
-_LADDER: tuple[Callable[[EndedAttempt], Classification | None], ...] = (
+_CHECKS: tuple[Callable[[EndedAttempt], Classification | None], ...] = (
     _completed,
     _stopped,
-    _held,
-    _held_by_a_job,
+    _state_lost,
+    _on_hold,
     _fenced,
     _never_started,
     _disrupted,
-    _said_unavailable,
-    _said_permanent,
-    _said_retry_later,
+    _reported_unavailable,
+    _reported_permanent,
+    _reported_retry_later,
     _out_of_resources,
     _past_deadline,
-    _exited_well,
+    _exited_zero,
     _failed,
 )
 
 
-def _told(ended: EndedAttempt) -> str:
-    """Return the task's own message about its end, else the end of its log, with the last line first."""
-    if ended.said is not None:
-        return textformat.start_of(ended.said.message)
+def _task_message(ended: EndedAttempt) -> str:
+    """Return the task's own message about its end, or the end of its log with the last line first."""
+    if ended.termination_message is not None:
+        return textformat.head(ended.termination_message.message)
     text = textformat.last_line_first(ended.terminated.message) if ended.terminated else ""
     return text if ended.failed_init is None else f"Init container {ended.failed_init[0]} failed. {text}".rstrip()
 

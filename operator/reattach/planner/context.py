@@ -1,101 +1,153 @@
-"""One look at a TaskRun: what was observed, put in the order in which decisions ask for it."""
+"""Inputs of one decision, in the form in which the checks read them."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from reattach.api.names import FINALIZER_ATTEMPT, state_name
 from reattach.api.objects import ObjectMeta, Pod
 from reattach.api.reasons import EventReason
 from reattach.api.state import Epoch, JobSummary, SealPurpose, StateView
 from reattach.api.taskrun import Attempt, TaskRunSpec, TaskRunStatus
-from reattach.planner import conditions as statuses
-from reattach.planner import podstatus
-from reattach.planner.plan import AbsentState, Action, DeletePod, EmitEvent, Observed, Plan, ReleasePod, ReleaseState
+from reattach.planner import conditions, podstatus
+from reattach.planner.plan import (
+    AbsentState,
+    Action,
+    AttemptPurpose,
+    DeletePod,
+    EmitEvent,
+    Observed,
+    Plan,
+    ReleasePod,
+    ReleaseState,
+)
 from reattach.planner.pods import task_container
 
-WINDING_DOWN = timedelta(seconds=60)
-"""How long the kubelet may take to end a pod whose containers have ended; there may be sidecars that it has to stop."""
+EXIT_GRACE = timedelta(seconds=60)
+"""Time that the kubelet gets to end a pod whose containers exited, for example to stop sidecars."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptView:
-    """One attempt, from all that tells of it. `recorded`: its end is in status, be it that the list has dropped it since."""
+    """One attempt, merged from pods, status and state.
+
+    `recorded`: its end is in status, even if the entry was pruned from the list.
+    """
 
     number: int
     pod: Pod | None
     entry: Attempt | None
     recorded: bool
 
+    @property
+    def purpose(self) -> str:
+        """Purpose of the attempt, as recorded; every attempt without an entry is a Run."""
+        return self.entry.purpose if self.entry else AttemptPurpose.RUN.value
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True)
 class DecisionContext:
-    """What was observed, and what status will say. Steps give a new look or, at last, a plan."""
+    """Everything that one decision is made from, and the status that it will write.
+
+    `decide` builds it once. `with_status` returns a copy with a new status; the facts from pods
+    and state are kept. Derived values are computed at most once for each status.
+    """
 
     observed: Observed
     now: datetime
     status: TaskRunStatus
-    announced: tuple[EmitEvent, ...] = ()
+    pods: Mapping[int, Pod] = field(default_factory=dict)
+    events: tuple[EmitEvent, ...] = ()
+
+    @classmethod
+    def from_observed(cls, observed: Observed, now: datetime) -> "DecisionContext":
+        """Build the context of one decision."""
+        metadata = observed.taskrun.metadata
+        numbered = ((podstatus.attempt_number(pod, metadata), pod) for pod in observed.pods)
+        pods = {number: pod for number, pod in numbered if number is not None}
+        return cls(observed=observed, now=now, status=observed.taskrun.status, pods=pods)
+
+    # Facts that the status of this decision does not change
 
     @property
-    def about(self) -> ObjectMeta:
+    def metadata(self) -> ObjectMeta:
+        """Metadata of the TaskRun."""
         return self.observed.taskrun.metadata
 
     @property
     def spec(self) -> TaskRunSpec:
+        """Spec of the TaskRun."""
         return self.observed.taskrun.spec
 
     @property
     def container(self) -> str:
+        """Name of the task's container."""
         return task_container(self.observed.taskrun)
 
     @property
+    def state(self) -> StateView | None:
+        """Content of the state that was read; None if it is lost, absent, unreadable or unread."""
+        read = self.observed.state
+        return read if isinstance(read, StateView) and not self.state_lost else None
+
+    @property
     def epoch(self) -> Epoch | None:
-        """The attempt that opened the state last, as far as is known."""
+        """Last known attempt that opened the state."""
         if isinstance(self.observed.state, StateView):
             return self.observed.state.epoch
         return self.observed.summary.epoch if self.observed.summary else None
 
     @property
-    def is_sealed(self) -> bool:
-        """Whether the end of the run was begun and no attempt can open the state any more: that is never taken back."""
+    def is_sealed_for_end(self) -> bool:
+        """Whether the run has begun to end: no attempt can open the state any more.
+
+        A seal of this purpose is never removed.
+        """
         read, summary = self.observed.state, self.observed.summary
         seal = read.seal if isinstance(read, StateView) else summary.seal if summary else None
         return seal is not None and seal.purpose is SealPurpose.END and not self.state_lost
 
-    @property
-    def attempts(self) -> tuple[AttemptView, ...]:
-        """All attempts that anything tells of, in order."""
-        pods = {podstatus.attempt_number(pod, self.about): pod for pod in self.observed.pods}
-        entries = {entry.number: entry for entry in self.status.attempts}
-        numbers = {number for number in pods if number is not None} | entries.keys()
-        if self.epoch is not None:
-            numbers.add(self.epoch.attempt)
-        return tuple(self._known(number, pods.get(number), entries.get(number)) for number in sorted(numbers))
+    # Values derived from the status, too
 
-    def _known(self, number: int, pod: Pod | None, entry: Attempt | None) -> AttemptView:
-        # Only ended attempts leave the list, and none is passed over when the count goes up.
+    @cached_property
+    def attempts(self) -> tuple[AttemptView, ...]:
+        """All attempts that pods, status or state name, in order."""
+        entries = {entry.number: entry for entry in self.status.attempts}
+        numbers = self.pods.keys() | entries.keys()
+        if self.epoch is not None:
+            numbers = numbers | {self.epoch.attempt}
+        return tuple(self._view(number, entries.get(number)) for number in sorted(numbers))
+
+    def _view(self, number: int, entry: Attempt | None) -> AttemptView:
+        # Only ended attempts are pruned from the list, and the count skips no number.
         recorded = entry.finish_time is not None if entry else number <= self.status.counts.attempts
-        return AttemptView(number, pod, entry, recorded)
+        return AttemptView(number, self.pods.get(number), entry, recorded)
+
+    @property
+    def last_number(self) -> int:
+        """Highest attempt number used so far; 0 before the first attempt."""
+        return max(self.status.counts.attempts, *(view.number for view in self.attempts), 0)
 
     @property
     def next_number(self) -> int:
-        """A number that no attempt ever had."""
-        return max(self.status.counts.attempts, *(known.number for known in self.attempts), 0) + 1
+        """Attempt number that was never used."""
+        return self.last_number + 1
 
-    @property
+    @cached_property
     def current(self) -> AttemptView | None:
-        """The attempt that has not ended."""
-        return next((known for known in reversed(self.attempts) if not known.recorded), None)
+        """The attempt whose end is not recorded."""
+        return next((view for view in reversed(self.attempts) if not view.recorded), None)
 
     @property
     def has_state(self) -> bool:
-        """Whether a state was ever seen."""
+        """Whether status, watch or read showed a state."""
         seen = self.status.state is not None or self.observed.summary is not None
         return seen or isinstance(self.observed.state, StateView)
 
     @property
     def state_lost(self) -> bool:
-        """Whether the state was read, and is not the one that status names."""
+        """Whether the state was read and is not the one that status names."""
         named, read = self.status.state, self.observed.state
         if named is None or not named.uid:
             return False
@@ -103,82 +155,97 @@ class DecisionContext:
 
     @property
     def jobs(self) -> tuple[JobSummary, ...]:
-        """The external jobs as the state has them; as the summary has them where the state was not read."""
-        read, summary = self.observed.state, self.observed.summary
-        if read is None:
+        """External jobs from the state, or from the summary if the state was not read."""
+        summary = self.observed.summary
+        if self.observed.state is None:
             return summary.jobs if summary else ()
-        return read.jobs if isinstance(read, StateView) and not self.state_lost else ()
+        return self.state.jobs if self.state is not None else ()
 
-    def is_done_with(self, pod: Pod) -> bool:
-        """Whether nothing of the pod can run any more, or that is presumed."""
+    # Pods
+
+    def is_pod_over(self, pod: Pod) -> bool:
+        """Return whether the pod is terminal, or presumed to be because its node is lost."""
         lost = podstatus.lost_at(pod, self.spec.deadlines.lost_seconds)
-        return podstatus.is_over(pod) or (lost is not None and lost <= self.now)
+        return podstatus.is_terminal(pod) or (lost is not None and lost <= self.now)
 
-    def ends_at(self, pod: Pod) -> datetime | None:
-        """When the pod's attempt counts as ended, if nothing else is reported until then; None if its task's container still has to end.
+    def attempt_end_time(self, pod: Pod) -> datetime | None:
+        """Return when the pod's attempt counts as ended if nothing else is reported before.
 
-        The container's end is the attempt's end, but a pod that is about to be over by itself is given the time, so that nothing has to
-        be deleted and one write says it all.
+        None: the task's container has not exited. Its exit is the end of the attempt. A pod whose
+        other containers are exiting gets 60 s to finish, which saves a delete and a status write.
         """
-        if self.is_done_with(pod):
+        if self.is_pod_over(pod):
             return self.now
         ended = podstatus.terminated_of(pod, self.container)
         if ended is None or pod.metadata.deletion_timestamp is not None:
             return podstatus.lost_at(pod, self.spec.deadlines.lost_seconds)
-        if ended.finished_at is None or podstatus.others_go_on(pod, self.container):
+        if ended.finished_at is None or podstatus.other_containers_running(pod, self.container):
             return self.now
-        return ended.finished_at + WINDING_DOWN
+        return ended.finished_at + EXIT_GRACE
+
+    @cached_property
+    def running_leftovers(self) -> tuple[Pod, ...]:
+        """Pods of recorded attempts in which a container may still run."""
+        ended = (view.pod for view in self.attempts if view.recorded and view.pod)
+        return tuple(pod for pod in ended if not self.is_pod_over(pod))
 
     @property
-    def leftovers(self) -> tuple[Pod, ...]:
-        """The pods of attempts that have ended in which something still runs."""
-        return tuple(one.pod for one in self.attempts if one.recorded and one.pod and not self.is_done_with(one.pod))
-
-    @property
-    def next_loss(self) -> datetime | None:
-        """The next time at which a pod counts as lost, if its node says nothing until then."""
-        waiting = [pod for pod in self.observed.pods if not self.is_done_with(pod)]
+    def next_node_loss_at(self) -> datetime | None:
+        """Next time at which a pod counts as lost if its node reports nothing before."""
+        waiting = [pod for pod in self.observed.pods if not self.is_pod_over(pod)]
         times = [podstatus.lost_at(pod, self.spec.deadlines.lost_seconds) for pod in waiting]
         return min((time for time in times if time is not None), default=None)
 
-    def ended_with(self, status: TaskRunStatus, announced: EmitEvent) -> "DecisionContext":
-        """Nothing comes after that, so how the last attempt failed and when the next one would start is not worth telling."""
-        others = [said for said in self.announced if said.reason != EventReason.ATTEMPT_FAILED]
-        return replace(self, status=status, announced=(*others, announced))
+    # Results
 
-    def with_status(self, status: TaskRunStatus, *announced: EmitEvent) -> "DecisionContext":
-        return replace(self, status=status, announced=(*self.announced, *announced))
+    def with_status(self, status: TaskRunStatus, *events: EmitEvent) -> "DecisionContext":
+        """Return the context with a new status, and with these events added."""
+        return replace(self, status=status, events=(*self.events, *events))
+
+    def with_final_status(self, status: TaskRunStatus, event: EmitEvent) -> "DecisionContext":
+        """Return the context with the final status and its event.
+
+        Events of failed attempts are dropped, because no attempt follows.
+        """
+        others = [one for one in self.events if one.reason != EventReason.ATTEMPT_FAILED]
+        return replace(self, status=status, events=(*others, event))
 
     def plan(self, *actions: Action, again: datetime | None = None, held: bool = False) -> Plan:
-        """What to do: write the status if it has news, say what these are, tidy up, then `actions`.
+        """Return the plan: write a changed status, emit events, clean up pods, then `actions`.
 
-        Saying comes first: it waits for nobody, and after the last of the actions there may be no TaskRun left to tell it from.
+        Events come first: they can't fail, and the last action may delete the TaskRun.
         """
         status = self.status
-        if not held and not statuses.is_held_for_good(status):
-            status = statuses.without_hold(status, self.now)
-        to_write = statuses.to_write(self.observed.taskrun.status, status, self.about.generation, self.now)
-        tidying: tuple[Action, ...] = (*self._releases(), *self._deletes())
-        times = [time for time in (again, self.next_loss) if time is not None]
-        return Plan(to_write, (*self.announced, *tidying, *actions), min(times, default=None))
+        if not held and not conditions.is_held_for_lost_state(status):
+            status = conditions.without_hold(status, self.now)
+        stored = self.observed.taskrun.status
+        to_write = conditions.to_write(stored, status, self.metadata.generation, self.now)
+        cleanup: tuple[Action, ...] = (*self._release_recorded(), *self._delete_leftovers())
+        times = [time for time in (again, self.next_node_loss_at) if time is not None]
+        return Plan(to_write, (*self.events, *cleanup, *actions), min(times, default=None))
 
-    def releases_of_all(self) -> tuple[ReleasePod, ...]:
-        """Let go of every pod that is over, of whichever attempt."""
-        return tuple(ReleasePod(pod) for pod in self.observed.pods if _is_kept(pod) and self.is_done_with(pod))
+    def release_all_pods(self) -> tuple[ReleasePod, ...]:
+        """Return the release of every pod that is over, of any attempt."""
+        return self._releases_of(self.observed.pods)
 
-    def _releases(self) -> tuple[ReleasePod, ...]:
-        pods = [known.pod for known in self.attempts if known.recorded and known.pod]
-        return tuple(ReleasePod(pod) for pod in pods if _is_kept(pod) and self.is_done_with(pod))
+    def _release_recorded(self) -> tuple[ReleasePod, ...]:
+        return self._releases_of(tuple(view.pod for view in self.attempts if view.recorded and view.pod))
 
-    def _deletes(self) -> tuple[DeletePod, ...]:
-        pods = [pod.metadata for pod in self.leftovers if pod.metadata.deletion_timestamp is None]
-        return tuple(DeletePod(name=pod.name, uid=pod.uid) for pod in pods)
+    def _releases_of(self, pods: tuple[Pod, ...]) -> tuple[ReleasePod, ...]:
+        kept = (pod for pod in pods if FINALIZER_ATTEMPT in pod.metadata.finalizers)
+        return tuple(ReleasePod(pod) for pod in kept if self.is_pod_over(pod))
 
-
-def release_of_state(look: DecisionContext) -> tuple[ReleaseState, ...]:
-    """Let go of the state, if there was ever one."""
-    return (ReleaseState(state_name(look.about.name, look.about.uid)),) if look.has_state else ()
+    def _delete_leftovers(self) -> tuple[DeletePod, ...]:
+        return delete_pods(self.running_leftovers)
 
 
-def _is_kept(pod: Pod) -> bool:
-    return FINALIZER_ATTEMPT in pod.metadata.finalizers
+def delete_pods(pods: tuple[Pod, ...]) -> tuple[DeletePod, ...]:
+    """Return the deletion of each pod that is not being deleted yet."""
+    live = (pod.metadata for pod in pods if pod.metadata.deletion_timestamp is None)
+    return tuple(DeletePod(name=pod.name, uid=pod.uid) for pod in live)
+
+
+def release_state(context: DecisionContext) -> tuple[ReleaseState, ...]:
+    """Return the release of the state, if one was ever seen."""
+    name = state_name(context.metadata.name, context.metadata.uid)
+    return (ReleaseState(name),) if context.has_state else ()

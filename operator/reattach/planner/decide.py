@@ -1,7 +1,54 @@
-"""The one decision: what to do about a TaskRun now. A ladder of questions in the order in which a reader would ask them.
+"""The decision about one TaskRun: what to write and do now, or what to read or seal first.
 
-Each step looks and gives a plan, or None if the question is not for it. First come the TaskRuns that nothing is to be done for, then the
-ends of attempts are put into the status that is going to be written, and what is left is asked of that status.
+A decision runs checks in a fixed order. Each check returns a decision, or None to continue.
+
+    observed, defaults, now
+      |
+      |  _BEFORE_ENDS: is there anything to do, and is the state known?
+      |    _skip_managed_elsewhere    another controller owns the TaskRun     -> empty plan
+      |    _skip_finished             it has an outcome                       -> empty plan
+      |    _release_deleted           it is deleted, no job may be open       -> release pods
+      |    _hold_restored             a backup tool created it                -> hold
+      |    _read_state                an attempt ended, or a job changed      -> ReadState
+      |    _await_readable_state      the state is damaged                    -> hold
+      v
+      |  _record: external jobs and ended attempts go into the status to write
+      v
+      |  _AFTER_ENDS: what follows from that status?
+      |    _conclude                  the run ends                            -> teardown
+      |    _await_leftovers           a recorded attempt still runs           -> wait
+      |    _watch_current             an attempt runs or is pending           -> wait
+      |    _handle_state_loss         held for a lost state                   -> wait, or start empty
+      |    _check_state               the state may be lost                   -> ReadState, or hold
+      |    _await_resolutions         a job needs a resolution                -> hold
+      |    _await_budget              a budget needs a grant                  -> hold
+      |    _await_backoff             the pause is not over                   -> wait
+      |    _reject_changed_template   spec.template changed                   -> teardown
+      |    _handle_pod_rejection      the API server rejected the pod         -> wait, or teardown
+      |    _create_pod                none of these                           -> CreatePod
+      v
+    Plan | Need
+
+Order of neighbours. The pairs marked != must not be swapped; a test in `test_check_order.py` swaps each.
+The other pairs exclude one another, or only the reason that is shown first would differ.
+
+    _skip_managed_elsewhere  = _skip_finished          both do nothing
+    _skip_finished           = _release_deleted        the reconciler releases pods of finished ones
+    _release_deleted         = _hold_restored          a deleted TaskRun is not held as restored
+    _hold_restored           = _read_state             costs one read
+    _read_state              = _await_readable_state   unread and unreadable exclude one another
+    _await_readable_state    != _record                a completed attempt would be charged
+    _record                  != _conclude              the outcome would precede the last attempt's end
+    _conclude                != _await_leftovers       a cancelled attempt would run until they end
+    _await_leftovers         = _watch_current          every plan deletes leftovers
+    _watch_current           != _handle_state_loss     the state would be dropped under an attempt
+    _handle_state_loss       != _check_state           the lost state is held again: StartEmpty is never reached
+    _check_state             = _await_resolutions      a lost state has no jobs
+    _await_resolutions       = _await_budget           each hold needs its own resolution
+    _await_budget            = _await_backoff          the hold is shown later
+    _await_backoff           = _reject_changed_template  the run ends earlier
+    _reject_changed_template = _handle_pod_rejection   the run ends later, or for the other reason
+    _handle_pod_rejection    != _create_pod            the rejected pod would be sent without a pause
 """
 
 import re
@@ -14,14 +61,14 @@ import msgspec
 from reattach.api.names import ANNOTATION_TEMPLATE_HASH, FINALIZER_EXTERNAL_JOBS, OPERATOR_NAME
 from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, Cause, Outcome, Reason
-from reattach.api.state import StateView
 from reattach.api.taskrun import Attempt, TaskRunStatus
-from reattach.planner import attempts, external_jobs, holds, outcome, podstatus, teardown, textformat
-from reattach.planner import conditions as statuses
-from reattach.planner.context import AttemptView, DecisionContext, release_of_state
+from reattach.planner import attempts, conditions, external_jobs, holds, outcome, podstatus, teardown, textformat
+from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import FinalOutcome
 from reattach.planner.plan import (
+    AttemptPurpose,
     CreatePod,
+    Decision,
     DeletePod,
     EmitEvent,
     Observed,
@@ -34,283 +81,321 @@ from reattach.planner.plan import (
 from reattach.planner.pods import build_pod, template_hash
 
 RESTORED_LABEL = "velero.io/restore-name"
-"""On objects that a backup tool has made again."""
+"""Label that a backup tool sets on the objects that it restores."""
 SHOW_RUNNING_AFTER = timedelta(seconds=2)
-"""A task that is done sooner is not shown as running: one write less."""
+"""A task that ends sooner is not shown as running, which saves a write."""
 SHOW_PENDING_AFTER = timedelta(seconds=10)
-"""A pod that starts sooner is not shown as pending, unless there is something to tell."""
+"""A pod that starts sooner is not shown as pending, unless it has a problem."""
 READ_AGAIN_AFTER = timedelta(seconds=30)
-_STARTS_EMPTY = "The next attempt starts with an empty state, as a person decided."
+_STARTS_EMPTY = "The next attempt starts with an empty state, as a resolution requested."
 
-Step = Callable[[DecisionContext], Plan | None]
-
-
-def decide(observed: Observed, settings: PodDefaults, now: datetime) -> Plan:
-    """What to write to status, what to do, and when to look again. `now` is aware; the same input gives the same plan."""
-    look = DecisionContext(observed=observed, now=now, status=observed.taskrun.status)
-    for step in _BEFORE_ENDS:
-        if (plan := step(look)) is not None:
-            return plan
-    look = attempts.record(_with_jobs(look))
-    for step in _AFTER_ENDS:
-        if (plan := step(look)) is not None:
-            return plan
-    return _create(look, settings)
+Check = Callable[[DecisionContext], Decision | None]
 
 
-# -- is there anything to do? ----------------------------------------------------------------------
+def decide(observed: Observed, defaults: PodDefaults, now: datetime) -> Decision:
+    """Return what to write, what to do and when to decide again, or what to read or seal first.
+
+    `now` is timezone-aware. The same input returns the same decision.
+    """
+    context = DecisionContext.from_observed(observed, now)
+    for check in _BEFORE_ENDS:
+        if (decision := check(context)) is not None:
+            return decision
+    context = _record(context)
+    for check in _AFTER_ENDS:
+        if (decision := check(context)) is not None:
+            return decision
+    return _create_pod(context, defaults)
 
 
-def _leave_to_others(look: DecisionContext) -> Plan | None:
-    return Plan() if look.spec.managed_by != OPERATOR_NAME else None
+# Is there anything to do, and is the state known?
 
 
-def _let_go_of_finished(look: DecisionContext) -> Plan | None:
-    if look.status.outcome is None:
+def _skip_managed_elsewhere(context: DecisionContext) -> Plan | None:
+    return Plan() if context.spec.managed_by != OPERATOR_NAME else None
+
+
+def _skip_finished(context: DecisionContext) -> Plan | None:
+    # The reconciler removes the finalizers of pods and states whose TaskRun is finished or gone.
+    return Plan() if context.status.outcome is not None else None
+
+
+def _release_deleted(context: DecisionContext) -> Plan | None:
+    if context.metadata.deletion_timestamp is None or FINALIZER_EXTERNAL_JOBS in context.metadata.finalizers:
         return None
-    return Plan(actions=(*look.releases_of_all(), *release_of_state(look)))
+    return Plan(actions=context.release_all_pods(), requeue_at=context.next_node_loss_at)
 
 
-def _let_go_of_deleted(look: DecisionContext) -> Plan | None:
-    if look.about.deletion_timestamp is None or FINALIZER_EXTERNAL_JOBS in look.about.finalizers:
+def _hold_restored(context: DecisionContext) -> Plan | None:
+    untouched = context.status == TaskRunStatus() or conditions.is_held(context.status, Reason.RESTORED)
+    is_restored = RESTORED_LABEL in context.metadata.labels and untouched
+    if not is_restored or outcome.requested_outcome(context) is not None:
         return None
-    return Plan(actions=look.releases_of_all(), look_again_at=look.next_loss)
+    options = f"Delete the TaskRun, or remove its label {RESTORED_LABEL} to run it from the start."
+    return holds.hold(context, Reason.RESTORED, f"{SENTENCES[Reason.RESTORED]} {options}")
 
 
-def _hold_restored(look: DecisionContext) -> Plan | None:
-    untouched = look.status == TaskRunStatus() or statuses.is_held(look.status, Reason.RESTORED)
-    if RESTORED_LABEL not in look.about.labels or not untouched or outcome.wanted(look) is not None:
+def _read_state(context: DecisionContext) -> Decision | None:
+    """Read the state if an attempt has ended, or if the summary differs from status.
+
+    The read is needed because the summary may be older than status.
+    """
+    if context.observed.state is not None:
         return None
-    way_out = f"Delete it, or remove its label {RESTORED_LABEL} to run it from the start."
-    return holds.hold(look, Reason.RESTORED, f"{SENTENCES[Reason.RESTORED]} {way_out}")
-
-
-# -- what is known of the attempts that ended, and of their jobs? ----------------------------------
-
-
-def _read_state(look: DecisionContext) -> Plan | None:
-    """For the end of an attempt, and when the summary has news of external jobs: it may be older than what status says."""
-    if look.observed.state is not None:
-        return None
-    summary = look.observed.summary
-    has_news = (
+    summary = context.observed.summary
+    has_changes = (
         summary is not None
-        and not statuses.is_held_for_good(look.status)
-        and external_jobs.has_news(look.status, summary)
+        and not conditions.is_held_for_lost_state(context.status)
+        and external_jobs.has_changes(context.status, summary)
     )
-    return Plan(actions=(ReadState(),)) if attempts.unrecorded(look) or has_news else None
+    return ReadState() if attempts.ended_but_unrecorded(context) or has_changes else None
 
 
-def _wait_for_readable_state(look: DecisionContext) -> Plan | None:
-    if not isinstance(look.observed.state, UnreadableState) or look.observed.namespace_ends:
+def _await_readable_state(context: DecisionContext) -> Plan | None:
+    if not isinstance(context.observed.state, UnreadableState) or context.observed.namespace_ends:
         return None
-    message = f"{SENTENCES[Reason.STATE_UNREADABLE]} {look.observed.state.message}"
-    plan = holds.hold(look, Reason.STATE_UNREADABLE, message, again=look.now + READ_AGAIN_AFTER)
-    # Nobody can seal it, nor use it; whoever wants the end of the run need not pay for its pod meanwhile.
-    return plan if outcome.wanted(look) is None else replace(plan, actions=(*plan.actions, *teardown.stops(look)))
+    message = f"{SENTENCES[Reason.STATE_UNREADABLE]} {context.observed.state.message}"
+    plan = holds.hold(context, Reason.STATE_UNREADABLE, message, again=context.now + READ_AGAIN_AFTER)
+    if outcome.requested_outcome(context) is None:
+        return plan
+    # No attempt can use an unreadable state, so a run that was asked to end need not keep its pod.
+    return replace(plan, actions=(*plan.actions, *teardown.delete_running_pods(context)))
 
 
-def _with_jobs(look: DecisionContext) -> DecisionContext:
-    """The look after the external jobs are put into status, as they were read."""
-    read = look.observed.state
-    if not isinstance(read, StateView) or look.state_lost:
-        return look
-    return look.with_status(external_jobs.with_jobs(look.status, read), *external_jobs.news_of(look.status, read))
+def _record(context: DecisionContext) -> DecisionContext:
+    """Put the external jobs and the ends of attempts into the status to write."""
+    return attempts.record_ended_attempts(_with_jobs(context))
 
 
-# -- what follows from the ends? -------------------------------------------------------------------
+def _with_jobs(context: DecisionContext) -> DecisionContext:
+    state = context.state
+    if state is None:
+        return context
+    status = external_jobs.with_jobs(context.status, state)
+    return context.with_status(status, *external_jobs.events_since(context.status, state))
 
 
-def _wait_for_leftovers(look: DecisionContext) -> Plan | None:
-    if not look.leftovers:
+# What follows from the recorded ends?
+
+
+def _conclude(context: DecisionContext) -> Decision | None:
+    final = outcome.final_outcome(context)
+    return None if final is None else teardown.teardown_step(context, final)
+
+
+def _await_leftovers(context: DecisionContext) -> Plan | None:
+    if not context.running_leftovers:
         return None
-    if any(statuses.is_held(look.status, reason) for reason in (Reason.STATE_LOST, Reason.SUBMISSION_UNKNOWN)):
-        return look.plan(held=True)
-    return look.with_status(
-        statuses.with_progress(look.status, Reason.ENDING, SENTENCES[Reason.ENDING], look.now)
+    kept = (Reason.STATE_LOST, Reason.SUBMISSION_UNKNOWN)
+    if any(conditions.is_held(context.status, reason) for reason in kept):
+        return context.plan(held=True)
+    return context.with_status(
+        conditions.with_progress(context.status, Reason.ENDING, SENTENCES[Reason.ENDING], context.now)
     ).plan()
 
 
-def _conclude(look: DecisionContext) -> Plan | None:
-    ending = outcome.ending_of(look)
-    return None if ending is None else teardown.close(look, ending)
-
-
-def _watch_current(look: DecisionContext) -> Plan | None:
-    current = look.current
+def _watch_current(context: DecisionContext) -> Plan | None:
+    current = context.current
     if current is None or current.pod is None:
         return None
     pod = current.pod
-    if (ends_at := look.ends_at(pod)) is not None:
-        return look.plan(again=ends_at)
-    if running := podstatus.running_of(pod, look.container):
-        return _watch_running(look, current, pod, running.started_at)
-    if statuses.shows(look.status, Reason.RUNNING) and current.entry is not None:
-        return look.plan()
-    return _watch_gated(look, current, pod) if podstatus.is_gated(pod) else _watch_pending(look, current, pod)
+    if (end_time := context.attempt_end_time(pod)) is not None:
+        return context.plan(again=end_time)
+    if running := podstatus.running_of(pod, context.container):
+        return _watch_running(context, current, pod, running.started_at)
+    if conditions.shows(context.status, Reason.RUNNING) and current.entry is not None:
+        return context.plan()
+    return _watch_gated(context, current, pod) if podstatus.is_gated(pod) else _watch_pending(context, current, pod)
 
 
-def _watch_running(look: DecisionContext, current: AttemptView, pod: Pod, since: datetime | None) -> Plan:
-    if statuses.shows(look.status, Reason.RUNNING) and current.entry is not None:
-        return look.plan()
-    show_at = (since or look.now - SHOW_RUNNING_AFTER) + SHOW_RUNNING_AFTER
-    if look.now < show_at:
-        return look.plan(again=show_at)
-    return _show(look, Reason.RUNNING, f"Attempt {current.number} is running.", _entry(look, current, pod)).plan()
+def _watch_running(context: DecisionContext, current: AttemptView, pod: Pod, since: datetime | None) -> Plan:
+    if conditions.shows(context.status, Reason.RUNNING) and current.entry is not None:
+        return context.plan()
+    show_at = (since or context.now - SHOW_RUNNING_AFTER) + SHOW_RUNNING_AFTER
+    if context.now < show_at:
+        return context.plan(again=show_at)
+    message = f"Attempt {current.number} is running."
+    return _set_progress(context, Reason.RUNNING, message, _open_entry(context, current, pod)).plan()
 
 
-def _watch_gated(look: DecisionContext, current: AttemptView, pod: Pod) -> Plan:
+def _watch_gated(context: DecisionContext, current: AttemptView, pod: Pod) -> Plan:
     reason = Reason.WAITING_FOR_GATES
-    if statuses.shows(look.status, reason) and current.entry is not None:
-        return look.plan()
+    if conditions.shows(context.status, reason) and current.entry is not None:
+        return context.plan()
     gates = ", ".join(gate.name for gate in pod.spec.scheduling_gates)
-    entry = msgspec.structs.replace(_entry(look, current, pod), start_time=None)
-    return _show(look, reason, f"{SENTENCES[reason]} Gates: {gates}.", entry).plan()
+    entry = msgspec.structs.replace(_open_entry(context, current, pod), start_time=None)
+    return _set_progress(context, reason, f"{SENTENCES[reason]} Gates: {gates}.", entry).plan()
 
 
-def _watch_pending(look: DecisionContext, current: AttemptView, pod: Pod) -> Plan:
-    entry = _entry(look, current, pod)
-    since = podstatus.pending_since(pod, entry.start_time, look.now)
-    deadline = None if since is None else since + timedelta(seconds=look.spec.deadlines.pending_seconds)
-    trouble = podstatus.trouble_of(pod, look.container)
-    if deadline is not None and deadline <= look.now:
-        return _give_up_pending(look, pod, entry, trouble)
-    what = trouble.what if trouble else SENTENCES[Reason.PENDING]
-    shown = statuses.progress_of(look.status)
-    if (
-        current.entry == entry
-        and shown is not None
-        and shown.reason == Reason.PENDING
-        and shown.message.startswith(what)
-    ):
-        return look.plan(again=deadline)
-    show_at = (pod.metadata.creation_timestamp or look.now) + SHOW_PENDING_AFTER
-    if trouble is None and current.entry is None and show_at > look.now and not _is_stuck(look.status):
-        return look.plan(again=min(deadline or show_at, show_at))
-    return _show(look, Reason.PENDING, trouble.message if trouble else what, entry).plan(again=deadline)
+def _watch_pending(context: DecisionContext, current: AttemptView, pod: Pod) -> Plan:
+    entry = _open_entry(context, current, pod)
+    since = podstatus.pending_since(pod, entry.start_time, context.now)
+    deadline = None if since is None else since + timedelta(seconds=context.spec.deadlines.pending_seconds)
+    problem = podstatus.problem_of(pod, context.container)
+    if deadline is not None and deadline <= context.now:
+        return _give_up_pending(context, pod, entry, problem)
+    summary = problem.summary if problem else SENTENCES[Reason.PENDING]
+    if current.entry == entry and _is_pending_shown(context.status, summary):
+        return context.plan(again=deadline)
+    show_at = (pod.metadata.creation_timestamp or context.now) + SHOW_PENDING_AFTER
+    is_fresh = problem is None and current.entry is None and show_at > context.now
+    if is_fresh and not _shows_rejection(context.status):
+        return context.plan(again=min(deadline or show_at, show_at))
+    message = problem.message if problem else summary
+    return _set_progress(context, Reason.PENDING, message, entry).plan(again=deadline)
 
 
-def _give_up_pending(look: DecisionContext, pod: Pod, entry: Attempt, trouble: podstatus.PodProblem | None) -> Plan:
-    # Said before it is done: once the pod is deleted, nothing in it tells why it did not start.
-    seconds = look.spec.deadlines.pending_seconds
+def _is_pending_shown(status: TaskRunStatus, summary: str) -> bool:
+    """Return whether status shows this problem already, whatever its detail.
+
+    The detail changes with each attempt of the kubelet or the scheduler, and is not worth a write.
+    No field of status names the problem of a pending pod, so the start of the message is compared.
+    """
+    shown = conditions.progress_condition(status)
+    return shown is not None and shown.reason == Reason.PENDING and shown.message.startswith(summary)
+
+
+def _give_up_pending(context: DecisionContext, pod: Pod, entry: Attempt, problem: podstatus.PodProblem | None) -> Plan:
+    # Record the reason before the delete, because a deleted pod does not show why it never started.
+    seconds = context.spec.deadlines.pending_seconds
     message = f"The pod was pending for longer than spec.deadlines.pendingSeconds ({seconds} s)."
-    why = textformat.start_of(f"{message} {trouble.message}" if trouble else message)
-    entry = msgspec.structs.replace(entry, reason=trouble.reason if trouble else "PendingTooLong", message=why)
-    return _show(look, Reason.PENDING, why, entry).plan(DeletePod(name=pod.metadata.name, uid=pod.metadata.uid))
+    why = textformat.head(f"{message} {problem.message}" if problem else message)
+    entry = msgspec.structs.replace(entry, reason=problem.reason if problem else "PendingTooLong", message=why)
+    delete = DeletePod(name=pod.metadata.name, uid=pod.metadata.uid)
+    return _set_progress(context, Reason.PENDING, why, entry).plan(delete)
 
 
-# -- may the next attempt start? -------------------------------------------------------------------
+# May the next attempt start?
 
 
-def _heed_loss(look: DecisionContext) -> Plan | None:
-    """A lost state stays lost until a person says to go on without it; what it knew to be open is nobody's then."""
-    if not statuses.is_held_for_good(look.status):
+def _handle_state_loss(context: DecisionContext) -> Plan | None:
+    """Wait for the resolution of a lost state. On StartEmpty, orphan the jobs that it knew."""
+    if not conditions.is_held_for_lost_state(context.status):
         return None
-    if holds.answer_to_loss(look.spec, look.status) != holds.START_EMPTY:
-        return look.plan()
-    look = teardown.with_orphans(look, None)
-    counts = msgspec.structs.replace(look.status.counts, state_losses=look.status.counts.state_losses + 1)
-    status = msgspec.structs.replace(look.status, counts=counts, state=None)
-    status = statuses.with_progress(statuses.without_hold(status, look.now), Reason.PENDING, _STARTS_EMPTY, look.now)
-    return look.with_status(status).plan()
+    if holds.resolution_for_loss(context.spec, context.status) != holds.START_EMPTY:
+        return context.plan()
+    context = teardown.with_orphans(context, None)
+    status = context.status
+    counts = msgspec.structs.replace(status.counts, state_losses=status.counts.state_losses + 1)
+    status = msgspec.structs.replace(status, counts=counts, state=None)
+    status = conditions.without_hold(status, context.now)
+    status = conditions.with_progress(status, Reason.PENDING, _STARTS_EMPTY, context.now)
+    return context.with_status(status).plan()
 
 
-def _wait_for_answers(look: DecisionContext) -> Plan | None:
-    """No pod before a person has answered what the last one asked: it would find no way to go on either."""
-    if look.observed.state is None:
-        last = statuses.last_end_of(look.status)
-        has_asked = last is not None and last.cause == Cause.HELD
-        may_be_held = has_asked or statuses.is_held(look.status, Reason.SUBMISSION_UNKNOWN) or holds.unanswered(look)
-        return Plan(actions=(ReadState(),)) if may_be_held else None
-    waiting = holds.unanswered(look)
-    return holds.hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(look, waiting)) if waiting else None
+def _check_state(context: DecisionContext) -> Decision | None:
+    """Hold the TaskRun if its state is lost.
 
-
-def _wait_for_budget(look: DecisionContext) -> Plan | None:
-    if not holds.is_held_by_budget(look.spec, look.status):
+    Read the state if the watch does not show it, or if its summary shows a completion that the last
+    attempt recorded after its end was recorded.
+    """
+    last, summary = conditions.last_ended_attempt(context.status), context.observed.summary
+    unseen = summary is None and context.status.state is not None
+    completed_late = last is not None and summary is not None and summary.completed_attempt == last.number
+    if context.observed.state is None:
+        return ReadState() if unseen or (completed_late and context.spec.completion != "ExitCode") else None
+    if not context.state_lost:
         return None
-    return holds.hold(look, Reason.BUDGET_EXHAUSTED, holds.question_about_budget(look))
+    return holds.hold(context, Reason.STATE_LOST, holds.describe_lost_state(context))
 
 
-def _back_off(look: DecisionContext) -> Plan | None:
-    until = look.status.next_attempt_time
-    if until is None or until <= look.now:
+def _await_resolutions(context: DecisionContext) -> Decision | None:
+    """Hold the TaskRun while a job has no resolution: the next attempt would stop there, too."""
+    if context.observed.state is None:
+        return ReadState() if _may_be_held(context) else None
+    waiting = holds.unresolved_jobs(context)
+    if not waiting:
         return None
-    return look.with_status(attempts.backing_off(look.status, look.now)).plan(again=until)
+    return holds.hold(context, Reason.SUBMISSION_UNKNOWN, holds.describe_unresolved(context, waiting))
 
 
-def _check_state(look: DecisionContext) -> Plan | None:
-    """Whether the state is still there; and a read of it, if the last attempt's record came after its end was recorded."""
-    last, summary, read = statuses.last_end_of(look.status), look.observed.summary, look.observed.state
-    unseen = summary is None and look.status.state is not None
-    late = last is not None and summary is not None and summary.completed_attempt == last.number
-    if read is None:
-        return Plan(actions=(ReadState(),)) if unseen or (late and look.spec.completion != "ExitCode") else None
-    return holds.hold(look, Reason.STATE_LOST, holds.question_about_loss(look)) if look.state_lost else None
+def _may_be_held(context: DecisionContext) -> bool:
+    last = conditions.last_ended_attempt(context.status)
+    was_held = last is not None and last.cause == Cause.HELD
+    is_held = conditions.is_held(context.status, Reason.SUBMISSION_UNKNOWN)
+    return was_held or is_held or bool(holds.unresolved_jobs(context))
 
 
-def _refuse_changed_template(look: DecisionContext) -> Plan | None:
-    """A run must not go on from another template than the one it began with, and since nobody may put the old one back, it ends."""
-    now = template_hash(look.spec.template)
-    pods = [known.pod for known in look.attempts if known.pod is not None]
-    if all(pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) in {None, now} for pod in pods):
+def _await_budget(context: DecisionContext) -> Plan | None:
+    if not holds.is_held_by_budget(context.spec, context.status):
         return None
-    message = f"{SENTENCES[Reason.TEMPLATE_CHANGED]} Make a new TaskRun."
-    return teardown.close(look, FinalOutcome(Outcome.FAILED, Reason.TEMPLATE_CHANGED, message))
+    return holds.hold(context, Reason.BUDGET_EXHAUSTED, holds.describe_exhausted_budget(context))
 
 
-def _heed_refusal(look: DecisionContext) -> Plan | None:
-    refusal = look.observed.refusal
-    if refusal is None or refusal.attempt != look.next_number:
+def _await_backoff(context: DecisionContext) -> Plan | None:
+    until = context.status.next_attempt_time
+    if until is None or until <= context.now:
         return None
-    reason = _REFUSED[refusal.kind]
-    message = f"{SENTENCES[reason]} {refusal.message}"
-    if refusal.kind is PodRejectionKind.INVALID:
-        return teardown.close(look, FinalOutcome(Outcome.FAILED, reason, message))
-    if refusal.retry_at <= look.now:
+    return context.with_status(attempts.with_backoff(context.status, context.now)).plan(again=until)
+
+
+def _reject_changed_template(context: DecisionContext) -> Decision | None:
+    """End the run if its template changed since the first attempt: all attempts use one template."""
+    current = template_hash(context.spec.template)
+    hashes = {pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) for pod in context.pods.values()}
+    if hashes <= {None, current}:
         return None
-    if _is_shown(look.status, reason, message, refusal.kind):
-        return look.plan(again=refusal.retry_at)
-    status = statuses.with_progress(look.status, reason, message, look.now)
-    said = EmitEvent(reason.value, textformat.start_of(message), warning=True)
-    return look.with_status(status, said).plan(again=refusal.retry_at)
+    message = f"{SENTENCES[Reason.TEMPLATE_CHANGED]} Create a new TaskRun."
+    return teardown.teardown_step(context, FinalOutcome(Outcome.FAILED, Reason.TEMPLATE_CHANGED, message))
 
 
-def _is_shown(status: TaskRunStatus, reason: Reason, message: str, kind: PodRejectionKind) -> bool:
-    """Whether status says it already, or so nearly that it isn't worth a write: quotas and failures say something else each time."""
-    shown = statuses.progress_of(status)
+def _handle_pod_rejection(context: DecisionContext) -> Decision | None:
+    rejection = context.observed.refusal
+    if rejection is None or rejection.attempt != context.next_number:
+        return None
+    reason = _REJECTION_REASONS[rejection.kind]
+    message = f"{SENTENCES[reason]} {rejection.message}"
+    if rejection.kind is PodRejectionKind.INVALID:
+        return teardown.teardown_step(context, FinalOutcome(Outcome.FAILED, reason, message))
+    if rejection.retry_at <= context.now:
+        return None
+    if _is_rejection_shown(context.status, reason, message, rejection.kind):
+        return context.plan(again=rejection.retry_at)
+    status = conditions.with_progress(context.status, reason, message, context.now)
+    event = EmitEvent(reason.value, textformat.head(message), warning=True)
+    return context.with_status(status, event).plan(again=rejection.retry_at)
+
+
+def _is_rejection_shown(status: TaskRunStatus, reason: Reason, message: str, kind: PodRejectionKind) -> bool:
+    """Return whether status shows this rejection already.
+
+    Messages about quotas and failures differ each time and are not worth a write. The message of a
+    policy names what it forbids and has no field of its own, so it is compared without its numbers.
+    """
+    shown = conditions.progress_condition(status)
     if shown is None or shown.reason != reason:
         return False
-    same = re.sub(r"\d+", "", shown.message) == re.sub(r"\d+", "", textformat.start_of(message))
+    same = re.sub(r"\d+", "", shown.message) == re.sub(r"\d+", "", textformat.head(message))
     return same or kind is not PodRejectionKind.FORBIDDEN
 
 
-def _create(look: DecisionContext, settings: PodDefaults) -> Plan:
-    number = look.next_number
-    return look.plan(CreatePod(attempt=number, body=build_pod(look.observed.taskrun, number, settings)))
+def _create_pod(context: DecisionContext, defaults: PodDefaults) -> Plan:
+    number, purpose = context.next_number, AttemptPurpose.RUN
+    body = build_pod(context.observed.taskrun, number, defaults, purpose)
+    return context.plan(CreatePod(attempt=number, body=body, purpose=purpose))
 
 
-_BEFORE_ENDS: tuple[Step, ...] = (
-    _leave_to_others,
-    _let_go_of_finished,
-    _let_go_of_deleted,
+_BEFORE_ENDS: tuple[Check, ...] = (
+    _skip_managed_elsewhere,
+    _skip_finished,
+    _release_deleted,
     _hold_restored,
     _read_state,
-    _wait_for_readable_state,
+    _await_readable_state,
 )
-_AFTER_ENDS: tuple[Step, ...] = (
+_AFTER_ENDS: tuple[Check, ...] = (
     _conclude,
-    _wait_for_leftovers,
+    _await_leftovers,
     _watch_current,
-    _heed_loss,
+    _handle_state_loss,
     _check_state,
-    _wait_for_answers,
-    _wait_for_budget,
-    _back_off,
-    _refuse_changed_template,
-    _heed_refusal,
+    _await_resolutions,
+    _await_budget,
+    _await_backoff,
+    _reject_changed_template,
+    _handle_pod_rejection,
 )
-_REFUSED = {
+_REJECTION_REASONS = {
     PodRejectionKind.INVALID: Reason.INVALID_TEMPLATE,
     PodRejectionKind.QUOTA: Reason.QUOTA_EXCEEDED,
     PodRejectionKind.FORBIDDEN: Reason.POD_REFUSED,
@@ -319,21 +404,25 @@ _REFUSED = {
 }
 
 
-# -- what steps have in common ---------------------------------------------------------------------
+# Helpers of the checks
 
 
-def _show(look: DecisionContext, reason: Reason, message: str, entry: Attempt) -> DecisionContext:
-    status = statuses.with_attempt(look.status, entry, look.spec.history_limit)
-    status = statuses.with_progress(status, reason, message, look.now)
-    return look.with_status(msgspec.structs.replace(status, next_attempt_time=None))
+def _set_progress(context: DecisionContext, reason: Reason, message: str, entry: Attempt) -> DecisionContext:
+    status = conditions.with_attempt(context.status, entry, context.spec.history_limit)
+    status = conditions.with_progress(status, reason, message, context.now)
+    return context.with_status(msgspec.structs.replace(status, next_attempt_time=None))
 
 
-def _entry(look: DecisionContext, known: AttemptView, pod: Pod) -> Attempt:
-    """The attempt as it is listed while it runs. Its clock starts when its pod is made, or when the last gate is seen to be gone."""
-    made = pod.metadata.creation_timestamp
-    start = made if known.entry is None else known.entry.start_time or look.now.replace(microsecond=0)
+def _open_entry(context: DecisionContext, view: AttemptView, pod: Pod) -> Attempt:
+    """Return the list entry of a running attempt.
+
+    Its clock starts at the creation of its pod, or when the last scheduling gate is gone.
+    """
+    created = pod.metadata.creation_timestamp
+    start = created if view.entry is None else view.entry.start_time or context.now.replace(microsecond=0)
     return Attempt(
-        number=known.number,
+        number=view.number,
+        purpose=view.purpose,
         pod_name=pod.metadata.name,
         pod_uid=pod.metadata.uid,
         node=pod.spec.node_name,
@@ -341,8 +430,7 @@ def _entry(look: DecisionContext, known: AttemptView, pod: Pod) -> Attempt:
     )
 
 
-def _is_stuck(status: TaskRunStatus) -> bool:
-    """Whether status says that no pod can be made, which it must not go on saying once there is one."""
-    return any(
-        statuses.shows(status, one) for one in (Reason.QUOTA_EXCEEDED, Reason.POD_REFUSED, Reason.POD_NAME_TAKEN)
-    )
+def _shows_rejection(status: TaskRunStatus) -> bool:
+    """Return whether status shows a rejected pod, which is outdated once the pod exists."""
+    reasons = (Reason.QUOTA_EXCEEDED, Reason.POD_REFUSED, Reason.POD_NAME_TAKEN)
+    return any(conditions.shows(status, reason) for reason in reasons)

@@ -1,15 +1,16 @@
-"""What goes into a decision and what comes out of it.
+"""Input and output of a decision.
 
-    decide(observed, settings, now) -> Plan(status, actions, look_again_at)
+    decide(observed, defaults, now) -> Plan(status, actions, requeue_at) | Need
 
-The controller observes, calls `decide`, writes `status` if it is not None, carries out `actions` in order, and looks again when
-something changes or `look_again_at` comes. It may die between any two of these; every action can be repeated.
+The reconciler observes and calls `decide`. It meets a `Need` and decides again. It carries out a
+`Plan`: write `status` if it is not None, carry out `actions` in order, and reconcile again when
+something changes or at `requeue_at`. It may crash between any two of these: each can be repeated.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 from reattach.api.objects import Pod
 from reattach.api.state import SealPurpose, StateView, Summary
@@ -18,32 +19,45 @@ from reattach.api.taskrun import TaskRun, TaskRunStatus
 
 @dataclass(frozen=True, slots=True)
 class PodDefaults:
-    """What the installation fixes for every pod: where the state API is, and the PEM bundle that its certificate is checked with."""
+    """Values that the installation sets in every pod.
+
+    `url`: of the state API. `ca`: the PEM bundle that verifies its certificate.
+    """
 
     url: str
     ca: str
 
 
+class AttemptPurpose(StrEnum):
+    """Purpose of an attempt; the value of `purpose` in `status.attempts`."""
+
+    RUN = "Run"
+
+
+# Input
+
+
 class PodRejectionKind(StrEnum):
-    """Why the API server did not make a pod."""
+    """Cause of a rejected pod creation."""
 
     INVALID = "Invalid"
-    """400 or 422: no pod can ever be made from this template (an unknown field, a wrong value)."""
+    """400 or 422: the template can never become a pod (an unknown field, a wrong value)."""
     QUOTA = "Quota"
-    """403 by a ResourceQuota: may be made later."""
+    """403 by a ResourceQuota: may succeed later."""
     FORBIDDEN = "Forbidden"
     """403 otherwise: Pod Security, an admission policy, a terminating namespace."""
     NAME_TAKEN = "NameTaken"
-    """409: an object of that name exists and is not the pod we meant."""
+    """409: an object of that name exists and is not the expected pod."""
     ERROR = "Error"
-    """An admission webhook or the API server failed; asked again."""
+    """An admission webhook or the API server failed; the operator retries."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodRejection:
-    """The API server's last answer to the creation of this TaskRun's next pod, kept until it succeeds.
+    """Last rejected creation of this TaskRun's next pod, kept until a creation succeeds.
 
-    `message` is the server's sentence; `attempt` the attempt whose pod was refused; `retry_at` when to ask again.
+    `attempt`: the attempt whose pod was rejected. `message`: the API server's message.
+    `retry_at`: the time of the next creation.
     """
 
     kind: PodRejectionKind
@@ -54,26 +68,29 @@ class PodRejection:
 
 @dataclass(frozen=True, slots=True)
 class AbsentState:
-    """The state was asked for just now, and no ConfigMap of the expected name and owner is there."""
+    """Result of a read that found no ConfigMap of the expected name and owner."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnreadableState:
-    """The ConfigMap is there, but its format is unknown or it is damaged: nothing may be concluded from it."""
+    """Result of a read that found a ConfigMap of an unknown format, or a damaged one.
+
+    No decision may be based on the content of such a ConfigMap.
+    """
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """All that a decision rests on.
+    """All inputs of a decision except defaults and time.
 
-    `pods`: every pod whose controller is this TaskRun's UID, as the watch last said or as our own write answered.
-    `summary`: the state's summary as the watch last said (None: no ConfigMap seen). It may be old: it only wakes, except that
-    `completed_attempt`, once there, is final.
-    `state`: what reading the state itself gave, in this very pass; None if it was not read. `decide` asks for it by `ReadState`.
-    `namespace_ends`: whether the namespace is being deleted, so that nobody is left who could be waited for. Looked up for a TaskRun
-    that is being deleted and not let go of yet.
+    `pods`: every pod whose controller is this TaskRun, from the watch or from our own writes.
+    `summary`: the state's summary from the watch (None: no ConfigMap seen). It may be stale, so it
+    only leads to a read. Its `completed_attempt` is final once it is set.
+    `state`: the result of reading the state in this pass; None if it was not read (`ReadState`).
+    `namespace_ends`: the namespace is being deleted, so no user can resolve a hold any more. It is
+    looked up only for a TaskRun that is being deleted and carries our finalizer.
     """
 
     taskrun: TaskRun
@@ -84,30 +101,47 @@ class Observed:
     namespace_ends: bool = False
 
 
+# Output: needs
+
+
 @dataclass(frozen=True, slots=True)
 class ReadState:
-    """Read the state ConfigMap itself (a quorum read) and decide again with it. Comes alone."""
+    """Read the state ConfigMap itself (a quorum read) and decide again with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SealState:
-    """Seal the state, so that no attempt up to this one opens it or stores an intent; then read it and decide again. Comes alone."""
+    """Seal the state, read it, and decide again with it.
+
+    Once the state is sealed, no attempt up to `through_attempt` opens it or stores an intent.
+    """
 
     through_attempt: int
     purpose: SealPurpose
 
 
+Need: TypeAlias = ReadState | SealState
+"""Precondition of a decision. The reconciler meets it, then decides again."""
+
+
+# Output: actions
+
+
 @dataclass(frozen=True, slots=True)
 class CreatePod:
-    """Create the pod of `attempt`. A pod of that name with our controller UID, labels and template hash is success."""
+    """Create the pod of `attempt`.
+
+    An existing pod of that name counts as created if controller UID and template hash match.
+    """
 
     attempt: int
     body: dict[str, Any]
+    purpose: AttemptPurpose = AttemptPurpose.RUN
 
 
 @dataclass(frozen=True, slots=True)
 class DeletePod:
-    """Delete the pod under a precondition on its UID; absence is success."""
+    """Delete the pod with a precondition on its UID; an absent pod counts as deleted."""
 
     name: str
     uid: str
@@ -115,39 +149,49 @@ class DeletePod:
 
 @dataclass(frozen=True, slots=True)
 class ReleasePod:
-    """Take our finalizer off the pod, under a precondition on its resourceVersion; absence is success."""
+    """Remove our finalizer from the pod; an absent pod counts as released."""
 
     pod: Pod
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseState:
-    """Take our finalizer off the state ConfigMap; absence is success."""
+    """Remove our finalizer from the state ConfigMap; an absent one counts as released."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseTaskRun:
-    """Take our finalizer off the TaskRun, under a precondition on its resourceVersion: no external job of it is open and not named."""
+    """Remove our finalizer from the TaskRun, with a precondition on its resourceVersion.
+
+    The planner returns this only if each open external job is named in status.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class EmitEvent:
-    """Tell people, by an Event on the TaskRun. `warning` decides its type; `note` at most 1 KiB."""
+    """Emit an Event on the TaskRun. `warning` selects its type; `note` has at most 1 KiB."""
 
     reason: str
     note: str
     warning: bool = False
 
 
-Action = ReadState | SealState | CreatePod | DeletePod | ReleasePod | ReleaseState | ReleaseTaskRun | EmitEvent
+Action: TypeAlias = CreatePod | DeletePod | ReleasePod | ReleaseState | ReleaseTaskRun | EmitEvent
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do. `status` is the whole new status, None if it stays as it is; it is written before any action."""
+    """Result of a decision.
+
+    `status`: the complete new status, written before any action; None if it does not change.
+    `requeue_at`: when to reconcile again if nothing changes before.
+    """
 
     status: TaskRunStatus | None = None
     actions: tuple[Action, ...] = ()
-    look_again_at: datetime | None = None
+    requeue_at: datetime | None = None
+
+
+Decision: TypeAlias = Plan | Need

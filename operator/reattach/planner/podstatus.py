@@ -1,4 +1,4 @@
-"""What a pod shows of its attempt."""
+"""Facts about an attempt that are read from its pod."""
 
 import re
 from dataclasses import dataclass
@@ -6,11 +6,12 @@ from datetime import datetime, timedelta
 
 from reattach.api.names import pod_name
 from reattach.api.objects import Condition, ContainerStatus, ContainerTerminated, ObjectMeta, Pod, Running
+from reattach.planner.conditions import find_condition
 
 _NEVER_RAN = frozenset({"StartError", "ContainerCannotRun"})
-"""Reasons of a container that is reported as terminated though its process could not be started."""
+"""Reasons of a container that is reported as terminated although its process never started."""
 LOST_TRACK = frozenset({"ContainerStatusUnknown", "Unknown"})
-"""Reasons of a container of which the kubelet only knows that it is no more, as after the node's restart."""
+"""Reasons of a container whose end the kubelet did not observe, for example after a node restart."""
 _IMAGE = frozenset(
     {
         "ErrImagePull",
@@ -23,78 +24,90 @@ _IMAGE = frozenset(
     }
 )
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-_ON_THE_WAY = frozenset({"", "ContainerCreating", "PodInitializing"})
+_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 _GATED = "SchedulingGated"
 _UNIX_EPOCH_YEAR = 1970
-CLOCKS_DIFFER = timedelta(seconds=15)
-"""How much later than an end by its node's clock a stop by another machine's must be, to have come after it. Taking an eviction for the
-task's own failure costs the run, taking a failure for an eviction costs one of many retries.
+CLOCK_SKEW = timedelta(seconds=15)
+"""Clock skew allowed between machines.
+
+A deletion counts as later than the container's exit only if it is later by more than this. When in
+doubt, the exit counts as an eviction: that costs one retry, not the run.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class PodProblem:
-    """Why a pod does not get to run. `what` is the same sentence as long as the trouble is; `detail` may vary."""
+    """Problem that keeps a pod from starting.
+
+    `summary`: the same sentence as long as the problem lasts. `detail`: may change meanwhile.
+    """
 
     reason: str
-    what: str
+    summary: str
     detail: str
 
     @property
     def message(self) -> str:
-        return f"{self.what}: {self.detail}" if self.detail else f"{self.what}."
+        """Return summary and detail as one sentence."""
+        return f"{self.summary}: {self.detail}" if self.detail else f"{self.summary}."
 
 
 def attempt_number(pod: Pod, taskrun: ObjectMeta) -> int | None:
-    """Which attempt the pod is, by its name, which unlike a label can't be changed; None if it is none of ours."""
+    """Return the attempt of the pod by its name; None if the pod is not ours.
+
+    A name, unlike a label, can't be changed.
+    """
     found = re.search(r"-([1-9][0-9]{0,8})$", pod.metadata.name, re.ASCII)
     if found is None or pod.metadata.name != pod_name(taskrun.name, taskrun.uid, int(found[1])):
         return None
     return int(found[1])
 
 
-def is_over(pod: Pod) -> bool:
-    """Whether no container of it runs any more or will: it ended, or was deleted before a node had it."""
+def is_terminal(pod: Pod) -> bool:
+    """Return whether no container runs or will run: the pod ended, or was deleted unscheduled."""
     return pod.status.phase in {"Succeeded", "Failed"} or (
         pod.metadata.deletion_timestamp is not None and not pod.spec.node_name
     )
 
 
 def lost_at(pod: Pod, lost_seconds: int) -> datetime | None:
-    """When its end is presumed, if its node says nothing until then; None if nobody has asked it to go."""
-    asked = pod.metadata.deletion_timestamp
-    return None if asked is None else asked + timedelta(seconds=lost_seconds)
+    """Return when the pod's end is presumed if its node reports nothing; None if it is not deleted."""
+    deleted = pod.metadata.deletion_timestamp
+    return None if deleted is None else deleted + timedelta(seconds=lost_seconds)
 
 
 def is_gated(pod: Pod) -> bool:
-    """Whether somebody still keeps it from being scheduled (Kueue, for one)."""
+    """Return whether scheduling gates keep the pod from being scheduled, for example Kueue's."""
     return bool(pod.spec.scheduling_gates)
 
 
 def status_of(pod: Pod, container: str) -> ContainerStatus | None:
-    """What is reported of one container."""
+    """Return the status of one container."""
     return next((status for status in pod.status.container_statuses if status.name == container), None)
 
 
 def terminated_of(pod: Pod, container: str) -> ContainerTerminated | None:
-    """How a container ended, if it did."""
+    """Return how a container ended; None if it did not."""
     status = status_of(pod, container)
     return status.state.terminated if status else None
 
 
 def running_of(pod: Pod, container: str) -> Running | None:
-    """Since when a container runs, if it does."""
+    """Return the running state of a container; None if it does not run."""
     status = status_of(pod, container)
     return status.state.running if status else None
 
 
-def others_go_on(pod: Pod, container: str) -> bool:
-    """Whether a container beside the task's keeps the pod alive. Sidecars among the init containers don't: the kubelet ends them."""
+def other_containers_running(pod: Pod, container: str) -> bool:
+    """Return whether a container other than the task's keeps the pod running.
+
+    Sidecars among the init containers do not: the kubelet ends them.
+    """
     return any(status.state.terminated is None for status in pod.status.container_statuses if status.name != container)
 
 
 def has_run(pod: Pod, container: str) -> bool:
-    """Whether the container's process is known to have run."""
+    """Return whether the container's process is known to have run."""
     status = status_of(pod, container)
     if status is None:
         return pod.status.phase == "Succeeded"
@@ -103,63 +116,64 @@ def has_run(pod: Pod, container: str) -> bool:
     ended = status.state.terminated
     if ended is None or ended.reason in _NEVER_RAN:
         return False
-    return ended.reason not in LOST_TRACK or is_real(ended.started_at)
+    return ended.reason not in LOST_TRACK or is_known_time(ended.started_at)
 
 
-def is_real(time: datetime | None) -> bool:
-    """Whether a time is one: runtimes report the year 1 or 1970 for what they don't know."""
+def is_known_time(time: datetime | None) -> bool:
+    """Return whether the time is known: runtimes report the year 1 or 1970 for unknown times."""
     return time is not None and time.year > _UNIX_EPOCH_YEAR
 
 
 def failed_init_of(pod: Pod) -> tuple[str, ContainerTerminated] | None:
-    """The init container that ended the pod by its own failure, and how."""
+    """Return the init container whose failure ended the pod, and how it ended."""
     sidecars = {init.name for init in pod.spec.init_containers if init.restart_policy == "Always"}
     for status in pod.status.init_container_statuses:
         ended = status.state.terminated
         if status.name in sidecars or ended is None or ended.exit_code == 0 or ended.reason in _NEVER_RAN | LOST_TRACK:
             continue
-        if ended_by_itself(pod, ended):
+        if exited_before_deletion(pod, ended):
             return status.name, ended
     return None
 
 
-def ended_by_itself(pod: Pod, ended: ContainerTerminated) -> bool:
-    """Whether a container ended before somebody stopped its pod. What can't be told goes to whoever stopped it.
+def exited_before_deletion(pod: Pod, ended: ContainerTerminated) -> bool:
+    """Return whether the container exited before its pod was deleted or disrupted.
 
-    The end is by its node's clock, the stop by another machine's, and both are cut to seconds; so nothing is told by a few of them.
+    Ambiguous cases count as deleted first: the two timestamps come from different clocks and have
+    one-second resolution.
     """
     stopped: list[datetime | None] = []
-    if pod.metadata.deletion_timestamp is not None and not _was_over_when_deleted(pod):
-        # What is stored is the end of the grace period, so whoever asked did so at its start. When the kubelet is done, it deletes once more,
-        # without grace: that overwrites the grace period, and moves its end to then if it was later.
+    if pod.metadata.deletion_timestamp is not None and not _was_terminal_when_deleted(pod):
+        # The stored time is the end of the grace period; the deletion was requested at its start.
+        # When the kubelet is done it deletes once more without grace, which overwrites the grace
+        # period, and moves its end to that time if that is earlier.
         grace = pod.metadata.deletion_grace_period_seconds or pod.spec.termination_grace_period_seconds
         stopped.append(pod.metadata.deletion_timestamp - timedelta(seconds=grace))
     if target := disruption_target_of(pod):
         stopped.append(target.last_transition_time)
     at = ended.finished_at
-    return all(at is not None and is_real(at) and time is not None and at + CLOCKS_DIFFER < time for time in stopped)
+    return all(at is not None and is_known_time(at) and time is not None and at + CLOCK_SKEW < time for time in stopped)
 
 
-def _was_over_when_deleted(pod: Pod) -> bool:
-    """Whether the kubelet's last word, that the pod is over, is of before its deletion, which makes a new generation of it."""
+def _was_terminal_when_deleted(pod: Pod) -> bool:
+    """Return whether the kubelet reported the terminal phase before the pod was deleted.
+
+    The deletion increments `metadata.generation`.
+    """
     return pod.status.phase in {"Succeeded", "Failed"} and 0 < pod.status.observed_generation < pod.metadata.generation
 
 
 def disruption_target_of(pod: Pod) -> Condition | None:
-    """The condition by which Kubernetes says that it ends the pod for reasons of its own."""
-    found = condition_of(pod.status.conditions, "DisruptionTarget")
+    """Return the condition DisruptionTarget, which Kubernetes sets when it ends the pod itself."""
+    found = find_condition(pod.status.conditions, "DisruptionTarget")
     return found if found and found.status == "True" else None
 
 
-def condition_of(conditions: tuple[Condition, ...], kind: str) -> Condition | None:
-    return next((condition for condition in conditions if condition.type == kind), None)
-
-
 def pending_since(pod: Pod, counted_from: datetime | None, now: datetime) -> datetime | None:
-    """Since when a pod that has no gates (any more) has been trying to start its container; None while the clock stands still.
+    """Return when a pod without scheduling gates began to wait for its container.
 
-    `counted_from`: when its scheduling gates were seen to be gone. An init container that runs is no waiting, so the clock starts anew
-    when it has ended.
+    None while the clock is paused because an init container runs; the clock restarts at its end.
+    `counted_from`: when the scheduling gates were seen to be gone.
     """
     sidecars = {init.name for init in pod.spec.init_containers if init.restart_policy == "Always"}
     since = counted_from or pod.metadata.creation_timestamp or now
@@ -174,22 +188,22 @@ def pending_since(pod: Pod, counted_from: datetime | None, now: datetime) -> dat
     return since
 
 
-def trouble_of(pod: Pod, container: str) -> PodProblem | None:
-    """What keeps the pod from starting, if it is more than that it takes time."""
-    scheduled = condition_of(pod.status.conditions, "PodScheduled")
+def problem_of(pod: Pod, container: str) -> PodProblem | None:
+    """Return the problem that keeps the pod from starting; None if it only takes time."""
+    scheduled = find_condition(pod.status.conditions, "PodScheduled")
     if scheduled is not None and scheduled.status == "False" and scheduled.reason not in {"", _GATED}:
-        what = "No node can take the pod" if scheduled.reason == "Unschedulable" else "The pod can't be scheduled"
-        return PodProblem(scheduled.reason, what, scheduled.message)
+        summary = "No node can take the pod" if scheduled.reason == "Unschedulable" else "The pod can't be scheduled"
+        return PodProblem(scheduled.reason, summary, scheduled.message)
     first = sorted(pod.status.container_statuses, key=lambda status: status.name != container)
     for status in (*pod.status.init_container_statuses, *first):
         waiting = status.state.waiting
-        if waiting is not None and waiting.reason not in _ON_THE_WAY:
-            return PodProblem(waiting.reason, _what_of(waiting.reason, status.name), waiting.message)
+        if waiting is not None and waiting.reason not in _STARTING:
+            return PodProblem(waiting.reason, _describe(waiting.reason, status.name), waiting.message)
     return None
 
 
-def _what_of(reason: str, container: str) -> str:
-    # The same for reasons that take turns (ErrImagePull, ImagePullBackOff), so that the sentence stays.
+def _describe(reason: str, container: str) -> str:
+    # The same for alternating reasons (ErrImagePull, ImagePullBackOff), so that the summary is stable.
     if reason in _IMAGE:
         return f"The image of container {container} can't be pulled"
     if reason in _CONFIG:

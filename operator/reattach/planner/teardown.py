@@ -1,11 +1,22 @@
-"""The end of a TaskRun, last things last: seal, end the pods, read the state, name what is left running, let go, say the outcome.
+"""Teardown of a run: the steps from the decision that it ends to its outcome.
 
-Each step looks whether it is done, and gives what is to be done for it if it isn't; so the same ladder is climbed again after each write,
-by this process or the next.
+    read the state -> seal it -> stop the pods -> hold if an intent is unresolved
+        -> name the open jobs, remove our finalizer -> write the outcome
+
+Each step returns what remains to be done for it, or None. After each write the steps run again from
+the first, in this process or the next. `purpose` is the purpose of the seal.
+
+Order of neighbours. The pairs marked != must not be swapped; a test in `test_check_order.py` swaps each.
+
+    _read_state        = _seal_state          exclusive: a state is sealed only after it was read
+    _seal_state        != _stop_pods          an attempt may store an intent until its pod is gone
+    _stop_pods         != _hold_unresolved    the pods would run until a user resolves the hold
+    _hold_unresolved   != _release_finalizer  the intent would be forgotten without a resolution
+    _release_finalizer != _end                a finished TaskRun is not watched: its finalizer stays
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import msgspec
@@ -13,180 +24,232 @@ import msgspec
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS
 from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, ConditionType, End, EventReason, Outcome, Reason
-from reattach.api.state import JobState, JobSummary, SealPurpose, StateView
-from reattach.api.taskrun import ExternalJobStatus
-from reattach.planner import conditions as statuses
-from reattach.planner import external_jobs, holds, textformat
-from reattach.planner.context import DecisionContext, release_of_state
+from reattach.api.state import JobState, JobSummary, Seal, SealPurpose, StateView
+from reattach.api.taskrun import ExternalJobStatus, TaskRunStatus
+from reattach.planner import conditions, external_jobs, holds, textformat
+from reattach.planner.context import DecisionContext, delete_pods, release_state
 from reattach.planner.outcome import FinalOutcome
-from reattach.planner.plan import DeletePod, EmitEvent, Plan, ReadState, ReleaseTaskRun, SealState
+from reattach.planner.plan import Decision, DeletePod, EmitEvent, Plan, ReadState, ReleaseTaskRun, SealState
 
-Step = Callable[[DecisionContext, FinalOutcome], Plan | None]
-
-LOOK_AT_NAMESPACE_AFTER = timedelta(seconds=30)
-_GIVEN_UP = ", which was given up and may run"
+NAMESPACE_CHECK_INTERVAL = timedelta(seconds=30)
 
 
-def close(look: DecisionContext, ending: FinalOutcome) -> Plan:
-    """What is to be done next, so that the TaskRun ends like that."""
-    for step in _STEPS:
-        if (plan := step(look, ending)) is not None:
-            return plan
-    return _end(look, ending)
+@dataclass(frozen=True, slots=True)
+class Teardown:
+    """How the run ends, and the purpose of the seal that precedes it."""
+
+    final: FinalOutcome
+    purpose: SealPurpose = SealPurpose.END
 
 
-def stops(look: DecisionContext) -> tuple[DeletePod, ...]:
-    """Ask the pods to go in which something may run and that nobody has asked yet, of whichever attempt."""
-    return tuple(
-        DeletePod(name=pod.metadata.name, uid=pod.metadata.uid)
-        for pod in _live(look)
-        if pod.metadata.deletion_timestamp is None
-    )
+Step = Callable[[DecisionContext, Teardown], Decision | None]
 
 
-def _read(look: DecisionContext, _ending: FinalOutcome) -> Plan | None:
-    return Plan(actions=(ReadState(),)) if look.observed.state is None else None
+def teardown_step(context: DecisionContext, final: FinalOutcome, *, purpose: SealPurpose = SealPurpose.END) -> Decision:
+    """Return the next step of a run that ends with this outcome."""
+    teardown = Teardown(final, purpose)
+    return next(decision for step in _STEPS if (decision := step(context, teardown)) is not None)
 
 
-def _seal(look: DecisionContext, _ending: FinalOutcome) -> Plan | None:
-    """Not without need: a state that never was can't hold an intent.
+def delete_running_pods(context: DecisionContext) -> tuple[DeletePod, ...]:
+    """Return the deletion of each pod, of any attempt, that may still run."""
+    return delete_pods(_running_pods(context))
 
-    Who opens one after it was read, writes to the TaskRun's status before it may store an intent, and that refuses our own next write.
+
+def _read_state(context: DecisionContext, _teardown: Teardown) -> Decision | None:
+    return ReadState() if context.observed.state is None else None
+
+
+def _seal_state(context: DecisionContext, teardown: Teardown) -> Decision | None:
+    """Seal the state if an attempt may still store an intent in it.
+
+    Skip the seal if the state does not exist. An attempt that creates it now must first write the
+    TaskRun's status, so our next write fails with a conflict.
     """
-    read = look.observed.state
-    if not isinstance(read, StateView) or look.state_lost or not _may_be_used(look, read):
+    if context.state is None or not _may_be_written(context, context.state, teardown.purpose):
         return None
-    return Plan(actions=(SealState(look.next_number - 1, SealPurpose.END),))
+    return SealState(context.last_number, teardown.purpose)
 
 
-def _may_be_used(look: DecisionContext, state: StateView) -> bool:
-    """Whether an attempt that isn't fenced may be alive, as far as anybody knows, and store an intent."""
-    if state.seal is not None and state.seal.purpose is SealPurpose.END:
+def _may_be_written(context: DecisionContext, state: StateView, purpose: SealPurpose) -> bool:
+    """Return whether an attempt that is not fenced may run and store an intent."""
+    if state.seal is not None and _is_sealed_for(state.seal, purpose, context.last_number):
         return False
     opened = state.epoch.attempt if state.epoch else 1
     has_completed = state.completion is not None and state.completion.attempt == opened
-    known = {one.number: one.entry for one in look.attempts}
-    numbers = range(opened + 1 if has_completed else opened, look.next_number)
-    return any((entry := known.get(number)) is None or entry.end != End.REPORTED for number in numbers)
+    entries = {view.number: view.entry for view in context.attempts}
+    numbers = range(opened + 1 if has_completed else opened, context.next_number)
+    return any((entry := entries.get(number)) is None or entry.end != End.REPORTED for number in numbers)
 
 
-def _stop(look: DecisionContext, ending: FinalOutcome) -> Plan | None:
-    if not _live(look):
+def _is_sealed_for(seal: Seal, purpose: SealPurpose, last_number: int) -> bool:
+    """Return whether the seal covers all attempts. One for the end covers later attempts, too."""
+    return seal.purpose is SealPurpose.END or (seal.purpose is purpose and seal.through_attempt >= last_number)
+
+
+def _stop_pods(context: DecisionContext, teardown: Teardown) -> Decision | None:
+    if not _running_pods(context):
         return None
-    what = SENTENCES[Reason.ENDING] if look.current is None else f"{ending.message} Its pod is being stopped."
-    status = statuses.with_progress(look.status, Reason.ENDING, what, look.now)
+    is_over = context.current is None
+    message = SENTENCES[Reason.ENDING] if is_over else f"{teardown.final.message} Its pod is being stopped."
+    status = conditions.with_progress(context.status, Reason.ENDING, message, context.now)
     status = msgspec.structs.replace(status, next_attempt_time=None)
-    return look.with_status(status).plan(*_stops_of_unrecorded(look))
+    # Every plan already deletes the leftovers of recorded attempts.
+    leftovers = {pod.metadata.uid for pod in context.running_leftovers}
+    deletes = (delete for delete in delete_running_pods(context) if delete.uid not in leftovers)
+    return context.with_status(status).plan(*deletes)
 
 
-def _hold_unresolved(look: DecisionContext, _ending: FinalOutcome) -> Plan | None:
-    """An intent of which nobody knows what became of it keeps the TaskRun, unless somebody took the finalizer off by hand, nobody is
-    to be waited for (`onUnknown`), or nobody can answer any more (the namespace is being deleted): then it is named, as every open job.
+def _hold_unresolved(context: DecisionContext, _teardown: Teardown) -> Decision | None:
+    """Hold the TaskRun while an intent without a handle has no resolution.
+
+    Do not hold it if the finalizer was removed by hand, if the policy is not to hold (`onUnknown`),
+    or if the namespace is being deleted. The intent is then named like every open job.
     """
-    nobody_answers = look.spec.submission.on_unknown != "Hold" or look.observed.namespace_ends
-    if FINALIZER_EXTERNAL_JOBS not in look.about.finalizers or nobody_answers:
+    cannot_wait = context.spec.submission.on_unknown != "Hold" or context.observed.namespace_ends
+    if FINALIZER_EXTERNAL_JOBS not in context.metadata.finalizers or cannot_wait:
         return None
-    unresolved = (job for job in look.jobs if job.is_open and job.handle is None)
-    waiting = tuple(job for job in unresolved if holds.answer_at_end(look.spec, job) is None)
+    unresolved = (job for job in context.jobs if job.is_open and job.handle is None)
+    waiting = tuple(job for job in unresolved if holds.resolution_at_end(context.spec, job) is None)
     if not waiting:
         return None
-    # The deletion of its namespace changes nothing of a TaskRun that is being deleted already.
-    again = None if look.about.deletion_timestamp is None else look.now + LOOK_AT_NAMESPACE_AFTER
-    return holds.hold(look, Reason.SUBMISSION_UNKNOWN, holds.question_about(look, waiting), again=again)
+    # No event announces that the namespace is being deleted, too. It matters only to a deleted TaskRun.
+    is_deleted = context.metadata.deletion_timestamp is not None
+    again = context.now + NAMESPACE_CHECK_INTERVAL if is_deleted else None
+    return holds.hold(context, Reason.SUBMISSION_UNKNOWN, holds.describe_unresolved(context, waiting), again=again)
 
 
-def _let_go(look: DecisionContext, ending: FinalOutcome) -> Plan | None:
-    """Name what is left running, durably, and tell people, before the finalizer goes that stands for it. They are told each time until it
-    has gone: of one that is deleted nothing stays by which it could be made up for later.
+def _release_finalizer(context: DecisionContext, teardown: Teardown) -> Decision | None:
+    """Record the orphaned jobs in status and emit events before removing the finalizer.
+
+    Repeat the events on every try: once the TaskRun is deleted they could not be sent again.
     """
-    if FINALIZER_EXTERNAL_JOBS not in look.about.finalizers:
+    if FINALIZER_EXTERNAL_JOBS not in context.metadata.finalizers:
         return None
-    named = with_orphans(look, ending.outcome)
-    said = [_announced(name) for name in _orphans(named)]
-    if named is look and not said:
+    named = with_orphans(context, teardown.final.outcome)
+    events = tuple(_orphaned_event(one) for one in _orphans(named))
+    if named is context and not events:
         return Plan(actions=(ReleaseTaskRun(),))
-    return replace(named, announced=(*look.announced, *said)).plan(ReleaseTaskRun())
+    return replace(named, events=(*context.events, *events)).plan(ReleaseTaskRun())
 
 
-def _end(look: DecisionContext, ending: FinalOutcome) -> Plan:
-    """The one write that ends a TaskRun. Whoever sees it finished finds nothing left to do."""
-    assert ending.outcome is not None, "one that is being deleted, and does not carry our finalizer, is left to itself"
-    look = with_orphans(look, ending.outcome)
-    status = statuses.without_hold(look.status, look.now)
-    status = statuses.with_outcome(status, ending.outcome, ending.reason, ending.message, look.now)
-    status = msgspec.structs.replace(status, result=status.result if ending.result is None else ending.result)
-    said = EmitEvent(ending.reason.value, textformat.start_of(ending.message), warning=ending.outcome is Outcome.FAILED)
-    return look.ended_with(status, said).plan(*release_of_state(look))
+def _end(context: DecisionContext, teardown: Teardown) -> Decision:
+    """Write the outcome. The write is the last one, so a finished TaskRun needs nothing more."""
+    final = teardown.final
+    assert final.outcome is not None, "a TaskRun that is being deleted without our finalizer has no teardown"
+    context = with_orphans(context, final.outcome)
+    status = conditions.without_hold(context.status, context.now)
+    status = conditions.with_outcome(status, final.outcome, final.reason, final.message, context.now)
+    status = msgspec.structs.replace(status, result=status.result if final.result is None else final.result)
+    is_failure = final.outcome is Outcome.FAILED
+    event = EmitEvent(final.reason.value, textformat.head(final.message), warning=is_failure)
+    return context.with_final_status(status, event).plan(*release_state(context))
 
 
-_STEPS: tuple[Step, ...] = (_read, _seal, _stop, _hold_unresolved, _let_go)
+_STEPS: tuple[Step, ...] = (_read_state, _seal_state, _stop_pods, _hold_unresolved, _release_finalizer, _end)
 
 
-# -- pods ------------------------------------------------------------------------------------------
+def _running_pods(context: DecisionContext) -> tuple[Pod, ...]:
+    pods = (view.pod for view in context.attempts if view.pod is not None)
+    return tuple(pod for pod in pods if not context.is_pod_over(pod))
 
 
-def _live(look: DecisionContext) -> list[Pod]:
-    return [known.pod for known in look.attempts if known.pod is not None and not look.is_done_with(known.pod)]
+# External jobs
 
 
-def _stops_of_unrecorded(look: DecisionContext) -> tuple[DeletePod, ...]:
-    # The others are leftovers, which every plan asks to go.
-    recorded = {pod.metadata.uid for pod in look.leftovers}
-    return tuple(stop for stop in stops(look) if stop.uid not in recorded)
+@dataclass(frozen=True, slots=True)
+class _Orphan:
+    """External job, or stray handle of one, that may run after the end of the TaskRun.
+
+    `given_up`: the policy `onUnknown: Fail` closed it although it may run.
+    """
+
+    name: str
+    given_up: bool = False
+
+    @property
+    def listed(self) -> str:
+        """Its part of the condition's message."""
+        return f"{self.name}, which was given up and may run" if self.given_up else self.name
 
 
-# -- external jobs ---------------------------------------------------------------------------------
-
-
-def with_orphans(look: DecisionContext, outcome: Outcome | None) -> DecisionContext:
-    """The look after it is written what becomes of the jobs that are open; the same one if none is."""
-    known = {external_jobs.id_of(job): job for job in look.jobs}
-    after = tuple(_at_end(look, job, known.get(external_jobs.id_of(job)), outcome) for job in look.status.external_jobs)
-    named = look.with_status(msgspec.structs.replace(look.status, external_jobs=after))
-    told = _orphans_told(look)
-    new = [name for name in _orphans(named) if f" {name}" not in told]  # whole names: `load` is not told by `preload`
+def with_orphans(context: DecisionContext, outcome: Outcome | None) -> DecisionContext:
+    """Return the context with the final state of each open job; the same one if no job is open."""
+    known = {external_jobs.job_id(job): job for job in context.jobs}
+    jobs = context.status.external_jobs
+    after = tuple(_at_end(context, job, known.get(external_jobs.job_id(job)), outcome) for job in jobs)
+    named = context.with_status(msgspec.structs.replace(context.status, external_jobs=after))
+    new = _unreported_orphans(named)
     if not new:
-        return named if named.status != look.status else look
-    status = statuses.with_orphans(named.status, _with_orphans_told(look, new), look.now)
-    return look.with_status(status, *(_announced(name) for name in new))
+        return named if named.status != context.status else context
+    status = conditions.with_orphaned(named.status, _message_with(named, new), context.now)
+    return context.with_status(status, *(_orphaned_event(one) for one in new))
 
 
-def _orphans(look: DecisionContext) -> list[str]:
-    """The names of what status says is left running, and of jobs that nobody ever watched."""
-    left = [external_jobs.name_of(job) for job in look.status.external_jobs if job.state == JobState.ORPHANED]
-    strays = [f"{external_jobs.name_of(job)}, also handle {stray}" for job in look.jobs for stray in job.strays]
-    return left + strays + [external_jobs.name_of(job) + _GIVEN_UP for job in look.jobs if job.given_up]
+def _orphans(context: DecisionContext) -> list[_Orphan]:
+    """Return the jobs that status lists as orphaned, and those that no attempt ever watched."""
+    listed = [_Orphan(external_jobs.describe_job(job)) for job in _orphaned_jobs(context.status)]
+    return listed + _unwatched(context)
 
 
-def _orphans_told(look: DecisionContext) -> str:
-    told = statuses.condition_of(look.status, ConditionType.ORPHANED)
-    return told.message if told else ""
+def _orphaned_jobs(status: TaskRunStatus) -> list[ExternalJobStatus]:
+    return [job for job in status.external_jobs if job.state == JobState.ORPHANED]
 
 
-def _with_orphans_told(look: DecisionContext, new: list[str]) -> str:
-    """The message with these names added: of a state that was lost, and begun anew, the jobs are listed here alone."""
-    begin = _orphans_told(look).removesuffix(".") or f"{SENTENCES[Reason.JOBS_ORPHANED]} External job"
-    return f"{begin}{';' if _orphans_told(look) else ''} {'; '.join(new)}."
+def _unwatched(context: DecisionContext) -> list[_Orphan]:
+    named = [(job, external_jobs.describe_job(job)) for job in context.jobs]
+    strays = [_Orphan(f"{name}, also handle {stray}") for job, name in named for stray in job.strays]
+    return strays + [_Orphan(name, given_up=True) for job, name in named if job.given_up]
 
 
-def _announced(name: str) -> EmitEvent:
-    """One job that nobody watches any more."""
-    how = "" if name.endswith(_GIVEN_UP) else " is left running by the end of the TaskRun"
-    note = f"External job {name}{how}; nobody watches it any more."
-    return EmitEvent(EventReason.ORPHANED, textformat.start_of(note), warning=True)
+def _unreported_orphans(context: DecisionContext) -> list[_Orphan]:
+    """Return the orphans that the stored status does not report yet.
+
+    A job is reported if the stored status lists it as Orphaned with the same handle. Strays and
+    jobs that were given up have no field in status: the condition's message is their only record.
+    """
+    stored = _orphaned_jobs(context.observed.taskrun.status)
+    reported = {(external_jobs.job_id(job), job.handle) for job in stored}
+    jobs = [job for job in _orphaned_jobs(context.status) if (external_jobs.job_id(job), job.handle) not in reported]
+    message = _reported_message(context)
+    unwatched = [one for one in _unwatched(context) if f" {one.listed}" not in message]
+    return [_Orphan(external_jobs.describe_job(job)) for job in jobs] + unwatched
+
+
+def _reported_message(context: DecisionContext) -> str:
+    condition = conditions.find_condition(context.status.conditions, ConditionType.ORPHANED)
+    return condition.message if condition else ""
+
+
+def _message_with(context: DecisionContext, new: list[_Orphan]) -> str:
+    """Return the message with these names added.
+
+    The old names are kept, because jobs of a lost state may be named in this message only.
+    """
+    names = "; ".join(one.listed for one in new)
+    before = _reported_message(context)
+    return (
+        f"{before} Also external job {names}." if before else f"{SENTENCES[Reason.JOBS_ORPHANED]} External job {names}."
+    )
+
+
+def _orphaned_event(orphan: _Orphan) -> EmitEvent:
+    how = "" if orphan.given_up else " is left running by the end of the TaskRun"
+    note = f"External job {orphan.listed}{how}; Reattach no longer watches it."
+    return EmitEvent(EventReason.ORPHANED, textformat.head(note), warning=True)
 
 
 def _at_end(
-    look: DecisionContext, job: ExternalJobStatus, known: JobSummary | None, outcome: Outcome | None
+    context: DecisionContext, job: ExternalJobStatus, known: JobSummary | None, outcome: Outcome | None
 ) -> ExternalJobStatus:
     if not external_jobs.is_open(job):
         return job
-    answer = holds.answer_at_end(look.spec, known) if known else None
-    if answer is not None and answer.action in {holds.FAIL, holds.RESUBMIT}:
-        # Resubmit says that there is no such job.
+    resolution = holds.resolution_at_end(context.spec, known) if known else None
+    if resolution is not None and resolution.action in {holds.FAIL, holds.RESUBMIT}:
+        # Resubmit states that the external system has no such job.
         return msgspec.structs.replace(job, state=JobState.FAILED.value)
-    if answer is not None and answer.action == holds.ADOPT:
-        return msgspec.structs.replace(job, state=JobState.ORPHANED.value, handle=answer.handle)
+    if resolution is not None and resolution.action == holds.ADOPT:
+        return msgspec.structs.replace(job, state=JobState.ORPHANED.value, handle=resolution.handle)
     is_wanted = known is not None and known.detached and job.handle is not None
     left = JobState.DETACHED if is_wanted and outcome is Outcome.SUCCEEDED else JobState.ORPHANED
     return msgspec.structs.replace(job, state=left.value)

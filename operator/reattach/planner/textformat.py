@@ -1,4 +1,4 @@
-"""Texts for people, cut to what a status can hold."""
+"""Text in status and events, cut to the length that a status can hold."""
 
 from datetime import datetime
 
@@ -12,14 +12,14 @@ _LINES_BEFORE_BYTES_MAX = 200
 """Both limits together leave room in a condition's message for the sentence around them."""
 
 
-def start_of(text: str, most: int = BYTES_MAX) -> str:
-    """The text, or as much of its start as fits into `most` bytes."""
+def head(text: str, most: int = BYTES_MAX) -> str:
+    """Return the text, or its start if it is longer than `most` bytes."""
     raw = _encoded(text)
     return text if len(raw) <= most else raw[: most - _ELLIPSIS_BYTES].decode(errors="ignore") + _ELLIPSIS
 
 
-def end_of(text: str, most: int = BYTES_MAX) -> str:
-    """Return the text, or as much of its end as fits into `most` bytes."""
+def tail(text: str, most: int = BYTES_MAX) -> str:
+    """Return the text, or its end if it is longer than `most` bytes."""
     text = text.strip()
     raw = _encoded(text)
     return text if len(raw) <= most else _ELLIPSIS + raw[_ELLIPSIS_BYTES - most :].decode(errors="ignore")
@@ -34,23 +34,23 @@ def last_line_first(text: str) -> str:
     """
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) < 2:
-        return end_of(text)
+        return tail(text)
     start = max((number for number, line in enumerate(lines) if not line[0].isspace()), default=len(lines) - 1)
-    last = start_of(_on_one_line(lines[start:]), _LAST_LINE_BYTES_MAX)
-    before = end_of(_on_one_line(lines[:start]), _LINES_BEFORE_BYTES_MAX)
+    last = head(_on_one_line(lines[start:]), _LAST_LINE_BYTES_MAX)
+    before = tail(_on_one_line(lines[:start]), _LINES_BEFORE_BYTES_MAX)
     return f"{last} (after: {before})" if before else last
 
 
-def how_it_ended(attempt: Attempt) -> str:
-    """One sentence about an attempt that has ended."""
+def describe_end(attempt: Attempt) -> str:
+    """Return one sentence about an attempt that has ended."""
     code = "" if attempt.exit_code is None else f", exit code {attempt.exit_code}"
-    said = f": {attempt.message}" if attempt.message else ""
-    sentence = f"Attempt {attempt.number} ended by {attempt.cause} ({attempt.reason}{code}){said}"
+    detail = f": {attempt.message}" if attempt.message else ""
+    sentence = f"Attempt {attempt.number} ended by {attempt.cause} ({attempt.reason}{code}){detail}"
     return sentence if sentence.endswith((".", "!", "?", _ELLIPSIS)) else f"{sentence}."
 
 
-def clock_of(time: datetime) -> str:
-    """A time as Kubernetes writes it."""
+def format_time(time: datetime) -> str:
+    """Return the time in the format of Kubernetes."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

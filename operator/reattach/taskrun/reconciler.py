@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 import msgspec
 
@@ -34,6 +34,7 @@ from reattach.planner.plan import (
     AbsentState,
     Action,
     CreatePod,
+    Decision,
     DeletePod,
     EmitEvent,
     Observed,
@@ -46,7 +47,7 @@ from reattach.planner.plan import (
     SealState,
     UnreadableState,
 )
-from reattach.planner.podstatus import is_over
+from reattach.planner.podstatus import is_terminal
 from reattach.runtime.event_recorder import EventRecorder
 from reattach.runtime.mergepatch import merge_patch_of
 from reattach.runtime.object_store import ObjectStore
@@ -56,10 +57,10 @@ from reattach.state import UnreadableError, summary_of, view_of
 from reattach.taskrun.executor import PlanExecutor, controller_of
 from reattach.taskrun.taskrun_store import TaskRunStore, UnreadableTaskRunError, is_ours
 
-Decide: TypeAlias = Callable[[Observed, PodDefaults, datetime], Plan]
+Decide: TypeAlias = Callable[[Observed, PodDefaults, datetime], Decision]
 
 _READS_MAX = 3
-"""How often the state may be read in one look: for the end of an attempt, and once more after it was sealed."""
+"""Reads of the state in one pass: for the end of an attempt, and again after the seal."""
 _TRY_LEFTOVERS_AGAIN = timedelta(seconds=60)
 
 _log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class Reconciler:
         self._decide = decide
         self._settings = settings
         self._clock = clock
-        self._actor = PlanExecutor(cluster, writer, caches.pods, caches.states, clock)
+        self._executor = PlanExecutor(cluster, writer, caches.pods, caches.states, clock)
 
     async def reconcile(self, key: Key) -> datetime | None:
         """Look at it; the answer is when to look again, if nothing happens before."""
@@ -116,7 +117,7 @@ class Reconciler:
         again = await self._release_leftovers(key, taskrun)
         self._evict_released(key, taskrun)
         if taskrun is None or not is_ours(taskrun):
-            self._actor.forget(key)
+            self._executor.forget(key)
             return again
         then = await self._carry_on(key, taskrun)
         return min((time for time in (again, then) if time is not None), default=None)
@@ -141,7 +142,7 @@ class Reconciler:
             taskrun=taskrun,
             pods=self._pods_of(key, taskrun),
             summary=summary,
-            refusal=self._actor.refusal(key, taskrun),
+            refusal=self._executor.refusal(key, taskrun),
             namespace_ends=await self._namespace_ends(taskrun),
         )
         plan = await self._decide_with_state(key, observed)
@@ -153,28 +154,30 @@ class Reconciler:
                 self._queue.add(key)
                 return None
         await self._act_on_all(key, taskrun, plan.actions)
-        return plan.look_again_at
+        return plan.requeue_at
 
     async def _decide_with_state(self, key: Key, observed: Observed) -> Plan:
-        """What is to be done, after the state was read, or sealed and read, if that is needed to tell."""
+        """Return the plan. Meet each need, read the state, and decide again, until there is a plan."""
         taskrun = observed.taskrun
-        plan = self._decide(observed, self._settings(), self._clock())
+        decision = self._decide(observed, self._settings(), self._clock())
         for _ in range(_READS_MAX):
-            match plan.actions:
-                case (ReadState(),):
+            match decision:
+                case Plan():
+                    break
+                case ReadState():
                     pass
-                case (SealState() as seal,):
-                    await self._actor.seal(taskrun, seal)
+                case SealState():
+                    await self._executor.seal(taskrun, decision)
                 case _:
-                    return plan
+                    assert_never(decision)
             state = await self._read_state(taskrun)
             if isinstance(state, StateView):
                 await self._find_hidden(taskrun, state.epoch)
             observed = replace(observed, state=state, pods=self._pods_of(key, taskrun))
-            plan = self._decide(observed, self._settings(), self._clock())
-        if any(isinstance(action, ReadState | SealState) for action in plan.actions):
+            decision = self._decide(observed, self._settings(), self._clock())
+        if not isinstance(decision, Plan):
             raise UnavailableError(0, "Restless", "the state changes as fast as it is read or sealed")
-        return plan
+        return decision
 
     async def _act_on_all(self, key: Key, taskrun: TaskRun, actions: Sequence[Action]) -> None:
         """Carry out all of them, also when one is refused: an old pod that can't be let go of must not keep the next from starting."""
@@ -190,27 +193,27 @@ class Reconciler:
     def _pods_of(self, key: Key, taskrun: TaskRun) -> tuple[Pod, ...]:
         return tuple(pod for pod in self._pods.by_key(key) if _is_of(pod.metadata, taskrun))
 
-    async def _act(self, key: Key, taskrun: TaskRun, action: object) -> None:
+    async def _act(self, key: Key, taskrun: TaskRun, action: Action) -> None:
         match action:
             case CreatePod():
-                if not await self._actor.create(key, taskrun, action):
+                if not await self._executor.create(key, taskrun, action):
                     self._queue.add(key)
             case DeletePod():
-                await self._actor.delete(taskrun, action)
+                await self._executor.delete(taskrun, action)
             case ReleasePod(pod=pod):
-                await self._actor.release_pod(pod)
+                await self._executor.release_pod(pod)
             case ReleaseState(name=name):
-                await self._actor.release_state(taskrun.metadata, name)
+                await self._executor.release_state(taskrun.metadata, name)
             case ReleaseTaskRun():
                 await self._release_taskrun(key, taskrun)
             case EmitEvent():
                 self._event_recorder.emit(taskrun.metadata, action)
             case _:
-                raise TypeError(f"the planner asked for {action!r}, which it may not do here")
+                assert_never(action)
 
     async def _release_taskrun(self, key: Key, taskrun: TaskRun) -> None:
         try:
-            left = await self._actor.release_taskrun(taskrun)
+            left = await self._executor.release_taskrun(taskrun)
         except ConflictError:
             left = await self._look(key)
         if left is None:
@@ -269,12 +272,12 @@ class Reconciler:
         uids, names = ({pod.metadata.uid for pod in seen}, {pod.metadata.name for pod in seen})
         for attempt in status.attempts:
             if attempt.finish_time is None and attempt.pod_uid and attempt.pod_uid not in uids:
-                await self._actor.find(taskrun, attempt.pod_name)
+                await self._executor.find(taskrun, attempt.pod_name)
         listed = {attempt.number for attempt in status.attempts}
         if epoch is None or epoch.attempt <= status.counts.attempts or epoch.attempt in listed:
             return
         if (name := pod_name(about.name, about.uid, epoch.attempt)) not in names:
-            await self._actor.find(taskrun, name)
+            await self._executor.find(taskrun, name)
 
     def _has_leftovers(self, key: Key, taskrun: TaskRun | None) -> bool:
         return any(
@@ -293,10 +296,10 @@ class Reconciler:
         is_left = False
         for pod in self._pods.by_key(key):
             if not _is_of(pod.metadata, taskrun):
-                is_left |= not await self._let_go(key, self._actor.release_pod(pod))
+                is_left |= not await self._let_go(key, self._executor.release_pod(pod))
         for state in self._states.by_key(key):
             if not _is_of(state.metadata, taskrun):
-                is_left |= not await self._let_go(key, self._actor.release(state))
+                is_left |= not await self._let_go(key, self._executor.release(state))
         return self._clock() + _TRY_LEFTOVERS_AGAIN if is_left else None
 
     def _evict_released(self, key: Key, taskrun: TaskRun | None) -> None:
@@ -306,7 +309,7 @@ class Reconciler:
         removed the finalizer of a pod whose end is not recorded yet.
         """
         for pod in self._pods.by_key(key):
-            is_released = FINALIZER_ATTEMPT not in pod.metadata.finalizers and is_over(pod)
+            is_released = FINALIZER_ATTEMPT not in pod.metadata.finalizers and is_terminal(pod)
             if is_released and not _is_of(pod.metadata, taskrun):
                 self._pods.evict(pod.metadata.uid)
         for state in self._states.by_key(key):

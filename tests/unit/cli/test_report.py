@@ -22,7 +22,6 @@ from reattach.cli.explain import format_report
 from reattach.cli.report import build_report
 from reattach.cli.snapshot import Event, JobSubmission, Snapshot
 from reattach.cli.text import Styler
-from reattach.planner.holds import TO_ANSWER
 
 STORIES = Path(__file__).parent / "stories"
 NOW = at(600)
@@ -153,7 +152,7 @@ def backing_off_with_an_unresolved_intent() -> Snapshot:
 
 def held_for_an_unknown_submission() -> Snapshot:
     message = "no lookup, and attempt 1 may be frozen: its end is presumed"
-    how = f"{TO_ANSWER}kubectl reattach resolve nightly --adopt HANDLE | --resubmit | --fail."
+    how = " To resolve: kubectl reattach resolve nightly --adopt HANDLE | --resubmit | --fail."
     said = f"{SENTENCES[Reason.SUBMISSION_UNKNOWN]} External job load (no handle known): {message}.{how}"
     return see(held(tried_once(), Reason.SUBMISSION_UNKNOWN, said), an_intent(held=True, holds=1, message=message))
 

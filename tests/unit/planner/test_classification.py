@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from builders import APod, a_pod, a_state, a_taskrun, at, last_attempt_of, plan_of, status_of
+from builders import APod, a_pod, a_state, a_taskrun, at, decision_of, last_attempt_of, plan_of, status_of
 from reattach.planner.plan import AbsentState, ReadState
 
 DISK = "The node was low on resource: ephemeral-storage. Threshold quantity: 1Gi, available: 900Mi."
@@ -138,8 +138,7 @@ def test_the_cause_is_what_was_seen(seen: str) -> None:
 
 
 def test_the_state_is_read_once_before_an_end_is_judged() -> None:
-    first = plan_of(a_taskrun(), a_pod().exited(0), state=None)
-    assert (first.status, first.actions) == (None, (ReadState(),))
+    assert decision_of(a_taskrun(), a_pod().exited(0), state=None) == ReadState()
 
 
 # -- the completion record -------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from builders import (
     a_taskrun,
     actions_of,
     at,
+    decision_of,
     hold_of,
     last_attempt_of,
     observed,
@@ -72,13 +73,9 @@ def test_a_taskrun_of_another_manager_is_left_alone() -> None:
     assert plan_of(a_taskrun(managedBy="kueue.x-k8s.io/multikueue"), a_pod().exited(0)) == Plan()
 
 
-def test_a_finished_taskrun_is_left_alone_but_for_finalizers() -> None:
+def test_a_finished_taskrun_is_left_alone() -> None:
     finished = a_taskrun().with_state().with_status(outcome="Failed")
-    plan = plan_of(finished, a_pod().exited(1), a_pod(2).exited(1).released(), a_pod(3).running())
-    assert plan.status is None
-    assert released(plan) == ["load-01234-1"]
-    assert actions_of(plan, ReleaseState) == [ReleaseState(state_name(NAME, UID))]
-    assert len(plan.actions) == 2
+    assert plan_of(finished, a_pod().exited(1), a_pod(3).running()) == Plan()
 
 
 def test_of_a_deleted_taskrun_pods_that_are_over_are_released_and_none_is_made() -> None:
@@ -86,7 +83,7 @@ def test_of_a_deleted_taskrun_pods_that_are_over_are_released_and_none_is_made()
     assert nothing(plan_of(gone))
     plan = plan_of(gone, a_pod().exited(1), a_pod(2).running().deleted(5, 0))
     assert (plan.status, released(plan), len(plan.actions)) == (None, ["load-01234-1"], 1)
-    assert plan.look_again_at == at(5 + 300)
+    assert plan.requeue_at == at(5 + 300)
 
 
 def test_a_pod_that_only_looks_like_ours_is_none_of_ours() -> None:
@@ -107,12 +104,12 @@ def test_a_new_taskrun_gets_its_first_pod_and_no_write_before() -> None:
 def test_a_pod_that_starts_swiftly_is_not_shown_as_pending() -> None:
     plan = plan_of(a_taskrun(), a_pod().waiting("ContainerCreating"), now=3)
     assert nothing(plan)
-    assert plan.look_again_at == at(10)
+    assert plan.requeue_at == at(10)
 
 
 def test_a_task_is_shown_as_running_when_there_is_time_to_show_it() -> None:
     assert nothing(plan_of(a_taskrun(), a_pod().running(1), now=2))
-    assert plan_of(a_taskrun(), a_pod().running(1), now=2).look_again_at == at(3)
+    assert plan_of(a_taskrun(), a_pod().running(1), now=2).requeue_at == at(3)
     plan = plan_of(a_taskrun(), a_pod().running(1), now=3)
     assert progress_of(plan)[0] == "Running"
     attempt = last_attempt_of(plan)
@@ -167,7 +164,7 @@ def test_an_end_is_recorded_before_the_finalizer_goes_and_before_the_next_pod() 
     assert progress_of(status)[0] == "BackingOff"
     assert progress_of(status)[1].endswith("The next attempt starts at 2026-03-01T12:00:15Z.")
     assert (released(plan), created(plan), told(plan)) == (["load-01234-1"], [], ["AttemptFailed"])
-    assert plan.look_again_at == at(15)
+    assert plan.requeue_at == at(15)
 
 
 def test_back_off_is_waited_out_neither_shortened_nor_repeated() -> None:
@@ -175,7 +172,7 @@ def test_back_off_is_waited_out_neither_shortened_nor_repeated() -> None:
     for now in (11, 14.9):
         early = plan_of(failed, a_pod().exited(1).released(), now=now)
         assert nothing(early)
-        assert early.look_again_at == at(15)
+        assert early.requeue_at == at(15)
     assert created(plan_of(failed, a_pod().exited(1).released(), now=15)) == [2]
 
 
@@ -307,7 +304,7 @@ def test_the_next_pod_waits_until_the_sidecar_has_ended() -> None:
     ending = RETRIED.with_status(status_of(plan_of(RETRIED, a_pod().with_sidecar().exited(1))))
     stopping = plan_of(ending, a_pod().with_sidecar().exited(1).deleted(11), now=30)
     assert nothing(stopping)
-    assert stopping.look_again_at == at(11 + 30 + 300)
+    assert stopping.requeue_at == at(11 + 30 + 300)
     over = plan_of(ending, a_pod().with_sidecar().exited(1).deleted(11).failed(""), now=30)
     assert (over.status, released(over), created(over)) == (None, ["load-01234-1"], [2])
     hanging = plan_of(ending, a_pod().with_sidecar().exited(1).deleted(11), now=341)
@@ -332,7 +329,7 @@ def test_success_with_a_sidecar_comes_when_the_pod_is_over() -> None:
 def test_a_pod_that_is_about_to_be_over_is_not_deleted() -> None:
     waits = plan_of(a_taskrun(), a_pod().exited(0).not_over(), now=6)
     assert nothing(waits)
-    assert waits.look_again_at == at(65)
+    assert waits.requeue_at == at(65)
     overdue = plan_of(a_taskrun(), a_pod().exited(0).not_over(), now=65)
     assert (progress_of(overdue)[0], deleted(overdue)) == ("Ending", ["load-01234-1"])
 
@@ -364,7 +361,7 @@ def test_a_pod_that_hangs_on_a_lost_node_is_presumed_to_have_ended_after_a_while
     shown = RETRIED.with_status(status_of(plan_of(RETRIED, a_pod().running())))
     waits = plan_of(shown, pod, now=333)
     assert nothing(waits)
-    assert waits.look_again_at == at(334)
+    assert waits.requeue_at == at(334)
     plan = plan_of(shown, pod, now=334)
     attempt = last_attempt_of(plan)
     assert (attempt.end, attempt.cause, attempt.reason) == ("Presumed", "Disruption", "DeletionByTaintManager")
@@ -390,7 +387,7 @@ def test_a_deleted_pod_whose_container_has_ended_is_waited_for() -> None:
 def test_a_pod_that_takes_its_time_is_shown_as_pending() -> None:
     plan = plan_of(a_taskrun(), a_pod().waiting("ContainerCreating"), now=10)
     assert progress_of(plan)[0] == "Pending"
-    assert plan.look_again_at == at(900)
+    assert plan.requeue_at == at(900)
     assert last_attempt_of(plan).number == 1
 
 
@@ -463,7 +460,7 @@ def test_a_gated_pod_waits_for_ever_and_its_clock_stands_still() -> None:
     # The condition still says SchedulingGated; the gate is gone.
     free = plan_of(shown, a_pod().gated().with_spec(schedulingGates=[]), now=100_000)
     assert (progress_of(free)[0], last_attempt_of(free).start_time) == ("Pending", at(100_000))
-    assert free.look_again_at == at(100_900)
+    assert free.requeue_at == at(100_900)
     assert deleted(plan_of(shown.with_status(status_of(free)), a_pod().unschedulable(), now=100_899)) == []
     assert deleted(plan_of(shown.with_status(status_of(free)), a_pod().unschedulable(), now=100_900)) == [
         "load-01234-1"
@@ -474,9 +471,9 @@ def test_an_init_container_that_works_is_no_waiting() -> None:
     init = a_pod().with_init().waiting("PodInitializing")
     works = init.with_container("prepare", init=True, running={"startedAt": "2026-03-01T12:00:01Z"})
     assert deleted(plan_of(a_taskrun(), works, now=5000)) == []
-    assert plan_of(a_taskrun(), works, now=5).look_again_at == at(10)
+    assert plan_of(a_taskrun(), works, now=5).requeue_at == at(10)
     done = init.with_container("prepare", init=True, terminated={"finishedAt": "2026-03-01T13:00:00Z"})
-    assert plan_of(a_taskrun(), done, now=4400).look_again_at == at(3600 + 900)
+    assert plan_of(a_taskrun(), done, now=4400).requeue_at == at(3600 + 900)
 
 
 def test_a_sidecar_that_runs_does_not_stop_the_clock() -> None:
@@ -522,7 +519,7 @@ def test_by_exit_code_success_needs_no_state() -> None:
 
 def test_a_state_found_lost_before_the_next_pod_holds_the_run() -> None:
     taskrun = RETRIED.with_failed_attempt(1).with_state()
-    assert plan_of(taskrun, state=None).actions == (ReadState(),)
+    assert decision_of(taskrun, state=None) == ReadState()
     plan = plan_of(taskrun, state=AbsentState())
     assert (hold_of(plan), created(plan), told(plan)) == (("True", "StateLost"), [], ["StateLost"])
 
@@ -538,7 +535,7 @@ def test_a_run_whose_state_can_not_be_read_waits_visibly() -> None:
     plan = plan_of(taskrun, a_pod().exited(1), state=UnreadableState("formatVersion 9"))
     assert (hold_of(plan), status_of(plan).attempts, released(plan)) == (("True", "StateUnreadable"), (), [])
     assert progress_of(plan)[1].endswith("formatVersion 9")
-    assert plan.look_again_at == at(40)
+    assert plan.requeue_at == at(40)
     waiting = taskrun.with_status(status_of(plan))
     assert nothing(plan_of(waiting, a_pod().exited(1), state=UnreadableState("formatVersion 9"), now=40))
 
@@ -618,7 +615,7 @@ def test_a_pod_that_is_refused_for_now_is_asked_for_again_and_uses_no_attempt(
 ) -> None:
     plan = plan_of(a_taskrun(), refusal=a_refusal(kind, "used 3 of 3"))
     assert (progress_of(plan)[0], told(plan), created(plan)) == (reason, [reason], [])
-    assert (plan.look_again_at, status_of(plan).counts.attempts, status_of(plan).attempts) == (at(20), 0, ())
+    assert (plan.requeue_at, status_of(plan).counts.attempts, status_of(plan).attempts) == (at(20), 0, ())
     assert progress_of(plan)[1].endswith("used 3 of 3")
     waiting = a_taskrun().with_status(status_of(plan))
     assert nothing(plan_of(waiting, refusal=a_refusal(kind, "used 4 of 4"), now=12))

@@ -11,13 +11,13 @@ from reattach.api.reasons import Budget, Cause
 from reattach.api.taskrun import Backoff, Budgets, Counts
 from reattach.planner.backoff import RETRY_AFTER_SECONDS_MAX, next_attempt_time
 from reattach.planner.budgets import CHARGED_TO, FAILURES, amount, charge, exhausted
-from reattach.planner.textformat import BYTES_MAX, end_of, start_of
+from reattach.planner.textformat import BYTES_MAX, head, tail
 
 EXACT = Backoff(jitter_percent=0)
 
 
 def wait(backoff: Backoff, charged: int, *, uid: str = "uid", attempt: int = 1, asked: int | None = None) -> float:
-    time = next_attempt_time(backoff, ended=at(0), charged=charged, uid=uid, attempt=attempt, asked_seconds=asked)
+    time = next_attempt_time(backoff, ended=at(0), charged=charged, uid=uid, attempt=attempt, requested_seconds=asked)
     return (time - at(0)).total_seconds()
 
 
@@ -74,7 +74,7 @@ def test_every_cause_and_every_budget_is_provided_for() -> None:
 
 @given(st.text(max_size=3000))
 def test_what_is_said_is_cut_to_what_fits(text: str) -> None:
-    start, end = start_of(text), end_of(text)
+    start, end = head(text), tail(text)
     assert len(start.encode(errors="replace")) <= BYTES_MAX
     assert len(end.encode(errors="replace")) <= BYTES_MAX
     assert start == text or (start.endswith("…") and text.startswith(start[:-1]))
@@ -83,5 +83,5 @@ def test_what_is_said_is_cut_to_what_fits(text: str) -> None:
 
 def test_of_a_log_the_end_is_kept_and_of_a_sentence_the_start() -> None:
     text = "first" + "é" * 2000 + "last"
-    assert start_of(text).startswith("firsté")
-    assert end_of(text).endswith("élast")
+    assert head(text).startswith("firsté")
+    assert tail(text).endswith("élast")

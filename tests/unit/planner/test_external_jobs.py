@@ -66,10 +66,10 @@ def test_a_summary_that_had_no_room_for_urls_is_no_news() -> None:
     [
         (JobOrigin.SUBMITTED, "Submitted", "was submitted by attempt 1"),
         (JobOrigin.RESUBMITTED, "Resubmitted", "was submitted again by attempt 1"),
-        (JobOrigin.EXISTED, "Adopted", "was there already"),
+        (JobOrigin.EXISTED, "Adopted", "already existed"),
         (JobOrigin.FOUND, "Adopted", "was found"),
         (JobOrigin.REPORTED, "Adopted", "was reported"),
-        (JobOrigin.ADOPTED, "Adopted", "as a person said"),
+        (JobOrigin.ADOPTED, "Adopted", "was adopted"),
     ],
 )
 def test_people_are_told_how_a_handle_came_to_be_known(origin: JobOrigin, reason: str, words: str) -> None:
@@ -87,7 +87,7 @@ def test_who_submitted_is_left_out_where_nobody_knows() -> None:
 def test_a_reattachment_is_told_with_its_attempt() -> None:
     before = SHOWN.with_status(status_of(look(a_job(), a_job(None, key="other"))))
     plan = look(a_job(), a_job(None, key="other"), before=before, counts=JobCounts(reattachments=1))
-    note = "Attempt 1 reattached to what runs already: external job load (handle job-1)."
+    note = "Attempt 1 reattached to external job load (handle job-1)."
     assert told(plan) == [("Reattached", note)]
     assert status_of(plan).counts.reattachments == 1
 

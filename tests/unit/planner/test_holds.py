@@ -13,6 +13,7 @@ from builders import (
     a_summary,
     a_taskrun,
     actions_of,
+    decision_of,
     hold_of,
     last_attempt_of,
     plan_of,
@@ -20,8 +21,7 @@ from builders import (
     status_of,
 )
 from reattach.api.state import JobOrigin, JobState
-from reattach.planner.plan import AbsentState, CreatePod, DeletePod, EmitEvent, Plan, ReleaseTaskRun
-from reattach.planner.plan import SealState as SealIt
+from reattach.planner.plan import AbsentState, CreatePod, DeletePod, EmitEvent, Plan, ReleaseTaskRun, SealState
 
 HELD = '{"reattach":"v1","kind":"Held","message":"nobody can tell"}'
 RUN = a_taskrun().with_budgets(application=3, disruption=3).with_state().with_finalizer()
@@ -52,7 +52,7 @@ def test_an_attempt_that_says_held_is_believed_if_the_state_agrees() -> None:
     message = progress_of(plan)[1]
     assert "load (no handle known): the lookup found nothing" in message
     command = "kubectl reattach resolve load -n data --key load --generation 1 --adopt HANDLE | --resubmit | --fail"
-    assert f"To answer: {command};" in message
+    assert f"To resolve: {command};" in message
     assert "{held: SubmissionUnknown, key: load, generation: 1, action: Adopt, handle: …}" in message
     assert status_of(plan).next_attempt_time is None
 
@@ -101,7 +101,7 @@ def test_the_hold_is_kept_while_the_rest_of_its_pod_is_stopped() -> None:
 def test_a_job_that_the_other_side_does_not_know_is_asked_about_with_its_handle() -> None:
     job = a_job(state=JobState.NOT_FOUND, held=True, holds=1)
     plan = plan_of(RUN, a_pod().exited(85, message=HELD), state=a_state(1, jobs=[job]))
-    assert "load (handle job-1): the other side does not know it" in progress_of(plan)[1]
+    assert "load (handle job-1): the external system does not have it" in progress_of(plan)[1]
 
 
 def test_what_is_held_besides_is_told_when_it_is_known() -> None:
@@ -145,7 +145,9 @@ def test_the_answer_fail_ends_the_run_and_nothing_of_it_is_left_open() -> None:
 
 def test_the_answer_fail_stops_an_attempt_that_runs_on() -> None:
     answered = RUN.answered("SubmissionUnknown", "Fail")
-    assert actions_of(plan_of(answered, a_pod().running(), summary=a_summary(1, jobs=(WAITS,)), state=ASKED), SealIt)
+    assert isinstance(
+        decision_of(answered, a_pod().running(), summary=a_summary(1, jobs=(WAITS,)), state=ASKED), SealState
+    )
     sealed = a_state(1, seal=SEALED, jobs=[WAITS])
     plan = plan_of(answered, a_pod().running(), summary=a_summary(1, jobs=(WAITS,)), state=sealed)
     assert len(actions_of(plan, DeletePod)) == 1

@@ -16,6 +16,7 @@ from builders import (
     actions_of,
     at,
     condition_of,
+    decision_of,
     hold_of,
     last_attempt_of,
     observed,
@@ -73,8 +74,8 @@ def test_a_run_that_is_cancelled_before_it_began_ends_at_once() -> None:
 
 def test_cancel_reads_then_seals_then_stops_the_pod() -> None:
     seen = observed(CANCELLED, a_pod().running(), summary=a_summary(1))
-    assert decide(seen, SETTINGS, at(10)) == Plan(actions=(ReadState(),))
-    assert plan_of(CANCELLED, a_pod().running(), state=a_state(1)) == Plan(actions=(SealState(1, SealPurpose.END),))
+    assert decide(seen, SETTINGS, at(10)) == ReadState()
+    assert decision_of(CANCELLED, a_pod().running(), state=a_state(1)) == SealState(1, SealPurpose.END)
     plan = plan_of(CANCELLED, a_pod().running(), state=a_state(1, seal=SEALED))
     assert (progress_of(plan)[0], actions_of(plan, DeletePod)) == ("Ending", [DeletePod("load-01234-1", "pod-1")])
     assert progress_of(plan)[1] == "The TaskRun was cancelled. Its pod is being stopped."
@@ -82,17 +83,17 @@ def test_cancel_reads_then_seals_then_stops_the_pod() -> None:
 
 def test_a_pod_that_was_asked_to_go_is_waited_for_until_it_counts_as_lost() -> None:
     plan = plan_of(CANCELLED, a_pod().running().deleted(4, 30), state=a_state(1, seal=SEALED))
-    assert (actions_of(plan, DeletePod), plan.look_again_at) == ([], at(34 + 300))
+    assert (actions_of(plan, DeletePod), plan.requeue_at) == ([], at(34 + 300))
 
 
 def test_a_seal_for_a_suspension_is_not_enough_for_the_end() -> None:
     suspended = a_state(1, seal=Seal(through_attempt=1, purpose=SealPurpose.SUSPEND))
-    assert actions_of(plan_of(CANCELLED, a_pod().running(), state=suspended), SealState)
+    assert decision_of(CANCELLED, a_pod().running(), state=suspended) == SealState(1, SealPurpose.END)
 
 
 def test_a_state_that_never_was_is_not_sealed() -> None:
     plan = plan_of(a_taskrun(cancel=True), a_pod().running(), state=AbsentState())
-    assert (actions_of(plan, SealState), len(actions_of(plan, DeletePod))) == ([], 1)
+    assert len(actions_of(plan, DeletePod)) == 1
 
 
 def test_who_was_stopped_is_charged_to_nothing_and_the_run_is_cancelled() -> None:
@@ -166,9 +167,7 @@ FAILED_ONCE = a_taskrun().with_state().with_failed_attempt(1)
 def test_it_is_sealed_only_if_somebody_may_be_alive_who_could_use_it(
     taskrun: ATaskRun, state: Any, *, needed: bool
 ) -> None:
-    plan = plan_of(taskrun, state=state)
-    assert bool(actions_of(plan, SealState)) is needed
-    assert (plan.status is None) is needed
+    assert isinstance(decision_of(taskrun, state=state), SealState) is needed
 
 
 def test_the_presumed_end_of_a_fenced_attempt_needs_no_seal() -> None:
@@ -246,7 +245,7 @@ def test_a_job_that_was_given_up_is_named_because_it_may_run(handle: str | None,
     plan = plan_of(taskrun, a_pod().exited(1), state=state)
     assert (told(plan), shown(plan)) == (["Orphaned"], [("load", handle, "Failed")])
     assert f"load ({who}), which was given up and may run" in condition_of(plan, ConditionType.ORPHANED)[1]
-    assert f"load ({who}), which was given up and may run; nobody" in actions_of(plan, EmitEvent)[0].note
+    assert f"load ({who}), which was given up and may run; Reattach" in actions_of(plan, EmitEvent)[0].note
     named = taskrun.with_status(status_of(plan))
     assert plan_of(named, a_pod().exited(1).released(), state=state) == Plan(
         actions=(*actions_of(plan, EmitEvent), ReleaseTaskRun())
@@ -260,7 +259,7 @@ def test_a_job_is_not_taken_for_named_because_another_ones_name_ends_like_its_ow
     named = named.with_status(status_of(plan_of(named, STOPPED, state=a_state(1, seal=SEALED, jobs=[first]))))
     plan = plan_of(named, STOPPED.released(), state=a_state(1, seal=SEALED, jobs=[first, second]))
     message = condition_of(plan, ConditionType.ORPHANED)[1]
-    assert "preload (no handle known); load (no handle known)." in message
+    assert "preload (no handle known). Also external job load (no handle known)." in message
 
 
 def test_a_handle_that_is_reported_after_its_job_was_named_is_shown() -> None:
@@ -352,7 +351,7 @@ def test_a_lost_state_does_not_keep_the_run_from_ending_and_what_was_known_is_na
 
 def test_a_deleted_run_is_sealed_and_stopped_and_its_jobs_are_named_then_it_goes() -> None:
     taskrun = with_jobs(a_taskrun().with_state(), OPEN).being_deleted()
-    assert actions_of(plan_of(taskrun, a_pod().running(), state=a_state(1, jobs=[OPEN])), SealState)
+    assert isinstance(decision_of(taskrun, a_pod().running(), state=a_state(1, jobs=[OPEN])), SealState)
     sealed = a_state(1, seal=SEALED, jobs=[OPEN])
     plan = plan_of(taskrun, a_pod().running(), state=sealed)
     assert (progress_of(plan), len(actions_of(plan, DeletePod))) == (
@@ -394,7 +393,7 @@ def test_a_deleted_run_is_held_too_by_an_intent_that_nobody_can_tell_of() -> Non
     taskrun = with_jobs(a_taskrun().with_state(), a_job(None)).being_deleted()
     plan = plan_of(taskrun, STOPPED, state=UNRESOLVED)
     assert (hold_of(plan), actions_of(plan, ReleaseTaskRun)) == (("True", "SubmissionUnknown"), [])
-    assert plan.look_again_at == at(40)
+    assert plan.requeue_at == at(40)
 
 
 @pytest.mark.parametrize("state", [UNRESOLVED, UnreadableState("formatVersion 9"), AbsentState()])

@@ -24,7 +24,7 @@ from reattach.api.reasons import EventReason, Reason
 from reattach.api.taskrun import TaskRun
 from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, Reference, UnavailableError, paths
 from reattach.planner.decide import decide
-from reattach.planner.plan import EmitEvent, Plan, PodDefaults, ReadState
+from reattach.planner.plan import EmitEvent, PodDefaults, ReadState
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
@@ -190,7 +190,7 @@ async def test_what_is_left_of_ours_is_let_go_of_though_its_name_is_now_somebody
 async def test_a_state_that_can_not_be_sealed_for_now_is_tried_again_and_no_defect() -> None:
     scene = Scene()
     scene.has_taskrun(OLD)
-    scene.reconciler._decide = lambda *_: Plan(actions=(ReadState(),))
+    scene.reconciler._decide = lambda *_: ReadState()
     with pytest.raises(UnavailableError, match="as fast as it is read or sealed"):
         await scene.reconciler.reconcile(KEY)
 
