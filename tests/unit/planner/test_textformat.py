@@ -2,7 +2,7 @@
 
 import pytest
 
-from reattach.planner.textformat import BYTES_MAX, end_of, last_line_first
+from reattach.planner.textformat import BYTES_MAX, last_line_first, tail
 
 TRACEBACK = """Traceback (most recent call last):
   File "<frozen runpy>", line 198, in _run_module_as_main
@@ -42,4 +42,4 @@ def test_last_line_first_cuts_the_lines_before_at_their_start() -> None:
 
 
 def test_end_of_a_long_text_starts_with_an_ellipsis_and_fits() -> None:
-    assert end_of("é" * 2000, 101) == "…" + "é" * 49
+    assert tail("é" * 2000, 101) == "…" + "é" * 49

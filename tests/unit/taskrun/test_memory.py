@@ -117,7 +117,7 @@ def reconciler_of(pods: ObjectStore[Pod], states: ObjectStore[PartialObject]) ->
         decide=unused,
         settings=unused,
     )
-    reconciler._actor = cast("Any", NoEffects())
+    reconciler._executor = cast("Any", NoEffects())
     return reconciler
 
 
@@ -143,8 +143,9 @@ async def test_stores_after_finished_runs_are_empty_and_memory_per_run_is_bounde
     running = [asyncio.ensure_future(loop) for loop in (work(), *(reflector.run() for reflector in reflectors))]
     for stream in streams:
         await stream.quiet.wait()
-    while woken:  # noqa: ASYNC110 -- another task empties it
+    while woken:
         await asyncio.sleep(0)
+        assert not running[0].done(), running[0].exception()
     gc.collect()
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
