@@ -285,6 +285,6 @@ def undisturbed(operator: Operator, *, log_lines: int = 200) -> Iterator[None]:
     assert operator.process is process
     assert operator.metric("reattach_leader") == 1
     new = operator.log.splitlines()[before:]
-    restarts = [line for line in new if "starts again" in line]
+    restarts = [line for line in new if "and restarts in" in line]
     assert restarts == []
     assert len(new) < log_lines, "\n".join(new[:50])
