@@ -41,5 +41,5 @@ def test_last_line_first_cuts_the_lines_before_at_their_start() -> None:
     assert len(text.encode()) < BYTES_MAX
 
 
-def test_end_of_a_long_text_starts_with_an_ellipsis_and_fits() -> None:
+def test_tail_of_a_long_text_starts_with_an_ellipsis_and_fits() -> None:
     assert tail("é" * 2000, 101) == "…" + "é" * 49
