@@ -1,10 +1,11 @@
-"""Adapters: how jobs are submitted to the external systems that Reattach knows. See `reattach.adapters.base` for what one must do.
+"""Adapters for external systems.
 
-    http         any REST API, by a description
+    base         the definition of an adapter
+    http         any REST API, from a description
     kubernetes   objects of a Kubernetes API: Job, TaskRun, SparkApplication, RayJob, any other kind
-    ray          a Ray cluster's Jobs API
-    slurm        Slurm, by its commands or slurmrestd
-    calls        one request to another system, bounded in time: what an adapter sends with
+    ray          the Jobs API of a Ray cluster
+    slurm        Slurm, through its commands or slurmrestd
+    http_client  HTTP client for adapters, with bounded time
 
-Each is chosen by importing it; none needs more than the SDK does.
+Import the adapter that you need. None needs more packages than the SDK.
 """

@@ -108,7 +108,7 @@ def _while_unfinished(snapshot: Snapshot) -> tuple[str, ...]:
         case Reason.BACKING_OFF:
             return _while_backing_off(snapshot)
         case Reason.ENDING if last_ended_attempt(snapshot.taskrun.status) is not None:
-            return _after_the_attempt(snapshot)
+            return _after_completion(snapshot) or _after_the_attempt(snapshot)
         case Reason.RUNNING | Reason.ENDING:
             return _after_completion(snapshot) or _while_running(snapshot)
         case Reason.PENDING:

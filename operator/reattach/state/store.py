@@ -203,7 +203,6 @@ class Store:
     async def _load_or_none(self, run: RunReference) -> tuple[Owner, StoredState | None]:
         # Read the TaskRun first. The ConfigMap in `status.state` existed then, so if it is absent
         # now, it is lost.
-        # is absent now, it is lost.
         owner = await self._taskrun(run)
         stored = await self._configmap(run)
         _check_not_lost(owner, stored)

@@ -316,6 +316,10 @@ def ending_before_the_next_attempt() -> Snapshot:
     return see(shows(tried_once(), Reason.ENDING, next_attempt_time=at(640)), a_job())
 
 
+def ending_with_a_late_completion() -> Snapshot:
+    return see(shows(tried_once(), Reason.ENDING, next_attempt_time=at(640)), state=a_state(1, completed_by=1))
+
+
 def pending_without_a_retry_left() -> Snapshot:
     return see(shows(a_taskrun(retry={"budgets": {"neverStarted": 0}}).with_attempt(1), Reason.PENDING))
 
@@ -383,6 +387,7 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     adopted_and_existing_jobs,
     ending_without_a_retry_left,
     ending_before_the_next_attempt,
+    ending_with_a_late_completion,
     pending_without_a_retry_left,
     failed_with_a_traceback,
     many_attempts,
