@@ -177,7 +177,7 @@ def describe_consequence(taskrun: TaskRun, hold: OpenHold, action: str, handle: 
         case "Fail" if ending:
             return f"The submission counts as failed. {name} ends; if the job does run, nothing tracks it."
         case "StartEmpty":
-            return "The next attempt starts with an empty state. It knows no external job: a job that still runs is submitted a second time."
+            return "The next attempt starts with an empty state. It knows no external job: a job that still runs is submitted a second time. Check the external system first."
         case "Continue":
             budgets = taskrun.spec.retry.budgets
             lost, unstarted = count(budgets.disruption + 1, "more time"), count(budgets.never_started + 1, "more time")

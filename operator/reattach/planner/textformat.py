@@ -8,7 +8,7 @@ BYTES_MAX = 1024
 _ELLIPSIS = "…"
 _ELLIPSIS_BYTES = len(_ELLIPSIS.encode())
 _LAST_LINE_BYTES_MAX = 600
-_LINES_BEFORE_BYTES_MAX = 200
+_LINES_BEFORE_BYTES_MAX = 320
 """Both limits together leave room in a condition's message for the sentence around them."""
 
 

@@ -196,7 +196,7 @@ class Operator:
             "reattach_queue_delayed", "TaskRuns that are reconciled again at a later time.", lambda: self._queue.delayed
         )
         gauge("reattach_taskruns", "Unfinished TaskRuns.", lambda: len(self._taskruns))
-        gauge("reattach_pods", "Pods that run, or whose end is not recorded yet.", lambda: len(self._pods))
+        gauge("reattach_pods", "Pods of unfinished TaskRuns, and pods that still run.", lambda: len(self._pods))
         ages = {reflector.path: reflector.age for reflector in self._controller.reflectors}
         since = "Seconds since the last line of a watch."
         self._metrics.gauges("reattach_watch_age_seconds", since, "watch", ages)

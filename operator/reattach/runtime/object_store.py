@@ -41,9 +41,9 @@ class ObjectStore(Generic[T]):
     The response to our own write may arrive before or after the watch event of it. So an older
     version than the known one is ignored, and so is any version of an object after its deletion.
 
-    `evict` removes an object that needs no more work; only a newer version brings it back. A late
-    event with an older version is ignored while the object is among the last 10,000 that left.
-    Beyond that, the late event stores the old version, and the object is evicted again.
+    `evict` removes an object that needs no more work. A late event with an older version is ignored
+    while the object is among the last 10,000 that were evicted. Beyond that, the late event stores
+    the old version, and the object is evicted again.
 
     Args:
         key_of: returns the key that an object belongs to.
@@ -64,6 +64,7 @@ class ObjectStore(Generic[T]):
         self._by_key: dict[Key, dict[str, T]] = {}
         self._key_by_uid: dict[str, Key] = {}
         self._ended: dict[str, str] = {}
+        self._evicted: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._key_by_uid)
@@ -91,6 +92,8 @@ class ObjectStore(Generic[T]):
         metadata = found.metadata
         if self.has_ended(metadata.uid, metadata.resource_version):
             return False
+        if is_older(metadata.resource_version, self._evicted.get(metadata.uid, "")):
+            return False
         key = self._key_of(found)
         before = self._key_by_uid.get(metadata.uid)
         if before is not None:
@@ -98,6 +101,7 @@ class ObjectStore(Generic[T]):
             if known == metadata.resource_version or is_older(metadata.resource_version, known):
                 return False
         self._ended.pop(metadata.uid, None)
+        self._evicted.pop(metadata.uid, None)
         if before is not None and before != key:  # its label was changed
             self._remove(metadata.uid)
             self._on_change(before)
@@ -112,14 +116,17 @@ class ObjectStore(Generic[T]):
         With `version`, the object comes back with a newer version: it had only left the selector
         by then.
         """
-        self._bury(uid, version)
+        _remember(self._ended, uid, version)
         if (key := self._remove(uid)) is not None:
             self._on_change(key)
 
     def evict(self, uid: str) -> None:
-        """Remove an object until a newer version of it arrives, without a call of `on_change`."""
+        """Remove an object without a call of `on_change`.
+
+        The same version comes back with a later event or a GET, an older version does not.
+        """
         if (found := self.get(uid)) is not None:
-            self._bury(uid, found.metadata.resource_version)
+            _remember(self._evicted, uid, found.metadata.resource_version)
             self._remove(uid)
 
     def absent_in(self, uids: Collection[str], version: str, namespace: str | None) -> Sequence[T]:
@@ -136,12 +143,6 @@ class ObjectStore(Generic[T]):
             and not is_older(version, known.metadata.resource_version)
         ]
 
-    def _bury(self, uid: str, version: str) -> None:
-        self._ended.pop(uid, None)
-        self._ended[uid] = version
-        while len(self._ended) > _TOMBSTONES_MAX:
-            del self._ended[next(iter(self._ended))]
-
     def _remove(self, uid: str) -> Key | None:
         """Return the key of the removed object; None: the store does not have the object."""
         key = self._key_by_uid.pop(uid, None)
@@ -151,3 +152,10 @@ class ObjectStore(Generic[T]):
             if not group:
                 del self._by_key[key]
         return key
+
+
+def _remember(tombstones: dict[str, str], uid: str, version: str) -> None:
+    tombstones.pop(uid, None)
+    tombstones[uid] = version
+    while len(tombstones) > _TOMBSTONES_MAX:
+        del tombstones[next(iter(tombstones))]

@@ -127,10 +127,7 @@ async def list_pages(
 async def _read(
     cluster: Cluster, path: str, reference: Reference, decode: Callable[[msgspec.Raw], T], *, metadata_only: bool
 ) -> T | Exception | None:
-    """Return the references to all objects of a collection, and the version of the list.
-
-    Raises `ClusterError`.
-    """
+    """Return one object of the collection, the error of its decoding, or None if it is gone."""
     try:
         return decode(msgspec.Raw(await cluster.get(_path_of(path, reference), metadata_only=metadata_only)))
     except NotFoundError:
