@@ -7,5 +7,5 @@
     slurm        Slurm, through its commands or slurmrestd
     http_client  HTTP client for adapters, with bounded time
 
-Import the adapter that you need. None needs more packages than the SDK.
+Import the adapter that you need. They need no more packages than the SDK.
 """

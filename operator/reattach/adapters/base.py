@@ -1,4 +1,4 @@
-"""The definition of an adapter: how one kind of external system submits, looks up, reports and cancels jobs.
+"""Definition of an adapter: it submits, looks up, reports and cancels jobs of one system.
 
 An adapter knows its system and nothing of Reattach: no state, no retries, no protocol.
 `task.submit_once` does these, based on what the adapter declares. Each method sends one request to
@@ -23,12 +23,14 @@ from typing import Any, ClassVar, TypeAlias
 from reattach.errors import ReattachError
 
 LONGEST = timedelta(days=100 * 365)
-"""Upper bound of declared durations, because they are added to dates and `timedelta.max` overflows."""
+"""Upper bound of declared durations, because adding `timedelta.max` to a date overflows."""
 
 
 MARGIN = timedelta(seconds=5)
-"""How late a request may be beyond its timeout. Also the largest difference between the clocks of
-two state API replicas, because one may store the intent and another report the current time.
+"""Lateness of a request that is allowed beyond its timeout.
+
+Also the largest difference between the clocks of two state API replicas, because one may store the
+intent and another report the current time.
 """
 
 
@@ -47,7 +49,10 @@ class ClientName:
 
 @dataclass(frozen=True)
 class SubmissionToken:
-    """The external system returns the first job when a token is repeated, for `lifetime` after its first use."""
+    """The external system returns the first job when a token is repeated.
+
+    `lifetime`: how long it does so after the first use of the token.
+    """
 
     lifetime: timedelta
 
@@ -59,8 +64,8 @@ class SubmissionToken:
 class Lookup:
     """Jobs can be found by what the submission gave them (name, tag, token).
 
-    `settling`: an accepted job is found after this time at the latest. `retention`: how long a job is
-    found after its submission, at least, even if it ended at once; None: forever.
+    `settling`: an accepted job is found after this time at the latest. `retention`: how long a job
+    is found after its submission, at least, even if it ended at once; None: forever.
     """
 
     settling: timedelta
@@ -84,13 +89,14 @@ class Capabilities:
 class Submission:
     """A job to submit.
 
-    The job must carry `token` (a UUID, the same for every attempt) as its name or part of it, as a
-    tag, or as its idempotency key. `request` is the task's request, unchanged.
+    The job must carry `token`, a UUID that is the same for every attempt: as its name or part of
+    it, as a tag, or as its idempotency key. `request` is the task's request, unchanged.
 
-    Call `may_leave` right before the request leaves, which is the last moment to stop it. It returns
-    False if too much time has passed since the submission was allowed. Another attempt may then have
-    submitted, and the system may have forgotten the token or name that prevents a second job. Raise
-    `Rejected(retriable=True)` in this case; the SDK then asks the state API again what to do.
+    Call `may_leave` right before the request leaves, which is the last moment to stop it. It
+    returns False if too much time has passed since the submission was allowed. Another attempt may
+    then have submitted, and the system may have forgotten the token or name that prevents a second
+    job. Raise `Rejected(retriable=True)` in this case; the SDK then requests a new decision from
+    the state API.
     """
 
     token: str
@@ -103,7 +109,7 @@ class Submission:
 
     @property
     def name(self) -> str:
-        """Name for systems that need one: a DNS label of 45 characters that begins with a letter."""
+        """Name of the job: a DNS label of 45 characters that begins with a letter."""
         return f"reattach-{self.token}"
 
 
@@ -111,8 +117,8 @@ class Submission:
 class Submitted:
     """A job in the external system.
 
-    `handle`: its id, at most 1 KiB. `url`: a page about the job for people. `existed`: the job existed
-    before this submission.
+    `handle`: its id, at most 1 KiB. `url`: a page about the job for people. `existed`: the job
+    existed before this submission.
     """
 
     handle: str
@@ -153,7 +159,10 @@ class Cancelled:
 
 @dataclass(frozen=True)
 class Unknown:
-    """The status is unknown for now, because the external system is unreachable. Nothing follows from it."""
+    """The status is unknown for now, because the external system is unreachable.
+
+    Nothing follows from it.
+    """
 
     message: str = ""
 
@@ -182,8 +191,8 @@ class Rejected(ReattachError):  # noqa: N818 -- a fact about the request, as in 
 class Adapter(ABC):
     """One external system.
 
-    `name`: at most 63 characters, stored with each job. `request_seconds`: the longest that `submit`
-    may take. Methods may be called from any thread, one at a time for each job.
+    `name`: at most 63 characters, stored with each job. `request_seconds`: the longest that
+    `submit` may take. Methods may be called from any thread, one at a time for each job.
     """
 
     name: ClassVar[str]
@@ -196,8 +205,8 @@ class Adapter(ABC):
         """Guarantees of the external system.
 
         Declare no more than its documentation promises, because each broken promise can duplicate a
-        job. If the system must be asked for them, any exception means that they are unknown for now;
-        the steps that need them wait.
+        job. If they must be read from the system, any exception means that they are unknown for
+        now; the steps that need them wait.
         """
 
     @abstractmethod
@@ -205,7 +214,10 @@ class Adapter(ABC):
         """Create the job with the token. Raises `Rejected` only if there certainly is no job."""
 
     def look_up(self, submission: Submission) -> Submitted | None:
-        """Return the job that carries the token, or None. Required if `capabilities.look_up` is declared."""
+        """Return the job that carries the token, or None.
+
+        Required if `capabilities.look_up` is declared.
+        """
         raise NotImplementedError(
             f"{type(self).__name__} declares look_up and does not implement it: {submission.token}"
         )

@@ -1,4 +1,4 @@
-"""HTTP client for adapters: each request ends within a known time, and a failure tells whether it may have left.
+"""HTTP client for adapters: bounded time, and a failure shows whether the request may have left.
 
 Two guarantees follow for submissions. A request that certainly did not leave created no job
 (`NotSentError`). No request leaves late: after a freeze or a slow DNS lookup, the client does not
@@ -61,12 +61,13 @@ class HttpResponse:
 class BoundedHttpClient:
     """Client for `address`.
 
-    Each request has its own connection, because the server might close a kept one during a submission.
+    Each request has its own connection, because the server might close a kept one during a
+    submission.
 
-    `seconds`: the longest time from the call to the response; a request leaves within the first third
-    or not at all. `headers`: called for each request, so that rotated credentials take effect. `tls`:
-    None uses the system's CAs. `transport`: replaces the network in tests. `answer_bytes`: a longer
-    response raises `CallError`.
+    `seconds`: the longest time from the call to the response; a request leaves within the first
+    third or not at all. `headers`: called for each request, so that rotated credentials take
+    effect. `tls`: None uses the system's CAs. `transport`: replaces the network in tests.
+    `answer_bytes`: a longer response raises `CallError`.
     """
 
     address: str
@@ -89,7 +90,8 @@ class BoundedHttpClient:
     ) -> HttpResponse:
         """Send a request and return the response.
 
-        `path` is appended to the address. `body` is sent as JSON. `may_leave` comes from the submission.
+        `path` is appended to the address. `body` is sent as JSON. `may_leave` comes from the
+        submission.
 
         Raises:
             NotSentError: the request certainly did not leave.
@@ -119,7 +121,7 @@ class BoundedHttpClient:
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol) as error:
             raise NotSentError(f"{self.address} can't be reached: {_why(error)}") from error
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
-            raise CallError(f"{self.address} did not answer: {_why(error)}") from error
+            raise CallError(f"{self.address} did not respond: {_why(error)}") from error
 
     @cached_property
     def _system_trust(self) -> ssl.SSLContext:

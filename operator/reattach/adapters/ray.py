@@ -1,18 +1,21 @@
-"""Ray jobs, through the Jobs REST API of the head's dashboard (`/api/jobs/`; checked with Ray 2.60, API version 4).
+"""Ray jobs, through the Jobs REST API of the head's dashboard.
+
+The API is `/api/jobs/`, checked with Ray 2.60 and API version 4.
 
 A request is the body of `POST /api/jobs/`: `entrypoint`, and optionally `runtime_env`, `metadata`,
 `entrypoint_num_cpus`, … Reattach chooses the submission id, and the handle is the submission id.
 
-**Ray's guarantees.** Ray stores a job under its submission id only if the id is free (an atomic insert
-in the head's key/value store, the GCS), and keeps the id forever. So of any number of submissions with
-one id, exactly one creates a job, as long as the GCS keeps its data. A head that restarts without an
-external store (GCS fault tolerance) has lost every job, and its jobs have ended with it. The declared
-capabilities therefore depend on the head: its memory reaches back to its start, which the adapter reads
-from the head. An intent from before that start is looked up; if the lookup finds nothing,
-`spec.submission.onUnknown` decides, because the job may have finished before the restart.
+**Ray's guarantees.** Ray stores a job under its submission id only if the id is free, and keeps the
+id forever: an atomic insert in the head's key/value store, the GCS. So of any number of
+submissions with one id, exactly one creates a job, as long as the GCS keeps its data. A head that
+restarts without an external store (GCS fault tolerance) has lost every job, and its jobs have ended
+with it. The declared capabilities therefore depend on the head: its memory reaches back to its
+start, which the adapter reads from the head. An intent from before that start is looked up; if the
+lookup finds nothing, `spec.submission.onUnknown` decides, because the job may have finished before
+the restart.
 
-`DELETE /api/jobs/ID` also makes Ray forget a job. Deleting jobs that are not yet recorded as terminal
-breaks the guarantee. This adapter deletes nothing.
+`DELETE /api/jobs/ID` also makes Ray forget a job. Deleting jobs that are not yet recorded as
+terminal breaks the guarantee. This adapter deletes nothing.
 """
 
 import ssl
@@ -47,7 +50,7 @@ from reattach.adapters.http_client import BoundedHttpClient, HttpResponse, NotSe
 _SETTLING: Final = timedelta(seconds=60)
 """An accepted request waits at most half of this for the head's agent; then the job exists."""
 _MEMORY_MARGIN: Final = timedelta(seconds=5)
-"""The head's time has a resolution of one second, and its node registers shortly before the Jobs API responds."""
+"""Margin of the head's memory, for the resolution of its clock and the time until it responds."""
 _MEMORY_SECONDS: Final = 6.0
 _CONFLICT: Final = "already exists"
 _REFUSED: Final = frozenset({400, 401, 403, 404, 405, 413, 415, 422})
@@ -59,16 +62,16 @@ _HEAD_NODE: Final = "/api/v0/nodes?detail=1&filter_keys=is_head_node&filter_pred
 
 
 class RayError(Exception):
-    """Ray's response says nothing about the job."""
+    """Ray's response does not describe the job."""
 
 
 class RayJobs(Adapter):
     """Jobs of one Ray cluster.
 
-    `address`: the dashboard, for example `http://raycluster-head-svc:8265`. `headers`: called for each
-    request, for example for the `Authorization` of Ray's token authentication. `durable`: the GCS has
-    an external store (KubeRay: `gcsFaultToleranceOptions`), so a new head knows the jobs of the old
-    one. `tls`: for your own CA. `transport`: replaces the network in tests.
+    `address`: the dashboard, for example `http://raycluster-head-svc:8265`. `headers`: called for
+    each request, for example for the `Authorization` of Ray's token authentication. `durable`: the
+    GCS has an external store (KubeRay: `gcsFaultToleranceOptions`), so a new head knows the jobs of
+    the old one. `tls`: for your own CA. `transport`: replaces the network in tests.
     """
 
     name: ClassVar[str] = "ray"
@@ -85,16 +88,21 @@ class RayJobs(Adapter):
         self._address = address.rstrip("/")
         self._durable = durable
         self._caller = BoundedHttpClient(self._address, self.request_seconds, headers, tls, transport=transport)
-        # Short timeout: the head's memory is needed right before a submission, while the value is fresh.
+        # Short timeout: the head's memory is needed right before a submission, while the value is
+        # fresh.
         self._quick = replace(self._caller, seconds=_MEMORY_SECONDS)
 
     @property
     def capabilities(self) -> Capabilities:
-        """Ask the head how far its memory reaches back. Raises `CallError` or `RayError` if it does not respond."""
+        """Ask the head how far its memory reaches back.
+
+        Raises `CallError` or `RayError` if it does not respond.
+        """
         if self._durable:
             return Capabilities(client_name=ClientName(), look_up=Lookup(_SETTLING))
         memory = memory_of(self._quick.send("GET", _HEAD_NODE))
-        # The name must be safe until the request arrives; by then the memory has grown by the same time.
+        # The name must be safe until the request arrives; by then the memory has grown by the same
+        # time.
         growth = timedelta(seconds=self.request_seconds) + MARGIN if memory else timedelta(0)
         return Capabilities(client_name=ClientName(memory + growth), look_up=Lookup(_SETTLING, memory))
 
@@ -125,7 +133,8 @@ class RayJobs(Adapter):
             return
         if answer.status != 200 or not isinstance(answer.body, dict):
             raise RayError(f"Ray did not stop {handle}: {_shown(answer)}")
-        # Ray also returns `stopped: false` for a job that waits for its supervisor, and starts it later.
+        # Ray also returns `stopped: false` for a job that waits for its supervisor, and starts it
+        # later.
         if not answer.body.get("stopped") and isinstance(self.status(handle), Active):
             raise RayError(f"Ray can't stop {handle} yet, since its supervisor has not started; ask again")
 
@@ -176,7 +185,10 @@ def submitted_of(answer: HttpResponse, submission_id: str) -> bool:
 
 
 def status_of(answer: HttpResponse) -> JobStatus:
-    """Return the status from `GET /api/jobs/ID`. A success has the result `{"submissionId": …}`, because Ray keeps no other."""
+    """Return the status from `GET /api/jobs/ID`.
+
+    A success has the result `{"submissionId": …}`, because Ray keeps no other.
+    """
     body = answer.body
     if is_absent(answer):
         return NotFound(_shown(answer))
@@ -205,10 +217,10 @@ def is_absent(answer: HttpResponse) -> bool:
 
 
 def memory_of(answer: HttpResponse) -> timedelta:
-    """Return how far the head's memory of jobs reaches back: to the start of its node, by its own clock.
+    """Return how far the head's memory of jobs reaches back, by its node's start and clock.
 
-    0 if the response does not say, also for a 404, which an older Ray returns. Raises `RayError` if the
-    head can't respond now.
+    0 if the response does not say, also for a 404, which an older Ray returns. Raises `RayError` if
+    the head can't respond now.
     """
     if not answer.is_success and answer.status != 404:
         raise RayError(f"Ray did not return the start time of its head: {_shown(answer)}")

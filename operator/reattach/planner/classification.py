@@ -46,14 +46,14 @@ class EndedAttempt:
 
     @property
     def failed_init(self) -> tuple[str, ContainerTerminated] | None:
-        """Return the init container that kept the task's container from starting, and how it ended."""
+        """Return the init container that kept the task's container from starting, and its end."""
         if self.pod is None or podstatus.has_run(self.pod, self.container):
             return None
         return podstatus.failed_init_of(self.pod)
 
     @property
     def terminated(self) -> ContainerTerminated | None:
-        """Return how the task's container ended, or the init container that kept it from starting."""
+        """Return the end of the task's container, or of the init container before it."""
         if self.failed_init is not None:
             return self.failed_init[1]
         return podstatus.terminated_of(self.pod, self.container) if self.pod is not None else None
@@ -125,7 +125,8 @@ def finish_time_of(ended: EndedAttempt, now: datetime) -> datetime:
     """Return when the attempt ended by its node's clock, bounded by the operator's clock.
 
     The end is not after now, nor sooner after the pod's creation than the container ran. A node's
-    clock may be wrong but measures durations correctly, so a slow clock does not shorten the backoff.
+    clock may be wrong but measures durations correctly, so a slow clock does not shorten the
+    backoff.
     """
     time = ended.terminated.finished_at if ended.terminated else None
     if ended.terminated is None or time is None or not podstatus.is_known_time(time):
@@ -158,15 +159,16 @@ def _stopped(ended: EndedAttempt) -> Classification | None:
 
 
 def _state_lost(ended: EndedAttempt) -> Classification | None:
-    # Without its state, neither message nor exit code shows what the task has done. They must not end
-    # the run or start the next pod.
+    # Without its state, neither message nor exit code shows what the task has done. They must not
+    # end the run or start the next pod.
     if not ended.state_lost or (ended.completion == "ExitCode" and ended.exit_code == 0):
         return None
     return Classification(Cause.HELD, "StateLost", _task_message(ended) or "The TaskRun's state is lost.")
 
 
 def _on_hold(ended: EndedAttempt) -> Classification | None:
-    # An attempt that was presumed dead may have reported the handle since. The next attempt uses it.
+    # An attempt that was presumed dead may have reported the handle since. The next attempt uses
+    # it.
     jobs = ended.state.jobs if ended.state is not None else ()
     was_held = any(job.held or (job.holds and job.origin is JobOrigin.REPORTED) for job in jobs)
     if ended.termination_message is None or ended.termination_message.kind != "Held" or not was_held:
@@ -295,7 +297,7 @@ _CHECKS: tuple[Callable[[EndedAttempt], Classification | None], ...] = (
 
 
 def _task_message(ended: EndedAttempt) -> str:
-    """Return the task's own message about its end, or the end of its log with the last line first."""
+    """Return the task's message about its end, or the end of its log, last line first."""
     if ended.termination_message is not None:
         return textformat.head(ended.termination_message.message)
     text = textformat.last_line_first(ended.terminated.message) if ended.terminated else ""

@@ -100,7 +100,7 @@ class DecisionContext:
 
     @property
     def is_sealed_for_end(self) -> bool:
-        """Whether the run has begun to end: no attempt can open the state any more.
+        """True if the run has begun to end, so no attempt can open the state any more.
 
         A seal of this purpose is never removed.
         """
@@ -141,13 +141,13 @@ class DecisionContext:
 
     @property
     def has_state(self) -> bool:
-        """Whether status, watch or read showed a state."""
+        """True if status, watch or read showed a state."""
         seen = self.status.state is not None or self.observed.summary is not None
         return seen or isinstance(self.observed.state, StateView)
 
     @property
     def state_lost(self) -> bool:
-        """Whether the state was read and is not the one that status names."""
+        """True if the state was read and is not the one that status names."""
         named, read = self.status.state, self.observed.state
         if named is None or not named.uid:
             return False
@@ -171,8 +171,9 @@ class DecisionContext:
     def attempt_end_time(self, pod: Pod) -> datetime | None:
         """Return when the pod's attempt counts as ended if nothing else is reported before.
 
-        None: the task's container has not exited. Its exit is the end of the attempt. A pod whose
-        other containers are exiting gets 60 s to finish, which saves a delete and a status write.
+        The result is None while the task's container has not exited. Its exit is the end of the
+        attempt. A pod whose other containers are exiting gets 60 s to finish, which saves a delete
+        and a status write.
         """
         if self.is_pod_over(pod):
             return self.now

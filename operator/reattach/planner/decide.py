@@ -18,7 +18,7 @@ A decision runs checks in a fixed order. Each check returns a decision, or None 
       |    _conclude                  the run ends                            -> teardown
       |    _await_leftovers           a recorded attempt still runs           -> wait
       |    _watch_current             an attempt runs or is pending           -> wait
-      |    _handle_state_loss         held for a lost state                   -> wait, or start empty
+      |    _handle_state_loss         held for a lost state                   -> wait or start
       |    _check_state               the state may be lost                   -> ReadState, or hold
       |    _await_resolutions         a job needs a resolution                -> hold
       |    _await_budget              a budget needs a grant                  -> hold
@@ -29,8 +29,8 @@ A decision runs checks in a fixed order. Each check returns a decision, or None 
       v
     Plan | Need
 
-Order of neighbours. The pairs marked != must not be swapped; a test in `test_check_order.py` swaps each.
-The other pairs exclude one another, or only the reason that is shown first would differ.
+Order of neighbours. The pairs marked != must not be swapped; a test in `test_check_order.py` swaps
+each. The other pairs exclude one another, or only the reason that is shown first would differ.
 
     _skip_managed_elsewhere  = _skip_finished          both do nothing
     _skip_finished           = _release_deleted        the reconciler releases pods of finished ones
@@ -38,17 +38,17 @@ The other pairs exclude one another, or only the reason that is shown first woul
     _hold_restored           = _read_state             costs one read
     _read_state              = _await_readable_state   unread and unreadable exclude one another
     _await_readable_state    != _record                a completed attempt would be charged
-    _record                  != _conclude              the outcome would precede the last attempt's end
+    _record                  != _conclude              the outcome would precede the last end
     _conclude                != _await_leftovers       a cancelled attempt would run until they end
     _await_leftovers         = _watch_current          every plan deletes leftovers
     _watch_current           != _handle_state_loss     the state would be dropped under an attempt
-    _handle_state_loss       != _check_state           the lost state is held again: StartEmpty is never reached
+    _handle_state_loss       != _check_state           the lost state would be held again
     _check_state             = _await_resolutions      a lost state has no jobs
     _await_resolutions       = _await_budget           each hold needs its own resolution
     _await_budget            = _await_backoff          the hold is shown later
     _await_backoff           = _reject_changed_template  the run ends earlier
     _reject_changed_template = _handle_pod_rejection   the run ends later, or for the other reason
-    _handle_pod_rejection    != _create_pod            the rejected pod would be sent without a pause
+    _handle_pod_rejection    != _create_pod            the rejected pod would be sent at once
 """
 
 import re
@@ -286,8 +286,8 @@ def _handle_state_loss(context: DecisionContext) -> Plan | None:
 def _check_state(context: DecisionContext) -> Decision | None:
     """Hold the TaskRun if its state is lost.
 
-    Read the state if the watch does not show it, or if its summary shows a completion that the last
-    attempt recorded after its end was recorded.
+    Read the state if the watch does not show it. Also read it if its summary shows a completion
+    that the last attempt recorded after its end was recorded.
     """
     last, summary = conditions.last_ended_attempt(context.status), context.observed.summary
     unseen = summary is None and context.status.state is not None
@@ -330,7 +330,7 @@ def _await_backoff(context: DecisionContext) -> Plan | None:
 
 
 def _reject_changed_template(context: DecisionContext) -> Decision | None:
-    """End the run if its template changed since the first attempt: all attempts use one template."""
+    """End the run if its template changed, because all attempts use one template."""
     current = template_hash(context.spec.template)
     hashes = {pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) for pod in context.pods.values()}
     if hashes <= {None, current}:

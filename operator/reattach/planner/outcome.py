@@ -11,7 +11,7 @@ from reattach.planner.context import DecisionContext
 
 @dataclass(frozen=True, slots=True)
 class FinalOutcome:
-    """How a TaskRun ends.
+    """End of a TaskRun.
 
     `outcome`: None if it is being deleted. `result`: None keeps the result in status.
     """

@@ -11,7 +11,7 @@ from reattach.planner.conditions import find_condition
 _NEVER_RAN = frozenset({"StartError", "ContainerCannotRun"})
 """Reasons of a container that is reported as terminated although its process never started."""
 LOST_TRACK = frozenset({"ContainerStatusUnknown", "Unknown"})
-"""Reasons of a container whose end the kubelet did not observe, for example after a node restart."""
+"""Reasons of a container whose end the kubelet did not observe, as after a node restart."""
 _IMAGE = frozenset(
     {
         "ErrImagePull",
@@ -30,8 +30,8 @@ _UNIX_EPOCH_YEAR = 1970
 CLOCK_SKEW = timedelta(seconds=15)
 """Clock skew allowed between machines.
 
-A deletion counts as later than the container's exit only if it is later by more than this. When in
-doubt, the exit counts as an eviction: that costs one retry, not the run.
+A deletion counts as later than the container's exit only if it is later by more than this.
+Ambiguous cases count as an eviction, because that costs one retry and not the run.
 """
 
 
@@ -71,7 +71,7 @@ def is_terminal(pod: Pod) -> bool:
 
 
 def lost_at(pod: Pod, lost_seconds: int) -> datetime | None:
-    """Return when the pod's end is presumed if its node reports nothing; None if it is not deleted."""
+    """Return when the pod's end is presumed if its node reports nothing; None: not deleted."""
     deleted = pod.metadata.deletion_timestamp
     return None if deleted is None else deleted + timedelta(seconds=lost_seconds)
 
@@ -145,7 +145,7 @@ def exited_before_deletion(pod: Pod, ended: ContainerTerminated) -> bool:
     stopped: list[datetime | None] = []
     if pod.metadata.deletion_timestamp is not None and not _was_terminal_when_deleted(pod):
         # The stored time is the end of the grace period; the deletion was requested at its start.
-        # When the kubelet is done it deletes once more without grace, which overwrites the grace
+        # At the end the kubelet deletes the pod again without grace. This overwrites the grace
         # period, and moves its end to that time if that is earlier.
         grace = pod.metadata.deletion_grace_period_seconds or pod.spec.termination_grace_period_seconds
         stopped.append(pod.metadata.deletion_timestamp - timedelta(seconds=grace))
@@ -172,7 +172,7 @@ def disruption_target_of(pod: Pod) -> Condition | None:
 def pending_since(pod: Pod, counted_from: datetime | None, now: datetime) -> datetime | None:
     """Return when a pod without scheduling gates began to wait for its container.
 
-    None while the clock is paused because an init container runs; the clock restarts at its end.
+    The result is None while an init container runs, because its end restarts the clock.
     `counted_from`: when the scheduling gates were seen to be gone.
     """
     sidecars = {init.name for init in pod.spec.init_containers if init.restart_policy == "Always"}
@@ -203,7 +203,8 @@ def problem_of(pod: Pod, container: str) -> PodProblem | None:
 
 
 def _describe(reason: str, container: str) -> str:
-    # The same for alternating reasons (ErrImagePull, ImagePullBackOff), so that the summary is stable.
+    # The same for alternating reasons (ErrImagePull, ImagePullBackOff), so that the summary is
+    # stable.
     if reason in _IMAGE:
         return f"The image of container {container} can't be pulled"
     if reason in _CONFIG:

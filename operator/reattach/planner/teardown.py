@@ -6,7 +6,8 @@
 Each step returns what remains to be done for it, or None. After each write the steps run again from
 the first, in this process or the next. `purpose` is the purpose of the seal.
 
-Order of neighbours. The pairs marked != must not be swapped; a test in `test_check_order.py` swaps each.
+Order of neighbours. The pairs marked != must not be swapped; a test in `test_check_order.py` swaps
+each.
 
     _read_state        = _seal_state          exclusive: a state is sealed only after it was read
     _seal_state        != _stop_pods          an attempt may store an intent until its pod is gone
@@ -36,7 +37,7 @@ NAMESPACE_CHECK_INTERVAL = timedelta(seconds=30)
 
 @dataclass(frozen=True, slots=True)
 class Teardown:
-    """How the run ends, and the purpose of the seal that precedes it."""
+    """End of the run, and the purpose of the seal that precedes it."""
 
     final: FinalOutcome
     purpose: SealPurpose = SealPurpose.END
@@ -103,8 +104,8 @@ def _stop_pods(context: DecisionContext, teardown: Teardown) -> Decision | None:
 def _hold_unresolved(context: DecisionContext, _teardown: Teardown) -> Decision | None:
     """Hold the TaskRun while an intent without a handle has no resolution.
 
-    Do not hold it if the finalizer was removed by hand, if the policy is not to hold (`onUnknown`),
-    or if the namespace is being deleted. The intent is then named like every open job.
+    Do not hold it if the finalizer was removed by hand, if `onUnknown` is not Hold, or if the
+    namespace is being deleted. The intent is then named like every open job.
     """
     cannot_wait = context.spec.submission.on_unknown != "Hold" or context.observed.namespace_ends
     if FINALIZER_EXTERNAL_JOBS not in context.metadata.finalizers or cannot_wait:
@@ -113,7 +114,8 @@ def _hold_unresolved(context: DecisionContext, _teardown: Teardown) -> Decision 
     waiting = tuple(job for job in unresolved if holds.resolution_at_end(context.spec, job) is None)
     if not waiting:
         return None
-    # No event announces that the namespace is being deleted, too. It matters only to a deleted TaskRun.
+    # No event reports that the namespace is being deleted, too. It matters only to a deleted
+    # TaskRun.
     is_deleted = context.metadata.deletion_timestamp is not None
     again = context.now + NAMESPACE_CHECK_INTERVAL if is_deleted else None
     return holds.hold(context, Reason.SUBMISSION_UNKNOWN, holds.describe_unresolved(context, waiting), again=again)

@@ -285,7 +285,7 @@ class TestSubmit:
         with serving("nothing") as server:
             jobs = described(server)
             server.fail(kind, "submit", times=1, status=503)
-            with pytest.raises(Exception, match=r"did not answer|does not show") as caught:
+            with pytest.raises(Exception, match=r"did not respond|does not show") as caught:
                 jobs.submit(submission())
             assert not isinstance(caught.value, Rejected)
             assert server.made == made
@@ -409,7 +409,7 @@ class TestLookUp:
         with serving("lookup") as server:
             jobs = described(server, submit=TAGGED, look_up=LOOK_UP)
             server.fail(kind, "look-up", times=1)
-            with pytest.raises(Exception, match=r"did not answer|lookup failed"):
+            with pytest.raises(Exception, match=r"did not respond|lookup failed"):
                 jobs.look_up(submission())
 
     def test_look_up_list_at_another_place_is_not_absence(self) -> None:
