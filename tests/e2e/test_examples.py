@@ -68,7 +68,7 @@ def adopt_what_runs(release: Cluster, name: str, namespace: str) -> None:
 
     wait_until(held, seconds=120, what=f"{name} is held", every=0.5)
     (job,) = release.jobs(namespace, label=name)
-    assert "taskrun/held answered: Adopt" in release.reattach("resolve", name, "--adopt", job, namespace=namespace)
+    assert "taskrun/held resolved: Adopt" in release.reattach("resolve", name, "--adopt", job, namespace=namespace)
 
 
 def test_submitting_once_averts_the_second_job_and_says_so(release: Cluster, namespace: str) -> None:
