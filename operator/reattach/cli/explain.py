@@ -183,7 +183,7 @@ def _events(report: RunReport, now: datetime, style: Styler) -> list[str]:
         (
             ago(event.time, now) if event.time else NOTHING,
             Cell(event.reason, "yellow" if event.type == "Warning" else None),
-            one_line(event.message, 300),
+            one_line(_without_options(event.reason, event.message), 300),
         )
         for event in report.events
     ]
