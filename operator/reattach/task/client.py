@@ -123,7 +123,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Client:
-    """Makes calls. `on_attempt_over` is told when the answer means that this attempt must end, before that is raised."""
+    """Client of the state API.
+
+    If a response means that this attempt must end, `on_attempt_over` is called with the error
+    before it is raised.
+    """
 
     connection: StateApiConnection
     patience: float
