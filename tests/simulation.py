@@ -733,7 +733,7 @@ class Operator:
     taskrun: TaskRun | None = None
     pods: dict[str, Pod] = field(default_factory=dict)
     summary: Summary | None = None
-    refusal: PodRejection | None = None
+    rejection: PodRejection | None = None
     wakes_at: float | None = None
     announced: list[EmitEvent] = field(default_factory=list)
 
@@ -755,14 +755,14 @@ class Operator:
                 self._learn(pod)
 
     def restart(self) -> None:
-        self.pods, self.refusal = {}, None
+        self.pods, self.rejection = {}, None
         self.hear(everything=True)
 
     def look(self, *, dies: float = 0.0, refuses: float = 0.0) -> Plan:
         """One pass. With the chance `dies` the process ends before any of its effects."""
         assert self.taskrun is not None
         seen = Observed(
-            taskrun=self.taskrun, pods=tuple(self.pods.values()), summary=self.summary, refusal=self.refusal
+            taskrun=self.taskrun, pods=tuple(self.pods.values()), summary=self.summary, rejection=self.rejection
         )
         now = at(self.world.seconds)
         decision = decide(seen, SETTINGS, now)
@@ -811,11 +811,11 @@ class Operator:
                         [PodRejectionKind.QUOTA, PodRejectionKind.FORBIDDEN, PodRejectionKind.ERROR]
                     )
                     message = f"no {world.choices.randrange(3)}"
-                    self.refusal = PodRejection(kind, action.attempt, message, at(world.seconds + 2))
+                    self.rejection = PodRejection(kind, action.attempt, message, at(world.seconds + 2))
                     return
                 assert self.taskrun is not None
                 self._learn(world.create_pod(action, self.taskrun))
-                self.refusal = None
+                self.rejection = None
             case DeletePod():
                 world.delete_pod(action.name, action.uid)
                 if action.name in world.pods:

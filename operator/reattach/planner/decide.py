@@ -340,7 +340,7 @@ def _reject_changed_template(context: DecisionContext) -> Decision | None:
 
 
 def _handle_pod_rejection(context: DecisionContext) -> Decision | None:
-    rejection = context.observed.refusal
+    rejection = context.observed.rejection
     if rejection is None or rejection.attempt != context.next_number:
         return None
     reason = _REJECTION_REASONS[rejection.kind]

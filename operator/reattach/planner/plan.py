@@ -97,7 +97,7 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     summary: Summary | None = None
     state: StateView | AbsentState | UnreadableState | None = None
-    refusal: PodRejection | None = None
+    rejection: PodRejection | None = None
     namespace_ends: bool = False
 
 

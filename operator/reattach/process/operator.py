@@ -78,11 +78,11 @@ class Operator:
         self._reconciler = Reconciler(
             cluster=cluster,
             writer=writer,
-            caches=Stores(taskruns=self._taskruns, pods=self._pods, states=self._states),
+            stores=Stores(taskruns=self._taskruns, pods=self._pods, states=self._states),
             queue=self._queue,
             event_recorder=self._event_recorder,
             decide=decide,
-            settings=lambda: self._settings,
+            pod_defaults=lambda: self._settings,
         )
         states = Store(writer, field_manager=OPERATOR_NAME)
         self._expiry = KeyExpiry(cluster, options.watch_namespaces, states, self._unreadable)

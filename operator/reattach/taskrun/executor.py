@@ -1,4 +1,4 @@
-"""Carries out what was decided. Each of these may be done again, by this process or the next, and does no harm."""
+"""Effects of a plan on pods, states and the TaskRun. Each one may be repeated after a crash."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -41,24 +41,24 @@ from reattach.runtime.workqueue import Key
 from reattach.runtime.writer import Writer
 from reattach.state import RequestRejectedError, RunReference, Store
 
-_ASK_AGAIN_SECONDS = 2.0
-_ASK_AGAIN_SECONDS_MAX = 60.0
+_RETRY_SECONDS = 2.0
+_RETRY_SECONDS_MAX = 60.0
 _TOO_LARGE = 413
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Rejection:
-    """The last refusal, of which TaskRun, and how many there were in a row."""
+class _RecordedRejection:
+    """Last rejection of a TaskRun's next pod. `times`: rejections of this pod in a row."""
 
     uid: str
-    refusal: PodRejection
+    rejection: PodRejection
     times: int
 
 
 class PlanExecutor:
-    """The effects on pods and states, and the memory of which pods were refused."""
+    """Carries out the actions of plans, and remembers which pods were rejected."""
 
     def __init__(
         self,
@@ -73,70 +73,74 @@ class PlanExecutor:
         self._pods = pods
         self._states = states
         self._clock = clock
-        # The calls that a Store makes, under the rules of all our writes.
         self._store = Store(writer, field_manager=OPERATOR_NAME)
-        self._refused: dict[Key, _Rejection] = {}
+        self._rejections: dict[Key, _RecordedRejection] = {}
 
-    def refusal(self, key: Key, taskrun: TaskRun) -> PodRejection | None:
-        """The API server's last answer to the creation of this TaskRun's next pod, if it was a refusal."""
-        refused = self._refused.get(key)
-        return refused.refusal if refused and refused.uid == taskrun.metadata.uid else None
+    def rejection(self, key: Key, taskrun: TaskRun) -> PodRejection | None:
+        """Return the rejection of this TaskRun's next pod, if the last creation was rejected."""
+        recorded = self._rejections.get(key)
+        return recorded.rejection if recorded and recorded.uid == taskrun.metadata.uid else None
 
     def forget(self, key: Key) -> None:
-        """There is no unfinished TaskRun of this key any more."""
-        self._refused.pop(key, None)
+        """Forget the rejection of a TaskRun that is finished or gone."""
+        self._rejections.pop(key, None)
 
     # -- pods --------------------------------------------------------------------------------------
 
     async def create(self, key: Key, taskrun: TaskRun, action: CreatePod) -> bool:
-        """Create the pod; false if it was refused, which `refusal` then tells.
+        """Create the pod. Return False if it was rejected; `rejection` then returns why.
 
-        Raises `UnavailableError` if it isn't known whether it was made: asking again finds it.
+        Raises `UnavailableError` if the response was lost. A retry finds the pod if it exists.
         """
-        about = taskrun.metadata
         try:
-            made = await self._writer.create(paths.pods(about.namespace), action.body, fieldValidation="Strict")
+            created = await self._writer.create(
+                paths.pods(taskrun.metadata.namespace), action.body, fieldValidation="Strict"
+            )
         except AlreadyExistsError as error:
-            if not await self._claim(taskrun, action):
-                self._refuse(key, taskrun, action, PodRejectionKind.NAME_TAKEN, error)
+            if not await self._accept_existing(taskrun, action):
+                self._record_rejection(key, taskrun, action, PodRejectionKind.NAME_TAKEN, error)
                 return False
         except (UnauthorizedError, TooManyRequestsError):
             raise
         except ClusterError as error:
             if error.status == 0:
                 raise
-            self._refuse(key, taskrun, action, kind_of(error), error)
+            self._record_rejection(key, taskrun, action, rejection_kind_of(error), error)
             return False
         else:
-            self._pods.upsert(msgspec.json.decode(made, type=Pod))
-        self._refused.pop(key, None)
+            self._pods.upsert(msgspec.json.decode(created, type=Pod))
+        self._rejections.pop(key, None)
         return True
 
     async def delete(self, taskrun: TaskRun, action: DeletePod) -> None:
-        """Delete the pod, if it is still this one."""
+        """Delete the pod, unless another pod has its name."""
         try:
-            left = await self._writer.delete(paths.pods(taskrun.metadata.namespace, action.name), uid=action.uid)
+            response = await self._writer.delete(paths.pods(taskrun.metadata.namespace, action.name), uid=action.uid)
         except NotFoundError:
             self._pods.delete(action.uid)
             return
         except ConflictError:
-            # Another pod has the name by now; or somebody's webhook refused, as it likes.
+            # Another pod has the name, or an admission webhook rejected the deletion with 409.
             path = paths.pods(taskrun.metadata.namespace, action.name)
-            if await self._learn_anew(path, ObjectMeta(uid=action.uid), self._pods, Pod) is not None:
+            if await self._refresh(path, ObjectMeta(uid=action.uid), self._pods, Pod) is not None:
                 raise
             return
-        pod = msgspec.json.decode(left, type=Pod)
-        if pod.metadata.uid == action.uid:  # else it is gone, and the answer a Status
+        pod = msgspec.json.decode(response, type=Pod)
+        if pod.metadata.uid == action.uid:  # else the pod is gone, and the response is a Status
             self._pods.upsert(pod)
 
     async def release_pod(self, pod: Pod) -> None:
-        """Take our finalizer off. If the pod has changed since it was seen, only learn how: the next look decides anew."""
+        """Remove our finalizer from the pod.
+
+        If the pod has changed since it was read, only read it again, because a new decision is
+        needed.
+        """
         await self._release(
             paths.pods(pod.metadata.namespace, pod.metadata.name), pod.metadata, FINALIZER_ATTEMPT, self._pods, Pod
         )
 
-    async def find(self, taskrun: TaskRun, name: str) -> None:
-        """Look for a pod of this TaskRun that no watch shows; if it is there, put its labels back, so that the watch does."""
+    async def find_unlabelled(self, taskrun: TaskRun, name: str) -> None:
+        """Read a pod of this TaskRun that the watch does not show, and restore its labels."""
         try:
             pod = await self._get(taskrun.metadata.namespace, name)
         except NotFoundError:
@@ -144,22 +148,25 @@ class PlanExecutor:
         if controller_of(pod.metadata, KIND) == taskrun.metadata.uid:
             await self._label(pod, labels_of(taskrun, pod.metadata.name.rpartition("-")[2]))
 
-    async def _claim(self, taskrun: TaskRun, action: CreatePod) -> bool:
-        """Whether the pod of that name is the one that we meant to make, made before the answer was lost."""
+    async def _accept_existing(self, taskrun: TaskRun, action: CreatePod) -> bool:
+        """Return whether the existing pod is the one to create, and restore its labels if so.
+
+        An earlier creation, whose response was lost, may have created it.
+        """
         try:
             pod = await self._get(taskrun.metadata.namespace, action.body["metadata"]["name"])
         except NotFoundError:
             raise UnavailableError(
-                0, "Vanished", f"pod {action.body['metadata']['name']} was there and is gone"
+                0, "Vanished", f"pod {action.body['metadata']['name']} existed and was deleted meanwhile"
             ) from None
-        if not is_meant(pod, taskrun, action.body):
+        if not is_expected_pod(pod, taskrun, action.body):
             return False
         await self._label(pod, labels_of(taskrun, str(action.attempt)))
         return True
 
     async def _label(self, pod: Pod, labels: Mapping[str, str]) -> None:
         if any(pod.metadata.labels.get(name) != value for name, value in labels.items()):
-            _log.warning("Pod %s/%s had lost its labels; they are put back.", pod.metadata.namespace, pod.metadata.name)
+            _log.warning("Pod %s/%s had lost its labels. Restoring them.", pod.metadata.namespace, pod.metadata.name)
             path = paths.pods(pod.metadata.namespace, pod.metadata.name)
             body = {"metadata": {"uid": pod.metadata.uid, "labels": labels}}
             pod = msgspec.json.decode(await self._writer.merge_patch(path, body), type=Pod)
@@ -168,129 +175,147 @@ class PlanExecutor:
     async def _get(self, namespace: str, name: str) -> Pod:
         return msgspec.json.decode(await self._cluster.get(paths.pods(namespace, name)), type=Pod)
 
-    def _refuse(
+    def _record_rejection(
         self, key: Key, taskrun: TaskRun, action: CreatePod, kind: PodRejectionKind, error: ClusterError
     ) -> None:
-        before = self._refused.get(key)
-        again = before is not None and before.uid == taskrun.metadata.uid and before.refusal.attempt == action.attempt
-        times = before.times + 1 if before and again else 1
-        wait = max(min(_ASK_AGAIN_SECONDS * 2 ** min(times - 1, 10), _ASK_AGAIN_SECONDS_MAX), error.retry_after or 0)
-        refusal = PodRejection(kind, action.attempt, error.message, self._clock() + timedelta(seconds=wait))
-        self._refused[key] = _Rejection(taskrun.metadata.uid, refusal, times)
+        last = self._rejections.get(key)
+        is_repeated = last is not None and (last.uid, last.rejection.attempt) == (taskrun.metadata.uid, action.attempt)
+        times = last.times + 1 if last and is_repeated else 1
+        wait = max(min(_RETRY_SECONDS * 2 ** min(times - 1, 10), _RETRY_SECONDS_MAX), error.retry_after or 0)
+        rejection = PodRejection(kind, action.attempt, error.message, self._clock() + timedelta(seconds=wait))
+        self._rejections[key] = _RecordedRejection(taskrun.metadata.uid, rejection, times)
 
     # -- the TaskRun itself ------------------------------------------------------------------------
 
     async def release_taskrun(self, taskrun: TaskRun) -> TaskRun | None:
-        """Take our finalizer off, and give what is left; None if it is gone.
+        """Remove our finalizer from the TaskRun. Return the TaskRun; None if it is gone.
 
-        Raises `ConflictError` if the TaskRun has changed since it was seen: there may be a new external job.
+        Raises `ConflictError` if the TaskRun has changed since it was read, because it may have a
+        new external job.
         """
-        about = taskrun.metadata
-        others = [name for name in about.finalizers if name != FINALIZER_EXTERNAL_JOBS]
-        body = {"metadata": {"uid": about.uid, "resourceVersion": about.resource_version, "finalizers": others}}
+        metadata = taskrun.metadata
+        path = paths.taskruns(metadata.namespace, metadata.name)
         try:
-            left = await self._writer.merge_patch(paths.taskruns(about.namespace, about.name), body)
+            released = await self._writer.merge_patch(path, _without_finalizer(metadata, FINALIZER_EXTERNAL_JOBS))
         except NotFoundError:
             return None
-        return msgspec.json.decode(left, type=TaskRun)
+        return msgspec.json.decode(released, type=TaskRun)
 
     # -- states ------------------------------------------------------------------------------------
 
     async def seal(self, taskrun: TaskRun, action: SealState) -> None:
-        """Seal the state. A refusal tells that it is lost, unreadable or gone: what is read next says so."""
-        about = taskrun.metadata
-        run = RunReference(about.namespace, about.name, about.uid)
+        """Seal the state.
+
+        A rejection is only logged. It means that the state is lost, unreadable or gone, which the
+        following read shows.
+        """
+        metadata = taskrun.metadata
+        run = RunReference(metadata.namespace, metadata.name, metadata.uid)
         try:
             await self._store.seal(run, action.through_attempt, action.purpose)
         except RequestRejectedError as error:
-            _log.warning("The state of TaskRun %s/%s could not be sealed: %s", about.namespace, about.name, error)
+            _log.warning("Could not seal the state of TaskRun %s/%s: %s", metadata.namespace, metadata.name, error)
 
     async def release_state(self, owner: ObjectMeta, name: str) -> None:
-        """Take our finalizer off the state of that name, if it is this TaskRun's."""
-        seen = [state for state in self._states.by_key(Key(owner.namespace, owner.name)) if state.metadata.name == name]
+        """Remove our finalizer from the state of that name, if it is this TaskRun's."""
+        states = self._states.by_key(Key(owner.namespace, owner.name))
+        cached = next((state for state in states if state.metadata.name == name), None)
         try:
-            state = seen[0] if seen else await self._get_state(paths.configmaps(owner.namespace, name))
+            state = cached or await self._get_state(paths.configmaps(owner.namespace, name))
         except NotFoundError:
             return
         if controller_of(state.metadata, KIND) == owner.uid:
             await self.release(state)
 
     async def release(self, state: PartialObject) -> None:
-        """Take our finalizer off a state. If it has changed since it was seen, only learn how."""
-        about = state.metadata
-        path = paths.configmaps(about.namespace, about.name)
-        await self._release(path, about, FINALIZER_STATE, self._states, PartialObject)
+        """Remove our finalizer from a state.
+
+        If the state has changed since it was read, only read it again.
+        """
+        path = paths.configmaps(state.metadata.namespace, state.metadata.name)
+        await self._release(path, state.metadata, FINALIZER_STATE, self._states, PartialObject)
 
     async def _get_state(self, path: str) -> PartialObject:
         return msgspec.json.decode(await self._cluster.get(path, metadata_only=True), type=PartialObject)
 
     async def _release(
-        self, path: str, about: ObjectMeta, finalizer: str, cache: ObjectStore[Any], kind: type[Any]
+        self, path: str, metadata: ObjectMeta, finalizer: str, store: ObjectStore[Any], kind: type[Any]
     ) -> None:
-        if finalizer not in about.finalizers:
+        if finalizer not in metadata.finalizers:
             return
-        others = [name for name in about.finalizers if name != finalizer]
-        body = {"metadata": {"uid": about.uid, "resourceVersion": about.resource_version, "finalizers": others}}
         try:
-            left = await self._writer.merge_patch(path, body)
+            response = await self._writer.merge_patch(path, _without_finalizer(metadata, finalizer))
         except NotFoundError:
-            cache.delete(about.uid)
+            store.delete(metadata.uid)
         except ConflictError:
-            found = await self._learn_anew(path, about, cache, kind)
+            found = await self._refresh(path, metadata, store, kind)
             if found is not None and LABEL_TASKRUN not in found.metadata.labels:
-                # No watch will show it again.
-                await self._release(path, found.metadata, finalizer, cache, kind)
+                # The watch does not show it, so no event would lead to another try.
+                await self._release(path, found.metadata, finalizer, store, kind)
         else:
-            released = msgspec.json.decode(left, type=kind)
+            released = msgspec.json.decode(response, type=kind)
             if LABEL_TASKRUN in released.metadata.labels:
-                cache.upsert(released)
+                store.upsert(released)
 
-    async def _learn_anew(self, path: str, about: ObjectMeta, cache: ObjectStore[Any], kind: type[Any]) -> Any | None:
-        """What is at `path` now, if it still is this object. One that has lost our label is not kept: it belongs to no key."""
+    async def _refresh(self, path: str, metadata: ObjectMeta, store: ObjectStore[Any], kind: type[Any]) -> Any | None:
+        """Read an object again into its store. Return it; None if it is gone.
+
+        An object without our label leaves the store, because the label gives its key.
+        """
         try:
             content = await self._cluster.get(path, metadata_only=kind is PartialObject)
             found = msgspec.json.decode(content, type=kind)
         except NotFoundError:
-            cache.delete(about.uid)
+            store.delete(metadata.uid)
             return None
-        if found.metadata.uid != about.uid:
-            cache.delete(about.uid)
+        if found.metadata.uid != metadata.uid:
+            store.delete(metadata.uid)
             return None
         if LABEL_TASKRUN in found.metadata.labels:
-            cache.upsert(found)
+            store.upsert(found)
         else:
-            cache.delete(about.uid, version=found.metadata.resource_version)
+            store.delete(metadata.uid, version=found.metadata.resource_version)
         return found
 
 
-def kind_of(error: ClusterError) -> PodRejectionKind:
-    """What a refusal of a pod means for the next try.
+def rejection_kind_of(error: ClusterError) -> PodRejectionKind:
+    """Return what the rejection of a pod means for the next try.
 
-    An admission policy or webhook refuses by 400, 403 or 422 as it likes; policies change, so that is never the template's end.
+    An admission policy or webhook rejects with 400, 403 or 422. It may change, so its rejection
+    never means that the template is invalid.
     """
     if "ValidatingAdmissionPolicy" in error.message or "admission webhook" in error.message:
         return PodRejectionKind.FORBIDDEN
     if isinstance(error, ForbiddenError):
         return PodRejectionKind.QUOTA if "exceeded quota" in error.message else PodRejectionKind.FORBIDDEN
     is_final = isinstance(error, BadRequestError | InvalidError) or error.status == _TOO_LARGE
-    # Without a reason it is the word of something in between, such as a proxy.
+    # A response without a reason comes from a proxy, not from the API server.
     return PodRejectionKind.INVALID if is_final and error.reason != NO_REASON else PodRejectionKind.ERROR
 
 
-def is_meant(pod: Pod, taskrun: TaskRun, body: Mapping[str, Any]) -> bool:
-    """Whether `pod`, which has the name of `body`, was made from it: by its controller and the hash of the template."""
-    wanted = body["metadata"]["annotations"][ANNOTATION_TEMPLATE_HASH]
+def is_expected_pod(pod: Pod, taskrun: TaskRun, body: Mapping[str, Any]) -> bool:
+    """Return whether `pod`, which has the name of `body`, was created from it.
+
+    The controller and the hash of the template are compared.
+    """
+    expected_hash = body["metadata"]["annotations"][ANNOTATION_TEMPLATE_HASH]
     return (
         controller_of(pod.metadata, KIND) == taskrun.metadata.uid
-        and pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) == wanted
+        and pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) == expected_hash
     )
 
 
 def labels_of(taskrun: TaskRun, attempt: str) -> dict[str, str]:
-    """The labels by which a pod is found."""
+    """Return the labels that the watch selects a pod by."""
     return {LABEL_TASKRUN: taskrun.metadata.name, LABEL_ATTEMPT: attempt}
 
 
-def controller_of(about: ObjectMeta, kind: str) -> str | None:
-    """The UID of the controller, if it is of this kind."""
-    return next((owner.uid for owner in about.owner_references if owner.controller and owner.kind == kind), None)
+def controller_of(metadata: ObjectMeta, kind: str) -> str | None:
+    """Return the UID of the controller, if it is of this kind."""
+    return next((owner.uid for owner in metadata.owner_references if owner.controller and owner.kind == kind), None)
+
+
+def _without_finalizer(metadata: ObjectMeta, finalizer: str) -> dict[str, Any]:
+    """Return the merge patch that removes a finalizer from exactly this version."""
+    others = [name for name in metadata.finalizers if name != finalizer]
+    return {"metadata": {"uid": metadata.uid, "resourceVersion": metadata.resource_version, "finalizers": others}}

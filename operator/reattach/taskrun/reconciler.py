@@ -1,4 +1,7 @@
-"""One look at one TaskRun: observe → decide → record → act. The same for start, retry, and recovery."""
+"""Reconciliation of one TaskRun: observe → decide → record → act.
+
+There is no second path for retries or recovery.
+"""
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -60,20 +63,20 @@ from reattach.taskrun.taskrun_store import TaskRunStore, UnreadableTaskRunError,
 Decide: TypeAlias = Callable[[Observed, PodDefaults, datetime], Decision]
 
 _READS_MAX = 3
-"""Reads of the state in one pass: for the end of an attempt, and again after the seal."""
-_TRY_LEFTOVERS_AGAIN = timedelta(seconds=60)
+"""Reads of the state in one reconciliation: after an attempt ended, and again after the seal."""
+_RETRY_LEFTOVERS = timedelta(seconds=60)
 
 _log = logging.getLogger(__name__)
 
 
 def key_by_label(found: Pod | PartialObject) -> Key:
-    """Of a pod or a state: the TaskRun that its label names."""
+    """Return the key of the TaskRun that the label of a pod or state names."""
     return Key(found.metadata.namespace, found.metadata.labels.get(LABEL_TASKRUN, ""))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
-    """What is known of the cluster."""
+    """Caches of the objects that a reconciliation reads."""
 
     taskruns: TaskRunStore
     pods: ObjectStore[Pod]
@@ -81,49 +84,52 @@ class Stores:
 
 
 class Reconciler:
-    """Looks at TaskRuns, one key at a time; never at one key twice at once (the work queue sees to that)."""
+    """Reconciles TaskRuns. The work queue never hands out one key twice at once."""
 
     def __init__(
         self,
         *,
         cluster: Cluster,
         writer: Writer,
-        caches: Stores,
+        stores: Stores,
         queue: WorkQueue,
         event_recorder: EventRecorder,
         decide: Decide,
-        settings: Callable[[], PodDefaults],
+        pod_defaults: Callable[[], PodDefaults],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._cluster = cluster
         self._writer = writer
-        self._taskruns = caches.taskruns
-        self._pods = caches.pods
-        self._states = caches.states
+        self._taskruns = stores.taskruns
+        self._pods = stores.pods
+        self._states = stores.states
         self._queue = queue
         self._event_recorder = event_recorder
         self._decide = decide
-        self._settings = settings
+        self._pod_defaults = pod_defaults
         self._clock = clock
-        self._executor = PlanExecutor(cluster, writer, caches.pods, caches.states, clock)
+        self._executor = PlanExecutor(cluster, writer, stores.pods, stores.states, clock)
 
     async def reconcile(self, key: Key) -> datetime | None:
-        """Look at it; the answer is when to look again, if nothing happens before."""
+        """Reconcile one TaskRun. Return when to do it again, if nothing changes before."""
         taskrun = self._taskruns.get(key)
         if self._taskruns.is_suspect(key) or self._has_leftovers(key, taskrun):
-            taskrun = await self._look(key)
+            taskrun = await self._refresh(key)
         if taskrun is not None and taskrun.status.outcome is not None and is_ours(taskrun):
             taskrun = None
-        again = await self._release_leftovers(key, taskrun)
+        leftovers_at = await self._release_leftovers(key, taskrun)
         self._evict_released(key, taskrun)
         if taskrun is None or not is_ours(taskrun):
             self._executor.forget(key)
-            return again
-        then = await self._carry_on(key, taskrun)
-        return min((time for time in (again, then) if time is not None), default=None)
+            return leftovers_at
+        requeue_at = await self._reconcile_unfinished(key, taskrun)
+        return min((time for time in (leftovers_at, requeue_at) if time is not None), default=None)
 
-    async def _look(self, key: Key) -> TaskRun | None:
-        """Read the TaskRun. If it can't be decoded, emit a Warning event on it and raise `UnreadableTaskRunError`."""
+    async def _refresh(self, key: Key) -> TaskRun | None:
+        """Read the TaskRun.
+
+        If it can't be decoded, emit a Warning event on it and raise `UnreadableTaskRunError`.
+        """
         try:
             return await self._taskruns.refresh(key)
         except UnreadableTaskRunError as error:
@@ -133,16 +139,16 @@ class Reconciler:
                 self._event_recorder.emit(about, EmitEvent(EventReason.UNREADABLE, note, warning=True))
             raise
 
-    async def _carry_on(self, key: Key, taskrun: TaskRun) -> datetime | None:
+    async def _reconcile_unfinished(self, key: Key, taskrun: TaskRun) -> datetime | None:
         summary = next(
             (summary_of(s.metadata.annotations) for s in self._states.by_key(key) if _is_of(s.metadata, taskrun)), None
         )
-        await self._find_hidden(taskrun, summary.epoch if summary else None)
+        await self._find_unlabelled(taskrun, summary.epoch if summary else None)
         observed = Observed(
             taskrun=taskrun,
             pods=self._pods_of(key, taskrun),
             summary=summary,
-            refusal=self._executor.refusal(key, taskrun),
+            rejection=self._executor.rejection(key, taskrun),
             namespace_ends=await self._namespace_ends(taskrun),
         )
         plan = await self._decide_with_state(key, observed)
@@ -150,16 +156,16 @@ class Reconciler:
             try:
                 taskrun = await self._record(taskrun, plan.status)
             except (ConflictError, NotFoundError):
-                await self._look(key)
+                await self._refresh(key)
                 self._queue.add(key)
                 return None
         await self._act_on_all(key, taskrun, plan.actions)
         return plan.requeue_at
 
     async def _decide_with_state(self, key: Key, observed: Observed) -> Plan:
-        """Return the plan. Meet each need, read the state, and decide again, until there is a plan."""
+        """Meet each need, read the state and decide again, until the decision is a plan."""
         taskrun = observed.taskrun
-        decision = self._decide(observed, self._settings(), self._clock())
+        decision = self._decide(observed, self._pod_defaults(), self._clock())
         for _ in range(_READS_MAX):
             match decision:
                 case Plan():
@@ -172,23 +178,26 @@ class Reconciler:
                     assert_never(decision)
             state = await self._read_state(taskrun)
             if isinstance(state, StateView):
-                await self._find_hidden(taskrun, state.epoch)
+                await self._find_unlabelled(taskrun, state.epoch)
             observed = replace(observed, state=state, pods=self._pods_of(key, taskrun))
-            decision = self._decide(observed, self._settings(), self._clock())
+            decision = self._decide(observed, self._pod_defaults(), self._clock())
         if not isinstance(decision, Plan):
-            raise UnavailableError(0, "Restless", "the state changes as fast as it is read or sealed")
+            raise UnavailableError(0, "StateChanging", "the state changes as fast as it is read or sealed")
         return decision
 
     async def _act_on_all(self, key: Key, taskrun: TaskRun, actions: Sequence[Action]) -> None:
-        """Carry out all of them, also when one is refused: an old pod that can't be let go of must not keep the next from starting."""
-        refused: ClusterError | None = None
+        """Carry out all actions, then raise the first error.
+
+        So an old pod whose finalizer can't be removed does not keep the next pod from starting.
+        """
+        first: ClusterError | None = None
         for action in actions:
             try:
                 await self._act(key, taskrun, action)
             except ClusterError as error:
-                refused = refused or error
-        if refused is not None:
-            raise refused
+                first = first or error
+        if first is not None:
+            raise first
 
     def _pods_of(self, key: Key, taskrun: TaskRun) -> tuple[Pod, ...]:
         return tuple(pod for pod in self._pods.by_key(key) if _is_of(pod.metadata, taskrun))
@@ -213,33 +222,38 @@ class Reconciler:
 
     async def _release_taskrun(self, key: Key, taskrun: TaskRun) -> None:
         try:
-            left = await self._executor.release_taskrun(taskrun)
+            released = await self._executor.release_taskrun(taskrun)
         except ConflictError:
-            left = await self._look(key)
-        if left is None:
+            released = await self._refresh(key)
+        if released is None:
             self._taskruns.suspect(taskrun.metadata.uid)
         else:
-            self._taskruns.apply_response(left)
+            self._taskruns.apply_response(released)
         self._queue.add(key)
 
     async def _record(self, taskrun: TaskRun, status: TaskRunStatus) -> TaskRun:
-        """Write what differs. `status.state` is the state API's to write; only that there is none any more may be our decision."""
+        """Write the fields of status that differ.
+
+        The state API writes `status.state`. The operator may only remove it.
+        """
         patch = merge_patch_of(msgspec.to_builtins(taskrun.status), msgspec.to_builtins(status))
         if patch.get("state") is not None:
             del patch["state"]
         if not patch:
             return taskrun
-        about = taskrun.metadata
-        body = {"metadata": {"resourceVersion": about.resource_version, "uid": about.uid}, "status": patch}
-        path = paths.taskruns(about.namespace, about.name, "status")
+        metadata = taskrun.metadata
+        body = {"metadata": {"resourceVersion": metadata.resource_version, "uid": metadata.uid}, "status": patch}
+        path = paths.taskruns(metadata.namespace, metadata.name, "status")
         recorded = msgspec.json.decode(await self._writer.merge_patch(path, body), type=TaskRun)
         self._taskruns.apply_response(recorded)
         return recorded
 
     async def _read_state(self, taskrun: TaskRun) -> StateView | AbsentState | UnreadableState:
-        about = taskrun.metadata
+        metadata = taskrun.metadata
         try:
-            found = await self._cluster.get(paths.configmaps(about.namespace, state_name(about.name, about.uid)))
+            found = await self._cluster.get(
+                paths.configmaps(metadata.namespace, state_name(metadata.name, metadata.uid))
+            )
         except NotFoundError:
             return AbsentState()
         if not _is_of(msgspec.json.decode(found, type=PartialObject).metadata, taskrun):
@@ -250,34 +264,34 @@ class Reconciler:
             return UnreadableState(str(error))
 
     async def _namespace_ends(self, taskrun: TaskRun) -> bool:
-        about = taskrun.metadata
-        if about.deletion_timestamp is None or FINALIZER_EXTERNAL_JOBS not in about.finalizers:
+        metadata = taskrun.metadata
+        if metadata.deletion_timestamp is None or FINALIZER_EXTERNAL_JOBS not in metadata.finalizers:
             return False
         try:
-            found = await self._cluster.get(paths.namespace_of(about.namespace), metadata_only=True)
+            found = await self._cluster.get(paths.namespace_of(metadata.namespace), metadata_only=True)
         except NotFoundError:
             return True
         except ForbiddenError as error:
-            _log.warning("Whether the namespace %s is being deleted can't be told: %s", about.namespace, error)
+            _log.warning("Could not read whether namespace %s is being deleted: %s", metadata.namespace, error)
             return False
         return msgspec.json.decode(found, type=PartialObject).metadata.deletion_timestamp is not None
 
-    async def _find_hidden(self, taskrun: TaskRun, epoch: Epoch | None) -> None:
-        """Ask for the pod of every attempt that is known to have begun and not to have ended, and isn't seen.
+    async def _find_unlabelled(self, taskrun: TaskRun, epoch: Epoch | None) -> None:
+        """Read the pod of each attempt that began, has no recorded end, and no pod in the cache.
 
-        It may have lost its label only, or its watch may lag behind the one that told of its epoch; it may still be running.
+        The pod may still run: it may have lost its label, or the watch of pods may lag.
         """
-        about, status = taskrun.metadata, taskrun.status
-        seen = self._pods.by_key(Key(about.namespace, about.name))
-        uids, names = ({pod.metadata.uid for pod in seen}, {pod.metadata.name for pod in seen})
+        metadata, status = taskrun.metadata, taskrun.status
+        cached = self._pods.by_key(Key(metadata.namespace, metadata.name))
+        uids, names = ({pod.metadata.uid for pod in cached}, {pod.metadata.name for pod in cached})
         for attempt in status.attempts:
             if attempt.finish_time is None and attempt.pod_uid and attempt.pod_uid not in uids:
-                await self._executor.find(taskrun, attempt.pod_name)
+                await self._executor.find_unlabelled(taskrun, attempt.pod_name)
         listed = {attempt.number for attempt in status.attempts}
         if epoch is None or epoch.attempt <= status.counts.attempts or epoch.attempt in listed:
             return
-        if (name := pod_name(about.name, about.uid, epoch.attempt)) not in names:
-            await self._executor.find(taskrun, name)
+        if (name := pod_name(metadata.name, metadata.uid, epoch.attempt)) not in names:
+            await self._executor.find_unlabelled(taskrun, name)
 
     def _has_leftovers(self, key: Key, taskrun: TaskRun | None) -> bool:
         return any(
@@ -289,18 +303,18 @@ class Reconciler:
         )
 
     async def _release_leftovers(self, key: Key, taskrun: TaskRun | None) -> datetime | None:
-        """Nobody waits for the end of a pod, nor for a state, whose TaskRun is finished or gone. The answer is when to try again.
+        """Remove our finalizer from pods and states whose TaskRun is finished or gone.
 
-        A leftover that can't be let go of is nothing to keep a new TaskRun of the same name waiting for.
+        Return when to retry. A failure does not delay a new TaskRun of the same name.
         """
-        is_left = False
+        failed = False
         for pod in self._pods.by_key(key):
             if not _is_of(pod.metadata, taskrun):
-                is_left |= not await self._let_go(key, self._executor.release_pod(pod))
+                failed |= not await self._try_release(key, self._executor.release_pod(pod))
         for state in self._states.by_key(key):
             if not _is_of(state.metadata, taskrun):
-                is_left |= not await self._let_go(key, self._executor.release(state))
-        return self._clock() + _TRY_LEFTOVERS_AGAIN if is_left else None
+                failed |= not await self._try_release(key, self._executor.release(state))
+        return self._clock() + _RETRY_LEFTOVERS if failed else None
 
     def _evict_released(self, key: Key, taskrun: TaskRun | None) -> None:
         """Evict pods and states without our finalizers whose TaskRun is finished or gone.
@@ -317,14 +331,14 @@ class Reconciler:
                 self._states.evict(state.metadata.uid)
 
     @staticmethod
-    async def _let_go(key: Key, release: Awaitable[None]) -> bool:
+    async def _try_release(key: Key, release: Awaitable[None]) -> bool:
         try:
             await release
         except ClusterError as error:
-            _log.warning("A leftover of %s/%s can't be let go of: %s", *key, error)
+            _log.warning("Could not release a leftover of TaskRun %s/%s: %s", *key, error)
             return False
         return True
 
 
-def _is_of(about: ObjectMeta, taskrun: TaskRun | None) -> bool:
-    return taskrun is not None and controller_of(about, KIND) == taskrun.metadata.uid
+def _is_of(metadata: ObjectMeta, taskrun: TaskRun | None) -> bool:
+    return taskrun is not None and controller_of(metadata, KIND) == taskrun.metadata.uid

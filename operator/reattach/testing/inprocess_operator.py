@@ -46,11 +46,11 @@ class InProcessOperator:
         self._reconciler = Reconciler(
             cluster=cluster,
             writer=writer,
-            caches=Stores(taskruns=self._taskruns, pods=self._pods, states=self._states),
+            stores=Stores(taskruns=self._taskruns, pods=self._pods, states=self._states),
             queue=self._queue,
             event_recorder=SimpleNamespace(emit=self._emit),  # type: ignore[arg-type]
             decide=decide,
-            settings=lambda: PodDefaults(url="https://reattach.invalid", ca=CA),
+            pod_defaults=lambda: PodDefaults(url="https://reattach.invalid", ca=CA),
             clock=now,
         )
 

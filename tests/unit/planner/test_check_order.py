@@ -122,10 +122,10 @@ def test_decide_lost_state_is_resolved_before_it_is_checked_again(swap: Swap) ->
 
 def test_decide_pod_rejection_is_handled_before_the_next_creation(monkeypatch: pytest.MonkeyPatch) -> None:
     rejection = PodRejection(PodRejectionKind.QUOTA, 1, "exceeded quota", at(20))
-    assert actions_of(plan_of(a_taskrun(), refusal=rejection), CreatePod) == []
+    assert actions_of(plan_of(a_taskrun(), rejection=rejection), CreatePod) == []
 
     monkeypatch.setattr(decide, "_AFTER_ENDS", decide._AFTER_ENDS[:-1])
-    assert len(actions_of(plan_of(a_taskrun(), refusal=rejection), CreatePod)) == 1
+    assert len(actions_of(plan_of(a_taskrun(), rejection=rejection), CreatePod)) == 1
 
 
 def test_teardown_state_is_sealed_before_pods_are_stopped(swap: Swap) -> None:

@@ -597,7 +597,7 @@ def test_a_taskrun_that_has_a_status_goes_on_whatever_its_labels() -> None:
 # -- refusals and templates ------------------------------------------------------------------------
 
 
-def a_refusal(kind: PodRejectionKind, message: str = "no", *, attempt: int = 1, retry_at: float = 20) -> PodRejection:
+def a_rejection(kind: PodRejectionKind, message: str = "no", *, attempt: int = 1, retry_at: float = 20) -> PodRejection:
     return PodRejection(kind, attempt, message, at(retry_at))
 
 
@@ -613,33 +613,33 @@ def a_refusal(kind: PodRejectionKind, message: str = "no", *, attempt: int = 1, 
 def test_a_pod_that_is_refused_for_now_is_asked_for_again_and_uses_no_attempt(
     kind: PodRejectionKind, reason: str
 ) -> None:
-    plan = plan_of(a_taskrun(), refusal=a_refusal(kind, "used 3 of 3"))
+    plan = plan_of(a_taskrun(), rejection=a_rejection(kind, "used 3 of 3"))
     assert (progress_of(plan)[0], told(plan), created(plan)) == (reason, [reason], [])
     assert (plan.requeue_at, status_of(plan).counts.attempts, status_of(plan).attempts) == (at(20), 0, ())
     assert progress_of(plan)[1].endswith("used 3 of 3")
     waiting = a_taskrun().with_status(status_of(plan))
-    assert nothing(plan_of(waiting, refusal=a_refusal(kind, "used 4 of 4"), now=12))
-    again = plan_of(waiting, refusal=a_refusal(kind), now=20)
+    assert nothing(plan_of(waiting, rejection=a_rejection(kind, "used 4 of 4"), now=12))
+    again = plan_of(waiting, rejection=a_rejection(kind), now=20)
     assert (again.status, created(again)) == (None, [1])
 
 
 def test_another_reason_to_refuse_the_pod_is_shown() -> None:
     waiting = a_taskrun().with_status(
-        status_of(plan_of(a_taskrun(), refusal=a_refusal(PodRejectionKind.FORBIDDEN, "runs as root")))
+        status_of(plan_of(a_taskrun(), rejection=a_rejection(PodRejectionKind.FORBIDDEN, "runs as root")))
     )
-    plan = plan_of(waiting, refusal=a_refusal(PodRejectionKind.FORBIDDEN, "mounts the host"))
+    plan = plan_of(waiting, rejection=a_rejection(PodRejectionKind.FORBIDDEN, "mounts the host"))
     assert progress_of(plan)[1].endswith("mounts the host")
-    assert plan_of(waiting, refusal=a_refusal(PodRejectionKind.ERROR, "time-out")).status is None
+    assert plan_of(waiting, rejection=a_rejection(PodRejectionKind.ERROR, "time-out")).status is None
 
 
 def test_a_pod_that_was_made_after_all_is_no_longer_said_to_be_refused() -> None:
-    waiting = a_taskrun().with_status(status_of(plan_of(a_taskrun(), refusal=a_refusal(PodRejectionKind.QUOTA))))
+    waiting = a_taskrun().with_status(status_of(plan_of(a_taskrun(), rejection=a_rejection(PodRejectionKind.QUOTA))))
     assert progress_of(plan_of(waiting, a_pod(), now=1))[0] == "Pending"
 
 
 def test_a_template_that_no_pod_can_be_made_from_ends_the_run() -> None:
     message = 'Pod in version "v1" cannot be handled: unknown field "spec.nodeSelektor"'
-    plan = plan_of(a_taskrun(), refusal=a_refusal(PodRejectionKind.INVALID, message))
+    plan = plan_of(a_taskrun(), rejection=a_rejection(PodRejectionKind.INVALID, message))
     status = status_of(plan)
     assert (status.outcome, progress_of(status)[0], status.counts.attempts) == ("Failed", "InvalidTemplate", 0)
     assert "spec.nodeSelektor" in progress_of(status)[1]
@@ -647,7 +647,7 @@ def test_a_template_that_no_pod_can_be_made_from_ends_the_run() -> None:
 
 
 def test_a_refusal_of_an_earlier_attempts_pod_is_history() -> None:
-    plan = plan_of(RETRIED.with_failed_attempt(1), refusal=a_refusal(PodRejectionKind.INVALID, attempt=1))
+    plan = plan_of(RETRIED.with_failed_attempt(1), rejection=a_rejection(PodRejectionKind.INVALID, attempt=1))
     assert created(plan) == [2]
 
 

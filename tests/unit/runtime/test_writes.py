@@ -31,7 +31,7 @@ from reattach.runtime.mergepatch import merge_patch_of
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.rate_limiter import RateLimiter
 from reattach.runtime.writer import NotLeadingError, Writer
-from reattach.taskrun.executor import kind_of
+from reattach.taskrun.executor import rejection_kind_of
 from reattach.taskrun.schema import missing_from
 from reattach.taskrun.taskrun_events import taskrun_event_recorder
 
@@ -158,7 +158,7 @@ class TestRefusals:
     def test_what_the_api_server_says_decides_whether_asking_again_can_help(
         self, error: ClusterError, kind: PodRejectionKind
     ) -> None:
-        assert kind_of(error) is kind
+        assert rejection_kind_of(error) is kind
 
 
 def recorder_of(metrics: OperatorMetrics | None = None, clock: Callable[[], float] = lambda: 0.0) -> EventRecorder:

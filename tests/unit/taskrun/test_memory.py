@@ -111,11 +111,11 @@ def reconciler_of(pods: ObjectStore[Pod], states: ObjectStore[PartialObject]) ->
     reconciler = Reconciler(
         cluster=unused,
         writer=unused,
-        caches=stores,
+        stores=stores,
         queue=unused,
         event_recorder=unused,
         decide=unused,
-        settings=unused,
+        pod_defaults=unused,
     )
     reconciler._executor = cast("Any", NoEffects())
     return reconciler

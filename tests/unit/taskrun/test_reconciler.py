@@ -95,11 +95,11 @@ class Scene:
         self.reconciler = Reconciler(
             cluster=self.client,  # type: ignore[arg-type]
             writer=self.client,  # type: ignore[arg-type]
-            caches=Stores(taskruns=self.taskruns, pods=self.pods, states=self.states),
+            stores=Stores(taskruns=self.taskruns, pods=self.pods, states=self.states),
             queue=queue,
             event_recorder=SimpleNamespace(emit=lambda *_: None),  # type: ignore[arg-type]
             decide=decide,
-            settings=lambda: PodDefaults(url="https://state", ca=""),
+            pod_defaults=lambda: PodDefaults(url="https://state", ca=""),
             clock=lambda: NOW,
         )
 
