@@ -31,7 +31,7 @@ class Greeting(Shape, frozen=True):
 
 async def run_controller(cluster: Cluster, namespace: str) -> None:
     metrics = OperatorMetrics()
-    controller = Controller("Greeting", cluster, metrics, UnreadableObjects(metrics), [namespace])
+    controller = Controller("Greeting", cluster, metrics, UnreadableObjects(metrics), [namespace], workers=2)
     greetings: ObjectStore[Greeting] = ObjectStore(lambda g: Key(namespace, g.metadata.name), controller.queue.add)
     writer = Writer(cluster, RateLimiter(per_second=100, at_once=8), lambda: True, metrics)
     recorder = EventRecorder(writer, GREETINGS, metrics, controller="example.com/greeter", instance="test")
@@ -54,7 +54,7 @@ async def run_controller(cluster: Cluster, namespace: str) -> None:
 
         start("events", recorder.run)
         await controller.start_reflectors(start)
-        controller.start_workers(start, reconcile, 2)
+        controller.start_workers(start, reconcile)
 
 
 async def test_second_kind_is_reconciled_after_create_change_and_delete(private_control_plane: ControlPlane) -> None:

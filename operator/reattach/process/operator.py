@@ -62,7 +62,9 @@ class Operator:
         )
         self._distributed = ""
         self._unreadable = UnreadableObjects(self._metrics, own_plural=PLURAL)
-        self._controller = Controller(KIND, cluster, self._metrics, self._unreadable, options.watch_namespaces)
+        self._controller = Controller(
+            KIND, cluster, self._metrics, self._unreadable, options.watch_namespaces, workers=options.workers
+        )
         self._queue = self._controller.queue
         self._taskruns = TaskRunStore(cluster, options.watch_namespaces, self._queue.add, self._unreadable)
         self._pods = pod_store(self._queue.add)
@@ -123,7 +125,7 @@ class Operator:
         await self._controller.start_reflectors(start)
         _log.info("Known: %s TaskRuns, %s pods, %s states.", len(self._taskruns), len(self._pods), len(self._states))
         self._taskruns.enqueue_all()
-        self._controller.start_workers(start, self._reconciler.reconcile, self._options.workers)
+        self._controller.start_workers(start, self._reconciler.reconcile)
         start("events", self._event_recorder.run)
         start("sweep", self._resync_loop)
         start("overdue", self._taskruns.run_overdue)

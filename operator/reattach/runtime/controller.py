@@ -17,6 +17,9 @@ from reattach.runtime.workqueue import Key, WorkQueue
 Start = Callable[[str, Callable[[], Awaitable[None]]], None]
 """Starts a loop under a name, such as `runtime.supervision.keep_running` in a task."""
 
+_SHARE_OF_NAMESPACE = 3 / 4
+"""Share of the workers that one namespace may occupy at once."""
+
 
 class Controller:
     """Work queue of one kind, with the reflectors of the kinds that it reads, and its workers.
@@ -32,13 +35,16 @@ class Controller:
         metrics: OperatorMetrics,
         unreadable: UnreadableObjects,
         namespaces: Sequence[str],
+        *,
+        workers: int,
     ) -> None:
         self._kind = kind
         self._cluster = cluster
         self._metrics = metrics
         self._unreadable = unreadable
         self._namespaces: Sequence[str | None] = namespaces or [None]
-        self.queue = WorkQueue()
+        self._workers = workers
+        self.queue = WorkQueue(per_namespace=max(1, int(workers * _SHARE_OF_NAMESPACE)))
         self.reflectors: list[Reflector[Any]] = []
 
     def watch(
@@ -59,9 +65,9 @@ class Controller:
         for reflector in self.reflectors:
             await reflector.synced.wait()
 
-    def start_workers(self, start: Start, reconcile: Callable[[Key], Awaitable[datetime | None]], count: int) -> None:
-        """Start `count` workers, and the loop that enqueues keys when their time has come."""
+    def start_workers(self, start: Start, reconcile: Callable[[Key], Awaitable[datetime | None]]) -> None:
+        """Start the workers, and the loop that enqueues keys when their time has come."""
         workers = Workers(self._kind, self.queue, reconcile, self._metrics)
-        for _ in range(count):
+        for _ in range(self._workers):
             start("worker", workers.run)
         start("delays", self.queue.run_delays)

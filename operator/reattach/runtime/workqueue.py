@@ -3,8 +3,11 @@
 import asyncio
 import heapq
 import time
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
+
+from reattach.runtime.round_robin import RoundRobin
 
 
 class Key(NamedTuple):
@@ -70,20 +73,31 @@ class DelayingHeap:
 
 
 class WorkQueue:
-    """Keys in the order in which they were added, each at most once.
+    """Keys to reconcile, each at most once.
+
+    Namespaces take turns. Within a namespace, keys are returned in the order in which they were
+    added. So the number of one tenant's TaskRuns does not delay those of another.
 
     No key is returned while a worker has it. A key that is added meanwhile is returned afterwards,
     so no change is missed.
+
+    Args:
+        per_namespace: maximum of workers that one namespace occupies, so that its slow calls, for
+            example to an admission webhook, leave some to the others. The default is no maximum.
+        clock: seconds since the epoch.
     """
 
     LOOK_AT_CLOCK_SECONDS = 5.0
     """Longest wait before the wall clock is read again, because it may be changed."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, *, per_namespace: int | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._per_namespace = per_namespace
         self._clock = clock
-        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._ready = RoundRobin[str, Key]()
         self._queued_since: dict[Key, float] = {}
         self._active: set[Key] = set()
+        self._workers_of: Counter[str] = Counter()
+        self._idle: deque[asyncio.Future[None]] = deque()
         self._delays = DelayingHeap()
         self._changed = asyncio.Event()
 
@@ -107,7 +121,7 @@ class WorkQueue:
             return
         self._queued_since[key] = self._clock()
         if key not in self._active:
-            self._ready.put_nowait(key)
+            self._put_ready(key)
 
     def add_at(self, key: Key, at: float | None) -> None:
         """Enqueue `key` at `at`, instead of at the time set before (None: at no time)."""
@@ -119,16 +133,28 @@ class WorkQueue:
 
     async def get(self) -> Key:
         """Return the next key. The caller must call `done` with it."""
-        key = await self._ready.get()
+        while not self._ready:
+            await self._wait_for_wakeup()
+        key = self._ready.pop()
         del self._queued_since[key]
         self._active.add(key)
+        self._workers_of[key.namespace] += 1
+        if self._workers_of[key.namespace] == self._per_namespace:
+            self._ready.suspend(key.namespace)
         return key
 
     def done(self, key: Key) -> None:
         """Accept `key` back from a worker."""
         self._active.remove(key)
+        if self._workers_of[key.namespace] == self._per_namespace:
+            self._ready.resume(key.namespace)
+        self._workers_of[key.namespace] -= 1
+        if not self._workers_of[key.namespace]:
+            del self._workers_of[key.namespace]
         if key in self._queued_since:
-            self._ready.put_nowait(key)
+            self._put_ready(key)
+        elif self._ready:
+            self._wake_worker()
 
     async def run_delays(self) -> None:
         """Enqueue the keys whose time has come, forever."""
@@ -144,3 +170,25 @@ class WorkQueue:
                     await self._changed.wait()
             except TimeoutError:
                 pass
+
+    def _put_ready(self, key: Key) -> None:
+        self._ready.put(key.namespace, key)
+        self._wake_worker()
+
+    async def _wait_for_wakeup(self) -> None:
+        wakeup = asyncio.get_running_loop().create_future()
+        self._idle.append(wakeup)
+        try:
+            await wakeup
+        except asyncio.CancelledError:
+            if not wakeup.cancelled():
+                self._wake_worker()  # pass the wake-up on
+            raise
+
+    def _wake_worker(self) -> None:
+        """Wake one idle worker, if there is one."""
+        while self._idle:
+            wakeup = self._idle.popleft()
+            if not wakeup.done():
+                wakeup.set_result(None)
+                return

@@ -14,7 +14,7 @@ class NotLeadingError(Exception):
 
 
 class Writer:
-    """Sends the writes of `Cluster` under the rate limit.
+    """Sends the writes of `Cluster` under the rate limit, in which namespaces take turns.
 
     Raises `NotLeadingError` besides the errors of `Cluster`.
     """
@@ -53,10 +53,11 @@ class Writer:
 
     @asynccontextmanager
     async def _write(self, verb: str, path: str) -> AsyncIterator[None]:
-        async with self._rate_limiter.acquire():
+        namespace, resource = _target_of(path)
+        async with self._rate_limiter.acquire(namespace):
             if not self._may_write():
                 raise NotLeadingError("this replica does not hold the Lease, so it sends no writes")
-            self._metrics.writes.labels(verb=verb, resource=_resource_of(path)).inc()
+            self._metrics.writes.labels(verb=verb, resource=resource).inc()
             try:
                 yield
             except TooManyRequestsError as error:
@@ -69,8 +70,11 @@ class Writer:
             self._rate_limiter.on_success()
 
 
-def _resource_of(path: str) -> str:
-    """Return `pods` or `taskruns/status` for a namespaced path."""
+def _target_of(path: str) -> tuple[str, str]:
+    """Return the namespace of a path, and its resource, such as `pods` or `taskruns/status`.
+
+    Both are empty for a cluster-scoped object.
+    """
     _, _, rest = path.partition("/namespaces/")
-    parts = rest.split("/")
-    return "/".join(parts[1:4:2])
+    namespace, *parts = rest.split("/")
+    return namespace, "/".join(parts[:3:2])

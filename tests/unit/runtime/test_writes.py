@@ -73,40 +73,114 @@ class TestMergePatch:
         assert merge_patch_of({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}) == {}
 
 
-class TestRateLimiter:
-    def test_a_burst_of_two_seconds_goes_at_once_and_the_rest_waits(self) -> None:
-        limiter = RateLimiter(per_second=10, at_once=8, clock=lambda: 0.0)
-        assert [limiter.wait_seconds() for _ in range(20)] == [0.0] * 20
-        assert limiter.wait_seconds() == pytest.approx(0.1)
-        assert limiter.wait_seconds() == pytest.approx(0.2)
+class WritingNamespaces:
+    """Writes of several namespaces through one limiter, in the order in which they were sent."""
 
-    def test_429_closes_it_for_as_long_as_the_server_says_and_halves_the_writes_at_once(self) -> None:
+    def __init__(self, limiter: RateLimiter) -> None:
+        self.limiter = limiter
+        self.sent: list[str] = []
+        self.may_end = asyncio.Event()
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, namespace: str, count: int) -> None:
+        """Start writes that stay in flight until `may_end`."""
+        self.tasks += [asyncio.create_task(self._write(namespace)) for _ in range(count)]
+        await asyncio.sleep(0)
+
+    async def finish(self) -> None:
+        self.may_end.set()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*self.tasks)
+
+    async def _write(self, namespace: str) -> None:
+        async with self.limiter.acquire(namespace):
+            self.sent.append(namespace)
+            await self.may_end.wait()
+
+
+class TestRateLimiter:
+    async def test_limiter_after_pause_sends_two_seconds_of_writes_at_once(self) -> None:
+        writes = WritingNamespaces(RateLimiter(per_second=10, at_once=100, clock=lambda: 0.0))
+        await writes.start("a", 20)
+        assert writes.limiter.seconds_to_next() == pytest.approx(0.1)
+        assert len(writes.sent) == 20
+        await writes.finish()
+
+    async def test_limiter_without_token_sends_the_next_write_when_there_is_one(self) -> None:
+        now = [0.0]
+        writes = WritingNamespaces(RateLimiter(per_second=10, at_once=100, clock=lambda: now[0]))
+        await writes.start("a", 21)
+        assert len(writes.sent) == 20
+        now[0] = 0.1
+        await writes.finish()
+        assert len(writes.sent) == 21
+
+    def test_limiter_after_429_pauses_as_requested_and_halves_concurrent_writes(self) -> None:
         limiter = RateLimiter(per_second=10, at_once=8, clock=lambda: 0.0)
         limiter.on_throttled(7.0)
-        assert limiter.wait_seconds() == 7.0
+        assert limiter.seconds_to_next() == 7.0
         assert limiter.window == 4
 
-    def test_success_opens_it_again_by_and_by(self) -> None:
+    def test_limiter_after_successes_allows_all_concurrent_writes_again(self) -> None:
         limiter = RateLimiter(per_second=10, at_once=8, clock=lambda: 0.0)
         limiter.on_throttled(None)
         for _ in range(100):
             limiter.on_success()
         assert limiter.window == 8
 
-    async def test_no_more_than_the_window_write_at_once(self) -> None:
-        limiter = RateLimiter(per_second=1000, at_once=3, clock=lambda: 0.0)
-        inside, most = 0, 0
+    async def test_limiter_with_many_writes_sends_no_more_than_its_window_at_once(self) -> None:
+        writes = WritingNamespaces(RateLimiter(per_second=1000, at_once=3))
+        await writes.start("a", 20)
+        assert len(writes.sent) == 3
+        await writes.finish()
+        assert len(writes.sent) == 20
 
-        async def write() -> None:
-            nonlocal inside, most
-            async with limiter.acquire():
-                inside += 1
-                most = max(most, inside)
-                await asyncio.sleep(0)
-                inside -= 1
+    async def test_limiter_with_backlog_of_one_namespace_sends_write_of_another_next(self) -> None:
+        writes = WritingNamespaces(RateLimiter(per_second=1000, at_once=3))
+        await writes.start("a", 500)
+        await writes.start("", 2)  # cluster-scoped
+        await writes.start("b", 2)
+        await writes.finish()
+        assert writes.sent[:9] == ["a", "a", "a", "a", "", "b", "a", "", "b"]
 
-        await asyncio.gather(*(write() for _ in range(20)))
-        assert most == 3
+    async def test_limiter_short_of_tokens_sends_write_of_another_namespace_next(self) -> None:
+        now = [0.0]
+        writes = WritingNamespaces(RateLimiter(per_second=1, at_once=100, clock=lambda: now[0]))
+        await writes.start("a", 50)
+        await writes.start("b", 1)
+        assert writes.sent == ["a", "a"]
+        now[0] = 2.0
+        writes.limiter._grant_turns()
+        await asyncio.sleep(0)
+        assert writes.sent == ["a", "a", "a", "b"]
+        for task in writes.tasks:
+            task.cancel()
+
+    async def test_limiter_with_cancelled_writes_loses_neither_slots_nor_turns(self) -> None:
+        writes = WritingNamespaces(RateLimiter(per_second=1000, at_once=2))
+        await writes.start("a", 6)
+        granted, waiting = writes.tasks[0], writes.tasks[2:5]
+        for task in (granted, *waiting):
+            task.cancel()
+        await asyncio.gather(granted, *waiting, return_exceptions=True)
+        assert writes.sent == ["a"] * 3
+        await writes.start("b", 1)
+        writes.tasks = [task for task in writes.tasks if not task.cancelled()]
+        await writes.finish()
+        assert writes.sent == ["a"] * 3 + ["b"]
+
+    async def test_limiter_with_write_cancelled_as_it_is_granted_frees_its_slot(self) -> None:
+        writes = WritingNamespaces(RateLimiter(per_second=1000, at_once=1))
+        await writes.start("a", 2)
+        first, second = writes.tasks
+        first.cancel()
+        await asyncio.sleep(0)  # the slot is granted to the second, which has not run yet
+        second.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        writes.tasks = []
+        await writes.start("b", 1)
+        await writes.finish()
+        assert writes.sent == ["a", "b"]
 
 
 class TestWriter:
