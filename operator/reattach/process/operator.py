@@ -56,7 +56,7 @@ class Operator:
         self._metrics = OperatorMetrics()
         self._leader = LeaderElector(lease_cluster, options.lease)
         self._not_ready_reason = "start-up"
-        self._health = Health(self._metrics, lambda: self._not_ready_reason)
+        self._health = Health(self._metrics if options.serve_metrics else None, lambda: self._not_ready_reason)
         self._settings = PodDefaults(
             url=options.state_api_url, ca=options.ca_file.read_text() if options.ca_file else ""
         )

@@ -30,6 +30,7 @@ class RunOptions:
     lease: LeaseSettings
     host: str
     metrics_port: int
+    serve_metrics: bool
     workers: int
     writes_per_second: float
     writes_at_once: int
@@ -49,8 +50,13 @@ def add_run_arguments(parser: argparse.ArgumentParser, environment: Mapping[str,
     )
     add("--lease-renew-seconds", type=float, help="pause between two renewals (default: 2/15 of --lease-seconds)")
     add("--identity", default=environment.get("POD_UID"), help="holder of the Lease: the pod's UID (default: $POD_UID)")
-    add("--metrics-host", default="", help="address to serve /healthz, /readyz and /metrics on (default: all)")
+    add("--metrics-host", default="", help="address to serve /healthz and /readyz on (default: all)")
     add("--metrics-port", type=int, default=8080, help="port of the same; 0: any")
+    add(
+        "--serve-metrics",
+        action="store_true",
+        help="serve /metrics on --metrics-port, to every client that can reach it",
+    )
     add("--workers", type=int, default=32, help="number of TaskRuns that are reconciled at once")
     add("--writes-per-second", type=float, default=100.0, help="maximum of writes to the API server, on average")
     add("--writes-at-once", type=int, default=32, help="maximum of concurrent writes")
@@ -115,6 +121,7 @@ def run_options_of(arguments: argparse.Namespace) -> RunOptions:
         ),
         host=arguments.metrics_host,
         metrics_port=arguments.metrics_port,
+        serve_metrics=arguments.serve_metrics,
         workers=arguments.workers,
         writes_per_second=arguments.writes_per_second,
         writes_at_once=arguments.writes_at_once,
