@@ -132,6 +132,7 @@ class Operators:
         identity: str | None = None,
         program: Sequence[str] = ("-m", "reattach.process"),
         kubeconfig: Path | None = None,
+        serves_metrics: bool = True,
     ) -> Operator:
         """A replica that serves these namespaces (none: all), not yet started. `lease` is shared by those that are to be one operator.
 
@@ -157,7 +158,9 @@ class Operators:
             "--metrics-host": "127.0.0.1",
             "--metrics-port": port,
         }
-        command = [sys.executable, *program, "run", *(str(part) for flag in flags.items() for part in flag), *arguments]
+        given = [str(part) for flag in flags.items() for part in flag]
+        given += ["--serve-metrics"] if serves_metrics else []
+        command = [sys.executable, *program, "run", *given, *arguments]
         operator = Operator(user, identity, f"http://127.0.0.1:{port}", command, directory / "log")
         self._made.append(operator)
         return operator

@@ -95,7 +95,11 @@ class Servers:
     _running: list[Server] = field(default_factory=list)
 
     def start(
-        self, *arguments: str, program: tuple[str, ...] = ("-m", "reattach.server"), **environment: str
+        self,
+        *arguments: str,
+        program: tuple[str, ...] = ("-m", "reattach.server"),
+        serves_metrics: bool = True,
+        **environment: str,
     ) -> Server:
         self._grant()
         user = f"state-api-{secrets.token_hex(4)}"
@@ -117,6 +121,7 @@ class Servers:
             "--tls-reload": "0.1",
         }
         flags = [text for flag in defaults.items() for text in flag]
+        flags += ["--serve-metrics"] if serves_metrics else []
         # The kernel ends the server when the test process dies, even by kill -9.
         bond = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with (directory / "log").open("wb") as log:

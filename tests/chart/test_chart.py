@@ -202,6 +202,21 @@ def test_processes_accept_the_rendered_flags(name: str) -> None:
             run_options_of(parsed)
 
 
+@pytest.mark.parametrize(
+    "metrics, is_served",
+    [
+        ({}, False),
+        ({"enabled": True}, True),
+        ({"service": {"enabled": True}}, True),
+        ({"podMonitor": {"enabled": True}}, True),
+    ],
+)
+def test_metrics_are_served_only_if_a_value_enables_them(metrics: dict[str, Any], is_served: bool) -> None:
+    objects = render({"metrics": metrics})
+    for name in ("reattach-operator", "reattach-server"):
+        assert ("serve-metrics" in arguments_of(objects, name)) == is_served, name
+
+
 def test_connection_limits_are_passed_to_the_process_and_equal_its_defaults() -> None:
     from reattach.server.config import ServerConfig
 

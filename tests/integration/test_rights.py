@@ -120,7 +120,7 @@ class Installation:
 @pytest.fixture(scope="module")
 def installation(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     namespace = control_plane.create_namespace("rights")
-    rendered = helm_template(values={"watchNamespaces": [namespace]}, namespace=namespace)
+    rendered = helm_template(values={"watchNamespaces": [namespace], "metrics": {"enabled": True}}, namespace=namespace)
     objects = [
         found
         for found in yaml.safe_load_all(rendered)

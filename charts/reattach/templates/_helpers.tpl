@@ -144,6 +144,11 @@ labels:
   {{- toYaml (merge (dict "app.kubernetes.io/component" .component) (fromYaml (include "reattach.selectorLabels" .root)) .values.podLabels) | nindent 2 }}
 {{- end -}}
 
+{{/* "true" if the processes serve /metrics, which a Service or a PodMonitor for it implies. Otherwise empty. */}}
+{{- define "reattach.serveMetrics" -}}
+{{- if or .Values.metrics.enabled .Values.metrics.service.enabled .Values.metrics.podMonitor.enabled }}true{{ end -}}
+{{- end -}}
+
 {{/* Probes with generous timeouts for a busy process. A process that hangs for one minute is restarted. */}}
 {{- define "reattach.probes" -}}
 livenessProbe:

@@ -17,7 +17,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cryptography import x509
 
@@ -43,7 +43,7 @@ from reattach.runtime.writer import Writer
 __all__ = ["Bundle", "CertificateSettings", "CertificatesError", "distribute", "ensure", "remove", "unmarked_pods"]
 
 ANNOTATION_DISTRIBUTED: Final = f"{GROUP}/distributed-time"
-"""On the CA's Secret: time since when every live pod has the current bundle (RFC 3339)."""
+"""On the CA's Secret: start of the overlap (RFC 3339)."""
 
 _STEPS_MAX = 10
 _PATCHES_AT_ONCE = 8
@@ -54,6 +54,15 @@ _log = logging.getLogger(__name__)
 
 class CertificatesError(Exception):
     """Missing bundle for pods. The message names what is missing. Retry later."""
+
+
+class UnmarkedPod(NamedTuple):
+    """A live task pod that lacks the bundle, or has another one."""
+
+    namespace: str
+    name: str
+    uid: str
+    has_another: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,30 +109,30 @@ async def ensure(cluster: Cluster, writer: Writer, settings: CertificateSettings
 async def distribute(cluster: Cluster, writer: Writer, watch_namespaces: Sequence[str], pem: str) -> int:
     """Put the bundle on every live task pod that lacks it.
 
-    Return the number of these pods, including those whose write was rejected.
+    Return the number of these pods that had another bundle, including those whose write was
+    rejected. A pod without the annotation is not counted. The operator creates no such pod, so a
+    user removed the annotation, and may do so again and again.
     """
     pods = [pod async for pod in unmarked_pods(cluster, watch_namespaces, pem)]
     gate = asyncio.Semaphore(_PATCHES_AT_ONCE)
 
-    async def mark(namespace: str, name: str, uid: str) -> int:
+    async def mark(pod: UnmarkedPod) -> int:
         async with gate:
-            patch = {"metadata": {"uid": uid, "annotations": {ANNOTATION_CA: pem}}}
+            patch = {"metadata": {"uid": pod.uid, "annotations": {ANNOTATION_CA: pem}}}
             try:
-                await writer.merge_patch(paths.pods(namespace, name), patch)
+                await writer.merge_patch(paths.pods(pod.namespace, pod.name), patch)
             except (NotFoundError, InvalidError):
                 return 0  # gone, or another pod of that name, because a UID is immutable
             except ClusterError as error:
                 # The policy of one namespace must not affect the others.
-                _log.warning("Can't write the CA of the state API to pod %s/%s: %s", namespace, name, error)
-            return 1
+                _log.warning("Can't write the CA of the state API to pod %s/%s: %s", pod.namespace, pod.name, error)
+            return int(pod.has_another)
 
-    return sum(await asyncio.gather(*(mark(*pod) for pod in pods)))
+    return sum(await asyncio.gather(*(mark(pod) for pod in pods)))
 
 
-async def unmarked_pods(
-    cluster: Cluster, watch_namespaces: Sequence[str], pem: str
-) -> AsyncIterator[tuple[str, str, str]]:
-    """Yield namespace, name and UID of the live task pods without this bundle.
+async def unmarked_pods(cluster: Cluster, watch_namespaces: Sequence[str], pem: str) -> AsyncIterator[UnmarkedPod]:
+    """Yield the live task pods without this bundle.
 
     Skip a namespace that refuses the list.
     """
@@ -131,8 +140,9 @@ async def unmarked_pods(
         pods = metadata_of_all(cluster, paths.pods(namespace), label_selector=LABEL_TASKRUN, field_selector=_LIVE)
         try:
             async for metadata in pods:
-                if metadata.annotations.get(ANNOTATION_CA) != pem:
-                    yield metadata.namespace, metadata.name, metadata.uid
+                bundle = metadata.annotations.get(ANNOTATION_CA)
+                if bundle != pem:
+                    yield UnmarkedPod(metadata.namespace, metadata.name, metadata.uid, has_another=bundle is not None)
         except ForbiddenError as error:
             if namespace is None:
                 raise
@@ -187,7 +197,7 @@ def _write_for(
             )
         case RecordDistribution(time=time):
             data = _data_of_authority(stored.authority, stored.previous)
-            why = "every live pod has the new CA" if time else "a live pod lacks the new CA"
+            why = f"the new CA is used after {settings.overlap}" if time else "a live pod lacks the new CA"
             return _Write(name=ca, data=data, distributed_time=time, why=why)
         case IssueServing(why=why):
             made = new_serving(stored.authority, settings.dns_names, now, settings.serving_lifetime)

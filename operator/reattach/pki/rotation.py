@@ -4,6 +4,7 @@ A CA is replaced in an order in which every pod always trusts the current servin
 
     make the new CA, the old one stays in the bundle, the serving certificate stays the old one's
     → the bundle is on every live pod, and `overlap` has passed, so that the kubelets have followed
+      (pods that can't be written are waited for at most `overlap_max`)
     → issue a serving certificate by the new CA
     → what the old CA issued last has expired: it leaves the bundle
 
@@ -56,7 +57,15 @@ class CertificateSettings:
     within about 90 s.
     """
     check_every: timedelta = timedelta(minutes=5)
-    """Time until a deleted Secret, or an order to rotate, is noticed."""
+    """Time until a deleted Secret, an order to rotate, or a removed annotation is noticed."""
+
+    @property
+    def overlap_max(self) -> timedelta:
+        """Time between the creation of a CA and its use, even if a pod lacks the bundle.
+
+        Only an operator that was stopped meanwhile takes longer.
+        """
+        return self.overlap * 3
 
     def __post_init__(self) -> None:
         if not self.dns_names:
@@ -122,7 +131,7 @@ class DropPrevious:
 
 @dataclass(frozen=True)
 class RecordDistribution:
-    """Record that every live pod has the bundle since `time`, or (None) that a pod lacks it."""
+    """Record the start of the overlap, or (None) that a pod lacks the bundle."""
 
     time: datetime | None
 
@@ -152,7 +161,8 @@ Step = ReplaceAuthority | DropPrevious | RecordDistribution | IssueServing | Cop
 def next_step(stored: StoredCertificates, settings: CertificateSettings, now: datetime, *, lagging: bool) -> Step:
     """Return the next step.
 
-    `lagging`: a live pod lacks the bundle; needed only while `is_overlap`.
+    `lagging`: a live pod had another bundle when this one was distributed; needed only while
+    `is_overlap`.
     """
     if why := reason_to_replace_authority(stored, now):
         return ReplaceAuthority(still_trusted(stored.known, stored, settings, now), why)
@@ -162,13 +172,17 @@ def next_step(stored: StoredCertificates, settings: CertificateSettings, now: da
     if why := reason_to_issue(stored, settings, now):
         return IssueServing(why)
     if is_overlap(stored, settings, now):
-        if lagging:
-            soon = now + min(settings.overlap / 10, settings.check_every)
+        if lagging and now < (end := _end_of_waiting(stored, settings)):
+            soon = min(now + settings.overlap / 10, now + settings.check_every, end)
             return Wait(soon) if stored.distributed_time is None else RecordDistribution(None)
         if stored.distributed_time is None or stored.distributed_time > now:
             return RecordDistribution(now)
         if now >= stored.distributed_time + settings.overlap:
-            return IssueServing("every pod trusts the new CA")
+            return IssueServing(
+                f"a pod still lacks the new CA after {settings.overlap_max}"
+                if lagging
+                else "every pod trusts the new CA"
+            )
     if stored.bundle != stored.pem:
         return CopyBundle()
     return Wait(_next_check(stored, settings, now))
@@ -208,6 +222,12 @@ def reason_to_issue(stored: StoredCertificates, settings: CertificateSettings, n
     return None
 
 
+def _end_of_waiting(stored: StoredCertificates, settings: CertificateSettings) -> datetime:
+    """Return when the overlap begins although a pod lacks the bundle."""
+    assert stored.authority is not None, "an overlap has a CA"
+    return created_time(stored.authority.certificate) + settings.overlap_max - settings.overlap
+
+
 def is_overlap(stored: StoredCertificates, settings: CertificateSettings, now: datetime) -> bool:
     """Return whether the serving certificate is usable, but was issued by an older CA."""
     if stored.authority is None or stored.serving is None or reason_to_issue(stored, settings, now):
@@ -243,5 +263,6 @@ def _next_check(stored: StoredCertificates, settings: CertificateSettings, now: 
     times += [renewal_time(pair.certificate) for pair in (stored.authority, stored.serving) if pair]
     times += [_drop_time(newer, older, settings) for newer, older in pairwise(stored.trusted)]
     if stored.distributed_time and is_overlap(stored, settings, now):
-        times.append(stored.distributed_time + settings.overlap)
+        # Some pods were created with the old bundle meanwhile, or could not be written.
+        times += [now + settings.overlap / 10, stored.distributed_time + settings.overlap]
     return min(time for time in times if time > now)

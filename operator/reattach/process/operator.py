@@ -56,11 +56,10 @@ class Operator:
         self._metrics = OperatorMetrics()
         self._leader = LeaderElector(lease_cluster, options.lease)
         self._not_ready_reason = "start-up"
-        self._health = Health(self._metrics, lambda: self._not_ready_reason)
+        self._health = Health(self._metrics if options.serve_metrics else None, lambda: self._not_ready_reason)
         self._settings = PodDefaults(
             url=options.state_api_url, ca=options.ca_file.read_text() if options.ca_file else ""
         )
-        self._distributed = ""
         self._unreadable = UnreadableObjects(self._metrics, own_plural=PLURAL)
         self._controller = Controller(
             KIND, cluster, self._metrics, self._unreadable, options.watch_namespaces, workers=options.workers
@@ -167,7 +166,7 @@ class Operator:
             await self._expiry.sweep(datetime.now(UTC))
 
     async def _renew_certificates(self) -> float:
-        """Renew the certificates and distribute the bundle.
+        """Renew the certificates, and put the bundle on each live pod that lacks it.
 
         Return the seconds until the next check.
         """
@@ -175,9 +174,7 @@ class Operator:
         now = datetime.now(UTC)
         bundle = await ensure(self._cluster, self._writer, self._options.certificates, now)
         self._settings = PodDefaults(url=self._options.state_api_url, ca=bundle.pem)
-        if bundle.pem != self._distributed:
-            lacking = await distribute(self._cluster, self._writer, self._options.watch_namespaces, bundle.pem)
-            self._distributed = "" if lacking else bundle.pem
+        await distribute(self._cluster, self._writer, self._options.watch_namespaces, bundle.pem)
         return max((bundle.check_again_at - now).total_seconds(), 1.0)
 
     async def _keep_certificates(self) -> None:

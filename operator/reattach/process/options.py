@@ -6,6 +6,7 @@ import socket
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from reattach.pki.certificates import CertificateSettings
@@ -30,6 +31,7 @@ class RunOptions:
     lease: LeaseSettings
     host: str
     metrics_port: int
+    serve_metrics: bool
     workers: int
     writes_per_second: float
     writes_at_once: int
@@ -49,8 +51,13 @@ def add_run_arguments(parser: argparse.ArgumentParser, environment: Mapping[str,
     )
     add("--lease-renew-seconds", type=float, help="pause between two renewals (default: 2/15 of --lease-seconds)")
     add("--identity", default=environment.get("POD_UID"), help="holder of the Lease: the pod's UID (default: $POD_UID)")
-    add("--metrics-host", default="", help="address to serve /healthz, /readyz and /metrics on (default: all)")
+    add("--metrics-host", default="", help="address to serve /healthz and /readyz on (default: all)")
     add("--metrics-port", type=int, default=8080, help="port of the same; 0: any")
+    add(
+        "--serve-metrics",
+        action="store_true",
+        help="serve /metrics on --metrics-port, to every client that can reach it",
+    )
     add("--workers", type=int, default=32, help="number of TaskRuns that are reconciled at once")
     add("--writes-per-second", type=float, default=100.0, help="maximum of writes to the API server, on average")
     add("--writes-at-once", type=int, default=32, help="maximum of concurrent writes")
@@ -66,6 +73,18 @@ def add_run_arguments(parser: argparse.ArgumentParser, environment: Mapping[str,
     tls.add_argument("--tls-secret", default="reattach-tls", help="Secret of the serving certificate, in --namespace")
     tls.add_argument("--dns-names", default="", help="names of the state API, separated by commas")
     tls.add_argument("--cert-manager", action="store_true", help="cert-manager writes --tls-secret")
+    tls.add_argument(
+        "--ca-overlap-seconds",
+        type=float,
+        default=CertificateSettings.overlap.total_seconds(),
+        help="time between the distribution of a new CA to the pods and its use (default: %(default)g)",
+    )
+    tls.add_argument(
+        "--certificate-check-seconds",
+        type=float,
+        default=CertificateSettings.check_every.total_seconds(),
+        help="interval between two checks of the certificates and of the pods' CA (default: %(default)g)",
+    )
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
@@ -115,6 +134,7 @@ def run_options_of(arguments: argparse.Namespace) -> RunOptions:
         ),
         host=arguments.metrics_host,
         metrics_port=arguments.metrics_port,
+        serve_metrics=arguments.serve_metrics,
         workers=arguments.workers,
         writes_per_second=arguments.writes_per_second,
         writes_at_once=arguments.writes_at_once,
@@ -153,6 +173,8 @@ def namespaces_of(arguments: argparse.Namespace) -> tuple[str, ...]:
 def _certificates_of(arguments: argparse.Namespace) -> CertificateSettings | None:
     if arguments.ca_file:
         return None
+    if arguments.ca_overlap_seconds <= 0 or arguments.certificate_check_seconds <= 0:
+        raise ValueError("--ca-overlap-seconds and --certificate-check-seconds must be above 0")
     return CertificateSettings(
         namespace=arguments.namespace,
         ca_secret=arguments.ca_secret,
@@ -161,6 +183,8 @@ def _certificates_of(arguments: argparse.Namespace) -> CertificateSettings | Non
         or (arguments.state_api_url.removeprefix("https://").partition(":")[0].partition("/")[0],),
         watch_namespaces=namespaces_of(arguments),
         cert_manager=arguments.cert_manager,
+        overlap=timedelta(seconds=arguments.ca_overlap_seconds),
+        check_every=timedelta(seconds=arguments.certificate_check_seconds),
     )
 
 

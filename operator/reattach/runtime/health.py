@@ -1,4 +1,4 @@
-"""HTTP server for the kubelet and Prometheus: /healthz, /readyz, /metrics."""
+"""HTTP server for the kubelet and Prometheus: /healthz, /readyz, and /metrics if it is enabled."""
 
 import logging
 from collections.abc import Callable
@@ -16,16 +16,20 @@ class Health:
     /healthz shows that the event loop runs. It needs no other check, because the process exits
     when it loses the Lease, and failed loops are restarted. /readyz shows that start-up is done:
     the API server was reached, the schema is right, and this replica leads with full stores, or
-    stands by.
+    stands by. Without `metrics`, /metrics does not exist.
     """
 
-    def __init__(self, metrics: OperatorMetrics, not_ready: Callable[[], str]) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: OperatorMetrics | None, not_ready: Callable[[], str]) -> None:
         self._not_ready = not_ready
         application = web.Application()
         application.router.add_get("/healthz", self._healthz)
         application.router.add_get("/readyz", self._readyz)
-        application.router.add_get("/metrics", self._metrics_text)
+        if metrics is not None:
+
+            async def metrics_text(_: web.Request) -> web.Response:
+                return web.Response(body=metrics.text(), content_type="text/plain", charset="utf-8")
+
+            application.router.add_get("/metrics", metrics_text)
         self._runner = web.AppRunner(application, access_log=None)
 
     async def start(self, host: str, port: int) -> None:
@@ -33,7 +37,7 @@ class Health:
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         await site.start()
-        _log.info("Health and metrics on port %s.", self._runner.addresses[0][1])
+        _log.info("Health on port %s.", self._runner.addresses[0][1])
 
     async def stop(self) -> None:
         """Stop listening."""
@@ -45,6 +49,3 @@ class Health:
     async def _readyz(self, _: web.Request) -> web.Response:
         missing = self._not_ready()
         return web.Response(status=503 if missing else 200, text=f"{missing or 'ok'}\n")
-
-    async def _metrics_text(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.text(), content_type="text/plain", charset="utf-8")

@@ -75,7 +75,12 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         "--health-port",
         type=int,
         default=ServerConfig.health_port,
-        help="port of /healthz, /readyz, /metrics (%(default)s)",
+        help="port of /healthz and /readyz (%(default)s)",
+    )
+    add(
+        "--serve-metrics",
+        action="store_true",
+        help="serve /metrics on the health port, to every client that can reach it",
     )
     add(
         "--watch-namespaces",
@@ -158,6 +163,7 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         host=given.host,
         port=given.port,
         health_port=given.health_port,
+        serve_metrics=given.serve_metrics,
         watch_namespaces=given.watch_namespaces,
         default_retention_seconds=given.default_retention,
         taskrun_rate=given.taskrun_rate,
@@ -213,7 +219,7 @@ async def _serve_health(
         settling_seconds=_HEALTH_SETTLING_SECONDS,
     )
     application = build_health_application(
-        metrics,
+        metrics if settings.serve_metrics else None,
         lambda: not stop.is_set(),
         in_flight=lambda request: listener.request(request),  # noqa: PLW0108 -- it is created below
     )

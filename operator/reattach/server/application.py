@@ -111,12 +111,15 @@ def build_application(
 
 
 def build_health_application(
-    metrics: ServerMetrics,
+    metrics: ServerMetrics | None,
     is_ready: Callable[[], bool],
     *,
     in_flight: Callable[[web.Request], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> web.Application:
-    """Build the application for probes and metrics, which uses plain HTTP on a separate port."""
+    """Build the application for probes and metrics, which uses plain HTTP on a separate port.
+
+    Without `metrics`, it has no /metrics.
+    """
 
     @web.middleware
     async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -129,13 +132,14 @@ def build_health_application(
     async def readyz(_request: web.Request) -> web.Response:
         return web.Response(text="ok") if is_ready() else web.Response(status=503, text="shutting down")
 
-    async def metrics_text(_request: web.Request) -> web.Response:
-        return web.Response(body=metrics.to_text(), headers={"Content-Type": "text/plain; version=0.0.4"})
-
     application = web.Application(middlewares=[count])
-    application.add_routes(
-        [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics_text)]
-    )
+    application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    if metrics is not None:
+
+        async def metrics_text(_request: web.Request) -> web.Response:
+            return web.Response(body=metrics.to_text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+        application.router.add_get("/metrics", metrics_text)
     return application
 
 

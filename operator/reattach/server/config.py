@@ -23,6 +23,8 @@ class ServerConfig:
     host: str | None = None
     port: int = 8443
     health_port: int = 8080
+    serve_metrics: bool = False
+    """On the health port, which checks no token."""
     watch_namespaces: frozenset[str] = field(default_factory=frozenset)
     """All namespaces if empty."""
     default_retention_seconds: int = DEFAULT_RETENTION_SECONDS

@@ -304,6 +304,43 @@ async def test_the_old_certificate_serves_until_pods_have_had_the_bundle_for_the
     assert cluster.data(TLS, "tls.crt") != serving
 
 
+async def test_rotation_whose_pod_loses_the_annotation_again_and_again_waits_for_one_overlap(
+    cluster: FakeCluster, now: datetime
+) -> None:
+    first = await ensure(cluster, cluster, SETTINGS, now)
+    pod = cluster.add_pod("nightly-1", first.pem)
+    serving = cluster.data(TLS, "tls.crt")
+    cluster.annotate(CA, ANNOTATION_ROTATE)
+    at, checks = now, 0
+    while cluster.data(TLS, "tls.crt") == serving:
+        bundle = await ensure(cluster, cluster, SETTINGS, at)
+        assert pod["annotations"].pop(ANNOTATION_CA) == bundle.pem
+        at, checks = bundle.check_again_at, checks + 1
+    assert checks == 12  # one writes the pod, one begins the overlap, and one follows each tenth of it
+    assert at - now == SETTINGS.overlap * 1.1 + SETTINGS.check_every
+
+
+async def test_rotation_whose_pod_refuses_the_bundle_ends_after_three_overlaps(
+    cluster: FakeCluster, now: datetime
+) -> None:
+    first = await ensure(cluster, cluster, SETTINGS, now)
+    cluster.add_pod("nightly-1", first.pem)
+    cluster.refused.add("/api/v1/namespaces/work/pods/nightly-1")
+    serving = cluster.data(TLS, "tls.crt")
+    cluster.annotate(CA, ANNOTATION_ROTATE)
+    at = now
+    while cluster.data(TLS, "tls.crt") == serving:
+        last, at = at, (await ensure(cluster, cluster, SETTINGS, at)).check_again_at
+    assert last - now <= 3 * SETTINGS.overlap
+    assert last - now > 2 * SETTINGS.overlap
+
+
+async def test_distribution_puts_a_removed_annotation_back_and_does_not_count_its_pod(cluster: FakeCluster) -> None:
+    pod = cluster.add_pod("nightly-1")
+    assert await distribute(cluster, cluster, (), "bundle") == 0
+    assert pod["annotations"][ANNOTATION_CA] == "bundle"
+
+
 async def test_a_pod_that_was_made_with_the_old_bundle_gets_the_new_one_and_the_overlap_begins_anew(
     cluster: FakeCluster, now: datetime
 ) -> None:
@@ -360,7 +397,7 @@ async def test_a_namespace_that_refuses_to_tell_its_pods_is_passed_over(cluster:
 
 
 async def test_distribution_looks_into_the_watched_namespaces_alone(cluster: FakeCluster) -> None:
-    cluster.add_pod("nightly-1")
+    cluster.add_pod("nightly-1", "old")
     assert await distribute(cluster, cluster, ("elsewhere",), "bundle") == 0
     assert await distribute(cluster, cluster, ("elsewhere", "work"), "bundle") == 1
 

@@ -117,7 +117,7 @@ def test_when_the_key_of_the_ca_is_damaged_older_cas_stay_trusted_too() -> None:
 # -- the overlap -----------------------------------------------------------------------------------
 
 
-def test_the_overlap_does_not_begin_before_every_pod_has_the_bundle() -> None:
+def test_overlap_does_not_begin_before_every_pod_has_the_bundle() -> None:
     waiting = step(in_overlap(), lagging=True)
     assert isinstance(waiting, Wait)
     assert NOW < waiting.until <= NOW + MINUTE
@@ -125,8 +125,8 @@ def test_the_overlap_does_not_begin_before_every_pod_has_the_bundle() -> None:
 
 
 def test_the_new_ca_issues_nothing_before_the_overlap_is_over() -> None:
-    stored = in_overlap(NOW - 10 * MINUTE, distributed=NOW - SETTINGS.overlap + MINUTE)
-    assert step(stored) == Wait(NOW + MINUTE)
+    stored = in_overlap(NOW - 10 * MINUTE, distributed=NOW - SETTINGS.overlap + SETTINGS.overlap / 20)
+    assert step(stored) == Wait(NOW + SETTINGS.overlap / 20)
 
 
 def test_the_new_ca_issues_once_the_overlap_is_over() -> None:
@@ -134,9 +134,29 @@ def test_the_new_ca_issues_once_the_overlap_is_over() -> None:
     assert step(stored) == IssueServing("every pod trusts the new CA")
 
 
-def test_an_overlap_begins_anew_when_a_pod_turns_up_without_the_bundle() -> None:
-    stored = in_overlap(NOW - 10 * MINUTE, distributed=NOW - SETTINGS.overlap)
-    assert step(stored, lagging=True) == RecordDistribution(None)
+def test_overlap_with_a_pod_that_lacks_the_bundle_begins_again() -> None:
+    made = NOW - SETTINGS.overlap
+    assert step(in_overlap(made, distributed=made), lagging=True) == RecordDistribution(None)
+
+
+def test_overlap_with_a_pod_that_resists_ends_after_three_overlaps() -> None:
+    stored, now = in_overlap(NOW, distributed=NOW), NOW
+    while not isinstance(taken := step(stored, now, lagging=True), IssueServing):
+        if isinstance(taken, RecordDistribution):
+            stored = replace(stored, distributed_time=taken.time)
+        else:
+            assert isinstance(taken, Wait)
+            now = taken.until
+    assert taken.why == "a pod still lacks the new CA after 0:15:00"
+    assert now - NOW == 3 * SETTINGS.overlap
+
+
+def test_new_ca_of_an_operator_that_was_stopped_is_distributed_for_an_overlap_before_its_use() -> None:
+    made = NOW - DAY
+    assert step(in_overlap(made), lagging=True) == RecordDistribution(NOW)
+    begun = in_overlap(made, distributed=NOW)
+    assert isinstance(step(begun, NOW + SETTINGS.overlap - MINUTE, lagging=True), Wait)
+    assert isinstance(step(begun, NOW + SETTINGS.overlap, lagging=True), IssueServing)
 
 
 def test_a_distribution_recorded_in_the_future_is_recorded_again() -> None:
@@ -148,8 +168,10 @@ def test_a_pod_that_never_gets_the_bundle_does_not_keep_an_ending_certificate() 
     stored = in_overlap(NOW - DAY)
     assert stored.serving
     end = stored.serving.certificate.not_valid_after_utc
+    stored = replace(stored, distributed_time=end - SETTINGS.overlap - MINUTE)
     assert isinstance(step(stored, end - SETTINGS.overlap - MINUTE, lagging=True), Wait)
-    assert isinstance(step(stored, end - SETTINGS.overlap, lagging=True), IssueServing)
+    ending = step(stored, end - SETTINGS.overlap, lagging=True)
+    assert ending == IssueServing("it expires, although a pod may not trust the new CA yet")
 
 
 # -- the serving certificate -----------------------------------------------------------------------
@@ -201,8 +223,9 @@ def test_an_older_ca_stays_until_all_that_it_issued_is_over() -> None:
 
 def test_the_ca_of_the_certificate_that_serves_is_never_dropped() -> None:
     stored = in_overlap(NOW)
-    later = with_serving_of_previous(stored, NOW + SETTINGS.serving_lifetime - 5 * DAY)
-    assert isinstance(step(later, NOW + SETTINGS.serving_lifetime, lagging=True), Wait)
+    end = NOW + SETTINGS.serving_lifetime
+    later = replace(with_serving_of_previous(stored, end - 5 * DAY), distributed_time=end)
+    assert isinstance(step(later, end), Wait)
 
 
 def with_serving_of_previous(stored: StoredCertificates, made: datetime) -> StoredCertificates:
