@@ -40,3 +40,11 @@ always be cleaned up, even if a newer version of Reattach accepted its spec.
 - name: the-spec-is-new-or-changed
   expression: oldObject == null || dyn(object.spec) != dyn(oldObject.spec)
 {{- end -}}
+
+{{/*
+The labels, annotations and finalizers that only Reattach sets, as a condition on `key`. It excludes the labels and annotations that the adapter
+`kubernetes` sets on external jobs, because a job may be of any kind, or copy its labels to its pods. Reattach does not trust these.
+*/}}
+{{- define "reattach.isReservedKey" -}}
+key.startsWith('reattach.dev/') && !(key in ['reattach.dev/submission-token', 'reattach.dev/submitted-by', 'reattach.dev/submitted-as'])
+{{- end -}}
