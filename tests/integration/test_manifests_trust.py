@@ -158,6 +158,40 @@ class TestWhoeverWritesASpec:
         assert "marc is not allowed to create pods in default" in said
         cluster.call("PATCH", path, {"metadata": {"labels": {"a": "b"}}}, user="marc")
 
+    def test_may_otherwise_only_stop_a_run(self, cluster: RunningControlPlane, grant: Callable[..., None]) -> None:
+        """Someone on call, who may not create pods, next to the author, who may."""
+        grant("olga", ["taskruns"], ["patch"])
+        grant("paul", ["taskruns"], ["patch"])
+        grant("paul", ["pods"], ["create"], group="")
+        restored = a_taskrun("stopped")
+        restored["metadata"]["labels"] = {"velero.io/restore-name": "monday"}
+        cluster.call("POST", TASKRUNS, restored)
+        path = f"{TASKRUNS}/stopped"
+        job = {"held": "SubmissionUnknown", "key": "load", "generation": 1}
+        adopt = {**job, "action": "Adopt", "handle": "job-1"}
+        fail = {**job, "action": "Fail"}
+        cluster.call("PATCH", path, {"spec": {"resolutions": [adopt]}}, user="paul")
+        run = {"metadata": {"labels": {"velero.io/restore-name": None}}}
+        for patch in (
+            {"spec": {"resolutions": [adopt, adopt]}},
+            {"spec": {"resolutions": [adopt, {**job, "action": "Resubmit"}]}},
+            {"spec": {"resolutions": [adopt, fail, {"held": "BudgetExhausted", "action": "Continue"}]}},
+            {"spec": {"resolutions": [adopt, {"held": "StateLost", "action": "StartEmpty"}]}},
+            {"spec": {"cancel": True, "retry": {"budgets": {"application": 9}}}},
+            {"spec": {"cancel": True, "deadlines": {"pendingSeconds": 9}}},
+            {"spec": {"suspend": False}},
+            run,
+            {**run, "spec": {"resolutions": [adopt, fail]}},
+        ):
+            said = refused(cluster, "PATCH", path, patch, user="olga")
+            assert said.startswith("403:"), patch
+            assert "you may only set spec.cancel and append resolutions with the action Fail" in said, patch
+            cluster.call("PATCH", path, patch, user="paul", dryRun="All")
+        cluster.call("PATCH", path, {"spec": {"resolutions": [adopt, fail]}}, user="olga")
+        lost = {"held": "StateLost", "action": "Fail"}
+        cluster.call("PATCH", path, {"spec": {"cancel": True, "resolutions": [adopt, fail, lost]}}, user="olga")
+        cluster.call("PATCH", path, run, user="paul")
+
     def test_may_not_write_the_status(self, cluster: RunningControlPlane, grant: Callable[..., None]) -> None:
         grant("steve", ["taskruns"], ["create", "update", "patch", "get"])
         cluster.call("POST", TASKRUNS, a_taskrun("forged"))
