@@ -450,7 +450,7 @@ class TestConfigMapsOfStrangers:
     """Nobody but Reattach may make a ConfigMap look like a state, neither at once nor later."""
 
     @pytest.fixture
-    def tenant(self, cluster: RunningControlPlane, grant: Callable[..., None]) -> str:
+    def tenant(self, grant: Callable[..., None]) -> str:
         user = f"tina-{secrets.token_hex(4)}"
         grant(user, ["configmaps"], ["create", "delete", "get", "list", "patch", "update"], group="")
         return user
@@ -769,7 +769,7 @@ def test_the_policies_are_well_typed(cluster: RunningControlPlane) -> None:
         return found if all("typeChecking" in policy.get("status", {}) for policy in found) else []
 
     policies = wait_until(checked, seconds=30, what="the policies are type-checked")
-    assert len(policies) == 9
+    assert len(policies) == 10
     for policy in policies:
         assert not policy["status"]["typeChecking"].get("expressionWarnings"), policy["metadata"]["name"]
 

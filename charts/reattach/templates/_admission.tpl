@@ -1,4 +1,4 @@
-{{/* A ValidatingAdmissionPolicyBinding with the action Deny. Takes a dict: root (the chart's context), name, everywhere (optional). */}}
+{{/* A ValidatingAdmissionPolicyBinding with the action Deny. Takes a dict: root (the chart's context), name, everywhere and annotations (optional). */}}
 {{/*
 With watchNamespaces the policies apply only to these namespaces, unless `everywhere` is set. In other namespaces this release does not
 act on TaskRuns or labels, and another release of Reattach with its own service accounts may serve them.
@@ -10,6 +10,10 @@ metadata:
   name: {{ .name }}
   labels:
     {{- include "reattach.labels" .root | nindent 4 }}
+  {{- with .annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
 spec:
   policyName: {{ .name }}
   validationActions: [Deny]
@@ -30,6 +34,10 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "reattach.operatorServ
 
 {{- define "reattach.serverUsername" -}}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "reattach.serverServiceAccountName" . }}
+{{- end -}}
+
+{{- define "reattach.releaseUsername" -}}
+system:serviceaccount:{{ .Release.Namespace }}:{{ include "reattach.releaseServiceAccountName" . }}
 {{- end -}}
 
 {{/*
