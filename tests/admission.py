@@ -7,22 +7,27 @@ from waiting import wait_until
 
 OPERATOR = "system:serviceaccount:reattach:reattach-operator"
 SERVER = "system:serviceaccount:reattach:reattach-server"
+RELEASE = "system:serviceaccount:reattach:reattach-release"
 
 
 def install_admission(control_plane: ControlPlane, namespace: str = "default", **values: Any) -> None:
     """Apply them as helm renders them for release `reattach` in namespace `reattach`, and wait until they act in `namespace`."""
     control_plane.apply_chart("crd.yaml", "admission-*.yaml", values=values)
 
-    def acts() -> bool:
+    def rejects(message: str, plural: str, body: dict[str, Any], **who: Any) -> bool:
         try:
-            control_plane.call(
-                "POST", f"/api/v1/namespaces/{namespace}/pods", pod(labels={"reattach.dev/probe": ""}), dryRun="All"
-            )
+            control_plane.call("POST", f"/api/v1/namespaces/{namespace}/{plural}", body, dryRun="All", **who)
         except ControlPlaneError as error:
-            return "only Reattach's operator" in str(error)
+            return message in str(error)
         return False
 
-    # The policy for pods and its binding are applied last, and the API server sees policies and bindings in order.
+    def acts() -> bool:
+        release = {"user": RELEASE, "groups": ("system:masters",)}
+        return rejects("only Reattach's operator", "pods", pod(labels={"reattach.dev/probe": ""})) and rejects(
+            "Reattach's release Job may only", "configmaps", {"metadata": {"name": "probe"}}, **release
+        )
+
+    # The API server sees policies and bindings in order. The last ones are those for pods, which depend on watchNamespaces, and the hook's.
     wait_until(acts, seconds=30, what="the admission policies act", every=0.1)
 
 

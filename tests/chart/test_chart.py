@@ -410,6 +410,13 @@ def test_edit_and_view_roles_include_taskruns_but_not_their_status(defaults: lis
     assert set(may_edit["verbs"]) == {"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
 
 
+def test_responder_role_may_not_create_and_is_not_aggregated(defaults: list[Object]) -> None:
+    role = of_kind(defaults, "ClusterRole")["reattach-reattach-responder"]
+    assert not [label for label in role["metadata"]["labels"] if "aggregate-to" in label]
+    (rule,) = role["rules"]
+    assert (rule["resources"], set(rule["verbs"])) == (["taskruns"], {"get", "list", "patch", "update", "watch"})
+
+
 # -- other objects ---------------------------------------------------------------------------------
 
 
@@ -430,7 +437,9 @@ def test_release_job_is_the_last_hook_after_its_permissions(defaults: list[Objec
         if "helm.sh/hook" in found["metadata"].get("annotations", {})
     }
     assert weights.pop("Job") > max(weights.values())
-    assert weights.keys() == {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
+    policy = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+    assert weights.keys() == {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"} | policy
+    assert all(weights[kind] < weights["ServiceAccount"] for kind in policy), "the account is never without its policy"
 
 
 def test_crd_is_kept_on_uninstall(defaults: list[Object]) -> None:

@@ -1,6 +1,7 @@
 """The chart's RBAC against what operator and state API really ask of the API server: none too few, none too many.
 
-Both run with the arguments and under the service accounts that the chart gives them; the audit log tells what they asked for.
+Both run with the arguments and under the service accounts that the chart gives them, and under its admission policies. The audit log tells what
+they asked for.
 """
 
 import base64
@@ -40,10 +41,11 @@ NOT_ASKED_FOR: dict[str, dict[Right, str]] = {
 
 @dataclass
 class Installation:
-    """Operator and state API of a release in a namespace of its own, which is also the one that it serves."""
+    """Operator and state API of a release in a namespace of its own, and the one namespace that it serves."""
 
     control_plane: ControlPlane
     namespace: str
+    served: str
     directory: Path
     mark: int
     objects: list[Object]
@@ -120,27 +122,49 @@ class Installation:
 @pytest.fixture(scope="module")
 def installation(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     namespace = control_plane.create_namespace("rights")
-    rendered = helm_template(values={"watchNamespaces": [namespace], "metrics": {"enabled": True}}, namespace=namespace)
-    objects = [
-        found
-        for found in yaml.safe_load_all(rendered)
-        if found and found["kind"] != "CustomResourceDefinition" and "Admission" not in found["kind"]
-    ]
+    served = control_plane.create_namespace("served")
+    rendered = helm_template(values={"watchNamespaces": [served], "metrics": {"enabled": True}}, namespace=namespace)
+    objects = [found for found in yaml.safe_load_all(rendered) if found and found["kind"] != "CustomResourceDefinition"]
     for found in objects:
-        if "Role" in found["kind"] or found["kind"] == "ServiceAccount":
-            if not found["kind"].startswith("Cluster"):
+        if "Role" in found["kind"] or found["kind"] == "ServiceAccount" or "Admission" in found["kind"]:
+            if not found["kind"].startswith(("Cluster", "Validating")):
                 found["metadata"].setdefault("namespace", namespace)
             control_plane.apply(yaml.safe_dump(found))
-    directory = tmp_path_factory.mktemp("rights")
-    yield Installation(control_plane, namespace, directory, control_plane.audit_mark(), objects)
-    control_plane.delete_namespace(namespace)
+    policies = [found for found in objects if "Admission" in found["kind"]]
+    try:
+        wait_until_policies_act(control_plane, namespace, served)
+        directory = tmp_path_factory.mktemp("rights")
+        yield Installation(control_plane, namespace, served, directory, control_plane.audit_mark(), objects)
+    finally:
+        control_plane.kubectl("delete", "--filename=-", stdin=yaml.safe_dump_all(policies))
+        control_plane.delete_namespace(served)
+        control_plane.delete_namespace(namespace)
+
+
+def wait_until_policies_act(control_plane: ControlPlane, namespace: str, served: str) -> None:
+    """Wait for the policy of the release Job, which is applied last."""
+    user = f"system:serviceaccount:{namespace}:reattach-release"
+
+    def acts() -> bool:
+        try:
+            control_plane.call(
+                *("POST", f"/api/v1/namespaces/{served}/configmaps", {"metadata": {"name": "probe"}}),
+                user=user,
+                groups=("system:masters",),
+                dryRun="All",
+            )
+        except ControlPlaneError as error:
+            return "Reattach's release Job may only" in str(error)
+        return False
+
+    wait_until(acts, seconds=30, what="the admission policies act", every=0.1)
 
 
 RUNS_ON = -1
 """Instead of an exit code: until it is stopped."""
 
 
-def task_of(port: int, exit_codes: list[int]) -> Any:
+def task_of(host: str, port: int, exit_codes: list[int]) -> Any:
     """A task that opens its state, writes it, submits a job once, and ends with the code of its attempt; with 0 it records completion."""
 
     def script(containers: Containers) -> None:
@@ -149,7 +173,7 @@ def task_of(port: int, exit_codes: list[int]) -> Any:
         session = new_session()
         token = containers.control_plane.token(containers.namespace, audiences=[TOKEN_AUDIENCE], pod=containers.pod)
         headers = {"Authorization": f"Bearer {token}", HEADER_SESSION: session}
-        name = {"sni_hostname": f"reattach-server.{containers.namespace}.svc"}
+        name = {"sni_hostname": host}
         with httpx.Client(
             base_url=f"https://127.0.0.1:{port}", verify=context, headers=headers, trust_env=False
         ) as client:
@@ -180,20 +204,22 @@ def never_start(containers: Containers) -> None:
 @pytest.fixture(scope="module")
 def lived(installation: Installation) -> Installation:
     """Some lives of TaskRuns, of every kind that asks for another right."""
-    namespace, control_plane = installation.namespace, installation.control_plane
+    namespace, control_plane = installation.served, installation.control_plane
     cluster = Cluster(control_plane, namespace)
     # A CA without content: one Secret is to be replaced, the other made.
-    control_plane.call("POST", f"/api/v1/namespaces/{namespace}/secrets", {"metadata": {"name": "reattach-ca"}})
+    secrets = f"/api/v1/namespaces/{installation.namespace}/secrets"
+    control_plane.call("POST", secrets, {"metadata": {"name": "reattach-ca"}})
     operator = installation.operator()
     server = None
     try:
         operator.start()
         server, port = installation.start_server()
+        host = f"reattach-server.{installation.namespace}.svc"
         scripts = {
-            "retried": task_of(port, [1, 0]),
+            "retried": task_of(host, port, [1, 0]),
             "pending": never_start,
-            "deleted": task_of(port, [RUNS_ON]),
-            "cancelled": task_of(port, [RUNS_ON]),
+            "deleted": task_of(host, port, [RUNS_ON]),
+            "cancelled": task_of(host, port, [RUNS_ON]),
         }
         with kubelet_of(control_plane) as kubelet:
             kubelet.play(namespace, lambda taskrun, _: scripts[taskrun])
@@ -285,4 +311,4 @@ def test_what_it_does_not_need_is_refused(lived: Installation, component: str, v
     user = f"system:serviceaccount:{lived.namespace}:reattach-{component}"
     groups = ("system:serviceaccounts", "system:authenticated")
     with pytest.raises(ControlPlaneError, match="403"):
-        lived.control_plane.call(verb, path.format(lived.namespace), {}, user=user, groups=groups)
+        lived.control_plane.call(verb, path.format(lived.served), {}, user=user, groups=groups)

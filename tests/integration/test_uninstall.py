@@ -23,14 +23,19 @@ class Site:
     def __init__(self, control_plane: ControlPlane, served: str) -> None:
         self.control_plane, self.served = control_plane, served
         self.own = control_plane.create_namespace("own")
-        # The Job's rights, under the chart's names, in this namespace.
-        rendered = helm_template("release-job.yaml", values={"watchNamespaces": [served]}, namespace=self.own)
+        # The Job's rights and its policy, under the chart's names, in this namespace.
+        templates = ("release-job.yaml", "admission-release.yaml")
+        rendered = helm_template(*templates, values={"watchNamespaces": [served]}, namespace=self.own)
+        self.policies: list[Object] = []
         for found in yaml.safe_load_all(rendered):
             if found["kind"] == "Job":
                 self.job = found
+                continue
+            if found["kind"].startswith("Validating"):
+                self.policies.append(found)
             else:
                 found["metadata"].setdefault("namespace", self.own)
-                control_plane.apply(yaml.safe_dump(found))
+            control_plane.apply(yaml.safe_dump(found))
 
     def add(self, path: str, name: str, *finalizers: str, **more: Any) -> Object:
         metadata = {"name": name, "finalizers": list(finalizers), **more.pop("metadata", {})}
@@ -82,6 +87,7 @@ class Site:
 def site(control_plane: ControlPlane, namespace: str) -> Iterator[Site]:
     made = Site(control_plane, namespace)
     yield made
+    control_plane.kubectl("delete", "--filename=-", stdin=yaml.safe_dump_all(made.policies))
     control_plane.delete_namespace(made.own)
 
 

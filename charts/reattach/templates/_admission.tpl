@@ -1,4 +1,4 @@
-{{/* A ValidatingAdmissionPolicyBinding with the action Deny. Takes a dict: root (the chart's context), name, everywhere (optional). */}}
+{{/* A ValidatingAdmissionPolicyBinding with the action Deny. Takes a dict: root (the chart's context), name, everywhere and annotations (optional). */}}
 {{/*
 With watchNamespaces the policies apply only to these namespaces, unless `everywhere` is set. In other namespaces this release does not
 act on TaskRuns or labels, and another release of Reattach with its own service accounts may serve them.
@@ -10,6 +10,10 @@ metadata:
   name: {{ .name }}
   labels:
     {{- include "reattach.labels" .root | nindent 4 }}
+  {{- with .annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
 spec:
   policyName: {{ .name }}
   validationActions: [Deny]
@@ -32,6 +36,10 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "reattach.operatorServ
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "reattach.serverServiceAccountName" . }}
 {{- end -}}
 
+{{- define "reattach.releaseUsername" -}}
+system:serviceaccount:{{ .Release.Namespace }}:{{ include "reattach.releaseServiceAccountName" . }}
+{{- end -}}
+
 {{/*
 Match condition: the request creates a TaskRun or changes its spec. Changes of labels and finalizers are not checked. So a TaskRun can
 always be cleaned up, even if a newer version of Reattach accepted its spec.
@@ -39,4 +47,12 @@ always be cleaned up, even if a newer version of Reattach accepted its spec.
 {{- define "reattach.admissionSpecIsNew" -}}
 - name: the-spec-is-new-or-changed
   expression: oldObject == null || dyn(object.spec) != dyn(oldObject.spec)
+{{- end -}}
+
+{{/*
+The labels, annotations and finalizers that only Reattach sets, as a condition on `key`. It excludes the labels and annotations that the adapter
+`kubernetes` sets on external jobs, because a job may be of any kind, or copy its labels to its pods. Reattach does not trust these.
+*/}}
+{{- define "reattach.isReservedKey" -}}
+key.startsWith('reattach.dev/') && !(key in ['reattach.dev/submission-token', 'reattach.dev/submitted-by', 'reattach.dev/submitted-as'])
 {{- end -}}
