@@ -166,7 +166,7 @@ class TestEndingBadly:
             ),
             (
                 reattach.RetryLater(60),
-                {"kind": "RetryLater", "message": "asked to be tried again in 60 s", "retryAfterSeconds": 60},
+                {"kind": "RetryLater", "message": "retry in 60 s, as the task requested", "retryAfterSeconds": 60},
             ),
             (KeyboardInterrupt(), {"kind": "Failed", "message": "KeyboardInterrupt"}),
             (SystemExit(3), {"kind": "Failed", "message": "SystemExit: 3"}),
