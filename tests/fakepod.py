@@ -72,13 +72,17 @@ class FakeTime:
             self._plans.remove(plan)
             plan[1]()
 
-    async def asleep(self, seconds: float) -> None:
+    async def async_sleep(self, seconds: float) -> None:
         self.sleep(seconds)
         await asyncio.sleep(0)
 
-    def waits(self) -> Timing:
+    def timing(self) -> Timing:
         return Timing(
-            clock=lambda: self.now, sleep=self.sleep, asleep=self.asleep, chance=lambda: 1.0, on_step=self.step
+            clock=lambda: self.now,
+            sleep=self.sleep,
+            async_sleep=self.async_sleep,
+            jitter=lambda: 1.0,
+            on_step=self.step,
         )
 
     def step(self, name: str) -> None:
@@ -222,7 +226,7 @@ class Pod:
         return TaskContext(
             settings or self._settings_now(),
             transport=self.api.transport(),
-            waits=self.time.waits(),
+            timing=self.time.timing(),
             environment=self.environment,
             end_process=self.ended.append,
         )
@@ -233,7 +237,7 @@ class Pod:
 
     def client(self) -> Client:
         connection = StateApiConnection(self.settings, "session-1", self.api.transport())
-        return Client(connection, self.settings.patience, self.over.append, self.time.waits())
+        return Client(connection, self.settings.patience, self.over.append, self.time.timing())
 
     def state(self) -> State:
         return State(self.client())

@@ -63,7 +63,7 @@ def main(task):
         rows = 0
     return {"rows": rows, "attempt": task.attempt}
 
-TaskContext(from_environment(os.environ), waits=Timing(on_step=at)).run(main)
+TaskContext(from_environment(os.environ), timing=Timing(on_step=at)).run(main)
 """
 
 

@@ -13,7 +13,7 @@ from stateapi import Attempt, Server, new_session
 JSON = dict[str, Any]
 
 HELD_EXIT_CODE = 85
-HELD_MESSAGE = '{"reattach":"v1","kind":"Held","message":"nobody can tell"}'
+HELD_MESSAGE = '{"reattach":"v1","kind":"Held","message":"outcome unknown"}'
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Tasks:
         """Intend, find that nobody can tell whether it was submitted, and ask for a person."""
         containers.run()
         process, _ = self.intended(containers)
-        assert process.outcome("Unknown", hold=True, message="the other side can't be looked into").status_code == 204
+        assert process.outcome("Unknown", hold=True, message="the external system is unavailable").status_code == 204
         containers.end(HELD_EXIT_CODE, HELD_MESSAGE)
 
     def finish(self, containers: Containers) -> None:

@@ -1,4 +1,4 @@
-"""Reattach: Kubernetes tasks that outlive their pods. This is what a task imports:
+"""Kubernetes tasks whose state outlives their pods. A task imports this package.
 
     import reattach
 
@@ -12,24 +12,32 @@
     if __name__ == "__main__":
         reattach.run(main)
 
-or, where the other side has an adapter, without a gap between submitting and storing the id:
+If an adapter exists for the external system, `submit_once` leaves no gap between submitting
+the job and storing its id:
 
     def main(task):
-        job = task.submit_once("load", Ray("http://ray-head:8265"), {"entrypoint": "python load.py"})
+        ray = Ray("http://ray-head:8265")
+        job = task.submit_once("load", ray, {"entrypoint": "python load.py"})
         return job.wait()
 
 The package, from the bottom up:
 
-    api         names and shapes that every part shares
-    cluster     the one seam to the Kubernetes API
+    api         names and data types that all parts share
+    errors      exceptions that the SDK raises
+    cluster     the only access to the Kubernetes API
+    adapters    one adapter for each kind of external system; `adapter` has its public names
     planner     decides what happens to a TaskRun: pure
-    state       a TaskRun's durable state: format, operations, compare-and-set
-    task        the SDK behind the names below
-    adapter     what an adapter is made of
-    adapters    one for each kind of external system
-    controller  the operator: watches, records, acts
+    state       the durable state of a TaskRun: format, operations, compare-and-set
+    task        the SDK, whose public names are below
+    runtime     reflector, work queue, rate limiter, events: for any kind
+    taskrun     the TaskRun controller: observes, records, acts
+    pki         the CA and the certificates of the state API
+    uninstall   the Job that runs before the chart is removed
     server      the state API, which task pods call
+    process     the operator process
+    cli         `kubectl reattach`
     aip103      runs task functions that were written for Airflow's AIP-103
+    testing     the conformance suite for adapters
 """
 
 from reattach.errors import (

@@ -1,8 +1,9 @@
-"""What an adapter for an external system is made of; `reattach.adapters` has those that come with Reattach.
+"""Base class and data types of adapters for external systems.
 
-    from reattach.adapter import Active, Adapter, Capabilities, ClientName, Submission, Submitted, Succeeded
+    from reattach.adapter import Active, Adapter, Capabilities, ClientName, Submission, Submitted
 
-See `docs/adapters.md` for how to write one, and `reattach.testing` for the suite that tries to break it.
+`docs/adapters.md` describes how to write an adapter, and `reattach.testing` tests it.
+`reattach.adapters` contains the adapters that come with Reattach.
 """
 
 from reattach.adapters.base import (

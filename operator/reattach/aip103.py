@@ -1,14 +1,21 @@
-"""Runs a task function that was written for Airflow's AIP-103 (task state), unchanged:
+"""Runs a task function that was written for Airflow's AIP-103 (task state) without changes to it.
 
-    reattach.aip103.run(my_task)              # one line at the end of its file
-    python -m reattach.aip103 module:my_task  # or none
+    reattach.aip103.run(my_task)              # as the last line of its file
+    python -m reattach.aip103 module:my_task  # without a change of the file
 
-The function gets what Airflow would give it, as far as it has a meaning here: `task_state` (Airflow 3.3 calls it `task_state_store`; both
-names are there), `ti`, `task_instance`, `try_number` and `run_id`, in whatever way it takes them: `**context`, one argument `context`, or
-arguments of these names. It may be async, and it may be wrapped by Airflow's `@task`. What it returns is the result.
+The function receives the part of Airflow's context that a TaskRun has: `task_state`, `ti`,
+`task_instance`, `try_number` and `run_id`. `task_state_store` is the name of `task_state` in
+Airflow 3.3; both names work. The function may take `**context`, one argument `context`, or
+arguments of these names. It may be async, and Airflow's `@task` may wrap it. Its return value is
+the result of the TaskRun.
 
-Different from Airflow, on purpose: a value over 64 KiB is refused, not stored with a warning; what a later attempt has fenced off gets
-`Fenced`, not the default; and nothing expires while the TaskRun is unfinished. Not here, since a TaskRun's state ends with the TaskRun:
+Three rules differ from Airflow:
+
+* A value over 64 KiB is rejected, and not stored with a warning.
+* A process that a later attempt has fenced gets `Fenced`, and not the default.
+* No key expires while the TaskRun is unfinished.
+
+Two features do not exist, because the state of a TaskRun is deleted with the TaskRun:
 `clear_on_success`, and state that outlives a manual clear.
 """
 
@@ -33,24 +40,25 @@ __all__ = ["NEVER_EXPIRE", "TaskInstance", "TaskState", "context_of", "main", "r
 
 
 class TaskState:
-    """`context["task_state"]`, with the methods that AIP-103 gives it and nothing else.
+    """`context["task_state"]`, with exactly the methods that AIP-103 defines.
 
-    `set` raises `ValueError` for None, NaN, Infinity, what is no JSON, and a value over 64 KiB. `retention` None means 30 days.
+    `set` raises `ValueError` for None, NaN, Infinity, a value that is not JSON, and one over
+    64 KiB. `retention` None means 30 days.
     """
 
     def __init__(self, state: State) -> None:
         self._state = state
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value, or `default` if the key is absent."""
+        """Return the value, or `default` if the key is absent."""
         return self._state.get(key, default)
 
     def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:
-        """Store or replace."""
+        """Store the value, over an existing one if there is one."""
         self._state.set(key, value, retention=retention)
 
     def delete(self, key: str) -> None:
-        """Remove the key; an absent one is fine."""
+        """Remove the key if it exists."""
         self._state.delete(key)
 
     def clear(self) -> None:
@@ -76,7 +84,7 @@ class TaskState:
 
 @dataclass(frozen=True)
 class TaskInstance:
-    """`context["ti"]`: the part of it that a TaskRun has. `try_number` is the attempt, from 1."""
+    """`context["ti"]`, with the attributes that a TaskRun has. `try_number` counts from 1."""
 
     try_number: int
     task_id: str
@@ -85,7 +93,7 @@ class TaskInstance:
 
 
 def context_of(opened: Task) -> dict[str, Any]:
-    """What Airflow would pass to the function."""
+    """Return the context that Airflow would pass to the function."""
     state = TaskState(opened.state)
     instance = TaskInstance(try_number=opened.attempt, task_id=opened.name, run_id=f"{opened.namespace}/{opened.name}")
     return {
@@ -99,21 +107,24 @@ def context_of(opened: Task) -> dict[str, Any]:
 
 
 def run(function: Callable[..., Any], *, patience: float = PATIENCE_SECONDS) -> Any:
-    """Run `function` as the task and return what it returns, which is also the TaskRun's result. See `reattach.run`."""
+    """Run `function` as the task, and return its result, which is also the TaskRun's result.
+
+    See `reattach.run`.
+    """
     return run_in(task(patience=patience), function)
 
 
 def run_in(context: TaskContext, function: Callable[..., Any]) -> Any:
-    """`run` in a context of your own."""
+    """Run `function` in a context that you made yourself. See `run`."""
     # Airflow's @task wraps the function and keeps it under this name.
     plain = getattr(function, "function", function)
-    arguments_of = _filler_of(plain)
+    arguments_of = _arguments_from_context(plain)
 
     def body(opened: Task) -> Any:
         positional, named = arguments_of(context_of(opened))
         if inspect.iscoroutinefunction(plain):
-            return _awaited(plain, positional, named)
-        with _airflow_failures():
+            return _call_async(plain, positional, named)
+        with _translate_airflow_errors():
             return plain(*positional, **named)
 
     return context.run(body)
@@ -124,15 +135,21 @@ def main() -> None:
     if len(sys.argv) != 2 or ":" not in sys.argv[1]:
         raise SystemExit("usage: python -m reattach.aip103 module:function")
     module, _, name = sys.argv[1].partition(":")
-    _stand_in_for_airflow()
+    _install_airflow_stub()
     run(getattr(importlib.import_module(module), name))
 
 
 _NAMES: Final = ("task_state", "task_state_store", "ti", "task_instance", "try_number", "run_id")
 
 
-def _filler_of(function: Callable[..., Any]) -> "Callable[[dict[str, Any]], tuple[list[Any], dict[str, Any]]]":
-    """How the function takes its context. Raises `TypeError` if it needs what isn't there, before anything is opened."""
+def _arguments_from_context(
+    function: Callable[..., Any],
+) -> "Callable[[dict[str, Any]], tuple[list[Any], dict[str, Any]]]":
+    """Return a function that picks the arguments of `function` from the context.
+
+    Raises:
+        TypeError: `function` requires other arguments. Raised early, before the state is opened.
+    """
     signature = inspect.signature(function)
     parameters = signature.parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
@@ -147,18 +164,18 @@ def _filler_of(function: Callable[..., Any]) -> "Callable[[dict[str, Any]], tupl
     try:
         signature.bind(*positional, **named)
     except TypeError as error:
-        raise TypeError(f"{function}: {error}; a task function is given {', '.join(_NAMES)}") from None
+        raise TypeError(f"{function}: {error}; a task function may take only {', '.join(_NAMES)}") from None
     return arguments_of
 
 
-async def _awaited(function: Callable[..., Any], positional: list[Any], named: dict[str, Any]) -> Any:
-    with _airflow_failures():
+async def _call_async(function: Callable[..., Any], positional: list[Any], named: dict[str, Any]) -> Any:
+    with _translate_airflow_errors():
         return await function(*positional, **named)
 
 
 @contextlib.contextmanager
-def _airflow_failures() -> Iterator[None]:
-    """Airflow's word for "do not try again" is an exception of this name."""
+def _translate_airflow_errors() -> Iterator[None]:
+    """Raise `PermanentFailure` for an `AirflowFailException`, which means: do not retry."""
     try:
         yield
     except Exception as error:
@@ -167,8 +184,8 @@ def _airflow_failures() -> Iterator[None]:
         raise
 
 
-def _stand_in_for_airflow() -> None:
-    """Where Airflow isn't installed, let `from airflow.sdk import NEVER_EXPIRE` work, and what else a task function of AIP-103 imports."""
+def _install_airflow_stub() -> None:
+    """Provide the names that AIP-103 imports from Airflow, if Airflow is not installed."""
     if importlib.util.find_spec("airflow") is not None:
         return
     fail = type("AirflowFailException", (Exception,), {})
@@ -181,8 +198,10 @@ def _stand_in_for_airflow() -> None:
         "airflow.sdk.execution_time.context": {"NEVER_EXPIRE": NEVER_EXPIRE},
     }
     for name, names in contents.items():
-        module = types.ModuleType(name, "What a task function of AIP-103 imports, where Airflow isn't installed.")
-        module.__path__ = []  # a package: it may have parts
+        module = types.ModuleType(
+            name, "Names that a task function of AIP-103 imports, because Airflow is not installed."
+        )
+        module.__path__ = []  # makes it a package, which may contain modules
         module.__dict__.update(names)
         sys.modules[name] = module
         parent, _, child = name.rpartition(".")

@@ -4,9 +4,10 @@ import time
 
 
 def monotonic() -> float:
-    """Return seconds that never go back and, on Linux, include the time that the machine was suspended.
+    """Return seconds that never go back and, on Linux, include the time of a suspended machine.
 
-    Retention periods of external systems expire meanwhile, and `time.monotonic` would not count that time.
+    Retention periods of external systems expire meanwhile, but `time.monotonic` does not count
+    that time.
     """
     return time.clock_gettime(_CLOCK)
 

@@ -1,50 +1,51 @@
-"""Everything that the SDK raises.
+"""Exceptions that the SDK raises.
 
     Exception
       ReattachError
         NotInPod               this process was not started by Reattach
-        InvalidKey             empty, too long                                        (a ValueError)
-        InvalidValue           null, NaN, Infinity, not JSON, or a wrong retention    (a ValueError)
+        InvalidKey             empty, or too long                                  (a ValueError)
+        InvalidValue           null, NaN, Infinity, not JSON, or invalid retention (a ValueError)
           ValueTooLarge        more than 64 KiB, or a result of more than 4 KiB
         StateFull              all keys together would take more than 512 KiB
-        KeyExists              `if_absent`, and the key is there
+        KeyExists              `if_absent`, and the key exists
         VersionMismatch        `if_version`, and the version is another
         AlreadyCompleted       changes after `complete`
-        DigestChanged          another request under the key of an external job that is open or succeeded
-        JobsOpen               an external job is open that must not be: at `complete`, or at `resubmit` of its key
-        JobFailed              an external job is over, without success
-        JobOver                a handle or an outcome for an external job that has ended otherwise
+        DigestChanged          another request for an external job that is open or succeeded
+        JobsOpen               an external job is still open, at `complete` or `resubmit`
+        JobFailed              an external job ended without success
+        JobOver                a handle or an outcome for a job that ended with another outcome
         HandleDiffers          a handle for an external job that has another one
         GroundsRefused         `again`, and the stored state contradicts it
         Rejected               raised by an adapter: the external system made no job
         InvalidCall            any other call that the state API rejects
-        PermanentFailure       raised by you: trying again can't help
-        RetryLater             raised by you: try again, but not before so many seconds
+        PermanentFailure       raised by you: a retry can't succeed
+        RetryLater             raised by you: retry, but not before so many seconds
     SystemExit
-      AttemptOver              the state is out of reach: this attempt must end
+      AttemptOver              the state is unavailable for good: this attempt must end
         Fenced           79    a later attempt, or another process of this pod, took over
         Closing          80    the TaskRun is being ended or suspended
         StateLost        81    the state was deleted by force; manual resolution required
         Refused          82    the state API no longer accepts this pod
-        Unavailable      83    the state API was absent for longer than the patience
+        Unavailable      83    the state API was unavailable for longer than the patience
         ProtocolError    84    the state API does not understand this SDK
         Held             85    an external job waits for a resolution
         Terminated      143    SIGTERM
 
-A mistake in a call raises an `Exception`. A state that can't be read or written raises a `SystemExit` with the exit code
-shown, because `except Exception:` must not make a task treat it as "nothing is stored yet" and submit its job again.
-A `SystemExit` also ends an `asyncio` program at once; other exceptions stay in their task until something awaits it.
+A mistake in a call raises an `Exception`. A failure to read or write the state raises a
+`SystemExit` with the exit code above. `except Exception:` does not catch it, because a task must
+not treat the failure as "no job is stored yet" and submit its job again. A `SystemExit` also ends
+an `asyncio` program at once. Other exceptions stay in their task until the task is awaited.
 """
 
 from typing import ClassVar
 
 
 class ReattachError(Exception):
-    """The call is wrong, or your code raised this on purpose. Nothing was changed."""
+    """Base class of errors in a call, and of errors that your code raises. No change was stored."""
 
 
-class NotInPod(ReattachError):  # noqa: N818 -- says what is the case
-    """This process was not started by Reattach: the variables or files that a task's container gets are missing."""
+class NotInPod(ReattachError):  # noqa: N818 -- named after the condition
+    """Reattach did not start this process: variables or files of a task's container are missing."""
 
 
 class InvalidKey(ReattachError, ValueError):  # noqa: N818
@@ -52,7 +53,7 @@ class InvalidKey(ReattachError, ValueError):  # noqa: N818
 
 
 class InvalidValue(ReattachError, ValueError):  # noqa: N818
-    """A value must be JSON without null, NaN and Infinity, also inside; a retention must be positive."""
+    """A value must be JSON without null, NaN or Infinity; a retention must be positive."""
 
 
 class ValueTooLarge(InvalidValue):
@@ -64,31 +65,38 @@ class StateFull(ReattachError):  # noqa: N818
 
 
 class KeyExists(ReattachError):  # noqa: N818
-    """`if_absent` was asked for, and the key is there."""
+    """The call has `if_absent`, and the key exists."""
 
 
 class VersionMismatch(ReattachError):  # noqa: N818
-    """`if_version` was asked for, and the key has another version, or is absent."""
+    """The call has `if_version`, and the key has another version or is absent."""
 
 
 class AlreadyCompleted(ReattachError):  # noqa: N818
-    """This attempt already recorded its completion: its state is final."""
+    """The attempt already recorded its completion, so its state is final."""
 
 
 class DigestChanged(ReattachError):  # noqa: N818
-    """The external job under this key is open or succeeded, and has another request or adapter. Use another key."""
+    """The external job under this key is open or succeeded, and has another request or adapter.
+
+    Use another key.
+    """
 
 
 class JobsOpen(ReattachError):  # noqa: N818
-    """A task is done, or an external job is wanted once more, only when no job that it would leave behind is open: wait for it, cancel
-    it, or submit it as detached.
+    """An external job is still open, so the task can't complete, or the job can't be resubmitted.
+
+    Wait for the job, cancel it, or submit it as detached.
     """
 
 
 class JobFailed(ReattachError):  # noqa: N818
-    """An external job is over, without success: it failed, was cancelled, or was never begun (`handle` None).
+    """An external job ended without success.
 
-    Left alone, it ends the attempt and is charged to `application`; the next attempt submits the job anew, as its next generation.
+    It failed, was cancelled, or never started (`handle` None).
+
+    If your code does not catch this error, the attempt ends and is charged to `application`. The
+    next attempt submits the job again, as its next generation.
     """
 
     def __init__(self, *, key: str, generation: int, handle: str | None, message: str, cancelled: bool = False) -> None:
@@ -109,7 +117,10 @@ class JobOver(ReattachError):  # noqa: N818
 
 
 class HandleDiffers(ReattachError):  # noqa: N818
-    """The external job has another handle. The new one is stored as a stray, because it may be a second job that runs."""
+    """The external job has another handle.
+
+    The new handle is stored as a stray, because it may belong to a second job that runs.
+    """
 
 
 class GroundsRefused(ReattachError):  # noqa: N818
@@ -117,15 +128,17 @@ class GroundsRefused(ReattachError):  # noqa: N818
 
 
 class InvalidCall(ReattachError):  # noqa: N818
-    """The state API rejects the call; the message has the reason."""
+    """The state API rejected the call; the message has the reason."""
 
 
 class PermanentFailure(ReattachError):  # noqa: N818
-    """Raise it to fail the TaskRun at once, whatever its budgets say: trying again can't help."""
+    """Raise it to fail the TaskRun at once, even if its budgets allow a retry."""
 
 
 class RetryLater(ReattachError):  # noqa: N818
-    """Raise it to end this attempt and have the next one start no sooner than `seconds` from now. Charged to `application`.
+    """Raise it to end this attempt and start the next one not before `seconds` have passed.
+
+    The attempt is charged to `application`.
 
     Raises:
         ValueError: `seconds` is negative.
@@ -134,13 +147,15 @@ class RetryLater(ReattachError):  # noqa: N818
     def __init__(self, seconds: float, message: str = "") -> None:
         if not seconds >= 0:
             raise ValueError(f"seconds must be 0 or more, not {seconds}")
-        super().__init__(message or f"asked to be tried again in {seconds:g} s")
+        super().__init__(message or f"retry in {seconds:g} s, as the task requested")
         self.seconds = seconds
 
 
 class AttemptOver(SystemExit):
-    """The state is out of reach for good: this attempt must end, and nothing it does counts any more. See the module for why it is
-    no `Exception`. Uncaught, it ends the process with `exit_code` and no traceback.
+    """The state is unavailable to this attempt for good, so the attempt must end.
+
+    If your code does not catch it, it ends the process with `exit_code` and without a traceback.
+    The docstring of this module has the reason for deriving it from `SystemExit`.
     """
 
     exit_code: ClassVar[int] = 1
@@ -151,36 +166,47 @@ class AttemptOver(SystemExit):
 
 
 class Fenced(AttemptOver):
-    """A later attempt, or another process of this pod, opened the state. The process ends within seconds even if this is caught."""
+    """A later attempt, or another process of this pod, opened the state.
+
+    The process ends within seconds even if your code catches this error.
+    """
 
     exit_code = 79
 
 
 class Closing(AttemptOver):
-    """The TaskRun is being ended or suspended. The process ends within seconds even if this is caught."""
+    """The TaskRun is being ended or suspended.
+
+    The process ends within seconds even if your code catches this error.
+    """
 
     exit_code = 80
 
 
 class StateLost(AttemptOver):
-    """The state was deleted by force; the TaskRun is held for a resolution. The process ends within seconds even if this is caught."""
+    """The state was deleted by force, and the TaskRun is held for a resolution.
+
+    The process ends within seconds even if your code catches this error.
+    """
 
     exit_code = 81
 
 
 class Refused(AttemptOver):
-    """The state API does not accept this pod (any more), for example because it is gone or its token expired.
+    """The state API does not accept this pod.
 
-    The process ends within seconds even if this is caught.
+    For example, the pod was deleted or its token expired. The process ends within seconds even if
+    your code catches this error.
     """
 
     exit_code = 82
 
 
 class Unavailable(AttemptOver):
-    """The state API was unavailable for `patience` seconds. The change may or may not have been stored.
+    """The state API was unavailable for `patience` seconds. The change may or may not be stored.
 
-    Also raised if another process of this attempt may be submitting the same job, and stores no handle.
+    The SDK also raises it if another process of this attempt may be submitting the same job and
+    stores no handle.
 
     Catch it by name around calls that your task does not depend on, such as writing progress.
     """
@@ -189,21 +215,28 @@ class Unavailable(AttemptOver):
 
 
 class ProtocolError(AttemptOver):
-    """The state API does not know the call, or this SDK does not know its response. Their versions are incompatible."""
+    """The versions of the state API and this SDK are incompatible.
+
+    The state API does not know the call, or this SDK does not know its response.
+    """
 
     exit_code = 84
 
 
 class Terminated(AttemptOver):
-    """SIGTERM: the pod is being stopped. The external job goes on, and the next attempt finds it. Clean up, and end."""
+    """The process received SIGTERM, because the pod is being stopped. Clean up, and end.
+
+    The external job keeps running, and the next attempt finds it.
+    """
 
     exit_code = 143
 
 
 class Held(AttemptOver):
-    """It is unknown whether an external job runs. The TaskRun waits for a resolution and starts no pod until then.
+    """An external job may be running, and the SDK can't determine whether it is.
 
-    The process ends within seconds even if this is caught.
+    The TaskRun waits for a resolution and starts no pod until then. The process ends within seconds
+    even if your code catches this error.
     """
 
     exit_code = 85

@@ -48,5 +48,5 @@ def main(task: Task) -> object:
 
 
 if __name__ == "__main__":
-    TaskContext(from_environment(os.environ), waits=Timing(on_step=strike)).run(main)
+    TaskContext(from_environment(os.environ), timing=Timing(on_step=strike)).run(main)
     sys.exit(0)

@@ -96,7 +96,7 @@ def test_a_task_waits_out_a_state_api_that_is_away_for_a_minute(release: Cluster
         def said() -> bool:
             nonlocal log
             log = release.log(pod["metadata"]["name"], namespace)
-            return "state API has not answered" in log
+            return "state API has been unavailable" in log
 
         wait_until(said, seconds=40, what="the task's log says that it waits", every=1)
         # A job of 40 s is over; without the state API the task can't know more than that, and must not end.

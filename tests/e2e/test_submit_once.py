@@ -213,7 +213,7 @@ def test_nothing_is_submitted_while_the_state_api_is_away(release: Cluster, name
         release.scale_state_api(0)
         Processes(away).go_on()
         for pod in pods.values():
-            wait_logged(release, pod, namespace, "state API has not answered")
+            wait_logged(release, pod, namespace, "state API has been unavailable")
         assert release.jobs(namespace, label="away-before-intent") == []
         assert "outcome" not in status_of(release, "away-before-intent", namespace)
     finally:

@@ -214,7 +214,7 @@ def test_a_submission_that_nobody_can_tell_of_waits_for_a_person(
     name = f"asked-{decision.lower()}"
     stage.run(name, lambda attempt: tasks.ask if attempt == 1 else tasks.finish)
     held = wait_for_hold(stage, name, "SubmissionUnknown")
-    assert "the other side can't be looked into" in held["message"]
+    assert "the external system is unavailable" in held["message"]
     assert len(stage.cluster.pods(name)) == 1
     text = stage.operator.metric('reattach_held_taskruns{reason="SubmissionUnknown"}')
     assert text is not None

@@ -1,4 +1,6 @@
-"""The SDK, which runs inside a task's pod. Read the modules in this order:
+"""The SDK, which runs inside a task's pod.
+
+Read the modules in this order:
 
     context         `task()`, `run()`, and the `Task` that they return
     state           `task.state`: get, set, delete, clear, list, batch
@@ -15,5 +17,6 @@
     settings        the pod's environment
     log             the default handler of the logger `reattach`
 
-A task imports `reattach` itself. `reattach.errors` lists all exceptions; `reattach.adapter` has the parts of an adapter.
+A task imports `reattach` itself. `reattach.errors` lists all exceptions; `reattach.adapter` has the
+parts of an adapter.
 """

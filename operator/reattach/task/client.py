@@ -1,7 +1,7 @@
-"""One call to the state API, asked until it is answered or patience is over.
+"""Sends a call to the state API, and retries it until a response arrives or the patience is over.
 
-Asking again is safe: a call that changes something carries a request id, made once per call, under which the state API remembers its
-answer. So a lost answer is no reason to give up, and never one to guess.
+A retry is safe, because a call that changes something has an idempotency key (the request id). The
+state API stores its response under this key and returns it to a retry.
 """
 
 import asyncio
@@ -50,14 +50,21 @@ DELAY_SECONDS_FIRST = 0.2
 DELAY_SECONDS_MAX = 10.0
 RETRY_AFTER_SECONDS_MAX = 60.0
 QUIET_SECONDS = 3.0
-"""How long the state API may be absent before the log says so."""
+"""Seconds of an outage before it is logged."""
 REMINDER_SECONDS = 60.0
+"""Interval of log lines during an outage."""
 UNAUTHENTICATED_SECONDS = 120.0
-"""How long a 401 is put down to a token that is just being replaced: the kubelet looks after a pod's files about once a minute."""
+"""Seconds for which a 401 is retried, because the token may just be rotating.
+
+The kubelet updates the files of a pod about once a minute.
+"""
 
 
 class KeyAbsentError(Exception):
-    """The key, or the external job, is absent: said by the state API itself, not concluded from any other answer."""
+    """The state API itself reported that the key or the external job is absent.
+
+    Another 404 does not raise this error, because it may be from a proxy.
+    """
 
 
 _ERRORS: Final[Mapping[str, type[Exception] | type[AttemptOver]]] = {
@@ -88,13 +95,16 @@ _ERRORS: Final[Mapping[str, type[Exception] | type[AttemptOver]]] = {
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """What is asked, and the shape of the answer (None: no body is expected). `request_id`: of a change that may be asked for again
-    later; without one, each asking is a change of its own.
+    """A call of the state API.
+
+    response_type: type of the body of the response; None for no body.
+    request_id: idempotency key of a change that the caller may send again later. Without it, each
+        `Client.call` is a change of its own.
     """
 
     method: str
     path: str
-    answer: type[T]
+    response_type: type[T]
     body: msgspec.Struct | None = None
     params: tuple[tuple[str, str], ...] = ()
     request_id: str | None = None
@@ -112,12 +122,17 @@ class Call(Generic[T]):
 
 @dataclass(frozen=True)
 class Timing:
-    """Clock, sleep and chance, so that a test can have its own. `on_step` is told each step of submitting once (`jobs.Step`)."""
+    """Clock, sleep and jitter, which a test can replace.
+
+    clock: monotonic time in seconds.
+    jitter: random number of at least 0 and below 1.
+    on_step: receives each step of `submit_once` (`job_client.Step`).
+    """
 
     clock: Callable[[], float] = monotonic
     sleep: Callable[[float], None] = time.sleep
-    asleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    chance: Callable[[], float] = random.random
+    async_sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    jitter: Callable[[], float] = random.random
     on_step: Callable[[str], None] = lambda _step: None
 
 
@@ -132,15 +147,15 @@ class Client:
     connection: StateApiConnection
     patience: float
     on_attempt_over: Callable[[AttemptOver], None]
-    waits: Timing = field(default_factory=Timing)
+    timing: Timing = field(default_factory=Timing)
 
     def call(self, call: Call[T]) -> T:
-        """The answer.
+        """Return the response.
 
         Raises:
-            ReattachError: the call is wrong as it is.
-            AttemptOver: what is stored can't be known any more.
-            KeyAbsentError: the key, or the external job, is absent.
+            ReattachError: the state API rejected the call.
+            AttemptOver: the state is unavailable to this attempt for good.
+            KeyAbsentError: the key or the external job is absent.
         """
         steps = self._steps(call)
         step = next(steps)
@@ -149,7 +164,7 @@ class Client:
                 if isinstance(step, StateApiRequest):
                     step = steps.send(_outcome_of(self.connection, step))
                 else:
-                    self.waits.sleep(step)
+                    self.timing.sleep(step)
                     step = next(steps)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
@@ -166,7 +181,7 @@ class Client:
                 if isinstance(step, StateApiRequest):
                     step = steps.send(await _async_outcome_of(self.connection, step))
                 else:
-                    await self.waits.asleep(step)
+                    await self.timing.async_sleep(step)
                     step = next(steps)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
@@ -177,80 +192,89 @@ class Client:
     def _steps(
         self, call: Call[T]
     ) -> "Generator[StateApiRequest | float, httpx.Response | UnreachableError | None, T]":
-        """Yields a request to send (the answer or the failure comes back), or seconds to wait; returns the answer."""
+        """Yield each request to send and each number of seconds to wait, and return the response.
+
+        The generator receives the HTTP response or the failure of a request that it yields.
+        """
         request = call.to_request()
-        absence = _OutageTimer(self.waits, self.patience)
+        outage = _StateApiOutage(self.timing, self.patience)
         while True:
             outcome = yield request
             assert outcome is not None
             if isinstance(outcome, UnreachableError):
-                yield absence.wait(str(outcome))
+                yield outage.wait(str(outcome))
             elif outcome.is_success:
                 try:
-                    answer = _decode(outcome, call.answer)
+                    response = _decode(outcome, call.response_type)
                 except msgspec.DecodeError as error:
-                    yield absence.wait(f"an answer that is none of the state API's ({error})")
+                    yield outage.wait(f"the response is not from the state API ({error})")
                 else:
-                    absence.end()
-                    return answer
+                    outage.end()
+                    return response
             else:
                 problem = _problem_of(outcome)
                 if problem is not None and problem.code == ProblemCode.UNAUTHENTICATED:
-                    yield absence.wait_for_token(problem)
+                    yield outage.wait_for_token(problem)
                 elif problem is not None and _is_final(problem):
-                    absence.end()
+                    outage.end()
                     raise _ERRORS.get(problem.code, ProtocolError)(problem.detail or problem.title)
                 else:
-                    yield absence.wait(_said(outcome, problem), _retry_after_of(outcome))
+                    yield outage.wait(_description_of(outcome, problem), _retry_after_of(outcome))
 
 
-class _OutageTimer:
-    """How long there has been no answer, what was said about it, and how long to wait next."""
+class _StateApiOutage:
+    """One outage of the state API: its duration, its log lines and the delays between tries."""
 
-    def __init__(self, waits: Timing, patience: float) -> None:
-        self._waits = waits
+    def __init__(self, timing: Timing, patience: float) -> None:
+        self._timing = timing
         self._patience = patience
-        self._since = waits.clock()
-        self._refused_since: float | None = None
+        self._since = timing.clock()
+        self._unauthenticated_since: float | None = None
         self._delay = DELAY_SECONDS_FIRST
-        self._said_at: float | None = None
+        self._logged_at: float | None = None
 
     def wait(self, why: str, retry_after: float = 0.0) -> float:
-        """Seconds to wait before asking again. Raises `Unavailable` when patience is over."""
-        self._refused_since = None
+        """Return the seconds before the next try. Raises `Unavailable` if the patience is over."""
+        self._unauthenticated_since = None
         return self._wait(why, retry_after)
 
     def wait_for_token(self, problem: Problem) -> float:
-        """`wait`, for the next token. Raises `Refused` when nothing but that was answered for too long."""
-        now = self._waits.clock()
-        if self._refused_since is None:
-            self._refused_since = now
-        if now - self._refused_since >= UNAUTHENTICATED_SECONDS:
+        """Return the seconds before the next try with the next token.
+
+        Raises:
+            Refused: every response was a 401 for `UNAUTHENTICATED_SECONDS`.
+            Unavailable: the patience is over.
+        """
+        now = self._timing.clock()
+        if self._unauthenticated_since is None:
+            self._unauthenticated_since = now
+        if now - self._unauthenticated_since >= UNAUTHENTICATED_SECONDS:
             raise Refused(problem.detail or problem.title)
         return self._wait(f"{problem.status} {problem.code}: {problem.detail}")
 
     def _wait(self, why: str, retry_after: float = 0.0) -> float:
-        now = self._waits.clock()
-        lasting = now - self._since
-        if lasting >= self._patience:
-            raise Unavailable(f"the state API did not answer for {lasting:.0f} s; last: {why}")
-        if lasting >= QUIET_SECONDS and (self._said_at is None or now - self._said_at >= REMINDER_SECONDS):
-            self._said_at = now
+        now = self._timing.clock()
+        seconds = now - self._since
+        if seconds >= self._patience:
+            raise Unavailable(f"the state API was unavailable for {seconds:.0f} s; the last error was: {why}")
+        if seconds >= QUIET_SECONDS and (self._logged_at is None or now - self._logged_at >= REMINDER_SECONDS):
+            self._logged_at = now
             logger.warning(
-                "The state API has not answered for %.0f s (%s). Waiting for it, for at most %.0f s more.",
-                lasting,
+                "The state API has been unavailable for %.0f s (%s). Retrying for at most %.0f s more.",
+                seconds,
                 why,
-                self._patience - lasting,
+                self._patience - seconds,
             )
-        # At least half of it, so that the longest wait stays near the bound, and at random, so that tasks do not come all at once.
-        wait = self._delay * (0.5 + self._waits.chance() / 2)
+        # Jitter spreads the retries of many tasks. At least half of the delay is kept, so that the
+        # longest delay stays near its bound.
+        wait = self._delay * (0.5 + self._timing.jitter() / 2)
         self._delay = min(self._delay * 2, DELAY_SECONDS_MAX)
-        return min(max(wait, retry_after), self._patience - lasting)
+        return min(max(wait, retry_after), self._patience - seconds)
 
     def end(self) -> None:
-        """An answer came."""
-        if self._said_at is not None:
-            logger.warning("The state API answers again, after %.0f s.", self._waits.clock() - self._since)
+        """End the outage, and log that if its start was logged."""
+        if self._logged_at is not None:
+            logger.warning("The state API is available again, after %.0f s.", self._timing.clock() - self._since)
 
 
 def _outcome_of(connection: StateApiConnection, request: StateApiRequest) -> httpx.Response | UnreachableError:
@@ -269,14 +293,14 @@ async def _async_outcome_of(
         return error
 
 
-def _decode(response: httpx.Response, answer: type[T]) -> T:
-    if answer is type(None):
+def _decode(response: httpx.Response, response_type: type[T]) -> T:
+    if response_type is type(None):
         return None
-    return msgspec.json.decode(response.content, type=answer)
+    return msgspec.json.decode(response.content, type=response_type)
 
 
 def _problem_of(response: httpx.Response) -> Problem | None:
-    """The state API's own error; None if the answer is of something in between, such as a proxy."""
+    """Return the state API's own error, or None if the response is from a proxy."""
     if not response.headers.get("Content-Type", "").startswith("application/problem+json"):
         return None
     try:
@@ -286,17 +310,20 @@ def _problem_of(response: httpx.Response) -> Problem | None:
 
 
 def _is_final(problem: Problem) -> bool:
-    """Asking again would give the same answer. An error without a problem is never final: it may be of something in between."""
+    """Return whether a retry would get the same response.
+
+    An error without a problem document is never final, because it may be from a proxy.
+    """
     return problem.status == 501 or (400 <= problem.status < 500 and problem.status != 429)
 
 
-def _said(response: httpx.Response, problem: Problem | None) -> str:
+def _description_of(response: httpx.Response, problem: Problem | None) -> str:
     if problem is None:
         return f"{response.status_code} {response.reason_phrase}"
     return f"{problem.status} {problem.code}: {problem.detail}"
 
 
 def _retry_after_of(response: httpx.Response) -> float:
-    """Seconds; the form with a date is not used here."""
+    """Return the seconds of `Retry-After`. The state API never sends the form with a date."""
     text: Any = response.headers.get("Retry-After", "")
     return min(float(text), RETRY_AFTER_SECONDS_MAX) if text.isdecimal() else 0.0

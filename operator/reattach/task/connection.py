@@ -1,4 +1,7 @@
-"""Connections to the state API. Each request reads the token and the CA from disk, because both rotate while a task runs."""
+"""Connections to the state API.
+
+Each request reads the token and the CA from disk, because both rotate while a task runs.
+"""
 
 import asyncio
 import os
@@ -27,11 +30,16 @@ class StateApiRequest:
 
 
 class UnreachableError(Exception):
-    """No response arrived, so the request may or may not have been carried out. The message has the reason."""
+    """No response arrived, so the request may or may not have been carried out.
+
+    The message has the reason.
+    """
 
 
 class StateApiConnection:
-    """Sends single requests, for plain and for async code. Safe to use from several threads, event loops, and after a fork.
+    """Sends single requests, for plain and for async code.
+
+    Safe to use from several threads and event loops, and after a fork.
 
     `transport` replaces the network in tests.
     """
@@ -40,10 +48,12 @@ class StateApiConnection:
         self._settings = settings
         self._session = session
         self._transport = transport
-        # One lock per process, because a fork copies a lock that another thread holds as held for ever.
+        # One lock per process, because a fork copies a lock that another thread holds as held for
+        # ever.
         self._locks: dict[int, threading.Lock] = {}
-        # Of plain ones the newest is in use, of async ones the one of its event loop. An older one is not closed while others may be using
-        # it; after a fork its TLS connections are the parent's.
+        # The newest plain client is in use, and for each event loop its newest async client. Older
+        # ones are not closed, because other threads may be using them. After a fork, their TLS
+        # connections belong to the parent.
         self._plain: list[tuple[Identity, httpx.Client]] = []
         self._async: list[tuple[Identity, asyncio.AbstractEventLoop, httpx.AsyncClient]] = []
 
@@ -147,7 +157,7 @@ class StateApiConnection:
 
 
 def _tls(ca: str) -> ssl.SSLContext:
-    # Not `create_default_context`, because with an empty `ca` it trusts the CAs of the system.
+    # `create_default_context` trusts the CAs of the system if `ca` is empty.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(cadata=ca)

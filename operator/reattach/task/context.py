@@ -1,7 +1,8 @@
-"""`reattach.task()` and `reattach.run()`: how a task begins, and how it ends.
+"""`reattach.task()` and `reattach.run()`: the start and the end of a task.
 
-A task is done when its block is left, or its function returns. That is recorded in the state, and the record is final. Leaving by an
-exception (`sys.exit(0)` among them) records nothing: the operator is told why in the termination message, and decides whether to try again.
+A task completes when its block ends, or when its function returns. The state records the
+completion, and the record is final. An exception, also that of `sys.exit(0)`, completes nothing.
+The SDK then writes the reason into the termination message, and the operator decides about a retry.
 """
 
 import asyncio
@@ -19,12 +20,12 @@ import httpx
 from reattach.adapters.base import Adapter
 from reattach.api.messages import CompleteRequest, OpenRequest, OpenResponse
 from reattach.api.names import ENV_SESSION
+from reattach.task import log
 from reattach.task.client import Call, Client, Timing
 from reattach.task.connection import StateApiConnection
 from reattach.task.external_job import ExternalJob
 from reattach.task.job_client import JobClient
 from reattach.task.jobs import Jobs
-from reattach.task.log import show
 from reattach.task.settings import PATIENCE_SECONDS, TaskSettings, from_environment
 from reattach.task.state import State
 from reattach.task.submission import JobRequest, SubmissionProcess
@@ -37,13 +38,13 @@ T = TypeVar("T")
 
 
 class Task:
-    """The attempt that this process is. Made by `task()` and `run()`.
+    """The attempt that this process runs. Made by `task()` and `run()`.
 
-    namespace, name: of the TaskRun.
-    attempt: its number, from 1; a number is never used twice.
-    state: the TaskRun's durable keys.
-    jobs: its external jobs, step by step; `submit_once` is what most tasks want.
-    completed: whether completion is recorded.
+    namespace, name: identify the TaskRun.
+    attempt: number of the attempt, from 1; a number is never used twice.
+    state: durable keys of the TaskRun.
+    jobs: the single steps for external jobs; most tasks need only `submit_once`.
+    completed: whether the completion is recorded.
     """
 
     def __init__(self, settings: TaskSettings, client: Client, job_client: JobClient) -> None:
@@ -57,12 +58,14 @@ class Task:
         self._job_client = job_client
 
     def complete(self, result: Any = None) -> None:
-        """Record that the task is done; `result` (JSON of at most 4 KiB, None: nothing) becomes `status.result`. Final: the state can't be
-        changed any more, and what happens to the pod from now on changes nothing.
+        """Record that the task is complete.
+
+        `result` (JSON of at most 4 KiB, or None for no result) becomes `status.result`. The record
+        is final: the state can't change any more, and a later failure of the pod has no effect.
 
         Raises:
             InvalidValue: `result` is not JSON, or too large.
-            AlreadyCompleted: with another result.
+            AlreadyCompleted: the task is complete with another result.
             JobsOpen: an external job is open and not detached.
         """
         self._client.call(_complete(result))
@@ -74,27 +77,33 @@ class Task:
         self.completed = True
 
     def submit_once(self, key: str, adapter: Adapter, request: Any, *, detached: bool = False) -> ExternalJob:
-        """The external job under `key` (1 to 128 characters): the one that this attempt or an earlier one submitted, or a new one.
+        """Submit an external job under `key`, or return the job that an attempt submitted before.
 
             job = task.submit_once("load", adapter, {"entrypoint": "python load.py"})
             return job.wait()
 
-        Never two of them. While the state API is away, nothing is submitted: the call waits. Where nobody can tell whether an earlier
-        submission arrived, `spec.submission.onUnknown` counts. `detached`: the task may be done before the job is.
+        There are never two jobs. While the state API is unavailable, the call waits and does not
+        submit. If the SDK can't determine whether an earlier submission arrived,
+        `spec.submission.onUnknown` decides.
+
+        key: 1 to 128 characters.
+        detached: the task may complete before the job ends.
 
         Raises:
-            JobFailed: the other side refused the job for good.
-            DigestChanged: the job under this key is open or succeeded, and was made from another request.
-            PermanentFailure, Held: it can't be known whether it was submitted; see `docs/sdk.md`.
+            JobFailed: the external system rejected the job for good.
+            DigestChanged: the job under this key is open or succeeded, and has another request.
+            PermanentFailure, Held: it is unknown whether the job was submitted; see `docs/sdk.md`.
         """
         return self._submit_once(key, adapter, request, detached=detached)
 
     async def asubmit_once(self, key: str, adapter: Adapter, request: Any, *, detached: bool = False) -> ExternalJob:
-        """`submit_once` for async code. Cancelling it never leaves a submission half done: what is under way is finished."""
+        """`submit_once` for async code. Cancelling it does not interrupt a started submission."""
         return await self._in_thread(key, adapter, request, detached=detached)
 
     def resubmit(self, key: str, adapter: Adapter, request: Any, *, detached: bool = False) -> ExternalJob:
-        """The job under `key` once more, as its next generation, although the newest one is over; that may have had another request.
+        """Submit the job under `key` again, as its next generation, after the newest one is over.
+
+        The request may differ from that of the newest generation.
 
         Raises:
             JobsOpen: the newest generation is open.
@@ -117,8 +126,8 @@ class Task:
     ) -> ExternalJob:
         wanted = JobRequest(key, adapter, request, detached, self.namespace, self.name, self.attempt)
         with self._job_client.lock_of(key):
-            taken = SubmissionProcess(self._job_client, wanted, is_abandoned).run(new_generation=new_generation)
-        return ExternalJob(self._job_client, wanted, taken)
+            acquired = SubmissionProcess(self._job_client, wanted, is_abandoned).run(new_generation=new_generation)
+        return ExternalJob(self._job_client, wanted, acquired)
 
     async def _in_thread(
         self, key: str, adapter: Adapter, request: Any, *, detached: bool, new_generation: bool = False
@@ -140,32 +149,35 @@ class Task:
 
 
 class TaskContext:
-    """What `task()` returns: enter it by `with` or `async with` to open the state and get the `Task`."""
+    """Context manager that opens the state and returns the `Task`."""
 
     def __init__(
         self,
         settings: TaskSettings,
         *,
         transport: httpx.MockTransport | None = None,
-        waits: Timing | None = None,
+        timing: Timing | None = None,
         environment: MutableMapping[str, str] = os.environ,
         end_process: Callable[[int], None] = os._exit,
     ) -> None:
         self._session = settings.session or str(uuid.uuid4())
-        # A child of the process that opened the state: it works under the same session, and its end is not the task's.
+        # A child of the process that opened the state has the same session, and does not complete
+        # the task.
         self._is_child = settings.session is not None
         self._environment = environment
-        self._ending = TerminationHandler(settings.termination_log, end_process)
+        self._termination = TerminationHandler(settings.termination_log, end_process)
         self._connection = StateApiConnection(settings, self._session, transport)
-        self._client = Client(self._connection, settings.patience, self._ending.on_attempt_over, waits or Timing())
-        self._job_client = JobClient(self._client, self._ending)
+        self._client = Client(
+            self._connection, settings.patience, self._termination.on_attempt_over, timing or Timing()
+        )
+        self._job_client = JobClient(self._client, self._termination)
         self._task = Task(settings, self._client, self._job_client)
 
     def __enter__(self) -> Task:
-        self._ending.listen()
+        self._termination.install_handler()
         try:
             if not self._is_child:
-                self._opened(self._client.call(_open(self._session)))
+                self._on_open(self._client.call(_open(self._session)))
         except BaseException as error:
             self._leave(error)
             self._connection.close()
@@ -178,7 +190,7 @@ class TaskContext:
         try:
             if error is None:
                 self._check_not_over()
-                if self._completes():
+                if self._must_complete():
                     self._task.complete()
         except BaseException as failure:
             error = failure
@@ -188,10 +200,10 @@ class TaskContext:
             self._connection.close()
 
     async def __aenter__(self) -> Task:
-        self._ending.listen()
+        self._termination.install_handler()
         try:
             if not self._is_child:
-                self._opened(await self._client.acall(_open(self._session)))
+                self._on_open(await self._client.acall(_open(self._session)))
         except BaseException as error:
             self._leave(error)
             await self._connection.aclose()
@@ -204,7 +216,7 @@ class TaskContext:
         try:
             if error is None:
                 self._check_not_over()
-                if self._completes():
+                if self._must_complete():
                     await self._task.acomplete()
         except BaseException as failure:
             error = failure
@@ -218,61 +230,63 @@ class TaskContext:
         with self as opened:
             result = main(opened)
             if inspect.isawaitable(result):
-                result = asyncio.run(self._awaited(result))
+                result = asyncio.run(self._await_and_close(result))
             self._check_not_over()
-            if self._completes():
+            if self._must_complete():
                 opened.complete(result)
             return result
 
-    async def _awaited(self, result: Awaitable[T]) -> T:
+    async def _await_and_close(self, result: Awaitable[T]) -> T:
         try:
             return await result
         finally:
             await self._connection.aclose()
 
-    def _opened(self, opened: OpenResponse) -> None:
-        self._job_client.opened_at = self._client.waits.clock()
+    def _on_open(self, opened: OpenResponse) -> None:
+        self._job_client.opened_at = self._client.timing.clock()
         self._environment[ENV_SESSION] = self._session
         logger.info("Attempt %d of %s/%s opened its state.", opened.attempt, opened.namespace, opened.taskrun)
 
     def _check_not_over(self) -> None:
-        """An attempt that was told to end, by SIGTERM or the state API, is never a success, whatever its code caught."""
-        self._ending.check()
+        """Raise the error that ended the attempt, if the task caught it."""
+        self._termination.check()
 
-    def _completes(self) -> bool:
+    def _must_complete(self) -> bool:
         return not self._task.completed and not self._is_child
 
     def _leave(self, error: BaseException | None) -> None:
-        self._ending.stop_listening()
+        self._termination.remove_handler()
         if error is not None:
-            self._ending.log(error)
+            self._termination.log(error)
         if self._is_child:
-            # How the attempt ends is for the process to say that opened the state; it may go on without this one.
+            # The process that opened the state reports how the attempt ends. It may continue
+            # without this child.
             return
         self._environment.pop(ENV_SESSION, None)
         if error is not None:
-            self._ending.tell(error)
+            self._termination.write_message_of(error)
 
 
 def task(*, patience: float = PATIENCE_SECONDS) -> TaskContext:
-    """Open the state of the TaskRun whose attempt this process is; use it by `with` or `async with`.
+    """Return a context manager that opens the state of the TaskRun, for `with` or `async with`.
 
         with reattach.task() as task:
             job_id = task.state.get("job_id")
 
-    Leaving the block normally completes the task, without a result unless `task.complete(result)` was called in it; leaving it by an
-    exception does not. Where the environment has the session of a parent process, that is used: such a child does not complete.
+    The end of the block completes the task, without a result unless you call
+    `task.complete(result)`. An exception does not complete the task. If the environment contains
+    the session of a parent process, this process uses that session and does not complete the task.
 
-    `patience`: for how many seconds a call waits for an absent state API before it raises `Unavailable`.
+    The SDK logs to the logger `reattach`, which prints to stderr unless you configure logging.
 
-    What happens is logged to the logger `reattach`; it is shown on stderr unless your own logging is set up.
+    patience: seconds for which a call waits for an unavailable state API.
 
     Raises:
         NotInPod: this is not the container of a TaskRun.
-        AttemptOver: on entering, if this attempt must not run any more.
+        AttemptOver: raised on entry, if this attempt must not run any more.
     """
-    show()
-    return TaskContext(from_environment(os.environ).with_timeouts(patience))
+    log.configure()
+    return TaskContext(from_environment(os.environ).with_patience(patience))
 
 
 @overload
@@ -280,11 +294,13 @@ def run(main: Callable[[Task], Awaitable[T]], *, patience: float = ...) -> T: ..
 @overload
 def run(main: Callable[[Task], T], *, patience: float = ...) -> T: ...
 def run(main: Callable[[Task], Any], *, patience: float = PATIENCE_SECONDS) -> Any:
-    """Run `main(task)`, a plain or an async function, as the task; what it returns (JSON of at most 4 KiB) is the result, and is returned.
+    """Run `main(task)`, a plain or an async function, as the task, and return its result.
 
-    An exception of `main` goes on to the caller: with nothing around `run`, the process prints the traceback and exits with 1.
+    The result (JSON of at most 4 KiB) becomes `status.result`. `run` does not catch exceptions of
+    `main`. If your code does not either, the process prints the traceback and exits with code 1.
 
-    Call it under `if __name__ == "__main__":`. A child that `multiprocessing` spawns imports your program, and would run `main` once more.
+    Call it under `if __name__ == "__main__":`, because a child that `multiprocessing` spawns
+    imports your program and would call `main` again.
     """
     return task(patience=patience).run(main)
 

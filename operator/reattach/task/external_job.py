@@ -1,6 +1,7 @@
-"""What `submit_once` returns: an external job to wait for, whoever submitted it and whenever.
+"""`ExternalJob`, the return value of `submit_once`, which waits for the job and cancels it.
 
-The result is the same object on every path: JSON of at most 4 KiB, decoded from the text that is stored.
+The result is the same object for every attempt: JSON of at most 4 KiB, decoded from the stored
+text.
 """
 
 import asyncio
@@ -16,36 +17,37 @@ from reattach.api.messages import Job
 from reattach.api.state import JobState
 from reattach.errors import InvalidValue, JobOver
 from reattach.task.job_client import JobClient, OutcomeState, Step, cut_message, outcome_call, read_call
-from reattach.task.outage import OutageBackoff
+from reattach.task.outage import OutageTimer
 from reattach.task.submission import AcquiredJob, JobRequest, SubmissionProcess, failed, given_up, held_text
 from reattach.task.value_checks import result_text_of
 
 logger = logging.getLogger("reattach")
 
-SHOWN_AFTER_SECONDS = 60.0
-"""How long the other side can't be asked before `status.externalJobs` says so."""
-NOT_FOUND_TIMES = 2
-"""How often a job must not be found before that is believed."""
+OUTAGE_REPORT_SECONDS = 60.0
+"""Seconds of an outage of the external system before `status.externalJobs` shows it."""
+NOT_FOUND_REPORTS = 2
+"""Number of `NotFound` reports, without an `Active` between them, that confirm it."""
 PROGRESS_SECONDS = 600.0
-"""How often the log says that a job is active, if the other side has nothing new to say."""
+"""Interval of log lines for an active job whose message does not change."""
 
 Steps = Generator[float, None, Any]
-"""Yields seconds to wait; returns the result."""
+"""Generator that yields seconds to wait, and returns the result of the job."""
 
 
 class ExternalJob:
-    """One job of another system, under `key`. Made by `task.submit_once` and `task.resubmit`.
+    """One job of an external system. Made by `task.submit_once` and `task.resubmit`.
 
-    key, generation, token: who it is. handle, url: what the other side calls it, and where to look at it.
-    state: where it stands, as far as this process knows.
+    key, generation, token: identify the job in Reattach.
+    handle, url: identify the job in the external system.
+    state: the last state that this process read or stored.
     """
 
-    def __init__(self, jobs: JobClient, wanted: JobRequest, taken: AcquiredJob) -> None:
+    def __init__(self, jobs: JobClient, wanted: JobRequest, acquired: AcquiredJob) -> None:
         self._jobs = jobs
         self._wanted = wanted
-        self._taken = taken
+        self._acquired = acquired
 
-    def __repr__(self) -> str:  # type: ignore[explicit-override] # typing.override is of Python 3.12
+    def __repr__(self) -> str:  # type: ignore[explicit-override] # typing.override exists since Python 3.12
         return f"<ExternalJob {self.key!r} generation={self.generation} handle={self.handle!r} state={self.state}>"
 
     @property
@@ -73,14 +75,16 @@ class ExternalJob:
         return self._job.state
 
     def wait(self, poll_seconds: float | None = None) -> Any:
-        """Watch the job until it is over, and return its result. `poll_seconds`: how often it is asked, by default as its adapter says.
+        """Watch the job until it ends, and return its result.
 
-        Nothing is concluded from a system that can't be asked: it is asked again for as long as the attempt lasts.
+        While the external system is unavailable, the SDK polls it for as long as the attempt lasts.
+
+        poll_seconds: interval of polls, by default the adapter's.
 
         Raises:
-            JobFailed: it failed, or was cancelled.
-            PermanentFailure: it is not found, and `onNotFound` is Fail.
-            Held: the same, with Hold.
+            JobFailed: the job failed or was cancelled.
+            PermanentFailure: the job is not found, and `onNotFound` is Fail.
+            Held: the job is not found, and `onNotFound` is Hold.
         """
         steps = self._watch(poll_seconds)
         while True:
@@ -91,26 +95,27 @@ class ExternalJob:
             self._jobs.sleep(seconds)
 
     async def await_(self, poll_seconds: float | None = None) -> Any:
-        """`wait` for async code. Cancelling it leaves the job alone."""
+        """`wait` for async code. Cancelling it does not cancel the job."""
         steps = self._watch(poll_seconds)
         while True:
             seconds, result = await asyncio.to_thread(_next, steps)
             if seconds is None:
                 return result
-            await self._jobs.timing.asleep(seconds)
+            await self._jobs.timing.async_sleep(seconds)
 
     def status(self) -> JobStatus:
-        """Ask once. What ends the job is stored; what can't be asked is `Unknown`."""
+        """Read the status once, and store a final one. Return `Unknown` if it can't be read."""
         with self._lock:
-            return self._ask()
+            return self._poll()
 
     async def astatus(self) -> JobStatus:
         """`status` for async code."""
         return await asyncio.to_thread(self.status)
 
     def cancel(self) -> None:
-        """Ask the other side to end the job; one that is over is left alone. `wait` tells when it has ended. What the adapter raises
-        is raised here.
+        """Request that the external system cancels the job, unless the job is over.
+
+        `wait` returns when the job has ended. Errors of the adapter are raised.
         """
         with self._lock:
             if not self._is_over:
@@ -128,47 +133,49 @@ class ExternalJob:
         poll = self._wanted.adapter.poll_seconds if poll_seconds is None else poll_seconds
         if not poll > 0:
             raise ValueError(f"poll_seconds must be more than 0, not {poll}")
-        watching = _Watching(self)
+        progress = _WatchProgress(self)
         while True:
             self._jobs.termination.check()
             self._jobs.report_step(Step.WATCHING)
             with self._lock:
-                status = self._ask()
-                seconds = watching.look_at(status, poll)
+                status = self._poll()
+                seconds = progress.observe(status, poll)
             match status:
                 case Succeeded(result):
                     return result
                 case Failed() | Cancelled():
                     raise failed(self._job)
-                case NotFound() if watching.is_gone:
-                    self._act_on_not_found(status.message)
-                    watching = _Watching(self)
+                case NotFound() if progress.is_confirmed_gone:
+                    self._apply_not_found_policy(status.message)
+                    progress = _WatchProgress(self)
                 case _:
                     yield seconds
 
-    def _ask(self) -> JobStatus:
+    def _poll(self) -> JobStatus:
         if not self._is_over:
-            status = self._told()
-            self._end(status)
+            status = self._read_status()
+            self._store_final(status)
             if not self._is_over:
                 return status
-        return self._recorded()
+        return self._stored_status()
 
-    def _told(self) -> JobStatus:
+    def _read_status(self) -> JobStatus:
         adapter = self._wanted.adapter
         try:
             status = adapter.status(self.handle)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it says nothing about the job
+        except Exception as error:  # noqa: BLE001 -- no error is evidence of the job's state
             return Unknown(f"{type(error).__name__}: {error}")
         if not isinstance(status, JobStatus):
-            raise TypeError(f"{type(adapter).__name__}.status must return one of its six answers, not {status!r:.100}")
+            raise TypeError(
+                f"{type(adapter).__name__}.status must return one of the six kinds of JobStatus, not {status!r:.100}"
+            )
         return status
 
-    def _end(self, status: JobStatus) -> None:
-        """Store an end, before anybody acts on it."""
+    def _store_final(self, status: JobStatus) -> None:
+        """Store a final status before the task acts on it."""
         match status:
             case Succeeded(result):
-                self._store("Succeeded", result=self._kept(result))
+                self._store("Succeeded", result=self._storable_result(result))
             case Failed(message):
                 self._store("Failed", message)
             case Cancelled(message):
@@ -176,16 +183,19 @@ class ExternalJob:
             case _:
                 pass
 
-    def _kept(self, result: Any) -> Any:
-        """The result, or None if it can't be stored: the job has succeeded all the same, and whoever asks would get the same again."""
+    def _storable_result(self, result: Any) -> Any:
+        """Return the result, or None if it can't be stored.
+
+        The job has succeeded nevertheless, and another poll would return the same result.
+        """
         try:
             result_text_of(result)
         except InvalidValue as error:
-            logger.error("External job %r (%s) succeeded; its result is dropped: %s", self.key, self.handle, error)  # noqa: TRY400 -- says all
+            logger.error("External job %r (%s) succeeded; its result is dropped: %s", self.key, self.handle, error)  # noqa: TRY400 -- the message is complete
             return None
         return result
 
-    def _recorded(self) -> JobStatus:
+    def _stored_status(self) -> JobStatus:
         match self.state:
             case JobState.SUCCEEDED:
                 return Succeeded(None if self._job.result is msgspec.UNSET else self._job.result)
@@ -203,7 +213,7 @@ class ExternalJob:
         hold: bool = False,
         given_up: bool = False,
     ) -> None:
-        # As it will be read by whoever comes later.
+        # Decoded from the stored text, so that later attempts return an equal result.
         decoded = None if result is None else msgspec.json.decode(result_text_of(result))
         message = cut_message(message)
         self._jobs.report_step(Step.BEFORE_OUTCOME)
@@ -215,11 +225,11 @@ class ExternalJob:
             stored = self._jobs.read(read_call(self.key, self.generation))
             if stored is None:
                 raise
-            self._now_is(stored)
+            self._set_job(stored)
             if not self._is_over:
                 raise
         else:
-            self._now_is(
+            self._set_job(
                 msgspec.structs.replace(
                     self._job,
                     state=JobState(state),
@@ -231,10 +241,10 @@ class ExternalJob:
             )
         self._jobs.report_step(Step.AFTER_OUTCOME)
 
-    def _act_on_not_found(self, message: str) -> None:
-        why = f"the other side does not know it{': ' if message else ''}{message}"
+    def _apply_not_found_policy(self, message: str) -> None:
+        why = f"the external system does not know it{': ' if message else ''}{message}"
         who = f"external job {self.key!r} (generation {self.generation}, {self.handle})"
-        match self._taken.on_not_found:
+        match self._acquired.on_not_found:
             case "Hold":
                 with self._lock:
                     self._store("NotFound", why, hold=True)
@@ -246,106 +256,110 @@ class ExternalJob:
                 if self.state is JobState.FAILED:
                     raise given_up(self._job, why)
             case "Resubmit":
-                logger.warning("%s: %s. It is submitted anew, as spec.submission.onNotFound says.", who, why)
+                logger.warning("%s: %s. Submitting it again, because spec.submission.onNotFound is Resubmit.", who, why)
                 with self._lock:
-                    # Only shown so: should this process die now, the next one finds the same again.
+                    # For the status only: if this process dies here, the next one finds the job
+                    # missing again.
                     self._store("NotFound", why)
                     if not self._is_over:
-                        self._taken = SubmissionProcess(self._jobs, self._wanted).run(new_generation=True)
+                        self._acquired = SubmissionProcess(self._jobs, self._wanted).run(new_generation=True)
 
     def is_settled(self) -> bool:
-        """Whether the job would be found by now, if it is there."""
+        """Return whether a lookup would find the job by now, if it exists."""
         try:
             look_up = self._wanted.adapter.capabilities.look_up
-        except Exception:  # noqa: BLE001 -- whatever it is, nobody can tell now
+        except Exception:  # noqa: BLE001 -- without capabilities, the settling time is unknown
             return False
         recorded = self._job.recorded_at
         if look_up is None or recorded is None:
             return True
-        now = self._taken.clock.at(self._jobs.timing.clock())
+        now = self._acquired.clock.at(self._jobs.timing.clock())
         return now.earliest >= recorded + look_up.settling
 
-    def show(self, state: OutcomeState, message: str = "") -> None:
-        """Let people see whether the job can be asked."""
+    def report_state(self, state: OutcomeState, message: str = "") -> None:
+        """Store a state that is not final, to show it in `status.externalJobs`."""
         self._jobs.write_if_available(outcome_call(self.key, self.generation, state, message=message))
-        self._now_is(msgspec.structs.replace(self._job, state=JobState(state)))
+        self._set_job(msgspec.structs.replace(self._job, state=JobState(state)))
 
-    def doubt(self) -> OutageBackoff:
-        return OutageBackoff(self._jobs.timing, f"External job {self.key!r} ({self.handle}) can't be asked")
+    def new_outage(self) -> OutageTimer:
+        return OutageTimer(self._jobs.timing, f"External job {self.key!r} ({self.handle}) can't be polled")
 
     def clock(self) -> float:
         return self._jobs.timing.clock()
 
     @property
     def _lock(self) -> threading.Lock:
-        return self._jobs.lock_of(self.key)  # each time, because a forked child has its own
+        return self._jobs.lock_of(self.key)  # read each time, because a forked child has its own
 
     @property
     def _job(self) -> Job:
-        return self._taken.job
+        return self._acquired.job
 
     @property
     def _is_over(self) -> bool:
         return self.state in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
 
-    def _now_is(self, job: Job) -> None:
-        self._taken = AcquiredJob(job, self._taken.on_not_found, self._taken.clock)
+    def _set_job(self, job: Job) -> None:
+        self._acquired = AcquiredJob(job, self._acquired.on_not_found, self._acquired.clock)
 
 
-class _Watching:
-    """What one watch has seen so far: what to log, what to show, and when to ask again."""
+class _WatchProgress:
+    """History of one watch, which decides what to log and to report, and when to poll again."""
 
     def __init__(self, job: ExternalJob) -> None:
         self._job = job
-        self._doubt: OutageBackoff | None = None
-        self._is_shown = False
-        self._missing = 0
-        self._progress: tuple[str, float] | None = None
+        self._outage: OutageTimer | None = None
+        self._is_reported = False
+        self._not_found = 0
+        self._last_log: tuple[str, float] | None = None
 
     @property
-    def is_gone(self) -> bool:
-        return self._missing >= NOT_FOUND_TIMES and self._job.is_settled()
+    def is_confirmed_gone(self) -> bool:
+        return self._not_found >= NOT_FOUND_REPORTS and self._job.is_settled()
 
-    def look_at(self, status: JobStatus, poll: float) -> float:
-        """Seconds until the next question."""
+    def observe(self, status: JobStatus, poll: float) -> float:
+        """Record a status, and return the seconds until the next poll."""
         match status:
             case Unknown(message):
-                self._doubt = self._doubt or self._job.doubt()
-                if self._doubt.seconds >= SHOWN_AFTER_SECONDS and not self._is_shown:
-                    self._is_shown = True
-                    self._job.show("Unknown", cut_message(message))
-                return self._doubt.wait(message or "no reason given", poll)
+                self._outage = self._outage or self._job.new_outage()
+                if self._outage.seconds >= OUTAGE_REPORT_SECONDS and not self._is_reported:
+                    self._is_reported = True
+                    self._job.report_state("Unknown", cut_message(message))
+                return self._outage.wait(message or "no reason given", poll)
             case NotFound():
-                self._missing += 1
+                self._not_found += 1
                 return poll
             case Active(message):
-                self._missing = 0
-                self._answers()
-                if self._is_shown:
-                    self._is_shown = False
-                    self._job.show("Active")
+                self._not_found = 0
+                self._end_outage()
+                if self._is_reported:
+                    self._is_reported = False
+                    self._job.report_state("Active")
                 self._log(message)
                 return poll
             case _:
-                self._answers()
+                self._end_outage()
                 return 0.0
 
-    def _answers(self) -> None:
-        if self._doubt is not None:
-            self._doubt.end()
-            self._doubt = None
+    def _end_outage(self) -> None:
+        if self._outage is not None:
+            self._outage.end()
+            self._outage = None
 
     def _log(self, message: str) -> None:
         now = self._job.clock()
-        if self._progress is None or self._progress[0] != message or now - self._progress[1] >= PROGRESS_SECONDS:
-            self._progress = (message, now)
+        if self._last_log is None or self._last_log[0] != message or now - self._last_log[1] >= PROGRESS_SECONDS:
+            self._last_log = (message, now)
             logger.info(
                 "External job %r (%s) is active%s%s", self._job.key, self._job.handle, ": " * bool(message), message
             )
 
 
 def _next(steps: Steps) -> tuple[float | None, Any]:
-    """The seconds to wait, or None with the result: a thread can't raise StopIteration into a coroutine."""
+    """Return the seconds to wait, or None and the result.
+
+    A thread can't raise StopIteration into a coroutine.
+    """
     try:
         return next(steps), None
     except StopIteration as end:

@@ -1,6 +1,7 @@
 """Calls of the state API for external jobs, and what every submission in this process shares.
 
-`Jobs` is the part of it that a task sees. `SubmissionProcess` and `ExternalJob` use `JobClient` itself.
+`Jobs` is the part of it that a task sees. `SubmissionProcess` and `ExternalJob` use `JobClient`
+itself.
 """
 
 import contextlib
@@ -40,13 +41,13 @@ Origin = Literal["Submitted", "Existed", "Found"]
 OutcomeState = Literal["Succeeded", "Failed", "Cancelled", "Active", "Unknown", "NotFound"]
 
 OPTIONAL_CALL_SECONDS = 5.0
-"""How long the SDK retries a call that the task does not depend on."""
+"""Seconds for which the SDK retries a call that the task does not depend on."""
 SLEEP_SECONDS_MAX = 10.0
 """Longest sleep between two checks for SIGTERM."""
 
 
 class Step(StrEnum):
-    """Steps of `submit_once` for `Timing.on_step`, each right before or right after the call that it names."""
+    """Steps of `submit_once` for `Timing.on_step`, right before or right after the named call."""
 
     BEFORE_INTENT = "before-intent"
     AFTER_INTENT = "after-intent"
@@ -69,14 +70,15 @@ class JobClient:
     def __init__(self, client: Client, termination: TerminationHandler) -> None:
         self._client = client
         self.termination = termination
-        # By process: a forked child is another submitter, and a lock that its parent held is copied as held.
+        # By process: a forked child is another submitter, and a lock that its parent held is copied
+        # as held.
         self._submitters: dict[int, str] = {}
         self._locks: dict[tuple[int, str], threading.Lock] = {}
-        self.opened_at = client.waits.clock()
+        self.opened_at = client.timing.clock()
 
     @property
     def timing(self) -> Timing:
-        return self._client.waits
+        return self._client.timing
 
     # -- calls ----
 
@@ -91,8 +93,10 @@ class JobClient:
         again: Grounds | None,
         new_generation: bool,
     ) -> Call[IntentResponse]:
-        """Return a call that stores an intent. You may send it again: the state API then returns its stored response,
-        until another submitter stores an intent.
+        """Return a call that stores an intent, and that can be sent again.
+
+        The state API returns its stored response to a repeated call, until another submitter stores
+        an intent.
         """
         request = IntentRequest(
             submitter=self._submitter(),
@@ -106,7 +110,7 @@ class JobClient:
         return Call("POST", f"{_path_of(key)}/intent", IntentResponse, request, request_id=str(uuid.uuid4()))
 
     def handle_call(self, key: str, generation: int, handle: str, url: str | None, origin: Origin) -> Call[None]:
-        """Return a call that stores a handle. A URL that is too long is dropped, because it must not cost the handle."""
+        """Return a call that stores a handle, without a URL that is too long to be stored."""
         request = HandleRequest(
             generation=generation,
             submitter=self._submitter(),
@@ -125,10 +129,13 @@ class JobClient:
         return await self._client.acall(call)
 
     def send_intent(self, call: Call[IntentResponse]) -> IntentResponse:
-        """Store an intent where SIGTERM is deferred: raise `Terminated` at once while the state API is unavailable."""
+        """Store an intent while SIGTERM is deferred.
+
+        During an outage of the state API, SIGTERM raises `Terminated` at once.
+        """
         timing = self.timing
         interruptible = replace(timing, sleep=self.termination.interruptible(timing.sleep))
-        return replace(self._client, waits=interruptible).call(call)
+        return replace(self._client, timing=interruptible).call(call)
 
     def read(self, call: Call[Job]) -> Job | None:
         """Return the job, or None if no intent was ever stored."""
@@ -159,14 +166,14 @@ class JobClient:
             raise InvalidCall(str(absent)) from None
 
     def write_if_available(self, call: Call[None]) -> None:
-        """Store an outcome that only informs the user: skip it if the state API is unavailable or the job is over."""
+        """Store a state that only informs users, unless the state API is unavailable."""
         with contextlib.suppress(Unavailable, JobOver):
             replace(self._client, patience=OPTIONAL_CALL_SECONDS).call(call)
 
     # -- the process ----
 
     def lock_of(self, key: str) -> threading.Lock:
-        """Return the lock that a thread holds while it submits, or calls the adapter, under a key."""
+        """Return the lock that a thread holds while it submits or calls the adapter for a key."""
         return self._locks.setdefault((os.getpid(), key), threading.Lock())
 
     def report_step(self, step: Step) -> None:
@@ -174,7 +181,7 @@ class JobClient:
         self.timing.on_step(step)
 
     def sleep(self, seconds: float, check: Callable[[], None] | None = None) -> None:
-        """Sleep in pieces and call `check` in between, because SIGTERM interrupts only the main thread."""
+        """Sleep in pieces, and call `check` after each: SIGTERM interrupts only the main thread."""
         check = self.termination.check if check is None else check
         end = self.timing.clock() + seconds
         check()
@@ -185,7 +192,8 @@ class JobClient:
     def held(self, why: str) -> Held:
         """Return the error to raise for a job that needs a resolution.
 
-        This also writes the termination message, and the process ends even if the task catches the error.
+        This also writes the termination message, and the process ends even if the task catches the
+        error.
         """
         held = Held(why)
         self._client.on_attempt_over(held)

@@ -1,9 +1,9 @@
 """`task.jobs`: the steps of `submit_once` one by one, for external systems that have no adapter.
 
-    response = task.jobs.intent("load", adapter="ftp", digest="sha256:…")  # stored before it returns
+    response = task.jobs.intent("load", adapter="ftp", digest="sha256:…")  # stored on return
     job = response.job
     match response.decision:
-        case "Submit":    handle = submit(job.token); task.jobs.record("load", job.generation, handle)
+        case "Submit":    task.jobs.record("load", job.generation, submit(job.token))
         case "Reattach":  handle = job.handle
         case "Over":      …  job.state, job.result
         case "Resolve":   …  it may have been submitted: look it up, or call `intent` with `again`
@@ -21,7 +21,10 @@ from reattach.task.job_client import JobClient, Origin, OutcomeState, outcome_ca
 
 
 class Jobs:
-    """The external jobs of one TaskRun. All methods may raise the errors of `reattach.errors`; only special ones are named."""
+    """The external jobs of one TaskRun.
+
+    All methods may raise the errors of `reattach.errors`; only special ones are named here.
+    """
 
     def __init__(self, client: JobClient) -> None:
         self._client = client
@@ -37,14 +40,16 @@ class Jobs:
         again: Grounds | None = None,
         new_generation: bool = False,
     ) -> IntentResponse:
-        """Store that a job is about to be submitted under `key` (1 to 128 characters), and return the decision.
+        """Store the intent to submit a job under `key`, and return the decision.
 
-        `adapter`: what kind of system it is, 1 to 63 characters. `digest`: of the request, at most 128 characters. The others as in
-        `reattach.api.messages.IntentRequest`.
+        key: 1 to 128 characters.
+        adapter: the kind of external system, 1 to 63 characters.
+        digest: digest of the request, at most 128 characters.
+        `reattach.api.messages.IntentRequest` describes the other arguments.
 
         Raises:
             DigestChanged: another request under the key of a job that is open or succeeded.
-            JobsOpen: `new_generation`, and the newest one is open.
+            JobsOpen: `new_generation` is set, and the newest generation is open.
             GroundsRefused: `again` is set, and the stored state contradicts it.
         """
         return self._client.call(
@@ -91,8 +96,8 @@ class Jobs:
         A fenced attempt may still store the handle for an intent of its own process.
 
         Raises:
-            HandleDiffers: another handle is recorded; this one is kept as a stray.
-            JobOver: the job has ended otherwise.
+            HandleDiffers: another handle is recorded; this one is stored as a stray.
+            JobOver: the job has ended with another outcome.
         """
         self._client.write(self._client.handle_call(key, generation, handle, url, origin))
 
@@ -113,11 +118,13 @@ class Jobs:
         hold: bool = False,
         given_up: bool = False,
     ) -> None:
-        """Store how the job stands. `Succeeded` (with `result`, JSON of at most 4 KiB), `Failed` and `Cancelled` are final. `hold`, `given_up`:
-        see `reattach.api.messages.OutcomeRequest`.
+        """Store the state of the job.
+
+        `Succeeded` (with `result`, JSON of at most 4 KiB), `Failed` and `Cancelled` are final.
+        `reattach.api.messages.OutcomeRequest` describes `hold` and `given_up`.
 
         Raises:
-            JobOver: the job has ended otherwise.
+            JobOver: the job has ended with another outcome.
         """
         call = outcome_call(key, generation, state, result, message=message, hold=hold, given_up=given_up)
         self._client.write(call)
@@ -138,7 +145,7 @@ class Jobs:
         await self._client.awrite(call)
 
     def get(self, key: str, generation: int | None = None) -> Job | None:
-        """One job, without a generation the newest; None if no intent was ever stored."""
+        """Return a job, by default its newest generation, or None if no intent was stored."""
         return self._client.read(read_call(key, generation))
 
     async def aget(self, key: str, generation: int | None = None) -> Job | None:
@@ -146,7 +153,7 @@ class Jobs:
         return await self._client.aread(read_call(key, generation))
 
     def list(self) -> tuple[Job, ...]:
-        """All jobs with all generations, in the order of their intents."""
+        """Return all generations of all jobs, in the order of their intents."""
         return self._client.call(Call("GET", "/v1/jobs", JobList)).items
 
     async def alist(self) -> tuple[Job, ...]:

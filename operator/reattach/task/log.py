@@ -1,26 +1,32 @@
-"""What the SDK has to say, for tasks that set up no logging of their own: on stderr, where `kubectl logs` shows it."""
+"""Log output of the SDK on stderr, for tasks that configure no logging of their own."""
 
 import logging
 
 logger = logging.getLogger("reattach")
-"""Where all of the SDK logs. Decisions and progress are INFO, what a person should know of is WARNING."""
+"""Logger of the SDK. Decisions and progress are INFO; a WARNING needs the attention of a user."""
 
 
-def show() -> None:
-    """Show INFO and above of the SDK, unless the task has set up its own logging, or somebody chose a level or a handler for ours."""
+def configure() -> None:
+    """Print the SDK's records from INFO on.
+
+    Do nothing if the task configured logging, or set a level or a handler for the SDK's logger.
+    """
     if logging.getLogger().handlers or logger.handlers or logger.level != logging.NOTSET:
         return
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    # As Python's handler of last resort: it is silent once the root logger has a handler.
+    # Like Python's handler of last resort, it prints nothing once the root logger has a handler.
     handler.addFilter(lambda _: not logging.getLogger().handlers)
     logger.addHandler(handler)
-    # A record that goes up to the root's handlers is not held against the root's level.
-    logger.addFilter(_is_wanted)
+    # Python does not apply the root's level to a record that propagates to the root's handlers.
+    logger.addFilter(_passes_root_level)
     logger.setLevel(logging.INFO)
 
 
-def _is_wanted(record: logging.LogRecord) -> bool:
-    """Whether logging that was set up after ours, if any, asks for as much. A level that somebody chose for ours since then counts alone."""
+def _passes_root_level(record: logging.LogRecord) -> bool:
+    """Return whether the record has the root's level, if the task configured logging after us.
+
+    If the task has since set a level for the SDK's logger, only that level counts.
+    """
     root = logging.getLogger()
     return not root.handlers or logger.level != logging.INFO or record.levelno >= root.level

@@ -1,8 +1,8 @@
-"""Decides what to do about an external job that may have been submitted and has no handle. Pure.
+"""Decides the next step for a job that may have been submitted and has no handle. Pure.
 
-No read covers the state API and the external system at one moment. Each step therefore needs evidence that submitting
-again cannot create an unnoticed second job. Without such evidence, `spec.submission.onUnknown` decides; its default is
-to hold the TaskRun for a resolution.
+No read covers the state API and the external system at one moment. Each step therefore needs
+evidence that submitting again cannot create an unnoticed second job. Without such evidence,
+`spec.submission.onUnknown` decides; its default is to hold the TaskRun for a resolution.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from reattach.api.messages import Grounds, IntentResponse, Job, Unresolved
 
 @dataclass(frozen=True)
 class TimeBounds:
-    """Bounds of the current time by the state API's clock, because its last response took time on the way."""
+    """Bounds of the current time by the state API's clock, whose response took time to arrive."""
 
     earliest: datetime
     latest: datetime
@@ -23,7 +23,10 @@ class TimeBounds:
 
 @dataclass(frozen=True)
 class AbsenceEvidence:
-    """A lookup that did not find the job. It was sent not before `began` and returned not after `ended`."""
+    """A lookup that did not find the job.
+
+    It was sent not before `began` and returned not after `ended`.
+    """
 
     began: datetime
     ended: datetime
@@ -71,13 +74,13 @@ ResolutionStep: TypeAlias = SubmitAgain | LookUpStep | HoldRun | StillHeld | Giv
 class ResolutionInput:
     """Everything that the next step depends on.
 
-    answer: the state API's response with the decision `Resolve`.
+    response: the state API's response with the decision `Resolve`.
     request: the longest that a submission may take.
-    absence: the result of the last lookup since the last submission, None if there was none.
-    refused: grounds that were refused already.
+    absence: the last lookup without a job since the last submission.
+    refused: grounds that the state API has refused.
     """
 
-    answer: IntentResponse
+    response: IntentResponse
     capabilities: Capabilities
     request: timedelta
     now: TimeBounds
@@ -86,24 +89,27 @@ class ResolutionInput:
 
     @property
     def job(self) -> Job:
-        return self.answer.job
+        return self.response.job
 
 
-def next_step(seen: ResolutionInput) -> ResolutionStep:
-    """Return the first step whose condition holds: hold, client name, lookup, token, absence, policy."""
-    if seen.job.held:
-        return StillHeld(seen.job.message or "its outcome is unknown and it waits for a resolution")
-    if _is_usable(Grounds.CLIENT_NAME, seen):
+def next_step(known: ResolutionInput) -> ResolutionStep:
+    """Return the first step whose condition holds.
+
+    The order is: hold, client name, lookup, token, absence, policy.
+    """
+    if known.job.held:
+        return StillHeld(known.job.message or "its outcome is unknown and it waits for a resolution")
+    if _is_usable(Grounds.CLIENT_NAME, known):
         return SubmitAgain(Grounds.CLIENT_NAME)
-    if seen.capabilities.look_up is not None and seen.absence is None:
+    if known.capabilities.look_up is not None and known.absence is None:
         return LookUpStep()
-    unresolved = seen.answer.unresolved
+    unresolved = known.response.unresolved
     if unresolved is not None and unresolved.all_ended:
-        if _is_usable(Grounds.TOKEN, seen):
+        if _is_usable(Grounds.TOKEN, known):
             return SubmitAgain(Grounds.TOKEN)
-        if (step := _step_for_absence(seen, unresolved)) is not None:
+        if (step := _step_for_absence(known, unresolved)) is not None:
             return step
-    return _step_for_policy(seen)
+    return _step_for_policy(known)
 
 
 def still_holds(grounds: Grounds, job: Job, capabilities: Capabilities, request: timedelta, now: TimeBounds) -> bool:
@@ -120,40 +126,42 @@ def still_holds(grounds: Grounds, job: Job, capabilities: Capabilities, request:
             token = capabilities.token
             if token is None or job.token_seconds is None:
                 return False
-            # The shorter lifetime counts, because the adapter may have changed since the intent was stored.
+            # The shorter lifetime counts, because the adapter may have changed since the intent was
+            # stored.
             lifetime = min(token.lifetime, timedelta(seconds=job.token_seconds))
             return latest < job.intended_at + lifetime
         case Grounds.ABSENT | Grounds.POLICY:
             return True
 
 
-def _is_usable(grounds: Grounds, seen: ResolutionInput) -> bool:
-    if grounds in seen.refused:
+def _is_usable(grounds: Grounds, known: ResolutionInput) -> bool:
+    if grounds in known.refused:
         return False
-    return still_holds(grounds, seen.job, seen.capabilities, seen.request, seen.now)
+    return still_holds(grounds, known.job, known.capabilities, known.request, known.now)
 
 
-def _step_for_absence(seen: ResolutionInput, unresolved: Unresolved) -> ResolutionStep | None:
-    """Return a submission if the lookup proves that there is no job, and another lookup if that one will.
+def _step_for_absence(known: ResolutionInput, unresolved: Unresolved) -> ResolutionStep | None:
+    """Return a submission if the lookup proves absence, or a lookup that will prove it.
 
-    None if no lookup can prove it.
+    Return None if no lookup can prove it.
     """
-    look_up, absence = seen.capabilities.look_up, seen.absence
-    if look_up is None or absence is None or unresolved.quiet_since is None or Grounds.ABSENT in seen.refused:
+    look_up, absence = known.capabilities.look_up, known.absence
+    if look_up is None or absence is None or unresolved.quiet_since is None or Grounds.ABSENT in known.refused:
         return None
-    # A request that its process had sent before it died may still be accepted, as late as any other request.
-    settled = unresolved.quiet_since + seen.request + MARGIN + look_up.settling
+    # A request that its process had sent before it died may still be accepted, as late as any other
+    # request.
+    settled = unresolved.quiet_since + known.request + MARGIN + look_up.settling
     proves = absence.began >= settled
-    asked = absence.ended if proves else max(settled, seen.now.latest)
-    if look_up.retention is not None and asked + MARGIN >= seen.job.intended_at + look_up.retention:
+    lookup_time = absence.ended if proves else max(settled, known.now.latest)
+    if look_up.retention is not None and lookup_time + MARGIN >= known.job.intended_at + look_up.retention:
         return None
     return SubmitAgain(Grounds.ABSENT) if proves else LookUpStep(settled)
 
 
-def _step_for_policy(seen: ResolutionInput) -> ResolutionStep:
-    why = _why_unknown(seen)
-    match seen.answer.on_unknown:
-        case "Resubmit" if Grounds.POLICY not in seen.refused:
+def _step_for_policy(known: ResolutionInput) -> ResolutionStep:
+    why = _why_unknown(known)
+    match known.response.on_unknown:
+        case "Resubmit" if Grounds.POLICY not in known.refused:
             return SubmitAgain(Grounds.POLICY)
         case "Fail":
             return GiveUp(why)
@@ -161,13 +169,13 @@ def _step_for_policy(seen: ResolutionInput) -> ResolutionStep:
             return HoldRun(why)
 
 
-def _why_unknown(seen: ResolutionInput) -> str:
-    unresolved = seen.answer.unresolved
+def _why_unknown(known: ResolutionInput) -> str:
+    unresolved = known.response.unresolved
     if unresolved is not None and not unresolved.all_ended:
         attempts = ", ".join(str(attempt) for attempt in unresolved.attempts)
         return f"it may have been submitted, and attempts that may still submit it have not ended (attempt {attempts})"
-    if seen.capabilities.look_up is not None:
+    if known.capabilities.look_up is not None:
         return "it may have been submitted; the lookup does not find it, but its record may have expired"
-    if seen.capabilities.token is not None or seen.capabilities.client_name is not None:
+    if known.capabilities.token is not None or known.capabilities.client_name is not None:
         return "it may have been submitted, and the external system may no longer know its name or token"
     return "it may have been submitted, and the external system has no way to find out"

@@ -1,4 +1,4 @@
-"""What the pod's environment says, read once when a task begins."""
+"""Settings of a task, read once from the environment of its container."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ from reattach.api.names import (
 from reattach.errors import NotInPod
 
 ENV_DIRECTORY = "REATTACH_DIRECTORY"
-"""Where `token` and `ca.crt` are, if not at the usual place: for tests outside a pod."""
+"""Directory of `token` and `ca.crt`, if it is not `MOUNT_PATH`: for tests outside a pod."""
 ENV_TERMINATION_LOG = "REATTACH_TERMINATION_LOG"
-"""The termination message file, if not at Kubernetes' usual place: for tests outside a pod."""
+"""Termination message file, if it is not `TERMINATION_LOG`: for tests outside a pod."""
 
 TERMINATION_LOG = "/dev/termination-log"
 
@@ -30,10 +30,11 @@ REQUEST_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """Where the state API is, who this process is, and how long to wait.
+    """Address of the state API, identity of this process, and timeouts.
 
-    `session` is set in a process whose parent opened the state. `patience` is in seconds, for one call; `request_seconds` is how long one
-    request may take before it is asked again.
+    session: set if the parent of this process opened the state.
+    patience: seconds for which one call is retried.
+    request_seconds: timeout of one request, after which it is sent again.
     """
 
     url: str
@@ -54,11 +55,11 @@ class TaskSettings:
     def ca_file(self) -> Path:
         return self.directory / CA_FILE
 
-    def with_timeouts(self, seconds: float) -> "TaskSettings":
-        """The same with another patience.
+    def with_patience(self, seconds: float) -> "TaskSettings":
+        """Return a copy with another patience.
 
         Raises:
-            ValueError: not a positive number.
+            ValueError: `seconds` is not a positive number.
         """
         if not seconds > 0:
             raise ValueError(f"patience must be more than 0 seconds, not {seconds}")
@@ -66,22 +67,22 @@ class TaskSettings:
 
 
 def from_environment(environment: Mapping[str, str]) -> TaskSettings:
-    """The settings of a process in a task's container.
+    """Return the settings of a process in a task's container.
 
     Raises:
-        NotInPod: a variable or file is missing or wrong; the message says which, and what to do.
+        NotInPod: a variable or file is missing or wrong. The message names it, and what to do.
     """
     if not environment.get(ENV_URL):
         raise NotInPod(
-            f"{ENV_URL} is not set: this process was not started by Reattach, or in another container than the task's. "
-            "Run it as the container of a TaskRun (`spec.container`); to try your function without a cluster, "
-            "pass it a stand-in for `task`."
+            f"{ENV_URL} is not set, because Reattach did not start this process, or because this is another container "
+            "than the task's. Run the process as the container of a TaskRun (`spec.container`). To try your function "
+            "without a cluster, pass a fake `task` to it."
         )
     if not environment[ENV_URL].startswith("https://"):
-        raise NotInPod(f"{ENV_URL} must start with https://, not be {environment[ENV_URL]!r}")
+        raise NotInPod(f"{ENV_URL} must start with https://, but it is {environment[ENV_URL]!r}")
     missing = [name for name in (ENV_NAMESPACE, ENV_TASKRUN, ENV_ATTEMPT) if not environment.get(name)]
     if missing:
-        raise NotInPod(f"{', '.join(missing)} must be set where {ENV_URL} is")
+        raise NotInPod(f"{', '.join(missing)} must also be set, because {ENV_URL} is set")
     if not environment[ENV_ATTEMPT].isdecimal():
         raise NotInPod(f"{ENV_ATTEMPT} must be a number, not {environment[ENV_ATTEMPT]!r}")
     settings = TaskSettings(
@@ -95,5 +96,7 @@ def from_environment(environment: Mapping[str, str]) -> TaskSettings:
     )
     for file in (settings.token_file, settings.ca_file):
         if not file.is_file():
-            raise NotInPod(f"{file} is missing: only the task's container (`spec.container`) of a TaskRun has it")
+            raise NotInPod(
+                f"{file} is missing. Only the task's container (`spec.container`) of a TaskRun has this file"
+            )
     return settings

@@ -1,7 +1,7 @@
-"""`task.state`: the TaskRun's durable keys.
+"""`task.state`: the durable keys of the TaskRun.
 
-Each method has an async twin with an `a` in front (`get`, `aget`), as in AIP-103: one object serves plain and async code, and moving a
-line from one to the other changes two letters. All of them raise what `reattach.errors` draws; only what is particular is named here.
+Each method has an async twin with the prefix `a` (`get`, `aget`), as in AIP-103. All methods may
+raise the errors of `reattach.errors`; only special ones are named here.
 """
 
 from datetime import timedelta
@@ -24,23 +24,25 @@ from reattach.task.value_checks import check_key, retention_seconds_of, value_te
 
 T = TypeVar("T")
 
-# `State.list` hides the builtin where its own methods are described.
+# Aliases, because in the class body `list` is the method `State.list`.
 Keys = list[str]
 Entries = list[Entry]
 Operations = list[Operation]
 
 
 class State:
-    """The keys of one TaskRun: strings of 1 to 512 characters, with JSON values of at most 64 KiB, 512 KiB in all.
+    """The keys of one TaskRun.
 
-    Once a call that changes something returns, the change is stored for good. Reads are never stale.
+    A key has 1 to 512 characters. A value is JSON of at most 64 KiB; all keys have 512 KiB
+    together. When a call that changes the state returns, the change is durable. Reads are never
+    stale.
     """
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     def get(self, key: str, default: T | None = None) -> Any | T:
-        """The value of `key`, or `default` if the key is absent."""
+        """Return the value of `key`, or `default` if the key is absent."""
         entry = self.get_entry(key)
         return default if entry is None else entry.value
 
@@ -50,7 +52,7 @@ class State:
         return default if entry is None else entry.value
 
     def get_entry(self, key: str) -> Entry | None:
-        """The value with its version, who wrote it, when, and when it expires; None if the key is absent."""
+        """Return value, version, writer, time and expiry of `key`, or None if it is absent."""
         try:
             return self._client.call(_get(key))
         except KeyAbsentError:
@@ -74,13 +76,15 @@ class State:
     ) -> int:
         """Store `value` under `key` and return its version.
 
-        `retention` says how long it is kept at least: 30 days if not given, `NEVER_EXPIRE` for ever. Whatever it says, nothing expires while
-        the TaskRun is unfinished. `if_absent` stores only a key that is not there; `if_version` only over that version.
+        retention: the shortest time before the key expires, by default 30 days. No key expires
+            while the TaskRun is unfinished. `NEVER_EXPIRE` keeps the key for ever.
+        if_absent: store only if the key is absent.
+        if_version: store only if the key has this version.
 
         Raises:
-            KeyExists: with `if_absent`, when the key is there.
-            VersionMismatch: with `if_version`, when the key has another version or is absent.
-            InvalidValue: None, NaN or Infinity, also inside; or not JSON.
+            KeyExists: `if_absent` is set, and the key exists.
+            VersionMismatch: `if_version` is set, and the key has another version or is absent.
+            InvalidValue: the value is not JSON, or contains None, NaN or Infinity.
         """
         operation = _set(key, value, retention=retention, if_absent=if_absent, if_version=if_version)
         return _version_of(self.apply([operation]))
@@ -99,7 +103,11 @@ class State:
         return _version_of(await self.aapply([operation]))
 
     def delete(self, key: str, *, if_version: int | None = None) -> bool:
-        """Remove `key`; tells whether it was there. With `if_version` only that version (`VersionMismatch`)."""
+        """Remove `key`, and return whether it existed.
+
+        Raises:
+            VersionMismatch: `if_version` is set, and the key has another version or is absent.
+        """
         return self.apply([_delete(key, if_version)])[0].deleted > 0
 
     async def adelete(self, key: str, *, if_version: int | None = None) -> bool:
@@ -107,7 +115,7 @@ class State:
         return (await self.aapply([_delete(key, if_version)]))[0].deleted > 0
 
     def clear(self) -> int:
-        """Remove all keys; tells how many there were."""
+        """Remove all keys, and return how many there were."""
         return self.apply([Operation(op="clear")])[0].deleted
 
     async def aclear(self) -> int:
@@ -115,7 +123,7 @@ class State:
         return (await self.aapply([Operation(op="clear")]))[0].deleted
 
     def list(self, prefix: str = "") -> Keys:
-        """The keys that start with `prefix`, in order."""
+        """Return the keys that start with `prefix`, in order."""
         return [entry.key for entry in self.entries(prefix)]
 
     async def alist(self, prefix: str = "") -> Keys:
@@ -123,7 +131,10 @@ class State:
         return [entry.key for entry in await self.aentries(prefix)]
 
     def entries(self, prefix: str = "") -> Entries:
-        """The keys that start with `prefix` with their values, in order. One read: what is returned was true at one moment."""
+        """Return the keys that start with `prefix`, with their values, in order.
+
+        One read returns all of them, so they are consistent with each other.
+        """
         return [*self._client.call(_entries(prefix)).items]
 
     async def aentries(self, prefix: str = "") -> Entries:
@@ -131,18 +142,18 @@ class State:
         return [*(await self._client.acall(_entries(prefix))).items]
 
     def batch(self) -> "Batch":
-        """Several changes that happen all at once, or not at all:
+        """Return an atomic batch of changes.
 
             with task.state.batch() as batch:      # or: async with
                 batch.set("job_id", job_id, retention=NEVER_EXPIRE)
                 batch.delete("draft")
 
-        They are sent when the block is left, unless by an exception.
+        The end of the block sends the changes. An exception discards them.
         """
         return Batch(self)
 
     def apply(self, operations: Operations) -> tuple[BatchResult, ...]:
-        """What `batch` sends; one result per operation, in order."""
+        """Send operations as one batch, and return one result per operation, in order."""
         return self._client.call(_apply(operations)).results
 
     async def aapply(self, operations: Operations) -> tuple[BatchResult, ...]:
@@ -151,7 +162,10 @@ class State:
 
 
 class Batch:
-    """Collects changes; see `State.batch`. `results` has one result per change once they are stored."""
+    """Changes to send together; see `State.batch`.
+
+    `results` has one result per change, in order, after the changes are stored.
+    """
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -167,15 +181,15 @@ class Batch:
         if_absent: bool = False,
         if_version: int | None = None,
     ) -> None:
-        """As `State.set`; a condition that does not hold lets the whole batch fail."""
+        """Add a `State.set`. If its condition does not hold, the whole batch fails."""
         self._operations.append(_set(key, value, retention=retention, if_absent=if_absent, if_version=if_version))
 
     def delete(self, key: str, *, if_version: int | None = None) -> None:
-        """As `State.delete`."""
+        """Add a `State.delete`."""
         self._operations.append(_delete(key, if_version))
 
     def clear(self) -> None:
-        """As `State.clear`; what the batch sets afterwards stays."""
+        """Add a `State.clear`, which does not remove keys that the batch sets after it."""
         self._operations.append(Operation(op="clear"))
 
     def __enter__(self) -> "Batch":
@@ -198,7 +212,7 @@ class Batch:
 
 
 def _get(key: str) -> Call[Entry]:
-    # `.` too: a path that is `..` would be taken for the folder above.
+    # The dot is quoted too, because a client would resolve the path segment `..` to its parent.
     path = quote(check_key(key), safe="").replace(".", "%2E")
     return Call("GET", f"/v1/state/{path}", Entry)
 
@@ -221,18 +235,18 @@ def _set(key: str, value: Any, *, retention: timedelta | None, if_absent: bool, 
         key=check_key(key),
         value=value_text_of(value),
         if_absent=if_absent,
-        if_version=_checked(if_version),
+        if_version=_check_version(if_version),
         retention_seconds=retention_seconds_of(retention),
     )
 
 
 def _delete(key: str, if_version: int | None) -> Operation:
-    return Operation(op="delete", key=check_key(key), if_version=_checked(if_version))
+    return Operation(op="delete", key=check_key(key), if_version=_check_version(if_version))
 
 
-def _checked(version: int | None) -> int | None:
+def _check_version(version: int | None) -> int | None:
     if version is not None and version < 1:
-        raise InvalidCall(f"if_version must be a version that set() or get_entry() told, not {version!r}")
+        raise InvalidCall(f"if_version must be a version that set() or get_entry() returned, not {version!r}")
     return version
 
 

@@ -23,8 +23,9 @@
                           hold, give up      -> raises Held, PermanentFailure
     Known                                    -> AcquiredJob, or raises JobFailed
 
-The same states serve a first submission, a lost response, an attempt that died in between, and a system that is down.
-`SubmissionProcess._advance` makes all transitions. A run that cannot end in `AcquiredJob` raises.
+The same states serve a first submission, a lost response, an attempt that died in between, and a
+system that is down. `SubmissionProcess._advance` makes all transitions. A run that cannot end in
+`AcquiredJob` raises.
 """
 
 import logging
@@ -49,7 +50,7 @@ from reattach.errors import (
 )
 from reattach.task.client import Call
 from reattach.task.job_client import JobClient, Origin, OutcomeState, Step, cut_message, outcome_call, seconds_of
-from reattach.task.outage import OutageBackoff
+from reattach.task.outage import OutageTimer
 from reattach.task.resolution import (
     AbsenceEvidence,
     GiveUp,
@@ -66,14 +67,20 @@ from reattach.task.resolution import (
 logger = logging.getLogger("reattach")
 
 FRESH_SECONDS = 5.0
-"""Age from which a response is late. A process that was frozen for longer sends the intent again."""
+"""Age from which a response is late.
+
+A process that was frozen for longer sends the intent again.
+"""
 LATE_RESPONSES_MAX = 5
-"""Late responses in a row after which a late one is used, because a slow state API would never give a fresh one."""
+"""Late responses in a row, after which a late one is used.
+
+A slow state API would otherwise never return a fresh one.
+"""
 STALE_SECONDS = 60.0
 """Age from which no submission begins, however many responses were late."""
 WAIT_SECONDS_MAX = 60.0
 SIBLING_SECONDS = 5.0
-"""Interval of checks for the handle of a job that another process of this attempt may be submitting."""
+"""Interval of checks whether another process of this attempt has stored the handle."""
 
 IntentCall: TypeAlias = Call[IntentResponse]
 NotFoundPolicy = Literal["Hold", "Fail", "Resubmit"]
@@ -113,7 +120,10 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class ServerClock:
-    """The state API's clock, from one call: sent at `sent`, response at `received`, both monotonic."""
+    """The state API's clock, from one call.
+
+    sent, received: monotonic times of the call and of its response.
+    """
 
     server_time: datetime
     sent: float
@@ -139,7 +149,8 @@ class AcquiredJob:
 class IntentReply:
     """A response to an intent.
 
-    `sent` is when its call was sent, monotonic. `late` counts the late responses in a row, with this one.
+    `sent` is when its call was sent, monotonic. `late` counts the late responses in a row, with
+    this one.
     """
 
     call: IntentCall
@@ -204,7 +215,7 @@ class SubmissionProcess:
     _last_reply: IntentReply | None = None
     _refused: set[Grounds] = field(default_factory=set)
     _absence: AbsenceEvidence | None = None
-    _outage: OutageBackoff | None = None
+    _outage: OutageTimer | None = None
     _is_refused_hold: bool = False
     _sibling_since: float | None = None
 
@@ -215,7 +226,7 @@ class SubmissionProcess:
             JobFailed: the external system rejected the job for good.
             PermanentFailure: it is unknown whether the job was submitted, and `onUnknown` is Fail.
             Held: the same, and `onUnknown` is Hold.
-            Unavailable: another process of this attempt may be submitting the job, and stores no handle.
+            Unavailable: another process of this attempt may be submitting it, and stores no handle.
             DigestChanged, JobsOpen: see `Jobs.intent`.
         """
         state: SubmissionState = IntentPending(self._intent(None, new_generation=new_generation))
@@ -244,8 +255,9 @@ class SubmissionProcess:
 
     def _send_and_submit(self, call: IntentCall) -> SubmissionState:
         try:
-            # SIGTERM is deferred from the intent to the handle, because a grant without a handle must be resolved later.
-            with self.jobs.termination.deferred():
+            # SIGTERM is deferred from the intent to the handle, because a grant without a handle
+            # must be resolved later.
+            with self.jobs.termination.sigterm_deferred():
                 state = self._send(call)
                 return self._advance(state) if isinstance(state, SubmitGranted) else state
         except GroundsRefused as refused:
@@ -261,7 +273,8 @@ class SubmissionProcess:
         try:
             token = self._capabilities().token
         except _CapabilitiesUnavailableError:
-            # An intent without `tokenSeconds` still finds a job that exists. It only can't be resubmitted by token.
+            # An intent without `tokenSeconds` still finds a job that exists. It only can't be
+            # resubmitted by token.
             token = None
         return self.jobs.intent_call(
             self.wanted.key,
@@ -309,7 +322,7 @@ class SubmissionProcess:
                 return Known(reply)
 
     def _age(self, reply: IntentReply) -> float:
-        """Return the seconds since the call of this reply was sent, which is how old its facts may be."""
+        """Return the seconds since the call of this reply was sent: the age of its facts."""
         return self.jobs.timing.clock() - reply.sent
 
     def _now(self, reply: IntentReply) -> TimeBounds:
@@ -322,13 +335,14 @@ class SubmissionProcess:
         if reply.late > 0 and (reply.late <= LATE_RESPONSES_MAX or self._age(reply) > STALE_SECONDS):
             return IntentPending(call)
         grounds = grounds_of(call)
-        # Read once, because reading them may be a call of the external system, and the last check can't wait for one.
+        # Read once, because reading them may be a call of the external system, and the last check
+        # can't wait for one.
         capabilities = None if grounds is None else self._capabilities()
 
         def may_leave() -> bool:
             if self._age(reply) > STALE_SECONDS:
-                # This holds for the first submission too: since the grant, another attempt may have submitted a job,
-                # and its record may have expired.
+                # This holds for the first submission too: since the grant, another attempt may have
+                # submitted a job, and its record may have expired.
                 return False
             if grounds is None or capabilities is None:
                 return True
@@ -337,7 +351,7 @@ class SubmissionProcess:
         if not may_leave():
             return IntentPending(call if grounds is None else self._intent(None))
         self._absence = None
-        with self.jobs.termination.spared():
+        with self.jobs.termination.end_delayed():
             self.jobs.report_step(Step.BEFORE_SUBMIT)
             try:
                 submitted = adapter.submit(self.wanted.submission_of(job, may_leave))
@@ -392,22 +406,22 @@ class SubmissionProcess:
         """Return the seconds until the next try."""
         if self._outage is None:
             what = f"External job {self.wanted.key!r} can't be submitted"
-            self._outage = OutageBackoff(self.jobs.timing, what, quiet_seconds=0.0)
+            self._outage = OutageTimer(self.jobs.timing, what, quiet_seconds=0.0)
         return self._outage.wait(why, WAIT_SECONDS_MAX)
 
     # -- it may have been submitted ----
 
     def _resolve(self, reply: IntentReply) -> AcquiredJob | IntentPending:
         if 0 < reply.late <= LATE_RESPONSES_MAX:
-            # The response took long, for example because the state API was unavailable. Times computed from it would be
-            # too late by as much.
+            # The response took long, for example because the state API was unavailable. Times
+            # computed from it would be too late by as much.
             return IntentPending(self._intent(None))
-        answer, job = self._with_local_quiet_period(reply), reply.response.job
+        response, job = self._with_local_quiet_period(reply), reply.response.job
         while True:
             self._check()
             step = next_step(
                 ResolutionInput(
-                    answer=answer,
+                    response=response,
                     capabilities=self._capabilities(),
                     request=self.wanted.request_time,
                     now=self._now(reply),
@@ -416,7 +430,7 @@ class SubmissionProcess:
                 )
             )
             match step:
-                case HoldRun() | GiveUp() | SubmitAgain(Grounds.POLICY) if self._is_of_a_sibling(answer):
+                case HoldRun() | GiveUp() | SubmitAgain(Grounds.POLICY) if self._is_of_a_sibling(response):
                     return self._wait_for_sibling()
                 case SubmitAgain(grounds):
                     logger.info("External job %r may have been submitted; submitting again: %s.", job.key, grounds)
@@ -437,21 +451,23 @@ class SubmissionProcess:
                     raise given_up(job, why)
 
     def _with_local_quiet_period(self, reply: IntentReply) -> IntentResponse:
-        """Return the response with a `quiet_since` that is not before this process opened the state.
+        """Return the response with a `quiet_since` no earlier than this process opened the state.
 
-        The two times of a response may come from replicas whose clocks differ. So the quiet period is also measured by
-        our own monotonic clock.
+        The two times of a response may come from replicas whose clocks differ. So the quiet period
+        is also measured by our own monotonic clock.
         """
-        answer = reply.response
-        unresolved = answer.unresolved
+        response = reply.response
+        unresolved = response.unresolved
         if unresolved is None or unresolved.quiet_since is None:
-            return answer
+            return response
         quiet_since = max(unresolved.quiet_since, reply.clock.at(self.jobs.opened_at).latest)
-        return msgspec.structs.replace(answer, unresolved=msgspec.structs.replace(unresolved, quiet_since=quiet_since))
+        return msgspec.structs.replace(
+            response, unresolved=msgspec.structs.replace(unresolved, quiet_since=quiet_since)
+        )
 
-    def _is_of_a_sibling(self, answer: IntentResponse) -> bool:
+    def _is_of_a_sibling(self, response: IntentResponse) -> bool:
         """Return whether only other processes of this attempt may be submitting the job."""
-        unresolved = answer.unresolved
+        unresolved = response.unresolved
         return unresolved is not None and not unresolved.all_ended and set(unresolved.attempts) == {self.wanted.attempt}
 
     def _wait_for_sibling(self) -> IntentPending:
@@ -482,9 +498,12 @@ class SubmissionProcess:
             self.jobs.sleep(seconds, self._check)
 
     def _look_up(self, reply: IntentReply) -> Submitted | None:
-        """Look the job up until the external system responds. Return None, and keep the evidence, if there is no job."""
+        """Look the job up until the external system responds.
+
+        Return None, and keep the evidence, if there is no job.
+        """
         job = reply.response.job
-        outage = OutageBackoff(self.jobs.timing, f"External job {job.key!r} can't be looked up")
+        outage = OutageTimer(self.jobs.timing, f"External job {job.key!r} can't be looked up")
         while True:
             began = self._now(reply).earliest
             try:
@@ -501,7 +520,11 @@ class SubmissionProcess:
     def _try_outcome(
         self, job: Job, state: OutcomeState, why: str, *, hold: bool = False, given_up: bool = False
     ) -> bool:
-        """Store an outcome. Return False if the job was settled meanwhile, for example by a handle of an earlier attempt."""
+        """Store an outcome.
+
+        Return False if the job was settled meanwhile, for example by a handle of an earlier
+        attempt.
+        """
         try:
             self._store_outcome(job, state, why, hold=hold, given_up=given_up)
         except JobOver:
@@ -542,7 +565,7 @@ class _CapabilitiesUnavailableError(Exception):
 
 
 def grounds_of(call: IntentCall) -> Grounds | None:
-    """Return the grounds on which a call asks to submit again."""
+    """Return the grounds on which a call requests to submit again."""
     assert isinstance(call.body, IntentRequest)
     return call.body.again
 

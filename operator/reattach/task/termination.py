@@ -1,4 +1,8 @@
-"""How a task's process ends: the termination message for the operator, SIGTERM, and an end for those that must not go on."""
+"""The end of a task's process: the termination message, SIGTERM, and a forced exit.
+
+The operator reads the termination message. The SDK forces an exit if the attempt must end and the
+task does not end by itself.
+"""
 
 import contextlib
 import logging
@@ -28,15 +32,18 @@ from reattach.errors import (
 logger = logging.getLogger("reattach")
 
 MESSAGE_BYTES_MAX = 4096
-"""The kubelet cuts what is longer, and half a JSON object says nothing."""
+"""The kubelet cuts a longer message, and half a JSON object can't be decoded."""
 END_SECONDS = 10.0
-"""How long a process that must not go on may take to end by itself."""
-SPARED_SECONDS = 60.0
-"""How much longer, while a thread is between submitting a job and storing its handle."""
+"""Seconds that a process may take to end by itself after its attempt is over."""
+END_DELAY_SECONDS = 60.0
+"""Additional seconds while a thread is between submitting a job and storing its handle."""
 
 
 def message_of(error: BaseException) -> TerminationMessage:
-    """What the operator is told about an attempt that ends by `error`. Of a group, what asks for most counts."""
+    """Return the message for the operator about an attempt that ends by `error`.
+
+    In an exception group, `PermanentFailure` has precedence, and then the longest `RetryLater`.
+    """
     inner = list(_flatten(error))
     for one in inner:
         if isinstance(one, PermanentFailure):
@@ -49,17 +56,20 @@ def message_of(error: BaseException) -> TerminationMessage:
         )
     match error:
         case Fenced():
-            return TerminationMessage(reattach="v1", kind="Fenced", message=_text_of(error))
+            return TerminationMessage(reattach="v1", kind="Fenced", message=_describe(error))
         case StateLost() | Held():
-            return TerminationMessage(reattach="v1", kind="Held", message=_text_of(error))
+            return TerminationMessage(reattach="v1", kind="Held", message=_describe(error))
         case Unavailable() | Refused():
-            return TerminationMessage(reattach="v1", kind="Unavailable", message=_text_of(error))
+            return TerminationMessage(reattach="v1", kind="Unavailable", message=_describe(error))
         case _:
-            return TerminationMessage(reattach="v1", kind="Failed", message=_text_of(error))
+            return TerminationMessage(reattach="v1", kind="Failed", message=_describe(error))
 
 
 def encode(message: TerminationMessage) -> bytes:
-    """JSON of at most `MESSAGE_BYTES_MAX` bytes. A message that is too long loses its middle: what happened is at its start, why at its end."""
+    """Return JSON of at most `MESSAGE_BYTES_MAX` bytes.
+
+    The middle of a longer text is cut, because its start names the error and its end the cause.
+    """
     text = message.message.encode(errors="replace").decode()
     keep = len(text)
     while True:
@@ -71,9 +81,9 @@ def encode(message: TerminationMessage) -> bytes:
 
 
 def write_message(path: Path, message: TerminationMessage) -> None:
-    """Replace what the termination message file says. Where there is no such file, the log says it instead."""
+    """Write the termination message file. If the file does not exist, log the message instead."""
     try:
-        # Never created: the kubelet did that, or nobody will read it.
+        # Not created, because only a file that the kubelet has mounted is read.
         descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC)
         with os.fdopen(descriptor, "wb") as file:
             file.write(encode(message))
@@ -82,91 +92,102 @@ def write_message(path: Path, message: TerminationMessage) -> None:
 
 
 class TerminationHandler:
-    """Watches over the end of one process. `over` is what made it end, if something did: the first such thing counts."""
+    """Ends one process, and reports why.
+
+    over: the first error that ended the attempt, or None.
+    """
 
     def __init__(self, termination_log: Path, end_process: Callable[[int], None] = os._exit) -> None:
         self.over: AttemptOver | None = None
         self._termination_log = termination_log
         self._end_process = end_process
         self._process = os.getpid()
-        self._handling = False
-        self._watched = False
-        self._deferring = False
-        self._spared = 0
+        self._is_installed = False
+        self._is_ending = False
+        self._is_sigterm_deferred = False
+        self._delays = 0
         self._idle = threading.Condition()
 
-    def listen(self) -> None:
-        """From now on SIGTERM raises `Terminated` in the main thread. The first process of a container would not even notice it otherwise.
-        A handler that you set yourself stays.
+    def install_handler(self) -> None:
+        """Raise `Terminated` in the main thread on SIGTERM, unless the task has set a handler.
+
+        Without a handler, the kernel ignores SIGTERM for the first process of a container.
         """
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._on_sigterm)
-            self._handling = True
+            self._is_installed = True
 
-    def stop_listening(self) -> None:
-        if self._handling and signal.getsignal(signal.SIGTERM) == self._on_sigterm:
+    def remove_handler(self) -> None:
+        if self._is_installed and signal.getsignal(signal.SIGTERM) == self._on_sigterm:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self._handling = False
+        self._is_installed = False
 
     def on_attempt_over(self, over: AttemptOver) -> None:
-        """The state API said that this attempt must end. Said to the operator at once; and unless the task may go on without an answer,
-        the process ends even if its code catches everything, or waits in another thread.
+        """Write the termination message, and end the process, even if the task catches the error.
+
+        `Unavailable` and `Terminated` do not force an exit, because the task may handle them.
         """
-        if isinstance(over, Unavailable | Terminated) or self._watched:
+        if isinstance(over, Unavailable | Terminated) or self._is_ending:
             return
-        self._watched = True
+        self._is_ending = True
         self.over = over
         logger.critical("%s: %s. This process ends.", type(over).__name__, over)
-        self.tell(over)
+        self.write_message_of(over)
         watchdog = threading.Timer(END_SECONDS, self._end, [over.exit_code])
         watchdog.daemon = True
         watchdog.start()
 
     def check(self) -> None:
-        """Raise what made the process end, if something did: for threads, which SIGTERM does not reach, and code that caught it."""
+        """Raise the error that ended the attempt, if there is one.
+
+        SIGTERM interrupts only the main thread, and the task may have caught the error.
+        """
         if self.over is not None:
             raise self.over
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """SIGTERM in this block counts at its end: between submitting and storing the handle, the rest of the grace period is better used
-        for the handle. For the main thread; in others SIGTERM raises nothing anyway.
+    def sigterm_deferred(self) -> Iterator[None]:
+        """Raise `Terminated` only at the end of this block, to use the grace period for the handle.
+
+        Only for the main thread, because SIGTERM does not interrupt others.
         """
         self.check()
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._deferring = True
+        self._is_sigterm_deferred = True
         try:
             yield
         finally:
-            self._deferring = False
+            self._is_sigterm_deferred = False
             self.check()
 
     @contextlib.contextmanager
-    def spared(self) -> Iterator[None]:
-        """A process that must end is left alone in this block for a while: a job is being submitted, and its handle is to be stored.
-        SIGTERM lets the block begin; all else that ended the attempt does not.
+    def end_delayed(self) -> Iterator[None]:
+        """Delay a forced exit during this block, in which a job is submitted and its handle stored.
+
+        The block also starts after SIGTERM, but not after another error that ended the attempt.
         """
         if not isinstance(self.over, Terminated):
             self.check()
         with self._idle:
-            self._spared += 1
+            self._delays += 1
         try:
             yield
         finally:
             with self._idle:
-                self._spared -= 1
+                self._delays -= 1
                 self._idle.notify_all()
 
     def _end(self, code: int) -> None:
         with self._idle:
-            self._idle.wait_for(lambda: self._spared == 0, timeout=SPARED_SECONDS)
+            self._idle.wait_for(lambda: self._delays == 0, timeout=END_DELAY_SECONDS)
         self._end_process(code)
 
     def interruptible(self, sleep: Callable[[float], None]) -> Callable[[float], None]:
-        """`sleep`, during which SIGTERM counts at once although it is deferred. In the main thread: a wait in another one is no reason to
-        interrupt what that defers.
+        """Return a `sleep` that SIGTERM interrupts in the main thread, even if it is deferred.
+
+        A sleep of another thread does not change what the main thread defers.
         """
 
         def interrupted(seconds: float) -> None:
@@ -174,36 +195,36 @@ class TerminationHandler:
                 self.check()
                 sleep(seconds)
                 return
-            deferring, self._deferring = self._deferring, False
+            deferring, self._is_sigterm_deferred = self._is_sigterm_deferred, False
             try:
                 self.check()
                 sleep(seconds)
             finally:
-                self._deferring = deferring
+                self._is_sigterm_deferred = deferring
 
         return interrupted
 
     def log(self, error: BaseException) -> None:
-        """Say why the process ends, where nobody has: a `SystemExit` has no traceback, and what the state API said was said at once."""
+        """Log why the process ends, if that is not logged yet and no traceback shows it."""
         match self.over or error:
             case Terminated():
-                logger.warning("SIGTERM: this pod is being stopped; an external job goes on.")
+                logger.warning("SIGTERM: this pod is being stopped. External jobs keep running.")
             case Unavailable() as unavailable:
                 logger.error("Unavailable: %s. This attempt ends.", unavailable)
             case _:
                 pass
 
-    def tell(self, error: BaseException) -> None:
-        """Write the termination message. What made the process end counts more than what broke on the way out."""
+    def write_message_of(self, error: BaseException) -> None:
+        """Write the termination message, for `over` rather than for an error that followed it."""
         write_message(self._termination_log, message_of(self.over or error))
 
     def _on_sigterm(self, number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked child: it is not the task
+        if os.getpid() != self._process:  # a forked child is not the task
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif self.over is None:  # once: what is being released must not be interrupted
+        elif self.over is None:  # only once, because a second one must not interrupt the cleanup
             self.over = Terminated("SIGTERM: the pod is being stopped")
-            if not self._deferring:
+            if not self._is_sigterm_deferred:
                 raise self.over
 
 
@@ -215,10 +236,10 @@ def _flatten(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def _text_of(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, SystemExit) and not isinstance(error, AttemptOver):
         if error.code in {None, 0}:
-            return "SystemExit: the task was left by sys.exit() before it returned, so nothing was recorded as done"
+            return "SystemExit: the task called sys.exit() before it returned, so its completion was not recorded"
         return f"SystemExit: {error.code}"
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

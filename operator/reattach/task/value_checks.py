@@ -1,4 +1,7 @@
-"""What is refused before a round trip: the state API would refuse it too, but here the mistake is next to the line that made it."""
+"""Checks of keys and values before they are sent.
+
+The state API makes the same checks. Here, the traceback names the line that contains the mistake.
+"""
 
 import json
 import math
@@ -11,11 +14,11 @@ from reattach.api.messages import KEY_CHARACTERS_MAX, NESTING_MAX, RESULT_BYTES_
 from reattach.errors import InvalidKey, InvalidValue, ValueTooLarge
 
 NEVER_EXPIRE: Final = timedelta.max
-"""As `retention`: the key never expires. The same value as Airflow's."""
+"""`retention` of a key that never expires. It equals Airflow's constant of this name."""
 
 
 def check_key(key: str) -> str:
-    """`key` itself. Raises `InvalidKey`."""
+    """Return `key` itself. Raises `InvalidKey`."""
     if not isinstance(key, str):
         raise InvalidKey(f"a key must be a string, not {_kind(key)}")
     if not 1 <= len(key) <= KEY_CHARACTERS_MAX:
@@ -23,24 +26,30 @@ def check_key(key: str) -> str:
     try:
         key.encode()
     except UnicodeEncodeError:
-        raise InvalidKey("a key must be Unicode; a surrogate stands alone in it") from None
+        raise InvalidKey("a key must be valid Unicode; it contains a lone surrogate") from None
     return key
 
 
 def value_text_of(value: Any) -> msgspec.Raw:
-    """The JSON text of a value of a key. Raises `InvalidValue`, `ValueTooLarge`."""
+    """Return the value of a key as JSON. Raises `InvalidValue`, `ValueTooLarge`."""
     _check(value, "value", null_allowed=False)
     return _text(value, "value", VALUE_BYTES_MAX)
 
 
 def result_text_of(result: Any) -> msgspec.Raw:
-    """The JSON text of a result: any JSON value, with null. Raises `InvalidValue`, `ValueTooLarge`."""
+    """Return a result as JSON; null is allowed. Raises `InvalidValue`, `ValueTooLarge`."""
     _check(result, "result", null_allowed=True)
     return _text(result, "result", RESULT_BYTES_MAX)
 
 
 def retention_seconds_of(retention: timedelta | None) -> int | msgspec.UnsetType | None:
-    """What goes over the wire: absent is the default, null is never. Fractions of a second count as a whole one. Raises `InvalidValue`."""
+    """Return `retentionSeconds` of the call, rounded up to whole seconds.
+
+    An absent field means the default, and null means that the key never expires.
+
+    Raises:
+        InvalidValue: the retention is not a timedelta, or not positive.
+    """
     match retention:
         case None:
             return msgspec.UNSET
@@ -50,7 +59,7 @@ def retention_seconds_of(retention: timedelta | None) -> int | msgspec.UnsetType
             return math.ceil(retention.total_seconds())
         case timedelta():
             raise InvalidValue(
-                f"retention must be more than 0 or NEVER_EXPIRE, not {retention}; to remove a key, delete it"
+                f"retention must be more than 0 or NEVER_EXPIRE, not {retention}. To remove a key, call delete()"
             )
     raise InvalidValue(f"retention must be a timedelta, not {_kind(retention)}")
 
@@ -61,14 +70,16 @@ def _check(value: Any, path: str, *, null_allowed: bool, depth: int = 0) -> None
     match value:
         case None:
             if not null_allowed:
-                raise InvalidValue(f"{path} must not be None: null means absent; delete the key, or leave the name out")
+                raise InvalidValue(
+                    f"{path} must not be None, because null means absent. Delete the key, or omit the name"
+                )
         case str():
             _check_unicode(value, path)
         case bool() | int():
             pass
         case float():
             if not math.isfinite(value):
-                raise InvalidValue(f"{path} must be a finite number, not {value}: JSON has no word for it")
+                raise InvalidValue(f"{path} must be a finite number, not {value}, because JSON can't express it")
         case list():
             for index, inner in enumerate(value):
                 _check(inner, f"{path}[{index}]", null_allowed=null_allowed, depth=depth + 1)
@@ -92,17 +103,17 @@ def _check_unicode(text: str, path: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidValue(f"{path} must be Unicode; a surrogate stands alone in it") from None
+        raise InvalidValue(f"{path} must be valid Unicode; it contains a lone surrogate") from None
 
 
 def _text(value: Any, what: str, most: int) -> msgspec.Raw:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # for example an integer of more digits than Python converts
         raise InvalidValue(f"a {what} must be JSON: {error}") from None
     if len(text) > most:
         raise ValueTooLarge(
-            f"a {what} must have at most {most} bytes as JSON; this one has {len(text)}. Keep it elsewhere and store where it is"
+            f"a {what} must have at most {most} bytes as JSON; this one has {len(text)}. Store it elsewhere, and its location here"
         )
     return msgspec.Raw(text)
 

@@ -73,7 +73,7 @@ class SimulatedCluster:
         self.service = LoopbackServer()
         self.operator = InProcessOperator(self.cluster, self.clock.now)
         self.report_seconds = report_seconds
-        self._chance = random.Random(seed).random  # noqa: S311 -- spreads waits
+        self._jitter = random.Random(seed).random  # noqa: S311 -- spreads waits
         self._state_api: httpx.Client
         self._here: Turn
 
@@ -226,7 +226,7 @@ class SimulatedCluster:
             clock=self.clock,
             main=run.main,
             on_step=run.on_step,
-            chance=self._chance,
+            jitter=self._jitter,
         )
         run.nodes[process.uid] = SimulatedNode(process)
         process.on_end = self._wake
@@ -241,7 +241,7 @@ class SimulatedCluster:
         if not process.has_ended:
             return False
         if node.report_at is None:
-            node.report_at = self.clock.monotonic() + self.report_seconds * self._chance()
+            node.report_at = self.clock.monotonic() + self.report_seconds * self._jitter()
         if node.report_at > self.clock.monotonic():
             return False
         if not node.reported:

@@ -53,7 +53,7 @@ class TaskProcess:
         clock: Clock,
         main: Callable[["TaskProcess", Task], Any],
         on_step: Callable[["TaskProcess", str], None],
-        chance: Callable[[], float],
+        jitter: Callable[[], float],
     ) -> None:
         self.pod = pod
         self.attempt = int(pod["metadata"]["labels"][LABEL_ATTEMPT])
@@ -72,7 +72,7 @@ class TaskProcess:
         self._clock = clock
         self._main = main
         self._on_step = on_step
-        self._chance = chance
+        self._jitter = jitter
         self._thread: int | None = None
         """Which is within a step."""
         self._waiting: Turn | None = None
@@ -172,18 +172,18 @@ class TaskProcess:
         return TaskContext(
             settings,
             transport=httpx.MockTransport(self._call),
-            waits=Timing(
+            timing=Timing(
                 clock=self._clock.monotonic,
                 sleep=self.sleep,
-                asleep=self._asleep,
-                chance=self._chance,
+                async_sleep=self._async_sleep,
+                jitter=self._jitter,
                 on_step=self.step,
             ),
             environment={},
             end_process=lambda _: None,
         )
 
-    def _asleep(self, seconds: float) -> Awaitable[None]:
+    def _async_sleep(self, seconds: float) -> Awaitable[None]:
         async def sleep() -> None:
             self.sleep(seconds)
 

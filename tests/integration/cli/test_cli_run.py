@@ -58,7 +58,7 @@ def test_a_held_submission_is_told_answered_and_goes_on(
     wait_until_held(person, name)
     story = person("explain", name)
     assert story.out.startswith(f"{name} is held: waiting for a resolution.\n")
-    assert "the other side can't be looked into" in story.out
+    assert "the external system is unavailable" in story.out
     [command] = [line for line in story.out.splitlines() if flags[0] in line]
     words = command.strip().replace("HANDLE", flags[-1]).split()
     assert words[:2] == ["kubectl", "reattach"]

@@ -59,7 +59,7 @@ def an_attempt(pod: Pod, system: System, dies_at: str = "") -> Any:
     def main(task: reattach.Task) -> Any:
         return task.submit_once("load", system, REQUEST).wait()
 
-    return pod.context(waits=Timing(on_step=on_step)).run(main)
+    return pod.context(timing=Timing(on_step=on_step)).run(main)
 
 
 @pytest.mark.parametrize("can", ["name", "look-up", "nothing"])
@@ -143,8 +143,8 @@ def test_every_answer_of_the_state_api_may_be_lost(pod: Pod, system: System, mon
 def test_a_retriable_refusal_keeps_the_right_to_submit(pods: Pods, system: System) -> None:
     system.before_submit = [fails(Rejected("quota", retriable=True))] * 3
     now = [0.0]
-    waits = Timing(clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
-    context = pods.start().context(waits=waits)
+    timing = Timing(clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    context = pods.start().context(timing=timing)
     assert context.run(lambda task: task.submit_once("load", system, REQUEST).wait()) == RESULT
     assert len(system.submissions) == 4
 
@@ -222,7 +222,7 @@ def test_while_the_state_api_is_away_nothing_is_submitted_and_then_it_goes_on(
         results: list[Any] = []
         thread = threading.Thread(target=lambda: results.append(task.submit_once("load", system, REQUEST).wait()))
         thread.start()
-        wait_until(lambda: "has not answered for" in caplog.text, seconds=60, what="the log says so")
+        wait_until(lambda: "has been unavailable for" in caplog.text, seconds=60, what="the log says so")
         assert relay.connections > before
         assert system.submissions == []
         relay.lead_to(port_of(server))

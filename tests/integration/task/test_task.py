@@ -300,12 +300,12 @@ class TestFoulWeather:
             before = relay.connections
             task.stdin.write("\n")
             task.stdin.flush()
-            read_until(task, task.stderr, "The state API has not answered for")
+            read_until(task, task.stderr, "The state API has been unavailable for")
             wait_until(lambda: relay.connections > before + 5, seconds=60, what="the task keeps asking")
             assert not submissions.exists()
             assert task.poll() is None
             relay.lead_to(port_of(server))
-            read_until(task, task.stderr, "The state API answers again, after")
+            read_until(task, task.stderr, "The state API is available again, after")
             assert task.wait(60) == 0
         assert submissions.read_text() == "job-7\n"
         assert "job-7" in data_of(pods)["completion"]
@@ -335,7 +335,7 @@ class TestFoulWeather:
             if len(slept) == 4:
                 pod.trust(renewed)
 
-        with pod.context(waits=Timing(clock=lambda: sum(slept) * 10, sleep=sleep)) as task:
+        with pod.context(timing=Timing(clock=lambda: sum(slept) * 10, sleep=sleep)) as task:
             task.state.set("a", 1)
             relay.lead_to(port_of(renewed))
             assert task.state.get("a") == 1
@@ -360,7 +360,7 @@ class TestFoulWeather:
             waited.append(seconds)
             pod.rotate_token()
 
-        with pod.context(waits=Timing(sleep=sleep)) as task:
+        with pod.context(timing=Timing(sleep=sleep)) as task:
             task.state.set("a", 1)
             (pod.directory / "token").write_text("expired")
             assert task.state.get("a") == 1
@@ -370,9 +370,9 @@ class TestFoulWeather:
         pod = pods.start()
         (pod.directory / "token").write_text(pods.run.token(pod.body, audience="somebody-else"))
         now = [0.0]
-        waits = Timing(clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+        timing = Timing(clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
         with pytest.raises(reattach.Refused):
-            pod.context(waits=waits).run(lambda _: pytest.fail("it must not begin"))
+            pod.context(timing=timing).run(lambda _: pytest.fail("it must not begin"))
 
     def test_a_task_in_a_hurry_is_slowed_down_and_loses_nothing(
         self, pods: Pods, relay: Relay, servers: Servers

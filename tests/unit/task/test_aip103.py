@@ -67,7 +67,7 @@ def test_what_it_returns_is_the_result(pod: Pod) -> None:
 
 @pytest.mark.parametrize("takes", [lambda ds: ds, lambda a, b: (a, b), lambda context, other: (context, other)])
 def test_what_it_can_not_be_given_is_said_before_the_task_begins(pod: Pod, takes: Any) -> None:
-    with pytest.raises(TypeError, match="a task function is given task_state, task_state_store, ti"):
+    with pytest.raises(TypeError, match="a task function may take only task_state, task_state_store, ti"):
         aip103.run_in(pod.context(), takes)
     assert pod.api.requests == []
 

@@ -103,7 +103,7 @@ class TestWaiting:
     def test_waits_differ_between_tasks(self, pod: Pod) -> None:
         chances = iter([0.0, 0.5, 1.0])
         client = pod.client()
-        object.__setattr__(client.waits, "chance", lambda: next(chances))
+        object.__setattr__(client.timing, "jitter", lambda: next(chances))
         pod.api.script = [LOST, LOST, LOST]
         reattach.State(client).get("job_id")
         assert pod.time.waited == [0.1, pytest.approx(0.3), 0.8]
@@ -138,10 +138,10 @@ class TestWaiting:
 
         told = [record.getMessage() for record in caplog.records if record.name == "reattach"]
         assert len(told) == 4  # after 3 s, a minute, two minutes, and at the end
-        assert "has not answered for 3 s" in told[0]
+        assert "has been unavailable for 3 s" in told[0]
         assert "connection refused" in told[0]
-        assert all("Waiting for it" in one for one in told[:3])
-        assert "answers again, after 15" in told[3]
+        assert all("Retrying for at most" in one for one in told[:3])
+        assert "is available again, after 15" in told[3]
         assert all(record.levelno == logging.WARNING for record in caplog.records if record.name == "reattach")
 
     def test_a_short_absence_is_not_worth_a_line(self, pod: Pod, caplog: pytest.LogCaptureFixture) -> None:

@@ -166,7 +166,7 @@ class TestEndingBadly:
             ),
             (
                 reattach.RetryLater(60),
-                {"kind": "RetryLater", "message": "asked to be tried again in 60 s", "retryAfterSeconds": 60},
+                {"kind": "RetryLater", "message": "retry in 60 s, as the task requested", "retryAfterSeconds": 60},
             ),
             (KeyboardInterrupt(), {"kind": "Failed", "message": "KeyboardInterrupt"}),
             (SystemExit(3), {"kind": "Failed", "message": "SystemExit: 3"}),
@@ -200,7 +200,7 @@ class TestEndingBadly:
         with pytest.raises(SystemExit), pod.context():
             raise SystemExit(code)
         assert pod.api.completed == []
-        assert "left by sys.exit() before it returned" in pod.message()["message"]
+        assert "called sys.exit() before it returned" in pod.message()["message"]
 
     def test_an_async_main_fails_the_same_way(self, pod: Pod) -> None:
         async def main(_: reattach.Task) -> None:
@@ -349,7 +349,7 @@ class TestBeingFenced:
         [last] = [
             record.getMessage() for record in caplog.records if (record.name, record.levelname) == ("reattach", "ERROR")
         ]
-        assert last.startswith("Unavailable: the state API did not answer for 3600 s")
+        assert last.startswith("Unavailable: the state API was unavailable for 3600 s")
         assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
         assert pod.message()["kind"] == "Unavailable"
 
@@ -372,7 +372,7 @@ class TestSigterm:
         with pytest.raises(reattach.Terminated):
             pod.context().run(lambda _: os.kill(os.getpid(), signal.SIGTERM))
         assert [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "reattach"] == [
-            ("WARNING", "SIGTERM: this pod is being stopped; an external job goes on.")
+            ("WARNING", "SIGTERM: this pod is being stopped. External jobs keep running.")
         ]
 
     def test_it_ends_waiting_for_the_state_api(self, pod: Pod) -> None:
@@ -436,12 +436,12 @@ class TestEnvironment:
     @pytest.mark.parametrize(
         "name,value,why",
         [
-            ("REATTACH_URL", "", "not started by Reattach, .*pass it a stand-in"),
+            ("REATTACH_URL", "", "Reattach did not start this process, .*pass a fake `task`"),
             ("REATTACH_URL", "http://state.test", "must start with https://"),
-            ("REATTACH_NAMESPACE", "", "REATTACH_NAMESPACE must be set"),
-            ("REATTACH_TASKRUN", "", "REATTACH_TASKRUN must be set"),
+            ("REATTACH_NAMESPACE", "", "REATTACH_NAMESPACE must also be set"),
+            ("REATTACH_TASKRUN", "", "REATTACH_TASKRUN must also be set"),
             ("REATTACH_ATTEMPT", "two", "must be a number, not 'two'"),
-            ("REATTACH_DIRECTORY", "/nowhere", "/nowhere/token is missing: only the task's container"),
+            ("REATTACH_DIRECTORY", "/nowhere", "/nowhere/token is missing. Only the task's container"),
         ],
     )
     def test_what_is_missing_is_named_and_what_to_do(
@@ -460,4 +460,4 @@ class TestEnvironment:
     @pytest.mark.parametrize("patience", [0, -1, float("nan")])
     def test_patience_is_positive(self, pod: Pod, patience: float) -> None:
         with pytest.raises(ValueError, match="patience must be more than 0"):
-            pod.settings.with_timeouts(patience)
+            pod.settings.with_patience(patience)

@@ -208,9 +208,9 @@ class TestUnknown:
         assert states(pod) == ["Unknown", "Active", "Succeeded"]
         assert pod.api.bodies(OUTCOME)[0]["message"] == "LostError: 503"
         said = [record.getMessage() for record in caplog.records]
-        assert "can't be asked, for 3 s now (LostError: 503)" in said[0]
+        assert "can't be polled, for 3 s now (LostError: 503)" in said[0]
         assert 3 <= len(said) <= 6  # after 3 s, each minute, and at the end
-        assert "can't be asked: over, after" in said[-1]
+        assert "can't be polled: over, after" in said[-1]
 
     def test_a_short_one_is_not_worth_a_word(self, pod: Pod, system: System, caplog: pytest.LogCaptureFixture) -> None:
         system.statuses = [Unknown("moved"), Active(), Succeeded(RESULT)]
@@ -237,7 +237,7 @@ class TestUnknown:
 
     def test_what_is_none_of_the_six_answers_is_the_adapters_mistake(self, pod: Pod, system: System) -> None:
         system.statuses = ["RUNNING"]  # type: ignore[list-item]
-        with pytest.raises(TypeError, match="one of its six answers, not 'RUNNING'"):
+        with pytest.raises(TypeError, match="one of the six kinds of JobStatus, not 'RUNNING'"):
             wait(pod, system)
 
 
@@ -282,7 +282,7 @@ class TestNotFound:
                 wait(pod, gone)
             errors.add(str(raised.value))
         assert errors == {
-            "external job 'load' (generation 1, job-1): the other side does not know it: no job-1 here",
+            "external job 'load' (generation 1, job-1): the external system does not know it: no job-1 here",
         }
         assert len(gone.submissions) == 1
 
@@ -296,7 +296,7 @@ class TestNotFound:
             assert (job.generation, job.state) == (2, JobState.SUCCEEDED)
         assert [pod.api.jobs.record(generation=n).state for n in (1, 2)] == [JobState.FAILED, JobState.SUCCEEDED]
         assert len({submission.token for submission in gone.submissions}) == 2
-        assert "submitted anew, as spec.submission.onNotFound says" in caplog.text
+        assert "Submitting it again, because spec.submission.onNotFound is Resubmit" in caplog.text
 
     @pytest.mark.parametrize("at", ["after-outcome", "before-intent", "after-intent"])
     def test_which_goes_on_wherever_an_attempt_dies_and_costs_no_attempt(self, pod: Pod, gone: System, at: str) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-SAYS = "from reattach.task.log import show; show(); show(); logging.getLogger('reattach').info('reattached to %s', 'job-1')"
+SAYS = "from reattach.task.log import configure; configure(); configure(); logging.getLogger('reattach').info('reattached to %s', 'job-1')"
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_logging_that_is_set_up_later_takes_over() -> None:
     ],
 )
 def test_and_its_level_counts(after: str, shown: int) -> None:
-    ran = _run(f"import logging; from reattach.task.log import show; show(); {after} {SAYS}")
+    ran = _run(f"import logging; from reattach.task.log import configure; configure(); {after} {SAYS}")
     assert ran.count("reattached to job-1") == shown
 
 

@@ -26,7 +26,7 @@ termination.END_SECONDS = 0.3
 pod = Pod(Path(sys.argv[1]))
 
 def context():
-    return TaskContext(pod.settings, transport=pod.api.transport(), waits=pod.time.waits())
+    return TaskContext(pod.settings, transport=pod.api.transport(), timing=pod.time.timing())
 
 def ready():
     print("ready", flush=True)
@@ -70,7 +70,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
         ("pod.api.down = a_problem(409, 'closing'); task.state.get('a')", 80, "Closing"),
         ("pod.api.down = a_problem(409, 'state-lost'); task.state.get('a')", 81, "StateLost"),
         ("pod.api.down = a_problem(403, 'not-a-task-pod'); task.state.get('a')", 82, "Refused"),
-        ("pod.api.down = a_problem(503, 'unavailable'); task.state.get('a')", 83, "has not answered"),
+        ("pod.api.down = a_problem(503, 'unavailable'); task.state.get('a')", 83, "has been unavailable"),
     ],
 )
 def test_each_end_has_its_exit_code(tmp_path: Path, way: str, statement: str, code: Any, stderr: str) -> None:

@@ -102,7 +102,7 @@ def a_situation(
     if looked_up_after is not None:
         absence = AbsenceEvidence(INTENDED + looked_up_after, INTENDED + looked_up_after + slowness)
     return ResolutionInput(
-        answer=IntentResponse(
+        response=IntentResponse(
             decision=Decision.RESOLVE,
             job=job,
             unresolved=Unresolved(all_ended=all_ended, quiet_since=quiet, attempts=(1, 2)),
@@ -154,8 +154,8 @@ class TestHeld:
 
     def test_a_hold_has_a_reason_even_if_none_is_stored(self) -> None:
         held = a_situation(EVERY, held=True)
-        bare = msgspec.structs.replace(held.answer, job=msgspec.structs.replace(held.job, message=""))
-        step = next_step(dataclasses.replace(held, answer=bare))
+        bare = msgspec.structs.replace(held.response, job=msgspec.structs.replace(held.job, message=""))
+        step = next_step(dataclasses.replace(held, response=bare))
         assert isinstance(step, StillHeld)
         assert "waits for a resolution" in step.why
 
@@ -326,7 +326,7 @@ class TestProperties:
         step = next_step(seen)
         if not isinstance(step, SubmitAgain):
             return
-        able, unresolved = seen.capabilities, seen.answer.unresolved
+        able, unresolved = seen.capabilities, seen.response.unresolved
         assert unresolved is not None
         arrived = seen.now.latest + REQUEST
         if step.grounds is Grounds.CLIENT_NAME:

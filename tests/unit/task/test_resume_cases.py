@@ -153,7 +153,7 @@ def test_airflow_11_must_not_hold_without_a_store_nothing_is_submitted(
     with pytest.raises(reattach.Unavailable):
         pod.context().run(main)
     assert system.submissions == []
-    assert "The state API has not answered for" in caplog.text
+    assert "The state API has been unavailable for" in caplog.text
 
 
 def test_airflow_35_a_crash_after_the_job_was_made_and_before_it_was_stored_makes_no_second_one(

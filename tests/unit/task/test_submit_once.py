@@ -194,8 +194,8 @@ class TestNothingIsSubmittedWithoutAnIntent:
 
         assert submitted_at[0] - began >= 600
         assert len(system.submissions) == 1
-        assert "The state API has not answered for" in caplog.text
-        assert "The state API answers again" in caplog.text
+        assert "The state API has been unavailable for" in caplog.text
+        assert "The state API is available again" in caplog.text
 
     def test_when_patience_is_over_nothing_was_submitted(self, pod: Pod, system: System) -> None:
         def main(task: reattach.Task) -> None:
