@@ -62,6 +62,8 @@ class EventReason(StrEnum):
     ADOPTED = "Adopted"
     """The handle of an existing external job was recorded (found, reported or adopted)."""
     REATTACHED = "Reattached"
+    EXISTED = "Existed"
+    """An external job existed before the first submission of this TaskRun."""
     ORPHANED = "Orphaned"
     UNREADABLE = "Unreadable"
     """The TaskRun can't be decoded. No other event is emitted for it."""

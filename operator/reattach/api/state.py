@@ -43,7 +43,10 @@ class JobOrigin(StrEnum):
     RESUBMITTED = "Resubmitted"
     """As `SUBMITTED`, by a repetition of an unresolved submission (`IntentRequest.again`)."""
     EXISTED = "Existed"
-    """The external system responded that the name or token has a job already."""
+    """The external system responded that the name or token has a job already.
+
+    Either an earlier submission of this run arrived, or another run has the same token.
+    """
     FOUND = "Found"
     """A lookup found the job."""
     REPORTED = "Reported"
@@ -78,6 +81,7 @@ class JobSummary(Shape, frozen=True):
     the handle, the hold needs no resolution. `message`: the reason of the hold, or of the end.
     `strays`: other handles reported for the same intent. These are second jobs without a watcher.
     `given_up`: it is `Failed` by the policy `Fail`, because its end is unknown. It may be running.
+    `preexisting`: it existed before the first submission of this TaskRun.
     """
 
     key: str
@@ -95,6 +99,7 @@ class JobSummary(Shape, frozen=True):
     message: str = ""
     strays: tuple[str, ...] = ()
     given_up: bool = False
+    preexisting: bool = False
 
     @property
     def is_open(self) -> bool:

@@ -50,7 +50,7 @@ class Deadlines(Shape, frozen=True):
 class SubmissionPolicy(Shape, frozen=True):
     """Policy for unresolved submissions: Hold, Fail or Resubmit.
 
-    `idempotency_key`: the seed of the submission tokens (None: the UID).
+    `idempotency_key`: seed of the submission tokens, with the namespace (None: the UID).
     """
 
     on_unknown: Literal["Hold", "Fail", "Resubmit"] = "Hold"
@@ -126,7 +126,7 @@ class Counts(Shape, frozen=True, omit_defaults=False):
 
     `state_losses`: lost states that were resolved with StartEmpty. `last_presumed`: the highest
     number of an attempt whose end was presumed. The ends of all later dropped attempts were
-    reported.
+    reported. `preexisting_jobs`: external jobs that existed before the first submission.
     """
 
     attempts: int = 0
@@ -134,6 +134,7 @@ class Counts(Shape, frozen=True, omit_defaults=False):
     submissions: int = 0
     reattachments: int = 0
     duplicates_averted: int = 0
+    preexisting_jobs: int = 0
     state_losses: int = 0
     last_presumed: int = 0
 

@@ -280,5 +280,4 @@ def _submission_of(record: JobRecord) -> JobSubmission:
         intended_time=record.intended_at,
         intended_by_attempt=record.intended_by_attempt,
         submitters=tuple((one.attempt, one.time) for one in record.submitters),
-        repeated=record.repeated,
     )

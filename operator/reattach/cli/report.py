@@ -213,7 +213,7 @@ def _submitted_time_of(job: JobSummary, submission: JobSubmission | None) -> dat
     """
     if submission is None or job.handle is None or not submission.submitters:
         return None
-    if job.origin is JobOrigin.EXISTED and not submission.repeated:
+    if job.preexisting:
         return None
     if job.origin in {JobOrigin.RESUBMITTED, JobOrigin.REPORTED}:
         times = [time for attempt, time in submission.submitters if attempt == job.submitted_by_attempt]
@@ -229,8 +229,8 @@ def _origin_of(job: JobSummary, submission: JobSubmission | None) -> str:
             return f"submitted by {by}"
         case JobOrigin.RESUBMITTED:
             return f"the result of its first submission was unknown; submitted again by {by}, which was safe"
-        case JobOrigin.EXISTED if submission is not None and not submission.repeated:
-            return f"the external system already had it when {first} submitted it"
+        case JobOrigin.EXISTED if job.preexisting:
+            return f"the external system already had it when {first} submitted it for the first time, so {first} did not create it"
         case JobOrigin.EXISTED:
             again = f" by attempt {submission.submitters[-1][0]}" if submission and submission.submitters else ""
             return (
@@ -277,4 +277,7 @@ def _decisions_of(snapshot: Snapshot) -> tuple[str, ...]:
             f"So far {count(counts.submissions, 'submission')}, {count(counts.reattachments, 'reattachment')}, "
             f"{count(counts.duplicates_averted, 'duplicate')} averted."
         )
+    if counts.preexisting_jobs:
+        existed = f"{count(counts.preexisting_jobs, 'external job')} existed before the first submission"
+        sentences.append(f"{existed}: another TaskRun with the same idempotency key may have submitted it.")
     return tuple(sentences)

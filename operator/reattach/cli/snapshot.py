@@ -22,7 +22,7 @@ class JobSubmission(Shape, frozen=True):
 
     `intended_time`: when the intent was stored, right before the first submission. `submitters`:
     attempt and time of each process that was allowed to submit, oldest first; empty if the job
-    comes from `spec.adopt`. `repeated`: an unresolved submission was repeated.
+    comes from `spec.adopt`.
     """
 
     key: str
@@ -30,7 +30,6 @@ class JobSubmission(Shape, frozen=True):
     intended_time: datetime
     intended_by_attempt: int
     submitters: tuple[tuple[int, datetime], ...] = ()
-    repeated: bool = False
 
 
 class Snapshot(Shape, frozen=True):

@@ -172,7 +172,8 @@ def _with_jobs(context: DecisionContext) -> DecisionContext:
     if state is None:
         return context
     status = external_jobs.with_jobs(context.status, state)
-    return context.with_status(status, *external_jobs.events_since(context.status, state))
+    events = external_jobs.events_since(context.status, state, context.spec.submission.idempotency_key)
+    return context.with_status(status, *events)
 
 
 # What follows from the recorded ends?

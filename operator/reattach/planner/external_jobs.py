@@ -13,7 +13,7 @@ UNWATCHED = frozenset({JobState.ORPHANED, JobState.DETACHED})
 """States of jobs that may run although no attempt watches them."""
 
 _KNOWN_BY = {
-    JobOrigin.EXISTED: "already existed when it was submitted",
+    JobOrigin.EXISTED: "already existed when it was submitted again",
     JobOrigin.FOUND: "was found by a lookup",
     JobOrigin.REPORTED: "was reported by a fenced attempt",
     JobOrigin.ADOPTED: "was adopted, as the TaskRun's spec requests",
@@ -44,6 +44,7 @@ def with_jobs(status: TaskRunStatus, view: StateView | Summary) -> TaskRunStatus
         submissions=max(status.counts.submissions, view.counts.submissions),
         reattachments=max(status.counts.reattachments, view.counts.reattachments),
         duplicates_averted=max(status.counts.duplicates_averted, view.counts.duplicates_averted),
+        preexisting_jobs=max(status.counts.preexisting_jobs, sum(job.preexisting for job in view.jobs)),
     )
     return msgspec.structs.replace(status, external_jobs=(*left, *listed)[-JOBS_MAX:], counts=counts)
 
@@ -53,11 +54,13 @@ def has_changes(status: TaskRunStatus, summary: Summary) -> bool:
     return _without_urls(with_jobs(status, summary)) != _without_urls(status)
 
 
-def events_since(before: TaskRunStatus, view: StateView) -> tuple[EmitEvent, ...]:
+def events_since(before: TaskRunStatus, view: StateView, idempotency_key: str | None) -> tuple[EmitEvent, ...]:
     """Return the events about the jobs since `before` was written."""
     known = {job_id(job): job.handle for job in before.external_jobs}
     events = [
-        _handle_event(job) for job in view.jobs if job.handle is not None and job.handle != known.get(job_id(job))
+        _handle_event(job, idempotency_key)
+        for job in view.jobs
+        if job.handle is not None and job.handle != known.get(job_id(job))
     ]
     if view.counts.reattachments > before.counts.reattachments and view.epoch is not None:
         names = ", ".join(describe_job(job) for job in view.jobs if job.handle is not None)
@@ -93,11 +96,24 @@ def _without_urls(status: TaskRunStatus) -> TaskRunStatus:
     return msgspec.structs.replace(status, external_jobs=plain)
 
 
-def _handle_event(job: JobSummary) -> EmitEvent:
+def _handle_event(job: JobSummary, idempotency_key: str | None) -> EmitEvent:
     name = f"External job {describe_job(job)}"
+    if job.preexisting:
+        return _preexisting_event(name, idempotency_key)
     if job.origin in _KNOWN_BY:
         return EmitEvent(EventReason.ADOPTED, textformat.head(f"{name} {_KNOWN_BY[job.origin]}."))
     again = job.origin is JobOrigin.RESUBMITTED
     by = f" by attempt {job.submitted_by_attempt}" if job.submitted_by_attempt else ""
     note = f"{name} was submitted{' again' if again else ''}{by}."
     return EmitEvent(EventReason.RESUBMITTED if again else EventReason.SUBMITTED, textformat.head(note))
+
+
+def _preexisting_event(name: str, idempotency_key: str | None) -> EmitEvent:
+    # Only another run with the same idempotency key may have submitted it. Without a key, the name
+    # or token is not unique in the external system.
+    if idempotency_key is not None:
+        by = "another TaskRun with the same spec.submission.idempotencyKey submitted it"
+    else:
+        by = "this TaskRun did not submit it; check whose job it is"
+    note = f"{name} existed before this TaskRun's first submission: {by}."
+    return EmitEvent(EventReason.EXISTED, textformat.head(note), warning=idempotency_key is None)

@@ -240,7 +240,7 @@ def _new_record(context: _IntentContext, generation: int) -> JobRecord:
         key=context.key,
         generation=generation,
         adapter=intent.adapter,
-        token=token_of(owner.spec.submission.idempotency_key or owner.metadata.uid, context.key, generation),
+        token=token_of(owner.token_seed, context.key, generation),
         digest=intent.digest,
         state=JobState.INTENDED,
         intended_at=context.now,

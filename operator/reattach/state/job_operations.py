@@ -204,9 +204,7 @@ def _with_handle(
         with_url = msgspec.structs.replace(known, url=_bounded("url", request.url, URL_BYTES_MAX))
         # The URL is only for users: drop it if it does not fit, so that the handle is stored.
         known = with_url if fits(with_job(state, with_url).jobs) else known
-    # A job that existed before our first submission belongs to another run with the same
-    # `idempotencyKey`.
-    is_ours = origin is not JobOrigin.EXISTED or record.repeated
+    is_ours = not known.is_preexisting
     state = with_counter(
         with_job(state, known),
         submissions=is_ours,

@@ -89,6 +89,11 @@ class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
         return self.state in _OVER
 
     @property
+    def is_preexisting(self) -> bool:
+        """True if the job existed before our first submission, so that another run submitted it."""
+        return self.origin is JobOrigin.EXISTED and not self.repeated
+
+    @property
     def is_open(self) -> bool:
         """True if the job may be running in the external system and is not detached."""
         return not self.is_over and self.state is not JobState.DETACHED
@@ -100,7 +105,7 @@ Jobs = Mapping[JobName, JobRecord]
 def token_of(seed: str, key: str, generation: int) -> str:
     """Return the submission token.
 
-    It depends only on the arguments. `seed` is the TaskRun's idempotency key or UID.
+    It depends only on the arguments. `seed`: see `Owner.token_seed`.
     """
     return str(uuid.uuid5(_TOKENS, "\0".join((seed, key, str(generation)))))
 
@@ -139,6 +144,7 @@ def to_summary(record: JobRecord) -> JobSummary:
         message=record.message,
         strays=record.strays,
         given_up=record.given_up,
+        preexisting=record.is_preexisting,
     )
 
 

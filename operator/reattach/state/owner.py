@@ -36,6 +36,15 @@ class Owner(Shape, frozen=True):
         return self.status.state.uid if self.status.state and self.status.state.uid else None
 
     @property
+    def token_seed(self) -> str:
+        """The seed of the submission tokens: the idempotency key within its namespace, or the UID.
+
+        Namespaces and UIDs do not contain NUL, so no other namespace can have the same seed.
+        """
+        key = self.spec.submission.idempotency_key
+        return f"{self.metadata.namespace}\0{key}" if key else self.metadata.uid
+
+    @property
     def is_being_deleted(self) -> bool:
         """True if the TaskRun is being deleted. The API server refuses new finalizers on it."""
         return self.metadata.deletion_timestamp is not None

@@ -13,13 +13,17 @@ import httpx
 import pytest
 
 import reattach
+from conformance import jobadapter
+from controlplane import ControlPlane
 from fakesystem import NAME, REQUEST, RESULT, TOKEN, LostError, System, fails
 from reattach.adapter import Active, Capabilities, Failed, Lookup, Rejected, Succeeded
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS
 from reattach.api.state import SealPurpose
 from reattach.task.client import Timing
 from reattach.task.connection import StateApiConnection, StateApiRequest, UnreachableError
+from reattach.testing.clocks import RealClock
 from stateapi import Server
+from stateapi import Task as Run
 from taskpods import Pod, Pods, port_of
 from tcp_relay import Relay
 from waiting import read_until, wait_until
@@ -120,6 +124,33 @@ def test_a_submission_whose_answer_is_lost_makes_one_job(pod: Pod, system: Syste
     plan.append(fails(LostError("timed out")))
     assert an_attempt(pod, system) == RESULT
     assert len(system.jobs) == 1
+
+
+@pytest.mark.parametrize("mode", ["name", "token"])
+def test_equal_idempotency_keys_in_two_namespaces_end_with_two_jobs_each_with_its_own_result(
+    control_plane: ControlPlane, server: Server, relay: Relay, tmp_path: Path, mode: str
+) -> None:
+    names = [control_plane.create_namespace("tenant") for _ in range(2)]
+    results = []
+    try:
+        with jobadapter.serving(mode, RealClock()) as external:
+            for number, namespace in enumerate((names[0], names[1], names[1])):
+                # The third is a new TaskRun with the key of the second, which is what keys are for.
+                name = f"nightly-{number}"
+                run = Run.create(control_plane, namespace, name, submission={"idempotencyKey": "nightly-2026-11-30"})
+                directory = tmp_path / name
+                directory.mkdir()
+                request = {"seconds": 0, "rows": (666, 42, 42)[number], "label": namespace}
+                adapter = external.adapter(jobadapter.CAPABILITIES[mode])
+                adapter.poll_seconds = 0.05
+                task = Pods(run, server, relay, directory).start().context()
+                results.append(task.run(lambda task, a=adapter, r=request: task.submit_once("load", a, r).wait()))
+            made = [len(external.made_of(namespace)) for namespace in names]
+        assert results[:2] == [{"rows_written": 666}, {"rows_written": 42}]
+        assert made == [1, 1]
+    finally:
+        for namespace in names:
+            control_plane.delete_namespace(namespace)
 
 
 def test_every_answer_of_the_state_api_may_be_lost(pod: Pod, system: System, monkeypatch: pytest.MonkeyPatch) -> None:

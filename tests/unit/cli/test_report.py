@@ -63,9 +63,9 @@ REPEATED = {JobOrigin.RESUBMITTED, JobOrigin.EXISTED}
 
 def a_submission(job: JobSummary, **fields: Any) -> JobSubmission:
     """Return a submission by attempt 1 after 2 s, which attempt 2 may have repeated after 120 s."""
-    repeated = fields.get("repeated", job.origin in REPEATED)
-    submitters = ((1, at(2)), (2, at(120))) if repeated else ((1, at(2)),)
-    defaults = {"intended_time": at(2), "intended_by_attempt": 1, "submitters": submitters, "repeated": repeated}
+    is_repeated = job.origin in REPEATED and not job.preexisting
+    submitters = ((1, at(2)), (2, at(120))) if is_repeated else ((1, at(2)),)
+    defaults = {"intended_time": at(2), "intended_by_attempt": 1, "submitters": submitters}
     return JobSubmission(key=job.key, generation=job.generation, **{**defaults, **fields})
 
 
@@ -297,15 +297,16 @@ def jobs_of_each_origin() -> Snapshot:
 def adopted_and_existing_jobs() -> Snapshot:
     # From spec.adopt, from another TaskRun with the same idempotency key, and submitted twice.
     adopted = a_job("adopted", origin=JobOrigin.ADOPTED, submitted_by_attempt=None, submitted_time=at(590))
-    existed = a_job("existed", origin=JobOrigin.EXISTED, submitted_time=at(590))
+    existed = a_job("existed", origin=JobOrigin.EXISTED, submitted_time=at(590), preexisting=True)
     repeated = a_job("repeated", origin=JobOrigin.EXISTED, submitted_time=at(590))
     submissions = (
         a_submission(adopted, submitters=()),
-        a_submission(existed, repeated=False),
+        a_submission(existed),
         a_submission(repeated),
     )
     taskrun = shows(tried_once().with_attempt(2, node="node-2"), Reason.RUNNING, "Attempt 2 is running.")
-    return see(taskrun, adopted, existed, repeated, submissions=submissions)
+    counts = msgspec.structs.replace(taskrun.status.counts, submissions=1, duplicates_averted=1, preexisting_jobs=1)
+    return see(taskrun.with_status(counts=counts), adopted, existed, repeated, submissions=submissions)
 
 
 def ending_without_a_retry_left() -> Snapshot:

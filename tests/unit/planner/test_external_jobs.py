@@ -66,7 +66,7 @@ def test_a_summary_that_had_no_room_for_urls_is_no_news() -> None:
     [
         (JobOrigin.SUBMITTED, "Submitted", "was submitted by attempt 1"),
         (JobOrigin.RESUBMITTED, "Resubmitted", "was submitted again by attempt 1"),
-        (JobOrigin.EXISTED, "Adopted", "already existed"),
+        (JobOrigin.EXISTED, "Adopted", "already existed when it was submitted again"),
         (JobOrigin.FOUND, "Adopted", "was found"),
         (JobOrigin.REPORTED, "Adopted", "was reported"),
         (JobOrigin.ADOPTED, "Adopted", "was adopted"),
@@ -77,6 +77,31 @@ def test_people_are_told_how_a_handle_came_to_be_known(origin: JobOrigin, reason
     assert told(look(a_job(None))) == []
     [(said, note)] = told(look(a_job(origin=origin, generation=1), before=intended))
     assert (said, words in note) == (reason, True)
+
+
+@pytest.mark.parametrize(
+    "submission, is_warning, words",
+    [
+        ({"idempotencyKey": "night"}, False, "another TaskRun with the same spec.submission.idempotencyKey"),
+        ({}, True, "this TaskRun did not submit it; check whose job it is"),
+    ],
+)
+def test_preexisting_job_is_reported_and_counted_but_not_as_an_averted_duplicate(
+    submission: dict[str, str], is_warning: bool, words: str
+) -> None:
+    before = a_taskrun(submission=submission).with_state()
+    before = before.with_status(status_of(plan_of(before, a_pod().running())))
+    plan = look(a_job(origin=JobOrigin.EXISTED, preexisting=True), before=before)
+    [event] = actions_of(plan, EmitEvent)
+    assert (event.reason, event.warning) == ("Existed", is_warning)
+    assert event.note.startswith("External job load (handle job-1) existed before this TaskRun's first submission: ")
+    assert words in event.note
+    counts = status_of(plan).counts
+    assert (counts.preexisting_jobs, counts.submissions, counts.duplicates_averted) == (1, 0, 0)
+    # A state API of an earlier version leaves the field out of the summary.
+    shown = before.with_status(status_of(plan))
+    older = a_summary(1, jobs=(a_job(origin=JobOrigin.EXISTED),))
+    assert plan_of(shown, a_pod().running(), summary=older, state=AbsentState()) == Plan()
 
 
 def test_who_submitted_is_left_out_where_nobody_knows() -> None:

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from job_states import KEY, START, UID, Decision, Grounds, JobState, ProblemCode, Run, SealPurpose, at, code_of
 from reattach.api.messages import Unresolved
 from reattach.api.state import JobOrigin
 from reattach.state.errors import RequestRejectedError
-from reattach.state.job_operations import JobEvent
+from reattach.state.job_operations import JobEvent, with_job
 from reattach.state.job_record import token_of
 
 REPORTED = {"end": "Reported", "chargedTo": "disruption"}
@@ -51,9 +52,27 @@ class TestFirst:
         assert len(set(tokens)) == 8
         assert intended().job().token == token_of(UID, KEY, 1) == "ba22d429-967b-579a-8fe8-545ee14c9ea8"
 
-    def test_an_idempotency_key_takes_the_place_of_the_uid(self) -> None:
-        run = Run.opened(submission={"idempotencyKey": "night-2026-03-01"})
-        assert run.intend().job.token == token_of("night-2026-03-01", KEY, 1)
+    def test_token_with_an_idempotency_key_depends_on_the_namespace_and_not_on_the_uid(self) -> None:
+        tokens = []
+        for namespace in ("team-a", "team-b"):
+            run = Run.opened(submission={"idempotencyKey": "night-2026-03-01"})
+            run.owner["metadata"]["namespace"] = namespace
+            tokens.append(run.intend().job.token)
+        assert tokens == [token_of(f"{namespace}\0night-2026-03-01", KEY, 1) for namespace in ("team-a", "team-b")]
+        assert tokens[0] == "acef0ec0-d9ef-5e25-97a4-92065cdad584"
+
+    def test_stored_generation_keeps_the_token_that_an_earlier_version_gave_it(self) -> None:
+        run = Run.opened(submission={"idempotencyKey": "night"})
+        run.owner["metadata"]["namespace"] = "team-a"
+        run.intend()
+        before = token_of("night", KEY, 1)  # without the namespace
+        run.state = with_job(run.state, msgspec.structs.replace(run.job(), token=before))
+        died(run)
+        assert run.intend().job.token == before
+        assert run.intend(again=Grounds.CLIENT_NAME).job.token == before
+        run.handle("job-1")
+        run.outcome("Failed")
+        assert run.intend(new_generation=True).job.token == token_of("team-a\0night", KEY, 2)
 
     def test_several_keys_do_not_share_anything(self) -> None:
         run = intended()
