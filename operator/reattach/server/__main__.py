@@ -19,11 +19,16 @@ from reattach.server.config import Rate, ServerConfig
 from reattach.server.connections import CloseReason, ConnectionTable, LimitReached
 from reattach.server.listener import Listener
 from reattach.server.metrics import ServerMetrics
+from reattach.server.peer_log import MalformedRequests, PeerLog
+from reattach.server.routes import audit
 from reattach.server.tls import Certificate
 from reattach.state.operations import RETENTION_SECONDS_MAX
 
 log = logging.getLogger("reattach.server")
+_HTTP_LOG = logging.getLogger("reattach.server.http")
+"""Log of aiohttp."""
 
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _HEALTH_CONNECTIONS = 64
 _HEALTH_CONNECTIONS_PER_ADDRESS = 16
 _HEALTH_FIRST_REQUEST_SECONDS = 5.0
@@ -53,12 +58,22 @@ A client that is still sending might miss the response.
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
     settings, level, kubeconfig = from_arguments(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _configure_logs(level)
     gc.set_threshold(_OBJECTS_PER_COLLECTION, 20, 20)
     try:
         asyncio.run(serve(settings, kubeconfig))
     except OSError as error:
         sys.exit(f"reattach-server: {error}")
+
+
+def _configure_logs(level: str) -> None:
+    logging.basicConfig(level=level, format=_LOG_FORMAT)
+    # Audit lines have a stream of their own, because some handles are recorded nowhere else.
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    audit.addHandler(handler)
+    audit.setLevel(logging.INFO)
+    audit.propagate = False
 
 
 def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | None]:
@@ -110,7 +125,8 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         "--refused-token-rate",
         type=_rate,
         default=ServerConfig.refused_token_rate,
-        help="limit for rejected tokens from one address (1:20)",
+        help="limit for requests of one address that are refused before a TaskRun is known, such as those with a bad"
+        " token, and for the log lines about one peer (1:20)",
     )
     add(
         "--connections-per-address",
@@ -190,13 +206,16 @@ async def serve(settings: ServerConfig, kubeconfig: str | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     certificate, metrics = Certificate(settings.tls_cert, settings.tls_key), ServerMetrics()
-    traffic = InFlight()
+    traffic, peers = InFlight(), PeerLog(settings.refused_token_rate)
+    _HTTP_LOG.addFilter(MalformedRequests(peers))
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(await Cluster.connect(kubeconfig, timeout=settings.request_seconds))
         await _serve_health(stack, settings, metrics, stop)
-        listener = await _serve_api(stack, settings, metrics, traffic=traffic, cluster=cluster, certificate=certificate)
-        watching = asyncio.create_task(certificate.watch(settings.tls_reload_seconds))
-        stack.callback(watching.cancel)
+        listener = await _serve_api(
+            stack, settings, metrics, traffic=traffic, peers=peers, cluster=cluster, certificate=certificate
+        )
+        for loop in (certificate.watch(settings.tls_reload_seconds), peers.write_summaries()):
+            stack.callback(asyncio.create_task(loop).cancel)
         log.info("serving on port %d, health on port %d", settings.port, settings.health_port)
         await stop.wait()
         log.info("stopping in %g seconds", settings.drain_seconds)
@@ -249,6 +268,7 @@ async def _serve_api(
     metrics: ServerMetrics,
     *,
     traffic: InFlight,
+    peers: PeerLog,
     cluster: Cluster,
     certificate: Certificate,
 ) -> Listener:
@@ -265,6 +285,7 @@ async def _serve_api(
         settings,
         metrics,
         traffic,
+        peers,
         in_flight=lambda request: listener.request(request),  # noqa: PLW0108 -- it is created below
     )
     runner = await _run(
@@ -298,6 +319,7 @@ async def _run(
     runner = web.AppRunner(
         application,
         access_log=None,
+        logger=_HTTP_LOG,
         shutdown_timeout=settings.request_seconds,
         max_headers=_HEADERS_MAX,
         max_field_size=_HEADER_BYTES_MAX,

@@ -1,32 +1,32 @@
 """The aiohttp applications, and the middleware around every handler."""
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 
 from aiohttp import web
 
 from reattach.api.messages import ProblemCode
-from reattach.cluster import Cluster
-from reattach.server.authentication import Authenticator, PodIdentity
+from reattach.cluster import Cluster, ClusterError
+from reattach.server.authentication import Authenticator, PodIdentity, TokenRefusedError
 from reattach.server.bodies import BodyReader, has_short_rest
 from reattach.server.config import ServerConfig
 from reattach.server.metrics import ServerMetrics
+from reattach.server.peer_log import PeerLog
 from reattach.server.problems import RateLimitedError, response_of
 from reattach.server.rate_limit import RateLimit
 from reattach.server.routes import CALLER, Routes
 from reattach.state import RequestRejectedError, Store
 
-log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _METHODS = {"GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS", "PATCH"}
 _LOGGED = {
     ProblemCode.UNAUTHENTICATED,
     ProblemCode.NOT_A_TASK_POD,
+    ProblemCode.ROUTE_UNKNOWN,
     ProblemCode.FENCED,
     ProblemCode.STATE_LOST,
     ProblemCode.FORMAT_UNKNOWN,
@@ -68,6 +68,7 @@ def build_application(
     settings: ServerConfig,
     metrics: ServerMetrics,
     traffic: InFlight,
+    peers: PeerLog | None = None,
     *,
     clock: Callable[[], datetime] | None = None,
     in_flight: Callable[[web.Request], AbstractContextManager[None]] = lambda _: nullcontext(),
@@ -77,7 +78,9 @@ def build_application(
     `clock` is for tests; it also drives rate limits and the token cache. `in_flight` marks the
     connection of a request as in use.
     """
-    gate = AuthGate(cluster, settings, metrics, time.monotonic if clock is None else lambda: clock().timestamp())
+    monotonic = time.monotonic if clock is None else lambda: clock().timestamp()
+    gate = AuthGate(cluster, settings, metrics, monotonic)
+    peers = peers or PeerLog(settings.refused_token_rate, clock=monotonic)
     bodies = BodyReader()
     routes = Routes(
         Store(cluster, on_conflict=metrics.conflicts.inc),
@@ -92,7 +95,12 @@ def build_application(
         started = time.monotonic()
         route = request.match_info.route.resource.canonical if request.match_info.route.resource else "unknown"
         with traffic, in_flight(request):
-            code, response = await _dispatch(request, handler, gate, bodies, settings.request_seconds)
+            try:
+                async with asyncio.timeout(settings.request_seconds):
+                    code, response = "", await _dispatch(request, handler, gate, bodies)
+            except Exception as error:  # noqa: BLE001 -- every error becomes a problem response, and a bug is logged
+                code, response = response_of(error, is_authenticated=CALLER in request)
+                _log_error(peers, request, code, error)
         if traffic.ending or not has_short_rest(request):
             response.force_close()
         method = request.method if request.method in _METHODS else "other"
@@ -166,44 +174,55 @@ class AuthGate:
 
     async def admit(self, request: web.Request) -> PodIdentity:
         """Return the pod that sent the request. Raises `RequestRejectedError`."""
-        caller = await self._authenticated(request.headers.get("Authorization"), request.remote or "")
+        authorization, charge = request.headers.get("Authorization"), self.charged(request)
+        try:
+            caller = self._authenticator.cached(authorization)
+        except RequestRejectedError:
+            with charge:
+                raise
+        if caller is None:
+            caller = await self._authenticator.authenticate(authorization, charge)
         if wait := self._taskruns.take(caller.run.uid):
             raise RateLimitedError(f"TaskRun {caller.run.name}", wait)
         if wait := self._namespaces.take(caller.run.namespace):
             raise RateLimitedError(f"namespace {caller.run.namespace}", wait)
         return caller
 
-    async def _authenticated(self, authorization: str | None, address: str) -> PodIdentity:
-        if caller := self._authenticator.cached(authorization):
-            return caller
-        if wait := self._refused_tokens.wait_of(address):
-            raise RateLimitedError("this address (rejected tokens)", wait)
-        try:
-            return await self._authenticator.authenticate(authorization)
-        except RequestRejectedError:
-            self._refused_tokens.take(address)
-            raise
+    @contextmanager
+    def charged(self, request: web.Request) -> Iterator[None]:
+        """Charge the client's address for a request, and give that back if the block succeeds.
+
+        The charge comes first, so that concurrent requests don't exceed the limit. Raises
+        `RateLimitedError`.
+        """
+        address = request.remote or ""
+        if wait := self._refused_tokens.take(address):
+            raise RateLimitedError("this address without an accepted token", wait)
+        yield
+        self._refused_tokens.give_back(address)
 
 
-async def _dispatch(
-    request: web.Request, handler: Handler, gate: AuthGate, bodies: BodyReader, seconds: float
-) -> tuple[str, web.StreamResponse]:
-    try:
-        async with asyncio.timeout(seconds):
-            if request.match_info.http_exception is not None:
-                return "", await handler(request)
-            caller = request[CALLER] = await gate.admit(request)
-            async with bodies.admit(request, caller.run.namespace, caller.run.uid):
-                return "", await handler(request)
-    except Exception as error:  # noqa: BLE001 -- every error becomes a problem response, and `response_of` logs a bug
-        code, response = response_of(error)
-        if code in _LOGGED:
-            log.warning(
-                "refused %s %s from %s: %s", request.method, ascii(request.path), _describe_caller(request), error
-            )
-        return code, response
+async def _dispatch(request: web.Request, handler: Handler, gate: AuthGate, bodies: BodyReader) -> web.StreamResponse:
+    if request.match_info.http_exception is not None:
+        with gate.charged(request):
+            return await handler(request)
+    caller = request[CALLER] = await gate.admit(request)
+    async with bodies.admit(request, caller.run.namespace, caller.run.uid):
+        return await handler(request)
 
 
-def _describe_caller(request: web.Request) -> str:
+def _log_error(peers: PeerLog, request: web.Request, code: ProblemCode, error: Exception) -> None:
     caller = request.get(CALLER)
-    return f"{caller.run.namespace}/{caller.pod_name}" if caller else str(request.remote)
+    peer = f"{caller.run.namespace}/{caller.pod_name}" if caller else str(request.remote)
+    what = f"{request.method} {request.path!a}"
+    match error:
+        case _ if code is ProblemCode.INTERNAL:
+            peers.failed(peer, what, error)
+        case ClusterError():
+            peers.refused(peer, what, f"a call to the Kubernetes API failed: {error}")
+        case TokenRefusedError(reason=reason) if reason:
+            peers.refused(peer, what, f"{error}; the API server returned: {reason}")
+        case _ if code in _LOGGED:
+            peers.refused(peer, what, str(error))
+        case _:
+            pass

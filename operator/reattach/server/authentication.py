@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -35,6 +36,19 @@ class PodIdentity:
     attempt: int
     pod_name: str
     pod_uid: str
+
+
+class TokenRefusedError(RequestRejectedError):
+    """The API server does not accept the token. `reason` is its text, which only the log may have.
+
+    The text has audiences and other settings of the API server.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            ProblemCode.UNAUTHENTICATED, f"the token must be a valid pod token with audience {TOKEN_AUDIENCE}"
+        )
+        self.reason = reason
 
 
 class _User(Shape, frozen=True):
@@ -84,8 +98,12 @@ class Authenticator:
         accepted = self._accepted.get(_digest_of(_token_in(authorization)))
         return accepted[1] if accepted and accepted[0] > self._clock() else None
 
-    async def authenticate(self, authorization: str | None) -> PodIdentity:
+    async def authenticate(
+        self, authorization: str | None, charge: AbstractContextManager[None] | None = None
+    ) -> PodIdentity:
         """Return the caller with this `Authorization` header.
+
+        `charge` is entered for the review of a token that was never accepted before.
 
         Raises `RequestRejectedError`: `unauthenticated` or `not-a-task-pod`.
         """
@@ -95,9 +113,14 @@ class Authenticator:
         async with self._locks.setdefault(digest, asyncio.Lock()):
             if caller := self.cached(authorization):
                 return caller
-            async with self._reviews:
-                reviewed_at = self._clock()
-                caller = await self._pod_of(await self._review(token))
+            with nullcontext() if charge is None or digest in self._accepted else charge:
+                async with self._reviews:
+                    reviewed_at = self._clock()
+                    try:
+                        caller = await self._pod_of(await self._review(token))
+                    except RequestRejectedError:
+                        self._accepted.pop(digest, None)
+                        raise
             self._accept(digest, reviewed_at, caller)
             return caller
 
@@ -116,8 +139,7 @@ class Authenticator:
         accepted = status.authenticated and TOKEN_AUDIENCE in status.audiences
         self._metrics.token_reviews.labels("accepted" if accepted else "refused").inc()
         if not accepted:
-            why = f": {status.error}" if status.error else ""
-            raise _unauthenticated(f"the token must be a valid pod token with audience {TOKEN_AUDIENCE}{why}")
+            raise TokenRefusedError(status.error)
         return status.user
 
     async def _pod_of(self, user: _User) -> PodIdentity:
@@ -137,9 +159,9 @@ class Authenticator:
         return caller_of(metadata)
 
     def _accept(self, digest: bytes, reviewed_at: float, caller: PodIdentity) -> None:
-        now = self._clock()
+        # An expired entry still shows that the token was accepted once.
         self._accepted.pop(digest, None)
-        while self._accepted and (len(self._accepted) >= CACHED_MAX or next(iter(self._accepted.values()))[0] <= now):
+        while len(self._accepted) >= CACHED_MAX:
             del self._accepted[next(iter(self._accepted))]
         self._accepted[digest] = (reviewed_at + self._seconds, caller)
 

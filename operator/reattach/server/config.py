@@ -31,7 +31,10 @@ class ServerConfig:
     taskrun_rate: Rate = Rate(20, 100)
     namespace_rate: Rate = Rate(200, 500)
     refused_token_rate: Rate = Rate(1, 20)
-    """Limit for bad tokens from one address, because each costs the API server a TokenReview."""
+    """Limit for requests of one address without an accepted token, and for log lines about a peer.
+
+    Each bad token costs the API server a TokenReview.
+    """
     connections_per_address: int = 64
     """All pods of a node share this where the network translates their addresses to the node's."""
     connections: int = 400

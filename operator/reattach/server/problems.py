@@ -1,6 +1,5 @@
 """Errors as `application/problem+json` (RFC 9457)."""
 
-import logging
 import math
 
 import msgspec
@@ -9,8 +8,6 @@ from aiohttp import web
 from reattach.api.messages import Problem, ProblemCode
 from reattach.cluster import ClusterError, ForbiddenError, InvalidError
 from reattach.state import RequestRejectedError
-
-log = logging.getLogger(__name__)
 
 PROBLEMS: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.UNAUTHENTICATED: (401, "No valid pod token"),
@@ -64,8 +61,11 @@ class RateLimitedError(RequestRejectedError):
         self.wait = wait
 
 
-def response_of(error: Exception) -> tuple[ProblemCode, web.Response]:
-    """Return the problem code and the response for an error."""
+def response_of(error: Exception, *, is_authenticated: bool = True) -> tuple[ProblemCode, web.Response]:
+    """Return the problem code and the response for an error.
+
+    Only an authenticated caller gets texts of the API server.
+    """
     match error:
         case RateLimitedError():
             return error.code, to_response(error.code, error.detail, retry_after=error.wait)
@@ -74,9 +74,8 @@ def response_of(error: Exception) -> tuple[ProblemCode, web.Response]:
         case RequestRejectedError():
             return error.code, to_response(error.code, error.detail)
         case ClusterError():
-            log.warning("a call to the Kubernetes API failed: %s", error)
             detail = "a call to the Kubernetes API failed; try again with the same request id"
-            if isinstance(error, ForbiddenError | InvalidError):
+            if is_authenticated and isinstance(error, ForbiddenError | InvalidError):
                 # A quota or an admission policy. A user must change it, and looks into the log of
                 # the task.
                 detail = f"{detail}. The Kubernetes API rejects a write of this call: {error.message[:REFUSAL_CHARACTERS_MAX]}"
@@ -92,7 +91,6 @@ def response_of(error: Exception) -> tuple[ProblemCode, web.Response]:
                 response.headers["Allow"] = error.headers["Allow"]
             return code, response
         case _:
-            log.error("a request failed", exc_info=error)
             return ProblemCode.INTERNAL, to_response(ProblemCode.INTERNAL, "see the log of the state API")
 
 

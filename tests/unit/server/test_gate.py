@@ -1,7 +1,11 @@
 """Rates, the cache of accepted tokens, whose pod a pod is, and the command line."""
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -12,8 +16,9 @@ from reattach.api.names import LABEL_ATTEMPT, LABEL_TASKRUN
 from reattach.api.objects import ObjectMeta, OwnerReference
 from reattach.cluster import ClusterError, NotFoundError, UnavailableError
 from reattach.server.__main__ import from_arguments
+from reattach.server.application import AuthGate
 from reattach.server.authentication import CACHED_MAX, Authenticator, caller_of
-from reattach.server.config import Rate
+from reattach.server.config import Rate, ServerConfig
 from reattach.server.metrics import ServerMetrics
 from reattach.server.rate_limit import KEYS_MAX, RateLimit
 from reattach.state import RequestRejectedError, RunReference
@@ -60,6 +65,36 @@ class TestRateLimit:
         clock.now += 2
         limit.take("new")
         assert len(limit._full_at) == 1
+
+    def test_rate_limit_with_more_keys_than_it_may_hold_forgets_the_fullest(self) -> None:
+        clock = Clock()
+        limit = RateLimit(Rate(per_second=1, burst=10), clock=clock)
+        limit.take("busy", 10)
+        for number in range(KEYS_MAX + 10):
+            limit.take(str(number))
+        assert len(limit._full_at) <= KEYS_MAX
+        assert limit.take("busy") > 0
+
+    def test_rate_limit_after_give_back_admits_again(self) -> None:
+        limit = RateLimit(Rate(per_second=1, burst=1), clock=Clock())
+        limit.take("a")
+        limit.give_back("a")
+        assert limit.take("a") == 0
+        assert limit.take("a") > 0
+
+    def test_rate_limit_with_a_cost_above_the_balance_lets_the_next_call_wait_for_the_debt(self) -> None:
+        clock = Clock()
+        limit = RateLimit(Rate(per_second=2, burst=10), clock=clock)
+        assert limit.take("a", 16) == 0
+        assert limit.take("a", 16) == pytest.approx(3.5)
+        clock.now += 3.5
+        assert limit.take("a") == 0
+
+    def test_rate_limit_keeps_a_reserve_for_calls_that_need_less(self) -> None:
+        limit = RateLimit(Rate(per_second=1, burst=10), clock=Clock())
+        assert limit.take("a", 5, least=6) == 0
+        assert limit.take("a", 1, least=6) == pytest.approx(1)
+        assert limit.take("a", 1) == 0
 
 
 class TestWhosePod:
@@ -197,6 +232,68 @@ class TestAuthenticator:
         with pytest.raises(RequestRejectedError, match="Authorization: Bearer <pod token>"):
             await self.authenticator(api, Clock()).authenticate(header)
         assert api.reviews == 0
+
+
+class TestAuthGate:
+    """The address may have 20 refused requests at once."""
+
+    def gate(self, api: Api) -> AuthGate:
+        return AuthGate(api, ServerConfig(tls_cert=Path(), tls_key=Path()), ServerMetrics(), Clock())  # type: ignore[arg-type]
+
+    async def codes(self, gate: AuthGate, headers: Iterable[str | None], address: str = "10.0.0.1") -> Counter[str]:
+        """Send all requests at once, and count the problem codes."""
+
+        async def send(header: str | None) -> str:
+            request = SimpleNamespace(headers={"Authorization": header} if header else {}, remote=address)
+            try:
+                await gate.admit(request)  # type: ignore[arg-type]
+            except (RequestRejectedError, UnavailableError) as error:
+                return error.code.value if isinstance(error, RequestRejectedError) else "unavailable"
+            return "admitted"
+
+        return Counter(await asyncio.gather(*[send(header) for header in headers]))
+
+    async def test_auth_gate_with_200_bad_tokens_at_once_calls_the_api_server_20_times(self) -> None:
+        api = Api()
+        api.audiences = []
+        codes = await self.codes(self.gate(api), [f"Bearer {number}" for number in range(200)])
+        assert codes == {"unauthenticated": 20, "rate-limited": 180}
+        assert api.reviews == 20
+
+    async def test_auth_gate_counts_requests_without_a_token(self) -> None:
+        gate = self.gate(Api())
+        assert await self.codes(gate, [None] * 30) == {"unauthenticated": 20, "rate-limited": 10}
+        assert await self.codes(gate, ["Bearer good"]) == {"rate-limited": 1}
+        assert await self.codes(gate, ["Bearer good"], "10.0.0.2") == {"admitted": 1}
+
+    async def test_auth_gate_gives_the_charge_of_a_good_token_back(self) -> None:
+        gate = self.gate(Api())
+        for number in range(100):
+            assert await self.codes(gate, [f"Bearer {number}"]) == {"admitted": 1}
+
+    async def test_auth_gate_charges_requests_that_share_one_review_once(self) -> None:
+        assert await self.codes(self.gate(Api()), ["Bearer good"] * 60) == {"admitted": 60}
+
+    async def test_auth_gate_charges_what_the_api_server_did_not_review(self) -> None:
+        api = Api()
+        api.error = UnavailableError(0, "NoAnswer", "down")
+        codes = await self.codes(self.gate(api), [f"Bearer {number}" for number in range(50)])
+        assert codes == {"unavailable": 20, "rate-limited": 30}
+
+    async def test_auth_gate_reviews_a_known_token_again_whatever_others_of_its_address_send(self) -> None:
+        api = Api()
+        clock = Clock()
+        gate = AuthGate(api, ServerConfig(tls_cert=Path(), tls_key=Path()), ServerMetrics(), clock)  # type: ignore[arg-type]
+        assert await self.codes(gate, ["Bearer good"]) == {"admitted": 1}
+        clock.now += 90
+        await self.codes(gate, [None] * 30)
+        assert await self.codes(gate, ["Bearer good", "Bearer new"]) == {"admitted": 1, "rate-limited": 1}
+        assert api.reviews == 2
+        clock.now += 90
+        api.audiences = []
+        await self.codes(gate, [None] * 30)
+        codes = [await self.codes(gate, ["Bearer good"]) for _ in range(2)]
+        assert codes == [{"unauthenticated": 1}, {"rate-limited": 1}]
 
 
 class TestArguments:

@@ -1,0 +1,80 @@
+"""Costs of refused requests: TokenReviews, and bytes of the log."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from controlplane import ControlPlane
+from peers import Peer
+from stateapi import Server, Servers, Task, code_of
+from waiting import wait_until
+
+REFUSALS_BY_DEFAULT = ("--refused-token-rate", "1:20")
+LINE_BYTES_MAX = 500
+
+
+def responses_at_once(server: Server, requests: Iterable[Callable[[httpx.Client], httpx.Response]]) -> Counter[int]:
+    """Send the requests on 40 connections, and count the statuses."""
+    with server.client() as client, ThreadPoolExecutor(40) as pool:
+        return Counter(response.status_code for response in pool.map(lambda send: send(client), requests))
+
+
+def test_200_bad_tokens_at_once_cost_20_token_reviews(
+    control_plane: ControlPlane, servers: Servers, task: Task
+) -> None:
+    server = servers.start("--refused-token-rate", "0.01:20")
+    good = task.attempt(server)
+    since = control_plane.audit_mark()
+
+    def send(number: int) -> Callable[[httpx.Client], httpx.Response]:
+        return lambda client: client.get("/v1/state", headers={"Authorization": f"Bearer bad-{number}"})
+
+    statuses = responses_at_once(server, [send(number) for number in range(200)])
+    assert statuses == {401: 20, 429: 180}
+    resources = [event["objectRef"]["resource"] for event in control_plane.audit(since, user=server.user)]
+    assert resources == ["tokenreviews"] * 20
+    assert good.set("k", 1).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/state/" + "k" * 3000, "/" + "n" * 3000], ids=["without a token", "no route"])
+def test_500_refused_requests_write_few_bytes_to_the_log(servers: Servers, task: Task, path: str) -> None:
+    server = servers.start(*REFUSALS_BY_DEFAULT)
+    attempt = task.attempt(server)
+    statuses = responses_at_once(server, [lambda client: client.get(path)] * 500)
+    for number in range(30):
+        assert attempt.set("k", number).status_code == 200
+    assert statuses[429] > 400
+    assert statuses.total() == 500
+    lines = [line for line in server.log.splitlines() if "server.audit" not in line]
+    assert max(map(len, lines)) < LINE_BYTES_MAX
+    assert len(lines) < 60
+    assert server.log.count(" set key='k' ") == 30, "every change is in the audit log"
+    wait_until(lambda: "lines about refused requests" in server.log, seconds=15, what="the summary is written")
+
+
+def test_malformed_requests_write_few_bytes_to_the_log(servers: Servers, task: Task) -> None:
+    server = servers.start(*REFUSALS_BY_DEFAULT)
+    attempt = task.attempt(server)
+    before = len(server.log)
+    for number in range(60):
+        peer = Peer.connect(server, f"127.0.0.{2 + number // 30}")
+        with contextlib.suppress(OSError):
+            peer.send(b"GET /v1/state HTTP/1.1\r\nHost: x\r\n" + b"\x01" * 3000 + b": x\r\n\r\n")
+            assert peer.status() == 400
+        peer.close()
+    assert attempt.set("k", 1).status_code == 200
+    assert "Traceback" not in server.log
+    assert len(server.log) - before < 60 * LINE_BYTES_MAX
+
+
+def test_a_bad_token_returns_no_text_of_the_api_server(servers: Servers, task: Task) -> None:
+    server = servers.start()
+    token = task.token(task.pod(), audience="another.example")
+    response = server.client(token).get("/v1/state")
+    assert code_of(response) == (401, "unauthenticated")
+    assert response.json()["detail"] == "the token must be a valid pod token with audience reattach.dev"
+    assert "the API server returned:" in server.log
