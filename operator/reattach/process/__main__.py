@@ -15,7 +15,7 @@ from kubernetes.aio.config import ConfigException
 from reattach import uninstall
 from reattach.planner.decide import decide
 from reattach.process import operator
-from reattach.process.logs import set_up_logs
+from reattach.logs import set_up_logs
 from reattach.process.options import (
     add_common_arguments,
     add_release_arguments,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reattach.pki.certificates import CertificateSettings
-from reattach.process.logs import FORMATS
+from reattach.logs import FORMATS
 from reattach.runtime.leader_election import LeaseSettings
 from reattach.uninstall import ReleaseOptions
 

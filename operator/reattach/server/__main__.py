@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web, web_protocol
 
 from reattach.cluster import Cluster
+from reattach.logs import set_up_logs
 from reattach.server.application import InFlight, build_application, build_health_application
 from reattach.server.config import Rate, ServerConfig
 from reattach.server.connections import CloseReason, ConnectionTable, LimitReached
@@ -53,7 +54,7 @@ A client that is still sending might miss the response.
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
     settings, level, kubeconfig = from_arguments(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logs("plain", level)
     gc.set_threshold(_OBJECTS_PER_COLLECTION, 20, 20)
     try:
         asyncio.run(serve(settings, kubeconfig))
