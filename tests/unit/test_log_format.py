@@ -1,9 +1,8 @@
-"""Log lines with text of users: each record is one printable line, and a traceback is indented below it."""
+"""Log lines with text of users: one printable line, with an indented traceback below it."""
 
 import io
 import json
 import logging
-import sys
 
 import pytest
 
@@ -13,12 +12,8 @@ HOSTILE = "raysubmit_7\n2026-11-30 00:00:00,000 CRITICAL reattach: forged \x1b[2
 
 
 def record_of(*, fails: bool = False) -> logging.LogRecord:
-    error = None
-    if fails:
-        try:
-            raise ValueError(HOSTILE)
-        except ValueError:
-            error = sys.exc_info()
+    failure = ValueError(HOSTILE)
+    error = (ValueError, failure, None) if fails else None
     return logging.LogRecord("reattach", logging.WARNING, "f.py", 1, "handle %s", (HOSTILE,), error)
 
 

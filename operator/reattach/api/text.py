@@ -57,8 +57,8 @@ def is_plain_word(text: str) -> bool:
 def shell_word(text: str) -> str:
     """Return the text as one printable word of a command line.
 
-    Text that is not printable becomes `$'…'` with bytes of UTF-8 in octal, as in POSIX of 2024, bash
-    and zsh. No single quote is inside, so another shell reads another word and runs nothing else.
+    Text that is not printable becomes `$'…'` with bytes of UTF-8 in octal, as in bash, zsh and
+    POSIX since 2024. No single quote is inside, so an older shell runs nothing else either.
     """
     if text.isprintable():
         return shlex.quote(text)

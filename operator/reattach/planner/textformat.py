@@ -9,7 +9,7 @@ BYTES_MAX = 1024
 _ELLIPSIS = "…"
 _ELLIPSIS_BYTES = len(_ELLIPSIS.encode())
 _CHARACTERS_PER_BYTE = 4
-"""Characters that are read for each byte of a limit: a message can have a megabyte of line breaks."""
+"""Characters that are read for each byte of a limit, because a message can have a megabyte."""
 _LAST_LINE_BYTES_MAX = 600
 _LINES_BEFORE_BYTES_MAX = 320
 """Both limits together leave room in a condition's message for the sentence around them."""

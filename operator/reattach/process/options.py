@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from reattach.pki.certificates import CertificateSettings
 from reattach.logs import FORMATS
+from reattach.pki.certificates import CertificateSettings
 from reattach.runtime.leader_election import LeaseSettings
 from reattach.uninstall import ReleaseOptions
 
