@@ -1,13 +1,13 @@
 r"""The definition of printable text, and how any other text is shown.
 
-Text of users and external systems can contain characters that move the cursor of a terminal, begin
-a second line in a log, or reverse the order of the text after them. Where such text is shown, each
-character that is not printable is replaced by its escape, for example `\x1b` or `\u202e`.
+Text of users and external systems can move the cursor of a terminal, begin a second line in a log,
+or reverse the order of the text after it. So an escape such as `\x1b` or `\u202e` is shown in place
+of each character that is not printable.
 
 Printable characters are letters, marks, numbers, punctuation, symbols and the space U+0020, as in
-Python's `str.isprintable` and Go's `unicode.IsPrint`. The others are control characters (C0 and
-C1), line and paragraph separators, other spaces, format characters (bidi marks, zero-width joiners,
-tags), lone surrogates, private use and unassigned code points. Letters of scripts that are written
+Python's `str.isprintable` and Go's `unicode.IsPrint`. Control characters (C0 and C1), separators
+and all other spaces are not. Nor are format characters (bidi marks, zero-width joiners, tags), lone
+surrogates, private use and unassigned code points. Letters of scripts that are written
 from right to left are printable. Joiners are not, also in an emoji or a Persian word, because two
 keys that differ only in a joiner look the same.
 """

@@ -186,8 +186,8 @@ def say(text: str) -> None:
 def show(value: Any, output: str | None, lines: list[str]) -> None:
     """Print the output as lines, or the same as JSON or YAML.
 
-    This and `say` are the only places where a command prints text that it has read, except for the
-    log of a container and a value with `--raw`.
+    Commands print text that they have read only here and in `say`. The exceptions are the log of a
+    container and a value with `--raw`.
     """
     if output is None:
         style = styler()
