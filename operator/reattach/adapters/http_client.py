@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 
@@ -162,6 +163,12 @@ class BoundedHttpClient:
                 )
         text = b"".join(parts).decode(errors="replace")
         return HttpResponse(response.status_code, text, response.headers)
+
+
+def path_segment(text: str) -> str:
+    """Return the text as one segment of a path, so that a handle never leads to another path."""
+    # Unquoted, `.` and `..` would be resolved as path segments, by the client or a proxy.
+    return "%2E" * len(text) if set(text) == {"."} else quote(text, safe="")
 
 
 def _refuse(constant: str) -> None:

@@ -24,7 +24,6 @@ from dataclasses import replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Final
-from urllib.parse import quote
 
 import httpx
 
@@ -45,7 +44,7 @@ from reattach.adapters.base import (
     Succeeded,
     Unknown,
 )
-from reattach.adapters.http_client import BoundedHttpClient, HttpResponse, NotSentError
+from reattach.adapters.http_client import BoundedHttpClient, HttpResponse, NotSentError, path_segment
 
 _SETTLING: Final = timedelta(seconds=60)
 """An accepted request waits at most half of this for the head's agent; then the job exists."""
@@ -139,11 +138,11 @@ class RayJobs(Adapter):
             raise RayError(f"Ray can't stop {handle} yet, since its supervisor has not started; ask again")
 
     def _url(self, handle: str) -> str:
-        return f"{self._address}/#/jobs/{quote(handle, safe='')}"
+        return f"{self._address}/#/jobs/{path_segment(handle)}"
 
 
 def _path(handle: str) -> str:
-    return f"/api/jobs/{quote(handle, safe='')}"
+    return f"/api/jobs/{path_segment(handle)}"
 
 
 def body_of(submission: Submission) -> dict[str, Any]:

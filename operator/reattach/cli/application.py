@@ -1,5 +1,6 @@
 """The programs `kubectl-reattach` and `kubectl_complete-reattach`."""
 
+import io
 import os
 import sys
 from typing import NoReturn
@@ -18,9 +19,14 @@ def run(arguments: list[str]) -> int:
         result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except CommandError as error:
         say(f"error: {error}")
+        for line in error.lines:
+            say(line)
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        usage = io.StringIO()
+        error.show(usage)
+        for line in usage.getvalue().splitlines():
+            say(line)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED

@@ -11,11 +11,11 @@ import msgspec
 
 from reattach.api.objects import Pod
 from reattach.api.taskrun import Attempt, TaskRun
+from reattach.api.text import one_line
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError, NoSuchTaskRunError
 from reattach.cli.queries import read_taskrun
 from reattach.cli.retry import Say, retry_unavailable, unavailable_sentence
-from reattach.cli.text import one_line
 from reattach.cluster import BadRequestError, ClusterError, NotFoundError, TooManyRequestsError, UnavailableError, paths
 from reattach.planner.textformat import last_line_first
 

@@ -24,7 +24,6 @@ from reattach.cli.flags import (
     styler,
 )
 from reattach.cli.state_commands import state
-from reattach.cli.text import one_line
 
 
 @click.group(cls=Commands, name=PROGRAM)
@@ -92,8 +91,8 @@ def resolve(
         raise click.UsageError("Give exactly one of --adopt HANDLE, --resubmit, --start-empty, --continue and --fail.")
     request = ResolveRequest(action=actions[0], handle=adopt, key=key, generation=generation)
     result = call(lambda connection: store(connection, name, request))
-    what = f"{request.action} {one_line(adopt)}" if adopt else request.action
-    about = f" of {one_line(result.resolution.key)}" if result.resolution.key else ""
+    what = f"{request.action} {adopt}" if adopt else request.action
+    about = f" of {result.resolution.key}" if result.resolution.key else ""
     lines = [f"taskrun/{name} resolved: {what}, for {result.resolution.held}{about}.", result.consequence]
     show(result, output, lines)
 
@@ -168,7 +167,8 @@ def release(name: str, yes: bool, force: bool, output: str | None) -> None:
     prepared = call(lambda connection: prepare(connection, name, force=force))
     lines = format_plan(prepared.plan)
     if not yes:
-        say("\n".join(lines))
+        for line in lines:
+            say(line)
         if not sys.stdin.isatty():
             raise CommandError(
                 "No finalizer was removed, because there is no terminal to confirm on; repeat with --yes."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class, shell_complete
 
+from reattach.api.text import is_plain_word
 from reattach.cli.target import target_of
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ def held_keys(ctx: click.Context, _param: click.Parameter, word: str) -> list[Co
 
 
 def _matching(values: list[str], word: str) -> list[CompletionItem]:
-    return [CompletionItem(value) for value in dict.fromkeys(values) if value.startswith(word)]
+    # A script of a shell may insert a value without quotes, so a key with `$(…)` would run.
+    return [CompletionItem(value) for value in dict.fromkeys(values) if value.startswith(word) and is_plain_word(value)]
 
 
 def _query(ctx: click.Context, ask: "Callable[[ClusterConnection], Coroutine[Any, Any, list[str]]]") -> list[str]:

@@ -2,7 +2,7 @@
 
 import re
 
-from reattach.cli.text import one_line
+from reattach.api.text import one_line
 from reattach.cluster.errors import (
     BadRequestError,
     ClusterError,

@@ -1,5 +1,6 @@
 """Errors of commands: one sentence that says what to do, and an exit code for scripts."""
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 
@@ -26,11 +27,12 @@ class ExitCode(IntEnum):
 
 
 class CommandError(Exception):
-    """End the command with this sentence and this exit code."""
+    """End the command with this sentence, lines below it, and this exit code."""
 
-    def __init__(self, sentence: str, exit_code: ExitCode = ExitCode.ERROR) -> None:
+    def __init__(self, sentence: str, exit_code: ExitCode = ExitCode.ERROR, *, lines: Sequence[str] = ()) -> None:
         super().__init__(sentence)
         self.exit_code = exit_code
+        self.lines = lines
 
 
 class NoSuchTaskRunError(CommandError):

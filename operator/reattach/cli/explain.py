@@ -6,9 +6,10 @@ from datetime import datetime
 from reattach.api.reasons import SENTENCES, Outcome, Reason
 from reattach.api.state import JobState
 from reattach.api.taskrun import Attempt
+from reattach.api.text import one_line
 from reattach.cli.hold_options import ACTIONS, ResolutionOption
 from reattach.cli.report import JobReport, RunReport
-from reattach.cli.text import NOTHING, PLAIN, Cell, Styler, ago, count, duration, one_line, table
+from reattach.cli.text import NOTHING, PLAIN, Cell, Styler, ago, count, duration, table
 from reattach.planner.textformat import last_line_first
 
 _INDENT = "  "
@@ -32,13 +33,14 @@ def format_report(report: RunReport, now: datetime, style: Styler = PLAIN) -> li
         _section("Attempts", _attempts(report, now, style), style),
         _section("Budgets", _budgets(report, style), style),
         _section("External jobs", _jobs(report, now, style), style),
-        _section("What was decided", [_INDENT + one_line(text) for text in report.decisions], style),
-        _section("What happens next", [_INDENT + one_line(text) for text in report.next], style),
+        _section("What was decided", [_INDENT + text for text in report.decisions], style),
+        _section("What happens next", [_INDENT + text for text in report.next], style),
         _section("What you can do", _options(report.ways, style), style),
         _section("Events", _events(report, now, style), style),
         _section("What could not be read", [_INDENT + one_line(note) for note in report.notes], style),
     ]
-    return "\n\n".join("\n".join(section) for section in sections if section).splitlines()
+    filled = [section for section in sections if section]
+    return [line for section in filled[:-1] for line in (*section, "")] + filled[-1]
 
 
 def _section(title: str, lines: list[str], style: Styler) -> list[str]:
@@ -136,13 +138,11 @@ def _jobs(report: RunReport, now: datetime, style: Styler) -> list[str]:
     rows: list[tuple[str | Cell, ...]] = [_titles("KEY", "GEN", "STATE", "HANDLE", "ADAPTER", "SUBMITTED")]
     for job in report.external_jobs:
         state = Cell(job.state + (", held" if job.held else ""), "yellow" if job.held else _job_colour(job.state))
-        handle = one_line(job.handle) if job.handle else NOTHING
-        rows.append(
-            (one_line(job.key), str(job.generation), state, handle, job.adapter or NOTHING, _submitted(job, now))
-        )
+        handle, adapter = job.handle or NOTHING, job.adapter or NOTHING
+        rows.append((job.key, str(job.generation), state, handle, adapter, _submitted(job, now)))
     lines = table(rows, style, indent=_INDENT)
     for job in report.external_jobs:
-        lines += [f"{_INDENT}{one_line(job.key)}: {text}" for text in _job_notes(job)]
+        lines += [f"{_INDENT}{job.key}: {text}" for text in _job_notes(job)]
     return lines
 
 
@@ -158,7 +158,7 @@ def _submitted(job: JobReport, now: datetime) -> str:
 def _job_notes(job: JobReport) -> list[str]:
     text = [one_line(job.message, 500)] if job.message else []
     if job.url:
-        text.append(one_line(job.url))
+        text.append(job.url)
     if job.detached:
         text.append("detached: the TaskRun can succeed while this job runs")
     return text
@@ -174,7 +174,7 @@ def _job_colour(state: str) -> str | None:
 def _options(options: tuple[ResolutionOption, ...], style: Styler) -> list[str]:
     lines = []
     for option in options:
-        lines += [_INDENT + style("cyan", option.command), f"{_INDENT}{_INDENT}{one_line(option.what)}"]
+        lines += [_INDENT + style("cyan", option.command), f"{_INDENT}{_INDENT}{option.what}"]
     return lines
 
 

@@ -18,10 +18,11 @@ import msgspec
 from typing_extensions import override
 
 from reattach.api.names import GROUP
+from reattach.api.text import printable, printable_json
 from reattach.cli import completion
 from reattach.cli.errors import CommandError, ExitCode
 from reattach.cli.target import TARGET_OPTIONS, Target, target_of
-from reattach.cli.text import Styler, is_coloured, parse_duration
+from reattach.cli.text import Styler, escape_line, is_coloured, parse_duration
 
 if TYPE_CHECKING:
     from reattach.cli.connection import ClusterConnection
@@ -178,22 +179,27 @@ async def _connected(target: Target, act: "Callable[[ClusterConnection], Corouti
 
 
 def say(text: str) -> None:
-    """Print a message to stderr; stdout is for the output of the command."""
-    click.echo(text, err=True)
+    """Print a message of one line to stderr; stdout is for the output of the command."""
+    click.echo(printable(text), err=True)
 
 
 def show(value: Any, output: str | None, lines: list[str]) -> None:
-    """Print the output as lines, or the same as JSON or YAML."""
+    """Print the output as lines, or the same as JSON or YAML.
+
+    Commands print text that they have read only here and in `say`. The exceptions are the log of a
+    container and a value with `--raw`.
+    """
     if output is None:
-        click.echo("\n".join(lines), color=True)  # whether to colour is decided by `styler`
+        style = styler()
+        click.echo("\n".join(escape_line(line, style) for line in lines), color=True)
         return
     plain = json.loads(msgspec.json.encode(value))
     if output == "json":
-        click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+        click.echo(printable_json(json.dumps(plain, indent=2, ensure_ascii=False)))
     else:
-        import yaml
+        from reattach.cli.yaml_output import to_yaml
 
-        click.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), nl=False)
+        click.echo(to_yaml(plain), nl=False)
 
 
 def styler() -> Styler:

@@ -4,13 +4,13 @@ The n-th resolution for a job or reason settles its n-th hold, so none is used t
 counts them.
 """
 
-import shlex
 from collections.abc import Sequence
 
 from reattach.api.objects import Condition, Shape
 from reattach.api.reasons import Budget, ConditionType, Reason
 from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import Resolution, TaskRun, TaskRunSpec, TaskRunStatus
+from reattach.api.text import shell_command, shell_word
 from reattach.cli.text import count
 from reattach.planner import holds as planned
 from reattach.planner.budgets import amount
@@ -57,7 +57,7 @@ class OpenHold(Shape, frozen=True):
         """Return the hold as a part of a sentence."""
         if self.key is None:
             return self.held
-        return f"{self.held} of external job {shlex.quote(self.key)}, generation {self.generation}"
+        return f"{self.held} of external job {shell_word(self.key)}, generation {self.generation}"
 
 
 def find_held_condition(status: TaskRunStatus) -> Condition | None:
@@ -148,7 +148,7 @@ def resolve_command(taskrun: TaskRun, hold: OpenHold, action: str) -> str:
     if hold.key is not None:
         words += ["--key", hold.key, "--generation", str(hold.generation)]
     words.append(FLAGS[action])
-    return shlex.join([*words, "HANDLE"] if action == "Adopt" else words)
+    return shell_command([*words, "HANDLE"] if action == "Adopt" else words)
 
 
 def describe_consequence(taskrun: TaskRun, hold: OpenHold, action: str, handle: str = "HANDLE") -> str:

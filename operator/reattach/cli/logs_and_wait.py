@@ -11,6 +11,7 @@ from reattach.api.names import LABEL_ATTEMPT, pod_name
 from reattach.api.objects import Pod
 from reattach.api.reasons import Outcome
 from reattach.api.taskrun import TaskRun
+from reattach.api.text import one_line
 from reattach.cli.attempt_log import (
     POLL_SECONDS,
     LogOptions,
@@ -25,7 +26,7 @@ from reattach.cli.errors import CommandError, ExitCode, NoSuchTaskRunError
 from reattach.cli.hold_options import find_held_condition
 from reattach.cli.queries import read_pods, read_taskrun, watch_taskrun
 from reattach.cli.retry import Say, retry_unavailable
-from reattach.cli.text import listed, one_line
+from reattach.cli.text import listed
 from reattach.planner.conditions import progress_condition
 
 # -- wait ------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from reattach.cli.hold_options import find_held_condition
 from reattach.cli.queries import MissingState, items_of, read_state, read_taskrun
 from reattach.cli.resolve import FIELD_MANAGER
 from reattach.cli.retry import retry_conflicts
-from reattach.cli.text import one_line
 from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, paths
 from reattach.planner.external_jobs import UNWATCHED, job_id
 from reattach.state.codec import from_configmap, view_of
@@ -108,8 +107,8 @@ def format_plan(plan: ReleasePlan) -> list[str]:
     if plan.jobs:
         lines.append("External jobs that may still run, and that nothing tracks then:")
         lines += [
-            f"  {one_line(job.key)}, generation {job.generation}: {one_line(job.handle or 'handle not known')} ({job.state})"
-            + (f" {one_line(job.url)}" if job.url else "")
+            f"  {job.key}, generation {job.generation}: {job.handle or 'handle not known'} ({job.state})"
+            + (f" {job.url}" if job.url else "")
             for job in plan.jobs
         ]
     elif not plan.notes:

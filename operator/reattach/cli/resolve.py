@@ -10,6 +10,7 @@ from reattach.api.messages import HANDLE_BYTES_MAX
 from reattach.api.objects import Shape
 from reattach.api.state import JobSummary
 from reattach.api.taskrun import Resolution, TaskRun
+from reattach.api.text import printable
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError
 from reattach.cli.hold_options import (
@@ -119,13 +120,10 @@ def _select_hold(taskrun: TaskRun, holds: Sequence[OpenHold], request: ResolveRe
     if len(waiting) == 1:
         return waiting[0]
     if waiting:
-        commands = "\n".join(
-            f"  {resolve_command(taskrun, hold, request.action)}"
-            for hold in waiting
-            if request.action in ACTIONS[hold.held]
-        )
+        fitting = [hold for hold in waiting if request.action in ACTIONS[hold.held]]
         raise CommandError(
-            f"{name} is held for {len(waiting)} reasons; select one with --key and --generation:\n{commands}"
+            f"{name} is held for {len(waiting)} reasons; select one with --key and --generation:",
+            lines=[f"  {resolve_command(taskrun, hold, request.action)}" for hold in fitting],
         )
     if matching:
         answer = matching[-1].answer
@@ -149,6 +147,8 @@ def _check_handle(jobs: Sequence[JobSummary], hold: OpenHold, request: ResolveRe
         raise CommandError(
             f"A handle must have 1 to {HANDLE_BYTES_MAX} bytes; it is the job's id in the external system."
         )
+    if not handle.isprintable():
+        raise CommandError(f"A handle must have printable characters only: {printable(handle)}.")
     for job in jobs:
         if job.handle == handle and (job.key, job.generation) != (hold.key, hold.generation):
             raise CommandError(

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from reattach.api.text import one_line
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError
-from reattach.cli.text import one_line
 from reattach.cluster import ClusterError, ConflictError, TooManyRequestsError, UnavailableError
 
 RETRY_SECONDS = 2.0

@@ -13,7 +13,7 @@ from typing_extensions import override
 from reattach.cli import completion
 from reattach.cli.errors import CommandError
 from reattach.cli.flags import DURATION, Command, Commands, call, name_argument, output_option, say, show, styler
-from reattach.cli.text import ago, one_line, table
+from reattach.cli.text import ago, table
 
 if TYPE_CHECKING:
     from reattach.cli.connection import ClusterConnection
@@ -41,8 +41,11 @@ def state_get(name: str, key: str, raw: bool, output: str | None) -> None:
 
     record = call(act)
     value = json.loads(bytes(record.value))
-    lines = [value] if raw and isinstance(value, str) else [state_edit.format_value(bytes(record.value))]
-    show(state_edit.to_output(record), output, lines)
+    if raw and isinstance(value, str) and output is None:
+        # As `ls` does with names: a terminal gets the escapes, a pipe the bytes.
+        show(None, None, value.split("\n")) if sys.stdout.isatty() else click.echo(value)
+        return
+    show(state_edit.to_output(record), output, state_edit.format_value(bytes(record.value)).split("\n"))
 
 
 @state.command("ls")
@@ -65,7 +68,7 @@ def state_ls(name: str, prefix: str, output: str | None) -> None:
     now = datetime.now(UTC)
     rows = [
         (
-            one_line(record.key),
+            record.key,
             str(record.version),
             record.pod_uid if record.attempt == state_edit.PERSON_ATTEMPT else f"attempt {record.attempt}",
             ago(record.updated_at, now),
@@ -148,7 +151,7 @@ def state_set(
     show(
         state_edit.to_output(record),
         output,
-        [f"{one_line(key)} stored in the state of {name}, version {record.version}."],
+        [f"{key} stored in the state of {name}, version {record.version}."],
     )
 
 

@@ -14,6 +14,7 @@ from reattach.api.messages import DEFAULT_RETENTION_SECONDS, BatchResult
 from reattach.api.names import LABEL_ATTEMPT
 from reattach.api.objects import Pod, Shape
 from reattach.api.taskrun import TaskRun
+from reattach.api.text import printable_json
 from reattach.cli.connection import ClusterConnection, read_username
 from reattach.cli.errors import CommandError
 from reattach.cli.queries import MissingState, read_pods, read_state, read_taskrun
@@ -143,7 +144,7 @@ def build_export(taskrun: TaskRun, state: DurableState, now: datetime) -> bytes:
         "exportedAt": clock(now),
         "entries": entries,
     }
-    return msgspec.json.format(msgspec.json.encode(exported), indent=2)
+    return printable_json(msgspec.json.format(msgspec.json.encode(exported), indent=2).decode()).encode()
 
 
 def parse_export(text: bytes, now: datetime, *, replace: bool) -> tuple[Step, ...]:
@@ -184,7 +185,7 @@ def to_output(record: StateEntry) -> dict[str, Any]:
 
 def format_value(value: bytes) -> str:
     """Return a value as indented JSON."""
-    return msgspec.json.format(to_json(from_json(value)), indent=2).decode()
+    return printable_json(msgspec.json.format(to_json(from_json(value)), indent=2).decode())
 
 
 def rejection_error(error: RequestRejectedError) -> CommandError:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from reattach.api.text import printable
+
 _RESET = "\x1b[0m"
 _CODES = {
     "bold": "\x1b[1m",
@@ -15,6 +17,8 @@ _CODES = {
     "yellow": "\x1b[33m",
     "cyan": "\x1b[36m",
 }
+_SEQUENCES = frozenset({*_CODES.values(), _RESET})
+_SPLIT = re.compile(f"({'|'.join(re.escape(code) for code in sorted(_SEQUENCES))})")
 NOTHING = "-"
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _SECONDS = re.compile(r"[0-9]+(?:[.][0-9]+)?")
@@ -25,11 +29,12 @@ _DURATION_MAX = timedelta(days=36500)  # as the state API; sums of times beyond 
 
 @dataclass(frozen=True)
 class Styler:
-    """Add colours to text; if off, return the text unchanged."""
+    """Escape text and add colours to it; if off, only escape it."""
 
     on: bool = False
 
     def __call__(self, colour: str, text: str) -> str:
+        text = printable(text)
         return f"{_CODES[colour]}{text}{_RESET}" if self.on and text else text
 
 
@@ -51,7 +56,7 @@ class Cell:
 
 def table(rows: Sequence[Sequence[str | Cell]], style: Styler = PLAIN, *, indent: str = "") -> list[str]:
     """Return rows with aligned columns; the last column may have any length."""
-    cells = [[field if isinstance(field, Cell) else Cell(field) for field in row] for row in rows]
+    cells = [[_printable_cell(field) for field in row] for row in rows]
     widths = [max(width_of(row[column].text) for row in cells) for column in range(len(cells[0]))] if cells else []
     lines = []
     for row in cells:
@@ -61,6 +66,10 @@ def table(rows: Sequence[Sequence[str | Cell]], style: Styler = PLAIN, *, indent
             shown.append(painted + " " * (width - width_of(cell.text)))
         lines.append(indent + "   ".join(shown).rstrip())
     return lines
+
+
+def _printable_cell(field: str | Cell) -> Cell:
+    return Cell(printable(field.text), field.colour) if isinstance(field, Cell) else Cell(printable(field))
 
 
 def width_of(text: str) -> int:
@@ -74,10 +83,9 @@ def _columns(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1
 
 
-def one_line(text: str, most: int | None = None) -> str:
-    """Return text from the cluster in one line, without characters that control the terminal."""
-    line = " ".join("".join(one if one.isprintable() or one.isspace() else "�" for one in text).split())
-    return line if most is None or len(line) <= most else line[: most - 1] + "…"
+def escape_line(line: str, style: Styler) -> str:
+    """Return the line as the terminal gets it: escaped, except for the colours of the style."""
+    return "".join(part if style.on and part in _SEQUENCES else printable(part) for part in _SPLIT.split(line))
 
 
 def duration(span: timedelta) -> str:

@@ -253,7 +253,11 @@ def _is_pending_shown(status: TaskRunStatus, summary: str) -> bool:
     No field of status names the problem of a pending pod, so the start of the message is compared.
     """
     shown = conditions.progress_condition(status)
-    return shown is not None and shown.reason == Reason.PENDING and shown.message.startswith(summary)
+    return (
+        shown is not None
+        and shown.reason == Reason.PENDING
+        and shown.message.startswith(textformat.head(summary).removesuffix("…"))
+    )
 
 
 def _give_up_pending(context: DecisionContext, pod: Pod, entry: Attempt, problem: podstatus.PodProblem | None) -> Plan:
@@ -261,7 +265,9 @@ def _give_up_pending(context: DecisionContext, pod: Pod, entry: Attempt, problem
     seconds = context.spec.deadlines.pending_seconds
     message = f"The pod was pending for longer than spec.deadlines.pendingSeconds ({seconds} s)."
     why = textformat.head(f"{message} {problem.message}" if problem else message)
-    entry = msgspec.structs.replace(entry, reason=problem.reason if problem else "PendingTooLong", message=why)
+    entry = msgspec.structs.replace(
+        entry, reason=textformat.head(problem.reason) if problem else "PendingTooLong", message=why
+    )
     delete = DeletePod(name=pod.metadata.name, uid=pod.metadata.uid)
     return _set_progress(context, Reason.PENDING, why, entry).plan(delete)
 

@@ -6,6 +6,7 @@ from reattach.api.messages import JOBS_MAX
 from reattach.api.reasons import EventReason
 from reattach.api.state import OPEN_JOB_STATES, JobOrigin, JobState, JobSummary, StateView, Summary
 from reattach.api.taskrun import ExternalJobStatus, TaskRunStatus
+from reattach.api.text import printable
 from reattach.planner import textformat
 from reattach.planner.plan import EmitEvent
 
@@ -72,9 +73,9 @@ def events_since(before: TaskRunStatus, view: StateView, idempotency_key: str | 
 def describe_job(job: JobSummary | ExternalJobStatus) -> str:
     """Return key, generation (unless it is the first), handle and URL of a job as text."""
     parts = [f"generation {job.generation}"] if job.generation > 1 else []
-    parts += [f"handle {job.handle}" if job.handle is not None else "no handle known"]
-    parts += [job.url] if job.url else []
-    return f"{job.key} ({', '.join(parts)})"
+    parts += [f"handle {printable(job.handle)}" if job.handle is not None else "no handle known"]
+    parts += [printable(job.url)] if job.url else []
+    return f"{printable(job.key)} ({', '.join(parts)})"
 
 
 def _to_status(job: JobSummary) -> ExternalJobStatus:

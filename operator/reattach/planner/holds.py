@@ -4,12 +4,13 @@ The n-th resolution for a job, or for another reason, settles its n-th hold, so 
 A job's `holds` is the number of the resolution that its newest hold waits for.
 """
 
-import shlex
+import json
 from datetime import datetime
 
 from reattach.api.reasons import SENTENCES, Budget, ConditionType, Reason
 from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import Counts, Resolution, TaskRunSpec, TaskRunStatus
+from reattach.api.text import printable_json, shell_word
 from reattach.planner import conditions, external_jobs, textformat
 from reattach.planner.budgets import exhausted
 from reattach.planner.context import DecisionContext
@@ -72,8 +73,9 @@ def describe_unresolved(context: DecisionContext, waiting: tuple[JobSummary, ...
     """Return the message of the hold for these jobs, with instructions."""
     names = textformat.head(", ".join(_describe_unresolved_job(job) for job in waiting), NAMED_BYTES_MAX)
     first = waiting[0]
-    flags = f"--key {shlex.quote(first.key)} --generation {first.generation} --adopt HANDLE | --resubmit | --fail"
-    fields = f"held: SubmissionUnknown, key: {first.key}, generation: {first.generation}"
+    flags = f"--key {shell_word(first.key)} --generation {first.generation} --adopt HANDLE | --resubmit | --fail"
+    key = printable_json(json.dumps(first.key, ensure_ascii=False))
+    fields = f"held: SubmissionUnknown, key: {key}, generation: {first.generation}"
     entry = f"{{{fields}, action: Adopt, handle: …}}, or with action Resubmit or Fail"
     return f"{SENTENCES[Reason.SUBMISSION_UNKNOWN]} External job {names}.{_instructions(context, flags, entry)}"
 

@@ -27,6 +27,7 @@ from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, ConditionType, End, EventReason, Outcome, Reason
 from reattach.api.state import JobState, JobSummary, Seal, SealPurpose, StateView
 from reattach.api.taskrun import ExternalJobStatus, TaskRunStatus
+from reattach.api.text import printable
 from reattach.planner import conditions, external_jobs, holds, textformat
 from reattach.planner.context import DecisionContext, delete_pods, release_state
 from reattach.planner.outcome import FinalOutcome
@@ -200,7 +201,7 @@ def _orphaned_jobs(status: TaskRunStatus) -> list[ExternalJobStatus]:
 
 def _unwatched(context: DecisionContext) -> list[_Orphan]:
     named = [(job, external_jobs.describe_job(job)) for job in context.jobs]
-    strays = [_Orphan(f"{name}, also handle {stray}") for job, name in named for stray in job.strays]
+    strays = [_Orphan(f"{name}, also handle {printable(stray)}") for job, name in named for stray in job.strays]
     return strays + [_Orphan(name, given_up=True) for job, name in named if job.given_up]
 
 

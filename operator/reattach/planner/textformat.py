@@ -1,27 +1,31 @@
-"""Text in status and events, cut to the length that a status can hold."""
+"""Text in status and events: one printable line, cut to the length that a status can hold."""
 
 from datetime import datetime
 
 from reattach.api.taskrun import Attempt
+from reattach.api.text import one_line
 
 BYTES_MAX = 1024
 _ELLIPSIS = "…"
 _ELLIPSIS_BYTES = len(_ELLIPSIS.encode())
+_CHARACTERS_PER_BYTE = 4
+"""Characters that are read for each byte of a limit, because a message can have a megabyte."""
 _LAST_LINE_BYTES_MAX = 600
 _LINES_BEFORE_BYTES_MAX = 320
 """Both limits together leave room in a condition's message for the sentence around them."""
 
 
 def head(text: str, most: int = BYTES_MAX) -> str:
-    """Return the text, or its start if it is longer than `most` bytes."""
-    raw = _encoded(text)
+    """Return the text as one printable line, or its start if it is longer than `most` bytes."""
+    text = one_line(text[: _CHARACTERS_PER_BYTE * most])
+    raw = text.encode()
     return text if len(raw) <= most else raw[: most - _ELLIPSIS_BYTES].decode(errors="ignore") + _ELLIPSIS
 
 
 def tail(text: str, most: int = BYTES_MAX) -> str:
-    """Return the text, or its end if it is longer than `most` bytes."""
-    text = text.strip()
-    raw = _encoded(text)
+    """Return the text as one printable line, or its end if it is longer than `most` bytes."""
+    text = one_line(text[-_CHARACTERS_PER_BYTE * most :])
+    raw = text.encode()
     return text if len(raw) <= most else _ELLIPSIS + raw[_ELLIPSIS_BYTES - most :].decode(errors="ignore")
 
 
@@ -36,8 +40,8 @@ def last_line_first(text: str) -> str:
     if len(lines) < 2:
         return tail(text)
     start = max((number for number, line in enumerate(lines) if not line[0].isspace()), default=len(lines) - 1)
-    last = head(_on_one_line(lines[start:]), _LAST_LINE_BYTES_MAX)
-    before = tail(_on_one_line(lines[:start]), _LINES_BEFORE_BYTES_MAX)
+    last = head("\n".join(lines[start:]), _LAST_LINE_BYTES_MAX)
+    before = tail("\n".join(lines[:start]), _LINES_BEFORE_BYTES_MAX)
     return f"{last} (after: {before})" if before else last
 
 
@@ -52,11 +56,3 @@ def describe_end(attempt: Attempt) -> str:
 def format_time(time: datetime) -> str:
     """Return the time in the format of Kubernetes."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _on_one_line(lines: list[str]) -> str:
-    return " ".join(" ".join(lines).split())
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode(errors="replace")

@@ -13,9 +13,9 @@ from typing import Any
 from kubernetes.aio.config import ConfigException
 
 from reattach import uninstall
+from reattach.logs import set_up_logs
 from reattach.planner.decide import decide
 from reattach.process import operator
-from reattach.process.logs import set_up_logs
 from reattach.process.options import (
     add_common_arguments,
     add_release_arguments,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from reattach.logs import FORMATS
 from reattach.pki.certificates import CertificateSettings
-from reattach.process.logs import FORMATS
 from reattach.runtime.leader_election import LeaseSettings
 from reattach.uninstall import ReleaseOptions
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from reattach.api.objects import ObjectMeta
+from reattach.api.text import one_line
 from reattach.cluster import AlreadyExistsError, ClusterError, paths
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.resource import Resource
@@ -114,7 +115,7 @@ class EventRecorder:
                 _log.info("Dropped an event on %s %s/%s: %s", regarding["kind"], namespace, regarding["name"], error)
 
     def body_of(self, metadata: ObjectMeta, event: EventContent, now: datetime) -> dict[str, Any]:
-        """Return the body of the events.k8s.io/v1 Event. `note` is cut to its limit of 1 KiB."""
+        """Return the body of the events.k8s.io/v1 Event. `note` is one line of at most 1 KiB."""
         digest = hashlib.sha256(f"{metadata.uid}\n{event.reason}\n{event.note}".encode()).hexdigest()[:16]
         return {
             "apiVersion": "events.k8s.io/v1",
@@ -126,7 +127,7 @@ class EventRecorder:
             "action": "Reconcile",
             "reason": event.reason,
             "type": "Warning" if event.warning else "Normal",
-            "note": event.note.encode()[:NOTE_MAX].decode(errors="ignore"),
+            "note": one_line(event.note).encode()[:NOTE_MAX].decode(errors="ignore"),
             "regarding": {
                 "apiVersion": self._resource.api_version,
                 "kind": self._resource.kind,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from reattach.api.objects import ObjectMeta
+from reattach.api.text import one_line
 from reattach.cluster import Reference
 from reattach.runtime.metrics import OperatorMetrics
 
@@ -80,7 +81,7 @@ def reference_of(metadata: ObjectMeta) -> Reference:
 
 
 def describe(error: BaseException) -> str:
-    """Return the error as one short line of ASCII."""
+    """Return the error as one short printable line."""
     if isinstance(error, RecursionError):
         return "a value in it is nested too deeply"
-    return ascii(f"{type(error).__name__}: {error}"[:_SHOWN_MAX])[1:-1]
+    return one_line(f"{type(error).__name__}: {error}"[: 2 * _SHOWN_MAX], _SHOWN_MAX)

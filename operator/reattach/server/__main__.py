@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web, web_protocol
 
 from reattach.cluster import Cluster
+from reattach.logs import PlainFormatter, set_up_logs
 from reattach.server.application import InFlight, build_application, build_health_application
 from reattach.server.config import Rate, ServerConfig
 from reattach.server.connections import CloseReason, ConnectionTable, LimitReached
@@ -28,7 +29,6 @@ log = logging.getLogger("reattach.server")
 _HTTP_LOG = logging.getLogger("reattach.server.http")
 """Log of aiohttp."""
 
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _HEALTH_CONNECTIONS = 64
 _HEALTH_CONNECTIONS_PER_ADDRESS = 16
 _HEALTH_FIRST_REQUEST_SECONDS = 5.0
@@ -67,10 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _configure_logs(level: str) -> None:
-    logging.basicConfig(level=level, format=_LOG_FORMAT)
+    set_up_logs("plain", level)
     # Audit lines have a stream of their own, because some handles are recorded nowhere else.
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    handler.setFormatter(PlainFormatter())
     audit.addHandler(handler)
     audit.setLevel(logging.INFO)
     audit.propagate = False

@@ -10,6 +10,7 @@ from reattach.api.reasons import Reason
 from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import Charged, Counts, Resolution
 from reattach.cli.errors import CommandError
+from reattach.cli.hold_options import find_holds, options_for
 from reattach.cli.resolve import ResolveRequest, build_resolution
 
 ADOPT = ResolveRequest(action="Adopt", handle="job-7")
@@ -38,7 +39,7 @@ def resolution_of(taskrun: ATaskRun, requested: ResolveRequest, *jobs: JobSummar
 def refusal(taskrun: ATaskRun, requested: ResolveRequest, *jobs: JobSummary) -> str:
     with pytest.raises(CommandError) as raised:
         resolution_of(taskrun, requested, *jobs)
-    return str(raised.value)
+    return "\n".join([str(raised.value), *raised.value.lines])
 
 
 @pytest.mark.parametrize("requested", [ADOPT, RESUBMIT, FAIL], ids=lambda requested: requested.action)
@@ -131,6 +132,16 @@ def test_resolve_of_one_of_several_held_jobs_needs_its_key() -> None:
         "  kubectl reattach resolve load -n data --key 'load us' --generation 1 --resubmit",
     ]
     assert resolution_of(held(), ResolveRequest(action="Resubmit", key="load us"), *jobs).key == "load us"
+
+
+def test_resolve_refuses_a_handle_that_is_not_printable() -> None:
+    request = ResolveRequest(action="Adopt", handle="raysubmit_7\x1b[2J")
+    assert refusal(held(), request, a_job()) == r"A handle must have printable characters only: raysubmit_7\x1b[2J."
+
+
+def test_command_for_a_key_with_a_line_break_runs_nothing_else() -> None:
+    [adopt, *_] = options_for(held().build(), find_holds(held().build(), [a_job("un\nrm -rf ~ #")])[0])
+    assert r"--key $'un\012rm -rf ~ #' --generation 1 --adopt HANDLE" in adopt.command
 
 
 def test_key_that_is_not_held_is_refused_with_the_held_jobs() -> None:

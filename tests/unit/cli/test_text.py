@@ -3,13 +3,15 @@
 from datetime import timedelta
 
 import pytest
+import yaml
 
 from builders import a_taskrun
 from reattach.api.objects import Condition
 from reattach.cli.error_messages import describe_error
 from reattach.cli.errors import ExitCode
 from reattach.cli.logs_and_wait import WaitTarget, attempt_heading, container_of, wait_result_of
-from reattach.cli.text import Cell, Styler, duration, is_coloured, listed, one_line, parse_duration, table
+from reattach.cli.text import PLAIN, Cell, Styler, duration, escape_line, is_coloured, listed, parse_duration, table
+from reattach.cli.yaml_output import to_yaml
 from reattach.cluster.errors import ClusterError, error_of
 
 FORBIDDEN = 'configmaps "load-01234-state" is forbidden: User "ann" cannot update resource "configmaps" in API group "" in the namespace "data"'
@@ -60,9 +62,24 @@ def test_table_aligns_wide_characters_and_colours() -> None:
     assert line == "\x1b[31ma\x1b[0m      b"
 
 
-def test_one_line_replaces_control_characters() -> None:
-    assert one_line("a\n  b\x1b[2Jc\r\n") == "a b�[2Jc"
-    assert one_line("abcdef", 4) == "abc…"
+def test_escape_line_keeps_only_the_colours_of_the_style() -> None:
+    style = Styler(on=True)
+    line = style("red", "a\x1b[2J") + "\x1b[2Jb\x9b\u202e"
+    assert escape_line(line, style) == "\x1b[31ma\\x1b[2J\x1b[0m\\x1b[2Jb\\x9b\\u202e"
+    assert escape_line("\x1b[31ma", PLAIN) == "\\x1b[31ma"
+
+
+def test_table_aligns_escaped_text() -> None:
+    assert table([("a\nb", "c"), ("long text", "d")]) == ["a\\nb        c", "long text   d"]
+
+
+@pytest.mark.parametrize(
+    "text", ["a\x1b[2Jb", "a\nb", "\x9b", "\u202e", "\x85", "\ufeff", "é", "yes", "1", "\U000e0041", "a: b #"]
+)
+def test_yaml_output_has_the_value_in_printable_lines(text: str) -> None:
+    shown = to_yaml({"key": text, text: [text]})
+    assert yaml.safe_load(shown) == {"key": text, text: [text]}
+    assert all(line.isprintable() for line in shown.split("\n"))
 
 
 def test_colours_are_off_without_a_terminal_or_with_no_color() -> None:

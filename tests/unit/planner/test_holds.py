@@ -53,7 +53,7 @@ def test_an_attempt_that_says_held_is_believed_if_the_state_agrees() -> None:
     assert "load (no handle known): the lookup found nothing" in message
     command = "kubectl reattach resolve load -n data --key load --generation 1 --adopt HANDLE | --resubmit | --fail"
     assert f"To resolve: {command};" in message
-    assert "{held: SubmissionUnknown, key: load, generation: 1, action: Adopt, handle: …}" in message
+    assert '{held: SubmissionUnknown, key: "load", generation: 1, action: Adopt, handle: …}' in message
     assert status_of(plan).next_attempt_time is None
 
 

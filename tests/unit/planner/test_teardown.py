@@ -279,7 +279,7 @@ def test_an_intent_that_nobody_can_tell_of_holds_the_end_until_a_person_has_answ
     taskrun = with_jobs(CANCELLED, a_job(None))
     plan = plan_of(taskrun, STOPPED, state=UNRESOLVED)
     assert (hold_of(plan), told(plan)) == (("True", "SubmissionUnknown"), ["SubmissionUnknown"])
-    assert "key: load, generation: 1" in progress_of(plan)[1]
+    assert 'key: "load", generation: 1' in progress_of(plan)[1]
     assert not actions_of(plan, ReleaseTaskRun)
     held = taskrun.with_status(status_of(plan))
     assert plan_of(held, STOPPED.released(), state=UNRESOLVED) == Plan()

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
+from reattach.logs import JsonFormatter
 from reattach.process.__main__ import main
-from reattach.process.logs import JsonFormatter
 from reattach.process.options import RunOptions, add_common_arguments, add_run_arguments, run_options_of
 
 URL = "https://reattach-server.reattach.svc:8443"

@@ -41,7 +41,7 @@ async def test_a_loop_that_ends_is_started_again_and_counted(caplog: pytest.LogC
     assert [record.getMessage() for record in caplog.records] == [
         "sweep ended, and restarts in 0.001 s: RuntimeError: a bug",
         "sweep ended, and restarts in 0.002 s: it returned",
-        "sweep ended, and restarts in 0.004 s: CancelledError: ",
+        "sweep ended, and restarts in 0.004 s: CancelledError:",
     ]
 
 

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
@@ -22,7 +21,7 @@ from reattach.adapters.base import (
     Unknown,
 )
 from reattach.adapters.http.description import CancelRequest, LookupRequest, StatusRequest, SubmitRequest
-from reattach.adapters.http_client import NO_BODY, CallError, HttpResponse
+from reattach.adapters.http_client import NO_BODY, CallError, HttpResponse, path_segment
 
 
 @dataclass(frozen=True)
@@ -210,16 +209,12 @@ def _url_of(submit: SubmitRequest, document: Any, fields: Mapping[str, str]) -> 
     if submit.url is None:
         return None
     if "{" in submit.url:
-        return submit.url.format_map({name: quote(value, safe="") for name, value in fields.items()})
+        return submit.url.format_map({name: path_segment(value) for name, value in fields.items()})
     return _text_of(value_at(document, submit.url))
 
 
 def _path_of(path: str, fields: Mapping[str, str]) -> str:
-    # Unquoted, `.` and `..` would be resolved as path segments, by the client or a proxy.
-    quoted = {name: quote(value, safe="") for name, value in fields.items()}
-    return path.format_map(
-        {name: "%2E" * len(value) if set(value) == {"."} else value for name, value in quoted.items()}
-    )
+    return path.format_map({name: path_segment(value) for name, value in fields.items()})
 
 
 def _body_of(submit: SubmitRequest, request: Any, fields: Mapping[str, str]) -> Any:

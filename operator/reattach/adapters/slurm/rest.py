@@ -91,7 +91,7 @@ class SlurmRest(Slurm):
         assert self._accounting is not None
         if name is None:
             return self._jobs(f"/slurmdb/{self._version}/job/{job_id}", live=False)
-        query = f"job_name={quote(name)}&start_time=now-{int(self._accounting.total_seconds())}seconds"
+        query = f"job_name={quote(name, safe='')}&start_time=now-{int(self._accounting.total_seconds())}seconds"
         return self._jobs(f"/slurmdb/{self._version}/jobs?{query}", live=False)
 
     def _waiting_for_accounting(self) -> int | None:
