@@ -227,6 +227,12 @@ class TestPodsOfStrangers:
                 id="our annotation",
             ),
             pytest.param(
+                {"finalizers": ["reattach.dev/attempt"]},
+                {},
+                "only Reattach's operator may set the finalizer reattach.dev/attempt on a pod; remove it",
+                id="our finalizer",
+            ),
+            pytest.param(
                 {"ownerReferences": [owner()]},
                 {},
                 "only Reattach's operator may set a TaskRun as the owner of a pod; remove the owner reference",

@@ -50,8 +50,8 @@ always be cleaned up, even if a newer version of Reattach accepted its spec.
 {{- end -}}
 
 {{/*
-The labels, annotations and finalizers that only Reattach sets, as a condition on `key`. It excludes the labels and annotations that the adapter
-`kubernetes` sets on external jobs, because a job may be of any kind, or copy its labels to its pods. Reattach does not trust these.
+The labels, annotations and finalizers that only Reattach sets, as a condition on `key`. It excludes those that the adapter `kubernetes` sets on
+external jobs. A job may be of any kind, or copy its labels to its pods, and Reattach does not trust these labels.
 */}}
 {{- define "reattach.isReservedKey" -}}
 key.startsWith('reattach.dev/') && !(key in ['reattach.dev/submission-token', 'reattach.dev/submitted-by', 'reattach.dev/submitted-as'])

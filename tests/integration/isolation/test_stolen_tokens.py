@@ -1,4 +1,4 @@
-"""Limits of each account, with the chart's RBAC and policies, if somebody else has its token.
+"""Requests that each account may and may not make under the chart's RBAC and policies.
 
 docs/security.md has the same table.
 """
@@ -150,7 +150,7 @@ def scene(private_control_plane: RunningControlPlane) -> Scene:
     return made
 
 
-# -- what each account may do, so that nothing below is refused for lack of a right to begin with ----
+# -- allowed: each account works, so the refusals below have another reason -----------------------
 
 
 ALLOWED: dict[str, list[Callable[[Scene], Request]]] = {
@@ -199,7 +199,7 @@ def test_account_may_do_its_work(scene: Scene, account: str, request_of: Callabl
     scene.call(account, request_of(scene), dryRun="All")
 
 
-# -- what it may not do ------------------------------------------------------------------------------
+# -- forbidden -------------------------------------------------------------------------------------
 
 
 def _of_every_workload(it: Scene) -> dict[str, Request]:
