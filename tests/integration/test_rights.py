@@ -5,6 +5,7 @@ they asked for.
 """
 
 import base64
+import json
 import signal
 import ssl
 import subprocess
@@ -18,6 +19,7 @@ import httpx
 import pytest
 import yaml
 
+from cli_session import grant
 from controlplane import ControlPlane, ControlPlaneError, helm_template
 from operator_process import Cluster, Containers, Operator, kubelet_of
 from ports import free_port
@@ -286,6 +288,20 @@ def test_the_operator_reads_no_secret_but_its_own(lived: Installation) -> None:
 
 def test_the_state_api_is_told_no_secret_at_all(lived: Installation) -> None:
     assert not [event for event in lived.requests("server") if is_about(event, "secrets")]
+
+
+def test_user_with_edit_changes_a_state_with_the_cli_and_makes_no_other(lived: Installation) -> None:
+    editor = grant(lived.control_plane, lived.served, "edit")
+    said = editor("state", "set", "retried", "job_id", '"job-2"')
+    assert (said.code, said.err) == (0, "")
+    exported = editor("state", "export", "retried").out
+    assert json.loads(exported)["entries"][0]["value"] == "job-2"
+    said = editor("state", "import", "retried", "-", "--replace", stdin=exported.encode())
+    assert (said.code, said.err) == (0, "")
+
+    forged = {"metadata": {"name": "forged", "labels": {LABEL_TASKRUN: "retried"}}}
+    with pytest.raises(ControlPlaneError, match=f"only Reattach may set the label {LABEL_TASKRUN} on a ConfigMap"):
+        lived.control_plane.call("POST", f"/api/v1/namespaces/{lived.served}/configmaps", forged, user=editor.user)
 
 
 def is_about(event: Object, resource: str) -> bool:
