@@ -13,7 +13,6 @@ from reattach.api.names import (
     FINALIZER_ATTEMPT,
     FINALIZER_EXTERNAL_JOBS,
     FINALIZER_STATE,
-    KIND,
     LABEL_ATTEMPT,
     LABEL_TASKRUN,
     OPERATOR_NAME,
@@ -177,7 +176,7 @@ class PlanExecutor:
             pod = await self._get(taskrun.metadata.namespace, name)
         except NotFoundError:
             return
-        if controller_of(pod.metadata, KIND) == taskrun.metadata.uid:
+        if pod.metadata.taskrun_uid == taskrun.metadata.uid:
             await self._label(pod, labels_of(taskrun, pod.metadata.name.rpartition("-")[2]))
 
     async def _accept_existing(self, taskrun: TaskRun, action: CreatePod) -> bool:
@@ -266,7 +265,7 @@ class PlanExecutor:
             state = cached or await self._get_state(paths.configmaps(owner.namespace, name))
         except NotFoundError:
             return
-        if controller_of(state.metadata, KIND) == owner.uid:
+        if state.metadata.taskrun_uid == owner.uid:
             await self.release(state)
 
     async def release(self, state: PartialObject) -> None:
@@ -350,7 +349,7 @@ def is_expected_pod(pod: Pod, taskrun: TaskRun, body: Mapping[str, Any]) -> bool
     """
     expected_hash = body["metadata"]["annotations"][ANNOTATION_TEMPLATE_HASH]
     return (
-        controller_of(pod.metadata, KIND) == taskrun.metadata.uid
+        pod.metadata.taskrun_uid == taskrun.metadata.uid
         and pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) == expected_hash
     )
 
@@ -358,11 +357,6 @@ def is_expected_pod(pod: Pod, taskrun: TaskRun, body: Mapping[str, Any]) -> bool
 def labels_of(taskrun: TaskRun, attempt: str) -> dict[str, str]:
     """Return the labels that the watch selects a pod by."""
     return {LABEL_TASKRUN: taskrun.metadata.name, LABEL_ATTEMPT: attempt}
-
-
-def controller_of(metadata: ObjectMeta, kind: str) -> str | None:
-    """Return the UID of the controller, if it is of this kind."""
-    return next((owner.uid for owner in metadata.owner_references if owner.controller and owner.kind == kind), None)
 
 
 def _without_finalizer(metadata: ObjectMeta, finalizer: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from reattach.api.names import (
     FINALIZER_ATTEMPT,
     FINALIZER_EXTERNAL_JOBS,
     FINALIZER_STATE,
-    KIND,
     LABEL_TASKRUN,
     pod_name,
     state_name,
@@ -58,7 +57,7 @@ from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.workqueue import Key, WorkQueue
 from reattach.runtime.writer import Writer
 from reattach.state import UnreadableError, summary_of, view_of
-from reattach.taskrun.executor import PlanExecutor, controller_of
+from reattach.taskrun.executor import PlanExecutor
 from reattach.taskrun.taskrun_store import TaskRunStore, UnreadableTaskRunError, is_ours
 
 Decide: TypeAlias = Callable[[Observed, PodDefaults, datetime], Decision]
@@ -349,4 +348,4 @@ class Reconciler:
 
 
 def _is_of(metadata: ObjectMeta, taskrun: TaskRun | None) -> bool:
-    return taskrun is not None and controller_of(metadata, KIND) == taskrun.metadata.uid
+    return taskrun is not None and metadata.taskrun_uid == taskrun.metadata.uid
