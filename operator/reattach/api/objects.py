@@ -5,6 +5,8 @@ from typing import Annotated
 
 import msgspec
 
+from reattach.api.names import GROUP, KIND
+
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 """A timestamp with a UTC offset. Decoding rejects one without, because they can't be compared."""
 
@@ -41,6 +43,17 @@ class ObjectMeta(Shape, frozen=True):
     annotations: dict[str, str] = {}
     finalizers: tuple[str, ...] = ()
     owner_references: tuple[OwnerReference, ...] = ()
+
+    @property
+    def taskrun_uid(self) -> str | None:
+        """The UID of the controller, if it is a TaskRun of our API group, in any version.
+
+        Other API groups have the kind TaskRun, too.
+        """
+        controller = next((owner for owner in self.owner_references if owner.controller), None)
+        if controller is None or (controller.api_version.partition("/")[0], controller.kind) != (GROUP, KIND):
+            return None
+        return controller.uid
 
 
 class Condition(Shape, frozen=True):

@@ -197,7 +197,7 @@ async def read_state(connection: ClusterConnection, taskrun: TaskRun) -> StoredS
         return MissingState(f"The state of {about.name} was deleted by force.", lost=True)
     if stored is None:
         return MissingState(f"{about.name} has no state; it is created when the task first opens it.")
-    if not any(owner.controller and owner.uid == about.uid for owner in stored.metadata.owner_references):
+    if stored.metadata.taskrun_uid != about.uid:
         raise CommandError(
             f"The ConfigMap {stored.metadata.name} does not belong to {about.name}, because its owner reference was changed."
         )
@@ -216,9 +216,7 @@ async def read_pods(connection: ClusterConnection, taskrun: TaskRun) -> tuple[Po
     body = await connection.cluster.list(
         paths.pods(connection.namespace), labelSelector=f"{LABEL_TASKRUN}={about.name}"
     )
-    pods = [
-        pod for pod in items_of(body, Pod) if any(owner.uid == about.uid for owner in pod.metadata.owner_references)
-    ]
+    pods = [pod for pod in items_of(body, Pod) if pod.metadata.taskrun_uid == about.uid]
     return tuple(
         sorted(pods, key=lambda pod: (pod.metadata.creation_timestamp or datetime.now(UTC), pod.metadata.name))
     )

@@ -147,7 +147,7 @@ async def _find_finalized(
 
 
 def _is_owned_by(metadata: ObjectMeta, taskrun: TaskRun | None) -> bool:
-    return taskrun is None or any(owner.uid == taskrun.metadata.uid for owner in metadata.owner_references)
+    return taskrun is None or metadata.taskrun_uid == taskrun.metadata.uid
 
 
 async def _jobs_left(

@@ -113,7 +113,10 @@ def evidence_of(ended: EndedAttempt) -> End:
     pod = ended.pod
     if pod is None:
         return End.PRESUMED
-    if podstatus.terminated_of(pod, ended.container) is not None or not pod.spec.node_name:
+    if (terminated := podstatus.terminated_of(pod, ended.container)) is not None:
+        # A kubelet that lost track of a container reports it as terminated, but it may still run.
+        return End.PRESUMED if terminated.reason in podstatus.LOST_TRACK else End.REPORTED
+    if not pod.spec.node_name:
         return End.REPORTED
     target = podstatus.disruption_target_of(pod)
     collected = target is not None and target.reason == "DeletionByPodGC"

@@ -128,6 +128,7 @@ class Operator:
         start("events", self._event_recorder.run)
         start("sweep", self._resync_loop)
         start("overdue", self._taskruns.run_overdue)
+        start("quota", self._reconciler.run_quota_probes)
         start("kopf", self._watch_taskruns)
         self._not_ready_reason = ""
 

@@ -224,7 +224,7 @@ class Store:
         except NotFoundError:
             return None
         stored = from_configmap(text)
-        if not any(owner.controller and owner.uid == run.uid for owner in stored.metadata.owner_references):
+        if stored.metadata.taskrun_uid != run.uid:
             name = stored.metadata.name
             raise UnreadableError(f"the ConfigMap {name} must have the TaskRun as its controller")
         return stored

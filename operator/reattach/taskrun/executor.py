@@ -1,8 +1,8 @@
 """Effects of a plan on pods, states and the TaskRun. Each one may be repeated after a crash."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,7 +13,6 @@ from reattach.api.names import (
     FINALIZER_ATTEMPT,
     FINALIZER_EXTERNAL_JOBS,
     FINALIZER_STATE,
-    KIND,
     LABEL_ATTEMPT,
     LABEL_TASKRUN,
     OPERATOR_NAME,
@@ -40,10 +39,16 @@ from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.workqueue import Key
 from reattach.runtime.writer import Writer
 from reattach.state import RequestRejectedError, RunReference, Store
+from reattach.taskrun.quota_backoff import QuotaBackoff, size_of
 
 _RETRY_SECONDS = 2.0
 _RETRY_SECONDS_MAX = 60.0
+_WAIT_FOR_QUOTA = timedelta(minutes=10)
+"""Longest wait for a full quota. The end of a pod or a probe usually ends the wait sooner."""
 _TOO_LARGE = 413
+_WEBHOOK_DENIAL = 'admission webhook "'
+_QUOTA_DENIALS = ("exceeded quota: ", "status unknown for quota: ")
+"""Starts of the messages of the ResourceQuota plugin; the second: its usage is not counted yet."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,24 +71,41 @@ class PlanExecutor:
         writer: Writer,
         pods: ObjectStore[Pod],
         states: ObjectStore[PartialObject],
+        *,
+        enqueue: Callable[[Key], None],
         clock: Callable[[], datetime],
     ) -> None:
         self._cluster = cluster
         self._writer = writer
         self._pods = pods
         self._states = states
+        self._enqueue = enqueue
         self._clock = clock
+        self._quota = QuotaBackoff()
         self._store = Store(writer, field_manager=OPERATOR_NAME)
         self._rejections: dict[Key, _RecordedRejection] = {}
 
     def rejection(self, key: Key, taskrun: TaskRun) -> PodRejection | None:
         """Return the rejection of this TaskRun's next pod, if the last creation was rejected."""
         recorded = self._rejections.get(key)
-        return recorded.rejection if recorded and recorded.uid == taskrun.metadata.uid else None
+        if recorded is None or recorded.uid != taskrun.metadata.uid:
+            return None
+        if recorded.rejection.kind is PodRejectionKind.QUOTA and not self._quota.is_waiting(key):
+            return replace(recorded.rejection, retry_at=self._clock())
+        return recorded.rejection
 
     def forget(self, key: Key) -> None:
         """Forget the rejection of a TaskRun that is finished or gone."""
         self._rejections.pop(key, None)
+        self._quota.forget(key)
+
+    def admit_quota_probes(self) -> None:
+        """Enqueue the TaskRuns that may try again whether the quota of their namespace has room."""
+        self._enqueue_all(self._quota.due())
+
+    def _enqueue_all(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            self._enqueue(key)
 
     # -- pods --------------------------------------------------------------------------------------
 
@@ -92,24 +114,33 @@ class PlanExecutor:
 
         Raises `UnavailableError` if the response was lost. A retry finds the pod if it exists.
         """
+        namespace, size = taskrun.metadata.namespace, size_of(action.body)
+        if not self._quota.may_create(key, size):
+            message = f"Another pod was rejected: {self._quota.message_of(namespace)}"
+            self._record_rejection(key, taskrun, action, PodRejectionKind.QUOTA, message=message)
+            return False
         try:
-            created = await self._writer.create(
-                paths.pods(taskrun.metadata.namespace), action.body, fieldValidation="Strict"
-            )
+            created = await self._writer.create(paths.pods(namespace), action.body, fieldValidation="Strict")
         except AlreadyExistsError as error:
             if not await self._accept_existing(taskrun, action):
-                self._record_rejection(key, taskrun, action, PodRejectionKind.NAME_TAKEN, error)
+                self._record_rejection(key, taskrun, action, PodRejectionKind.NAME_TAKEN, message=error.message)
                 return False
         except (UnauthorizedError, TooManyRequestsError):
             raise
         except ClusterError as error:
             if error.status == 0:
                 raise
-            self._record_rejection(key, taskrun, action, rejection_kind_of(error), error)
+            kind = rejection_kind_of(error, action.body["metadata"]["name"])
+            if kind is PodRejectionKind.QUOTA:
+                self._quota.on_rejected(key, size, error.message)
+            else:
+                self._quota.forget(key)
+            self._record_rejection(key, taskrun, action, kind, message=error.message, retry_after=error.retry_after)
             return False
         else:
             self._pods.upsert(msgspec.json.decode(created, type=Pod))
         self._rejections.pop(key, None)
+        self._enqueue_all(self._quota.on_created(key))
         return True
 
     async def delete(self, taskrun: TaskRun, action: DeletePod) -> None:
@@ -135,9 +166,9 @@ class PlanExecutor:
         If the pod has changed since it was read, only read it again, because a new decision is
         needed.
         """
-        await self._release(
-            paths.pods(pod.metadata.namespace, pod.metadata.name), pod.metadata, FINALIZER_ATTEMPT, self._pods, Pod
-        )
+        path = paths.pods(pod.metadata.namespace, pod.metadata.name)
+        if await self._release(path, pod.metadata, FINALIZER_ATTEMPT, self._pods, Pod):
+            self._enqueue_all(self._quota.on_pod_ended(pod.metadata.namespace))
 
     async def find_unlabelled(self, taskrun: TaskRun, name: str) -> None:
         """Read a pod of this TaskRun that the watch does not show, and restore its labels."""
@@ -145,7 +176,7 @@ class PlanExecutor:
             pod = await self._get(taskrun.metadata.namespace, name)
         except NotFoundError:
             return
-        if controller_of(pod.metadata, KIND) == taskrun.metadata.uid:
+        if pod.metadata.taskrun_uid == taskrun.metadata.uid:
             await self._label(pod, labels_of(taskrun, pod.metadata.name.rpartition("-")[2]))
 
     async def _accept_existing(self, taskrun: TaskRun, action: CreatePod) -> bool:
@@ -176,13 +207,23 @@ class PlanExecutor:
         return msgspec.json.decode(await self._cluster.get(paths.pods(namespace, name)), type=Pod)
 
     def _record_rejection(
-        self, key: Key, taskrun: TaskRun, action: CreatePod, kind: PodRejectionKind, error: ClusterError
+        self,
+        key: Key,
+        taskrun: TaskRun,
+        action: CreatePod,
+        kind: PodRejectionKind,
+        *,
+        message: str,
+        retry_after: float | None = None,
     ) -> None:
         last = self._rejections.get(key)
         is_repeated = last is not None and (last.uid, last.rejection.attempt) == (taskrun.metadata.uid, action.attempt)
         times = last.times + 1 if last and is_repeated else 1
-        wait = max(min(_RETRY_SECONDS * 2 ** min(times - 1, 10), _RETRY_SECONDS_MAX), error.retry_after or 0)
-        rejection = PodRejection(kind, action.attempt, error.message, self._clock() + timedelta(seconds=wait))
+        wait = timedelta(
+            seconds=max(min(_RETRY_SECONDS * 2 ** min(times - 1, 10), _RETRY_SECONDS_MAX), retry_after or 0)
+        )
+        retry_at = self._clock() + (_WAIT_FOR_QUOTA if kind is PodRejectionKind.QUOTA else wait)
+        rejection = PodRejection(kind, action.attempt, message, retry_at)
         self._rejections[key] = _RecordedRejection(taskrun.metadata.uid, rejection, times)
 
     # -- the TaskRun itself ------------------------------------------------------------------------
@@ -224,7 +265,7 @@ class PlanExecutor:
             state = cached or await self._get_state(paths.configmaps(owner.namespace, name))
         except NotFoundError:
             return
-        if controller_of(state.metadata, KIND) == owner.uid:
+        if state.metadata.taskrun_uid == owner.uid:
             await self.release(state)
 
     async def release(self, state: PartialObject) -> None:
@@ -240,22 +281,25 @@ class PlanExecutor:
 
     async def _release(
         self, path: str, metadata: ObjectMeta, finalizer: str, store: ObjectStore[Any], kind: type[Any]
-    ) -> None:
+    ) -> bool:
+        """Remove a finalizer. Return whether this call removed it."""
         if finalizer not in metadata.finalizers:
-            return
+            return False
         try:
             response = await self._writer.merge_patch(path, _without_finalizer(metadata, finalizer))
         except NotFoundError:
             store.delete(metadata.uid)
+            return False
         except ConflictError:
             found = await self._refresh(path, metadata, store, kind)
-            if found is not None and LABEL_TASKRUN not in found.metadata.labels:
-                # The watch does not show it, so no event would lead to another try.
-                await self._release(path, found.metadata, finalizer, store, kind)
-        else:
-            released = msgspec.json.decode(response, type=kind)
-            if LABEL_TASKRUN in released.metadata.labels:
-                store.upsert(released)
+            if found is None or LABEL_TASKRUN in found.metadata.labels:
+                return False
+            # The watch does not show it, so no event would lead to another try.
+            return await self._release(path, found.metadata, finalizer, store, kind)
+        released = msgspec.json.decode(response, type=kind)
+        if LABEL_TASKRUN in released.metadata.labels:
+            store.upsert(released)
+        return True
 
     async def _refresh(self, path: str, metadata: ObjectMeta, store: ObjectStore[Any], kind: type[Any]) -> Any | None:
         """Read an object again into its store. Return it; None if it is gone.
@@ -278,16 +322,21 @@ class PlanExecutor:
         return found
 
 
-def rejection_kind_of(error: ClusterError) -> PodRejectionKind:
-    """Return what the rejection of a pod means for the next try.
+def rejection_kind_of(error: ClusterError, pod: str) -> PodRejectionKind:
+    """Return what the rejection of a pod means for the next try. `pod`: the name of the pod.
 
     An admission policy or webhook rejects with 400, 403 or 422. It may change, so its rejection
     never means that the template is invalid.
+
+    Only the start of the message is compared, because the rest may quote values of the template.
     """
-    if "ValidatingAdmissionPolicy" in error.message or "admission webhook" in error.message:
+    if error.message.startswith(_WEBHOOK_DENIAL):
         return PodRejectionKind.FORBIDDEN
-    if isinstance(error, ForbiddenError):
-        return PodRejectionKind.QUOTA if "exceeded quota" in error.message else PodRejectionKind.FORBIDDEN
+    # Admission plugins begin so, with any status, and ValidatingAdmissionPolicies among them.
+    admission = f'pods "{pod}" is forbidden: '
+    if error.message.startswith(admission) or isinstance(error, ForbiddenError):
+        is_quota = error.message.removeprefix(admission).startswith(_QUOTA_DENIALS)
+        return PodRejectionKind.QUOTA if is_quota else PodRejectionKind.FORBIDDEN
     is_final = isinstance(error, BadRequestError | InvalidError) or error.status == _TOO_LARGE
     # A response without a reason comes from a proxy, not from the API server.
     return PodRejectionKind.INVALID if is_final and error.reason != NO_REASON else PodRejectionKind.ERROR
@@ -300,7 +349,7 @@ def is_expected_pod(pod: Pod, taskrun: TaskRun, body: Mapping[str, Any]) -> bool
     """
     expected_hash = body["metadata"]["annotations"][ANNOTATION_TEMPLATE_HASH]
     return (
-        controller_of(pod.metadata, KIND) == taskrun.metadata.uid
+        pod.metadata.taskrun_uid == taskrun.metadata.uid
         and pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) == expected_hash
     )
 
@@ -308,11 +357,6 @@ def is_expected_pod(pod: Pod, taskrun: TaskRun, body: Mapping[str, Any]) -> bool
 def labels_of(taskrun: TaskRun, attempt: str) -> dict[str, str]:
     """Return the labels that the watch selects a pod by."""
     return {LABEL_TASKRUN: taskrun.metadata.name, LABEL_ATTEMPT: attempt}
-
-
-def controller_of(metadata: ObjectMeta, kind: str) -> str | None:
-    """Return the UID of the controller, if it is of this kind."""
-    return next((owner.uid for owner in metadata.owner_references if owner.controller and owner.kind == kind), None)
 
 
 def _without_finalizer(metadata: ObjectMeta, finalizer: str) -> dict[str, Any]:

@@ -11,14 +11,13 @@ from datetime import datetime
 
 import msgspec
 
-from reattach.api.names import FINALIZER_STATE, KIND, LABEL_TASKRUN
+from reattach.api.names import FINALIZER_STATE, LABEL_TASKRUN
 from reattach.api.objects import PartialObject
 from reattach.cluster import Cluster, ClusterError, Reference, paths
 from reattach.runtime.pager import list_pages
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.writer import NotLeadingError
 from reattach.state import RequestRejectedError, RunReference, Store, summary_of
-from reattach.taskrun.executor import controller_of
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class KeyExpiry:
         if not is_due(state, now):
             return
         metadata = state.metadata
-        run = RunReference(metadata.namespace, metadata.labels[LABEL_TASKRUN], controller_of(metadata, KIND) or "")
+        run = RunReference(metadata.namespace, metadata.labels[LABEL_TASKRUN], metadata.taskrun_uid or "")
         removed = await self._store.sweep(run, now)
         _log.info("Removed %s expired keys of TaskRun %s/%s.", removed, run.namespace, run.name)
 

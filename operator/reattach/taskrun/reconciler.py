@@ -3,6 +3,7 @@
 There is no second path for retries or recovery.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,6 @@ from reattach.api.names import (
     FINALIZER_ATTEMPT,
     FINALIZER_EXTERNAL_JOBS,
     FINALIZER_STATE,
-    KIND,
     LABEL_TASKRUN,
     pod_name,
     state_name,
@@ -57,13 +57,14 @@ from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.workqueue import Key, WorkQueue
 from reattach.runtime.writer import Writer
 from reattach.state import UnreadableError, summary_of, view_of
-from reattach.taskrun.executor import PlanExecutor, controller_of
+from reattach.taskrun.executor import PlanExecutor
 from reattach.taskrun.taskrun_store import TaskRunStore, UnreadableTaskRunError, is_ours
 
 Decide: TypeAlias = Callable[[Observed, PodDefaults, datetime], Decision]
 
 _READS_MAX = 3
 """Reads of the state in one reconciliation: after an attempt ended, and again after the seal."""
+_QUOTA_PROBE_SECONDS = 0.25
 _RETRY_LEFTOVERS = timedelta(seconds=60)
 
 _log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class Reconciler:
         self._decide = decide
         self._pod_defaults = pod_defaults
         self._clock = clock
-        self._executor = PlanExecutor(cluster, writer, stores.pods, stores.states, clock)
+        self._executor = PlanExecutor(cluster, writer, stores.pods, stores.states, enqueue=queue.add, clock=clock)
 
     async def reconcile(self, key: Key) -> datetime | None:
         """Reconcile one TaskRun. Return when to do it again, if nothing changes before."""
@@ -124,6 +125,12 @@ class Reconciler:
             return leftovers_at
         requeue_at = await self._reconcile_unfinished(key, taskrun)
         return min((time for time in (leftovers_at, requeue_at) if time is not None), default=None)
+
+    async def run_quota_probes(self) -> None:
+        """Retry pods in namespaces whose quota is full, for ever."""
+        while True:
+            await asyncio.sleep(_QUOTA_PROBE_SECONDS)
+            self._executor.admit_quota_probes()
 
     async def _refresh(self, key: Key) -> TaskRun | None:
         """Read the TaskRun.
@@ -341,4 +348,4 @@ class Reconciler:
 
 
 def _is_of(metadata: ObjectMeta, taskrun: TaskRun | None) -> bool:
-    return taskrun is not None and controller_of(metadata, KIND) == taskrun.metadata.uid
+    return taskrun is not None and metadata.taskrun_uid == taskrun.metadata.uid

@@ -274,6 +274,10 @@ def test_an_init_container_does_not_speak_for_the_task() -> None:
         (a_pod().running().failed(""), "Presumed"),
         (a_pod().running().deleted(-400, 0), "Presumed"),
         (a_pod().waiting("ContainerCreating").deleted(-400, 0), "Presumed"),
+        (lost_track(a_pod()), "Presumed"),
+        (lost_track(a_pod(), startedAt="2026-03-01T12:00:01Z"), "Presumed"),
+        (lost_track(a_pod(), "Unknown", startedAt="2026-03-01T12:00:01Z"), "Presumed"),
+        (lost_track(a_pod().deleted()), "Presumed"),
     ],
 )
 def test_an_end_is_presumed_unless_those_who_must_know_reported_it(pod: APod, end: str) -> None:

@@ -1,4 +1,4 @@
-"""What is written, how fast, and what refusals mean."""
+"""What is written, and how fast."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,24 +14,13 @@ from hypothesis import strategies as st
 from controlplane import CRD
 from reattach.api.objects import ObjectMeta
 from reattach.api.reasons import EventReason, Reason
-from reattach.cluster import (
-    BadRequestError,
-    Cluster,
-    ClusterError,
-    ConflictError,
-    ForbiddenError,
-    InvalidError,
-    TooManyRequestsError,
-    UnavailableError,
-)
-from reattach.cluster.errors import error_of
-from reattach.planner.plan import EmitEvent, PodRejectionKind
+from reattach.cluster import Cluster, TooManyRequestsError
+from reattach.planner.plan import EmitEvent
 from reattach.runtime.event_recorder import _REMEMBERED_MAX, NOTE_MAX, EventRecorder
 from reattach.runtime.mergepatch import merge_patch_of
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.rate_limiter import RateLimiter
 from reattach.runtime.writer import NotLeadingError, Writer
-from reattach.taskrun.executor import rejection_kind_of
 from reattach.taskrun.schema import missing_from
 from reattach.taskrun.taskrun_events import taskrun_event_recorder
 
@@ -206,33 +195,6 @@ class TestWriter:
         text = metrics.text().decode()
         assert "reattach_throttled_total 1.0" in text
         assert 'reattach_writes_total{resource="pods",verb="create"} 1.0' in text
-
-
-class TestRefusals:
-    @pytest.mark.parametrize(
-        "error, kind",
-        [
-            (
-                BadRequestError(400, "BadRequest", 'strict decoding error: unknown field "spec.nope"'),
-                PodRejectionKind.INVALID,
-            ),
-            (InvalidError(422, "Invalid", "spec.containers[0].image: Required value"), PodRejectionKind.INVALID),
-            (error_of(400, {}, None), PodRejectionKind.ERROR),  # a proxy's, which is no Status object
-            (error_of(413, {}, None), PodRejectionKind.ERROR),
-            (ForbiddenError(403, "Forbidden", "exceeded quota: q, requested: pods=1"), PodRejectionKind.QUOTA),
-            (ForbiddenError(403, "Forbidden", "failed quota: q: must specify cpu"), PodRejectionKind.FORBIDDEN),
-            (ForbiddenError(403, "Forbidden", 'violates PodSecurity "restricted"'), PodRejectionKind.FORBIDDEN),
-            (InvalidError(422, "Invalid", "ValidatingAdmissionPolicy 'p' denied request"), PodRejectionKind.FORBIDDEN),
-            (BadRequestError(400, "BadRequest", 'admission webhook "w" denied'), PodRejectionKind.FORBIDDEN),
-            (UnavailableError(500, "InternalError", 'failed calling webhook "w"'), PodRejectionKind.ERROR),
-            (ConflictError(409, "Conflict", "the quota changed"), PodRejectionKind.ERROR),
-        ],
-        ids=lambda value: value.value if isinstance(value, PodRejectionKind) else None,
-    )
-    def test_what_the_api_server_says_decides_whether_asking_again_can_help(
-        self, error: ClusterError, kind: PodRejectionKind
-    ) -> None:
-        assert rejection_kind_of(error) is kind
 
 
 def recorder_of(metrics: OperatorMetrics | None = None, clock: Callable[[], float] = lambda: 0.0) -> EventRecorder:

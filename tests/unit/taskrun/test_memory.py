@@ -16,7 +16,7 @@ from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.reflector import Reflector
 from reattach.runtime.unreadable import UnreadableObjects
-from reattach.runtime.workqueue import Key
+from reattach.runtime.workqueue import Key, WorkQueue
 from reattach.taskrun.owned_stores import pod_store, state_store
 from reattach.taskrun.reconciler import Reconciler, Stores
 
@@ -112,7 +112,7 @@ def reconciler_of(pods: ObjectStore[Pod], states: ObjectStore[PartialObject]) ->
         cluster=unused,
         writer=unused,
         stores=stores,
-        queue=unused,
+        queue=WorkQueue(),
         event_recorder=unused,
         decide=unused,
         pod_defaults=unused,

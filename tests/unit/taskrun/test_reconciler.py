@@ -161,6 +161,35 @@ async def test_a_pod_that_only_the_epoch_tells_of_is_asked_for_before_it_is_call
     assert [known.metadata.uid for known in scene.pods.by_key(KEY)] == ["p1"]
 
 
+@pytest.mark.parametrize("api_version", ["tekton.dev/v1", "v1", "reattach.dev.example.com/v1"])
+async def test_pod_of_a_taskrun_of_another_group_is_no_attempt(api_version: str) -> None:
+    scene = Scene()
+    scene.has_taskrun(NEW)
+    metadata = owned("load-new00-1", "p1", NEW, FINALIZER_ATTEMPT)
+    [owner] = metadata.owner_references
+    foreign = msgspec.structs.replace(owner, api_version=api_version)
+    metadata = msgspec.structs.replace(metadata, owner_references=(foreign,))
+    scene.pods.upsert(Pod(metadata=metadata, status=PodStatus(phase="Succeeded")))
+    scene.client.objects[paths.pods(KEY.namespace, "load-new00-1")] = Pod(metadata=metadata)
+
+    await scene.reconciler.reconcile(KEY)
+
+    assert scene.asked("POST") == [paths.pods(KEY.namespace, "load-new00-1")]
+
+
+async def test_pod_of_another_version_of_our_taskrun_is_an_attempt() -> None:
+    scene = Scene()
+    scene.has_taskrun(NEW)
+    metadata = owned("load-new00-1", "p1", NEW, FINALIZER_ATTEMPT)
+    [owner] = metadata.owner_references
+    later = msgspec.structs.replace(owner, api_version="reattach.dev/v1")
+    scene.pods.upsert(Pod(metadata=msgspec.structs.replace(metadata, owner_references=(later,))))
+
+    await scene.reconciler.reconcile(KEY)
+
+    assert scene.asked("POST") == []
+
+
 async def test_a_leftover_that_can_not_be_let_go_of_does_not_keep_a_new_taskrun_waiting() -> None:
     scene = Scene(paths.configmaps(KEY.namespace))
     scene.states.upsert(state(None))
