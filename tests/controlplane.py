@@ -475,6 +475,23 @@ class RunningControlPlane(ControlPlane):
         finally:
             self.start_apiserver()
 
+    @contextlib.contextmanager
+    def without_control_plane(self) -> Iterator[Path]:
+        """Stop every component within the block. Yield the folder of etcd's data, to be copied or replaced."""
+        self.close()
+        for process in self._processes.values():
+            process.kill()
+        yield self.directory / "etcd"
+        self._processes["etcd"].start()
+        self._wait_for_storage()
+        self.start_apiserver()
+        self._processes["kube-controller-manager"].start()
+
+        def serves_crds() -> bool:
+            return self.client().get("/apis/reattach.dev/v1alpha1/taskruns").is_success
+
+        wait_until(serves_crds, seconds=60, what="the API server serves TaskRuns", every=0.1)
+
     def process_id(self, component: str) -> int:
         """The process ID of a running component, such as `kube-apiserver`."""
         process = self._processes[component]
@@ -515,13 +532,14 @@ class RunningControlPlane(ControlPlane):
             "log-level": "warn",
         }
         self._add("etcd", _flags(arguments))
-        process = self._processes["etcd"]
-        process.start()
+        self._processes["etcd"].start()
+        self._wait_for_storage()
 
+    def _wait_for_storage(self) -> None:
         def healthy() -> bool:
-            process.must_run()
+            self._processes["etcd"].must_run()
             with contextlib.suppress(httpx.TransportError):
-                return httpx.get(f"{client}/health", trust_env=False).is_success
+                return httpx.get(f"{self._storage}/health", trust_env=False).is_success
             return False
 
         wait_until(healthy, seconds=30, what="etcd is healthy", every=0.1)

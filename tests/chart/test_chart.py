@@ -25,6 +25,11 @@ VALUES: dict[str, dict[str, Any]] = {
     "high availability": {"operator": {"replicas": 2}, "server": {"replicas": 5}},
     "everything optional on": {
         "metrics": {"service": {"enabled": True}, "podMonitor": {"enabled": True, "labels": {"team": "a"}}},
+        "networkPolicy": {
+            "enabled": True,
+            "stateAPIFrom": [{"ipBlock": {"cidr": "10.0.0.0/24"}}],
+            "metricsFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+        },
         "imagePullSecrets": ["registry"],
         "image": {"digest": "sha256:" + "0" * 64},
         "fullnameOverride": "re",
@@ -136,12 +141,13 @@ def test_release_job_has_the_pod_labels_and_annotations_of_the_operator() -> Non
     assert metadata["labels"]["app.kubernetes.io/component"] == "release"
 
 
-def test_services_and_budgets_each_select_the_pods_of_one_deployment(objects: list[Object]) -> None:
+def test_services_budgets_and_network_policies_each_select_the_pods_of_one_deployment(objects: list[Object]) -> None:
     pods = [found["spec"]["template"]["metadata"]["labels"] for found in of_kind(objects, "Deployment").values()]
     selectors = [found["spec"]["selector"] for found in of_kind(objects, "Service").values()]
     selectors += [
         found["spec"]["selector"]["matchLabels"] for found in of_kind(objects, "PodDisruptionBudget").values()
     ]
+    selectors += [found["spec"]["podSelector"]["matchLabels"] for found in of_kind(objects, "NetworkPolicy").values()]
     for selector in selectors:
         assert sum(selector.items() <= labels.items() for labels in pods) == 1, selector
 
@@ -265,6 +271,74 @@ def test_single_state_api_has_no_disruption_budget_that_would_block_a_drain() ->
     assert of_kind(render({"server": {"replicas": 1}}), "PodDisruptionBudget") == {}
     (budget,) = of_kind(render(), "PodDisruptionBudget").values()
     assert budget["spec"]["maxUnavailable"] == 1
+
+
+def test_second_operator_has_a_disruption_budget() -> None:
+    budgets = of_kind(render(VALUES["high availability"]), "PodDisruptionBudget")
+    assert {name: found["spec"]["maxUnavailable"] for name, found in budgets.items()} == {
+        "reattach-operator": 1,
+        "reattach-server": 1,
+    }
+    off = {"podDisruptionBudget": {"enabled": False}}
+    values = {"operator": {"replicas": 2, **off}, "server": off}
+    assert of_kind(render(values), "PodDisruptionBudget") == {}
+
+
+def test_replicas_are_spread_over_nodes_and_zones_where_possible(objects: list[Object]) -> None:
+    for deployment in of_kind(objects, "Deployment").values():
+        constraints = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+        assert [found["topologyKey"] for found in constraints] == [
+            "kubernetes.io/hostname",
+            "topology.kubernetes.io/zone",
+        ]
+        for found in constraints:
+            assert found["labelSelector"] == deployment["spec"]["selector"]
+            assert (found["maxSkew"], found["whenUnsatisfiable"]) == (1, "ScheduleAnyway")
+            assert found["matchLabelKeys"] == ["pod-template-hash"]
+
+
+# -- NetworkPolicies -------------------------------------------------------------------------------
+
+
+def ingress_of(values: dict[str, Any]) -> dict[str, list[tuple[int, list[Object]]]]:
+    """Return the port and the peers of each rule, by the name of the policy."""
+    policies = of_kind(
+        render({"networkPolicy": {"enabled": True, **values.pop("networkPolicy", {})}, **values}), "NetworkPolicy"
+    )
+    assert all(found["spec"]["policyTypes"] == ["Ingress"] for found in policies.values())
+    return {
+        name: [(rule["ports"][0]["port"], rule["from"]) for rule in found["spec"]["ingress"]]
+        for name, found in policies.items()
+    }
+
+
+TASK_PODS = {"matchExpressions": [{"key": "reattach.dev/taskrun", "operator": "Exists"}]}
+
+
+def test_network_policies_are_created_only_if_enabled(defaults: list[Object]) -> None:
+    assert of_kind(defaults, "NetworkPolicy") == {}
+
+
+def test_network_policies_admit_only_task_pods_to_the_state_api_by_default() -> None:
+    assert ingress_of({}) == {
+        "reattach-operator": [],
+        "reattach-server": [(8443, [{"podSelector": TASK_PODS, "namespaceSelector": {}}])],
+    }
+
+
+def test_network_policies_admit_only_pods_of_watched_namespaces() -> None:
+    rules = ingress_of({"watchNamespaces": ["team-a", "team-b"]})
+    names = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["team-a", "team-b"]}
+    selector = {"matchExpressions": [names]}
+    assert rules["reattach-server"] == [(8443, [{"podSelector": TASK_PODS, "namespaceSelector": selector}])]
+
+
+def test_network_policies_admit_the_given_peers() -> None:
+    nodes, prometheus = {"ipBlock": {"cidr": "10.0.0.0/24"}}, {"podSelector": {"matchLabels": {"app": "prometheus"}}}
+    rules = ingress_of({"networkPolicy": {"stateAPIFrom": [nodes], "metricsFrom": [prometheus]}})
+    assert rules["reattach-operator"] == [(8080, [prometheus])]
+    task_pods = {"podSelector": TASK_PODS, "namespaceSelector": {}}
+    assert rules["reattach-server"] == [(8443, [task_pods, nodes]), (8080, [prometheus])]
 
 
 def test_values_are_applied_to_the_pods() -> None:
@@ -489,6 +563,13 @@ def test_documented_metrics_are_exactly_the_exported_metrics() -> None:
         ({"server": {"connections": {"total": 0}}}, "minimum: got 0, want 1"),
         ({"server": {"connections": {"perNode": 1}}}, "additional properties 'perNode' not allowed"),
         ({"watchNamespaces": "team-a"}, "got string, want array"),
+        ({"networkPolicy": {"metricsFrom": [{"pods": {}}]}}, "additional properties 'pods' not allowed"),
+        ({"networkPolicy": {"stateAPIFrom": [{}]}}, "minProperties: got 0, want 1"),
+        (
+            {"operator": {"podDisruptionBudget": {"maxUnavailable": 1}}},
+            "additional properties 'maxUnavailable' not allowed",
+        ),
+        ({"metrics": {"enabled": "yes"}}, "got string, want boolean"),
         ({"watchNamespaces": ["Team_A"]}, "does not match pattern"),
         ({"watchNamespaces": ["a", "a"]}, "items at 0 and 1 are equal"),
         ({"image": {"pullPolicy": "Sometimes"}}, "value must be one of 'Always', 'IfNotPresent', 'Never'"),

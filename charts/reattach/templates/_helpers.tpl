@@ -132,6 +132,23 @@ affinity:
 {{- end -}}
 
 {{/*
+Spread over nodes and zones, where possible. A rollout does not count the pods of the previous ReplicaSet, because they leave. Takes a dict:
+root, component.
+*/}}
+{{- define "reattach.topologySpreadConstraints" -}}
+{{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+- maxSkew: 1
+  topologyKey: {{ . }}
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector:
+    matchLabels:
+      {{- include "reattach.selectorLabels" $.root | nindent 6 }}
+      app.kubernetes.io/component: {{ $.component }}
+  matchLabelKeys: [pod-template-hash]
+{{- end }}
+{{- end -}}
+
+{{/*
 Labels and annotations of a pod. They don't include the chart's version, because a new version would restart pods that did not change. The
 chart's labels override podLabels, because selectors depend on them. Takes a dict like reattach.podSpec.
 */}}
