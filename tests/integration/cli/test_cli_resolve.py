@@ -23,7 +23,7 @@ TIME = "2026-03-01T12:00:00Z"
 
 
 def condition(
-    kind: str, reason: str, status: str = "Unknown", message: str = "CommandResult by the operator."
+    kind: str, reason: str, status: str = "Unknown", message: str = "Reported by the operator."
 ) -> dict[str, Any]:
     return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": TIME}
 
@@ -385,10 +385,10 @@ class TestWait:
     ) -> None:
         waiting = viewer.in_background("wait", "load", "--timeout", "120s")
         also = viewer.in_background("wait", "load", "--timeout", "120s", "--for", "outcome")
-        write_status(**ended(outcome, "SaidWhy"))
+        write_status(**ended(outcome, "TestReason"))
         result = waiting.wait()
         assert result.code == code, result.err
-        assert f"load ended as {outcome} (SaidWhy): Said by the operator." in result.out + result.err
+        assert f"load ended as {outcome} (TestReason): Reported by the operator." in result.out + result.err
         assert also.wait().code == 0
 
     def test_wait_ends_when_the_run_is_held(self, viewer: CliUser, task: Task, write_status: WriteStatus) -> None:
@@ -407,7 +407,7 @@ class TestWait:
 
     def test_wait_with_timeout_0_reads_the_taskrun_once(self, viewer: CliUser, write_status: WriteStatus) -> None:
         assert viewer("wait", "load", "--timeout", "0").code == 6
-        write_status(**ended("Failed", "SaidWhy"))
+        write_status(**ended("Failed", "TestReason"))
         assert viewer("wait", "load", "--timeout", "0").code == 3
 
     def test_wait_outlasts_an_api_server_that_is_away(
