@@ -31,7 +31,7 @@ COMBINATIONS = 300
 HISTORIES = 1000
 """Number of random histories in each mode."""
 PROCESSES, RACES, FAILURES = 40, 200, 74
-"""Numbers of histories with real processes, races of a run's end with a submission, and failures on the cluster."""
+"""Numbers of histories with real processes, of races, and of failures on the cluster."""
 
 NONE = "-"
 RESULTS = ("one job", "held", "")
@@ -46,7 +46,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def sort_key(name: str) -> tuple[int, int, str]:
-    """Return the sort key of a column: adapters in the order of the documentation, modes in the order of the job server."""
+    """Return the sort key of a column: adapters and modes in the order of the documentation."""
     system, _, mode = name.partition(", ")
     return (
         next((index for index, known in enumerate(ORDER) if system.startswith(known)), len(ORDER)),
@@ -88,21 +88,21 @@ def count_combinations(parts: Iterable[Part]) -> int:
 
 
 def missing_of(parts: list[Part]) -> list[str]:
-    """Return the results that are missing or wrong, because the document must not claim more than the tests showed."""
+    """Return the missing and wrong results, without which the document is not written."""
     parts_of = {table: [part for part in parts if part["table"] == table] for table in TABLES}
     systems = [part["name"] for part in parts_of["adapters"] if count_combinations([part])]
     missing = [f"cases on {name}" for name in ORDER if not any(system.startswith(name) for system in systems)]
     missing += [f"cases on http, {mode}" for mode in MODES if f"http, {mode}" not in systems]
     if (found := count_combinations(parts_of["adapters"])) < COMBINATIONS:
         missing.append(f"{COMBINATIONS} combinations of an adapter and a case; {found} were tried")
-    for table in ("lives", "plain"):
-        counts = {part["name"]: part["rows"]["lives"] for part in parts_of[table]}
+    for table in ("histories", "plain"):
+        counts = {part["name"]: part["rows"]["histories"] for part in parts_of[table]}
         missing += [f"{table}: {HISTORIES} in mode {mode}" for mode in MODES if counts.get(mode) != HISTORIES]
     if (found := len(rows_of(parts_of["processes"]))) != PROCESSES:
         missing.append(f"{PROCESSES} histories with real processes; {found} were run")
     if (found := sum(row["races"] for row in rows_of(parts_of["races"]))) != RACES:
         missing.append(f"{RACES} races; {found} were run")
-    if (found := len(rows_of(parts_of["deaths"]))) != FAILURES:
+    if (found := len(rows_of(parts_of["crashes"]))) != FAILURES:
         missing.append(f"{FAILURES} failures on the cluster; {found} were run")
     return missing + wrong_of(parts)
 
@@ -117,9 +117,9 @@ def wrong_of(parts: list[Part]) -> list[str]:
         if row[2] not in RESULTS
     ]
     return wrong + [
-        f"lives in mode {part['name']}: {part['rows'][what]} {what} instead of 0"
+        f"histories in mode {part['name']}: {part['rows'][what]} {what} instead of 0"
         for part in parts
-        if part["table"] == "lives"
+        if part["table"] == "histories"
         for what in ("duplicates", "lost")
         if part["rows"][what] != 0
     ]
@@ -142,7 +142,7 @@ def races(parts: list[Part]) -> str:
 
 
 def failures(parts: list[Part]) -> str:
-    """Return the table with a row for each step and a column for each component that fails there."""
+    """Return the table with a row for each step and a column for each failing component."""
     cells = {(row["step"], row["dies"]): row["came of it"] for row in rows_of(parts)}
     columns = list(dict.fromkeys(dies for _, dies in sorted(cells, key=lambda cell: (len(cell[1]), cell[1]))))
     steps = [step.value for step in Step if any(step.value == known for known, _ in cells)]
@@ -152,11 +152,11 @@ def failures(parts: list[Part]) -> str:
 
 TABLES = {
     "adapters": adapters,
-    "lives": histories,
+    "histories": histories,
     "plain": histories,
     "processes": processes,
     "races": races,
-    "deaths": failures,
+    "crashes": failures,
 }
 
 

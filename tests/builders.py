@@ -1,4 +1,7 @@
-"""TaskRuns, pods and states for tests of the planner. Each `with_…`/verb gives a new one; times are seconds after `START`."""
+"""Builders of TaskRuns, pods and states for tests of the planner.
+
+Each method returns a new builder. Times are seconds after `START`.
+"""
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -61,14 +64,14 @@ class ATaskRun:
         return replace(self, metadata={**self.metadata, **fields})
 
     def with_finalizer(self) -> Self:
-        """As the state API leaves it when the first external job is intended."""
+        """Add the finalizer that the state API adds for the first external job."""
         return self.with_metadata(finalizers=[FINALIZER_EXTERNAL_JOBS])
 
     def being_deleted(self) -> Self:
         return self.with_metadata(deletionTimestamp=stamp(5))
 
-    def answered(self, held: str, action: str, **more: Any) -> Self:
-        """One more answer in `spec.resolutions`; about the job `load` if a submission is unknown."""
+    def with_resolution(self, held: str, action: str, **more: Any) -> Self:
+        """Append a resolution, by default of generation 1 of the job `load`."""
         about = {"key": "load", "generation": 1} if held == "SubmissionUnknown" else {}
         answer = {"held": held, "action": action, **about, **more}
         return self.with_spec(resolutions=[*self.spec.get("resolutions", ()), answer])
@@ -80,7 +83,7 @@ class ATaskRun:
         return replace(self, status=msgspec.structs.replace(status or self.status, **fields))
 
     def with_attempt(self, number: int, **fields: Any) -> Self:
-        """An attempt that is listed as running, unless `fields` say how it ended."""
+        """Add an attempt to the status, which is running unless `fields` end it."""
         attempt = Attempt(
             number=number, pod_name=pod_name(NAME, UID, number), pod_uid=f"pod-{number}", start_time=START, **fields
         )
@@ -107,7 +110,7 @@ class ATaskRun:
 
 
 def a_taskrun(**spec: Any) -> ATaskRun:
-    """A TaskRun that was just created; its waits have no jitter."""
+    """Return a new TaskRun whose backoff has no jitter."""
     metadata = {"name": NAME, "namespace": NAMESPACE, "uid": UID, "generation": 1, "creationTimestamp": stamp(0)}
     defaults = {"template": TEMPLATE, "retry": {"backoff": {"jitterPercent": 0}}}
     return ATaskRun(metadata, {**defaults, **spec})
@@ -118,7 +121,7 @@ def a_taskrun(**spec: Any) -> ATaskRun:
 
 @dataclass(frozen=True)
 class APod:
-    """A pod as it is after its creation; each verb is what happens to it."""
+    """A new pod. Each verb applies an event to it."""
 
     number: int
     metadata: dict[str, Any]
@@ -150,7 +153,7 @@ class APod:
         others = [one for one in self.status.get(place, ()) if one["name"] != name]
         return self.with_status(**{place: [*others, {"name": name, "state": state}]})
 
-    # What happens to it.
+    # Events of the pod.
 
     def gated(self) -> Self:
         gated = self.with_spec(schedulingGates=[{"name": "kueue.x-k8s.io/admission"}])
@@ -177,7 +180,7 @@ class APod:
     def exited(
         self, code: int, seconds: float = 5, *, reason: str | None = None, message: str = "", container: str = "task"
     ) -> Self:
-        """Its task's container ended by itself; if nothing else runs in it, the pod is over."""
+        """End a container. The pod is terminal if no other container runs."""
         how = {
             "exitCode": code,
             "reason": ("Completed" if code == 0 else "Error") if reason is None else reason,
@@ -191,7 +194,7 @@ class APod:
         return pod.with_status(phase="Failed" if code else "Succeeded")
 
     def not_over(self) -> Self:
-        """What was said last of its containers is there, its phase is not."""
+        """Return the pod before its phase follows its ended containers."""
         return self.with_status(phase="Running")
 
     def with_init(self, name: str = "prepare", restart_policy: str = "") -> Self:
@@ -212,7 +215,7 @@ class APod:
 
 
 def a_pod(number: int = 1, *, template: dict[str, Any] | None = None) -> APod:
-    """The pod of an attempt, as it was created, on no node."""
+    """Return the new pod of an attempt, without a node."""
     metadata = {
         "name": pod_name(NAME, UID, number),
         "namespace": NAMESPACE,
@@ -231,7 +234,7 @@ def a_pod(number: int = 1, *, template: dict[str, Any] | None = None) -> APod:
 def a_state(
     opened_by: int | None = 1, completed_by: int | None = None, result: str | None = None, **more: Any
 ) -> StateView:
-    """A state as it is read: which attempt opened it last, and which recorded its completion."""
+    """Return a state that an attempt opened, and that another or the same completed."""
     uid = more.get("pod_uid", f"pod-{opened_by}")
     epoch = None if opened_by is None else Epoch(attempt=opened_by, pod_uid=uid)
     completion = None
@@ -256,7 +259,7 @@ def a_summary(opened_by: int | None = 1, completed_by: int | None = None, **more
 
 
 def a_job(handle: str | None = "job-1", *, key: str = "load", generation: int = 1, **more: Any) -> JobSummary:
-    """An external job that attempt 1 submitted; without a handle, one that it may have submitted."""
+    """Return an external job of attempt 1, whose submission is ambiguous without a handle."""
     state = JobState.INTENDED if handle is None else JobState.ACTIVE
     known = (
         {} if handle is None else {"origin": JobOrigin.SUBMITTED, "submitted_time": at(2), "submitted_by_attempt": 1}
@@ -276,7 +279,10 @@ def observed(taskrun: ATaskRun | TaskRun, *pods: APod, **more: Any) -> Observed:
 
 
 def decision_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **more: Any) -> Decision:
-    """Return the decision `now` seconds after `START`. If it needs a read, the state is `state`, by default absent."""
+    """Return the decision `now` seconds after `START`.
+
+    If the decision needs a read, it gets `state`, by default an absent one.
+    """
     state = more.pop("state", AbsentState())
     seen = observed(taskrun, *pods, **more)
     decision = decide(seen, SETTINGS, at(now))
@@ -284,7 +290,7 @@ def decision_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **mor
 
 
 def plan_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **more: Any) -> Plan:
-    """Return the decision as `decision_of` does, where it is a plan."""
+    """Return the plan of `decision_of`."""
     decision = decision_of(taskrun, *pods, now=now, **more)
     assert isinstance(decision, Plan), decision
     return decision
@@ -296,12 +302,12 @@ def status_of(plan: Plan) -> TaskRunStatus:
 
 
 def progress_of(plan: Plan | TaskRunStatus) -> tuple[str, str]:
-    """(reason, message) of the condition Succeeded that is written."""
+    """Return reason and message of the written condition Succeeded."""
     return condition_of(plan, ConditionType.SUCCEEDED)
 
 
 def hold_of(plan: Plan | TaskRunStatus) -> tuple[str, str]:
-    """(status, reason) of the condition Held that is written."""
+    """Return status and reason of the written condition Held."""
     status = plan if isinstance(plan, TaskRunStatus) else status_of(plan)
     held = next(one for one in status.conditions if one.type == ConditionType.HELD)
     return held.status, held.reason

@@ -1,4 +1,4 @@
-"""People at their terminals: `kubectl reattach` as a user with the rights of `edit` or `view`, and a kubelet that has their logs."""
+"""Users of `kubectl reattach` with the rights of `edit` or `view`, and a node that serves logs."""
 
 import contextlib
 import gc
@@ -27,12 +27,12 @@ from waiting import wait_until
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 
-# -- people ----------------------------------------------------------------------------------------
+# -- users ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a command printed, and how it ended."""
+class CommandResult:
+    """Output and exit code of a command."""
 
     code: int
     out: str
@@ -47,16 +47,16 @@ class Said:
         return yaml.safe_load(self.out)
 
 
-def _forget_what_a_program_leaves_open() -> None:
-    """A connection that was being made when a command ended goes with its process; here that is the tests'."""
+def _collect_open_connections() -> None:
+    """Close connections that a command left open, because it ran in this process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
 
 
 @dataclass
-class Person:
-    """A user of the API server, whose context has the namespace."""
+class CliUser:
+    """A user of the API server, with a kubeconfig whose context has the namespace."""
 
     control_plane: ControlPlane
     namespace: str
@@ -66,58 +66,58 @@ class Person:
     def kubeconfig(self) -> Path:
         return self.control_plane.kubeconfig(self.user, namespace=self.namespace)
 
-    def __call__(self, *arguments: str, stdin: bytes = b"") -> Said:
-        """`kubectl reattach …`, in this process."""
+    def __call__(self, *arguments: str, stdin: bytes = b"") -> CommandResult:
+        """Run `kubectl reattach …` in this process."""
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-        asked = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
-        before, sys.stdin = sys.stdin, asked
+        requests = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
+        before, sys.stdin = sys.stdin, requests
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 code = application.run(["--kubeconfig", str(self.kubeconfig), *arguments])
         finally:
             sys.stdin = before
-            _forget_what_a_program_leaves_open()
-        return Said(int(code), *(stream.buffer.getvalue().decode() for stream in (out, err)))  # type: ignore[attr-defined]
+            _collect_open_connections()
+        return CommandResult(int(code), *(stream.buffer.getvalue().decode() for stream in (out, err)))  # type: ignore[attr-defined]
 
     def kubeconfig_through(self, relay: Relay, directory: Path) -> str:
-        """A kubeconfig whose way to the API server leads through the relay."""
+        """Write a kubeconfig that reaches the API server through the relay, and return its path."""
         file = directory / f"through-{relay.port}"
         file.write_text(self.kubeconfig.read_text().replace(self.control_plane.url, relay.url))
         return str(file)
 
-    def in_background(self, *arguments: str) -> "Started":
-        return Started.of(self, arguments)
+    def in_background(self, *arguments: str) -> "BackgroundCommand":
+        return BackgroundCommand.of(self, arguments)
 
 
 @dataclass
-class Started:
-    """A command that runs on, in a process of its own."""
+class BackgroundCommand:
+    """A running command in a process of its own."""
 
     process: Any
     out: Path
     err: Path
 
     @classmethod
-    def of(cls, person: Person, arguments: tuple[str, ...]) -> "Started":
+    def of(cls, cli_user: CliUser, arguments: tuple[str, ...]) -> "BackgroundCommand":
         import subprocess
 
-        directory = person.control_plane.directory / f"terminal-{secrets.token_hex(4)}"
+        directory = cli_user.control_plane.directory / f"terminal-{secrets.token_hex(4)}"
         directory.mkdir()
         out, err = directory / "out", directory / "err"
-        command = [sys.executable, "-m", "reattach.cli", "--kubeconfig", str(person.kubeconfig), *arguments]
+        command = [sys.executable, "-m", "reattach.cli", "--kubeconfig", str(cli_user.kubeconfig), *arguments]
         with out.open("wb") as stdout, err.open("wb") as stderr:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
         return cls(process, out, err)
 
-    def wait(self, *, seconds: float = 150) -> Said:
-        return Said(self.process.wait(seconds), self.out.read_text(), self.err.read_text())
+    def wait(self, *, seconds: float = 150) -> CommandResult:
+        return CommandResult(self.process.wait(seconds), self.out.read_text(), self.err.read_text())
 
     def wait_for(self, text: str, *, seconds: float = 150) -> None:
         def seen() -> bool:
             assert self.process.poll() is None, self.err.read_text()
             return text in self.out.read_text() + self.err.read_text()
 
-        wait_until(seen, seconds=seconds, what=f"the command says {text!r}", every=0.1)
+        wait_until(seen, seconds=seconds, what=f"the command prints {text!r}", every=0.1)
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -125,8 +125,11 @@ class Started:
             self.process.wait()
 
 
-def grant(control_plane: ControlPlane, namespace: str, role: str) -> Person:
-    """Somebody new with this ClusterRole in the namespace; Reattach's chart has extended `edit` and `view`."""
+def grant(control_plane: ControlPlane, namespace: str, role: str) -> CliUser:
+    """Create a user with a ClusterRole in the namespace.
+
+    The chart of Reattach extends `edit` and `view`.
+    """
     control_plane.apply(helm_template("aggregated-roles.yaml"))
     user = f"{role}-{secrets.token_hex(3)}"
     body = {
@@ -135,7 +138,7 @@ def grant(control_plane: ControlPlane, namespace: str, role: str) -> Person:
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
     }
     control_plane.call("POST", f"{RBAC}/namespaces/{namespace}/rolebindings", body)
-    person = Person(control_plane, namespace, user)
+    cli_user = CliUser(control_plane, namespace, user)
     path = f"/apis/reattach.dev/v1alpha1/namespaces/{namespace}/taskruns"
 
     def may() -> bool:
@@ -144,9 +147,9 @@ def grant(control_plane: ControlPlane, namespace: str, role: str) -> Person:
             return True
         return False
 
-    # The API server learns of a binding, and of what was aggregated, a moment later.
+    # The API server caches role bindings and aggregated rules for a moment.
     wait_until(may, seconds=90, what=f"{user} may list TaskRuns", every=0.1)
-    return person
+    return cli_user
 
 
 # -- logs ------------------------------------------------------------------------------------------
@@ -154,8 +157,11 @@ def grant(control_plane: ControlPlane, namespace: str, role: str) -> Person:
 
 @dataclass
 class Log:
-    """What a container wrote so far. A line is (seconds, text); a follower is cut off whenever `breaks` is raised. `refusal`: the kubelet
-    answers this instead.
+    """Log of a container.
+
+    lines: seconds and text of each line.
+    breaks: incremented to cut the connections of followers.
+    refusal: status and text of the kubelet's error response, if it returns one.
     """
 
     lines: list[tuple[float, str]] = field(default_factory=list)
@@ -166,12 +172,12 @@ class Log:
 
 @dataclass
 class Node:
-    """A node whose kubelet has logs and nothing else: the API server asks it for `pods/log` as it asks any."""
+    """A node whose kubelet serves only logs, to which the API server forwards `pods/log`."""
 
     control_plane: ControlPlane
     name: str
     logs: dict[str, Log] = field(default_factory=dict)
-    asked: list[dict[str, str]] = field(default_factory=list)
+    requests: list[dict[str, str]] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
     _server: ThreadingHTTPServer | None = None
 
@@ -183,13 +189,13 @@ class Node:
             self.changed.notify_all()
 
     def cut_off(self, pod: str) -> None:
-        """Every follower loses its connection, within a line."""
+        """Cut the connection of each follower, within a line."""
         with self.changed:
             self.logs[pod].breaks += 1
             self.changed.notify_all()
 
     def refuse(self, pod: str, status: int, text: str) -> None:
-        """As a node that is lost: its followers lose their connection, and who asks for the log is told this."""
+        """Cut the connections of followers, and return this error to later requests."""
         with self.changed:
             log = self.logs.setdefault(pod, Log())
             log.refusal = (status, text)
@@ -225,7 +231,7 @@ class Node:
 
 @contextlib.contextmanager
 def node_of(control_plane: ControlPlane, directory: Path) -> Iterator[Node]:
-    """A node for as long as the `with` lasts."""
+    """Run a node during the block."""
     node = Node(control_plane, f"logs-{secrets.token_hex(4)}")
     node.start(directory)
     try:
@@ -247,7 +253,7 @@ def _handler_of(node: Node) -> type[BaseHTTPRequestHandler]:
             query = {name: values[0] for name, values in parse_qs(url.query).items()}
             [_, _namespace, pod, container] = url.path.strip("/").split("/")
             with node.changed:
-                node.asked.append({"pod": pod, "container": container, **query})
+                node.requests.append({"pod": pod, "container": container, **query})
                 log = node.logs.setdefault(pod, Log())
             if log.refusal is not None:
                 self._refuse(*log.refusal)
@@ -267,7 +273,7 @@ def _handler_of(node: Node) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(text.encode())
 
         def _send(self, log: Log, query: dict[str, str]) -> bool:
-            """False: cut off."""
+            """Send the log, and return whether it was sent completely."""
             since, breaks = query.get("sinceTime", ""), log.breaks
             sent = max(0, len(log.lines) - int(query["tailLines"])) if "tailLines" in query else 0
             while True:
@@ -291,6 +297,6 @@ def _handler_of(node: Node) -> type[BaseHTTPRequestHandler]:
             self.wfile.flush()
 
         def log_message(self, *_: Any) -> None:
-            """Nothing is said on stderr."""
+            """Log no requests."""
 
     return Handler

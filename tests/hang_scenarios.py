@@ -1,4 +1,4 @@
-"""Lives on the real cluster whose first attempt stalls at a step of submitting once, until something is done to it there."""
+"""TaskRuns on the real cluster whose first attempt hangs at a step of submitting once."""
 
 import json
 import os
@@ -13,15 +13,16 @@ from realcluster import IMAGE, Cluster, condition_of, taskrun
 from waiting import wait_until
 
 ALL = bool(os.environ.get("REATTACH_ALL"))
-"""Whether every life is lived, or the bounded sample of `make test`."""
+"""Set to run all scenarios. Otherwise, `make test` runs a sample."""
 NAMES, NOTHING = "refuse-names", "nothing"
 NODE = "reattach-worker"
-"""Where pods run, unless a life says otherwise."""
+"""Node of the pods, unless a scenario names another one."""
 LOST_NODE = "reattach-control-plane"
-"""Nothing of Reattach runs there, so what is lost with its kubelet is the task's pod alone."""
+"""Node without pods of Reattach, so that the loss of its kubelet affects only the task's pod."""
 
-# argv: its name, what the other side is said to do about a repeated submission, where attempt 1 stalls, seconds that the job takes. The SDK is
-# the real one; what is added is where it stalls, and that it cancels the job where that is the step.
+# argv: name of the TaskRun; mode of the external system; step at which attempt 1 hangs; seconds of
+# the job. The SDK is the real one. The program hangs at the step, and cancels the job if the step
+# is one of cancelling.
 PROGRAM = """
 import os, sys, time
 import reattach
@@ -68,39 +69,42 @@ TaskContext(from_environment(os.environ), timing=Timing(on_step=at)).run(main)
 
 
 @dataclass(frozen=True)
-class Life:
-    """What the other side can do, where attempt 1 stalls, on which node it runs, and how long its job takes."""
+class HangScenario:
+    """One TaskRun: mode of the external system, step of the hang, node, and seconds of the job."""
 
-    can: str
-    stalls: str
+    mode: str
+    stalls_at: str
     node: str = NODE
     seconds: float = 3.0
 
 
-def begin(release: Cluster, lives: Mapping[str, Life], namespace: str) -> dict[str, str]:
-    """Start lives side by side; the names of their pods, once each stalls."""
-    release.apply("\n---\n".join(manifest_of(name, life) for name, life in lives.items()), namespace)
+def start_scenarios(release: Cluster, scenarios: Mapping[str, HangScenario], namespace: str) -> dict[str, str]:
+    """Create the TaskRuns, and return the names of their pods after each hangs."""
+    release.apply("\n---\n".join(manifest_of(name, scenario) for name, scenario in scenarios.items()), namespace)
 
-    def stalled() -> dict[str, str] | None:
-        found = _stalled(release, namespace)
-        return found if found.keys() >= lives.keys() else None
+    def all_stalled() -> dict[str, str] | None:
+        found = _stalled_pods(release, namespace)
+        return found if found.keys() >= scenarios.keys() else None
 
-    pods = wait_until(stalled, seconds=240, what=f"attempt 1 of each stalls: {', '.join(lives)}", every=1) or {}
-    return {name: pods[name] for name in lives}
+    pods = wait_until(all_stalled, seconds=240, what=f"attempt 1 of each stalls: {', '.join(scenarios)}", every=1) or {}
+    return {name: pods[name] for name in scenarios}
 
 
-def manifest_of(name: str, life: Life) -> str:
+def manifest_of(name: str, scenario: HangScenario) -> str:
     container = {
         "name": "task",
         "image": IMAGE,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["python", "-u", "-c", PROGRAM, name, life.can, life.stalls, str(life.seconds)],
+        "command": ["python", "-u", "-c", PROGRAM, name, scenario.mode, scenario.stalls_at, str(scenario.seconds)],
     }
     pod: dict[str, Any] = {}
-    if life.node != NODE:
+    if scenario.node != NODE:
         pod["tolerations"] = [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]
-        # Attempt 1 there, since nothing else is as free of pods; the others wherever there is a node that answers.
-        preferred = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [life.node]}]}
+        # Attempt 1 is scheduled there, because the node has the fewest pods. Later attempts run on
+        # any ready node.
+        preferred = {
+            "matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [scenario.node]}]
+        }
         pod["affinity"] = {
             "nodeAffinity": {
                 "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": preferred}]
@@ -109,8 +113,8 @@ def manifest_of(name: str, life: Life) -> str:
     return taskrun(name, container, pod, deadlines={"lostSeconds": 1})
 
 
-def _stalled(release: Cluster, namespace: str) -> dict[str, str]:
-    """The pods that say so in their logs, by TaskRun. One that does not run yet has no log, which is no failure."""
+def _stalled_pods(release: Cluster, namespace: str) -> dict[str, str]:
+    """Return the pods whose logs show the hang, by TaskRun. Pods without a log yet are left out."""
     every = ("--prefix", "--tail=-1", "--max-log-requests=200", "--ignore-errors")
     log = release.kubectl("logs", "--selector", "reattach.dev/attempt=1", *every, namespace=namespace)
     pods = re.findall(r"^\[pod/(\S+)/task\] stalls at", log, re.MULTILINE)
@@ -118,19 +122,19 @@ def _stalled(release: Cluster, namespace: str) -> dict[str, str]:
 
 
 def force(release: Cluster, pods: Iterable[str], namespace: str) -> None:
-    """End pods without any time to end in."""
+    """Delete pods without a grace period."""
     release.kubectl("delete", "pod", *pods, "--grace-period=0", "--force", "--wait=false", namespace=namespace)
 
 
 @contextmanager
 def lost_node(release: Cluster) -> Iterator[None]:
-    """Nobody answers for `LOST_NODE` meanwhile, while its containers go on. In the end it is back."""
+    """Stop the kubelet of `LOST_NODE` during the block. Its containers keep running."""
     try:
-        _on(LOST_NODE, "systemctl", "stop", "kubelet")
+        _run_on(LOST_NODE, "systemctl", "stop", "kubelet")
         yield
     finally:
-        _on(LOST_NODE, "systemctl", "start", "kubelet")
-        wait_until(lambda: _is_ready(release), seconds=90, what=f"{LOST_NODE} is back", every=0.5)
+        _run_on(LOST_NODE, "systemctl", "start", "kubelet")
+        wait_until(lambda: _is_ready(release), seconds=90, what=f"{LOST_NODE} is ready again", every=0.5)
 
 
 def _is_ready(release: Cluster) -> bool:
@@ -139,25 +143,25 @@ def _is_ready(release: Cluster) -> bool:
 
 
 class Processes:
-    """Those of the tasks of these TaskRuns on a node, without asking Kubernetes: it may not answer for them."""
+    """Processes of these TaskRuns on a node, found without its kubelet."""
 
     def __init__(self, names: Iterable[str], node: str = NODE) -> None:
         self._node = node
-        self._found = _on(node, "pgrep", "-f", f"stalls at.* ({'|'.join(names)}) ").split()
+        self._found = _run_on(node, "pgrep", "-f", f"stalls at.* ({'|'.join(names)}) ").split()
 
-    def go_on(self) -> None:
-        """All at once: none stalls any longer."""
-        _on(self._node, "touch", *(f"/proc/{process}/root/tmp/go" for process in self._found))
+    def resume(self) -> None:
+        """End the hang of all processes at once."""
+        _run_on(self._node, "touch", *(f"/proc/{process}/root/tmp/go" for process in self._found))
 
     def kill(self) -> None:
-        _on(self._node, "kill", "-9", *self._found)
+        _run_on(self._node, "kill", "-9", *self._found)
 
 
 def log_on(node: str, pod: str, namespace: str) -> str:
-    """The log of a pod's task, from the node itself."""
-    return _on(node, "sh", "-c", f"cat /var/log/pods/{namespace}_{pod}_*/task/*.log")
+    """Return the log of a pod's task from the file on the node."""
+    return _run_on(node, "sh", "-c", f"cat /var/log/pods/{namespace}_{pod}_*/task/*.log")
 
 
-def _on(node: str, *command: str) -> str:
+def _run_on(node: str, *command: str) -> str:
     done = subprocess.run(["docker", "exec", node, *command], capture_output=True, text=True, check=True)
     return done.stdout

@@ -1,7 +1,8 @@
-"""A small cluster in which whole lives of one TaskRun are played: pods, their nodes, the state, and an operator that may die anywhere.
+"""Model of a cluster for random histories of one TaskRun, with an operator that may crash anywhere.
 
-Whatever happens is chosen by `choices`, so that a test can replay and shrink it. The rules that must always hold are checked where they
-could be broken: when a pod is created, a status written, a finalizer taken off.
+The model has pods, their nodes and the state. `choices` draws each event, so that a test can
+replay and shrink a history. The model checks the rules that must always hold whenever a pod is
+created, a status is written, or a finalizer is removed.
 """
 
 import itertools
@@ -38,35 +39,35 @@ from reattach.planner.plan import (
     SealState,
 )
 
-HELD = '{"reattach":"v1","kind":"Held","message":"nobody can tell"}'
+HELD = '{"reattach":"v1","kind":"Held","message":"outcome unknown"}'
 JobId = tuple[str, int]
 PASSES_MAX = 10
-"""After how many looks in a row, with nothing happening, there must be nothing left to do."""
+"""Number of reconciliations without an event, after which no action may be left."""
 
 
 OPEN = {JobState.INTENDED, JobState.ACTIVE, JobState.UNKNOWN, JobState.NOT_FOUND}
 
 
-class OperatorDiedError(Exception):
-    """The operator's process ended between two effects."""
+class OperatorCrashedError(Exception):
+    """The operator crashed between two effects."""
 
 
 @dataclass
 class SimulatedPod:
-    """What is true of a pod, whoever has seen it."""
+    """The true state of a pod, observed or not."""
 
     apod: APod
     number: int
     version: int
     runs: bool = False
-    """Its container's process is alive, be it on a node that nobody reaches."""
+    """Set while the container's process runs, also on a lost node."""
     node_lost: bool = False
     intending: str | None = None
-    """The key of an intent that the state API has found allowed and not stored yet."""
+    """Key of an intent that the state API has allowed and not stored yet."""
     submitting: JobId | None = None
-    """Its intent is stored: it may submit at any time, also long after."""
+    """Job whose intent is stored, so that the process may submit at any later time."""
     submitted: JobId | None = None
-    """Only its process knows the handle."""
+    """Job whose handle is not stored yet."""
 
     @property
     def view(self) -> Pod:
@@ -84,8 +85,8 @@ class SimulatedPod:
 
 
 @dataclass
-class World:
-    """What is true of the cluster."""
+class ModelCluster:
+    """The true state of the cluster."""
 
     choices: random.Random
     spec: dict[str, Any]
@@ -95,30 +96,30 @@ class World:
     pods: dict[str, SimulatedPod] = field(default_factory=dict)
     state: StateView | None = None
     created: list[int] = field(default_factory=list)
-    exited_well: set[int] = field(default_factory=set)
+    exited_zero: set[int] = field(default_factory=set)
     status_writes: int = 0
-    happenings: int = 0
+    events: int = 0
     completed: bool = False
     budgets_edited: bool = False
     is_gone: bool = False
-    """The TaskRun was deleted, and carries no finalizer any more."""
-    let_go_by_hand: bool = False
-    """Somebody took our finalizer off the TaskRun."""
+    """Set once the TaskRun is deleted and has no finalizer."""
+    released_by_hand: bool = False
+    """Set once a user removed our finalizer from the TaskRun."""
     submitters: dict[JobId, set[str]] = field(default_factory=dict)
-    asked: set[JobId] = field(default_factory=set)
-    """The jobs that were held by a task whose end was reported: the operator has seen that."""
+    reported_holds: set[JobId] = field(default_factory=set)
+    """Jobs that were held by a task whose end the operator has observed."""
     losses: int = 0
     is_calm: bool = False
-    told_of_state: bool = False
-    """Nothing about TaskRun and state is on its way to the operator any more."""
+    must_notify: bool = False
+    """Makes the operator's next observation include TaskRun and state."""
 
     def __post_init__(self) -> None:
         self.taskrun = self._versioned(a_taskrun(**self.spec).build())
 
-    # -- what the API server does ------------------------------------------------------------------
+    # -- the API server ------------------------------------------------------------------
 
     def write_status(self, based_on: str, status: TaskRunStatus) -> TaskRun | None:
-        """Compare-and-set; None if somebody else has written since."""
+        """Write the status, or return None if the TaskRun has changed meanwhile."""
         if self.taskrun.metadata.resource_version != based_on:
             return None
         self._check_status(self.taskrun.status, status)
@@ -180,7 +181,7 @@ class World:
         )
 
     def seal(self, action: SealState) -> None:
-        """As the store does it: it only grows."""
+        """Seal the state, like the store. A seal only grows."""
         state = self.existing_state
         if state is not None:
             through = max(action.through_attempt, state.seal.through_attempt if state.seal else 0)
@@ -191,28 +192,28 @@ class World:
         if self.taskrun.metadata.resource_version != based_on:
             return False
         self._check_jobs(self.taskrun.status)
-        self.take_finalizer_off()
+        self.remove_finalizer()
         return True
 
-    def take_finalizer_off(self) -> None:
+    def remove_finalizer(self) -> None:
         self._update_metadata(finalizers=())
         self.is_gone = self.taskrun.metadata.deletion_timestamp is not None
 
     @property
     def existing_state(self) -> StateView | None:
-        """The state, unless it is not the one that status names."""
+        """Return the state, or None if it is not the one that status names."""
         named = self.taskrun.status.state
         return self.state if self.state is None or named is None or named.uid == self.state.uid else None
 
     def _update_metadata(self, **fields: Any) -> None:
-        about = msgspec.structs.replace(self.taskrun.metadata, **fields)
-        self.taskrun = self._versioned(msgspec.structs.replace(self.taskrun, metadata=about))
+        metadata = msgspec.structs.replace(self.taskrun.metadata, **fields)
+        self.taskrun = self._versioned(msgspec.structs.replace(self.taskrun, metadata=metadata))
 
     def _versioned(self, taskrun: TaskRun) -> TaskRun:
-        about = msgspec.structs.replace(taskrun.metadata, resource_version=str(next(self.versions)))
-        return msgspec.structs.replace(taskrun, metadata=about)
+        metadata = msgspec.structs.replace(taskrun.metadata, resource_version=str(next(self.versions)))
+        return msgspec.structs.replace(taskrun, metadata=metadata)
 
-    # -- what must always hold ---------------------------------------------------------------------
+    # -- rules that must always hold ---------------------------------------------------------------
 
     def is_presumed_over(self, pod: SimulatedPod) -> bool:
         deleted = pod.view.metadata.deletion_timestamp
@@ -228,7 +229,7 @@ class World:
         status = self.taskrun.status
         assert status.outcome is None, "a pod was made for a finished TaskRun"
         assert action.attempt not in self.created, "a number was used twice"
-        assert all(self.is_presumed_over(pod) for pod in self.pods.values()), "two attempts live at once"
+        assert all(self.is_presumed_over(pod) for pod in self.pods.values()), "two attempts run at once"
         assert all(self.is_recorded(number) for number in self.created), (
             "a pod was made before the last end was recorded"
         )
@@ -237,17 +238,21 @@ class World:
         budgets = based_on.spec.retry.budgets
         assert exhausted(status.counts, budgets, grants) is None, "a pod was made without a budget for it"
         assert not is_held(status), "a pod was made while the run is held"
-        about = based_on.metadata
+        metadata = based_on.metadata
         assert not based_on.spec.cancel, "a pod was made for a cancelled TaskRun"
         for job in self.existing_state.jobs if self.existing_state else ():
             which = (job.key, job.generation)
-            is_waiting = job.held and which in self.asked and len(self._answers("SubmissionUnknown", which)) < job.holds
-            assert not is_waiting, "a pod was made before a person had answered"
-        assert about.deletion_timestamp is None, "a pod was made for a TaskRun that is being deleted"
+            is_waiting = (
+                job.held
+                and which in self.reported_holds
+                and len(self._resolutions_of("SubmissionUnknown", which)) < job.holds
+            )
+            assert not is_waiting, "a pod was made before the hold was resolved"
+        assert metadata.deletion_timestamp is None, "a pod was made for a TaskRun that is being deleted"
 
     def _check_release(self, pod: SimulatedPod) -> None:
-        assert self.is_recorded(pod.number) or self.is_over, "a pod was let go before its end was recorded"
-        assert self.is_presumed_over(pod), "a pod was let go that still runs"
+        assert self.is_recorded(pod.number) or self.is_over, "a pod was released before its end was recorded"
+        assert self.is_presumed_over(pod), "a running pod was released"
 
     def _check_status(self, before: TaskRunStatus, after: TaskRunStatus) -> None:
         assert before.outcome is None, "a finished TaskRun was written to"
@@ -258,8 +263,8 @@ class World:
         new = [attempt for attempt in after.attempts if attempt.finish_time and attempt.number not in ended]
         for attempt in new:
             if attempt.cause == "Stopped":
-                assert attempt.charged_to is None, "who was stopped pays nothing"
-                assert self._is_unwanted(), "an attempt was stopped that nobody wanted to end"
+                assert attempt.charged_to is None, "a stopped attempt was charged"
+                assert self._is_unwanted(), "an attempt was stopped without a request"
         assert all(
             attempt.number > before.counts.attempts or attempt.number in {a.number for a in before.attempts}
             for attempt in new
@@ -278,103 +283,108 @@ class World:
             self._check_outcome(after)
 
     def _check_outcome(self, status: TaskRunStatus) -> None:
-        assert all(self.is_presumed_over(pod) for pod in self.pods.values()), "it ended while a pod lives"
-        assert all(attempt.finish_time is not None for attempt in status.attempts), "it ended while an attempt goes on"
-        assert FINALIZER_EXTERNAL_JOBS not in self.taskrun.metadata.finalizers, "it ended before it let go of its jobs"
+        assert all(self.is_presumed_over(pod) for pod in self.pods.values()), "it ended while a pod runs"
+        assert all(attempt.finish_time is not None for attempt in status.attempts), "it ended while an attempt runs"
+        assert FINALIZER_EXTERNAL_JOBS not in self.taskrun.metadata.finalizers, (
+            "it ended before its finalizer was removed"
+        )
         self._check_jobs(status)
         record = self.state.completion if self.state else None
         if status.outcome == "Cancelled":
             assert self.taskrun.spec.cancel, "cancelled unasked"
         if status.outcome == "Succeeded":
-            by_exit_code = self.taskrun.spec.completion != "Recorded" and bool(self.exited_well)
+            by_exit_code = self.taskrun.spec.completion != "Recorded" and bool(self.exited_zero)
             assert self.completed or by_exit_code, "success without a positive sign"
         elif self.taskrun.spec.completion != "ExitCode" and not self.budgets_edited and record is not None:
             assert record.attempt < status.attempts[-1].number, "a recorded completion was thrown away"
 
     def _check_jobs(self, status: TaskRunStatus) -> None:
-        """At the end of the TaskRun no job is open and not named."""
+        """Check that each job that is open at the end of the TaskRun is named."""
         shown = {(job.key, job.generation): job for job in status.external_jobs}
         state = self.existing_state
         for job in state.jobs if state else ():
             if not job.is_open:
                 continue
-            answers = self._answers("SubmissionUnknown", (job.key, job.generation))
+            resolutions = self._resolutions_of("SubmissionUnknown", (job.key, job.generation))
             left = shown.get((job.key, job.generation))
             assert left is not None, "an open job is not even shown"
-            # Resubmit says that there is no such job; one whose handle is known since, and that nobody asked about again, there is.
-            is_denied = "Fail" in answers or ("Resubmit" in answers and (job.held or job.handle is None))
+            # Resubmit states that the job does not exist. A handle that was stored later, without a
+            # new hold, refutes that.
+            is_denied = "Fail" in resolutions or ("Resubmit" in resolutions and (job.held or job.handle is None))
             assert left.state in {"Orphaned", "Detached"} or (left.state == "Failed" and is_denied), "not named"
-            assert left.handle is not None or answers or self.let_go_by_hand, "an intent was forgotten"
+            assert left.handle is not None or resolutions or self.released_by_hand, "an intent was forgotten"
         over = {(job.key, job.generation) for job in state.jobs if not job.is_open} if state else set()
         for which, job in shown.items():
             assert job.state not in OPEN or (status.outcome is None and which in over), "an open job was left behind"
 
-    def _answers(self, held: str, job: JobId | None = None) -> list[str]:
-        about = job or (None, None)
+    def _resolutions_of(self, held: str, job: JobId | None = None) -> list[str]:
+        job_id = job or (None, None)
         given = self.taskrun.spec.resolutions
-        return [one.action for one in given if one.held == held and (one.key, one.generation) == about]
+        return [one.action for one in given if one.held == held and (one.key, one.generation) == job_id]
 
     def _is_unwanted(self) -> bool:
-        spec, about = self.taskrun.spec, self.taskrun.metadata
+        spec, metadata = self.taskrun.spec, self.taskrun.metadata
         return (
-            spec.cancel or about.deletion_timestamp is not None or any(one.action == "Fail" for one in spec.resolutions)
+            spec.cancel
+            or metadata.deletion_timestamp is not None
+            or any(one.action == "Fail" for one in spec.resolutions)
         )
 
-    # -- what happens ------------------------------------------------------------------------------
+    # -- events ------------------------------------------------------------------------------
 
-    def happen(self) -> None:
-        """One thing happens to one pod, or to the rest of the world."""
-        self.happenings += 1
-        # Time goes by in all sizes.
+    def apply_random_event(self) -> None:
+        """Apply an event to one pod or to the rest of the cluster."""
+        self.events += 1
+        # Steps of time have all sizes.
         self.seconds += self.choices.choice([0, 0.3, 1, 1, 2, 5, 20, 60, 400])
         pods = list(self.pods.values())
-        what = self.choices.random()
-        if what < 0.03 and self.state is not None and self.taskrun.status.state is not None:
+        draw = self.choices.random()
+        if draw < 0.03 and self.state is not None and self.taskrun.status.state is not None:
             self.state = None
-        elif what < 0.06:
+        elif draw < 0.06:
             self._edit_budgets()
-        elif what < 0.07:
+        elif draw < 0.07:
             self._edit_spec(cancel=True)
-        elif what < 0.08:
+        elif draw < 0.08:
             self._delete()
-        elif what < 0.14:
-            self.answer()
-        elif what < 0.145 and self.taskrun.metadata.finalizers:
-            self.let_go_by_hand = True
-            self.take_finalizer_off()
+        elif draw < 0.14:
+            self.resolve()
+        elif draw < 0.145 and self.taskrun.metadata.finalizers:
+            self.released_by_hand = True
+            self.remove_finalizer()
         elif pods:
-            self.happen_to(self.choices.choice(pods))
+            self.apply_event_to(self.choices.choice(pods))
 
-    def happen_meanwhile(self) -> None:
-        """Between what the operator read and what it writes: intents that were found allowed are stored, or refused."""
+    def apply_concurrent_writes(self) -> None:
+        """Store or refuse allowed intents between a read and a write of the operator."""
         for pod in list(self.pods.values()):
             if not self.is_calm and pod.runs and pod.intending is not None and self.choices.random() < 0.5:
                 self.act_on_jobs(pod)
 
-    def check_zombies(self) -> None:
-        """After the end: whoever still runs somewhere, or whose call is still under way, gets nothing stored any more."""
+    def check_late_writes(self) -> None:
+        """Check that processes which run after the end store nothing."""
         for pod in list(self.pods.values()):
             for _ in range(3):
                 if pod.runs:
                     self.open_state(pod)
                     self.act_on_jobs(pod)
 
-    def happen_to(self, pod: SimulatedPod) -> None:
+    def apply_event_to(self, pod: SimulatedPod) -> None:
         if pod.node_lost:
-            self._happen_unseen(pod)
+            self._apply_event_on_lost_node(pod)
         elif pod.is_over:
             if self.choices.random() < 0.3:
                 self.delete_pod(pod.apod.metadata["name"], pod.apod.metadata["uid"])
         elif pod.is_deleted:
             self.stop(pod)
         elif pod.runs:
-            self._happen_to_running(pod)
+            self._apply_event_to_running(pod)
         elif "waiting" in _container(pod).get("state", {}) or not _container(pod):
-            self._happen_to_pending(pod)
+            self._apply_event_to_pending(pod)
         else:
             self.end_pod(pod)
 
-    def _happen_to_pending(self, pod: SimulatedPod) -> None:
+    def _apply_event_to_pending(self, pod: SimulatedPod) -> None:
         apod, name, uid = pod.apod, pod.apod.metadata["name"], pod.apod.metadata["uid"]
         match self.choices.randrange(9):
             case 0:
@@ -391,7 +401,7 @@ class World:
             case _:
                 self.start(pod)
 
-    def _happen_to_running(self, pod: SimulatedPod) -> None:
+    def _apply_event_to_running(self, pod: SimulatedPod) -> None:
         name, uid = pod.apod.metadata["name"], pod.apod.metadata["uid"]
         if self.choices.random() < 0.6:
             self.act_on_jobs(pod)
@@ -403,12 +413,13 @@ class World:
                 self.change(pod, pod.apod.disrupted(seconds=self.seconds))
                 self.delete_pod(name, uid)
             case 2:
-                # The worst time: the state API has found its intent allowed, and the answer is all that is missing.
+                # The worst time, because the state API has allowed the intent and not responded
+                # yet.
                 self.open_state(pod)
                 self._allow_intent(pod, self.choices.choice("ab"))
                 pod.node_lost = True
             case 3:
-                self._vanish(pod)
+                self._force_delete(pod)
             case 4 | 5 | 6:
                 self.open_state(pod)
             case 7:
@@ -420,8 +431,8 @@ class World:
             case _:
                 self.exit(pod, 1)
 
-    def _happen_unseen(self, pod: SimulatedPod) -> None:
-        """Its node is unreachable: what runs there goes on, and its deletion only hangs."""
+    def _apply_event_on_lost_node(self, pod: SimulatedPod) -> None:
+        """Apply an event to a pod on a lost node, where it keeps running and its deletion hangs."""
         if pod.runs and self.choices.random() < 0.5:
             self.act_on_jobs(pod)
             return
@@ -445,7 +456,7 @@ class World:
             self.change(pod, pod.apod.with_container("proxy", running={"startedAt": at(self.seconds).isoformat()}))
 
     def open_state(self, pod: SimulatedPod) -> None:
-        """As the state API does it, for which an older attempt is fenced."""
+        """Open the state, like the state API, unless the attempt is fenced."""
         named = self.taskrun.status.state
         if self.is_over or self.taskrun.metadata.deletion_timestamp is not None:
             return
@@ -459,7 +470,7 @@ class World:
         mine = Epoch(attempt=pod.number, pod_uid=pod.apod.metadata["uid"])
         if self.state is None:
             self.losses += 1
-            self.submitters, self.asked = {}, set()
+            self.submitters, self.reported_holds = {}, set()
         uid = f"{STATE_UID}-{self.losses}"
         state = self.state or StateView(uid=uid, resource_version="1")
         self.state = msgspec.structs.replace(state, epoch=mine)
@@ -481,15 +492,15 @@ class World:
         jobs = (msgspec.structs.replace(job, state=JobState.DETACHED) if job.is_open else job for job in state.jobs)
         self.state = msgspec.structs.replace(state, completion=done, jobs=tuple(jobs))
 
-    # -- its external jobs, as state API and SDK go about them -------------------------------------
+    # -- external jobs, as state API and SDK handle them -------------------------------------
 
     @property
     def is_over(self) -> bool:
-        """The TaskRun is finished or gone."""
+        """Return whether the TaskRun is finished or gone."""
         return self.is_gone or self.taskrun.status.outcome is not None
 
     def act_on_jobs(self, pod: SimulatedPod) -> None:
-        """The next step of a task that submits once."""
+        """Execute the next step of a task that submits once."""
         if pod.submitted is not None:
             self._record_handle(pod, pod.submitted)
             pod.submitted = None
@@ -510,29 +521,29 @@ class World:
         return state.epoch.pod_uid == pod.apod.metadata["uid"]
 
     def _allow_intent(self, pod: SimulatedPod, key: str) -> None:
-        """The TaskRun is looked at, and carries our finalizer from now on."""
-        about = self.taskrun.metadata
+        """Check the TaskRun and add our finalizer."""
+        metadata = self.taskrun.metadata
         if (
             not self._is_current(pod)
             or self.is_over
-            or about.deletion_timestamp is not None
+            or metadata.deletion_timestamp is not None
             or self.taskrun.spec.cancel
         ):
             return
-        if FINALIZER_EXTERNAL_JOBS not in about.finalizers:
+        if FINALIZER_EXTERNAL_JOBS not in metadata.finalizers:
             self._update_metadata(finalizers=(FINALIZER_EXTERNAL_JOBS,))
         pod.intending = key
 
     def _store_intent(self, pod: SimulatedPod, key: str) -> None:
-        """The compare-and-set: what was found allowed may have come too late."""
+        """Store an allowed intent, unless the state has changed meanwhile."""
         state = self.existing_state
         if state is None or not self._is_current(pod) or state.seal is not None:
             return
         if state.completion is not None and state.completion.attempt == pod.number:
             return
-        if self.let_go_by_hand:
+        if self.released_by_hand:
             return
-        assert not self.is_over, "an intent was stored that nobody will ever look at"
+        assert not self.is_over, "an intent was stored after the end"
         newest = next((job for job in reversed(state.jobs) if job.key == key), None)
         if newest is None or newest.state in {JobState.FAILED, JobState.CANCELLED}:
             job = JobSummary(
@@ -543,18 +554,18 @@ class World:
                 detached=self.choices.random() < 0.2,
             )
             self.state = msgspec.structs.replace(state, jobs=(*state.jobs, job))
-            self._let_submit(pod, job)
+            self._allow_submit(pod, job)
         elif newest.held:
-            self._heed_answer(pod, newest)
+            self._apply_resolution(pod, newest)
         elif newest.handle is None and self.choices.random() < 0.5:
-            self._ask(pod, newest)
+            self._hold(pod, newest)
         elif newest.handle is None:
-            self._let_submit(pod, newest)
+            self._allow_submit(pod, newest)
         else:
             counts = msgspec.structs.replace(state.counts, reattachments=state.counts.reattachments + 1)
             self.state = msgspec.structs.replace(state, counts=counts)
 
-    def _heed_answer(self, pod: SimulatedPod, job: JobSummary) -> None:
+    def _apply_resolution(self, pod: SimulatedPod, job: JobSummary) -> None:
         given = [
             one
             for one in self.taskrun.spec.resolutions
@@ -572,22 +583,22 @@ class World:
                 self._change_job(job, held=False, state=JobState.FAILED)
             case _:
                 self._change_job(job, held=False)
-                self._let_submit(pod, job)
+                self._allow_submit(pod, job)
 
-    def _ask(self, pod: SimulatedPod, job: JobSummary) -> None:
+    def _hold(self, pod: SimulatedPod, job: JobSummary) -> None:
         if not job.held:
-            answers = self._answers("SubmissionUnknown", (job.key, job.generation))
-            self._change_job(job, held=True, holds=len(answers) + 1)
+            resolutions = self._resolutions_of("SubmissionUnknown", (job.key, job.generation))
+            self._change_job(job, held=True, holds=len(resolutions) + 1)
             if not pod.node_lost and not pod.is_deleted:
-                self.asked.add((job.key, job.generation))
+                self.reported_holds.add((job.key, job.generation))
         self.exit(pod, self.choices.choice([85, 85, 1]), message=self.choices.choice([HELD, HELD, ""]))
 
-    def _let_submit(self, pod: SimulatedPod, job: JobSummary) -> None:
+    def _allow_submit(self, pod: SimulatedPod, job: JobSummary) -> None:
         pod.submitting = (job.key, job.generation)
         self.submitters.setdefault(pod.submitting, set()).add(pod.apod.metadata["uid"])
 
     def _record_handle(self, pod: SimulatedPod, which: JobId) -> None:
-        """Evidence, which is taken from whoever stored the intent, fenced or sealed or not."""
+        """Store a handle, which a fenced process may also do for its own intent."""
         job = self._job(which)
         if job is None or job.handle is not None or not job.is_open:
             return
@@ -612,7 +623,7 @@ class World:
         new = self.choices.choice([JobState.SUCCEEDED, JobState.FAILED, JobState.UNKNOWN, JobState.NOT_FOUND])
         self._change_job(job, state=new)
         if new is JobState.NOT_FOUND and (changed := self._job((job.key, job.generation))) is not None:
-            self._ask(pod, changed)
+            self._hold(pod, changed)
 
     def _job(self, which: JobId) -> JobSummary | None:
         state = self.existing_state
@@ -624,10 +635,10 @@ class World:
         jobs = tuple(changed if (one.key, one.generation) == which else one for one in self.state.jobs)
         self.state = msgspec.structs.replace(self.state, jobs=jobs)
 
-    # -- what people do ----------------------------------------------------------------------------
+    # -- the user ----------------------------------------------------------------------------
 
-    def answer(self) -> None:
-        """One answer to what the TaskRun is held for; if it is held for nothing, one in advance."""
+    def resolve(self) -> None:
+        """Append a resolution of the hold. Without a hold, append one in advance."""
         held = next(
             (one for one in self.taskrun.status.conditions if one.type == "Held" and one.status == "True"), None
         )
@@ -638,12 +649,12 @@ class World:
             case Reason.BUDGET_EXHAUSTED:
                 self._append(Resolution(held="BudgetExhausted", action=self.choices.choice(["Continue", "Fail"])))
             case _ if open_jobs:
-                asked = [job for job in open_jobs if job.held or job.handle is None] or open_jobs
-                job = self.choices.choice(asked)
+                ambiguous = [job for job in open_jobs if job.held or job.handle is None] or open_jobs
+                job = self.choices.choice(ambiguous)
                 action = self.choices.choice(["Adopt", "Resubmit", "Fail"])
                 handle = f"named-{next(self.versions)}" if action == "Adopt" else None
-                about = {"key": job.key, "generation": job.generation, "handle": handle}
-                self._append(Resolution(held="SubmissionUnknown", action=action, **about))
+                fields = {"key": job.key, "generation": job.generation, "handle": handle}
+                self._append(Resolution(held="SubmissionUnknown", action=action, **fields))
 
     def _append(self, resolution: Resolution) -> None:
         given = msgspec.to_builtins((*self.taskrun.spec.resolutions, resolution))
@@ -656,15 +667,15 @@ class World:
         self.is_gone = FINALIZER_EXTERNAL_JOBS not in self.taskrun.metadata.finalizers
 
     def exit(self, pod: SimulatedPod, code: int, reason: str | None = None, message: str = "") -> None:
-        """Its process ended by itself; the pod's phase may follow later."""
+        """End the process. The phase of the pod may follow later."""
         pod.runs = False
         if code == 0:
-            self.exited_well.add(pod.number)
+            self.exited_zero.add(pod.number)
         apod = pod.apod.exited(code, self.seconds, reason=reason, message=message)
         self.change(pod, apod.not_over() if self.choices.random() < 0.3 else apod)
 
     def stop(self, pod: SimulatedPod) -> None:
-        """Its kubelet does what a deletion asks for."""
+        """Stop a deleted pod, like the kubelet."""
         apod = pod.apod
         if pod.runs:
             pod.runs = False
@@ -672,23 +683,24 @@ class World:
         self.change(pod, apod.with_status(phase="Failed"))
 
     def end_pod(self, pod: SimulatedPod) -> None:
-        """The rest of the pod ends by itself."""
+        """End the pod after its containers have ended."""
         for status in pod.apod.status.get("containerStatuses", ()):
             if "terminated" not in status["state"]:
                 return
         code = _container(pod)["state"]["terminated"]["exitCode"]
         self.change(pod, pod.apod.with_status(phase="Failed" if code else "Succeeded"))
 
-    def _vanish(self, pod: SimulatedPod) -> None:
-        """Somebody takes all finalizers off and deletes it by force. What nobody has heard of can't be known: that is left out.
+    def _force_delete(self, pod: SimulatedPod) -> None:
+        """Remove all finalizers and delete the pod, as a user can do.
 
-        (Its number is then used again. If it had opened the state, the next pod of that number is fenced by it, and all is well.)
+        A pod that no component has observed is left out, because its number is used again. If it
+        has opened the state, the state fences the next pod of that number.
         """
-        heard_of = pod.number <= self.taskrun.status.counts.attempts
+        is_counted = pod.number <= self.taskrun.status.counts.attempts
         opened = self.state is not None and self.state.epoch is not None and self.state.epoch.attempt >= pod.number
-        if heard_of or opened:
+        if is_counted or opened:
             del self.pods[pod.apod.metadata["name"]]
-            self.told_of_state = True
+            self.must_notify = True
 
     def _edit_budgets(self) -> None:
         self.budgets_edited = True
@@ -700,8 +712,8 @@ class World:
         self.taskrun = msgspec.structs.replace(self.taskrun, spec=a_taskrun(**self.spec).build().spec)
         self._update_metadata(generation=self.taskrun.metadata.generation + 1)
 
-    def calm(self) -> bool:
-        """From now on everything goes its way: nodes report, pods start and end. Tells whether anything happened."""
+    def advance(self) -> bool:
+        """Make nodes report and pods start and end. Return whether anything happened."""
         self.seconds += 1
         for pod in list(self.pods.values()):
             if pod.node_lost:
@@ -726,131 +738,135 @@ class World:
 
 
 @dataclass
-class Operator:
-    """Looks, decides and acts; its view is behind the world by what it was not told yet."""
+class ModelOperator:
+    """Reconciles the TaskRun from a view that may be older than the cluster."""
 
-    world: World
+    cluster: ModelCluster
     taskrun: TaskRun | None = None
     pods: dict[str, Pod] = field(default_factory=dict)
     summary: Summary | None = None
     rejection: PodRejection | None = None
     wakes_at: float | None = None
-    announced: list[EmitEvent] = field(default_factory=list)
+    emitted: list[EmitEvent] = field(default_factory=list)
 
-    def hear(self, *, everything: bool) -> None:
-        """What the watches tell: all, or only some of it. A TaskRun, once written by us, is never seen older than that."""
-        world, late = self.world, self.world.choices
-        if everything or world.told_of_state or late.random() < 0.5 or self.taskrun is None:
-            self.taskrun = world.taskrun
-        if everything or world.told_of_state or late.random() < 0.5:
-            self.summary = world.summary()
-        world.told_of_state = False
+    def observe(self, *, everything: bool) -> None:
+        """Receive all changes or some of them. A TaskRun is never older than our last write."""
+        cluster, choices = self.cluster, self.cluster.choices
+        if everything or cluster.must_notify or choices.random() < 0.5 or self.taskrun is None:
+            self.taskrun = cluster.taskrun
+        if everything or cluster.must_notify or choices.random() < 0.5:
+            self.summary = cluster.summary()
+        cluster.must_notify = False
         for uid in list(self.pods):
-            if all(pod.apod.metadata["uid"] != uid for pod in world.pods.values()) and (
-                everything or late.random() < 0.5
+            if all(pod.apod.metadata["uid"] != uid for pod in cluster.pods.values()) and (
+                everything or choices.random() < 0.5
             ):
                 del self.pods[uid]
-        for pod in world.pods.values():
-            if everything or late.random() < 0.5:
-                self._learn(pod)
+        for pod in cluster.pods.values():
+            if everything or choices.random() < 0.5:
+                self._observe_pod(pod)
 
     def restart(self) -> None:
         self.pods, self.rejection = {}, None
-        self.hear(everything=True)
+        self.observe(everything=True)
 
-    def look(self, *, dies: float = 0.0, refuses: float = 0.0) -> Plan:
-        """One pass. With the chance `dies` the process ends before any of its effects."""
+    def reconcile(self, *, crash_probability: float = 0.0, rejection_probability: float = 0.0) -> Plan:
+        """Reconcile once. Before each effect, the operator crashes with `crash_probability`."""
         assert self.taskrun is not None
         seen = Observed(
             taskrun=self.taskrun, pods=tuple(self.pods.values()), summary=self.summary, rejection=self.rejection
         )
-        now = at(self.world.seconds)
+        now = at(self.cluster.seconds)
         decision = decide(seen, SETTINGS, now)
         if isinstance(decision, ReadState):
-            seen = replace(seen, state=self.world.state or AbsentState())
+            seen = replace(seen, state=self.cluster.state or AbsentState())
             decision = decide(seen, SETTINGS, now)
             assert not isinstance(decision, ReadState), "the state is read once"
         if isinstance(decision, SealState):
-            self._die(dies)
-            self.world.seal(decision)
-            self._die(dies)
-            self.world.happen_meanwhile()
-            seen = replace(seen, state=self.world.state or AbsentState())
+            self._maybe_crash(crash_probability)
+            self.cluster.seal(decision)
+            self._maybe_crash(crash_probability)
+            self.cluster.apply_concurrent_writes()
+            seen = replace(seen, state=self.cluster.state or AbsentState())
             decision = decide(seen, SETTINGS, now)
         assert isinstance(decision, Plan), "the state is sealed once, and not read again afterwards"
         plan = decision
-        self.world.happen_meanwhile()
-        assert plan == decide(seen, SETTINGS, now), "the same is decided for the same"
+        self.cluster.apply_concurrent_writes()
+        assert plan == decide(seen, SETTINGS, now), "the same input gave another plan"
         self.wakes_at = None if plan.requeue_at is None else (plan.requeue_at - at(0)).total_seconds()
         if plan.status is not None:
-            self._die(dies)
-            written = self.world.write_status(self.taskrun.metadata.resource_version, plan.status)
+            self._maybe_crash(crash_probability)
+            written = self.cluster.write_status(self.taskrun.metadata.resource_version, plan.status)
             if written is None:
-                self.taskrun = self.world.taskrun
+                self.taskrun = self.cluster.taskrun
                 return plan
             self.taskrun = written
         else:
-            said = [action.reason for action in plan.actions if isinstance(action, EmitEvent)]
-            # That jobs are left running is said again, as long as it may be that nobody came to it.
-            assert all(reason == EventReason.ORPHANED for reason in said), "said without a write"
-            assert not said or ReleaseTaskRun() in plan.actions, "said without a need"
-        # The worst time to die: what is named in status alone is about to go with it.
-        dies = 5 * dies if ReleaseTaskRun() in plan.actions else dies
+            reasons = [action.reason for action in plan.actions if isinstance(action, EmitEvent)]
+            # The event about orphaned jobs is repeated until the TaskRun is released, because a
+            # crash may have lost it.
+            assert all(reason == EventReason.ORPHANED for reason in reasons), "an event was emitted without a write"
+            assert not reasons or ReleaseTaskRun() in plan.actions, "an unneeded event was emitted"
+        # The worst time for a crash, because the jobs are named only in the status, which is
+        # deleted next.
+        crash_probability = 5 * crash_probability if ReleaseTaskRun() in plan.actions else crash_probability
         for action in plan.actions:
-            self._die(dies)
-            self._act(action, refuses)
-        self._die(dies)
+            self._maybe_crash(crash_probability)
+            self._act(action, rejection_probability)
+        self._maybe_crash(crash_probability)
         return plan
 
-    def _act(self, action: Action, refuses: float) -> None:
-        world = self.world
+    def _act(self, action: Action, rejection_probability: float) -> None:
+        cluster = self.cluster
         match action:
             case CreatePod():
-                if world.choices.random() < refuses:
-                    kind = world.choices.choice(
+                if cluster.choices.random() < rejection_probability:
+                    kind = cluster.choices.choice(
                         [PodRejectionKind.QUOTA, PodRejectionKind.FORBIDDEN, PodRejectionKind.ERROR]
                     )
-                    message = f"no {world.choices.randrange(3)}"
-                    self.rejection = PodRejection(kind, action.attempt, message, at(world.seconds + 2))
+                    message = f"no {cluster.choices.randrange(3)}"
+                    self.rejection = PodRejection(kind, action.attempt, message, at(cluster.seconds + 2))
                     return
                 assert self.taskrun is not None
-                self._learn(world.create_pod(action, self.taskrun))
+                self._observe_pod(cluster.create_pod(action, self.taskrun))
                 self.rejection = None
             case DeletePod():
-                world.delete_pod(action.name, action.uid)
-                if action.name in world.pods:
-                    self._learn(world.pods[action.name])
+                cluster.delete_pod(action.name, action.uid)
+                if action.name in cluster.pods:
+                    self._observe_pod(cluster.pods[action.name])
             case ReleasePod():
-                world.release_pod(action.pod)
+                cluster.release_pod(action.pod)
                 name, uid = action.pod.metadata.name, action.pod.metadata.uid
-                if name in world.pods and world.pods[name].apod.metadata["uid"] == uid:
-                    self._learn(world.pods[name])
+                if name in cluster.pods and cluster.pods[name].apod.metadata["uid"] == uid:
+                    self._observe_pod(cluster.pods[name])
                 else:
                     self.pods.pop(uid, None)
             case ReleaseTaskRun():
                 assert self.taskrun is not None
                 self._check_named(self.taskrun.status)
-                world.release_taskrun(self.taskrun.metadata.resource_version)
-                self.taskrun = world.taskrun
+                cluster.release_taskrun(self.taskrun.metadata.resource_version)
+                self.taskrun = cluster.taskrun
             case ReleaseState():
-                assert world.taskrun.status.outcome is not None, "the state was let go of while the run goes on"
+                assert cluster.taskrun.status.outcome is not None, "the state was released before the end of the run"
             case EmitEvent():
-                self.announced.append(action)
+                self.emitted.append(action)
             case _:
                 assert_never(action)
 
     def _check_named(self, status: TaskRunStatus) -> None:
-        """In the log, which outlives the operator's processes and the TaskRun."""
+        """Check that the emitted events name each orphaned job."""
         left = [describe_job(job) for job in status.external_jobs if job.state == JobState.ORPHANED]
-        said = [one.note for one in self.announced if one.reason == EventReason.ORPHANED]
-        assert all(any(name in note for note in said) for name in left), "let go of before its jobs were named"
+        notes = [one.note for one in self.emitted if one.reason == EventReason.ORPHANED]
+        assert all(any(name in note for note in notes) for name in left), (
+            "the TaskRun was released before its jobs were named"
+        )
 
-    def _learn(self, pod: SimulatedPod) -> None:
+    def _observe_pod(self, pod: SimulatedPod) -> None:
         self.pods[pod.apod.metadata["uid"]] = pod.view
 
-    def _die(self, chance: float) -> None:
-        if chance and self.world.choices.random() < chance:
-            raise OperatorDiedError
+    def _maybe_crash(self, chance: float) -> None:
+        if chance and self.cluster.choices.random() < chance:
+            raise OperatorCrashedError
 
 
 def _container(pod: SimulatedPod) -> dict[str, Any]:
@@ -862,45 +878,48 @@ def is_held(status: TaskRunStatus) -> bool:
     return any(one.type == ConditionType.HELD and one.status == "True" for one in status.conditions)
 
 
-def live(choices: random.Random, spec: dict[str, Any], *, chaos: int) -> World:
-    """A whole life: `chaos` happenings with an operator that dies and hears late, then calm, until the end."""
-    world = World(choices, spec)
-    operator = Operator(world)
+def run_history(choices: random.Random, spec: dict[str, Any], *, events_max: int) -> ModelCluster:
+    """Run a history of random events with crashes and late observations.
+
+    After at most `events_max` events, run without faults until the TaskRun ends.
+    """
+    cluster = ModelCluster(choices, spec)
+    operator = ModelOperator(cluster)
     operator.restart()
-    for _ in range(chaos):
-        world.happen()
-        operator.hear(everything=False)
+    for _ in range(events_max):
+        cluster.apply_random_event()
+        operator.observe(everything=False)
         try:
-            operator.look(dies=0.1, refuses=0.1)
-        except OperatorDiedError:
+            operator.reconcile(crash_probability=0.1, rejection_probability=0.1)
+        except OperatorCrashedError:
             operator.restart()
-        if world.is_over:
+        if cluster.is_over:
             break
     operator.restart()
-    world.is_calm = True
+    cluster.is_calm = True
     for _ in range(500):
         settle(operator)
-        status = world.taskrun.status
-        if world.is_over:
-            world.check_zombies()
-            return world
+        status = cluster.taskrun.status
+        if cluster.is_over:
+            cluster.check_late_writes()
+            return cluster
         if is_held(status):
-            world.answer()
-        if not world.calm() and not is_held(status):
-            # Nothing will happen by itself: the operator must know when to look again.
+            cluster.resolve()
+        if not cluster.advance() and not is_held(status):
+            # Without an event, the operator must have a requeue time.
             assert operator.wakes_at is not None, f"stuck: {status}"
-            world.seconds = max(world.seconds, operator.wakes_at)
-        operator.hear(everything=True)
-    raise AssertionError("it never ends")
+            cluster.seconds = max(cluster.seconds, operator.wakes_at)
+        operator.observe(everything=True)
+    raise AssertionError("the run does not end")
 
 
-def settle(operator: Operator) -> None:
-    """While nothing happens, there is soon nothing to do."""
+def settle(operator: ModelOperator) -> None:
+    """Reconcile until no action is left."""
     for _ in range(PASSES_MAX):
-        plan = operator.look()
-        operator.hear(everything=True)
+        plan = operator.reconcile()
+        operator.observe(everything=True)
         if plan.status is None and not plan.actions:
             return
-        if operator.world.is_over:
+        if operator.cluster.is_over:
             return
-    raise AssertionError("it does not settle")
+    raise AssertionError("the operator does not settle")

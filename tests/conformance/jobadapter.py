@@ -1,4 +1,4 @@
-"""An adapter for the job server, as its author would write it; and what it declares for each of the server's modes."""
+"""An adapter for the job server, with its capabilities in each mode of the server."""
 
 import contextlib
 import functools
@@ -41,12 +41,12 @@ from reattach.adapters.http import (
 from reattach.testing import Clock, ExternalSystem, Fault, VirtualClock
 
 SECONDS = {"forgetting-name": 600.0, "expiring-token": 600.0, "lagging-lookup": 20.0, "forgetting-lookup": 7200.0}
-"""The N of each mode's line in the job server's description; far more than a request takes, and less than lives last."""
+"""Duration of each mode's guarantee: longer than a request, and shorter than a history."""
 _FOR_EVER = timedelta(days=36500)
 
 
 def capabilities_of(mode: str, seconds: float) -> Capabilities:
-    """What the job server keeps in each mode, and so what may be declared. `seconds`: the mode's N."""
+    """Return the capabilities of the job server in a mode, whose guarantee lasts `seconds`."""
     span = timedelta(seconds=seconds)
     return {
         "name": Capabilities(client_name=ClientName()),
@@ -74,7 +74,11 @@ CAPABILITIES = {mode: capabilities_of(mode, SECONDS.get(mode, 0)) for mode in MO
 
 
 class JobServerAdapter(Adapter):
-    """Jobs of the job server. The token goes along as name, tag and idempotency key; the mode makes of it what it will."""
+    """Jobs of the job server.
+
+    The token is sent as name, tag and idempotency key. The mode decides which of them has an
+    effect.
+    """
 
     name = "jobserver"
 
@@ -90,13 +94,13 @@ class JobServerAdapter(Adapter):
     @override
     def submit(self, submission: Submission) -> Submitted:
         body = {**submission.request, "name": submission.name, "tag": submission.token}
-        answer = self._client.post("/jobs", json=body, headers={"Idempotency-Key": submission.token})
-        if answer.status_code == 409:
-            return Submitted(handle=answer.json()["id"], existed=True)
-        if 400 <= answer.status_code < 500:
-            raise Rejected(answer.text)
-        job = answer.raise_for_status().json()
-        return Submitted(handle=job["id"], existed=answer.status_code == 200)
+        response = self._client.post("/jobs", json=body, headers={"Idempotency-Key": submission.token})
+        if response.status_code == 409:
+            return Submitted(handle=response.json()["id"], existed=True)
+        if 400 <= response.status_code < 500:
+            raise Rejected(response.text)
+        job = response.raise_for_status().json()
+        return Submitted(handle=job["id"], existed=response.status_code == 200)
 
     @override
     def look_up(self, submission: Submission) -> Submitted | None:
@@ -105,15 +109,15 @@ class JobServerAdapter(Adapter):
 
     @override
     def status(self, handle: str) -> JobStatus:
-        answer = self._client.get(f"/jobs/{handle}")
-        if answer.status_code == 404:
-            return NotFound(answer.text)
-        job = answer.raise_for_status().json()
+        response = self._client.get(f"/jobs/{handle}")
+        if response.status_code == 404:
+            return NotFound(response.text)
+        job = response.raise_for_status().json()
         match job["status"]:
             case "SUCCEEDED":
                 return Succeeded({"rows_written": job["rows_written"]})
             case "FAILED":
-                return Failed("the job server says so")
+                return Failed("the job server reports it")
             case "CANCELLED":
                 return Cancelled()
             case _:
@@ -121,13 +125,13 @@ class JobServerAdapter(Adapter):
 
     @override
     def cancel(self, handle: str) -> None:
-        answer = self._client.post(f"/jobs/{handle}/cancel")
-        if answer.status_code != 404:
-            answer.raise_for_status()
+        response = self._client.post(f"/jobs/{handle}/cancel")
+        if response.status_code != 404:
+            response.raise_for_status()
 
 
-def described(mode: str, address: str) -> Description:
-    """The job server in this mode, as a REST API: no more is said of it than the mode keeps."""
+def description_of(mode: str, address: str) -> Description:
+    """Return the description of the job server with the capabilities of its mode."""
     plain = SubmitRequest(path="/jobs", handle="id", body={"tag": "{token}"})
     keyed = SubmitRequest(path="/jobs", handle="id", headers={"Idempotency-Key": "{token}"}, exists=(200,))
     named = SubmitRequest(path="/jobs", handle="id", body={"name": "{name}"}, exists=(409,))
@@ -162,8 +166,8 @@ def _seconds_of(span: timedelta | None) -> float | None:
 
 
 @dataclass
-class Served:
-    """A job server of one mode on a made-up clock, and what the suite asks of it."""
+class JobServerSystem:
+    """A job server of one mode, with its clock and the functions that the suite calls."""
 
     server: jobservers.LocalJobServer
     client: httpx.Client
@@ -171,35 +175,39 @@ class Served:
     mode: str
 
     def adapter(self, capabilities: Capabilities | None = None) -> Adapter:
-        """The shipped adapter with a description of the mode; or one that declares this."""
+        """Return the `http` adapter for the mode, or an adapter with these capabilities."""
         if capabilities is None:
             return self._http
         return JobServerAdapter(self.client, capabilities)
 
     @functools.cached_property
     def _http(self) -> HttpJobs:
-        # One for all pods: it keeps nothing but what it trusts, and reading that takes longer than most lives.
-        return HttpJobs(described(self.mode, self.server.url))
+        # One adapter for all pods, because loading its CAs takes longer than most histories.
+        return HttpJobs(description_of(self.mode, self.server.url))
 
     def made_of(self, label: str) -> list[str]:
-        """The ids of the jobs with this label that were ever made, in order."""
+        """Return the ids of all jobs with a label that were ever made, in order."""
         rows = self.server.jobs._database.execute("SELECT id FROM jobs WHERE label = ? ORDER BY submitted", (label,))
         return [row["id"] for row in rows]
 
     def running(self) -> int:
-        """How many jobs run now."""
+        """Return the number of jobs that run now."""
         query = "SELECT count(*) FROM jobs WHERE cancelled IS NULL AND ends > ?"
         [number] = self.server.jobs._database.execute(query, (self.clock.now().timestamp(),)).fetchone()
         return int(number)
 
     def fail(self, fault: Fault | None) -> None:
-        """This goes wrong in the server, and nothing else."""
+        """Put a fault in force, in place of an earlier one."""
         self.server.faults.clear()
         if fault is not None:
             self.server.fail(fault.how, fault.on, times=1 if fault.once else None)
 
-    def other_side(self, capabilities: Capabilities | None = None, *, seconds: float = 60) -> ExternalSystem:
-        """`capabilities`: what is declared, if it is not what the mode keeps. `seconds`: how long jobs take."""
+    def external_system(self, capabilities: Capabilities | None = None, *, seconds: float = 60) -> ExternalSystem:
+        """Return the system for the suite.
+
+        capabilities: declared capabilities, by default those of the mode.
+        seconds: duration of the jobs.
+        """
         return ExternalSystem(
             adapter=lambda: self.adapter(capabilities),
             count_jobs=lambda: self.server.made,
@@ -214,11 +222,11 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(mode: str | Any, clock: Clock | None = None) -> Iterator[Served]:
-    """A job server of this mode; on a clock that is made up, unless one is given."""
+def serving(mode: str | Any, clock: Clock | None = None) -> Iterator[JobServerSystem]:
+    """Run a job server in a mode, by default on a virtual clock."""
     clock = clock or VirtualClock()
     with (
         jobservers.serving(mode, seconds=SECONDS.get(mode, 0), clock=lambda: clock.now().timestamp()) as server,
         httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,
     ):
-        yield Served(server, client, clock, mode)
+        yield JobServerSystem(server, client, clock, mode)

@@ -1,5 +1,6 @@
-"""The kubernetes adapter's other side: a real API server, and in place of its controllers a thread that ends what has run for a second, or was
-asked to end.
+"""External system of the kubernetes adapter: a real API server without controllers.
+
+A thread in place of the controllers ends the objects that have run for a second or were cancelled.
 """
 
 import contextlib
@@ -35,12 +36,12 @@ _MANIFESTS: dict[str, JSON] = {
     },
 }
 LASTS = "conformance/lasts"
-"""The label of what does not end by itself."""
+"""Label of objects that do not end by themselves."""
 KINDS = {"Job": JOB, "TaskRun": TASKRUN}
 
 
-class QuickObjects(KubernetesObjects):
-    """This API server has nothing else to do, so what it was sent is settled sooner; the suite waits for that in real time."""
+class FastSettlingObjects(KubernetesObjects):
+    """Adapter with a short settling time, because the API server is idle."""
 
     @property
     @override
@@ -62,15 +63,15 @@ class Objects:
         self._namespace = namespace
         self._kind = kind
         self._mark = control_plane.audit_mark()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._end_them, daemon=True)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._end_objects, daemon=True)
 
-    def other_side(self) -> ExternalSystem:
-        """What the suite asks of it."""
+    def external_system(self) -> ExternalSystem:
+        """Return the system for the suite."""
         manifest = _MANIFESTS[self._kind.kind]
         access = Access(server=self._address, namespace=self._namespace, ca=None)
         return ExternalSystem(
-            adapter=lambda: QuickObjects(self._kind, access=access, namespace=self._namespace),
+            adapter=lambda: FastSettlingObjects(self._kind, access=access, namespace=self._namespace),
             count_jobs=self.made,
             request=manifest,
             other_request={**manifest, "metadata": {"labels": {"other": "yes"}}},
@@ -81,7 +82,7 @@ class Objects:
         )
 
     def made(self) -> int:
-        """How many were ever made: by the API server's audit log, which knows deleted ones too."""
+        """Return how many objects the audit log shows as created, with deleted ones."""
         events = self._control_plane.audit(self._mark, namespace=self._namespace)
         plural = self._kind.path(self._namespace).rpartition("/")[2]
         return sum(
@@ -93,12 +94,12 @@ class Objects:
         )
 
     def running(self) -> int:
-        """How many are there and have not ended."""
+        """Return the number of objects that have not ended."""
         found = self._control_plane.call("GET", self._kind.path(self._namespace))["items"]
         return sum("completionTime" not in one.get("status", {}) for one in found)
 
     def forget(self, handle: str) -> None:
-        """A person deletes it."""
+        """Delete the object, as a user does."""
         namespace, name, _ = handle.split("/")
         path = self._kind.path(namespace, name)
         with contextlib.suppress(ControlPlaneError):
@@ -109,27 +110,29 @@ class Objects:
         self._thread.start()
 
     def stop(self) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
 
-    def _end_them(self) -> None:
-        while not self._over.wait(0.3):
+    def _end_objects(self) -> None:
+        while not self._stopped.wait(0.3):
             with contextlib.suppress(ControlPlaneError):
                 for found in self._control_plane.call("GET", self._kind.path(self._namespace))["items"]:
                     self._end(found)
 
     def _end(self, found: JSON) -> None:
-        about, status = found["metadata"], found.get("status", {})
-        if "deletionTimestamp" in about:
-            self.forget(f"{self._namespace}/{about['name']}/{about['uid']}")  # as the garbage collector lets go of it
+        metadata, status = found["metadata"], found.get("status", {})
+        if "deletionTimestamp" in metadata:
+            self.forget(
+                f"{self._namespace}/{metadata['name']}/{metadata['uid']}"
+            )  # removes the finalizers, like the garbage collector
             return
-        if LASTS in about.get("labels", {}) and not found["spec"].get("cancel"):
+        if LASTS in metadata.get("labels", {}) and not found["spec"].get("cancel"):
             return
-        made = datetime.fromisoformat(about["creationTimestamp"]).timestamp()
+        made = datetime.fromisoformat(metadata["creationTimestamp"]).timestamp()
         if time.time() - made < RUNS_SECONDS or "outcome" in status or "completionTime" in status:
             return
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        path = self._kind.path(self._namespace, about["name"])
+        path = self._kind.path(self._namespace, metadata["name"])
         with contextlib.suppress(ControlPlaneError):  # deleted meanwhile
             self._control_plane.call("PATCH", f"{path}/status", {"status": self._ended(found, now)})
 
@@ -143,7 +146,7 @@ class Objects:
 
 @contextlib.contextmanager
 def objects(control_plane: ControlPlane, namespace: str, kind: str) -> Iterator[Objects]:
-    """Objects of this kind, which end by themselves."""
+    """Yield the objects of a kind, which end by themselves."""
     with broken_api(control_plane.client()) as (address, broken):
         found = Objects(control_plane, address, broken, namespace, KINDS[kind])
         found.start()

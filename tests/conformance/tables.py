@@ -1,4 +1,7 @@
-"""What docs/conformance.md shows: tests leave it in the directory REATTACH_TABLES, and `hack/tables.py` puts it together."""
+"""Results for docs/conformance.md.
+
+Tests write them into the directory REATTACH_TABLES. `hack/tables.py` builds the tables from them.
+"""
 
 import json
 import os
@@ -8,22 +11,29 @@ from typing import Any
 
 from reattach.testing import CaseResult
 
-ADAPTERS, LIVES, PLAIN, PROCESSES, RACES, DEATHS = "adapters", "lives", "plain", "processes", "races", "deaths"
-"""The tables."""
+ADAPTERS, HISTORIES, PLAIN, PROCESSES, RACES, CRASHES = (
+    "adapters",
+    "histories",
+    "plain",
+    "processes",
+    "races",
+    "crashes",
+)
+"""Names of the tables."""
 
 
 def keep(table: str, name: str, rows: Any) -> None:
-    """Leave a part of a table, JSON, if somebody asked for it."""
+    """Write a part of a table as JSON, if REATTACH_TABLES is set."""
     if (path := _path_of(table, name)) is not None and rows:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"table": table, "name": name, "rows": rows}, indent=1))
 
 
-def keep_outcomes(adapter: str, outcomes: list[CaseResult]) -> None:
-    """How each case went with one adapter."""
-    rows = [[one.case.name, one.case.what, str(one.verdict or ""), one.skipped] for one in outcomes]
+def keep_outcomes(adapter: str, results: list[CaseResult]) -> None:
+    """Write the results of one adapter."""
+    rows = [[one.case.name, one.case.what, str(one.outcome or ""), one.skipped] for one in results]
     tried = {row[0] for row in rows}
-    # Where only what failed is tried again, the rest stays.
+    # Earlier results are kept, because a rerun may contain only the cases that failed.
     keep(ADAPTERS, adapter, [*(row for row in _kept(ADAPTERS, adapter) if row[0] not in tried), *rows])
 
 

@@ -1,4 +1,4 @@
-"""Every case of the conformance suite, against the job server in each of its modes; and that the suite notices who promises too much."""
+"""The cases of the conformance suite, with correct and with wrong adapters for the job server."""
 
 import contextlib
 import itertools
@@ -13,7 +13,7 @@ import pytest
 from typing_extensions import override
 
 import jobservers
-from conformance.jobadapter import CAPABILITIES, MODES, SECONDS, JobServerAdapter, Served, serving
+from conformance.jobadapter import CAPABILITIES, MODES, SECONDS, JobServerAdapter, JobServerSystem, serving
 from conformance.tables import keep_outcomes
 from reattach.adapters.base import (
     Cancelled,
@@ -34,39 +34,39 @@ from reattach.testing.conformance import CaseRun
 
 @dataclass
 class Stage:
-    """A job server and a suite over it, for all cases of one mode."""
+    """A job server and its suite, for all cases of one mode."""
 
-    served: Served
+    served: JobServerSystem
     suite: Suite
-    outcomes: list[CaseResult]
+    results: list[CaseResult]
 
 
 # A mode's cases share a job server, and so a worker.
 @pytest.fixture(scope="module", params=[pytest.param(mode, marks=pytest.mark.xdist_group(mode)) for mode in MODES])
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    with serving(request.param) as served, Suite(served.other_side()) as suite:
+    with serving(request.param) as served, Suite(served.external_system()) as suite:
         found = Stage(served, suite, [])
         yield found
-        keep_outcomes(f"http, {request.param}", found.outcomes)
+        keep_outcomes(f"http, {request.param}", found.results)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_each_case_ends_as_one_job_or_held(stage: Stage, case: Case) -> None:
-    outcome = stage.suite.check(case)
-    stage.outcomes.append(outcome)
-    if outcome.skipped:
-        pytest.skip(outcome.skipped)
+    result = stage.suite.check(case)
+    stage.results.append(result)
+    if result.skipped:
+        pytest.skip(result.skipped)
 
 
-MEMORY = timedelta(seconds=SECONDS["forgetting-name"])
+RETENTION = timedelta(seconds=SECONDS["forgetting-name"])
 FOR_EVER = timedelta(days=365)
-TOO_MUCH = {
-    "a name that it does not keep": ("nothing", Capabilities(client_name=ClientName())),
-    "a name that it keeps for longer": ("forgetting-name", Capabilities(client_name=ClientName(4 * MEMORY))),
-    "a token that it does not know": ("nothing", Capabilities(token=SubmissionToken(FOR_EVER))),
-    "a token that lives longer": ("expiring-token", Capabilities(token=SubmissionToken(timedelta(seconds=7200)))),
-    "a look-up that lags": ("lagging-lookup", Capabilities(look_up=Lookup(settling=timedelta()))),
-    "a look-up that forgets": (
+EXCESSIVE = {
+    "a name that is not enforced": ("nothing", Capabilities(client_name=ClientName())),
+    "a longer retention of names": ("forgetting-name", Capabilities(client_name=ClientName(4 * RETENTION))),
+    "a token that is not enforced": ("nothing", Capabilities(token=SubmissionToken(FOR_EVER))),
+    "a longer lifetime of tokens": ("expiring-token", Capabilities(token=SubmissionToken(timedelta(seconds=7200)))),
+    "a shorter settling time": ("lagging-lookup", Capabilities(look_up=Lookup(settling=timedelta()))),
+    "a longer retention of lookups": (
         "forgetting-lookup",
         Capabilities(
             look_up=Lookup(settling=timedelta(), retention=timedelta(seconds=4 * SECONDS["forgetting-lookup"]))
@@ -75,9 +75,9 @@ TOO_MUCH = {
 }
 
 
-@pytest.mark.parametrize("promise", TOO_MUCH)
-def test_an_adapter_that_declares_too_much_is_found_out(promise: str) -> None:
-    mode, declared = TOO_MUCH[promise]
+@pytest.mark.parametrize("excess", EXCESSIVE)
+def test_suite_on_excessive_capabilities_reports_two_jobs(excess: str) -> None:
+    mode, declared = EXCESSIVE[excess]
     with serving(mode) as served:
         report = conformance(
             lambda: served.adapter(declared),
@@ -88,23 +88,23 @@ def test_an_adapter_that_declares_too_much_is_found_out(promise: str) -> None:
             clock=served.clock,
         )
     assert report.failures, str(report)
-    assert any("made 2 jobs" in outcome.wrong for outcome in report.failures), str(report)
+    assert any("made 2 jobs" in result.problem for result in report.failures), str(report)
 
 
-class TakesActiveForFailed(JobServerAdapter):
+class ReportsActiveAsFailed(JobServerAdapter):
     @override
     def status(self, handle: str) -> JobStatus:
         status = super().status(handle)
-        return status if isinstance(status, Succeeded) else Failed("a state that it does not know")
+        return status if isinstance(status, Succeeded) else Failed("unknown state")
 
 
-class DoesNotCancel(JobServerAdapter):
+class IgnoresCancel(JobServerAdapter):
     @override
     def cancel(self, handle: str) -> None:
         pass
 
 
-class SaysThatItCancelled(JobServerAdapter):
+class OnlyReportsCancelled(JobServerAdapter):
     _cancelled: ClassVar[set[str]] = set()
 
     @override
@@ -116,13 +116,13 @@ class SaysThatItCancelled(JobServerAdapter):
         return Cancelled() if handle in self._cancelled else super().status(handle)
 
 
-class TellsNoRequestFromAnother(JobServerAdapter):
+class SameDigestForAllRequests(JobServerAdapter):
     @override
     def digest(self, request: Any) -> str:
         return "the same"
 
 
-class TellsAnotherResultEachTime(JobServerAdapter):
+class ReturnsChangingResults(JobServerAdapter):
     _times = itertools.count()
 
     @override
@@ -131,7 +131,7 @@ class TellsAnotherResultEachTime(JobServerAdapter):
         return Succeeded({"asked": next(self._times)}) if isinstance(status, Succeeded) else status
 
 
-class TakesAnErrorForARefusal(JobServerAdapter):
+class ReportsErrorAsRejected(JobServerAdapter):
     @override
     def submit(self, submission: Submission) -> Submitted:
         try:
@@ -140,7 +140,7 @@ class TakesAnErrorForARefusal(JobServerAdapter):
             raise Rejected(str(error)) from error
 
 
-class TakesACutConnectionForARefusal(JobServerAdapter):
+class ReportsCutConnectionAsRejected(JobServerAdapter):
     @override
     def submit(self, submission: Submission) -> Submitted:
         try:
@@ -149,7 +149,7 @@ class TakesACutConnectionForARefusal(JobServerAdapter):
             raise Rejected(str(error), retriable=True) from error
 
 
-class TakesNoAnswerForAbsence(JobServerAdapter):
+class ReportsErrorAsAbsent(JobServerAdapter):
     @override
     def look_up(self, submission: Submission) -> Submitted | None:
         with contextlib.suppress(httpx.HTTPError):
@@ -157,7 +157,7 @@ class TakesNoAnswerForAbsence(JobServerAdapter):
         return None
 
 
-class TakesAnErrorForTheJobsEnd(JobServerAdapter):
+class ReportsErrorAsFailed(JobServerAdapter):
     @override
     def status(self, handle: str) -> JobStatus:
         try:
@@ -166,13 +166,13 @@ class TakesAnErrorForTheJobsEnd(JobServerAdapter):
             return Failed(str(error))
 
 
-class LooksBeforeItSubmits(JobServerAdapter):
+class LooksUpBeforeSubmit(JobServerAdapter):
     @override
     def submit(self, submission: Submission) -> Submitted:
         return self.look_up(submission) or super().submit(submission)
 
 
-class AnswersWithAnotherHandle(JobServerAdapter):
+class ReturnsChangingHandles(JobServerAdapter):
     _times = itertools.count()
 
     @override
@@ -181,60 +181,60 @@ class AnswersWithAnotherHandle(JobServerAdapter):
         return replace(made, handle=f"{made.handle}?{next(self._times)}")
 
 
-WRONG: dict[str, tuple[type[JobServerAdapter], str, str]] = {
-    "a job that runs is called failed": (TakesActiveForFailed, "undisturbed", "made 51 jobs"),
-    "nothing is cancelled, crash before": (DoesNotCancel, "before cancel", "was cancelled, and .* Succeeded"),
-    "nothing is cancelled, crash meanwhile": (DoesNotCancel, "during cancel", "was cancelled, and .* Succeeded"),
-    "nothing is cancelled, crash after": (DoesNotCancel, "after cancel", "was cancelled, and .* Succeeded"),
-    "nothing is cancelled, and called so": (
-        SaysThatItCancelled,
+DEFECTS: dict[str, tuple[type[JobServerAdapter], str, str]] = {
+    "a running job is reported as failed": (ReportsActiveAsFailed, "undisturbed", "made 51 jobs"),
+    "cancel does nothing, crash before": (IgnoresCancel, "before cancel", "was cancelled, but .* Succeeded"),
+    "cancel does nothing, crash meanwhile": (IgnoresCancel, "during cancel", "was cancelled, but .* Succeeded"),
+    "cancel does nothing, crash after": (IgnoresCancel, "after cancel", "was cancelled, but .* Succeeded"),
+    "cancel does nothing, and is reported": (
+        OnlyReportsCancelled,
         "before cancel",
-        "still runs: 1 run over there, 0 ran",
+        "still runs: 1 running now, 0 before",
     ),
-    "requests are not told apart": (TellsNoRequestFromAnother, "digest changed", "must end by DigestChanged"),
-    "a 500 is a refusal, job not made": (TakesAnErrorForARefusal, "500, not made", "asked for once more"),
-    "a 500 is a refusal, job made": (TakesAnErrorForARefusal, "500, made", "made 2 jobs"),
-    "a 500 is a refusal, for ten minutes": (TakesAnErrorForARefusal, "500 on submit", "ended as failed"),
-    "a cut connection is a refusal": (TakesACutConnectionForARefusal, "cut, made", "made 2 jobs"),
-    "a look-up without an answer is absence": (TakesNoAnswerForAbsence, "500 on look-up", "made 2 jobs"),
-    "a 500 is the job's end": (TakesAnErrorForTheJobsEnd, "500 on status", "made .* jobs"),
-    "the result changes": (TellsAnotherResultEachTime, "undisturbed", "must be the same whoever asks"),
-    "the result changes after a crash": (TellsAnotherResultEachTime, "outcome recorded", "must be the same"),
+    "requests have the same digest": (SameDigestForAllRequests, "digest changed", "must end with DigestChanged"),
+    "a 500 is reported as rejected, job not made": (ReportsErrorAsRejected, "500, not made", "submitted again"),
+    "a 500 is reported as rejected, job made": (ReportsErrorAsRejected, "500, made", "made 2 jobs"),
+    "a 500 is reported as rejected, for ten minutes": (ReportsErrorAsRejected, "500 on submit", "ended as failed"),
+    "a cut connection is reported as rejected": (ReportsCutConnectionAsRejected, "cut, made", "made 2 jobs"),
+    "an error of a lookup is reported as absence": (ReportsErrorAsAbsent, "500 on lookup", "made 2 jobs"),
+    "a 500 is reported as failed": (ReportsErrorAsFailed, "500 on status", "made .* jobs"),
+    "the result changes": (ReturnsChangingResults, "undisturbed", "must be the same for each attempt"),
+    "the result changes after a crash": (ReturnsChangingResults, "outcome recorded", "must be the same"),
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_an_adapter_that_does_wrong_is_found_out_by_the_case_that_tries_it(what: str) -> None:
-    adapter, name, words = WRONG[what]
+@pytest.mark.parametrize("what", DEFECTS)
+def test_case_on_a_defect_of_the_adapter_reports_it(what: str) -> None:
+    adapter, name, pattern = DEFECTS[what]
     [case] = [case for case in CASES if case.name == name]
     with serving("lookup") as served:
-        side = replace(served.other_side(), adapter=lambda: adapter(served.client, CAPABILITIES["lookup"]))
-        with Suite(side) as suite:
-            outcome = suite.play(case)
-    assert re.search(words, outcome.wrong), outcome
+        system = replace(served.external_system(), adapter=lambda: adapter(served.client, CAPABILITIES["lookup"]))
+        with Suite(system) as suite:
+            result = suite.run_case(case)
+    assert re.search(pattern, result.problem), result
 
 
-def test_an_adapter_that_only_looks_before_it_submits_is_found_out_by_many_at_once_and_by_nothing_else() -> None:
+def test_adapter_that_only_looks_up_before_it_submits_fails_only_the_case_at_once() -> None:
     with serving("lookup") as served:
-        can = Capabilities(client_name=ClientName())
-        side = replace(served.other_side(), adapter=lambda: LooksBeforeItSubmits(served.client, can))
-        with Suite(side) as suite:
-            wrong = {case.name: outcome.wrong for case in CASES if (outcome := suite.play(case)).wrong}
-    assert list(wrong) == ["at once"], wrong
-    assert re.search(r"made \d+ jobs", wrong["at once"])
+        capabilities = Capabilities(client_name=ClientName())
+        system = replace(served.external_system(), adapter=lambda: LooksUpBeforeSubmit(served.client, capabilities))
+        with Suite(system) as suite:
+            problem = {case.name: result.problem for case in CASES if (result := suite.run_case(case)).problem}
+    assert list(problem) == ["at once"], problem
+    assert re.search(r"made \d+ jobs", problem["at once"])
 
 
-def test_a_handle_that_is_another_for_each_who_asks_is_found_out() -> None:
+def test_case_at_once_on_different_handles_reports_them() -> None:
     [case] = [case for case in CASES if case.name == "at once"]
     with serving("name") as served:
-        side = replace(
-            served.other_side(), adapter=lambda: AnswersWithAnotherHandle(served.client, CAPABILITIES["name"])
+        system = replace(
+            served.external_system(), adapter=lambda: ReturnsChangingHandles(served.client, CAPABILITIES["name"])
         )
-        with Suite(side) as suite:
-            assert "at once must be told the same handle" in suite.play(case).wrong
+        with Suite(system) as suite:
+            assert "concurrent submissions must all return the same handle" in suite.run_case(case).problem
 
 
-def _known(served: Served) -> int:
+def _known(served: JobServerSystem) -> int:
     [number] = served.server.jobs._database.execute("SELECT count(*) FROM jobs WHERE NOT forgotten").fetchone()
     return int(number)
 
@@ -242,59 +242,63 @@ def _known(served: Served) -> int:
 @pytest.mark.parametrize(
     "count, counted",
     [(lambda _served: 7, 0), (lambda served: 2 * served.server.made, 4), (_known, 1)],
-    ids=["a constant", "requests, not jobs", "those that are still known"],
+    ids=["a constant", "requests, not jobs", "jobs that are not forgotten"],
 )
-def test_a_count_that_is_not_of_every_job_ever_made_is_refused(count: Callable[[Served], int], counted: int) -> None:
+def test_suite_on_a_wrong_count_of_jobs_raises_count_error(
+    count: Callable[[JobServerSystem], int], counted: int
+) -> None:
     with serving("name") as served:
-        side = replace(served.other_side(), count_jobs=lambda: count(served))
-        with pytest.raises(CountError, match=f"must count every job .* it rose by {counted}"), Suite(side):
+        system = replace(served.external_system(), count_jobs=lambda: count(served))
+        with pytest.raises(CountError, match=f"must count every job .* the count rose by {counted}"), Suite(system):
             pass
 
 
-def test_a_run_that_is_held_for_another_reason_than_an_unknown_submission_is_not_right() -> None:
-    """Attempts that fail while their job runs use up their budget, and the run waits for a person."""
+def test_run_held_for_another_reason_than_an_unknown_submission_ends_as_failed() -> None:
+    """The attempts use up their budget while the job runs, so that the run is held."""
     [case] = [case for case in CASES if case.name == "undisturbed"]
 
-    def arrange(scene: CaseRun) -> frozenset[ExpectedResult]:
+    def arrange(case_run: CaseRun) -> frozenset[ExpectedResult]:
         for attempt in range(1, 60):
-            scene.at(attempt, "watching", lambda process: process.kill())
+            case_run.at_step(attempt, "watching", lambda process: process.kill())
         return frozenset({ExpectedResult.HELD})
 
-    with serving("token") as served, Suite(served.other_side()) as suite:
-        outcome = suite.play(replace(case, arrange=arrange))
-    assert outcome.wrong == "it must end as held; it ended as failed"
+    with serving("token") as served, Suite(served.external_system()) as suite:
+        result = suite.run_case(replace(case, arrange=arrange))
+    assert result.problem == "the case must end as held; it ended as failed"
 
 
-def test_where_a_name_is_forgotten_a_look_up_that_remembers_for_longer_settles_it() -> None:
-    can = Capabilities(client_name=ClientName(MEMORY), look_up=Lookup(settling=timedelta(), retention=4 * MEMORY))
+def test_lookup_with_a_longer_retention_than_names_resolves_a_forgotten_name() -> None:
+    capabilities = Capabilities(
+        client_name=ClientName(RETENTION), look_up=Lookup(settling=timedelta(), retention=4 * RETENTION)
+    )
     mode = jobservers.jobserver.Mode(unique_names=True, lag_seconds=0, forget_seconds=4 * SECONDS["forgetting-name"])
-    with serving(mode) as served, Suite(served.other_side(can)) as suite:
-        verdicts = {case.name: suite.check(case).verdict for case in CASES if "forgotten" in case.name}
-    assert verdicts == {
+    with serving(mode) as served, Suite(served.external_system(capabilities)) as suite:
+        outcomes = {case.name: suite.check(case).outcome for case in CASES if "forgotten" in case.name}
+    assert outcomes == {
         "name forgotten": ExpectedResult.ONE_JOB,
         "forgotten unseen": ExpectedResult.HELD,
         "forgotten": ExpectedResult.HELD,
     }
 
 
-def test_an_adapter_that_declares_less_is_right_and_only_held_more_often() -> None:
-    with serving("token") as served, Suite(served.other_side(Capabilities())) as suite:
-        outcomes = [suite.check(case) for case in CASES]
-    assert sum(outcome.verdict == "held" for outcome in outcomes) > 10
+def test_adapter_that_declares_less_passes_and_is_held_more_often() -> None:
+    with serving("token") as served, Suite(served.external_system(Capabilities())) as suite:
+        results = [suite.check(case) for case in CASES]
+    assert sum(result.outcome == "held" for result in results) > 10
 
 
-def test_the_suite_goes_by_the_real_clock_too() -> None:
+def test_suite_with_the_real_clock_passes() -> None:
     real = RealClock()
-    with serving("token", clock=real) as served, Suite(served.other_side(seconds=2)) as suite:
+    with serving("token", clock=real) as served, Suite(served.external_system(seconds=2)) as suite:
         for case in CASES:
-            if case.name in {"undisturbed", "answer lost", "frozen in submit", "watching"}:
+            if case.name in {"undisturbed", "response lost", "frozen in submit", "watching"}:
                 suite.check(case)
 
 
-def test_the_table_tells_what_was_not_tried_and_what_is_wrong() -> None:
+def test_table_shows_skipped_cases_and_problems() -> None:
     first, second, third = CASES[:3]
-    report = Report("x", (CaseResult(first, skipped="no way"), CaseResult(second, wrong="2 jobs"), CaseResult(third)))
+    report = Report("x", (CaseResult(first, skipped="no way"), CaseResult(second, problem="2 jobs"), CaseResult(third)))
     assert "not tried: no way" in str(report)
     assert "**2 jobs**" in str(report)
-    assert [outcome.case for outcome in report.failures] == [second]
-    assert [outcome.case for outcome in report.tried] == [second, third]
+    assert [result.case for result in report.failures] == [second]
+    assert [result.case for result in report.tried] == [second, third]

@@ -1,4 +1,4 @@
-"""What the documents tell an author of an adapter to run does run, and finds the worked example right."""
+"""The code in the documentation for authors of adapters runs, and accepts the worked example."""
 
 import re
 import subprocess
@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 import jobservers
-from conformance.jobadapter import Served, serving
+from conformance.jobadapter import JobServerSystem, serving
 from controlplane import REPOSITORY
 from reattach.testing import CASES
 
 CONFORMANCE, ADAPTERS = REPOSITORY / "docs/conformance.md", REPOSITORY / "docs/adapters.md"
 MODE = jobservers.jobserver.Mode(lag_seconds=20, forget_seconds=7200)
-"""What the worked example declares."""
+"""Mode with the capabilities that the worked example declares."""
 
 
 def snippet(document: Path, beginning: str) -> str:
@@ -26,8 +26,8 @@ def snippet(document: Path, beginning: str) -> str:
 WORKED_EXAMPLE = snippet(ADAPTERS, "# worked example")
 
 
-def names_of(served: Served) -> dict[str, Any]:
-    """What the snippets take for granted."""
+def names_of(served: JobServerSystem) -> dict[str, Any]:
+    """Return the names that the snippets use without defining them."""
     names: dict[str, Any] = {
         "address": served.server.url,
         "count_jobs": lambda: served.server.made,
@@ -41,12 +41,12 @@ def names_of(served: Served) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("document", [CONFORMANCE, ADAPTERS], ids=lambda path: path.name)
-def test_the_documented_call_plays_all_cases_and_prints_that_all_is_well(
+def test_documented_call_runs_all_cases_and_prints_no_problem(
     document: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = snippet(document, "from reattach.testing import conformance\n")
     with serving(MODE) as served:
-        # The call goes by the real clock; here hours may pass.
+        # The documented call uses the real clock. This test replaces it with a virtual one.
         monkeypatch.setattr(sys.modules["reattach.testing.conformance"], "RealClock", lambda: served.clock)
         exec(text, names_of(served))
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
@@ -55,7 +55,7 @@ def test_the_documented_call_plays_all_cases_and_prints_that_all_is_well(
     assert sum("not tried" in line for line in table) == (3 if document == CONFORMANCE else 11)
 
 
-def test_the_documented_test_module_passes_in_real_time(tmp_path: Path) -> None:
+def test_documented_test_module_passes_in_real_time(tmp_path: Path) -> None:
     given = (
         "import httpx\n\ndef count_jobs():\n    return httpx.get(f'{address}/counts', trust_env=False).json()['made']\n"
     )

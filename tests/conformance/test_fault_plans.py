@@ -1,8 +1,10 @@
-"""1,000 random lives against the job server in each of its modes: none makes a job twice, none loses one, and a person is asked only where
-nobody can know. The same lives without the protocol do make jobs twice.
+"""1,000 random histories against the job server in each of its modes.
 
-`make test` lives some of them, others in each mode, `make test-all` (REATTACH_ALL=1) all in all. Each run shows the seeds. A life that went
-wrong names its own: `live_all(mode, (seed,))`.
+No history makes a duplicate or loses a job, and a run is held only if its submission is ambiguous.
+The same histories without the protocol make duplicates.
+
+`make test` runs a sample, other seeds in each mode. `make test-all` (REATTACH_ALL=1) runs all. A
+failed history names its seed: `run_histories(mode, (seed,))`.
 """
 
 import math
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from conformance import tables
-from conformance.fault_plans import KINDS, SEEDS, STEPS, WrongError, fate_of, live_all, steps_of
+from conformance.fault_plans import KINDS, SEEDS, STEPS, HistoryError, plan_of, run_histories, steps_of
 from conformance.jobadapter import MODES
 from reattach.api.messages import Grounds
 from reattach.state import intents
@@ -22,114 +24,112 @@ from reattach.task import resolution, submission
 
 ALL = bool(os.environ.get("REATTACH_ALL"))
 SAMPLE = 22
-"""Of the lives of a mode."""
+"""Number of histories in each mode."""
 
 
 def seeds_of(mode: str) -> tuple[int, ...]:
-    """Which lives are lived here."""
+    """Return the seeds to run in a mode."""
     first = MODES.index(mode) * SAMPLE
     return SEEDS if ALL else SEEDS[first : first + SAMPLE]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_no_life_makes_a_job_twice_or_loses_one_and_holds_are_right(
+def test_history_makes_no_duplicate_loses_no_job_and_is_held_only_if_ambiguous(
     mode: str, record_property: Callable[[str, object], None]
 ) -> None:
-    row = live_all(mode, seeds_of(mode))
-    record_property(tables.LIVES, str(row))
-    tables.keep(tables.LIVES, mode, row.to_json())
-    assert (row.duplicates, row.lost) == ([], []), row
-    assert row.lives == len(seeds_of(mode))
-    assert row.reached >= steps_of(mode)
-    kinds, steps = {kind for kind, _ in row.struck}, {step for _, step in row.struck}
+    totals = run_histories(mode, seeds_of(mode))
+    record_property(tables.HISTORIES, str(totals))
+    tables.keep(tables.HISTORIES, mode, totals.to_json())
+    assert (totals.duplicates, totals.lost) == ([], []), totals
+    assert totals.histories == len(seeds_of(mode))
+    assert totals.reached >= steps_of(mode)
+    kinds, steps = {kind for kind, _ in totals.injected}, {step for _, step in totals.injected}
     if ALL:
         assert (kinds, steps) == (set(KINDS), steps_of(mode))
     else:
-        assert len(kinds) >= 5, row.struck
-        assert len(steps) >= 6, row.struck
+        assert len(kinds) >= 5, totals.injected
+        assert len(steps) >= 6, totals.injected
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_same_lives_without_the_protocol_make_jobs_twice(
+def test_history_without_the_protocol_makes_duplicates(
     mode: str, record_property: Callable[[str, object], None]
 ) -> None:
-    row = live_all(mode, seeds_of(mode), plain=True)
-    record_property(tables.PLAIN, str(row))
-    tables.keep(tables.PLAIN, mode, row.to_json())
-    assert row.duplicates, row
+    totals = run_histories(mode, seeds_of(mode), plain=True)
+    record_property(tables.PLAIN, str(totals))
+    tables.keep(tables.PLAIN, mode, totals.to_json())
+    assert totals.duplicates, totals
 
 
-def test_a_person_is_asked_where_the_other_side_can_tell_nothing_and_never_where_it_enforces_names() -> None:
-    assert live_all("nothing", SEEDS[:10]).held
-    assert not live_all("name", SEEDS[:10]).held
+def test_run_is_held_without_guarantees_and_never_with_enforced_names() -> None:
+    assert run_histories("nothing", SEEDS[:10]).held
+    assert not run_histories("name", SEEDS[:10]).held
 
 
-def test_a_process_that_is_frozen_with_its_request_about_to_leave_does_not_send_what_its_token_no_longer_protects() -> (
-    None
-):
-    """The third attempt of seed 477 is granted the token when 132 s are left of it, and is frozen for twice as long."""
-    row = live_all("expiring-token", (477,))
-    assert row.struck["frozen", "submit leaving"]
-    assert (row.jobs, row.held, row.duplicates, row.lost) == (1, 1, [], []), row
+def test_process_frozen_before_its_request_does_not_send_it_after_the_token_expired() -> None:
+    """In seed 477, attempt 3 freezes for longer than the rest of its token's lifetime (132 s)."""
+    totals = run_histories("expiring-token", (477,))
+    assert totals.injected["frozen", "submit leaving"]
+    assert (totals.jobs, totals.held, totals.duplicates, totals.lost) == (1, 1, [], []), totals
 
 
 NO_TIME = -resolution.MARGIN
-"""As the longest that a request may take: so nothing is added for it."""
+"""Request time that cancels the margin, so that no time is added for a request."""
 real_still_holds, real_step, real_next_step = resolution.still_holds, resolution._step_for_absence, resolution.next_step
 
 
-def _holds_until_it_leaves(grounds: Grounds, job: Any, can: Any, _request: Any, now: Any) -> bool:
-    return real_still_holds(grounds, job, can, NO_TIME, now)
+def _ignore_request_time(grounds: Grounds, job: Any, capabilities: Any, _request: Any, now: Any) -> bool:
+    return real_still_holds(grounds, job, capabilities, NO_TIME, now)
 
 
-def _settles_at_once(seen: resolution.ResolutionInput, unresolved: Any) -> resolution.ResolutionStep | None:
-    return real_step(replace(seen, request=NO_TIME), unresolved)
+def _skip_settling(known: resolution.ResolutionInput, unresolved: Any) -> resolution.ResolutionStep | None:
+    return real_step(replace(known, request=NO_TIME), unresolved)
 
 
-def _holds_what_is_anew(seen: resolution.ResolutionInput) -> resolution.ResolutionStep:
-    return resolution.HoldRun("anew") if seen.job.generation > 1 and not seen.job.held else real_next_step(seen)
+def _hold_new_generations(known: resolution.ResolutionInput) -> resolution.ResolutionStep:
+    return resolution.HoldRun("unneeded") if known.job.generation > 1 and not known.job.held else real_next_step(known)
 
 
-HOLES: dict[str, tuple[str, tuple[int, ...], dict[tuple[Any, str], Any]]] = {
+DEFECTS: dict[str, tuple[str, tuple[int, ...], dict[tuple[Any, str], Any]]] = {
     "all jobs have one token": ("lookup", (1, 2), {(intents, "token_of"): lambda *_: "one"}),
-    "a frozen process counts as dead": ("lookup", (40,), {(intents, "_has_ended"): lambda *_: True}),
-    "no late request is waited for": ("lookup", (4,), {(resolution, "_step_for_absence"): _settles_at_once}),
+    "a frozen process counts as ended": ("lookup", (40,), {(intents, "_has_ended"): lambda *_: True}),
+    "late requests are ignored": ("lookup", (4,), {(resolution, "_step_for_absence"): _skip_settling}),
     "a request takes no time": (
         "expiring-token",
         (145,),
-        {(resolution, "still_holds"): _holds_until_it_leaves, (submission, "still_holds"): _holds_until_it_leaves},
+        {(resolution, "still_holds"): _ignore_request_time, (submission, "still_holds"): _ignore_request_time},
     ),
-    "a word never gets old": ("nothing", (195,), {(submission, "STALE_SECONDS"): math.inf}),
-    "a person is asked needlessly": ("forgetting-lookup", (22,), {(submission, "next_step"): _holds_what_is_anew}),
+    "a grant never gets stale": ("nothing", (195,), {(submission, "STALE_SECONDS"): math.inf}),
+    "a resolvable run is held": ("forgetting-lookup", (22,), {(submission, "next_step"): _hold_new_generations}),
 }
-"""What may be wrong with the protocol, and the lives that show it: mode, seeds, and what takes the place of what."""
+"""Defects of the protocol: mode and seeds that show each, and the patch that causes it."""
 
 
-@pytest.mark.parametrize("hole", HOLES)
-def test_a_protocol_with_a_hole_is_found_out(hole: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the protocol as it is, the same lives go well."""
-    mode, seeds, wrong = HOLES[hole]
-    row = live_all(mode, seeds)
-    assert (row.duplicates, row.lost) == ([], [])
-    for (module, name), value in wrong.items():
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_defect_of_the_protocol_is_detected(defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same histories pass without the defect."""
+    mode, seeds, patches = DEFECTS[defect]
+    totals = run_histories(mode, seeds)
+    assert (totals.duplicates, totals.lost) == ([], [])
+    for (module, name), value in patches.items():
         monkeypatch.setattr(module, name, value)
-    assert _is_found_out(mode, seeds)
+    assert _is_detected(mode, seeds)
 
 
-def _is_found_out(mode: str, seeds: tuple[int, ...]) -> bool:
+def _is_detected(mode: str, seeds: tuple[int, ...]) -> bool:
     try:
-        row = live_all(mode, seeds)
-    except WrongError:
+        totals = run_histories(mode, seeds)
+    except HistoryError:
         return True
-    return bool(row.duplicates or row.lost)
+    return bool(totals.duplicates or totals.lost)
 
 
-def test_a_seed_means_the_same_life_each_time() -> None:
-    assert [fate_of(seed, "token") for seed in SEEDS] == [fate_of(seed, "token") for seed in SEEDS]
-    first, second = live_all("token", SEEDS[:6]), live_all("token", SEEDS[:6])
-    assert (str(first), first.struck) == (str(second), second.struck)
+def test_seed_gives_the_same_history_each_time() -> None:
+    assert [plan_of(seed, "token") for seed in SEEDS] == [plan_of(seed, "token") for seed in SEEDS]
+    first, second = run_histories("token", SEEDS[:6]), run_histories("token", SEEDS[:6])
+    assert (str(first), first.injected) == (str(second), second.injected)
 
 
-def test_there_are_1000_lives_that_differ_and_24_steps_to_be_struck_at() -> None:
-    fates = {str(fate_of(seed, "token")).partition(", ")[2] for seed in SEEDS}
-    assert (len(SEEDS), len(fates), len(STEPS)) == (1000, 1000, 24)
+def test_seeds_give_1000_different_plans_of_24_steps() -> None:
+    plans = {str(plan_of(seed, "token")).partition(", ")[2] for seed in SEEDS}
+    assert (len(SEEDS), len(plans), len(STEPS)) == (1000, 1000, 24)

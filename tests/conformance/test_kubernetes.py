@@ -1,4 +1,7 @@
-"""Every case of the conformance suite with objects of a real API server, in real time. `make test` plays some of them."""
+"""The cases of the conformance suite with objects of a real API server, in real time.
+
+`make test` runs a sample, and `make test-all` all of them.
+"""
 
 import os
 from collections.abc import Iterator
@@ -12,9 +15,9 @@ from reattach.testing import CASES, Case, CaseResult, Suite
 
 SAMPLE = {
     "undisturbed",
-    "intent answered",
+    "intent stored",
     "request left",
-    "answer lost",
+    "response lost",
     "at once",
     "handle on its way",
     "job ended",
@@ -33,17 +36,17 @@ Stage = tuple[Suite, list[CaseResult]]
 @pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in KINDS])
 def stage(request: pytest.FixtureRequest, control_plane: ControlPlane) -> Iterator[Stage]:
     namespace = control_plane.create_namespace("conformance")
-    outcomes: list[CaseResult] = []
-    with objects(control_plane, namespace, request.param) as found, Suite(found.other_side()) as suite:
-        yield suite, outcomes
-        keep_outcomes(f"kubernetes, {request.param}", outcomes)
+    results: list[CaseResult] = []
+    with objects(control_plane, namespace, request.param) as found, Suite(found.external_system()) as suite:
+        yield suite, results
+        keep_outcomes(f"kubernetes, {request.param}", results)
     control_plane.delete_namespace(namespace)
 
 
 @pytest.mark.parametrize("case", HERE, ids=str)
 def test_each_case_ends_as_one_object_or_held(stage: Stage, case: Case) -> None:
-    suite, outcomes = stage
-    outcome = suite.check(case)
-    outcomes.append(outcome)
-    if outcome.skipped:
-        pytest.skip(outcome.skipped)
+    suite, results = stage
+    result = suite.check(case)
+    results.append(result)
+    if result.skipped:
+        pytest.skip(result.skipped)

@@ -1,4 +1,4 @@
-"""The stand-in for the Kubernetes API answers as a real API server does, in everything that submitting once rests on."""
+"""The Kubernetes API in memory behaves like a real one where submitting once depends on it."""
 
 import json
 from collections.abc import AsyncIterator
@@ -27,8 +27,8 @@ JSON = dict[str, Any]
 ANOTHER = "00000000-0000-4000-8000-000000000000"
 
 
-class Side:
-    """One of the two, with what a test does to it. `token` gives a pod token."""
+class ApiUnderTest:
+    """The API in memory or the real one, with the calls of the tests."""
 
     def __init__(self, cluster: Cluster, namespace: str, control_plane: ControlPlane | None) -> None:
         self.cluster = cluster
@@ -39,17 +39,17 @@ class Side:
         found: JSON = json.loads(await getattr(self.cluster, verb)(path, *arguments, **more))
         return found
 
-    async def taskrun(self, **about: Any) -> JSON:
+    async def taskrun(self, **metadata: Any) -> JSON:
         body = {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "metadata": {"name": "load", **about},
+            "metadata": {"name": "load", **metadata},
             "spec": {"template": {"spec": {"containers": [{"name": "task", "image": "task:1"}]}}},
         }
         return await self.call("create", taskruns(self.namespace), body)
 
-    async def configmap(self, **about: Any) -> JSON:
-        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "state", **about}, "data": {"a": "1"}}
+    async def configmap(self, **metadata: Any) -> JSON:
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "state", **metadata}, "data": {"a": "1"}}
         return await self.call("create", configmaps(self.namespace), body)
 
     async def pod(self, *, bound: bool = False) -> JSON:
@@ -81,183 +81,183 @@ class Side:
 
 
 @pytest.fixture(params=["memory", "real"])
-async def side(request: pytest.FixtureRequest) -> AsyncIterator[Side]:
+async def api(request: pytest.FixtureRequest) -> AsyncIterator[ApiUnderTest]:
     if request.param == "memory":
-        yield Side(InMemoryCluster(lambda: datetime.now(UTC)), "demo", None)
+        yield ApiUnderTest(InMemoryCluster(lambda: datetime.now(UTC)), "demo", None)
         return
     control_plane: ControlPlane = request.getfixturevalue("control_plane")
     namespace = request.getfixturevalue("namespace")
     async with await Cluster.connect(str(control_plane.kubeconfig())) as cluster:
-        yield Side(cluster, namespace, control_plane)
+        yield ApiUnderTest(cluster, namespace, control_plane)
 
 
-async def test_what_is_absent_is_not_found(side: Side) -> None:
+async def test_call_on_an_absent_object_raises_not_found(api: ApiUnderTest) -> None:
     for verb, *body in (("get",), ("replace", {"metadata": {"name": "none"}}), ("merge_patch", {}), ("delete",)):
         with pytest.raises(NotFoundError):
-            await side.call(verb, configmaps(side.namespace, "none"), *body)
+            await api.call(verb, configmaps(api.namespace, "none"), *body)
 
 
-async def test_a_name_is_given_once(side: Side) -> None:
-    await side.configmap()
+async def test_create_with_a_used_name_raises_already_exists(api: ApiUnderTest) -> None:
+    await api.configmap()
     with pytest.raises(AlreadyExistsError):
-        await side.configmap()
+        await api.configmap()
 
 
-async def test_a_replace_with_an_older_version_is_a_conflict_and_changes_nothing(side: Side) -> None:
-    first = await side.configmap()
-    path = configmaps(side.namespace, "state")
-    second = await side.call("replace", path, {**first, "data": {"a": "2"}})
+async def test_replace_with_an_older_version_is_a_conflict_and_changes_nothing(api: ApiUnderTest) -> None:
+    first = await api.configmap()
+    path = configmaps(api.namespace, "state")
+    second = await api.call("replace", path, {**first, "data": {"a": "2"}})
     assert int(second["metadata"]["resourceVersion"]) > int(first["metadata"]["resourceVersion"])
     with pytest.raises(ConflictError) as caught:
-        await side.call("replace", path, {**first, "data": {"a": "3"}})
+        await api.call("replace", path, {**first, "data": {"a": "3"}})
     assert not isinstance(caught.value, AlreadyExistsError)
-    assert (await side.call("get", path))["data"] == {"a": "2"}
+    assert (await api.call("get", path))["data"] == {"a": "2"}
 
 
-async def test_a_write_that_changes_nothing_keeps_the_version(side: Side) -> None:
-    first = await side.configmap()
-    again = await side.call("replace", configmaps(side.namespace, "state"), first)
+async def test_write_without_a_change_keeps_the_version(api: ApiUnderTest) -> None:
+    first = await api.configmap()
+    again = await api.call("replace", configmaps(api.namespace, "state"), first)
     assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
 
 
-async def test_a_replace_without_a_version_is_taken(side: Side) -> None:
-    await side.configmap()
+async def test_replace_without_a_version_is_accepted(api: ApiUnderTest) -> None:
+    await api.configmap()
     body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "state"}, "data": {"a": "9"}}
-    assert (await side.call("replace", configmaps(side.namespace, "state"), body))["data"] == {"a": "9"}
+    assert (await api.call("replace", configmaps(api.namespace, "state"), body))["data"] == {"a": "9"}
 
 
-async def test_a_patch_with_an_older_version_is_a_conflict_and_changes_nothing(side: Side) -> None:
-    first = await side.taskrun()
-    path = taskruns(side.namespace, "load")
-    await side.call("merge_patch", path, {"metadata": {"labels": {"a": "1"}}})
+async def test_patch_with_an_older_version_is_a_conflict_and_changes_nothing(api: ApiUnderTest) -> None:
+    first = await api.taskrun()
+    path = taskruns(api.namespace, "load")
+    await api.call("merge_patch", path, {"metadata": {"labels": {"a": "1"}}})
     version = first["metadata"]["resourceVersion"]
     with pytest.raises(ConflictError):
-        await side.call("merge_patch", path, {"metadata": {"resourceVersion": version, "labels": {"a": "2"}}})
-    assert (await side.call("get", path))["metadata"]["labels"] == {"a": "1"}
+        await api.call("merge_patch", path, {"metadata": {"resourceVersion": version, "labels": {"a": "2"}}})
+    assert (await api.call("get", path))["metadata"]["labels"] == {"a": "1"}
 
 
-async def test_an_object_is_never_taken_for_another_of_its_name(side: Side) -> None:
-    await side.taskrun()
-    first = await side.configmap()
+async def test_write_with_the_uid_of_another_object_is_rejected(api: ApiUnderTest) -> None:
+    await api.taskrun()
+    first = await api.configmap()
     with pytest.raises(InvalidError, match="field is immutable"):
-        await side.call("merge_patch", taskruns(side.namespace, "load"), {"metadata": {"uid": ANOTHER}})
+        await api.call("merge_patch", taskruns(api.namespace, "load"), {"metadata": {"uid": ANOTHER}})
     changed = {**first, "metadata": {**first["metadata"], "uid": ANOTHER}}
     with pytest.raises(ConflictError, match="UID in precondition"):
-        await side.call("replace", configmaps(side.namespace, "state"), changed)
+        await api.call("replace", configmaps(api.namespace, "state"), changed)
 
 
-async def test_a_merge_patch_removes_by_null_and_replaces_lists(side: Side) -> None:
-    await side.configmap(labels={"a": "1", "b": "2"}, finalizers=["reattach.dev/state", "reattach.dev/attempt"])
-    path = configmaps(side.namespace, "state")
+async def test_merge_patch_removes_by_null_and_replaces_lists(api: ApiUnderTest) -> None:
+    await api.configmap(labels={"a": "1", "b": "2"}, finalizers=["reattach.dev/state", "reattach.dev/attempt"])
+    path = configmaps(api.namespace, "state")
     patch = {"metadata": {"labels": {"a": None}, "finalizers": ["reattach.dev/state"]}}
-    about = (await side.call("merge_patch", path, patch))["metadata"]
-    assert (about["labels"], about["finalizers"]) == ({"b": "2"}, ["reattach.dev/state"])
-    await side.call("merge_patch", path, {"metadata": {"finalizers": None}})
+    metadata = (await api.call("merge_patch", path, patch))["metadata"]
+    assert (metadata["labels"], metadata["finalizers"]) == ({"b": "2"}, ["reattach.dev/state"])
+    await api.call("merge_patch", path, {"metadata": {"finalizers": None}})
 
 
-async def test_status_is_written_by_its_subresource_alone(side: Side) -> None:
-    await side.taskrun()
-    path = taskruns(side.namespace, "load")
+async def test_status_is_written_only_by_its_subresource(api: ApiUnderTest) -> None:
+    await api.taskrun()
+    path = taskruns(api.namespace, "load")
     state = {"state": {"configMap": "load-state", "uid": "u"}}
-    assert "state" not in (await side.call("merge_patch", path, {"status": state})).get("status", {})
+    assert "state" not in (await api.call("merge_patch", path, {"status": state})).get("status", {})
     both = {"status": state, "metadata": {"labels": {"a": "1"}}}
-    written = await side.call("merge_patch", f"{path}/status", both)
+    written = await api.call("merge_patch", f"{path}/status", both)
     assert written["status"] == state
     assert "labels" not in written["metadata"]
 
 
-async def test_a_generation_counts_what_was_asked_for(side: Side) -> None:
-    made = await side.taskrun()
-    path = taskruns(side.namespace, "load")
-    about = (await side.call("merge_patch", path, {"metadata": {"labels": {"a": "1"}}}))["metadata"]
-    assert (made["metadata"]["generation"], about["generation"]) == (1, 1)
-    assert (await side.call("merge_patch", path, {"spec": {"cancel": True}}))["metadata"]["generation"] == 2
+async def test_generation_counts_only_changes_of_the_spec(api: ApiUnderTest) -> None:
+    made = await api.taskrun()
+    path = taskruns(api.namespace, "load")
+    metadata = (await api.call("merge_patch", path, {"metadata": {"labels": {"a": "1"}}}))["metadata"]
+    assert (made["metadata"]["generation"], metadata["generation"]) == (1, 1)
+    assert (await api.call("merge_patch", path, {"spec": {"cancel": True}}))["metadata"]["generation"] == 2
 
 
-async def test_a_finalizer_keeps_what_is_deleted_and_takes_no_other_in(side: Side) -> None:
-    await side.taskrun(finalizers=["reattach.dev/state"])
-    path = taskruns(side.namespace, "load")
-    await side.call("delete", path)
-    about = (await side.call("get", path))["metadata"]
-    assert about["deletionTimestamp"]
+async def test_finalizer_keeps_a_deleted_object_and_allows_no_new_finalizer(api: ApiUnderTest) -> None:
+    await api.taskrun(finalizers=["reattach.dev/state"])
+    path = taskruns(api.namespace, "load")
+    await api.call("delete", path)
+    metadata = (await api.call("get", path))["metadata"]
+    assert metadata["deletionTimestamp"]
     with pytest.raises(InvalidError, match="no new finalizers can be added"):
-        await side.call(
+        await api.call(
             "merge_patch", path, {"metadata": {"finalizers": ["reattach.dev/state", FINALIZER_EXTERNAL_JOBS]}}
         )
-    await side.call("merge_patch", path, {"metadata": {"finalizers": None}})
+    await api.call("merge_patch", path, {"metadata": {"finalizers": None}})
     with pytest.raises(NotFoundError):
-        await side.call("get", path)
+        await api.call("get", path)
 
 
-async def test_a_delete_heeds_its_preconditions(side: Side) -> None:
-    made = await side.configmap()
-    path = configmaps(side.namespace, "state")
+async def test_delete_with_a_failed_precondition_is_a_conflict(api: ApiUnderTest) -> None:
+    made = await api.configmap()
+    path = configmaps(api.namespace, "state")
     for precondition in ({"uid": ANOTHER}, {"resource_version": "1"}):
         with pytest.raises(ConflictError):
-            await side.call("delete", path, **precondition)
-    await side.call("delete", path, uid=made["metadata"]["uid"])
+            await api.call("delete", path, **precondition)
+    await api.call("delete", path, uid=made["metadata"]["uid"])
     with pytest.raises(NotFoundError):
-        await side.call("get", path)
+        await api.call("get", path)
 
 
-async def test_a_pod_with_a_node_stays_until_its_kubelet_lets_go(side: Side) -> None:
-    await side.pod(bound=True)
-    path = pods(side.namespace, "pod")
-    about = (await side.call("delete", path))["metadata"]
-    assert (bool(about["deletionTimestamp"]), about["deletionGracePeriodSeconds"]) == (True, 30)
-    await side.call("delete", path, grace_period_seconds=0)
+async def test_deleted_pod_with_a_node_stays_until_its_kubelet_deletes_it(api: ApiUnderTest) -> None:
+    await api.pod(bound=True)
+    path = pods(api.namespace, "pod")
+    metadata = (await api.call("delete", path))["metadata"]
+    assert (bool(metadata["deletionTimestamp"]), metadata["deletionGracePeriodSeconds"]) == (True, 30)
+    await api.call("delete", path, grace_period_seconds=0)
     with pytest.raises(NotFoundError):
-        await side.call("get", path)
+        await api.call("get", path)
 
 
-async def test_a_pod_without_a_node_goes_at_once(side: Side) -> None:
-    await side.pod()
-    await side.call("delete", pods(side.namespace, "pod"))
+async def test_deleted_pod_without_a_node_is_removed_at_once(api: ApiUnderTest) -> None:
+    await api.pod()
+    await api.call("delete", pods(api.namespace, "pod"))
     with pytest.raises(NotFoundError):
-        await side.call("get", pods(side.namespace, "pod"))
+        await api.call("get", pods(api.namespace, "pod"))
 
 
-async def test_a_pod_token_tells_the_pod_and_ends_with_it(side: Side) -> None:
-    pod = await side.pod()
-    token = side.token(pod)
-    status = await side.review(token)
+async def test_pod_token_identifies_the_pod_and_ends_with_it(api: ApiUnderTest) -> None:
+    pod = await api.pod()
+    token = api.token(pod)
+    status = await api.review(token)
     extra = status["user"]["extra"]
     assert status["authenticated"] is True
     assert status["audiences"] == [TOKEN_AUDIENCE]
-    assert status["user"]["username"].startswith(f"system:serviceaccount:{side.namespace}:")
+    assert status["user"]["username"].startswith(f"system:serviceaccount:{api.namespace}:")
     assert extra["authentication.kubernetes.io/pod-name"] == ["pod"]
     assert extra["authentication.kubernetes.io/pod-uid"] == [pod["metadata"]["uid"]]
-    await side.call("delete", pods(side.namespace, "pod"))
-    # A real API server remembers for some seconds what it answered.
-    await until(lambda: is_refused(side, token), seconds=60, what="the token ended with its pod", every=0.5)
-    assert not (await side.review("made.up.token")).get("authenticated")
+    await api.call("delete", pods(api.namespace, "pod"))
+    # A real API server caches its response for some seconds.
+    await until(lambda: is_refused(api, token), seconds=60, what="the token ended with its pod", every=0.5)
+    assert not (await api.review("not.a.token")).get("authenticated")
 
 
-async def is_refused(side: Side, token: str) -> bool:
-    return not (await side.review(token)).get("authenticated")
+async def is_refused(api: ApiUnderTest, token: str) -> bool:
+    return not (await api.review(token)).get("authenticated")
 
 
-async def test_a_list_is_cut_by_its_labels(side: Side) -> None:
-    await side.configmap(labels={"team": "a"})
-    path = configmaps(side.namespace)
-    found = await side.call("list", path, labelSelector="team=a")
+async def test_list_is_filtered_by_labels(api: ApiUnderTest) -> None:
+    await api.configmap(labels={"team": "a"})
+    path = configmaps(api.namespace)
+    found = await api.call("list", path, labelSelector="team=a")
     assert [each["metadata"]["name"] for each in found["items"]] == ["state"]
-    assert (await side.call("list", path, labelSelector="team=b"))["items"] == []
+    assert (await api.call("list", path, labelSelector="team=b"))["items"] == []
 
 
-async def test_metadata_alone_can_be_read(side: Side) -> None:
-    await side.configmap(annotations={"note": "x"})
-    found = await side.call("get", configmaps(side.namespace, "state"), metadata_only=True)
+async def test_get_of_metadata_only_returns_no_data(api: ApiUnderTest) -> None:
+    await api.configmap(annotations={"note": "x"})
+    found = await api.call("get", configmaps(api.namespace, "state"), metadata_only=True)
     assert found["metadata"]["annotations"] == {"note": "x"}
     assert "data" not in found
 
 
-async def test_a_name_in_the_body_must_be_that_of_the_path(side: Side) -> None:
-    await side.configmap()
+async def test_write_with_another_name_than_the_path_is_rejected(api: ApiUnderTest) -> None:
+    await api.configmap()
     with pytest.raises((BadRequestError, InvalidError)) as caught:
-        await side.call("replace", configmaps(side.namespace, "state"), {"metadata": {"name": "other"}})
+        await api.call("replace", configmaps(api.namespace, "state"), {"metadata": {"name": "other"}})
     assert isinstance(caught.value, ClusterError)
 
 
-def test_where_things_are_is_what_the_memory_reads_from_a_path() -> None:
+def test_path_of_a_pod_contains_its_namespace_and_name() -> None:
     assert core("pods", "demo", "pod") == "/api/v1/namespaces/demo/pods/pod"

@@ -1,4 +1,4 @@
-"""docs/conformance.md gets its tables only where the tests left all that it claims."""
+"""`hack/tables.py` writes docs/conformance.md only from complete and correct results."""
 
 import importlib.util
 import json
@@ -19,13 +19,13 @@ SYSTEMS = (*(f"http, {mode}" for mode in MODES), "kubernetes, Job", "kubernetes,
 
 
 ENDS = ("cancel", "delete")
-DEATHS = [
+CRASHES = [
     *product(("pod", "eviction", "state-api", "operator", "operators", "both", "all"), Step),
     *product(("node",), list(Step)[:4]),
 ]
 
 
-def death(who: str, step: Step) -> dict[str, str]:
+def crash(who: str, step: Step) -> dict[str, str]:
     return {"dies": who, "step": step.value, "came of it": "one job"}
 
 
@@ -42,24 +42,26 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def leave(directory: Path, *, systems: tuple[str, ...] = SYSTEMS, cases: int = len(CASES), lives: int = 1000) -> Path:
-    """What `make test-all` leaves."""
+def leave(
+    directory: Path, *, systems: tuple[str, ...] = SYSTEMS, cases: int = len(CASES), histories: int = 1000
+) -> Path:
+    """Write result files, as `make test-all` does."""
     rows = [[case.name, case.what, "one job" if number < cases else "", ""] for number, case in enumerate(CASES)]
-    lived = {"lives": lives, "held": 1, "duplicates": 0, "lost": 0}
+    counts = {"histories": histories, "held": 1, "duplicates": 0, "lost": 0}
     parts: list[dict[str, Any]] = [
         *({"table": "adapters", "name": name, "rows": rows} for name in systems),
-        *({"table": t, "name": m, "rows": {"mode": m, **lived}} for t in ("lives", "plain") for m in MODES),
+        *({"table": t, "name": m, "rows": {"mode": m, **counts}} for t in ("histories", "plain") for m in MODES),
         {"table": "processes", "name": "1", "rows": [{"seed": seed, "mode": "name"} for seed in range(30)]},
         {"table": "processes", "name": "2", "rows": [{"seed": seed, "mode": "name"} for seed in range(30, 40)]},
         {"table": "races", "name": "all", "rows": [{"end": end, "races": 100, "jobs": 7} for end in ENDS]},
-        *({"table": "deaths", "name": f"{who} {step}", "rows": [death(who, step)]} for who, step in DEATHS),
+        *({"table": "crashes", "name": f"{who} {step}", "rows": [crash(who, step)]} for who, step in CRASHES),
     ]
     for number, part in enumerate(parts):
         (directory / f"{number}.json").write_text(json.dumps(part))
     return directory
 
 
-def test_the_tables_of_all_systems_go_into_the_document(program: ModuleType, tmp_path: Path) -> None:
+def test_tables_of_all_systems_are_written_into_the_document(program: ModuleType, tmp_path: Path) -> None:
     program.main(leave(tmp_path))
     text = program.DOCUMENT.read_text()
     assert f"{len(SYSTEMS) * len(CASES)} combinations were tried" in text
@@ -74,7 +76,7 @@ def test_the_tables_of_all_systems_go_into_the_document(program: ModuleType, tmp
 
 
 @pytest.mark.parametrize("system", ["ray", "slurm", "kubernetes", "http, token"])
-def test_a_system_that_was_not_tried_is_named_and_the_document_stays(
+def test_system_without_results_is_named_and_the_document_is_unchanged(
     program: ModuleType, tmp_path: Path, system: str
 ) -> None:
     before = program.DOCUMENT.read_text()
@@ -85,7 +87,7 @@ def test_a_system_that_was_not_tried_is_named_and_the_document_stays(
 
 
 def change(directory: Path, table: str, change: Callable[[Any], object]) -> None:
-    """Of the first part of a table, its rows."""
+    """Change the rows of the first part of a table."""
     paths = sorted(directory.glob("*.json"), key=lambda path: int(path.stem))
     path = next(path for path in paths if json.loads(path.read_text())["table"] == table)
     part = json.loads(path.read_text())
@@ -94,19 +96,19 @@ def change(directory: Path, table: str, change: Callable[[Any], object]) -> None
 
 
 @pytest.mark.parametrize("what", ["duplicates", "lost"])
-def test_lives_in_which_a_job_was_made_twice_or_lost_are_not_shown_as_right(
+def test_histories_with_duplicate_or_lost_jobs_leave_the_document_unchanged(
     program: ModuleType, tmp_path: Path, what: str
 ) -> None:
     before = program.DOCUMENT.read_text()
     change(leave(tmp_path), "plain", lambda row: row.update({what: 305}))
     assert program.missing_of([json.loads(path.read_text()) for path in tmp_path.glob("[0-9]*.json")]) == []
-    change(tmp_path, "lives", lambda row: row.update({what: 1}))
-    with pytest.raises(SystemExit, match=f"lives in mode name: 1 {what} instead of 0"):
+    change(tmp_path, "histories", lambda row: row.update({what: 1}))
+    with pytest.raises(SystemExit, match=f"histories in mode name: 1 {what} instead of 0"):
         program.main(tmp_path)
     assert program.DOCUMENT.read_text() == before
 
 
-def test_a_case_that_ended_otherwise_than_as_one_job_or_held_is_not_shown_as_right(
+def test_case_with_another_result_than_one_job_or_held_leaves_the_document_unchanged(
     program: ModuleType, tmp_path: Path
 ) -> None:
     before = program.DOCUMENT.read_text()
@@ -116,11 +118,11 @@ def test_a_case_that_ended_otherwise_than_as_one_job_or_held_is_not_shown_as_rig
     assert program.DOCUMENT.read_text() == before
 
 
-def test_too_few_combinations_and_lives_are_said(program: ModuleType, tmp_path: Path) -> None:
+def test_too_few_combinations_and_histories_are_named(program: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="300 combinations of an adapter and a case; 12 were tried"):
         program.main(leave(tmp_path, cases=1))
-    with pytest.raises(SystemExit, match="lives: 1000 in mode expiring-token"):
-        program.main(leave(tmp_path, lives=22))
+    with pytest.raises(SystemExit, match="histories: 1000 in mode expiring-token"):
+        program.main(leave(tmp_path, histories=22))
     with pytest.raises(
         SystemExit, match=r"40 histories with real processes; 0 were run\n.*200 races; 0 were.*\n.*74 failures"
     ):

@@ -1,8 +1,8 @@
-"""Lives with real processes: the task is killed (SIGKILL) or frozen (SIGSTOP) on its way to having submitted, the real operator and the real
-state API go on from there, on a real API server, and the job server counts.
+"""Histories with real processes: task, operator, state API, API server and job server.
 
-A frozen process is on a node that can't be reached: its pod is deleted and nobody reports its end, so that is presumed; later it goes on
-where it was, beside its successor. `make test` lives a few of these lives, `make test-all` (REATTACH_ALL=1) 40.
+The task is killed (SIGKILL) or frozen (SIGSTOP) at a step of submitting once. The node of a frozen
+process is lost: its pod is deleted, and its end is presumed. Later, the process continues beside
+its successor. `make test` runs a sample, and `make test-all` (REATTACH_ALL=1) 40 histories.
 """
 
 import contextlib
@@ -47,9 +47,9 @@ STEPS = (
     "before-outcome",
     "after-outcome",
 )
-DOUBTFUL = ("after-intent", "before-submit", "leaving", "accepted", "after-submit")
-"""Who is struck here leaves an intent without a handle."""
-MADE = ("accepted", "after-submit")
+AMBIGUOUS_STEPS = ("after-intent", "before-submit", "leaving", "accepted", "after-submit")
+"""Steps at which a fault leaves an intent without a handle."""
+JOB_EXISTS_STEPS = ("accepted", "after-submit")
 SECONDS = {"forgetting-name": 3600, "expiring-token": 3600, "lagging-lookup": 2, "forgetting-lookup": 3600}
 LOST_SECONDS = 2
 HISTORY_SECONDS = 240
@@ -57,47 +57,52 @@ TASK = Path(__file__).parent / "submit_once_task.py"
 
 
 @dataclass(frozen=True)
-class Fate:
-    """What strikes the first attempts, one each: where, and how (`killed`; `dead`: with its node; `frozen`: with its node, for a while)."""
+class FaultPlan:
+    """The faults of the first attempts, one each: step and kind.
+
+    killed: the process is killed.
+    dead: the process is killed with its node.
+    frozen: the node is lost, and the process freezes for a while.
+    """
 
     seed: int
     mode: str
-    blows: tuple[tuple[str, str], ...]
+    faults: tuple[tuple[str, str], ...]
     frozen_seconds: float
 
     def __str__(self) -> str:
-        return f"{self.seed}-{self.mode}-" + "-".join(f"{how}@{step}" for step, how in self.blows)
+        return f"{self.seed}-{self.mode}-" + "-".join(f"{kind}@{step}" for step, kind in self.faults)
 
     @property
     def may_be_held(self) -> bool:
-        """Whether DESIGN §5 leaves something to a person."""
-        for step, how in self.blows:
-            if step in DOUBTFUL and self.mode not in {"name", "forgetting-name"}:
+        """Return whether a user may have to resolve a submission."""
+        for step, kind in self.faults:
+            if step in AMBIGUOUS_STEPS and self.mode not in {"name", "forgetting-name"}:
                 if self.mode == "nothing":
                     return True
-                # A look-up that lags may find nothing yet when the next attempt comes.
-                is_found = step in MADE and self.mode in {"lookup", "forgetting-lookup"}
-                if how != "killed" and not is_found:
+                # A lagging lookup may not find the job yet when the next attempt starts.
+                is_found = step in JOB_EXISTS_STEPS and self.mode in {"lookup", "forgetting-lookup"}
+                if kind != "killed" and not is_found:
                     return True
         return False
 
     @property
     def must_be_held(self) -> bool:
-        """Whether nothing but a person can help: the first blow leaves a doubt that nobody ever clears up."""
-        step, how = self.blows[0]
-        return self.mode == "nothing" and step in DOUBTFUL and how != "frozen"
+        """Return whether only a user can resolve the submission of the first attempt."""
+        step, kind = self.faults[0]
+        return self.mode == "nothing" and step in AMBIGUOUS_STEPS and kind != "frozen"
 
 
-def fate_of(seed: int) -> Fate:
-    chance = random.Random(seed)
-    number = chance.choice((1, 1, 1, 2))
-    blows = tuple((chance.choice(STEPS), chance.choice(("killed", "killed", "dead", "frozen"))) for _ in range(number))
-    return Fate(seed, MODES[seed % len(MODES)], blows, chance.uniform(0.5, 6))
+def plan_of(seed: int) -> FaultPlan:
+    rng = random.Random(seed)
+    number = rng.choice((1, 1, 1, 2))
+    faults = tuple((rng.choice(STEPS), rng.choice(("killed", "killed", "dead", "frozen"))) for _ in range(number))
+    return FaultPlan(seed, MODES[seed % len(MODES)], faults, rng.uniform(0.5, 6))
 
 
 @dataclass
 class JobServer:
-    """The example's outside system as a process of its own."""
+    """The job server of the examples as a process of its own."""
 
     directory: Path
     mode: str
@@ -118,7 +123,7 @@ class JobServer:
         arguments = [str(part) for part in (*command, *(text for flag in flags.items() for text in flag))]
         with (self.directory / f"{self.mode}.log").open("wb") as log:
             self._process = subprocess.Popen(arguments, stdout=log, stderr=log)
-        wait_until(self._is_up, seconds=60, what="the job server answers")
+        wait_until(self._is_up, seconds=60, what="the job server is up")
 
     def stop(self) -> None:
         if self._process is not None:
@@ -126,7 +131,7 @@ class JobServer:
             self._process.wait()
 
     def made(self, label: str) -> list[str]:
-        """The ids of the jobs that were ever made with this label."""
+        """Return the ids of all jobs that were ever made with a label."""
         with contextlib.closing(sqlite3.connect(self._database)) as database:
             return [row[0] for row in database.execute("SELECT id FROM jobs WHERE label = ?", (label,))]
 
@@ -142,21 +147,21 @@ class JobServer:
 
 @dataclass
 class Processes:
-    """What runs in the pods of one life: a real process each."""
+    """The real processes in the pods of one history."""
 
     stage: Stage
-    fate: Fate
+    plan: FaultPlan
     jobserver: JobServer
     directory: Path
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    struck: list[str] = field(default_factory=list)
+    injected: list[str] = field(default_factory=list)
 
     def script(self, containers: Containers) -> None:
-        """A pod's life, as its kubelet sees it."""
-        blows = self.fate.blows
-        step, how = blows[containers.attempt - 1] if containers.attempt <= len(blows) else ("", "")
+        """Run the pod of an attempt, as its kubelet does."""
+        faults = self.plan.faults
+        step, kind = faults[containers.attempt - 1] if containers.attempt <= len(faults) else ("", "")
         containers.run()
-        process, termination_log = self._start(containers, f"{step} {'SIGSTOP' if how == 'frozen' else 'SIGKILL'}")
+        process, termination_log = self._start(containers, f"{step} {'SIGSTOP' if kind == 'frozen' else 'SIGKILL'}")
         wait_until(
             lambda: process.poll() is not None or _is_stopped(process),
             seconds=HISTORY_SECONDS,
@@ -164,19 +169,19 @@ class Processes:
             every=0.1,
         )
         if process.poll() is None:
-            self.struck.append(f"frozen@{step}")
+            self.injected.append(f"frozen@{step}")
             self._lose_node(containers)
-            time.sleep(self.fate.frozen_seconds)  # how long it is frozen, beside a successor that does what it does
+            time.sleep(self.plan.frozen_seconds)  # frozen beside its successor
             process.send_signal(signal.SIGCONT)
             process.wait(HISTORY_SECONDS)
         elif process.returncode == -signal.SIGKILL:
-            self.struck.append(f"{how}@{step}")
-            if how == "dead":
+            self.injected.append(f"{kind}@{step}")
+            if kind == "dead":
                 self._lose_node(containers)
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode
         containers.end(code, termination_log.read_text())
 
-    def _start(self, containers: Containers, blow: str) -> tuple[subprocess.Popen[bytes], Path]:
+    def _start(self, containers: Containers, fault: str) -> tuple[subprocess.Popen[bytes], Path]:
         mount = self.directory / containers.uid
         mount.mkdir()
         termination_log = mount / "termination-log"
@@ -189,9 +194,9 @@ class Processes:
             "REATTACH_DIRECTORY": str(mount),
             "REATTACH_TERMINATION_LOG": str(termination_log),
             "JOBSERVER_URL": self.jobserver.url,
-            "MODE": self.fate.mode,
-            "SECONDS": str(SECONDS.get(self.fate.mode, 0)),
-            "BLOW": blow,
+            "MODE": self.plan.mode,
+            "SECONDS": str(SECONDS.get(self.plan.mode, 0)),
+            "FAULT": fault,
             "PYTHONPATH": f"{REPOSITORY / 'operator'}:{REPOSITORY / 'tests'}",
         }
         with (mount / "log").open("wb") as log:
@@ -202,7 +207,7 @@ class Processes:
         return process, termination_log
 
     def _lose_node(self, containers: Containers) -> None:
-        """Kubernetes deletes the pod, nobody reports its end, and in time the operator presumes it."""
+        """Delete the pod without reporting its end, and wait until the operator presumes it."""
         with contextlib.suppress(ControlPlaneError):
             containers.control_plane.call("DELETE", pods(containers.namespace, containers.name), {})
 
@@ -219,7 +224,7 @@ class Processes:
         return all(process.poll() is not None for process in self.running)
 
     def end(self) -> None:
-        """Whatever happened."""
+        """Kill the remaining processes."""
         for process in self.running:
             if process.poll() is None:
                 process.kill()
@@ -255,13 +260,13 @@ def rows() -> Iterator[list[JSON]]:
     keep(PROCESSES, os.environ.get("PYTEST_XDIST_WORKER", "all"), rows)
 
 
-@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: str(fate_of(seed)))
-def test_a_killed_or_frozen_process_submits_once(stage: Stage, tmp_path: Path, seed: int, rows: list[JSON]) -> None:
-    fate = fate_of(seed)
-    jobserver = JobServer(tmp_path, fate.mode)
+@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: str(plan_of(seed)))
+def test_killed_or_frozen_process_submits_once(stage: Stage, tmp_path: Path, seed: int, rows: list[JSON]) -> None:
+    plan = plan_of(seed)
+    jobserver = JobServer(tmp_path, plan.mode)
     jobserver.start()
-    processes = Processes(stage, fate, jobserver, tmp_path)
-    name = f"life-{seed}"
+    processes = Processes(stage, plan, jobserver, tmp_path)
+    name = f"history-{seed}"
     try:
         stage.run(
             name,
@@ -270,32 +275,34 @@ def test_a_killed_or_frozen_process_submits_once(stage: Stage, tmp_path: Path, s
             retry={"budgets": {"application": 10}, "backoff": {"initialSeconds": 1, "jitterPercent": 0}},
             deadlines={"lostSeconds": LOST_SECONDS},
         )
-        held = live(stage, name, processes)
+        held = run_to_end(stage, name, processes)
         made, status = jobserver.made(f"{stage.namespace}/{name}"), stage.cluster.status(name)
         rows.append(
             {
                 "seed": seed,
-                "mode": fate.mode,
-                "struck": ", ".join(processes.struck),
+                "mode": plan.mode,
+                "faults": ", ".join(processes.injected),
                 "attempts": len(status["attempts"]),
                 "held": held,
                 "jobs": len(made),
             }
         )
-        assert [job["handle"] for job in status["externalJobs"]] == made, "one job, and that is the one that is known"
+        assert [job["handle"] for job in status["externalJobs"]] == made, (
+            "the state must have the one job that was made"
+        )
         assert len(made) == 1
         assert (status["outcome"], status["result"]) == ("Succeeded", '{"rows_written":4211}')
-        assert len(processes.struck) >= 1
-        assert not held or fate.may_be_held, f"held, though {fate} leaves nothing to a person"
-        assert held or not fate.must_be_held, f"not held, though only a person can tell after {fate}"
+        assert len(processes.injected) >= 1
+        assert not held or plan.may_be_held, f"held, though a user is not needed after {plan}"
+        assert held or not plan.must_be_held, f"not held, though only a user can resolve {plan}"
     finally:
         processes.end()
         jobserver.stop()
 
 
-def live(stage: Stage, name: str, processes: Processes) -> int:
-    """Until it is over; how often a person was asked."""
-    asked = 0
+def run_to_end(stage: Stage, name: str, processes: Processes) -> int:
+    """Wait until the TaskRun ends, resolve its holds, and return their number."""
+    holds = 0
 
     def is_over_or_held() -> bool:
         status = stage.cluster.status(name)
@@ -305,17 +312,17 @@ def live(stage: Stage, name: str, processes: Processes) -> int:
         wait_until(is_over_or_held, seconds=HISTORY_SECONDS, what=f"{name} ends or is held", every=0.2)
         if stage.cluster.status(name).get("outcome"):
             wait_until(lambda: processes.all_ended, seconds=HISTORY_SECONDS, what="every process ends", every=0.2)
-            return asked
-        asked += 1
+            return holds
+        holds += 1
         wait_until(lambda: processes.all_ended, seconds=HISTORY_SECONDS, what="every process ends", every=0.2)
-        answer(stage, name, processes.jobserver.made(f"{stage.namespace}/{name}"))
+        resolve(stage, name, processes.jobserver.made(f"{stage.namespace}/{name}"))
 
 
-def answer(stage: Stage, name: str, made: list[str]) -> None:
-    """As a careful person does: nothing of it runs any more, so what the job server knows is all there is."""
+def resolve(stage: Stage, name: str, made: list[str]) -> None:
+    """Resolve a hold as a careful user does, after all processes have ended."""
     taskrun = stage.cluster.taskrun(name)
     if condition(taskrun["status"], "Held").get("status") != "True":
-        return  # a process that went on has told its handle meanwhile
+        return  # a process that continued has stored its handle meanwhile
     action: JSON = {"action": "Adopt", "handle": made[0]} if made else {"action": "Resubmit"}
     given = [
         *taskrun["spec"].get("resolutions", []),
@@ -325,7 +332,7 @@ def answer(stage: Stage, name: str, made: list[str]) -> None:
     wait_until(
         lambda: condition(stage.cluster.status(name), "Held").get("status") != "True",
         seconds=HISTORY_SECONDS,
-        what="it goes on",
+        what="the hold ends",
     )
 
 

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from conformance.tables import DEATHS, keep
-from hang_scenarios import ALL, LOST_NODE, NAMES, NODE, Life, Processes, begin, force, lost_node
+from conformance.tables import CRASHES, keep
+from hang_scenarios import ALL, LOST_NODE, NAMES, NODE, HangScenario, Processes, force, lost_node, start_scenarios
 from realcluster import Cluster
 from reattach.task.job_client import Step
 
@@ -56,12 +56,12 @@ class Deaths:
             return
         self._struck.add(column)
         node = LOST_NODE if column == "node" else NODE
-        lives = {
-            f"{column}-{step}": Life(NAMES, step, node, seconds=3600 if step in CANCELLING else 3)
+        scenarios = {
+            f"{column}-{step}": HangScenario(NAMES, step, node, seconds=3600 if step in CANCELLING else 3)
             for step in HERE[column]
         }
-        pods = begin(self._release, lives, self._namespace)
-        processes = Processes(lives, node)
+        pods = start_scenarios(self._release, scenarios, self._namespace)
+        processes = Processes(scenarios, node)
         if "operator" in column:
             self._release.kill("operator")
         if "state-api" in column:
@@ -71,7 +71,7 @@ class Deaths:
                 for pod in pods.values():
                     self._release.evict(pod, self._namespace)
             case _ if column in ATTEMPT_LIVES:
-                processes.go_on()
+                processes.resume()
             case "node":
                 self._until_over.enter_context(lost_node(self._release))
                 processes.kill()
@@ -110,4 +110,4 @@ def test_there_is_one_job_whoever_dies_and_whenever(
     assert counts["submissions"] == 1
     assert counts["duplicatesAverted"] == (1 if dies and step is Step.AFTER_SUBMIT else 0)
     assert counts["reattachments"] == (1 if dies and step in KNOWN else 0)
-    keep(DEATHS, name, [{"dies": column, "step": step.value, "came of it": "one job"}])
+    keep(CRASHES, name, [{"dies": column, "step": step.value, "came of it": "one job"}])

@@ -11,29 +11,40 @@ from typing import Any
 
 import pytest
 
-from hang_scenarios import ALL, LOST_NODE, NAMES, NOTHING, Life, Processes, begin, force, log_on, lost_node
+from hang_scenarios import (
+    ALL,
+    LOST_NODE,
+    NAMES,
+    NOTHING,
+    HangScenario,
+    Processes,
+    force,
+    log_on,
+    lost_node,
+    start_scenarios,
+)
 from realcluster import RELEASE_NAMESPACE, Cluster, condition_of
 from reattach.task.submission import STALE_SECONDS
 from waiting import wait_until
 
 # Nobody can know.
 HELD = {
-    "held-adopt": Life(NOTHING, "after-submit"),
-    "held-resubmit": Life(NOTHING, "before-submit"),
-    "held-fail": Life(NOTHING, "after-submit"),
+    "held-adopt": HangScenario(NOTHING, "after-submit"),
+    "held-resubmit": HangScenario(NOTHING, "before-submit"),
+    "held-fail": HangScenario(NOTHING, "after-submit"),
 }
 SAMPLE = {
     **HELD,
-    "away-before-intent": Life(NAMES, "before-intent"),
-    "cancelled": Life(NAMES, "after-handle", seconds=3600),
+    "away-before-intent": HangScenario(NAMES, "before-intent"),
+    "cancelled": HangScenario(NAMES, "after-handle", seconds=3600),
 }
-LIVES = SAMPLE | (
+SCENARIOS = SAMPLE | (
     {
-        "away-before-handle": Life(NAMES, "after-submit"),
-        "deleted": Life(NAMES, "after-handle", seconds=3600),
-        "deleted-unknown": Life(NAMES, "after-submit", seconds=3600),
-        "zombie-submits": Life(NAMES, "before-submit", LOST_NODE),
-        "zombie-reports": Life(NOTHING, "after-submit", LOST_NODE),
+        "away-before-handle": HangScenario(NAMES, "after-submit"),
+        "deleted": HangScenario(NAMES, "after-handle", seconds=3600),
+        "deleted-unknown": HangScenario(NAMES, "after-submit", seconds=3600),
+        "zombie-submits": HangScenario(NAMES, "before-submit", LOST_NODE),
+        "zombie-reports": HangScenario(NOTHING, "after-submit", LOST_NODE),
     }
     if ALL
     else {}
@@ -45,7 +56,7 @@ beyond_the_sample = pytest.mark.skipif(not ALL, reason="REATTACH_ALL=1 lives it"
 def namespace(release: Cluster, namespace: str) -> Iterator[str]:
     """All lives, each at the step where its first attempt stalls; the pods of those about which nobody can know are dead already."""
     try:
-        pods = begin(release, LIVES, namespace)
+        pods = start_scenarios(release, SCENARIOS, namespace)
         release.evict(pods["held-adopt"], namespace)
         force(release, (pods["held-resubmit"], pods["held-fail"]), namespace)
         yield namespace
@@ -207,11 +218,11 @@ def test_deleting_waits_for_a_person_where_nobody_knows_whether_there_is_a_job(
 
 
 def test_nothing_is_submitted_while_the_state_api_is_away(release: Cluster, namespace: str) -> None:
-    away = [name for name in LIVES if name.startswith("away-")]
+    away = [name for name in SCENARIOS if name.startswith("away-")]
     pods = {name: release.pods_of(name, namespace)[0]["metadata"]["name"] for name in away}
     try:
         release.scale_state_api(0)
-        Processes(away).go_on()
+        Processes(away).resume()
         for pod in pods.values():
             wait_logged(release, pod, namespace, "state API has been unavailable")
         assert release.jobs(namespace, label="away-before-intent") == []
@@ -240,7 +251,7 @@ def test_a_pod_that_was_given_up_with_its_node_wakes_up(release: Cluster, namesp
         wait_held(release, "zombie-reports", namespace)
         # What it was told is so old by now that it does not submit on it, though it would only be told of the job that is there.
         time.sleep(max(0.0, began + STALE_SECONDS - time.monotonic()))
-        Processes(pods, LOST_NODE).go_on()
+        Processes(pods, LOST_NODE).resume()
         # What it knows is what nobody else could: its report settles the hold.
         status = release.finished("zombie-reports", namespace)["status"]
         zombie = pods["zombie-submits"]["metadata"]["name"]

@@ -1,14 +1,14 @@
-"""What an author of an adapter needs to find out whether it keeps its word: `conformance` and what goes with it.
+"""Conformance suite for authors of adapters.
 
-It brings the real SDK, the real state API and the operator's real planner together in one process, with a Kubernetes API in memory; what
-can't be made up is the other side. Needs `pip install reattach[operator]`.
+The suite runs the real SDK, the real state API and the operator's real planner in one process, with
+a Kubernetes API in memory. The external system is real. Requires `pip install reattach[operator]`.
 """
 
 from reattach.testing.cases import CASES, Case, ExpectedResult, Fault
 from reattach.testing.clocks import Clock, RealClock, VirtualClock
 from reattach.testing.conformance import (
-    MADE_UP,
-    REAL,
+    REAL_TIMING,
+    VIRTUAL_TIMING,
     CaseResult,
     CaseTiming,
     CountError,
@@ -22,8 +22,8 @@ from reattach.testing.task_process import TaskProcess
 
 __all__ = [
     "CASES",
-    "MADE_UP",
-    "REAL",
+    "REAL_TIMING",
+    "VIRTUAL_TIMING",
     "Case",
     "CaseResult",
     "CaseTiming",

@@ -1,8 +1,9 @@
-"""Time for the harness: made up, so that hours pass in milliseconds, or real, where the other side has a clock of its own.
+"""Clocks of the suite: a virtual one, in which hours pass in milliseconds, and the real one.
 
-With made-up time only one thread runs at a moment. It runs until it waits; then whoever has the earliest time runs, and time jumps there. So a
-run of threads is the same each time, and a wait costs nothing. What answers requests while a thread waits for the answer (the state API,
-a job server) runs on threads of its own, and only reads the time.
+With virtual time, only one thread runs at a moment. When it sleeps, the thread with the earliest
+time runs next, and the clock advances to that time. So threads run in the same order each time,
+and a sleep costs no time. Servers (the state API, a job server) run on threads of their own, and
+only read the time. A thread that waits for their response does not sleep.
 """
 
 import heapq
@@ -16,51 +17,54 @@ from datetime import UTC, datetime, timedelta
 from typing_extensions import override
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
-"""When made-up time begins."""
+"""Start of virtual time."""
 
 
 TICK = 0.001
-"""The shortest wait: time that is too short for a number's precision would never pass."""
+"""Shortest sleep in seconds, because a float can't represent an arbitrarily short one."""
 
 
 class Turn:
-    """One thread's right to run. `wake` of the clock ends its wait early."""
+    """The turn of one thread to run. `Clock.wake` ends its sleep early."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
         self.number = 0
-        """Of its current wait: what was planned for an earlier one is void."""
+        """Number of its current sleep.
+
+        A wakeup that was scheduled for an earlier sleep is ignored.
+        """
 
 
 class Clock(ABC):
-    """What every part of the harness is given instead of the time."""
+    """Clock and threads of all parts of the suite."""
 
     @abstractmethod
     def monotonic(self) -> float:
-        """Seconds that never go back."""
+        """Return seconds that never go back."""
 
     @abstractmethod
     def now(self) -> datetime:
-        """The time of day, aware."""
+        """Return the current time, with a time zone."""
 
     @abstractmethod
     def sleep(self, seconds: float) -> None:
-        """Wait in this thread, which `start` made or which made the clock."""
+        """Sleep in this thread, which was started by `start` or created the clock."""
 
     @abstractmethod
     def start(self, run: Callable[[], None], name: str) -> Turn:
-        """Run this on a thread of its own, as soon as this one waits."""
+        """Run a function on a new thread, as soon as this thread sleeps."""
 
     @abstractmethod
     def current(self) -> Turn:
-        """Of the thread that calls this."""
+        """Return the turn of the calling thread."""
 
     @abstractmethod
     def wake(self, turn: Turn) -> None:
-        """End that thread's wait."""
+        """End the sleep of a thread."""
 
     def wait(self, condition: Callable[[], bool], seconds: float, every: float = 1.0) -> bool:
-        """Ask until it holds, for at most so many seconds; whether it does."""
+        """Wait until the condition holds, at most `seconds`, and return whether it holds."""
         end = self.monotonic() + seconds
         while not condition():
             if self.monotonic() >= end:
@@ -70,15 +74,15 @@ class Clock(ABC):
 
 
 class VirtualClock(Clock):
-    """Time that passes only when every thread waits."""
+    """Time that passes only while all threads sleep."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
-        self._plans: list[tuple[float, int, int, Turn]] = []
+        self._wakeups: list[tuple[float, int, int, Turn]] = []
         self._lock = threading.Lock()
-        """Of the plans: a thread that answers requests may wake others while the one that asked waits for its answer."""
+        """Lock of the wakeups, because a server's thread may wake others."""
         self._order = itertools.count()
-        self._here = threading.local()
+        self._local = threading.local()
 
     @override
     def monotonic(self) -> float:
@@ -91,10 +95,10 @@ class VirtualClock(Clock):
     @override
     def sleep(self, seconds: float) -> None:
         turn = self.current()
-        self._plan(turn, self._seconds + (max(TICK, seconds) if seconds > 0 else 0.0))
-        following = self._next()
-        if following is not turn:
-            following.event.set()
+        self._schedule(turn, self._seconds + (max(TICK, seconds) if seconds > 0 else 0.0))
+        upcoming = self._next()
+        if upcoming is not turn:
+            upcoming.event.set()
             turn.event.wait()
         turn.event.clear()
         turn.number += 1
@@ -103,47 +107,47 @@ class VirtualClock(Clock):
     def start(self, run: Callable[[], None], name: str) -> Turn:
         turn = Turn()
 
-        def live() -> None:
+        def run_turn() -> None:
             turn.event.wait()
             turn.event.clear()
             turn.number += 1
-            self._here.turn = turn
+            self._local.turn = turn
             try:
                 run()
             finally:
                 turn.number += 1
                 self._next().event.set()
 
-        self._plan(turn, self._seconds)
-        threading.Thread(target=live, name=name, daemon=True).start()
+        self._schedule(turn, self._seconds)
+        threading.Thread(target=run_turn, name=name, daemon=True).start()
         return turn
 
     @override
     def current(self) -> Turn:
-        return _turn_of(self._here)
+        return _turn_of(self._local)
 
     @override
     def wake(self, turn: Turn) -> None:
-        self._plan(turn, self._seconds)
+        self._schedule(turn, self._seconds)
 
-    def _plan(self, turn: Turn, at: float) -> None:
+    def _schedule(self, turn: Turn, at: float) -> None:
         with self._lock:
-            heapq.heappush(self._plans, (at, next(self._order), turn.number, turn))
+            heapq.heappush(self._wakeups, (at, next(self._order), turn.number, turn))
 
     def _next(self) -> Turn:
         with self._lock:
             while True:
-                at, _, number, turn = heapq.heappop(self._plans)
+                at, _, number, turn = heapq.heappop(self._wakeups)
                 if number == turn.number:
                     self._seconds = max(self._seconds, at)
                     return turn
 
 
 class RealClock(Clock):
-    """Time as it passes, with threads that run side by side."""
+    """Real time, with concurrent threads."""
 
     def __init__(self) -> None:
-        self._here = threading.local()
+        self._local = threading.local()
 
     @override
     def monotonic(self) -> float:
@@ -163,24 +167,24 @@ class RealClock(Clock):
     def start(self, run: Callable[[], None], name: str) -> Turn:
         turn = Turn()
 
-        def live() -> None:
-            self._here.turn = turn
+        def run_turn() -> None:
+            self._local.turn = turn
             run()
 
-        threading.Thread(target=live, name=name, daemon=True).start()
+        threading.Thread(target=run_turn, name=name, daemon=True).start()
         return turn
 
     @override
     def current(self) -> Turn:
-        return _turn_of(self._here)
+        return _turn_of(self._local)
 
     @override
     def wake(self, turn: Turn) -> None:
         turn.event.set()
 
 
-def _turn_of(here: threading.local) -> Turn:
-    if not hasattr(here, "turn"):
-        here.turn = Turn()
-    found: Turn = here.turn
+def _turn_of(local: threading.local) -> Turn:
+    if not hasattr(local, "turn"):
+        local.turn = Turn()
+    found: Turn = local.turn
     return found

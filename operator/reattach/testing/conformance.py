@@ -1,11 +1,13 @@
-"""Whether an adapter keeps what it declares: every crash point, against the other side itself.
+"""Runs the cases against an external system, to check the guarantees that its adapter declares.
+
+    system = ExternalSystem(adapter=MyAdapter, count_jobs=count, request={...}, other_request={...})
 
     @pytest.mark.parametrize("case", reattach.testing.CASES, ids=str)
-    def test_it_keeps_its_word(case):
-        with Suite(OtherSide(adapter=MyAdapter, count_jobs=count, request={...}, other_request={...})) as suite:
+    def test_adapter_conforms(case):
+        with Suite(system) as suite:
             suite.check(case)
 
-or, as a table: `print(conformance(MyAdapter, count, request={...}, other_request={...}))`.
+`print(conformance(MyAdapter, count, request={...}, other_request={...}))` prints a table instead.
 """
 
 import contextlib
@@ -27,7 +29,7 @@ from reattach.adapters.base import Adapter, Capabilities, JobStatus, Submission,
 from reattach.api.reasons import ConditionType, Outcome, Reason
 from reattach.errors import JobFailed
 from reattach.task.context import Task
-from reattach.testing.cases import CASES, Arranged, Case, ExpectedResult, Fault, UnresolvedSubmission, expected
+from reattach.testing.cases import CASES, Arrangement, Case, ExpectedResult, Fault, UnresolvedSubmission, expected
 from reattach.testing.clocks import Clock, RealClock, VirtualClock
 from reattach.testing.fault_injection import FaultInjectingAdapter
 from reattach.testing.simulated_cluster import NAMESPACE, SimulatedCluster, SimulatedRun
@@ -35,41 +37,52 @@ from reattach.testing.task_process import TaskProcess
 
 KEY = "load"
 COUNT_SECONDS = 10.0
-"""How long a job may take until it is counted."""
+"""Seconds until `count_jobs` must count a new job."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseTiming:
-    """How long things last, in seconds. With a clock that is made up they cost nothing.
+    """Durations in seconds. With a virtual clock they cost no time.
 
-    `lost`: `spec.deadlines.lostSeconds`. `frozen`: how long a frozen process sleeps. `outage`: of the other side. `on_the_way`: how long a
-    request may take to arrive after its process has died. `poll`: between questions for the status. `longest`: no case waits longer
-    for the other side to forget something. `patience`: until a case must have ended.
+    lost: `spec.deadlines.lostSeconds`.
+    frozen: how long a frozen process sleeps.
+    outage: duration of an outage of the external system.
+    in_flight: how long a request takes to arrive after its process was killed.
+    poll: interval of status calls, by default the adapter's.
+    wait_max: a case that must wait longer for a guarantee to expire is skipped.
+    patience: time within which a case must end.
     """
 
     lost: int = 60
     frozen: float = 3600
     outage: float = 600
-    on_the_way: float = 20
+    in_flight: float = 20
     poll: float | None = None
-    longest: float = 1e9
+    wait_max: float = 1e9
     patience: float = 30 * 24 * 3600
 
 
-MADE_UP = CaseTiming()
-REAL = CaseTiming(lost=2, frozen=25, outage=6, on_the_way=0.3, poll=0.5, longest=10, patience=600)
+VIRTUAL_TIMING = CaseTiming()
+REAL_TIMING = CaseTiming(lost=2, frozen=25, outage=6, in_flight=0.3, poll=0.5, wait_max=10, patience=600)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalSystem:
-    """What the suite needs of one external system.
+    """An external system under test, as the suite uses it.
 
-    `adapter()`: a new adapter, as each pod would make one. `count_jobs()`: how many jobs the other side has made in all, forgotten and
-    ended ones too. `request`: a job that ends well, within seconds, and takes at least one. `other_request`: another one. `lasting_request`: one
-    that takes many minutes; it is cancelled (None: cancelling is not tried). `forget(handle)`: makes the other side forget a job (None: it
-    can't be made to). `fail(fault)`: from now on the other side does this wrong, and nothing that it was told before; `fail(None)`: nothing any
-    more (None: it can't be made to). `count_running()`: how many jobs run over there now (None: that a job was cancelled is then the adapter's
-    word alone). `clock`: the one that the other side goes by, None: it goes by the real one.
+    adapter: returns a new adapter, as the process of each pod makes one.
+    count_jobs: returns how many jobs the system has made in all, with ended and forgotten ones.
+    request: a job that succeeds within seconds, and takes at least one second.
+    other_request: another such job.
+    lasting_request: a job of many minutes, which the suite cancels. Optional.
+    forget: makes the system forget the job of a handle. Optional.
+    fail: puts a fault in force, in place of an earlier one; the argument None clears it. Optional.
+    count_running: returns how many jobs run now. Without it, the suite relies on the adapter's
+        status for whether a job was cancelled.
+    clock: the clock of the system, by default the real one.
+    timing: durations, by default those for the clock.
+
+    Cases that need an optional part are skipped without it.
     """
 
     adapter: Callable[[], Adapter]
@@ -81,184 +94,188 @@ class ExternalSystem:
     fail: Callable[[Fault | None], None] | None = None
     count_running: Callable[[], int] | None = None
     clock: Clock | None = None
-    pace: CaseTiming | None = None
+    timing: CaseTiming | None = None
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """How one case went. `wrong`: what must hold and does not; empty if all is well. `skipped`: why it was not tried."""
+    """Result of one case.
+
+    problem: what must hold and does not, or an empty string.
+    skipped: why the case was not run, or an empty string.
+    """
 
     case: Case
-    verdict: ExpectedResult | None = None
+    outcome: ExpectedResult | None = None
     jobs: int = 0
     attempts: int = 0
-    wrong: str = ""
+    problem: str = ""
     skipped: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All cases of one adapter. As text it is a table."""
+    """Results of all cases for one adapter. Its text form is a table."""
 
     adapter: str
-    outcomes: tuple[CaseResult, ...]
+    results: tuple[CaseResult, ...]
 
     @property
     def failures(self) -> tuple[CaseResult, ...]:
-        """Those that are not as they must be."""
-        return tuple(outcome for outcome in self.outcomes if outcome.wrong)
+        """Results with a problem."""
+        return tuple(result for result in self.results if result.problem)
 
     @property
     def tried(self) -> tuple[CaseResult, ...]:
-        """Those that were tried."""
-        return tuple(outcome for outcome in self.outcomes if not outcome.skipped)
+        """Results of the cases that were run."""
+        return tuple(result for result in self.results if not result.skipped)
 
     @override
     def __str__(self) -> str:
         rows = ["| case | what happens | ended as | jobs | attempts |", "| --- | --- | --- | --- | --- |"]
-        for outcome in self.outcomes:
-            ended = f"not tried: {outcome.skipped}" if outcome.skipped else str(outcome.verdict)
-            ended = f"**{outcome.wrong}**" if outcome.wrong else ended
-            numbers = " | " if outcome.skipped else f"{outcome.jobs} | {outcome.attempts}"
-            rows.append(f"| {outcome.case.name} | {outcome.case.what} | {ended} | {numbers} |")
+        for result in self.results:
+            ended = f"not tried: {result.skipped}" if result.skipped else str(result.outcome)
+            ended = f"**{result.problem}**" if result.problem else ended
+            numbers = " | " if result.skipped else f"{result.jobs} | {result.attempts}"
+            rows.append(f"| {result.case.name} | {result.case.what} | {ended} | {numbers} |")
         return "\n".join(rows)
 
 
 class CaseRun:
-    """One case while it is played: what a case arranges, and what happened."""
+    """One run of a case: its faults, its processes and its checks."""
 
     def __init__(self, suite: "Suite", name: str) -> None:
-        self.other = suite.other
-        self.pace = suite.pace
-        self.world = suite.world
-        self.can: Capabilities = suite.can
+        self.system = suite.system
+        self.timing = suite.timing
+        self.cluster = suite.cluster
+        self.capabilities: Capabilities = suite.capabilities
         self.request_seconds = suite.request_seconds
         self.requests: dict[int, Any] = {}
-        """What an attempt asks for, where it is not the same as ever."""
+        """Requests of attempts that do not use the usual one."""
         self.cancels = False
-        self.aside = 0
-        """How many jobs must have been made beside the run's."""
-        self.early: str = ""
+        self.extra_jobs = 0
+        """Number of jobs that the case itself submits, beside the run's."""
+        self.submitted_early: str = ""
         self.checks: list[Callable[[], str]] = []
-        """What must hold in the end beside the verdict: each tells what is wrong, or nothing."""
-        self.standings: list[JobStatus] = []
-        """What the other side says of the run's jobs when it has ended."""
+        """Further checks at the end. Each returns a problem or an empty string."""
+        self.final_statuses: list[JobStatus] = []
+        """Statuses of the run's jobs after its end."""
         self.run = SimulatedRun(name, self._main, self._on_step)
         self._plans: dict[tuple[int, str], list[Callable[[TaskProcess], object]]] = {}
-        self._betweens: dict[int, FaultInjectingAdapter] = {}
+        self._adapters: dict[int, FaultInjectingAdapter] = {}
         self._starts: dict[int, Callable[[TaskProcess], None]] = {}
         self._outage: tuple[str, float] | None = None
         self._down_until = 0.0
         self._state_api_down_until = 0.0
         self._broken_until = math.inf
-        self._lagging = False
+        self._are_lookups_delayed = False
 
-    # -- what a case arranges ----------------------------------------------------------------------
+    # -- faults ----------------------------------------------------------------------
 
-    def at(self, attempt: int, step: str, act: Callable[[TaskProcess], object]) -> None:
-        """Do this when that attempt gets to that step for the first time."""
+    def at_step(self, attempt: int, step: str, act: Callable[[TaskProcess], object]) -> None:
+        """Call `act` when an attempt gets to a step for the first time."""
         self._plans.setdefault((attempt, step), []).append(act)
 
     def before_main(self, attempt: int, act: Callable[[TaskProcess], None]) -> None:
-        """Do this when that attempt begins."""
+        """Call `act` when an attempt starts."""
         self._starts[attempt] = act
 
     def process(self, attempt: int) -> TaskProcess:
-        """The process of that attempt."""
+        """Return the process of an attempt."""
         return next(process for process in self.run.processes if process.attempt == attempt)
 
-    def between(self, attempt: int) -> FaultInjectingAdapter:
-        """The adapter as that attempt's process sees it."""
-        return self._betweens[attempt]
+    def adapter(self, attempt: int) -> FaultInjectingAdapter:
+        """Return the adapter that an attempt's process uses."""
+        return self._adapters[attempt]
 
     def fail_once(self, attempt: int, step: str) -> None:
-        """An error of the network at this step."""
+        """Raise an error of the network at a step of an attempt."""
 
         def fail(_process: TaskProcess) -> None:
             raise ConnectionError("the connection was cut")
 
-        self.at(attempt, step, fail)
+        self.at_step(attempt, step, fail)
 
-    def out_of_order(self, *, from_step: str, seconds: float) -> None:
-        """The other side can't be reached, for so long from that step of the first attempt on."""
+    def start_outage(self, *, from_step: str, seconds: float) -> None:
+        """Make the external system unavailable from a step of the first attempt on."""
         self._outage = (from_step, seconds)
 
-    def break_down(self, fault: Fault, seconds: float = math.inf) -> None:
-        """The other side itself does this wrong, for so long."""
-        assert self.other.fail is not None
-        self.other.fail(fault)
-        self._broken_until = self.world.clock.monotonic() + seconds
+    def inject_fault(self, fault: Fault, seconds: float = math.inf) -> None:
+        """Put a fault of the external system in force."""
+        assert self.system.fail is not None
+        self.system.fail(fault)
+        self._broken_until = self.cluster.clock.monotonic() + seconds
 
-    def mend(self) -> None:
-        """Nothing of it is broken any more."""
-        if self.other.fail is not None:
-            self.other.fail(None)
+    def clear_faults(self) -> None:
+        """Clear the fault of the external system."""
+        if self.system.fail is not None:
+            self.system.fail(None)
         self._broken_until = math.inf
 
-    def lag(self) -> None:
-        """What was submitted is not found until just before the settling time is over."""
-        self._lagging = True
+    def delay_lookups(self) -> None:
+        """Delay lookups until shortly before the settling time is over."""
+        self._are_lookups_delayed = True
 
     def stop_state_api(self, seconds: float) -> None:
-        """It can't be reached for so long."""
-        self._state_api_down_until = self.world.clock.monotonic() + seconds
+        """Make the state API unavailable."""
+        self._state_api_down_until = self.cluster.clock.monotonic() + seconds
 
-    def note_early(self, jobs_before: int) -> None:
-        """Whether something was submitted while the state API was down."""
-        if self.other.count_jobs() != jobs_before or self.world.clock.monotonic() < self._state_api_down_until:
-            self.early = "a job was submitted though its intent could not be stored"
+    def check_submitted_early(self, jobs_before: int) -> None:
+        """Record a problem if a job was submitted while the state API was down."""
+        if self.system.count_jobs() != jobs_before or self.cluster.clock.monotonic() < self._state_api_down_until:
+            self.submitted_early = "a job was submitted before its intent was stored"
 
     def forget(self) -> None:
-        """The other side forgets what it was given so far."""
-        assert self.other.forget is not None
-        for between in self._betweens.values():
-            for handle in between.handles:
-                self.other.forget(handle)
+        """Make the external system forget all jobs of this run."""
+        assert self.system.forget is not None
+        for adapter in self._adapters.values():
+            for handle in adapter.handles:
+                self.system.forget(handle)
 
-    def submit_at_once(self, processes: int) -> set[str]:
-        """So many processes submit the same side by side, whatever the clock, beside what the run submits; the handles that they were told."""
-        adapters = [self.other.adapter() for _ in range(processes)]
-        sent = Submission(str(uuid.uuid4()), self.other.request, KEY, 1, NAMESPACE, self.run.name)
-        self.aside += 1
+    def submit_concurrently(self, processes: int) -> set[str]:
+        """Submit one further job from several threads at once, and return the handles."""
+        adapters = [self.system.adapter() for _ in range(processes)]
+        sent = Submission(str(uuid.uuid4()), self.system.request, KEY, 1, NAMESPACE, self.run.name)
+        self.extra_jobs += 1
         all_ready = threading.Barrier(processes)
 
         def submit(adapter: Adapter) -> str | None:
             all_ready.wait()
             try:
                 return adapter.submit(sent).handle
-            except Exception:  # noqa: BLE001 -- whatever it is, what counts is how many jobs were made
+            except Exception:  # noqa: BLE001 -- only the number of jobs is checked
                 return None
 
         with ThreadPoolExecutor(processes) as pool:
             return {handle for handle in pool.map(submit, adapters) if handle is not None}
 
     def freeze(self, process: TaskProcess) -> None:
-        """Nothing of it happens for a while, and nobody can reach its node."""
+        """Freeze the process on a node that is lost."""
         self.lose_node(process)
-        process.freeze(self.pace.frozen)
+        process.freeze(self.timing.frozen)
 
     def lose_node(self, process: TaskProcess) -> None:
-        """Nobody can reach its node any more."""
-        self.world.lose_node(self.run, process)
+        """Lose the node of the process."""
+        self.cluster.lose_node(self.run, process)
 
     def evict(self, process: TaskProcess) -> None:
-        """As the eviction API does it."""
-        self.world.evict(process)
+        """Evict the pod of the process."""
+        self.cluster.evict(process)
 
-    def too_long(self, seconds: float, what: str) -> str:
-        """Why something takes too long to be tried, or nothing."""
-        return "" if seconds <= self.pace.longest else f"{what} for {seconds:.0f} s"
+    def reason_if_too_long(self, seconds: float, what: str) -> str:
+        """Return why a case takes too long to be run, or an empty string."""
+        return "" if seconds <= self.timing.wait_max else f"{what} for {seconds:.0f} s"
 
-    # -- what happens in pods ----------------------------------------------------------------------
+    # -- in the pods ----------------------------------------------------------------------
 
     def _main(self, process: TaskProcess, task: Task) -> Any:
-        between = FaultInjectingAdapter(self.other.adapter(), process, self.world.clock, self.pace.poll)
-        between.found_from = self._visible_from
-        self._betweens[process.attempt] = between
+        adapter = FaultInjectingAdapter(self.system.adapter(), process, self.cluster.clock, self.timing.poll)
+        adapter.visible_from = self._visible_from
+        self._adapters[process.attempt] = adapter
         if process.attempt in self._starts:
             self._starts[process.attempt](process)
-        usual = self.other.lasting_request if self.cancels else self.other.request
-        job = task.submit_once(KEY, between, self.requests.get(process.attempt, usual))
+        usual = self.system.lasting_request if self.cancels else self.system.request
+        job = task.submit_once(KEY, adapter, self.requests.get(process.attempt, usual))
         if not self.cancels:
             return job.wait()
         job.cancel()
@@ -270,145 +287,155 @@ class CaseRun:
             raise
 
     def _on_step(self, process: TaskProcess, step: str) -> None:
-        for name in (step, _short(step)):
+        for name in (step, _shorten(step)):
             for act in self._plans.pop((process.attempt, name), ()):
                 act(process)
-        now = self.world.clock.monotonic()
+        now = self.cluster.clock.monotonic()
         if now >= self._broken_until:
-            self.mend()
+            self.clear_faults()
         if self._outage is not None and step == self._outage[0]:
             self._down_until, self._outage = now + self._outage[1], None
         if now < self._down_until and step.endswith(" leaving"):
             process.sleep(0.1)
-            raise ConnectionError("the other side is down")
+            raise ConnectionError("the external system is down")
         if now < self._state_api_down_until and step.startswith("before ") and " /v1/" in step:
             raise httpx.ConnectError("the state API is down")
 
     def _visible_from(self) -> float:
-        """When a look-up begins to find what was submitted first: at once, unless the case lets it lag."""
-        settling = self.can.look_up.settling.total_seconds() if self.can.look_up else 0.0
-        sent = min((between.accepted_at for between in self._betweens.values() if between.accepted_at), default=0.0)
-        return sent + 0.9 * settling if self._lagging else 0.0
+        """Return the time from which a lookup finds the first job."""
+        settling = self.capabilities.look_up.settling.total_seconds() if self.capabilities.look_up else 0.0
+        sent = min((adapter.accepted_at for adapter in self._adapters.values() if adapter.accepted_at), default=0.0)
+        return sent + 0.9 * settling if self._are_lookups_delayed else 0.0
 
-    def ask(self) -> None:
-        """Note how the run's jobs stand over there, whoever submitted them."""
-        adapter = self.other.adapter()
+    def read_final_statuses(self) -> None:
+        """Read the statuses of all jobs of the run."""
+        adapter = self.system.adapter()
 
-        def told(handle: str) -> JobStatus:
+        def handles(handle: str) -> JobStatus:
             try:
                 return adapter.status(handle)
-            except Exception as error:  # noqa: BLE001 -- whatever it is, it says nothing about the job
+            except Exception as error:  # noqa: BLE001 -- no error is evidence of the job's state
                 return Unknown(str(error))
 
-        self.standings = [told(job.handle) for job in self.world.jobs(self.run.name) if job.handle]
+        self.final_statuses = [handles(job.handle) for job in self.cluster.jobs(self.run.name) if job.handle]
 
-    def unlike_results(self) -> str:
-        """The result of a job is the same on every path: as the other side tells it, as attempts returned it, and as the TaskRun shows it."""
-        shown = self.world.taskrun(self.run.name).status.result
+    def find_result_mismatch(self) -> str:
+        """Return a problem if the result differs between external system, attempts and TaskRun."""
+        shown = self.cluster.taskrun(self.run.name).status.result
         results = [None if shown is None else msgspec.json.decode(shown)]
         results += [process.result for process in self.run.processes if process.code == 0]
-        results += [_as_json(told.result) for told in self.standings if isinstance(told, Succeeded)]
+        results += [_as_json(handles.result) for handles in self.final_statuses if isinstance(handles, Succeeded)]
         others = [result for result in results if result != results[0]]
-        return f"a job's result must be the same whoever asks; it was {results[0]} and {others[0]}" if others else ""
+        return (
+            f"the result of a job must be the same for each attempt; it was {results[0]} and {others[0]}"
+            if others
+            else ""
+        )
 
-    def is_quiet(self) -> bool:
-        """Whether nothing runs and nothing is on its way any more."""
+    def is_idle(self) -> bool:
+        """Return whether no process runs and no request is in flight."""
         over = all(process.has_ended for process in self.run.processes)
-        return over and not any(between.on_their_way for between in self._betweens.values())
+        return over and not any(adapter.in_flight for adapter in self._adapters.values())
 
 
 def _as_json(value: Any) -> Any:
     return msgspec.json.decode(msgspec.json.encode(value))
 
 
-def _short(step: str) -> str:
-    """`before PUT handle` of `before PUT /v1/jobs/load/handle`."""
+def _shorten(step: str) -> str:
+    """Return `before PUT handle` for `before PUT /v1/jobs/load/handle`."""
     when, _, rest = step.partition(" ")
     method, _, path = rest.partition(" ")
     return f"{when} {method} {path.rpartition('/')[2]}" if path.startswith("/v1/jobs/") else step
 
 
 class CountError(Exception):
-    """`count_jobs` does not tell how many jobs were made, so no case would mean anything."""
+    """`count_jobs` does not count the jobs, so no case could be checked."""
 
 
 class Suite:
-    """The world that cases are played in, one after the other. Use it by `with`, which raises `CountError` where jobs are not counted."""
+    """Runs cases one after the other in a simulated cluster.
 
-    def __init__(self, other: ExternalSystem, *, seed: int = 0) -> None:
-        self.other = other
-        clock = other.clock or RealClock()
-        self.pace = other.pace or (MADE_UP if isinstance(clock, VirtualClock) else REAL)
-        self.world = SimulatedCluster(clock, seed=seed, report_seconds=0.2)
-        adapter = other.adapter()
-        self.name, self.can, self.request_seconds = adapter.name, adapter.capabilities, adapter.request_seconds
+    Use it by `with`, which raises `CountError` if `count_jobs` does not count correctly.
+    """
+
+    def __init__(self, system: ExternalSystem, *, seed: int = 0) -> None:
+        self.system = system
+        clock = system.clock or RealClock()
+        self.timing = system.timing or (VIRTUAL_TIMING if isinstance(clock, VirtualClock) else REAL_TIMING)
+        self.cluster = SimulatedCluster(clock, seed=seed, report_seconds=0.2)
+        adapter = system.adapter()
+        self.name, self.capabilities, self.request_seconds = adapter.name, adapter.capabilities, adapter.request_seconds
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.world)
-            self._try_count()
+            stack.enter_context(self.cluster)
+            self._check_count()
             stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.world.__exit__(kind, error, trace)
+        self.cluster.__exit__(kind, error, trace)
 
-    def _try_count(self) -> None:
-        """Two jobs, of which one is forgotten, must be counted as two."""
-        before, adapter = self.other.count_jobs(), self.other.adapter()
+    def _check_count(self) -> None:
+        """Check that two jobs are counted as two, even after one of them is forgotten."""
+        before, adapter = self.system.count_jobs(), self.system.adapter()
         tokens = (str(uuid.uuid4()), str(uuid.uuid4()))
-        request = self.other.request
+        request = self.system.request
         made = [adapter.submit(Submission(token, request, KEY, 1, NAMESPACE, "control")) for token in tokens]
-        self.world.clock.wait(lambda: self.other.count_jobs() >= before + len(made), COUNT_SECONDS)
-        if self.other.forget is not None:
-            self.other.forget(made[0].handle)
-        if (counted := self.other.count_jobs() - before) != len(made):
+        self.cluster.clock.wait(lambda: self.system.count_jobs() >= before + len(made), COUNT_SECONDS)
+        if self.system.forget is not None:
+            self.system.forget(made[0].handle)
+        if (counted := self.system.count_jobs() - before) != len(made):
             raise CountError(
-                "count_jobs must count every job that was ever made, also those that are over or forgotten, and no other: "
-                f"{len(made)} were submitted with different tokens, and it rose by {counted}"
+                "count_jobs must count every job that was ever made, with ended and forgotten ones, and no other. "
+                f"The suite submitted {len(made)} jobs with different tokens, but the count rose by {counted}"
             )
 
     def check(self, case: Case) -> CaseResult:
-        """Play it; raises AssertionError if it does not end as it must."""
-        outcome = self.play(case)
-        if outcome.wrong:
-            raise AssertionError(f"{self.name}, {case.name} ({case.what}): {outcome.wrong}")
-        return outcome
+        """Run a case. Raises `AssertionError` if it has a problem."""
+        result = self.run_case(case)
+        if result.problem:
+            raise AssertionError(f"{self.name}, {case.name} ({case.what}): {result.problem}")
+        return result
 
-    def play(self, case: Case) -> CaseResult:
-        """Play it, and judge how it ended."""
-        scene = CaseRun(self, f"case-{next(self._numbers)}")
-        if why := case.needs(scene):
+    def run_case(self, case: Case) -> CaseResult:
+        """Run a case, and return its result."""
+        case_run = CaseRun(self, f"case-{next(self._numbers)}")
+        if why := case.skip_reason(case_run):
             return CaseResult(case, skipped=why)
-        before = self.other.count_jobs()
-        found = case.arrange(scene)
-        must = self._must(found)
-        self.world.create(scene.run.name, {"deadlines": {"lostSeconds": self.pace.lost}})
-        ended = self.world.live(scene.run, lambda: self._verdict(scene) is not None, seconds=self.pace.patience)
-        verdict = self._verdict(scene)
-        scene.mend()
-        scene.ask()
-        # Whatever is frozen wakes up now and goes on; what is on its way arrives.
-        self.world.live(scene.run, scene.is_quiet, seconds=2 * self.pace.frozen)
-        self.world.end(scene.run)
-        jobs, attempts = self.other.count_jobs() - before - scene.aside, len(scene.run.processes)
-        wrong = (
-            self._wrong(scene, verdict, must, jobs) if ended else f"it did not end within {self.pace.patience:.0f} s"
+        before = self.system.count_jobs()
+        allowed = self._allowed_outcomes(case.arrange(case_run))
+        self.cluster.create(case_run.run.name, {"deadlines": {"lostSeconds": self.timing.lost}})
+        ended = self.cluster.run_until(
+            case_run.run, lambda: self._outcome(case_run) is not None, seconds=self.timing.patience
         )
-        return CaseResult(case, verdict, jobs, attempts, wrong)
+        outcome = self._outcome(case_run)
+        case_run.clear_faults()
+        case_run.read_final_statuses()
+        # Frozen processes continue now, and requests in flight arrive.
+        self.cluster.run_until(case_run.run, case_run.is_idle, seconds=2 * self.timing.frozen)
+        self.cluster.kill_processes(case_run.run)
+        jobs, attempts = self.system.count_jobs() - before - case_run.extra_jobs, len(case_run.run.processes)
+        problem = (
+            self._find_problem(case_run, outcome, allowed, jobs)
+            if ended
+            else f"it did not end within {self.timing.patience:.0f} s"
+        )
+        return CaseResult(case, outcome, jobs, attempts, problem)
 
-    def _must(self, found: Arranged) -> frozenset[ExpectedResult]:
-        if isinstance(found, frozenset):
-            return found
-        if isinstance(found, UnresolvedSubmission):
-            found = expected(self.can, self.request_seconds, found)
-        return frozenset({found or ExpectedResult.ONE_JOB})
+    def _allowed_outcomes(self, arrangement: Arrangement) -> frozenset[ExpectedResult]:
+        if isinstance(arrangement, frozenset):
+            return arrangement
+        if isinstance(arrangement, UnresolvedSubmission):
+            arrangement = expected(self.capabilities, self.request_seconds, arrangement)
+        return frozenset({arrangement or ExpectedResult.ONE_JOB})
 
-    def _verdict(self, scene: CaseRun) -> ExpectedResult | None:
-        status = self.world.taskrun(scene.run.name).status
+    def _outcome(self, case_run: CaseRun) -> ExpectedResult | None:
+        status = self.cluster.taskrun(case_run.run.name).status
         if status.outcome is not None:
             return ExpectedResult.ONE_JOB if status.outcome == Outcome.SUCCEEDED else ExpectedResult.FAILED
         for condition in status.conditions:
@@ -416,20 +443,22 @@ class Suite:
                 return ExpectedResult.HELD if condition.reason == Reason.SUBMISSION_UNKNOWN else ExpectedResult.FAILED
         return None
 
-    def _wrong(self, scene: CaseRun, verdict: ExpectedResult | None, must: frozenset[ExpectedResult], jobs: int) -> str:
+    def _find_problem(
+        self, case_run: CaseRun, outcome: ExpectedResult | None, allowed: frozenset[ExpectedResult], jobs: int
+    ) -> str:
         if jobs > 1:
-            return f"the other side made {jobs} jobs: it does not keep what the adapter declares"
-        if verdict not in must:
-            return f"it must end as {' or '.join(sorted(must))}; it ended as {verdict}"
-        if any(job.generation > 1 for job in self.world.jobs(scene.run.name)):
             return (
-                "the adapter said that the job failed or was refused, and nobody knew that: it was asked for once more"
+                f"the external system made {jobs} jobs, so it does not have the capabilities that the adapter declares"
             )
-        if verdict is ExpectedResult.ONE_JOB and jobs < 1:
-            return f"the other side must have made 1 job; it made {jobs}"
-        if verdict is ExpectedResult.ONE_JOB and not scene.cancels and (unlike := scene.unlike_results()):
+        if outcome not in allowed:
+            return f"the case must end as {' or '.join(sorted(allowed))}; it ended as {outcome}"
+        if any(job.generation > 1 for job in self.cluster.jobs(case_run.run.name)):
+            return "the adapter reported the job as failed or rejected without evidence, so that it was submitted again"
+        if outcome is ExpectedResult.ONE_JOB and jobs < 1:
+            return f"the external system must have made 1 job; it made {jobs}"
+        if outcome is ExpectedResult.ONE_JOB and not case_run.cancels and (unlike := case_run.find_result_mismatch()):
             return unlike
-        return next((wrong for check in scene.checks if (wrong := check())), "")
+        return next((problem for check in case_run.checks if (problem := check())), "")
 
 
 def conformance(
@@ -443,11 +472,14 @@ def conformance(
     fail: Callable[[Fault | None], None] | None = None,
     count_running: Callable[[], int] | None = None,
     clock: Clock | None = None,
-    pace: CaseTiming | None = None,
+    timing: CaseTiming | None = None,
     cases: Iterable[Case] = CASES,
 ) -> Report:
-    """Play all cases against the other side; see `ExternalSystem` for what is asked of it. The report tells how each ended."""
-    other = ExternalSystem(
+    """Run all cases against an external system, and return their results.
+
+    `ExternalSystem` describes the arguments.
+    """
+    system = ExternalSystem(
         adapter=adapter_factory,
         count_jobs=count_jobs,
         request=request,
@@ -457,7 +489,7 @@ def conformance(
         fail=fail,
         count_running=count_running,
         clock=clock,
-        pace=pace,
+        timing=timing,
     )
-    with Suite(other) as suite:
-        return Report(suite.name, tuple(suite.play(case) for case in cases))
+    with Suite(system) as suite:
+        return Report(suite.name, tuple(suite.run_case(case) for case in cases))

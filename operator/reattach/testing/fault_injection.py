@@ -1,4 +1,4 @@
-"""Between the SDK and an adapter: where requests and answers get lost."""
+"""Faults between the SDK and an adapter: lost requests and lost responses."""
 
 import contextlib
 import dataclasses
@@ -14,30 +14,35 @@ from reattach.testing.task_process import TaskProcess
 T = TypeVar("T")
 
 LEAVING, ACCEPTED = "leaving", "accepted"
-"""The steps of a call of the adapter: before the request leaves, and when the other side has done what was asked, before the answer is seen."""
+"""Steps of a call: before the request leaves, and after the external system has executed it.
+
+At the second step, the process has not received the response yet.
+"""
 
 
 class FaultInjectingAdapter(Adapter):
-    """The adapter as its process sees it. Each call is two steps of the process, `submit leaving` and `submit accepted` (the same for
-    `look-up`, `status` and `cancel`); an exception raised there is an error of the network.
+    """Adapter of one process that reports two steps of each call.
 
-    `handles` has what the other side answered, also where the answer was lost.
+    The steps of `submit` are `submit leaving` and `submit accepted`; those of `lookup`, `status`
+    and `cancel` are named alike. An exception that is raised at a step is an error of the network.
+
+    handles: handles that the external system returned, also those of lost responses.
     """
 
-    name = ""  # the adapter's
+    name = ""  # set to that of the adapter
 
     def __init__(self, adapter: Adapter, process: TaskProcess, clock: Clock, poll_seconds: float | None = None) -> None:
         self.adapter = adapter
-        self.name = adapter.name  # type: ignore[misc] # an adapter's is fixed, this one's is another's
+        self.name = adapter.name  # type: ignore[misc] # a class constant in other adapters
         self.request_seconds = adapter.request_seconds
         self.poll_seconds = adapter.poll_seconds if poll_seconds is None else poll_seconds
         self.handles: list[str] = []
-        self.sending: Submission | None = None
+        self.last_submission: Submission | None = None
         self.accepted_at: float | None = None
-        self.found_from: Callable[[], float] = lambda: 0.0
-        """Until then a look-up finds nothing: it lags."""
-        self.on_their_way = 0
-        """Requests that have not arrived yet."""
+        self.visible_from: Callable[[], float] = lambda: 0.0
+        """Returns the time from which a lookup finds the job."""
+        self.in_flight = 0
+        """Number of requests that have not arrived yet."""
         self._process = process
         self._clock = clock
 
@@ -48,7 +53,7 @@ class FaultInjectingAdapter(Adapter):
 
     @override
     def submit(self, submission: Submission) -> Submitted:
-        self.sending = submission
+        self.last_submission = submission
 
         def send() -> Submitted:
             made = self.adapter.submit(submission)
@@ -62,9 +67,9 @@ class FaultInjectingAdapter(Adapter):
     def look_up(self, submission: Submission) -> Submitted | None:
         def find() -> Submitted | None:
             found = self.adapter.look_up(submission)
-            return found if self._clock.monotonic() >= self.found_from() else None
+            return found if self._clock.monotonic() >= self.visible_from() else None
 
-        return self._call("look-up", find)
+        return self._call("lookup", find)
 
     @override
     def status(self, handle: str) -> JobStatus:
@@ -78,26 +83,26 @@ class FaultInjectingAdapter(Adapter):
     def digest(self, request: Any) -> str:
         return self.adapter.digest(request)
 
-    def send_later(self, seconds: float) -> None:
-        """What is about to be submitted arrives by itself, so many seconds from now: it was on its way when its process died."""
-        assert self.sending is not None
-        # It has left, so nothing can stop it any more.
-        submission = dataclasses.replace(self.sending, may_leave=lambda: True)
+    def deliver_later(self, seconds: float) -> None:
+        """Deliver the last submission in `seconds`, even if its process is killed meanwhile."""
+        assert self.last_submission is not None
+        # The request has left, so the process can't stop it any more.
+        submission = dataclasses.replace(self.last_submission, may_leave=lambda: True)
 
         def arrive() -> None:
             try:
                 self._clock.sleep(seconds)
-                with contextlib.suppress(Exception):  # refused; nobody is there to be told
+                with contextlib.suppress(Exception):  # no process receives the response
                     self.adapter.submit(submission)
             finally:
-                self.on_their_way -= 1
+                self.in_flight -= 1
 
-        self.on_their_way += 1
+        self.in_flight += 1
 
         self._clock.start(arrive, "network")
 
     def _call(self, operation: str, send: Callable[[], T]) -> T:
         self._process.step(f"{operation} {LEAVING}")
-        answer = send()
+        result = send()
         self._process.step(f"{operation} {ACCEPTED}")
-        return answer
+        return result

@@ -1,4 +1,4 @@
-"""The operator's own reconciler and planner over the stand-in for the Kubernetes API: no kopf, no watch, no Lease, no process."""
+"""The operator's real reconciler and planner, without kopf, watches, a Lease and a process."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -11,7 +11,7 @@ from reattach.api.names import LABEL_TASKRUN
 from reattach.api.objects import ObjectMeta, PartialObject, Pod
 from reattach.api.taskrun import TaskRun
 from reattach.cluster import ClusterError
-from reattach.planner.decide import decide as the_planners
+from reattach.planner.decide import decide as planner_decide
 from reattach.planner.plan import EmitEvent, PodDefaults
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.object_store import ObjectStore
@@ -26,22 +26,25 @@ from reattach.testing.memory_api import InMemoryCluster, ObjectChange
 
 CA = "no certificate: loopback HTTP\n"
 _PER_SECOND = 1e6
-_TRY_AGAIN = timedelta(seconds=1)
+_RETRY_DELAY = timedelta(seconds=1)
 
 
 class InProcessOperator:
-    """Looks at what has changed in the cluster, and at what it meant to look at now. `said` has all that it announced."""
+    """Reconciles the TaskRuns that changed or are due.
 
-    def __init__(self, cluster: InMemoryCluster, now: Callable[[], datetime], decide: Decide = the_planners) -> None:
+    events: emitted Kubernetes Events, with the UID of their TaskRun.
+    """
+
+    def __init__(self, cluster: InMemoryCluster, now: Callable[[], datetime], decide: Decide = planner_decide) -> None:
         self._cluster = cluster
         self._now = now
-        self._again: dict[Key, datetime] = {}
+        self._requeue_times: dict[Key, datetime] = {}
         self._queue = WorkQueue()
         metrics = OperatorMetrics()
         self._taskruns = TaskRunStore(cluster, (), self._queue.add, UnreadableObjects(metrics))
         self._pods = pod_store(self._queue.add)
         self._states = state_store(self._queue.add)
-        self.said: list[tuple[str, EmitEvent]] = []
+        self.events: list[tuple[str, EmitEvent]] = []
         writer = Writer(cluster, RateLimiter(per_second=_PER_SECOND, at_once=64), lambda: True, metrics)
         self._reconciler = Reconciler(
             cluster=cluster,
@@ -55,42 +58,42 @@ class InProcessOperator:
         )
 
     async def settle(self) -> datetime | None:
-        """Look until nothing is left to look at; when to come again, if nothing changes."""
+        """Reconcile until the queue is empty. Return the time of the next requeue."""
         while True:
-            self._learn()
-            for key in [key for key, at in self._again.items() if at <= self._now()]:
-                del self._again[key]
+            self._deliver()
+            for key in [key for key, at in self._requeue_times.items() if at <= self._now()]:
+                del self._requeue_times[key]
                 self._queue.add(key)
             if self._queue.depth == 0:
-                return min(self._again.values(), default=None)
-            await self._look(await self._queue.get())
+                return min(self._requeue_times.values(), default=None)
+            await self._reconcile(await self._queue.get())
 
-    async def _look(self, key: Key) -> None:
+    async def _reconcile(self, key: Key) -> None:
         try:
-            again = await self._reconciler.reconcile(key)
+            requeue_at = await self._reconciler.reconcile(key)
         except ClusterError:
-            again = self._now() + _TRY_AGAIN
+            requeue_at = self._now() + _RETRY_DELAY
         finally:
             self._queue.done(key)
-        self._again.pop(key, None)
-        if again is not None:
-            self._again[key] = again
+        self._requeue_times.pop(key, None)
+        if requeue_at is not None:
+            self._requeue_times[key] = requeue_at
 
-    def _emit(self, about: ObjectMeta, said: EmitEvent) -> None:
-        self.said.append((about.uid, said))
+    def _emit(self, about: ObjectMeta, event: EmitEvent) -> None:
+        self.events.append((about.uid, event))
 
-    def _learn(self) -> None:
-        """What watches would have told."""
+    def _deliver(self) -> None:
+        """Deliver the changes to the stores, as watches do."""
         changes, self._cluster.changes = self._cluster.changes, []
         for change in changes:
             if change.resource == "taskruns":
-                self._learn_taskrun(change)
+                self._deliver_taskrun(change)
             elif change.resource == "pods":
-                _learn(self._pods, change, Pod)
+                _deliver(self._pods, change, Pod)
             elif change.resource == "configmaps":
-                _learn(self._states, change, PartialObject)
+                _deliver(self._states, change, PartialObject)
 
-    def _learn_taskrun(self, change: ObjectChange) -> None:
+    def _deliver_taskrun(self, change: ObjectChange) -> None:
         found = msgspec.json.decode(change.raw, type=TaskRun)
         if change.kind == "DELETED" or found.status.outcome is not None:
             self._taskruns.on_deleted(reference_of(found.metadata))
@@ -99,7 +102,7 @@ class InProcessOperator:
             self._taskruns.on_event(reference_of(found.metadata))
 
 
-def _learn(cache: ObjectStore[Any], change: ObjectChange, kind: type[Any]) -> None:
+def _deliver(cache: ObjectStore[Any], change: ObjectChange, kind: type[Any]) -> None:
     found = msgspec.json.decode(change.raw, type=kind)
     if change.kind == "DELETED":
         cache.delete(found.metadata.uid)

@@ -1,4 +1,4 @@
-"""Servers over loopback HTTP, in a thread of this process."""
+"""Servers on the loopback interface, in a thread of this process."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class LoopbackServer:
-    """An event loop on a thread of its own, for servers and for whatever else is async. Use it by `with`."""
+    """Event loop on a thread of its own, for servers and other async code. Use it by `with`."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -29,11 +29,11 @@ class LoopbackServer:
         self.loop.close()
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run it over there; its answer."""
+        """Run the coroutine on the loop, and return its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
     def serve(self, application: web.Application) -> str:
-        """Serve it on a free port; the URL."""
+        """Serve the application on a free port, and return its URL."""
         return self.call(self._serve(application))
 
     async def _serve(self, application: web.Application) -> str:

@@ -1,8 +1,10 @@
-"""A stand-in for the Kubernetes API, in memory: what `reattach.cluster.Cluster` promises, as far as the state API and the operator use it.
+"""A Kubernetes API in memory: the part of `reattach.cluster.Cluster` that the suite needs.
 
-Faithful where submitting once depends on it: resourceVersions and their conflicts, preconditions on the UID, finalizers and deletion
-times, the status subresource, generations, TokenReview for pod tokens. `tests/conformance/test_memory_api.py` asks the same of this and of a
-real API server. Left out: schemas, admission, RBAC, defaults, garbage collection, quotas, events' expiry.
+It behaves like the API server where submitting once depends on it: resourceVersions and their
+conflicts, preconditions on the UID, finalizers and deletion times, the status subresource,
+generations, and TokenReview for pod tokens. `tests/conformance/test_memory_api.py` runs the same
+tests against this class and against a real API server. Schemas, admission, RBAC, defaults, garbage
+collection, quotas and the expiry of events are not implemented.
 """
 
 import copy
@@ -31,14 +33,18 @@ from reattach.cluster.paths import TOKEN_REVIEWS, core
 JSON = dict[str, Any]
 _STATUS = "/status"
 _WITH_STATUS = {PLURAL, "pods"}
-"""Resources whose status is written through the subresource alone."""
+"""Resources whose status is written only through the subresource."""
 _WITH_GENERATION = {PLURAL, "pods"}
 _OVER = {"Succeeded", "Failed"}
 
 
 @dataclass(frozen=True)
 class ObjectChange:
-    """What a watch would tell. `kind`: ADDED, MODIFIED or DELETED; `resource`: pods, configmaps, …"""
+    """A watch event.
+
+    kind: ADDED, MODIFIED or DELETED.
+    resource: the plural name, for example `pods`.
+    """
 
     kind: str
     resource: str
@@ -46,22 +52,22 @@ class ObjectChange:
 
 
 class InMemoryCluster(Cluster):
-    """Objects by path. Every answer is a copy, in JSON."""
+    """Objects by path. Each call returns a copy, as JSON."""
 
     def __init__(self, now: Callable[[], datetime]) -> None:
-        # Not Cluster's own: there is no server to connect to.
+        # Does not call `Cluster.__init__`, because there is no server to connect to.
         self._now = now
         self._objects: dict[str, JSON] = {}
         self._versions = itertools.count(1000)
         self.changes: list[ObjectChange] = []
-        """All that happened, in order, since somebody took what is in here."""
+        """Changes in order, until a reader replaces this list."""
         self.on_change: Callable[[], None] = lambda: None
         self.is_down = False
-        """While true, every call is answered as by an API server that can't be reached."""
+        """Makes each call fail as if the API server were unavailable."""
 
     @override
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, because no connection is open."""
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -117,7 +123,7 @@ class InMemoryCluster(Cluster):
 
     @override
     async def json_patch(self, path: str, operations: Sequence[Mapping[str, Any]], **_query: str | int | None) -> bytes:
-        raise NotImplementedError(f"nothing that runs on this stand-in uses JSON patches: {path} {operations}")
+        raise NotImplementedError(f"JSON patches are not implemented: {path} {operations}")
 
     @override
     async def delete(
@@ -131,20 +137,20 @@ class InMemoryCluster(Cluster):
     ) -> bytes:
         self._check_up()
         found = copy.deepcopy(self._found(path))
-        about = found["metadata"]
+        metadata = found["metadata"]
         for what, wanted in (("uid", uid), ("resourceVersion", resource_version)):
-            if wanted is not None and about[what] != wanted:
-                message = f"Precondition failed: {what} in precondition: {wanted}, in object meta: {about[what]}"
+            if wanted is not None and metadata[what] != wanted:
+                message = f"Precondition failed: {what} in precondition: {wanted}, in object meta: {metadata[what]}"
                 raise ConflictError(409, "Conflict", message)
         grace = _grace_of(found, grace_period_seconds) if _resource_of(path) == "pods" else 0
-        if not about.get("finalizers") and grace == 0:
+        if not metadata.get("finalizers") and grace == 0:
             return self._remove(path)
-        if "deletionTimestamp" in about and grace >= about.get("deletionGracePeriodSeconds", 0):
+        if "deletionTimestamp" in metadata and grace >= metadata.get("deletionGracePeriodSeconds", 0):
             return msgspec.json.encode(found)
-        about["deletionTimestamp"] = _text_of(self._now() + timedelta(seconds=grace))
-        about["deletionGracePeriodSeconds"] = grace
+        metadata["deletionTimestamp"] = _text_of(self._now() + timedelta(seconds=grace))
+        metadata["deletionGracePeriodSeconds"] = grace
         if _resource_of(path) in _WITH_GENERATION:
-            about["generation"] += 1
+            metadata["generation"] += 1
         return self._store(path, found, "MODIFIED")
 
     @override
@@ -158,15 +164,15 @@ class InMemoryCluster(Cluster):
         silence_seconds: float = 90,
         **query: str | int | None,
     ) -> AsyncGenerator[bytes, None]:
-        raise NotImplementedError(f"take what is in `changes` instead of watching {path}")
-        yield b""  # type: ignore[unreachable] # makes it a generator, as Cluster's is
+        raise NotImplementedError(f"read `changes` instead of watching {path}")
+        yield b""  # type: ignore[unreachable] # makes this function a generator, like that of Cluster
 
     # -- pod tokens --------------------------------------------------------------------------------
 
     def token_of(self, pod: Mapping[str, Any]) -> str:
-        """What the kubelet would put into the pod: good as long as this very pod is there."""
-        about = pod["metadata"]
-        return f"pod.{about['namespace']}.{about['name']}.{about['uid']}"
+        """Return the token of a pod, which is valid as long as this pod exists."""
+        metadata = pod["metadata"]
+        return f"pod.{metadata['namespace']}.{metadata['name']}.{metadata['uid']}"
 
     def _review(self, body: Mapping[str, Any]) -> JSON:
         kind, _, rest = str(body["spec"]["token"]).partition(".")
@@ -181,7 +187,7 @@ class InMemoryCluster(Cluster):
         user = {"username": f"system:serviceaccount:{namespace}:default", "extra": extra}
         return {"status": {"authenticated": True, "audiences": [TOKEN_AUDIENCE], "user": user}}
 
-    # -- what a write does -------------------------------------------------------------------------
+    # -- effects of a write ------------------------------------------------------------------------
 
     def _check_up(self) -> None:
         if self.is_down:
@@ -196,11 +202,14 @@ class InMemoryCluster(Cluster):
             ) from None
 
     def _write(self, at: str, new: JSON, *, is_status: bool, given: Mapping[str, Any] | None = None) -> bytes:
-        """`given`: of a patch, what it says; its preconditions count, those of a whole object always do."""
+        """Write an object or its status.
+
+        given: the body of a patch. Only the preconditions that it contains are checked.
+        """
         old = self._found(at)
-        about = (new if given is None else given).get("metadata") or {}
-        self._check_preconditions(at, old, about, is_patch=given is not None)
-        # What only the API server writes.
+        metadata = (new if given is None else given).get("metadata") or {}
+        self._check_preconditions(at, old, metadata, is_patch=given is not None)
+        # Fields that only the API server writes.
         for name in ("uid", "creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds"):
             new["metadata"].pop(name, None)
             if name in old["metadata"]:
@@ -239,23 +248,23 @@ class InMemoryCluster(Cluster):
         new["metadata"]["resourceVersion"] = str(next(self._versions))
         self._objects[at] = new
         raw = msgspec.json.encode(new)
-        self._tell(ObjectChange(kind, _resource_of(at), raw))
+        self._record_change(ObjectChange(kind, _resource_of(at), raw))
         return raw
 
     def _remove(self, at: str) -> bytes:
         gone = self._objects.pop(at)
         gone["metadata"]["resourceVersion"] = str(next(self._versions))
         raw = msgspec.json.encode(gone)
-        self._tell(ObjectChange("DELETED", _resource_of(at), raw))
+        self._record_change(ObjectChange("DELETED", _resource_of(at), raw))
         return raw
 
-    def _tell(self, change: ObjectChange) -> None:
+    def _record_change(self, change: ObjectChange) -> None:
         self.changes.append(change)
         self.on_change()
 
 
 def merged(target: Any, patch: Any) -> Any:
-    """RFC 7386."""
+    """Return the result of a JSON merge patch (RFC 7386)."""
     if not isinstance(patch, Mapping):
         return copy.deepcopy(patch)
     result = copy.deepcopy(target) if isinstance(target, dict) else {}
@@ -268,16 +277,16 @@ def merged(target: Any, patch: Any) -> Any:
 
 
 def _is_gone(new: JSON) -> bool:
-    about = new["metadata"]
-    waits = about.get("deletionGracePeriodSeconds", 0) != 0
-    return "deletionTimestamp" in about and not about.get("finalizers") and not waits
+    metadata = new["metadata"]
+    waits = metadata.get("deletionGracePeriodSeconds", 0) != 0
+    return "deletionTimestamp" in metadata and not metadata.get("finalizers") and not waits
 
 
-def _grace_of(pod: JSON, asked: int | None) -> int:
-    """How long a pod stays for its kubelet: not at all if it has none, or is over."""
+def _grace_of(pod: JSON, requested: int | None) -> int:
+    """Return the grace period of a pod in seconds, or 0 if it has no node or is terminal."""
     if not pod["spec"].get("nodeName") or (pod.get("status") or {}).get("phase") in _OVER:
         return 0
-    seconds: int = pod["spec"].get("terminationGracePeriodSeconds", 30) if asked is None else asked
+    seconds: int = pod["spec"].get("terminationGracePeriodSeconds", 30) if requested is None else requested
     return seconds
 
 
@@ -296,7 +305,7 @@ def _matches(selector: str | int | None, labels: Mapping[str, str]) -> bool:
 
 
 def _is_in(at: str, collection: str) -> bool:
-    """Of a collection of one namespace, or of all of them."""
+    """Return whether an object is in a collection of one namespace or of all namespaces."""
     if at.rpartition("/")[0] == collection:
         return True
     prefix, _, plural = collection.rpartition("/")

@@ -1,5 +1,7 @@
-"""Everything that a TaskRun with external jobs lives in, in one process: a Kubernetes API in memory, the real state API over loopback HTTP,
-the real planner and reconciler of the operator, a kubelet, and the real SDK in each pod. All on one clock.
+"""A cluster for TaskRuns in one process and on one clock.
+
+The Kubernetes API is in memory, and the kubelet is simulated. The state API (over loopback HTTP),
+the planner, the reconciler and the SDK in each pod are the real ones.
 """
 
 import random
@@ -31,33 +33,36 @@ from reattach.testing.memory_api import InMemoryCluster
 from reattach.testing.task_process import TaskProcess
 
 JSON = dict[str, Any]
-NAMESPACE = "lives"
+NAMESPACE = "simulated"
 CONTAINER = {"name": "task", "image": "task:1"}
 _NO_LIMIT = Rate(1e6, 10**6)
-_LONGEST_LOOK = 600.0
-"""Seconds. Whatever is written wakes the operator and the kubelet."""
+_SETTLE_SECONDS_MAX = 600.0
+"""Longest time between two passes of operator and kubelet. A write starts a pass at once."""
 
 
 @dataclass
 class SimulatedNode:
-    """What the kubelet of one pod does. `is_lost`: it can't be reached, so it reports nothing."""
+    """Node and kubelet of one pod. The kubelet of a lost node reports nothing."""
 
     process: TaskProcess
     is_lost: bool = False
     reported: bool = False
     report_at: float | None = None
-    """When it reports the end of a process that has ended."""
+    """Time at which the kubelet reports that the process has ended."""
 
 
 @dataclass
 class SimulatedRun:
-    """One TaskRun, and what its pods do. `main(process, task)` is the task; `on_step` is asked at each step of each process."""
+    """One TaskRun with its processes.
+
+    `main(process, task)` is the task. `on_step(process, step)` is called at each step of a process.
+    """
 
     name: str
     main: Callable[[TaskProcess, Task], Any]
     on_step: Callable[[TaskProcess, str], None] = lambda _process, _step: None
     nodes: dict[str, SimulatedNode] = field(default_factory=dict)
-    """By the pod's UID, in the order in which they began."""
+    """Nodes by the UID of the pod, in the order of their start."""
 
     @property
     def processes(self) -> list[TaskProcess]:
@@ -65,20 +70,23 @@ class SimulatedRun:
 
 
 class SimulatedCluster:
-    """Use it by `with`, from the thread that made the clock. TaskRuns live in it one after the other, by `live`."""
+    """Runs TaskRuns one after the other, by `run_until`.
+
+    Use it by `with`, from the thread that created the clock.
+    """
 
     def __init__(self, clock: Clock | None = None, *, seed: int = 0, report_seconds: float = 1.0) -> None:
         self.clock = clock or VirtualClock()
         self.cluster = InMemoryCluster(self.clock.now)
-        self.service = LoopbackServer()
+        self.server = LoopbackServer()
         self.operator = InProcessOperator(self.cluster, self.clock.now)
         self.report_seconds = report_seconds
-        self._jitter = random.Random(seed).random  # noqa: S311 -- spreads waits
+        self._jitter = random.Random(seed).random  # noqa: S311 -- spreads delays
         self._state_api: httpx.Client
-        self._here: Turn
+        self._turn: Turn
 
     def __enter__(self) -> Self:
-        self.service.__enter__()
+        self.server.__enter__()
         settings = ServerConfig(
             tls_cert=Path(),
             tls_key=Path(),
@@ -87,8 +95,8 @@ class SimulatedCluster:
             refused_token_rate=_NO_LIMIT,
         )
         application = build_application(self.cluster, settings, ServerMetrics(), InFlight(), clock=self.clock.now)
-        self._state_api = httpx.Client(base_url=self.service.serve(application), trust_env=False, timeout=60)
-        self._here = self.clock.current()
+        self._state_api = httpx.Client(base_url=self.server.serve(application), trust_env=False, timeout=60)
+        self._turn = self.clock.current()
         self.cluster.on_change = self._wake
         return self
 
@@ -96,15 +104,15 @@ class SimulatedCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._state_api.close()
-        self.service.__exit__(kind, error, trace)
+        self.server.__exit__(kind, error, trace)
 
     def _wake(self) -> None:
-        self.clock.wake(self._here)
+        self.clock.wake(self._turn)
 
     # -- TaskRuns ----------------------------------------------------------------------------------
 
     def create(self, name: str, spec: JSON | None = None) -> None:
-        """A TaskRun; `spec` is added to a template of one container, retries that come soon, and budgets that last."""
+        """Create a TaskRun with one container, short backoff and large budgets, and with `spec`."""
         body = {
             "apiVersion": API_VERSION,
             "kind": KIND,
@@ -118,58 +126,61 @@ class SimulatedCluster:
                 **(spec or {}),
             },
         }
-        self.service.call(self.cluster.create(taskruns(NAMESPACE), body))
+        self.server.call(self.cluster.create(taskruns(NAMESPACE), body))
 
     def taskrun(self, name: str) -> TaskRun:
-        """As it is now. Raises `NotFoundError`."""
-        return msgspec.json.decode(self.service.call(self.cluster.get(taskruns(NAMESPACE, name))), type=TaskRun)
+        """Return the TaskRun. Raises `NotFoundError`."""
+        return msgspec.json.decode(self.server.call(self.cluster.get(taskruns(NAMESPACE, name))), type=TaskRun)
 
     def patch(self, name: str, body: JSON) -> None:
-        """What a person does by kubectl."""
-        self.service.call(self.cluster.merge_patch(taskruns(NAMESPACE, name), body))
+        """Patch the TaskRun, as a user does."""
+        self.server.call(self.cluster.merge_patch(taskruns(NAMESPACE, name), body))
 
     def delete(self, name: str) -> None:
         """By kubectl, too."""
-        self.service.call(self.cluster.delete(taskruns(NAMESPACE, name)))
+        self.server.call(self.cluster.delete(taskruns(NAMESPACE, name)))
 
     def resolve(self, name: str, resolution: JSON) -> None:
-        """A person's answer to what is held."""
+        """Append a resolution to the TaskRun, as a user does."""
         spec = msgspec.to_builtins(self.taskrun(name).spec)
         self.patch(name, {"spec": {"resolutions": [*spec.get("resolutions", ()), resolution]}})
 
-    def state_of(self, name: str) -> JSON | None:
-        """The ConfigMap with its state; None: there is none."""
+    def state_configmap(self, name: str) -> JSON | None:
+        """Return the ConfigMap with the state, or None if it does not exist."""
         found = msgspec.json.decode(
-            self.service.call(self.cluster.list(configmaps(NAMESPACE), labelSelector=f"{LABEL_TASKRUN}={name}"))
+            self.server.call(self.cluster.list(configmaps(NAMESPACE), labelSelector=f"{LABEL_TASKRUN}={name}"))
         )
         return found["items"][0] if found["items"] else None
 
     def jobs(self, name: str) -> tuple[JobSummary, ...]:
-        """Its external jobs, as its state's summary has them."""
-        found = self.state_of(name)
+        """Return the external jobs from the summary of the state."""
+        found = self.state_configmap(name)
         summary = summary_of(found["metadata"]["annotations"]) if found else None
         return summary.jobs if summary else ()
 
-    def live(self, run: SimulatedRun, until: Callable[[], bool], *, seconds: float) -> bool:
-        """Let time pass until something is so, for at most so many seconds; whether it is."""
+    def run_until(self, run: SimulatedRun, until: Callable[[], bool], *, seconds: float) -> bool:
+        """Run until the condition holds, at most `seconds`, and return whether it holds."""
         end = self.clock.monotonic() + seconds
         while True:
-            again = self.look(run)
+            requeue_at = self.settle(run)
             if until():
                 return True
             if (left := end - self.clock.monotonic()) <= 0:
                 return False
-            self.clock.sleep(min(self._wait(run, again), left))
+            self.clock.sleep(min(self._wait(run, requeue_at), left))
 
-    def look(self, run: SimulatedRun) -> datetime | None:
-        """The operator and the kubelet do what there is to do now; when the operator will look again by itself."""
-        again = self.service.call(self.operator.settle())
-        while self._keep(run):
-            again = self.service.call(self.operator.settle())
-        return again
+    def settle(self, run: SimulatedRun) -> datetime | None:
+        """Run operator and kubelet until neither changes anything.
 
-    def end(self, run: SimulatedRun) -> None:
-        """Kill what is left, frozen or not."""
+        Return the time of the next requeue.
+        """
+        requeue_at = self.server.call(self.operator.settle())
+        while self._run_kubelet(run):
+            requeue_at = self.server.call(self.operator.settle())
+        return requeue_at
+
+    def kill_processes(self, run: SimulatedRun) -> None:
+        """Kill the remaining processes, with frozen ones."""
         for process in run.processes:
             if not process.has_ended:
                 process.kill()
@@ -178,16 +189,15 @@ class SimulatedCluster:
     # -- nodes -------------------------------------------------------------------------------------
 
     def lose_node(self, run: SimulatedRun, process: TaskProcess) -> None:
-        """The process's node can't be reached any more: Kubernetes deletes the pod, and nobody reports its end."""
+        """Lose the node of a process. Kubernetes deletes the pod, and its end is never reported."""
         run.nodes[process.uid].is_lost = True
         self._delete(process.pod, None)
 
-    def find_node(self, run: SimulatedRun, process: TaskProcess) -> None:
-        """The node is back. Its kubelet ends what runs in a deleted pod, and reports it."""
-        run.nodes[process.uid].is_lost = False
-
     def evict(self, process: TaskProcess) -> None:
-        """As the eviction API does it: the pod says that it is disrupted, and is deleted."""
+        """Evict the pod of a process.
+
+        Like the eviction API, add the condition `DisruptionTarget` and delete the pod.
+        """
         target = {
             "type": "DisruptionTarget",
             "status": "True",
@@ -199,23 +209,23 @@ class SimulatedCluster:
 
     # -- the kubelet -------------------------------------------------------------------------------
 
-    def _keep(self, run: SimulatedRun) -> bool:
-        """Whether there was something to do."""
-        found = self.service.call(self.cluster.list(pods(NAMESPACE), labelSelector=f"{LABEL_TASKRUN}={run.name}"))
+    def _run_kubelet(self, run: SimulatedRun) -> bool:
+        """Run the kubelet once, and return whether it changed something."""
+        found = self.server.call(self.cluster.list(pods(NAMESPACE), labelSelector=f"{LABEL_TASKRUN}={run.name}"))
         done = False
         for raw in msgspec.json.decode(found)["items"]:
             node = run.nodes.get(raw["metadata"]["uid"])
             if node is None:
-                done |= self._begin(run, raw)
+                done |= self._start_process(run, raw)
             elif not node.is_lost:
-                done |= self._report(node, msgspec.convert(raw, Pod))
+                done |= self._report_end(node, msgspec.convert(raw, Pod))
         return done
 
-    def _begin(self, run: SimulatedRun, raw: JSON) -> bool:
+    def _start_process(self, run: SimulatedRun, raw: JSON) -> bool:
         if "deletionTimestamp" in raw["metadata"]:
             return False
         path = pods(NAMESPACE, raw["metadata"]["name"])
-        bound = self.service.call(self.cluster.merge_patch(path, {"spec": {"nodeName": "node"}}))
+        bound = self.server.call(self.cluster.merge_patch(path, {"spec": {"nodeName": "node"}}))
         pod = msgspec.json.decode(bound)
         state = {"running": {"startedAt": _text(self.clock.now())}}
         self._patch_status(pod, {"phase": "Running", "containerStatuses": [{"name": "task", "state": state}]})
@@ -233,10 +243,10 @@ class SimulatedCluster:
         process.start()
         return True
 
-    def _report(self, node: SimulatedNode, pod: Pod) -> bool:
+    def _report_end(self, node: SimulatedNode, pod: Pod) -> bool:
         process = node.process
         if pod.metadata.deletion_timestamp is not None and not process.has_ended:
-            process.kill()  # its grace period is none: nothing here handles SIGTERM
+            process.kill()  # without a grace period, because simulated processes have no signals
             return False
         if not process.has_ended:
             return False
@@ -267,28 +277,28 @@ class SimulatedCluster:
         self._patch_status(process.pod, {"phase": phase, "containerStatuses": statuses})
 
     def _patch_status(self, pod: JSON, status: JSON) -> None:
-        about = pod["metadata"]
-        path = f"{pods(NAMESPACE, about['name'])}/status"
+        metadata = pod["metadata"]
+        path = f"{pods(NAMESPACE, metadata['name'])}/status"
         try:
-            self.service.call(self.cluster.merge_patch(path, {"status": status}))
+            self.server.call(self.cluster.merge_patch(path, {"status": status}))
         except NotFoundError:
             return
 
     def _delete(self, pod: JSON, grace: int | None) -> None:
-        about = pod["metadata"]
-        path = pods(NAMESPACE, about["name"])
+        metadata = pod["metadata"]
+        path = pods(NAMESPACE, metadata["name"])
         try:
-            self.service.call(self.cluster.delete(path, uid=about["uid"], grace_period_seconds=grace))
+            self.server.call(self.cluster.delete(path, uid=metadata["uid"], grace_period_seconds=grace))
         except (NotFoundError, ConflictError):
             return
 
-    def _wait(self, run: SimulatedRun, again: datetime | None) -> float:
-        waits = [_LONGEST_LOOK]
-        if again is not None:
-            waits.append((again - self.clock.now()).total_seconds())
+    def _wait(self, run: SimulatedRun, requeue_at: datetime | None) -> float:
+        delays = [_SETTLE_SECONDS_MAX]
+        if requeue_at is not None:
+            delays.append((requeue_at - self.clock.now()).total_seconds())
         now = self.clock.monotonic()
-        waits += [node.report_at - now for node in run.nodes.values() if node.report_at and not node.reported]
-        return max(0.001, min(waits))
+        delays += [node.report_at - now for node in run.nodes.values() if node.report_at and not node.reported]
+        return max(0.001, min(delays))
 
 
 def _text(time: datetime) -> str:

@@ -1,4 +1,4 @@
-"""A task's process in the pod of one attempt: a thread with the real SDK in it, that can be frozen and killed wherever it gets to."""
+"""Simulated process of a task: a thread that runs the real SDK and can be frozen or killed."""
 
 import logging
 import tempfile
@@ -28,20 +28,24 @@ SM49BAMCA0cAMEQCIBfy5Y99lUG0F2yVBQv1tf8C1URKcU1y6YEKueM3HQ2MAiBo
 wvDtR4tKN2HEPO6zcp9YJRFkSwbafnM3TOHVNlaLNA==
 -----END CERTIFICATE-----
 """
-"""The SDK wants one, also for loopback HTTP. Nobody uses it; its key was thrown away."""
+"""The SDK requires a CA even for loopback HTTP. The CA is not used, and its key was discarded."""
 
 log = logging.getLogger("reattach.testing")
 
 
 class Killed(BaseException):
-    """The process is dead: not a line of it runs on. What cleans up on the way out of the thread reaches nobody."""
+    """Ends the thread of a killed process. Calls of its `finally` blocks have no effect."""
 
 
 class TaskProcess:
-    """One process. `main(process, task)` is the task; `on_step(process, step)` is called at each step of the protocol, before each call of the
-    state API (`before POST /v1/open`) and after it (`after POST /v1/open`, before the answer is seen).
+    """One process of a task.
 
-    `code` and `message`: how it ended, once it has. `result`: what it returned.
+    `main(process, task)` is the task. `on_step(process, step)` is called at each step of the
+    protocol: before each call of the state API (`before POST /v1/open`) and after it (`after POST
+    /v1/open`), when the process has not received the response yet.
+
+    code, message: exit code and termination message of an ended process.
+    result: return value of the task.
     """
 
     def __init__(
@@ -62,10 +66,10 @@ class TaskProcess:
         self.result: Any = None
         self.error: BaseException | None = None
         self.is_dead = False
-        """It was killed; the thread may not have noticed yet."""
+        """Set when the process is killed. Its thread may still be running."""
         self.steps: list[str] = []
-        self.answer: httpx.Response | None = None
-        """The state API's last one; at the step after a call it is that call's, also if the process never sees it."""
+        self.response: httpx.Response | None = None
+        """Last response of the state API, which a killed process may never have received."""
         self.on_end: Callable[[], None] = lambda: None
         self._token = token
         self._state_api = state_api
@@ -74,53 +78,53 @@ class TaskProcess:
         self._on_step = on_step
         self._jitter = jitter
         self._thread: int | None = None
-        """Which is within a step."""
-        self._waiting: Turn | None = None
+        """Thread that is within a step."""
+        self._sleeper: Turn | None = None
         self._ended = threading.Event()
 
     @property
     def uid(self) -> str:
-        """Of its pod."""
+        """Return the UID of the pod."""
         return str(self.pod["metadata"]["uid"])
 
     @property
     def has_ended(self) -> bool:
-        """Nothing of it runs any more."""
+        """Return whether the thread has ended."""
         return self._ended.is_set()
 
     def start(self) -> None:
-        """Begin; it runs as soon as whoever calls this waits."""
-        self._clock.start(self._live, self.pod["metadata"]["name"])
+        """Start the process. It runs as soon as the calling thread sleeps."""
+        self._clock.start(self._run, self.pod["metadata"]["name"])
 
     def kill(self) -> None:
-        """SIGKILL, from outside or from within one of its steps (which then does not return)."""
+        """Kill the process. A call within one of its steps does not return."""
         self.is_dead = True
         if self._thread == threading.get_ident():
             raise Killed
-        if self._waiting is not None:
-            self._clock.wake(self._waiting)
+        if self._sleeper is not None:
+            self._clock.wake(self._sleeper)
 
     def freeze(self, seconds: float) -> None:
-        """Called within one of its steps: nothing of it happens for so long, while time goes on. It may be killed meanwhile."""
+        """Freeze the process within one of its steps. It can be killed meanwhile."""
         self.sleep(seconds)
 
     def sleep(self, seconds: float) -> None:
-        """How the SDK waits in here."""
+        """Sleep as the SDK does, and end the thread if the process is killed meanwhile."""
         self.check_alive()
         end = self._clock.monotonic() + max(TICK, seconds)
         while (left := end - self._clock.monotonic()) > 0:
-            self._waiting = self._clock.current()
+            self._sleeper = self._clock.current()
             self._clock.sleep(left)
-            self._waiting = None
+            self._sleeper = None
             self.check_alive()
 
     def check_alive(self) -> None:
-        """Raises what ends the thread, once it is killed."""
+        """Raise `Killed` if the process was killed."""
         if self.is_dead:
             raise Killed
 
     def step(self, name: str) -> None:
-        """The SDK got to a step of the protocol."""
+        """Report a step of the protocol."""
         self.check_alive()
         self.steps.append(name)
         self._thread = threading.get_ident()
@@ -132,27 +136,27 @@ class TaskProcess:
 
     # -- what runs on the thread -------------------------------------------------------------------
 
-    def _live(self) -> None:
-        with tempfile.TemporaryDirectory(prefix="reattach-") as directory:
-            place = Path(directory)
-            (place / TOKEN_FILE).write_text(self._token)
-            (place / CA_FILE).write_text(CA)
-            termination_log = place / "termination-log"
+    def _run(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="reattach-") as path:
+            directory = Path(path)
+            (directory / TOKEN_FILE).write_text(self._token)
+            (directory / CA_FILE).write_text(CA)
+            termination_log = directory / "termination-log"
             termination_log.touch()
-            code = self._run(place, termination_log)
+            code = self._run_task(directory, termination_log)
             self.message = "" if self.is_dead else termination_log.read_text()
         self.code = SIGKILL if self.is_dead else code
         self._ended.set()
         self.on_end()
 
-    def _run(self, place: Path, termination_log: Path) -> int:
-        about = self.pod["metadata"]
+    def _run_task(self, directory: Path, termination_log: Path) -> int:
+        metadata = self.pod["metadata"]
         settings = TaskSettings(
             url="http://state-api.invalid",
-            namespace=about["namespace"],
-            taskrun=about["ownerReferences"][0]["name"],
+            namespace=metadata["namespace"],
+            taskrun=metadata["ownerReferences"][0]["name"],
             attempt=self.attempt,
-            directory=place,
+            directory=directory,
             termination_log=termination_log,
         )
         try:
@@ -162,7 +166,7 @@ class TaskProcess:
         except SystemExit as end:
             self.error = end
             return end.code if isinstance(end.code, int) else 1
-        except Exception as error:  # noqa: BLE001 -- as of a process, whose traceback only people read
+        except Exception as error:  # noqa: BLE001 -- a process with this error exits with code 1
             self.error = error
             log.info("Attempt %d ends: %r", self.attempt, error)
             return 1
@@ -190,20 +194,22 @@ class TaskProcess:
         return sleep()
 
     def _call(self, request: httpx.Request) -> httpx.Response:
-        """Over loopback HTTP to the state API."""
+        """Call the state API over loopback HTTP."""
         what = f"{request.method} {request.url.path}"
         self.step(f"before {what}")
-        answer = self._state_api.request(
+        response = self._state_api.request(
             request.method,
             request.url.raw_path.decode(),
             content=request.content,
             headers={name: value for name, value in request.headers.items() if name not in {"host", "content-length"}},
         )
-        answered = httpx.Response(answer.status_code, headers=_kept(answer.headers), content=answer.content)
-        self.answer = answered
+        seen = httpx.Response(
+            response.status_code, headers=_response_headers(response.headers), content=response.content
+        )
+        self.response = seen
         self.step(f"after {what}")
-        return answered
+        return seen
 
 
-def _kept(headers: httpx.Headers) -> dict[str, str]:
+def _response_headers(headers: httpx.Headers) -> dict[str, str]:
     return {name: headers[name] for name in ("Content-Type", "Retry-After") if name in headers}

@@ -56,15 +56,15 @@ def keyed(seconds: float) -> dict[str, Any]:
 _TELLING = (
     "undisturbed",
     "request left",
-    "answer lost",
+    "response lost",
     "after cancel",
     "request failed",
-    "answer failed",
+    "response failed",
     "too slow",
     "down for submit",
     "down for status",
     "token expired",
-    "look-up lags",
+    "lookup lags",
     "forgotten unseen",
 )
 TELLING = [case for case in CASES if case.name in _TELLING]
@@ -135,10 +135,10 @@ def suite(mode: Any, make: Any, seconds: float = 0) -> Iterator[tuple[Suite, Loc
 @pytest.mark.parametrize("mode", MODES)
 def test_a_described_system_keeps_its_word_where_answers_are_lost_late_or_wrong(mode: str) -> None:
     with suite(mode, lambda address: described(mode, address), MODES[mode][0]) as (playing, _):
-        verdicts = {case.name: playing.check(case).verdict for case in TELLING}
+        outcomes = {case.name: playing.check(case).outcome for case in TELLING}
     # None of a case that this mode leaves nothing to try for.
-    assert verdicts["undisturbed"] is ExpectedResult.ONE_JOB
-    assert verdicts["answer lost"] is (ExpectedResult.HELD if mode == "nothing" else ExpectedResult.ONE_JOB)
+    assert outcomes["undisturbed"] is ExpectedResult.ONE_JOB
+    assert outcomes["response lost"] is (ExpectedResult.HELD if mode == "nothing" else ExpectedResult.ONE_JOB)
 
 
 def test_the_worked_example_keeps_its_word() -> None:
@@ -168,8 +168,8 @@ def test_a_description_that_promises_too_much_is_found_out() -> None:
     def boasting(address: str) -> HttpJobs:
         return HttpJobs(Description(address=address, status=STATUS, **keyed(2e6)))
 
-    [case] = [case for case in CASES if case.name == "answer lost"]
+    [case] = [case for case in CASES if case.name == "response lost"]
     with suite("expiring-token", boasting, 1) as (playing, server):
-        outcome = playing.play(case)
-        assert "does not keep what the adapter declares" in outcome.wrong
+        result = playing.run_case(case)
+        assert "does not have the capabilities that the adapter declares" in result.problem
         assert server.duplicates

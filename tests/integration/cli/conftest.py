@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cli_session import Person, grant
+from cli_session import CliUser, grant
 from controlplane import ControlPlane
 from reattach.cluster.paths import taskruns
 from stateapi import Server, Servers, Task
@@ -26,12 +26,12 @@ def task(control_plane: ControlPlane, namespace: str) -> Task:
 
 
 @pytest.fixture
-def editor(control_plane: ControlPlane, namespace: str) -> Person:
+def editor(control_plane: ControlPlane, namespace: str) -> CliUser:
     return grant(control_plane, namespace, "edit")
 
 
 @pytest.fixture
-def viewer(control_plane: ControlPlane, namespace: str) -> Person:
+def viewer(control_plane: ControlPlane, namespace: str) -> CliUser:
     return grant(control_plane, namespace, "view")
 
 

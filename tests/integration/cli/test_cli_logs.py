@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cli_session import Node, Person, Said, Started, node_of
+from cli_session import BackgroundCommand, CliUser, CommandResult, Node, node_of
 from controlplane import ControlPlane
 from reattach.cluster.paths import pods
 from stateapi import Task
@@ -64,24 +64,24 @@ OVER = {"type": "Succeeded", "status": "True", "reason": "Succeeded", "message":
 
 
 def test_all_attempts_are_shown_in_order_and_their_headings_apart(
-    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+    viewer: CliUser, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     first, second = attempts.start(1), attempts.start(2)
     node.write(first, "submitted job-7")
     node.write(second, "reattached to job-7", "done")
     attempts.end(1, 1)
     write_status(attempts=[an_attempt(1, podName=first, **ENDED), an_attempt(2, podName=second)])
-    said = viewer("logs", "load")
-    assert said.code == 0, said.err
-    assert said.out == "submitted job-7\nreattached to job-7\ndone\n"
-    assert said.err.splitlines() == [
+    result = viewer("logs", "load")
+    assert result.code == 0, result.err
+    assert result.out == "submitted job-7\nreattached to job-7\ndone\n"
+    assert result.err.splitlines() == [
         f"==> attempt 1, ended by Application (pod {first})",
         f"==> attempt 2 (pod {second})",
     ]
     attempts.end(2, 0)
 
 
-def test_one_attempt_and_its_last_lines(viewer: Person, node: Node, attempts: Pods) -> None:
+def test_one_attempt_and_its_last_lines(viewer: CliUser, node: Node, attempts: Pods) -> None:
     name = attempts.start(1)
     node.write(name, "a", "b", "c")
     assert viewer("logs", "load", "--attempt", "1", "--tail", "2").out == "b\nc\n"
@@ -89,12 +89,12 @@ def test_one_attempt_and_its_last_lines(viewer: Person, node: Node, attempts: Po
         viewer("logs", "load", "--attempt", "1", "--tail", "1", "--timestamps").out
         == "2026-03-01T12:00:03.000000000Z c\n"
     )
-    said = viewer("logs", "load", "--attempt", "4")
-    assert (said.code, said.err) == (1, "error: load has no attempt 4; there is 1.\n")
+    result = viewer("logs", "load", "--attempt", "4")
+    assert (result.code, result.err) == (1, "error: load has no attempt 4; there is 1.\n")
 
 
 def test_following_goes_over_a_retry_until_the_run_is_over(
-    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+    viewer: CliUser, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     first = attempts.start(1)
     node.write(first, "submitted job-7")
@@ -109,33 +109,33 @@ def test_following_goes_over_a_retry_until_the_run_is_over(
     following.wait_for("reattached to job-7")
     attempts.end(2, 0)
     write_status(outcome="Succeeded", conditions=[OVER])
-    said = following.wait()
-    assert said.code == 0, said.err
-    assert said.out == "submitted job-7\nabout to die\nreattached to job-7\n"
-    assert said.err.splitlines()[-1] == "==> load ended as Succeeded (Succeeded): Done."
+    result = following.wait()
+    assert result.code == 0, result.err
+    assert result.out == "submitted job-7\nabout to die\nreattached to job-7\n"
+    assert result.err.splitlines()[-1] == "==> load ended as Succeeded (Succeeded): Done."
 
 
 def test_a_log_that_breaks_off_goes_on_where_it_was(
-    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+    viewer: CliUser, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     name = attempts.start(1)
     node.write(name, "one", "two")
     following = viewer.in_background("logs", "load", "-f")
     following.wait_for("two")
     node.cut_off(name)
-    wait_until(lambda: "sinceTime" in node.asked[-1], seconds=120, what="the log is asked for again")
+    wait_until(lambda: "sinceTime" in node.requests[-1], seconds=120, what="the log is asked for again")
     node.write(name, "three")
     following.wait_for("three")
     attempts.end(1, 0)
     write_status(outcome="Succeeded", conditions=[OVER])
-    said = following.wait()
-    assert said.out == "one\ntwo\nthree\n", said.err
-    again = [asked["sinceTime"] for asked in node.asked if asked["pod"] == name and "sinceTime" in asked]
+    result = following.wait()
+    assert result.out == "one\ntwo\nthree\n", result.err
+    again = [requests["sinceTime"] for requests in node.requests if requests["pod"] == name and "sinceTime" in requests]
     assert again[0] == "2026-03-01T12:00:02Z"
 
 
 def test_logs_follow_outlasts_an_api_server_that_is_away(
-    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None], tmp_path: Path
+    viewer: CliUser, node: Node, attempts: Pods, write_status: Callable[..., None], tmp_path: Path
 ) -> None:
     name = attempts.start(1)
     node.write(name, "one")
@@ -147,21 +147,21 @@ def test_logs_follow_outlasts_an_api_server_that_is_away(
         following.wait_for("one")
         relay.lead_to(None)
         following.wait_for(f"{relay.url} does not respond")
-        asked = relay.connections
-        wait_until(lambda: relay.connections > asked, seconds=60, what="it is asked again")
+        requests = relay.connections
+        wait_until(lambda: relay.connections > requests, seconds=60, what="it is asked again")
         relay.lead_to(port)
         node.write(name, "two")
         following.wait_for("two")
         attempts.end(1, 0)
         write_status(outcome="Succeeded", conditions=[OVER])
-        said = following.wait()
-    assert said.code == 0, said.err
-    assert said.out == "one\ntwo\n"
-    assert said.err.count("trying again") == 1
+        result = following.wait()
+    assert result.code == 0, result.err
+    assert result.out == "one\ntwo\n"
+    assert result.err.count("trying again") == 1
 
 
 def test_logs_follow_outlasts_an_absent_api_server_between_two_pods(
-    viewer: Person, task: Task, write_status: Callable[..., None], tmp_path: Path
+    viewer: CliUser, task: Task, write_status: Callable[..., None], tmp_path: Path
 ) -> None:
     held = {"type": "Held", "status": "True", "reason": "StateLost", "message": "", "lastTransitionTime": TIME}
     write_status(conditions=[held])
@@ -174,8 +174,8 @@ def test_logs_follow_outlasts_an_absent_api_server_between_two_pods(
         following.wait_for(f"{relay.url} does not respond")
         relay.lead_to(port)
         write_status(outcome="Succeeded", conditions=[OVER])
-        said = following.wait()
-    assert said.code == 0, said.err
+        result = following.wait()
+    assert result.code == 0, result.err
 
 
 LOST = (500, 'Get "https://10.0.0.1:10250/containerLogs/load": dial tcp 10.0.0.1:10250: i/o timeout')
@@ -190,8 +190,8 @@ PRESUMED = {
 
 
 def follow_the_first(
-    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
-) -> tuple[str, Started]:
+    viewer: CliUser, node: Node, attempts: Pods, write_status: Callable[..., None]
+) -> tuple[str, BackgroundCommand]:
     """The pod of attempt 1, and who follows it and has seen what it wrote."""
     first = attempts.start(1)
     node.write(first, "submitted job-7")
@@ -201,7 +201,9 @@ def follow_the_first(
     return first, following
 
 
-def take_over(first: str, following: Started, node: Node, attempts: Pods, write_status: Callable[..., None]) -> Said:
+def take_over(
+    first: str, following: BackgroundCommand, node: Node, attempts: Pods, write_status: Callable[..., None]
+) -> CommandResult:
     """Attempt 1's end is presumed, and attempt 2 ends well. What who follows was told in the end: each line once."""
     second = attempts.start(2)
     node.write(second, "reattached to job-7")
@@ -209,22 +211,22 @@ def take_over(first: str, following: Started, node: Node, attempts: Pods, write_
     following.wait_for("reattached to job-7")
     attempts.end(2, 0)
     write_status(outcome="Succeeded", conditions=[OVER])
-    said = following.wait()
-    assert said.code == 0, said.err
-    assert said.out == "submitted job-7\nreattached to job-7\n"
-    return said
+    result = following.wait()
+    assert result.code == 0, result.err
+    assert result.out == "submitted job-7\nreattached to job-7\n"
+    return result
 
 
 def test_unreadable_log_of_an_ended_attempt_does_not_hide_the_next_attempt(
-    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+    viewer: CliUser, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     first, second = attempts.start(1), attempts.start(2)
     node.refuse(first, *LOST)
     node.write(second, "reattached to job-7")
     write_status(attempts=[an_attempt(1, podName=first, **PRESUMED), an_attempt(2, podName=second)])
-    said = viewer("logs", "load")
-    assert (said.code, said.out) == (0, "reattached to job-7\n"), said.err
-    [_, unread, heading] = said.err.splitlines()
+    result = viewer("logs", "load")
+    assert (result.code, result.out) == (0, "reattached to job-7\n"), result.err
+    [_, unread, heading] = result.err.splitlines()
     assert unread.startswith("The log of attempt 1, which has ended, can't be read to its end: ")
     assert unread.endswith(" The operator recorded: The node did not answer.")
     assert heading == f"==> attempt 2 (pod {second})"
@@ -233,7 +235,7 @@ def test_unreadable_log_of_an_ended_attempt_does_not_hide_the_next_attempt(
 
 
 def test_unreadable_log_of_an_attempt_without_a_recorded_end_is_an_error(
-    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+    viewer: CliUser, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     first = attempts.start(1)
     node.refuse(first, *LOST)
@@ -242,31 +244,32 @@ def test_unreadable_log_of_an_attempt_without_a_recorded_end_is_an_error(
 
 
 def test_a_following_leaves_a_lost_node_when_the_end_of_its_attempt_is_recorded(
-    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+    viewer: CliUser, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     first, following = follow_the_first(viewer, node, attempts, write_status)
     node.refuse(first, *LOST)
     following.wait_for("The log of attempt 1 can't be read now")
-    asked = len(node.asked)
-    wait_until(lambda: len(node.asked) > asked + 1, seconds=60, what="it is asked again")
-    said = take_over(first, following, node, attempts, write_status)
-    assert said.err.count("trying again") == 1
-    assert said.err.count("The log of attempt 1, which has ended, can't be read to its end: ") == 1
+    requests = len(node.requests)
+    wait_until(lambda: len(node.requests) > requests + 1, seconds=60, what="it is asked again")
+    result = take_over(first, following, node, attempts, write_status)
+    assert result.err.count("trying again") == 1
+    assert result.err.count("The log of attempt 1, which has ended, can't be read to its end: ") == 1
 
 
 def test_a_log_that_falls_silent_is_left_when_the_end_of_its_attempt_is_recorded(
-    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+    viewer: CliUser, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     """A node that lost its power closes no connection."""
     first, following = follow_the_first(viewer, node, attempts, write_status)
-    said = take_over(first, following, node, attempts, write_status)
+    result = take_over(first, following, node, attempts, write_status)
     assert (
-        "The log of attempt 1, which has ended, can't be read to its end: the node sends nothing any more." in said.err
+        "The log of attempt 1, which has ended, can't be read to its end: the node sends nothing any more."
+        in result.err
     )
 
 
 def test_a_log_that_is_silent_for_long_is_followed_as_long_as_its_attempt_goes_on(
-    viewer: Person,
+    viewer: CliUser,
     node: Node,
     attempts: Pods,
     write_status: Callable[..., None],
@@ -279,54 +282,56 @@ def test_a_log_that_is_silent_for_long_is_followed_as_long_as_its_attempt_goes_o
     write_status(attempts=[an_attempt(1, podName=name)])
 
     def go_on() -> None:
-        wait_until(lambda: any(asked["pod"] == name for asked in node.asked), seconds=60, what="the log is followed")
+        wait_until(
+            lambda: any(requests["pod"] == name for requests in node.requests), seconds=60, what="the log is followed"
+        )
         for text in ("two", "three"):
             time.sleep(1)  # it is silence that is tried
             node.write(name, text)
         time.sleep(1)
-        requests.extend(asked for asked in node.asked if asked["pod"] == name)
+        requests.extend(requests for requests in node.requests if requests["pod"] == name)
         attempts.end(1, 0)
         write_status(outcome="Succeeded", conditions=[OVER])
 
     requests: list[dict[str, str]] = []
     writing = threading.Thread(target=go_on)
     writing.start()
-    said = viewer("logs", "load", "-f")
+    result = viewer("logs", "load", "-f")
     writing.join()
-    assert (said.code, said.out) == (0, "one\ntwo\nthree\n"), said.err
+    assert (result.code, result.out) == (0, "one\ntwo\nthree\n"), result.err
     assert len(requests) == 1
 
 
-def test_a_container_that_is_not_there_is_an_error(viewer: Person, node: Node, attempts: Pods) -> None:
+def test_a_container_that_is_not_there_is_an_error(viewer: CliUser, node: Node, attempts: Pods) -> None:
     name = attempts.start(1)
     node.write(name, "one")
     for flags in ([], ["-f"], ["--attempt", "1"]):
-        said = viewer("logs", "load", "-c", "typo", *flags)
-        assert (said.code, said.out) == (1, "")
-        assert said.err.endswith(
+        result = viewer("logs", "load", "-c", "typo", *flags)
+        assert (result.code, result.out) == (1, "")
+        assert result.err.endswith(
             f"error: The pod {name} has no container 'typo'; leave out -c for the task's container.\n"
         )
 
 
 def test_log_of_a_deleted_pod_is_replaced_by_the_recorded_message(
-    viewer: Person, node: Node, attempts: Pods, write_status: Callable[..., None]
+    viewer: CliUser, node: Node, attempts: Pods, write_status: Callable[..., None]
 ) -> None:
     write_status(attempts=[an_attempt(1, podName="load-1", message="ValueError: no rows", **ENDED)])
-    said = viewer("logs", "load")
-    assert said.code == 0
-    assert "The pod of attempt 1 is gone, and its log with it. The operator recorded: ValueError: no rows" in said.err
+    result = viewer("logs", "load")
+    assert result.code == 0
+    assert "The pod of attempt 1 is gone, and its log with it. The operator recorded: ValueError: no rows" in result.err
     assert viewer("logs", "load", "--attempt", "1").code == 1
     assert node.name
     assert not attempts.names
 
 
-def test_no_attempt_yet_is_no_error(viewer: Person, task: Task) -> None:
-    said = viewer("logs", task.name)
-    assert (said.code, said.out) == (0, "")
-    assert "load has no attempt yet" in said.err
+def test_no_attempt_yet_is_no_error(viewer: CliUser, task: Task) -> None:
+    result = viewer("logs", task.name)
+    assert (result.code, result.out) == (0, "")
+    assert "load has no attempt yet" in result.err
 
 
-def test_a_following_ends_when_the_taskrun_is_deleted(viewer: Person, task: Task) -> None:
+def test_a_following_ends_when_the_taskrun_is_deleted(viewer: CliUser, task: Task) -> None:
     following = viewer.in_background("logs", task.name, "-f")
     following.wait_for("")
     task.control_plane.call("DELETE", f"/apis/reattach.dev/v1alpha1/namespaces/{task.namespace}/taskruns/load")

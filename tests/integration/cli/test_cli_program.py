@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cli_session import Person
+from cli_session import CliUser
 from controlplane import KUBE, REPOSITORY, ControlPlane
 from stateapi import Server, Task
 
@@ -46,7 +46,7 @@ def on_terminal(*command: str, **environment: str) -> str:
 
 
 @pytest.fixture
-def run(tmp_path: Path, viewer: Person) -> Run:
+def run(tmp_path: Path, viewer: CliUser) -> Run:
     """Run a program with the plugin, its completion and kubectl on the PATH, as the viewer."""
     for name, target in scripts().items():
         module, function = target.split(":")
@@ -84,28 +84,28 @@ def test_both_programs_are_installed_under_the_names_that_kubectl_looks_for() ->
 
 
 def test_kubectl_runs_it_as_a_plugin(run: Run, task: Task) -> None:
-    said = run("kubectl", "reattach", "explain", "load")
-    assert said.returncode == 0, said.stderr
-    assert f"load in namespace {task.namespace}" in said.stdout
+    result = run("kubectl", "reattach", "explain", "load")
+    assert result.returncode == 0, result.stderr
+    assert f"load in namespace {task.namespace}" in result.stdout
     assert run("kubectl", "reattach", "explain", "laod").returncode == 1
     assert "kubectl reattach 0." in run("kubectl", "reattach", "version").stdout
 
 
 def test_flags_count_before_and_after_the_command(run: Run, task: Task) -> None:
     for command in (["-n", "elsewhere", "explain", "load"], ["explain", "load", "-n", "elsewhere"]):
-        said = run("kubectl", "reattach", *command)
-        assert said.returncode == 1
-        assert "in namespace elsewhere" in said.stderr
-    said = run("kubectl", "reattach", "-n", "elsewhere", "explain", "load", "-n", task.namespace)
-    assert said.returncode == 0, said.stderr
+        result = run("kubectl", "reattach", *command)
+        assert result.returncode == 1
+        assert "in namespace elsewhere" in result.stderr
+    result = run("kubectl", "reattach", "-n", "elsewhere", "explain", "load", "-n", task.namespace)
+    assert result.returncode == 0, result.stderr
 
 
 def test_context_and_kubeconfig_are_kubectls(run: Run, control_plane: ControlPlane, task: Task, tmp_path: Path) -> None:
-    said = run("kubectl", "reattach", "explain", "load", "--context", "other")
-    assert said.stderr == "error: There is no context 'other' in the kubeconfig; it has: tests.\n"
+    result = run("kubectl", "reattach", "explain", "load", "--context", "other")
+    assert result.stderr == "error: There is no context 'other' in the kubeconfig; it has: tests.\n"
     assert run("kubectl", "reattach", "explain", "load", "--context", "tests").returncode == 0
-    said = run("kubectl", "reattach", "explain", "load", "--kubeconfig", str(tmp_path / "none"))
-    assert said.stderr.startswith(f"error: There is no kubeconfig at {tmp_path}/none;")
+    result = run("kubectl", "reattach", "explain", "load", "--kubeconfig", str(tmp_path / "none"))
+    assert result.stderr.startswith(f"error: There is no kubeconfig at {tmp_path}/none;")
     empty = tmp_path / "empty"
     empty.write_text("apiVersion: v1\nkind: Config\n")
     several = f"{empty}:{control_plane.kubeconfig(namespace=task.namespace)}"
@@ -114,24 +114,24 @@ def test_context_and_kubeconfig_are_kubectls(run: Run, control_plane: ControlPla
 
 def test_who_may_impersonate_acts_as_another(run: Run, control_plane: ControlPlane, task: Task) -> None:
     admin = str(control_plane.kubeconfig(namespace=task.namespace))
-    said = run(
+    result = run(
         "kubectl", "reattach", "explain", "load", "--as", "ann", "--as-group", "a", "--as-group", "b", KUBECONFIG=admin
     )
-    assert said.stderr.startswith("error: ann lacks the right to get taskruns.reattach.dev")
-    said = run(
+    assert result.stderr.startswith("error: ann lacks the right to get taskruns.reattach.dev")
+    result = run(
         "kubectl", "reattach", "explain", "load", "--as", "ann", "--as-group", "system:masters", KUBECONFIG=admin
     )
-    assert said.returncode == 0, said.stderr
+    assert result.returncode == 0, result.stderr
 
 
-def test_an_api_server_that_is_away_is_one_sentence(run: Run, viewer: Person, tmp_path: Path) -> None:
+def test_an_api_server_that_is_away_is_one_sentence(run: Run, viewer: CliUser, tmp_path: Path) -> None:
     away = tmp_path / "away"
     away.write_text(viewer.kubeconfig.read_text().replace(viewer.control_plane.url, "https://127.0.0.1:1"))
-    said = run("kubectl", "reattach", "explain", "load", KUBECONFIG=str(away))
-    assert said.returncode == 1
-    assert said.stderr.startswith("error: https://127.0.0.1:1 can't be reached or did not respond in time")
-    assert len(said.stderr.splitlines()) == 1
-    assert "ConnectionKey" not in said.stderr
+    result = run("kubectl", "reattach", "explain", "load", KUBECONFIG=str(away))
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: https://127.0.0.1:1 can't be reached or did not respond in time")
+    assert len(result.stderr.splitlines()) == 1
+    assert "ConnectionKey" not in result.stderr
 
 
 KUBECONFIG = """
@@ -160,16 +160,16 @@ clusters:
 def test_a_kubeconfig_that_is_none_is_one_sentence(run: Run, tmp_path: Path, content: str, says: str) -> None:
     file = tmp_path / "config"
     file.write_text(content)
-    said = run("kubectl-reattach", "explain", "load", "--kubeconfig", str(file))
-    assert said.returncode == 1
-    assert "Traceback" not in said.stderr
-    assert says in said.stderr
+    result = run("kubectl-reattach", "explain", "load", "--kubeconfig", str(file))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert says in result.stderr
 
 
-def test_an_empty_file_among_several_says_nothing(run: Run, viewer: Person, task: Task, tmp_path: Path) -> None:
+def test_an_empty_file_among_several_says_nothing(run: Run, viewer: CliUser, task: Task, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    said = run("kubectl-reattach", "explain", task.name, KUBECONFIG=f"{tmp_path}/empty:{viewer.kubeconfig}")
-    assert said.returncode == 0, said.stderr
+    result = run("kubectl-reattach", "explain", task.name, KUBECONFIG=f"{tmp_path}/empty:{viewer.kubeconfig}")
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("name", ["trun/load", "taskrun/load", "taskruns/load", "taskrun.reattach.dev/load"])
@@ -188,17 +188,17 @@ def test_wrong_usage_has_a_code_of_its_own(run: Run) -> None:
         ["state", "set", "load"],
         ["state", "set", "load", "k", "1", "--if-version", "-5"],
     ):
-        said = run("kubectl", "reattach", *command)
-        assert said.returncode == 2, said.stderr
-        assert said.stderr
+        result = run("kubectl", "reattach", *command)
+        assert result.returncode == 2, result.stderr
+        assert result.stderr
 
 
 def test_a_reader_that_goes_away_ends_it_silently_as_sigpipe_ends_others(run: Run, task: Task) -> None:
-    said = run("bash", "-c", f"kubectl-reattach explain {task.name} | true; exit ${{PIPESTATUS[0]}}")
-    assert (said.returncode, said.stderr) == (141, "")
+    result = run("bash", "-c", f"kubectl-reattach explain {task.name} | true; exit ${{PIPESTATUS[0]}}")
+    assert (result.returncode, result.stderr) == (141, "")
 
 
-def test_colours_are_for_terminals_and_no_color_turns_them_off(run: Run, viewer: Person, task: Task) -> None:
+def test_colours_are_for_terminals_and_no_color_turns_them_off(run: Run, viewer: CliUser, task: Task) -> None:
     program = (sys.executable, "-m", "reattach.cli", "explain", task.name, "--kubeconfig", str(viewer.kubeconfig))
     assert COLOUR in on_terminal(*program, TERM="xterm", NO_COLOR="")
     for environment in ({"TERM": "xterm", "NO_COLOR": "1"}, {"TERM": "dumb", "NO_COLOR": ""}):
@@ -232,9 +232,9 @@ def test_kubectl_completes(run: Run, server: Server, task: Task, words: list[str
     attempt.client.post("/v1/jobs/load/intent", json={"submitter": "s", "adapter": "http", "digest": "d"})
     hold = {"generation": 1, "state": "Unknown", "hold": True}
     assert attempt.client.put("/v1/jobs/load/outcome", json=hold).status_code == 204
-    said = run("kubectl", "__complete", "reattach", *words)
-    lines = said.stdout.splitlines()
-    assert {line.split("\t")[0] for line in lines if not line.startswith(":")} == offered, said.stderr
+    result = run("kubectl", "__complete", "reattach", *words)
+    lines = result.stdout.splitlines()
+    assert {line.split("\t")[0] for line in lines if not line.startswith(":")} == offered, result.stderr
     assert lines[-1] == ":4"
 
 
@@ -242,11 +242,11 @@ def test_files_are_offered_where_a_file_is_wanted(run: Run, task: Task) -> None:
     assert run("kubectl", "__complete", "reattach", "state", "import", task.name, "").stdout.splitlines()[-1] == ":0"
 
 
-def test_completion_is_silent_where_the_api_server_is_away(run: Run, viewer: Person, tmp_path: Path) -> None:
+def test_completion_is_silent_where_the_api_server_is_away(run: Run, viewer: CliUser, tmp_path: Path) -> None:
     away = tmp_path / "away"
     away.write_text(viewer.kubeconfig.read_text().replace(viewer.control_plane.url, "https://127.0.0.1:1"))
-    said = run("kubectl_complete-reattach", "explain", "", KUBECONFIG=str(away))
-    assert (said.returncode, said.stdout, said.stderr) == (0, ":4\n", "")
+    result = run("kubectl_complete-reattach", "explain", "", KUBECONFIG=str(away))
+    assert (result.returncode, result.stdout, result.stderr) == (0, ":4\n", "")
 
 
 def test_bash_completes_the_program_by_its_own_script(run: Run, task: Task) -> None:
@@ -256,8 +256,8 @@ def test_bash_completes_the_program_by_its_own_script(run: Run, task: Task) -> N
         _kubectl_reattach_completion kubectl-reattach
         echo "${COMPREPLY[@]}"
     """
-    said = run("bash", "-c", script)
-    assert (said.stdout, said.stderr) == (f"{task.name}\n", "")
+    result = run("bash", "-c", script)
+    assert (result.stdout, result.stderr) == (f"{task.name}\n", "")
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cli_session import Person
+from cli_session import CliUser
 from controlplane import ControlPlane
 from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE
 from reattach.cli.errors import CommandError
@@ -23,7 +23,7 @@ TIME = "2026-03-01T12:00:00Z"
 
 
 def condition(
-    kind: str, reason: str, status: str = "Unknown", message: str = "Said by the operator."
+    kind: str, reason: str, status: str = "Unknown", message: str = "Reported by the operator."
 ) -> dict[str, Any]:
     return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": TIME}
 
@@ -87,19 +87,19 @@ def resolutions(task: Task) -> list[dict[str, Any]]:
 
 
 class TestExplain:
-    def test_viewer_sees_the_whole_report(self, viewer: Person, held_task: Task) -> None:
-        said = viewer("explain", "load")
-        assert said.code == 0, said.err
-        assert said.out.startswith("load is held: waiting for a resolution.\n")
+    def test_viewer_sees_the_whole_report(self, viewer: CliUser, held_task: Task) -> None:
+        result = viewer("explain", "load")
+        assert result.code == 0, result.err
+        assert result.out.startswith("load is held: waiting for a resolution.\n")
         assert (
             f"kubectl reattach resolve load -n {held_task.namespace} --key load --generation 1 --adopt HANDLE"
-            in said.out
+            in result.out
         )
-        assert "nobody can tell" in said.out
-        assert "\x1b" not in said.out
-        assert "could not be read" not in said.out
+        assert "nobody can tell" in result.out
+        assert "\x1b" not in result.out
+        assert "could not be read" not in result.out
 
-    def test_output_option_prints_json_or_yaml(self, viewer: Person, held_task: Task) -> None:
+    def test_output_option_prints_json_or_yaml(self, viewer: CliUser, held_task: Task) -> None:
         as_json, as_yaml = viewer("explain", "load", "-o", "json").json, viewer("explain", "load", "-o", "yaml").yaml
         assert as_json == as_yaml
         assert as_json["reason"] == "SubmissionUnknown"
@@ -119,35 +119,35 @@ class TestExplain:
         control_plane.call(
             "POST", f"{rbac}/rolebindings", {"metadata": {"name": user}, "roleRef": role, "subjects": [subject]}
         )
-        person = Person(control_plane, held_task.namespace, user)
-        said = person("explain", "load")
-        assert said.code == 0
-        assert f"The state: {user} lacks the right to get configmaps in namespace {held_task.namespace}" in said.out
-        assert f"The pods: {user} lacks the right to list pods" in said.out
-        assert f"The events: {user} lacks the right to list events" in said.out
+        cli_user = CliUser(control_plane, held_task.namespace, user)
+        result = cli_user("explain", "load")
+        assert result.code == 0
+        assert f"The state: {user} lacks the right to get configmaps in namespace {held_task.namespace}" in result.out
+        assert f"The pods: {user} lacks the right to list pods" in result.out
+        assert f"The events: {user} lacks the right to list events" in result.out
 
-    def test_unknown_name_is_refused_with_similar_names(self, viewer: Person, task: Task) -> None:
-        said = viewer("explain", "laod")
-        assert (said.code, said.out) == (1, "")
-        assert said.err == f"error: There is no TaskRun 'laod' in namespace {task.namespace}. Did you mean load?\n"
+    def test_unknown_name_is_refused_with_similar_names(self, viewer: CliUser, task: Task) -> None:
+        result = viewer("explain", "laod")
+        assert (result.code, result.out) == (1, "")
+        assert result.err == f"error: There is no TaskRun 'laod' in namespace {task.namespace}. Did you mean load?\n"
 
     def test_user_without_rights_gets_the_missing_right(self, control_plane: ControlPlane, task: Task) -> None:
-        said = Person(control_plane, task.namespace, "nobody")("explain", "load")
-        assert said.code == 1
-        assert said.err == (
+        result = CliUser(control_plane, task.namespace, "nobody")("explain", "load")
+        assert result.code == 1
+        assert result.err == (
             f"error: nobody lacks the right to get taskruns.reattach.dev in namespace {task.namespace}; "
             'the ClusterRole "view" has it; ask the administrator of the namespace.\n'
         )
 
     def test_run_with_a_lost_state_has_its_commands(
-        self, viewer: Person, server: Server, task: Task, write_status: WriteStatus
+        self, viewer: CliUser, server: Server, task: Task, write_status: WriteStatus
     ) -> None:
         task.attempt(server)
         task.force_away_configmap()
         write_status(conditions=held("StateLost"))
-        said = viewer("explain", "load")
-        assert "--start-empty" in said.out
-        assert "The state of load was deleted by force." in said.out
+        result = viewer("explain", "load")
+        assert "--start-empty" in result.out
+        assert "The state of load was deleted by force." in result.out
 
 
 class TestResolve:
@@ -161,23 +161,23 @@ class TestResolve:
         ids=["adopt", "resubmit", "fail"],
     )
     def test_each_resolution_is_stored_and_its_consequence_printed(
-        self, editor: Person, held_task: Task, flags: list[str], action: dict[str, str], says: str
+        self, editor: CliUser, held_task: Task, flags: list[str], action: dict[str, str], says: str
     ) -> None:
-        said = editor("resolve", "load", *flags)
-        assert said.code == 0, said.err
+        result = editor("resolve", "load", *flags)
+        assert result.code == 0, result.err
         assert resolutions(held_task) == [{"held": "SubmissionUnknown", "key": "load", "generation": 1, **action}]
-        assert says in said.out
+        assert says in result.out
 
-    def test_second_resolution_of_a_hold_is_refused(self, editor: Person, held_task: Task) -> None:
+    def test_second_resolution_of_a_hold_is_refused(self, editor: CliUser, held_task: Task) -> None:
         assert editor("resolve", "load", "--resubmit").code == 0
-        said = editor("resolve", "load", "--fail")
-        assert (said.code, said.err) == (
+        result = editor("resolve", "load", "--fail")
+        assert (result.code, result.err) == (
             1,
             "error: load already has a resolution (Resubmit), which the operator applies.\n",
         )
         assert len(resolutions(held_task)) == 1
 
-    def test_state_api_applies_the_resolution(self, editor: Person, server: Server, held_task: Task) -> None:
+    def test_state_api_applies_the_resolution(self, editor: CliUser, server: Server, held_task: Task) -> None:
         """From the command to what the next attempt is told."""
         assert editor("resolve", "load", "--adopt", "job-7", "-o", "json").json["number"] == 1
         second = held_task.attempt(server, 2)
@@ -186,7 +186,7 @@ class TestResolve:
         assert (answer["decision"], answer["job"]["handle"]) == ("Reattach", "job-7")
 
     def test_lost_state_can_be_resolved(
-        self, editor: Person, server: Server, task: Task, write_status: WriteStatus
+        self, editor: CliUser, server: Server, task: Task, write_status: WriteStatus
     ) -> None:
         task.attempt(server)
         task.force_away_configmap()
@@ -195,7 +195,7 @@ class TestResolve:
         assert resolutions(task) == [{"held": "StateLost", "action": "StartEmpty"}]
 
     def test_exhausted_budget_can_be_resolved(
-        self, editor: Person, server: Server, task: Task, write_status: WriteStatus
+        self, editor: CliUser, server: Server, task: Task, write_status: WriteStatus
     ) -> None:
         attempt = task.attempt(server)
         record(attempt, intend(attempt), "job-7")
@@ -204,26 +204,26 @@ class TestResolve:
         assert editor("resolve", "load", "--continue").code == 0
         assert resolutions(task) == [{"held": "BudgetExhausted", "action": "Continue"}]
 
-    def test_resolve_without_a_hold_is_refused(self, editor: Person, task: Task) -> None:
-        said = editor("resolve", "load", "--resubmit")
-        assert (said.code, said.err) == (1, "error: load is not held, so it takes no resolution.\n")
+    def test_resolve_without_a_hold_is_refused(self, editor: CliUser, task: Task) -> None:
+        result = editor("resolve", "load", "--resubmit")
+        assert (result.code, result.err) == (1, "error: load is not held, so it takes no resolution.\n")
         assert resolutions(task) == []
 
-    def test_a_viewer_is_told_the_missing_right(self, viewer: Person, held_task: Task) -> None:
-        said = viewer("resolve", "load", "--resubmit")
-        assert said.code == 1
-        assert said.err.startswith(f"error: {viewer.user} lacks the right to patch taskruns.reattach.dev")
+    def test_a_viewer_is_told_the_missing_right(self, viewer: CliUser, held_task: Task) -> None:
+        result = viewer("resolve", "load", "--resubmit")
+        assert result.code == 1
+        assert result.err.startswith(f"error: {viewer.user} lacks the right to patch taskruns.reattach.dev")
         assert resolutions(held_task) == []
 
-    def test_resolve_needs_exactly_one_action(self, editor: Person, held_task: Task) -> None:
+    def test_resolve_needs_exactly_one_action(self, editor: CliUser, held_task: Task) -> None:
         for flags in ([], ["--fail", "--resubmit"]):
-            said = editor("resolve", "load", *flags)
-            assert said.code == 2
-            assert "Give exactly one of" in said.err
+            result = editor("resolve", "load", *flags)
+            assert result.code == 2
+            assert "Give exactly one of" in result.err
         assert resolutions(held_task) == []
 
     def test_resolve_that_conflicts_checks_the_hold_again(
-        self, editor: Person, held_task: Task, monkeypatch: pytest.MonkeyPatch
+        self, editor: CliUser, held_task: Task, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Between the look and the write another person answers: one answer is stored, and the second one hears of it."""
         from reattach.cluster import Cluster
@@ -238,8 +238,8 @@ class TestResolve:
             return await original(self, path, body, **query)
 
         monkeypatch.setattr(Cluster, "merge_patch", late)
-        said = editor("resolve", "load", "--resubmit")
-        assert (said.code, said.err) == (
+        result = editor("resolve", "load", "--resubmit")
+        assert (result.code, result.err) == (
             1,
             "error: load already has a resolution (Fail), which the operator applies.\n",
         )
@@ -258,18 +258,18 @@ class TestRelease:
         return task
 
     def test_release_removes_our_finalizers_and_lists_every_job(
-        self, editor: Person, control_plane: ControlPlane, stuck: Task
+        self, editor: CliUser, control_plane: ControlPlane, stuck: Task
     ) -> None:
-        said = editor("release", "load", "--yes")
-        assert said.code == 0, said.err
-        assert "load, generation 1: job-7 (Active)" in said.out
-        assert said.out.endswith("load was released.\n")
+        result = editor("release", "load", "--yes")
+        assert result.code == 0, result.err
+        assert "load, generation 1: job-7 (Active)" in result.out
+        assert result.out.endswith("load was released.\n")
         assert editor("explain", "load").err.startswith("error: There is no TaskRun 'load'")
         [pod] = control_plane.call("GET", pods(stuck.namespace))["items"]
         assert pod["metadata"]["finalizers"] == ["example.com/other"]
         control_plane.call("PATCH", pods(stuck.namespace, pod["metadata"]["name"]), {"metadata": {"finalizers": None}})
 
-    def test_a_job_that_was_given_up_is_named(self, editor: Person, server: Server, task: Task) -> None:
+    def test_a_job_that_was_given_up_is_named(self, editor: CliUser, server: Server, task: Task) -> None:
         """It has failed by `onUnknown: Fail`, and may run."""
         attempt = task.attempt(server)
         intend(attempt)
@@ -277,9 +277,9 @@ class TestRelease:
         record(attempt, intend(attempt, "other"), "job-7", "other")
         fail(attempt, "other")
         task.control_plane.call("DELETE", taskruns(task.namespace, task.name))
-        said = editor("release", "load", "--yes")
-        assert said.code == 0, said.err
-        assert said.out.splitlines()[1:] == [
+        result = editor("release", "load", "--yes")
+        assert result.code == 0, result.err
+        assert result.out.splitlines()[1:] == [
             "External jobs that may still run, and that nothing tracks then:",
             "  load, generation 1: handle not known (GivenUp)",
             "load was released.",
@@ -289,7 +289,7 @@ class TestRelease:
         "policy, named", [({"onNotFound": "Fail"}, ["Failed, or given up"]), ({}, [])], ids=["may be", "can't be"]
     )
     def test_without_the_state_every_job_that_may_have_been_given_up_is_named(
-        self, editor: Person, server: Server, policy: dict[str, str], named: list[str]
+        self, editor: CliUser, server: Server, policy: dict[str, str], named: list[str]
     ) -> None:
         control_plane, namespace = editor.control_plane, editor.namespace
         task = Task.create(control_plane, namespace, "given", submission=policy)
@@ -302,44 +302,44 @@ class TestRelease:
         ]
         control_plane.call("PATCH", taskruns(namespace, "given", "status"), {"status": {"externalJobs": jobs}})
         control_plane.call("DELETE", taskruns(namespace, "given"))
-        said = editor("release", "given", "--yes", "-o", "json").json
-        assert [job["state"] for job in said["jobs"]] == named
-        assert said["notes"] == ["The state of given was deleted by force."]
+        result = editor("release", "given", "--yes", "-o", "json").json
+        assert [job["state"] for job in result["jobs"]] == named
+        assert result["notes"] == ["The state of given was deleted by force."]
 
     def test_release_lists_the_jobs_of_a_lost_state_beside_those_of_the_new_one(
-        self, editor: Person, server: Server, task: Task, write_status: WriteStatus
+        self, editor: CliUser, server: Server, task: Task, write_status: WriteStatus
     ) -> None:
         attempt = task.attempt(server)
         record(attempt, intend(attempt), "job-7")
         write_status(externalJobs=[{"key": "old", "generation": 1, "state": "Orphaned", "handle": "job-1"}])
         task.control_plane.call("DELETE", taskruns(task.namespace, task.name))
-        said = editor("release", "load", "--yes", "-o", "json").json
-        assert [(job["handle"], job["state"]) for job in said["jobs"]] == [("job-7", "Active"), ("job-1", "Orphaned")]
+        result = editor("release", "load", "--yes", "-o", "json").json
+        assert [(job["handle"], job["state"]) for job in result["jobs"]] == [("job-7", "Active"), ("job-1", "Orphaned")]
 
-    def test_release_without_a_terminal_needs_yes(self, editor: Person, stuck: Task) -> None:
-        said = editor("release", "load")
-        assert said.code == 1
-        assert "job-7" in said.err
-        assert said.err.endswith(
+    def test_release_without_a_terminal_needs_yes(self, editor: CliUser, stuck: Task) -> None:
+        result = editor("release", "load")
+        assert result.code == 1
+        assert "job-7" in result.err
+        assert result.err.endswith(
             "error: No finalizer was removed, because there is no terminal to confirm on; repeat with --yes.\n"
         )
         finalizers = stuck.control_plane.call("GET", taskruns(stuck.namespace, "load"))["metadata"]["finalizers"]
         assert finalizers == [FINALIZER_EXTERNAL_JOBS]
         assert editor("release", "load", "--yes").code == 0
 
-    def test_release_of_a_running_taskrun_needs_force(self, editor: Person, server: Server, task: Task) -> None:
+    def test_release_of_a_running_taskrun_needs_force(self, editor: CliUser, server: Server, task: Task) -> None:
         attempt = task.attempt(server)
         record(attempt, intend(attempt), "job-7")
-        said = editor("release", "load", "--yes")
-        assert said.code == 1
-        assert "neither being deleted nor cancelled nor held" in said.err
+        result = editor("release", "load", "--yes")
+        assert result.code == 1
+        assert "neither being deleted nor cancelled nor held" in result.err
         assert editor("release", "load", "--yes", "--force", "-o", "json").json["jobs"] == [
             {"key": "load", "generation": 1, "state": "Active", "handle": "job-7"}
         ]
         assert task.configmap()["metadata"].get("finalizers", []) == []
 
     def test_release_of_a_taskrun_that_can_not_be_decoded_is_refused(
-        self, editor: Person, server: Server, task: Task, monkeypatch: pytest.MonkeyPatch
+        self, editor: CliUser, server: Server, task: Task, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         attempt = task.attempt(server)
         record(attempt, intend(attempt), "job-7")
@@ -348,12 +348,12 @@ class TestRelease:
             raise CommandError("This version can't read the TaskRun.")
 
         monkeypatch.setattr("reattach.cli.queries.to_taskrun", refuse)
-        said = editor("release", "load", "--yes")
-        assert (said.code, said.err) == (1, "error: This version can't read the TaskRun.\n")
+        result = editor("release", "load", "--yes")
+        assert (result.code, result.err) == (1, "error: This version can't read the TaskRun.\n")
         assert task.configmap()["metadata"]["finalizers"] == [FINALIZER_STATE]
 
     def test_release_of_a_deleted_taskrun_releases_its_pods_and_state(
-        self, editor: Person, control_plane: ControlPlane, server: Server, task: Task
+        self, editor: CliUser, control_plane: ControlPlane, server: Server, task: Task
     ) -> None:
         attempt = task.attempt(server)
         record(attempt, intend(attempt), "job-7")
@@ -364,15 +364,15 @@ class TestRelease:
             lambda: "There is no TaskRun" in editor("explain", "load").err, seconds=120, what="the TaskRun is gone"
         )
         assert task.configmap()["metadata"]["finalizers"] == [FINALIZER_STATE]
-        said = editor("release", "load", "--yes")
-        assert said.code == 0, said.err
-        assert "job-7" in said.out
+        result = editor("release", "load", "--yes")
+        assert result.code == 0, result.err
+        assert "job-7" in result.out
         assert task.configmap()["metadata"].get("finalizers", []) == []
 
-    def test_release_without_finalizers_is_refused(self, editor: Person, task: Task) -> None:
+    def test_release_without_finalizers_is_refused(self, editor: CliUser, task: Task) -> None:
         task.control_plane.call("PATCH", taskruns(task.namespace, "load"), {"spec": {"cancel": True}})
-        said = editor("release", "load", "--yes")
-        assert (said.code, said.err) == (
+        result = editor("release", "load", "--yes")
+        assert (result.code, result.err) == (
             1,
             "error: load, its pods and its state have no finalizer of Reattach, so nothing keeps them.\n",
         )
@@ -381,37 +381,37 @@ class TestRelease:
 class TestWait:
     @pytest.mark.parametrize("outcome, code", [("Succeeded", 0), ("Failed", 3), ("Cancelled", 4)])
     def test_wait_exits_with_a_code_for_each_outcome(
-        self, viewer: Person, write_status: WriteStatus, outcome: str, code: int
+        self, viewer: CliUser, write_status: WriteStatus, outcome: str, code: int
     ) -> None:
         waiting = viewer.in_background("wait", "load", "--timeout", "120s")
         also = viewer.in_background("wait", "load", "--timeout", "120s", "--for", "outcome")
-        write_status(**ended(outcome, "SaidWhy"))
-        said = waiting.wait()
-        assert said.code == code, said.err
-        assert f"load ended as {outcome} (SaidWhy): Said by the operator." in said.out + said.err
+        write_status(**ended(outcome, "TestReason"))
+        result = waiting.wait()
+        assert result.code == code, result.err
+        assert f"load ended as {outcome} (TestReason): Reported by the operator." in result.out + result.err
         assert also.wait().code == 0
 
-    def test_wait_ends_when_the_run_is_held(self, viewer: Person, task: Task, write_status: WriteStatus) -> None:
+    def test_wait_ends_when_the_run_is_held(self, viewer: CliUser, task: Task, write_status: WriteStatus) -> None:
         through = viewer.in_background("wait", task.name, "--for", "outcome", "--timeout", "120s")
         write_status(conditions=held("StateLost"))
-        said = viewer("wait", task.name)
-        assert said.code == 5
-        assert said.err == "load is held for StateLost; kubectl reattach explain load shows how to resolve it.\n"
+        result = viewer("wait", task.name)
+        assert result.code == 5
+        assert result.err == "load is held for StateLost; kubectl reattach explain load shows how to resolve it.\n"
         through.wait_for("load is held for StateLost")
         write_status(**ended("Failed", "FailedByResolution"))
         assert through.wait().code == 0
 
-    def test_wait_exits_with_6_at_the_timeout(self, viewer: Person, task: Task) -> None:
-        said = viewer("wait", task.name, "--timeout", "0.2", "-o", "json")
-        assert (said.code, said.json["exitCode"]) == (6, 6)
+    def test_wait_exits_with_6_at_the_timeout(self, viewer: CliUser, task: Task) -> None:
+        result = viewer("wait", task.name, "--timeout", "0.2", "-o", "json")
+        assert (result.code, result.json["exitCode"]) == (6, 6)
 
-    def test_wait_with_timeout_0_reads_the_taskrun_once(self, viewer: Person, write_status: WriteStatus) -> None:
+    def test_wait_with_timeout_0_reads_the_taskrun_once(self, viewer: CliUser, write_status: WriteStatus) -> None:
         assert viewer("wait", "load", "--timeout", "0").code == 6
-        write_status(**ended("Failed", "SaidWhy"))
+        write_status(**ended("Failed", "TestReason"))
         assert viewer("wait", "load", "--timeout", "0").code == 3
 
     def test_wait_outlasts_an_api_server_that_is_away(
-        self, viewer: Person, write_status: WriteStatus, tmp_path: Path
+        self, viewer: CliUser, write_status: WriteStatus, tmp_path: Path
     ) -> None:
         port = urlsplit(viewer.control_plane.url).port
         with Relay(port) as relay:
@@ -428,21 +428,21 @@ class TestWait:
             waiting.wait_for("load is held for StateLost")
             relay.lead_to(None)
             waiting.wait_for(f"{relay.url} does not respond")
-            asked = relay.connections
-            wait_until(lambda: relay.connections > asked, seconds=60, what="it is asked again")
+            requests = relay.connections
+            wait_until(lambda: relay.connections > requests, seconds=60, what="it is asked again")
             relay.lead_to(port)
             write_status(**ended("Failed", "FailedByResolution"))
-            said = waiting.wait()
-        assert said.code == 0, said.err
-        assert said.err.count("trying again") == 1
+            result = waiting.wait()
+        assert result.code == 0, result.err
+        assert result.err.count("trying again") == 1
 
-    def test_wait_fails_if_the_first_read_fails(self, viewer: Person, tmp_path: Path) -> None:
+    def test_wait_fails_if_the_first_read_fails(self, viewer: CliUser, tmp_path: Path) -> None:
         with Relay(None) as relay:
-            said = viewer("wait", "load", "--kubeconfig", viewer.kubeconfig_through(relay, tmp_path))
-        assert said.code == 1
-        assert "can't be reached" in said.err
+            result = viewer("wait", "load", "--kubeconfig", viewer.kubeconfig_through(relay, tmp_path))
+        assert result.code == 1
+        assert "can't be reached" in result.err
 
-    def test_wait_exits_with_7_if_the_run_is_deleted(self, viewer: Person, task: Task) -> None:
+    def test_wait_exits_with_7_if_the_run_is_deleted(self, viewer: CliUser, task: Task) -> None:
         waiting = viewer.in_background("wait", task.name, "--timeout", "120s")
         task.control_plane.call("DELETE", taskruns(task.namespace, task.name))
         assert waiting.wait().code in {1, 7}  # 1: deleted before the first look
@@ -459,9 +459,9 @@ class TestWait:
         control_plane.call(
             "POST", f"{rbac}/rolebindings", {"metadata": {"name": user}, "roleRef": role, "subjects": [subject]}
         )
-        waiting = Person(control_plane, task.namespace, user).in_background("wait", task.name, "--timeout", "120s")
+        waiting = CliUser(control_plane, task.namespace, user).in_background("wait", task.name, "--timeout", "120s")
         write_status(**ended("Succeeded", "Succeeded"))
         assert waiting.wait().code == 0
 
-    def test_a_name_that_is_not_there_is_an_error(self, viewer: Person, task: Task) -> None:
+    def test_a_name_that_is_not_there_is_an_error(self, viewer: CliUser, task: Task) -> None:
         assert viewer("wait", f"{task.name}x").code == 1

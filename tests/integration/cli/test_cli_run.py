@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cli_session import Person, grant
+from cli_session import CliUser, grant
 from controlplane import ControlPlane
 from operator_process import Kubelet, Operators, Stage, kubelet_of, stage_of
 from stateapi import Servers
@@ -37,12 +37,12 @@ def tasks(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def person(control_plane: ControlPlane, stage: Stage) -> Person:
+def cli_user(control_plane: ControlPlane, stage: Stage) -> CliUser:
     return grant(control_plane, stage.namespace, "edit")
 
 
-def wait_until_held(person: Person, name: str) -> None:
-    assert person("wait", name, "--timeout", f"{SLOW}s").code == 5
+def wait_until_held(cli_user: CliUser, name: str) -> None:
+    assert cli_user("wait", name, "--timeout", f"{SLOW}s").code == 5
 
 
 @pytest.mark.parametrize(
@@ -51,57 +51,57 @@ def wait_until_held(person: Person, name: str) -> None:
     ids=["adopted", "resubmitted"],
 )
 def test_a_held_submission_is_told_answered_and_goes_on(
-    stage: Stage, tasks: Tasks, person: Person, flags: list[str], decision: str
+    stage: Stage, tasks: Tasks, cli_user: CliUser, flags: list[str], decision: str
 ) -> None:
     name = f"told-{decision.lower()}"
     stage.run(name, lambda attempt: tasks.ask if attempt == 1 else tasks.finish)
-    wait_until_held(person, name)
-    story = person("explain", name)
+    wait_until_held(cli_user, name)
+    story = cli_user("explain", name)
     assert story.out.startswith(f"{name} is held: waiting for a resolution.\n")
     assert "the external system is unavailable" in story.out
     [command] = [line for line in story.out.splitlines() if flags[0] in line]
     words = command.strip().replace("HANDLE", flags[-1]).split()
     assert words[:2] == ["kubectl", "reattach"]
-    answered = person(*words[2:])
+    answered = cli_user(*words[2:])
     assert answered.code == 0, answered.err
-    assert person("wait", name, "--for", "outcome", "--timeout", f"{SLOW}s").code == 0
+    assert cli_user("wait", name, "--for", "outcome", "--timeout", f"{SLOW}s").code == 0
     assert tasks.answers[name, 2]["decision"] == decision
-    end = person("explain", name)
+    end = cli_user("explain", name)
     assert end.out.startswith(f"{name} succeeded ")
     assert "What you can do" not in end.out
-    assert person("resolve", name, *flags).code == 1
+    assert cli_user("resolve", name, *flags).code == 1
 
 
-def test_a_held_submission_is_answered_with_the_end(stage: Stage, tasks: Tasks, person: Person) -> None:
+def test_a_held_submission_is_answered_with_the_end(stage: Stage, tasks: Tasks, cli_user: CliUser) -> None:
     stage.run("told-fail", lambda _: tasks.ask)
-    wait_until_held(person, "told-fail")
-    assert person("resolve", "told-fail", "--fail").code == 0
-    said = person("wait", "told-fail", "--for", "outcome", "--timeout", f"{SLOW}s")
-    assert (said.code, "FailedByResolution" in said.out) == (0, True)
-    assert person("wait", "told-fail").code == 3
+    wait_until_held(cli_user, "told-fail")
+    assert cli_user("resolve", "told-fail", "--fail").code == 0
+    result = cli_user("wait", "told-fail", "--for", "outcome", "--timeout", f"{SLOW}s")
+    assert (result.code, "FailedByResolution" in result.out) == (0, True)
+    assert cli_user("wait", "told-fail").code == 3
 
 
-def test_a_budget_is_granted_once_more(stage: Stage, tasks: Tasks, person: Person) -> None:
+def test_a_budget_is_granted_once_more(stage: Stage, tasks: Tasks, cli_user: CliUser) -> None:
     first = tasks.submit_and(evicted)
     retry = {"budgets": {"disruption": 0}, "backoff": FAST}
     stage.run("told-budget", lambda attempt: first if attempt == 1 else tasks.finish, retry=retry)
-    wait_until_held(person, "told-budget")
-    assert "job-1 (load) continues in the external system" in person("explain", "told-budget").out
-    assert person("resolve", "told-budget", "--continue").code == 0
-    assert person("wait", "told-budget", "--for", "outcome", "--timeout", f"{SLOW}s").code == 0
+    wait_until_held(cli_user, "told-budget")
+    assert "job-1 (load) continues in the external system" in cli_user("explain", "told-budget").out
+    assert cli_user("resolve", "told-budget", "--continue").code == 0
+    assert cli_user("wait", "told-budget", "--for", "outcome", "--timeout", f"{SLOW}s").code == 0
     assert tasks.answers["told-budget", 2]["decision"] == "Reattach"
 
 
-def test_a_deleted_run_with_an_unresolved_intent_is_let_go(stage: Stage, tasks: Tasks, person: Person) -> None:
+def test_a_deleted_run_with_an_unresolved_intent_is_let_go(stage: Stage, tasks: Tasks, cli_user: CliUser) -> None:
     def intend_and_stay(containers: object) -> None:
         containers.run()  # type: ignore[attr-defined]
         tasks.intended(containers)  # type: ignore[arg-type]
 
     stage.run("let-go", lambda _: intend_and_stay)
-    wait_until(lambda: "Intended" in person("explain", "let-go").out, seconds=SLOW, what="the intent is stored")
+    wait_until(lambda: "Intended" in cli_user("explain", "let-go").out, seconds=SLOW, what="the intent is stored")
     stage.control_plane.call("DELETE", f"/apis/reattach.dev/v1alpha1/namespaces/{stage.namespace}/taskruns/let-go")
-    wait_until(lambda: "being deleted, and held" in person("explain", "let-go").out, seconds=SLOW, what="it is held")
-    said = person("release", "let-go", "--yes")
-    assert said.code == 0, said.err
-    assert "load, generation 1: handle not known (Intended)" in said.out
-    wait_until(lambda: "There is no TaskRun" in person("explain", "let-go").err, seconds=SLOW, what="it is gone")
+    wait_until(lambda: "being deleted, and held" in cli_user("explain", "let-go").out, seconds=SLOW, what="it is held")
+    result = cli_user("release", "let-go", "--yes")
+    assert result.code == 0, result.err
+    assert "load, generation 1: handle not known (Intended)" in result.out
+    wait_until(lambda: "There is no TaskRun" in cli_user("explain", "let-go").err, seconds=SLOW, what="it is gone")

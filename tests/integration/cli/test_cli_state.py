@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cli_session import Person
+from cli_session import CliUser
 from controlplane import ControlPlane
 from reattach.api.names import ANNOTATION_SUMMARY
 from reattach.cluster.paths import pods
@@ -31,12 +31,12 @@ def end_pods(control_plane: ControlPlane, task: Task) -> None:
         control_plane.call("PATCH", path, {"status": {"phase": "Failed"}})
 
 
-def entry(person: Person, key: str) -> dict[str, Any]:
-    found: dict[str, Any] = person("state", "get", "load", key, "-o", "json").json
+def entry(cli_user: CliUser, key: str) -> dict[str, Any]:
+    found: dict[str, Any] = cli_user("state", "get", "load", key, "-o", "json").json
     return found
 
 
-def test_a_viewer_reads_values_and_keys(viewer: Person, stored: Task) -> None:
+def test_a_viewer_reads_values_and_keys(viewer: CliUser, stored: Task) -> None:
     assert viewer("state", "get", "load", "job_id").out == '"job-7"\n'
     assert viewer("state", "get", "load", "job_id", "--raw").out == "job-7\n"
     assert json.loads(viewer("state", "get", stored.name, "progress").out) == {"rows": 12345678901234567890123}
@@ -47,18 +47,18 @@ def test_a_viewer_reads_values_and_keys(viewer: Person, stored: Task) -> None:
     assert [one["key"] for one in viewer("state", "ls", "load", "--prefix", "p", "-o", "yaml").yaml] == ["progress"]
 
 
-def test_a_key_that_is_not_there_is_an_error(viewer: Person, stored: Task) -> None:
-    said = viewer("state", "get", stored.name, "job")
-    assert (said.code, said.out) == (1, "")
-    assert said.err == "error: Nothing is stored under 'job'; kubectl reattach state ls load lists the keys.\n"
+def test_a_key_that_is_not_there_is_an_error(viewer: CliUser, stored: Task) -> None:
+    result = viewer("state", "get", stored.name, "job")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "error: Nothing is stored under 'job'; kubectl reattach state ls load lists the keys.\n"
 
 
 def test_key_that_a_user_stored_is_read_by_the_next_attempt_with_its_writer(
-    editor: Person, server: Server, stored: Task
+    editor: CliUser, server: Server, stored: Task
 ) -> None:
-    said = editor("state", "set", "load", "job_id", '"job-9"')
-    assert (said.code, said.err) == (0, "")
-    assert said.out == "job_id stored in the state of load, version 3.\n"
+    result = editor("state", "set", "load", "job_id", '"job-9"')
+    assert (result.code, result.err) == (0, "")
+    assert result.out == "job_id stored in the state of load, version 3.\n"
     second = stored.attempt(server, 2)
     read = second.get("job_id").json()
     assert (read["value"], read["version"], read["expiresAt"]) == ("job-9", 3, None)
@@ -66,7 +66,7 @@ def test_key_that_a_user_stored_is_read_by_the_next_attempt_with_its_writer(
     assert second.set("after", 1).json()["version"] == 4
 
 
-def test_jobs_and_epoch_stay_as_they_are(editor: Person, stored: Task) -> None:
+def test_jobs_and_epoch_stay_as_they_are(editor: CliUser, stored: Task) -> None:
     before = stored.configmap()
     assert editor("state", "set", "load", "new", "[1]").code == 0
     assert editor("state", "rm", "load", "progress").code == 0
@@ -84,23 +84,23 @@ def test_jobs_and_epoch_stay_as_they_are(editor: Person, stored: Task) -> None:
     assert summaries[0] == summaries[1]
 
 
-def test_conditions_are_checked(editor: Person, stored: Task) -> None:
-    said = editor("state", "set", stored.name, "job_id", "1", "--if-version", "9")
-    assert (said.code, said.err) == (1, "error: 'job_id' must have version 9; it has version 1.\n")
+def test_conditions_are_checked(editor: CliUser, stored: Task) -> None:
+    result = editor("state", "set", stored.name, "job_id", "1", "--if-version", "9")
+    assert (result.code, result.err) == (1, "error: 'job_id' must have version 9; it has version 1.\n")
     assert "must be absent" in editor("state", "set", "load", "job_id", "1", "--if-absent").err
     assert editor("state", "set", "load", "job_id", "1", "--if-version", "1").code == 0
     assert editor("state", "set", "load", "fresh", "1", "--if-absent", "--retention", "2d").code == 0
 
 
-def test_a_negative_number_is_a_value(editor: Person, stored: Task) -> None:
+def test_a_negative_number_is_a_value(editor: CliUser, stored: Task) -> None:
     for text in ("-5", "-1.5"):
-        said = editor("state", "set", "load", "offset", text)
-        assert said.code == 0, said.err
+        result = editor("state", "set", "load", "offset", text)
+        assert result.code == 0, result.err
         assert editor("state", "get", "load", "offset", "--raw").out == f"{text}\n"
     assert editor("state", "set", "load", "offset", "--", "-7").code == 0
 
 
-def test_bad_values_are_refused_with_the_reason(editor: Person, stored: Task) -> None:
+def test_bad_values_are_refused_with_the_reason(editor: CliUser, stored: Task) -> None:
     assert "is not JSON; to store it as a string, use --string" in editor("state", "set", stored.name, "k", "job-7").err
     assert editor("state", "set", "load", "k", "job-7", "--string").code == 0
     assert entry(editor, "k")["value"] == "job-7"
@@ -110,7 +110,7 @@ def test_bad_values_are_refused_with_the_reason(editor: Person, stored: Task) ->
     assert editor("state", "set", "load", "k", "1", "--retention", "soon").code == 2
 
 
-def test_keys_are_removed_all_or_none(editor: Person, stored: Task) -> None:
+def test_keys_are_removed_all_or_none(editor: CliUser, stored: Task) -> None:
     assert editor("state", "rm", "load", "job_id", "absent").code == 1
     assert entry(editor, "job_id")["value"] == "job-7"
     assert editor("state", "rm", "load", "job_id", "absent", "--ignore-not-found").out == (
@@ -122,7 +122,7 @@ def test_keys_are_removed_all_or_none(editor: Person, stored: Task) -> None:
 
 
 def test_an_export_goes_into_another_state(
-    control_plane: ControlPlane, editor: Person, server: Server, stored: Task, tmp_path: Path
+    control_plane: ControlPlane, editor: CliUser, server: Server, stored: Task, tmp_path: Path
 ) -> None:
     exported = editor("state", "export", stored.name)
     file = tmp_path / "state.json"
@@ -138,17 +138,17 @@ def test_an_export_goes_into_another_state(
     assert "is not an export" in editor("state", "import", "again", "-", stdin=b"{}").err
 
 
-def test_while_an_attempt_runs_nothing_is_changed_unless_forced(editor: Person, server: Server, stored: Task) -> None:
+def test_while_an_attempt_runs_nothing_is_changed_unless_forced(editor: CliUser, server: Server, stored: Task) -> None:
     second = stored.attempt(server, 2)
-    said = editor("state", "set", "load", "job_id", '"job-9"')
-    assert said.code == 1
-    assert said.err.startswith("error: Attempt 2 of load is running, and may already have read the key;")
+    result = editor("state", "set", "load", "job_id", '"job-9"')
+    assert result.code == 1
+    assert result.err.startswith("error: Attempt 2 of load is running, and may already have read the key;")
     assert editor("state", "set", "load", "job_id", '"job-9"', "--force").code == 0
     assert second.get("job_id").json()["value"] == "job-9"
 
 
 def test_key_that_changed_since_the_read_is_not_overwritten(
-    editor: Person, server: Server, stored: Task, monkeypatch: pytest.MonkeyPatch
+    editor: CliUser, server: Server, stored: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look and the write an attempt opens the state and stores: the person is told that it runs, and nothing is lost."""
     from reattach.cluster import Cluster
@@ -162,38 +162,38 @@ def test_key_that_changed_since_the_read_is_not_overwritten(
         return await original(self, path, body, **query)
 
     monkeypatch.setattr(Cluster, "replace", late)
-    said = editor("state", "set", "load", "job_id", '"job-9"')
-    assert (said.code, raced) == (1, [raced[0]])
-    assert "Attempt 2 of load is running" in said.err
+    result = editor("state", "set", "load", "job_id", '"job-9"')
+    assert (result.code, raced) == (1, [raced[0]])
+    assert "Attempt 2 of load is running" in result.err
     assert entry(editor, "job_id")["value"] == "job-8"
 
 
-def test_a_viewer_is_told_the_missing_right(viewer: Person, stored: Task) -> None:
-    said = viewer("state", "set", stored.name, "job_id", "1")
-    assert said.code == 1
-    assert said.err.startswith(
+def test_a_viewer_is_told_the_missing_right(viewer: CliUser, stored: Task) -> None:
+    result = viewer("state", "set", stored.name, "job_id", "1")
+    assert result.code == 1
+    assert result.err.startswith(
         f"error: {viewer.user} lacks the right to update configmaps in namespace {stored.namespace};"
     )
 
 
-def test_a_task_that_stored_nothing_has_no_state(editor: Person, task: Task) -> None:
+def test_a_task_that_stored_nothing_has_no_state(editor: CliUser, task: Task) -> None:
     assert editor("state", "set", task.name, "k", "1").err == (
         "error: load has no state; it is created when the task first opens it.\n"
     )
 
 
-def test_a_state_that_was_deleted_by_force_is_not_made_anew(editor: Person, stored: Task) -> None:
+def test_a_state_that_was_deleted_by_force_is_not_made_anew(editor: CliUser, stored: Task) -> None:
     stored.force_away_configmap()
-    said = editor("state", "set", "load", "k", "1")
-    assert said.err == (
+    result = editor("state", "set", "load", "k", "1")
+    assert result.err == (
         "error: The state of load was deleted by force. kubectl reattach explain load shows what to do.\n"
     )
 
 
-def test_a_state_of_another_format_is_left_alone(editor: Person, stored: Task) -> None:
+def test_a_state_of_another_format_is_left_alone(editor: CliUser, stored: Task) -> None:
     stored.patch_configmap(data={"formatVersion": "9"})
-    said = editor("state", "set", "load", "k", "1")
-    assert (said.code, said.err) == (
+    result = editor("state", "set", "load", "k", "1")
+    assert (result.code, result.err) == (
         1,
         "error: The state of load can't be read: the state must have formatVersion '1'; it has '9'.\n",
     )

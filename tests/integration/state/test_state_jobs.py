@@ -406,7 +406,7 @@ class TestEvidence:
 
 
 class TestHeld:
-    def answered(self, server: Server, task: Task, **answer: Any) -> tuple[Attempt, dict[str, Any]]:
+    def with_resolution(self, server: Server, task: Task, **answer: Any) -> tuple[Attempt, dict[str, Any]]:
         """A third attempt's intent, after the second was held and a person has answered."""
         first = task.attempt(server)
         first.intend()
@@ -420,7 +420,7 @@ class TestHeld:
         return third, answer_of(third.intend())
 
     def test_adopt(self, server: Server, task: Task) -> None:
-        _, answer = self.answered(server, task, action="Adopt", handle="job-5")
+        _, answer = self.with_resolution(server, task, action="Adopt", handle="job-5")
         assert (answer["decision"], answer["job"]["handle"], answer["job"]["origin"]) == (
             "Reattach",
             "job-5",
@@ -429,14 +429,14 @@ class TestHeld:
         assert answer["job"]["held"] is False
 
     def test_resubmit_and_an_answer_is_used_once(self, server: Server, task: Task) -> None:
-        third, answer = self.answered(server, task, action="Resubmit")
+        third, answer = self.with_resolution(server, task, action="Resubmit")
         assert (answer["decision"], answer["job"]["generation"]) == ("Submit", 1)
         third.outcome("Unknown", hold=True)
         again = answer_of(task.attempt(server, 4).intend())
         assert (again["decision"], again["job"]["holds"]) == ("Resolve", 2)
 
     def test_fail(self, server: Server, task: Task) -> None:
-        _, answer = self.answered(server, task, action="Fail")
+        _, answer = self.with_resolution(server, task, action="Fail")
         assert (answer["decision"], answer["job"]["state"]) == ("Over", "Failed")
 
 

@@ -100,7 +100,7 @@ def held_for_loss() -> ATaskRun:
 
 
 def test_decide_current_attempt_is_watched_before_a_lost_state_is_dropped(swap: Swap) -> None:
-    taskrun = held_for_loss().answered("StateLost", "StartEmpty")
+    taskrun = held_for_loss().with_resolution("StateLost", "StartEmpty")
     pods = (a_pod(1).exited(1).released(), a_pod(2).running())
     plan = plan_of(taskrun, *pods)
     assert (status_of(plan).counts.state_losses, status_of(plan).state) == (0, taskrun.status.state)
@@ -111,7 +111,7 @@ def test_decide_current_attempt_is_watched_before_a_lost_state_is_dropped(swap: 
 
 
 def test_decide_lost_state_is_resolved_before_it_is_checked_again(swap: Swap) -> None:
-    taskrun, pod = held_for_loss().answered("StateLost", "StartEmpty"), a_pod().exited(1).released()
+    taskrun, pod = held_for_loss().with_resolution("StateLost", "StartEmpty"), a_pod().exited(1).released()
     plan = plan_of(taskrun, pod, state=AbsentState())
     assert (hold_of(plan), status_of(plan).state) == (("False", "NotHeld"), None)
 

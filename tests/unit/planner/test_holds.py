@@ -115,25 +115,25 @@ def test_what_is_held_besides_is_told_when_it_is_known() -> None:
 
 @pytest.mark.parametrize("answer", [{"action": "Adopt", "handle": "job-7"}, {"action": "Resubmit"}])
 def test_an_answer_that_the_next_attempt_heeds_makes_its_pod_at_once(answer: dict[str, str]) -> None:
-    answered = held().answered("SubmissionUnknown", **answer)
+    answered = held().with_resolution("SubmissionUnknown", **answer)
     plan = plan_of(answered, a_pod().exited(85).released(), state=ASKED)
     assert (created(plan), hold_of(plan)) == ([2], ("False", "NotHeld"))
 
 
 def test_a_hold_that_came_after_the_answer_needs_another_one() -> None:
     again = a_state(1, jobs=[a_job(None, held=True, holds=2)])
-    taskrun = RUN.answered("SubmissionUnknown", "Resubmit")
+    taskrun = RUN.with_resolution("SubmissionUnknown", "Resubmit")
     assert hold_of(plan_of(taskrun, a_pod().exited(85, message=HELD), state=again)) == ("True", "SubmissionUnknown")
 
 
 def test_the_answer_to_another_job_or_generation_is_none() -> None:
     for about in ({"key": "other"}, {"generation": 2}):
-        answered = held().answered("SubmissionUnknown", "Resubmit", **about)
+        answered = held().with_resolution("SubmissionUnknown", "Resubmit", **about)
         assert created(plan_of(answered, a_pod().exited(85).released(), state=ASKED)) == []
 
 
 def test_the_answer_fail_ends_the_run_and_nothing_of_it_is_left_open() -> None:
-    answered = held().answered("SubmissionUnknown", "Fail")
+    answered = held().with_resolution("SubmissionUnknown", "Fail")
     plan = plan_of(answered, a_pod().exited(85).released(), state=ASKED)
     assert [(job.state, job.handle) for job in status_of(plan).external_jobs] == [("Failed", None)]
     assert actions_of(plan, ReleaseTaskRun)
@@ -144,7 +144,7 @@ def test_the_answer_fail_ends_the_run_and_nothing_of_it_is_left_open() -> None:
 
 
 def test_the_answer_fail_stops_an_attempt_that_runs_on() -> None:
-    answered = RUN.answered("SubmissionUnknown", "Fail")
+    answered = RUN.with_resolution("SubmissionUnknown", "Fail")
     assert isinstance(
         decision_of(answered, a_pod().running(), summary=a_summary(1, jobs=(WAITS,)), state=ASKED), SealState
     )
@@ -169,25 +169,27 @@ def lost(*jobs: Any) -> ATaskRun:
 def test_a_lost_state_is_given_up_when_a_person_says_so_and_its_open_jobs_are_named() -> None:
     taskrun = lost(a_job())
     assert plan_of(taskrun, a_pod().exited(1).released(), now=5000) == Plan()
-    plan = plan_of(taskrun.answered("StateLost", "StartEmpty"), a_pod().exited(1).released())
+    plan = plan_of(taskrun.with_resolution("StateLost", "StartEmpty"), a_pod().exited(1).released())
     status = status_of(plan)
     assert (status.state, status.counts.state_losses, hold_of(plan)) == (None, 1, ("False", "NotHeld"))
     assert [(job.handle, job.state) for job in status.external_jobs] == [("job-1", "Orphaned")]
     assert (told(plan), created(plan)) == (["Orphaned"], [])
-    again = plan_of(taskrun.answered("StateLost", "StartEmpty").with_status(status), a_pod().exited(1).released())
+    again = plan_of(
+        taskrun.with_resolution("StateLost", "StartEmpty").with_status(status), a_pod().exited(1).released()
+    )
     assert created(again) == [2]
 
 
 def test_each_loss_needs_an_answer_of_its_own() -> None:
-    taskrun = lost().answered("StateLost", "StartEmpty")
+    taskrun = lost().with_resolution("StateLost", "StartEmpty")
     once = taskrun.with_status(counts=taskrun.status.counts.__class__(attempts=1, state_losses=1))
     assert plan_of(once, a_pod().exited(1).released()) == Plan()
-    twice = once.answered("StateLost", "StartEmpty")
+    twice = once.with_resolution("StateLost", "StartEmpty")
     assert status_of(plan_of(twice, a_pod().exited(1).released())).counts.state_losses == 2
 
 
 def test_the_job_of_a_lost_state_stays_named_beside_those_of_the_new_one() -> None:
-    taskrun = lost(a_job()).answered("StateLost", "StartEmpty")
+    taskrun = lost(a_job()).with_resolution("StateLost", "StartEmpty")
     empty = taskrun.with_status(status_of(plan_of(taskrun, a_pod().exited(1).released())))
     jobs = (a_job("job-2", key="other"),)
     new = a_state(2, uid="new-uid", jobs=jobs)
@@ -200,7 +202,7 @@ def test_the_job_of_a_lost_state_stays_named_beside_those_of_the_new_one() -> No
 
 @pytest.mark.parametrize("job", [a_job("job-2"), a_job(), a_job(None)], ids=["another", "the same", "not known yet"])
 def test_a_job_of_the_new_state_by_the_name_of_a_lost_one_is_what_counts_from_then_on(job: Any) -> None:
-    taskrun = lost(a_job()).answered("StateLost", "StartEmpty")
+    taskrun = lost(a_job()).with_resolution("StateLost", "StartEmpty")
     empty = taskrun.with_status(status_of(plan_of(taskrun, a_pod().exited(1).released())))
     new = {"summary": a_summary(2, jobs=(job,)), "state": a_state(2, uid="new-uid", jobs=(job,), seal=SEALED)}
     plan = plan_of(empty, a_pod(2).running(), **new)
@@ -220,7 +222,7 @@ def test_a_job_of_the_new_state_by_the_name_of_a_lost_one_is_what_counts_from_th
 
 
 def test_a_lost_state_is_the_end_when_a_person_says_so() -> None:
-    answered = lost().answered("StateLost", "Fail").with_metadata(finalizers=[])
+    answered = lost().with_resolution("StateLost", "Fail").with_metadata(finalizers=[])
     plan = plan_of(answered, a_pod().exited(1).released())
     assert (status_of(plan).outcome, progress_of(plan)[0], hold_of(plan)[0]) == (
         "Failed",
@@ -260,7 +262,7 @@ def test_a_run_out_of_pods_fails_if_no_job_goes_on() -> None:
 def test_a_task_that_failed_too_often_fails_though_its_job_goes_on() -> None:
     plan = plan_of(SCARCE, a_pod().exited(1), state=a_state(1, jobs=[a_job()]))
     assert [job.state for job in status_of(plan).external_jobs] == ["Orphaned"]
-    answered = SCARCE.answered("BudgetExhausted", "Continue")
+    answered = SCARCE.with_resolution("BudgetExhausted", "Continue")
     plan = plan_of(answered, a_pod().exited(1), state=a_state(1, jobs=[a_job()]))
     assert [job.state for job in status_of(plan).external_jobs] == ["Orphaned"]
 
@@ -275,7 +277,7 @@ def test_each_continue_grants_the_whole_budget_once_more() -> None:
     for continues, goes_on in [(0, False), (1, False), (2, True)]:
         answered = taskrun
         for _ in range(continues):
-            answered = answered.answered("BudgetExhausted", "Continue")
+            answered = answered.with_resolution("BudgetExhausted", "Continue")
         plan = plan_of(answered, summary=summary, state=state, now=5000)
         assert bool(created(plan)) is goes_on, continues
 
@@ -283,9 +285,9 @@ def test_each_continue_grants_the_whole_budget_once_more() -> None:
 def test_continue_makes_the_next_pod_and_fail_names_the_job_and_ends_the_run() -> None:
     waiting = SCARCE.with_status(status_of(spent(a_job())))
     seen = {"summary": a_summary(1, jobs=(a_job(),)), "state": a_state(1, jobs=[a_job()])}
-    plan = plan_of(waiting.answered("BudgetExhausted", "Continue"), EVICTED.released(), **seen)
+    plan = plan_of(waiting.with_resolution("BudgetExhausted", "Continue"), EVICTED.released(), **seen)
     assert (created(plan), hold_of(plan)) == ([2], ("False", "NotHeld"))
-    failed = waiting.answered("BudgetExhausted", "Fail")
+    failed = waiting.with_resolution("BudgetExhausted", "Fail")
     plan = plan_of(failed, EVICTED.released(), **seen)
     assert [job.state for job in status_of(plan).external_jobs] == ["Orphaned"]
     ended = failed.with_status(status_of(plan)).with_metadata(finalizers=[])

@@ -298,7 +298,7 @@ def test_an_intent_that_nobody_can_tell_of_holds_the_end_until_a_person_has_answ
 def test_each_answer_lets_the_end_go_on(answer: dict[str, str], after: tuple[str, str | None, str]) -> None:
     taskrun = with_jobs(CANCELLED, a_job(None))
     held = taskrun.with_status(status_of(plan_of(taskrun, STOPPED, state=UNRESOLVED)))
-    answered = held.answered("SubmissionUnknown", **answer)
+    answered = held.with_resolution("SubmissionUnknown", **answer)
     plan = plan_of(answered, STOPPED.released(), state=UNRESOLVED)
     assert shown(plan) == [after]
     assert actions_of(plan, ReleaseTaskRun)
@@ -309,9 +309,9 @@ def test_each_answer_lets_the_end_go_on(answer: dict[str, str], after: tuple[str
 
 def test_an_answer_that_an_attempt_used_does_not_answer_what_the_end_asks() -> None:
     used = a_state(1, seal=SEALED, jobs=[a_job(None, holds=1)])
-    taskrun = with_jobs(CANCELLED, a_job(None)).answered("SubmissionUnknown", "Resubmit")
+    taskrun = with_jobs(CANCELLED, a_job(None)).with_resolution("SubmissionUnknown", "Resubmit")
     assert hold_of(plan_of(taskrun, STOPPED, state=used)) == ("True", "SubmissionUnknown")
-    twice = taskrun.answered("SubmissionUnknown", "Fail")
+    twice = taskrun.with_resolution("SubmissionUnknown", "Fail")
     assert shown(plan_of(twice, STOPPED, state=used)) == [("load", None, "Failed")]
     waiting = a_state(1, seal=SEALED, jobs=[a_job(None, held=True, holds=1)])
     assert shown(plan_of(taskrun, STOPPED, state=waiting)) == [("load", None, "Failed")]
@@ -332,7 +332,7 @@ def test_an_end_that_was_begun_goes_on_though_the_budget_is_raised_since(seen: s
     waiting = failed.with_status(
         status_of(plan_of(failed, a_pod().exited(1), state=a_state(1, jobs=[job], seal=SEALED)))
     )
-    raised = waiting.with_budgets(application=5).answered("SubmissionUnknown", "Adopt", handle="job-7")
+    raised = waiting.with_budgets(application=5).with_resolution("SubmissionUnknown", "Adopt", handle="job-7")
     known = {"summary": a_summary(1, jobs=(job,), seal=SEALED)} if seen == "summary" else {}
     plan = plan_of(raised, a_pod().exited(1).released(), state=a_state(1, jobs=[job], seal=SEALED), now=5000, **known)
     assert (actions_of(plan, CreatePod), actions_of(plan, ReleaseTaskRun)) == ([], [ReleaseTaskRun()])
