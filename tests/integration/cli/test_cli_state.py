@@ -195,5 +195,5 @@ def test_a_state_of_another_format_is_left_alone(editor: Person, stored: Task) -
     said = editor("state", "set", "load", "k", "1")
     assert (said.code, said.err) == (
         1,
-        "error: The state of load can't be read: the state must have formatVersion '1'; it has '9'.\n",
+        "error: The state of load can't be read: a newer version of Reattach wrote the state, with formatVersion 9; upgrade this one.\n",
     )
