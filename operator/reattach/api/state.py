@@ -9,8 +9,6 @@ import msgspec
 
 from reattach.api.objects import Shape, Time
 
-FORMAT_VERSION = "1"
-
 
 class JobState(StrEnum):
     """Status of an external job. The first four states are open."""
@@ -62,7 +60,7 @@ class SealPurpose(StrEnum):
     SUSPEND = "Suspend"
 
 
-class Seal(Shape, frozen=True, forbid_unknown_fields=True):
+class Seal(Shape, frozen=True):
     """No attempt up to `through_attempt` may open the state or store an intent any more.
 
     Later attempts may store intents only after `Suspend`.

@@ -14,12 +14,12 @@
       job.1.load: '{"key":"load","generation":1,"adapter":"ray","token":"…","state":"Intended",…}'
       job-escaped.1.a_2Fb, job-hashed.1.9f86d0…                # as for keys
 
-A release that extends the format writes another formatVersion only once every supported release
-reads it, so that a rollback works. Any unknown content makes the whole state unreadable: a skipped
-record would look like one that was never stored, and the next write would drop an unknown field.
+Format 2 adds entries and fields that a reader may ignore (`reattach.state.formats`). Any other
+unknown content makes the whole state unreadable: a skipped record would look like one that was
+never stored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -27,7 +27,6 @@ import msgspec
 from reattach.api.names import ANNOTATION_SUMMARY
 from reattach.api.objects import ObjectMeta, Shape, Time
 from reattach.api.state import (
-    FORMAT_VERSION,
     Completion,
     Epoch,
     JobCounts,
@@ -39,6 +38,7 @@ from reattach.api.state import (
 )
 from reattach.state.data_names import JOB_NAMES, KEY_NAMES, data_name_of, job_name_of
 from reattach.state.errors import UnreadableError
+from reattach.state.formats import OPTIONAL, VERSION, known_part, optional_of, with_format, with_unknown
 from reattach.state.job_record import JobName, JobRecord, in_order, to_summary
 
 SUMMARY_BYTES_MAX = 128 * 1024
@@ -100,11 +100,14 @@ class _Counts(JobCounts, frozen=True, omit_defaults=False, forbid_unknown_fields
     jobs: int = 0
 
 
+class _Seal(Seal, frozen=True, forbid_unknown_fields=True):
+    """The seal as stored. The seal in a summary may have more fields."""
+
+
 _PARTS: dict[str, tuple[str, Any]] = {
     "epoch": ("epoch", Opening),
     "lastVersion": ("last_version", int),
     "completion": ("completion", Completion),
-    "seal": ("seal", Seal),
     "requests": ("requests", tuple[StoredResponse, ...]),
 }
 """Fields of the state and their types, by their names in the data."""
@@ -129,7 +132,6 @@ class StoredState(Shape, frozen=True):
 def to_data(state: DurableState) -> dict[str, str]:
     """Return the ConfigMap's data."""
     data = {
-        "formatVersion": FORMAT_VERSION,
         "lastVersion": str(state.last_version),
         "requests": _text(state.requests),
         "counts": _text(_Counts(jobs=len(state.jobs), **msgspec.structs.asdict(state.counts))),
@@ -137,7 +139,7 @@ def to_data(state: DurableState) -> dict[str, str]:
         **records_to_data(state.records),
     }
     parts = {"epoch": state.epoch, "completion": state.completion, "seal": state.seal}
-    return data | {name: _text(part) for name, part in parts.items() if part is not None}
+    return with_format(data | {name: _text(part) for name, part in parts.items() if part is not None})
 
 
 def records_to_data(records: Mapping[str, StateEntry]) -> dict[str, str]:
@@ -147,26 +149,29 @@ def records_to_data(records: Mapping[str, StateEntry]) -> dict[str, str]:
 
 def from_data(data: Mapping[str, str]) -> DurableState:
     """Return the state in a ConfigMap's data. Raises `UnreadableError`."""
-    if (version := data.get("formatVersion")) != FORMAT_VERSION:
-        raise UnreadableError(f"the state must have formatVersion {FORMAT_VERSION!r}; it has {version!r}")
+    optional = optional_of(data)
     parts: dict[str, Any] = {"records": {}, "jobs": {}}
     jobs_counted = 0
     for name, text in data.items():
         match name:
-            case "formatVersion":
+            case _ if name in {VERSION, OPTIONAL}:
                 pass
             case "counts":
-                counts = _decoded(name, text, _Counts)
+                counts = _decoded(name, text, _Counts, optional)
                 jobs_counted, parts["counts"] = counts.jobs, _without_jobs(counts)
+            case "seal":
+                parts["seal"] = Seal(**msgspec.structs.asdict(_decoded(name, text, _Seal, optional)))
             case _ if name in _PARTS:
                 field, kind = _PARTS[name]
-                parts[field] = _decoded(name, text, kind)
+                parts[field] = _decoded(name, text, kind, optional)
             case _ if name.startswith(JOB_NAMES):
-                job = _job_of(name, text)
+                job = _job_of(name, text, optional)
                 parts["jobs"][job.name] = job
             case _ if name.startswith(KEY_NAMES):
-                record = _record_of(name, text)
+                record = _record_of(name, text, optional)
                 parts["records"][record.key] = record
+            case _ if name in optional:
+                pass
             case _:
                 raise UnreadableError(f"this version does not know {name!r} in the state")
     if len(parts["jobs"]) != jobs_counted:
@@ -189,13 +194,16 @@ def from_configmap(configmap: bytes) -> StoredState:
 
 
 def to_configmap(stored: StoredState, state: DurableState) -> dict[str, Any]:
-    """Return the ConfigMap with another state.
+    """Return the ConfigMap with another state. It keeps what this version does not know.
 
     Writing it is a compare-and-set on the resourceVersion that was read.
     """
     metadata = {name: value for name, value in stored.body["metadata"].items() if name != "managedFields"}
     annotations = {**(metadata.get("annotations") or {}), ANNOTATION_SUMMARY: summary_annotation_of(state)}
-    return {**stored.body, "metadata": {**metadata, "annotations": annotations}, "data": to_data(state)}
+    before, data = stored.body["data"], to_data(state)
+    if OPTIONAL in before:
+        data = with_unknown(before, to_data(stored.state), data)
+    return {**stored.body, "metadata": {**metadata, "annotations": annotations}, "data": data}
 
 
 def summary_annotation_of(state: DurableState) -> str:
@@ -255,16 +263,16 @@ def _epoch_of(state: DurableState) -> Epoch | None:
     return None if state.epoch is None else Epoch(attempt=state.epoch.attempt, pod_uid=state.epoch.pod_uid)
 
 
-def _record_of(name: str, text: str) -> StateEntry:
-    record: StateEntry = _decoded(name, text, StateEntry)
+def _record_of(name: str, text: str, optional: Collection[str]) -> StateEntry:
+    record: StateEntry = _decoded(name, text, StateEntry, optional)
     # Reject a record that a user copied or renamed, and a value that no `set` accepts.
     if data_name_of(record.key) != name or bytes(record.value) == b"null":
         raise UnreadableError(f"{name!r} in the state holds a record of another key, or no value")
     return record
 
 
-def _job_of(name: str, text: str) -> JobRecord:
-    job: JobRecord = _decoded(name, text, JobRecord)
+def _job_of(name: str, text: str, optional: Collection[str]) -> JobRecord:
+    job: JobRecord = _decoded(name, text, JobRecord, optional)
     unresolved = job.handle is None and not job.is_over
     if job_name_of(*job.name) != name or unresolved is not (job.state is JobState.INTENDED):
         raise UnreadableError(f"{name!r} in the state holds another external job, or an inconsistent one")
@@ -283,9 +291,9 @@ def _check_counter(state: DurableState, data: Mapping[str, str]) -> None:
         raise UnreadableError(f"lastVersion in the state must be at least {newest}, the newest version in use")
 
 
-def _decoded(name: str, text: str, kind: Any) -> Any:
+def _decoded(name: str, text: str, kind: Any, optional: Collection[str]) -> Any:
     try:
-        return msgspec.json.decode(text, type=kind)
+        return msgspec.json.decode(known_part(name, text, kind, optional), type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
         raise UnreadableError(f"{name!r} in the state is damaged: {error}") from None
 

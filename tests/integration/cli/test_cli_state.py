@@ -195,5 +195,5 @@ def test_a_state_of_another_format_is_left_alone(editor: CliUser, stored: Task) 
     result = editor("state", "set", "load", "k", "1")
     assert (result.code, result.err) == (
         1,
-        "error: The state of load can't be read: the state must have formatVersion '1'; it has '9'.\n",
+        "error: The state of load can't be read: a newer version of Reattach wrote the state, with formatVersion 9; upgrade this one.\n",
     )

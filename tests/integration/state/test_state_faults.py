@@ -110,7 +110,7 @@ class TestLoss:
     @pytest.mark.parametrize(
         "damage",
         [
-            {"formatVersion": "2"},
+            {"formatVersion": "3"},
             {"formatVersion": None},
             {"key.k": "{"},
             {"key.k": None, "kye.k": "{}"},

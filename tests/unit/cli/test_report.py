@@ -199,7 +199,8 @@ def granted_once_more_and_used_up_again() -> Snapshot:
 def held_for_a_state_that_can_not_be_read() -> Snapshot:
     taskrun = held(tried_once().with_state(), Reason.STATE_UNREADABLE)
     return see(
-        taskrun, state_note="The state of load can't be read: the state must have formatVersion '1'; it has '2'."
+        taskrun,
+        state_note="The state of load can't be read: a newer version of Reattach wrote the state, with formatVersion 3; upgrade this one.",
     )
 
 

@@ -1,0 +1,207 @@
+"""Both formats of a stored state: what an earlier version wrote, and what a newer one adds.
+
+`formats/format-1.json` was written by version 0.1 before it read format 2. `formats/format-2.json`
+has each field of the table in docs/decisions/005-formats-and-upgrades.md. Neither file changes.
+"""
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reattach.api.messages import BatchResponse, EntryList, JobList, OpenResponse, OutcomeRequest, Problem
+from reattach.api.objects import Time
+from reattach.api.state import SealPurpose, Summary
+from reattach.api.taskrun import TaskRunStatus
+from reattach.state.codec import DurableState, from_configmap, from_data, to_configmap, to_data
+from reattach.state.errors import UnreadableError
+from reattach.state.formats import FORMAT_1
+from reattach.state.job_operations import record_outcome
+from reattach.state.job_record import JobRecord
+from reattach.state.operations import Session, Set, change, open_state, seal
+from stored_states import VALUES, states
+
+DECISION = Path(__file__).parents[3] / "docs/decisions/005-formats-and-upgrades.md"
+FILES = {number: Path(__file__).parent / f"formats/format-{number}.json" for number in (1, 2)}
+DATA: dict[int, dict[str, str]] = {number: json.loads(file.read_text()) for number, file in FILES.items()}
+NOW = datetime(2026, 11, 30, 13, tzinfo=UTC)
+CALLER = Session(attempt=2, pod_uid="pod-2", id="s-2")
+FIELDS = st.from_regex(r"[a-z][a-zA-Z]{0,8}New", fullmatch=True)
+
+
+def rewritten(data: dict[str, str], state: DurableState | None = None) -> dict[str, str]:
+    """Return the data after a write by this version. Without `state`, nothing else changes."""
+    body = {"metadata": {"name": "load-abcde-state"}, "data": data}
+    stored = from_configmap(json.dumps(body).encode())
+    after: dict[str, str] = to_configmap(stored, stored.state if state is None else state)["data"]
+    return after
+
+
+def fields_of(text: str) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(text)
+    return fields
+
+
+def test_state_of_an_earlier_version_is_read_and_stays_in_its_format() -> None:
+    state = from_data(DATA[1])
+    assert state.epoch is not None
+    assert (state.epoch.attempt, state.last_version, len(state.jobs), len(state.records)) == (2, 17, 4, 3)
+    assert rewritten(DATA[1]) == DATA[1]
+    changed = rewritten(DATA[1], seal(state, 3, SealPurpose.END))
+    assert (changed["formatVersion"], "optional" in changed) == ("1", False)
+
+
+def test_state_of_a_newer_version_is_read_as_its_known_part() -> None:
+    assert from_data(DATA[2]) == from_data(DATA[1])
+    assert rewritten(DATA[2]) == DATA[2]
+
+
+def test_change_keeps_unknown_entries_and_the_unknown_fields_of_what_is_changed_in_place() -> None:
+    state, _ = record_outcome(from_data(DATA[2]), CALLER, "load", OutcomeRequest(generation=2, state="Succeeded"), NOW)
+    state, _ = change(state, CALLER, [Set("job_id", b'"job-8"', None)], NOW)
+    after = rewritten(DATA[2], seal(state, 3, SealPurpose.END))
+    assert from_data(after) == seal(state, 3, SealPurpose.END)
+    for name in ("formatVersion", "optional", "end", "copiedFrom", "epoch", "completion", "job.1.load"):
+        assert after[name] == DATA[2][name]
+    job = fields_of(after["job.2.load"])
+    assert (job["state"], job["cancelRequestedByAttempt"]) == ("Succeeded", 2)
+    assert fields_of(after["seal"]) == {"throughAttempt": 3, "purpose": "End", "time": "2026-11-30T12:01:00Z"}
+
+
+def test_next_epoch_has_no_unknown_fields_of_the_one_before() -> None:
+    opened, _ = open_state(from_data(DATA[2]), Session(attempt=3, pod_uid="pod-3", id="s-3"), NOW)
+    after = rewritten(DATA[2], opened)
+    assert "purpose" not in fields_of(after["epoch"])
+    assert json.loads(after["optional"]) == [
+        "copiedFrom",
+        "end",
+        "job.cancelRequestedAt",
+        "job.cancelRequestedByAttempt",
+        "seal.time",
+    ]
+
+
+@pytest.mark.parametrize("name", json.loads(DATA[2]["optional"]))
+def test_unknown_field_that_is_not_listed_is_damage(name: str) -> None:
+    listed = [other for other in json.loads(DATA[2]["optional"]) if other != name]
+    with pytest.raises(UnreadableError, match=name.rpartition(".")[2]):
+        from_data({**DATA[2], "optional": json.dumps(listed)})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"formatVersion": "3"}, "a newer version of Reattach wrote the state"),
+        ({"formatVersion": "99999999999999999999999"}, "a newer version of Reattach wrote the state"),
+        ({"formatVersion": "two"}, "must have formatVersion 1 or 2"),
+        ({"formatVersion": "1"}, "a state of format 1 must not have 'optional'"),
+        ({"optional": "{}"}, "'optional' in the state is damaged"),
+        ({"optional": "[" * 5000}, "'optional' in the state is damaged"),
+        ({"sael": '{"throughAttempt":1,"purpose":"End"}'}, "does not know 'sael'"),
+        ({"optional": '["lastVersion.x","requests.y"]', "end": ""}, "unknown|does not know"),
+        ({"job.2.load": "["}, "'job.2.load' in the state is damaged"),
+        ({"job.2.load": "[]"}, "'job.2.load' in the state is damaged"),
+    ],
+)
+def test_damaged_state_is_told_from_a_newer_one(change: dict[str, str], message: str) -> None:
+    with pytest.raises(UnreadableError, match=message):
+        from_data({**DATA[2], **change})
+
+
+class NewerJob(JobRecord, frozen=True):
+    """A record with a field of format 2, as a later version has it."""
+
+    cancel_requested_at: Time | None = None
+
+
+def test_version_that_adds_a_field_writes_format_2_only_where_the_field_is_used() -> None:
+    before = from_data(DATA[1])
+    newer = NewerJob(**msgspec.structs.asdict(before.jobs["load", 2]))
+    unused = msgspec.structs.replace(before, jobs={**before.jobs, newer.name: newer})
+    assert to_data(unused) == to_data(before)
+    used_by = msgspec.structs.replace(newer, cancel_requested_at=NOW)
+    used = to_data(msgspec.structs.replace(before, jobs={**before.jobs, newer.name: used_by}))
+    assert (used["formatVersion"], used["optional"]) == ("2", '["job.cancelRequestedAt"]')
+    assert from_data(used) == before
+    assert rewritten(used) == used
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(states(), states(), st.data())
+def test_whatever_a_newer_version_adds_is_ignored_and_kept(
+    state: DurableState, after: DurableState, data: st.DataObject
+) -> None:
+    newer = to_data(state)
+    entries = data.draw(st.dictionaries(FIELDS, VALUES.map(json.dumps), max_size=3))
+    optional = set(entries)
+    added: dict[str, dict[str, Any]] = {}
+    for name, text in newer.items():
+        kind = "job" if name.startswith("job") else "key" if name.startswith("key") else name
+        if FORMAT_1[kind]:
+            fields = data.draw(st.dictionaries(FIELDS, VALUES, max_size=2))
+            optional |= {f"{kind}.{field}" for field in fields}
+            added[name] = fields
+            newer[name] = text[:-1] + "".join(f",{json.dumps(k)}:{json.dumps(v)}" for k, v in fields.items()) + "}"
+    newer |= {**entries, "formatVersion": "2", "optional": json.dumps(sorted(optional))}
+
+    assert from_data(newer) == state
+    kept = rewritten(newer)
+    assert from_data(kept) == state
+    assert {name: kept[name] for name in newer if name not in {"formatVersion", "optional"}} == {
+        name: text for name, text in newer.items() if name not in {"formatVersion", "optional"}
+    }
+    assert kept["formatVersion"] == ("2" if optional else "1")
+
+    changed = rewritten(newer, after)
+    assert from_data(changed) == after
+    assert entries.items() <= changed.items()
+    for name, fields in added.items():
+        if name in changed and name.startswith(("job", "seal", "counts")):
+            assert {field: fields_of(changed[name])[field] for field in fields} == fields
+    listed = set(json.loads(changed.get("optional", "[]")))
+    assert set(entries) <= listed <= optional
+
+
+def test_decision_names_every_field_of_the_stored_state() -> None:
+    section = DECISION.read_text().partition("### Stored state")[2].partition("###")[0]
+    named = re.findall(r"^\| `([\w.]+)`", section, re.MULTILINE)
+    assert sorted(named) == json.loads(DATA[2]["optional"])
+
+
+def test_new_value_of_a_stored_enum_makes_the_state_unreadable() -> None:
+    text = DATA[2]["job.2.load"].replace('"Active"', '"Cancelling"')
+    with pytest.raises(UnreadableError, match="Cancelling"):
+        from_data({**DATA[2], "job.2.load": text})
+
+
+@pytest.mark.parametrize(
+    "kind, text",
+    [
+        (
+            Summary,
+            '{"seal":{"throughAttempt":1,"purpose":"End","new":1},"counts":{"new":1},"epoch":{"attempt":1,"podUID":"p"}}',
+        ),
+        (
+            TaskRunStatus,
+            '{"counts":{"charged":{"new":1}},"attempts":[{"number":1}],"externalJobs":[{"key":"a","generation":1,"state":"X"}]}',
+        ),
+        (
+            OpenResponse,
+            '{"namespace":"n","taskrun":"t","taskrunUID":"u","attempt":1,"first":true,"serverTime":"2026-11-30T12:00:00Z"}',
+        ),
+        (JobList, '{"items":[]}'),
+        (EntryList, '{"items":[],"total":0}'),
+        (BatchResponse, '{"results":[{"deleted":1}]}'),
+        (Problem, '{"type":"t","title":"t","status":409,"code":"new-code","detail":"d"}'),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_readers_of_messages_and_status_ignore_unknown_fields(kind: type[msgspec.Struct], text: str) -> None:
+    newer = text.replace("{", '{"unknown":{"x":1},').replace(",}", "}")
+    assert msgspec.json.decode(newer, type=kind) == msgspec.json.decode(text, type=kind)
