@@ -195,7 +195,7 @@ async def _dispatch(
         code, response = response_of(error)
         if code in _LOGGED:
             log.warning(
-                "refused %s %s from %s: %s", request.method, ascii(request.path), _describe_caller(request), error
+                "refused %s %s from %s: %s", request.method, repr(request.path), _describe_caller(request), error
             )
         return code, response
 
