@@ -37,7 +37,7 @@ def copies(value: Any, kind: Any, text: str, path: str = "") -> Iterator[tuple[s
         for number, item in enumerate(value):
             for inner, copy in copies(item, type(item), text, f"{path}[]"):
                 yield inner, [*value[:number], copy, *value[number + 1 :]]
-    elif isinstance(kind, type) and (issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind)):
+    elif isinstance(kind, type) and (issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(value)):
         whole = _sample(kind) if value is None else value
         replaced = msgspec.structs.replace if isinstance(whole, msgspec.Struct) else dataclasses.replace
         for name, hint in get_type_hints(kind, include_extras=True).items():

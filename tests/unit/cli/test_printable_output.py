@@ -111,7 +111,9 @@ def a_held_taskrun() -> TaskRun:
         Condition(type="Succeeded", status="Unknown", reason=Reason.SUBMISSION_UNKNOWN, message="Unknown."),
         Condition(type="Held", status="True", reason=Reason.SUBMISSION_UNKNOWN, message="Unknown."),
     )
-    job = ExternalJobStatus(key="train", generation=1, state="Active", adapter="ray", handle="raysubmit_7", url="http://r")
+    job = ExternalJobStatus(
+        key="train", generation=1, state="Active", adapter="ray", handle="raysubmit_7", url="http://r"
+    )
     built = a_taskrun().with_failed_attempt(1).with_attempt(2, node="node-1").with_finalizer().build()
     state = StateReference(config_map=state_name(NAME, UID), uid="state-uid")
     status = msgspec.structs.replace(
@@ -179,7 +181,12 @@ def run(monkeypatch: pytest.MonkeyPatch, arguments: list[str], objects: dict[str
         return ClusterConnection(FakeCluster.of(objects), NAMESPACE)
 
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-    about = {"format": "reattach-state/v1", "namespace": NAMESPACE, "taskrun": NAME, "exportedAt": "2026-03-01T00:00:00Z"}
+    about = {
+        "format": "reattach-state/v1",
+        "namespace": NAMESPACE,
+        "taskrun": NAME,
+        "exportedAt": "2026-03-01T00:00:00Z",
+    }
     exported = json.dumps({**about, "entries": []})
     with monkeypatch.context() as patched:
         patched.setattr(connection, "connect", connect)
@@ -194,7 +201,9 @@ def is_printable(output: str) -> bool:
 
 
 def test_table_has_every_command() -> None:
-    names = {name for name in cli.commands if name != "state"} | {f"state {name}" for name in cli.commands["state"].commands}  # type: ignore[attr-defined]
+    names = {name for name in cli.commands if name != "state"} | {
+        f"state {name}" for name in cli.commands["state"].commands
+    }  # type: ignore[attr-defined]
     assert set(COMMANDS) == names
 
 
