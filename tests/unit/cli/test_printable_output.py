@@ -1,4 +1,4 @@
-"""Hostile text in each string that a command reads: every line of output is printable, and none is added."""
+"""Hostile text in each string that a command reads: output is printable and has the same lines."""
 
 import contextlib
 import io
