@@ -1,4 +1,4 @@
-"""Copies of a value, each with hostile text in one of its strings; new fields are found by their types."""
+"""Copies of a value, each with hostile text in one of its strings, found by the types of fields."""
 
 import dataclasses
 import types
