@@ -41,8 +41,8 @@ from reattach.state.owner import Owner
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 UID = "0c2b7d7e-1111-2222-3333-444444444444"
 KEY = "load"
-LARGEST_KEY = "\x01" * 125
-"""Each character of it is 6 bytes as JSON, which no other has."""
+LARGEST_KEY = "\U0001d4b3" * 125
+"""Each character of it is 4 bytes as JSON, and no printable one has more."""
 
 
 def at(seconds: float) -> datetime:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from admission import install_admission
-from controlplane import REPOSITORY, ControlPlane, ControlPlaneError, RunningControlPlane
+from controlplane import CRD, REPOSITORY, ControlPlane, ControlPlaneError, RunningControlPlane
 from waiting import wait_until
 
 MANIFESTS = Path(__file__).parent / "manifests"
@@ -231,3 +231,43 @@ def test_a_taskrun_of_a_newer_version_can_still_be_cleaned_up(
     guarded.update(name, {"spec": {**more, "ttl": None}})
     guarded.update(name, {"status": {"outcome": "Failed"}}, "/status")
     guarded.update(name, {"metadata": {"finalizers": None}})
+
+
+def test_a_taskrun_stored_before_text_had_to_be_printable_can_end(private_control_plane: RunningControlPlane) -> None:
+    """The API server checks a field again only when it changes, so neither status nor finalizers are refused."""
+    taskruns = TaskRuns(private_control_plane, "default")
+    former = yaml.safe_load(CRD.read_text())
+    spec = former["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    adopted = spec["adopt"]["items"]["properties"]
+    for field in (adopted["key"], adopted["handle"], spec["submission"]["properties"]["idempotencyKey"]):
+        del field["pattern"]
+    text = "job\x1b[2J\n\x9b\u202e"
+    stored = {
+        "metadata": {"finalizers": ["example.org/test"]},
+        "spec": {"adopt": [{"key": text, "handle": text}], "submission": {"idempotencyKey": text}},
+    }
+
+    def created() -> str | None:
+        with contextlib.suppress(ControlPlaneError):  # the API server still checks by the other schema
+            return taskruns.create(stored)
+        return None
+
+    def is_refused() -> bool:
+        try:
+            taskruns.try_to_create(stored)
+        except ControlPlaneError as error:
+            return "spec.adopt[0].handle in body should match" in str(error)
+        return False
+
+    private_control_plane.apply(yaml.safe_dump(former))
+    name = wait_until(created, seconds=30, what="the former schema accepts it")
+    assert name
+    private_control_plane.apply_crd()
+    wait_until(is_refused, seconds=30, what="the schema refuses it")
+    job = {"key": text, "generation": 1, "state": "Active", "handle": text}
+    held = {"held": "SubmissionUnknown", "key": text, "generation": 1, "action": "Fail"}
+    taskruns.update(name, {"status": {"externalJobs": [job]}}, "/status")
+    taskruns.update(name, {"spec": {"resolutions": [held]}})
+    taskruns.update(name, {"spec": {"cancel": True}})
+    taskruns.update(name, {"status": {"outcome": "Cancelled"}}, "/status")
+    taskruns.update(name, {"metadata": {"finalizers": None}})

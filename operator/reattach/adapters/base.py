@@ -117,7 +117,7 @@ class Submission:
 class Submitted:
     """A job in the external system.
 
-    `handle`: its id, at most 1 KiB. `url`: a page about the job for people. `existed`: the job
+    `handle`: its id, at most 1 KiB. `url`: an http or https page about the job. `existed`: the job
     existed before this submission.
     """
 

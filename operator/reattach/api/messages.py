@@ -71,7 +71,7 @@ class ProblemCode(StrEnum):
     VALUE_INVALID = "value-invalid"  # 422: null, NaN or Infinity, also nested
     VALUE_TOO_LARGE = "value-too-large"  # 413
     STATE_FULL = "state-full"  # 413: all keys together
-    KEY_INVALID = "key-invalid"  # 422: empty or too long
+    KEY_INVALID = "key-invalid"  # 422: empty or too long, or of a new job and not printable
     NOT_FOUND = "not-found"  # 404: this key is absent
     EXISTS = "exists"  # 412: create-only, and the key is there
     VERSION_MISMATCH = "version-mismatch"  # 412: if-version, and the version is another
@@ -231,7 +231,7 @@ class Grounds(StrEnum):
 
 
 class IntentRequest(Shape, frozen=True, forbid_unknown_fields=True):
-    """`POST /v1/jobs/{key}/intent`. A key has 1 to 128 characters.
+    """`POST /v1/jobs/{key}/intent`. A key has 1 to 128 printable characters.
 
     `submitter`: the process that will submit (letters, digits, `-`, `_`, `.`; a UUID per process).
     Its own earlier submissions count as ended when it sends another intent.
@@ -333,7 +333,8 @@ class HandleRequest(Shape, frozen=True, forbid_unknown_fields=True):
     """`PUT /v1/jobs/{key}/handle`. `submitter` as in the intent.
 
     `origin`: Submitted (the external system created a new job), Existed or Found. The state API
-    derives the other origins.
+    derives the other origins. `url`: a page about the job, http or https. Any other URL is dropped,
+    so that the handle is stored.
     """
 
     generation: int

@@ -42,6 +42,14 @@ def one_line(text: str, most: int | None = None) -> str:
     return text if most is None or len(text) <= most else text[: most - 1] + "…"
 
 
+def line_within(text: str, most: int) -> str:
+    """Return the start of one printable line, of at most `most` bytes as a JSON string."""
+    line = one_line(text[: 4 * most], most)
+    while (excess := len(json.dumps(line, ensure_ascii=False).encode()) - len('""') - most) > 0:
+        line = line[: -max(1, excess // 6)]
+    return line
+
+
 def printable_json(text: str) -> str:
     """Return the same JSON value as text, with escapes in its strings. Newlines are kept."""
     if text.isprintable():

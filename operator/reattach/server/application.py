@@ -214,7 +214,7 @@ async def _dispatch(request: web.Request, handler: Handler, gate: AuthGate, bodi
 def _log_error(peers: PeerLog, request: web.Request, code: ProblemCode, error: Exception) -> None:
     caller = request.get(CALLER)
     peer = f"{caller.run.namespace}/{caller.pod_name}" if caller else str(request.remote)
-    what = f"{request.method} {request.path!a}"
+    what = f"{request.method} {request.path!r}"
     match error:
         case _ if code is ProblemCode.INTERNAL:
             peers.failed(peer, what, error)

@@ -255,10 +255,10 @@ class Routes:
         except RequestRejectedError as refused:
             # If the state cannot hold the handle, the audit log is the only record of a job that
             # may be running.
-            what = f"given={message.handle!a} key={key!a} generation={message.generation} refused={refused.code}"
+            what = f"given={message.handle!r} key={key!r} generation={message.generation} refused={refused.code}"
             write_audit(caller, "handle", operation, what)
             raise
-        what = f"given={message.handle!a} {described_job(recorded.job)}"
+        what = f"given={message.handle!r} {described_job(recorded.job)}"
         self._log_job(caller, "handle", operation, recorded.counted, what)
         if recorded.refused is not None:
             raise recorded.refused
@@ -422,9 +422,9 @@ def described(step: Step, result: BatchResult) -> str:
     """Describe a step and its effect for the audit log, without the value."""
     match step:
         case Set():
-            return f"set key={step.key!a} version={result.version} bytes={len(step.text)}"
+            return f"set key={step.key!r} version={result.version} bytes={len(step.text)}"
         case Delete():
-            return f"delete key={step.key!a} deleted={result.deleted}"
+            return f"delete key={step.key!r} deleted={result.deleted}"
         case Clear():
             return f"clear deleted={result.deleted}"
 
@@ -436,8 +436,8 @@ def described_job(job: JobRecord) -> str:
     """
     held = f" holds={job.holds}" if job.held else ""
     return (
-        f"key={job.key!a} generation={job.generation} adapter={job.adapter!a} state={job.state} token={job.token}"
-        f" handle={job.handle!a} strays={len(job.strays)}{held}"
+        f"key={job.key!r} generation={job.generation} adapter={job.adapter!r} state={job.state} token={job.token}"
+        f" handle={job.handle!r} strays={len(job.strays)}{held}"
     )
 
 

@@ -25,7 +25,15 @@ from reattach.api.reasons import Budget
 from reattach.api.state import JobOrigin, JobState
 from reattach.state.codec import DurableState
 from reattach.state.errors import RequestRejectedError
-from reattach.state.job_operations import JobEvent, check_job_key, checked_handle, with_counter, with_end, with_job
+from reattach.state.job_operations import (
+    JobEvent,
+    check_job_key,
+    check_new_job_key,
+    checked_handle,
+    with_counter,
+    with_end,
+    with_job,
+)
 from reattach.state.job_record import JobRecord, Submitter, check_room, newest_of, token_of
 from reattach.state.operations import (
     RETENTION_SECONDS_MAX,
@@ -94,6 +102,7 @@ def intend(
     context = _IntentContext(state, session, key, intent, request, owner, now)
     newest = newest_of(state.jobs, key)
     if newest is None:
+        check_new_job_key(key)
         return _adopt(context) or _begin(context, 1)
     already_granted = _already_granted(newest, context)
     wants_new = intent.new_generation and not already_granted and not _already_begun(context)

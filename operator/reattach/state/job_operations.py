@@ -9,6 +9,7 @@ instead of raising it.
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -22,6 +23,7 @@ from reattach.api.messages import (
     ProblemCode,
 )
 from reattach.api.state import JobOrigin, JobState
+from reattach.api.text import line_within
 from reattach.state.codec import DurableState
 from reattach.state.errors import RequestRejectedError
 from reattach.state.job_record import JobName, JobRecord, fits, in_order, newest_of
@@ -64,8 +66,22 @@ def check_job_key(key: str) -> str:
     return check_key(key)
 
 
+def check_new_job_key(key: str) -> None:
+    """Reject a key of a new job that is not printable, because commands and messages contain it.
+
+    Jobs that a former version stored keep their keys.
+    """
+    if not key.isprintable():
+        detail = f"the key of an external job must have printable characters only; this one is {quote(key)}"
+        raise RequestRejectedError(ProblemCode.KEY_INVALID, detail)
+
+
 def checked_handle(handle: str) -> str:
-    """Return `handle`. Reject it if it cannot be stored."""
+    """Return `handle`. Reject it if it cannot be stored.
+
+    Any characters are accepted, because the handle is evidence of a job that may be running. Text
+    for users contains it with escapes.
+    """
     if not handle:
         raise invalid("a handle must have at least one character")
     return _bounded("handle", handle, HANDLE_BYTES_MAX)
@@ -171,16 +187,13 @@ def record_outcome(
 def with_end(record: JobRecord, state: JobState, message: str, session: Session, now: datetime) -> JobRecord:
     """Return the record with the end of the job."""
     return msgspec.structs.replace(
-        record, state=state, message=cut(message), held=False, ended_at=now, ended_by_attempt=session.attempt
+        record,
+        state=state,
+        message=line_within(message, JOB_MESSAGE_BYTES_MAX),
+        held=False,
+        ended_at=now,
+        ended_by_attempt=session.attempt,
     )
-
-
-def cut(message: str) -> str:
-    """Return the message shortened to the limit. Replace characters that are not valid Unicode."""
-    message = message.encode(errors="replace").decode()[:JOB_MESSAGE_BYTES_MAX]
-    while (excess := len(to_json(message)) - 2 - JOB_MESSAGE_BYTES_MAX) > 0:
-        message = message[: -max(1, excess // 6)]
-    return message
 
 
 def _with_handle(
@@ -202,8 +215,9 @@ def _with_handle(
     )
     if request.url is not None:
         with_url = msgspec.structs.replace(known, url=_bounded("url", request.url, URL_BYTES_MAX))
-        # The URL is only for users: drop it if it does not fit, so that the handle is stored.
-        known = with_url if fits(with_job(state, with_url).jobs) else known
+        # The URL is only for users: drop it if it is no web page or does not fit, so that the
+        # handle is stored.
+        known = with_url if _is_web_page(request.url) and fits(with_job(state, with_url).jobs) else known
     is_ours = not known.is_preexisting
     state = with_counter(
         with_job(state, known),
@@ -211,6 +225,15 @@ def _with_handle(
         duplicates_averted=is_ours and origin not in {JobOrigin.SUBMITTED, JobOrigin.RESUBMITTED},
     )
     return state, RecordResult(known, counted=JobEvent(origin.lower()))
+
+
+def _is_web_page(url: str) -> bool:
+    """Return whether a browser or terminal may open the URL: http or https, and printable."""
+    try:
+        parts = urlsplit(url)
+        return url.isprintable() and parts.scheme in {"http", "https"} and bool(parts.hostname)
+    except ValueError:
+        return False
 
 
 def _with_stray(state: DurableState, record: JobRecord, request: HandleRequest) -> tuple[DurableState, RecordResult]:
@@ -232,7 +255,7 @@ def _with_hold(
         state=JobState.INTENDED if record.handle is None else JobState.NOT_FOUND,
         held=True,
         holds=resolution_count + 1,
-        message=cut(request.message),
+        message=line_within(request.message, JOB_MESSAGE_BYTES_MAX),
     )
     return _with_message(state, held), RecordResult(held, counted=JobEvent.HELD)
 

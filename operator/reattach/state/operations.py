@@ -426,7 +426,7 @@ def _check_no_other_fields(operation: Operation, allowed: Operation) -> None:
 
 def quote(key: str) -> str:
     """Return a key as one quoted line for a message, shortened if it is long."""
-    return ascii(key if len(key) <= 80 else key[:80] + "…")
+    return repr(key if len(key) <= 80 else key[:80] + "…")
 
 
 def invalid(detail: str) -> RequestRejectedError:

@@ -30,6 +30,7 @@ from reattach.api.messages import (
     Job,
     OutcomeRequest,
 )
+from reattach.api.text import line_within
 from reattach.errors import Held, InvalidCall, InvalidKey, InvalidValue, JobOver, Unavailable
 from reattach.task.client import Call, Client, KeyAbsentError, Timing
 from reattach.task.termination import TerminationHandler
@@ -241,14 +242,11 @@ def check_handle(handle: Any) -> str:
 
 
 def cut_message(message: str) -> str:
-    """Return as much of a message as the state API stores.
+    """Return a message as the state API stores it.
 
     The attempt that watched the job and a later one that reads it then show the same text.
     """
-    message = message.encode(errors="replace").decode()[:JOB_MESSAGE_BYTES_MAX]
-    while (excess := _json_bytes(message) - JOB_MESSAGE_BYTES_MAX) > 0:
-        message = message[: -max(1, excess // 6)]
-    return message
+    return line_within(message, JOB_MESSAGE_BYTES_MAX)
 
 
 def seconds_of(lifetime: timedelta | None) -> int | None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reattach.api.text import (
     PRINTABLE_PATTERN,
     is_plain_word,
+    line_within,
     one_line,
     printable,
     printable_json,
@@ -122,3 +123,11 @@ def test_plain_words_need_no_quotes(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "-x", "a b", "$(id)", "a;b", "a\n", "=ls", "~", "a\u202e", "a'"])
 def test_words_that_a_shell_or_program_changes_are_not_plain(text: str) -> None:
     assert not is_plain_word(text)
+
+
+@pytest.mark.parametrize("text", ["x" * 2000, "é" * 600, '"\n' * 400, "\ud800", "", "\U0001d4b3" * 200, "\x01" * 700])
+def test_line_within_has_the_bytes_of_its_limit_as_json(text: str) -> None:
+    line = line_within(text, 512)
+    assert line.isprintable()
+    assert len(json.dumps(line, ensure_ascii=False).encode()) - 2 <= 512
+    assert bool(line) is bool(text)

@@ -62,7 +62,7 @@ class TestRoom:
         state = run.state
         records = list(state.jobs.values())
         for record in records:
-            state = handled(state, run, record, "h" * HANDLE_BYTES_MAX, url="u" * 1024)
+            state = handled(state, run, record, "h" * HANDLE_BYTES_MAX, url="http://" + "u" * 1017)
         assert fits(state.jobs)
         for record in records:
             state = succeeded(state, run, record, "r" * (RESULT_BYTES_MAX - 2), message="m" * 512)
@@ -78,7 +78,7 @@ class TestRoom:
             number += 1
         state = run.state
         for record in run.state.jobs.values():
-            state = handled(state, run, record, "h" * HANDLE_BYTES_MAX, url="u" * 1024)
+            state = handled(state, run, record, "h" * HANDLE_BYTES_MAX, url="http://" + "u" * 1017)
         kept = {record.url is None for record in state.jobs.values()}
         assert kept == {True, False}
 
@@ -86,8 +86,8 @@ class TestRoom:
         run, number = ordinary(), 0
         while code_of(run.intend, key=f"{number:02}{LARGEST_KEY}", request=ID, submitter=ID) is None:
             number += 1
-        first = next(iter(run.state.jobs.values()))
-        run.state = succeeded(handled(run.state, run, first, "h"), run, first, "r")
+        for record in list(run.state.jobs.values())[:2]:
+            run.state = succeeded(handled(run.state, run, record, "h"), run, record, "r")
         assert code_of(run.intend, key=f"{number:02}{LARGEST_KEY}", request=ID, submitter=ID) is None
 
     def test_to_be_told_to_submit_again_takes_room_too(self) -> None:

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from job_states import KEY, Decision, Grounds, JobState, ProblemCode, Run, SealPurpose, at, code_of
+from job_states import KEY, Decision, Grounds, JobState, ProblemCode, Run, SealPurpose, at, code_of, handled, succeeded
 from reattach.api.messages import JOB_MESSAGE_BYTES_MAX
 from reattach.api.state import JobOrigin
+from reattach.state.errors import RequestRejectedError
 from reattach.state.job_operations import STRAYS_MAX, JobEvent, get_job, list_jobs
 from reattach.state.values import to_json
 
@@ -212,7 +214,7 @@ class TestOutcome:
         assert code_of(active().outcome, "Succeeded", result="x" * 4095) is ProblemCode.VALUE_TOO_LARGE
         assert code_of(active().outcome, "Succeeded", result=[float("nan")]) is ProblemCode.VALUE_INVALID
 
-    @pytest.mark.parametrize("message", ["x" * 9000, '"' * 9000, "\n" * 513, "☃" * 600, "\ud800" * 9, "\x01" * 700])
+    @pytest.mark.parametrize("message", ["x" * 9000, '"' * 9000, "a\n" * 513, "☃" * 600, "\ud800" * 9, "\x01" * 700])
     def test_a_long_message_is_cut_and_not_refused(self, message: str) -> None:
         run = active()
         run.outcome("Failed", message=message)
@@ -273,3 +275,60 @@ class TestReading:
         assert get_job(run.state, run.session, KEY, 1).handle == "job-1"
         for key, generation in ((KEY, 3), ("other", None), ("other", 1)):
             assert code_of(get_job, run.state, run.session, key, generation) is ProblemCode.JOB_NOT_FOUND
+
+
+HOSTILE = "a\x1b[2J\nb\x9b\u202e\U000e0041"
+
+
+class TestPrintableText:
+    """Text of tasks and external systems: keys of new jobs are printable, and handles are never refused."""
+
+    @pytest.mark.parametrize("character", ["\x1b", "\n", "\x9b", "\u202e", "\u2066", "\u200d", "\U000e0041", "\u2028"])
+    def test_new_job_with_a_key_that_is_not_printable_is_rejected(self, character: str) -> None:
+        run = Run.opened()
+        with pytest.raises(RequestRejectedError, match="printable characters only") as caught:
+            run.intend(key=f"load{character}")
+        assert caught.value.code is ProblemCode.KEY_INVALID
+        assert caught.value.detail.isprintable()
+        assert not run.state.jobs
+
+    def test_stored_job_keeps_a_key_that_is_not_printable(self) -> None:
+        run = intended()
+        record = msgspec.structs.replace(run.job(), key=HOSTILE)
+        run.state = msgspec.structs.replace(run.state, jobs={record.name: record})
+        assert run.intend(key=HOSTILE).job.key == HOSTILE
+        known = handled(run.state, run, record, "job-1")
+        assert known.jobs[record.name].handle == "job-1"
+        assert succeeded(known, run, record, "r").jobs[record.name].state is JobState.SUCCEEDED
+
+    def test_handle_is_stored_with_all_its_characters(self) -> None:
+        run = intended()
+        assert run.handle(HOSTILE).job.handle == HOSTILE
+        run.handle(f"{HOSTILE}2")
+        assert run.job().strays == (f"{HOSTILE}2",)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "javascript:alert(1)",
+            "ftp://x/1",
+            "file:///etc/passwd",
+            "/jobs/1",
+            "http://",
+            "http://[x",
+            f"http://x/{HOSTILE}",
+        ],
+    )
+    def test_url_that_is_no_web_page_is_dropped_and_its_handle_stored(self, url: str) -> None:
+        run = intended()
+        assert run.handle("job-1", url=url).job.url is None
+        assert run.job().handle == "job-1"
+
+    @pytest.mark.parametrize("url", ["http://x/1", "https://ray.example.org:8265/#/jobs/a%2Fb?x=ä"])
+    def test_url_of_a_web_page_is_stored(self, url: str) -> None:
+        assert intended().handle("job-1", url=url).job.url == url
+
+    def test_message_is_stored_as_one_printable_line(self) -> None:
+        run = active()
+        run.outcome("Failed", message=HOSTILE)
+        assert run.job().message == r"a\x1b[2J b\x9b\u202e\U000e0041"

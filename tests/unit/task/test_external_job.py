@@ -26,9 +26,7 @@ from reattach.adapter import (
     Unknown,
 )
 from reattach.api.state import JobState
-from reattach.state.job_operations import cut
 from reattach.task import termination
-from reattach.task.job_client import cut_message
 
 OUTCOME = "/v1/jobs/load/outcome"
 
@@ -178,10 +176,6 @@ class TestFailures:
         assert (str(first), vars(first)) == (str(second), vars(second))
         assert first.cancelled is isinstance(status, Cancelled)
         assert pod.message()["kind"] == "Failed"
-
-    @pytest.mark.parametrize("text", ["x" * 2000, "é" * 600, '"\n' * 400, "\ud800", "", "\U0001d4b3" * 200])
-    def test_a_message_is_cut_as_the_state_api_cuts_it(self, text: str) -> None:
-        assert cut_message(text) == cut(text)
 
 
 class TestUnknown:

@@ -1,0 +1,256 @@
+"""Hostile text in each string that a command reads: output is printable and has the same lines."""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from typing_extensions import override
+
+from builders import NAME, NAMESPACE, UID, a_pod, a_taskrun, at
+from hostile_text import HARMLESS, HOSTILE, copies
+from reattach.api.names import LABEL_ATTEMPT, LABEL_TASKRUN, pod_name, state_name
+from reattach.api.objects import Condition, Pod
+from reattach.api.reasons import Reason
+from reattach.api.state import JobOrigin, JobState
+from reattach.api.taskrun import ExternalJobStatus, StateReference, TaskRun
+from reattach.api.text import is_plain_word
+from reattach.cli import application, completion, connection
+from reattach.cli.commands import cli
+from reattach.cli.connection import ClusterConnection
+from reattach.cli.queries import _EventBody
+from reattach.cluster import paths
+from reattach.state.codec import DurableState, Opening, StateEntry, to_data
+from reattach.state.job_record import JobRecord, Submitter
+from reattach.testing.memory_api import InMemoryCluster
+
+COMMANDS: dict[str, list[list[str]]] = {
+    "explain": [["explain", NAME], ["explain", NAME, "-o", "json"], ["explain", NAME, "-o", "yaml"]],
+    "resolve": [
+        ["resolve", NAME, "--resubmit"],
+        ["resolve", NAME, "--continue"],
+        ["resolve", NAME, "--key", "other", "--fail"],
+        ["resolve", NAME, "--key", "load", "--generation", "1", "--adopt", "job-7", "-o", "yaml"],
+        ["resolve", NAME, "--key", "load", "--generation", "1", "--adopt", "job-8"],
+    ],
+    "wait": [
+        ["wait", NAME, "--timeout", "0s"],
+        ["wait", NAME, "--for", "outcome", "--timeout", "0s", "-o", "json"],
+    ],
+    "logs": [["logs", NAME], ["logs", NAME, "--attempt", "1"], ["logs", NAME, "--attempt", "2"]],
+    "release": [["release", NAME], ["release", NAME, "--yes"], ["release", NAME, "--yes", "-o", "json"]],
+    "version": [["version"]],
+    "completion": [["completion", "bash"]],
+    "state ls": [["state", "ls", NAME], ["state", "ls", NAME, "-o", "json"], ["state", "ls", NAME, "-o", "yaml"]],
+    "state get": [["state", "get", NAME, "rows"], ["state", "get", NAME, "rows", "-o", "yaml"]],
+    "state set": [["state", "set", NAME, "rows", "1", "--force"], ["state", "set", NAME, "rows", "1"]],
+    "state rm": [["state", "rm", NAME, "rows", "--force"], ["state", "rm", NAME, "absent", "--force"]],
+    "state export": [["state", "export", NAME]],
+    "state import": [["state", "import", NAME, "-", "--force"]],
+}
+SHARE = 1 if os.environ.get("REATTACH_ALL") else 16
+"""Of each string, one in this many commands is run; with REATTACH_ALL every command."""
+
+
+class FakeCluster(InMemoryCluster):
+    """Objects in memory, the user's name, and a log of one line."""
+
+    host = "https://cluster.example"
+
+    @override
+    async def create(self, path: str, body: Any, **query: Any) -> bytes:
+        return msgspec.json.encode({"status": {"userInfo": {"username": "ann"}}})
+
+    @override
+    async def stream(self, path: str, **query: Any) -> AsyncGenerator[bytes, None]:
+        yield b"2026-03-01T12:00:00Z a line of the log\n"
+
+    @classmethod
+    def of(cls, objects: dict[str, Any]) -> "FakeCluster":
+        cluster = cls(lambda: datetime.now(UTC))
+        for path, found in objects.items():
+            found["metadata"]["resourceVersion"] = "1"  # the API server writes it
+            cluster._objects[path] = json.loads(msgspec.json.encode(found))
+        return cluster
+
+
+def a_record(key: str, **fields: Any) -> JobRecord:
+    submitter = Submitter(id="p", attempt=1, pod_uid="pod-1", session="s", time=at(2))
+    given = {
+        "generation": 1, "adapter": "ray", "token": "t", "digest": "d", "state": JobState.INTENDED, "intended_at": at(2),
+        "intended_by_attempt": 1, "submitters": (submitter,), "held": True, "holds": 1, "message": "no response",
+    }  # fmt: skip
+    return JobRecord(key=key, **{**given, **fields})
+
+
+def a_state() -> DurableState:
+    active = {
+        "state": JobState.ACTIVE, "handle": "raysubmit_7", "url": "http://ray/7", "held": False, "holds": 0,
+        "origin": JobOrigin.SUBMITTED, "recorded_at": at(3), "submitted_by_attempt": 1, "strays": ("raysubmit_8",),
+    }  # fmt: skip
+    jobs = [a_record("load"), a_record("clean"), a_record("train", **active)]
+    entry = StateEntry(
+        key="rows", value=msgspec.Raw(b'"a"'), version=1, attempt=1, pod_uid="pod-1", updated_at=at(2), expires_at=None
+    )
+    epoch = Opening(attempt=1, pod_uid="pod-1", session="s", time=at(1), first_attempt=1)
+    return DurableState(
+        epoch=epoch, last_version=1, records={"rows": entry}, jobs={record.name: record for record in jobs}
+    )
+
+
+def a_held_taskrun() -> TaskRun:
+    conditions = (
+        Condition(type="Succeeded", status="Unknown", reason=Reason.SUBMISSION_UNKNOWN, message="Unknown."),
+        Condition(type="Held", status="True", reason=Reason.SUBMISSION_UNKNOWN, message="Unknown."),
+    )
+    job = ExternalJobStatus(
+        key="train", generation=1, state="Active", adapter="ray", handle="raysubmit_7", url="http://r"
+    )
+    built = a_taskrun().with_failed_attempt(1).with_attempt(2, node="node-1").with_finalizer().build()
+    state = StateReference(config_map=state_name(NAME, UID), uid="state-uid")
+    status = msgspec.structs.replace(
+        built.status, conditions=conditions, external_jobs=(job,), state=state, result='{"rows": 1}'
+    )
+    return msgspec.structs.replace(built, status=status)
+
+
+def a_running_pod() -> Pod:
+    pod = a_pod(2).running().build()
+    body = msgspec.to_builtins(pod)
+    body["metadata"] |= {
+        "name": pod_name(NAME, UID, 2), "namespace": NAMESPACE, "ownerReferences": [{"uid": UID, "controller": True}],
+        "labels": {LABEL_TASKRUN: NAME, LABEL_ATTEMPT: "2"},
+    }  # fmt: skip
+    return msgspec.convert(body, Pod)
+
+
+def an_event() -> _EventBody:
+    body = {"metadata": {"name": "e", "namespace": NAMESPACE}, "type": "Warning", "reason": "Held", "message": "Why."}
+    return msgspec.convert(body, _EventBody)
+
+
+def objects_of(
+    taskrun: TaskRun | None = None, state: DurableState | None = None, pod: Pod | None = None, event: Any = None
+) -> dict[str, Any]:
+    """Return the objects of the namespace by path, under the names by which they are read."""
+    configmap = {
+        "metadata": {
+            "name": state_name(NAME, UID), "namespace": NAMESPACE, "uid": "state-uid", "labels": {LABEL_TASKRUN: NAME},
+            "ownerReferences": [{"uid": UID, "controller": True}], "finalizers": ["reattach.dev/state"],
+        },
+        "data": to_data(state or a_state()),
+    }  # fmt: skip
+    return {
+        paths.taskruns(NAMESPACE, NAME): msgspec.to_builtins(taskrun or a_held_taskrun()),
+        paths.configmaps(NAMESPACE, state_name(NAME, UID)): configmap,
+        paths.pods(NAMESPACE, pod_name(NAME, UID, 2)): msgspec.to_builtins(pod or a_running_pod()),
+        paths.core("events", NAMESPACE, "e"): msgspec.to_builtins(event or an_event()),
+    }
+
+
+def variants(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each string that a command can read, and the objects with `text` in it."""
+    for path, taskrun in copies(a_held_taskrun(), TaskRun, text, "taskrun"):
+        yield path, objects_of(taskrun=taskrun)
+    for path, pod in copies(a_running_pod(), Pod, text, "pod"):
+        yield path, objects_of(pod=pod)
+    for path, event in copies(an_event(), _EventBody, text, "event"):
+        yield path, objects_of(event=event)
+    state = a_state()
+    for number, record in enumerate(state.jobs.values()):
+        for path, job in copies(record, JobRecord, text, f"job{number}"):
+            jobs = {one.name: one for one in (*itertools.islice(state.jobs.values(), number), job)}
+            jobs |= {one.name: one for one in itertools.islice(state.jobs.values(), number + 1, None)}
+            yield path, objects_of(state=msgspec.structs.replace(state, jobs=jobs))
+    for path, entry in copies(state.records["rows"], StateEntry, text, "entry"):
+        yield path, objects_of(state=msgspec.structs.replace(state, records={entry.key: entry}))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, arguments: list[str], objects: dict[str, Any]) -> tuple[int, str, str]:
+    """Return exit code, stdout and stderr of a command."""
+
+    async def connect(_target: Any) -> ClusterConnection:
+        return ClusterConnection(FakeCluster.of(objects), NAMESPACE)
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    about = {
+        "format": "reattach-state/v1",
+        "namespace": NAMESPACE,
+        "taskrun": NAME,
+        "exportedAt": "2026-03-01T00:00:00Z",
+    }
+    exported = json.dumps({**about, "entries": []})
+    with monkeypatch.context() as patched:
+        patched.setattr(connection, "connect", connect)
+        patched.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(exported.encode()), encoding="utf-8"))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = application.run(arguments)
+    return int(code), out.buffer.getvalue().decode(), err.buffer.getvalue().decode()  # type: ignore[attr-defined]
+
+
+def is_printable(output: str) -> bool:
+    return all(line.isprintable() for line in output.split("\n"))
+
+
+def test_table_has_every_command() -> None:
+    names = {name for name in cli.commands if name != "state"} | {
+        f"state {name}" for name in cli.commands["state"].commands
+    }  # type: ignore[attr-defined]
+    assert set(COMMANDS) == names
+
+
+ALL = [arguments for group in COMMANDS.values() for arguments in group]
+
+
+@pytest.mark.parametrize("arguments", ALL, ids=" ".join)
+def test_command_succeeds_or_refuses_without_hostile_text(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = run(monkeypatch, arguments, objects_of())
+    assert code in {0, 1, 5, 6}, err
+    assert out or err
+    assert is_printable(out + err)
+    if "json" in arguments or "yaml" in arguments:
+        yaml.safe_load(out)
+
+
+def test_output_of_hostile_text_is_printable_and_adds_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = list(zip(variants(HOSTILE), variants(HARMLESS), strict=True))
+    assert len(pairs) > 150
+    for number, ((path, hostile), (_, harmless)) in enumerate(pairs):
+        for arguments in ALL[number % SHARE :: SHARE]:
+            code, out, err = run(monkeypatch, arguments, hostile)
+            expected = run(monkeypatch, arguments, harmless)
+            about = (path, arguments, out, err, expected)
+            assert is_printable(out + err), about
+            assert code == expected[0], about
+            if "yaml" in arguments:
+                yaml.safe_load(out)  # which folds long text
+            else:
+                lines = (out.count("\n"), err.count("\n"))
+                assert lines == (expected[1].count("\n"), expected[2].count("\n")), about
+
+
+@pytest.mark.parametrize("words", [["resolve", NAME, "--key", ""], ["state", "get", NAME, ""]], ids=" ".join)
+def test_completion_offers_only_words_that_no_shell_changes(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def connect(_target: Any) -> ClusterConnection:
+        return ClusterConnection(FakeCluster.of(objects), NAMESPACE)
+
+    state = a_state()
+    keys = [HOSTILE, "$(id)", "a b", "-x", "plain"]
+    entry = state.records["rows"]
+    records = {key: msgspec.structs.replace(entry, key=key) for key in keys}
+    jobs = {record.name: record for record in (a_record(key) for key in keys)}
+    objects = objects_of(state=msgspec.structs.replace(state, records=records, jobs=jobs))
+    monkeypatch.setattr(connection, "connect", connect)
+    *offers, directive = completion.for_kubectl(cli, words).split("\n")
+    assert (offers, directive) == (["plain"], ":4")
+    assert all(is_plain_word(offer) for offer in offers)
