@@ -47,6 +47,10 @@ def stamp(seconds: float) -> str:
 # -- TaskRuns --------------------------------------------------------------------------------------
 
 
+def to_taskrun(content: dict[str, Any]) -> TaskRun:
+    return msgspec.json.decode(msgspec.json.encode(content), type=TaskRun)
+
+
 @dataclass(frozen=True)
 class ATaskRun:
     metadata: dict[str, Any]
@@ -54,7 +58,7 @@ class ATaskRun:
     status: TaskRunStatus = field(default_factory=TaskRunStatus)
 
     def build(self) -> TaskRun:
-        taskrun = msgspec.convert({"metadata": self.metadata, "spec": self.spec}, TaskRun)
+        taskrun = to_taskrun({"metadata": self.metadata, "spec": self.spec})
         return msgspec.structs.replace(taskrun, status=self.status)
 
     def with_spec(self, **fields: Any) -> Self:

@@ -128,7 +128,7 @@ class ModelCluster:
         return self.taskrun
 
     def create_pod(self, action: CreatePod, based_on: TaskRun) -> SimulatedPod:
-        name = action.body["metadata"]["name"]
+        name = action.name
         if name in self.pods:
             assert self.pods[name].number == action.attempt
             return self.pods[name]

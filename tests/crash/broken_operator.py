@@ -9,7 +9,7 @@ import msgspec
 
 from reattach.planner.decide import decide
 from reattach.planner.plan import CreatePod, Decision, Observed, Plan, PodDefaults
-from reattach.planner.pods import build_pod
+from reattach.planner.pods import pod_creation
 from reattach.process.__main__ import main
 
 
@@ -64,9 +64,9 @@ class CountFromStatus:
         if not isinstance(plan, Plan) or not plan.actions or not isinstance(plan.actions[-1], CreatePod):
             return plan
         number = plan.actions[-1].attempt + len(observed.pods) - len(seen)
-        body = build_pod(observed.taskrun, number, settings)
-        self.made.add(body["metadata"]["name"])
-        return replace(plan, actions=(*plan.actions[:-1], CreatePod(attempt=number, body=body)))
+        creation = pod_creation(observed.taskrun, number, settings)
+        self.made.add(creation.name)
+        return replace(plan, actions=(*plan.actions[:-1], creation))
 
 
 BREAKS = {

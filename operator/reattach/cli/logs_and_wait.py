@@ -28,6 +28,7 @@ from reattach.cli.queries import read_pods, read_taskrun, watch_taskrun
 from reattach.cli.retry import Say, retry_unavailable
 from reattach.cli.text import listed
 from reattach.planner.conditions import progress_condition
+from reattach.planner.pods import task_container
 
 # -- wait ------------------------------------------------------------------------------------------
 
@@ -120,7 +121,7 @@ async def show_logs(connection: ClusterConnection, name: str, options: LogOption
     Raises `CommandError` if there is no such TaskRun or attempt, and `ClusterError`.
     """
     taskrun = await read_taskrun(connection, name)
-    container = options.container or container_of(taskrun)
+    container = options.container or task_container(taskrun)
     output = LogOutput(say, options.timestamps)
     if options.attempt is not None:
         await _show_one(connection, taskrun, options, output, container)
@@ -199,12 +200,6 @@ async def _pods_by_attempt(connection: ClusterConnection, taskrun: TaskRun) -> d
         if number.isdigit() and pod.metadata.name == pod_name(about.name, about.uid, int(number)):
             pods[int(number)] = pod
     return pods
-
-
-def container_of(taskrun: TaskRun) -> str:
-    """Return the name of the task's container."""
-    containers = taskrun.spec.template.get("spec", {}).get("containers") or [{}]
-    return taskrun.spec.container or str(containers[0].get("name", ""))
 
 
 def attempt_heading(taskrun: TaskRun, number: int, pod: Pod | None) -> str:

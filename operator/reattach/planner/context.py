@@ -57,6 +57,8 @@ class DecisionContext:
     observed: Observed
     now: datetime
     status: TaskRunStatus
+    container: str
+    """Name of the task's container."""
     pods: Mapping[int, Pod] = field(default_factory=dict)
     events: tuple[EmitEvent, ...] = ()
 
@@ -66,7 +68,8 @@ class DecisionContext:
         metadata = observed.taskrun.metadata
         numbered = ((podstatus.attempt_number(pod, metadata), pod) for pod in observed.pods)
         pods = {number: pod for number, pod in numbered if number is not None}
-        return cls(observed=observed, now=now, status=observed.taskrun.status, pods=pods)
+        taskrun = observed.taskrun
+        return cls(observed=observed, now=now, status=taskrun.status, container=task_container(taskrun), pods=pods)
 
     # Facts that the status of this decision does not change
 
@@ -79,11 +82,6 @@ class DecisionContext:
     def spec(self) -> TaskRunSpec:
         """Spec of the TaskRun."""
         return self.observed.taskrun.spec
-
-    @property
-    def container(self) -> str:
-        """Name of the task's container."""
-        return task_container(self.observed.taskrun)
 
     @property
     def state(self) -> StateView | None:

@@ -23,7 +23,7 @@ A decision runs checks in a fixed order. Each check returns a decision, or None 
       |    _await_resolutions         a job needs a resolution                -> hold
       |    _await_budget              a budget needs a grant                  -> hold
       |    _await_backoff             the pause is not over                   -> wait
-      |    _reject_changed_template   spec.template changed                   -> teardown
+      |    _reject_template           no pod can be built, or it changed      -> teardown
       |    _handle_pod_rejection      the API server rejected the pod         -> wait, or teardown
       |    _create_pod                none of these                           -> CreatePod
       v
@@ -46,8 +46,8 @@ each. The other pairs exclude one another, or only the reason that is shown firs
     _check_state             = _await_resolutions      a lost state has no jobs
     _await_resolutions       = _await_budget           each hold needs its own resolution
     _await_budget            = _await_backoff          the hold is shown later
-    _await_backoff           = _reject_changed_template  the run ends earlier
-    _reject_changed_template = _handle_pod_rejection   the run ends later, or for the other reason
+    _await_backoff           = _reject_template        the run ends earlier
+    _reject_template         = _handle_pod_rejection   the run ends later, or for the other reason
     _handle_pod_rejection    != _create_pod            the rejected pod would be sent at once
 """
 
@@ -67,7 +67,6 @@ from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import FinalOutcome
 from reattach.planner.plan import (
     AttemptPurpose,
-    CreatePod,
     Decision,
     DeletePod,
     EmitEvent,
@@ -78,7 +77,7 @@ from reattach.planner.plan import (
     ReadState,
     UnreadableState,
 )
-from reattach.planner.pods import build_pod, template_hash
+from reattach.planner.pods import InvalidTemplateError, parse_template, pod_creation, template_hash
 
 RESTORED_LABEL = "velero.io/restore-name"
 """Label that a backup tool sets on the objects that it restores."""
@@ -336,9 +335,16 @@ def _await_backoff(context: DecisionContext) -> Plan | None:
     return context.with_status(attempts.with_backoff(context.status, context.now)).plan(again=until)
 
 
-def _reject_changed_template(context: DecisionContext) -> Decision | None:
-    """End the run if its template changed, because all attempts use one template."""
-    current = template_hash(context.spec.template)
+def _reject_template(context: DecisionContext) -> Decision | None:
+    """End the run if no pod can be built from its template, or if its template changed.
+
+    All attempts use one template.
+    """
+    try:
+        current = template_hash(parse_template(context.spec.template))
+    except InvalidTemplateError as error:
+        message = f"{SENTENCES[Reason.INVALID_TEMPLATE]} {error}"
+        return teardown.teardown_step(context, FinalOutcome(Outcome.FAILED, Reason.INVALID_TEMPLATE, message))
     hashes = {pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) for pod in context.pods.values()}
     if hashes <= {None, current}:
         return None
@@ -378,8 +384,7 @@ def _is_rejection_shown(status: TaskRunStatus, reason: Reason, message: str, kin
 
 def _create_pod(context: DecisionContext, defaults: PodDefaults) -> Plan:
     number, purpose = context.next_number, AttemptPurpose.RUN
-    body = build_pod(context.observed.taskrun, number, defaults, purpose)
-    return context.plan(CreatePod(attempt=number, body=body, purpose=purpose))
+    return context.plan(pod_creation(context.observed.taskrun, number, defaults, purpose))
 
 
 _BEFORE_ENDS: tuple[Check, ...] = (
@@ -399,7 +404,7 @@ _AFTER_ENDS: tuple[Check, ...] = (
     _await_resolutions,
     _await_budget,
     _await_backoff,
-    _reject_changed_template,
+    _reject_template,
     _handle_pod_rejection,
 )
 _REJECTION_REASONS = {

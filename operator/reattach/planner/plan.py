@@ -10,7 +10,7 @@ something changes or at `requeue_at`. It may crash between any two of these: eac
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from reattach.api.objects import Pod
 from reattach.api.state import SealPurpose, StateView, Summary
@@ -132,10 +132,13 @@ class CreatePod:
     """Create the pod of `attempt`.
 
     An existing pod of that name counts as created if controller UID and template hash match.
+    `body`: JSON of the pod.
     """
 
     attempt: int
-    body: dict[str, Any]
+    name: str
+    template_hash: str
+    body: bytes
     purpose: AttemptPurpose = AttemptPurpose.RUN
 
 

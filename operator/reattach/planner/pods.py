@@ -1,18 +1,79 @@
 """Body of an attempt's pod: the author's template, with the additions of Reattach."""
 
-import copy
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import msgspec
 
 from reattach.api import names
+from reattach.api.objects import PodSpec, Shape
 from reattach.api.taskrun import TaskRun
-from reattach.planner.plan import AttemptPurpose, PodDefaults
+from reattach.planner.plan import AttemptPurpose, CreatePod, PodDefaults
 
 _PHASES = {AttemptPurpose.RUN: names.PHASE_RUN}
 TOKEN_SECONDS = 3600
 """Validity of a pod token; the kubelet renews it after four fifths of that time."""
+TEMPLATE_LEVELS_MAX = 100
+"""Levels of nesting in a template. The deepest field of a pod has fewer than 20."""
+_TOO_DEEP = f"spec.template must be nested at most {TEMPLATE_LEVELS_MAX} levels deep."
+
+
+class InvalidTemplateError(ValueError):
+    """Template from which no pod can be built. The message states what must hold."""
+
+
+class _Metadata(Shape, frozen=True):
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+
+
+class _Container(Shape, frozen=True):
+    name: str
+    env: list[Any] | None = None
+    volume_mounts: list[Any] | None = None
+
+
+class _PodSpec(Shape, frozen=True):
+    containers: Annotated[tuple[_Container, ...], msgspec.Meta(min_length=1)]
+    volumes: list[Any] | None = None
+
+
+class _Template(Shape, frozen=True):
+    """The parts of a template that Reattach changes. The API server checks the rest."""
+
+    spec: _PodSpec
+    metadata: _Metadata | None = None
+
+
+class _Names(Shape, frozen=True):
+    spec: PodSpec = PodSpec()
+
+
+def parse_template(template: msgspec.Raw) -> dict[str, Any]:
+    """Return the template as Python objects. Raises `InvalidTemplateError`."""
+    try:
+        content: dict[str, Any] = msgspec.json.decode(template)
+        msgspec.convert(content, _Template)
+    except msgspec.DecodeError as error:
+        raise InvalidTemplateError(f"spec.template must be a pod template: {error}.") from None
+    except RecursionError:
+        raise InvalidTemplateError(_TOO_DEEP) from None
+    if _has_more_levels(content, TEMPLATE_LEVELS_MAX):
+        raise InvalidTemplateError(_TOO_DEEP)
+    return content
+
+
+def _has_more_levels(value: Any, most: int) -> bool:
+    layer = [value]
+    for _ in range(most):
+        layer = [inner for outer in layer for inner in _items_of(outer) if isinstance(inner, dict | list)]
+    return bool(layer)
+
+
+def _items_of(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def template_hash(template: Mapping[str, Any]) -> str:
@@ -25,25 +86,52 @@ def template_hash(template: Mapping[str, Any]) -> str:
 
 
 def task_container(taskrun: TaskRun) -> str:
-    """Return the name of the container whose exit is the end of the attempt."""
-    return taskrun.spec.container or str(taskrun.spec.template["spec"]["containers"][0]["name"])
+    """Return the name of the container whose exit is the end of the attempt.
+
+    It is empty if the template has no container. Then no pod can be built from it.
+    """
+    if taskrun.spec.container:
+        return taskrun.spec.container
+    try:
+        containers = msgspec.json.decode(taskrun.spec.template, type=_Names).spec.containers
+    except (msgspec.DecodeError, RecursionError):
+        containers = ()
+    return containers[0].name if containers else ""
+
+
+def pod_creation(
+    taskrun: TaskRun, attempt: int, defaults: PodDefaults, purpose: AttemptPurpose = AttemptPurpose.RUN
+) -> CreatePod:
+    """Return the creation of the attempt's pod. Raises `InvalidTemplateError`."""
+    body = build_pod(taskrun, attempt, defaults, purpose)
+    metadata = body["metadata"]
+    return CreatePod(
+        attempt=attempt,
+        name=metadata["name"],
+        template_hash=metadata["annotations"][names.ANNOTATION_TEMPLATE_HASH],
+        body=json.dumps(body).encode(),
+        purpose=purpose,
+    )
 
 
 def build_pod(
     taskrun: TaskRun, attempt: int, defaults: PodDefaults, purpose: AttemptPurpose = AttemptPurpose.RUN
 ) -> dict[str, Any]:
-    """Return the body of the attempt's pod for the API server."""
+    """Return the body of the attempt's pod for the API server. Raises `InvalidTemplateError`."""
+    template = parse_template(taskrun.spec.template)
+    digest = template_hash(template)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": _metadata(taskrun, attempt, defaults),
-        "spec": _spec(taskrun, attempt, defaults, purpose),
+        "metadata": _metadata(taskrun, template.get("metadata") or {}, digest, attempt, defaults),
+        "spec": _spec(taskrun, template["spec"], _variables(taskrun, attempt, defaults, purpose)),
     }
 
 
-def _metadata(taskrun: TaskRun, attempt: int, defaults: PodDefaults) -> dict[str, Any]:
+def _metadata(
+    taskrun: TaskRun, given: Mapping[str, Any], digest: str, attempt: int, defaults: PodDefaults
+) -> dict[str, Any]:
     metadata = taskrun.metadata
-    given = taskrun.spec.template.get("metadata") or {}
     return {
         "name": names.pod_name(metadata.name, metadata.uid, attempt),
         "namespace": metadata.namespace,
@@ -54,7 +142,7 @@ def _metadata(taskrun: TaskRun, attempt: int, defaults: PodDefaults) -> dict[str
         },
         "annotations": {
             **(given.get("annotations") or {}),
-            names.ANNOTATION_TEMPLATE_HASH: template_hash(taskrun.spec.template),
+            names.ANNOTATION_TEMPLATE_HASH: digest,
             names.ANNOTATION_CA: defaults.ca,
         },
         "finalizers": [names.FINALIZER_ATTEMPT],
@@ -71,8 +159,7 @@ def _metadata(taskrun: TaskRun, attempt: int, defaults: PodDefaults) -> dict[str
     }
 
 
-def _spec(taskrun: TaskRun, attempt: int, defaults: PodDefaults, purpose: AttemptPurpose) -> dict[str, Any]:
-    spec: dict[str, Any] = copy.deepcopy(taskrun.spec.template["spec"])
+def _spec(taskrun: TaskRun, spec: dict[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
     spec["restartPolicy"] = "Never"
     spec.setdefault("enableServiceLinks", False)
     if (seconds := taskrun.spec.deadlines.attempt_seconds) is not None:
@@ -80,7 +167,7 @@ def _spec(taskrun: TaskRun, attempt: int, defaults: PodDefaults, purpose: Attemp
     spec["volumes"] = [*(spec.get("volumes") or ()), _volume()]
     for container in spec["containers"]:
         if container["name"] == task_container(taskrun):
-            _add_to_container(container, _variables(taskrun, attempt, defaults, purpose))
+            _add_to_container(container, variables)
     return spec
 
 

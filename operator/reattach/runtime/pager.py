@@ -1,19 +1,20 @@
 """Lists of whole collections, page by page, in which one object can't break the rest.
 
 A page that is too large is requested again with a smaller limit. If a page can't be decoded
-because of one object, each of its objects is read with a GET. An object that still can't be
-decoded is skipped and reported by its reference.
+because of one object, each of its objects is read with a GET. Values that are nested too deeply are
+cut. An object that still can't be decoded is skipped and reported by its reference.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from reattach.api.objects import ObjectMeta, PartialObject, Shape
 from reattach.cluster import Cluster, GoneError, NotFoundError, Reference, ResponseTooLargeError
+from reattach.cluster.nesting import cut_deep_values
 from reattach.runtime.unreadable import DECODE_ERRORS, describe
 
 _FIRST_PAGE = 10
@@ -33,7 +34,6 @@ _GONE_PAUSE_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Listed = TypeVar("Listed")
 Unreadable = Callable[[Reference, Exception], None]
 
 
@@ -54,34 +54,6 @@ class Page(NamedTuple, Generic[T]):
     resource_version: str
 
 
-async def list_all(
-    cluster: Cluster,
-    path: str,
-    decode: Callable[[msgspec.Raw], T],
-    unreadable: Unreadable,
-    *,
-    metadata_only: bool = False,
-    **query: str | None,
-) -> tuple[list[T], str]:
-    """Return a whole collection and its resourceVersion.
-
-    Start again after 410 between two pages.
-
-    `decode` may raise `DECODE_ERRORS`. `unreadable` is called with the reference of each skipped
-    object. Raises `ClusterError`.
-    """
-
-    async def list_once() -> tuple[list[T], str]:
-        found: list[T] = []
-        version = ""
-        async for page in list_pages(cluster, path, decode, unreadable, metadata_only=metadata_only, **query):
-            found.extend(page.items)
-            version = page.resource_version
-        return found, version
-
-    return await _list_until_complete(path, list_once)
-
-
 async def list_pages(
     cluster: Cluster,
     path: str,
@@ -91,9 +63,10 @@ async def list_pages(
     metadata_only: bool = False,
     **query: str | None,
 ) -> AsyncGenerator[Page[T], None]:
-    """Yield a collection page by page, as `list_all` returns it.
+    """Yield a collection page by page.
 
-    Raises `ClusterError`, also `GoneError` between two pages.
+    `decode` may raise `DECODE_ERRORS`. `unreadable` is called with the reference of each skipped
+    object. Raises `ClusterError`, also `GoneError` between two pages.
     """
     token: str | None = None
     limit = _FIRST_PAGE
@@ -104,7 +77,8 @@ async def list_pages(
             page = msgspec.json.decode(answer, type=_Page)
             yield Page([decode(item) for item in page.items or ()], page.metadata.resource_version)
             token = page.metadata.continue_
-            limit = min(_PAGE, limit * _FACTOR)
+            if len(answer) * _FACTOR < _PAGE_BYTES_MAX:  # else the next page would be too large
+                limit = min(_PAGE, limit * _FACTOR)
         except ResponseTooLargeError:
             if limit == 1:
                 raise
@@ -129,7 +103,11 @@ async def _read(
 ) -> T | Exception | None:
     """Return one object of the collection, the error of its decoding, or None if it is gone."""
     try:
-        return decode(msgspec.Raw(await cluster.get(_path_of(path, reference), metadata_only=metadata_only)))
+        found = await cluster.get(_path_of(path, reference), metadata_only=metadata_only)
+        try:
+            return decode(msgspec.Raw(found))
+        except RecursionError:
+            return decode(msgspec.Raw(await asyncio.to_thread(cut_deep_values, found)))
     except NotFoundError:
         return None
     except DECODE_ERRORS as error:
@@ -147,16 +125,11 @@ def _path_of(path: str, reference: Reference) -> str:
 async def list_references(cluster: Cluster, path: str, **query: str | None) -> tuple[list[Reference], str]:
     """Return the references to all objects of a collection, and the resourceVersion of the list.
 
-    Raises `ClusterError`.
+    Start again after 410 between two pages. Raises `ClusterError`.
     """
-    return await _list_until_complete(path, lambda: _list_references_once(cluster, path, **query))
-
-
-async def _list_until_complete(path: str, list_once: Callable[[], Awaitable[Listed]]) -> Listed:
-    """Start a list again that expired between two pages."""
     while True:
         try:
-            return await list_once()
+            return await _list_references_once(cluster, path, **query)
         except GoneError:
             _log.info("The list of %s expired between two pages; listing again.", path)
             await asyncio.sleep(_GONE_PAUSE_SECONDS)

@@ -13,7 +13,7 @@ from reattach.api.objects import ObjectMeta, Shape
 from reattach.cluster import Cluster, ClusterError, ForbiddenError, GoneError, Reference
 from reattach.cluster.client import raise_error_event
 from reattach.runtime.object_store import HasMetadata
-from reattach.runtime.pager import list_all
+from reattach.runtime.pager import list_pages
 from reattach.runtime.unreadable import DECODE_ERRORS, UnreadableObjects
 
 _BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -123,7 +123,8 @@ class Reflector(Generic[T]):
             uids.add(reference.uid)
             self._unreadable.report(self._resource, reference, error)
 
-        found, version = await list_all(
+        version = ""
+        pages = list_pages(
             self._cluster,
             self._path,
             self._decoder.decode,
@@ -131,9 +132,13 @@ class Reflector(Generic[T]):
             metadata_only=self._metadata_only,
             **self._selectors,
         )
-        for each in found:
-            uids.add(each.metadata.uid)
-            self._store.upsert(each)
+        # The store drops what it does not need, so a whole collection is never in memory.
+        async with aclosing(pages):
+            async for page in pages:
+                version = page.resource_version
+                for each in page.items:
+                    uids.add(each.metadata.uid)
+                    self._store.upsert(each)
         for each in self._store.absent_in(uids, version, self._namespace):
             self._store.delete(each.metadata.uid, version=version)
         self._version = version

@@ -31,7 +31,7 @@ class Writer:
         """Send a GET, without a limit."""
         return await self._cluster.get(path)
 
-    async def create(self, path: str, body: Mapping[str, Any], **query: str) -> bytes:
+    async def create(self, path: str, body: Mapping[str, Any] | bytes, **query: str) -> bytes:
         """Send a POST."""
         async with self._write("create", path):
             return await self._cluster.create(path, body, **query)

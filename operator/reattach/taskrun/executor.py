@@ -185,12 +185,10 @@ class PlanExecutor:
         An earlier creation, whose response was lost, may have created it.
         """
         try:
-            pod = await self._get(taskrun.metadata.namespace, action.body["metadata"]["name"])
+            pod = await self._get(taskrun.metadata.namespace, action.name)
         except NotFoundError:
-            raise UnavailableError(
-                0, "Vanished", f"pod {action.body['metadata']['name']} existed and was deleted meanwhile"
-            ) from None
-        if not is_expected_pod(pod, taskrun, action.body):
+            raise UnavailableError(0, "Vanished", f"pod {action.name} existed and was deleted meanwhile") from None
+        if not is_expected_pod(pod, taskrun, action.template_hash):
             return False
         await self._label(pod, labels_of(taskrun, str(action.attempt)))
         return True
@@ -228,8 +226,8 @@ class PlanExecutor:
 
     # -- the TaskRun itself ------------------------------------------------------------------------
 
-    async def release_taskrun(self, taskrun: TaskRun) -> TaskRun | None:
-        """Remove our finalizer from the TaskRun. Return the TaskRun; None if it is gone.
+    async def release_taskrun(self, taskrun: TaskRun) -> bytes | None:
+        """Remove our finalizer from the TaskRun. Return its JSON; None if it is gone.
 
         Raises `ConflictError` if the TaskRun has changed since it was read, because it may have a
         new external job.
@@ -237,10 +235,9 @@ class PlanExecutor:
         metadata = taskrun.metadata
         path = paths.taskruns(metadata.namespace, metadata.name)
         try:
-            released = await self._writer.merge_patch(path, _without_finalizer(metadata, FINALIZER_EXTERNAL_JOBS))
+            return await self._writer.merge_patch(path, _without_finalizer(metadata, FINALIZER_EXTERNAL_JOBS))
         except NotFoundError:
             return None
-        return msgspec.json.decode(released, type=TaskRun)
 
     # -- states ------------------------------------------------------------------------------------
 
@@ -342,15 +339,14 @@ def rejection_kind_of(error: ClusterError, pod: str) -> PodRejectionKind:
     return PodRejectionKind.INVALID if is_final and error.reason != NO_REASON else PodRejectionKind.ERROR
 
 
-def is_expected_pod(pod: Pod, taskrun: TaskRun, body: Mapping[str, Any]) -> bool:
-    """Return whether `pod`, which has the name of `body`, was created from it.
+def is_expected_pod(pod: Pod, taskrun: TaskRun, template_hash: str) -> bool:
+    """Return whether `pod`, which has the name of an attempt's pod, was created for the attempt.
 
     The controller and the hash of the template are compared.
     """
-    expected_hash = body["metadata"]["annotations"][ANNOTATION_TEMPLATE_HASH]
     return (
         pod.metadata.taskrun_uid == taskrun.metadata.uid
-        and pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) == expected_hash
+        and pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) == template_hash
     )
 
 

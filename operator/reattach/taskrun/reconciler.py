@@ -54,6 +54,7 @@ from reattach.planner.podstatus import is_terminal
 from reattach.runtime.event_recorder import EventRecorder
 from reattach.runtime.mergepatch import merge_patch_of
 from reattach.runtime.object_store import ObjectStore
+from reattach.runtime.unreadable import reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
 from reattach.runtime.writer import Writer
 from reattach.state import UnreadableError, summary_of, view_of
@@ -231,11 +232,12 @@ class Reconciler:
         try:
             released = await self._executor.release_taskrun(taskrun)
         except ConflictError:
-            released = await self._refresh(key)
-        if released is None:
-            self._taskruns.suspect(taskrun.metadata.uid)
+            await self._refresh(key)
         else:
-            self._taskruns.apply_response(released)
+            if released is None:
+                self._taskruns.suspect(taskrun.metadata.uid)
+            else:
+                self._taskruns.apply_response(await self._taskruns.decode(released, reference_of(taskrun.metadata)))
         self._queue.add(key)
 
     async def _record(self, taskrun: TaskRun, status: TaskRunStatus) -> TaskRun:
@@ -251,7 +253,8 @@ class Reconciler:
         metadata = taskrun.metadata
         body = {"metadata": {"resourceVersion": metadata.resource_version, "uid": metadata.uid}, "status": patch}
         path = paths.taskruns(metadata.namespace, metadata.name, "status")
-        recorded = msgspec.json.decode(await self._writer.merge_patch(path, body), type=TaskRun)
+        response = await self._writer.merge_patch(path, body)
+        recorded = await self._taskruns.decode(response, reference_of(metadata))
         self._taskruns.apply_response(recorded)
         return recorded
 

@@ -3,6 +3,9 @@
 Events of kopf's watch contain only references, and wake the workers. The objects come from a
 reflector and from the responses to own writes. If the reflector is late or can't decode an object,
 a GET reads it. A periodic resync lists the references, because a watch may miss some.
+
+Users decide how large a TaskRun is, so the cache keeps no large template. A GET reads such a
+TaskRun each time it is reconciled. Only a short record of a TaskRun of another manager is kept.
 """
 
 import asyncio
@@ -13,10 +16,11 @@ from collections.abc import Callable, Collection, Sequence
 import msgspec
 
 from reattach.api.names import GROUP, KIND, OPERATOR_NAME, PLURAL, VERSION
-from reattach.api.objects import PartialObject
+from reattach.api.objects import ObjectMeta, PartialObject
 from reattach.api.reasons import Reason
-from reattach.api.taskrun import TaskRun
+from reattach.api.taskrun import TaskRun, TaskRunSpec
 from reattach.cluster import Cluster, ForbiddenError, NotFoundError, Reference, paths
+from reattach.cluster.nesting import cut_deep_values
 from reattach.planner.conditions import is_held
 from reattach.runtime.object_store import ObjectStore, is_older
 from reattach.runtime.pager import list_references
@@ -32,6 +36,7 @@ GRACE_SECONDS = 1.0
 """Lag of the reflector behind kopf's watch after which a GET reads the object. The usual lag is
 milliseconds.
 """
+TEMPLATE_BYTES_KEPT = 64 * 1024
 _YIELD_EVERY = 500
 
 _log = logging.getLogger(__name__)
@@ -75,7 +80,9 @@ class TaskRunStore:
         self._on_change = on_change
         self._unreadable = unreadable
         self._clock = clock
-        self._cache: ObjectStore[TaskRun] = ObjectStore(key_of, lambda _: None)
+        self._cache: ObjectStore[TaskRun] = ObjectStore(key_of, lambda _: None, transform=without_unused)
+        self._cutting = asyncio.Lock()
+        """Held while a thread cuts deep values, because several would take turns with the loop."""
         self._suspect: dict[Key, dict[str, Reference]] = {}
         """Keys that need a GET, with the last reference, by UID, to each TaskRun of this name that
         is suspect.
@@ -97,13 +104,13 @@ class TaskRunStore:
         return sum(is_held(taskrun.status, reason) for taskrun in self._cache.list())
 
     def get(self, key: Key) -> TaskRun | None:
-        """Return the TaskRun as last seen, or None if it is absent or suspect."""
-        found = self._cache.by_key(key)
-        return found[0] if len(found) == 1 and key not in self._suspect else None
+        """Return the TaskRun as last seen, or None if it is absent or must be read."""
+        return None if self.is_suspect(key) else next(iter(self._cache.by_key(key)), None)
 
     def is_suspect(self, key: Key) -> bool:
-        """Return whether the entry must be confirmed by `refresh`."""
-        return key in self._suspect or len(self._cache.by_key(key)) > 1
+        """Return whether the entry must be read by `refresh`."""
+        found = self._cache.by_key(key)
+        return key in self._suspect or len(found) > 1 or any(is_ours(each) and not each.spec.template for each in found)
 
     # -- from kopf's watch -------------------------------------------------------------------------
 
@@ -113,6 +120,8 @@ class TaskRunStore:
         If the cache lacks this version, wait for the reflector first.
         """
         known = self._cache.get(reference.uid)
+        if known is not None and not is_ours(known):
+            return  # because `spec.managedBy` is immutable
         if known is not None and not is_older(known.metadata.resource_version, reference.resource_version):
             self._enqueue(known, reference.resource_version)
         elif not self._cache.has_ended(reference.uid, reference.resource_version):
@@ -182,7 +191,7 @@ class TaskRunStore:
         suspects = self._suspect.pop(key, {last.uid: last})
         reference = list(suspects.values())[-1]
         try:
-            found = self._decode(await self._cluster.get(paths.taskruns(*key)), reference)
+            found = await self.decode(await self._cluster.get(paths.taskruns(*key)), reference)
         except NotFoundError:
             found = None
         except BaseException:
@@ -282,13 +291,39 @@ class TaskRunStore:
             self._on_change(key_of(known))
         self._cache.delete(uid)
 
-    def _decode(self, answer: bytes, reference: Reference) -> TaskRun:
+    async def decode(self, response: bytes, reference: Reference) -> TaskRun:
+        """Return the TaskRun in a response, whatever its depth. Raises `UnreadableTaskRunError`."""
         try:
-            return msgspec.json.decode(answer, type=TaskRun)
+            try:
+                return msgspec.json.decode(response, type=TaskRun)
+            except RecursionError:
+                async with self._cutting:
+                    response = await asyncio.to_thread(cut_deep_values, response)
+                return msgspec.json.decode(response, type=TaskRun)
         except DECODE_ERRORS as error:
             if reference.uid:  # else its event has not arrived yet
                 self._unreadable.report(PLURAL, reference, error)
             raise UnreadableTaskRunError(reference, describe(error)) from None
+
+
+def without_unused(found: TaskRun) -> TaskRun:
+    """Return the TaskRun without annotations, owners, and a large template.
+
+    Keep only the identity of a TaskRun of another manager.
+    """
+    metadata, spec = found.metadata, found.spec
+    if not is_ours(found):
+        kept = ObjectMeta(
+            name=metadata.name,
+            namespace=metadata.namespace,
+            uid=metadata.uid,
+            resource_version=metadata.resource_version,
+        )
+        return TaskRun(metadata=kept, spec=TaskRunSpec(template=msgspec.Raw(), managed_by=spec.managed_by))
+    if len(spec.template) > TEMPLATE_BYTES_KEPT:
+        spec = msgspec.structs.replace(spec, template=msgspec.Raw())
+    metadata = msgspec.structs.replace(metadata, annotations={}, owner_references=())
+    return msgspec.structs.replace(found, metadata=metadata, spec=spec)
 
 
 def is_ours(taskrun: TaskRun) -> bool:

@@ -9,6 +9,7 @@ collection, quotas and the expiry of events are not implemented.
 
 import copy
 import itertools
+import json
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,11 +91,11 @@ class InMemoryCluster(Cluster):
     # -- writing -----------------------------------------------------------------------------------
 
     @override
-    async def create(self, path: str, body: Mapping[str, Any], **_query: str | int | None) -> bytes:
+    async def create(self, path: str, body: Mapping[str, Any] | bytes, **_query: str | int | None) -> bytes:
         self._check_up()
+        made = json.loads(body) if isinstance(body, bytes) else copy.deepcopy(dict(body))
         if path == TOKEN_REVIEWS:
-            return msgspec.json.encode(self._review(body))
-        made = copy.deepcopy(dict(body))
+            return msgspec.json.encode(self._review(made))
         name = made["metadata"]["name"]
         if (at := f"{path}/{name}") in self._objects:
             raise AlreadyExistsError(409, "AlreadyExists", f"{_resource_of(at)} {name!r} already exists")

@@ -9,7 +9,7 @@ from builders import a_taskrun
 from reattach.api.objects import Condition
 from reattach.cli.error_messages import describe_error
 from reattach.cli.errors import ExitCode
-from reattach.cli.logs_and_wait import WaitTarget, attempt_heading, container_of, wait_result_of
+from reattach.cli.logs_and_wait import WaitTarget, attempt_heading, wait_result_of
 from reattach.cli.text import PLAIN, Cell, Styler, duration, escape_line, is_coloured, listed, parse_duration, table
 from reattach.cli.yaml_output import to_yaml
 from reattach.cluster.errors import ClusterError, error_of
@@ -153,12 +153,6 @@ def test_wait_for_success_ends_when_the_taskrun_is_held() -> None:
     held = a_taskrun().with_status(conditions=(Condition(type="Held", status="True", reason="StateLost"),)).build()
     assert _codes(wait_result_of(held, "load", WaitTarget.SUCCEEDED)) is ExitCode.HELD
     assert wait_result_of(held, "load", WaitTarget.OUTCOME) is None
-
-
-def test_container_of_returns_the_container_that_decides_the_attempt() -> None:
-    template = {"spec": {"containers": [{"name": "first"}, {"name": "second"}]}}
-    assert container_of(a_taskrun(template=template).build()) == "first"
-    assert container_of(a_taskrun(template=template, container="second").build()) == "second"
 
 
 def test_attempt_heading_names_cause_and_pod() -> None:

@@ -41,6 +41,7 @@ from reattach.planner.plan import (
     ReleaseState,
     UnreadableState,
 )
+from reattach.planner.pods import TEMPLATE_LEVELS_MAX
 
 RETRIED = a_taskrun().with_budgets(application=3)
 """May fail three times; its waits have no jitter."""
@@ -98,7 +99,7 @@ def test_a_pod_that_only_looks_like_ours_is_none_of_ours() -> None:
 def test_a_new_taskrun_gets_its_first_pod_and_no_write_before() -> None:
     plan = plan_of(a_taskrun())
     assert (plan.status, created(plan), len(plan.actions)) == (None, [1], 1)
-    assert actions_of(plan, CreatePod)[0].body["metadata"]["name"] == "load-01234-1"
+    assert actions_of(plan, CreatePod)[0].name == "load-01234-1"
 
 
 def test_a_pod_that_starts_swiftly_is_not_shown_as_pending() -> None:
@@ -644,6 +645,18 @@ def test_a_template_that_no_pod_can_be_made_from_ends_the_run() -> None:
     assert (status.outcome, progress_of(status)[0], status.counts.attempts) == ("Failed", "InvalidTemplate", 0)
     assert "spec.nodeSelektor" in progress_of(status)[1]
     assert (status.start_time, told(plan), created(plan)) == (at(10), ["InvalidTemplate"], [])
+
+
+@pytest.mark.parametrize("levels", [TEMPLATE_LEVELS_MAX, 900, 100_000])
+def test_decide_on_template_that_is_nested_too_deeply_fails_the_run(levels: int) -> None:
+    template = b'{"spec":{"containers":[{"name":"task"}],"x":' + b"[" * levels + b"]" * levels + b"}}"
+    taskrun = a_taskrun().build()
+    spec = msgspec.structs.replace(taskrun.spec, template=msgspec.Raw(template))
+    plan = plan_of(msgspec.structs.replace(taskrun, spec=spec))
+    status = status_of(plan)
+    assert (status.outcome, progress_of(status)[0], status.counts.attempts) == ("Failed", "InvalidTemplate", 0)
+    assert progress_of(status)[1].endswith("spec.template must be nested at most 100 levels deep.")
+    assert created(plan) == []
 
 
 def test_a_refusal_of_an_earlier_attempts_pod_is_history() -> None:

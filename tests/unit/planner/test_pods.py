@@ -1,10 +1,21 @@
 """What the pod of an attempt is made of: the author's template and what Reattach adds to it, nothing else."""
 
-import copy
+import json
 from typing import Any
 
+import msgspec
+import pytest
+
 from builders import SETTINGS, TEMPLATE, a_taskrun
-from reattach.planner.pods import build_pod, template_hash
+from reattach.planner.pods import (
+    TEMPLATE_LEVELS_MAX,
+    InvalidTemplateError,
+    build_pod,
+    parse_template,
+    pod_creation,
+    task_container,
+    template_hash,
+)
 
 RICH: dict[str, Any] = {
     "metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
@@ -98,9 +109,7 @@ def test_a_bare_template_gets_all_that_reattach_adds() -> None:
 
 
 def test_what_the_author_said_is_kept() -> None:
-    before = copy.deepcopy(RICH)
     pod = build_pod(a_taskrun(template=RICH, container="task").build(), 1, SETTINGS)
-    assert before == RICH
     assert pod["metadata"]["labels"] == {"team": "a", "reattach.dev/taskrun": "load", "reattach.dev/attempt": "1"}
     assert pod["metadata"]["annotations"]["note"] == "b"
     assert pod["spec"]["enableServiceLinks"] is True
@@ -146,3 +155,70 @@ def test_the_hash_is_of_what_the_template_says_not_of_how_it_is_written() -> Non
 
 def test_the_hash_is_the_one_that_earlier_releases_wrote() -> None:
     assert template_hash(TEMPLATE) == "a4cae73ccfe8422b"
+
+
+def test_template_hash_of_integers_beyond_64_bits_is_the_one_that_earlier_releases_wrote() -> None:
+    assert template_hash(
+        parse_template(msgspec.Raw(b'{"spec":{"containers":[{"name":"a"}],"x":1%s}}' % (b"0" * 20)))
+    ) == (template_hash({"spec": {"containers": [{"name": "a"}], "x": 10**20}}))
+
+
+def test_pod_creation_body_is_the_pod_as_json() -> None:
+    taskrun = a_taskrun(template={"spec": {"containers": [{"name": "task", "x": 10**20}]}}).build()
+    creation = pod_creation(taskrun, 2, SETTINGS)
+    assert json.loads(creation.body) == build_pod(taskrun, 2, SETTINGS)
+    assert (creation.name, creation.attempt) == ("load-01234-2", 2)
+    assert creation.template_hash == template_hash(parse_template(taskrun.spec.template))
+
+
+def test_task_container_without_spec_container_is_the_first() -> None:
+    assert task_container(a_taskrun(template=RICH).build()) == "proxy"
+    assert task_container(a_taskrun(template=RICH, container="task").build()) == "task"
+
+
+def nested(levels: int) -> bytes:
+    """Return a template with this many levels."""
+    inner = levels - 2
+    return b'{"spec":{"containers":[{"name":"task"}],"x":' + b"[" * inner + b"]" * inner + b"}}"
+
+
+def with_template(text: bytes) -> Any:
+    taskrun = a_taskrun().build()
+    return msgspec.structs.replace(taskrun, spec=msgspec.structs.replace(taskrun.spec, template=msgspec.Raw(text)))
+
+
+def test_parse_template_accepts_the_greatest_depth() -> None:
+    assert build_pod(with_template(nested(TEMPLATE_LEVELS_MAX)), 1, SETTINGS)["spec"]["x"]
+
+
+@pytest.mark.parametrize("levels", [TEMPLATE_LEVELS_MAX + 1, 500, 900, 100_000])
+def test_parse_template_with_too_many_levels_names_the_limit(levels: int) -> None:
+    with pytest.raises(InvalidTemplateError, match="must be nested at most 100 levels deep"):
+        parse_template(msgspec.Raw(nested(levels)))
+
+
+@pytest.mark.parametrize(
+    "text, path",
+    [
+        (b"null", "got `null`"),
+        (b"{}", "`spec`"),
+        (b'{"spec":{}}', "`containers` - at `$.spec`"),
+        (b'{"spec":{"containers":[]}}', "$.spec.containers"),
+        (b'{"spec":{"containers":[{}]}}', "`name` - at `$.spec.containers[0]`"),
+        (b'{"spec":{"containers":[{"name":1}]}}', "$.spec.containers[0].name"),
+        (b'{"spec":{"containers":[{"name":"a","env":{}}]}}', "$.spec.containers[0].env"),
+        (b'{"spec":{"containers":[{"name":"a","volumeMounts":7}]}}', "$.spec.containers[0].volumeMounts"),
+        (b'{"spec":{"containers":[{"name":"a"}],"volumes":"all"}}', "$.spec.volumes"),
+        (b'{"metadata":{"labels":[]},"spec":{"containers":[{"name":"a"}]}}', "$.metadata.labels"),
+    ],
+)
+def test_parse_template_with_wrong_type_names_the_field(text: bytes, path: str) -> None:
+    with pytest.raises(InvalidTemplateError) as raised:
+        parse_template(msgspec.Raw(text))
+    assert str(raised.value).startswith("spec.template must be a pod template: ")
+    assert path in str(raised.value)
+
+
+@pytest.mark.parametrize("text", [b"null", b"{}", b'{"spec":{"containers":[]}}', b'{"spec":[]}', nested(100_000)])
+def test_task_container_of_an_invalid_template_is_empty(text: bytes) -> None:
+    assert task_container(with_template(text)) == ""

@@ -160,6 +160,7 @@ async def test_an_object_that_left_the_selector_with_its_finalizer_may_come_back
 
 NESTED = b'{"a":' * 5000 + b"1" + b"}" * 5000
 DEEP = b'{"metadata":{"name":"deep","uid":"deep","resourceVersion":"8","managedFields":[' + NESTED + b"]}}"
+DAMAGED = DEEP.replace(b'"uid":"deep"', b'"uid":5')
 DEEP_EVENT = b'{"type":"ADDED","object":' + DEEP + b"}"
 
 
@@ -187,12 +188,23 @@ async def test_a_watch_with_an_unreadable_event_goes_on_with_the_next(bad: bytes
 async def test_a_list_with_an_unreadable_object_lacks_it_alone(caplog: pytest.LogCaptureFixture) -> None:
     metrics = OperatorMetrics()
     script = Script([deep_page(more="2"), page(9, made("u3", 5))], [])
-    script.references = [ReferencePage((reference_to("deep"), reference_to("u2"), reference_to("gone")), "9", "2")]
-    script.objects = {"/namespaces/default/pods/deep": DEEP, "/namespaces/default/pods/u2": encoded(made("u2", 8))}
+    names = ("damaged", "u2", "gone")
+    script.references = [ReferencePage(tuple(map(reference_to, names)), "9", "2")]
+    script.objects = {
+        "/namespaces/default/pods/damaged": DAMAGED,
+        "/namespaces/default/pods/u2": encoded(made("u2", 8)),
+    }
     assert (await uids_after(script, metrics))[0] == {"u2", "u3"}
     assert script.pages == [None, "2"]
-    assert "Skipping pods default/deep, which can't be read: a value in it is nested too deeply" in caplog.text
+    assert "Skipping pods default/damaged, which can't be read: ValidationError" in caplog.text
     assert 'reattach_unreadable_objects_total{resource="pods"} 1.0' in metrics.text().decode()
+
+
+async def test_list_with_a_deeply_nested_object_has_it_without_its_deep_values() -> None:
+    script = Script([deep_page(more="")], [])
+    script.references = [ReferencePage((reference_to("deep"),), "9", "")]
+    script.objects = {"/namespaces/default/pods/deep": DEEP}
+    assert (await uids_after(script))[0] == {"deep"}
 
 
 async def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones_that_grow_again() -> None:
@@ -200,6 +212,14 @@ async def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones_that_grow_a
     script = Script([large, page(7, made("u1", 3), more="next"), page(7, made("u2", 4))], [])
     assert (await uids_after(script))[0] == {"u1", "u2"}
     assert script.limits == [10, 1, 10]
+
+
+async def test_list_of_large_objects_is_not_requested_with_a_limit_that_it_exceeds() -> None:
+    large = ResponseTooLargeError(0, "AnswerTooLarge", "more than 16 MiB")
+    huge = [page(7, made(f"u{number}", 3, filler="x" * 2_000_000), more="next") for number in range(2)]
+    script = Script([large, *huge, page(7, made("u2", 4), more="next"), page(7)], [])
+    await uids_after(script)
+    assert script.limits == [10, 1, 1, 1, 10]
 
 
 async def test_the_pages_of_a_long_list_grow() -> None:
@@ -212,5 +232,5 @@ async def test_a_known_object_that_became_unreadable_is_not_taken_for_gone() -> 
     deep = deep_page(more="")
     script = Script([page(7, made("deep", 3)), deep], [[ERROR_410]])
     script.references = [ReferencePage((reference_to("deep"),), "9", "")]
-    script.objects = {"/namespaces/default/pods/deep": DEEP}
+    script.objects = {"/namespaces/default/pods/deep": DAMAGED}
     assert (await uids_after(script))[0] == {"deep"}

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from builders import to_taskrun
 from reattach.api.names import (
     ANNOTATION_SUMMARY,
     FINALIZER_ATTEMPT,
@@ -21,7 +22,6 @@ from reattach.api.names import (
 )
 from reattach.api.objects import ObjectMeta, OwnerReference, PartialObject, Pod, PodSpec, PodStatus
 from reattach.api.reasons import EventReason, Reason
-from reattach.api.taskrun import TaskRun
 from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, Reference, UnavailableError, paths
 from reattach.planner.decide import decide
 from reattach.planner.plan import EmitEvent, PodDefaults, ReadState
@@ -62,7 +62,8 @@ class FakeClient:
             raise NotFoundError(404, "NotFound", path)
         return msgspec.json.encode(found)
 
-    async def create(self, path: str, body: JSON, **_query: Any) -> bytes:
+    async def create(self, path: str, body: JSON | bytes, **_query: Any) -> bytes:
+        body = msgspec.json.decode(body) if isinstance(body, bytes) else body
         self.asked.append(("POST", f"{path}/{body['metadata']['name']}"))
         about = {"uid": "made", "resourceVersion": "90", **body["metadata"]}
         return msgspec.json.encode({**body, "metadata": about})
@@ -111,7 +112,7 @@ class Scene:
 
     def is_seen(self, raw: JSON) -> None:
         """The reflector brings it, and kopf's watch tells of it."""
-        found = msgspec.convert(raw, TaskRun)
+        found = to_taskrun(raw)
         self.taskruns.upsert(found)
         self.taskruns.on_event(reference_of(found.metadata))
 
