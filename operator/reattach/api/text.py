@@ -1,8 +1,8 @@
 r"""The definition of printable text, and how any other text is shown.
 
-Text of users and external systems can move the cursor of a terminal, begin a second line in a log,
-or reverse the order of the text after it. So an escape such as `\x1b` or `\u202e` is shown in place
-of each character that is not printable.
+Text of users and external systems can move a terminal's cursor, begin a second line in a log, or
+reverse the text after it. So each character that is not printable is shown as an escape such as
+`\x1b` or `\u202e`.
 
 Printable characters are letters, marks, numbers, punctuation, symbols and the space U+0020, as in
 Python's `str.isprintable` and Go's `unicode.IsPrint`. Control characters (C0 and C1), separators

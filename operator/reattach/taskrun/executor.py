@@ -114,8 +114,8 @@ class PlanExecutor:
 
         Raises `UnavailableError` if the response was lost. A retry finds the pod if it exists.
         """
-        namespace, size = taskrun.metadata.namespace, size_of(action.body)
-        if not self._quota.may_create(key, size):
+        namespace = taskrun.metadata.namespace
+        if self._quota.is_full(namespace) and not self._quota.may_create(key, _size_of(action)):
             message = f"Another pod was rejected: {self._quota.message_of(namespace)}"
             self._record_rejection(key, taskrun, action, PodRejectionKind.QUOTA, message=message)
             return False
@@ -130,9 +130,9 @@ class PlanExecutor:
         except ClusterError as error:
             if error.status == 0:
                 raise
-            kind = rejection_kind_of(error, action.body["metadata"]["name"])
+            kind = rejection_kind_of(error, action.name)
             if kind is PodRejectionKind.QUOTA:
-                self._quota.on_rejected(key, size, error.message)
+                self._quota.on_rejected(key, _size_of(action), error.message)
             else:
                 self._quota.forget(key)
             self._record_rejection(key, taskrun, action, kind, message=error.message, retry_after=error.retry_after)
@@ -317,6 +317,10 @@ class PlanExecutor:
         else:
             store.delete(metadata.uid, version=found.metadata.resource_version)
         return found
+
+
+def _size_of(action: CreatePod) -> str:
+    return size_of(msgspec.json.decode(action.body))
 
 
 def rejection_kind_of(error: ClusterError, pod: str) -> PodRejectionKind:

@@ -77,6 +77,10 @@ class QuotaBackoff:
         self._clock = clock
         self._full: dict[str, _FullNamespace] = {}
 
+    def is_full(self, namespace: str) -> bool:
+        """Return whether the quota of the namespace rejected a pod, and TaskRuns may still wait."""
+        return namespace in self._full
+
     def may_create(self, key: Key, size: str) -> bool:
         """Return whether the TaskRun may create its pod. If not, it waits to be admitted."""
         full = self._full.get(key.namespace)

@@ -57,7 +57,7 @@ COMMANDS: dict[str, list[list[str]]] = {
     "state import": [["state", "import", NAME, "-", "--force"]],
 }
 SHARE = 1 if os.environ.get("REATTACH_ALL") else 16
-"""Of each string, one in this many commands is run; with REATTACH_ALL every command."""
+"""One in this many commands is run for each string; every command with REATTACH_ALL."""
 
 
 class FakeCluster(InMemoryCluster):

@@ -49,7 +49,7 @@ def retried(**spec: Any) -> ATaskRun:
 
 
 def rejected(kind: PodRejectionKind) -> Observed:
-    return observed(a_taskrun(), refusal=PodRejection(kind=kind, message="why", attempt=1, retry_at=at(60)))
+    return observed(a_taskrun(), rejection=PodRejection(kind=kind, message="why", attempt=1, retry_at=at(60)))
 
 
 SITUATIONS: dict[str, Observed] = {
