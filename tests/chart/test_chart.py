@@ -516,6 +516,24 @@ def test_release_job_is_the_last_hook_after_its_permissions(defaults: list[Objec
     assert all(weights[kind] < weights["ServiceAccount"] for kind in policy), "the account is never without its policy"
 
 
+def test_policies_bound_everywhere_apply_to_the_accounts_of_the_release_alone() -> None:
+    """A kubelet that writes the status of a pod must not pay for them."""
+    objects = render({"watchNamespaces": ["team-a"]})
+    policies = of_kind(objects, "ValidatingAdmissionPolicy")
+    bindings = of_kind(objects, "ValidatingAdmissionPolicyBinding")
+    assert policies.keys() == bindings.keys()
+    everywhere = {name for name, binding in bindings.items() if "matchResources" not in binding["spec"]}
+    assert everywhere == {
+        f"reattach-reattach-{name}" for name in ("configmaps", "finalizers", "operator", "operator-pods", "release")
+    }
+    for name in everywhere:
+        spec = policies[name]["spec"]
+        (condition,) = spec["matchConditions"]
+        assert condition["expression"].startswith("request.userInfo.username "), name
+        resources = {resource for rule in spec["matchConstraints"]["resourceRules"] for resource in rule["resources"]}
+        assert not {"pods/*", "pods/status"} & resources, name
+
+
 def test_crd_is_kept_on_uninstall(defaults: list[Object]) -> None:
     (crd,) = of_kind(defaults, "CustomResourceDefinition").values()
     assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
