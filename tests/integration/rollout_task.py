@@ -1,32 +1,27 @@
 """A task that submits one job and writes to its state for as long as the job runs.
 
-Each acknowledged write touches the file `beat`. The first attempt dies at the step STEP.
+Each acknowledged write touches the file `beat`. The first attempt dies once its `intent` is stored,
+its `request` was accepted, or at the first `status`, as STEP says. Only the public API is used,
+because the SDK may be of an earlier version.
 """
 
 import itertools
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 import httpx
 
-from reattach.adapters.base import (
-    Active,
-    Adapter,
-    Capabilities,
-    ClientName,
-    JobStatus,
-    Submission,
-    Submitted,
-    Succeeded,
-)
-from reattach.task.client import Timing
-from reattach.task.context import Task, TaskContext
-from reattach.task.settings import from_environment
+import reattach
+from reattach.adapter import Active, Adapter, Capabilities, ClientName, JobStatus, Submission, Submitted, Succeeded
 
 BEAT = Path(os.environ["REATTACH_DIRECTORY"], "beat")
+
+
+def die_at(step: str) -> None:
+    if step == os.environ["STEP"] and os.environ["REATTACH_ATTEMPT"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Jobs(Adapter):
@@ -40,12 +35,15 @@ class Jobs(Adapter):
         self._client = httpx.Client(base_url=url, trust_env=False, timeout=10)
 
     def submit(self, submission: Submission) -> Submitted:
+        die_at("intent")
         answer = self._client.post("/jobs", json={**submission.request, "name": submission.name})
+        die_at("request")
         if answer.status_code == 409:
             return Submitted(answer.json()["id"], existed=True)
         return Submitted(answer.raise_for_status().json()["id"])
 
     def status(self, handle: str) -> JobStatus:
+        die_at("status")
         job = self._client.get(f"/jobs/{handle}").raise_for_status().json()
         return Succeeded({"rows": job["rows_written"]}) if job["status"] == "SUCCEEDED" else Active()
 
@@ -53,12 +51,7 @@ class Jobs(Adapter):
         self._client.post(f"/jobs/{handle}/cancel")
 
 
-def die(step: str) -> None:
-    if step == os.environ["STEP"] and os.environ["REATTACH_ATTEMPT"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def main(task: Task) -> object:
+def main(task: reattach.Task) -> object:
     jobs = Jobs(os.environ["JOBSERVER_URL"])
     request = {"seconds": int(os.environ["SECONDS"]), "rows": 4211, "label": task.name}
     job = task.submit_once("load", jobs, request)
@@ -72,5 +65,4 @@ def main(task: Task) -> object:
 
 
 if __name__ == "__main__":
-    TaskContext(from_environment(os.environ), waits=Timing(on_step=die)).run(main)
-    sys.exit(0)
+    reattach.run(main)

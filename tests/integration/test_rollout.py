@@ -39,7 +39,7 @@ When a release begins to write a field of format 2, this becomes the release tha
 RUNS = 50 if os.environ.get("REATTACH_ALL") else 10
 LAUNCHER = str(REPOSITORY / "tests/earlier_version.py")
 TASK = REPOSITORY / "tests/integration/rollout_task.py"
-STEPS = ("after-intent", "after-submit", "after-handle", "watching", "before-submit")
+STEPS = ("intent", "request", "status")
 PHASE_SECONDS = 240
 SHORT_JOB, LONG_JOB = 1_000, 1_000_000
 
@@ -216,7 +216,7 @@ def statuses(cluster: Cluster) -> dict[str, JSON]:
 
 
 def running(cluster: Cluster, names: list[str]) -> list[str]:
-    """Return the TaskRuns without an outcome. None may be held."""
+    """Return the TaskRuns without an outcome, after checking that no TaskRun is held."""
     found = statuses(cluster)
     return [name for name in names if "outcome" not in found[name]]
 
