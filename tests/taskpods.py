@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from operator_process import Containers
 from reattach.api.messages import TerminationMessage
+from reattach.api.names import ANNOTATION_CA, CA_FILE, TOKEN_AUDIENCE, TOKEN_FILE
 from reattach.task.context import TaskContext
 from reattach.task.settings import TaskSettings
 from stateapi import Server
@@ -113,6 +115,17 @@ class Pods:
         }
         body = {"status": {"attempts": [*others, entry]}}
         self.run.control_plane.call("PATCH", f"{self.run.path}/status", body)
+
+
+def environment_of(containers: Containers, mount: Path) -> dict[str, str]:
+    """Return the environment of a process in a pod, once the files that the kubelet mounts are in `mount`."""
+    termination_log = mount / "termination-log"
+    termination_log.touch()
+    token = containers.control_plane.token(containers.namespace, audiences=[TOKEN_AUDIENCE], pod=containers.pod)
+    (mount / TOKEN_FILE).write_text(token)
+    (mount / CA_FILE).write_text(containers.pod["metadata"]["annotations"][ANNOTATION_CA])
+    given = {each["name"]: each["value"] for each in containers.pod["spec"]["containers"][0]["env"]}
+    return {**given, "REATTACH_DIRECTORY": str(mount), "REATTACH_TERMINATION_LOG": str(termination_log)}
 
 
 def port_of(server: Server) -> int:

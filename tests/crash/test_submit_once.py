@@ -26,10 +26,10 @@ from conformance.tables import PROCESSES, keep
 from controlplane import REPOSITORY, ControlPlane, ControlPlaneError
 from operator_process import CONTAINER, Containers, Kubelet, Operators, Stage, condition, kubelet_of, stage_of
 from ports import free_port
-from reattach.api.names import ANNOTATION_CA, CA_FILE, TOKEN_AUDIENCE, TOKEN_FILE
 from reattach.cluster.paths import pods, taskruns
 from run_histories import write_ca
 from stateapi import Servers
+from taskpods import environment_of
 from waiting import wait_until
 
 JSON = dict[str, Any]
@@ -184,15 +184,8 @@ class Processes:
     def _start(self, containers: Containers, fault: str) -> tuple[subprocess.Popen[bytes], Path]:
         mount = self.directory / containers.uid
         mount.mkdir()
-        termination_log = mount / "termination-log"
-        termination_log.touch()
-        token = containers.control_plane.token(containers.namespace, audiences=[TOKEN_AUDIENCE], pod=containers.pod)
-        (mount / TOKEN_FILE).write_text(token)
-        (mount / CA_FILE).write_text(containers.pod["metadata"]["annotations"][ANNOTATION_CA])
-        given = {each["name"]: each["value"] for each in containers.pod["spec"]["containers"][0]["env"]}
+        given = environment_of(containers, mount)
         own = {
-            "REATTACH_DIRECTORY": str(mount),
-            "REATTACH_TERMINATION_LOG": str(termination_log),
             "JOBSERVER_URL": self.jobserver.url,
             "MODE": self.plan.mode,
             "SECONDS": str(SECONDS.get(self.plan.mode, 0)),
@@ -204,7 +197,7 @@ class Processes:
                 [sys.executable, TASK], env={**os.environ, **given, **own}, stdout=log, stderr=log
             )
         self.running.append(process)
-        return process, termination_log
+        return process, mount / "termination-log"
 
     def _lose_node(self, containers: Containers) -> None:
         """Delete the pod without reporting its end, and wait until the operator presumes it."""

@@ -8,7 +8,7 @@ docs/decisions/005-formats-and-upgrades.md has the reasons and every field.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -18,6 +18,8 @@ from reattach.state.errors import UnreadableError
 VERSION: Final = "formatVersion"
 OPTIONAL: Final = "optional"
 NEWEST_FORMAT: Final = 2
+_OptionalNames = Annotated[frozenset[str], msgspec.Meta(max_length=64)]
+"""Users may change the ConfigMap, so the list is bounded: each entry is compared with it."""
 
 FORMAT_1: Final[Mapping[str, Collection[str]]] = {
     VERSION: (),
@@ -56,7 +58,7 @@ def optional_of(data: Mapping[str, str]) -> frozenset[str]:
     if OPTIONAL not in data:
         return frozenset()
     try:
-        names = msgspec.json.decode(data[OPTIONAL], type=frozenset[str])
+        names = msgspec.json.decode(data[OPTIONAL], type=_OptionalNames)
     except (msgspec.DecodeError, RecursionError) as error:
         raise UnreadableError(f"{OPTIONAL!r} in the state is damaged: {error}") from None
     if version == "1":

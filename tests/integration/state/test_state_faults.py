@@ -1,5 +1,6 @@
 """What goes wrong around the state API: processes that come back, a state that is lost, replicas that die, an API server that is away."""
 
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import pytest
 
 from controlplane import ControlPlane, RunningControlPlane
 from reattach.api.names import state_name
+from reattach.api.state import SealPurpose
 from reattach.cluster.paths import configmaps
 from stateapi import Attempt, Server, Servers, Task, code_of
 from waiting import wait_until
@@ -111,6 +113,7 @@ class TestLoss:
         "damage",
         [
             {"formatVersion": "3"},
+            {"formatVersion": "2", "optional": '["end"]', "sael": "{}"},
             {"formatVersion": None},
             {"key.k": "{"},
             {"key.k": None, "kye.k": "{}"},
@@ -127,6 +130,32 @@ class TestLoss:
         responses = [*attempt.every_call(), attempt.open(), task.attempt(server, 2, opened=False).open()]
         assert {code_of(response) for response in responses} == {(503, "format-unknown")}
         assert task.configmap() == before
+
+    def test_fields_of_a_newer_version_are_kept_while_the_run_goes_on(self, server: Server, task: Task) -> None:
+        first = task.attempt(server)
+        first.intend()
+        first.handle("job-1")
+        job = task.configmap()["data"]["job.1.load"]
+        newer = {
+            "formatVersion": "2",
+            "optional": '["end","job.cancelRequestedAt"]',
+            "end": '{"attempt":1,"kind":"Waiting"}',
+            "job.1.load": job[:-1] + ',"cancelRequestedAt":"2026-11-30T12:00:00Z"}',
+        }
+        task.patch_configmap(data=newer)
+        second = task.attempt(server, 2)
+        assert second.intend().json()["decision"] == "Reattach"
+        assert second.set("k", 1).status_code == 200
+        task.seal(1, SealPurpose.SUSPEND)
+        assert second.outcome("Succeeded").status_code == 204
+        assert second.complete().status_code == 204
+        data = task.configmap()["data"]
+        assert {name: data[name] for name in ("formatVersion", "optional", "end")} == {
+            name: newer[name] for name in ("formatVersion", "optional", "end")
+        }
+        ended = json.loads(data["job.1.load"])
+        assert (ended["state"], ended["cancelRequestedAt"]) == ("Succeeded", "2026-11-30T12:00:00Z")
+        assert task.view().completion is not None
 
     @pytest.mark.parametrize("ending", ["outcome", "deletion"])
     def test_nothing_is_opened_for_a_taskrun_that_is_over(self, server: Server, task: Task, ending: str) -> None:

@@ -102,6 +102,7 @@ def test_unknown_field_that_is_not_listed_is_damage(name: str) -> None:
         ({"formatVersion": "two"}, "must have formatVersion 1 or 2"),
         ({"formatVersion": "1"}, "a state of format 1 must not have 'optional'"),
         ({"optional": "{}"}, "'optional' in the state is damaged"),
+        ({"optional": json.dumps([f"n{number}" for number in range(65)])}, "'optional' in the state is damaged"),
         ({"optional": "[" * 5000}, "'optional' in the state is damaged"),
         ({"sael": '{"throughAttempt":1,"purpose":"End"}'}, "does not know 'sael'"),
         ({"optional": '["lastVersion.x","requests.y"]', "end": ""}, "unknown|does not know"),
