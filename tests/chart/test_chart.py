@@ -284,17 +284,17 @@ def test_second_operator_has_a_disruption_budget() -> None:
     assert of_kind(render(values), "PodDisruptionBudget") == {}
 
 
-def test_replicas_are_spread_over_nodes_and_zones_where_possible(objects: list[Object]) -> None:
+def test_replicas_are_spread_over_nodes_where_possible(objects: list[Object]) -> None:
     for deployment in of_kind(objects, "Deployment").values():
-        constraints = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
-        assert [found["topologyKey"] for found in constraints] == [
-            "kubernetes.io/hostname",
-            "topology.kubernetes.io/zone",
+        assert deployment["spec"]["template"]["spec"]["topologySpreadConstraints"] == [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": deployment["spec"]["selector"],
+                "matchLabelKeys": ["pod-template-hash"],
+            }
         ]
-        for found in constraints:
-            assert found["labelSelector"] == deployment["spec"]["selector"]
-            assert (found["maxSkew"], found["whenUnsatisfiable"]) == (1, "ScheduleAnyway")
-            assert found["matchLabelKeys"] == ["pod-template-hash"]
 
 
 # -- NetworkPolicies -------------------------------------------------------------------------------

@@ -132,20 +132,19 @@ affinity:
 {{- end -}}
 
 {{/*
-Spread over nodes and zones, where possible. A rollout does not count the pods of the previous ReplicaSet, because they leave. Takes a dict:
-root, component.
+Spread over nodes, where possible. Zones are not included: the scheduler ignores a node that lacks one of the topology keys, so a cluster
+without zones would not spread at all. A rollout does not count the pods of the previous ReplicaSet, because they leave. Takes a dict: root,
+component.
 */}}
 {{- define "reattach.topologySpreadConstraints" -}}
-{{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
 - maxSkew: 1
-  topologyKey: {{ . }}
+  topologyKey: kubernetes.io/hostname
   whenUnsatisfiable: ScheduleAnyway
   labelSelector:
     matchLabels:
-      {{- include "reattach.selectorLabels" $.root | nindent 6 }}
-      app.kubernetes.io/component: {{ $.component }}
+      {{- include "reattach.selectorLabels" .root | nindent 6 }}
+      app.kubernetes.io/component: {{ .component }}
   matchLabelKeys: [pod-template-hash]
-{{- end }}
 {{- end -}}
 
 {{/*
