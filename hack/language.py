@@ -294,6 +294,8 @@ def comment_passages(comments: Iterable[tuple[int, int, str, bool]]) -> Iterator
 
 def _comment_block(block: list[tuple[int, str]]) -> Iterator[Passage]:
     for paragraph in _paragraphs(block):
+        if all(text.startswith("   ") for _, text in paragraph):
+            continue  # a block of code
         prose = [(number, text) for number, text in paragraph if not text.startswith("     ")]
         for part in _entries(prose):
             yield Passage("prose", part)
@@ -384,6 +386,9 @@ def _yaml_value(lines: list[str], number: int, match: re.Match[str]) -> Iterator
         text = lines[later - 1]
         if text.strip() and len(text) - len(text.lstrip()) <= indent:
             break
+        if text.lstrip().startswith("|"):
+            yield Passage("title", [(later, text.strip("| "))])
+            text = ""
         block.append((later, text))
     for paragraph in _paragraphs(block):
         for part in _entries(paragraph):

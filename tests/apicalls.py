@@ -11,7 +11,7 @@ _ERROR_FROM = 400
 
 
 def call_of(event: Event) -> str:
-    """Return verb and resource with subresource, such as `patch taskruns/status`, and the code of an error in parentheses."""
+    """Return verb and resource, such as `patch taskruns/status`, and the code of an error."""
     about = event["objectRef"]
     resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
     code = event["responseStatus"]["code"]

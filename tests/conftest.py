@@ -1,4 +1,4 @@
-"""Fixtures for every level of tests; what only one level needs is in its own folder."""
+"""Fixtures for all levels of tests. Fixtures of one level are in its folder."""
 
 import os
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ import pytest
 
 import controlplane
 
-# How long an example takes says how busy the machine is, nothing about the code. CI tries the same examples each time, so that it judges the
-# change at hand; elsewhere each run tries others.
+# No deadline, because the duration of an example depends on the load of the machine. CI runs the
+# same examples each time, so that only a change of the code can fail it. Other runs draw new ones.
 hypothesis.settings.register_profile(
     "reattach",
     deadline=None,
@@ -22,7 +22,7 @@ hypothesis.settings.load_profile("reattach")
 
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[controlplane.ControlPlane]:
-    """A real API server, with the CRD applied, shared by the whole run."""
+    """Yield a real API server with the CRD, shared by the whole run."""
     root = tmp_path_factory.getbasetemp()
     # Each xdist worker has a folder of its own within the run's.
     if root.name.startswith("popen-"):
@@ -33,14 +33,14 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[controlp
 
 @pytest.fixture(scope="module")
 def private_control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[controlplane.RunningControlPlane]:
-    """A real API server for one module, which may restart it or change what belongs to the whole cluster."""
+    """Yield a real API server for one module, which may restart it or change all of it."""
     with controlplane.running(Path(tmp_path_factory.mktemp("control-plane"))) as running:
         yield running
 
 
 @pytest.fixture
 def namespace(control_plane: controlplane.ControlPlane) -> Iterator[str]:
-    """A namespace of the test's own in the shared control plane."""
+    """Yield a namespace for one test in the shared control plane."""
     name = control_plane.create_namespace()
     yield name
     control_plane.delete_namespace(name)

@@ -1,4 +1,4 @@
-"""The state API's part in external jobs, for unit tests of the SDK: its own pure functions decide, all around them is played here."""
+"""External jobs of a fake state API, decided by the real pure functions, for unit tests."""
 
 import contextlib
 import hashlib
@@ -25,8 +25,10 @@ from reattach.state.owner import Owner, OwnerSpec, OwnerStatus
 
 
 class FakeJobs:
-    """External jobs as the state API decides about them. `owner` is what it reads of the TaskRun; whoever opens the state is a process of
-    `attempt`, and stays one.
+    """External jobs as the state API decides about them.
+
+    owner: the fields of the TaskRun that the state API reads.
+    attempt: attempt of each session that opens the state from now on.
     """
 
     refusals = RequestRejectedError
@@ -39,16 +41,16 @@ class FakeJobs:
         self.state = StoredState()
 
     def rules(self, **submission: Any) -> None:
-        """`spec.submission`."""
-        self._spec(submission=SubmissionPolicy(**submission))
+        """Set `spec.submission`."""
+        self._change_spec(submission=SubmissionPolicy(**submission))
 
     def resolve(self, action: str, handle: str | None = None, key: str = "load", generation: int = 1) -> None:
-        """A person's answer."""
-        answer = Resolution("SubmissionUnknown", action, key, generation, handle)
-        self._spec(resolutions=(*self.owner.spec.resolutions, answer))
+        """Append a resolution, as a user does."""
+        resolution = Resolution("SubmissionUnknown", action, key, generation, handle)
+        self._change_spec(resolutions=(*self.owner.spec.resolutions, resolution))
 
     def next_attempt(self, *, end: str = "Reported", charged_to: str = "disruption") -> None:
-        """The operator saw the end of the current attempt, and the pod of the next one asks from now on."""
+        """Record the end of the current attempt, and start the next one."""
         ended = Attempt(number=self.attempt, end=end, charged_to=charged_to)
         attempts = (*self.owner.status.attempts, ended)
         status: OwnerStatus = msgspec.structs.replace(self.owner.status, attempts=attempts)
@@ -59,7 +61,7 @@ class FakeJobs:
         return self.state.jobs[key, generation]
 
     def change(self, key: str = "load", generation: int = 1, **fields: Any) -> None:
-        """What others did to a job meanwhile."""
+        """Change a job, as another client does."""
         changed = msgspec.structs.replace(self.record(key, generation), **fields)
         self.state = msgspec.structs.replace(self.state, jobs={**self.state.jobs, changed.name: changed})
 
@@ -70,32 +72,32 @@ class FakeJobs:
         self.sessions.setdefault(request.headers[HEADER_SESSION], self.attempt)
         self.state, _ = operations.open_state(self.state, self._writer(request), self.clock())
 
-    def answer(self, request: httpx.Request, path: str) -> httpx.Response:
-        if self.state.epoch is None:  # a test that has no more than a client
+    def respond(self, request: httpx.Request, path: str) -> httpx.Response:
+        if self.state.epoch is None:  # a test with only a client does not open the state
             self.open(request)
         try:
-            with _undone(self):
-                return self._answer(request, path)
+            with _restored_if_refused(self):
+                return self._dispatch(request, path)
         except RequestRejectedError as refused:
             status = 404 if refused.code == "job-not-found" else 409
             return a_problem(400 if refused.code == "invalid" else status, refused.code, refused.detail)
 
-    def _answer(self, request: httpx.Request, path: str) -> httpx.Response:
+    def _dispatch(self, request: httpx.Request, path: str) -> httpx.Response:
         writer, parts = self._writer(request), [unquote(part) for part in path.split("/")[3:]]
         match request.method, parts:
             case "GET", []:
                 items = tuple(to_job(record) for record in list_jobs(self.state, writer))
-                return _answered(messages.JobList(items=items))
+                return _json_response(messages.JobList(items=items))
             case "GET", [key]:
                 number = request.url.params.get("generation")
-                return _answered(to_job(get_job(self.state, writer, key, int(number) if number else None)))
+                return _json_response(to_job(get_job(self.state, writer, key, int(number) if number else None)))
             case "POST", [key, "intent"]:
-                asked = msgspec.json.decode(request.content, type=messages.IntentRequest)
-                self.state, answer = intend(
+                wanted = msgspec.json.decode(request.content, type=messages.IntentRequest)
+                self.state, intent = intend(
                     self.state,
                     writer,
                     key,
-                    asked,
+                    wanted,
                     owner=self.owner,
                     now=self.clock(),
                     request=operations.OperationRequest(
@@ -103,14 +105,14 @@ class FakeJobs:
                     ),
                 )
                 response = messages.IntentResponse(
-                    decision=answer.decision,
-                    job=to_job(answer.job),
-                    unresolved=answer.unresolved,
+                    decision=intent.decision,
+                    job=to_job(intent.job),
+                    unresolved=intent.unresolved,
                     on_unknown=self.owner.spec.submission.on_unknown,
                     on_not_found=self.owner.spec.submission.on_not_found,
                     server_time=self.clock(),
                 )
-                return _answered(response)
+                return _json_response(response)
             case "PUT", [key, "handle"]:
                 handle = msgspec.json.decode(request.content, type=messages.HandleRequest)
                 self.state, recorded = record_handle(self.state, writer, key, handle, self.clock())
@@ -130,18 +132,18 @@ class FakeJobs:
         attempt = self.sessions.get(session, self.attempt)
         return operations.Session(attempt, f"pod-{attempt}", session)
 
-    def _spec(self, **changes: Any) -> None:
+    def _change_spec(self, **changes: Any) -> None:
         spec: OwnerSpec = msgspec.structs.replace(self.owner.spec, **changes)
         self.owner = msgspec.structs.replace(self.owner, spec=spec)
 
 
-def _answered(message: msgspec.Struct) -> httpx.Response:
+def _json_response(message: msgspec.Struct) -> httpx.Response:
     return httpx.Response(200, content=msgspec.json.encode(message), headers={"Content-Type": "application/json"})
 
 
 @contextlib.contextmanager
-def _undone(jobs: FakeJobs) -> Iterator[None]:
-    """A refused call changes nothing."""
+def _restored_if_refused(jobs: FakeJobs) -> Iterator[None]:
+    """Restore the state if the call is refused."""
     before = jobs.state
     try:
         yield

@@ -1,4 +1,4 @@
-"""A task's pod for unit tests: its files, a state API in place of the network, and a clock that only waiting moves."""
+"""A task's pod for unit tests: its files, a fake state API, and a fake clock."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fakejobs import FakeJobs
     from reattach.errors import AttemptOver
 
-# A certificate that nobody uses; its key was thrown away.
+# A certificate that is not used, and whose key was discarded.
 CA = """-----BEGIN CERTIFICATE-----
 MIIBCzCBs6ADAgECAgEBMAoGCCqGSM49BAMCMA8xDTALBgNVBAMMBHRlc3QwIBcN
 MjYwMTAxMDAwMDAwWhgPMjA1NjAxMDEwMDAwMDBaMA8xDTALBgNVBAMMBHRlc3Qw
@@ -33,12 +33,12 @@ wvDtR4tKN2HEPO6zcp9YJRFkSwbafnM3TOHVNlaLNA==
 -----END CERTIFICATE-----
 """
 
-Answer = httpx.Response | Exception
+ScriptedResponse = httpx.Response | Exception
 NOW = "2026-11-23T12:00:00Z"
 
 
 def a_problem(status: int, code: str, detail: str = "the detail", **headers: str) -> httpx.Response:
-    """An error as the state API writes it."""
+    """Return an error response of the state API."""
     body = {
         "type": f"https://reattach.dev/problems/{code}",
         "title": code,
@@ -52,14 +52,14 @@ def a_problem(status: int, code: str, detail: str = "the detail", **headers: str
 
 
 class FakeTime:
-    """Time that passes only by waiting. `at` runs something when a moment has come."""
+    """Time that passes only by sleeping. `at` calls a function after some seconds."""
 
     def __init__(self) -> None:
         self.now = self.start = 1000.0
         self.waited: list[float] = []
         self.steps: list[str] = []
         self.on_step: dict[str, Callable[[], None]] = {}
-        """What happens at a step of submitting once, the next time that it is reached."""
+        """Functions to call at the next occurrence of a step of submitting once."""
         self._plans: list[tuple[float, Callable[[], None]]] = []
 
     def at(self, seconds: float, action: Callable[[], None]) -> None:
@@ -90,21 +90,24 @@ class FakeTime:
         self.on_step.pop(name, lambda: None)()
 
     def server_time(self) -> datetime:
-        """Of the state API, which has a clock of its own, three hours ahead."""
+        """Return the time of the state API, whose clock is three hours ahead."""
         return datetime.fromisoformat(NOW) + timedelta(hours=3, seconds=self.now - self.start)
 
 
 class FakeStateApi:
-    """Answers from a dict, unless `script` has something else to say next. `down` lets every request fail. `lost`: so many of the next
-    requests are carried out, and their answers do not arrive. Keeps every request.
+    """State API with its values in a dict. Keeps every request.
+
+    script: responses of the next requests, in place of those from the dict.
+    down: response or error of every request without a scripted one.
+    lost: number of next requests that are executed, but whose responses are lost.
     """
 
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.fromisoformat(NOW)) -> None:
         self._clock = clock
         self._opened: list[httpx.Request] = []
         self.requests: list[httpx.Request] = []
-        self.script: list[Answer | None] = []
-        self.down: Answer | None = None
+        self.script: list[ScriptedResponse | None] = []
+        self.down: ScriptedResponse | None = None
         self.lost = 0
         self.values: dict[str, Any] = {}
         self.versions: dict[str, int] = {}
@@ -113,7 +116,7 @@ class FakeStateApi:
 
     @cached_property
     def jobs(self) -> "FakeJobs":
-        """Loaded when there is something to ask: it brings what an SDK in a pod does not have."""
+        """External jobs, imported on first use, because the SDK does not have their packages."""
         from fakejobs import FakeJobs
 
         jobs = FakeJobs(self._clock)
@@ -129,12 +132,12 @@ class FakeStateApi:
         scripted = self.script.pop(0) if self.script else self.down
         if isinstance(scripted, Exception):
             raise scripted
-        answer = scripted or self._answer(request)
+        response = scripted or self._respond(request)
         if self.lost > 0:
             self.lost -= 1
             raise httpx.ReadError("connection reset")
-        # A response is bound to the request that it answers; one in a script may answer several.
-        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+        # httpx binds a response to its request, and a scripted one may serve several requests.
+        return httpx.Response(response.status_code, headers=response.headers, content=response.content)
 
     def paths(self) -> list[str]:
         return [f"{request.method} {request.url.path}" for request in self.requests]
@@ -142,7 +145,7 @@ class FakeStateApi:
     def bodies(self, path: str) -> list[Any]:
         return [json.loads(request.content) for request in self.requests if request.url.path == path]
 
-    def _answer(self, request: httpx.Request) -> httpx.Response:
+    def _respond(self, request: httpx.Request) -> httpx.Response:
         path = request.url.raw_path.decode().partition("?")[0]
         match request.method, path:
             case "POST", "/v1/open":
@@ -155,7 +158,7 @@ class FakeStateApi:
                 opened = {"namespace": "demo", "taskrun": "load", "taskrunUID": "u-1", "attempt": 2, "first": False}
                 return httpx.Response(200, json={**opened, "serverTime": NOW})
             case _, _ if path.startswith("/v1/jobs"):
-                return self.jobs.answer(request, path)
+                return self.jobs.respond(request, path)
             case "POST", "/v1/complete" if "jobs" in self.__dict__ and self.jobs.has_open():
                 return a_problem(409, "jobs-open", "every external job must be over or detached")
             case "POST", "/v1/complete":
@@ -201,7 +204,10 @@ class FakeStateApi:
 
 
 class Pod:
-    """A task's container, with everything in it that the SDK touches. `ended` has the exit codes that a watchdog would have used."""
+    """A task's container with all files and variables that the SDK uses.
+
+    ended: exit codes with which the SDK would have ended the process.
+    """
 
     def __init__(self, directory: Path) -> None:
         (directory / "token").write_text("token-1\n")
@@ -232,7 +238,7 @@ class Pod:
         )
 
     def _settings_now(self) -> TaskSettings:
-        """Of the attempt whose turn it is, where jobs count them."""
+        """Return the settings of the current attempt, if `jobs` counts attempts."""
         return replace(self.settings, attempt=self.api.jobs.attempt) if "jobs" in self.api.__dict__ else self.settings
 
     def client(self) -> Client:

@@ -1,4 +1,4 @@
-"""An external system in memory, for unit tests of the SDK: what it can do, how it answers, and what it was asked are the test's."""
+"""An external system in memory, whose capabilities and responses a test sets, for unit tests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,10 +35,12 @@ class LostError(Exception):
 
 @dataclass
 class System(Adapter):
-    """Enforces names or honours tokens only if `can` says so.
+    """System that enforces names or tokens only if `can` declares them.
 
-    `before_submit`, `after_submit`: what happens before a job is made, and after; an exception there is one of `submit`. `statuses`: what
-    is answered in turn, an exception too; the last one goes on for ever. `hidden_for`: how often a look-up does not find what is there.
+    before_submit, after_submit: functions to call before and after a job is made; `submit` raises
+        their exceptions. `before_look_up` and `before_status` are alike.
+    statuses: statuses to return in turn; the last one is repeated.
+    hidden_for: number of lookups that do not find an existing job.
     """
 
     name = "thing"
@@ -52,7 +54,7 @@ class System(Adapter):
     statuses: list[JobStatus] = field(default_factory=lambda: [Active("half of it"), Succeeded(RESULT)])
     hidden_for: int = 0
     name_of: Callable[[int], Any] = "job-{}".format
-    """What the n-th job is called."""
+    """Returns the handle of the n-th job."""
     url: str | None = "https://thing.test"
     jobs: dict[str, Submission] = field(default_factory=dict)
     submissions: list[Submission] = field(default_factory=list)
@@ -63,13 +65,13 @@ class System(Adapter):
     @property
     @override
     def capabilities(self) -> Capabilities:
-        _happens(self.before_capabilities)
+        _call_next(self.before_capabilities)
         return self.can
 
     @override
     def submit(self, submission: Submission) -> Submitted:
         self.submissions.append(submission)
-        _happens(self.before_submit)
+        _call_next(self.before_submit)
         known = self._known(submission) if self.can.client_name or self.can.token else None
         if known is None:
             known = self.name_of(len(self.jobs) + 1)
@@ -77,13 +79,13 @@ class System(Adapter):
             existed = False
         else:
             existed = True
-        _happens(self.after_submit)
+        _call_next(self.after_submit)
         return Submitted(known, url=self.url, existed=existed)
 
     @override
     def look_up(self, submission: Submission) -> Submitted | None:
         self.look_ups += 1
-        _happens(self.before_look_up)
+        _call_next(self.before_look_up)
         if self.hidden_for > 0:
             self.hidden_for -= 1
             return None
@@ -93,7 +95,7 @@ class System(Adapter):
     @override
     def status(self, handle: str) -> JobStatus:
         self.asked.append(handle)
-        _happens(self.before_status)
+        _call_next(self.before_status)
         if handle not in self.jobs:
             return NotFound(f"no {handle} here")
         return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
@@ -107,7 +109,7 @@ class System(Adapter):
 
 
 def fails(error: BaseException) -> Callable[[], None]:
-    """What raises it."""
+    """Return a function that raises the error."""
 
     def fail() -> None:
         raise error
@@ -115,6 +117,6 @@ def fails(error: BaseException) -> Callable[[], None]:
     return fail
 
 
-def _happens(plans: list[Any]) -> None:
+def _call_next(plans: list[Any]) -> None:
     if plans:
         plans.pop(0)()

@@ -1,4 +1,4 @@
-"""The job server of the examples, in this process: in any mode, with any clock, over loopback HTTP."""
+"""The job server of the examples in this process, in any mode and with any clock."""
 
 import importlib.util
 import sys
@@ -29,7 +29,7 @@ jobserver = _load()
 
 
 class Time:
-    """Seconds since 1970 that pass when the test says so."""
+    """Clock in seconds since 1970 that a test advances."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -43,25 +43,25 @@ class Time:
 
 @dataclass(frozen=True)
 class LocalJobServer:
-    """One that answers at `url`. Its jobs and its faults are at hand."""
+    """A running job server, with its jobs and its faults."""
 
     url: str
     jobs: Any
     faults: Any
 
     def fail(self, kind: str, *on: str, **how: Any) -> None:
-        """From now on that goes wrong, with requests of these kinds (none: with all); see `jobserver.Fault`."""
+        """Add a fault for requests of these kinds, by default all. See `jobserver.Fault`."""
         self.faults.add(jobserver.Fault(kind, **({"on": on} if on else {}), **how))
 
     @property
     def made(self) -> int:
-        """How many jobs were made, ever."""
+        """Return the number of jobs that were ever made."""
         made: int = self.jobs.counts()["made"]
         return made
 
     @property
     def duplicates(self) -> dict[str, int]:
-        """How many jobs were made of one token, where it is more than one."""
+        """Return the number of jobs of each token that has several."""
         by_token = self.jobs.counts()["by_token"]
         return {token: of["made"] for token, of in by_token.items() if of["made"] > 1}
 
@@ -70,7 +70,7 @@ class LocalJobServer:
 def serving(
     mode: str | Any, *, seconds: float = 60, clock: Callable[[], float] = time.time
 ) -> Iterator[LocalJobServer]:
-    """A job server of this mode (a name, or a `jobserver.Mode`), its jobs in memory."""
+    """Run a job server in a mode (a name or a `jobserver.Mode`), with its jobs in memory."""
     if isinstance(mode, str):
         mode = jobserver.mode_of(mode, seconds)
     application = jobserver.build_application(None, mode, clock)

@@ -1,10 +1,10 @@
-"""Messages as the API server encodes metadata in protobuf, for tests."""
+"""Encodes metadata in protobuf as the API server does, for tests."""
 
 from reattach.cluster.references import Reference
 
 
 def encode_field(number: int, value: bytes | str | int) -> bytes:
-    """One field: a number, or a text or message with its length."""
+    """Return a field: a number, or a text or message with its length."""
     if isinstance(value, int):
         return _varint(number << 3) + _varint(value)
     value = value.encode() if isinstance(value, str) else value
@@ -12,7 +12,7 @@ def encode_field(number: int, value: bytes | str | int) -> bytes:
 
 
 def encode_unknown(kind: str, message: bytes) -> bytes:
-    """A runtime.Unknown, in which every object is sent."""
+    """Return a `runtime.Unknown`, which wraps each object."""
     type_meta = encode_field(1, "meta.k8s.io/v1") + encode_field(2, kind)
     return (
         b"k8s\x00" + encode_field(1, type_meta) + encode_field(2, message) + encode_field(3, "") + encode_field(4, "")
@@ -20,7 +20,7 @@ def encode_unknown(kind: str, message: bytes) -> bytes:
 
 
 def encode_object(name: str, version: str, *more: bytes) -> bytes:
-    """A PartialObjectMetadata of namespace team-a; `more` are further fields of its ObjectMeta."""
+    """Return a PartialObjectMetadata of namespace team-a, with further fields of its ObjectMeta."""
     about = (
         encode_field(1, name),
         encode_field(3, "team-a"),
@@ -33,25 +33,25 @@ def encode_object(name: str, version: str, *more: bytes) -> bytes:
 
 
 def reference_to(name: str, version: str, finalizers: tuple[str, ...] = ()) -> Reference:
-    """What `encode_object` is decoded to."""
+    """Return the decoded result of `encode_object`."""
     return Reference("team-a", name, f"uid-{name}", version, finalizers)
 
 
 def encode_page(*objects: bytes, version: str, more: str = "") -> bytes:
-    """A PartialObjectMetadataList."""
+    """Return a PartialObjectMetadataList."""
     meta = encode_field(2, version) + encode_field(3, more)
     items = b"".join(encode_field(2, each) for each in objects)
     return encode_unknown("PartialObjectMetadataList", encode_field(1, meta) + items)
 
 
 def encode_status(code: int, reason: str, message: str) -> bytes:
-    """A Status, wrapped."""
+    """Return a wrapped Status."""
     fields = encode_field(2, "Failure") + encode_field(3, message) + encode_field(4, reason) + encode_field(6, code)
     return encode_unknown("Status", encode_field(1, b"") + fields)
 
 
 def encode_event(kind: str, what: bytes) -> bytes:
-    """A frame of a watch, with its length. `what` is an object, or a Status for an ERROR."""
+    """Return a frame of a watch. `what` is an object, or a Status for an ERROR."""
     wrapped = what if kind == "ERROR" else encode_unknown("PartialObjectMetadata", what)
     event = encode_field(1, kind) + encode_field(2, encode_field(1, wrapped))
     return len(event).to_bytes(4, "big") + event

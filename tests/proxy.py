@@ -1,7 +1,8 @@
-"""A loopback proxy in front of the API server, owned by the test, that kills the operator at a chosen write.
+"""Loopback proxy in front of the API server, which kills the operator at a chosen write.
 
-It kills before the write is passed on, or after the API server has answered it and before the answer is passed on: the two ends of what
-a crash can do to a write. Each life has a door (a port) of its own; all run on one thread.
+It kills the operator before it forwards the write, or after the API server has executed the write
+and before the response is forwarded. Each history has a door (a port) of its own. All doors run on
+one thread.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host
 
 
 class When(Enum):
-    """On which side of the write the operator dies."""
+    """Side of the write at which the operator is killed."""
 
     BEFORE = "before"
     AFTER = "after"
@@ -41,7 +42,10 @@ EVENTS = "POST events"
 
 
 def kind_of(write: str) -> str:
-    """Which kind of write it is: `PATCH taskruns/status` of `PATCH /apis/…/namespaces/demo/taskruns/load/status`."""
+    """Return the kind of a write.
+
+    For `PATCH /apis/…/namespaces/demo/taskruns/load/status`, it is `PATCH taskruns/status`.
+    """
     method, _, path = write.partition(" ")
     resource, _, rest = path.partition("/namespaces/")[2].partition("/")[2].partition("/")
     subresource = rest.partition("/")[2]
@@ -52,7 +56,8 @@ def kind_of(write: str) -> str:
 class Point:
     """The n-th write, counted from 1 and without those of the Lease.
 
-    `kind`: only these are counted; without it, all but Events, which nothing orders among the others.
+    `kind`: only writes of this kind are counted. Without it, all except Events are counted, because
+    the order of Events is not fixed.
     """
 
     number: int
@@ -70,21 +75,21 @@ class Point:
 
 @dataclass
 class Door:
-    """One port of the proxy. `pid` is asked for the operator's process when its time has come."""
+    """One port of the proxy. `pid` returns the id of the operator's process."""
 
     user: str
     kubeconfig: Path
     pid: Callable[[], int]
     point: Point | None = None
     struck: str | None = None
-    """The write at which it killed, from when on that was decided."""
+    """The write at which the operator is killed, once it was received."""
     is_over: bool = False
-    """Nothing is counted any more, and nobody killed."""
+    """Set to end the counting and the kills."""
     writes: list[str] = field(default_factory=list)
     runner: web.AppRunner | None = None
 
     def count(self, method: str, path: str) -> When | None:
-        """Note the write; tells on which side of it to kill, if at all."""
+        """Count the write. Return the side of it at which to kill, or None."""
         if method in _READS or "/leases" in path or self.is_over:
             return None
         write = f"{method} {path}"
@@ -98,7 +103,7 @@ class Door:
         return point.when
 
     def kill(self) -> None:
-        """As the kernel kills a process that is out of memory: no handler runs, nothing is flushed."""
+        """Kill the operator by SIGKILL, so that no handler runs and nothing is flushed."""
         os.kill(self.pid(), signal.SIGKILL)
 
 
@@ -113,7 +118,7 @@ class Proxy:
         self._sessions: dict[str, aiohttp.ClientSession] = {}
 
     def open(self, user: str, pid: Callable[[], int], point: Point | None) -> Door:
-        """A door through which whoever comes is `user`, with the operator's rights."""
+        """Open a door whose requests are those of `user`, with the operator's rights."""
         return self._wait(self._open(user, pid, point))
 
     def close(self, door: Door) -> None:
@@ -140,7 +145,7 @@ class Proxy:
         await self._sessions.pop(door.user).close()
 
     async def _pass_on(self, door: Door, session: aiohttp.ClientSession, request: web.Request) -> web.StreamResponse:
-        # None, not empty: else a Content-Type is sent that the API server refuses a GET for.
+        # An empty body would add a Content-Type, for which the API server rejects a GET.
         body = await request.read() or None
         side = door.count(request.method, request.path)
         if side is When.BEFORE:
@@ -162,7 +167,7 @@ class Proxy:
                 await response.write_eof()
                 return response
         except (aiohttp.ClientError, ConnectionError) as error:
-            # The one end is gone, so the other is let go.
+            # One connection is closed, so the other one is closed too.
             if request.transport is not None:
                 request.transport.abort()
             raise web.HTTPBadGateway from error
@@ -221,6 +226,6 @@ def _write_kubeconfig(path: Path, port: int) -> None:
 
 @contextlib.contextmanager
 def proxy_to(control_plane: ControlPlane, directory: Path) -> Iterator[Proxy]:
-    """A proxy that runs inside the `with`."""
+    """Run a proxy during the block."""
     with Proxy(control_plane, directory) as proxy:
         yield proxy

@@ -1,4 +1,4 @@
-"""What a task that submits once does in its pod, call by call: scripts for `operating.Kubelet` against the real state API."""
+"""Scripts of tasks that submit once, call by call, for `Kubelet` and the real state API."""
 
 import threading
 import time
@@ -18,14 +18,17 @@ HELD_MESSAGE = '{"reattach":"v1","kind":"Held","message":"outcome unknown"}'
 
 @dataclass
 class Tasks:
-    """Makes the processes of tasks; `answers` notes what the state API answered to the intent of each (taskrun, attempt)."""
+    """Makes the processes of tasks.
+
+    intents: response to the intent, by TaskRun and attempt.
+    """
 
     control_plane: ControlPlane
     server: Server
-    answers: dict[tuple[str, int], JSON] = field(default_factory=dict)
+    intents: dict[tuple[str, int], JSON] = field(default_factory=dict)
 
     def opened(self, containers: Containers) -> Attempt:
-        """A process in the pod that has opened the state."""
+        """Return a process in the pod that has opened the state."""
         process = self.process(containers)
         assert process.open().status_code == 200
         return process
@@ -35,39 +38,39 @@ class Tasks:
         return Attempt(self.server, token, new_session(), containers.pod)
 
     def intended(self, containers: Containers) -> tuple[Attempt, JSON]:
-        """The same after it has stored its intent, and what was answered."""
+        """Return a process that has stored its intent, and the response to it."""
         process = self.opened(containers)
         response = process.intend()
         assert response.status_code == 200, response.text
-        answer: JSON = response.json()
+        intent: JSON = response.json()
         taskrun = containers.pod["metadata"]["labels"]["reattach.dev/taskrun"]
-        self.answers[taskrun, containers.attempt] = answer
-        return process, answer
+        self.intents[taskrun, containers.attempt] = intent
+        return process, intent
 
     def submit_and(self, then: Script, handle: str = "job-1") -> Script:
-        """Submit a job, and go on without waiting for it."""
+        """Submit a job, and run `then` without waiting for the job."""
 
         def script(containers: Containers) -> None:
             containers.run()
-            process, answer = self.intended(containers)
-            assert answer["decision"] == "Submit"
+            process, intent = self.intended(containers)
+            assert intent["decision"] == "Submit"
             assert process.handle(handle).status_code == 204
             then(containers)
 
         return script
 
     def ask(self, containers: Containers) -> None:
-        """Intend, find that nobody can tell whether it was submitted, and ask for a person."""
+        """Store an intent, and hold the run because it is unknown whether the job was submitted."""
         containers.run()
         process, _ = self.intended(containers)
         assert process.outcome("Unknown", hold=True, message="the external system is unavailable").status_code == 204
         containers.end(HELD_EXIT_CODE, HELD_MESSAGE)
 
     def finish(self, containers: Containers) -> None:
-        """Do what the state API says, see the job succeed, and complete."""
+        """Follow the decision, record the job as succeeded, and complete."""
         containers.run()
-        process, answer = self.intended(containers)
-        if answer["decision"] == "Submit":
+        process, intent = self.intended(containers)
+        if intent["decision"] == "Submit":
             assert process.handle(f"job-{containers.attempt}").status_code == 204
         assert process.outcome("Succeeded").status_code == 204
         assert process.complete(result={"rows": 3}).status_code == 204
@@ -75,7 +78,7 @@ class Tasks:
 
 
 def wait_in(event: threading.Event) -> Script:
-    """Go on running until the test says so."""
+    """Run until the test sets the event."""
 
     def script(_: Containers) -> None:
         event.wait(60)
@@ -84,18 +87,18 @@ def wait_in(event: threading.Event) -> Script:
 
 
 def evicted(containers: Containers) -> None:
-    """Its node is drained."""
+    """Evict the pod."""
     containers.evict()
 
 
 def stay(_: Containers) -> None:
-    """Run on; SIGTERM ends it."""
+    """Run until SIGTERM."""
 
 
 def wait_for_termination(containers: Containers, *, seconds: float = 60) -> None:
-    """Until SIGTERM; then it is within the grace period."""
+    """Wait for SIGTERM, which starts the grace period."""
     end = time.monotonic() + seconds
     while not containers.is_terminating():
         if time.monotonic() > end:
-            raise AssertionError(f"{containers.name} was not asked to go within {seconds} s")
+            raise AssertionError(f"{containers.name} was not asked to stop within {seconds} s")
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A relay on loopback between a task and the state API: it can be gone for a while, or lead to another replica."""
+"""A relay between a task and the state API, which can be cut or moved to another replica."""
 
 import contextlib
 import socket
@@ -9,7 +9,7 @@ CHUNK = 64 * 1024
 
 
 class Relay:
-    """Passes bytes on, in both directions. `upstream` None: nobody answers."""
+    """Forwards bytes in both directions. If `upstream` is None, connections are closed."""
 
     def __init__(self, upstream: int | None) -> None:
         self.upstream = upstream
@@ -25,7 +25,7 @@ class Relay:
         return f"https://127.0.0.1:{self.port}"
 
     def lead_to(self, upstream: int | None) -> None:
-        """From now on connect to this port, or to nobody; what is connected is cut."""
+        """Cut all connections, and connect new ones to this port, or close them if it is None."""
         self.upstream = upstream
         self.cut()
 

@@ -1,4 +1,4 @@
-"""Wait for a condition, with a bound; nothing in the tests sleeps and hopes."""
+"""Wait for a condition with a bound, in place of a sleep."""
 
 import asyncio
 import subprocess
@@ -11,31 +11,34 @@ T = TypeVar("T")
 
 
 def wait_until(condition: Callable[[], T | None], *, seconds: float, what: str, every: float = 0.05) -> T:
-    """Ask until the answer is true, and return it.
+    """Call the condition until its result is true, and return the result.
 
     Raises:
-        AssertionError: not within so many seconds; the message names `what` and shows the last answer.
+        AssertionError: the time is over. The message has `what` and the last result.
     """
     end = time.monotonic() + seconds
-    while not (answer := condition()):
+    while not (result := condition()):
         if time.monotonic() > end:
-            raise AssertionError(f"Not within {seconds:g} s: {what}. The last answer was {answer!r}")
+            raise AssertionError(f"Not within {seconds:g} s: {what}. The last result was {result!r}")
         time.sleep(every)
-    return answer
+    return result
 
 
 async def until(condition: Callable[[], Awaitable[T | None]], *, seconds: float, what: str, every: float = 0.05) -> T:
     """`wait_until` for a coroutine function."""
     end = time.monotonic() + seconds
-    while not (answer := await condition()):
+    while not (result := await condition()):
         if time.monotonic() > end:
-            raise AssertionError(f"Not within {seconds:g} s: {what}. The last answer was {answer!r}")
+            raise AssertionError(f"Not within {seconds:g} s: {what}. The last result was {result!r}")
         await asyncio.sleep(every)
-    return answer
+    return result
 
 
 def read_until(process: subprocess.Popen[str], output: IO[str] | None, text: str, *, seconds: float = 60) -> str:
-    """The first line of `output` with `text` in it; the lines before it are passed over. A process that says nothing is killed then."""
+    """Return the first line of `output` that contains `text`.
+
+    Kill the process if the time is over.
+    """
     assert output is not None
     watchdog = threading.Timer(seconds, process.kill)
     watchdog.start()

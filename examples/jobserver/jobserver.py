@@ -79,7 +79,7 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE INDEX IF NOT EXISTS jobs_by_name ON jobs (name);
 CREATE INDEX IF NOT EXISTS jobs_by_tag ON jobs (tag);
 CREATE TABLE IF NOT EXISTS keys (key TEXT PRIMARY KEY, used REAL NOT NULL, request TEXT NOT NULL, job TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS asked (token TEXT, request TEXT NOT NULL, job TEXT);
+CREATE TABLE IF NOT EXISTS submissions (token TEXT, request TEXT NOT NULL, job TEXT);
 """
 
 
@@ -130,7 +130,7 @@ class KeyReusedError(Exception):
 
 
 @dataclass(frozen=True)
-class Asked:
+class JobRequest:
     """One submission. Times are in seconds."""
 
     seconds: float = 10
@@ -164,7 +164,7 @@ class Jobs:
         self._database.executescript(SCHEMA)
         self._mode = mode or Mode()
 
-    def submit(self, asked: Asked, now: float) -> tuple[str, bool]:
+    def submit(self, request: JobRequest, now: float) -> tuple[str, bool]:
         """Return the id of the job, and whether it was made for this submission.
 
         Raises:
@@ -173,35 +173,35 @@ class Jobs:
         """
         job_id, made = None, False
         try:
-            job_id = self._made_before(asked, now)
+            job_id = self._made_before(request, now)
             if job_id is None:
-                job_id, made = self._make(asked, now), True
+                job_id, made = self._make(request, now), True
         finally:
-            record = (asked.token, asked.request, job_id if made else None)
-            self._database.execute("INSERT INTO asked VALUES (?, ?, ?)", record)
+            record = (request.token, request.request, job_id if made else None)
+            self._database.execute("INSERT INTO submissions VALUES (?, ?, ?)", record)
         return job_id, made
 
-    def _made_before(self, asked: Asked, now: float) -> str | None:
-        if self._mode.unique_names and asked.name is not None:
-            found = self._database.execute("SELECT * FROM jobs WHERE name = ?", (asked.name,)).fetchall()
+    def _made_before(self, request: JobRequest, now: float) -> str | None:
+        if self._mode.unique_names and request.name is not None:
+            found = self._database.execute("SELECT * FROM jobs WHERE name = ?", (request.name,)).fetchall()
             if known := [job["id"] for job in found if self._is_known(job, now)]:
                 raise NameTakenError(known[0])
-        if self._mode.key_seconds is not None and asked.key is not None:
-            used = self._database.execute("SELECT * FROM keys WHERE key = ?", (asked.key,)).fetchone()
+        if self._mode.key_seconds is not None and request.key is not None:
+            used = self._database.execute("SELECT * FROM keys WHERE key = ?", (request.key,)).fetchone()
             if used is not None and now < used["used"] + self._mode.key_seconds:
-                if used["request"] != asked.request:
+                if used["request"] != request.request:
                     raise KeyReusedError
                 return str(used["job"])
         return None
 
-    def _make(self, asked: Asked, now: float) -> str:
+    def _make(self, request: JobRequest, now: float) -> str:
         job_id = f"job-{secrets.token_hex(4)}"
-        work = (asked.label, json.dumps(asked.payload), asked.rows, asked.fails, now, now + asked.seconds)
+        work = (request.label, json.dumps(request.payload), request.rows, request.fails, now, now + request.seconds)
         self._database.execute(
-            "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, 0)", (job_id, *work, asked.name, asked.tag)
+            "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, 0)", (job_id, *work, request.name, request.tag)
         )
-        if asked.key is not None:
-            used = (asked.key, now, asked.request, job_id)
+        if request.key is not None:
+            used = (request.key, now, request.request, job_id)
             self._database.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?)", used)
         return job_id
 
@@ -214,7 +214,7 @@ class Jobs:
         visible = now - (self._mode.lag_seconds or 0)
         query = "SELECT * FROM jobs WHERE tag = ? AND submitted <= ? ORDER BY submitted"
         found = self._database.execute(query, (tag, visible)).fetchall()
-        return [_told(job, now) for job in found if self._is_known(job, now)]
+        return [_to_json(job, now) for job in found if self._is_known(job, now)]
 
     def cancel(self, job_id: str, now: float) -> None:
         """Stop a running job; do nothing for a job that is over or unknown."""
@@ -229,7 +229,7 @@ class Jobs:
     def status(self, job_id: str, now: float) -> dict[str, Any] | None:
         """Return the job; None if it is unknown."""
         job = self._database.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        return None if job is None or not self._is_known(job, now) else _told(job, now)
+        return None if job is None or not self._is_known(job, now) else _to_json(job, now)
 
     def _is_known(self, job: sqlite3.Row, now: float) -> bool:
         ended = job["ends"] if job["cancelled"] is None else job["cancelled"]
@@ -244,17 +244,18 @@ class Jobs:
         """Return how often each job was submitted, and how many jobs were made from that."""
 
         def by(column: str) -> dict[str, dict[str, int]]:
-            query = f"SELECT {column}, count(*), count(job) FROM asked WHERE {column} IS NOT NULL GROUP BY {column}"  # noqa: S608 -- no input
-            return {of: {"asked": asked, "made": made} for of, asked, made in self._database.execute(query)}
+            columns = f"{column}, count(*), count(job)"
+            query = f"SELECT {columns} FROM submissions WHERE {column} IS NOT NULL GROUP BY {column}"  # noqa: S608 -- no input
+            return {of: {"asked": submitted, "made": made} for of, submitted, made in self._database.execute(query)}
 
-        asked, made = self._database.execute("SELECT count(*), count(job) FROM asked").fetchone()
-        return {"asked": asked, "made": made, "by_token": by("token"), "by_request": by("request")}
+        submitted, made = self._database.execute("SELECT count(*), count(job) FROM submissions").fetchone()
+        return {"asked": submitted, "made": made, "by_token": by("token"), "by_request": by("request")}
 
     def close(self) -> None:
         self._database.close()
 
 
-def _told(job: sqlite3.Row, now: float) -> dict[str, Any]:
+def _to_json(job: sqlite3.Row, now: float) -> dict[str, Any]:
     if job["cancelled"] is not None:
         status = "CANCELLED"
     elif now < job["ends"]:
@@ -324,7 +325,7 @@ class Faults:
     def in_force(self) -> list[Fault]:
         return [fault for fault, until in self._planned if self.clock() < until]
 
-    def strike(self, operation: str) -> Fault | None:
+    def next_fault(self, operation: str) -> Fault | None:
         """Return the fault for this request, and count the request."""
         now = self.clock()
         self._planned = [(fault, until) for fault, until in self._planned if now < until]
@@ -365,7 +366,7 @@ async def go_wrong(request: web.Request, handler: Handler) -> web.StreamResponse
     """Apply the fault that matches this request."""
     resource = request.match_info.route.resource
     operation = OPERATION_OF.get((request.method, resource.canonical if resource is not None else ""))
-    fault = None if operation is None else request.app[FAULTS].strike(operation)
+    fault = None if operation is None else request.app[FAULTS].next_fault(operation)
     if fault is None:
         return await handler(request)
     if fault.kind == "slow":
@@ -390,7 +391,7 @@ async def post_job(request: web.Request) -> web.Response:
         )
     jobs, now = request.app[JOBS], request.app[CLOCK]()
     try:
-        job_id, made = jobs.submit(Asked(**given, key=request.headers.get("Idempotency-Key")), now)
+        job_id, made = jobs.submit(JobRequest(**given, key=request.headers.get("Idempotency-Key")), now)
     except NameTakenError as taken:
         existing = {"error": f"the name {given['name']!r} is taken", "id": str(taken)}
         return web.json_response(existing, status=409)
@@ -411,12 +412,12 @@ async def find_jobs(request: web.Request) -> web.Response:
 
 
 async def get_job(request: web.Request) -> web.Response:
-    return _answer(request)
+    return _respond_with_job(request)
 
 
 async def cancel_job(request: web.Request) -> web.Response:
     request.app[JOBS].cancel(request.match_info["id"], request.app[CLOCK]())
-    return _answer(request)
+    return _respond_with_job(request)
 
 
 async def get_stats(request: web.Request) -> web.Response:
@@ -458,7 +459,7 @@ async def _object_of(request: web.Request) -> dict[str, Any]:
     return given
 
 
-def _answer(request: web.Request) -> web.Response:
+def _respond_with_job(request: web.Request) -> web.Response:
     job_id = request.match_info["id"]
     status = request.app[JOBS].status(job_id, request.app[CLOCK]())
     if status is None:

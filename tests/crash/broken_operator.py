@@ -1,4 +1,7 @@
-"""The operator, broken on purpose, so that it can be seen that the crash tests see it: REATTACH_BREAK=NAME pytest tests/crash."""
+"""Operators with a defect, which the crash tests must detect.
+
+Run `REATTACH_BREAK=NAME pytest tests/crash`.
+"""
 
 import os
 import sys
@@ -15,7 +18,7 @@ from reattach.process.__main__ import main
 
 @dataclass
 class WaitAgain:
-    """Begins a wait anew that another process recorded: a restart repeats it."""
+    """Starts a wait again that another process recorded, so that a restart repeats the wait."""
 
     recorded: set[datetime] = field(default_factory=set)
 
@@ -34,7 +37,7 @@ class WaitAgain:
 
 @dataclass
 class WaitInMemory:
-    """Begins a wait anew that another process recorded, and tells nobody."""
+    """Starts a wait again that another process recorded, and does not record that."""
 
     waits: dict[datetime, datetime] = field(default_factory=dict)
 
@@ -53,7 +56,10 @@ class WaitInMemory:
 
 @dataclass
 class CountFromStatus:
-    """Numbers attempts by what status says, and does not see the pod whose creation it doesn't remember: a lost answer makes a second one."""
+    """Numbers attempts from the status, and ignores pods whose creation it does not remember.
+
+    After a lost response, it creates a second pod.
+    """
 
     made: set[str] = field(default_factory=set)
 

@@ -110,7 +110,7 @@ def test_a_job_is_shown_while_it_runs_and_the_next_attempt_reattaches(stage: Sta
     assert jobs_of(status) == [("load", "job-1", "Succeeded")]
     counts = status["counts"]
     assert (counts["submissions"], counts["reattachments"], counts["charged"]["application"]) == (1, 1, 0)
-    assert tasks.answers["shown", 2]["decision"] == "Reattach"
+    assert tasks.intents["shown", 2]["decision"] == "Reattach"
     wait_until(lambda: {"Submitted", "Reattached"} <= told(stage, "shown").keys(), seconds=SLOW, what="it is told")
     assert "job-1" in told(stage, "shown")["Submitted"]
     check_left_nothing(stage, "shown")
@@ -226,7 +226,7 @@ def test_a_submission_that_nobody_can_tell_of_waits_for_a_person(
         ("Held", "disruption"),
         ("Succeeded", None),
     ]
-    assert tasks.answers[name, 2]["decision"] == decision
+    assert tasks.intents[name, 2]["decision"] == decision
     assert jobs_of(status) == [("load", handle, "Succeeded")]
     assert condition(status, "Held")["status"] == "False"
     check_left_nothing(stage, name)
@@ -253,7 +253,7 @@ def test_a_run_out_of_pods_goes_on_when_a_person_grants_more(stage: Stage, tasks
     answer(stage, "granted", "BudgetExhausted", "Continue")
     status = stage.cluster.wait_for_outcome("granted", seconds=SLOW)
     assert (status["outcome"], jobs_of(status)) == ("Succeeded", [("load", "job-1", "Succeeded")])
-    assert tasks.answers["granted", 2]["decision"] == "Reattach"
+    assert tasks.intents["granted", 2]["decision"] == "Reattach"
 
 
 def test_a_run_out_of_pods_names_its_job_and_fails_if_a_person_says_so(stage: Stage, tasks: Tasks) -> None:
@@ -292,7 +292,7 @@ def test_a_run_whose_state_was_lost_starts_empty_when_a_person_says_so(stage: St
     status = stage.cluster.wait_for_outcome("emptied", seconds=SLOW)
     assert (status["outcome"], status["counts"]["stateLosses"]) == ("Succeeded", 1)
     assert status["state"]["uid"] != lost["uid"]
-    assert tasks.answers["emptied", 2]["decision"] == "Submit"
+    assert tasks.intents["emptied", 2]["decision"] == "Submit"
     assert status["counts"]["submissions"] == 2
     assert "job-1" in condition(status, "Orphaned")["message"]
     check_left_nothing(stage, "emptied")

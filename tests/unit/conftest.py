@@ -1,4 +1,4 @@
-"""What every unit test begins and ends with."""
+"""Fixtures of all unit tests."""
 
 import logging
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
-    """Undo what the test of a process's start did to the root logger, which the next test would hear."""
+    """Restore the loggers after a test that starts a process, because they are global."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     levels = {

@@ -110,9 +110,6 @@ class ContainerStatus(Shape, frozen=True):
 
     name: str = ""
     state: ContainerState = ContainerState()
-    last_state: ContainerState = ContainerState()
-    restart_count: int = 0
-    started: bool | None = None
 
 
 class PodStatus(Shape, frozen=True):
@@ -148,7 +145,6 @@ class PodSpec(Shape, frozen=True):
     scheduling_gates: tuple[Named, ...] = ()
     init_containers: tuple[InitContainer, ...] = ()
     containers: tuple[Named, ...] = ()
-    active_deadline_seconds: int | None = None
     termination_grace_period_seconds: int = 30
 
 

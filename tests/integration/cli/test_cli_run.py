@@ -65,7 +65,7 @@ def test_a_held_submission_is_told_answered_and_goes_on(
     answered = cli_user(*words[2:])
     assert answered.code == 0, answered.err
     assert cli_user("wait", name, "--for", "outcome", "--timeout", f"{SLOW}s").code == 0
-    assert tasks.answers[name, 2]["decision"] == decision
+    assert tasks.intents[name, 2]["decision"] == decision
     end = cli_user("explain", name)
     assert end.out.startswith(f"{name} succeeded ")
     assert "What you can do" not in end.out
@@ -89,7 +89,7 @@ def test_a_budget_is_granted_once_more(stage: Stage, tasks: Tasks, cli_user: Cli
     assert "job-1 (load) continues in the external system" in cli_user("explain", "told-budget").out
     assert cli_user("resolve", "told-budget", "--continue").code == 0
     assert cli_user("wait", "told-budget", "--for", "outcome", "--timeout", f"{SLOW}s").code == 0
-    assert tasks.answers["told-budget", 2]["decision"] == "Reattach"
+    assert tasks.intents["told-budget", 2]["decision"] == "Reattach"
 
 
 def test_a_deleted_run_with_an_unresolved_intent_is_let_go(stage: Stage, tasks: Tasks, cli_user: CliUser) -> None:

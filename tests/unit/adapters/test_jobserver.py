@@ -168,7 +168,7 @@ class TestFaults:
 def test_the_same_request_counts_as_one_whoever_asks(time: Time) -> None:
     jobs = jobserver.Jobs(None)
     for token in ("a", "b"):
-        jobs.submit(jobserver.Asked(rows=7, tag=token), time())
-    jobs.submit(jobserver.Asked(rows=8), time())
+        jobs.submit(jobserver.JobRequest(rows=7, tag=token), time())
+    jobs.submit(jobserver.JobRequest(rows=8), time())
     assert sorted(of["made"] for of in jobs.counts()["by_request"].values()) == [1, 2]
     jobs.close()
