@@ -28,7 +28,8 @@ def copies(value: Any, kind: Any, text: str, path: str = "") -> Iterator[tuple[s
     if kind is str:
         yield path, (value or "") + text
     elif kind is msgspec.Raw:
-        yield path, msgspec.Raw(msgspec.json.encode(text))
+        for inner, copy in copies(msgspec.json.decode(value or b'""'), Any, text, path):
+            yield inner, msgspec.Raw(msgspec.json.encode(copy))
     elif origin is tuple:
         yield from _copies_of_items(value, get_args(kind), text, path)
     elif origin in {dict, Mapping} or isinstance(value, dict):

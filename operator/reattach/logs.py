@@ -15,10 +15,11 @@ from typing_extensions import override
 from reattach.api.text import printable, printable_json
 
 FORMATS = ("plain", "json")
+_TRACEBACK_CHARACTERS_MAX = 4000
 
 
 class PlainFormatter(logging.Formatter):
-    """Formatter that writes one printable line, with the lines of a traceback indented below it."""
+    """Formatter that writes one printable line, with the end of a traceback indented below it."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -54,7 +55,7 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = self.formatException(record.exc_info)[-_TRACEBACK_CHARACTERS_MAX:]
         return printable_json(json.dumps(line, ensure_ascii=False))
 
 
@@ -70,4 +71,6 @@ def set_up_logs(style: str, level: str) -> None:
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"    {printable(line)}" for line in text.splitlines())
+    """Return the end of the text in printable, indented lines, so that none looks like a record."""
+    end = "\n".join(printable(line) for line in text.splitlines())[-_TRACEBACK_CHARACTERS_MAX:]
+    return "\n".join(f"    {line}" for line in end.split("\n"))

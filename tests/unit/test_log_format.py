@@ -48,3 +48,12 @@ def test_set_up_logs_uses_these_formatters(style: str, monkeypatch: pytest.Monke
     finally:
         root.handlers[:] = before
         root.setLevel(level)
+
+
+def test_long_traceback_loses_its_start() -> None:
+    record = record_of(fails=True)
+    record.exc_info = (ValueError, ValueError("x" * 9000 + "the end"), None)
+    for formatter in (PlainFormatter(), JsonFormatter()):
+        line = formatter.format(record)
+        assert len(line) < 5000
+        assert "the end" in line

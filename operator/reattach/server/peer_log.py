@@ -7,13 +7,13 @@ kubelet keeps only so many bytes of a container's log.
 import asyncio
 import logging
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 
 from aiohttp.http_exceptions import HttpProcessingError
 from typing_extensions import override
 
+from reattach.api.text import printable
 from reattach.server.config import Rate
 from reattach.server.rate_limit import RateLimit
 
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 REQUEST_CHARACTERS_MAX = 80
 REASON_CHARACTERS_MAX = 120
 """With the path of the request, a line has at most 200 characters that a peer chose."""
-TRACEBACK_CHARACTERS_MAX = 4000
 TOTAL_RATE = Rate(20, 200)
 """Lines about all peers together."""
 SUMMARY_SECONDS = 10.0
@@ -51,8 +50,7 @@ class PeerLog:
     def failed(self, peer: str, request: str, error: Exception) -> None:
         """Write the end of the traceback of a bug."""
         if self._admits(peer):
-            text = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS_MAX:]
-            log.error("failed: %s from %s\n%s", shortened(request, REQUEST_CHARACTERS_MAX), peer, text)
+            log.error("failed: %s from %s", shortened(request, REQUEST_CHARACTERS_MAX), peer, exc_info=error)
 
     async def write_summaries(self, seconds: float = SUMMARY_SECONDS) -> None:
         """Call `write_summary` at this interval, forever."""
@@ -92,6 +90,5 @@ class MalformedRequests(logging.Filter):
 
 
 def shortened(text: str, length: int) -> str:
-    """Return the start of the text as printable ASCII of at most `length` characters."""
-    printable = ascii(text[:length])[1:-1]
-    return text if printable == text else printable[:length]
+    """Return the start of the text as one printable line of at most `length` characters."""
+    return printable(text[:length])[:length]

@@ -5,12 +5,12 @@ import logging
 import pytest
 from aiohttp.http_exceptions import BadStatusLine
 
+from reattach.logs import PlainFormatter
 from reattach.server.config import Rate
 from reattach.server.peer_log import (
     REASON_CHARACTERS_MAX,
     REQUEST_CHARACTERS_MAX,
     TOTAL_RATE,
-    TRACEBACK_CHARACTERS_MAX,
     MalformedRequests,
     PeerLog,
     shortened,
@@ -78,7 +78,7 @@ def test_peer_log_bounds_tracebacks(peers: PeerLog, caplog: pytest.LogCaptureFix
         for _ in range(100):
             peers.failed("team/pod", "GET /", error)
     assert len(caplog.messages) == 5
-    assert all(len(line) < TRACEBACK_CHARACTERS_MAX + 200 for line in caplog.messages)
+    assert all(len(PlainFormatter().format(record)) < 4300 for record in caplog.records)
 
 
 def test_malformed_requests_are_logged_in_one_line_and_other_records_pass(
