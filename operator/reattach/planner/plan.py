@@ -134,12 +134,13 @@ class CreatePod:
     """Create the pod of `attempt`.
 
     An existing pod of that name counts as created if controller UID and template hash match.
-    `body`: JSON of the pod.
+    `quota_size`: equal for pods for which a ResourceQuota has room or not alike. `body`: JSON.
     """
 
     attempt: int
     name: str
     template_hash: str
+    quota_size: str
     body: bytes
     purpose: AttemptPurpose = AttemptPurpose.RUN
 

@@ -39,7 +39,7 @@ from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.workqueue import Key
 from reattach.runtime.writer import Writer
 from reattach.state import RequestRejectedError, RunReference, Store
-from reattach.taskrun.quota_backoff import QuotaBackoff, size_of
+from reattach.taskrun.quota_backoff import QuotaBackoff
 
 _RETRY_SECONDS = 2.0
 _RETRY_SECONDS_MAX = 60.0
@@ -114,8 +114,8 @@ class PlanExecutor:
 
         Raises `UnavailableError` if the response was lost. A retry finds the pod if it exists.
         """
-        namespace, size = taskrun.metadata.namespace, size_of(action.body)
-        if not self._quota.may_create(key, size):
+        namespace = taskrun.metadata.namespace
+        if not self._quota.may_create(key, action.quota_size):
             message = f"Another pod was rejected: {self._quota.message_of(namespace)}"
             self._record_rejection(key, taskrun, action, PodRejectionKind.QUOTA, message=message)
             return False
@@ -130,9 +130,9 @@ class PlanExecutor:
         except ClusterError as error:
             if error.status == 0:
                 raise
-            kind = rejection_kind_of(error, action.body["metadata"]["name"])
+            kind = rejection_kind_of(error, action.name)
             if kind is PodRejectionKind.QUOTA:
-                self._quota.on_rejected(key, size, error.message)
+                self._quota.on_rejected(key, action.quota_size, error.message)
             else:
                 self._quota.forget(key)
             self._record_rejection(key, taskrun, action, kind, message=error.message, retry_after=error.retry_after)
