@@ -42,6 +42,7 @@ VALUES: dict[str, dict[str, Any]] = {
             "priorityClassName": "system-cluster-critical",
             "serviceAccount": {"name": "op", "annotations": {"e": "f"}},
             "writesPerSecond": 2.5,
+            "paused": True,
             "logFormat": "json",
         },
     },
@@ -606,6 +607,7 @@ def test_documented_metrics_are_exactly_the_exported_metrics() -> None:
         ),
         ({"certificates": {"certManager": {"issuerRef": {"kind": "Issuer"}}}}, "if 'kind' exists"),
         ({"operator": {"writesPerSecond": 0}}, "exclusiveMinimum: got 0, want 0"),
+        ({"operator": {"paused": "yes"}}, "got string, want boolean"),
         ({"operator": {"logFormat": "xml"}}, "value must be one of 'plain', 'json'"),
     ],
 )

@@ -252,6 +252,42 @@ def quota(stage: Stage, *, pods: int | None) -> None:
     wait_until(holds, seconds=20, what="the API server holds to the quota")
 
 
+def test_paused_operator_records_ends_and_starts_no_attempt_until_it_continues(own_stage: Stage) -> None:
+    may_end = threading.Event()
+
+    def end_when_allowed(containers: Containers) -> None:
+        containers.run()
+        assert may_end.wait(120)
+        containers.end(1)
+
+    own_stage.run(
+        "running",
+        lambda attempt: end_when_allowed if attempt == 1 else succeed,
+        retry={"budgets": {"application": 2}, "backoff": FAST},
+    )
+    own_stage.cluster.wait_for_reason("running", "Running")
+    own_stage.operator.kill(signal.SIGTERM)
+
+    command = own_stage.operator.command
+    own_stage.operator.command = [*command, "--paused"]
+    own_stage.operator.start()
+    own_stage.run("waiting")
+    status = own_stage.cluster.wait_for_reason("waiting", "Paused")
+    assert "operator.paused" in condition(status, "Succeeded")["message"]
+    may_end.set()
+    status = own_stage.cluster.wait_for_reason("running", "Paused")
+    assert [attempt["cause"] for attempt in status["attempts"]] == ["Application"]
+    own_stage.cluster.wait_for_release("running")
+    assert [len(own_stage.cluster.pods(name)) for name in ("running", "waiting")] == [1, 0]
+    assert own_stage.operator.metric("reattach_paused") == 1
+    own_stage.operator.kill(signal.SIGTERM)
+
+    own_stage.operator.command = command
+    own_stage.operator.start()
+    for name in ("running", "waiting"):
+        assert own_stage.cluster.wait_for_outcome(name)["outcome"] == "Succeeded"
+
+
 # -- deleted, lost and found -----------------------------------------------------------------------
 
 

@@ -79,6 +79,7 @@ class Reason(StrEnum):
     QUOTA_EXCEEDED = "QuotaExceeded"
     POD_REFUSED = "PodRefused"
     POD_NAME_TAKEN = "PodNameTaken"
+    PAUSED = "Paused"
     ENDING = "Ending"
     SUCCEEDED = "Succeeded"
     APPLICATION_FAILED = "ApplicationFailed"
@@ -115,6 +116,10 @@ SENTENCES: dict[Reason, str] = {
     Reason.QUOTA_EXCEEDED: "The namespace's quota has no room for the pod. The operator retries, and no attempt is used.",
     Reason.POD_REFUSED: "The API server rejected the pod. The operator retries, and no attempt is used.",
     Reason.POD_NAME_TAKEN: "Another object has the name of the next pod. Delete that object.",
+    Reason.PAUSED: (
+        "This installation of Reattach is paused, so no attempt starts. "
+        "Set the chart's value operator.paused to false to continue."
+    ),
     Reason.ENDING: "The attempt has ended. Its remaining containers are being stopped.",
     Reason.SUCCEEDED: "The task completed.",
     Reason.APPLICATION_FAILED: "The task failed more often than spec.retry.budgets.application allows.",

@@ -155,6 +155,7 @@ _HEADLINES = {
     Reason.QUOTA_EXCEEDED: "waits for the namespace's quota",
     Reason.POD_REFUSED: "can't create its pod",
     Reason.POD_NAME_TAKEN: "can't create its pod",
+    Reason.PAUSED: "waits, because Reattach is paused",
     Reason.ENDING: "waits for the other containers of a pod to stop",
 }
 

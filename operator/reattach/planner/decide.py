@@ -24,6 +24,7 @@ A decision runs checks in a fixed order. Each check returns a decision, or None 
       |    _await_budget              a budget needs a grant                  -> hold
       |    _await_backoff             the pause is not over                   -> wait
       |    _reject_template           no pod can be built, or it changed      -> teardown
+      |    _await_unpause             the installation is paused             -> wait
       |    _handle_pod_rejection      the API server rejected the pod         -> wait, or teardown
       |    _create_pod                none of these                           -> CreatePod
       v
@@ -47,7 +48,8 @@ each. The other pairs exclude one another, or only the reason that is shown firs
     _await_resolutions       = _await_budget           each hold needs its own resolution
     _await_budget            = _await_backoff          the hold is shown later
     _await_backoff           = _reject_template        the run ends earlier
-    _reject_template         = _handle_pod_rejection   the run ends later, or for the other reason
+    _reject_template         = _await_unpause          the run ends later
+    _await_unpause           = _handle_pod_rejection   the pause is shown first
     _handle_pod_rejection    != _create_pod            the rejected pod would be sent at once
 """
 
@@ -239,7 +241,7 @@ def _watch_pending(context: DecisionContext, current: AttemptView, pod: Pod) -> 
         return context.plan(again=deadline)
     show_at = (pod.metadata.creation_timestamp or context.now) + SHOW_PENDING_AFTER
     is_fresh = problem is None and current.entry is None and show_at > context.now
-    if is_fresh and not _shows_rejection(context.status):
+    if is_fresh and not _shows_no_pod(context.status):
         return context.plan(again=min(deadline or show_at, show_at))
     message = problem.message if problem else summary
     return _set_progress(context, Reason.PENDING, message, entry).plan(again=deadline)
@@ -352,6 +354,13 @@ def _reject_template(context: DecisionContext) -> Decision | None:
     return teardown.teardown_step(context, FinalOutcome(Outcome.FAILED, Reason.TEMPLATE_CHANGED, message))
 
 
+def _await_unpause(context: DecisionContext) -> Plan | None:
+    if not context.observed.paused:
+        return None
+    status = conditions.with_progress(context.status, Reason.PAUSED, SENTENCES[Reason.PAUSED], context.now)
+    return context.with_status(status).plan()
+
+
 def _handle_pod_rejection(context: DecisionContext) -> Decision | None:
     rejection = context.observed.rejection
     if rejection is None or rejection.attempt != context.next_number:
@@ -405,6 +414,7 @@ _AFTER_ENDS: tuple[Check, ...] = (
     _await_budget,
     _await_backoff,
     _reject_template,
+    _await_unpause,
     _handle_pod_rejection,
 )
 _REJECTION_REASONS = {
@@ -442,7 +452,7 @@ def _open_entry(context: DecisionContext, view: AttemptView, pod: Pod) -> Attemp
     )
 
 
-def _shows_rejection(status: TaskRunStatus) -> bool:
-    """Return whether status shows a rejected pod, which is outdated once the pod exists."""
-    reasons = (Reason.QUOTA_EXCEEDED, Reason.POD_REFUSED, Reason.POD_NAME_TAKEN)
+def _shows_no_pod(status: TaskRunStatus) -> bool:
+    """Return whether status shows why no pod was created, which is outdated once it exists."""
+    reasons = (Reason.QUOTA_EXCEEDED, Reason.POD_REFUSED, Reason.POD_NAME_TAKEN, Reason.PAUSED)
     return any(conditions.shows(status, reason) for reason in reasons)

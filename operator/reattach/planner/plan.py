@@ -91,6 +91,7 @@ class Observed:
     `state`: the result of reading the state in this pass; None if it was not read (`ReadState`).
     `namespace_ends`: the namespace is being deleted, so no user can resolve a hold any more. It is
     looked up only for a TaskRun that is being deleted and carries our finalizer.
+    `paused`: the installation creates no pods.
     """
 
     taskrun: TaskRun
@@ -99,6 +100,7 @@ class Observed:
     state: StateView | AbsentState | UnreadableState | None = None
     rejection: PodRejection | None = None
     namespace_ends: bool = False
+    paused: bool = False
 
 
 # Output: needs
@@ -132,12 +134,13 @@ class CreatePod:
     """Create the pod of `attempt`.
 
     An existing pod of that name counts as created if controller UID and template hash match.
-    `body`: JSON of the pod.
+    `quota_size`: equal for pods for which a ResourceQuota has room or not alike. `body`: JSON.
     """
 
     attempt: int
     name: str
     template_hash: str
+    quota_size: str
     body: bytes
     purpose: AttemptPurpose = AttemptPurpose.RUN
 

@@ -109,9 +109,28 @@ def pod_creation(
         attempt=attempt,
         name=metadata["name"],
         template_hash=metadata["annotations"][names.ANNOTATION_TEMPLATE_HASH],
+        quota_size=quota_size_of(body),
         body=json.dumps(body).encode(),
         purpose=purpose,
     )
+
+
+def quota_size_of(pod: Mapping[str, Any]) -> str:
+    """Return what decides whether a quota has room for a pod, equal for equal pods.
+
+    These are the resources of its containers, and the fields that scopes of a ResourceQuota match.
+    """
+    spec = pod["spec"]
+    lists = [spec.get(name) for name in ("containers", "initContainers")]
+    containers = [
+        container.get("resources")
+        for found in lists
+        if isinstance(found, list)
+        for container in found
+        if isinstance(container, dict)
+    ]
+    scopes = [spec.get(name) for name in ("resources", "overhead", "priorityClassName")]
+    return json.dumps([containers, scopes, "activeDeadlineSeconds" in spec, "affinity" in spec], sort_keys=True)
 
 
 def build_pod(

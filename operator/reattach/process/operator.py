@@ -84,6 +84,7 @@ class Operator:
             event_recorder=self._event_recorder,
             decide=decide,
             pod_defaults=lambda: self._settings,
+            paused=options.paused,
         )
         states = Store(writer, field_manager=OPERATOR_NAME)
         self._expiry = KeyExpiry(cluster, options.watch_namespaces, states, self._unreadable)
@@ -116,6 +117,8 @@ class Operator:
         def start(name: str, loop: Callable[[], Awaitable[None]]) -> None:
             parts.create_task(keep_running(name, loop, self._metrics), name=name)
 
+        if self._options.paused:
+            _log.warning("Paused: no attempt starts until the operator runs without --paused.")
         self._not_ready_reason = "the first lists of the cluster"
         start("lease", self._keep_lease)
         if self._options.certificates:
@@ -195,6 +198,7 @@ class Operator:
         gauge(
             "reattach_queue_delayed", "TaskRuns that are reconciled again at a later time.", lambda: self._queue.delayed
         )
+        gauge("reattach_paused", "1 if no attempts are started.", lambda: self._options.paused)
         gauge("reattach_taskruns", "Unfinished TaskRuns.", lambda: len(self._taskruns))
         gauge("reattach_pods", "Pods of unfinished TaskRuns, and pods that still run.", lambda: len(self._pods))
         ages = {reflector.path: reflector.age for reflector in self._controller.reflectors}

@@ -36,6 +36,7 @@ class RunOptions:
     writes_per_second: float
     writes_at_once: int
     sweep_seconds: float
+    paused: bool
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
@@ -67,6 +68,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, environment: Mapping[str,
         default=300.0,
         help="interval of the resync, which lists all TaskRuns and removes the expired keys of finished ones",
     )
+    add("--paused", action="store_true", help="start no attempts; running ones continue, and their ends are recorded")
     tls = parser.add_argument_group("certificates of the state API")
     tls.add_argument("--ca-file", type=Path, help="give this bundle to pods, and create no certificates")
     tls.add_argument("--ca-secret", default="reattach-ca", help="Secret of the CA, in --namespace")
@@ -139,6 +141,7 @@ def run_options_of(arguments: argparse.Namespace) -> RunOptions:
         writes_per_second=arguments.writes_per_second,
         writes_at_once=arguments.writes_at_once,
         sweep_seconds=arguments.sweep_seconds,
+        paused=arguments.paused,
     )
 
 

@@ -39,7 +39,7 @@ from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.workqueue import Key
 from reattach.runtime.writer import Writer
 from reattach.state import RequestRejectedError, RunReference, Store
-from reattach.taskrun.quota_backoff import QuotaBackoff, size_of
+from reattach.taskrun.quota_backoff import QuotaBackoff
 
 _RETRY_SECONDS = 2.0
 _RETRY_SECONDS_MAX = 60.0
@@ -115,7 +115,7 @@ class PlanExecutor:
         Raises `UnavailableError` if the response was lost. A retry finds the pod if it exists.
         """
         namespace = taskrun.metadata.namespace
-        if self._quota.is_full(namespace) and not self._quota.may_create(key, _size_of(action)):
+        if not self._quota.may_create(key, action.quota_size):
             message = f"Another pod was rejected: {self._quota.message_of(namespace)}"
             self._record_rejection(key, taskrun, action, PodRejectionKind.QUOTA, message=message)
             return False
@@ -132,7 +132,7 @@ class PlanExecutor:
                 raise
             kind = rejection_kind_of(error, action.name)
             if kind is PodRejectionKind.QUOTA:
-                self._quota.on_rejected(key, _size_of(action), error.message)
+                self._quota.on_rejected(key, action.quota_size, error.message)
             else:
                 self._quota.forget(key)
             self._record_rejection(key, taskrun, action, kind, message=error.message, retry_after=error.retry_after)
@@ -317,10 +317,6 @@ class PlanExecutor:
         else:
             store.delete(metadata.uid, version=found.metadata.resource_version)
         return found
-
-
-def _size_of(action: CreatePod) -> str:
-    return size_of(msgspec.json.decode(action.body))
 
 
 def rejection_kind_of(error: ClusterError, pod: str) -> PodRejectionKind:

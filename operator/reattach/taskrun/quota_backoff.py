@@ -1,10 +1,8 @@
 """Backoff of pod creations in namespaces whose ResourceQuota rejects pods."""
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from reattach.runtime.round_robin import RoundRobin
 from reattach.runtime.workqueue import Key
@@ -77,10 +75,6 @@ class QuotaBackoff:
         self._clock = clock
         self._full: dict[str, _FullNamespace] = {}
 
-    def is_full(self, namespace: str) -> bool:
-        """Return whether the quota of the namespace rejected a pod, and TaskRuns may still wait."""
-        return namespace in self._full
-
     def may_create(self, key: Key, size: str) -> bool:
         """Return whether the TaskRun may create its pod. If not, it waits to be admitted."""
         full = self._full.get(key.namespace)
@@ -150,21 +144,3 @@ class QuotaBackoff:
         """Probe soon: the quota controller counts an ended pod until it has seen its end."""
         full.pause = _FIRST_SECONDS
         full.probe_at = min(full.probe_at, self._clock() + _FIRST_SECONDS)
-
-
-def size_of(pod: Mapping[str, Any]) -> str:
-    """Return what decides whether a quota has room for a pod, equal for equal pods.
-
-    These are the resources of its containers, and the fields that scopes of a ResourceQuota match.
-    """
-    spec = pod["spec"]
-    lists = [spec.get(name) for name in ("containers", "initContainers")]
-    containers = [
-        container.get("resources")
-        for found in lists
-        if isinstance(found, list)
-        for container in found
-        if isinstance(container, dict)
-    ]
-    scopes = [spec.get(name) for name in ("resources", "overhead", "priorityClassName")]
-    return json.dumps([containers, scopes, "activeDeadlineSeconds" in spec, "affinity" in spec], sort_keys=True)

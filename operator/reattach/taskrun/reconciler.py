@@ -98,6 +98,7 @@ class Reconciler:
         event_recorder: EventRecorder,
         decide: Decide,
         pod_defaults: Callable[[], PodDefaults],
+        paused: bool = False,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._cluster = cluster
@@ -109,6 +110,7 @@ class Reconciler:
         self._event_recorder = event_recorder
         self._decide = decide
         self._pod_defaults = pod_defaults
+        self._paused = paused
         self._clock = clock
         self._executor = PlanExecutor(cluster, writer, stores.pods, stores.states, enqueue=queue.add, clock=clock)
 
@@ -158,6 +160,7 @@ class Reconciler:
             summary=summary,
             rejection=self._executor.rejection(key, taskrun),
             namespace_ends=await self._namespace_ends(taskrun),
+            paused=self._paused,
         )
         plan = await self._decide_with_state(key, observed)
         if plan.status is not None:

@@ -664,6 +664,32 @@ def test_a_refusal_of_an_earlier_attempts_pod_is_history() -> None:
     assert created(plan) == [2]
 
 
+# -- a paused installation -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taskrun", [a_taskrun(), RETRIED.with_failed_attempt(1)], ids=["first", "retry"])
+def test_paused_installation_creates_no_pod_and_shows_why(taskrun: ATaskRun) -> None:
+    plan = plan_of(taskrun, paused=True)
+    assert (progress_of(plan)[0], created(plan), told(plan)) == ("Paused", [], [])
+    assert "operator.paused" in progress_of(plan)[1]
+    assert (status_of(plan).counts.attempts, plan.requeue_at) == (taskrun.status.counts.attempts, None)
+    waiting = taskrun.with_status(status_of(plan))
+    assert nothing(plan_of(waiting, paused=True, now=20))
+    assert created(plan_of(waiting, now=30)) == [taskrun.status.counts.attempts + 1]
+    assert progress_of(plan_of(waiting, a_pod(taskrun.status.counts.attempts + 1), now=1))[0] == "Pending"
+
+
+def test_paused_installation_records_the_end_of_a_running_attempt() -> None:
+    plan = plan_of(RETRIED, a_pod().exited(1), paused=True)
+    assert (last_attempt_of(plan).cause, progress_of(plan)[0]) == ("Application", "BackingOff")
+    assert released(plan) == ["load-01234-1"]
+    assert status_of(plan_of(a_taskrun(), a_pod().exited(0), paused=True)).outcome == "Succeeded"
+
+
+def test_paused_installation_ends_a_cancelled_run() -> None:
+    assert status_of(plan_of(a_taskrun(cancel=True), paused=True)).outcome == "Cancelled"
+
+
 CHANGED = {"spec": {"containers": [{"name": "task", "image": "task:2"}]}}
 
 

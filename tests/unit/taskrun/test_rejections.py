@@ -16,9 +16,10 @@ from reattach.cluster import (
 )
 from reattach.cluster.errors import error_of
 from reattach.planner.plan import PodRejectionKind
+from reattach.planner.pods import quota_size_of
 from reattach.runtime.workqueue import Key
 from reattach.taskrun.executor import rejection_kind_of
-from reattach.taskrun.quota_backoff import QuotaBackoff, size_of
+from reattach.taskrun.quota_backoff import QuotaBackoff
 
 POD = "load-1a2b3-1"
 FORBIDDEN = f'pods "{POD}" is forbidden: '
@@ -218,7 +219,7 @@ class TestQuotaBackoff:
 
 class TestSize:
     def test_pods_that_differ_in_name_and_arguments_have_the_same_size(self) -> None:
-        assert size_of(pod(name="one", args=["1"])) == size_of(pod(name="two", args=["2"]))
+        assert quota_size_of(pod(name="one", args=["1"])) == quota_size_of(pod(name="two", args=["2"]))
 
     @pytest.mark.parametrize(
         "spec",
@@ -231,11 +232,11 @@ class TestSize:
     )
     def test_pods_that_a_quota_distinguishes_have_different_sizes(self, spec: dict[str, Any]) -> None:
         base = pod()
-        assert size_of(base) != size_of({"spec": base["spec"] | spec})
+        assert quota_size_of(base) != quota_size_of({"spec": base["spec"] | spec})
 
     @pytest.mark.parametrize("value", [None, 3, "x", ["x"], [None], [{"resources": 3}], {}])
     def test_size_of_a_pod_with_lists_of_wrong_types_is_defined(self, value: Any) -> None:
-        assert size_of({"spec": {"containers": value, "initContainers": value}})
+        assert quota_size_of({"spec": {"containers": value, "initContainers": value}})
 
 
 def pod(**container: Any) -> dict[str, Any]:
