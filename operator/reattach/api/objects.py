@@ -9,6 +9,10 @@ from reattach.api.names import GROUP, KIND
 
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 """A timestamp with a UTC offset. Decoding rejects one without, because they can't be compared."""
+COUNT_MAX = 2**30
+"""Far below the limit of int32 in the schema, so that no later increment exceeds that limit."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+Ordinal = Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)]
 
 
 class Shape(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
