@@ -37,6 +37,7 @@ from reattach.api.names import (
     LABEL_ATTEMPT,
     LABEL_TASKRUN,
 )
+from reattach.planner.pods import TEMPLATE_BYTES_MAX
 
 KINDS = ("taskruns", "pods", "configmaps")
 TIMES = (
@@ -112,9 +113,9 @@ def _large(kind: str, choices: Choices) -> Made:
 
 
 def _many(kind: str, choices: Choices) -> Made:
-    """Return an object with very many small values."""
+    """Return an object with very many small values. The operator parses the template."""
     if kind == "taskruns":
-        nested = "[" + choices.choice(["{},", "[],", "0,", '"",']) * (JSON_BYTES // 4) + "0]"
+        nested = "[" + choices.choice(["{},", "[],", "0,", '"",']) * (TEMPLATE_BYTES_MAX // 5) + "0]"
         return taskrun(template={"extra": "@nested@"}, nested=nested, **_manager(choices)), None
     labels = {f"l{number}": "" for number in range(20_000)}
     marks = _marks(kind, choices)
