@@ -169,6 +169,15 @@ class Attacker:
         self._created[name] = hostile
         return name
 
+    def write_status(self, name: str, status: JSON) -> None:
+        """Write a status, as a user may who has rights on the subresource."""
+        path = self._created[name].path(self.namespace, name) + "/status"
+        self._send("PATCH", path, json.dumps({"status": status}))
+
+    def read(self, name: str) -> bytes:
+        """Return the JSON of the object."""
+        return self.control_plane.client().get(self._created[name].path(self.namespace, name)).content
+
     def touch(self, name: str, times: int = 1) -> None:
         """Change a label of the object, which sends the whole object to every watch."""
         for number in range(times):
@@ -212,6 +221,14 @@ class Bystander:
         assert kubelet.errors == []
         outcome = self._wait(lambda: cluster.status(name).get("outcome"), f"{name} has an outcome")
         assert outcome == "Succeeded"
+
+    def start(self) -> None:
+        """Create a TaskRun, wait for its pod, and delete both."""
+        cluster = Cluster(self.control_plane, self.namespace)
+        name = f"bystander-{secrets.token_hex(4)}"
+        cluster.create(name)
+        self._wait(lambda: cluster.pods(name), f"{name} has a pod")
+        self.control_plane.call("DELETE", taskruns(self.namespace, name))
 
     def expire_key(self) -> None:
         """Create the state of a finished TaskRun with an expired key, and wait until a sweep has removed the key."""

@@ -9,6 +9,10 @@ from reattach.api.names import GROUP, KIND
 
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 """A timestamp with a UTC offset. Decoding rejects one without, because they can't be compared."""
+COUNT_MAX = 2**30
+"""Far below the limit of int32 in the schema, so that no later increment exceeds that limit."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+Ordinal = Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)]
 
 
 class Shape(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
@@ -36,8 +40,8 @@ class ObjectMeta(Shape, frozen=True):
     uid: str = ""
     resource_version: str = ""
     generation: int = 0
-    creation_timestamp: datetime | None = None
-    deletion_timestamp: datetime | None = None
+    creation_timestamp: Time | None = None
+    deletion_timestamp: Time | None = None
     deletion_grace_period_seconds: int | None = None
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
@@ -63,7 +67,7 @@ class Condition(Shape, frozen=True):
     status: str
     reason: str = ""
     message: str = ""
-    last_transition_time: datetime | None = None
+    last_transition_time: Time | None = None
     observed_generation: int | None = None
 
 
@@ -80,8 +84,8 @@ class ContainerTerminated(Shape, frozen=True):
     signal: int = 0
     reason: str = ""
     message: str = ""
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
+    started_at: Time | None = None
+    finished_at: Time | None = None
 
 
 class Waiting(Shape, frozen=True):
@@ -94,7 +98,7 @@ class Waiting(Shape, frozen=True):
 class Running(Shape, frozen=True):
     """A container that runs."""
 
-    started_at: datetime | None = None
+    started_at: Time | None = None
 
 
 class ContainerState(Shape, frozen=True):
@@ -119,7 +123,7 @@ class PodStatus(Shape, frozen=True):
     phase: str = "Pending"
     reason: str = ""
     message: str = ""
-    start_time: datetime | None = None
+    start_time: Time | None = None
     conditions: tuple[Condition, ...] = ()
     init_container_statuses: tuple[ContainerStatus, ...] = ()
     container_statuses: tuple[ContainerStatus, ...] = ()

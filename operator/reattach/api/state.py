@@ -4,10 +4,19 @@ Only `reattach.state` knows the full format of the ConfigMap.
 """
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
-from reattach.api.objects import Shape, Time
+from reattach.api.objects import Count, Ordinal, Shape, Time
+
+# Limits of the schema of `status`. A state that a user changed must not lead to a status that the
+# API server rejects.
+PodUid = Annotated[str, msgspec.Meta(max_length=128)]
+JobKey = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+AdapterName = Annotated[str, msgspec.Meta(max_length=63)]
+Handle = Annotated[str, msgspec.Meta(max_length=1024)]
+Url = Annotated[str, msgspec.Meta(max_length=2048)]
 
 
 class JobState(StrEnum):
@@ -66,7 +75,7 @@ class Seal(Shape, frozen=True):
     Later attempts may store intents only after `Suspend`.
     """
 
-    through_attempt: int
+    through_attempt: Count
     purpose: SealPurpose
 
 
@@ -82,18 +91,18 @@ class JobSummary(Shape, frozen=True):
     `preexisting`: it existed before the first submission of this TaskRun.
     """
 
-    key: str
-    generation: int
+    key: JobKey
+    generation: Ordinal
     state: JobState
-    adapter: str = ""
-    handle: str | None = None
-    url: str | None = None
+    adapter: AdapterName = ""
+    handle: Handle | None = None
+    url: Url | None = None
     origin: JobOrigin | None = None
     submitted_time: Time | None = None
-    submitted_by_attempt: int | None = None
+    submitted_by_attempt: Ordinal | None = None
     detached: bool = False
     held: bool = False
-    holds: int = 0
+    holds: Count = 0
     message: str = ""
     strays: tuple[str, ...] = ()
     given_up: bool = False
@@ -114,25 +123,25 @@ class JobCounts(Shape, frozen=True, omit_defaults=False):
     submitted each of them again.
     """
 
-    submissions: int = 0
-    reattachments: int = 0
-    duplicates_averted: int = 0
+    submissions: Count = 0
+    reattachments: Count = 0
+    duplicates_averted: Count = 0
 
 
 class Epoch(Shape, frozen=True):
     """The attempt that opened the state last."""
 
-    attempt: int
-    pod_uid: str = msgspec.field(name="podUID")
+    attempt: Ordinal
+    pod_uid: PodUid = msgspec.field(name="podUID")
 
 
 class Completion(Shape, frozen=True, forbid_unknown_fields=True):
     """The completion record of the task. `result` is JSON text, at most 4 KiB."""
 
-    attempt: int
-    pod_uid: str = msgspec.field(name="podUID")
+    attempt: Ordinal
+    pod_uid: PodUid = msgspec.field(name="podUID")
     time: Time
-    result: str | None = None
+    result: Annotated[str, msgspec.Meta(max_length=4096)] | None = None
 
 
 class Summary(Shape, frozen=True):
@@ -142,7 +151,7 @@ class Summary(Shape, frozen=True):
     """
 
     epoch: Epoch | None = None
-    completed_attempt: int | None = None
+    completed_attempt: Ordinal | None = None
     seal: Seal | None = None
     jobs: tuple[JobSummary, ...] = ()
     counts: JobCounts = JobCounts()

@@ -4,12 +4,11 @@ Defaults are set here and described in the schema. The schema itself sets none, 
 object has only what its author wrote.
 """
 
-from datetime import datetime
 from typing import Literal
 
 import msgspec
 
-from reattach.api.objects import Condition, ObjectMeta, Shape
+from reattach.api.objects import Condition, ObjectMeta, Shape, Time
 
 
 class Budgets(Shape, frozen=True):
@@ -110,8 +109,8 @@ class Attempt(Shape, frozen=True):
     pod_name: str = ""
     pod_uid: str = msgspec.field(default="", name="podUID")
     node: str = ""
-    start_time: datetime | None = None
-    finish_time: datetime | None = None
+    start_time: Time | None = None
+    finish_time: Time | None = None
     end: str | None = None
     cause: str | None = None
     charged_to: str | None = None
@@ -156,7 +155,7 @@ class ExternalJobStatus(Shape, frozen=True):
     adapter: str = ""
     handle: str | None = None
     url: str | None = None
-    submitted_time: datetime | None = None
+    submitted_time: Time | None = None
     submitted_by_attempt: int | None = None
 
 
@@ -176,9 +175,9 @@ class TaskRunStatus(Shape, frozen=True):
     observed_generation: int | None = None
     outcome: str | None = None
     conditions: tuple[Condition, ...] = ()
-    start_time: datetime | None = None
-    completion_time: datetime | None = None
-    next_attempt_time: datetime | None = None
+    start_time: Time | None = None
+    completion_time: Time | None = None
+    next_attempt_time: Time | None = None
     attempts: tuple[Attempt, ...] = ()
     counts: Counts = Counts()
     external_jobs: tuple[ExternalJobStatus, ...] = ()

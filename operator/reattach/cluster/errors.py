@@ -18,6 +18,8 @@ from typing import Any
 
 NO_REASON = "Unknown"
 """The reason of a response without a `Status` object."""
+_MESSAGE_MAX = 4096
+"""The API server repeats a rejected value in its message, up to the size of the object."""
 
 
 class ClusterError(Exception):
@@ -107,4 +109,5 @@ def error_of(status: int, body: dict[str, Any], retry_after: float | None) -> Cl
     if kind is ConflictError and reason == "AlreadyExists":
         kind = AlreadyExistsError
     causes = tuple((body.get("details") or {}).get("causes") or ())
-    return kind(status, reason, str(body.get("message") or f"HTTP {status}"), causes, retry_after)
+    message = str(body.get("message") or f"HTTP {status}")[:_MESSAGE_MAX]
+    return kind(status, reason, message, causes, retry_after)

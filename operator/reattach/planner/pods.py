@@ -15,6 +15,10 @@ from reattach.planner.plan import AttemptPurpose, CreatePod, PodDefaults
 _PHASES = {AttemptPurpose.RUN: names.PHASE_RUN}
 TOKEN_SECONDS = 3600
 """Validity of a pod token; the kubelet renews it after four fifths of that time."""
+TEMPLATE_BYTES_MAX = 256 * 1024
+"""Size of a template as the API server writes it. A larger one would keep the operator from other
+TaskRuns for too long.
+"""
 TEMPLATE_LEVELS_MAX = 100
 """Levels of nesting in a template. The deepest field of a pod has fewer than 20."""
 _TOO_DEEP = f"spec.template must be nested at most {TEMPLATE_LEVELS_MAX} levels deep."
@@ -53,6 +57,8 @@ class _Names(Shape, frozen=True):
 
 def parse_template(template: msgspec.Raw) -> dict[str, Any]:
     """Return the template as Python objects. Raises `InvalidTemplateError`."""
+    if len(template) > TEMPLATE_BYTES_MAX:
+        raise InvalidTemplateError(f"spec.template must have at most {TEMPLATE_BYTES_MAX // 1024} KiB of JSON.")
     try:
         content: dict[str, Any] = msgspec.json.decode(template)
         msgspec.convert(content, _Template)

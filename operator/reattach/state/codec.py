@@ -20,12 +20,12 @@ never stored.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from reattach.api.names import ANNOTATION_SUMMARY
-from reattach.api.objects import ObjectMeta, Shape, Time
+from reattach.api.objects import Count, ObjectMeta, Ordinal, Shape, Time
 from reattach.api.state import (
     Completion,
     Epoch,
@@ -48,6 +48,10 @@ Kubernetes accepts 256 KiB of annotations.
 """
 
 
+Version = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""A counter that all JSON parsers read exactly."""
+
+
 class Opening(Epoch, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
     """The epoch as stored: the session that opened the state last.
 
@@ -56,7 +60,7 @@ class Opening(Epoch, frozen=True, omit_defaults=False, forbid_unknown_fields=Tru
 
     session: str
     time: Time
-    first_attempt: int
+    first_attempt: Ordinal
     can_cleanup: bool = False
     fenced_sessions: tuple[str, ...] = ()
 
@@ -66,8 +70,8 @@ class StateEntry(Shape, frozen=True, omit_defaults=False, forbid_unknown_fields=
 
     key: str
     value: msgspec.Raw
-    version: int
-    attempt: int
+    version: Version
+    attempt: Ordinal
     pod_uid: str = msgspec.field(name="podUID")
     updated_at: Time
     expires_at: Time | None
@@ -97,7 +101,7 @@ class DurableState(Shape, frozen=True):
 class _Counts(JobCounts, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
     """Counts with the number of jobs. It detects a missing job, which would be submitted again."""
 
-    jobs: int = 0
+    jobs: Count = 0
 
 
 class _Seal(Seal, frozen=True, forbid_unknown_fields=True):
@@ -106,7 +110,7 @@ class _Seal(Seal, frozen=True, forbid_unknown_fields=True):
 
 _PARTS: dict[str, tuple[str, Any]] = {
     "epoch": ("epoch", Opening),
-    "lastVersion": ("last_version", int),
+    "lastVersion": ("last_version", Version),
     "completion": ("completion", Completion),
     "requests": ("requests", tuple[StoredResponse, ...]),
 }

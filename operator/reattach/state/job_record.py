@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import msgspec
 
 from reattach.api.messages import HANDLE_BYTES_MAX, JOBS_MAX, RESULT_BYTES_MAX, Job, ProblemCode
-from reattach.api.objects import Shape, Time
-from reattach.api.state import JobOrigin, JobState, JobSummary
+from reattach.api.objects import Count, Ordinal, Shape, Time
+from reattach.api.state import AdapterName, Handle, JobKey, JobOrigin, JobState, JobSummary, Url
 from reattach.state.data_names import job_name_of
 from reattach.state.errors import RequestRejectedError
 
@@ -34,7 +34,7 @@ class Submitter(Shape, frozen=True, forbid_unknown_fields=True):
     """
 
     id: str
-    attempt: int
+    attempt: Ordinal
     pod_uid: str = msgspec.field(name="podUID")
     session: str
     time: Time
@@ -52,30 +52,30 @@ class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
     if one did. The state is `Intended` exactly while the job is open and has no handle.
     """
 
-    key: str
-    generation: int
-    adapter: str
+    key: JobKey
+    generation: Ordinal
+    adapter: AdapterName
     token: str
     digest: str
     state: JobState
     intended_at: Time
-    intended_by_attempt: int
-    token_seconds: int | None = None
+    intended_by_attempt: Ordinal
+    token_seconds: Count | None = None
     detached: bool = False
     repeated: bool = False
     submitters: tuple[Submitter, ...] = ()
-    handle: str | None = None
-    url: str | None = None
+    handle: Handle | None = None
+    url: Url | None = None
     origin: JobOrigin | None = None
     recorded_at: Time | None = None
-    submitted_by_attempt: int | None = None
+    submitted_by_attempt: Ordinal | None = None
     session: str = ""
     ended_at: Time | None = None
-    ended_by_attempt: int | None = None
+    ended_by_attempt: Ordinal | None = None
     result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     message: str = ""
     held: bool = False
-    holds: int = 0
+    holds: Count = 0
     strays: tuple[str, ...] = ()
     given_up: bool = False
     begun_by: str = ""

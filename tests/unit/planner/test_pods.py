@@ -8,6 +8,7 @@ import pytest
 
 from builders import SETTINGS, TEMPLATE, a_taskrun
 from reattach.planner.pods import (
+    TEMPLATE_BYTES_MAX,
     TEMPLATE_LEVELS_MAX,
     InvalidTemplateError,
     build_pod,
@@ -191,10 +192,19 @@ def test_parse_template_accepts_the_greatest_depth() -> None:
     assert build_pod(with_template(nested(TEMPLATE_LEVELS_MAX)), 1, SETTINGS)["spec"]["x"]
 
 
-@pytest.mark.parametrize("levels", [TEMPLATE_LEVELS_MAX + 1, 500, 900, 100_000])
+@pytest.mark.parametrize("levels", [TEMPLATE_LEVELS_MAX + 1, 500, 900, 9_900, 100_000])
 def test_parse_template_with_too_many_levels_names_the_limit(levels: int) -> None:
     with pytest.raises(InvalidTemplateError, match="must be nested at most 100 levels deep"):
         parse_template(msgspec.Raw(nested(levels)))
+
+
+def test_parse_template_that_is_too_large_names_the_limit() -> None:
+    most = b'{"spec":{"containers":[{"name":"task"}],"x":"%s"}}'
+    largest = most % (b"x" * (TEMPLATE_BYTES_MAX - len(most) + 2))
+    assert len(largest) == TEMPLATE_BYTES_MAX
+    assert parse_template(msgspec.Raw(largest))
+    with pytest.raises(InvalidTemplateError, match="must have at most 256 KiB"):
+        parse_template(msgspec.Raw(largest + b" "))
 
 
 @pytest.mark.parametrize(
