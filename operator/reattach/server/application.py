@@ -138,11 +138,14 @@ def build_application(
 
 def build_health_application(
     metrics: ServerMetrics,
-    is_ready: Callable[[], bool],
+    obstacle: Callable[[], str],
     *,
     in_flight: Callable[[web.Request], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> web.Application:
-    """Build the application for probes and metrics, which uses plain HTTP on a separate port."""
+    """Build the application for probes and metrics, which uses plain HTTP on a separate port.
+
+    `obstacle` returns why this replica is not ready. An empty text means that it is.
+    """
 
     @web.middleware
     async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -153,7 +156,8 @@ def build_health_application(
         return web.Response(text="ok")
 
     async def readyz(_request: web.Request) -> web.Response:
-        return web.Response(text="ok") if is_ready() else web.Response(status=503, text="shutting down")
+        why = obstacle()
+        return web.Response(status=503, text=why) if why else web.Response(text="ok")
 
     async def metrics_text(_request: web.Request) -> web.Response:
         return web.Response(body=metrics.to_text(), headers={"Content-Type": "text/plain; version=0.0.4"})
