@@ -6,7 +6,7 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from aiohttp import web, web_protocol
 from reattach.cluster import Cluster
 from reattach.logs import PlainFormatter, set_up_logs
 from reattach.server.application import InFlight, build_application, build_health_application
+from reattach.server.clock_check import ClockMonitor
 from reattach.server.config import Rate, ServerConfig
 from reattach.server.connections import CloseReason, ConnectionTable, LimitReached
 from reattach.server.listener import Listener
@@ -23,6 +24,7 @@ from reattach.server.metrics import ServerMetrics
 from reattach.server.peer_log import MalformedRequests, PeerLog
 from reattach.server.routes import audit
 from reattach.server.tls import Certificate
+from reattach.server.write_budget import BURST_BYTES_MIN
 from reattach.state.operations import RETENTION_SECONDS_MAX
 
 log = logging.getLogger("reattach.server")
@@ -122,6 +124,13 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         help="limit for requests of one namespace (200:500)",
     )
     add(
+        "--namespace-bytes-rate",
+        type=_bytes_rate,
+        default=ServerConfig.namespace_bytes_rate,
+        help="limit for the bytes of state that one namespace writes, as PER_SECOND:BURST (524288:8388608). The burst"
+        f" must be at least {BURST_BYTES_MIN}",
+    )
+    add(
         "--refused-token-rate",
         type=_rate,
         default=ServerConfig.refused_token_rate,
@@ -170,6 +179,13 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         default=ServerConfig.tls_reload_seconds,
         help="seconds between checks of the certificate files (%(default)s)",
     )
+    add(
+        "--clock-difference",
+        type=_difference,
+        default=ServerConfig.clock_difference_seconds,
+        help="seconds by which the clock may differ from the API server's; beyond, the replica is not ready. 0: not"
+        " checked (%(default)s)",
+    )
     add("--kubeconfig", default=None, help="default: the pod's service account, else $KUBECONFIG")
     add("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"], default="INFO", help="(%(default)s)")
     given = parser.parse_args(arguments)
@@ -184,6 +200,7 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         default_retention_seconds=given.default_retention,
         taskrun_rate=given.taskrun_rate,
         namespace_rate=given.namespace_rate,
+        namespace_bytes_rate=given.namespace_bytes_rate,
         refused_token_rate=given.refused_token_rate,
         connections_per_address=given.connections_per_address,
         connections=given.connections,
@@ -192,6 +209,7 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         request_seconds=given.request_timeout,
         drain_seconds=given.drain,
         tls_reload_seconds=given.tls_reload,
+        clock_difference_seconds=given.clock_difference,
     )
     return settings, given.log_level, given.kubeconfig
 
@@ -208,13 +226,22 @@ async def serve(settings: ServerConfig, kubeconfig: str | None = None) -> None:
     certificate, metrics = Certificate(settings.tls_cert, settings.tls_key), ServerMetrics()
     traffic, peers = InFlight(), PeerLog(settings.refused_token_rate)
     _HTTP_LOG.addFilter(MalformedRequests(peers))
+
+    def obstacle() -> str:
+        if stop.is_set():
+            return "shutting down"
+        return "the clock differs from the API server's" if clocks.check.is_skewed else ""
+
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(await Cluster.connect(kubeconfig, timeout=settings.request_seconds))
-        await _serve_health(stack, settings, metrics, stop)
+        clocks = ClockMonitor(cluster.date, settings.clock_difference_seconds)
+        metrics.clock_difference.set_function(lambda: clocks.check.difference)
+        await clocks.start()
+        await _serve_health(stack, settings, metrics, obstacle)
         listener = await _serve_api(
             stack, settings, metrics, traffic=traffic, peers=peers, cluster=cluster, certificate=certificate
         )
-        for loop in (certificate.watch(settings.tls_reload_seconds), peers.write_summaries()):
+        for loop in (certificate.watch(settings.tls_reload_seconds), peers.write_summaries(), clocks.watch()):
             stack.callback(asyncio.create_task(loop).cancel)
         log.info("serving on port %d, health on port %d", settings.port, settings.health_port)
         await stop.wait()
@@ -228,7 +255,7 @@ async def serve(settings: ServerConfig, kubeconfig: str | None = None) -> None:
 
 
 async def _serve_health(
-    stack: AsyncExitStack, settings: ServerConfig, metrics: ServerMetrics, stop: asyncio.Event
+    stack: AsyncExitStack, settings: ServerConfig, metrics: ServerMetrics, obstacle: Callable[[], str]
 ) -> None:
     connections = ConnectionTable(
         per_address=_HEALTH_CONNECTIONS_PER_ADDRESS,
@@ -239,7 +266,7 @@ async def _serve_health(
     )
     application = build_health_application(
         metrics if settings.serve_metrics else None,
-        lambda: not stop.is_set(),
+        obstacle,
         in_flight=lambda request: listener.request(request),  # noqa: PLW0108 -- it is created below
     )
     runner = await _run(
@@ -355,11 +382,24 @@ def _timeout(text: str) -> float:
     return seconds
 
 
+def _difference(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError("must be at least 0 seconds")
+    return seconds
+
+
 def _rate(text: str) -> Rate:
     per_second, _, burst = text.partition(":")
     rate = Rate(float(per_second), int(burst))
     if rate.per_second <= 0 or rate.burst < 1:
         raise argparse.ArgumentTypeError("must be PER_SECOND:BURST, such as 20:100")
+    return rate
+
+
+def _bytes_rate(text: str) -> Rate:
+    if (rate := _rate(text)).burst < BURST_BYTES_MIN:
+        raise argparse.ArgumentTypeError(f"the burst must be at least {BURST_BYTES_MIN}")
     return rate
 
 

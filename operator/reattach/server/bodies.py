@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeVar
-from weakref import WeakValueDictionary
 
 from aiohttp import web
 
@@ -20,6 +19,7 @@ from reattach.api.messages import (
     ProblemCode,
 )
 from reattach.server.problems import RateLimitedError
+from reattach.server.slots import FairSlots
 from reattach.state import RequestRejectedError
 
 Parsed = TypeVar("Parsed")
@@ -70,27 +70,14 @@ class LargeBodiesError(RateLimitedError):
     """There is no slot for another large body."""
 
     def __init__(self) -> None:
-        RequestRejectedError.__init__(
-            self,
-            ProblemCode.RATE_LIMITED,
-            f"too many bodies of more than {SMALL_BYTES_MAX} bytes at once; wait as long as Retry-After says",
-        )
-        self.wait = 1.0
+        super().__init__(f"too many bodies of more than {SMALL_BYTES_MAX} bytes at once")
 
 
 class BodyTimeoutError(RateLimitedError):
-    """A body did not arrive in time.
-
-    The status is 429, because clients repeat it after Retry-After.
-    """
+    """A body did not arrive in time."""
 
     def __init__(self, seconds: float) -> None:
-        RequestRejectedError.__init__(
-            self,
-            ProblemCode.RATE_LIMITED,
-            f"the body did not arrive within {seconds:g} seconds; send the request again after Retry-After",
-        )
-        self.wait = 1.0
+        super().__init__(f"the body did not arrive within {seconds:g} seconds")
 
 
 class BodyReader:
@@ -98,9 +85,11 @@ class BodyReader:
 
     def __init__(self, *, seconds: float = BODY_SECONDS) -> None:
         self._seconds = seconds
-        self._large = asyncio.Semaphore(LARGE_BODIES_MAX)
-        self._large_of_namespace: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._large_of_taskrun: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._large = FairSlots(
+            LARGE_BODIES_MAX,
+            per_namespace=LARGE_BODIES_PER_NAMESPACE_MAX,
+            per_taskrun=LARGE_BODIES_PER_TASKRUN_MAX,
+        )
         # One thread, because the parsed values of one body may take 25 times its size.
         self._parser = ThreadPoolExecutor(max_workers=1, thread_name_prefix="body-parser")
 
@@ -149,19 +138,26 @@ class BodyReader:
         """Return what `parse` makes of the body. A large body is parsed by another thread."""
         if len(body) <= SMALL_BYTES_MAX:
             return parse(body)
-        return await asyncio.get_running_loop().run_in_executor(self._parser, parse, body)
+        parsed = await asyncio.get_running_loop().run_in_executor(self._parser, _parsed_or_error, parse, body)
+        if isinstance(parsed, RequestRejectedError):
+            raise parsed
+        return parsed
 
     async def _acquire_slots(self, slots: AsyncExitStack, namespace: str, taskrun_uid: str) -> None:
-        # From the narrowest to the widest, so that a waiter holds no slot that others could use:
-        # neither one TaskRun nor one namespace fills the queue for the rest.
-        of_taskrun = self._large_of_taskrun.setdefault(taskrun_uid, asyncio.Semaphore(LARGE_BODIES_PER_TASKRUN_MAX))
-        of_namespace = self._large_of_namespace.setdefault(namespace, asyncio.Semaphore(LARGE_BODIES_PER_NAMESPACE_MAX))
         try:
             async with asyncio.timeout(LARGE_BODY_WAIT_SECONDS):
-                for semaphore in (of_taskrun, of_namespace, self._large):
-                    await slots.enter_async_context(semaphore)
+                await slots.enter_async_context(self._large.slot(namespace, taskrun_uid))
         except TimeoutError:
             raise LargeBodiesError from None
+
+
+def _parsed_or_error(parse: Callable[[bytes], Parsed], body: bytes) -> Parsed | RequestRejectedError:
+    """Return what `parse` returns, or its error without the frames that hold the parsed values."""
+    try:
+        return parse(body)
+    except RequestRejectedError as error:
+        error.__context__ = error.__cause__ = None
+        return error.with_traceback(None)
 
 
 def has_short_rest(request: web.Request) -> bool:

@@ -28,6 +28,11 @@ class ServerMetrics:
             "Changes that conflicted with another writer and were tried again.",
             registry=self.registry,
         )
+        self.written_bytes = Counter(
+            "reattach_server_written_bytes",
+            "Bytes of the ConfigMaps and TaskRuns that this replica wrote.",
+            registry=self.registry,
+        )
         self.token_reviews = Counter(
             "reattach_server_token_reviews",
             "TokenReviews by result: accepted, refused, error.",
@@ -47,6 +52,11 @@ class ServerMetrics:
             "reattach_server_closed_connections",
             "Connections that the state API closed: evicted (for a new one), no-request (in time), idle (for too long).",
             ["reason"],
+            registry=self.registry,
+        )
+        self.clock_difference = Gauge(
+            "reattach_server_clock_difference_seconds",
+            "Seconds by which this replica's clock is ahead of the API server's, to about half a second.",
             registry=self.registry,
         )
         self.job_decisions = Counter(
