@@ -55,6 +55,8 @@ class Workers:
             finally:
                 self._queue.done(key)
                 self._metrics.reconcile_seconds.observe(monotonic() - began)
+            # A reconciliation without I/O does not suspend, but the Lease must be renewed.
+            await asyncio.sleep(0)
 
     async def _reconcile_once(self, key: Key) -> float | None:
         """Reconcile once. Return when to reconcile again, in seconds since the epoch."""

@@ -5,7 +5,9 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.round_robin import RoundRobin
+from reattach.runtime.workers import Workers
 from reattach.runtime.workqueue import DelayingHeap, Key, WorkQueue
 
 A, B, C = (Key("default", name) for name in "abc")
@@ -118,6 +120,23 @@ def drained(queue: RoundRobin[str, int]) -> list[int]:
     while queue:
         items.append(queue.pop())
     return items
+
+
+class TestWorkers:
+    async def test_worker_without_io_lets_other_tasks_run_between_two_keys(self) -> None:
+        queue, order = WorkQueue(), list[str]()
+        for key in (A, B, C):
+            queue.add(key)
+
+        async def reconcile(key: Key) -> None:
+            order.append(key.name)
+
+        worker = asyncio.ensure_future(Workers("TaskRun", queue, reconcile, OperatorMetrics()).run())
+        for _ in range(3):
+            await asyncio.sleep(0)
+            order.append("other")
+        worker.cancel()
+        assert order == ["a", "other", "b", "other", "c", "other"]
 
 
 class TestWorkQueue:
