@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from apicalls import call_of
 from controlplane import ControlPlane, ControlPlaneError
 from operator_process import (
     CONTAINER,
@@ -477,6 +478,36 @@ def test_of_two_operators_one_leads_and_the_other_takes_over(expiring_stage: Sta
     wait_until(other.leads, seconds=40, what="the second operator leads")
     expiring_stage.run("second")
     expiring_stage.cluster.wait_for_outcome("second")
+    other.kill()
+
+
+def test_leader_that_was_frozen_until_another_leads_writes_nothing_when_it_wakes(expiring_stage: Stage) -> None:
+    frozen, cluster = expiring_stage.operator, expiring_stage.cluster
+    other = expiring_stage.operators.make(*SHORT_LEASE, namespaces=[expiring_stage.namespace], lease=frozen.user).start(
+        wait=False
+    )
+    wait_until(other.is_ready, seconds=90, what="the second operator stands by")
+    backoff = {"initialSeconds": 3, "jitterPercent": 0}
+    retry = {"budgets": {"application": 1}, "backoff": backoff}
+    expiring_stage.run("retried", lambda attempt: fail(1) if attempt == 1 else run_on, retry=retry)
+    cluster.wait_for_reason("retried", "BackingOff")
+    assert frozen.process is not None
+    frozen.process.send_signal(signal.SIGSTOP)
+    wait_until(other.leads, seconds=60, what="the second operator leads")
+    names = ["retried", *(f"new-{number}" for number in range(20))]
+    for name in names[1:]:
+        expiring_stage.run(name, lambda _: run_on)
+    for name in names:
+        cluster.wait_for_reason(name, "Running", seconds=60)
+
+    mark = expiring_stage.control_plane.audit_mark()
+    frozen.process.send_signal(signal.SIGCONT)
+    assert frozen.wait_for_exit() == 1
+    found = expiring_stage.control_plane.audit(mark, user=frozen.user)
+    writes = {call_of(event) for event in found if event["verb"] not in {"get", "list", "watch"}}
+    # It may have sent one renewal, which the API server rejected.
+    assert [write for write in writes if not write.startswith("update leases (")] == []
+    assert [len(cluster.pods(name)) for name in names] == [2] + [1] * 20
     other.kill()
 
 
