@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from cli_session import Person, grant
+from cli_session import CliUser, grant
 from controlplane import ControlPlane
 from hostile_text import HOSTILE
 from operator_process import Containers, Operators, Stage, condition, kubelet_of, stage_of
@@ -52,7 +52,7 @@ def tasks(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def person(stage: Stage) -> Person:
+def user(stage: Stage) -> CliUser:
     return grant(stage.control_plane, stage.namespace, "edit")
 
 
@@ -115,15 +115,15 @@ def test_events_are_printable_lines(stage: Stage, held: JSON) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command[0]} {command[-1]:.8}")
-def test_command_prints_printable_lines(person: Person, held: JSON, command: tuple[str, ...]) -> None:
-    said = person(*command)
-    assert said.out or said.err
-    check_printable(said.out + said.err)
+def test_command_prints_printable_lines(user: CliUser, held: JSON, command: tuple[str, ...]) -> None:
+    result = user(*command)
+    assert result.out or result.err
+    check_printable(result.out + result.err)
 
 
-def test_log_lines_of_both_processes_are_printable(stage: Stage, tasks: Tasks, person: Person, held: JSON) -> None:
-    said = person("resolve", NAME, "--key", "load", "--generation", "1", "--fail")
-    assert said.code == 0, said.err
+def test_log_lines_of_both_processes_are_printable(stage: Stage, tasks: Tasks, user: CliUser, held: JSON) -> None:
+    result = user("resolve", NAME, "--key", "load", "--generation", "1", "--fail")
+    assert result.code == 0, result.err
     status = stage.cluster.wait_for_outcome(NAME, seconds=90)
     orphaned = condition(status, "Orphaned")["message"]
     assert r"\x1b[2J" in orphaned
