@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from controlplane import ControlPlane, RunningControlPlane
-from operator_process import Cluster, Containers, Kubelet, Operators, kubelet_of
+from operator_process import Cluster, Containers, Kubelet, Operator, Operators, kubelet_of
 from reattach.api.names import FINALIZER_ATTEMPT, LABEL_TASKRUN
 from reattach.cluster.paths import pods, taskruns
 from stateapi import Server, Servers
@@ -46,9 +46,21 @@ def servers(private_control_plane: RunningControlPlane, tmp_path: Path) -> Itera
     servers.stop()
 
 
-def pods_of(control_plane: ControlPlane, namespace: str) -> list[JSON]:
-    found: list[JSON] = control_plane.call("GET", pods(namespace), labelSelector=LABEL_TASKRUN)["items"]
-    return found
+def delete_task_pods(control_plane: ControlPlane, namespace: str, *, count: int) -> None:
+    """Delete the task pods, which then wait for the operator."""
+    control_plane.call("DELETE", pods(namespace), labelSelector=LABEL_TASKRUN)
+    held = control_plane.call("GET", pods(namespace), labelSelector=LABEL_TASKRUN)["items"]
+    assert len(held) == count
+    for pod in held:
+        assert "deletionTimestamp" in pod["metadata"]
+        assert FINALIZER_ATTEMPT in pod["metadata"]["finalizers"]
+
+
+def start_paused(operator: Operator) -> None:
+    command = operator.command
+    operator.command = [*command, "--paused"]
+    operator.start()
+    operator.command = command
 
 
 class Submission:
@@ -67,7 +79,7 @@ class Submission:
         assert self.may_submit.wait(SECONDS)
         response = process.intend()
         assert response.json()["decision"] == "Submit"
-        self.tasks.answers[containers.pod["metadata"]["labels"][LABEL_TASKRUN], containers.attempt] = response.json()
+        self.tasks.intents[containers.pod["metadata"]["labels"][LABEL_TASKRUN], containers.attempt] = response.json()
         assert process.handle(f"job-of-{containers.name}").status_code == 204
         self.submitted.set()
         stay(containers)
@@ -105,17 +117,13 @@ def test_restored_cluster_that_is_held_by_the_documented_steps_submits_no_second
     with control_plane.without_control_plane() as etcd:
         shutil.rmtree(etcd)
         shutil.copytree(tmp_path / "snapshot", etcd)
-    control_plane.call("DELETE", pods(namespace), labelSelector=LABEL_TASKRUN)
-    held = pods_of(control_plane, namespace)
-    assert all("deletionTimestamp" in pod["metadata"] for pod in held)
-    assert all(FINALIZER_ATTEMPT in pod["metadata"]["finalizers"] for pod in held)
-    assert len(held) == 2
+    delete_task_pods(control_plane, namespace, count=2)
 
     # The intents are forgotten in the cluster, and the log still names the job.
     unfinished = control_plane.call("GET", taskruns(namespace), fieldSelector="status.outcome=")["items"]
     assert {found["metadata"]["name"] for found in unfinished} == {"unprotected", "named"}
     assert all("externalJobs" not in found.get("status", {}) for found in unfinished)
-    token = first["unprotected"].tasks.answers["unprotected", 1]["job"]["token"]
+    token = first["unprotected"].tasks.intents["unprotected", 1]["job"]["token"]
     assert any("taskrun=unprotected" in line and "decision=Submit" in line and token in line for line in log)
     assert any("taskrun=unprotected" in line and f"handle='{handle}'" in line for line in log)
 
@@ -124,16 +132,20 @@ def test_restored_cluster_that_is_held_by_the_documented_steps_submits_no_second
     kubelet.is_paused = False
     again = Tasks(control_plane, servers.start())
     kubelet.play(namespace, lambda _name, _attempt: again.finish)
-    operator.start()
+    start_paused(operator)
     assert cluster.wait_for_outcome("unprotected", seconds=SECONDS)["outcome"] == "Cancelled"
-    assert ("unprotected", 2) not in again.answers
+    cluster.wait_for_reason("named", "Paused", seconds=SECONDS)
+    assert again.intents == {}
+    operator.kill()
+    operator.start()
     cluster.create("successor", adopt=[{"key": "load", "handle": handle}])
     assert cluster.wait_for_outcome("successor", seconds=SECONDS)["outcome"] == "Succeeded"
-    assert again.answers["successor", 1]["decision"] == "Reattach"
-    assert again.answers["successor", 1]["job"]["handle"] == handle
+    assert again.intents["successor", 1]["decision"] == "Reattach"
+    assert again.intents["successor", 1]["job"]["handle"] == handle
+    assert ("unprotected", 2) not in again.intents
 
     # The other run submits again with the same token, so a name or a token protects its job.
     status = cluster.wait_for_outcome("named", seconds=SECONDS)
-    assert again.answers["named", 2]["decision"] == "Submit"
-    assert again.answers["named", 2]["job"]["token"] == first["named"].tasks.answers["named", 1]["job"]["token"]
+    assert again.intents["named", 2]["decision"] == "Submit"
+    assert again.intents["named", 2]["job"]["token"] == first["named"].tasks.intents["named", 1]["job"]["token"]
     assert [attempt.get("chargedTo") for attempt in status["attempts"]] == ["disruption", None]
