@@ -60,7 +60,7 @@ def main(task: reattach.Task) -> object:
         BEAT.touch()
         if isinstance(jobs.status(job.handle), Succeeded):
             break
-        time.sleep(0.5)
+        time.sleep(2)
     return job.wait()
 
 
