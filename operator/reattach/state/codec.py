@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import msgspec
 
 from reattach.api.names import ANNOTATION_SUMMARY
-from reattach.api.objects import Count, ObjectMeta, Ordinal, Shape, Time
+from reattach.api.objects import Count, ObjectMeta, Shape, Time
 from reattach.api.state import (
     Completion,
     Epoch,
@@ -60,7 +60,7 @@ class Opening(Epoch, frozen=True, omit_defaults=False, forbid_unknown_fields=Tru
 
     session: str
     time: Time
-    first_attempt: Ordinal
+    first_attempt: Count
     can_cleanup: bool = False
     fenced_sessions: tuple[str, ...] = ()
 
@@ -71,7 +71,7 @@ class StateEntry(Shape, frozen=True, omit_defaults=False, forbid_unknown_fields=
     key: str
     value: msgspec.Raw
     version: Version
-    attempt: Ordinal
+    attempt: Count
     pod_uid: str = msgspec.field(name="podUID")
     updated_at: Time
     expires_at: Time | None

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
@@ -21,6 +22,9 @@ _HANDLE_BYTES, _END_BYTES = 200, 200
 """Bytes that a handle or an end adds to a record, without handle, URL, message and result."""
 _TOKENS = uuid.uuid5(uuid.NAMESPACE_DNS, "reattach.dev")
 _OVER = {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+
+TokenSeconds = Annotated[int, msgspec.Meta(ge=0, le=2**32)]
+"""Room for the longest lifetime that the state API accepts, 100 years."""
 
 JobName = tuple[str, int]
 """Key and generation."""
@@ -60,7 +64,7 @@ class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
     state: JobState
     intended_at: Time
     intended_by_attempt: Ordinal
-    token_seconds: Count | None = None
+    token_seconds: TokenSeconds | None = None
     detached: bool = False
     repeated: bool = False
     submitters: tuple[Submitter, ...] = ()

@@ -4,15 +4,25 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from reattach.api.names import ANNOTATION_SUMMARY
 from reattach.api.objects import COUNT_MAX
 from reattach.api.state import Completion, JobCounts, JobState, Seal, SealPurpose
-from reattach.state.codec import DurableState, Opening, from_data, summary_annotation_of, summary_of, to_data
+from reattach.state.codec import (
+    DurableState,
+    Opening,
+    StateEntry,
+    from_data,
+    summary_annotation_of,
+    summary_of,
+    to_data,
+)
 from reattach.state.data_names import job_name_of
 from reattach.state.errors import UnreadableError
 from reattach.state.job_record import JobRecord
+from reattach.state.operations import RETENTION_SECONDS_MAX
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 JOB = JobRecord(
@@ -29,6 +39,7 @@ JOB = JobRecord(
     submitted_by_attempt=1,
     recorded_at=AT,
     holds=1,
+    token_seconds=RETENTION_SECONDS_MAX,
 )
 STATE = DurableState(
     epoch=Opening(attempt=1, pod_uid="p", session="s", time=AT, first_attempt=1),
@@ -53,11 +64,21 @@ WRONG: list[tuple[str, str, Any]] = [
     (JOB_NAME, "submittedByAttempt", COUNT_MAX + 1),
     (JOB_NAME, "recordedAt", "2020-01-01T00:00:00"),
     (JOB_NAME, "holds", 2**31),
+    (JOB_NAME, "tokenSeconds", 10**20),
 ]
 
 
 def test_from_data_of_a_state_within_the_ranges_returns_it() -> None:
     assert from_data(to_data(STATE)) == STATE
+
+
+def test_from_data_with_a_key_that_a_user_wrote_returns_it() -> None:
+    # `kubectl reattach state set` writes attempt 0.
+    key = StateEntry(
+        key="a", value=msgspec.Raw(b"1"), version=1, attempt=0, pod_uid="cli:eve", updated_at=AT, expires_at=None
+    )
+    state = msgspec.structs.replace(STATE, records={"a": key}, last_version=1)
+    assert from_data(to_data(state)) == state
 
 
 @pytest.mark.parametrize("name, field, value", WRONG)
