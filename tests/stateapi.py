@@ -116,6 +116,7 @@ class Servers:
             "--kubeconfig": str(self.control_plane.kubeconfig(user, (GROUP,))),
             "--taskrun-rate": "2000:2000",
             "--namespace-rate": "5000:5000",
+            "--namespace-bytes-rate": "1e12:1000000000000",
             "--refused-token-rate": "2000:2000",
             "--drain": "0",
             "--tls-reload": "0.1",

@@ -23,6 +23,7 @@ from reattach.server.metrics import ServerMetrics
 from reattach.server.peer_log import MalformedRequests, PeerLog
 from reattach.server.routes import audit
 from reattach.server.tls import Certificate
+from reattach.server.write_budget import BURST_BYTES_MIN
 from reattach.state.operations import RETENTION_SECONDS_MAX
 
 log = logging.getLogger("reattach.server")
@@ -122,6 +123,13 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         help="limit for requests of one namespace (200:500)",
     )
     add(
+        "--namespace-bytes-rate",
+        type=_bytes_rate,
+        default=ServerConfig.namespace_bytes_rate,
+        help="limit for the bytes of state that one namespace writes, as PER_SECOND:BURST (524288:8388608). The burst"
+        f" must be at least {BURST_BYTES_MIN}",
+    )
+    add(
         "--refused-token-rate",
         type=_rate,
         default=ServerConfig.refused_token_rate,
@@ -184,6 +192,7 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         default_retention_seconds=given.default_retention,
         taskrun_rate=given.taskrun_rate,
         namespace_rate=given.namespace_rate,
+        namespace_bytes_rate=given.namespace_bytes_rate,
         refused_token_rate=given.refused_token_rate,
         connections_per_address=given.connections_per_address,
         connections=given.connections,
@@ -360,6 +369,12 @@ def _rate(text: str) -> Rate:
     rate = Rate(float(per_second), int(burst))
     if rate.per_second <= 0 or rate.burst < 1:
         raise argparse.ArgumentTypeError("must be PER_SECOND:BURST, such as 20:100")
+    return rate
+
+
+def _bytes_rate(text: str) -> Rate:
+    if (rate := _rate(text)).burst < BURST_BYTES_MIN:
+        raise argparse.ArgumentTypeError(f"the burst must be at least {BURST_BYTES_MIN}")
     return rate
 
 

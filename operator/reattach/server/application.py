@@ -18,6 +18,7 @@ from reattach.server.peer_log import PeerLog
 from reattach.server.problems import RateLimitedError, response_of
 from reattach.server.rate_limit import RateLimit
 from reattach.server.routes import CALLER, Routes
+from reattach.server.write_budget import RESERVE_BYTES, MeteredClient
 from reattach.state import RequestRejectedError, Store
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -35,6 +36,16 @@ _LOGGED = {
     ProblemCode.HANDLE_DIFFERS,
 }
 """Problems that are logged at WARNING."""
+
+
+EVIDENCE_ROUTES = {
+    ("PUT", "/v1/jobs/{key}/handle"),
+    ("PUT", "/v1/jobs/{key}/outcome"),
+    ("POST", "/v1/complete"),
+}
+"""Routes whose requests record that a job exists, or how a job or the run ended."""
+RESERVED_PART = 0.1
+"""Part of each burst of requests that only evidence may use."""
 
 
 class InFlight:
@@ -82,9 +93,16 @@ def build_application(
     gate = AuthGate(cluster, settings, metrics, monotonic)
     peers = peers or PeerLog(settings.refused_token_rate, clock=monotonic)
     bodies = BodyReader()
+    written = RateLimit(settings.namespace_bytes_rate, clock=monotonic)
+
+    def metered(least: float) -> MeteredClient:
+        return MeteredClient(cluster, written, least=least, on_write=metrics.written_bytes.inc)
+
+    store = Store(metered(RESERVE_BYTES), on_conflict=metrics.conflicts.inc)
     routes = Routes(
-        Store(cluster, on_conflict=metrics.conflicts.inc),
+        store,
         bodies,
+        evidence=store.with_client(metered(1)),
         default_retention_seconds=settings.default_retention_seconds,
         clock=clock or (lambda: datetime.now(UTC)),
         count=lambda decision: metrics.job_decisions.labels(decision).inc(),
@@ -182,11 +200,16 @@ class AuthGate:
                 raise
         if caller is None:
             caller = await self._authenticator.authenticate(authorization, charge)
-        if wait := self._taskruns.take(caller.run.uid):
-            raise RateLimitedError(f"TaskRun {caller.run.name}", wait)
-        if wait := self._namespaces.take(caller.run.namespace):
-            raise RateLimitedError(f"namespace {caller.run.namespace}", wait)
+        self._take(request, self._taskruns, caller.run.uid, f"TaskRun {caller.run.name}")
+        self._take(request, self._namespaces, caller.run.namespace, f"namespace {caller.run.namespace}")
         return caller
+
+    def _take(self, request: web.Request, limit: RateLimit, key: str, whose: str) -> None:
+        resource = request.match_info.route.resource
+        is_evidence = (request.method, resource.canonical if resource else "") in EVIDENCE_ROUTES
+        reserve = 0 if is_evidence else int(limit.burst * RESERVED_PART)
+        if wait := limit.take(key, least=1 + reserve):
+            raise RateLimitedError(f"too many requests of {whose}", wait)
 
     @contextmanager
     def charged(self, request: web.Request) -> Iterator[None]:
@@ -197,7 +220,7 @@ class AuthGate:
         """
         address = request.remote or ""
         if wait := self._refused_tokens.take(address):
-            raise RateLimitedError("this address without an accepted token", wait)
+            raise RateLimitedError("too many requests of this address without an accepted token", wait)
         yield
         self._refused_tokens.give_back(address)
 

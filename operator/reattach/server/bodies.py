@@ -70,27 +70,14 @@ class LargeBodiesError(RateLimitedError):
     """There is no slot for another large body."""
 
     def __init__(self) -> None:
-        RequestRejectedError.__init__(
-            self,
-            ProblemCode.RATE_LIMITED,
-            f"too many bodies of more than {SMALL_BYTES_MAX} bytes at once; wait as long as Retry-After says",
-        )
-        self.wait = 1.0
+        super().__init__(f"too many bodies of more than {SMALL_BYTES_MAX} bytes at once")
 
 
 class BodyTimeoutError(RateLimitedError):
-    """A body did not arrive in time.
-
-    The status is 429, because clients repeat it after Retry-After.
-    """
+    """A body did not arrive in time."""
 
     def __init__(self, seconds: float) -> None:
-        RequestRejectedError.__init__(
-            self,
-            ProblemCode.RATE_LIMITED,
-            f"the body did not arrive within {seconds:g} seconds; send the request again after Retry-After",
-        )
-        self.wait = 1.0
+        super().__init__(f"the body did not arrive within {seconds:g} seconds")
 
 
 class BodyReader:

@@ -8,7 +8,7 @@ from reattach.api.messages import DEFAULT_RETENTION_SECONDS
 
 @dataclass(frozen=True)
 class Rate:
-    """Requests per second, and the size of a burst. Each replica limits on its own."""
+    """Requests (or bytes) per second, and the size of a burst. Each replica limits on its own."""
 
     per_second: float
     burst: int
@@ -30,6 +30,8 @@ class ServerConfig:
     default_retention_seconds: int = DEFAULT_RETENTION_SECONDS
     taskrun_rate: Rate = Rate(20, 100)
     namespace_rate: Rate = Rate(200, 500)
+    namespace_bytes_rate: Rate = Rate(512 * 1024, 8 * 1024 * 1024)
+    """Limit for the bytes that the tasks of a namespace make a replica write to etcd."""
     refused_token_rate: Rate = Rate(1, 20)
     """Limit for requests of one address without an accepted token, and for log lines about a peer.
 

@@ -28,6 +28,11 @@ class ServerMetrics:
             "Changes that conflicted with another writer and were tried again.",
             registry=self.registry,
         )
+        self.written_bytes = Counter(
+            "reattach_server_written_bytes",
+            "Bytes of the ConfigMaps and TaskRuns that this replica wrote.",
+            registry=self.registry,
+        )
         self.token_reviews = Counter(
             "reattach_server_token_reviews",
             "TokenReviews by result: accepted, refused, error.",

@@ -54,10 +54,13 @@ REFUSAL_CHARACTERS_MAX = 300
 
 
 class RateLimitedError(RequestRejectedError):
-    """Rejection by a rate limit. The next request succeeds after `wait` seconds."""
+    """Rejection by a limit. `detail` names it. The next request may succeed after `wait` seconds.
 
-    def __init__(self, whose: str, wait: float) -> None:
-        super().__init__(ProblemCode.RATE_LIMITED, f"too many requests of {whose}; wait as long as Retry-After says")
+    The status is 429, because clients repeat the request after Retry-After.
+    """
+
+    def __init__(self, detail: str, wait: float = 1.0) -> None:
+        super().__init__(ProblemCode.RATE_LIMITED, f"{detail}; wait as long as Retry-After says")
         self.wait = wait
 
 

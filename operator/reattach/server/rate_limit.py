@@ -16,7 +16,7 @@ class RateLimit:
 
     def __init__(self, rate: Rate, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = 1 / rate.per_second
-        self._burst = rate.burst
+        self.burst = rate.burst
         self._clock = clock
         self._full_at: dict[str, float] = {}
 
@@ -28,7 +28,7 @@ class RateLimit:
         """
         now = self._clock()
         full_at = max(self._full_at.get(key, now), now)
-        if (wait := full_at - now - (self._burst - least) * self._interval) > 0:
+        if (wait := full_at - now - (self.burst - least) * self._interval) > 0:
             return wait
         if len(self._full_at) >= KEYS_MAX:
             self._forget(now)

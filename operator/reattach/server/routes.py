@@ -35,6 +35,8 @@ from reattach.api.messages import (
 from reattach.api.names import HEADER_REQUEST_ID, HEADER_SESSION
 from reattach.server.authentication import PodIdentity
 from reattach.server.bodies import BodyReader
+from reattach.server.config import Rate
+from reattach.server.rate_limit import RateLimit
 from reattach.state import DurableState, RequestRejectedError, Store
 from reattach.state.codec import StateEntry
 from reattach.state.intents import IntentResult, intend
@@ -68,6 +70,9 @@ _JOB_PATH = "/v1/jobs/{key:[\\s\\S]*}"
 _ID = re.compile(r"[-._A-Za-z0-9]+")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
+UNCHANGED_LINES_RATE = Rate(4096, 256 * 1024)
+"""Bytes of audit lines of one namespace about calls that changed nothing."""
+
 Message = TypeVar("Message", bound=msgspec.Struct)
 Parsed = TypeVar("Parsed")
 
@@ -75,7 +80,8 @@ Parsed = TypeVar("Parsed")
 class Routes:
     """Handlers over one `Store`.
 
-    The middleware puts the authenticated `CALLER` into each request.
+    The middleware puts the authenticated `CALLER` into each request. Handles, outcomes and
+    completions are written by `evidence`. It is the same store with a reserve of bytes.
     """
 
     def __init__(
@@ -83,11 +89,14 @@ class Routes:
         store: Store,
         bodies: BodyReader | None = None,
         *,
+        evidence: Store | None = None,
         default_retention_seconds: int,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         count: Callable[[JobEvent], None] = lambda _: None,
     ) -> None:
         self._store = store
+        self._evidence = evidence or store
+        self._unchanged_lines = RateLimit(UNCHANGED_LINES_RATE)
         self._bodies = bodies or BodyReader()
         self._default_retention_seconds = default_retention_seconds
         self._clock = clock
@@ -192,13 +201,14 @@ class Routes:
         )
         now = self._clock()
 
-        def act(state: DurableState) -> tuple[DurableState, bytes]:
-            return idempotent(
+        def act(state: DurableState) -> tuple[DurableState, bool]:
+            after, _ = idempotent(
                 state, session, operation, lambda current: (complete(current, session, result, now), b"{}")
             )
+            return after, after != state
 
-        await self._store.change(caller.run, act)
-        write_audit(caller, "complete", operation, f"bytes={len(result or b'')}")
+        is_changed = await self._evidence.change(caller.run, act)
+        self._write_audit(caller, "complete", operation, f"bytes={len(result or b'')}", is_changed=is_changed)
         return web.Response(status=204)
 
     async def list_jobs(self, request: web.Request) -> web.Response:
@@ -222,14 +232,14 @@ class Routes:
         message, operation = await self._parse(request, IntentRequest, lambda message: message)
         now = self._clock()
 
-        def act(state: DurableState, owner: Owner) -> tuple[DurableState, tuple[IntentResult, Owner]]:
+        def act(state: DurableState, owner: Owner) -> tuple[DurableState, tuple[IntentResult, Owner, bool]]:
             after, result = intend(state, session, key, message, owner=owner, now=now, request=operation)
-            return after, (result, owner)
+            return after, (result, owner, after != state)
 
-        result, owner = await self._store.change_with_owner(caller.run, act)
-        self._log_job(
-            caller, "intent", operation, result.counted, f"decision={result.decision} {described_job(result.job)}"
-        )
+        result, owner, is_changed = await self._store.change_with_owner(caller.run, act)
+        self._count_event(result.counted)
+        what = f"decision={result.decision} {described_job(result.job)}"
+        self._write_audit(caller, "intent", operation, what, is_changed=is_changed)
         rules = owner.spec.submission
         return to_response(
             IntentResponse(
@@ -248,18 +258,22 @@ class Routes:
         caller, session, key = request[CALLER], session_of(request), job_key_of(request)
         message, operation = await self._parse(request, HandleRequest, lambda message: message)
         now = self._clock()
+
+        def act(state: DurableState) -> tuple[DurableState, tuple[RecordResult, bool]]:
+            after, recorded = record_handle(state, session, key, message, now)
+            return after, (recorded, after != state)
+
         try:
-            recorded = await self._store.change(
-                caller.run, lambda state: record_handle(state, session, key, message, now)
-            )
+            recorded, is_changed = await self._evidence.change(caller.run, act)
         except RequestRejectedError as refused:
             # If the state cannot hold the handle, the audit log is the only record of a job that
             # may be running.
             what = f"given={message.handle!r} key={key!r} generation={message.generation} refused={refused.code}"
-            write_audit(caller, "handle", operation, what)
+            self._write_audit(caller, "handle", operation, what, is_changed=False)
             raise
+        self._count_event(recorded.counted)
         what = f"given={message.handle!r} {described_job(recorded.job)}"
-        self._log_job(caller, "handle", operation, recorded.counted, what)
+        self._write_audit(caller, "handle", operation, what, is_changed=is_changed)
         if recorded.refused is not None:
             raise recorded.refused
         return web.Response(status=204)
@@ -271,27 +285,35 @@ class Routes:
         message, operation = await self._parse(request, OutcomeRequest, lambda message: message)
         now = self._clock()
 
-        def act(state: DurableState, owner: Owner | None = None) -> tuple[DurableState, RecordResult | None]:
+        def act(
+            state: DurableState, owner: Owner | None = None
+        ) -> tuple[DurableState, tuple[RecordResult, bool] | None]:
             if find_response(state, session, operation) is not None:
                 return state, None
             count = 0 if owner is None else len(owner.resolutions_for(key, message.generation))
             after, recorded = record_outcome(state, session, key, message, now, resolution_count=count)
-            return with_response(after, operation, b"{}"), recorded
+            return with_response(after, operation, b"{}"), (recorded, after != state)
 
         if message.hold:
-            recorded = await self._store.change_with_owner(caller.run, act)
+            done = await self._evidence.change_with_owner(caller.run, act)
         else:
-            recorded = await self._store.change(caller.run, act)
-        if recorded is not None:  # a repeated request records and logs nothing
-            self._log_job(caller, "outcome", operation, recorded.counted, described_job(recorded.job))
+            done = await self._evidence.change(caller.run, act)
+        if done is not None:  # a repeated request records and logs nothing
+            recorded, is_changed = done
+            self._count_event(recorded.counted)
+            self._write_audit(caller, "outcome", operation, described_job(recorded.job), is_changed=is_changed)
         return web.Response(status=204)
 
-    def _log_job(
-        self, caller: PodIdentity, verb: str, operation: OperationRequest | None, counted: JobEvent | None, what: str
-    ) -> None:
+    def _count_event(self, counted: JobEvent | None) -> None:
         if counted is not None:
             self._count(counted)
-        write_audit(caller, verb, operation, what)
+
+    def _write_audit(
+        self, caller: PodIdentity, verb: str, operation: OperationRequest | None, what: str, *, is_changed: bool
+    ) -> None:
+        """Log one line. Limit the lines about calls that changed nothing."""
+        if is_changed or not self._unchanged_lines.take(caller.run.namespace, len(what)):
+            write_audit(caller, verb, operation, what)
 
     async def _parse(
         self, request: web.Request, kind: type[Message], parse: Callable[[Message], Parsed]
@@ -323,7 +345,8 @@ class Routes:
 
         body, results = await self._store.change(caller.run, act)
         for step, result in zip(steps, results, strict=False):  # a repeated request has none
-            write_audit(caller, "change", operation, described(step, result))
+            is_changed = isinstance(step, Set) or result.deleted != 0
+            self._write_audit(caller, "change", operation, described(step, result), is_changed=is_changed)
         return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 
 

@@ -8,11 +8,12 @@ never changes once set.
 """
 
 import asyncio
+import copy
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -79,6 +80,15 @@ class Store:
         self._field_manager = field_manager
         self._configmap_uids: dict[str, str] = {}  # by the TaskRun's UID
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def with_client(self, client: KubernetesClient) -> Self:
+        """Return this store with another client.
+
+        Both share the locks, so that their changes of one TaskRun don't conflict.
+        """
+        other = copy.copy(self)
+        other._client = client  # noqa: SLF001 -- of a copy
+        return other
 
     async def open(self, run: RunReference, session: Session, now: datetime, *, can_cleanup: bool = False) -> bool:
         """Apply `operations.open_state`.

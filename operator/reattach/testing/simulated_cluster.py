@@ -92,6 +92,7 @@ class SimulatedCluster:
             tls_key=Path(),
             taskrun_rate=_NO_LIMIT,
             namespace_rate=_NO_LIMIT,
+            namespace_bytes_rate=Rate(1e12, 10**12),
             refused_token_rate=_NO_LIMIT,
         )
         application = build_application(self.cluster, settings, ServerMetrics(), InFlight(), clock=self.clock.now)

@@ -1,4 +1,4 @@
-"""Costs of refused requests: TokenReviews, and bytes of the log."""
+"""Costs of refused requests in TokenReviews and bytes of the log, and the bytes that a namespace may write."""
 
 import contextlib
 from collections import Counter
@@ -9,12 +9,13 @@ import httpx
 import pytest
 
 from controlplane import ControlPlane
-from peers import Peer
-from stateapi import Server, Servers, Task, code_of
+from peers import Peer, metric
+from stateapi import Attempt, Server, Servers, Task, code_of
 from waiting import wait_until
 
 REFUSALS_BY_DEFAULT = ("--refused-token-rate", "1:20")
 LINE_BYTES_MAX = 500
+MIB = 1024 * 1024
 
 
 def responses_at_once(server: Server, requests: Iterable[Callable[[httpx.Client], httpx.Response]]) -> Counter[int]:
@@ -78,3 +79,56 @@ def test_a_bad_token_returns_no_text_of_the_api_server(servers: Servers, task: T
     assert code_of(response) == (401, "unauthenticated")
     assert response.json()["detail"] == "the token must be a valid pod token with audience reattach.dev"
     assert "the API server returned:" in server.log
+
+
+class TestBytes:
+    """The burst is 4 MiB, of which evidence has 2 MiB. A full state has some 0.6 MiB."""
+
+    LIMIT = ("--namespace-bytes-rate", "1000:4194304")
+
+    @staticmethod
+    def fill(attempt: Attempt) -> None:
+        """Write until the server refuses. The state has 500 KiB then."""
+        for number in range(100):
+            response = attempt.set(f"k{number % 8}", "x" * 62_000)
+            if response.status_code == 429:
+                assert code_of(response) == (429, "rate-limited")
+                assert "bytes of state" in response.json()["detail"]
+                assert int(response.headers["Retry-After"]) >= 1
+                return
+        pytest.fail("the server stored 100 states of up to 500 KiB")
+
+    def test_namespace_that_rewrites_a_full_state_writes_few_bytes_and_others_go_on(
+        self, control_plane: ControlPlane, servers: Servers, task: Task
+    ) -> None:
+        server = servers.start(*self.LIMIT)
+        attempt = task.attempt(server)
+        sibling = Task.create(control_plane, task.namespace, "sibling").attempt(server)
+        other = Task.create(control_plane, control_plane.create_namespace("other")).attempt(server)
+        self.fill(attempt)
+        stored = sum(map(len, task.configmap()["data"].values()))
+        assert metric(server, "reattach_server_written_bytes_total") < 2 * MIB + stored + 100_000
+        assert sibling.set("k", 1).status_code == 429
+        assert other.set("k", 1).status_code == 200
+        assert attempt.get("k0").status_code == 200
+
+    def test_namespace_without_bytes_left_still_records_handles_outcomes_and_the_result(
+        self, servers: Servers, task: Task
+    ) -> None:
+        server = servers.start(*self.LIMIT)
+        attempt = task.attempt(server)
+        assert attempt.intend().json()["decision"] == "Submit"
+        self.fill(attempt)
+        assert attempt.intend("other").status_code == 429
+        assert attempt.handle("job-1").status_code == 204
+        assert attempt.outcome("Succeeded").status_code == 204
+        assert attempt.complete(result=1).status_code == 204
+        assert attempt.set("k", 1).status_code == 409
+
+    def test_change_that_the_api_server_refuses_costs_no_bytes(self, servers: Servers, task: Task) -> None:
+        server = servers.start(*self.LIMIT)
+        attempt = task.attempt(server)
+        assert attempt.set("k", "x" * 60_000).status_code == 200
+        task.patch_configmap(immutable=True)
+        for _ in range(60):
+            assert attempt.set("k", "y" * 60_000).status_code == 503

@@ -16,10 +16,11 @@ from reattach.api.names import LABEL_ATTEMPT, LABEL_TASKRUN
 from reattach.api.objects import ObjectMeta, OwnerReference
 from reattach.cluster import ClusterError, NotFoundError, UnavailableError
 from reattach.server.__main__ import from_arguments
-from reattach.server.application import AuthGate
+from reattach.server.application import EVIDENCE_ROUTES, AuthGate
 from reattach.server.authentication import CACHED_MAX, Authenticator, caller_of
 from reattach.server.config import Rate, ServerConfig
 from reattach.server.metrics import ServerMetrics
+from reattach.server.problems import RateLimitedError
 from reattach.server.rate_limit import KEYS_MAX, RateLimit
 from reattach.state import RequestRejectedError, RunReference
 
@@ -151,6 +152,7 @@ class Api:
 
     async def create(self, _path: str, body: Mapping[str, Any]) -> bytes:
         self.reviews += 1
+        await asyncio.sleep(0)
         if self.error:
             raise self.error
         assert body["spec"]["audiences"] == ["reattach.dev"]
@@ -234,6 +236,13 @@ class TestAuthenticator:
         assert api.reviews == 0
 
 
+def a_request(header: str | None, address: str = "10.0.0.1", route: tuple[str, str] = ("GET", "/v1/state")) -> Any:
+    method, path = route
+    match_info = SimpleNamespace(route=SimpleNamespace(resource=SimpleNamespace(canonical=path)))
+    headers = {"Authorization": header} if header else {}
+    return SimpleNamespace(headers=headers, remote=address, method=method, match_info=match_info)
+
+
 class TestAuthGate:
     """The address may have 20 refused requests at once."""
 
@@ -244,9 +253,9 @@ class TestAuthGate:
         """Send all requests at once, and count the problem codes."""
 
         async def send(header: str | None) -> str:
-            request = SimpleNamespace(headers={"Authorization": header} if header else {}, remote=address)
+            request = a_request(header, address)
             try:
-                await gate.admit(request)  # type: ignore[arg-type]
+                await gate.admit(request)
             except (RequestRejectedError, UnavailableError) as error:
                 return error.code.value if isinstance(error, RequestRejectedError) else "unavailable"
             return "admitted"
@@ -268,7 +277,7 @@ class TestAuthGate:
 
     async def test_auth_gate_gives_the_charge_of_a_good_token_back(self) -> None:
         gate = self.gate(Api())
-        for number in range(100):
+        for number in range(80):
             assert await self.codes(gate, [f"Bearer {number}"]) == {"admitted": 1}
 
     async def test_auth_gate_charges_requests_that_share_one_review_once(self) -> None:
@@ -294,6 +303,16 @@ class TestAuthGate:
         await self.codes(gate, [None] * 30)
         codes = [await self.codes(gate, ["Bearer good"]) for _ in range(2)]
         assert codes == [{"unauthenticated": 1}, {"rate-limited": 1}]
+
+    async def test_auth_gate_keeps_a_part_of_the_burst_for_handles_and_outcomes(self) -> None:
+        gate = self.gate(Api())
+        assert await self.codes(gate, ["Bearer good"] * 110) == {"admitted": 90, "rate-limited": 20}
+        for route in EVIDENCE_ROUTES:
+            await gate.admit(a_request("Bearer good", route=route))
+        for _ in range(10 - len(EVIDENCE_ROUTES)):
+            await gate.admit(a_request("Bearer good", route=("PUT", "/v1/jobs/{key}/handle")))
+        with pytest.raises(RateLimitedError, match="too many requests of TaskRun load"):
+            await gate.admit(a_request("Bearer good", route=("PUT", "/v1/jobs/{key}/handle")))
 
 
 class TestArguments:
@@ -335,6 +354,7 @@ class TestArguments:
             (*FILES, "--taskrun-rate", "0:3"),
             (*FILES, "--taskrun-rate", "3"),
             (*FILES, "--namespace-rate", "1:0"),
+            (*FILES, "--namespace-bytes-rate", "524288:4194303"),
             (*FILES, "--retention", "1"),
         ],
     )
