@@ -26,6 +26,8 @@ class Peer:
     """A client that holds a connection. `socket` is None if the server refused the connection."""
 
     socket: socket.socket | None
+    received: bytes = b""
+    """Data that `is_closed` read."""
 
     @classmethod
     def connect(cls, server: Server, source: str = "127.0.0.1", *, tls: bool = True, port: int | None = None) -> "Peer":
@@ -46,13 +48,15 @@ class Peer:
             return True
         self.socket.settimeout(0)
         try:
-            return self.socket.recv(4096) == b""
+            data = self.socket.recv(4096)
         except (ssl.SSLWantReadError, BlockingIOError):
             return False
         except OSError:
             return True
         finally:
             self.socket.settimeout(30)
+        self.received += data
+        return data == b""
 
     def send(self, data: bytes) -> None:
         assert self.socket is not None

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeVar
-from weakref import WeakValueDictionary
 
 from aiohttp import web
 
@@ -20,6 +19,7 @@ from reattach.api.messages import (
     ProblemCode,
 )
 from reattach.server.problems import RateLimitedError
+from reattach.server.slots import FairSlots
 from reattach.state import RequestRejectedError
 
 Parsed = TypeVar("Parsed")
@@ -85,9 +85,11 @@ class BodyReader:
 
     def __init__(self, *, seconds: float = BODY_SECONDS) -> None:
         self._seconds = seconds
-        self._large = asyncio.Semaphore(LARGE_BODIES_MAX)
-        self._large_of_namespace: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._large_of_taskrun: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._large = FairSlots(
+            LARGE_BODIES_MAX,
+            per_namespace=LARGE_BODIES_PER_NAMESPACE_MAX,
+            per_taskrun=LARGE_BODIES_PER_TASKRUN_MAX,
+        )
         # One thread, because the parsed values of one body may take 25 times its size.
         self._parser = ThreadPoolExecutor(max_workers=1, thread_name_prefix="body-parser")
 
@@ -139,14 +141,9 @@ class BodyReader:
         return await asyncio.get_running_loop().run_in_executor(self._parser, parse, body)
 
     async def _acquire_slots(self, slots: AsyncExitStack, namespace: str, taskrun_uid: str) -> None:
-        # From the narrowest to the widest, so that a waiter holds no slot that others could use:
-        # neither one TaskRun nor one namespace fills the queue for the rest.
-        of_taskrun = self._large_of_taskrun.setdefault(taskrun_uid, asyncio.Semaphore(LARGE_BODIES_PER_TASKRUN_MAX))
-        of_namespace = self._large_of_namespace.setdefault(namespace, asyncio.Semaphore(LARGE_BODIES_PER_NAMESPACE_MAX))
         try:
             async with asyncio.timeout(LARGE_BODY_WAIT_SECONDS):
-                for semaphore in (of_taskrun, of_namespace, self._large):
-                    await slots.enter_async_context(semaphore)
+                await slots.enter_async_context(self._large.slot(namespace, taskrun_uid))
         except TimeoutError:
             raise LargeBodiesError from None
 

@@ -25,7 +25,7 @@ BUFFER_BYTES = 32 * 1024
 WRITE_BUFFER_BYTES = 64 * 1024
 """Unsent part of a response at which its connection takes no more. asyncio's default is 512 KiB."""
 HEAD_BYTES_MAX = 16 * 1024
-"""Bytes of TLS after which the headers must be complete, plus at most one receive buffer."""
+"""Bytes after which the headers must be complete, plus at most one receive buffer."""
 PLAIN_BUFFER_BYTES = 4 * 1024
 """Receive buffer of one connection without TLS."""
 SHUTDOWN_SECONDS = 2.0
@@ -140,6 +140,31 @@ class _Accepted(asyncio.Protocol):
         self._admit(transport)
 
 
+class _HeadLimit:
+    """Limit for the bytes before the headers of a request are complete.
+
+    aiohttp limits each header, but all of them together only to 128 KiB, and holds them twice.
+    """
+
+    def __init__(self, handler: asyncio.Protocol) -> None:
+        self._handler = handler
+        self._waiter: asyncio.Future[None] | None = None
+        self._bytes = 0
+
+    def is_exceeded(self, nbytes: int) -> bool:
+        """Count received bytes, and return whether there were too many before them."""
+        # aiohttp's handler has a pending `_waiter`, a new one for each request, exactly while it
+        # waits for the headers.
+        waiter = getattr(self._handler, "_waiter", None)
+        if waiter is not self._waiter:
+            self._waiter, self._bytes = waiter, 0
+        if waiter is None or waiter.done():
+            return False
+        exceeded = self._bytes > HEAD_BYTES_MAX
+        self._bytes += nbytes
+        return exceeded
+
+
 class _PlainProtocol(asyncio.BufferedProtocol):
     """Protocol of a connection without TLS, with a small buffer.
 
@@ -148,12 +173,18 @@ class _PlainProtocol(asyncio.BufferedProtocol):
 
     def __init__(self, handler: asyncio.Protocol, *, on_lost: Callable[[], None]) -> None:
         self._handler = handler
+        self._head = _HeadLimit(handler)
+        self._transport: asyncio.BaseTransport | None = None
         self._on_lost = on_lost
         self._buffer = memoryview(bytearray(PLAIN_BUFFER_BYTES))
-        self.connection_made = handler.connection_made  # type: ignore[method-assign]
         self.pause_writing = handler.pause_writing  # type: ignore[method-assign]
         self.resume_writing = handler.resume_writing  # type: ignore[method-assign]
         self.eof_received = handler.eof_received  # type: ignore[method-assign]
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._handler.connection_made(transport)
 
     @override
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -161,6 +192,10 @@ class _PlainProtocol(asyncio.BufferedProtocol):
 
     @override
     def buffer_updated(self, nbytes: int) -> None:
+        if self._head.is_exceeded(nbytes):
+            assert isinstance(self._transport, asyncio.Transport)
+            self._transport.abort()
+            return
         self._handler.data_received(bytes(self._buffer[:nbytes]))
 
     @override
@@ -196,27 +231,17 @@ class _TLSProtocol(sslproto.SSLProtocol):
             ssl_handshake_timeout=handshake_seconds,  # type: ignore[arg-type]  # typeshed wants an int; asyncio takes a float
             ssl_shutdown_timeout=SHUTDOWN_SECONDS,
         )
-        self._handler = handler
-        self._head_waiter: asyncio.Future[None] | None = None
-        self._head_bytes = 0
+        self._head = _HeadLimit(handler)
         self._on_lost = on_lost
         self._set_read_buffer_limits(high=BUFFER_BYTES)  # type: ignore[attr-defined]  # not in typeshed
         self._set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[attr-defined]  # not in typeshed
 
     @override
     def buffer_updated(self, nbytes: int) -> None:
-        # aiohttp limits each header, but all of them together only to 128 KiB, and holds them
-        # twice. Its handler has a pending `_waiter`, a new one for each request, exactly while it
-        # waits for the headers.
-        waiter = getattr(self._handler, "_waiter", None)
-        if waiter is not self._head_waiter:
-            self._head_waiter, self._head_bytes = waiter, 0
-        if waiter is not None and not waiter.done():
-            if self._head_bytes > HEAD_BYTES_MAX:
-                assert isinstance(self._transport, asyncio.Transport)
-                self._transport.abort()
-                return
-            self._head_bytes += nbytes
+        if self._head.is_exceeded(nbytes):
+            assert isinstance(self._transport, asyncio.Transport)
+            self._transport.abort()
+            return
         super().buffer_updated(nbytes)
 
     @override

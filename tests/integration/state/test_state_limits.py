@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from controlplane import ControlPlane
 from peers import LARGE_HEADERS, Peer, head_of, metric, observed, resident_bytes
 from reattach.api.messages import KEY_CHARACTERS_MAX, VALUE_BYTES_MAX
 from reattach.server.bodies import BATCH_BYTES_MAX, BODY_BYTES_MAX, SMALL_BYTES_MAX
@@ -20,6 +21,7 @@ from waiting import wait_until
 
 MIB = 1024 * 1024
 SLOW_PARSER_SERVER = Path(__file__).with_name("slow_parser_server.py")
+LARGE_LENGTH = "Content-Length: 30000"
 DEEP = b"[" * 90 + b"]" * 90
 
 
@@ -247,6 +249,24 @@ class TestHealthPort:
         wait_until(lambda: all(peer.is_closed for peer in peers), seconds=10, what="the idle ones are closed")
         assert _is_healthy(server)
 
+    def test_headers_beyond_16_kib_close_the_connection(self, server: Server, peers: list[Peer]) -> None:
+        for tls, port in [(True, None), (False, int(server.health_url.rpartition(":")[2]))]:
+            peer = Peer.connect(server, tls=tls, port=port)
+            peers.append(peer)
+            with contextlib.suppress(OSError):  # the server does not read all of them
+                peer.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + LARGE_HEADERS)
+                time.sleep(0.5)
+                peer.send(b"\r\n")
+            wait_until(lambda: peer.is_closed, seconds=3, what="the connection is closed")  # noqa: B023 -- called at once
+            assert peer.received == b""
+
+    def test_headers_of_15_kib_are_served_on_the_health_port(self, server: Server, peers: list[Peer]) -> None:
+        peer = Peer.connect(server, tls=False, port=int(server.health_url.rpartition(":")[2]))
+        peers.append(peer)
+        for _ in range(3):
+            peer.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + LARGE_HEADERS[: 3 * 4088] + b"\r\n")
+            assert peer.status() == 200
+
 
 class TestBodies:
     @pytest.mark.parametrize("route", BODY_BYTES_MAX, ids=" ".join)
@@ -440,6 +460,39 @@ class TestBodies:
         wait_until(is_refused, seconds=30, what="all slots of the TaskRun are taken")
         assert attempt.set("small", 1).status_code == 200
         assert bystander.set("large", large).status_code == 200
+
+    def test_three_namespaces_with_slow_large_bodies_leave_a_slot_to_another_namespace(
+        self, control_plane: ControlPlane, server: Server, bystander: Attempt
+    ) -> None:
+        heads = [
+            head_of(Task.create(control_plane, namespace, name).attempt(server), "PUT", "/v1/state/k", LARGE_LENGTH)
+            for namespace in [control_plane.create_namespace(f"hostile-{number}") for number in range(3)]
+            for name in ("one", "two")
+        ]
+        over = threading.Event()
+
+        def hold(head: bytes) -> None:
+            while not over.is_set():
+                peer = Peer.connect(server, f"127.0.0.{10 + heads.index(head)}")
+                with contextlib.suppress(OSError, AssertionError):
+                    peer.send(head)
+                    while not over.wait(0.2) and not peer.is_closed:
+                        peer.send(b" ")
+                peer.close()
+
+        with ThreadPoolExecutor(24) as pool:
+            holding = [pool.submit(hold, head) for head in heads * 4]
+            try:
+                time.sleep(2)
+                for _ in range(6):
+                    started = time.monotonic()
+                    assert bystander.set("large", "x" * 30_000).status_code == 200
+                    assert time.monotonic() - started < 2
+                    time.sleep(0.4)
+            finally:
+                over.set()
+            for held in holding:
+                held.result()
 
 
 def code_of_large(attempt: Attempt, value: str) -> int:
