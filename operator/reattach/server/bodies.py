@@ -138,7 +138,10 @@ class BodyReader:
         """Return what `parse` makes of the body. A large body is parsed by another thread."""
         if len(body) <= SMALL_BYTES_MAX:
             return parse(body)
-        return await asyncio.get_running_loop().run_in_executor(self._parser, parse, body)
+        parsed = await asyncio.get_running_loop().run_in_executor(self._parser, _parsed_or_error, parse, body)
+        if isinstance(parsed, RequestRejectedError):
+            raise parsed
+        return parsed
 
     async def _acquire_slots(self, slots: AsyncExitStack, namespace: str, taskrun_uid: str) -> None:
         try:
@@ -146,6 +149,15 @@ class BodyReader:
                 await slots.enter_async_context(self._large.slot(namespace, taskrun_uid))
         except TimeoutError:
             raise LargeBodiesError from None
+
+
+def _parsed_or_error(parse: Callable[[bytes], Parsed], body: bytes) -> Parsed | RequestRejectedError:
+    """Return what `parse` returns, or its error without the frames that hold the parsed values."""
+    try:
+        return parse(body)
+    except RequestRejectedError as error:
+        error.__context__ = error.__cause__ = None
+        return error.with_traceback(None)
 
 
 def has_short_rest(request: web.Request) -> bool:

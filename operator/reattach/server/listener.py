@@ -28,6 +28,8 @@ HEAD_BYTES_MAX = 16 * 1024
 """Bytes after which the headers must be complete, plus at most one receive buffer."""
 PLAIN_BUFFER_BYTES = 4 * 1024
 """Receive buffer of one connection without TLS."""
+ACCEPT_BACKLOG = 512
+"""Connections that wait for the accept. A client beyond them waits seconds for its next SYN."""
 SHUTDOWN_SECONDS = 2.0
 """Time limit for the peer's close_notify."""
 SWEEP_SECONDS = 0.5
@@ -63,7 +65,7 @@ class Listener:
     async def start(self, host: str | None, port: int) -> None:
         """Listen on `host` (None: all addresses, IPv4 and IPv6). Raises `OSError`."""
         loop = asyncio.get_running_loop()
-        self._listening = await loop.create_server(lambda: _Accepted(self._admit), host, port, backlog=128)
+        self._listening = await loop.create_server(lambda: _Accepted(self._admit), host, port, backlog=ACCEPT_BACKLOG)
         self._sweeping = asyncio.create_task(self._sweep())
 
     def stop(self) -> None:

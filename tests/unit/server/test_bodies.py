@@ -5,6 +5,7 @@ import contextlib
 import json
 import threading
 import time
+import traceback
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from reattach.api.messages import (
     STATE_BYTES_MAX,
     URL_BYTES_MAX,
     VALUE_BYTES_MAX,
+    ProblemCode,
 )
 from reattach.server.bodies import (
     BODY_BYTES_MAX,
@@ -30,6 +32,7 @@ from reattach.server.bodies import (
     LargeBodiesError,
 )
 from reattach.server.routes import Routes
+from reattach.state import RequestRejectedError
 
 MOST = 3153600000
 
@@ -102,6 +105,27 @@ async def test_only_a_large_body_is_parsed_by_another_thread() -> None:
         assert await bodies.parse(b"x" * 16385, lambda _: threading.get_ident()) != here
     finally:
         bodies.close()
+
+
+async def test_error_of_a_large_body_does_not_hold_the_parsed_values() -> None:
+    bodies = BodyReader()
+
+    def parse(body: bytes) -> None:
+        try:
+            int(body[:1])
+        except ValueError as error:
+            raise RequestRejectedError(ProblemCode.INVALID, "no number") from error
+
+    try:
+        with pytest.raises(RequestRejectedError) as refused:
+            await bodies.parse(b"x" * 16385, parse)
+    finally:
+        bodies.close()
+    raised_in = [frame.line for frame in traceback.extract_tb(refused.value.__traceback__)]
+    assert "int(body[:1])" not in raised_in
+    assert not [line for line in raised_in if line and "no number" in line]
+    assert refused.value.__context__ is None
+    assert refused.value.__cause__ is None
 
 
 class LargeRequest(dict[Any, Any]):
