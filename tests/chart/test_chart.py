@@ -235,16 +235,22 @@ def test_connection_limits_are_passed_to_the_process_and_equal_its_defaults() ->
     assert limits({"server": {"connections": {"perAddress": 200, "total": 100_000}}}) == ("200", "100000")
 
 
-def test_rates_are_passed_to_the_process_and_equal_its_defaults() -> None:
+def test_rates_and_clock_limit_are_passed_to_the_process_and_equal_its_defaults() -> None:
     from reattach.server.__main__ import from_arguments
     from reattach.server.config import Rate, ServerConfig
 
     def rates(values: dict[str, Any]) -> tuple[object, ...]:
         (container,) = dict(pod_specs(render(values)))["reattach-server"]["containers"]
         settings, _, _ = from_arguments(container["args"])
-        return settings.taskrun_rate, settings.namespace_rate, settings.namespace_bytes_rate
+        rates = (settings.taskrun_rate, settings.namespace_rate, settings.namespace_bytes_rate)
+        return *rates, settings.clock_difference_seconds
 
-    defaults = (ServerConfig.taskrun_rate, ServerConfig.namespace_rate, ServerConfig.namespace_bytes_rate)
+    defaults = (
+        ServerConfig.taskrun_rate,
+        ServerConfig.namespace_rate,
+        ServerConfig.namespace_bytes_rate,
+        ServerConfig.clock_difference_seconds,
+    )
     assert rates({}) == defaults
     large = {"perSecond": 10_000_000, "burst": 50_000_000}
     assert rates({"server": {"rates": {"namespaceBytes": large}}})[2] == Rate(10_000_000, 50_000_000)

@@ -6,6 +6,8 @@ Its typed calls cost about a millisecond each; these calls cost a fifth of that.
 import copy
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -102,6 +104,22 @@ class Cluster:
     async def get(self, path: str, *, metadata_only: bool = False, **query: str | int | None) -> bytes:
         """Return the object at `path` (a quorum read, unless the query changes that)."""
         return await self._call("GET", path, query=query, accept=METADATA_ONLY if metadata_only else None)
+
+    async def date(self) -> datetime | None:
+        """Return the API server's time, in whole seconds, from the `Date` of a small response.
+
+        Return None if the response has no valid `Date`.
+        """
+        timeout = aiohttp.ClientTimeout(total=self._timeout)
+        response = await self._send("GET", "/version", timeout=timeout)
+        try:
+            await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailableError(0, "NoAnswer", f"GET /version: {_error_message(error)}") from error
+        try:
+            return parsedate_to_datetime(response.headers["Date"])
+        except (KeyError, ValueError):
+            return None
 
     async def list(
         self, path: str, *, metadata_only: bool = False, bytes_max: int | None = None, **query: str | int | None

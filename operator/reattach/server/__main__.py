@@ -6,7 +6,7 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from aiohttp import web, web_protocol
 from reattach.cluster import Cluster
 from reattach.logs import PlainFormatter, set_up_logs
 from reattach.server.application import InFlight, build_application, build_health_application
+from reattach.server.clock_check import ClockMonitor
 from reattach.server.config import Rate, ServerConfig
 from reattach.server.connections import CloseReason, ConnectionTable, LimitReached
 from reattach.server.listener import Listener
@@ -178,6 +179,13 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         default=ServerConfig.tls_reload_seconds,
         help="seconds between checks of the certificate files (%(default)s)",
     )
+    add(
+        "--clock-difference",
+        type=_difference,
+        default=ServerConfig.clock_difference_seconds,
+        help="seconds by which the clock may differ from the API server's; beyond, the replica is not ready. 0: not"
+        " checked (%(default)s)",
+    )
     add("--kubeconfig", default=None, help="default: the pod's service account, else $KUBECONFIG")
     add("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"], default="INFO", help="(%(default)s)")
     given = parser.parse_args(arguments)
@@ -201,6 +209,7 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         request_seconds=given.request_timeout,
         drain_seconds=given.drain,
         tls_reload_seconds=given.tls_reload,
+        clock_difference_seconds=given.clock_difference,
     )
     return settings, given.log_level, given.kubeconfig
 
@@ -217,13 +226,22 @@ async def serve(settings: ServerConfig, kubeconfig: str | None = None) -> None:
     certificate, metrics = Certificate(settings.tls_cert, settings.tls_key), ServerMetrics()
     traffic, peers = InFlight(), PeerLog(settings.refused_token_rate)
     _HTTP_LOG.addFilter(MalformedRequests(peers))
+
+    def obstacle() -> str:
+        if stop.is_set():
+            return "shutting down"
+        return "the clock differs from the API server's" if clocks.check.is_skewed else ""
+
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(await Cluster.connect(kubeconfig, timeout=settings.request_seconds))
-        await _serve_health(stack, settings, metrics, stop)
+        clocks = ClockMonitor(cluster.date, settings.clock_difference_seconds)
+        metrics.clock_difference.set_function(lambda: clocks.check.difference)
+        await clocks.start()
+        await _serve_health(stack, settings, metrics, obstacle)
         listener = await _serve_api(
             stack, settings, metrics, traffic=traffic, peers=peers, cluster=cluster, certificate=certificate
         )
-        for loop in (certificate.watch(settings.tls_reload_seconds), peers.write_summaries()):
+        for loop in (certificate.watch(settings.tls_reload_seconds), peers.write_summaries(), clocks.watch()):
             stack.callback(asyncio.create_task(loop).cancel)
         log.info("serving on port %d, health on port %d", settings.port, settings.health_port)
         await stop.wait()
@@ -237,7 +255,7 @@ async def serve(settings: ServerConfig, kubeconfig: str | None = None) -> None:
 
 
 async def _serve_health(
-    stack: AsyncExitStack, settings: ServerConfig, metrics: ServerMetrics, stop: asyncio.Event
+    stack: AsyncExitStack, settings: ServerConfig, metrics: ServerMetrics, obstacle: Callable[[], str]
 ) -> None:
     connections = ConnectionTable(
         per_address=_HEALTH_CONNECTIONS_PER_ADDRESS,
@@ -248,7 +266,7 @@ async def _serve_health(
     )
     application = build_health_application(
         metrics if settings.serve_metrics else None,
-        lambda: not stop.is_set(),
+        obstacle,
         in_flight=lambda request: listener.request(request),  # noqa: PLW0108 -- it is created below
     )
     runner = await _run(
@@ -361,6 +379,13 @@ def _timeout(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError("must be more than 0 seconds")
+    return seconds
+
+
+def _difference(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError("must be at least 0 seconds")
     return seconds
 
 

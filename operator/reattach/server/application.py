@@ -138,13 +138,14 @@ def build_application(
 
 def build_health_application(
     metrics: ServerMetrics | None,
-    is_ready: Callable[[], bool],
+    obstacle: Callable[[], str],
     *,
     in_flight: Callable[[web.Request], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> web.Application:
     """Build the application for probes and metrics, which uses plain HTTP on a separate port.
 
-    Without `metrics`, it has no /metrics.
+    Without `metrics`, it has no /metrics. `obstacle` returns why this replica is not ready. An
+    empty text means that it is.
     """
 
     @web.middleware
@@ -156,7 +157,8 @@ def build_health_application(
         return web.Response(text="ok")
 
     async def readyz(_request: web.Request) -> web.Response:
-        return web.Response(text="ok") if is_ready() else web.Response(status=503, text="shutting down")
+        why = obstacle()
+        return web.Response(status=503, text=why) if why else web.Response(text="ok")
 
     application = web.Application(middlewares=[count])
     application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])

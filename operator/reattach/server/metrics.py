@@ -54,6 +54,11 @@ class ServerMetrics:
             ["reason"],
             registry=self.registry,
         )
+        self.clock_difference = Gauge(
+            "reattach_server_clock_difference_seconds",
+            "Seconds by which this replica's clock is ahead of the API server's, to about half a second.",
+            registry=self.registry,
+        )
         self.job_decisions = Counter(
             "reattach_job_decisions",
             "Decisions about external jobs: submitted, resubmitted, reattached, adopted, found, existed, reported, held, over.",
