@@ -19,7 +19,7 @@ SAMPLES_MAX = 12
 """Samples that a decision is made from, the newest ones."""
 PROOFS_MIN = 3
 """Samples that must show a difference beyond the limit."""
-FIRST_PAUSE_SECONDS = 0.2
+FIRST_PAUSE_SECONDS = 0.1
 FIRST_SECONDS_MAX = 3.0
 """Time limit for the first samples, because the API server may be unavailable."""
 PAUSE_SECONDS = 5.0
@@ -102,9 +102,9 @@ class ClockMonitor:
         """Take the first samples, so that a skewed replica is never ready."""
         with suppress(TimeoutError):
             async with asyncio.timeout(FIRST_SECONDS_MAX):
-                for _ in range(PROOFS_MIN):
+                for number in range(PROOFS_MIN):
+                    await asyncio.sleep(FIRST_PAUSE_SECONDS if number else 0)
                     await self.sample()
-                    await asyncio.sleep(FIRST_PAUSE_SECONDS)
 
     async def watch(self) -> None:
         """Take a sample every few seconds, forever."""
