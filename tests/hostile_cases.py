@@ -131,13 +131,12 @@ def _odd_time(kind: str, choices: Choices) -> Made:
     time = choices.choice(TIMES)
     match kind:
         case "taskruns":
-            attempt = {
-                "number": 1,
-                "podName": "a",
-                "startTime": time,
-                "finishTime": choices.choice([*TIMES, NAIVE_TIME]),
-            }
-            return taskrun(managedBy=choices.choice([OTHER_MANAGER, "reattach.dev/operator"])), {"attempts": [attempt]}
+            finish = choices.choice([*TIMES, NAIVE_TIME])
+            attempts = [
+                {"number": number, "podName": "a", "startTime": start, "finishTime": finish}
+                for number, start in enumerate(TIMES, 1)
+            ]
+            return taskrun(managedBy=choices.choice([OTHER_MANAGER, "reattach.dev/operator"])), {"attempts": attempts}
         case "pods":
             ended = {"terminated": {"exitCode": 1, "startedAt": time, "finishedAt": choices.choice(TIMES)}}
             status = {"name": "task", "image": "a", "imageID": "", "ready": False, "restartCount": 0, "state": ended}
