@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from reattach.api import names
-from reattach.api.objects import PodSpec, Shape
+from reattach.api.objects import Named, Shape
 from reattach.api.taskrun import TaskRun
 from reattach.planner.plan import AttemptPurpose, CreatePod, PodDefaults
 
@@ -51,8 +51,14 @@ class _Template(Shape, frozen=True):
     metadata: _Metadata | None = None
 
 
+class _NamesSpec(Shape, frozen=True):
+    """Containers only, because authors may set other fields of a pod to null."""
+
+    containers: tuple[Named, ...] = ()
+
+
 class _Names(Shape, frozen=True):
-    spec: PodSpec = PodSpec()
+    spec: _NamesSpec = _NamesSpec()
 
 
 def parse_template(template: msgspec.Raw) -> dict[str, Any]:

@@ -177,6 +177,15 @@ def test_task_container_without_spec_container_is_the_first() -> None:
     assert task_container(a_taskrun(template=RICH, container="task").build()) == "task"
 
 
+@pytest.mark.parametrize(
+    "field", ["initContainers", "nodeName", "schedulingGates", "terminationGracePeriodSeconds", "volumes"]
+)
+def test_pod_of_a_template_with_a_null_field_has_token_and_variables(field: str) -> None:
+    template = {"spec": {"containers": [{"name": "task", "image": "i"}], field: None}}
+    [container] = build_pod(a_taskrun(template=template).build(), 1, SETTINGS)["spec"]["containers"]
+    assert {"env", "volumeMounts"} <= set(container)
+
+
 def nested(levels: int) -> bytes:
     """Return a template with this many levels."""
     inner = levels - 2
