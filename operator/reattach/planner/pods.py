@@ -128,9 +128,10 @@ def pod_creation(
 
 
 def quota_size_of(pod: Mapping[str, Any]) -> str:
-    """Return what decides whether a quota has room for a pod, equal for equal pods.
+    """Return a digest of what decides whether a quota has room for a pod.
 
     These are the resources of its containers, and the fields that scopes of a ResourceQuota match.
+    A digest, because it is kept while the TaskRun waits, and a user decides how long the rest is.
     """
     spec = pod["spec"]
     lists = [spec.get(name) for name in ("containers", "initContainers")]
@@ -142,7 +143,8 @@ def quota_size_of(pod: Mapping[str, Any]) -> str:
         if isinstance(container, dict)
     ]
     scopes = [spec.get(name) for name in ("resources", "overhead", "priorityClassName")]
-    return json.dumps([containers, scopes, "activeDeadlineSeconds" in spec, "affinity" in spec], sort_keys=True)
+    size = [containers, scopes, "activeDeadlineSeconds" in spec, "affinity" in spec]
+    return hashlib.sha256(json.dumps(size, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def build_pod(

@@ -238,6 +238,10 @@ class TestSize:
     def test_size_of_a_pod_with_lists_of_wrong_types_is_defined(self, value: Any) -> None:
         assert quota_size_of({"spec": {"containers": value, "initContainers": value}})
 
+    def test_size_is_short_whatever_the_resources_are(self) -> None:
+        limits = {f"example.com/{number}": "1" for number in range(10_000)}
+        assert len(quota_size_of(pod(resources={"limits": limits}))) == 16
+
 
 def pod(**container: Any) -> dict[str, Any]:
     return {"spec": {"containers": [{"name": "task", **container}]}}
