@@ -6,13 +6,16 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
 
 from reattach.api.objects import ObjectMeta
 from reattach.api.text import one_line
 from reattach.cluster import AlreadyExistsError, ClusterError, paths
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.resource import Resource
+from reattach.runtime.round_robin import RoundRobin
 from reattach.runtime.writer import NotLeadingError, Writer
 
 NOTE_MAX = 1024
@@ -23,7 +26,8 @@ _PER_OBJECT_OF_FREQUENT = 15
 an action.
 """
 _WINDOW_SECONDS = 3600.0
-_WAITING_MAX = 1000
+_WAITING_MAX = 500
+"""Events of one namespace that wait to be sent, up to 1 MB."""
 _REMEMBERED_MAX = 10_000
 """Objects whose Events of the last hour are counted. With more objects, an Event may be sent
 twice, which changes nothing.
@@ -46,8 +50,16 @@ class EventContent(Protocol):
 OnNewEvent = Callable[[ObjectMeta, EventContent], None]
 
 
+class _WaitingEvent(NamedTuple):
+    """An Event that waits to be sent. `body`: JSON. `regarding`: name of the object."""
+
+    namespace: str
+    regarding: str
+    body: bytes
+
+
 class EventRecorder:
-    """Sends Events one after the other.
+    """Sends Events one after the other, in which namespaces take turns.
 
     An Event over a limit is dropped and counted, because status has the same information.
 
@@ -82,7 +94,8 @@ class EventRecorder:
         self._frequent = frequent
         self._on_new = on_new
         self._clock = clock
-        self._waiting: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(_WAITING_MAX)
+        self._waiting = RoundRobin[str, _WaitingEvent]()
+        self._added = asyncio.Event()
         self._sent: dict[str, tuple[float, set[str]]] = {}  # by UID, the oldest windows first
 
     def emit(self, metadata: ObjectMeta, event: EventContent) -> None:
@@ -96,23 +109,30 @@ class EventRecorder:
             self._metrics.events_dropped.inc()
             return
         names.add(name)
-        try:
-            self._waiting.put_nowait((metadata.namespace, body))
-        except asyncio.QueueFull:
+        if self._waiting.count(metadata.namespace) >= _WAITING_MAX:
             self._metrics.events_dropped.inc()
+            return
+        waiting = _WaitingEvent(metadata.namespace, metadata.name, msgspec.json.encode(body))
+        self._waiting.put(metadata.namespace, waiting)
+        self._added.set()
 
     async def run(self) -> None:
         """Send the queued Events, forever."""
         while True:
-            namespace, body = await self._waiting.get()
-            try:
-                await self._writer.create(paths.events(namespace), body)
-            except AlreadyExistsError:
-                continue
-            except (ClusterError, NotLeadingError, RecursionError) as error:
-                self._metrics.events_dropped.inc()
-                regarding = body["regarding"]
-                _log.info("Dropped an event on %s %s/%s: %s", regarding["kind"], namespace, regarding["name"], error)
+            while self._waiting:
+                await self._send(self._waiting.pop())
+            self._added.clear()
+            await self._added.wait()
+
+    async def _send(self, event: _WaitingEvent) -> None:
+        try:
+            await self._writer.create(paths.events(event.namespace), event.body)
+        except AlreadyExistsError:
+            return
+        except (ClusterError, NotLeadingError, RecursionError) as error:
+            self._metrics.events_dropped.inc()
+            kind = self._resource.kind
+            _log.info("Dropped an event on %s %s/%s: %s", kind, event.namespace, event.regarding, error)
 
     def body_of(self, metadata: ObjectMeta, event: EventContent, now: datetime) -> dict[str, Any]:
         """Return the body of the events.k8s.io/v1 Event. `note` is one line of at most 1 KiB."""

@@ -22,6 +22,10 @@ class RoundRobin(Generic[Group, Item]):
     def __bool__(self) -> bool:
         return bool(self._turns)
 
+    def count(self, group: Group) -> int:
+        """Return the number of items of a group."""
+        return len(self._suspended.get(group) or self._turns.get(group) or ())
+
     def put(self, group: Group, item: Item) -> None:
         """Add an item that the group lacks. A group that had no items gets the last turn."""
         items = self._suspended.get(group)

@@ -1,6 +1,7 @@
 """What is written, and how fast."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -16,7 +17,7 @@ from reattach.api.objects import ObjectMeta
 from reattach.api.reasons import EventReason, Reason
 from reattach.cluster import Cluster, TooManyRequestsError
 from reattach.planner.plan import EmitEvent
-from reattach.runtime.event_recorder import _REMEMBERED_MAX, NOTE_MAX, EventRecorder
+from reattach.runtime.event_recorder import _REMEMBERED_MAX, _WAITING_MAX, NOTE_MAX, EventRecorder
 from reattach.runtime.mergepatch import merge_patch_of
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.rate_limiter import RateLimiter
@@ -218,11 +219,11 @@ class TestEvents:
         recorder = recorder_of(metrics, lambda: clock[0])
         for number in range(50):
             recorder.emit(ABOUT, EmitEvent("Ended", f"attempt {number}"))
-        assert recorder._waiting.qsize() == 20
+        assert recorder._waiting.count(ABOUT.namespace) == 20
         assert "reattach_events_dropped_total 30.0" in metrics.text().decode()
         clock[0] = 3600.0
         recorder.emit(ABOUT, EmitEvent("Ended", "attempt 51"))
-        assert recorder._waiting.qsize() == 21
+        assert recorder._waiting.count(ABOUT.namespace) == 21
 
     def test_attempts_leave_room_for_what_a_person_must_know(self) -> None:
         recorder = recorder_of()
@@ -230,8 +231,32 @@ class TestEvents:
             recorder.emit(ABOUT, EmitEvent(EventReason.ATTEMPT_FAILED, f"attempt {number}"))
             recorder.emit(ABOUT, EmitEvent(EventReason.REATTACHED, f"attempt {number}"))
         recorder.emit(ABOUT, EmitEvent(Reason.SUBMISSION_UNKNOWN, "it may have been submitted", warning=True))
-        assert [recorder._waiting.get_nowait()[1]["reason"] for _ in range(16)][-1] == Reason.SUBMISSION_UNKNOWN
-        assert recorder._waiting.empty()
+        reasons = [json.loads(recorder._waiting.pop().body)["reason"] for _ in range(16)]
+        assert reasons[-1] == Reason.SUBMISSION_UNKNOWN
+        assert not recorder._waiting
+
+    async def test_events_of_one_namespace_neither_drop_nor_delay_those_of_another(self) -> None:
+        sent, done = list[str](), asyncio.Event()
+
+        class Recording:
+            async def create(self, path: str, *_: Any) -> bytes:
+                sent.append(path.split("/")[-2])
+                if "quiet" in sent:
+                    done.set()
+                await asyncio.sleep(0)
+                return b"{}"
+
+        metrics = OperatorMetrics()
+        recorder = taskrun_event_recorder(cast("Writer", Recording()), "a", metrics)
+        for number in range(_WAITING_MAX + 700):
+            noisy = msgspec.structs.replace(ABOUT, namespace="noisy", uid=f"u{number}")
+            recorder.emit(noisy, EmitEvent("Ended", "it ended"))
+        recorder.emit(msgspec.structs.replace(ABOUT, namespace="quiet", uid="quiet"), EmitEvent("Ended", "it ended"))
+        assert "reattach_events_dropped_total 700.0" in metrics.text().decode()
+        sending = asyncio.ensure_future(recorder.run())
+        await asyncio.wait_for(done.wait(), 10)
+        sending.cancel()
+        assert sent[:2] == ["noisy", "quiet"]
 
     def test_no_more_is_remembered_than_bounds_allow(self) -> None:
         clock = [0.0]
