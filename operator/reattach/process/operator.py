@@ -16,7 +16,7 @@ from reattach.api.objects import PartialObject, Pod
 from reattach.api.reasons import HOLDS
 from reattach.api.taskrun import TaskRun
 from reattach.cluster import Cluster, ClusterError, paths
-from reattach.pki.certificates import CertificatesError, distribute, ensure
+from reattach.pki.certificates import Bundle, CertificatesError, distribute, ensure
 from reattach.planner.plan import PodDefaults
 from reattach.process.options import RunOptions
 from reattach.runtime.controller import Controller
@@ -122,7 +122,7 @@ class Operator:
         self._not_ready_reason = "the first lists of the cluster"
         start("lease", self._keep_lease)
         if self._options.certificates:
-            await _retry_forever(self._renew_certificates, "the certificates of the state API")
+            await _retry_forever(self._ensure_certificates, "the certificates of the state API")
             start("certificates", self._keep_certificates)
         await self._controller.start_reflectors(start)
         _log.info("Known: %s TaskRuns, %s pods, %s states.", len(self._taskruns), len(self._pods), len(self._states))
@@ -169,23 +169,23 @@ class Operator:
                 _log.warning("The TaskRuns could not be listed: %s", error)
             await self._expiry.sweep(datetime.now(UTC))
 
-    async def _renew_certificates(self) -> float:
-        """Renew the certificates, and put the bundle on each live pod that lacks it.
-
-        Return the seconds until the next check.
-        """
+    async def _ensure_certificates(self) -> Bundle:
+        """Renew the certificates, and put their CAs into new pods."""
         assert self._options.certificates is not None, "called only if the operator creates the certificates"
-        now = datetime.now(UTC)
-        bundle = await ensure(self._cluster, self._writer, self._options.certificates, now)
+        bundle = await ensure(self._cluster, self._writer, self._options.certificates, datetime.now(UTC))
         self._settings = PodDefaults(url=self._options.state_api_url, ca=bundle.pem)
-        await distribute(self._cluster, self._writer, self._options.watch_namespaces, bundle.pem)
-        return max((bundle.check_again_at - now).total_seconds(), 1.0)
+        return bundle
 
     async def _keep_certificates(self) -> None:
-        """Renew the certificates in time, and have live pods trust a new CA before its use."""
+        """Renew the certificates in time, and put the bundle on each live pod that lacks it.
+
+        Users can remove the bundle from any number of pods, so the start does not wait for this.
+        """
         while True:
             try:
-                wait = await self._renew_certificates()
+                bundle = await self._ensure_certificates()
+                await distribute(self._cluster, self._writer, self._options.watch_namespaces, bundle.pem)
+                wait = max((bundle.check_again_at - datetime.now(UTC)).total_seconds(), 1.0)
             except (ClusterError, CertificatesError, NotLeadingError) as error:
                 _log.warning("The certificates of the state API: %s", error)
                 wait = _TRY_AGAIN_SECONDS

@@ -1,6 +1,7 @@
 """Loops of the operator's process."""
 
 import asyncio
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,6 +9,8 @@ import msgspec
 import pytest
 
 from reattach.cluster import UnavailableError
+from reattach.pki.certificates import Bundle
+from reattach.process import operator as process
 from reattach.process.operator import Operator
 
 
@@ -43,3 +46,36 @@ async def test_resync_loop_after_failed_list_removes_expired_keys_and_lists_agai
     assert not loop.done()
     assert (lists, sweeps) == (2, 2)
     loop.cancel()
+
+
+async def test_start_with_pods_that_lack_the_bundle_does_not_wait_until_they_have_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class StartedError(Exception):
+        pass
+
+    async def ensure(*_: Any) -> Bundle:
+        return Bundle(pem="PEM", check_again_at=datetime.now(UTC))
+
+    async def distribute(*_: Any) -> int:
+        await asyncio.Event().wait()
+        return 0
+
+    async def start_reflectors(_: Any) -> None:
+        raise StartedError
+
+    class Starting(Operator):
+        def __init__(self) -> None:
+            self._options = cast(
+                "Any", SimpleNamespace(certificates=object(), state_api_url="u", watch_namespaces=(), paused=False)
+            )
+            self._cluster = self._writer = self._metrics = cast("Any", None)
+            self._controller = cast("Any", SimpleNamespace(start_reflectors=start_reflectors))
+
+    monkeypatch.setattr(process, "ensure", ensure)
+    monkeypatch.setattr(process, "distribute", distribute)
+    parts = SimpleNamespace(create_task=lambda loop, **_: loop.close())
+    operator = Starting()
+    with pytest.raises(StartedError):
+        await asyncio.wait_for(operator._start_leading(cast("Any", parts)), 5)
+    assert operator._settings.ca == "PEM"
