@@ -29,6 +29,7 @@ LINE_BYTES_MAX = 16 * 1024 * 1024
 An object has at most 1.5 MiB in etcd, and JSON may write a byte as six.
 """
 _ERROR_FROM = 400
+_RETRY_AFTER_MAX = 60.0
 
 Query = Mapping[str, str | int | None]
 
@@ -368,8 +369,9 @@ def _status_in(text: bytes) -> dict[str, Any]:
 
 
 def _seconds_in(retry_after: str | None) -> float | None:
+    """Return the seconds in a `Retry-After`, limited because webhooks and proxies set it, too."""
     try:
-        return max(0.0, float(retry_after)) if retry_after else None
+        return min(max(0.0, float(retry_after)), _RETRY_AFTER_MAX) if retry_after else None
     except ValueError:
         return None
 

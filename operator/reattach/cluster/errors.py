@@ -18,6 +18,7 @@ from typing import Any
 
 NO_REASON = "Unknown"
 """The reason of a response without a `Status` object."""
+_WEBHOOK_DENIAL = 'admission webhook "'
 _MESSAGE_MAX = 4096
 """The API server repeats a rejected value in its message, up to the size of the object."""
 
@@ -87,6 +88,15 @@ class ResponseTooLargeError(ClusterError):
 
 class UnavailableError(ClusterError):
     """5xx or no response. The call may have been carried out."""
+
+
+def is_webhook_denial(error: ClusterError) -> bool:
+    """Return whether an admission webhook denied the call.
+
+    A webhook selects the status, such as 401, 409 or 429, so the status shows nothing about the API
+    server.
+    """
+    return error.message.startswith(_WEBHOOK_DENIAL)
 
 
 _BY_STATUS: dict[int, type[ClusterError]] = {

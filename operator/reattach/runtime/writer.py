@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from reattach.cluster import Cluster, ConflictError, TooManyRequestsError
+from reattach.cluster.errors import is_webhook_denial
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.rate_limiter import RateLimiter
 
@@ -61,8 +62,9 @@ class Writer:
             try:
                 yield
             except TooManyRequestsError as error:
-                self._metrics.throttled.inc()
-                self._rate_limiter.on_throttled(error.retry_after)
+                if not is_webhook_denial(error):  # a webhook of one namespace must not pause the others
+                    self._metrics.throttled.inc()
+                    self._rate_limiter.on_throttled(error.retry_after)
                 raise
             except ConflictError:
                 self._metrics.conflicts.inc()

@@ -33,7 +33,7 @@ from reattach.cluster import (
     UnavailableError,
     paths,
 )
-from reattach.cluster.errors import NO_REASON
+from reattach.cluster.errors import NO_REASON, is_webhook_denial
 from reattach.planner.plan import CreatePod, DeletePod, PodRejection, PodRejectionKind, SealState
 from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.workqueue import Key
@@ -46,7 +46,6 @@ _RETRY_SECONDS_MAX = 60.0
 _WAIT_FOR_QUOTA = timedelta(minutes=10)
 """Longest wait for a full quota. The end of a pod or a probe usually ends the wait sooner."""
 _TOO_LARGE = 413
-_WEBHOOK_DENIAL = 'admission webhook "'
 _QUOTA_DENIALS = ("exceeded quota: ", "status unknown for quota: ")
 """Starts of the messages of the ResourceQuota plugin; the second: its usage is not counted yet."""
 
@@ -125,10 +124,9 @@ class PlanExecutor:
             if not await self._accept_existing(taskrun, action):
                 self._record_rejection(key, taskrun, action, PodRejectionKind.NAME_TAKEN, message=error.message)
                 return False
-        except (UnauthorizedError, TooManyRequestsError):
-            raise
         except ClusterError as error:
-            if error.status == 0:
+            of_the_call = error.status == 0 or isinstance(error, UnauthorizedError | TooManyRequestsError)
+            if of_the_call and not is_webhook_denial(error):
                 raise
             kind = rejection_kind_of(error, action.name)
             if kind is PodRejectionKind.QUOTA:
@@ -322,12 +320,12 @@ class PlanExecutor:
 def rejection_kind_of(error: ClusterError, pod: str) -> PodRejectionKind:
     """Return what the rejection of a pod means for the next try. `pod`: the name of the pod.
 
-    An admission policy or webhook rejects with 400, 403 or 422. It may change, so its rejection
-    never means that the template is invalid.
+    An admission policy rejects with 400, 403 or 422, and a webhook with any status. Both may
+    change, so their rejection never means that the template is invalid.
 
     Only the start of the message is compared, because the rest may quote values of the template.
     """
-    if error.message.startswith(_WEBHOOK_DENIAL):
+    if is_webhook_denial(error):
         return PodRejectionKind.FORBIDDEN
     # Admission plugins begin so, with any status, and ValidatingAdmissionPolicies among them.
     admission = f'pods "{pod}" is forbidden: '

@@ -197,6 +197,19 @@ class TestWriter:
         assert "reattach_throttled_total 1.0" in text
         assert 'reattach_writes_total{resource="pods",verb="create"} 1.0' in text
 
+    async def test_429_of_an_admission_webhook_does_not_slow_down_other_namespaces(self) -> None:
+        class Denied:
+            async def create(self, *_: Any, **__: Any) -> bytes:
+                message = 'admission webhook "w.team-a.example.com" denied the request: too many pods'
+                raise TooManyRequestsError(429, "", message, retry_after=60.0)
+
+        limiter, metrics = RateLimiter(per_second=10, at_once=8), OperatorMetrics()
+        writer = Writer(cast("Cluster", Denied()), limiter, lambda: True, metrics)
+        with pytest.raises(TooManyRequestsError):
+            await writer.create("/api/v1/namespaces/a/pods", {})
+        assert (limiter.window, limiter.seconds_to_next()) == (8, 0.0)
+        assert "reattach_throttled_total 0.0" in metrics.text().decode()
+
 
 def recorder_of(metrics: OperatorMetrics | None = None, clock: Callable[[], float] = lambda: 0.0) -> EventRecorder:
     return taskrun_event_recorder(cast("Writer", None), "a", metrics or OperatorMetrics(), clock)

@@ -45,6 +45,7 @@ class TestKindOfRejection:
             ),
             (BadRequestError(400, "BadRequest", 'admission webhook "w" denied'), PodRejectionKind.FORBIDDEN),
             (InvalidError(422, "Invalid", 'admission webhook "w" denied'), PodRejectionKind.FORBIDDEN),
+            (error_of(429, {"message": 'admission webhook "w" denied'}, 60.0), PodRejectionKind.FORBIDDEN),
             (UnavailableError(500, "InternalError", 'failed calling webhook "w"'), PodRejectionKind.ERROR),
             (ConflictError(409, "Conflict", "the quota changed"), PodRejectionKind.ERROR),
         ],
