@@ -4,11 +4,16 @@ The API server, its ResourceQuota admission and the quota controller are real. `
 300 TaskRuns, because 5,000 take a minute to create; REATTACH_ALL=1 creates 5,000.
 """
 
+import base64
+import json
 import os
 import signal
+import ssl
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +23,7 @@ from apicalls import Event, call_of
 from controlplane import CONTROLLERS, ControlPlane, ControlPlaneError, RunningControlPlane, Setup, running
 from operator_process import Cluster, Kubelet, Operator, Operators, condition, kubelet_of, succeed
 from reattach.cluster.paths import core, pods
+from reattach.pki.ca import new_authority, new_serving, pem_of
 from waiting import wait_until
 
 COUNT = 5000 if os.environ.get("REATTACH_ALL") else 300
@@ -69,12 +75,12 @@ def set_quota(cluster: Cluster, *, pods: int) -> None:
         wait_until(lambda: is_rejected(cluster), seconds=30, what="the API server enforces the quota")
 
 
-def is_rejected(cluster: Cluster) -> bool:
+def is_rejected(cluster: Cluster, message: str = "exceeded quota") -> bool:
     body = {"metadata": {"name": "probe"}, "spec": {"containers": [{"name": "probe", "image": "probe:1"}]}}
     try:
         cluster.control_plane.call("POST", pods(cluster.namespace), body, dryRun="All")
     except ControlPlaneError as error:
-        return "exceeded quota" in str(error)
+        return message in str(error)
     return False
 
 
@@ -168,3 +174,63 @@ def test_runs_in_a_full_quota_start_as_pods_end(
 
 def is_success(event: Event) -> bool:
     return int(event["responseStatus"]["code"]) < 400
+
+
+class TooManyPods(BaseHTTPRequestHandler):
+    """Admission webhook that denies every request with 429, to be repeated in an hour."""
+
+    def do_POST(self) -> None:
+        uid = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["request"]["uid"]
+        status = {"code": 429, "message": "too many pods", "details": {"retryAfterSeconds": 3600}}
+        response = {"uid": uid, "allowed": False, "status": status}
+        body = json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+
+@pytest.fixture
+def denying(control_plane: ControlPlane, tmp_path: Path) -> Iterator[Cluster]:
+    """Namespace in which a webhook denies pods with 429."""
+    cluster = Cluster(control_plane, control_plane.create_namespace("denying"))
+    authority = new_authority(datetime.now(UTC), timedelta(days=1))
+    serving = new_serving(authority, ("localhost",), datetime.now(UTC), timedelta(days=1))
+    (tmp_path / "tls.pem").write_bytes(serving.key_pem() + pem_of(serving.certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "tls.pem")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), TooManyPods)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    path = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+    webhook = {
+        "name": "pods.denying.example.com",
+        "clientConfig": {
+            "url": f"https://localhost:{server.server_port}/",
+            "caBundle": base64.b64encode(pem_of(authority.certificate)).decode(),
+        },
+        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": cluster.namespace}},
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+    }
+    control_plane.call("POST", path, {"metadata": {"name": "denying"}, "webhooks": [webhook]})
+    yield cluster
+    control_plane.call("DELETE", f"{path}/denying")
+    server.shutdown()
+    server.server_close()
+
+
+def test_429_of_a_webhook_in_one_namespace_does_not_pause_another(
+    control_plane: ControlPlane, operators: Operators, denying: Cluster
+) -> None:
+    wait_until(lambda: is_rejected(denying, "too many pods"), seconds=30, what="the API server calls the webhook")
+    other = Cluster(control_plane, control_plane.create_namespace("other"))
+    operator = operators.start(namespaces=[denying.namespace, other.namespace])
+    denying.create("denied")
+    status = denying.wait_for_reason("denied", "PodRefused", seconds=60)
+    assert "too many pods" in condition(status, "Succeeded")["message"]
+    other.create("load")
+    wait_until(lambda: other.pods("load"), seconds=30, what="the pod in the other namespace is created")
+    assert operator.metric("reattach_throttled_total") == 0
+    operator.kill(signal.SIGTERM)
