@@ -28,6 +28,8 @@ an action.
 _WINDOW_SECONDS = 3600.0
 _WAITING_MAX = 500
 """Events of one namespace that wait to be sent, up to 1 MB."""
+_SENDERS = 4
+"""Namespaces to which Events are sent at once, so that a slow webhook delays only its own."""
 _REMEMBERED_MAX = 10_000
 """Objects whose Events of the last hour are counted. With more objects, an Event may be sent
 twice, which changes nothing.
@@ -59,7 +61,7 @@ class _WaitingEvent(NamedTuple):
 
 
 class EventRecorder:
-    """Sends Events one after the other, in which namespaces take turns.
+    """Sends the Events of each namespace one after the other. Namespaces take turns.
 
     An Event over a limit is dropped and counted, because status has the same information.
 
@@ -118,9 +120,19 @@ class EventRecorder:
 
     async def run(self) -> None:
         """Send the queued Events, forever."""
+        async with asyncio.TaskGroup() as senders:
+            for _ in range(_SENDERS):
+                senders.create_task(self._send_waiting())
+
+    async def _send_waiting(self) -> None:
         while True:
             while self._waiting:
-                await self._send(self._waiting.pop())
+                event = self._waiting.pop()
+                self._waiting.suspend(event.namespace)
+                try:
+                    await self._send(event)
+                finally:
+                    self._waiting.resume(event.namespace)
             self._added.clear()
             await self._added.wait()
 

@@ -271,6 +271,27 @@ class TestEvents:
         sending.cancel()
         assert sent[:2] == ["noisy", "quiet"]
 
+    async def test_event_whose_call_does_not_return_delays_only_its_own_namespace(self) -> None:
+        sent, done = list[str](), asyncio.Event()
+
+        class Slow:
+            async def create(self, path: str, *_: Any) -> bytes:
+                sent.append(path.split("/")[-2])
+                if "slow" in path:
+                    await asyncio.Event().wait()
+                done.set()
+                return b"{}"
+
+        recorder = taskrun_event_recorder(cast("Writer", Slow()), "a", OperatorMetrics())
+        for namespace in ("slow", "slow", "other"):
+            uid = f"{namespace}{recorder._waiting.count(namespace)}"
+            about = msgspec.structs.replace(ABOUT, namespace=namespace, uid=uid)
+            recorder.emit(about, EmitEvent("Ended", "it ended"))
+        sending = asyncio.ensure_future(recorder.run())
+        await asyncio.wait_for(done.wait(), 5)
+        sending.cancel()
+        assert sent == ["slow", "other"]
+
     def test_no_more_is_remembered_than_bounds_allow(self) -> None:
         clock = [0.0]
         recorder = recorder_of(clock=lambda: clock[0])
