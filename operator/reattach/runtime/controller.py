@@ -17,7 +17,7 @@ from reattach.runtime.workqueue import Key, WorkQueue
 Start = Callable[[str, Callable[[], Awaitable[None]]], None]
 """Starts a loop under a name, such as `runtime.supervision.keep_running` in a task."""
 
-_SHARE_OF_NAMESPACE = 3 / 4
+_SHARE_OF_NAMESPACE = 1 / 4
 """Share of the workers that one namespace may occupy at once."""
 
 
