@@ -72,6 +72,13 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 
 UNCHANGED_LINES_RATE = Rate(4096, 256 * 1024)
 """Bytes of audit lines of one namespace about calls that changed nothing."""
+LINE_CHARACTERS = 256
+"""Length of an audit line without the description of the change, roughly."""
+BATCH_CHARACTERS_MAX = 4096
+"""Length of the audit lines of one batch after which the rest is only counted.
+
+A batch may set one long key 100 times, and store only the last value.
+"""
 
 Message = TypeVar("Message", bound=msgspec.Struct)
 Parsed = TypeVar("Parsed")
@@ -344,9 +351,15 @@ class Routes:
             return with_response(after, operation, body), (body, results)
 
         body, results = await self._store.change(caller.run, act)
-        for step, result in zip(steps, results, strict=False):  # a repeated request has none
+        written = 0
+        for number, (step, result) in enumerate(zip(steps, results, strict=False)):  # a repeated request has none
+            if written > BATCH_CHARACTERS_MAX:
+                write_audit(caller, "change", operation, f"omitted={len(results) - number}")
+                break
             is_changed = isinstance(step, Set) or result.deleted != 0
-            self._write_audit(caller, "change", operation, described(step, result), is_changed=is_changed)
+            what = described(step, result)
+            self._write_audit(caller, "change", operation, what, is_changed=is_changed)
+            written += LINE_CHARACTERS + len(what)
         return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 
 
