@@ -71,7 +71,19 @@ _ID = re.compile(r"[-._A-Za-z0-9]+")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 UNCHANGED_LINES_RATE = Rate(4096, 256 * 1024)
-"""Bytes of audit lines of one namespace about calls that changed nothing."""
+"""Bytes of audit lines of one namespace about calls that changed nothing, except for handles."""
+UNCHANGED_HANDLES_RATE = Rate(512, 16 * 1024)
+"""Bytes of audit lines of one TaskRun about handles that were stored before or can't be stored.
+
+Other tasks of the namespace can't use it up, because such a line may be the only trace of a job.
+"""
+LINE_CHARACTERS = 256
+"""Length of an audit line without the description of the change, roughly."""
+BATCH_CHARACTERS_MAX = 4096
+"""Length of the audit lines of one batch after which the rest is only counted.
+
+A batch may set one long key 100 times, and store only the last value.
+"""
 
 Message = TypeVar("Message", bound=msgspec.Struct)
 Parsed = TypeVar("Parsed")
@@ -97,6 +109,7 @@ class Routes:
         self._store = store
         self._evidence = evidence or store
         self._unchanged_lines = RateLimit(UNCHANGED_LINES_RATE)
+        self._unchanged_handles = RateLimit(UNCHANGED_HANDLES_RATE)
         self._bodies = bodies or BodyReader()
         self._default_retention_seconds = default_retention_seconds
         self._clock = clock
@@ -312,7 +325,10 @@ class Routes:
         self, caller: PodIdentity, verb: str, operation: OperationRequest | None, what: str, *, is_changed: bool
     ) -> None:
         """Log one line. Limit the lines about calls that changed nothing."""
-        if is_changed or not self._unchanged_lines.take(caller.run.namespace, len(what)):
+        limit, key = self._unchanged_lines, caller.run.namespace
+        if verb == "handle":
+            limit, key = self._unchanged_handles, caller.run.uid
+        if is_changed or not limit.take(key, len(what)):
             write_audit(caller, verb, operation, what)
 
     async def _parse(
@@ -344,9 +360,15 @@ class Routes:
             return with_response(after, operation, body), (body, results)
 
         body, results = await self._store.change(caller.run, act)
-        for step, result in zip(steps, results, strict=False):  # a repeated request has none
+        written = 0
+        for number, (step, result) in enumerate(zip(steps, results, strict=False)):  # a repeated request has none
+            if written > BATCH_CHARACTERS_MAX:
+                write_audit(caller, "change", operation, f"omitted={len(results) - number}")
+                break
             is_changed = isinstance(step, Set) or result.deleted != 0
-            self._write_audit(caller, "change", operation, described(step, result), is_changed=is_changed)
+            what = described(step, result)
+            self._write_audit(caller, "change", operation, what, is_changed=is_changed)
+            written += LINE_CHARACTERS + len(what)
         return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 
 

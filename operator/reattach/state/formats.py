@@ -8,6 +8,7 @@ docs/decisions/005-formats-and-upgrades.md has the reasons and every field.
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -71,14 +72,12 @@ def known_part(name: str, text: str, kind: Any, optional: Collection[str]) -> st
 
     Raises `msgspec.DecodeError`.
     """
-    prefix = f"{_kind_of(name)}."
-    if not FORMAT_1.get(prefix[:-1]) or not any(each.startswith(prefix) for each in optional):
+    entry = _kind_of(name)
+    if not optional or not FORMAT_1.get(entry):
         return text
-    known = {field.encode_name for field in msgspec.structs.fields(kind)}
-    fields = _fields_of(text)
-    return msgspec.json.encode(
-        {name: value for name, value in fields.items() if name in known or prefix + name not in optional}
-    )
+    fields, known = _fields_of(text), _known_fields_of(kind)
+    ignored = {field for field in fields if field not in known and f"{entry}.{field}" in optional}
+    return msgspec.json.encode({field: value for field, value in fields.items() if field not in ignored})
 
 
 def with_format(entries: Mapping[str, str]) -> dict[str, str]:
@@ -126,6 +125,12 @@ def _kind_of(name: str) -> str:
     if name.startswith(KEY_NAMES):
         return "key"
     return "job" if name.startswith(JOB_NAMES) else name
+
+
+@cache
+def _known_fields_of(kind: Any) -> frozenset[str]:
+    # A user may list a field of keys, and msgspec takes 40 us for each call.
+    return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
 
 
 def _fields_of(text: str) -> dict[str, msgspec.Raw]:

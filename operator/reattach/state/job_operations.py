@@ -214,7 +214,7 @@ def _with_handle(
         message="",
     )
     if request.url is not None:
-        with_url = msgspec.structs.replace(known, url=_bounded("url", request.url, URL_BYTES_MAX))
+        with_url = msgspec.structs.replace(known, url=request.url)
         # The URL is only for users: drop it if it is no web page or does not fit, so that the
         # handle is stored.
         known = with_url if _is_web_page(request.url) and fits(with_job(state, with_url).jobs) else known
@@ -228,10 +228,12 @@ def _with_handle(
 
 
 def _is_web_page(url: str) -> bool:
-    """Return whether a browser or terminal may open the URL: http or https, and printable."""
+    """Return whether a browser or terminal may open the URL: http or https, printable and short."""
+    if not url.isprintable() or len(to_json(url)) - 2 > URL_BYTES_MAX:
+        return False
     try:
         parts = urlsplit(url)
-        return url.isprintable() and parts.scheme in {"http", "https"} and bool(parts.hostname)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname)
     except ValueError:
         return False
 

@@ -31,6 +31,7 @@ from reattach.api.names import (
 )
 from reattach.api.state import JobCounts, SealPurpose
 from reattach.cluster import ConflictError, KubernetesClient, NotFoundError
+from reattach.cluster.nesting import cut_deep_values
 from reattach.cluster.paths import configmaps, taskruns
 from reattach.state.codec import DurableState, StoredState, from_configmap, summary_annotation_of, to_configmap, to_data
 from reattach.state.errors import RequestRejectedError, UnreadableError
@@ -241,7 +242,7 @@ class Store:
 
     async def _taskrun(self, run: RunReference) -> Owner:
         try:
-            taskrun = msgspec.json.decode(await self._client.get(taskruns(run.namespace, run.name)), type=Owner)
+            taskrun = await _decoded_owner(await self._client.get(taskruns(run.namespace, run.name)))
         except NotFoundError:
             taskrun = None
         if taskrun is None or taskrun.metadata.uid != run.uid:
@@ -353,6 +354,13 @@ class Store:
         self._on_conflict()
         longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**number)
         await asyncio.sleep(random.uniform(0, longest))  # noqa: S311 -- spreads the writers
+
+
+async def _decoded_owner(text: bytes) -> Owner:
+    try:
+        return msgspec.json.decode(text, type=Owner)
+    except RecursionError:  # the template is too deep; nothing here reads it
+        return msgspec.json.decode(await asyncio.to_thread(cut_deep_values, text), type=Owner)
 
 
 def _initial_state(owner: Owner, stored: StoredState | None) -> DurableState:

@@ -111,12 +111,12 @@ class JobClient:
         return Call("POST", f"{_path_of(key)}/intent", IntentResponse, request, request_id=str(uuid.uuid4()))
 
     def handle_call(self, key: str, generation: int, handle: str, url: str | None, origin: Origin) -> Call[None]:
-        """Return a call that stores a handle, without a URL that is too long to be stored."""
+        """Return a call that stores a handle, without a URL that can't be stored or even sent."""
         request = HandleRequest(
             generation=generation,
             submitter=self._submitter(),
             handle=check_handle(handle),
-            url=url if url is not None and _json_bytes(url) <= URL_BYTES_MAX else None,
+            url=url if url and url.isprintable() and _json_bytes(url) <= URL_BYTES_MAX else None,
             origin=origin,
         )
         return Call("PUT", f"{_path_of(key)}/handle", type(None), request)

@@ -10,6 +10,7 @@ import pytest
 
 from controlplane import ControlPlane
 from peers import Peer, metric
+from reattach.api.messages import KEY_CHARACTERS_MAX
 from stateapi import Attempt, Server, Servers, Task, code_of
 from waiting import wait_until
 
@@ -55,6 +56,16 @@ def test_500_refused_requests_write_few_bytes_to_the_log(servers: Servers, task:
     assert len(lines) < 60
     assert server.log.count(" set key='k' ") == 30, "every change is in the audit log"
     wait_until(lambda: "lines about refused requests" in server.log, seconds=15, what="the summary is written")
+
+
+def test_batch_that_sets_one_long_key_100_times_writes_few_bytes_to_the_audit_log(servers: Servers, task: Task) -> None:
+    server = servers.start()
+    attempt = task.attempt(server)
+    steps = [{"op": "set", "key": "\U000e0001" * KEY_CHARACTERS_MAX, "value": number} for number in range(100)]
+    assert attempt.batch(*steps).status_code == 200
+    lines = [line for line in server.log.splitlines() if "server.audit: change" in line]
+    assert sum(map(len, lines)) < 16 * 1024
+    assert lines[-1].endswith("omitted=99")
 
 
 def test_malformed_requests_write_few_bytes_to_the_log(servers: Servers, task: Task) -> None:

@@ -1,6 +1,7 @@
 """Bytes that a namespace may write, and when they are given back."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -162,9 +163,15 @@ def test_routes_log_calls_without_a_change_only_up_to_a_limit(caplog: pytest.Log
     run = RunReference(namespace="team", name="load", uid="0c2b7")
     caller = PodIdentity(run=run, attempt=1, pod_name="load-0c2b7-1", pod_uid="pod-uid")
     for _ in range(1000):
-        routes._write_audit(caller, "handle", None, "x" * 4096, is_changed=False)
+        routes._write_audit(caller, "intent", None, "x" * 4096, is_changed=False)
     assert 64 <= len(caplog.messages) < 70
     caplog.clear()
+    other = replace(caller, run=replace(run, name="other", uid="77a1f"))
+    for caller_of_handles in (caller, other):
+        for _ in range(1000):
+            routes._write_audit(caller_of_handles, "handle", None, "x" * 4096, is_changed=False)
+        assert 4 <= len(caplog.messages) < 10, "a refused handle is logged, whatever other calls and tasks log"
+        caplog.clear()
     for _ in range(1000):
         routes._write_audit(caller, "handle", None, "x" * 4096, is_changed=True)
     assert len(caplog.messages) == 1000

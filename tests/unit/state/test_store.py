@@ -78,6 +78,23 @@ async def test_open_sealed_after_its_write_still_succeeds() -> None:
     assert refused.value.code is ProblemCode.CLOSING
 
 
+class DeepTaskRuns(InMemoryCluster):
+    """TaskRuns have a template of 9,000 levels, which the API server accepts."""
+
+    async def get(self, path: str, *, metadata_only: bool = False, **query: str | int | None) -> bytes:
+        text = await super().get(path, metadata_only=metadata_only, **query)
+        spec = b'{"template":' + b'{"a":' * 9000 + b"1" + b"}" * 9000 + b"}"
+        return text.replace(b'"spec":{}', b'"spec":' + spec)
+
+
+async def test_taskrun_with_a_deep_template_opens_and_seals_its_state() -> None:
+    cluster = DeepTaskRuns(lambda: NOW)
+    run, store = await create_run(cluster), Store(cluster)
+    assert await store.open(run, SESSION, NOW)
+    await store.seal(run, 1, SealPurpose.END)
+    assert (await store.read(run)).seal is not None
+
+
 async def finished(cluster: InMemoryCluster) -> tuple[RunReference, Store]:
     """A run with a key that never expires, one that has by a minute after `NOW`, and one that has not."""
     run, store = await create_run(cluster), Store(cluster)

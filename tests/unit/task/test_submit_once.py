@@ -174,8 +174,11 @@ class TestTheFirstTime:
         submit(pod, system)
         assert pod.api.jobs.record().url == kept
 
-    def test_a_url_that_is_too_long_is_no_reason_to_lose_the_handle(self, pod: Pod, system: System) -> None:
-        system.url = "https://x/" + "y" * 1015
+    @pytest.mark.parametrize("url", ["https://x/" + "y" * 1015, "https://x/\ud800", "https://x/\n"])
+    def test_a_url_that_cant_be_stored_is_no_reason_to_lose_the_handle(
+        self, pod: Pod, system: System, url: str
+    ) -> None:
+        system.url = url
         submit(pod, system)
         assert (pod.api.jobs.record().handle, pod.api.jobs.record().url) == ("job-1", None)
 
