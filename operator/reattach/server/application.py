@@ -17,6 +17,7 @@ from reattach.server.metrics import ServerMetrics
 from reattach.server.peer_log import PeerLog
 from reattach.server.problems import RateLimitedError, response_of
 from reattach.server.rate_limit import RateLimit
+from reattach.server.reads import FairReads
 from reattach.server.routes import CALLER, Routes
 from reattach.server.write_budget import RESERVE_BYTES, MeteredClient
 from reattach.state import RequestRejectedError, Store
@@ -94,9 +95,10 @@ def build_application(
     peers = peers or PeerLog(settings.refused_token_rate, clock=monotonic)
     bodies = BodyReader()
     written = RateLimit(settings.namespace_bytes_rate, clock=monotonic)
+    reads = FairReads()
 
     def metered(least: float) -> MeteredClient:
-        return MeteredClient(cluster, written, least=least, on_write=metrics.written_bytes.inc)
+        return MeteredClient(cluster, written, reads, least=least, on_write=metrics.written_bytes.inc)
 
     store = Store(metered(RESERVE_BYTES), on_conflict=metrics.conflicts.inc)
     routes = Routes(

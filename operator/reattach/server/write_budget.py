@@ -11,6 +11,7 @@ from typing import Any
 from reattach.cluster import ClusterError, KubernetesClient, UnavailableError
 from reattach.server.problems import RateLimitedError
 from reattach.server.rate_limit import RateLimit
+from reattach.server.reads import FairReads
 
 RESERVE_BYTES = 2 * 1024 * 1024
 """Part of the burst that only evidence may use: the handles and outcomes of jobs, and completions.
@@ -28,6 +29,8 @@ class MeteredClient:
     A write is admitted while the namespace has at least `least` bytes left. The size may exceed
     them, and later writes wait for the difference. So large states are not starved by small ones.
 
+    Reads are shared fairly (`FairReads`), because the caller decodes a response at once.
+
     Raises `RateLimitedError` before the write, and the errors of `client`.
     """
 
@@ -35,18 +38,20 @@ class MeteredClient:
         self,
         client: KubernetesClient,
         limit: RateLimit,
+        reads: FairReads,
         *,
         least: float,
         on_write: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._client = client
         self._limit = limit
+        self._reads = reads
         self._least = least
         self._on_write = on_write
 
     async def get(self, path: str) -> bytes:
         """Return the object at `path`."""
-        return await self._client.get(path)
+        return await self._reads.read(self._client.get, _namespace_in(path), path)
 
     async def create(self, path: str, body: Mapping[str, Any], **query: str) -> bytes:
         """POST a ConfigMap."""

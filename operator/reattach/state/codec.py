@@ -19,7 +19,7 @@ unknown content makes the whole state unreadable: a skipped record would look li
 never stored.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -267,7 +267,7 @@ def _epoch_of(state: DurableState) -> Epoch | None:
     return None if state.epoch is None else Epoch(attempt=state.epoch.attempt, pod_uid=state.epoch.pod_uid)
 
 
-def _record_of(name: str, text: str, optional: Collection[str]) -> StateEntry:
+def _record_of(name: str, text: str, optional: frozenset[str]) -> StateEntry:
     record: StateEntry = _decoded(name, text, StateEntry, optional)
     # Reject a record that a user copied or renamed, and a value that no `set` accepts.
     if data_name_of(record.key) != name or bytes(record.value) == b"null":
@@ -275,7 +275,7 @@ def _record_of(name: str, text: str, optional: Collection[str]) -> StateEntry:
     return record
 
 
-def _job_of(name: str, text: str, optional: Collection[str]) -> JobRecord:
+def _job_of(name: str, text: str, optional: frozenset[str]) -> JobRecord:
     job: JobRecord = _decoded(name, text, JobRecord, optional)
     unresolved = job.handle is None and not job.is_over
     if job_name_of(*job.name) != name or unresolved is not (job.state is JobState.INTENDED):
@@ -295,7 +295,7 @@ def _check_counter(state: DurableState, data: Mapping[str, str]) -> None:
         raise UnreadableError(f"lastVersion in the state must be at least {newest}, the newest version in use")
 
 
-def _decoded(name: str, text: str, kind: Any, optional: Collection[str]) -> Any:
+def _decoded(name: str, text: str, kind: Any, optional: frozenset[str]) -> Any:
     try:
         return msgspec.json.decode(known_part(name, text, kind, optional), type=kind)
     except (msgspec.DecodeError, RecursionError) as error:

@@ -7,8 +7,9 @@ know one of them writes it back unchanged. A field that a reader must understand
 docs/decisions/005-formats-and-upgrades.md has the reasons and every field.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -19,6 +20,8 @@ from reattach.state.errors import UnreadableError
 VERSION: Final = "formatVersion"
 OPTIONAL: Final = "optional"
 NEWEST_FORMAT: Final = 2
+_NUMBER = re.compile("[1-9][0-9]*")
+"""Python converts at most 4300 digits, and users may change the ConfigMap."""
 _OptionalNames = Annotated[frozenset[str], msgspec.Meta(max_length=64)]
 """Users may change the ConfigMap, so the list is bounded: each entry is compared with it."""
 
@@ -50,7 +53,7 @@ def optional_of(data: Mapping[str, str]) -> frozenset[str]:
     Raises `UnreadableError` if this version does not read the format.
     """
     version = data.get(VERSION, "")
-    if version.isdecimal() and version.isascii() and int(version) > NEWEST_FORMAT:
+    if _NUMBER.fullmatch(version) and (len(version) > 1 or int(version) > NEWEST_FORMAT):
         raise UnreadableError(
             f"a newer version of Reattach wrote the state, with formatVersion {version[:20]}; upgrade this one"
         )
@@ -67,17 +70,31 @@ def optional_of(data: Mapping[str, str]) -> frozenset[str]:
     return names
 
 
-def known_part(name: str, text: str, kind: Any, optional: Collection[str]) -> str | bytes:
+def known_part(name: str, text: str, kind: Any, optional: frozenset[str]) -> str | bytes:
     """Return an entry (JSON) without the fields that `kind` lacks and that a reader may ignore.
 
     Raises `msgspec.DecodeError`.
     """
-    entry = _kind_of(name)
-    if not optional or not FORMAT_1.get(entry):
+    ignored = _ignored_fields(_kind_of(name), kind, optional)
+    if not ignored:
         return text
-    fields, known = _fields_of(text), _known_fields_of(kind)
-    ignored = {field for field in fields if field not in known and f"{entry}.{field}" in optional}
+    fields = _fields_of(text)
+    if ignored.isdisjoint(fields):
+        return text
     return msgspec.json.encode({field: value for field, value in fields.items() if field not in ignored})
+
+
+@lru_cache(maxsize=64)
+def _ignored_fields(entry: str, kind: Any, optional: frozenset[str]) -> frozenset[str]:
+    """Return the fields of an entry that `kind` lacks and that a reader may ignore.
+
+    Cached, because a state has thousands of entries.
+    """
+    if not FORMAT_1.get(entry):
+        return frozenset()
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    found = {name.removeprefix(f"{entry}.") for name in optional if name.startswith(f"{entry}.")}
+    return frozenset(found - known)
 
 
 def with_format(entries: Mapping[str, str]) -> dict[str, str]:
@@ -125,12 +142,6 @@ def _kind_of(name: str) -> str:
     if name.startswith(KEY_NAMES):
         return "key"
     return "job" if name.startswith(JOB_NAMES) else name
-
-
-@cache
-def _known_fields_of(kind: Any) -> frozenset[str]:
-    # A user may list a field of keys, and msgspec takes 40 us for each call.
-    return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
 
 
 def _fields_of(text: str) -> dict[str, msgspec.Raw]:

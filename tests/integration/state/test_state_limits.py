@@ -6,20 +6,24 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from controlplane import ControlPlane
 from peers import LARGE_HEADERS, Peer, head_of, metric, observed, resident_bytes
 from reattach.api.messages import KEY_CHARACTERS_MAX, VALUE_BYTES_MAX
 from reattach.server.bodies import BATCH_BYTES_MAX, BODY_BYTES_MAX, SMALL_BYTES_MAX
+from reattach.state.codec import StateEntry, records_to_data
 from stateapi import Attempt, Server, Servers, Task, code_of
 from waiting import wait_until
 
 MIB = 1024 * 1024
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SLOW_PARSER_SERVER = Path(__file__).with_name("slow_parser_server.py")
 LARGE_LENGTH = "Content-Length: 30000"
 DEEP = b"[" * 90 + b"]" * 90
@@ -266,6 +270,41 @@ class TestHealthPort:
         for _ in range(3):
             peer.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + LARGE_HEADERS[: 3 * 4088] + b"\r\n")
             assert peer.status() == 200
+
+
+class TestReads:
+    def test_reads_of_large_states_neither_delay_another_namespace_nor_fill_the_memory(
+        self, control_plane: ControlPlane, server: Server, bystander: Attempt
+    ) -> None:
+        namespace = control_plane.create_namespace("hostile")
+        hostile = [Task.create(control_plane, namespace, f"task-{number}") for number in range(10)]
+        attempts = [task.attempt(server) for task in hostile]
+        entry = StateEntry(
+            key="", value=msgspec.Raw(b"1"), version=1, attempt=1, pod_uid="0" * 36, updated_at=NOW, expires_at=None
+        )
+        records = {f"{number}": msgspec.structs.replace(entry, key=f"{number}") for number in range(6500)}
+        for task in hostile:
+            task.patch_configmap(data={"lastVersion": "1", **records_to_data(records)})
+        over = threading.Event()
+
+        def read(number: int) -> int:
+            peer, reads = Peer.connect(server, f"127.0.0.{2 + number % 4}"), 0
+            with contextlib.suppress(OSError, AssertionError):
+                while not over.is_set():
+                    peer.send(head_of(attempts[number % len(attempts)], "GET", "/v1/state/1"))
+                    reads += peer.response()[0] == 200
+            peer.close()
+            return reads
+
+        with ThreadPoolExecutor(160) as pool, observed(server, bystander) as seen:
+            reading = [pool.submit(read, number) for number in range(160)]
+            time.sleep(8)
+            over.set()
+            assert sum(each.result() for each in reading) > 50
+        assert seen.rounds >= 2
+        assert seen.get < 5
+        assert seen.probe < 5
+        assert seen.resident < 200 * MIB
 
 
 class TestBodies:

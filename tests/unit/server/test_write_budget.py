@@ -13,6 +13,7 @@ from reattach.server.authentication import PodIdentity
 from reattach.server.config import Rate
 from reattach.server.problems import RateLimitedError
 from reattach.server.rate_limit import RateLimit
+from reattach.server.reads import FairReads
 from reattach.server.routes import Routes
 from reattach.server.write_budget import BURST_BYTES_MIN, METADATA_BYTES, RESERVE_BYTES, MeteredClient
 from reattach.state import RunReference
@@ -55,8 +56,9 @@ class Namespaces:
         self.clock, self.client = Clock(), Client()
         limit = RateLimit(Rate(MIB, 8 * MIB), clock=self.clock)
         self.written = 0
-        self.changes = MeteredClient(self.client, limit, least=RESERVE_BYTES, on_write=self._count)  # type: ignore[arg-type]
-        self.evidence = MeteredClient(self.client, limit, least=1, on_write=self._count)  # type: ignore[arg-type]
+        reads = FairReads()
+        self.changes = MeteredClient(self.client, limit, reads, least=RESERVE_BYTES, on_write=self._count)  # type: ignore[arg-type]
+        self.evidence = MeteredClient(self.client, limit, reads, least=1, on_write=self._count)  # type: ignore[arg-type]
 
     def _count(self, size: int) -> None:
         self.written += size
