@@ -13,9 +13,9 @@ import msgspec
 from reattach.api.objects import ObjectMeta
 from reattach.api.text import one_line
 from reattach.cluster import AlreadyExistsError, ClusterError, paths
+from reattach.round_robin import RoundRobin
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.resource import Resource
-from reattach.runtime.round_robin import RoundRobin
 from reattach.runtime.writer import NotLeadingError, Writer
 
 NOTE_MAX = 1024

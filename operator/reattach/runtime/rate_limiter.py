@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from reattach.runtime.round_robin import RoundRobin
+from reattach.round_robin import RoundRobin
 
 
 class RateLimiter:

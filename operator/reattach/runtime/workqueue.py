@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from reattach.runtime.round_robin import RoundRobin
+from reattach.round_robin import RoundRobin
 
 
 class Key(NamedTuple):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from reattach.runtime.round_robin import RoundRobin
+from reattach.round_robin import RoundRobin
 from reattach.server.slots import FairSlots
 
 READS_MAX = 16

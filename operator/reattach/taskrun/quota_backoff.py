@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from reattach.runtime.round_robin import RoundRobin
+from reattach.round_robin import RoundRobin
 from reattach.runtime.workqueue import Key
 
 _FIRST_SECONDS = 0.25

@@ -5,8 +5,8 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reattach.round_robin import RoundRobin
 from reattach.runtime.metrics import OperatorMetrics
-from reattach.runtime.round_robin import RoundRobin
 from reattach.runtime.workers import Workers
 from reattach.runtime.workqueue import DelayingHeap, Key, WorkQueue
 
