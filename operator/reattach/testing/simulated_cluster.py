@@ -143,8 +143,8 @@ class SimulatedCluster:
 
     def resolve(self, name: str, resolution: JSON) -> None:
         """Append a resolution to the TaskRun, as a user does."""
-        spec = msgspec.to_builtins(self.taskrun(name).spec)
-        self.patch(name, {"spec": {"resolutions": [*spec.get("resolutions", ()), resolution]}})
+        given = msgspec.to_builtins(self.taskrun(name).spec.resolutions)
+        self.patch(name, {"spec": {"resolutions": [*given, resolution]}})
 
     def state_configmap(self, name: str) -> JSON | None:
         """Return the ConfigMap with the state, or None if it does not exist."""
