@@ -15,7 +15,7 @@ from reattach.server.bodies import BodyReader, has_short_rest
 from reattach.server.config import ServerConfig
 from reattach.server.metrics import ServerMetrics
 from reattach.server.peer_log import PeerLog
-from reattach.server.problems import RateLimitedError, response_of
+from reattach.server.problems import ClockSkewedError, RateLimitedError, response_of
 from reattach.server.rate_limit import RateLimit
 from reattach.server.reads import FairReads
 from reattach.server.routes import CALLER, Routes
@@ -45,6 +45,8 @@ EVIDENCE_ROUTES = {
     ("POST", "/v1/complete"),
 }
 """Routes whose requests record that a job exists, or how a job or the run ended."""
+CLOCK_ROUTES = {("POST", "/v1/open"), ("POST", "/v1/jobs/{key}/intent")}
+"""Routes that return the server's time or decide by it, so a wrong clock makes them unavailable."""
 RESERVED_PART = 0.1
 """Part of each burst of requests that only evidence may use."""
 
@@ -83,12 +85,14 @@ def build_application(
     peers: PeerLog | None = None,
     *,
     clock: Callable[[], datetime] | None = None,
+    is_skewed: Callable[[], bool] = lambda: False,
     in_flight: Callable[[web.Request], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> web.Application:
     """Build the state API as an aiohttp application.
 
-    `clock` is for tests; it also drives rate limits and the token cache. `in_flight` marks the
-    connection of a request as in use.
+    `clock` is for tests; it also drives rate limits and the token cache. `is_skewed` returns
+    whether the clock differs from the API server's. `in_flight` marks the connection of a request
+    as in use.
     """
     monotonic = time.monotonic if clock is None else lambda: clock().timestamp()
     gate = AuthGate(cluster, settings, metrics, monotonic)
@@ -117,7 +121,7 @@ def build_application(
         with traffic, in_flight(request):
             try:
                 async with asyncio.timeout(settings.request_seconds):
-                    code, response = "", await _dispatch(request, handler, gate, bodies)
+                    code, response = "", await _dispatch(request, handler, gate, bodies, is_skewed)
             except Exception as error:  # noqa: BLE001 -- every error becomes a problem response, and a bug is logged
                 code, response = response_of(error, is_authenticated=CALLER in request)
                 _log_error(peers, request, code, error)
@@ -209,9 +213,7 @@ class AuthGate:
         return caller
 
     def _take(self, request: web.Request, limit: RateLimit, key: str, whose: str) -> None:
-        resource = request.match_info.route.resource
-        is_evidence = (request.method, resource.canonical if resource else "") in EVIDENCE_ROUTES
-        reserve = 0 if is_evidence else int(limit.burst * RESERVED_PART)
+        reserve = 0 if _route_of(request) in EVIDENCE_ROUTES else int(limit.burst * RESERVED_PART)
         if wait := limit.take(key, least=1 + reserve):
             raise RateLimitedError(f"too many requests of {whose}", wait)
 
@@ -229,11 +231,20 @@ class AuthGate:
         self._refused_tokens.give_back(address)
 
 
-async def _dispatch(request: web.Request, handler: Handler, gate: AuthGate, bodies: BodyReader) -> web.StreamResponse:
+def _route_of(request: web.Request) -> tuple[str, str]:
+    resource = request.match_info.route.resource
+    return request.method, resource.canonical if resource else ""
+
+
+async def _dispatch(
+    request: web.Request, handler: Handler, gate: AuthGate, bodies: BodyReader, is_skewed: Callable[[], bool]
+) -> web.StreamResponse:
     if request.match_info.http_exception is not None:
         with gate.charged(request):
             return await handler(request)
     caller = request[CALLER] = await gate.admit(request)
+    if _route_of(request) in CLOCK_ROUTES and is_skewed():
+        raise ClockSkewedError
     async with bodies.admit(request, caller.run.namespace, caller.run.uid):
         return await handler(request)
 
