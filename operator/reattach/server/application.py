@@ -19,7 +19,7 @@ from reattach.server.problems import ClockSkewedError, RateLimitedError, respons
 from reattach.server.rate_limit import RateLimit
 from reattach.server.reads import FairReads
 from reattach.server.routes import CALLER, Routes
-from reattach.server.write_budget import RESERVE_BYTES, MeteredClient
+from reattach.server.write_budget import DEBT_BYTES_MAX, RESERVE_BYTES, MeteredClient
 from reattach.state import RequestRejectedError, Store
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -98,7 +98,7 @@ def build_application(
     gate = AuthGate(cluster, settings, metrics, monotonic)
     peers = peers or PeerLog(settings.refused_token_rate, clock=monotonic)
     bodies = BodyReader()
-    written = RateLimit(settings.namespace_bytes_rate, clock=monotonic)
+    written = RateLimit(settings.namespace_bytes_rate, debt_max=DEBT_BYTES_MAX, clock=monotonic)
     reads = FairReads()
 
     def metered(least: float) -> MeteredClient:

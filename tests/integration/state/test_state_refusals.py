@@ -136,6 +136,23 @@ class TestBytes:
         assert attempt.complete(result=1).status_code == 204
         assert attempt.set("k", 1).status_code == 409
 
+    def test_large_taskruns_that_are_opened_at_once_delay_handles_by_seconds(
+        self, control_plane: ControlPlane, servers: Servers, task: Task
+    ) -> None:
+        server = servers.start("--namespace-bytes-rate", "524288:4194304")
+        attempt = task.attempt(server)
+        assert attempt.intend().json()["decision"] == "Submit"
+        template = {"spec": {"containers": [{"name": "task", "image": "task", "args": ["x" * 1_200_000]}]}}
+        large = [
+            Task.create(control_plane, task.namespace, f"large-{n}", template=template).attempt(server, opened=False)
+            for n in range(16)
+        ]
+        with ThreadPoolExecutor(16) as pool:
+            statuses = Counter(pool.map(lambda opening: opening.open().status_code, large))
+        assert statuses[200] > 0
+        wait_until(lambda: attempt.handle("job-1").status_code == 204, seconds=6, what="the handle is stored")
+        assert attempt.outcome("Succeeded").status_code == 204
+
     def test_change_that_the_api_server_refuses_costs_no_bytes(self, servers: Servers, task: Task) -> None:
         server = servers.start(*self.LIMIT)
         attempt = task.attempt(server)
