@@ -237,12 +237,13 @@ class AuthGate:
     def charged(self, request: web.Request) -> Iterator[None]:
         """Charge the client's address for a request, and give that back if the block succeeds.
 
-        The charge comes first, so that concurrent requests don't exceed the limit. Raises
-        `RateLimitedError`.
+        The charge comes first, so that concurrent requests don't exceed the limit. It stays if the
+        review fails, because that costs the API server as much. Raises `RateLimitedError`.
         """
         address = request.remote or ""
         if wait := self._refused_tokens.take(address):
-            raise RateLimitedError("too many requests of this address without an accepted token", wait)
+            detail = "too many requests of this address whose token was refused, or could not be reviewed"
+            raise RateLimitedError(detail, wait)
         yield
         self._refused_tokens.give_back(address)
 
