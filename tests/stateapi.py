@@ -99,7 +99,6 @@ class Servers:
         *arguments: str,
         program: tuple[str, ...] = ("-m", "reattach.server"),
         serves_metrics: bool = True,
-        ready: bool = True,
         **environment: str,
     ) -> Server:
         self._grant()
@@ -143,7 +142,7 @@ class Servers:
             log_file=directory / "log",
         )
         self._running.append(server)
-        wait_until(lambda: _is_ready(server, ready), seconds=90, what="the state API is ready")
+        wait_until(lambda: _is_ready(server), seconds=90, what="the state API is ready")
         return server
 
     def stop(self) -> None:
@@ -383,9 +382,8 @@ def write_certificate(directory: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=authority.certificate.public_bytes(Encoding.PEM).decode())
 
 
-def _is_ready(server: Server, ready: bool) -> bool:
-    """Return whether the probe of readiness, or else only that of health, succeeds."""
+def _is_ready(server: Server) -> bool:
     assert server.process.poll() is None, server.log
     with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"{server.health_url}/{'readyz' if ready else 'healthz'}", trust_env=False).is_success
+        return httpx.get(f"{server.health_url}/readyz", trust_env=False).is_success
     return False

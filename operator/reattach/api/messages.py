@@ -84,7 +84,7 @@ class ProblemCode(StrEnum):
     REQUEST_TOO_LARGE = "request-too-large"  # 413: the whole body, by its route
     RATE_LIMITED = "rate-limited"  # 429, with Retry-After; also for too many large bodies at once
     FORMAT_UNKNOWN = "format-unknown"  # 503: written by a newer version
-    UNAVAILABLE = "unavailable"  # 503: the Kubernetes API can't be reached
+    UNAVAILABLE = "unavailable"  # 503: the Kubernetes API can't be reached, or the replica's clock is wrong
     METHOD_NOT_ALLOWED = "method-not-allowed"  # 405
     ROUTE_UNKNOWN = "route-unknown"  # 404: no such route
     DIGEST_CHANGED = "digest-changed"  # 409: another request under the key of a job that is open or succeeded

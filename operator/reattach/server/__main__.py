@@ -183,8 +183,8 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         "--clock-difference",
         type=_difference,
         default=ServerConfig.clock_difference_seconds,
-        help="seconds by which the clock may differ from the API server's; beyond, the replica is not ready. 0: not"
-        " checked (%(default)s)",
+        help="seconds by which the clock may differ from the API server's; beyond, the replica refuses new sessions and"
+        " intents. 0: not checked (%(default)s)",
     )
     add("--kubeconfig", default=None, help="default: the pod's service account, else $KUBECONFIG")
     add("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"], default="INFO", help="(%(default)s)")
@@ -227,19 +227,21 @@ async def serve(settings: ServerConfig, kubeconfig: str | None = None) -> None:
     traffic, peers = InFlight(), PeerLog(settings.refused_token_rate)
     _HTTP_LOG.addFilter(MalformedRequests(peers))
 
-    def obstacle() -> str:
-        if stop.is_set():
-            return "shutting down"
-        return "the clock differs from the API server's" if clocks.check.is_skewed else ""
-
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(await Cluster.connect(kubeconfig, timeout=settings.request_seconds))
         clocks = ClockMonitor(cluster.date, settings.clock_difference_seconds)
         metrics.clock_difference.set_function(lambda: clocks.check.difference)
         await clocks.start()
-        await _serve_health(stack, settings, metrics, obstacle)
+        await _serve_health(stack, settings, metrics, lambda: "shutting down" if stop.is_set() else "")
         listener = await _serve_api(
-            stack, settings, metrics, traffic=traffic, peers=peers, cluster=cluster, certificate=certificate
+            stack,
+            settings,
+            metrics,
+            traffic=traffic,
+            peers=peers,
+            cluster=cluster,
+            certificate=certificate,
+            is_skewed=lambda: clocks.check.is_skewed,
         )
         for loop in (certificate.watch(settings.tls_reload_seconds), peers.write_summaries(), clocks.watch()):
             stack.callback(asyncio.create_task(loop).cancel)
@@ -298,6 +300,7 @@ async def _serve_api(
     peers: PeerLog,
     cluster: Cluster,
     certificate: Certificate,
+    is_skewed: Callable[[], bool],
 ) -> Listener:
     connections = ConnectionTable(
         per_address=settings.connections_per_address,
@@ -313,6 +316,7 @@ async def _serve_api(
         metrics,
         traffic,
         peers,
+        is_skewed=is_skewed,
         in_flight=lambda request: listener.request(request),  # noqa: PLW0108 -- it is created below
     )
     runner = await _run(

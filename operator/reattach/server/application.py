@@ -15,11 +15,11 @@ from reattach.server.bodies import BodyReader, has_short_rest
 from reattach.server.config import ServerConfig
 from reattach.server.metrics import ServerMetrics
 from reattach.server.peer_log import PeerLog
-from reattach.server.problems import RateLimitedError, response_of
+from reattach.server.problems import ClockSkewedError, RateLimitedError, response_of
 from reattach.server.rate_limit import RateLimit
 from reattach.server.reads import FairReads
 from reattach.server.routes import CALLER, Routes
-from reattach.server.write_budget import RESERVE_BYTES, MeteredClient
+from reattach.server.write_budget import DEBT_BYTES_MAX, RESERVE_BYTES, MeteredClient
 from reattach.state import RequestRejectedError, Store
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -45,6 +45,8 @@ EVIDENCE_ROUTES = {
     ("POST", "/v1/complete"),
 }
 """Routes whose requests record that a job exists, or how a job or the run ended."""
+CLOCK_ROUTES = {("POST", "/v1/open"), ("POST", "/v1/jobs/{key}/intent")}
+"""Routes that return the server's time or decide by it, so a wrong clock makes them unavailable."""
 RESERVED_PART = 0.1
 """Part of each burst of requests that only evidence may use."""
 
@@ -83,18 +85,20 @@ def build_application(
     peers: PeerLog | None = None,
     *,
     clock: Callable[[], datetime] | None = None,
+    is_skewed: Callable[[], bool] = lambda: False,
     in_flight: Callable[[web.Request], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> web.Application:
     """Build the state API as an aiohttp application.
 
-    `clock` is for tests; it also drives rate limits and the token cache. `in_flight` marks the
-    connection of a request as in use.
+    `clock` is for tests; it also drives rate limits and the token cache. `is_skewed` returns
+    whether the clock differs from the API server's. `in_flight` marks the connection of a request
+    as in use.
     """
     monotonic = time.monotonic if clock is None else lambda: clock().timestamp()
     gate = AuthGate(cluster, settings, metrics, monotonic)
     peers = peers or PeerLog(settings.refused_token_rate, clock=monotonic)
     bodies = BodyReader()
-    written = RateLimit(settings.namespace_bytes_rate, clock=monotonic)
+    written = RateLimit(settings.namespace_bytes_rate, debt_max=DEBT_BYTES_MAX, clock=monotonic)
     reads = FairReads()
 
     def metered(least: float) -> MeteredClient:
@@ -117,7 +121,7 @@ def build_application(
         with traffic, in_flight(request):
             try:
                 async with asyncio.timeout(settings.request_seconds):
-                    code, response = "", await _dispatch(request, handler, gate, bodies)
+                    code, response = "", await _dispatch(request, handler, gate, bodies, is_skewed)
             except Exception as error:  # noqa: BLE001 -- every error becomes a problem response, and a bug is logged
                 code, response = response_of(error, is_authenticated=CALLER in request)
                 _log_error(peers, request, code, error)
@@ -204,14 +208,28 @@ class AuthGate:
                 raise
         if caller is None:
             caller = await self._authenticator.authenticate(authorization, charge)
-        self._take(request, self._taskruns, caller.run.uid, f"TaskRun {caller.run.name}")
-        self._take(request, self._namespaces, caller.run.namespace, f"namespace {caller.run.namespace}")
+        self._count(request, caller)
         return caller
 
+    def known_caller(self, request: web.Request) -> PodIdentity | None:
+        """Return the pod that sent the request if its token was accepted recently.
+
+        Count the request against its rates. Raises `RateLimitedError`.
+        """
+        try:
+            caller = self._authenticator.cached(request.headers.get("Authorization"))
+        except RequestRejectedError:
+            return None
+        if caller is not None:
+            self._count(request, caller)
+        return caller
+
+    def _count(self, request: web.Request, caller: PodIdentity) -> None:
+        self._take(request, self._taskruns, caller.run.uid, f"TaskRun {caller.run.name}")
+        self._take(request, self._namespaces, caller.run.namespace, f"namespace {caller.run.namespace}")
+
     def _take(self, request: web.Request, limit: RateLimit, key: str, whose: str) -> None:
-        resource = request.match_info.route.resource
-        is_evidence = (request.method, resource.canonical if resource else "") in EVIDENCE_ROUTES
-        reserve = 0 if is_evidence else int(limit.burst * RESERVED_PART)
+        reserve = 0 if _route_of(request) in EVIDENCE_ROUTES else int(limit.burst * RESERVED_PART)
         if wait := limit.take(key, least=1 + reserve):
             raise RateLimitedError(f"too many requests of {whose}", wait)
 
@@ -219,21 +237,36 @@ class AuthGate:
     def charged(self, request: web.Request) -> Iterator[None]:
         """Charge the client's address for a request, and give that back if the block succeeds.
 
-        The charge comes first, so that concurrent requests don't exceed the limit. Raises
-        `RateLimitedError`.
+        The charge comes first, so that concurrent requests don't exceed the limit. It stays if the
+        review fails, because that costs the API server as much. Raises `RateLimitedError`.
         """
         address = request.remote or ""
         if wait := self._refused_tokens.take(address):
-            raise RateLimitedError("too many requests of this address without an accepted token", wait)
+            detail = "too many requests of this address whose token was refused, or could not be reviewed"
+            raise RateLimitedError(detail, wait)
         yield
         self._refused_tokens.give_back(address)
 
 
-async def _dispatch(request: web.Request, handler: Handler, gate: AuthGate, bodies: BodyReader) -> web.StreamResponse:
+def _route_of(request: web.Request) -> tuple[str, str]:
+    resource = request.match_info.route.resource
+    return request.method, resource.canonical if resource else ""
+
+
+async def _dispatch(
+    request: web.Request, handler: Handler, gate: AuthGate, bodies: BodyReader, is_skewed: Callable[[], bool]
+) -> web.StreamResponse:
     if request.match_info.http_exception is not None:
+        # A newer SDK calls a route that this version lacks, and must not use up the limit of its
+        # address.
+        if (caller := gate.known_caller(request)) is not None:
+            request[CALLER] = caller
+            return await handler(request)
         with gate.charged(request):
             return await handler(request)
     caller = request[CALLER] = await gate.admit(request)
+    if _route_of(request) in CLOCK_ROUTES and is_skewed():
+        raise ClockSkewedError
     async with bodies.admit(request, caller.run.namespace, caller.run.uid):
         return await handler(request)
 

@@ -99,7 +99,7 @@ class ClockMonitor:
         self.check = ClockCheck(limit)
 
     async def start(self) -> None:
-        """Take the first samples, so that a skewed replica is never ready."""
+        """Take the first samples, so that a skewed replica refuses the first calls too."""
         with suppress(TimeoutError):
             async with asyncio.timeout(FIRST_SECONDS_MAX):
                 for number in range(PROOFS_MIN):
@@ -127,8 +127,8 @@ class ClockMonitor:
         self.check.add(ClockSample.of(sent, received, date.timestamp()))
         if self.check.is_skewed and not before:
             log.error(
-                "not ready: this replica's clock is %+.1f seconds from the API server's; it must be within %g seconds."
-                " Check the time synchronization of this node and of the control plane",
+                "this replica's clock is %+.1f seconds from the API server's; it must be within %g seconds. The replica"
+                " refuses new sessions and intents. Check the time synchronization of this node and of the control plane",
                 self.check.difference,
                 self._limit,
             )

@@ -36,7 +36,7 @@ PROBLEMS: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.CONFLICT: (503, "Too many writers at once"),
     ProblemCode.RATE_LIMITED: (429, "Too many requests"),
     ProblemCode.FORMAT_UNKNOWN: (503, "The state can't be read"),
-    ProblemCode.UNAVAILABLE: (503, "The Kubernetes API can't be reached"),
+    ProblemCode.UNAVAILABLE: (503, "Temporarily unavailable"),
     ProblemCode.METHOD_NOT_ALLOWED: (405, "Method not allowed"),
     ProblemCode.ROUTE_UNKNOWN: (404, "No such route"),
     ProblemCode.NOT_IMPLEMENTED: (501, "Not implemented"),
@@ -64,6 +64,17 @@ class RateLimitedError(RequestRejectedError):
         self.wait = wait
 
 
+class ClockSkewedError(RequestRejectedError):
+    """Rejection of a call whose decision depends on the clock of this replica, which is wrong.
+
+    The connection is closed, so that the next request may reach another replica.
+    """
+
+    def __init__(self) -> None:
+        detail = "the clock of this replica differs from the API server's; nothing was changed; try again"
+        super().__init__(ProblemCode.UNAVAILABLE, detail)
+
+
 def response_of(error: Exception, *, is_authenticated: bool = True) -> tuple[ProblemCode, web.Response]:
     """Return the problem code and the response for an error.
 
@@ -72,6 +83,10 @@ def response_of(error: Exception, *, is_authenticated: bool = True) -> tuple[Pro
     match error:
         case RateLimitedError():
             return error.code, to_response(error.code, error.detail, retry_after=error.wait)
+        case ClockSkewedError():
+            response = to_response(error.code, error.detail, retry_after=_RETRY_SECONDS)
+            response.force_close()
+            return error.code, response
         case RequestRejectedError(code=ProblemCode.CONFLICT):
             return error.code, to_response(error.code, error.detail, retry_after=_RETRY_SECONDS)
         case RequestRejectedError():

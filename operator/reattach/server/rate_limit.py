@@ -11,12 +11,16 @@ KEYS_MAX = 10_000
 class RateLimit:
     """A token bucket for every key.
 
-    A bucket is stored as the time at which it is full again (the generic cell rate algorithm).
+    A bucket is stored as the time at which it is full again (the generic cell rate algorithm). It
+    owes at most `debt_max` tokens, whatever is taken.
     """
 
-    def __init__(self, rate: Rate, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, rate: Rate, *, debt_max: float = float("inf"), clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._interval = 1 / rate.per_second
         self.burst = rate.burst
+        self._debt_max = debt_max
         self._clock = clock
         self._full_at: dict[str, float] = {}
 
@@ -32,7 +36,7 @@ class RateLimit:
             return wait
         if len(self._full_at) >= KEYS_MAX:
             self._forget(now)
-        self._full_at[key] = full_at + cost * self._interval
+        self._full_at[key] = min(full_at + cost * self._interval, now + (self.burst + self._debt_max) * self._interval)
         return 0.0
 
     def give_back(self, key: str, cost: float = 1) -> None:

@@ -18,6 +18,12 @@ RESERVE_BYTES = 2 * 1024 * 1024
 
 It is more than the largest state, so a change that uses the rest of the burst leaves some of it.
 """
+DEBT_BYTES_MAX = RESERVE_BYTES
+"""Bytes that a namespace may owe. Evidence waits until they are paid.
+
+Only TaskRuns that are patched at the same time could cost more, because each is charged after its
+patch.
+"""
 BURST_BYTES_MIN = 2 * RESERVE_BYTES
 METADATA_BYTES = 1024
 """Metadata of a ConfigMap without its annotations, roughly."""
@@ -68,6 +74,7 @@ class MeteredClient:
 
         A TaskRun is patched once for its state, and once each time that it gets the finalizer.
         """
+        self._take(path, 0)
         patched = await self._client.merge_patch(path, body, **query)
         self._limit.take(_namespace_in(path), len(patched), least=float("-inf"))
         self._on_write(len(patched))
@@ -79,17 +86,20 @@ class MeteredClient:
 
     @contextmanager
     def _charged(self, path: str, size: int) -> Iterator[None]:
-        namespace = _namespace_in(path)
-        if wait := self._limit.take(namespace, size, least=self._least):
-            raise RateLimitedError(f"namespace {namespace} may write only so many bytes of state", wait)
+        self._take(path, size)
         try:
             yield
         except UnavailableError:
             raise  # the write may have been carried out
         except ClusterError:
-            self._limit.give_back(namespace, size)
+            self._limit.give_back(_namespace_in(path), size)
             raise
         self._on_write(size)
+
+    def _take(self, path: str, size: int) -> None:
+        namespace = _namespace_in(path)
+        if wait := self._limit.take(namespace, size, least=self._least):
+            raise RateLimitedError(f"namespace {namespace} may write only so many bytes of state", wait)
 
 
 def _namespace_in(path: str) -> str:

@@ -58,6 +58,18 @@ def test_500_refused_requests_write_few_bytes_to_the_log(servers: Servers, task:
     wait_until(lambda: "lines about refused requests" in server.log, seconds=15, what="the summary is written")
 
 
+def test_unknown_routes_of_a_task_cost_its_rate_and_not_that_of_its_address(servers: Servers, task: Task) -> None:
+    server = servers.start(*REFUSALS_BY_DEFAULT, "--taskrun-rate", "0.1:100")
+    attempt = task.attempt(server)
+    for number in range(30):
+        response = attempt.client.get("/v2/new") if number % 2 else attempt.client.patch("/v1/state")
+        assert code_of(response) == ((404, "route-unknown") if number % 2 else (405, "method-not-allowed"))
+    other = Task.create(task.control_plane, task.namespace, "other").attempt(server)
+    assert other.set("k", 1).status_code == 200, "a token of this address is reviewed"
+    responses = [attempt.client.get("/v2/new") for _ in range(80)]
+    assert "too many requests of TaskRun load" in responses[-1].json()["detail"]
+
+
 def test_batch_that_sets_one_long_key_100_times_writes_few_bytes_to_the_audit_log(servers: Servers, task: Task) -> None:
     server = servers.start()
     attempt = task.attempt(server)
@@ -135,6 +147,23 @@ class TestBytes:
         assert attempt.outcome("Succeeded").status_code == 204
         assert attempt.complete(result=1).status_code == 204
         assert attempt.set("k", 1).status_code == 409
+
+    def test_large_taskruns_that_are_opened_at_once_delay_handles_by_seconds(
+        self, control_plane: ControlPlane, servers: Servers, task: Task
+    ) -> None:
+        server = servers.start("--namespace-bytes-rate", "524288:4194304")
+        attempt = task.attempt(server)
+        assert attempt.intend().json()["decision"] == "Submit"
+        template = {"spec": {"containers": [{"name": "task", "image": "task", "args": ["x" * 1_200_000]}]}}
+        large = [
+            Task.create(control_plane, task.namespace, f"large-{n}", template=template).attempt(server, opened=False)
+            for n in range(16)
+        ]
+        with ThreadPoolExecutor(16) as pool:
+            statuses = Counter(pool.map(lambda opening: opening.open().status_code, large))
+        assert statuses[200] > 0
+        wait_until(lambda: attempt.handle("job-1").status_code == 204, seconds=6, what="the handle is stored")
+        assert attempt.outcome("Succeeded").status_code == 204
 
     def test_change_that_the_api_server_refuses_costs_no_bytes(self, servers: Servers, task: Task) -> None:
         server = servers.start(*self.LIMIT)

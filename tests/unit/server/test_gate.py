@@ -286,8 +286,11 @@ class TestAuthGate:
     async def test_auth_gate_charges_what_the_api_server_did_not_review(self) -> None:
         api = Api()
         api.error = UnavailableError(0, "NoAnswer", "down")
-        codes = await self.codes(self.gate(api), [f"Bearer {number}" for number in range(50)])
+        gate = self.gate(api)
+        codes = await self.codes(gate, [f"Bearer {number}" for number in range(50)])
         assert codes == {"unavailable": 20, "rate-limited": 30}
+        with pytest.raises(RateLimitedError, match="whose token was refused, or could not be reviewed"):
+            await gate.admit(a_request("Bearer good"))
 
     async def test_auth_gate_reviews_a_known_token_again_whatever_others_of_its_address_send(self) -> None:
         api = Api()

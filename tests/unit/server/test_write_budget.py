@@ -1,5 +1,6 @@
 """Bytes that a namespace may write, and when they are given back."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from reattach.server.problems import RateLimitedError
 from reattach.server.rate_limit import RateLimit
 from reattach.server.reads import FairReads
 from reattach.server.routes import Routes
-from reattach.server.write_budget import BURST_BYTES_MIN, METADATA_BYTES, RESERVE_BYTES, MeteredClient
+from reattach.server.write_budget import BURST_BYTES_MIN, DEBT_BYTES_MAX, METADATA_BYTES, RESERVE_BYTES, MeteredClient
 from reattach.state import RunReference
 
 MIB = 1024 * 1024
@@ -29,14 +30,17 @@ class Clock:
 
 
 class Client:
-    """A client whose writes succeed, except if a test sets `error`."""
+    """A client whose writes succeed, except if a test sets `error`. They wait for `writes_end`."""
 
     def __init__(self) -> None:
         self.error: ClusterError | None = None
         self.writes = 0
         self.patched = b""
+        self.writes_end = asyncio.Event()
+        self.writes_end.set()
 
     async def replace(self, _path: str, _body: Mapping[str, Any], **_query: str) -> bytes:
+        await self.writes_end.wait()
         if self.error:
             raise self.error
         self.writes += 1
@@ -54,7 +58,7 @@ class Namespaces:
 
     def __init__(self) -> None:
         self.clock, self.client = Clock(), Client()
-        limit = RateLimit(Rate(MIB, 8 * MIB), clock=self.clock)
+        limit = RateLimit(Rate(MIB, 8 * MIB), debt_max=DEBT_BYTES_MAX, clock=self.clock)
         self.written = 0
         reads = FairReads()
         self.changes = MeteredClient(self.client, limit, reads, least=RESERVE_BYTES, on_write=self._count)  # type: ignore[arg-type]
@@ -147,12 +151,32 @@ async def test_write_budget_charges_a_write_that_may_have_been_carried_out(names
 
 async def test_write_budget_charges_the_size_of_a_patched_taskrun_afterwards(namespaces: Namespaces) -> None:
     namespaces.client.patched = b"x" * MIB
-    for _ in range(20):
+    for _ in range(7):
         await namespaces.changes.merge_patch(taskruns("team", "load"), {})
-    assert namespaces.written == 20 * MIB
+    assert namespaces.written == 7 * MIB
+    for write in (namespaces.write(2048), namespaces.changes.merge_patch(taskruns("team", "load"), {})):
+        with pytest.raises(RateLimitedError) as refused:
+            await write
+        assert refused.value.wait == pytest.approx(1)
+    assert namespaces.written == 7 * MIB
+
+
+async def test_write_budget_after_200_large_taskruns_at_once_has_room_for_evidence_in_seconds(
+    namespaces: Namespaces,
+) -> None:
+    namespaces.client.patched = b"x" * 1_400_000
+    namespaces.client.writes_end = asyncio.Event()
+    patches = [
+        asyncio.create_task(namespaces.changes.merge_patch(taskruns("team", f"load-{n}"), {})) for n in range(200)
+    ]
+    await asyncio.sleep(0)
+    namespaces.client.writes_end.set()
+    await asyncio.gather(*patches)
     with pytest.raises(RateLimitedError) as refused:
-        await namespaces.write(2048)
-    assert refused.value.wait == pytest.approx(14)
+        await namespaces.write(2048, is_evidence=True)
+    assert refused.value.wait < 3
+    namespaces.clock.now += refused.value.wait
+    await namespaces.write(2048, is_evidence=True)
 
 
 def test_burst_is_larger_than_the_reserve() -> None:
