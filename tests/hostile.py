@@ -115,16 +115,16 @@ def managed_fields(api_version: str) -> JSON:
 FIELDS = nested_maps(LEVELS, key="f:a", leaf="{}")
 OTHER_MANAGER = "example.com/other"
 
-UNREADABLE_TASKRUNS: dict[str, HostileObject] = {
+NESTED_TASKRUNS: dict[str, HostileObject] = {
     "nested-maps": taskrun(template={"extra": "@nested@"}, nested=nested_maps(LEVELS)),
     "nested-lists": taskrun(template={"extra": "@nested@"}, nested=nested_lists(LEVELS)),
     "others-maps": taskrun(template={"extra": "@nested@"}, nested=nested_maps(LEVELS), managedBy=OTHER_MANAGER),
     "others-lists": taskrun(template={"extra": "@nested@"}, nested=nested_lists(LEVELS), managedBy=OTHER_MANAGER),
 }
-"""TaskRuns that no recursive decoder reads."""
+"""TaskRuns that no recursive decoder reads whole."""
 
 HOSTILE_TASKRUNS: dict[str, HostileObject] = {
-    **UNREADABLE_TASKRUNS,
+    **NESTED_TASKRUNS,
     # Python's json reads it, a deepcopy on top of some frames doesn't.
     "half-nested": taskrun(template={"extra": "@nested@"}, nested=nested_maps(900)),
     "nested-fields": taskrun(managed_fields(API_VERSION), nested=FIELDS),

@@ -5,7 +5,7 @@ import pytest
 from controlplane import RunningControlPlane
 from hostile import (
     HOSTILE_CONFIGMAPS,
-    UNREADABLE_TASKRUNS,
+    NESTED_TASKRUNS,
     Attacker,
     Bystander,
     create_expired_state,
@@ -32,12 +32,12 @@ def test_sweep_meeting_hostile_configmap_removes_expired_keys_of_others(
         bystander.run()
 
 
-@pytest.mark.parametrize("case", UNREADABLE_TASKRUNS)
-def test_sweep_meeting_unreadable_taskrun_removes_expired_keys_of_others(
+@pytest.mark.parametrize("case", NESTED_TASKRUNS)
+def test_sweep_meeting_nested_taskrun_removes_expired_keys_of_others(
     case: str, operator: Operator, attacker: Attacker, bystander: Bystander
 ) -> None:
     with undisturbed(operator):
-        attacker.create(UNREADABLE_TASKRUNS[case], case)
+        attacker.create(NESTED_TASKRUNS[case], case)
         bystander.expire_key()
         bystander.expire_key()
 
