@@ -32,7 +32,7 @@ REQUESTS_MAX = 20
 SLOW = ("--writes-per-second", "10")
 """Options with which the backlog of `COUNT` TaskRuns lasts for minutes, on any machine."""
 CREATIONS_MAX = 40
-"""Creations in a full namespace within a minute: at most 24 workers at once, then probes."""
+"""Creations in a full namespace within a minute: at most 8 workers at once, then probes."""
 RUNS, PLACES = 60, 5
 LONGEST_PAUSE = timedelta(seconds=5)
 """Longest time without a new pod while pods end all the time. It is usually below a second."""
@@ -91,9 +91,15 @@ def create_many(cluster: Cluster, count: int) -> None:
 
 def requests_before_pod(full: Cluster, idle: Cluster, name: str, operator: Operator, mark: int) -> list[str]:
     """Return the operator's requests about `full` until it created the pod of `name` in `idle`."""
+
+    def requests() -> list[Event]:
+        found = sorted(full.control_plane.audit(mark, user=operator.user), key=lambda each: str(each["stageTimestamp"]))
+        counted = [event for event in found if event["verb"] not in {"watch", "list"} and "objectRef" in event]
+        return counted if any(is_creation(event, idle) for event in counted) else []
+
     wait_until(lambda: idle.pods(name), seconds=60, what=f"the pod of {name} is created")
-    found = sorted(full.control_plane.audit(mark, user=operator.user), key=lambda each: str(each["stageTimestamp"]))
-    counted = [event for event in found if event["verb"] not in {"watch", "list"} and "objectRef" in event]
+    # The API server writes the line of a request after its response.
+    counted = wait_until(requests, seconds=10, what=f"the audit log has the creation of the pod of {name}")
     [pod] = [each for each in counted if is_creation(each, idle)]
     return [call_of(each) for each in counted[: counted.index(pod)] if namespace_of(each) == full.namespace]
 
