@@ -110,9 +110,9 @@ def test_run_with_submit_once_has_one_job_after_a_crash_at_any_write(outside: Ou
     jobserver = outside.jobserver("name")
 
     def environment_of(attempt: int) -> dict[str, str]:
-        blow = "accepted SIGKILL" if attempt == 1 else ""
+        fault = "accepted SIGKILL" if attempt == 1 else ""
         path = f"{REPOSITORY / 'operator'}:{REPOSITORY / 'tests'}"
-        return {"BLOW": blow, "MODE": "name", "SECONDS": "0", "PYTHONPATH": path}
+        return {"FAULT": fault, "MODE": "name", "SECONDS": "0", "PYTHONPATH": path}
 
     task = TaskSubprocess(outside.directory, jobserver.url, (str(SUBMIT_ONCE),), environment_of)
     scenario = Scenario(RETRIED, lambda _: task.script, lambda namespace: jobserver.submissions(f"{namespace}/{NAME}"))
