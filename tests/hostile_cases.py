@@ -131,7 +131,7 @@ def _odd_time(kind: str, choices: Choices) -> Made:
     time = choices.choice(TIMES)
     match kind:
         case "taskruns":
-            finish = choices.choice([*TIMES, NAIVE_TIME])
+            finish = choices.choice(TIMES)
             attempts = [
                 {"number": number, "podName": "a", "startTime": start, "finishTime": finish}
                 for number, start in enumerate(TIMES, 1)
