@@ -453,7 +453,7 @@ class TestPodsThatTheOperatorWrites:
 
 
 class TestConfigMapsOfStrangers:
-    """Nobody but Reattach may make a ConfigMap look like a state, neither at once nor later."""
+    """Only Reattach may make a ConfigMap look like a state, at its creation or later."""
 
     @pytest.fixture
     def tenant(self, grant: Callable[..., None]) -> str:
