@@ -22,6 +22,7 @@ stored, with their writers.
     POST   /v1/jobs/{key}/intent   IntentRequest    200 IntentResponse
     PUT    /v1/jobs/{key}/handle   HandleRequest    204; 409 handle-differs
     PUT    /v1/jobs/{key}/outcome  OutcomeRequest   204; 409 job-over
+    POST   /v1/jobs/{key}/cancellation  CancellationRequest  200 CancellationResponse; 409 job-kept
 
 An external job has four steps: store the intent, submit to the external system with the job's
 `token`, record the handle, and record the outcome. Submit only if the response to the intent is
@@ -41,6 +42,7 @@ import msgspec
 
 from reattach.api.objects import Shape
 from reattach.api.state import JobOrigin, JobState
+from reattach.api.taskrun import AttemptPurpose
 
 VALUE_BYTES_MAX = 64 * 1024
 STATE_BYTES_MAX = 512 * 1024
@@ -92,6 +94,8 @@ class ProblemCode(StrEnum):
     JOB_OPEN = "job-open"  # 409: a new generation is wanted, and the newest is still open
     JOB_OVER = "job-over"  # 409: the job has ended otherwise
     JOBS_OPEN = "jobs-open"  # 409: `complete` while an external job is open and not detached
+    JOB_KEPT = "job-kept"  # 409: the job must not be cancelled, because this run did not submit it
+    CLEANUP_ONLY = "cleanup-only"  # 409: an attempt that cleans up only reads, and records what it finds and cancels
     GROUNDS_REFUSED = "grounds-refused"  # 409: `again`, and what the state API knows speaks against it
     HANDLE_DIFFERS = "handle-differs"  # 409: another handle is recorded; this one is stored as a stray
     NOT_IMPLEMENTED = "not-implemented"  # 501
@@ -111,15 +115,20 @@ class Problem(Shape, frozen=True):
 class OpenRequest(Shape, frozen=True):
     """`POST /v1/open`.
 
-    `session` is chosen by the client (a UUID); the attempt follows from the pod.
+    `session` is chosen by the client (a UUID); attempt and purpose follow from the pod.
+    `can_cleanup`, `cleanup_handler`: see `api.state.Epoch`.
     """
 
     session: str
     can_cleanup: bool = False
+    cleanup_handler: bool = False
 
 
 class OpenResponse(Shape, frozen=True, omit_defaults=False):
-    """The identity of the pod. `first`: no earlier attempt opened the state."""
+    """The identity of the pod. `first`: no earlier attempt opened the state.
+
+    `purpose`: an older state API omits it, and serves only attempts that run the task.
+    """
 
     namespace: str
     taskrun: str
@@ -127,6 +136,7 @@ class OpenResponse(Shape, frozen=True, omit_defaults=False):
     attempt: int
     first: bool
     server_time: datetime
+    purpose: AttemptPurpose = AttemptPurpose.RUN
 
 
 class Entry(Shape, frozen=True, omit_defaults=False):
@@ -296,6 +306,8 @@ class Job(Shape, frozen=True, omit_defaults=False):
     holds: int = 0
     strays: tuple[str, ...] = ()
     given_up: bool = False
+    cancel_requested_at: datetime | None = None
+    cancel_requested_by_attempt: int | None = None
 
 
 class JobList(Shape, frozen=True, omit_defaults=False):
@@ -326,6 +338,29 @@ class IntentResponse(Shape, frozen=True, omit_defaults=False):
     unresolved: Unresolved | None
     on_unknown: Literal["Hold", "Fail", "Resubmit"]
     on_not_found: Literal["Hold", "Fail", "Resubmit"]
+    server_time: datetime
+
+
+class CancellationRequest(Shape, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/jobs/{key}/cancellation`: this attempt is about to cancel the job.
+
+    Sent before the request to the external system. A repetition keeps the first time. For a job
+    without a handle, it records nothing and returns what is known about its submitters.
+    """
+
+    generation: int
+
+
+class CancellationResponse(Shape, frozen=True, omit_defaults=False):
+    """The job, and for a job without a handle its unresolved submission.
+
+    `may_resolve`: an attempt that may have submitted the job has not ended yet, so its handle may
+    still be reported: ask again.
+    """
+
+    job: Job
+    unresolved: Unresolved | None
+    may_resolve: bool
     server_time: datetime
 
 

@@ -13,13 +13,17 @@ OPERATOR_NAME: Final = f"{GROUP}/operator"
 
 LABEL_TASKRUN: Final = f"{GROUP}/taskrun"
 LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
+LABEL_PURPOSE: Final = f"{GROUP}/purpose"
+"""On the pod of a cleanup attempt: `Cleanup` (`api.taskrun.AttemptPurpose`). Other pods lack it."""
+LABEL_ORPHANS: Final = f"{GROUP}/orphans"
+"""On a ConfigMap with the record of orphaned jobs (`api.orphans`): the name of their TaskRun."""
 
 FINALIZER_ATTEMPT: Final = f"{GROUP}/attempt"
 """On a pod: its end is not yet recorded in the TaskRun's status."""
 FINALIZER_STATE: Final = f"{GROUP}/state"
 """On a state ConfigMap: its TaskRun is unfinished."""
 FINALIZER_EXTERNAL_JOBS: Final = f"{GROUP}/external-jobs"
-"""On a TaskRun: an external job of it may be open."""
+"""On a TaskRun: an external job of it may be open, or its end may need a cleanup attempt."""
 
 ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 ANNOTATION_CA: Final = f"{GROUP}/ca.crt"
@@ -59,6 +63,11 @@ def uid5_of(uid: str) -> str:
 def pod_name(taskrun: str, uid: str, attempt: int) -> str:
     """Return the only valid name for the pod of this attempt."""
     return f"{taskrun}-{uid5_of(uid)}-{attempt}"
+
+
+def orphans_name(taskrun: str, uid: str) -> str:
+    """Return the name of the ConfigMap with the record of the jobs that this TaskRun orphaned."""
+    return f"{taskrun}-{uid5_of(uid)}-orphans"
 
 
 def state_name(taskrun: str, uid: str) -> str:

@@ -51,6 +51,7 @@ class ConditionType(StrEnum):
     SUSPENDED = "Suspended"
     HELD = "Held"
     ORPHANED = "Orphaned"
+    PREDECESSOR_ORPHANED = "PredecessorOrphaned"
 
 
 class EventReason(StrEnum):
@@ -94,7 +95,9 @@ class Reason(StrEnum):
     BUDGET_EXHAUSTED = "BudgetExhausted"
     CANCELLED = "Cancelled"
     FAILED_BY_RESOLUTION = "FailedByResolution"
+    RUN_DEADLINE_EXCEEDED = "RunDeadlineExceeded"
     JOBS_ORPHANED = "JobsOrphaned"
+    PREDECESSOR_LEFT_JOBS = "PredecessorLeftJobs"
     NOT_HELD = "NotHeld"
     RESTORED = "Restored"
 
@@ -134,6 +137,8 @@ SENTENCES: dict[Reason, str] = {
     Reason.BUDGET_EXHAUSTED: "No attempts are left while an external job runs. Manual resolution required.",
     Reason.CANCELLED: "The TaskRun was cancelled.",
     Reason.FAILED_BY_RESOLUTION: "A resolution failed the TaskRun.",
+    Reason.RUN_DEADLINE_EXCEEDED: "The TaskRun took longer than spec.deadlines.runSeconds.",
+    Reason.PREDECESSOR_LEFT_JOBS: "An earlier TaskRun of this name left external jobs running.",
     Reason.JOBS_ORPHANED: "External jobs were left running. Reattach no longer watches them.",
     Reason.NOT_HELD: "The TaskRun is not held.",
     Reason.RESTORED: "The TaskRun was restored from a backup, and its external jobs may still run. Manual resolution required.",

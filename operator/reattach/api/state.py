@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 
 from reattach.api.objects import Count, Ordinal, Shape, Time
+from reattach.api.taskrun import AttemptPurpose
 
 # Limits of the schema of `status`. A state that a user changed must not lead to a status that the
 # API server rejects.
@@ -34,11 +35,15 @@ class JobState(StrEnum):
     CANCELLED = "Cancelled"
     ORPHANED = "Orphaned"
     """Left running by the TaskRun's end. Only in `status.externalJobs`, not in the state."""
+    CANCELLING = "Cancelling"
+    """Active, and its cancellation was requested. Only in `status.externalJobs`."""
     DETACHED = "Detached"
     """Left running by the TaskRun's success, because the task submitted it as detached."""
 
 
-OPEN_JOB_STATES = frozenset({JobState.INTENDED, JobState.ACTIVE, JobState.UNKNOWN, JobState.NOT_FOUND})
+OPEN_JOB_STATES = frozenset(
+    {JobState.INTENDED, JobState.ACTIVE, JobState.CANCELLING, JobState.UNKNOWN, JobState.NOT_FOUND}
+)
 """States of a job that may run and that no resolution has closed."""
 
 
@@ -89,6 +94,7 @@ class JobSummary(Shape, frozen=True):
     `strays`: other handles reported for the same intent. These are second jobs without a watcher.
     `given_up`: it is `Failed` by the policy `Fail`, because its end is unknown. It may be running.
     `preexisting`: it existed before the first submission of this TaskRun.
+    `cancel_requested_time`: when a cleanup attempt first asked the external system to end it.
     """
 
     key: JobKey
@@ -107,6 +113,7 @@ class JobSummary(Shape, frozen=True):
     strays: tuple[str, ...] = ()
     given_up: bool = False
     preexisting: bool = False
+    cancel_requested_time: Time | None = None
 
     @property
     def is_open(self) -> bool:
@@ -129,10 +136,17 @@ class JobCounts(Shape, frozen=True, omit_defaults=False):
 
 
 class Epoch(Shape, frozen=True):
-    """The attempt that opened the state last."""
+    """The attempt that opened the state last.
+
+    `can_cleanup`: its process can cancel external jobs in a cleanup attempt (adapters or a handler
+    are registered). `cleanup_handler`: it has a handler, which runs even if no job is open.
+    """
 
     attempt: Ordinal
     pod_uid: PodUid = msgspec.field(name="podUID")
+    purpose: AttemptPurpose = AttemptPurpose.RUN
+    can_cleanup: bool = False
+    cleanup_handler: bool = False
 
 
 class Completion(Shape, frozen=True, forbid_unknown_fields=True):

@@ -4,6 +4,7 @@ Defaults are set here and described in the schema. The schema itself sets none, 
 object has only what its author wrote.
 """
 
+from enum import StrEnum
 from typing import Literal
 
 import msgspec
@@ -41,6 +42,7 @@ class Retry(Shape, frozen=True):
 class Deadlines(Shape, frozen=True):
     """Limits in seconds. A limit of None is absent."""
 
+    run_seconds: int | None = None
     attempt_seconds: int | None = None
     pending_seconds: int = 900
     lost_seconds: int = 300
@@ -62,6 +64,31 @@ class Adoption(Shape, frozen=True):
 
     key: str
     handle: str
+
+
+class Resources(Shape, frozen=True):
+    """Resources of a container, as in a pod."""
+
+    limits: dict[str, int | str] | None = None
+    requests: dict[str, int | str] | None = None
+
+
+class Cleanup(Shape, frozen=True):
+    """What happens to open external jobs at the end of the run.
+
+    `on_delete`: None is `Cancel`, or `Orphan` with an idempotency key, because the next TaskRun
+    with that key takes the job over. `adopted`: applies to jobs that this run did not submit.
+    `deadline_seconds`: counts from the decision to end the run.
+    """
+
+    on_cancel: Literal["Cancel", "Orphan"] = "Cancel"
+    on_delete: Literal["Cancel", "Orphan"] | None = None
+    on_failure: Literal["Cancel", "Orphan"] = "Cancel"
+    adopted: Literal["Cancel", "Orphan"] = "Orphan"
+    command: tuple[str, ...] = ()
+    resources: Resources | None = None
+    budget: int = 3
+    deadline_seconds: int = 900
 
 
 class Resolution(Shape, frozen=True):
@@ -87,6 +114,7 @@ class TaskRunSpec(Shape, frozen=True):
     deadlines: Deadlines = Deadlines()
     completion: str = "Auto"
     submission: SubmissionPolicy = SubmissionPolicy()
+    cleanup: Cleanup = Cleanup()
     adopt: tuple[Adoption, ...] = ()
     resolutions: tuple[Resolution, ...] = ()
     cancel: bool = False
@@ -98,6 +126,15 @@ class TaskRunSpec(Shape, frozen=True):
         msgspec.structs.force_setattr(self, "template", self.template.copy())
 
 
+class AttemptPurpose(StrEnum):
+    """Purpose of an attempt."""
+
+    RUN = "Run"
+    """Run the task."""
+    CLEANUP = "Cleanup"
+    """Cancel the external jobs after the run has begun to end."""
+
+
 class Attempt(Shape, frozen=True):
     """One attempt in `status.attempts`.
 
@@ -105,7 +142,7 @@ class Attempt(Shape, frozen=True):
     """
 
     number: int
-    purpose: str = "Run"
+    purpose: AttemptPurpose = AttemptPurpose.RUN
     pod_name: str = ""
     pod_uid: str = msgspec.field(default="", name="podUID")
     node: str = ""
@@ -157,6 +194,21 @@ class ExternalJobStatus(Shape, frozen=True):
     url: str | None = None
     submitted_time: Time | None = None
     submitted_by_attempt: int | None = None
+    cancel_requested_time: Time | None = None
+
+
+class Ending(Shape, frozen=True):
+    """The decision to end the run, recorded before its pods are stopped. It never changes.
+
+    `outcome`: None if the TaskRun is being deleted. `cleanup_deadline`: jobs that are open then are
+    orphaned.
+    """
+
+    reason: str
+    message: str
+    time: Time
+    cleanup_deadline: Time
+    outcome: str | None = None
 
 
 class StateReference(Shape, frozen=True):
@@ -178,6 +230,8 @@ class TaskRunStatus(Shape, frozen=True):
     start_time: Time | None = None
     completion_time: Time | None = None
     next_attempt_time: Time | None = None
+    ending: Ending | None = None
+    orphaned: bool = False
     attempts: tuple[Attempt, ...] = ()
     counts: Counts = Counts()
     external_jobs: tuple[ExternalJobStatus, ...] = ()

@@ -9,12 +9,11 @@ from reattach.api.names import FINALIZER_ATTEMPT, state_name
 from reattach.api.objects import ObjectMeta, Pod
 from reattach.api.reasons import EventReason
 from reattach.api.state import Epoch, JobSummary, SealPurpose, StateView
-from reattach.api.taskrun import Attempt, TaskRunSpec, TaskRunStatus
+from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunSpec, TaskRunStatus
 from reattach.planner import conditions, podstatus
 from reattach.planner.plan import (
     AbsentState,
     Action,
-    AttemptPurpose,
     DeletePod,
     EmitEvent,
     Observed,
@@ -41,9 +40,9 @@ class AttemptView:
     recorded: bool
 
     @property
-    def purpose(self) -> str:
+    def purpose(self) -> AttemptPurpose:
         """Purpose of the attempt, as recorded; every attempt without an entry is a Run."""
-        return self.entry.purpose if self.entry else AttemptPurpose.RUN.value
+        return self.entry.purpose if self.entry else AttemptPurpose.RUN
 
 
 @dataclass(frozen=True, kw_only=True)

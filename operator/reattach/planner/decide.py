@@ -63,12 +63,11 @@ import msgspec
 from reattach.api.names import ANNOTATION_TEMPLATE_HASH, FINALIZER_EXTERNAL_JOBS, OPERATOR_NAME
 from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, Cause, Outcome, Reason
-from reattach.api.taskrun import Attempt, TaskRunStatus
+from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunStatus
 from reattach.planner import attempts, conditions, external_jobs, holds, outcome, podstatus, teardown, textformat
 from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import FinalOutcome
 from reattach.planner.plan import (
-    AttemptPurpose,
     Decision,
     DeletePod,
     EmitEvent,

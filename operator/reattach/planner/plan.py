@@ -13,8 +13,9 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from reattach.api.objects import Pod
+from reattach.api.orphans import OrphanRecord
 from reattach.api.state import SealPurpose, StateView, Summary
-from reattach.api.taskrun import TaskRun, TaskRunStatus
+from reattach.api.taskrun import AttemptPurpose, TaskRun, TaskRunStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,6 @@ class PodDefaults:
 
     url: str
     ca: str
-
-
-class AttemptPurpose(StrEnum):
-    """Purpose of an attempt; the value of `purpose` in `status.attempts`."""
-
-    RUN = "Run"
 
 
 # Input
@@ -92,6 +87,7 @@ class Observed:
     `namespace_ends`: the namespace is being deleted, so no user can resolve a hold any more. It is
     looked up only for a TaskRun that is being deleted and carries our finalizer.
     `paused`: the installation creates no pods.
+    `predecessors`: names of the ConfigMaps with the orphaned jobs of earlier TaskRuns of this name.
     """
 
     taskrun: TaskRun
@@ -101,6 +97,7 @@ class Observed:
     rejection: PodRejection | None = None
     namespace_ends: bool = False
     paused: bool = False
+    predecessors: tuple[str, ...] = ()
 
 
 # Output: needs
@@ -168,11 +165,22 @@ class ReleaseState:
 
 
 @dataclass(frozen=True, slots=True)
+class ProtectTaskRun:
+    """Add our finalizer to the TaskRun, so that it is still there for a cleanup when it is deleted.
+
+    An absent TaskRun, and one that is being deleted, count as done.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseTaskRun:
     """Remove our finalizer from the TaskRun, with a precondition on its resourceVersion.
 
-    The planner returns this only if each open external job is named in status.
+    The planner returns this only if each open external job is named in status. `orphans`: stored
+    in a ConfigMap of its own before the finalizer is removed; None if no job is orphaned.
     """
+
+    orphans: OrphanRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +192,7 @@ class EmitEvent:
     warning: bool = False
 
 
-Action: TypeAlias = CreatePod | DeletePod | ReleasePod | ReleaseState | ReleaseTaskRun | EmitEvent
+Action: TypeAlias = CreatePod | DeletePod | ReleasePod | ReleaseState | ProtectTaskRun | ReleaseTaskRun | EmitEvent
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import msgspec
 
 from reattach.api import names
 from reattach.api.objects import Named, Shape
-from reattach.api.taskrun import TaskRun
-from reattach.planner.plan import AttemptPurpose, CreatePod, PodDefaults
+from reattach.api.taskrun import AttemptPurpose, TaskRun
+from reattach.planner.plan import CreatePod, PodDefaults
 
 _PHASES = {AttemptPurpose.RUN: names.PHASE_RUN}
 TOKEN_SECONDS = 3600

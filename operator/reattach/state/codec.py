@@ -52,16 +52,16 @@ Version = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """A counter that all JSON parsers read exactly."""
 
 
-class Opening(Epoch, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
+class Opening(Epoch, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The epoch as stored: the session that opened the state last.
 
-    `fenced_sessions` are earlier sessions of the same pod, the newest last.
+    `fenced_sessions` are earlier sessions of the same pod, the newest last. Defaults are omitted, so
+    that a state without a cleanup stays in format 1.
     """
 
     session: str
     time: Time
     first_attempt: Count
-    can_cleanup: bool = False
     fenced_sessions: tuple[str, ...] = ()
 
 

@@ -43,6 +43,7 @@ from reattach.planner.plan import (
     Observed,
     Plan,
     PodDefaults,
+    ProtectTaskRun,
     ReadState,
     ReleasePod,
     ReleaseState,
@@ -224,6 +225,8 @@ class Reconciler:
                 await self._executor.release_pod(pod)
             case ReleaseState(name=name):
                 await self._executor.release_state(taskrun.metadata, name)
+            case ProtectTaskRun():
+                raise NotImplementedError
             case ReleaseTaskRun():
                 await self._release_taskrun(key, taskrun)
             case EmitEvent():
