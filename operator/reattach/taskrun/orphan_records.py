@@ -54,8 +54,8 @@ class OrphanRecords:
     async def write(self, namespace: str, record: OrphanRecord) -> None:
         """Store the record. Do nothing if it is stored already.
 
-        If the API server rejects it for good, log the jobs as an error and return, because the end
-        of the run must not wait for ever. Raises `ClusterError` if a retry may help.
+        If the API server rejects it for good, log the jobs as an error, because the end of the run
+        must not wait for ever. Raises `ClusterError` if a retry may help.
         """
         name = orphans_name(record.taskrun, record.uid)
         try:

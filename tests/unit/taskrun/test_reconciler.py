@@ -4,7 +4,7 @@ The one fake is the client: it answers from a dictionary of objects, and notes w
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -15,19 +15,44 @@ import pytest
 from builders import to_taskrun
 from reattach.api.names import (
     ANNOTATION_SUMMARY,
+    ANNOTATION_TEMPLATE_HASH,
     FINALIZER_ATTEMPT,
     FINALIZER_EXTERNAL_JOBS,
     FINALIZER_STATE,
+    LABEL_ATTEMPT,
+    LABEL_ORPHANS,
+    LABEL_PURPOSE,
     LABEL_TASKRUN,
 )
 from reattach.api.objects import ObjectMeta, OwnerReference, PartialObject, Pod, PodSpec, PodStatus
+from reattach.api.orphans import OrphanedJob, OrphanRecord
 from reattach.api.reasons import EventReason, Reason
-from reattach.cluster import ConflictError, ForbiddenError, NotFoundError, Reference, UnavailableError, paths
+from reattach.api.taskrun import AttemptPurpose
+from reattach.cluster import (
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+    Reference,
+    UnavailableError,
+    paths,
+)
 from reattach.planner.decide import decide
-from reattach.planner.plan import EmitEvent, PodDefaults, ReadState
+from reattach.planner.plan import (
+    Action,
+    EmitEvent,
+    Observed,
+    Plan,
+    PodDefaults,
+    ProtectTaskRun,
+    ReadState,
+    ReleaseTaskRun,
+)
+from reattach.planner.pods import pod_creation
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
+from reattach.taskrun.executor import is_expected_pod
 from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
 from reattach.taskrun.reconciler import Reconciler, Stores
@@ -38,6 +63,13 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 KEY = Key("team", "load")
 OLD, NEW = "0ld00-uid", "new00-uid"
 JSON = dict[str, Any]
+ENDING = {
+    "outcome": "Cancelled",
+    "reason": "Cancelled",
+    "message": "The TaskRun was cancelled.",
+    "time": "2026-01-02T03:04:05Z",
+    "cleanupDeadline": "2026-01-02T03:19:05Z",
+}
 
 
 @dataclass
@@ -47,6 +79,9 @@ class FakeClient:
     objects: dict[str, Any] = field(default_factory=dict)
     refuse: tuple[str, ...] = ()
     conflicts: int = 0
+    failing: Exception | None = None
+    """Raised by each patch."""
+    failing_creation: Exception | None = None
     patches: list[JSON] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
     pause: asyncio.Event | None = None
@@ -66,6 +101,8 @@ class FakeClient:
     async def create(self, path: str, body: JSON | bytes, **_query: Any) -> bytes:
         body = msgspec.json.decode(body) if isinstance(body, bytes) else body
         self.asked.append(("POST", f"{path}/{body['metadata']['name']}"))
+        if self.failing_creation is not None:
+            raise self.failing_creation
         about = {"uid": "made", "resourceVersion": "90", **body["metadata"]}
         return msgspec.json.encode({**body, "metadata": about})
 
@@ -73,6 +110,8 @@ class FakeClient:
         self.asked.append(("PATCH", path))
         if path.startswith(self.refuse):
             raise ForbiddenError(403, "Forbidden", "a policy refuses")
+        if self.failing is not None:
+            raise self.failing
         if self.conflicts:
             self.conflicts -= 1
             raise ConflictError(409, "Conflict", "it has changed")
@@ -381,3 +420,139 @@ async def test_release_of_state_after_conflict_reads_only_metadata() -> None:
     scene.client.conflicts = 1
     await scene.reconciler.reconcile(KEY)
     assert scene.client.metadata_reads == [paths.configmaps(KEY.namespace, "load-0ld00-state")]
+
+
+# -- how a run ends --------------------------------------------------------------------------------
+
+RECORD = OrphanRecord(
+    taskrun=KEY.name,
+    uid=NEW,
+    reason="Cancelled",
+    time=NOW,
+    jobs=(OrphanedJob(key="load", generation=1, why="No adapter is registered."),),
+)
+
+
+def scene_with(*actions: Action, raw: JSON | None = None) -> Scene:
+    """A scene whose next decision is these actions, and then nothing."""
+    scene, decisions = Scene(), [Plan(actions=actions)]
+    raw = raw or taskrun(NEW, "10")
+    scene.client.objects[paths.taskruns(*KEY)] = raw
+    scene.is_seen(raw)
+    scene.reconciler._decide = lambda *_: decisions.pop() if decisions else Plan()
+    return scene
+
+
+async def test_protection_adds_our_finalizer_beside_others_and_only_to_the_version_that_was_seen() -> None:
+    raw = taskrun(NEW, "10")
+    raw["metadata"]["finalizers"] = ["example.com/theirs"]
+    scene = scene_with(ProtectTaskRun(), raw=raw)
+    await scene.reconciler.reconcile(KEY)
+    finalizers = ["example.com/theirs", FINALIZER_EXTERNAL_JOBS]
+    assert scene.client.patches == [{"metadata": {"uid": NEW, "resourceVersion": "10", "finalizers": finalizers}}]
+
+
+@pytest.mark.parametrize(
+    "error", [ConflictError(409, "Conflict", "it has changed"), InvalidError(422, "Invalid", "no new finalizers")]
+)
+async def test_protection_of_a_taskrun_that_changed_or_is_being_deleted_reads_it_again(error: Exception) -> None:
+    scene = scene_with(ProtectTaskRun())
+    deleted = taskrun(NEW, "11")
+    deleted["metadata"]["deletionTimestamp"] = "2026-01-02T03:04:05Z"
+    scene.client.objects[paths.taskruns(*KEY)] = deleted
+    scene.client.failing = error
+    await scene.reconciler.reconcile(KEY)
+    known = scene.taskruns.get(KEY)
+    assert known is not None
+    assert known.metadata.deletion_timestamp is not None
+
+
+async def test_protection_that_is_rejected_for_another_reason_is_an_error() -> None:
+    scene = scene_with(ProtectTaskRun())
+    scene.client.failing = InvalidError(422, "Invalid", "the stored object breaks a rule")
+    with pytest.raises(InvalidError):
+        await scene.reconciler.reconcile(KEY)
+
+
+async def test_protection_of_a_taskrun_that_is_gone_counts_as_done() -> None:
+    scene = scene_with(ProtectTaskRun())
+    scene.client.failing = NotFoundError(404, "NotFound", "gone")
+    await scene.reconciler.reconcile(KEY)
+    assert scene.taskruns.is_suspect(KEY)
+
+
+async def test_record_of_orphans_is_stored_before_the_finalizer_is_removed() -> None:
+    scene = scene_with(ReleaseTaskRun(RECORD), raw=ending())
+    await scene.reconciler.reconcile(KEY)
+    writes = [path for verb, path in scene.client.asked if verb in {"POST", "PATCH"}]
+    assert writes == [paths.configmaps(KEY.namespace, "load-new00-orphans"), paths.taskruns(*KEY)]
+    assert [each.metadata.name for each in scene.orphans.by_key(KEY)] == ["load-new00-orphans"]
+
+
+async def test_finalizer_stays_while_the_record_of_orphans_can_not_be_stored() -> None:
+    scene = scene_with(ReleaseTaskRun(RECORD), raw=ending())
+    scene.client.failing_creation = UnavailableError(503, "ServiceUnavailable", "no")
+    with pytest.raises(UnavailableError):
+        await scene.reconciler.reconcile(KEY)
+    assert scene.client.patches == []
+
+
+async def test_decision_receives_the_records_of_earlier_taskruns_of_the_name() -> None:
+    scene = scene_with()
+    seen: list[Observed] = []
+
+    def note(observed: Observed, *_: Any) -> Plan:
+        seen.append(observed)
+        return Plan()
+
+    scene.reconciler._decide = note
+    about = ObjectMeta(name="load-old00-orphans", namespace=KEY.namespace, uid="r", labels={LABEL_ORPHANS: KEY.name})
+    scene.orphans.upsert(PartialObject(metadata=about))
+    await scene.reconciler.reconcile(KEY)
+    assert [observed.predecessors for observed in seen] == [("load-old00-orphans",)]
+
+
+@pytest.mark.parametrize("finalizer", [FINALIZER_EXTERNAL_JOBS, "example.com/theirs"])
+async def test_namespace_of_an_ending_run_that_we_protect_is_read(finalizer: str) -> None:
+    raw = taskrun(NEW, "10", ending=ENDING)
+    raw["metadata"]["finalizers"] = [finalizer]
+    scene = scene_with(raw=raw)
+    await scene.reconciler.reconcile(KEY)
+    is_read = paths.namespace_of(KEY.namespace) in scene.asked("GET")
+    assert is_read == (finalizer == FINALIZER_EXTERNAL_JOBS)
+
+
+async def test_ended_cleanup_attempt_is_counted_once_by_its_cause() -> None:
+    run = {"number": 1, "cause": "Stopped"}
+    ended = {"number": 2, "purpose": "Cleanup", "cause": "Application", "chargedTo": "cleanup"}
+    other = {"number": 3, "purpose": "Cleanup", "cause": "Succeeded"}
+    scene = scene_with(raw=taskrun(NEW, "10", attempts=[run, ended]))
+    found = to_taskrun(taskrun(NEW, "10", attempts=[run, ended, other]))
+    scene.reconciler._decide = lambda *_: Plan(status=found.status)
+    await scene.reconciler.reconcile(KEY)
+    counted = [line for line in scene.metrics.text().decode().splitlines() if line.startswith("reattach_cleanups_tot")]
+    assert counted == ['reattach_cleanups_total{result="Succeeded"} 1.0']
+
+
+@pytest.mark.parametrize("label", [None, "Cleanup"])
+@pytest.mark.parametrize("purpose", list(AttemptPurpose))
+async def test_existing_pod_of_another_purpose_is_not_the_expected_one(
+    label: str | None, purpose: AttemptPurpose
+) -> None:
+    creation = replace(pod_creation(to_taskrun(taskrun(NEW, "10")), 2, PodDefaults(url="", ca="")), purpose=purpose)
+    labels = {LABEL_TASKRUN: KEY.name, LABEL_ATTEMPT: "2"} | ({LABEL_PURPOSE: label} if label else {})
+    annotations = {ANNOTATION_TEMPLATE_HASH: creation.template_hash}
+    about = owned("load-new00-2", "p", NEW, FINALIZER_ATTEMPT, annotations=annotations)
+    pod = Pod(metadata=msgspec.structs.replace(about, labels=labels))
+    expected = (label == "Cleanup") == (purpose is AttemptPurpose.CLEANUP)
+    assert is_expected_pod(pod, to_taskrun(taskrun(NEW, "10")), creation) == expected
+
+
+async def test_cleanup_pod_that_lost_its_labels_gets_all_of_them_back() -> None:
+    attempts = [{"number": 2, "purpose": "Cleanup", "podName": "load-new00-2", "podUID": "p"}]
+    scene = scene_with(raw=taskrun(NEW, "10", attempts=attempts))
+    about = msgspec.structs.replace(owned("load-new00-2", "p", NEW, FINALIZER_ATTEMPT), labels={})
+    scene.client.objects[paths.pods(KEY.namespace, "load-new00-2")] = Pod(metadata=about)
+    await scene.reconciler.reconcile(KEY)
+    labels = {LABEL_TASKRUN: KEY.name, LABEL_ATTEMPT: "2", LABEL_PURPOSE: "Cleanup"}
+    assert scene.client.patches == [{"metadata": {"uid": "p", "labels": labels}}]
