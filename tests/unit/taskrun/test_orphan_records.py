@@ -1,4 +1,4 @@
-"""Records of orphaned jobs: written once, replaced if they differ, and no obstacle to a run's end."""
+"""Records of orphaned jobs: written once, replaced if they differ, no obstacle to a run's end."""
 
 import json
 from dataclasses import dataclass, field
