@@ -16,6 +16,13 @@ from waiting import wait_until
 MANIFESTS = Path(__file__).parent / "manifests"
 GOOD: dict[str, Any] = yaml.safe_load((MANIFESTS / "good.yaml").read_text())
 EXAMPLES = sorted((REPOSITORY / "examples").glob("**/*.yaml"))
+ENDING = {
+    "outcome": "Cancelled",
+    "reason": "Cancelled",
+    "message": "The TaskRun was cancelled.",
+    "time": "2026-01-01T00:00:00Z",
+    "cleanupDeadline": "2026-01-01T00:15:00Z",
+}
 Case = dict[str, Any]
 
 
@@ -127,6 +134,34 @@ def test_status(unguarded: TaskRuns, case: Case) -> None:
     assert case["says"] in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    "cleanup",
+    [{"onCancel": "Orphan"}, {"budget": 0}, {"deadlineSeconds": 3600}, {"adopted": "Cancel"}, None],
+    ids=["another policy", "another budget", "more time", "adopted jobs too", "no cleanup"],
+)
+def test_cleanup_cannot_change_once_the_run_is_ending(unguarded: TaskRuns, cleanup: dict[str, Any] | None) -> None:
+    name = unguarded.create({"spec": {"cleanup": {"onCancel": "Cancel"}}})
+    unguarded.update(name, {"spec": {"cleanup": {"onFailure": "Orphan"}}})
+    unguarded.update(name, {"status": {"ending": ENDING}}, "/status")
+    with pytest.raises(ControlPlaneError, match=r"spec.cleanup can't be changed once the TaskRun is ending"):
+        unguarded.update(name, {"spec": {"cleanup": cleanup}})
+
+
+def test_cleanup_cannot_be_added_once_the_run_is_ending(guarded: TaskRuns) -> None:
+    name = guarded.create()
+    guarded.update(name, {"status": {"ending": ENDING}}, "/status")
+    with pytest.raises(ControlPlaneError, match=r"spec.cleanup can't be changed once the TaskRun is ending"):
+        guarded.update(name, {"spec": {"cleanup": {"onCancel": "Orphan"}}})
+
+
+def test_the_rest_of_the_spec_can_change_while_the_run_is_ending(guarded: TaskRuns) -> None:
+    name = guarded.create({"spec": {"cleanup": {"onCancel": "Orphan"}}})
+    guarded.update(name, {"status": {"ending": ENDING}}, "/status")
+    resolution = {"held": "SubmissionUnknown", "key": "load", "generation": 1, "action": "Fail"}
+    guarded.update(name, {"spec": {"cancel": True, "deadlines": {"runSeconds": 5}, "resolutions": [resolution]}})
+    guarded.update(name, {"status": {"outcome": "Cancelled"}}, "/status")
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=[str(path.relative_to(REPOSITORY)) for path in EXAMPLES])
 def test_every_example_is_accepted(guarded: TaskRuns, path: Path) -> None:
     for manifest in yaml.safe_load_all(path.read_text()):
@@ -135,10 +170,10 @@ def test_every_example_is_accepted(guarded: TaskRuns, path: Path) -> None:
 
 
 def test_kubectl_shows_the_sentence(guarded: TaskRuns) -> None:
-    manifest = yaml.safe_dump(merged(GOOD, {"spec": {"cleanup": {"budget": 1}}}))
+    manifest = yaml.safe_dump(merged(GOOD, {"spec": {"stateFrom": "nightly-1"}}))
     with pytest.raises(
         ControlPlaneError,
-        match=r"denied request: spec.cleanup is not implemented in this version of Reattach; remove it",
+        match=r"denied request: spec.stateFrom is not implemented in this version of Reattach; remove it",
     ):
         guarded.control_plane.kubectl("apply", "-f", "-", stdin=manifest)
     manifest = yaml.safe_dump(merged(GOOD, {"spec": {"retrys": {}}}))
@@ -177,6 +212,8 @@ def test_finished_taskruns_can_be_selected(unguarded: TaskRuns) -> None:
 
     assert names("status.outcome=Failed") == [failed]
     assert names("status.outcome=") == [running]
+    unguarded.update(failed, {"status": {"orphaned": True}}, "/status")
+    assert names("status.orphaned=true") == [failed]
 
 
 def test_a_generated_name_may_not_be_too_long_either(unguarded: TaskRuns) -> None:
@@ -193,6 +230,7 @@ def test_a_large_template_costs_no_more_than_rules_may(guarded: TaskRuns) -> Non
     }
     name = guarded.create(large)
     guarded.update(name, {"spec": {"retry": {"budgets": {"application": 1}}}})
+    guarded.update(name, {"spec": {"cleanup": {"budget": 1}}})
     changed: dict[str, Any] = copy.deepcopy(large)
     changed["spec"]["template"]["spec"]["containers"][63]["stdin"] = True
     with pytest.raises(ControlPlaneError, match=r"spec.template can't be changed after creation"):
@@ -205,7 +243,7 @@ def test_a_taskrun_of_a_newer_version_can_still_be_cleaned_up(
     """It was accepted by policies that are no more; now only what touches the spec is asked to conform."""
     private_control_plane.kubectl("delete", "validatingadmissionpolicybindings", "reattach-reattach-implemented")
 
-    later = {"cleanup": {"budget": 1}, "ttl": {"failedSeconds": 1}}
+    later = {"stateFrom": "nightly-1", "ttl": {"failedSeconds": 1}}
 
     def accepted() -> str | None:
         with contextlib.suppress(ControlPlaneError):  # the API server has not seen the deletion yet
@@ -218,7 +256,7 @@ def test_a_taskrun_of_a_newer_version_can_still_be_cleaned_up(
 
     def refused() -> bool:
         try:
-            guarded.try_to_create({"spec": {"cleanup": {"budget": 1}}})
+            guarded.try_to_create({"spec": {"stateFrom": "nightly-1"}})
         except ControlPlaneError as error:
             return "not implemented" in str(error)
         return False

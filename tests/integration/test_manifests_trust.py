@@ -13,7 +13,7 @@ import yaml
 from admission import OPERATOR, SERVER, install_admission, pod
 from controlplane import CRD, ControlPlaneError, RunningControlPlane
 from reattach.adapters.kubernetes.objects import ANNOTATION_JOB, ANNOTATION_TASKRUN, LABEL_TOKEN
-from reattach.api.names import pod_name, state_name
+from reattach.api.names import orphans_name, pod_name, state_name
 from waiting import wait_until
 
 Object = dict[str, Any]
@@ -59,6 +59,14 @@ def a_state(controller: Object, **metadata: Any) -> Object:
         "finalizers": ["reattach.dev/state"],
     }
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {**ours, **metadata}, "data": {"a": "b"}}
+
+
+def an_orphan_record() -> Object:
+    """Return a ConfigMap as the operator creates it for the jobs that a TaskRun left running."""
+    taskrun = f"gone-{secrets.token_hex(4)}"
+    name = orphans_name(taskrun, "0d1f2a3b-0000-4000-8000-000000000000")
+    metadata = {"name": name, "labels": {"reattach.dev/orphans": taskrun}}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"record": "{}"}}
 
 
 def token_volume(audience: str) -> Object:
@@ -420,6 +428,23 @@ class TestPodsThatTheOperatorWrites:
         said = refused(cluster, "POST", PODS, made, user=OPERATOR, groups=ADMIN, dryRun="All")
         assert "Reattach's operator may create a pod only with the finalizer reattach.dev/attempt" in said
 
+    def test_a_cleanup_pod_is_created_and_no_other_purpose(self, cluster: RunningControlPlane, load: Object) -> None:
+        def attempt_for(purpose: str) -> Object:
+            made = an_attempt(load)
+            made["metadata"]["labels"]["reattach.dev/purpose"] = purpose
+            return made
+
+        as_operator = {"user": OPERATOR, "groups": ADMIN}
+        cluster.call("POST", PODS, attempt_for("Cleanup"), dryRun="All", **as_operator)
+        for purpose in ("Run", "cleanup", ""):
+            said = refused(cluster, "POST", PODS, attempt_for(purpose), dryRun="All", **as_operator)
+            assert "may set the label reattach.dev/purpose of a pod only to Cleanup" in said
+
+    def test_a_purpose_other_than_cleanup_is_not_set_later(self, cluster: RunningControlPlane, ours: str) -> None:
+        patch = {"metadata": {"labels": {"reattach.dev/purpose": "Run"}}}
+        said = refused(cluster, "PATCH", ours, patch, user=OPERATOR, groups=ADMIN)
+        assert "may set the label reattach.dev/purpose of a pod only to Cleanup" in said
+
     @pytest.mark.parametrize("namespace", ["kube-system", "kube-public", "kube-node-lease", "reattach"])
     def test_no_pod_is_created_in_a_protected_namespace(
         self, cluster: RunningControlPlane, load: Object, namespace: str
@@ -614,6 +639,71 @@ class TestConfigMapsThatReattachWrites:
         cluster.call("POST", CONFIGMAPS, {"metadata": {"name": "anyones"}})
 
 
+class TestRecordsOfOrphanedJobs:
+    """The operator creates a record. Everyone who may delete ConfigMaps reads and dismisses it."""
+
+    def test_a_record_is_created_and_changed_by_the_operator_alone(self, cluster: RunningControlPlane) -> None:
+        record = an_orphan_record()
+        path = f"{CONFIGMAPS}/{record['metadata']['name']}"
+        assert "Reattach may write only ConfigMaps" in refused(
+            cluster, "POST", CONFIGMAPS, record, user=SERVER, groups=ADMIN
+        )
+        cluster.call("POST", CONFIGMAPS, record, user=OPERATOR, groups=ADMIN)
+        cluster.call("PATCH", path, {"data": {"record": "changed"}}, user=OPERATOR, groups=ADMIN)
+        assert "Reattach may write only ConfigMaps" in refused(
+            cluster, "PATCH", path, {"data": {"record": "{}"}}, user=SERVER, groups=ADMIN
+        )
+        assert "Reattach may write only ConfigMaps" in refused(cluster, "DELETE", path, user=OPERATOR, groups=ADMIN)
+
+    def test_a_record_is_listed_and_deleted_by_a_tenant(
+        self, cluster: RunningControlPlane, grant: Callable[..., None]
+    ) -> None:
+        user = f"tom-{secrets.token_hex(4)}"
+        grant(user, ["configmaps"], ["create", "delete", "get", "list", "patch", "update"], group="")
+        record = an_orphan_record()
+        path = f"{CONFIGMAPS}/{record['metadata']['name']}"
+        assert "only Reattach may set the label reattach.dev/orphans on a ConfigMap" in refused(
+            cluster, "POST", CONFIGMAPS, record, user=user
+        )
+        cluster.call("POST", CONFIGMAPS, record, user=OPERATOR, groups=ADMIN)
+        selector = f"reattach.dev/orphans={record['metadata']['labels']['reattach.dev/orphans']}"
+        found = cluster.call("GET", CONFIGMAPS, user=user, labelSelector=selector)["items"]
+        assert [each["data"] for each in found] == [record["data"]]
+        assert "only Reattach may set the label reattach.dev/orphans" in refused(
+            cluster, "PATCH", path, {"metadata": {"labels": {"reattach.dev/orphans": "other"}}}, user=user
+        )
+        cluster.call("DELETE", path, user=user)
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            pytest.param({"name": "any"}, id="another name"),
+            pytest.param({"name": "{taskrun}-0d1f2-state"}, id="the name of a state"),
+            pytest.param({"name": "{taskrun}-0d1f2a-orphans"}, id="a longer UID"),
+            pytest.param({"name": "other-{taskrun}-0d1f2-orphans"}, id="the name of another TaskRun"),
+            pytest.param({"labels": {}}, id="no label"),
+            pytest.param({"labels": {"reattach.dev/orphans": "other"}}, id="the label of another TaskRun"),
+            pytest.param({"ownerReferences": [owner()]}, id="an owner"),
+        ],
+    )
+    def test_no_other_configmap_passes_for_a_record(self, cluster: RunningControlPlane, metadata: Object) -> None:
+        record = an_orphan_record()
+        taskrun = record["metadata"]["labels"]["reattach.dev/orphans"]
+        record["metadata"] |= metadata
+        record["metadata"]["name"] = record["metadata"]["name"].format(taskrun=taskrun)
+        said = refused(cluster, "POST", CONFIGMAPS, record, user=OPERATOR, groups=ADMIN, dryRun="All")
+        assert "Reattach may write only ConfigMaps" in said
+
+    def test_a_foreign_configmap_is_not_made_a_record(self, cluster: RunningControlPlane) -> None:
+        record = an_orphan_record()
+        path = f"{CONFIGMAPS}/{record['metadata']['name']}"
+        cluster.call("POST", CONFIGMAPS, {"metadata": {"name": record["metadata"]["name"]}, "data": {"a": "b"}})
+        take_over = {"metadata": {"labels": record["metadata"]["labels"]}, "data": record["data"]}
+        assert "Reattach may write only ConfigMaps" in refused(
+            cluster, "PATCH", path, take_over, user=OPERATOR, groups=ADMIN
+        )
+
+
 class TestTaskRunsThatTheStateApiWrites:
     """Its service account may patch TaskRuns, and put its finalizer on and name the state; whatever RBAC gives it."""
 
@@ -701,18 +791,24 @@ class TestTaskRunsThatTheOperatorWrites:
             "example.com/theirs"
         ]
         both = {"metadata": {"finalizers": ["example.com/theirs", self.OURS]}}
-        assert "and may not add a finalizer" in refused(cluster, "PATCH", path, both, user=OPERATOR, groups=ADMIN)
+        assert cluster.call("PATCH", path, both, user=OPERATOR, groups=ADMIN)["metadata"]["finalizers"] == [
+            "example.com/theirs",
+            self.OURS,
+        ]
 
     @pytest.mark.parametrize(
         "patch",
         [
             {"metadata": {"finalizers": ["reattach.dev/external-jobs"]}},
             {"metadata": {"finalizers": None}},
+            {"metadata": {"finalizers": ["example.com/theirs", "reattach.dev/external-jobs", "example.com/more"]}},
+            {"metadata": {"finalizers": ["example.com/theirs", "reattach.dev/external-jobs", "reattach.dev/attempt"]}},
             {"metadata": {"labels": {"team": None}}},
             {"metadata": {"annotations": {"a": "b"}}},
             {"metadata": {"ownerReferences": [{**owner(), "kind": "Job", "controller": False}]}},
             {"spec": {"suspend": False}},
             {"spec": {"cancel": True}},
+            {"spec": {"cleanup": {"onDelete": "Orphan"}}},
             {"spec": {"resolutions": [{"held": "StateLost", "action": "StartEmpty"}]}},
         ],
     )

@@ -313,7 +313,6 @@ def is_about(event: Object, resource: str) -> bool:
     [
         ("operator", "PUT", "/apis/reattach.dev/v1alpha1/namespaces/{}/taskruns/retried"),
         ("operator", "DELETE", "/api/v1/namespaces/{}/configmaps/any"),
-        ("operator", "POST", "/api/v1/namespaces/{}/configmaps"),
         ("operator", "GET", "/api/v1/namespaces/{}/secrets"),
         ("server", "GET", "/api/v1/namespaces/{}/configmaps"),
         ("server", "DELETE", "/api/v1/namespaces/{}/configmaps/any"),

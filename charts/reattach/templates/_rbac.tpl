@@ -77,7 +77,7 @@ annotations:
 {{- define "reattach.operatorRules" -}}
 - apiGroups: [reattach.dev]
   resources: [taskruns]
-  verbs: [get, list, patch, watch]  # patch: to remove its finalizer; an admission policy rejects other changes
+  verbs: [get, list, patch, watch]  # patch: to add and remove its finalizer; an admission policy rejects other changes
 - apiGroups: [reattach.dev]
   resources: [taskruns/status]
   verbs: [patch]
@@ -88,8 +88,8 @@ annotations:
   resources: [pods]
   verbs: [create, delete, get, list, patch, watch]
 - apiGroups: [""]
-  resources: [configmaps]
-  verbs: [get, list, patch, update, watch]
+  resources: [configmaps]  # create: records of orphaned jobs
+  verbs: [create, get, list, patch, update, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from reattach.api.names import KIND, LABEL_TASKRUN, OPERATOR_NAME, PLURAL
+from reattach.api.names import KIND, LABEL_ORPHANS, LABEL_TASKRUN, OPERATOR_NAME, PLURAL
 from reattach.api.objects import PartialObject, Pod
 from reattach.api.reasons import HOLDS
 from reattach.api.taskrun import TaskRun
@@ -30,6 +30,7 @@ from reattach.runtime.unreadable import UnreadableObjects
 from reattach.runtime.writer import NotLeadingError, Writer
 from reattach.state import Store
 from reattach.taskrun.key_expiry import KeyExpiry
+from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
 from reattach.taskrun.reconciler import Decide, Reconciler, Stores
 from reattach.taskrun.schema import SchemaError, check_schema
@@ -68,20 +69,27 @@ class Operator:
         self._taskruns = TaskRunStore(cluster, options.watch_namespaces, self._queue.add, self._unreadable)
         self._pods = pod_store(self._queue.add)
         self._states = state_store(self._queue.add)
+        self._orphans = orphan_store()
         self._controller.watch(TASKRUNS.path, TaskRun, self._taskruns, field_selector=UNFINISHED)
         self._controller.watch(paths.pods, Pod, self._pods, label_selector=LABEL_TASKRUN)
         self._controller.watch(
             paths.configmaps, PartialObject, self._states, label_selector=LABEL_TASKRUN, metadata_only=True
         )
+        self._controller.watch(
+            paths.configmaps, PartialObject, self._orphans, label_selector=LABEL_ORPHANS, metadata_only=True
+        )
         rate_limiter = RateLimiter(per_second=options.writes_per_second, at_once=options.writes_at_once)
         self._writer = writer = Writer(cluster, rate_limiter, self._leader.leads, self._metrics)
-        self._event_recorder = taskrun_event_recorder(writer, options.instance, self._metrics)
+        self._event_recorder = taskrun_event_recorder(
+            writer, options.instance, self._metrics, self._taskruns.ending_reason
+        )
         self._reconciler = Reconciler(
             cluster=cluster,
             writer=writer,
-            stores=Stores(taskruns=self._taskruns, pods=self._pods, states=self._states),
+            stores=Stores(taskruns=self._taskruns, pods=self._pods, states=self._states, orphans=self._orphans),
             queue=self._queue,
             event_recorder=self._event_recorder,
+            metrics=self._metrics,
             decide=decide,
             pod_defaults=lambda: self._settings,
             paused=options.paused,
@@ -201,7 +209,8 @@ class Operator:
         gauge("reattach_paused", "1 if no attempts are started.", lambda: self._options.paused)
         gauge("reattach_taskruns", "Unfinished TaskRuns.", lambda: len(self._taskruns))
         gauge("reattach_pods", "Pods of unfinished TaskRuns, and pods that still run.", lambda: len(self._pods))
-        ages = {reflector.path: reflector.age for reflector in self._controller.reflectors}
+        gauge("reattach_orphan_records", "Records of orphaned external jobs.", lambda: len(self._orphans))
+        ages = {path: partial(self._controller.watch_age, path) for path in self._controller.watched_paths}
         since = "Seconds since the last line of a watch."
         self._metrics.gauges("reattach_watch_age_seconds", since, "watch", ages)
         held = {reason.value: partial(self._taskruns.held, reason) for reason in HOLDS}

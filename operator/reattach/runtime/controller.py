@@ -58,6 +58,15 @@ class Controller:
             )
             self.reflectors.append(reflector)
 
+    @property
+    def watched_paths(self) -> frozenset[str]:
+        """Paths of the watched collections."""
+        return frozenset(reflector.path for reflector in self.reflectors)
+
+    def watch_age(self, path: str) -> float:
+        """Return the age of the oldest watch of this path; several may have different selectors."""
+        return max(reflector.age() for reflector in self.reflectors if reflector.path == path)
+
     async def start_reflectors(self, start: Start) -> None:
         """Start the reflectors. Return once each has stored its first list."""
         for reflector in self.reflectors:

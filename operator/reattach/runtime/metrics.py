@@ -56,7 +56,19 @@ class OperatorMetrics:
         )
         self.orphaned_jobs = Counter(
             "reattach_orphaned_jobs_total",
-            "External jobs left running by the end of their TaskRun.",
+            "External jobs left running by the end of their TaskRun, by the reason of the end.",
+            ("reason",),
+            registry=self._registry,
+        )
+        self.unstored_orphan_records = Counter(
+            "reattach_unstored_orphan_records_total",
+            "Records of orphaned jobs that the API server rejected. The log has their content.",
+            registry=self._registry,
+        )
+        self.cleanups = Counter(
+            "reattach_cleanups_total",
+            "Ended cleanup attempts, by cause.",
+            ("result",),
             registry=self._registry,
         )
         self.leader = Gauge("reattach_leader", "1 while this replica leads.", registry=self._registry)

@@ -1,7 +1,7 @@
 """Effects of a plan on pods, states and the TaskRun. Each one may be repeated after a crash."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,11 +14,12 @@ from reattach.api.names import (
     FINALIZER_EXTERNAL_JOBS,
     FINALIZER_STATE,
     LABEL_ATTEMPT,
+    LABEL_PURPOSE,
     LABEL_TASKRUN,
     OPERATOR_NAME,
 )
 from reattach.api.objects import ObjectMeta, PartialObject, Pod
-from reattach.api.taskrun import TaskRun
+from reattach.api.taskrun import AttemptPurpose, TaskRun
 from reattach.cluster import (
     AlreadyExistsError,
     BadRequestError,
@@ -168,14 +169,14 @@ class PlanExecutor:
         if await self._release(path, pod.metadata, FINALIZER_ATTEMPT, self._pods, Pod):
             self._enqueue_all(self._quota.on_pod_ended(pod.metadata.namespace))
 
-    async def find_unlabelled(self, taskrun: TaskRun, name: str) -> None:
+    async def find_unlabelled(self, taskrun: TaskRun, name: str, purpose: AttemptPurpose) -> None:
         """Read a pod of this TaskRun that the watch does not show, and restore its labels."""
         try:
             pod = await self._get(taskrun.metadata.namespace, name)
         except NotFoundError:
             return
         if pod.metadata.taskrun_uid == taskrun.metadata.uid:
-            await self._label(pod, labels_of(taskrun, pod.metadata.name.rpartition("-")[2]))
+            await self._label(pod, labels_of(taskrun, pod.metadata.name.rpartition("-")[2], purpose))
 
     async def _accept_existing(self, taskrun: TaskRun, action: CreatePod) -> bool:
         """Return whether the existing pod is the one to create, and restore its labels if so.
@@ -186,9 +187,9 @@ class PlanExecutor:
             pod = await self._get(taskrun.metadata.namespace, action.name)
         except NotFoundError:
             raise UnavailableError(0, "Vanished", f"pod {action.name} existed and was deleted meanwhile") from None
-        if not is_expected_pod(pod, taskrun, action.template_hash):
+        if not is_expected_pod(pod, taskrun, action):
             return False
-        await self._label(pod, labels_of(taskrun, str(action.attempt)))
+        await self._label(pod, labels_of(taskrun, str(action.attempt), action.purpose))
         return True
 
     async def _label(self, pod: Pod, labels: Mapping[str, str]) -> None:
@@ -223,6 +224,19 @@ class PlanExecutor:
         self._rejections[key] = _RecordedRejection(taskrun.metadata.uid, rejection, times)
 
     # -- the TaskRun itself ------------------------------------------------------------------------
+
+    async def protect_taskrun(self, taskrun: TaskRun) -> bytes | None:
+        """Add our finalizer to the TaskRun. Return its JSON; None if it is gone.
+
+        Raises `ConflictError` if the TaskRun has changed since it was read, and `InvalidError` if
+        it is being deleted.
+        """
+        metadata = taskrun.metadata
+        body = _with_finalizers(metadata, [*metadata.finalizers, FINALIZER_EXTERNAL_JOBS])
+        try:
+            return await self._writer.merge_patch(paths.taskruns(metadata.namespace, metadata.name), body)
+        except NotFoundError:
+            return None
 
     async def release_taskrun(self, taskrun: TaskRun) -> bytes | None:
         """Remove our finalizer from the TaskRun. Return its JSON; None if it is gone.
@@ -337,23 +351,29 @@ def rejection_kind_of(error: ClusterError, pod: str) -> PodRejectionKind:
     return PodRejectionKind.INVALID if is_final and error.reason != NO_REASON else PodRejectionKind.ERROR
 
 
-def is_expected_pod(pod: Pod, taskrun: TaskRun, template_hash: str) -> bool:
+def is_expected_pod(pod: Pod, taskrun: TaskRun, creation: CreatePod) -> bool:
     """Return whether `pod`, which has the name of an attempt's pod, was created for the attempt.
 
-    The controller and the hash of the template are compared.
+    The controller, the hash of the template and the purpose are compared. A Run pod whose creation
+    was delayed must not pass for a cleanup pod of the same number, because it would run the task.
     """
     return (
         pod.metadata.taskrun_uid == taskrun.metadata.uid
-        and pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) == template_hash
+        and pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) == creation.template_hash
+        and pod.metadata.labels.get(LABEL_PURPOSE, AttemptPurpose.RUN) == creation.purpose
     )
 
 
-def labels_of(taskrun: TaskRun, attempt: str) -> dict[str, str]:
-    """Return the labels that the watch selects a pod by."""
-    return {LABEL_TASKRUN: taskrun.metadata.name, LABEL_ATTEMPT: attempt}
+def labels_of(taskrun: TaskRun, attempt: str, purpose: AttemptPurpose) -> dict[str, str]:
+    """Return the labels by which the watch and the state API know a pod."""
+    labels = {LABEL_TASKRUN: taskrun.metadata.name, LABEL_ATTEMPT: attempt}
+    return labels if purpose is AttemptPurpose.RUN else {**labels, LABEL_PURPOSE: purpose.value}
 
 
 def _without_finalizer(metadata: ObjectMeta, finalizer: str) -> dict[str, Any]:
     """Return the merge patch that removes a finalizer from exactly this version."""
-    others = [name for name in metadata.finalizers if name != finalizer]
-    return {"metadata": {"uid": metadata.uid, "resourceVersion": metadata.resource_version, "finalizers": others}}
+    return _with_finalizers(metadata, [name for name in metadata.finalizers if name != finalizer])
+
+
+def _with_finalizers(metadata: ObjectMeta, finalizers: Sequence[str]) -> dict[str, Any]:
+    return {"metadata": {"uid": metadata.uid, "resourceVersion": metadata.resource_version, "finalizers": finalizers}}

@@ -23,12 +23,13 @@ from reattach.api.names import (
 from reattach.api.objects import ObjectMeta, PartialObject, Pod
 from reattach.api.reasons import EventReason
 from reattach.api.state import Epoch, StateView
-from reattach.api.taskrun import TaskRun, TaskRunStatus
+from reattach.api.taskrun import AttemptPurpose, TaskRun, TaskRunStatus
 from reattach.cluster import (
     Cluster,
     ClusterError,
     ConflictError,
     ForbiddenError,
+    InvalidError,
     NotFoundError,
     UnavailableError,
     paths,
@@ -54,12 +55,14 @@ from reattach.planner.plan import (
 from reattach.planner.podstatus import is_terminal
 from reattach.runtime.event_recorder import EventRecorder
 from reattach.runtime.mergepatch import merge_patch_of
+from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.unreadable import reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
 from reattach.runtime.writer import Writer
 from reattach.state import UnreadableError, summary_of, view_of
 from reattach.taskrun.executor import PlanExecutor
+from reattach.taskrun.orphan_records import OrphanRecords
 from reattach.taskrun.taskrun_store import TaskRunStore, UnreadableTaskRunError, is_ours
 
 Decide: TypeAlias = Callable[[Observed, PodDefaults, datetime], Decision]
@@ -84,6 +87,8 @@ class Stores:
     taskruns: TaskRunStore
     pods: ObjectStore[Pod]
     states: ObjectStore[PartialObject]
+    orphans: ObjectStore[PartialObject]
+    """Records of orphaned jobs."""
 
 
 class Reconciler:
@@ -97,6 +102,7 @@ class Reconciler:
         stores: Stores,
         queue: WorkQueue,
         event_recorder: EventRecorder,
+        metrics: OperatorMetrics,
         decide: Decide,
         pod_defaults: Callable[[], PodDefaults],
         paused: bool = False,
@@ -109,6 +115,8 @@ class Reconciler:
         self._states = stores.states
         self._queue = queue
         self._event_recorder = event_recorder
+        self._metrics = metrics
+        self._orphan_records = OrphanRecords(writer, stores.orphans, metrics)
         self._decide = decide
         self._pod_defaults = pod_defaults
         self._paused = paused
@@ -162,6 +170,7 @@ class Reconciler:
             rejection=self._executor.rejection(key, taskrun),
             namespace_ends=await self._namespace_ends(taskrun),
             paused=self._paused,
+            predecessors=self._orphan_records.predecessors(taskrun.metadata),
         )
         plan = await self._decide_with_state(key, observed)
         if plan.status is not None:
@@ -226,13 +235,29 @@ class Reconciler:
             case ReleaseState(name=name):
                 await self._executor.release_state(taskrun.metadata, name)
             case ProtectTaskRun():
-                raise NotImplementedError
-            case ReleaseTaskRun():
+                await self._protect_taskrun(key, taskrun)
+            case ReleaseTaskRun(orphans=orphans):
+                if orphans is not None:
+                    await self._orphan_records.write(key.namespace, orphans)
                 await self._release_taskrun(key, taskrun)
             case EmitEvent():
                 self._event_recorder.emit(taskrun.metadata, action)
             case _:
                 assert_never(action)
+
+    async def _protect_taskrun(self, key: Key, taskrun: TaskRun) -> None:
+        try:
+            protected = await self._executor.protect_taskrun(taskrun)
+        except ConflictError:
+            await self._refresh(key)
+        except InvalidError:
+            # The API server refuses a new finalizer on an object that is being deleted.
+            found = await self._refresh(key)
+            if found is not None and found.metadata.deletion_timestamp is None:
+                raise
+        else:
+            await self._apply_patched(taskrun, protected)
+        self._queue.add(key)
 
     async def _release_taskrun(self, key: Key, taskrun: TaskRun) -> None:
         try:
@@ -240,11 +265,15 @@ class Reconciler:
         except ConflictError:
             await self._refresh(key)
         else:
-            if released is None:
-                self._taskruns.suspect(taskrun.metadata.uid)
-            else:
-                self._taskruns.apply_response(await self._taskruns.decode(released, reference_of(taskrun.metadata)))
+            await self._apply_patched(taskrun, released)
         self._queue.add(key)
+
+    async def _apply_patched(self, taskrun: TaskRun, response: bytes | None) -> None:
+        """Store the response to a patch of the TaskRun; None: the TaskRun is gone."""
+        if response is None:
+            self._taskruns.suspect(taskrun.metadata.uid)
+        else:
+            self._taskruns.apply_response(await self._taskruns.decode(response, reference_of(taskrun.metadata)))
 
     async def _record(self, taskrun: TaskRun, status: TaskRunStatus) -> TaskRun:
         """Write the fields of status that differ.
@@ -262,7 +291,15 @@ class Reconciler:
         response = await self._writer.merge_patch(path, body)
         recorded = await self._taskruns.decode(response, reference_of(metadata))
         self._taskruns.apply_response(recorded)
+        self._count_cleanups(taskrun.status, status)
         return recorded
+
+    def _count_cleanups(self, before: TaskRunStatus, after: TaskRunStatus) -> None:
+        counted = {attempt.number for attempt in before.attempts if attempt.cause is not None}
+        for attempt in after.attempts:
+            is_new = attempt.cause is not None and attempt.number not in counted
+            if is_new and attempt.purpose is AttemptPurpose.CLEANUP:
+                self._metrics.cleanups.labels(result=attempt.cause).inc()
 
     async def _read_state(self, taskrun: TaskRun) -> StateView | AbsentState | UnreadableState:
         metadata = taskrun.metadata
@@ -281,7 +318,8 @@ class Reconciler:
 
     async def _namespace_ends(self, taskrun: TaskRun) -> bool:
         metadata = taskrun.metadata
-        if metadata.deletion_timestamp is None or FINALIZER_EXTERNAL_JOBS not in metadata.finalizers:
+        is_ending = metadata.deletion_timestamp is not None or taskrun.status.ending is not None
+        if not is_ending or FINALIZER_EXTERNAL_JOBS not in metadata.finalizers:
             return False
         try:
             found = await self._cluster.get(paths.namespace_of(metadata.namespace), metadata_only=True)
@@ -302,12 +340,12 @@ class Reconciler:
         uids, names = ({pod.metadata.uid for pod in cached}, {pod.metadata.name for pod in cached})
         for attempt in status.attempts:
             if attempt.finish_time is None and attempt.pod_uid and attempt.pod_uid not in uids:
-                await self._executor.find_unlabelled(taskrun, attempt.pod_name)
+                await self._executor.find_unlabelled(taskrun, attempt.pod_name, attempt.purpose)
         listed = {attempt.number for attempt in status.attempts}
         if epoch is None or epoch.attempt <= status.counts.attempts or epoch.attempt in listed:
             return
         if (name := pod_name(metadata.name, metadata.uid, epoch.attempt)) not in names:
-            await self._executor.find_unlabelled(taskrun, name)
+            await self._executor.find_unlabelled(taskrun, name, epoch.purpose)
 
     def _has_leftovers(self, key: Key, taskrun: TaskRun | None) -> bool:
         return any(

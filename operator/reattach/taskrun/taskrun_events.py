@@ -18,13 +18,20 @@ _log = logging.getLogger(__name__)
 
 
 def taskrun_event_recorder(
-    writer: Writer, instance: str, metrics: OperatorMetrics, clock: Callable[[], float] = time.monotonic
+    writer: Writer,
+    instance: str,
+    metrics: OperatorMetrics,
+    reason_of: Callable[[ObjectMeta], str],
+    clock: Callable[[], float] = time.monotonic,
 ) -> EventRecorder:
-    """Return the recorder of Events on TaskRuns. It also counts and logs each new orphaned job."""
+    """Return the recorder of Events on TaskRuns. It also counts and logs each new orphaned job.
+
+    `reason_of` returns why a TaskRun ends.
+    """
 
     def report_orphan(metadata: ObjectMeta, event: EventContent) -> None:
         if event.reason == EventReason.ORPHANED:
-            metrics.orphaned_jobs.inc()
+            metrics.orphaned_jobs.labels(reason=reason_of(metadata)).inc()
             _log.warning("TaskRun %s/%s: %s", metadata.namespace, metadata.name, event.note)
 
     return EventRecorder(

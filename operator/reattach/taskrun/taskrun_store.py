@@ -103,6 +103,11 @@ class TaskRunStore:
         """Return the number of TaskRuns that are held for this reason."""
         return sum(is_held(taskrun.status, reason) for taskrun in self._cache.list())
 
+    def ending_reason(self, metadata: ObjectMeta) -> str:
+        """Return the reason in `status.ending`, and `Other` if none is recorded."""
+        known = self._cache.get(metadata.uid)
+        return known.status.ending.reason if known is not None and known.status.ending is not None else "Other"
+
     def get(self, key: Key) -> TaskRun | None:
         """Return the TaskRun as last seen, or None if it is absent or must be read."""
         return None if self.is_suspect(key) else next(iter(self._cache.by_key(key)), None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from reattach.api.names import LABEL_TASKRUN
+from reattach.api.names import LABEL_ORPHANS, LABEL_TASKRUN
 from reattach.api.objects import ObjectMeta, PartialObject, Pod
 from reattach.api.taskrun import TaskRun
 from reattach.cluster import ClusterError
@@ -19,6 +19,7 @@ from reattach.runtime.rate_limiter import RateLimiter
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
 from reattach.runtime.writer import Writer
+from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
 from reattach.taskrun.reconciler import Decide, Reconciler, Stores
 from reattach.taskrun.taskrun_store import TaskRunStore
@@ -44,14 +45,16 @@ class InProcessOperator:
         self._taskruns = TaskRunStore(cluster, (), self._queue.add, UnreadableObjects(metrics))
         self._pods = pod_store(self._queue.add)
         self._states = state_store(self._queue.add)
+        self._orphans = orphan_store()
         self.events: list[tuple[str, EmitEvent]] = []
         writer = Writer(cluster, RateLimiter(per_second=_PER_SECOND, at_once=64), lambda: True, metrics)
         self._reconciler = Reconciler(
             cluster=cluster,
             writer=writer,
-            stores=Stores(taskruns=self._taskruns, pods=self._pods, states=self._states),
+            stores=Stores(taskruns=self._taskruns, pods=self._pods, states=self._states, orphans=self._orphans),
             queue=self._queue,
             event_recorder=SimpleNamespace(emit=self._emit),  # type: ignore[arg-type]
+            metrics=metrics,
             decide=decide,
             pod_defaults=lambda: PodDefaults(url="https://reattach.invalid", ca=CA),
             clock=now,
@@ -89,9 +92,10 @@ class InProcessOperator:
             if change.resource == "taskruns":
                 self._deliver_taskrun(change)
             elif change.resource == "pods":
-                _deliver(self._pods, change, Pod)
+                _deliver(self._pods, change, Pod, LABEL_TASKRUN)
             elif change.resource == "configmaps":
-                _deliver(self._states, change, PartialObject)
+                _deliver(self._states, change, PartialObject, LABEL_TASKRUN)
+                _deliver(self._orphans, change, PartialObject, LABEL_ORPHANS)
 
     def _deliver_taskrun(self, change: ObjectChange) -> None:
         found = msgspec.json.decode(change.raw, type=TaskRun)
@@ -102,9 +106,9 @@ class InProcessOperator:
             self._taskruns.on_event(reference_of(found.metadata))
 
 
-def _deliver(cache: ObjectStore[Any], change: ObjectChange, kind: type[Any]) -> None:
+def _deliver(cache: ObjectStore[Any], change: ObjectChange, kind: type[Any], label: str) -> None:
     found = msgspec.json.decode(change.raw, type=kind)
     if change.kind == "DELETED":
         cache.delete(found.metadata.uid)
-    elif LABEL_TASKRUN in found.metadata.labels:
+    elif label in found.metadata.labels:
         cache.upsert(found)

@@ -17,6 +17,7 @@ from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.reflector import Reflector
 from reattach.runtime.unreadable import UnreadableObjects
 from reattach.runtime.workqueue import Key, WorkQueue
+from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
 from reattach.taskrun.reconciler import Reconciler, Stores
 
@@ -107,13 +108,14 @@ class NoEffects:
 
 def reconciler_of(pods: ObjectStore[Pod], states: ObjectStore[PartialObject]) -> Reconciler:
     unused: Any = SimpleNamespace()
-    stores = Stores(taskruns=cast("Any", NoTaskRuns()), pods=pods, states=states)
+    stores = Stores(taskruns=cast("Any", NoTaskRuns()), pods=pods, states=states, orphans=orphan_store())
     reconciler = Reconciler(
         cluster=unused,
         writer=unused,
         stores=stores,
         queue=WorkQueue(),
         event_recorder=unused,
+        metrics=unused,
         decide=unused,
         pod_defaults=unused,
     )

@@ -28,6 +28,7 @@ from reattach.planner.plan import EmitEvent, PodDefaults, ReadState
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
+from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
 from reattach.taskrun.reconciler import Reconciler, Stores
 from reattach.taskrun.taskrun_events import taskrun_event_recorder
@@ -93,12 +94,15 @@ class Scene:
         self.taskruns = TaskRunStore(self.client, (), queue.add, UnreadableObjects(metrics))  # type: ignore[arg-type]
         self.pods = pod_store(queue.add)
         self.states = state_store(queue.add)
+        self.orphans = orphan_store()
+        self.metrics = metrics
         self.reconciler = Reconciler(
             cluster=self.client,  # type: ignore[arg-type]
             writer=self.client,  # type: ignore[arg-type]
-            stores=Stores(taskruns=self.taskruns, pods=self.pods, states=self.states),
+            stores=Stores(taskruns=self.taskruns, pods=self.pods, states=self.states, orphans=self.orphans),
             queue=queue,
             event_recorder=SimpleNamespace(emit=lambda *_: None),  # type: ignore[arg-type]
+            metrics=metrics,
             decide=decide,
             pod_defaults=lambda: PodDefaults(url="https://state", ca=""),
             clock=lambda: NOW,
@@ -353,7 +357,7 @@ def test_an_orphan_is_counted_and_said_in_the_log_once_however_often_it_is_annou
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     metrics = OperatorMetrics()
-    recorder = taskrun_event_recorder(SimpleNamespace(), "pod-1", metrics)  # type: ignore[arg-type]
+    recorder = taskrun_event_recorder(SimpleNamespace(), "pod-1", metrics, lambda _: "Cancelled")  # type: ignore[arg-type]
     about = ObjectMeta(name=KEY.name, namespace=KEY.namespace, uid=NEW)
 
     async def announce() -> None:
@@ -363,7 +367,7 @@ def test_an_orphan_is_counted_and_said_in_the_log_once_however_often_it_is_annou
         recorder.emit(about, EmitEvent(EventReason.SUBMITTED, "External job load was submitted."))
 
     asyncio.run(announce())
-    assert b"reattach_orphaned_jobs_total 2.0" in metrics.text()
+    assert b'reattach_orphaned_jobs_total{reason="Cancelled"} 2.0' in metrics.text()
     assert [record.getMessage() for record in caplog.records] == [
         "TaskRun team/load: External job load (handle job-1) is left running.",
         "TaskRun team/load: External job load (handle job-2) is left running.",
