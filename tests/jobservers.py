@@ -1,5 +1,6 @@
 """The job server of the examples in this process, in any mode and with any clock."""
 
+import dataclasses
 import importlib.util
 import sys
 import time
@@ -59,6 +60,11 @@ class LocalJobServer:
         made: int = self.jobs.counts()["made"]
         return made
 
+    def running(self, now: float) -> int:
+        """Return the number of jobs that run at a time, in seconds since 1970."""
+        running: int = self.jobs.running(now)["running"]
+        return running
+
     @property
     def duplicates(self) -> dict[str, int]:
         """Return the number of jobs of each token that has several."""
@@ -68,11 +74,14 @@ class LocalJobServer:
 
 @contextmanager
 def serving(
-    mode: str | Any, *, seconds: float = 60, clock: Callable[[], float] = time.time
+    mode: str | Any, *, seconds: float = 60, cancel_seconds: float = 0, clock: Callable[[], float] = time.time
 ) -> Iterator[LocalJobServer]:
-    """Run a job server in a mode (a name or a `jobserver.Mode`), with its jobs in memory."""
+    """Run a job server in a mode (a name or a `jobserver.Mode`), with its jobs in memory.
+
+    cancel_seconds: how long its jobs ignore a cancellation, `math.inf`: for ever.
+    """
     if isinstance(mode, str):
-        mode = jobserver.mode_of(mode, seconds)
+        mode = dataclasses.replace(jobserver.mode_of(mode, seconds), cancel_seconds=cancel_seconds)
     application = jobserver.build_application(None, mode, clock)
     with LoopbackServer() as service:
         url = service.serve(application)

@@ -3,17 +3,21 @@
     python jobserver.py --port 8000 --database jobs.sqlite --mode lagging-lookup --seconds 5
 
     POST /jobs               {"seconds": 10, "rows": 4211, "label": "demo", "fails": false,
-                              "payload": …, "name": "…", "tag": "…"}, all optional;
-                             header Idempotency-Key, optional
+                              "payload": …, "name": "…", "tag": "…", "cancel_seconds": 0},
+                             all optional; header Idempotency-Key, optional
                              201 {"id": "job-3f9a0c21", "status": "RUNNING", …};
                              the mode adds other responses
     GET  /jobs?tag=…         200 {"jobs": [{"id": …, …}]}, in modes with a lookup; 405 in the others
     GET  /jobs/{id}          200 {"id": …, "label": …,
                                   "status": "RUNNING" | "SUCCEEDED" | "FAILED" | "CANCELLED",
                                   "rows_written": 4211 (once it succeeded), "submitted_at": …,
+                                  "cancel_requested_at": … (once it was),
                                   "seconds_left": … (while it runs)}
-    POST /jobs/{id}/cancel   200, the same; a job that is over does not change
+    POST /jobs/{id}/cancel   200, the same; a job that is over does not change. A job with
+                             "cancel_seconds" ignores it for so long, with null for ever. Meanwhile
+                             it is RUNNING, and may end by itself
     GET  /stats              200 {"submissions": 1, "by_label": {"demo": 1}}, all jobs ever made
+    GET  /running            200 {"running": 1, "by_label": {"demo": 1}}, jobs that run now
     GET  /counts             200 {"asked": 2, "made": 1,
                                   "by_token": {…: {"asked": 2, "made": 1}}, "by_request": {…}}:
                              the number of submissions and of the jobs made from them. The token is
@@ -42,6 +46,8 @@ kept in SQLite, so they survive a restart of this process.
     lagging-lookup      jobs are found by their tag, N seconds after their submission
     forgetting-lookup   jobs are found by their tag, until N seconds after their end. Then they are
                         unknown, also by their id
+
+`--cancel-seconds` is the default of "cancel_seconds", with every mode: 0, or `inf` for ever.
 """
 
 import argparse
@@ -71,6 +77,8 @@ CREATE TABLE IF NOT EXISTS jobs (
     fails INTEGER NOT NULL,
     submitted REAL NOT NULL,
     ends REAL NOT NULL,
+    cancel_seconds REAL NOT NULL,
+    cancel_requested REAL,
     cancelled REAL,
     name TEXT,
     tag TEXT,
@@ -90,13 +98,14 @@ class Mode:
     All times are in seconds, and None turns the feature off. `key_seconds`: how long an
     Idempotency-Key is honored, `math.inf`: for ever. `lag_seconds`: how long after its submission a
     job is found by its tag. `forget_seconds`: how long after its end a job and its name are
-    forgotten.
+    forgotten. `cancel_seconds`: how long a job ignores its cancellation, `math.inf`: for ever.
     """
 
     unique_names: bool = False
     key_seconds: float | None = None
     lag_seconds: float | None = None
     forget_seconds: float = math.inf
+    cancel_seconds: float = 0.0
 
 
 def mode_of(name: str, seconds: float) -> Mode:
@@ -131,7 +140,7 @@ class KeyReusedError(Exception):
 
 @dataclass(frozen=True)
 class JobRequest:
-    """One submission. Times are in seconds."""
+    """One submission. Times are in seconds. `cancel_seconds`: -1 is the default of the mode."""
 
     seconds: float = 10
     rows: int = 4211
@@ -141,6 +150,7 @@ class JobRequest:
     name: str | None = None
     tag: str | None = None
     key: str | None = None
+    cancel_seconds: float | None = -1.0
 
     @property
     def token(self) -> str | None:
@@ -196,9 +206,12 @@ class Jobs:
 
     def _make(self, request: JobRequest, now: float) -> str:
         job_id = f"job-{secrets.token_hex(4)}"
+        ignored = math.inf if request.cancel_seconds is None else request.cancel_seconds
+        ignored = self._mode.cancel_seconds if ignored < 0 else ignored
         work = (request.label, json.dumps(request.payload), request.rows, request.fails, now, now + request.seconds)
         self._database.execute(
-            "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, 0)", (job_id, *work, request.name, request.tag)
+            "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, ?, ?, 0)",
+            (job_id, *work, ignored, request.name, request.tag),
         )
         if request.key is not None:
             used = (request.key, now, request.request, job_id)
@@ -217,9 +230,19 @@ class Jobs:
         return [_to_json(job, now) for job in found if self._is_known(job, now)]
 
     def cancel(self, job_id: str, now: float) -> None:
-        """Stop a running job; do nothing for a job that is over or unknown."""
+        """Request the end of a running job; do nothing for a job that is over or unknown.
+
+        The job is cancelled once it has ignored the first request for its `cancel_seconds`, unless
+        it ends before.
+        """
         self._database.execute(
-            "UPDATE jobs SET cancelled = ? WHERE id = ? AND cancelled IS NULL AND ends > ?", (now, job_id, now)
+            "UPDATE jobs SET cancel_requested = ? WHERE id = ? AND cancel_requested IS NULL AND ends > ?",
+            (now, job_id, now),
+        )
+        self._database.execute(
+            "UPDATE jobs SET cancelled = cancel_requested + cancel_seconds"
+            " WHERE id = ? AND cancel_requested + cancel_seconds < ends",
+            (job_id,),
         )
 
     def forget(self, job_id: str) -> None:
@@ -232,13 +255,18 @@ class Jobs:
         return None if job is None or not self._is_known(job, now) else _to_json(job, now)
 
     def _is_known(self, job: sqlite3.Row, now: float) -> bool:
-        ended = job["ends"] if job["cancelled"] is None else job["cancelled"]
-        return bool(not job["forgotten"] and now < ended + self._mode.forget_seconds)
+        return bool(not job["forgotten"] and now < _end_of(job) + self._mode.forget_seconds)
 
     def stats(self) -> dict[str, Any]:
         """Return how many jobs were ever submitted, in all and by label."""
         by_label = dict(self._database.execute("SELECT label, count(*) FROM jobs GROUP BY label").fetchall())
         return {"submissions": sum(by_label.values()), "by_label": by_label}
+
+    def running(self, now: float) -> dict[str, Any]:
+        """Return how many jobs run, in all and by label; a forgotten job may be one."""
+        query = "SELECT label, count(*) FROM jobs WHERE coalesce(cancelled, ends) > ? GROUP BY label"
+        by_label = dict(self._database.execute(query, (now,)).fetchall())
+        return {"running": sum(by_label.values()), "by_label": by_label}
 
     def counts(self) -> dict[str, Any]:
         """Return how often each job was submitted, and how many jobs were made from that."""
@@ -255,11 +283,19 @@ class Jobs:
         self._database.close()
 
 
+def _end_of(job: sqlite3.Row) -> float:
+    return float(job["ends"] if job["cancelled"] is None else job["cancelled"])
+
+
+def _time_of(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
 def _to_json(job: sqlite3.Row, now: float) -> dict[str, Any]:
-    if job["cancelled"] is not None:
-        status = "CANCELLED"
-    elif now < job["ends"]:
+    if now < _end_of(job):
         status = "RUNNING"
+    elif job["cancelled"] is not None:
+        status = "CANCELLED"
     else:
         status = "FAILED" if job["fails"] else "SUCCEEDED"
     known = {
@@ -270,7 +306,8 @@ def _to_json(job: sqlite3.Row, now: float) -> dict[str, Any]:
         "payload": json.loads(job["payload"]),
         "status": status,
         "rows_written": job["rows"] if status == "SUCCEEDED" else None,
-        "submitted_at": datetime.fromtimestamp(job["submitted"], UTC).isoformat(),
+        "submitted_at": _time_of(job["submitted"]),
+        "cancel_requested_at": _time_of(job["cancel_requested"]),
         "seconds_left": round(max(0.0, job["ends"] - now), 1) if status == "RUNNING" else None,
     }
     return {name: value for name, value in known.items() if value is not None}
@@ -352,6 +389,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "payload": (object,),
     "name": (str,),
     "tag": (str,),
+    "cancel_seconds": (int, float, type(None)),
 }
 OPERATION_OF = {
     ("POST", "/jobs"): "submit",
@@ -424,6 +462,10 @@ async def get_stats(request: web.Request) -> web.Response:
     return web.json_response(request.app[JOBS].stats())
 
 
+async def get_running(request: web.Request) -> web.Response:
+    return web.json_response(request.app[JOBS].running(request.app[CLOCK]()))
+
+
 async def get_counts(request: web.Request) -> web.Response:
     return web.json_response(request.app[JOBS].counts())
 
@@ -490,6 +532,7 @@ def build_application(
             web.get("/jobs/{id}", get_job),
             web.post("/jobs/{id}/cancel", cancel_job),
             web.get("/stats", get_stats),
+            web.get("/running", get_running),
             web.get("/counts", get_counts),
             web.get("/faults", get_faults),
             web.post("/faults", post_fault),
@@ -512,8 +555,10 @@ def main() -> None:
     parser.add_argument("--database", type=Path, default=Path("jobs.sqlite"))
     parser.add_argument("--mode", choices=MODES, default="nothing", help="what it does about repeated submissions")
     parser.add_argument("--seconds", type=float, default=60, help="how long the mode's keys, lag or memory last")
+    parser.add_argument("--cancel-seconds", type=float, default=0, help="how long jobs ignore a cancellation, or inf")
     given = parser.parse_args()
-    application = build_application(given.database, mode_of(given.mode, given.seconds))
+    mode = dataclasses.replace(mode_of(given.mode, given.seconds), cancel_seconds=given.cancel_seconds)
+    application = build_application(given.database, mode)
     web.run_app(application, host=given.host, port=given.port, access_log=None)
 
 

@@ -20,6 +20,8 @@ the job and storing its id:
         job = task.submit_once("load", ray, {"entrypoint": "python load.py"})
         return job.wait()
 
+    reattach.run(main, adapters=[Ray("http://ray-head:8265")])  # cancelled if the TaskRun is
+
 The package, from the bottom up:
 
     api         names and data types that all parts share
@@ -43,6 +45,7 @@ The package, from the bottom up:
 from reattach.errors import (
     AlreadyCompleted,
     AttemptOver,
+    CleanupOnly,
     Closing,
     DigestChanged,
     Fenced,
@@ -69,6 +72,7 @@ from reattach.errors import (
     ValueTooLarge,
     VersionMismatch,
 )
+from reattach.task.cleanup import CleanupResult, CleanupTask
 from reattach.task.context import Task, run, task
 from reattach.task.external_job import ExternalJob
 from reattach.task.state import Batch, State
@@ -79,6 +83,9 @@ __all__ = [
     "AlreadyCompleted",
     "AttemptOver",
     "Batch",
+    "CleanupOnly",
+    "CleanupResult",
+    "CleanupTask",
     "Closing",
     "DigestChanged",
     "ExternalJob",

@@ -2,12 +2,17 @@
 
     reattach.aip103.run(my_task)              # as the last line of its file
     python -m reattach.aip103 module:my_task  # without a change of the file
+    python -m reattach.aip103 module:my_task --on-cleanup module:my_hook
 
 The function receives the part of Airflow's context that a TaskRun has: `task_state`, `ti`,
 `task_instance`, `try_number` and `run_id`. `task_state_store` is the name of `task_state` in
 Airflow 3.3; both names work. The function may take `**context`, one argument `context`, or
 arguments of these names. It may be async, and Airflow's `@task` may wrap it. Its return value is
 the result of the TaskRun.
+
+`on_cleanup` takes the context in the same ways. It is called if the TaskRun ends without success,
+for example to cancel a job whose id the function stored in `task_state`. It can't change
+`task_state`.
 
 Three rules differ from Airflow:
 
@@ -19,6 +24,7 @@ Two features do not exist, because the state of a TaskRun is deleted with the Ta
 `clear_on_success`, and state that outlives a manual clear.
 """
 
+import argparse
 import contextlib
 import importlib
 import importlib.util
@@ -28,9 +34,10 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from reattach.errors import PermanentFailure
+from reattach.task.cleanup import CleanupTask
 from reattach.task.context import Task, TaskContext, task
 from reattach.task.settings import PATIENCE_SECONDS
 from reattach.task.state import State
@@ -92,7 +99,7 @@ class TaskInstance:
     map_index: int = -1
 
 
-def context_of(opened: Task) -> dict[str, Any]:
+def context_of(opened: Task | CleanupTask) -> dict[str, Any]:
     """Return the context that Airflow would pass to the function."""
     state = TaskState(opened.state)
     instance = TaskInstance(try_number=opened.attempt, task_id=opened.name, run_id=f"{opened.namespace}/{opened.name}")
@@ -106,37 +113,75 @@ def context_of(opened: Task) -> dict[str, Any]:
     }
 
 
-def run(function: Callable[..., Any], *, patience: float = PATIENCE_SECONDS) -> Any:
+def run(
+    function: Callable[..., Any],
+    *,
+    patience: float = PATIENCE_SECONDS,
+    on_cleanup: Callable[..., Any] | None = None,
+) -> Any:
     """Run `function` as the task, and return its result, which is also the TaskRun's result.
 
-    See `reattach.run`.
+    See `reattach.run`. `on_cleanup` takes the context as `function` does.
     """
-    return run_in(task(patience=patience), function)
+    handler = None if on_cleanup is None else handler_of(on_cleanup)
+    return run_in(task(patience=patience, on_cleanup=handler), function)
 
 
 def run_in(context: TaskContext, function: Callable[..., Any]) -> Any:
     """Run `function` in a context that you made yourself. See `run`."""
+    return context.run(handler_of(function))
+
+
+def handler_of(function: Callable[..., Any]) -> Callable[[Task | CleanupTask], Any]:
+    """Return a function for `reattach.run`, or for its `on_cleanup`, that calls `function`.
+
+    Raises:
+        TypeError: `function` requires arguments that the context does not have.
+    """
     # Airflow's @task wraps the function and keeps it under this name.
     plain = getattr(function, "function", function)
     arguments_of = _arguments_from_context(plain)
 
-    def body(opened: Task) -> Any:
+    def body(opened: Task | CleanupTask) -> Any:
         positional, named = arguments_of(context_of(opened))
         if inspect.iscoroutinefunction(plain):
             return _call_async(plain, positional, named)
         with _translate_airflow_errors():
             return plain(*positional, **named)
 
-    return context.run(body)
+    return body
 
 
 def main() -> None:
-    """`python -m reattach.aip103 module:function`."""
-    if len(sys.argv) != 2 or ":" not in sys.argv[1]:
-        raise SystemExit("usage: python -m reattach.aip103 module:function")
-    module, _, name = sys.argv[1].partition(":")
+    """`python -m reattach.aip103 module:function [--on-cleanup module:function]`."""
+    usage = "python -m reattach.aip103 module:function [--on-cleanup module:function]"
+    parser = _Parser(prog="python -m reattach.aip103", usage=usage, allow_abbrev=False)
+    parser.add_argument("function", metavar="module:function", type=_reference)
+    parser.add_argument("--on-cleanup", metavar="module:function", type=_reference)
+    arguments = parser.parse_args()
     _install_airflow_stub()
-    run(getattr(importlib.import_module(module), name))
+    function = _import_function(arguments.function)
+    run(function, on_cleanup=arguments.on_cleanup and _import_function(arguments.on_cleanup))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Parser that exits with code 1 on an error, like a task that fails."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(1, f"{self.format_usage()}{self.prog}: {message}\n")
+
+
+def _reference(text: str) -> tuple[str, str]:
+    module, _, name = text.partition(":")
+    if not module or not name:
+        raise argparse.ArgumentTypeError(f"must be module:function, not {text!r}")
+    return module, name
+
+
+def _import_function(reference: tuple[str, str]) -> Callable[..., Any]:
+    module, name = reference
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 _NAMES: Final = ("task_state", "task_state_store", "ti", "task_instance", "try_number", "run_id")

@@ -29,6 +29,7 @@
         Unavailable      83    the state API was unavailable for longer than the patience
         ProtocolError    84    the state API does not understand this SDK
         Held             85    an external job waits for a resolution
+        CleanupOnly      86    a cleanup attempt, which must not run the task
         Terminated      143    SIGTERM
 
 A mistake in a call raises an `Exception`. A failure to read or write the state raises a
@@ -240,3 +241,14 @@ class Held(AttemptOver):
     """
 
     exit_code = 85
+
+
+class CleanupOnly(AttemptOver):
+    """The attempt cleans up, so the process must not run the task.
+
+    The task registered no adapter and no `on_cleanup` for this process to call, or this process is
+    a child of the process that cleans up. The process ends within seconds even if your code catches
+    this error.
+    """
+
+    exit_code = 86

@@ -192,9 +192,7 @@ class JobServerSystem:
 
     def running(self) -> int:
         """Return the number of jobs that run now."""
-        query = "SELECT count(*) FROM jobs WHERE cancelled IS NULL AND ends > ?"
-        [number] = self.server.jobs._database.execute(query, (self.clock.now().timestamp(),)).fetchone()
-        return int(number)
+        return self.server.running(self.clock.now().timestamp())
 
     def fail(self, fault: Fault | None) -> None:
         """Put a fault in force, in place of an earlier one."""

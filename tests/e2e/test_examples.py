@@ -26,6 +26,7 @@ ENDS = {
     "11-held": ("Succeeded", 3, {"rows_written": 812}, 1),
     "12-kubernetes-job": ("Succeeded", 2, "counted", 0),
     "13-taskrun-of-a-taskrun": ("Succeeded", 2, {"rows_written": 99}, 0),
+    "14-cleanup-command": ("Failed", 2, None, 1),
 }
 # What a person does meanwhile, in the words of the header.
 HELD = "11-held"

@@ -355,7 +355,9 @@ class CancellationResponse(Shape, frozen=True, omit_defaults=False):
     """The job, and for a job without a handle its unresolved submission.
 
     `may_resolve`: an attempt that may have submitted the job has not ended yet, so its handle may
-    still be reported: ask again.
+    still be reported: call again. `unresolved.quiet_since` is the time of this response, because an
+    attempt may have ended after the cleanup attempt began. Keep that of the first response with
+    `all_ended`.
     """
 
     job: Job

@@ -42,10 +42,15 @@ _LOGGED = {
 EVIDENCE_ROUTES = {
     ("PUT", "/v1/jobs/{key}/handle"),
     ("PUT", "/v1/jobs/{key}/outcome"),
+    ("POST", "/v1/jobs/{key}/cancellation"),
     ("POST", "/v1/complete"),
 }
-"""Routes whose requests record that a job exists, or how a job or the run ended."""
-CLOCK_ROUTES = {("POST", "/v1/open"), ("POST", "/v1/jobs/{key}/intent")}
+"""Routes whose requests record that a job exists or is cancelled, or how a job or the run ended."""
+CLOCK_ROUTES = {
+    ("POST", "/v1/open"),
+    ("POST", "/v1/jobs/{key}/intent"),
+    ("POST", "/v1/jobs/{key}/cancellation"),
+}
 """Routes that return the server's time or decide by it, so a wrong clock makes them unavailable."""
 RESERVED_PART = 0.1
 """Part of each burst of requests that only evidence may use."""
@@ -112,6 +117,7 @@ def build_application(
         default_retention_seconds=settings.default_retention_seconds,
         clock=clock or (lambda: datetime.now(UTC)),
         count=lambda decision: metrics.job_decisions.labels(decision).inc(),
+        count_end=metrics.count_ended_job,
     )
 
     @web.middleware

@@ -15,8 +15,17 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from reattach.api.messages import ProblemCode
-from reattach.api.names import API_VERSION, KIND, LABEL_ATTEMPT, LABEL_TASKRUN, TOKEN_AUDIENCE, pod_name
+from reattach.api.names import (
+    API_VERSION,
+    KIND,
+    LABEL_ATTEMPT,
+    LABEL_PURPOSE,
+    LABEL_TASKRUN,
+    TOKEN_AUDIENCE,
+    pod_name,
+)
 from reattach.api.objects import ObjectMeta, PartialObject, Shape
+from reattach.api.taskrun import AttemptPurpose
 from reattach.cluster import Cluster, ClusterError, NotFoundError
 from reattach.cluster.paths import TOKEN_REVIEWS, pods
 from reattach.server.metrics import ServerMetrics
@@ -36,6 +45,7 @@ class PodIdentity:
     attempt: int
     pod_name: str
     pod_uid: str
+    purpose: AttemptPurpose = AttemptPurpose.RUN
 
 
 class TokenRefusedError(RequestRejectedError):
@@ -184,7 +194,19 @@ def caller_of(pod: ObjectMeta) -> PodIdentity:
             f"the pod {pod.namespace}/{pod.name} must have the name that its TaskRun and attempt dictate"
         )
     run = RunReference(namespace=pod.namespace, name=owner.name, uid=owner.uid)
-    return PodIdentity(run=run, attempt=int(label), pod_name=pod.name, pod_uid=pod.uid)
+    return PodIdentity(run=run, attempt=int(label), pod_name=pod.name, pod_uid=pod.uid, purpose=_purpose_of(pod))
+
+
+def _purpose_of(pod: ObjectMeta) -> AttemptPurpose:
+    label = pod.labels.get(LABEL_PURPOSE, AttemptPurpose.RUN)
+    try:
+        return AttemptPurpose(label)
+    except ValueError:
+        # A purpose of a newer version. Its attempts may have other rights.
+        raise _not_a_task_pod(
+            f"the label {LABEL_PURPOSE} of the pod {pod.namespace}/{pod.name} must be {AttemptPurpose.CLEANUP} or absent;"
+            f" this version does not know {label!r}"
+        ) from None
 
 
 def _token_in(authorization: str | None) -> str:

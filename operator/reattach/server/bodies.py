@@ -47,6 +47,7 @@ BODY_BYTES_MAX: Mapping[tuple[str, str], int] = {
     ("POST", "/v1/jobs/{key}/intent"): room_for(SESSION_CHARACTERS_MAX, ADAPTER_CHARACTERS_MAX, DIGEST_CHARACTERS_MAX),
     ("PUT", "/v1/jobs/{key}/handle"): room_for(SESSION_CHARACTERS_MAX, HANDLE_BYTES_MAX, URL_BYTES_MAX),
     ("PUT", "/v1/jobs/{key}/outcome"): room_for(RESULT_BYTES_MAX) + MESSAGE_BYTES_MAX,
+    ("POST", "/v1/jobs/{key}/cancellation"): room_for(),
 }
 """The most bytes of a body, by method and route. The other routes take no body."""
 

@@ -4,6 +4,22 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from reattach.state.job_record import JobRecord
+
+ADAPTERS = frozenset(
+    {
+        "http",
+        "kubernetes-job",
+        "kubernetes-rayjob",
+        "kubernetes-sparkapplication",
+        "kubernetes-taskrun",
+        "ray",
+        "slurm",
+    }
+)
+"""Values of the label `adapter`: the names of our own adapters. A task may name any other adapter,
+so all others are counted as `other`."""
+
 
 class ServerMetrics:
     """Counters in a registry of their own."""
@@ -65,6 +81,29 @@ class ServerMetrics:
             ["decision"],
             registry=self.registry,
         )
+
+        self.ended_jobs = Counter(
+            "reattach_external_jobs",
+            "External jobs whose end was stored, by adapter (of tasks: other) and outcome: Succeeded, Failed, Cancelled.",
+            ["adapter", "outcome"],
+            registry=self.registry,
+        )
+        self.ended_job_seconds = Counter(
+            "reattach_external_job_seconds",
+            "Seconds from the record of the handle of an external job to the record of its end.",
+            ["adapter", "outcome"],
+            registry=self.registry,
+        )
+
+    def count_ended_job(self, job: JobRecord) -> None:
+        """Count a job whose end was stored. A job without a handle is not known to have existed."""
+        if job.handle is None:
+            return
+        labels = (job.adapter if job.adapter in ADAPTERS else "other", job.state.value)
+        self.ended_jobs.labels(*labels).inc()
+        if job.recorded_at is not None and job.ended_at is not None:
+            seconds = (job.ended_at - job.recorded_at).total_seconds()
+            self.ended_job_seconds.labels(*labels).inc(max(0.0, seconds))
 
     def watch_connections(
         self, count: Callable[[], int], *, refusals: Iterable[str] = (), closures: Iterable[str] = ()

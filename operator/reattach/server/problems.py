@@ -31,6 +31,8 @@ PROBLEMS: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.JOB_OPEN: (409, "The external job is open"),
     ProblemCode.JOB_OVER: (409, "The external job is over"),
     ProblemCode.JOBS_OPEN: (409, "External jobs are open"),
+    ProblemCode.JOB_KEPT: (409, "The external job must be kept"),
+    ProblemCode.CLEANUP_ONLY: (409, "The attempt only cleans up"),
     ProblemCode.GROUNDS_REFUSED: (409, "No grounds to submit again"),
     ProblemCode.HANDLE_DIFFERS: (409, "The external job has another handle"),
     ProblemCode.CONFLICT: (503, "Too many writers at once"),

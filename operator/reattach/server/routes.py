@@ -17,6 +17,8 @@ from reattach.api.messages import (
     BatchRequest,
     BatchResponse,
     BatchResult,
+    CancellationRequest,
+    CancellationResponse,
     CompleteRequest,
     Entry,
     EntryList,
@@ -38,10 +40,11 @@ from reattach.server.bodies import BodyReader
 from reattach.server.config import Rate
 from reattach.server.rate_limit import RateLimit
 from reattach.state import DurableState, RequestRejectedError, Store
+from reattach.state.cancellation import CancellationResult, request_cancellation
 from reattach.state.codec import StateEntry
 from reattach.state.intents import IntentResult, intend
 from reattach.state.job_operations import JobEvent, RecordResult, get_job, list_jobs, record_handle, record_outcome
-from reattach.state.job_record import JobRecord, to_job
+from reattach.state.job_record import JobRecord, ended_between, to_job
 from reattach.state.operations import (
     Clear,
     Delete,
@@ -92,8 +95,9 @@ Parsed = TypeVar("Parsed")
 class Routes:
     """Handlers over one `Store`.
 
-    The middleware puts the authenticated `CALLER` into each request. Handles, outcomes and
-    completions are written by `evidence`. It is the same store with a reserve of bytes.
+    The middleware puts the authenticated `CALLER` into each request. Handles, cancellations,
+    outcomes and completions are written by `evidence`. It is the same store with a reserve of
+    bytes. `count_end` receives each job whose end this replica stored.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class Routes:
         default_retention_seconds: int,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         count: Callable[[JobEvent], None] = lambda _: None,
+        count_end: Callable[[JobRecord], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._evidence = evidence or store
@@ -114,6 +119,7 @@ class Routes:
         self._default_retention_seconds = default_retention_seconds
         self._clock = clock
         self._count = count
+        self._count_end = count_end
 
     def table(self) -> list[web.RouteDef]:
         """Return all routes."""
@@ -130,6 +136,7 @@ class Routes:
             web.post(f"{_JOB_PATH}/intent", self.intend),
             web.put(f"{_JOB_PATH}/handle", self.record_handle),
             web.put(f"{_JOB_PATH}/outcome", self.record_outcome),
+            web.post(f"{_JOB_PATH}/cancellation", self.request_cancellation),
             web.get(_JOB_PATH, self.get_job, allow_head=False),
         ]
 
@@ -139,8 +146,14 @@ class Routes:
         caller, message = request[CALLER], message_of(await self._bodies.read(request), OpenRequest)
         session = to_session(caller, checked_id("session", message.session, SESSION_CHARACTERS_MAX))
         now = self._clock()
-        first = await self._store.open(caller.run, session, now, can_cleanup=message.can_cleanup)
-        write_audit(caller, "open", None, f"session={session.id}")
+        first = await self._store.open(
+            caller.run,
+            session,
+            now,
+            can_cleanup=message.can_cleanup,
+            cleanup_handler=message.cleanup_handler,
+        )
+        write_audit(caller, "open", None, f"session={session.id}{' purpose=Cleanup' if session.cleans_up else ''}")
         return to_response(
             OpenResponse(
                 namespace=caller.run.namespace,
@@ -149,6 +162,7 @@ class Routes:
                 attempt=caller.attempt,
                 first=first,
                 server_time=now,
+                purpose=caller.purpose,
             )
         )
 
@@ -245,12 +259,15 @@ class Routes:
         message, operation = await self._parse(request, IntentRequest, lambda message: message)
         now = self._clock()
 
-        def act(state: DurableState, owner: Owner) -> tuple[DurableState, tuple[IntentResult, Owner, bool]]:
+        def act(
+            state: DurableState, owner: Owner
+        ) -> tuple[DurableState, tuple[IntentResult, Owner, bool, Sequence[JobRecord]]]:
             after, result = intend(state, session, key, message, owner=owner, now=now, request=operation)
-            return after, (result, owner, after != state)
+            return after, (result, owner, after != state, ended_between(state.jobs, after.jobs))
 
-        result, owner, is_changed = await self._store.change_with_owner(caller.run, act)
+        result, owner, is_changed, ended = await self._store.change_with_owner(caller.run, act)
         self._count_event(result.counted)
+        self._count_ends(ended)
         what = f"decision={result.decision} {described_job(result.job)}"
         self._write_audit(caller, "intent", operation, what, is_changed=is_changed)
         rules = owner.spec.submission
@@ -300,22 +317,50 @@ class Routes:
 
         def act(
             state: DurableState, owner: Owner | None = None
-        ) -> tuple[DurableState, tuple[RecordResult, bool] | None]:
+        ) -> tuple[DurableState, tuple[RecordResult, bool, Sequence[JobRecord]] | None]:
             if find_response(state, session, operation) is not None:
                 return state, None
             count = 0 if owner is None else len(owner.resolutions_for(key, message.generation))
             after, recorded = record_outcome(state, session, key, message, now, resolution_count=count)
-            return with_response(after, operation, b"{}"), (recorded, after != state)
+            ended = ended_between(state.jobs, after.jobs)
+            return with_response(after, operation, b"{}"), (recorded, after != state, ended)
 
         if message.hold:
             done = await self._evidence.change_with_owner(caller.run, act)
         else:
             done = await self._evidence.change(caller.run, act)
         if done is not None:  # a repeated request records and logs nothing
-            recorded, is_changed = done
+            recorded, is_changed, ended = done
             self._count_event(recorded.counted)
+            self._count_ends(ended)
             self._write_audit(caller, "outcome", operation, described_job(recorded.job), is_changed=is_changed)
         return web.Response(status=204)
+
+    async def request_cancellation(self, request: web.Request) -> web.Response:
+        """Record that this attempt cancels an external job."""
+        query_of(request)
+        caller, session, key = request[CALLER], session_of(request), job_key_of(request)
+        message, operation = await self._parse(request, CancellationRequest, lambda message: message)
+        now = self._clock()
+
+        def act(state: DurableState, owner: Owner) -> tuple[DurableState, tuple[CancellationResult, bool]]:
+            after, result = request_cancellation(state, session, key, message, owner=owner, now=now)
+            return after, (result, after != state)
+
+        result, is_changed = await self._evidence.change_with_owner(caller.run, act)
+        self._write_audit(caller, "cancellation", operation, described_job(result.job), is_changed=is_changed)
+        return to_response(
+            CancellationResponse(
+                job=to_job(result.job),
+                unresolved=result.unresolved,
+                may_resolve=result.may_resolve,
+                server_time=now,
+            )
+        )
+
+    def _count_ends(self, ended: Sequence[JobRecord]) -> None:
+        for job in ended:
+            self._count_end(job)
 
     def _count_event(self, counted: JobEvent | None) -> None:
         if counted is not None:
@@ -381,7 +426,7 @@ def session_of(request: web.Request) -> Session:
 
 def to_session(caller: PodIdentity, session_id: str) -> Session:
     """Return the caller as a `Session` of the state."""
-    return Session(attempt=caller.attempt, pod_uid=caller.pod_uid, id=session_id)
+    return Session(attempt=caller.attempt, pod_uid=caller.pod_uid, id=session_id, purpose=caller.purpose)
 
 
 def operation_of(request: web.Request, body: bytes = b"") -> OperationRequest | None:
@@ -480,9 +525,10 @@ def described_job(job: JobRecord) -> str:
     The line has the handle, so that the log alone shows where a job runs.
     """
     held = f" holds={job.holds}" if job.held else ""
+    cancelled = f" cancelRequestedByAttempt={job.cancel_requested_by_attempt}" if job.cancel_requested_at else ""
     return (
         f"key={job.key!r} generation={job.generation} adapter={job.adapter!r} state={job.state} token={job.token}"
-        f" handle={job.handle!r} strays={len(job.strays)}{held}"
+        f" handle={job.handle!r} strays={len(job.strays)}{held}{cancelled}"
     )
 
 

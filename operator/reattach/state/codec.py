@@ -25,17 +25,19 @@ from typing import Annotated, Any
 import msgspec
 
 from reattach.api.names import ANNOTATION_SUMMARY
-from reattach.api.objects import Count, ObjectMeta, Shape, Time
+from reattach.api.objects import Count, ObjectMeta, Ordinal, Shape, Time
 from reattach.api.state import (
     Completion,
     Epoch,
     JobCounts,
     JobState,
     JobSummary,
+    PodUid,
     Seal,
     StateView,
     Summary,
 )
+from reattach.api.taskrun import AttemptPurpose
 from reattach.state.data_names import JOB_NAMES, KEY_NAMES, data_name_of, job_name_of
 from reattach.state.errors import UnreadableError
 from reattach.state.formats import OPTIONAL, VERSION, known_part, optional_of, with_format, with_unknown
@@ -48,21 +50,29 @@ Kubernetes accepts 256 KiB of annotations.
 """
 
 
+_NEVER_STORED = {JobState.ORPHANED, JobState.CANCELLING}
+"""States that only `status.externalJobs` has."""
+
 Version = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """A counter that all JSON parsers read exactly."""
 
 
-class Opening(Epoch, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The epoch as stored: the session that opened the state last.
+class Opening(Shape, frozen=True, forbid_unknown_fields=True):
+    """The epoch as stored: the session that opened the state last. `api.state.Epoch` is its part.
 
-    `fenced_sessions` are earlier sessions of the same pod, the newest last. Defaults are omitted, so
-    that a state without a cleanup stays in format 1.
+    `fenced_sessions` are earlier sessions of the same pod, the newest last. Defaults are omitted,
+    so that a state without a cleanup stays in format 1.
     """
 
+    attempt: Ordinal
+    pod_uid: PodUid = msgspec.field(name="podUID")
     session: str
     time: Time
     first_attempt: Count
+    can_cleanup: bool = False
     fenced_sessions: tuple[str, ...] = ()
+    purpose: AttemptPurpose = AttemptPurpose.RUN
+    cleanup_handler: bool = False
 
 
 class StateEntry(Shape, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
@@ -264,7 +274,9 @@ def _job_summaries_of(state: DurableState) -> tuple[JobSummary, ...]:
 
 
 def _epoch_of(state: DurableState) -> Epoch | None:
-    return None if state.epoch is None else Epoch(attempt=state.epoch.attempt, pod_uid=state.epoch.pod_uid)
+    if state.epoch is None:
+        return None
+    return Epoch(**{name: getattr(state.epoch, name) for name in Epoch.__struct_fields__})
 
 
 def _record_of(name: str, text: str, optional: frozenset[str]) -> StateEntry:
@@ -277,6 +289,8 @@ def _record_of(name: str, text: str, optional: frozenset[str]) -> StateEntry:
 
 def _job_of(name: str, text: str, optional: frozenset[str]) -> JobRecord:
     job: JobRecord = _decoded(name, text, JobRecord, optional)
+    if job.state in _NEVER_STORED:
+        raise UnreadableError(f"{name!r} in the state has the state {job.state}, which is never stored")
     unresolved = job.handle is None and not job.is_over
     if job_name_of(*job.name) != name or unresolved is not (job.state is JobState.INTENDED):
         raise UnreadableError(f"{name!r} in the state holds another external job, or an inconsistent one")

@@ -42,6 +42,7 @@ from reattach.state.operations import (
     check_current,
     check_not_completed,
     check_not_sealed,
+    check_runs_task,
     invalid,
     quote,
 )
@@ -92,11 +93,12 @@ def intend(
     state, and no change is applied twice.
     """
     check_current(state, session)
+    check_runs_task(session)
     check_not_completed(state, session)
     check_not_sealed(state, session)
     if owner.is_ending:
         raise RequestRejectedError(
-            ProblemCode.CLOSING, "the TaskRun is over, cancelled or being deleted; nothing new may begin"
+            ProblemCode.CLOSING, "the TaskRun is over, ending, cancelled or being deleted; nothing new may begin"
         )
     _check_request(key, intent)
     context = _IntentContext(state, session, key, intent, request, owner, now)

@@ -27,7 +27,15 @@ from reattach.api.text import line_within
 from reattach.state.codec import DurableState
 from reattach.state.errors import RequestRejectedError
 from reattach.state.job_record import JobName, JobRecord, fits, in_order, newest_of
-from reattach.state.operations import Session, check_current, check_not_completed, invalid, is_current, quote
+from reattach.state.operations import (
+    Session,
+    check_current,
+    check_not_completed,
+    cleanup_only,
+    invalid,
+    is_current,
+    quote,
+)
 from reattach.state.values import check_key, stored_result_of, to_json
 
 STRAYS_MAX = 8
@@ -136,6 +144,8 @@ def record_handle(
     checked_handle(request.handle)
     if record is None or not _was_allowed_to_submit(record, request.submitter, session):
         check_current(state, session)
+    if session.cleans_up and request.origin != "Found":
+        raise cleanup_only("handles that it found by a lookup (origin Found)")
     if record is None:
         raise _absent(key, request.generation)
     if record.handle == request.handle or request.handle in record.strays:
@@ -161,6 +171,8 @@ def record_outcome(
     """
     check_current(state, session)
     check_not_completed(state, session)
+    if session.cleans_up and request.hold:
+        raise cleanup_only("outcomes without hold; the operator holds the run if a job stays unresolved")
     record = _existing(state, (check_job_key(key), request.generation))
     result = _checked_result(request)
     wanted = JobState(request.state)

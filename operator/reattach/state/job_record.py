@@ -20,6 +20,8 @@ jobs of ordinary size need less.
 """
 _HANDLE_BYTES, _END_BYTES = 200, 200
 """Bytes that a handle or an end adds to a record, without handle, URL, message and result."""
+_CANCELLATION_BYTES = 120
+"""Bytes that a cancellation adds to a record."""
 _TOKENS = uuid.uuid5(uuid.NAMESPACE_DNS, "reattach.dev")
 _OVER = {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
 
@@ -53,7 +55,8 @@ class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
     `submitters`: the processes allowed to submit and not known to have ended when the next one was
     allowed. `session`: the last session that recorded the handle or reattached to the job.
     `given_up`: see `JobSummary`. `begun_by`: the id of the request that began this generation,
-    if one did. The state is `Intended` exactly while the job is open and has no handle.
+    if one did. `cancel_requested_at`: when an attempt first recorded that it cancels the job. The
+    state is `Intended` exactly while the job is open and has no handle.
     """
 
     key: JobKey
@@ -83,6 +86,8 @@ class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
     strays: tuple[str, ...] = ()
     given_up: bool = False
     begun_by: str = ""
+    cancel_requested_at: Time | None = None
+    cancel_requested_by_attempt: Ordinal | None = None
 
     @property
     def name(self) -> JobName:
@@ -96,6 +101,11 @@ class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
     def is_preexisting(self) -> bool:
         """True if the job existed before our first submission, so that another run submitted it."""
         return self.origin is JobOrigin.EXISTED and not self.repeated
+
+    @property
+    def is_of_another_run(self) -> bool:
+        """True if this run did not submit the job: it existed before, or a user named it."""
+        return self.is_preexisting or self.origin is JobOrigin.ADOPTED
 
     @property
     def is_open(self) -> bool:
@@ -124,6 +134,11 @@ def newest_of(jobs: Jobs, key: str) -> JobRecord | None:
     return max((record for record in jobs.values() if record.key == key), key=lambda r: r.generation, default=None)
 
 
+def ended_between(before: Jobs, after: Jobs) -> tuple[JobRecord, ...]:
+    """Return the jobs of `before` that are over only in `after`."""
+    return tuple(after[name] for name, record in before.items() if not record.is_over and after[name].is_over)
+
+
 def to_job(record: JobRecord) -> Job:
     """Return the record as a message of the state API."""
     fields = msgspec.structs.asdict(record)
@@ -149,6 +164,7 @@ def to_summary(record: JobRecord) -> JobSummary:
         strays=record.strays,
         given_up=record.given_up,
         preexisting=record.is_preexisting,
+        cancel_requested_time=record.cancel_requested_at,
     )
 
 
@@ -180,4 +196,6 @@ def _room_of(record: JobRecord) -> int:
     if record.is_over:
         return size
     size += _END_BYTES + RESULT_BYTES_MAX
+    if record.cancel_requested_at is None:
+        size += _CANCELLATION_BYTES
     return size if record.handle is not None else size + _HANDLE_BYTES + HANDLE_BYTES_MAX

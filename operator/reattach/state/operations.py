@@ -15,6 +15,7 @@ import msgspec
 
 from reattach.api.messages import BATCH_OPERATIONS_MAX, STATE_BYTES_MAX, BatchResult, Operation, ProblemCode
 from reattach.api.state import Completion, JobState, Seal, SealPurpose
+from reattach.api.taskrun import AttemptPurpose
 from reattach.state.codec import DurableState, Opening, StateEntry, StoredResponse, records_to_data
 from reattach.state.errors import RequestRejectedError
 from reattach.state.job_record import JobRecord, Jobs
@@ -34,12 +35,18 @@ RETENTION_SECONDS_MAX = 100 * 365 * 24 * 3600
 class Session:
     """A caller: one process, or a group of processes, in the pod of an attempt.
 
-    `id` is chosen by the client.
+    `id` is chosen by the client. `purpose` follows from the pod.
     """
 
     attempt: int
     pod_uid: str
     id: str
+    purpose: AttemptPurpose = AttemptPurpose.RUN
+
+    @property
+    def cleans_up(self) -> bool:
+        """True for a session that may only read, and record what it finds and cancels."""
+        return self.purpose is AttemptPurpose.CLEANUP
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,12 @@ def parse_operations(operations: Sequence[Operation], default_retention_seconds:
 
 
 def open_state(
-    state: DurableState, session: Session, now: datetime, *, can_cleanup: bool = False
+    state: DurableState,
+    session: Session,
+    now: datetime,
+    *,
+    can_cleanup: bool = False,
+    cleanup_handler: bool = False,
 ) -> tuple[DurableState, bool]:
     """Make `session` the current one.
 
@@ -123,8 +135,11 @@ def open_state(
 
     A repeated call of the current session changes nothing. These sessions are fenced for good:
     every lower attempt, every earlier session of the same pod (the last 64 are known), and any
-    other pod that claims the same attempt. A seal rejects every session after `End`, and the
-    attempts up to its number after `Suspend`.
+    other pod that claims the same attempt. For sessions that run the task, the seal `End` rejects
+    all, and `Suspend` the attempts up to its number. A cleanup session needs the seal `End`.
+
+    A cleanup session keeps what the attempt before it registered, because its own process does not
+    know whether the task would have registered more.
     """
     epoch = state.epoch
     fenced_sessions: tuple[str, ...] = ()
@@ -133,20 +148,24 @@ def open_state(
     elif epoch.attempt < session.attempt:
         first = epoch.first_attempt
     elif _is_current(epoch, session) and not _has_completed(state, session):
-        check_not_sealed(state, session)
+        _check_seal_admits(state, session)
         return state, epoch.first_attempt == session.attempt
     else:
         _check_may_take_over(state, epoch, session)
         first = epoch.first_attempt
         fenced_sessions = (*epoch.fenced_sessions, epoch.session)[-FENCED_SESSIONS_REMEMBERED:]
-    check_not_sealed(state, session)
+    _check_seal_admits(state, session)
+    if session.cleans_up:
+        can_cleanup, cleanup_handler = (epoch.can_cleanup, epoch.cleanup_handler) if epoch else (False, False)
     opening = Opening(
         attempt=session.attempt,
         pod_uid=session.pod_uid,
         session=session.id,
         time=now,
         first_attempt=first,
+        purpose=session.purpose,
         can_cleanup=can_cleanup,
+        cleanup_handler=cleanup_handler,
         fenced_sessions=fenced_sessions,
     )
     # Drop the stored responses: every client that could repeat those requests is fenced now.
@@ -165,6 +184,12 @@ def check_current(state: DurableState, session: Session) -> None:
 def is_current(state: DurableState, session: Session) -> bool:
     """Return whether the session is the one that opened the state last."""
     return state.epoch is not None and _is_current(state.epoch, session)
+
+
+def check_runs_task(session: Session) -> None:
+    """Reject a call that only an attempt that runs the task may make."""
+    if session.cleans_up:
+        raise cleanup_only("reads, looked-up handles (origin Found), cancellations and outcomes")
 
 
 def check_not_sealed(state: DurableState, session: Session) -> None:
@@ -238,6 +263,7 @@ def change(
     Each step sees the effects of earlier steps. Return one result for each.
     """
     check_current(state, session)
+    check_runs_task(session)
     check_not_completed(state, session)
     records, version, results = dict(state.records), state.last_version, []
     for step in steps:
@@ -267,6 +293,7 @@ def complete(state: DurableState, session: Session, result: bytes | None, now: d
     which become `Detached`.
     """
     check_current(state, session)
+    check_runs_task(session)
     text = None if result is None else result.decode()
     if _has_completed(state, session):
         if state.completion is None or state.completion.result != text:
@@ -352,7 +379,20 @@ def _detached(record: JobRecord) -> JobRecord:
 
 
 def _is_current(epoch: Opening, session: Session) -> bool:
-    return (epoch.attempt, epoch.pod_uid, epoch.session) == (session.attempt, session.pod_uid, session.id)
+    # The purpose too, so that a changed label of a live pod does not turn its session into another.
+    opened_by = (epoch.attempt, epoch.pod_uid, epoch.session, epoch.purpose)
+    return opened_by == (session.attempt, session.pod_uid, session.id, session.purpose)
+
+
+def _check_seal_admits(state: DurableState, session: Session) -> None:
+    """Reject a session that may not open the state, by its seal."""
+    if not session.cleans_up:
+        check_not_sealed(state, session)
+    elif state.seal is None or state.seal.purpose is not SealPurpose.END:
+        raise RequestRejectedError(
+            ProblemCode.CLOSING,
+            f"a cleanup attempt may open the state only after the run began to end; attempt {session.attempt} came too early",
+        )
 
 
 def _has_completed(state: DurableState, session: Session) -> bool:
@@ -365,6 +405,10 @@ def _check_may_take_over(state: DurableState, epoch: Opening, session: Session) 
     if epoch.pod_uid != session.pod_uid:
         raise RequestRejectedError(
             ProblemCode.FENCED, f"attempt {epoch.attempt} is another pod, with UID {epoch.pod_uid}"
+        )
+    if epoch.purpose is not session.purpose:
+        raise RequestRejectedError(
+            ProblemCode.FENCED, f"the pod opened the state with the purpose {epoch.purpose}, which must not change"
         )
     if _has_completed(state, session):
         raise _completed(session)
@@ -432,6 +476,13 @@ def quote(key: str) -> str:
 def invalid(detail: str) -> RequestRejectedError:
     """Return the rejection of a malformed request."""
     return RequestRejectedError(ProblemCode.INVALID, detail)
+
+
+def cleanup_only(allowed: str) -> RequestRejectedError:
+    """Return the rejection of a call that a cleanup session may not make."""
+    return RequestRejectedError(
+        ProblemCode.CLEANUP_ONLY, f"this is a cleanup attempt of a run that ends; it may make only {allowed}"
+    )
 
 
 def _fenced(epoch: Opening) -> RequestRejectedError:

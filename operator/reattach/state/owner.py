@@ -2,13 +2,21 @@
 
 from reattach.api.objects import ObjectMeta, Shape
 from reattach.api.reasons import End
-from reattach.api.taskrun import Adoption, Attempt, Counts, Resolution, StateReference, SubmissionPolicy
+from reattach.api.taskrun import Adoption, Attempt, Counts, Ending, Resolution, StateReference, SubmissionPolicy
+
+
+class OwnerCleanup(Shape, frozen=True):
+    """The field of `spec.cleanup` that the state API enforces."""
+
+    adopted: str = "Orphan"
 
 
 class OwnerSpec(Shape, frozen=True):
     """The fields of spec that affect external jobs."""
 
+    completion: str = "Auto"
     submission: SubmissionPolicy = SubmissionPolicy()
+    cleanup: OwnerCleanup = OwnerCleanup()
     adopt: tuple[Adoption, ...] = ()
     resolutions: tuple[Resolution, ...] = ()
     cancel: bool = False
@@ -18,6 +26,7 @@ class OwnerStatus(Shape, frozen=True):
     """The attempts as the operator recorded them, and the reference to the state."""
 
     outcome: str | None = None
+    ending: Ending | None = None
     attempts: tuple[Attempt, ...] = ()
     counts: Counts = Counts()
     state: StateReference | None = None
@@ -57,7 +66,7 @@ class Owner(Shape, frozen=True):
     @property
     def is_ending(self) -> bool:
         """True if no attempt of the TaskRun may begin anything new."""
-        return self.status.outcome is not None or self.is_being_deleted or self.spec.cancel
+        return self.is_over or self.spec.cancel or self.status.ending is not None
 
     def attempt(self, number: int) -> Attempt | None:
         """Return the entry of an attempt, or None if it was dropped or is not recorded yet."""
@@ -70,6 +79,12 @@ class Owner(Shape, frozen=True):
             return attempt.end == End.REPORTED and attempt.pod_uid in {"", pod_uid}
         # Only ended attempts are dropped from the list.
         return self.status.counts.last_presumed < number <= self.status.counts.attempts
+
+    def has_recorded_end(self, number: int) -> bool:
+        """Return whether the operator recorded the end of this attempt, reported or presumed."""
+        attempt = self.attempt(number)
+        # Only ended attempts are dropped from the list.
+        return attempt.end is not None if attempt is not None else number <= self.status.counts.attempts
 
     def resolutions_for(self, key: str, generation: int) -> tuple[Resolution, ...]:
         """Return the resolutions for one external job, in the order of `spec.resolutions`."""

@@ -30,9 +30,11 @@ from reattach.api.names import (
     state_name,
 )
 from reattach.api.state import JobCounts, SealPurpose
+from reattach.api.taskrun import AttemptPurpose
 from reattach.cluster import ConflictError, KubernetesClient, NotFoundError
 from reattach.cluster.nesting import cut_deep_values
 from reattach.cluster.paths import configmaps, taskruns
+from reattach.state.admission import check_may_open, check_needs_cleanup
 from reattach.state.codec import DurableState, StoredState, from_configmap, summary_annotation_of, to_configmap, to_data
 from reattach.state.errors import RequestRejectedError, UnreadableError
 from reattach.state.operations import Session, expire, open_state, seal
@@ -91,16 +93,39 @@ class Store:
         other._client = client  # noqa: SLF001 -- of a copy
         return other
 
-    async def open(self, run: RunReference, session: Session, now: datetime, *, can_cleanup: bool = False) -> bool:
+    async def open(
+        self,
+        run: RunReference,
+        session: Session,
+        now: datetime,
+        *,
+        can_cleanup: bool = False,
+        cleanup_handler: bool = False,
+    ) -> bool:
         """Apply `operations.open_state`.
 
-        Create the state if there never was one. Return once `status.state` names the ConfigMap.
+        Create the state if there never was one, for a cleanup session with the seal `End`. Return
+        once `status.state` names the ConfigMap.
+
+        With `cleanup_handler`, the TaskRun gets our finalizer before the state is stored, so that a
+        deletion waits for the cleanup.
         """
 
-        def act(found: tuple[Owner, StoredState | None]) -> tuple[DurableState, bool]:
-            return open_state(_initial_state(*found), session, now, can_cleanup=can_cleanup)
+        async def load(run: RunReference) -> tuple[Owner, StoredState | None]:
+            owner = await self._taskrun(run)
+            check_may_open(owner, session)
+            return await self._load_or_none_of_owner(run, owner)
 
-        return await self._compare_and_set(run, self._load_unfinished, act, self._save)
+        def act(found: tuple[Owner, StoredState | None]) -> tuple[DurableState, bool]:
+            owner, stored = found
+            state = _initial_state(owner, stored)
+            if session.cleans_up:
+                check_needs_cleanup(owner, None if stored is None else state)
+            if session.cleans_up and stored is None:
+                state = seal(state, session.attempt, SealPurpose.END)
+            return open_state(state, session, now, can_cleanup=can_cleanup, cleanup_handler=cleanup_handler)
+
+        return await self._compare_and_set(run, load, act, self._save_opened)
 
     async def read(self, run: RunReference) -> DurableState:
         """Return the current state."""
@@ -212,19 +237,11 @@ class Store:
         return stored
 
     async def _load_or_none(self, run: RunReference) -> tuple[Owner, StoredState | None]:
-        # Read the TaskRun first. The ConfigMap in `status.state` existed then, so if it is absent
-        # now, it is lost.
-        owner = await self._taskrun(run)
-        stored = await self._configmap(run)
-        _check_not_lost(owner, stored)
-        return owner, stored
+        return await self._load_or_none_of_owner(run, await self._taskrun(run))
 
-    async def _load_unfinished(self, run: RunReference) -> tuple[Owner, StoredState | None]:
-        owner = await self._taskrun(run)
-        if owner.is_over:
-            raise RequestRejectedError(
-                ProblemCode.CLOSING, "the TaskRun is over or being deleted; no attempt may begin"
-            )
+    async def _load_or_none_of_owner(self, run: RunReference, owner: Owner) -> tuple[Owner, StoredState | None]:
+        # The TaskRun was read before. The ConfigMap in `status.state` existed then, so if it is
+        # absent now, it is lost.
         stored = await self._configmap(run)
         _check_not_lost(owner, stored)
         return owner, stored
@@ -250,6 +267,17 @@ class Store:
         return taskrun
 
     # -- writes -------------------------------------------------------------------------
+
+    async def _save_opened(
+        self, run: RunReference, found: tuple[Owner, StoredState | None], state: DurableState
+    ) -> None:
+        """As `_save`, after the finalizer for a cleanup handler."""
+        owner, stored = found
+        epoch = state.epoch
+        is_new = stored is None or state != stored.state
+        if is_new and epoch is not None and epoch.cleanup_handler and epoch.purpose is AttemptPurpose.RUN:
+            owner = await self._add_finalizer(run, owner)
+        await self._save(run, (owner, stored), state)
 
     async def _save(self, run: RunReference, found: tuple[Owner, StoredState | None], state: DurableState) -> None:
         """Store the state, create the ConfigMap if it is absent, and set `status.state`."""
@@ -322,23 +350,24 @@ class Store:
             return
         raise _too_many_writers()
 
-    async def _add_finalizer(self, run: RunReference, owner: Owner) -> None:
+    async def _add_finalizer(self, run: RunReference, owner: Owner) -> Owner:
+        """Add our finalizer, and return the TaskRun with it."""
         # With the resourceVersion that was read, because the TaskRun was not being deleted in that
         # version.
         finalizers = owner.metadata.finalizers
         if FINALIZER_EXTERNAL_JOBS in finalizers:
-            return
+            return owner
         body = {
             "metadata": {
                 "resourceVersion": owner.metadata.resource_version,
                 "finalizers": [*finalizers, FINALIZER_EXTERNAL_JOBS],
             }
         }
-        await self._patch_taskrun(taskruns(run.namespace, run.name), body)
+        return await _decoded_owner(await self._patch_taskrun(taskruns(run.namespace, run.name), body))
 
-    async def _patch_taskrun(self, path: str, body: Mapping[str, Any]) -> None:
+    async def _patch_taskrun(self, path: str, body: Mapping[str, Any]) -> bytes:
         try:
-            await self._client.merge_patch(path, body, fieldManager=self._field_manager)
+            return await self._client.merge_patch(path, body, fieldManager=self._field_manager)
         except NotFoundError:
             raise RequestRejectedError(ProblemCode.CLOSING, "the TaskRun of this pod is gone") from None
 

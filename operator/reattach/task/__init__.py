@@ -7,6 +7,7 @@ Read the modules in this order:
     external_job    the return value of `task.submit_once`: wait, status, cancel
     submission      one run of `submit_once` and its states
     resolution      what to do about a job that may have been submitted: pure
+    cleanup         a cleanup attempt: cancels the external jobs when the TaskRun ends
     jobs            `task.jobs`: the steps of `submit_once` one by one
     job_client      calls of the state API for external jobs
     client          one call of the state API, with retries

@@ -67,6 +67,10 @@ class KeyAbsentError(Exception):
     """
 
 
+class JobKeptError(Exception):
+    """A cleanup attempt must not cancel the external job. The message has the reason."""
+
+
 _ERRORS: Final[Mapping[str, type[Exception] | type[AttemptOver]]] = {
     ProblemCode.FENCED: Fenced,
     ProblemCode.CLOSING: Closing,
@@ -80,6 +84,8 @@ _ERRORS: Final[Mapping[str, type[Exception] | type[AttemptOver]]] = {
     ProblemCode.JOB_OPEN: JobsOpen,
     ProblemCode.JOBS_OPEN: JobsOpen,
     ProblemCode.JOB_OVER: JobOver,
+    ProblemCode.JOB_KEPT: JobKeptError,
+    ProblemCode.CLEANUP_ONLY: InvalidCall,
     ProblemCode.HANDLE_DIFFERS: HandleDiffers,
     ProblemCode.GROUNDS_REFUSED: GroundsRefused,
     ProblemCode.EXISTS: KeyExists,
@@ -156,6 +162,7 @@ class Client:
             ReattachError: the state API rejected the call.
             AttemptOver: the state is unavailable to this attempt for good.
             KeyAbsentError: the key or the external job is absent.
+            JobKeptError: the external job must not be cancelled.
         """
         steps = self._steps(call)
         step = next(steps)

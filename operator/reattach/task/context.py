@@ -3,6 +3,9 @@
 A task completes when its block ends, or when its function returns. The state records the
 completion, and the record is final. An exception, also that of `sys.exit(0)`, completes nothing.
 The SDK then writes the reason into the termination message, and the operator decides about a retry.
+
+In a cleanup attempt, the same program starts, and `task()` and `run()` clean up instead: the task's
+code does not run, and the process ends.
 """
 
 import asyncio
@@ -11,16 +14,26 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 import httpx
 
 from reattach.adapters.base import Adapter
 from reattach.api.messages import CompleteRequest, OpenRequest, OpenResponse
 from reattach.api.names import ENV_SESSION
+from reattach.api.taskrun import AttemptPurpose
+from reattach.errors import CleanupOnly, ProtocolError, Terminated
 from reattach.task import log
+from reattach.task.cleanup import (
+    CleanupHandler,
+    CleanupRegistration,
+    CleanupResult,
+    CleanupStage,
+    CleanupTask,
+    clean_up,
+)
 from reattach.task.client import Call, Client, Timing
 from reattach.task.connection import StateApiConnection
 from reattach.task.external_job import ExternalJob
@@ -155,11 +168,15 @@ class TaskContext:
         self,
         settings: TaskSettings,
         *,
+        adapters: Iterable[Adapter] = (),
+        on_cleanup: CleanupHandler | None = None,
         transport: httpx.MockTransport | None = None,
         timing: Timing | None = None,
         environment: MutableMapping[str, str] = os.environ,
         end_process: Callable[[int], None] = os._exit,
     ) -> None:
+        self._settings = settings
+        self._registration = CleanupRegistration.of(adapters, on_cleanup)
         self._session = settings.session or str(uuid.uuid4())
         # A child of the process that opened the state has the same session, and does not complete
         # the task.
@@ -175,9 +192,11 @@ class TaskContext:
 
     def __enter__(self) -> Task:
         self._termination.install_handler()
+        if self._settings.is_cleanup:
+            self._clean_up()
         try:
             if not self._is_child:
-                self._on_open(self._client.call(_open(self._session)))
+                self._on_open(self._client.call(self._open_call()))
         except BaseException as error:
             self._leave(error)
             self._connection.close()
@@ -201,9 +220,11 @@ class TaskContext:
 
     async def __aenter__(self) -> Task:
         self._termination.install_handler()
+        if self._settings.is_cleanup:
+            await self._aclean_up()
         try:
             if not self._is_child:
-                self._on_open(await self._client.acall(_open(self._session)))
+                self._on_open(await self._client.acall(self._open_call()))
         except BaseException as error:
             self._leave(error)
             await self._connection.aclose()
@@ -242,7 +263,102 @@ class TaskContext:
         finally:
             await self._connection.aclose()
 
+    # -- cleanup ----
+
+    def _clean_up(self) -> NoReturn:
+        """Clean up, and end the process."""
+        error: BaseException | None = None
+        try:
+            self._check_registered()
+            self._on_open(self._client.call(self._open_call()))
+            results, errors = clean_up(self._job_client, self._settings, self._registration.adapters)
+            handled = self._call_handler(results)
+            if inspect.isawaitable(handled):
+                asyncio.run(self._await_and_close(handled))
+            self._end_cleanup(results, errors)
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            self._leave(error)
+            self._connection.close()
+        raise SystemExit(0)
+
+    async def _aclean_up(self) -> NoReturn:
+        """`_clean_up` for async code."""
+        error: BaseException | None = None
+        try:
+            self._check_registered()
+            self._on_open(await self._client.acall(self._open_call()))
+            results, errors = await asyncio.to_thread(
+                clean_up, self._job_client, self._settings, self._registration.adapters
+            )
+            handled = self._call_handler(results)
+            if inspect.isawaitable(handled):
+                await handled
+            self._end_cleanup(results, errors)
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            self._leave(error)
+            await self._connection.aclose()
+        raise SystemExit(0)
+
+    def _check_registered(self) -> None:
+        if self._is_child:
+            self._refuse("this process is a child of the process that cleans up")
+        if not self._registration:
+            self._refuse(
+                "REATTACH_PHASE is cleanup, and the task registered nothing to clean up with: pass `adapters` or"
+                " `on_cleanup` to reattach.run or reattach.task"
+            )
+
+    def _refuse(self, why: str) -> NoReturn:
+        refused = CleanupOnly(f"{why}. A cleanup attempt does not run the task")
+        self._termination.on_attempt_over(refused)
+        raise refused
+
+    def _call_handler(self, results: tuple[CleanupResult, ...]) -> Any:
+        """Call the handler. Return what the caller must await, or anything else."""
+        self._check_not_over()
+        if self._registration.on_cleanup is None:
+            return None
+        self._job_client.report_step(CleanupStage.BEFORE_HANDLER)
+        logger.info("Calling on_cleanup.")
+        return self._registration.on_cleanup(CleanupTask(self._settings, self._task.state, results))
+
+    def _end_cleanup(self, results: tuple[CleanupResult, ...], errors: list[Exception]) -> None:
+        self._check_not_over()
+        self._job_client.report_step(CleanupStage.AFTER_HANDLER)
+        if errors:
+            failed = ", ".join(f"{one.key!r} ({one.why_open})" for one in results if one.why_open)
+            raise ExceptionGroup(f"these external jobs may be running: {failed}", errors)
+        left = sum(bool(one.why_open) for one in results)
+        logger.info(
+            "The cleanup is done: %d of %d external jobs have ended, %d are left.",
+            *(len(results) - left, len(results), left),
+        )
+
+    # -- open and leave ----
+
+    def _open_call(self) -> Call[OpenResponse]:
+        registered = self._registration
+        request = OpenRequest(
+            session=self._session,
+            can_cleanup=bool(registered),
+            cleanup_handler=registered.on_cleanup is not None,
+        )
+        return Call("POST", "/v1/open", OpenResponse, request)
+
     def _on_open(self, opened: OpenResponse) -> None:
+        is_cleanup = opened.purpose is AttemptPurpose.CLEANUP
+        if is_cleanup and not self._settings.is_cleanup:
+            self._refuse("this is the pod of a cleanup attempt, and REATTACH_PHASE in its environment is not cleanup")
+        if self._settings.is_cleanup and not is_cleanup:
+            raise ProtocolError(
+                "REATTACH_PHASE is cleanup, and the state API takes this pod for one that runs the task"
+            )
         self._job_client.opened_at = self._client.timing.clock()
         self._environment[ENV_SESSION] = self._session
         logger.info("Attempt %d of %s/%s opened its state.", opened.attempt, opened.namespace, opened.taskrun)
@@ -256,7 +372,9 @@ class TaskContext:
 
     def _leave(self, error: BaseException | None) -> None:
         self._termination.remove_handler()
-        if error is not None:
+        if error is not None and self._settings.is_cleanup and isinstance(error, Terminated):
+            logger.warning("SIGTERM: this pod is being stopped. The next cleanup attempt continues.")
+        elif error is not None:
             self._termination.log(error)
         if self._is_child:
             # The process that opened the state reports how the attempt ends. It may continue
@@ -267,7 +385,12 @@ class TaskContext:
             self._termination.write_message_of(error)
 
 
-def task(*, patience: float = PATIENCE_SECONDS) -> TaskContext:
+def task(
+    *,
+    patience: float = PATIENCE_SECONDS,
+    adapters: Iterable[Adapter] = (),
+    on_cleanup: CleanupHandler | None = None,
+) -> TaskContext:
     """Return a context manager that opens the state of the TaskRun, for `with` or `async with`.
 
         with reattach.task() as task:
@@ -279,34 +402,59 @@ def task(*, patience: float = PATIENCE_SECONDS) -> TaskContext:
 
     The SDK logs to the logger `reattach`, which prints to stderr unless you configure logging.
 
+    In a cleanup attempt, the block does not run: entering it cleans up, and raises `SystemExit(0)`
+    when nothing is left that this process can do.
+
     patience: seconds for which a call waits for an unavailable state API.
+    adapters: those of the external jobs to cancel if the TaskRun ends without success.
+    on_cleanup: a plain or an async function, called with a `CleanupTask` after these jobs have
+        ended. It may be called several times.
 
     Raises:
         NotInPod: this is not the container of a TaskRun.
         AttemptOver: raised on entry, if this attempt must not run any more.
+        TypeError, ValueError: `adapters` or `on_cleanup` is wrong.
     """
     log.configure()
-    return TaskContext(from_environment(os.environ).with_patience(patience))
+    settings = from_environment(os.environ).with_patience(patience)
+    return TaskContext(settings, adapters=adapters, on_cleanup=on_cleanup)
 
 
 @overload
-def run(main: Callable[[Task], Awaitable[T]], *, patience: float = ...) -> T: ...
+def run(
+    main: Callable[[Task], Awaitable[T]],
+    *,
+    patience: float = ...,
+    adapters: Iterable[Adapter] = ...,
+    on_cleanup: CleanupHandler | None = ...,
+) -> T: ...
 @overload
-def run(main: Callable[[Task], T], *, patience: float = ...) -> T: ...
-def run(main: Callable[[Task], Any], *, patience: float = PATIENCE_SECONDS) -> Any:
+def run(
+    main: Callable[[Task], T],
+    *,
+    patience: float = ...,
+    adapters: Iterable[Adapter] = ...,
+    on_cleanup: CleanupHandler | None = ...,
+) -> T: ...
+def run(
+    main: Callable[[Task], Any],
+    *,
+    patience: float = PATIENCE_SECONDS,
+    adapters: Iterable[Adapter] = (),
+    on_cleanup: CleanupHandler | None = None,
+) -> Any:
     """Run `main(task)`, a plain or an async function, as the task, and return its result.
 
     The result (JSON of at most 4 KiB) becomes `status.result`. `run` does not catch exceptions of
     `main`. If your code does not either, the process prints the traceback and exits with code 1.
 
+    In a cleanup attempt, `run` does not call `main`: it cancels the jobs of `adapters`, calls
+    `on_cleanup`, and ends the process. See `task`.
+
     Call it under `if __name__ == "__main__":`, because a child that `multiprocessing` spawns
     imports your program and would call `main` again.
     """
-    return task(patience=patience).run(main)
-
-
-def _open(session: str) -> Call[OpenResponse]:
-    return Call("POST", "/v1/open", OpenResponse, OpenRequest(session=session))
+    return task(patience=patience, adapters=adapters, on_cleanup=on_cleanup).run(main)
 
 
 def _complete(result: Any) -> Call[None]:

@@ -51,6 +51,11 @@ class ExternalJob:
         return f"<ExternalJob {self.key!r} generation={self.generation} handle={self.handle!r} state={self.state}>"
 
     @property
+    def job(self) -> Job:
+        """Return the job as this process read or stored it last."""
+        return self._job
+
+    @property
     def key(self) -> str:
         return self._job.key
 
@@ -86,7 +91,7 @@ class ExternalJob:
             PermanentFailure: the job is not found, and `onNotFound` is Fail.
             Held: the job is not found, and `onNotFound` is Hold.
         """
-        steps = self._watch(poll_seconds)
+        steps = self.watch(poll_seconds)
         while True:
             try:
                 seconds = next(steps)
@@ -96,7 +101,7 @@ class ExternalJob:
 
     async def await_(self, poll_seconds: float | None = None) -> Any:
         """`wait` for async code. Cancelling it does not cancel the job."""
-        steps = self._watch(poll_seconds)
+        steps = self.watch(poll_seconds)
         while True:
             seconds, result = await asyncio.to_thread(_next, steps)
             if seconds is None:
@@ -115,8 +120,16 @@ class ExternalJob:
     def cancel(self) -> None:
         """Request that the external system cancels the job, unless the job is over.
 
-        `wait` returns when the job has ended. Errors of the adapter are raised.
+        `wait` returns when the job has ended. Errors of the adapter are raised. While the job runs,
+        `status.externalJobs` shows it as Cancelling.
         """
+        with self._lock:
+            if not self._is_over:
+                self._jobs.report_cancellation(self.key, self.generation)
+        self.send_cancel()
+
+    def send_cancel(self) -> None:
+        """`cancel` without a report to the state API."""
         with self._lock:
             if not self._is_over:
                 self._jobs.report_step(Step.BEFORE_CANCEL)
@@ -129,7 +142,8 @@ class ExternalJob:
 
     # -- watching ----------------------------------------------------------------------------------
 
-    def _watch(self, poll_seconds: float | None) -> Steps:
+    def watch(self, poll_seconds: float | None = None) -> Steps:
+        """Return the steps of `wait`, which sleeps between them."""
         poll = self._wanted.adapter.poll_seconds if poll_seconds is None else poll_seconds
         if not poll > 0:
             raise ValueError(f"poll_seconds must be more than 0, not {poll}")
@@ -263,6 +277,9 @@ class ExternalJob:
                     self._store("NotFound", why)
                     if not self._is_over:
                         self._acquired = SubmissionProcess(self._jobs, self._wanted).run(new_generation=True)
+            case "Cancelled":
+                with self._lock:
+                    self._store("Cancelled", why)
 
     def is_settled(self) -> bool:
         """Return whether a lookup would find the job by now, if it exists."""

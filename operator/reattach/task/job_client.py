@@ -23,6 +23,8 @@ from reattach.api.messages import (
     JOB_KEY_CHARACTERS_MAX,
     JOB_MESSAGE_BYTES_MAX,
     URL_BYTES_MAX,
+    CancellationRequest,
+    CancellationResponse,
     Grounds,
     HandleRequest,
     IntentRequest,
@@ -31,7 +33,17 @@ from reattach.api.messages import (
     OutcomeRequest,
 )
 from reattach.api.text import line_within
-from reattach.errors import Held, InvalidCall, InvalidKey, InvalidValue, JobOver, Unavailable
+from reattach.errors import (
+    AttemptOver,
+    Held,
+    InvalidCall,
+    InvalidKey,
+    InvalidValue,
+    JobOver,
+    ProtocolError,
+    ReattachError,
+    Unavailable,
+)
 from reattach.task.client import Call, Client, KeyAbsentError, Timing
 from reattach.task.termination import TerminationHandler
 from reattach.task.value_checks import result_text_of
@@ -171,13 +183,27 @@ class JobClient:
         with contextlib.suppress(Unavailable, JobOver):
             replace(self._client, patience=OPTIONAL_CALL_SECONDS).call(call)
 
+    def report_cancellation(self, key: str, generation: int) -> None:
+        """Store that the task cancels the job, to show that to users.
+
+        An unavailable state API, and an older one that does not know the call, are no errors.
+        """
+
+        def on_attempt_over(over: AttemptOver) -> None:
+            if not isinstance(over, ProtocolError):
+                self._client.on_attempt_over(over)
+
+        client = replace(self._client, patience=OPTIONAL_CALL_SECONDS, on_attempt_over=on_attempt_over)
+        with contextlib.suppress(Unavailable, ProtocolError, ReattachError):
+            client.call(cancellation_call(key, generation))
+
     # -- the process ----
 
     def lock_of(self, key: str) -> threading.Lock:
         """Return the lock that a thread holds while it submits or calls the adapter for a key."""
         return self._locks.setdefault((os.getpid(), key), threading.Lock())
 
-    def report_step(self, step: Step) -> None:
+    def report_step(self, step: str) -> None:
         """Call `Timing.on_step`."""
         self.timing.on_step(step)
 
@@ -224,6 +250,12 @@ def outcome_call(
         given_up=given_up,
     )
     return Call("PUT", f"{_path_of(key)}/outcome", type(None), request)
+
+
+def cancellation_call(key: str, generation: int) -> Call[CancellationResponse]:
+    """Return a call that stores that this attempt is about to cancel a job."""
+    request = CancellationRequest(generation=generation)
+    return Call("POST", f"{_path_of(key)}/cancellation", CancellationResponse, request)
 
 
 def read_call(key: str, generation: int | None = None) -> Call[Job]:

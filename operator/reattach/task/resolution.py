@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from reattach.adapters.base import MARGIN, Capabilities
+from reattach.adapters.base import MARGIN, Capabilities, Lookup
 from reattach.api.messages import Grounds, IntentResponse, Job, Unresolved
 
 
@@ -30,6 +30,11 @@ class AbsenceEvidence:
 
     began: datetime
     ended: datetime
+
+
+@dataclass(frozen=True)
+class AbsenceProven:
+    """No process submitted the job before it became quiet, or the job was never accepted."""
 
 
 @dataclass(frozen=True)
@@ -148,18 +153,32 @@ def _step_for_absence(known: ResolutionInput, unresolved: Unresolved) -> Resolut
     look_up, absence = known.capabilities.look_up, known.absence
     if look_up is None or absence is None or unresolved.quiet_since is None or Grounds.ABSENT in known.refused:
         return None
+    step = absence_step(
+        known.job, look_up, absence, quiet_since=unresolved.quiet_since, request=known.request, now=known.now
+    )
+    return SubmitAgain(Grounds.ABSENT) if isinstance(step, AbsenceProven) else step
+
+
+def absence_step(
+    job: Job, look_up: Lookup, absence: AbsenceEvidence, *, quiet_since: datetime, request: timedelta, now: TimeBounds
+) -> AbsenceProven | LookUpStep | None:
+    """Return whether the last lookup proves absence, or the lookup that will prove it.
+
+    Return None if no lookup can prove it. `quiet_since`: see `Unresolved`. `request`: the longest
+    that a submission may take.
+    """
     # A request that its process had sent before it died may still be accepted, as late as any other
     # request.
-    settled = unresolved.quiet_since + known.request + MARGIN + look_up.settling
+    settled = quiet_since + request + MARGIN + look_up.settling
     proves = absence.began >= settled
-    lookup_time = absence.ended if proves else max(settled, known.now.latest)
-    if look_up.retention is not None and lookup_time + MARGIN >= known.job.intended_at + look_up.retention:
+    lookup_time = absence.ended if proves else max(settled, now.latest)
+    if look_up.retention is not None and lookup_time + MARGIN >= job.intended_at + look_up.retention:
         return None
-    return SubmitAgain(Grounds.ABSENT) if proves else LookUpStep(settled)
+    return AbsenceProven() if proves else LookUpStep(settled)
 
 
 def _step_for_policy(known: ResolutionInput) -> ResolutionStep:
-    why = _why_unknown(known)
+    why = why_unknown(known.response.unresolved, known.capabilities)
     match known.response.on_unknown:
         case "Resubmit" if Grounds.POLICY not in known.refused:
             return SubmitAgain(Grounds.POLICY)
@@ -169,13 +188,13 @@ def _step_for_policy(known: ResolutionInput) -> ResolutionStep:
             return HoldRun(why)
 
 
-def _why_unknown(known: ResolutionInput) -> str:
-    unresolved = known.response.unresolved
+def why_unknown(unresolved: Unresolved | None, capabilities: Capabilities) -> str:
+    """Return why it is unknown whether the job was submitted."""
     if unresolved is not None and not unresolved.all_ended:
         attempts = ", ".join(str(attempt) for attempt in unresolved.attempts)
         return f"it may have been submitted, and attempts that may still submit it have not ended (attempt {attempts})"
-    if known.capabilities.look_up is not None:
+    if capabilities.look_up is not None:
         return "it may have been submitted; the lookup does not find it, but its record may have expired"
-    if known.capabilities.token is not None or known.capabilities.client_name is not None:
+    if capabilities.token is not None or capabilities.client_name is not None:
         return "it may have been submitted, and the external system may no longer know its name or token"
     return "it may have been submitted, and the external system has no way to find out"

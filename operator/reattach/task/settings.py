@@ -9,10 +9,13 @@ from reattach.api.names import (
     CA_FILE,
     ENV_ATTEMPT,
     ENV_NAMESPACE,
+    ENV_PHASE,
     ENV_SESSION,
     ENV_TASKRUN,
     ENV_URL,
     MOUNT_PATH,
+    PHASE_CLEANUP,
+    PHASE_RUN,
     TOKEN_FILE,
 )
 from reattach.errors import NotInPod
@@ -32,6 +35,7 @@ REQUEST_SECONDS = 30.0
 class TaskSettings:
     """Address of the state API, identity of this process, and timeouts.
 
+    is_cleanup: this attempt cleans up, and must not run the task.
     session: set if the parent of this process opened the state.
     patience: seconds for which one call is retried.
     request_seconds: timeout of one request, after which it is sent again.
@@ -41,6 +45,7 @@ class TaskSettings:
     namespace: str
     taskrun: str
     attempt: int
+    is_cleanup: bool = False
     session: str | None = None
     directory: Path = Path(MOUNT_PATH)
     termination_log: Path = Path(TERMINATION_LOG)
@@ -85,11 +90,15 @@ def from_environment(environment: Mapping[str, str]) -> TaskSettings:
         raise NotInPod(f"{', '.join(missing)} must also be set, because {ENV_URL} is set")
     if not environment[ENV_ATTEMPT].isdecimal():
         raise NotInPod(f"{ENV_ATTEMPT} must be a number, not {environment[ENV_ATTEMPT]!r}")
+    phase = environment.get(ENV_PHASE) or PHASE_RUN
+    if phase not in {PHASE_RUN, PHASE_CLEANUP}:
+        raise NotInPod(f"{ENV_PHASE} must be {PHASE_RUN} or {PHASE_CLEANUP}, not {phase!r}")
     settings = TaskSettings(
         url=environment[ENV_URL].rstrip("/"),
         namespace=environment[ENV_NAMESPACE],
         taskrun=environment[ENV_TASKRUN],
         attempt=int(environment[ENV_ATTEMPT]),
+        is_cleanup=phase == PHASE_CLEANUP,
         session=environment.get(ENV_SESSION) or None,
         directory=Path(environment.get(ENV_DIRECTORY) or MOUNT_PATH),
         termination_log=Path(environment.get(ENV_TERMINATION_LOG) or TERMINATION_LOG),

@@ -138,10 +138,13 @@ class ServerClock:
 
 @dataclass(frozen=True)
 class AcquiredJob:
-    """State at the end: the job has a handle or is over."""
+    """State at the end: the job has a handle or is over.
+
+    on_not_found: `spec.submission.onNotFound`. In a cleanup attempt, an absent job is over.
+    """
 
     job: Job
-    on_not_found: NotFoundPolicy
+    on_not_found: NotFoundPolicy | Literal["Cancelled"]
     clock: ServerClock
 
 
@@ -498,24 +501,9 @@ class SubmissionProcess:
             self.jobs.sleep(seconds, self._check)
 
     def _look_up(self, reply: IntentReply) -> Submitted | None:
-        """Look the job up until the external system responds.
-
-        Return None, and keep the evidence, if there is no job.
-        """
-        job = reply.response.job
-        outage = OutageTimer(self.jobs.timing, f"External job {job.key!r} can't be looked up")
-        while True:
-            began = self._now(reply).earliest
-            try:
-                found = self.wanted.adapter.look_up(self.wanted.submission_of(job))
-            except NotImplementedError:
-                raise
-            except Exception as error:  # noqa: BLE001 -- no other error is evidence of absence
-                self.jobs.sleep(outage.wait(f"{type(error).__name__}: {error}", WAIT_SECONDS_MAX), self._check)
-            else:
-                outage.end()
-                self._absence = AbsenceEvidence(began, self._now(reply).latest)
-                return found
+        """Look the job up until the external system responds, and keep the evidence."""
+        found, self._absence = look_up(self.jobs, self.wanted, reply.response.job, reply.clock, self._check)
+        return found
 
     def _try_outcome(
         self, job: Job, state: OutcomeState, why: str, *, hold: bool = False, given_up: bool = False
@@ -558,6 +546,24 @@ class SubmissionProcess:
         self.jobs.termination.check()
         if self.is_abandoned():
             raise Abandoned(self.wanted.key)
+
+
+def look_up(
+    jobs: JobClient, wanted: JobRequest, job: Job, clock: ServerClock, check: Callable[[], None] | None = None
+) -> tuple[Submitted | None, AbsenceEvidence]:
+    """Look a job up until the external system responds. The evidence counts if there is no job."""
+    outage = OutageTimer(jobs.timing, f"External job {job.key!r} can't be looked up")
+    while True:
+        began = clock.at(jobs.timing.clock()).earliest
+        try:
+            found = wanted.adapter.look_up(wanted.submission_of(job))
+        except NotImplementedError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- no other error is evidence of absence
+            jobs.sleep(outage.wait(f"{type(error).__name__}: {error}", WAIT_SECONDS_MAX), check)
+        else:
+            outage.end()
+            return found, AbsenceEvidence(began, clock.at(jobs.timing.clock()).latest)
 
 
 class _CapabilitiesUnavailableError(Exception):

@@ -1,6 +1,8 @@
 """The job server of the examples is what tests measure against: each mode does what it says, and it counts."""
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -32,6 +34,10 @@ def submit(http: httpx.Client, *, key: str | None = None, **body: object) -> htt
 
 def found(http: httpx.Client, tag: str) -> list[str]:
     return [job["id"] for job in http.get("/jobs", params={"tag": tag}).raise_for_status().json()["jobs"]]
+
+
+def cancel(http: httpx.Client, submitted: httpx.Response) -> dict[str, Any]:
+    return dict(http.post(f"/jobs/{submitted.json()['id']}/cancel").raise_for_status().json())
 
 
 only = pytest.mark.parametrize
@@ -163,6 +169,63 @@ class TestFaults:
         assert http.get("/jobs/x").status_code == 404
         assert http.post("/faults", json={"kind": "sulk"}).status_code == 400
         assert http.post("/faults", json={"kind": "error", "on": ["lunch"]}).status_code == 400
+
+
+@only("server", ["nothing"], indirect=True)
+class TestCancellations:
+    def test_job_without_a_delay_is_cancelled_at_once(self, http: httpx.Client) -> None:
+        job = submit(http)
+        assert http.get("/running").json()["running"] == 1
+        assert cancel(http, job)["status"] == "CANCELLED"
+        assert http.get("/running").json() == {"running": 0, "by_label": {}}
+
+    def test_job_ignores_its_cancellation_for_its_seconds_from_the_first_request(
+        self, http: httpx.Client, server: LocalJobServer, time: Time
+    ) -> None:
+        job = submit(http, seconds=3600, label="slow", cancel_seconds=60)
+        asked = cancel(http, job)
+        assert (asked["status"], "cancel_requested_at" in asked) == ("RUNNING", True)
+        time.pass_by(59)
+        assert cancel(http, job) == asked | {"seconds_left": 3541.0}
+        assert http.get("/running").json() == {"running": 1, "by_label": {"slow": 1}}
+        time.pass_by(2)
+        assert http.get(f"/jobs/{job.json()['id']}").json()["status"] == "CANCELLED"
+        assert server.running(time()) == 0
+
+    def test_job_that_ends_while_it_ignores_its_cancellation_ends_by_itself(
+        self, http: httpx.Client, time: Time
+    ) -> None:
+        job = submit(http, seconds=30, cancel_seconds=60)
+        assert cancel(http, job)["status"] == "RUNNING"
+        time.pass_by(61)
+        assert http.get(f"/jobs/{job.json()['id']}").json()["status"] == "SUCCEEDED"
+
+    def test_job_with_null_ignores_its_cancellation_for_ever(self, http: httpx.Client, time: Time) -> None:
+        job = submit(http, seconds=1e6, cancel_seconds=None)
+        assert cancel(http, job)["status"] == "RUNNING"
+        time.pass_by(1e6 - 1)
+        assert cancel(http, job)["status"] == "RUNNING"
+        time.pass_by(2)
+        assert cancel(http, job)["status"] == "SUCCEEDED"
+
+    def test_cancellation_of_a_job_that_is_over_changes_nothing(self, http: httpx.Client, time: Time) -> None:
+        job = submit(http, seconds=10, fails=True)
+        time.pass_by(11)
+        ended = cancel(http, job)
+        assert (ended["status"], "cancel_requested_at" in ended) == ("FAILED", False)
+
+
+@only("mode", jobserver.MODES)
+@only("cancel_seconds,status", [(0, "CANCELLED"), (5, "RUNNING"), (math.inf, "RUNNING")])
+def test_server_in_every_mode_takes_its_delay_for_jobs_that_name_none(
+    mode: str, cancel_seconds: float, status: str, time: Time
+) -> None:
+    with (
+        serving(mode, cancel_seconds=cancel_seconds, clock=time) as server,
+        httpx.Client(base_url=server.url, trust_env=False) as http,
+    ):
+        assert cancel(http, submit(http))["status"] == status
+        assert cancel(http, submit(http, cancel_seconds=0))["status"] == "CANCELLED"
 
 
 def test_the_same_request_counts_as_one_whoever_asks(time: Time) -> None:

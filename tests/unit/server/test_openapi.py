@@ -14,6 +14,7 @@ import yaml
 from reattach.api import messages
 from reattach.api.objects import Shape
 from reattach.api.state import JobOrigin, JobState
+from reattach.api.taskrun import AttemptPurpose
 from reattach.server.bodies import BODY_BYTES_MAX
 from reattach.server.problems import PROBLEMS
 from reattach.server.routes import Routes
@@ -30,6 +31,7 @@ ENUMS: dict[str, type[StrEnum]] = {
     "Decision": messages.Decision,
     "JobState": JobState,
     "JobOrigin": JobOrigin,
+    "AttemptPurpose": AttemptPurpose,
 }
 MESSAGES = {struct.__name__: struct for struct in Shape.__subclasses__() if struct.__module__ == messages.__name__}
 
@@ -50,7 +52,7 @@ def test_every_message_is_described_and_no_other() -> None:
     assert set(SCHEMAS) - {"Id", "Value", "Version"} - set(ENUMS) == set(MESSAGES) - NOT_OF_THE_API
 
 
-@pytest.mark.parametrize("name", ["Grounds", "Decision", "JobState", "JobOrigin"])
+@pytest.mark.parametrize("name", sorted(ENUMS))
 def test_an_enumeration_has_the_words_that_are_described(name: str) -> None:
     assert SCHEMAS[name]["enum"] == list(ENUMS[name])
 
