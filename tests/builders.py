@@ -26,7 +26,7 @@ from reattach.api.state import (
 )
 from reattach.api.taskrun import Attempt, StateReference, TaskRun, TaskRunStatus
 from reattach.planner.decide import decide
-from reattach.planner.plan import AbsentState, Decision, Observed, Plan, PodDefaults, ReadState
+from reattach.planner.plan import AbsentState, Decision, Observed, Plan, PodDefaults, ReadState, SealState
 from reattach.planner.pods import template_hash
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -240,7 +240,8 @@ def a_state(
 ) -> StateView:
     """Return a state that an attempt opened, and that another or the same completed."""
     uid = more.get("pod_uid", f"pod-{opened_by}")
-    epoch = None if opened_by is None else Epoch(attempt=opened_by, pod_uid=uid)
+    cleanup = {name: more[name] for name in ("purpose", "can_cleanup", "cleanup_handler") if name in more}
+    epoch = None if opened_by is None else Epoch(attempt=opened_by, pod_uid=uid, **cleanup)
     completion = None
     if completed_by is not None:
         completion = Completion(
@@ -332,3 +333,18 @@ A = TypeVar("A")
 
 def actions_of(plan: Plan, kind: type[A]) -> list[A]:
     return [action for action in plan.actions if isinstance(action, kind)]
+
+
+def teardown_plan_of(taskrun: ATaskRun, *pods: APod, **more: Any) -> Plan:
+    """Return the plan of `decision_of` once the ending is recorded and the state is sealed."""
+    recorded: TaskRunStatus | None = None
+    while True:
+        decision = decision_of(taskrun, *pods, **more)
+        if isinstance(decision, SealState):
+            more["state"] = msgspec.structs.replace(more["state"], seal=SEALED)
+            continue
+        assert isinstance(decision, Plan), decision
+        status = decision.status
+        if status is None or status.ending == taskrun.status.ending:
+            return replace(decision, status=status or recorded)
+        taskrun, recorded = taskrun.with_status(status), status

@@ -33,7 +33,7 @@ def copies(value: Any, kind: Any, text: str, path: str = "") -> Iterator[tuple[s
     elif origin is tuple:
         yield from _copies_of_items(value, get_args(kind), text, path)
     elif origin in {dict, Mapping} or isinstance(value, dict):
-        yield from _copies_of_map(value, text, path)
+        yield from _copies_of_map(value or {}, text, path)
     elif isinstance(value, list):
         for number, item in enumerate(value):
             for inner, copy in copies(item, type(item), text, f"{path}[]"):
@@ -65,9 +65,15 @@ def _kind_of(value: Any, kind: Any) -> Any:
         return _kind_of(value, get_args(kind)[0])
     if get_origin(kind) in {Union, types.UnionType}:
         others = [one for one in get_args(kind) if one is not type(None)]
-        fitting = [one for one in others if isinstance(value, get_origin(one) or one)]
+        fitting = [one for one in others if _is_of(value, one)]
         return _kind_of(value, (fitting or others)[0])
     return type(value) if kind is Any else kind
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    return isinstance(value, get_origin(kind) or kind)
 
 
 def _sample(kind: Any) -> Any:

@@ -21,12 +21,14 @@ class Cause(StrEnum):
 class Budget(StrEnum):
     """The budget that an attempt's end is charged to.
 
-    The values are fields of `spec.retry.budgets` and `status.counts.charged`.
+    The values are fields of `status.counts.charged`. Those of run attempts are also fields of
+    `spec.retry.budgets`. Ends of cleanup attempts are charged to `CLEANUP`.
     """
 
     APPLICATION = "application"
     DISRUPTION = "disruption"
     NEVER_STARTED = "neverStarted"
+    CLEANUP = "cleanup"
 
 
 class End(StrEnum):

@@ -19,7 +19,7 @@ from reattach.cli.hold_options import (
 from reattach.cli.next_steps import available_options, describe_next_steps
 from reattach.cli.snapshot import Event, JobSubmission, Snapshot, job_name
 from reattach.cli.text import ago, count, duration, listed
-from reattach.planner.budgets import amount
+from reattach.planner.budgets import FAILURES, amount
 
 EVENTS_SHOWN = 10
 
@@ -169,7 +169,7 @@ def _budgets_of(taskrun: TaskRun) -> tuple[BudgetReport, ...]:
             allowed=allowed_ends(taskrun.spec, one),
             granted=0 if one is Budget.APPLICATION else count_continues(taskrun.spec),
         )
-        for one in Budget
+        for one in FAILURES
     )
 
 

@@ -6,34 +6,39 @@ import msgspec
 
 from reattach.api.names import pod_name
 from reattach.api.objects import Pod
-from reattach.api.reasons import Cause, EventReason, Reason
+from reattach.api.reasons import Budget, Cause, EventReason, Reason
 from reattach.api.state import StateView
-from reattach.api.taskrun import Attempt, TaskRunStatus
+from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunStatus
 from reattach.planner import conditions, holds, podstatus, textformat
 from reattach.planner.backoff import next_attempt_time
-from reattach.planner.budgets import CHARGED_TO, amount, charge
+from reattach.planner.budgets import amount, budget_of, charge
 from reattach.planner.classification import Classification, EndedAttempt, classify, evidence_of, finish_time_of
 from reattach.planner.context import AttemptView, DecisionContext
-from reattach.planner.outcome import natural_outcome, requested_outcome
+from reattach.planner.outcome import DELETED, natural_outcome, requested_outcome
 from reattach.planner.plan import EmitEvent
+
+_CLEANUP_DEADLINE = ("CleanupDeadline", "The time for the cleanup was over. Its pod was stopped.")
 
 
 def ended_but_unrecorded(context: DecisionContext) -> tuple[AttemptView, ...]:
     """Return the attempts that have ended and whose end is not in status."""
-    return tuple(view for view in context.attempts if not view.recorded and _has_ended(context, view.pod))
+    return tuple(view for view in context.attempts if not view.recorded and _has_ended(context, view))
 
 
 def record_ended_attempts(context: DecisionContext) -> DecisionContext:
     """Return the context with the end of each ended attempt in status, and its consequences."""
-    recorded = []
+    recorded: list[Attempt] = []
     for view in ended_but_unrecorded(context):
         ended = _ended_attempt(context, view)
         classification = classify(ended)
         entry = _final_entry(context, view, ended, classification)
         context = context.with_status(_with_end(context, ended, classification, entry))
         recorded.append(entry)
-    if not recorded or requested_outcome(context) is not None:
+    if not recorded:
         return context
+    if requested_outcome(context) is not None:
+        failed = [one for one in recorded if one.purpose is AttemptPurpose.CLEANUP and one.charged_to]
+        return context.with_status(context.status, *(_attempt_failed_event(one, context.status) for one in failed))
     if context.state_lost and any(entry.cause == Cause.HELD for entry in recorded):
         return holds.with_hold(context, Reason.STATE_LOST, holds.describe_lost_state(context))
     if waiting := holds.unresolved_jobs(context):
@@ -52,7 +57,27 @@ def with_backoff(status: TaskRunStatus, now: datetime) -> TaskRunStatus:
     return conditions.with_progress(status, Reason.BACKING_OFF, _describe_failure(last, status), now)
 
 
-def _has_ended(context: DecisionContext, pod: Pod | None) -> bool:
+def open_entry(context: DecisionContext, view: AttemptView, pod: Pod) -> Attempt:
+    """Return the list entry of a running attempt.
+
+    Its clock starts at the creation of its pod, or when the last scheduling gate is gone.
+    """
+    created = pod.metadata.creation_timestamp
+    start = created if view.entry is None else view.entry.start_time or context.now.replace(microsecond=0)
+    return Attempt(
+        number=view.number,
+        purpose=view.purpose,
+        pod_name=pod.metadata.name,
+        pod_uid=pod.metadata.uid,
+        node=pod.spec.node_name,
+        start_time=start,
+    )
+
+
+def _has_ended(context: DecisionContext, view: AttemptView) -> bool:
+    if view.purpose is AttemptPurpose.CLEANUP and context.is_past_cleanup_deadline:
+        return True  # The run does not wait for its node: the jobs are named as they are.
+    pod = view.pod
     end_time = context.now if pod is None else context.attempt_end_time(pod)
     return end_time is not None and end_time <= context.now
 
@@ -64,6 +89,7 @@ def _ended_attempt(context: DecisionContext, view: AttemptView) -> EndedAttempt:
     reported = pod is None or podstatus.is_terminal(pod) or podstatus.terminated_of(pod, context.container) is not None
     return EndedAttempt(
         number=view.number,
+        purpose=view.purpose,
         pod_uid=_pod_uid(context, view),
         pod=pod,
         container=context.container,
@@ -73,15 +99,17 @@ def _ended_attempt(context: DecisionContext, view: AttemptView) -> EndedAttempt:
         presumed=not reported,
         expected=(entry.reason, entry.message or "") if entry and entry.reason else None,
         shown_running=is_last and entry is not None and conditions.shows(context.status, Reason.RUNNING),
-        stopped=_stop_reason(context),
+        stopped=_stop_reason(context, view.purpose),
     )
 
 
-def _stop_reason(context: DecisionContext) -> tuple[str, str] | None:
+def _stop_reason(context: DecisionContext, purpose: AttemptPurpose) -> tuple[str, str] | None:
+    if purpose is AttemptPurpose.CLEANUP:
+        return _CLEANUP_DEADLINE if context.is_past_cleanup_deadline else None
     requested = requested_outcome(context)
     if requested is None:
         return None
-    return (requested.reason if requested.outcome else "Deleted"), f"{requested.message} Its pod was stopped."
+    return (requested.reason if requested.outcome else DELETED), f"{requested.message} Its pod was stopped."
 
 
 def _pod_uid(context: DecisionContext, view: AttemptView) -> str:
@@ -96,7 +124,7 @@ def _final_entry(
     context: DecisionContext, view: AttemptView, ended: EndedAttempt, classification: Classification
 ) -> Attempt:
     created = view.pod.metadata.creation_timestamp if view.pod else None
-    budget = CHARGED_TO[classification.cause]
+    budget = budget_of(classification.cause, view.purpose)
     return Attempt(
         number=view.number,
         purpose=view.purpose,
@@ -117,16 +145,17 @@ def _final_entry(
 def _with_end(
     context: DecisionContext, ended: EndedAttempt, classification: Classification, entry: Attempt
 ) -> TaskRunStatus:
-    budget = CHARGED_TO[classification.cause]
+    budget = budget_of(classification.cause, entry.purpose)
     status = conditions.with_attempt(context.status, entry, context.spec.history_limit)
     status = msgspec.structs.replace(status, counts=charge(status.counts, budget))
     if classification.cause is Cause.SUCCEEDED and ended.recorded_completion:
         assert ended.state is not None
         assert ended.state.completion is not None
         status = msgspec.structs.replace(status, result=ended.state.completion.result)
-    is_last = natural_outcome(context.spec, status) is not None or holds.is_held_by_budget(context.spec, status)
-    if budget is None or is_last or holds.unresolved_jobs(context):
-        return msgspec.structs.replace(status, next_attempt_time=None)
+    if budget is None or not _is_followed_by_another(context, status, entry.purpose):
+        # The end of a run attempt does not shorten the backoff of a cleanup attempt.
+        until = status.next_attempt_time if status.ending is not None and budget is not Budget.CLEANUP else None
+        return msgspec.structs.replace(status, next_attempt_time=until)
     again = next_attempt_time(
         context.spec.retry.backoff,
         ended=finish_time_of(ended, context.now),
@@ -136,6 +165,15 @@ def _with_end(
         requested_seconds=classification.retry_after_seconds,
     )
     return msgspec.structs.replace(status, next_attempt_time=again)
+
+
+def _is_followed_by_another(context: DecisionContext, status: TaskRunStatus, purpose: AttemptPurpose) -> bool:
+    """Return whether the end of an attempt leads to another attempt of its purpose."""
+    if purpose is AttemptPurpose.CLEANUP:
+        has_budget = status.counts.charged.cleanup < context.spec.cleanup.budget
+        return has_budget and not context.is_past_cleanup_deadline
+    is_ending = requested_outcome(context) is not None or natural_outcome(context.spec, status) is not None
+    return not (is_ending or holds.is_held_by_budget(context.spec, status) or holds.unresolved_jobs(context))
 
 
 def _attempt_failed_event(entry: Attempt, status: TaskRunStatus) -> EmitEvent:

@@ -5,9 +5,9 @@ from types import MappingProxyType
 import msgspec
 
 from reattach.api.reasons import Budget, Cause, Reason
-from reattach.api.taskrun import Budgets, Charged, Counts
+from reattach.api.taskrun import AttemptPurpose, Budgets, Charged, Counts
 
-CHARGED_TO = MappingProxyType(
+_CHARGED_TO = MappingProxyType(
     {
         Cause.SUCCEEDED: None,
         Cause.STOPPED: None,
@@ -27,6 +27,7 @@ _FIELDS = MappingProxyType(
         Budget.APPLICATION: "application",
         Budget.DISRUPTION: "disruption",
         Budget.NEVER_STARTED: "never_started",
+        Budget.CLEANUP: "cleanup",
     }
 )
 
@@ -37,7 +38,16 @@ FAILURES = MappingProxyType(
         Budget.NEVER_STARTED: Reason.NEVER_STARTED,
     }
 )
-"""Reason of a TaskRun that failed because this budget is exhausted."""
+"""Reason of a TaskRun that failed because this budget is exhausted. Its keys are all budgets of
+run attempts.
+"""
+
+
+def budget_of(cause: Cause, purpose: AttemptPurpose) -> Budget | None:
+    """Return the budget that the end of an attempt is charged to."""
+    if purpose is AttemptPurpose.CLEANUP:
+        return None if cause is Cause.SUCCEEDED else Budget.CLEANUP
+    return _CHARGED_TO[cause]
 
 
 def charge(counts: Counts, budget: Budget | None) -> Counts:
@@ -58,7 +68,7 @@ def exhausted(counts: Counts, budgets: Budgets, grants: int = 0) -> Budget | Non
 
     Each of `grants` adds the allowance of each budget once more, except for `application`.
     """
-    return next((one for one in Budget if amount(counts.charged, one) > _allowed(budgets, one, grants)), None)
+    return next((one for one in FAILURES if amount(counts.charged, one) > _allowed(budgets, one, grants)), None)
 
 
 def _allowed(budgets: Budgets, budget: Budget, grants: int) -> int:

@@ -11,6 +11,7 @@ from reattach.api.messages import TerminationMessage
 from reattach.api.objects import ContainerTerminated, Pod
 from reattach.api.reasons import Cause, End
 from reattach.api.state import JobOrigin, StateView
+from reattach.api.taskrun import AttemptPurpose
 from reattach.planner import podstatus, textformat
 
 _OWN_LIMIT = re.compile(
@@ -29,10 +30,11 @@ class EndedAttempt:
     `presumed`: its node did not report the end in time.
     `expected`: why the operator deleted the pod before it started, as (reason, message).
     `shown_running`: status showed its container as running.
-    `stopped`: why the run itself is being ended, as (reason, message).
+    `stopped`: why the operator ends the attempt itself, as (reason, message).
     """
 
     number: int
+    purpose: AttemptPurpose = AttemptPurpose.RUN
     pod_uid: str
     pod: Pod | None
     container: str
@@ -117,7 +119,7 @@ def evidence_of(ended: EndedAttempt) -> End:
         # A kubelet that lost track of a container reports it as terminated, but it may still run.
         return End.PRESUMED if terminated.reason in podstatus.LOST_TRACK else End.REPORTED
     if not pod.spec.node_name:
-        return End.REPORTED
+        return End.REPORTED if podstatus.is_terminal(pod) else End.PRESUMED
     target = podstatus.disruption_target_of(pod)
     collected = target is not None and target.reason == "DeletionByPodGC"
     still_runs = podstatus.running_of(pod, ended.container) is not None
@@ -164,6 +166,8 @@ def _stopped(ended: EndedAttempt) -> Classification | None:
 def _state_lost(ended: EndedAttempt) -> Classification | None:
     # Without its state, neither message nor exit code shows what the task has done. They must not
     # end the run or start the next pod.
+    if ended.purpose is AttemptPurpose.CLEANUP:
+        return None
     if not ended.state_lost or (ended.completion == "ExitCode" and ended.exit_code == 0):
         return None
     return Classification(Cause.HELD, "StateLost", _task_message(ended) or "The TaskRun's state is lost.")
@@ -264,12 +268,16 @@ def _out_of_resources(ended: EndedAttempt) -> Classification | None:
 def _past_deadline(ended: EndedAttempt) -> Classification | None:
     if ended.pod is None or ended.pod.status.reason != _DEADLINE:
         return None
+    if ended.purpose is AttemptPurpose.CLEANUP:
+        return Classification(Cause.DEADLINE, _DEADLINE, "The pod ran until the deadline of the cleanup.")
     return Classification(Cause.DEADLINE, _DEADLINE, "The attempt ran longer than spec.deadlines.attemptSeconds.")
 
 
 def _exited_zero(ended: EndedAttempt) -> Classification | None:
     if ended.exit_code != 0:
         return None
+    if ended.purpose is AttemptPurpose.CLEANUP:
+        return Classification(Cause.SUCCEEDED, "Completed", "The container exited with 0.")
     if ended.completion == "Recorded" or (ended.completion == "Auto" and ended.opened_state):
         message = "The container exited with 0, but the task recorded no completion."
         return Classification(Cause.APPLICATION, "NoCompletionRecord", message)

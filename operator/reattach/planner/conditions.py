@@ -1,13 +1,13 @@
 """Status transitions: each function takes a status and returns the next one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 import msgspec
 
 from reattach.api.objects import Condition
 from reattach.api.reasons import SENTENCES, ConditionType, End, Outcome, Reason
-from reattach.api.taskrun import Attempt, TaskRunStatus
+from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunStatus
 from reattach.planner import textformat
 
 _TRUE, _FALSE, _UNKNOWN = "True", "False", "Unknown"
@@ -27,6 +27,16 @@ def shows(status: TaskRunStatus, reason: Reason) -> bool:
     """Return whether the condition Succeeded has this reason."""
     condition = progress_condition(status)
     return condition is not None and condition.reason == reason
+
+
+def shows_message(status: TaskRunStatus, reason: Reason, start: str) -> bool:
+    """Return whether the condition Succeeded has this reason, and a message that starts so.
+
+    No field of status names the problem of a pod, so the start of the message is compared.
+    """
+    condition = progress_condition(status)
+    start = textformat.head(start).removesuffix("…")
+    return condition is not None and condition.reason == reason and condition.message.startswith(start)
 
 
 def is_held(status: TaskRunStatus, reason: Reason) -> bool:
@@ -66,7 +76,14 @@ def without_hold(status: TaskRunStatus, now: datetime) -> TaskRunStatus:
 
 def with_orphaned(status: TaskRunStatus, message: str, now: datetime) -> TaskRunStatus:
     """Return the status with the condition Orphaned set to True."""
-    return _with_condition(status, ConditionType.ORPHANED, _TRUE, (Reason.JOBS_ORPHANED, message), now)
+    status = _with_condition(status, ConditionType.ORPHANED, _TRUE, (Reason.JOBS_ORPHANED, message), now)
+    return msgspec.structs.replace(status, orphaned=True)
+
+
+def with_predecessors(status: TaskRunStatus, message: str, now: datetime) -> TaskRunStatus:
+    """Return the status with the condition PredecessorOrphaned set to True."""
+    shown = (Reason.PREDECESSOR_LEFT_JOBS, message)
+    return _with_condition(status, ConditionType.PREDECESSOR_ORPHANED, _TRUE, shown, now)
 
 
 def with_outcome(status: TaskRunStatus, outcome: Outcome, reason: Reason, message: str, now: datetime) -> TaskRunStatus:
@@ -79,11 +96,16 @@ def with_outcome(status: TaskRunStatus, outcome: Outcome, reason: Reason, messag
 
 
 def with_attempt(status: TaskRunStatus, attempt: Attempt, history_limit: int) -> TaskRunStatus:
-    """Return the status with this entry. If the list is full, prune the oldest ended attempts."""
+    """Return the status with this entry. If the list is full, prune the oldest ended attempts.
+
+    Never prune the newest run attempt, because it may still become the success of the run.
+    """
     others = [other for other in status.attempts if other.number != attempt.number]
     listed = sorted([*others, attempt], key=lambda one: one.number)
     surplus = len(listed) - history_limit
-    for old in [one for one in listed[:-1] if one.finish_time is not None][: max(surplus, 0)]:
+    newest_run = last_attempt(listed)
+    ended = [one for one in listed[:-1] if one.finish_time is not None and one is not newest_run]
+    for old in ended[: max(surplus, 0)]:
         listed.remove(old)
     counts = msgspec.structs.replace(status.counts, attempts=max(status.counts.attempts, attempt.number))
     if attempt.end == End.PRESUMED:
@@ -92,9 +114,14 @@ def with_attempt(status: TaskRunStatus, attempt: Attempt, history_limit: int) ->
     return msgspec.structs.replace(status, attempts=tuple(listed), counts=counts, start_time=start)
 
 
+def last_attempt(attempts: Sequence[Attempt], purpose: AttemptPurpose = AttemptPurpose.RUN) -> Attempt | None:
+    """Return the newest attempt with this purpose."""
+    return next((one for one in reversed(attempts) if one.purpose is purpose), None)
+
+
 def last_ended_attempt(status: TaskRunStatus) -> Attempt | None:
-    """Return the newest attempt, if it has ended."""
-    last = status.attempts[-1] if status.attempts else None
+    """Return the newest run attempt, if it has ended."""
+    last = last_attempt(status.attempts)
     return last if last is not None and last.finish_time is not None else None
 
 

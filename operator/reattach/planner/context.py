@@ -18,6 +18,7 @@ from reattach.planner.plan import (
     EmitEvent,
     Observed,
     Plan,
+    PodDefaults,
     ReleasePod,
     ReleaseState,
 )
@@ -35,14 +36,10 @@ class AttemptView:
     """
 
     number: int
+    purpose: AttemptPurpose
     pod: Pod | None
     entry: Attempt | None
     recorded: bool
-
-    @property
-    def purpose(self) -> AttemptPurpose:
-        """Purpose of the attempt, as recorded; every attempt without an entry is a Run."""
-        return self.entry.purpose if self.entry else AttemptPurpose.RUN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +53,27 @@ class DecisionContext:
     observed: Observed
     now: datetime
     status: TaskRunStatus
+    defaults: PodDefaults
     container: str
     """Name of the task's container."""
     pods: Mapping[int, Pod] = field(default_factory=dict)
     events: tuple[EmitEvent, ...] = ()
 
     @classmethod
-    def from_observed(cls, observed: Observed, now: datetime) -> "DecisionContext":
+    def from_observed(cls, observed: Observed, defaults: PodDefaults, now: datetime) -> "DecisionContext":
         """Build the context of one decision."""
         metadata = observed.taskrun.metadata
         numbered = ((podstatus.attempt_number(pod, metadata), pod) for pod in observed.pods)
         pods = {number: pod for number, pod in numbered if number is not None}
         taskrun = observed.taskrun
-        return cls(observed=observed, now=now, status=taskrun.status, container=task_container(taskrun), pods=pods)
+        return cls(
+            observed=observed,
+            now=now,
+            status=taskrun.status,
+            defaults=defaults,
+            container=task_container(taskrun),
+            pods=pods,
+        )
 
     # Facts that the status of this decision does not change
 
@@ -119,7 +124,16 @@ class DecisionContext:
     def _view(self, number: int, entry: Attempt | None) -> AttemptView:
         # Only ended attempts are pruned from the list, and the count skips no number.
         recorded = entry.finish_time is not None if entry else number <= self.status.counts.attempts
-        return AttemptView(number, self.pods.get(number), entry, recorded)
+        pod = self.pods.get(number)
+        return AttemptView(number, self._purpose_of(number, entry, pod), pod, entry, recorded)
+
+    def _purpose_of(self, number: int, entry: Attempt | None, pod: Pod | None) -> AttemptPurpose:
+        if entry is not None:
+            return entry.purpose
+        if pod is not None:
+            return podstatus.purpose_of(pod)
+        opened = self.epoch is not None and self.epoch.attempt == number
+        return self.epoch.purpose if self.epoch is not None and opened else AttemptPurpose.RUN
 
     @property
     def last_number(self) -> int:
@@ -133,8 +147,36 @@ class DecisionContext:
 
     @cached_property
     def current(self) -> AttemptView | None:
-        """The attempt whose end is not recorded."""
-        return next((view for view in reversed(self.attempts) if not view.recorded), None)
+        """The run attempt whose end is not recorded."""
+        return self._newest_unrecorded(AttemptPurpose.RUN)
+
+    @cached_property
+    def current_cleanup(self) -> AttemptView | None:
+        """The cleanup attempt whose end is not recorded."""
+        return self._newest_unrecorded(AttemptPurpose.CLEANUP)
+
+    def _newest_unrecorded(self, purpose: AttemptPurpose) -> AttemptView | None:
+        newest_first = reversed(self.attempts)
+        return next((view for view in newest_first if view.purpose is purpose and not view.recorded), None)
+
+    @property
+    def is_past_cleanup_deadline(self) -> bool:
+        """True if external jobs that are open are left running from now on."""
+        return self.status.ending is not None and self.status.ending.cleanup_deadline <= self.now
+
+    @property
+    def run_deadline(self) -> datetime | None:
+        """Time at which the run ends by `deadlines.runSeconds`; None if it has no limit.
+
+        An unstarted run starts now. The time of the start is stored with its first status.
+        """
+        seconds = self.spec.deadlines.run_seconds
+        return None if seconds is None else (self.status.start_time or self.now) + timedelta(seconds=seconds)
+
+    @property
+    def is_past_run_deadline(self) -> bool:
+        """True if the run has taken longer than `deadlines.runSeconds`."""
+        return self.run_deadline is not None and self.run_deadline <= self.now
 
     @property
     def has_state(self) -> bool:
@@ -219,7 +261,9 @@ class DecisionContext:
         stored = self.observed.taskrun.status
         to_write = conditions.to_write(stored, status, self.metadata.generation, self.now)
         cleanup: tuple[Action, ...] = (*self._release_recorded(), *self._delete_leftovers())
-        times = [time for time in (again, self.next_node_loss_at) if time is not None]
+        is_ending = status.ending is not None or status.outcome is not None
+        deadline = None if is_ending or self.is_past_run_deadline else self.run_deadline
+        times = [time for time in (again, self.next_node_loss_at, deadline) if time is not None]
         return Plan(to_write, (*self.events, *cleanup, *actions), min(times, default=None))
 
     def release_all_pods(self) -> tuple[ReleasePod, ...]:

@@ -26,6 +26,7 @@ A decision runs checks in a fixed order. Each check returns a decision, or None 
       |    _reject_template           no pod can be built, or it changed      -> teardown
       |    _await_unpause             the installation is paused             -> wait
       |    _handle_pod_rejection      the API server rejected the pod         -> wait, or teardown
+      |    _protect_cleanup           a cleanup command needs our finalizer   -> ProtectTaskRun
       |    _create_pod                none of these                           -> CreatePod
       v
     Plan | Need
@@ -50,21 +51,32 @@ each. The other pairs exclude one another, or only the reason that is shown firs
     _await_backoff           = _reject_template        the run ends earlier
     _reject_template         = _await_unpause          the run ends later
     _await_unpause           = _handle_pod_rejection   the pause is shown first
-    _handle_pod_rejection    != _create_pod            the rejected pod would be sent at once
+    _handle_pod_rejection    = _protect_cleanup        the finalizer is added earlier
+    _protect_cleanup         != _create_pod            a deletion would not wait for the cleanup
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 import msgspec
 
-from reattach.api.names import ANNOTATION_TEMPLATE_HASH, FINALIZER_EXTERNAL_JOBS, OPERATOR_NAME
+from reattach.api.names import FINALIZER_EXTERNAL_JOBS, OPERATOR_NAME
 from reattach.api.objects import Pod
-from reattach.api.reasons import SENTENCES, Cause, Outcome, Reason
-from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunStatus
-from reattach.planner import attempts, conditions, external_jobs, holds, outcome, podstatus, teardown, textformat
+from reattach.api.reasons import SENTENCES, Cause, ConditionType, Outcome, Reason
+from reattach.api.taskrun import Attempt, TaskRunStatus
+from reattach.planner import (
+    attempts,
+    conditions,
+    external_jobs,
+    holds,
+    orphan_report,
+    outcome,
+    podstatus,
+    rejections,
+    teardown,
+    textformat,
+)
 from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import FinalOutcome
 from reattach.planner.plan import (
@@ -75,10 +87,11 @@ from reattach.planner.plan import (
     Plan,
     PodDefaults,
     PodRejectionKind,
+    ProtectTaskRun,
     ReadState,
     UnreadableState,
 )
-from reattach.planner.pods import InvalidTemplateError, parse_template, pod_creation, template_hash
+from reattach.planner.pods import InvalidTemplateError, has_template_changed, pod_creation
 
 RESTORED_LABEL = "velero.io/restore-name"
 """Label that a backup tool sets on the objects that it restores."""
@@ -97,7 +110,7 @@ def decide(observed: Observed, defaults: PodDefaults, now: datetime) -> Decision
 
     `now` is timezone-aware. The same input returns the same decision.
     """
-    context = DecisionContext.from_observed(observed, now)
+    context = DecisionContext.from_observed(observed, defaults, now)
     for check in _BEFORE_ENDS:
         if (decision := check(context)) is not None:
             return decision
@@ -105,7 +118,7 @@ def decide(observed: Observed, defaults: PodDefaults, now: datetime) -> Decision
     for check in _AFTER_ENDS:
         if (decision := check(context)) is not None:
             return decision
-    return _create_pod(context, defaults)
+    return _create_pod(context)
 
 
 # Is there anything to do, and is the state known?
@@ -163,8 +176,22 @@ def _await_readable_state(context: DecisionContext) -> Plan | None:
 
 
 def _record(context: DecisionContext) -> DecisionContext:
-    """Put the external jobs and the ends of attempts into the status to write."""
-    return attempts.record_ended_attempts(_with_jobs(context))
+    """Put predecessors, external jobs and the ends of attempts into the status to write."""
+    return attempts.record_ended_attempts(_with_jobs(_with_predecessors(context)))
+
+
+def _with_predecessors(context: DecisionContext) -> DecisionContext:
+    """Report the jobs that earlier TaskRuns of this name left running, before the first attempt."""
+    names = context.observed.predecessors
+    shown = conditions.find_condition(context.status.conditions, ConditionType.PREDECESSOR_ORPHANED)
+    if not names or shown is not None or context.last_number > 0:
+        return context
+    reason = Reason.PREDECESSOR_LEFT_JOBS
+    records = textformat.head(", ".join(names), holds.NAMED_BYTES_MAX)
+    command = f"kubectl reattach orphans -n {context.metadata.namespace}"
+    message = f"{SENTENCES[reason]} See ConfigMap {records}, or run: {command}"
+    status = conditions.with_predecessors(context.status, message, context.now)
+    return context.with_status(status, EmitEvent(reason.value, textformat.head(message), warning=True))
 
 
 def _with_jobs(context: DecisionContext) -> DecisionContext:
@@ -216,7 +243,7 @@ def _watch_running(context: DecisionContext, current: AttemptView, pod: Pod, sin
     if context.now < show_at:
         return context.plan(again=show_at)
     message = f"Attempt {current.number} is running."
-    return _set_progress(context, Reason.RUNNING, message, _open_entry(context, current, pod)).plan()
+    return _set_progress(context, Reason.RUNNING, message, attempts.open_entry(context, current, pod)).plan()
 
 
 def _watch_gated(context: DecisionContext, current: AttemptView, pod: Pod) -> Plan:
@@ -224,12 +251,12 @@ def _watch_gated(context: DecisionContext, current: AttemptView, pod: Pod) -> Pl
     if conditions.shows(context.status, reason) and current.entry is not None:
         return context.plan()
     gates = ", ".join(gate.name for gate in pod.spec.scheduling_gates)
-    entry = msgspec.structs.replace(_open_entry(context, current, pod), start_time=None)
+    entry = msgspec.structs.replace(attempts.open_entry(context, current, pod), start_time=None)
     return _set_progress(context, reason, f"{SENTENCES[reason]} Gates: {gates}.", entry).plan()
 
 
 def _watch_pending(context: DecisionContext, current: AttemptView, pod: Pod) -> Plan:
-    entry = _open_entry(context, current, pod)
+    entry = attempts.open_entry(context, current, pod)
     since = podstatus.pending_since(pod, entry.start_time, context.now)
     deadline = None if since is None else since + timedelta(seconds=context.spec.deadlines.pending_seconds)
     problem = podstatus.problem_of(pod, context.container)
@@ -250,14 +277,8 @@ def _is_pending_shown(status: TaskRunStatus, summary: str) -> bool:
     """Return whether status shows this problem already, whatever its detail.
 
     The detail changes with each attempt of the kubelet or the scheduler, and is not worth a write.
-    No field of status names the problem of a pending pod, so the start of the message is compared.
     """
-    shown = conditions.progress_condition(status)
-    return (
-        shown is not None
-        and shown.reason == Reason.PENDING
-        and shown.message.startswith(textformat.head(summary).removesuffix("…"))
-    )
+    return conditions.shows_message(status, Reason.PENDING, summary)
 
 
 def _give_up_pending(context: DecisionContext, pod: Pod, entry: Attempt, problem: podstatus.PodProblem | None) -> Plan:
@@ -281,7 +302,7 @@ def _handle_state_loss(context: DecisionContext) -> Plan | None:
         return None
     if holds.resolution_for_loss(context.spec, context.status) != holds.START_EMPTY:
         return context.plan()
-    context = teardown.with_orphans(context, None)
+    context = orphan_report.with_orphans(context, None)
     status = context.status
     counts = msgspec.structs.replace(status.counts, state_losses=status.counts.state_losses + 1)
     status = msgspec.structs.replace(status, counts=counts, state=None)
@@ -342,12 +363,11 @@ def _reject_template(context: DecisionContext) -> Decision | None:
     All attempts use one template.
     """
     try:
-        current = template_hash(parse_template(context.spec.template))
+        changed = has_template_changed(context.observed.taskrun, context.pods.values())
     except InvalidTemplateError as error:
         message = f"{SENTENCES[Reason.INVALID_TEMPLATE]} {error}"
         return teardown.teardown_step(context, FinalOutcome(Outcome.FAILED, Reason.INVALID_TEMPLATE, message))
-    hashes = {pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) for pod in context.pods.values()}
-    if hashes <= {None, current}:
+    if not changed:
         return None
     message = f"{SENTENCES[Reason.TEMPLATE_CHANGED]} Create a new TaskRun."
     return teardown.teardown_step(context, FinalOutcome(Outcome.FAILED, Reason.TEMPLATE_CHANGED, message))
@@ -361,38 +381,35 @@ def _await_unpause(context: DecisionContext) -> Plan | None:
 
 
 def _handle_pod_rejection(context: DecisionContext) -> Decision | None:
-    rejection = context.observed.rejection
-    if rejection is None or rejection.attempt != context.next_number:
+    rejection = rejections.rejection_of_next(context)
+    if rejection is None:
         return None
-    reason = _REJECTION_REASONS[rejection.kind]
-    message = f"{SENTENCES[reason]} {rejection.message}"
+    reason, message = rejections.reason_of(rejection), rejections.describe(rejection)
     if rejection.kind is PodRejectionKind.INVALID:
         return teardown.teardown_step(context, FinalOutcome(Outcome.FAILED, reason, message))
     if rejection.retry_at <= context.now:
         return None
-    if _is_rejection_shown(context.status, reason, message, rejection.kind):
+    if rejections.is_shown(context, reason, "", rejection):
         return context.plan(again=rejection.retry_at)
     status = conditions.with_progress(context.status, reason, message, context.now)
     event = EmitEvent(reason.value, textformat.head(message), warning=True)
     return context.with_status(status, event).plan(again=rejection.retry_at)
 
 
-def _is_rejection_shown(status: TaskRunStatus, reason: Reason, message: str, kind: PodRejectionKind) -> bool:
-    """Return whether status shows this rejection already.
+def _protect_cleanup(context: DecisionContext) -> Plan | None:
+    """Add our finalizer before the first pod if a command must run at the end.
 
-    Messages about quotas and failures differ each time and are not worth a write. The message of a
-    policy names what it forbids and has no field of its own, so it is compared without its numbers.
+    Without the finalizer, a deleted TaskRun would be gone before its cleanup. An SDK's handler is
+    known only when the task opens its state; the state API then adds the finalizer.
     """
-    shown = conditions.progress_condition(status)
-    if shown is None or shown.reason != reason:
-        return False
-    same = re.sub(r"\d+", "", shown.message) == re.sub(r"\d+", "", textformat.head(message))
-    return same or kind is not PodRejectionKind.FORBIDDEN
+    is_protected = FINALIZER_EXTERNAL_JOBS in context.metadata.finalizers
+    if is_protected or not context.spec.cleanup.command or context.last_number > 0:
+        return None
+    return context.plan(ProtectTaskRun())
 
 
-def _create_pod(context: DecisionContext, defaults: PodDefaults) -> Plan:
-    number, purpose = context.next_number, AttemptPurpose.RUN
-    return context.plan(pod_creation(context.observed.taskrun, number, defaults, purpose))
+def _create_pod(context: DecisionContext) -> Plan:
+    return context.plan(pod_creation(context.observed.taskrun, context.next_number, context.defaults))
 
 
 _BEFORE_ENDS: tuple[Check, ...] = (
@@ -415,14 +432,8 @@ _AFTER_ENDS: tuple[Check, ...] = (
     _reject_template,
     _await_unpause,
     _handle_pod_rejection,
+    _protect_cleanup,
 )
-_REJECTION_REASONS = {
-    PodRejectionKind.INVALID: Reason.INVALID_TEMPLATE,
-    PodRejectionKind.QUOTA: Reason.QUOTA_EXCEEDED,
-    PodRejectionKind.FORBIDDEN: Reason.POD_REFUSED,
-    PodRejectionKind.NAME_TAKEN: Reason.POD_NAME_TAKEN,
-    PodRejectionKind.ERROR: Reason.POD_REFUSED,
-}
 
 
 # Helpers of the checks
@@ -432,23 +443,6 @@ def _set_progress(context: DecisionContext, reason: Reason, message: str, entry:
     status = conditions.with_attempt(context.status, entry, context.spec.history_limit)
     status = conditions.with_progress(status, reason, message, context.now)
     return context.with_status(msgspec.structs.replace(status, next_attempt_time=None))
-
-
-def _open_entry(context: DecisionContext, view: AttemptView, pod: Pod) -> Attempt:
-    """Return the list entry of a running attempt.
-
-    Its clock starts at the creation of its pod, or when the last scheduling gate is gone.
-    """
-    created = pod.metadata.creation_timestamp
-    start = created if view.entry is None else view.entry.start_time or context.now.replace(microsecond=0)
-    return Attempt(
-        number=view.number,
-        purpose=view.purpose,
-        pod_name=pod.metadata.name,
-        pod_uid=pod.metadata.uid,
-        node=pod.spec.node_name,
-        start_time=start,
-    )
 
 
 def _shows_no_pod(status: TaskRunStatus) -> bool:

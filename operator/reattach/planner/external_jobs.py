@@ -39,7 +39,7 @@ def with_jobs(status: TaskRunStatus, view: StateView | Summary) -> TaskRunStatus
     """
     known = {job_id(job) for job in view.jobs}
     left = [job for job in status.external_jobs if job.state in UNWATCHED and job_id(job) not in known]
-    listed = [_to_status(job) for job in view.jobs]
+    listed = [_to_status(job, is_ending=status.ending is not None) for job in view.jobs]
     counts = msgspec.structs.replace(
         status.counts,
         submissions=max(status.counts.submissions, view.counts.submissions),
@@ -78,17 +78,19 @@ def describe_job(job: JobSummary | ExternalJobStatus) -> str:
     return f"{printable(job.key)} ({', '.join(parts)})"
 
 
-def _to_status(job: JobSummary) -> ExternalJobStatus:
-    since = job.submitted_time
+def _to_status(job: JobSummary, *, is_ending: bool) -> ExternalJobStatus:
+    since, requested = job.submitted_time, job.cancel_requested_time
+    is_cancelling = is_ending and job.is_open and requested is not None
     return ExternalJobStatus(
         key=job.key,
         generation=job.generation,
-        state=job.state.value,
+        state=JobState.CANCELLING.value if is_cancelling else job.state.value,
         adapter=job.adapter,
         handle=job.handle,
         url=job.url,
         submitted_time=since.replace(microsecond=0) if since else None,
         submitted_by_attempt=job.submitted_by_attempt,
+        cancel_requested_time=requested.replace(microsecond=0) if requested else None,
     )
 
 

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 from reattach.api.reasons import SENTENCES, Budget, Cause, Outcome, Reason
-from reattach.api.taskrun import TaskRunSpec, TaskRunStatus
+from reattach.api.taskrun import AttemptPurpose, TaskRunSpec, TaskRunStatus
 from reattach.planner import conditions, external_jobs, holds, textformat
 from reattach.planner.budgets import FAILURES
 from reattach.planner.context import DecisionContext
+
+DELETED = "Deleted"
+"""Reason of an ending, and of a stopped attempt, if the TaskRun is being deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +54,40 @@ def _success_after_end(context: DecisionContext) -> FinalOutcome | None:
 
 
 def requested_outcome(context: DecisionContext) -> FinalOutcome | None:
-    """Return the requested outcome (deletion, cancel, resolution), even while an attempt runs."""
+    """Return the outcome that the run ends with even while an attempt runs.
+
+    A user requested it (deletion, cancel, resolution), the run's deadline has passed, or the run
+    has begun to end with it.
+    """
     if context.metadata.deletion_timestamp is not None:
         return FinalOutcome(None, Reason.ENDING, "The TaskRun is being deleted.")
+    if (recorded := _recorded_outcome(context.status)) is not None:
+        return recorded
     if context.spec.cancel:
         return FinalOutcome(Outcome.CANCELLED, Reason.CANCELLED, SENTENCES[Reason.CANCELLED])
+    if context.is_past_run_deadline:
+        reason = Reason.RUN_DEADLINE_EXCEEDED
+        return FinalOutcome(Outcome.FAILED, reason, SENTENCES[reason])
     if (job := holds.job_failed_by_resolution(context)) is not None:
         return _failed_by_resolution(f"external job {external_jobs.describe_job(job)}")
     if holds.resolution_for_loss(context.spec, context.status) == holds.FAIL:
         return _failed_by_resolution("its lost state")
     return None
+
+
+def _recorded_outcome(status: TaskRunStatus) -> FinalOutcome | None:
+    """Return the outcome that the run has begun to end with.
+
+    An ending that a deletion began has none. One that can't be read was not written by this
+    version, and is decided again.
+    """
+    ending = status.ending
+    if ending is None or ending.outcome is None:
+        return None
+    try:
+        return FinalOutcome(Outcome(ending.outcome), Reason(ending.reason), ending.message)
+    except ValueError:
+        return None
 
 
 def _failed_by_resolution(held_for: str) -> FinalOutcome:
@@ -69,9 +96,10 @@ def _failed_by_resolution(held_for: str) -> FinalOutcome:
 
 
 def _outcome_in_progress(context: DecisionContext) -> FinalOutcome | None:
-    """Return the failure that the run has begun to end with, even if the budget was raised since.
+    """Return the failure that the state was sealed for, even if the budget was raised since.
 
-    The state is sealed, so no further attempt could open it.
+    No further attempt could open the state. This is a run that had nothing to stop or cancel, so
+    its ending was not recorded.
     """
     last = conditions.last_ended_attempt(context.status)
     if not context.is_sealed_for_end or context.current is not None or last is None:
@@ -83,8 +111,10 @@ def _outcome_in_progress(context: DecisionContext) -> FinalOutcome | None:
 
 
 def natural_outcome(spec: TaskRunSpec, status: TaskRunStatus) -> FinalOutcome | None:
-    """Return how the TaskRun ends by its recorded attempts; None if it continues."""
+    """Return how the TaskRun ends by its recorded run attempts; None if it continues."""
     for attempt in status.attempts:
+        if attempt.purpose is not AttemptPurpose.RUN:
+            continue
         if attempt.cause == Cause.SUCCEEDED:
             return FinalOutcome(Outcome.SUCCEEDED, Reason.SUCCEEDED, f"Attempt {attempt.number} completed the task.")
         if attempt.cause == Cause.PERMANENT:

@@ -8,11 +8,15 @@ from typing import Annotated, Any
 import msgspec
 
 from reattach.api import names
-from reattach.api.objects import Named, Shape
-from reattach.api.taskrun import AttemptPurpose, TaskRun
+from reattach.api.objects import Named, Pod, Shape
+from reattach.api.taskrun import AttemptPurpose, Cleanup, TaskRun
 from reattach.planner.plan import CreatePod, PodDefaults
 
-_PHASES = {AttemptPurpose.RUN: names.PHASE_RUN}
+_PHASES = {AttemptPurpose.RUN: names.PHASE_RUN, AttemptPurpose.CLEANUP: names.PHASE_CLEANUP}
+_QUEUE_PREFIX = "kueue.x-k8s.io/"
+"""Prefix of the labels and annotations that make a pod wait in a queue."""
+_CLEANUP_GRACE_SECONDS_MAX = 30
+"""Longest grace period of a cleanup pod. Its deadline has passed when it is stopped."""
 TOKEN_SECONDS = 3600
 """Validity of a pod token; the kubelet renews it after four fifths of that time."""
 TEMPLATE_BYTES_MAX = 256 * 1024
@@ -97,6 +101,12 @@ def template_hash(template: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def has_template_changed(taskrun: TaskRun, pods: Iterable[Pod]) -> bool:
+    """Return whether one of the pods has another template. Raises `InvalidTemplateError`."""
+    current = template_hash(parse_template(taskrun.spec.template))
+    return not {pod.metadata.annotations.get(names.ANNOTATION_TEMPLATE_HASH) for pod in pods} <= {None, current}
+
+
 def task_container(taskrun: TaskRun) -> str:
     """Return the name of the container whose exit is the end of the attempt.
 
@@ -112,10 +122,13 @@ def task_container(taskrun: TaskRun) -> str:
 
 
 def pod_creation(
-    taskrun: TaskRun, attempt: int, defaults: PodDefaults, purpose: AttemptPurpose = AttemptPurpose.RUN
+    taskrun: TaskRun, attempt: int, defaults: PodDefaults, *, cleanup_seconds: int | None = None
 ) -> CreatePod:
-    """Return the creation of the attempt's pod. Raises `InvalidTemplateError`."""
-    body = build_pod(taskrun, attempt, defaults, purpose)
+    """Return the creation of the attempt's pod. Raises `InvalidTemplateError`.
+
+    `cleanup_seconds`: how long a cleanup pod may run; None if the pod runs the task.
+    """
+    body = build_pod(taskrun, attempt, defaults, cleanup_seconds=cleanup_seconds)
     metadata = body["metadata"]
     return CreatePod(
         attempt=attempt,
@@ -123,7 +136,7 @@ def pod_creation(
         template_hash=metadata["annotations"][names.ANNOTATION_TEMPLATE_HASH],
         quota_size=quota_size_of(body),
         body=json.dumps(body).encode(),
-        purpose=purpose,
+        purpose=_purpose(cleanup_seconds),
     )
 
 
@@ -148,17 +161,48 @@ def quota_size_of(pod: Mapping[str, Any]) -> str:
 
 
 def build_pod(
-    taskrun: TaskRun, attempt: int, defaults: PodDefaults, purpose: AttemptPurpose = AttemptPurpose.RUN
+    taskrun: TaskRun, attempt: int, defaults: PodDefaults, *, cleanup_seconds: int | None = None
 ) -> dict[str, Any]:
     """Return the body of the attempt's pod for the API server. Raises `InvalidTemplateError`."""
     template = parse_template(taskrun.spec.template)
-    digest = template_hash(template)
-    return {
+    digest, purpose = template_hash(template), _purpose(cleanup_seconds)
+    pod = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": _metadata(taskrun, template.get("metadata") or {}, digest, attempt, defaults),
         "spec": _spec(taskrun, template["spec"], _variables(taskrun, attempt, defaults, purpose)),
     }
+    return pod if cleanup_seconds is None else _to_cleanup_pod(taskrun, pod, cleanup_seconds)
+
+
+def _purpose(cleanup_seconds: int | None) -> AttemptPurpose:
+    return AttemptPurpose.RUN if cleanup_seconds is None else AttemptPurpose.CLEANUP
+
+
+def _to_cleanup_pod(taskrun: TaskRun, pod: dict[str, Any], seconds: int) -> dict[str, Any]:
+    """Return the pod with what a cleanup changes, so that it waits in no queue of the task."""
+    metadata, spec, cleanup = pod["metadata"], pod["spec"], taskrun.spec.cleanup
+    for field in ("labels", "annotations"):
+        kept = {name: value for name, value in metadata[field].items() if not name.startswith(_QUEUE_PREFIX)}
+        metadata[field] = kept
+    metadata["labels"][names.LABEL_PURPOSE] = AttemptPurpose.CLEANUP.value
+    spec.pop("schedulingGates", None)
+    spec["activeDeadlineSeconds"] = seconds
+    grace = spec.get("terminationGracePeriodSeconds")
+    if not isinstance(grace, int) or grace > _CLEANUP_GRACE_SECONDS_MAX:
+        spec["terminationGracePeriodSeconds"] = _CLEANUP_GRACE_SECONDS_MAX
+    for container in spec["containers"]:
+        if container["name"] == task_container(taskrun):
+            _use_cleanup(container, cleanup)
+    return pod
+
+
+def _use_cleanup(container: dict[str, Any], cleanup: Cleanup) -> None:
+    if cleanup.command:
+        container["command"] = list(cleanup.command)
+        container.pop("args", None)
+    if cleanup.resources is not None:
+        container["resources"] = msgspec.to_builtins(cleanup.resources)
 
 
 def _metadata(
@@ -169,7 +213,7 @@ def _metadata(
         "name": names.pod_name(metadata.name, metadata.uid, attempt),
         "namespace": metadata.namespace,
         "labels": {
-            **(given.get("labels") or {}),
+            **_without_purpose(given.get("labels") or {}),
             names.LABEL_TASKRUN: metadata.name,
             names.LABEL_ATTEMPT: str(attempt),
         },
@@ -190,6 +234,11 @@ def _metadata(
             }
         ],
     }
+
+
+def _without_purpose(labels: Mapping[str, str]) -> dict[str, str]:
+    # A template must not make the pod of a run attempt look like one that may clean up.
+    return {name: value for name, value in labels.items() if name != names.LABEL_PURPOSE}
 
 
 def _spec(taskrun: TaskRun, spec: dict[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from reattach.api.names import pod_name
+from reattach.api.names import LABEL_PURPOSE, pod_name
 from reattach.api.objects import Condition, ContainerStatus, ContainerTerminated, ObjectMeta, Pod, Running
+from reattach.api.taskrun import AttemptPurpose
 from reattach.planner.conditions import find_condition
 
 _NEVER_RAN = frozenset({"StartError", "ContainerCannotRun"})
@@ -61,6 +62,12 @@ def attempt_number(pod: Pod, taskrun: ObjectMeta) -> int | None:
     if found is None or pod.metadata.name != pod_name(taskrun.name, taskrun.uid, int(found[1])):
         return None
     return int(found[1])
+
+
+def purpose_of(pod: Pod) -> AttemptPurpose:
+    """Return the purpose of the pod's attempt. Only Reattach sets this label."""
+    is_cleanup = pod.metadata.labels.get(LABEL_PURPOSE) == AttemptPurpose.CLEANUP
+    return AttemptPurpose.CLEANUP if is_cleanup else AttemptPurpose.RUN
 
 
 def is_terminal(pod: Pod) -> bool:

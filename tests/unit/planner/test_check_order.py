@@ -12,6 +12,7 @@ import pytest
 
 from builders import (
     SEALED,
+    APod,
     ATaskRun,
     a_job,
     a_pod,
@@ -26,6 +27,7 @@ from builders import (
     plan_of,
     progress_of,
     status_of,
+    teardown_plan_of,
 )
 from reattach.planner import decide, teardown
 from reattach.planner.context import DecisionContext
@@ -86,11 +88,11 @@ def test_decide_ends_are_recorded_before_the_outcome(monkeypatch: pytest.MonkeyP
 def test_decide_run_ends_before_leftovers_are_awaited(swap: Swap) -> None:
     taskrun = CANCELLED.with_failed_attempt(1)
     pods, state = (a_pod(1).with_sidecar().exited(1), a_pod(2).running()), a_state(2, seal=SEALED)
-    deleted = [delete.name for delete in actions_of(plan_of(taskrun, *pods, state=state), DeletePod)]
+    deleted = [delete.name for delete in actions_of(teardown_plan_of(taskrun, *pods, state=state), DeletePod)]
     assert sorted(deleted) == ["load-01234-1", "load-01234-2"]
 
     swap(decide, "_AFTER_ENDS", "_conclude", "_await_leftovers")
-    deleted = [delete.name for delete in actions_of(plan_of(taskrun, *pods, state=state), DeletePod)]
+    deleted = [delete.name for delete in actions_of(teardown_plan_of(taskrun, *pods, state=state), DeletePod)]
     assert deleted == ["load-01234-1"], "the attempt of the cancelled run continues"
 
 
@@ -124,16 +126,56 @@ def test_decide_pod_rejection_is_handled_before_the_next_creation(monkeypatch: p
     rejection = PodRejection(PodRejectionKind.QUOTA, 1, "exceeded quota", at(20))
     assert actions_of(plan_of(a_taskrun(), rejection=rejection), CreatePod) == []
 
-    monkeypatch.setattr(decide, "_AFTER_ENDS", decide._AFTER_ENDS[:-1])
+    others = tuple(check for check in decide._AFTER_ENDS if check is not decide._handle_pod_rejection)
+    monkeypatch.setattr(decide, "_AFTER_ENDS", others)
     assert len(actions_of(plan_of(a_taskrun(), rejection=rejection), CreatePod)) == 1
 
 
+def ending(taskrun: ATaskRun, *pods: APod, **seen: Any) -> ATaskRun:
+    """Return the TaskRun after its ending is recorded."""
+    begun = taskrun.with_status(status_of(plan_of(taskrun, *pods, **seen)))
+    assert begun.status.ending is not None
+    return begun
+
+
+def test_teardown_ending_is_recorded_before_the_state_is_sealed(swap: Swap) -> None:
+    plan = plan_of(CANCELLED, a_pod().running(), state=a_state(1))
+    assert (status_of(plan).ending is not None, plan.actions) == (True, ())
+
+    swap(teardown, "_STEPS", "_record_ending", "_seal_state")
+    decision = decision_of(CANCELLED, a_pod().running(), state=a_state(1))
+    assert isinstance(decision, SealState), "if the cancellation is withdrawn now, no attempt can open the state"
+
+
 def test_teardown_state_is_sealed_before_pods_are_stopped(swap: Swap) -> None:
-    assert decision_of(CANCELLED, a_pod().running(), state=a_state(1)) == SealState(1, SEALED.purpose)
+    begun = ending(CANCELLED, a_pod().running(), state=a_state(1))
+    assert decision_of(begun, a_pod().running(), state=a_state(1)) == SealState(1, SEALED.purpose)
 
     swap(teardown, "_STEPS", "_seal_state", "_stop_pods")
-    plan = plan_of(CANCELLED, a_pod().running(), state=a_state(1))
+    plan = plan_of(begun, a_pod().running(), state=a_state(1))
     assert len(actions_of(plan, DeletePod)) == 1, "the attempt may store an intent until its pod is gone"
+
+
+CAN_CANCEL = a_state(1, seal=SEALED, jobs=[a_job()], can_cleanup=True)
+
+
+def test_teardown_pods_are_stopped_before_jobs_are_cancelled(swap: Swap) -> None:
+    plan = teardown_plan_of(CANCELLED, a_pod().running(), state=CAN_CANCEL)
+    assert (len(actions_of(plan, DeletePod)), actions_of(plan, CreatePod)) == (1, [])
+
+    swap(teardown, "_STEPS", "_stop_pods", "_clean_up")
+    plan = teardown_plan_of(CANCELLED, a_pod().running(), state=CAN_CANCEL)
+    assert (actions_of(plan, DeletePod), len(actions_of(plan, CreatePod))) == ([], 1)
+
+
+def test_teardown_jobs_are_cancelled_before_the_end_of_the_pods_is_awaited(swap: Swap) -> None:
+    stopping = a_pod().running().deleted()
+    plan = teardown_plan_of(CANCELLED, stopping, state=CAN_CANCEL)
+    assert [creation.attempt for creation in actions_of(plan, CreatePod)] == [2]
+
+    swap(teardown, "_STEPS", "_clean_up", "_await_pods")
+    plan = teardown_plan_of(CANCELLED, stopping, state=CAN_CANCEL)
+    assert actions_of(plan, CreatePod) == [], "a lost node keeps the job running"
 
 
 UNRESOLVED = a_state(1, seal=SEALED, jobs=[a_job(None)])
@@ -145,31 +187,31 @@ def with_intent() -> ATaskRun:
     return CANCELLED.with_finalizer().with_status(status_of(plan_of(before, a_pod().running(), **seen)))
 
 
-def test_teardown_pods_are_stopped_before_the_run_is_held(swap: Swap) -> None:
-    plan = plan_of(with_intent(), a_pod().running(), state=UNRESOLVED)
-    assert (progress_of(plan)[0], len(actions_of(plan, DeletePod))) == ("Ending", 1)
+def test_teardown_end_of_pods_is_awaited_before_the_run_is_held(swap: Swap) -> None:
+    stopping = a_pod().running().deleted()
+    assert progress_of(teardown_plan_of(with_intent(), stopping, state=UNRESOLVED))[0] == "Ending"
 
-    swap(teardown, "_STEPS", "_stop_pods", "_hold_unresolved")
-    plan = plan_of(with_intent(), a_pod().running(), state=UNRESOLVED)
-    assert (hold_of(plan), actions_of(plan, DeletePod)) == (("True", "SubmissionUnknown"), [])
+    swap(teardown, "_STEPS", "_await_pods", "_hold_unresolved")
+    plan = teardown_plan_of(with_intent(), stopping, state=UNRESOLVED)
+    assert hold_of(plan) == ("True", "SubmissionUnknown"), "although the pod may still report the handle"
 
 
 def test_teardown_run_is_held_before_the_finalizer_is_removed(swap: Swap) -> None:
-    plan = plan_of(with_intent(), STOPPED, state=UNRESOLVED)
+    plan = teardown_plan_of(with_intent(), STOPPED, state=UNRESOLVED)
     assert (hold_of(plan), actions_of(plan, ReleaseTaskRun)) == (("True", "SubmissionUnknown"), [])
 
     swap(teardown, "_STEPS", "_hold_unresolved", "_release_finalizer")
-    plan = plan_of(with_intent(), STOPPED, state=UNRESOLVED)
-    assert actions_of(plan, ReleaseTaskRun) == [ReleaseTaskRun()], "the intent is forgotten"
+    plan = teardown_plan_of(with_intent(), STOPPED, state=UNRESOLVED)
+    assert actions_of(plan, ReleaseTaskRun), "the intent is forgotten"
 
 
 def test_teardown_finalizer_is_removed_before_the_outcome_is_written(swap: Swap) -> None:
     taskrun, state = CANCELLED.with_finalizer(), a_state(1, seal=SEALED)
-    plan = plan_of(taskrun, STOPPED, state=state)
+    plan = teardown_plan_of(taskrun, STOPPED, state=state)
     assert (plan.status, plan.actions) == (None, (ReleaseTaskRun(),))
 
     swap(teardown, "_STEPS", "_release_finalizer", "_end")
-    plan = plan_of(taskrun, STOPPED, state=state)
+    plan = teardown_plan_of(taskrun, STOPPED, state=state)
     assert (status_of(plan).outcome, actions_of(plan, ReleaseTaskRun)) == ("Cancelled", [])
 
 

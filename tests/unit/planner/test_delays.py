@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from builders import at
 from reattach.api.reasons import Budget, Cause
-from reattach.api.taskrun import Backoff, Budgets, Counts
+from reattach.api.taskrun import AttemptPurpose, Backoff, Budgets, Counts
 from reattach.api.text import one_line
 from reattach.planner.backoff import RETRY_AFTER_SECONDS_MAX, next_attempt_time
-from reattach.planner.budgets import CHARGED_TO, FAILURES, amount, charge, exhausted
+from reattach.planner.budgets import FAILURES, amount, budget_of, charge, exhausted
 from reattach.planner.textformat import BYTES_MAX, head, tail
 
 EXACT = Backoff(jitter_percent=0)
@@ -55,7 +55,7 @@ def test_a_wait_ends_on_a_whole_second_not_before_its_time() -> None:
     assert time - at(0) == timedelta(seconds=11)
 
 
-@pytest.mark.parametrize("budget", Budget)
+@pytest.mark.parametrize("budget", FAILURES)
 def test_a_budget_allows_as_many_ends_as_it_says_and_no_more(budget: Budget) -> None:
     budgets, counts = Budgets(application=2, disruption=2, never_started=2), Counts()
     for used in (1, 2):
@@ -69,8 +69,15 @@ def test_an_end_that_costs_nothing_is_charged_to_nothing() -> None:
 
 
 def test_every_cause_and_every_budget_is_provided_for() -> None:
-    assert set(CHARGED_TO) == set(Cause)
-    assert set(FAILURES) == set(Budget)
+    assert {budget_of(cause, AttemptPurpose.RUN) for cause in Cause} == {None, *FAILURES}
+    assert set(FAILURES) == set(Budget) - {Budget.CLEANUP}
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_budget_of_cleanup_attempt_is_its_own_unless_it_succeeded(cause: Cause) -> None:
+    budget = budget_of(cause, AttemptPurpose.CLEANUP)
+    assert budget is (None if cause is Cause.SUCCEEDED else Budget.CLEANUP)
+    assert charge(Counts(), Budget.CLEANUP).charged.cleanup == 1
 
 
 @given(st.text(max_size=3000))
