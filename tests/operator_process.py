@@ -22,7 +22,7 @@ import yaml
 from controlplane import ControlPlane, ControlPlaneError
 from ports import free_port
 from reattach.api.names import API_VERSION, LABEL_ATTEMPT, LABEL_TASKRUN
-from reattach.cluster.paths import pods, taskruns
+from reattach.cluster.paths import core, pods, taskruns
 from waiting import wait_until
 
 JSON = dict[str, Any]
@@ -471,6 +471,8 @@ class Kubelet:
             thread = self._threads.get(about["uid"])
             if not (self.is_graceful and thread is not None and thread.is_alive()):
                 self._terminate(pod)
+        elif pod["spec"].get("schedulingGates"):
+            return
         elif about["uid"] not in self._threads and pod["status"].get("phase") == "Pending":
             script = script_of(about["labels"][LABEL_TASKRUN], int(about["labels"][LABEL_ATTEMPT]))
             thread = threading.Thread(target=self._play, args=(pod, script), name=about["name"], daemon=True)
@@ -552,6 +554,30 @@ class Stage:
         """A TaskRun whose attempts do what the script says."""
         self._scripts[name] = script_of
         return self.cluster.create(name, spec)
+
+
+def limit_pods(stage: Stage, count: int | None) -> None:
+    """Allow so many pods in the namespace; None: any number.
+
+    The status of the quota is written here, because no quota controller runs.
+    """
+    path = core("resourcequotas", stage.namespace)
+    if count is None:
+        stage.control_plane.call("DELETE", f"{path}/few")
+    else:
+        hard = {"pods": str(count)}
+        stage.control_plane.call("POST", path, {"metadata": {"name": "few"}, "spec": {"hard": hard}})
+        stage.control_plane.call("PATCH", f"{path}/few/status", {"status": {"hard": hard, "used": {"pods": "0"}}})
+    probe = {"metadata": {"name": "probe"}, "spec": {"containers": [{"name": "probe", "image": "probe:1"}]}}
+
+    def is_in_force() -> bool:
+        try:
+            stage.control_plane.call("POST", pods(stage.namespace), probe, dryRun="All")
+        except ControlPlaneError as error:
+            return (count is not None) == ("exceeded quota" in str(error))
+        return count is None
+
+    wait_until(is_in_force, seconds=20, what="the API server holds to the quota")
 
 
 @contextlib.contextmanager

@@ -59,6 +59,30 @@ class Tasks:
 
         return script
 
+    def submit_registered_and(self, then: Script, handle: str = "job-1", *, handler: bool = False) -> Script:
+        """Submit a job as a task that can clean up, and run `then`."""
+
+        def script(containers: Containers) -> None:
+            containers.run()
+            process = self.process(containers)
+            assert process.open(canCleanup=True, cleanupHandler=handler).status_code == 200
+            assert process.intend().json()["decision"] == "Submit"
+            assert process.handle(handle).status_code == 204
+            then(containers)
+
+        return script
+
+    def clean_up(self, containers: Containers) -> None:
+        """Cancel every open job, record that it ended, and exit 0, as the SDK does."""
+        containers.run()
+        process = self.opened(containers)
+        for job in process.jobs().json()["items"]:
+            if job["state"] not in {"Succeeded", "Failed", "Cancelled"}:
+                assert process.cancellation(job["key"], job["generation"]).status_code == 200
+                response = process.outcome("Cancelled", job["key"], job["generation"])
+                assert response.status_code == 204, response.text
+        containers.end(0)
+
     def ask(self, containers: Containers) -> None:
         """Store an intent, and hold the run because it is unknown whether the job was submitted."""
         containers.run()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from apicalls import call_of
-from controlplane import ControlPlane, ControlPlaneError
+from controlplane import ControlPlane
 from operator_process import (
     CONTAINER,
     NAMESPACE,
@@ -23,6 +23,7 @@ from operator_process import (
     condition,
     fail,
     kubelet_of,
+    limit_pods,
     run_on,
     stage_of,
     succeed,
@@ -221,36 +222,14 @@ def test_a_pod_name_taken_by_a_stranger_is_said_and_never_adopted(own_stage: Sta
 
 
 def test_an_exceeded_quota_is_waited_out_without_using_an_attempt(stage: Stage) -> None:
-    quota(stage, pods=0)
+    limit_pods(stage, 0)
     stage.run("quota")
     status = stage.cluster.wait_for_reason("quota", "QuotaExceeded")
     assert "exceeded quota" in condition(status, "Succeeded")["message"]
-    quota(stage, pods=None)
+    limit_pods(stage, None)
     status = stage.cluster.wait_for_outcome("quota")
     assert status["outcome"] == "Succeeded"
     assert status["counts"]["attempts"] == 1
-
-
-def quota(stage: Stage, *, pods: int | None) -> None:
-    """Allow so many pods in the namespace; None: any number. The quota controller's part, the status, is played here."""
-    path = core("resourcequotas", stage.namespace)
-    if pods is None:
-        stage.control_plane.call("DELETE", f"{path}/few")
-        return
-    hard = {"pods": str(pods)}
-    stage.control_plane.call("POST", path, {"metadata": {"name": "few"}, "spec": {"hard": hard}})
-    status = {"status": {"hard": hard, "used": {"pods": "0"}}}
-    stage.control_plane.call("PATCH", f"{path}/few/status", status)
-
-    def holds() -> bool:
-        probe = {"metadata": {"name": "probe"}, "spec": {"containers": [{"name": "probe", "image": "probe:1"}]}}
-        try:
-            stage.control_plane.call("POST", f"/api/v1/namespaces/{stage.namespace}/pods", probe, dryRun="All")
-        except ControlPlaneError as error:
-            return "exceeded quota" in str(error)
-        return False
-
-    wait_until(holds, seconds=20, what="the API server holds to the quota")
 
 
 def test_paused_operator_records_ends_and_starts_no_attempt_until_it_continues(own_stage: Stage) -> None:

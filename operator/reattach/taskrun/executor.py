@@ -59,7 +59,17 @@ class _RecordedRejection:
 
     uid: str
     rejection: PodRejection
+    purpose: AttemptPurpose
     times: int
+
+    def is_about_next(self, taskrun: TaskRun) -> bool:
+        """Return whether the next pod is of the same kind.
+
+        Once the run ends, the next pod has the same number but is a cleanup pod.
+        """
+        is_ending = taskrun.status.ending is not None
+        purpose = AttemptPurpose.CLEANUP if is_ending else AttemptPurpose.RUN
+        return (self.uid, self.purpose) == (taskrun.metadata.uid, purpose)
 
 
 class PlanExecutor:
@@ -88,7 +98,7 @@ class PlanExecutor:
     def rejection(self, key: Key, taskrun: TaskRun) -> PodRejection | None:
         """Return the rejection of this TaskRun's next pod, if the last creation was rejected."""
         recorded = self._rejections.get(key)
-        if recorded is None or recorded.uid != taskrun.metadata.uid:
+        if recorded is None or not recorded.is_about_next(taskrun):
             return None
         if recorded.rejection.kind is PodRejectionKind.QUOTA and not self._quota.is_waiting(key):
             return replace(recorded.rejection, retry_at=self._clock())
@@ -214,14 +224,15 @@ class PlanExecutor:
         retry_after: float | None = None,
     ) -> None:
         last = self._rejections.get(key)
-        is_repeated = last is not None and (last.uid, last.rejection.attempt) == (taskrun.metadata.uid, action.attempt)
+        this = (taskrun.metadata.uid, action.attempt, action.purpose)
+        is_repeated = last is not None and (last.uid, last.rejection.attempt, last.purpose) == this
         times = last.times + 1 if last and is_repeated else 1
         wait = timedelta(
             seconds=max(min(_RETRY_SECONDS * 2 ** min(times - 1, 10), _RETRY_SECONDS_MAX), retry_after or 0)
         )
         retry_at = self._clock() + (_WAIT_FOR_QUOTA if kind is PodRejectionKind.QUOTA else wait)
         rejection = PodRejection(kind, action.attempt, message, retry_at)
-        self._rejections[key] = _RecordedRejection(taskrun.metadata.uid, rejection, times)
+        self._rejections[key] = _RecordedRejection(taskrun.metadata.uid, rejection, action.purpose, times)
 
     # -- the TaskRun itself ------------------------------------------------------------------------
 
