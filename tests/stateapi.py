@@ -29,6 +29,7 @@ from reattach.api.names import (
     HEADER_SESSION,
     KIND,
     LABEL_ATTEMPT,
+    LABEL_PURPOSE,
     LABEL_TASKRUN,
     TOKEN_AUDIENCE,
     pod_name,
@@ -197,9 +198,10 @@ class Task:
     def token(self, pod: dict[str, Any], audience: str = TOKEN_AUDIENCE) -> str:
         return self.control_plane.token(self.namespace, audiences=[audience], pod=pod)
 
-    def attempt(self, server: Server, number: int = 1, *, opened: bool = True) -> "Attempt":
-        """The pod of this attempt and a process in it."""
-        pod = self.pod(number)
+    def attempt(self, server: Server, number: int = 1, *, opened: bool = True, purpose: str = "") -> "Attempt":
+        """The pod of this attempt and a process in it. A pod without a purpose has no label for it."""
+        labels = {LABEL_TASKRUN: self.name, LABEL_ATTEMPT: str(number)}
+        pod = self.pod(number, labels=labels | ({LABEL_PURPOSE: purpose} if purpose else {}))
         attempt = Attempt(server, self.token(pod), new_session(), pod)
         if opened:
             assert attempt.open().status_code == 200
@@ -236,6 +238,17 @@ class Task:
         uid = attempt.pod["metadata"]["uid"]
         entry = {"number": number, "purpose": "Run", "podUID": uid, "end": end, "chargedTo": charged}
         self.control_plane.call("PATCH", f"{self.path}/status", {"status": {"attempts": [*others, entry]}})
+
+    def begin_ending(self) -> None:
+        """What the operator writes when it has decided to end the run."""
+        ending = {
+            "outcome": "Cancelled",
+            "reason": "Cancelled",
+            "message": "The TaskRun was cancelled.",
+            "time": "2026-11-30T12:00:00Z",
+            "cleanupDeadline": "2026-11-30T12:15:00Z",
+        }
+        self.control_plane.call("PATCH", f"{self.path}/status", {"status": {"ending": ending}})
 
     def seal(self, through: int, purpose: SealPurpose) -> None:
         """As the operator does."""
@@ -316,6 +329,10 @@ class Attempt:
         body = {"generation": generation, "state": state, **more}
         return self.client.put(job_path_of(key, "outcome"), json=body, headers=id_header(request_id))
 
+    def cancellation(self, key: str = "load", generation: int = 1, request_id: str | None = None) -> httpx.Response:
+        body = {"generation": generation}
+        return self.client.post(job_path_of(key, "cancellation"), json=body, headers=id_header(request_id))
+
     def job(self, key: str = "load", **query: Any) -> httpx.Response:
         return self.client.get(job_path_of(key), params=query)
 
@@ -327,6 +344,7 @@ class Attempt:
         yield self.intend("never")
         yield self.handle("job-1", "never")
         yield self.outcome("Failed", "never")
+        yield self.cancellation("never")
         yield self.job("never")
         yield self.jobs()
         yield self.get("job_id")

@@ -67,8 +67,8 @@ def _unresolved(record: JobRecord, owner: Owner, now: datetime) -> CancellationR
     all_ended = all(owner.has_reported_end(submitter.attempt, submitter.pod_uid) for submitter in record.submitters)
     unresolved = Unresolved(
         all_ended=all_ended,
-        # Not the time at which the state was opened, because a cleanup attempt may begin before the
-        # other attempts have ended.
+        # The time at which the state was opened proves nothing here, because a cleanup attempt may
+        # begin before the other attempts have ended.
         quiet_since=now if all_ended else None,
         attempts=tuple(dict.fromkeys(submitter.attempt for submitter in record.submitters)),
     )
