@@ -1,4 +1,4 @@
-"""What a cleanup session may do, and what the record of a cancellation says."""
+"""Rights of a cleanup session, and the record of a cancellation."""
 
 from datetime import timedelta
 from typing import Any
@@ -31,7 +31,7 @@ def cleanup_of(attempt: int, session: str = "s") -> Session:
 
 
 def sealed(*sessions: Session) -> DurableState:
-    """Return a state that the sessions opened one after the other, sealed before the first cleanup."""
+    """Return a sealed state that the sessions opened one after the other."""
     state = DurableState()
     for session in sessions:
         state = seal(state, session.attempt, END) if session.cleans_up else state
