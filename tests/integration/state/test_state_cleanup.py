@@ -253,6 +253,17 @@ class TestCancellation:
         assert after is not None
         assert stored in {None, after}
 
+    def test_cancellation_while_the_operator_ends_the_run_adds_no_finalizer(self, server: Server, task: Task) -> None:
+        run_with_job(task, server)
+        task.seal(1, END)
+        attempt = cleanup(task, server)
+        task.patch(metadata={"finalizers": None})
+        assert attempt.cancellation().status_code == 200
+        assert attempt.outcome("Active").status_code == 204
+        assert task.finalizers() == []
+        task.control_plane.call("PATCH", f"{task.path}/status", {"status": {"outcome": "Cancelled"}})
+        assert code_of(attempt.cancellation()) == CLOSING
+
     @pytest.mark.parametrize("adopted, kept", [("Orphan", True), ("Cancel", False)])
     def test_job_that_the_run_did_not_submit_is_kept_unless_the_policy_is_cancel(
         self, server: Server, control_plane: ControlPlane, namespace: str, adopted: str, *, kept: bool

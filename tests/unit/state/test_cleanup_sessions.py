@@ -253,6 +253,14 @@ class TestCancellation:
         completed.complete()
         assert code_of(completed.cancel) is ProblemCode.COMPLETED
 
+    def test_cleanup_session_that_outlives_its_run_cancels_nothing_more(self) -> None:
+        run = Run.opened()
+        run.intend()
+        run.handle()
+        run.cleaning_up()
+        run.owner["status"] = {"outcome": "Cancelled"}
+        assert code_of(run.cancel) is ProblemCode.CLOSING
+
     def test_absent_job_is_refused(self) -> None:
         assert code_of(Run.opened().cancel) is ProblemCode.JOB_NOT_FOUND
 
