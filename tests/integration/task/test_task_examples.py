@@ -18,6 +18,8 @@ import yaml
 
 from ports import free_port
 from reattach.api.names import MOUNT_PATH
+from reattach.api.state import SealPurpose
+from reattach.api.taskrun import AttemptPurpose
 from taskpods import Pod, Pods
 from waiting import read_until, wait_until
 
@@ -50,6 +52,10 @@ class JobServer:
 
     def stats(self) -> dict[str, Any]:
         return dict(httpx.get(f"{self.url}/stats", trust_env=False).json())
+
+    def running(self) -> int:
+        running: int = httpx.get(f"{self.url}/running", trust_env=False).json()["running"]
+        return running
 
     def _is_ready(self) -> bool:
         with contextlib.suppress(httpx.TransportError):
@@ -119,6 +125,25 @@ def test_the_retry_reattaches_to_the_job_that_the_first_attempt_submitted(
     assert f"reattached to {job_id}" in output or f"reattaching to existing job {job_id}" in output
     assert jobserver.stats()["submissions"] == 1
     assert (result_of(pods)["rows_written"] if name == "02-task-state" else result_of(pods)) == rows
+
+
+@pytest.mark.parametrize("name", ["02-task-state", "05-aip103"])
+def test_a_cleanup_attempt_cancels_the_job_whose_id_is_in_the_state(
+    pods: Pods, jobserver: JobServer, name: str
+) -> None:
+    example = Example.load(name)
+    first = pods.start(1)
+    assert ended(example.start(first, jobserver))[0] == 1
+    pods.end(first)
+    pods.run.seal(1, SealPurpose.END)
+    assert jobserver.running() == 1
+
+    code, output = ended(example.start(pods.start(2, AttemptPurpose.CLEANUP), jobserver))
+
+    assert code == 0, output
+    assert "has ended as CANCELLED" in output
+    assert jobserver.stats()["submissions"] == 1
+    assert jobserver.running() == 0
 
 
 def test_a_task_that_is_killed_while_it_polls_and_a_job_server_that_restarts_change_nothing(
