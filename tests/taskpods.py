@@ -94,10 +94,11 @@ class Pods:
     relay: Relay
     directory: Path
 
-    def start(self, number: int = 1) -> Pod:
+    def start(self, number: int = 1, **changes: Any) -> Pod:
+        """Return the new pod of an attempt. `changes` replace parts of its metadata."""
         directory = self.directory / f"attempt-{number}"
         directory.mkdir()
-        pod = Pod(self.run, number, directory, self.relay.url, self.run.pod(number))
+        pod = Pod(self.run, number, directory, self.relay.url, self.run.pod(number, **changes))
         pod.termination_log.touch()
         pod.trust(self.server)
         pod.rotate_token()
