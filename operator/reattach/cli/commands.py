@@ -4,7 +4,7 @@ The other modules do the work.
 """
 
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
@@ -16,22 +16,44 @@ from reattach.cli.flags import (
     PROGRAM,
     Commands,
     call,
+    check_names_or_selector,
     leave,
     name_argument,
+    names_argument,
     output_option,
     say,
+    selector_option,
     show,
     styler,
 )
 from reattach.cli.state_commands import state
+from reattach.cli.text import count, table
 
 
 @click.group(cls=Commands, name=PROGRAM)
 def cli(**_: Any) -> None:
-    """Show what a TaskRun did and why, and resolve a TaskRun that is held.
+    """List TaskRuns, show what a TaskRun did and why, and resolve or cancel it.
 
     Exit codes: 0 done, 1 not done (stderr says why), 2 wrong usage; wait has more.
     """
+
+
+@cli.command("list")
+@click.option("-A", "--all-namespaces", is_flag=True, help="List the TaskRuns of all namespaces.")
+@selector_option
+@click.option("--held", is_flag=True, help="List only TaskRuns that wait for a resolution.")
+@click.option("--orphaned", is_flag=True, help="List only TaskRuns that left external jobs running.")
+@output_option
+def list_taskruns(
+    *, all_namespaces: bool, selector: str | None, held: bool, orphaned: bool, output: str | None
+) -> None:
+    """List TaskRuns: status, attempts, the newest external job, and age."""
+    from reattach.cli.pages import TaskRunSelection
+    from reattach.cli.run_list import ORPHANED, UNFINISHED, print_list
+
+    fields = [*([UNFINISHED] if held else []), *([ORPHANED] if orphaned else [])]
+    selection = TaskRunSelection(all_namespaces=all_namespaces, labels=selector, fields=",".join(fields) or None)
+    call(lambda connection: print_list(connection, selection, datetime.now(UTC), output, held=held))
 
 
 @cli.command()
@@ -95,6 +117,42 @@ def resolve(
     about = f" of {result.resolution.key}" if result.resolution.key else ""
     lines = [f"taskrun/{name} resolved: {what}, for {result.resolution.held}{about}.", result.consequence]
     show(result, output, lines)
+
+
+@cli.command("cancel")
+@names_argument
+@selector_option
+@click.option("-y", "--yes", is_flag=True, help="With --selector: cancel, and don't only list.")
+@output_option
+def cancel_taskruns(*, names: tuple[str, ...], selector: str | None, yes: bool, output: str | None) -> None:
+    """Cancel TaskRuns. The operator then stops the pod, and the run ends as Cancelled.
+
+    With --selector, the command lists the TaskRuns that it would cancel, and cancels them only with
+    --yes. A TaskRun that succeeded or failed can't be cancelled.
+    """
+    from reattach.cli.cancel import CancelTarget, cancel, format_result, read_cancellable
+    from reattach.cli.changes import change_each
+    from reattach.cli.run_list import row_of, titles_of
+
+    check_names_or_selector(names, selector)
+    targets = [CancelTarget(name) for name in dict.fromkeys(names)]
+    if selector is not None:
+        runs = call(lambda connection: read_cancellable(connection, selector))
+        if not runs and output is None:
+            say("No TaskRun that continues matches --selector.")
+        elif runs and not yes:
+            now = datetime.now(UTC)
+            rows = [titles_of(), *(row_of(run, now) for run in runs)]
+            show(runs, output, table(rows, styler()))
+            raise CommandError(f"{count(len(runs), 'TaskRun')} would be cancelled. Repeat the command with --yes.")
+        targets = [CancelTarget(run.name, run.uid) for run in runs]
+    leave(
+        call(
+            lambda connection: change_each(
+                connection, targets, lambda target: cancel(connection, target), format_result, output
+            )
+        )
+    )
 
 
 cli.add_command(state)
