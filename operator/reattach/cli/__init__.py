@@ -16,6 +16,7 @@
     run_list        rows of `list`
     text            tables, times, colours (pure)
     resolve         append a resolution
+    bulk_resolve    plan the resolutions of many TaskRuns (pure), and append them
     cancel          set spec.cancel
     changes         changes of many TaskRuns
     state_edit      changes to keys (pure), and their compare-and-set

@@ -5,7 +5,7 @@ The other modules do the work.
 
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -14,7 +14,9 @@ from reattach.cli.errors import CommandError, ExitCode
 from reattach.cli.flags import (
     DURATION,
     PROGRAM,
+    TIME,
     Commands,
+    TaskRunName,
     call,
     check_names_or_selector,
     leave,
@@ -27,7 +29,10 @@ from reattach.cli.flags import (
     styler,
 )
 from reattach.cli.state_commands import state
-from reattach.cli.text import count, table
+from reattach.cli.text import clock, count, table
+
+if TYPE_CHECKING:
+    from reattach.cli.resolve import ResolveRequest
 
 
 @click.group(cls=Commands, name=PROGRAM)
@@ -71,7 +76,7 @@ def explain(name: str, output: str | None) -> None:
 
 
 @cli.command()
-@name_argument
+@click.argument("name", required=False, metavar="[NAME]", type=TaskRunName(), shell_complete=completion.taskruns)
 @click.option("--adopt", metavar="HANDLE", help="The job exists, and this is its id in the external system.")
 @click.option("--resubmit", is_flag=True, help="The job does not exist: submit it again.")
 @click.option("--start-empty", is_flag=True, help="The state is lost: continue with an empty one.")
@@ -79,10 +84,15 @@ def explain(name: str, output: str | None) -> None:
 @click.option("--fail", is_flag=True, help="End the TaskRun as Failed.")
 @click.option("--key", help="The external job to resolve, if several are held.", shell_complete=completion.held_keys)
 @click.option("--generation", type=click.IntRange(1), help="The generation of that job.")
+@selector_option
+@click.option(
+    "--held-before", type=TIME, metavar="TIME", help="With --selector: only runs that are held since before this time."
+)
+@click.option("-y", "--yes", is_flag=True, help="With --selector: store the resolutions, and don't only list them.")
 @output_option
 def resolve(
     *,
-    name: str,
+    name: str | None,
     adopt: str | None,
     resubmit: bool,
     start_empty: bool,
@@ -90,6 +100,9 @@ def resolve(
     fail: bool,
     key: str | None,
     generation: int | None,
+    selector: str | None,
+    held_before: datetime | None,
+    yes: bool,
     output: str | None,
 ) -> None:
     """Resolve a TaskRun that is held, so that it continues.
@@ -97,10 +110,15 @@ def resolve(
     A hold for SubmissionUnknown takes --adopt, --resubmit or --fail, StateLost takes --start-empty
     or --fail, and BudgetExhausted takes --continue or --fail. The resolution is appended to
     spec.resolutions.
+
+    With --selector, the command lists the held TaskRuns of the namespace and the resolutions that
+    they would get, and stores them only with --yes. Holds that begin after the start of the command
+    get none.
     """
-    from reattach.cli.resolve import ResolveRequest
+    from reattach.cli.resolve import ResolveRequest, format_resolution
     from reattach.cli.resolve import resolve as store
 
+    check_names_or_selector([name] if name else [], selector)
     chosen = {
         "Adopt": adopt is not None,
         "Resubmit": resubmit,
@@ -112,11 +130,57 @@ def resolve(
     if len(actions) != 1:
         raise click.UsageError("Give exactly one of --adopt HANDLE, --resubmit, --start-empty, --continue and --fail.")
     request = ResolveRequest(action=actions[0], handle=adopt, key=key, generation=generation)
+    if selector is not None:
+        if adopt is not None:
+            raise click.UsageError("--adopt needs NAME instead of --selector, because a handle belongs to one job.")
+        _resolve_selected(selector, request, held_before, output, yes=yes)
+    if name is None or yes or held_before is not None:
+        raise click.UsageError("--yes and --held-before need --selector.")
     result = call(lambda connection: store(connection, name, request))
-    what = f"{request.action} {adopt}" if adopt else request.action
-    about = f" of {result.resolution.key}" if result.resolution.key else ""
-    lines = [f"taskrun/{name} resolved: {what}, for {result.resolution.held}{about}.", result.consequence]
-    show(result, output, lines)
+    show(result, output, [format_resolution(name, result.resolution), result.consequence])
+
+
+def _resolve_selected(
+    selector: str, request: "ResolveRequest", held_before: datetime | None, output: str | None, *, yes: bool
+) -> NoReturn:
+    from reattach.cli import bulk_resolve
+    from reattach.cli.changes import change_each
+
+    started = call(bulk_resolve.read_start)
+    before = min(started, held_before or started)
+    bulk = bulk_resolve.BulkRequest(selector, request, before)
+    if yes and held_before is None:
+        # A repeated command that begins later could resolve later holds.
+        say(
+            f"Resolving holds that began before {clock(before)}. To repeat the command, add --held-before {clock(before)}."
+        )
+    plans, errors = call(lambda connection: bulk_resolve.read_plans(connection, bulk))
+    for error in errors:
+        say(f"error: {error}")
+    planned = [plan for plan in plans if plan.to_resolve]
+    if not planned and not errors:
+        say("No held TaskRun matches --selector and takes this resolution.")
+    if yes:
+        for line in bulk_resolve.skipped_lines(plans):
+            say(line)
+        code = call(
+            lambda connection: change_each(
+                connection,
+                planned,
+                lambda plan: bulk_resolve.resolve_run(connection, plan, bulk),
+                bulk_resolve.format_run,
+                output,
+            )
+        )
+        leave(ExitCode.ERROR if errors else code)
+    if plans or output is not None:
+        rows = table(bulk_resolve.rows_of(plans, started), styler())
+        show(plans, output, [*rows, *bulk_resolve.consequences_of(plans)])
+    if planned:
+        number = sum(len(plan.to_resolve) for plan in planned)
+        say(f"Nothing was changed. To store {count(number, 'resolution')}, run:")
+        say(bulk_resolve.command_of(bulk, planned[0].namespace))
+    leave(ExitCode.ERROR if planned or errors else ExitCode.OK)
 
 
 @cli.command("cancel")
@@ -144,7 +208,8 @@ def cancel_taskruns(*, names: tuple[str, ...], selector: str | None, yes: bool, 
             now = datetime.now(UTC)
             rows = [titles_of(), *(row_of(run, now) for run in runs)]
             show(runs, output, table(rows, styler()))
-            raise CommandError(f"{count(len(runs), 'TaskRun')} would be cancelled. Repeat the command with --yes.")
+            say(f"Nothing was changed. To cancel {count(len(runs), 'TaskRun')}, repeat the command with --yes.")
+            leave(ExitCode.ERROR)
         targets = [CancelTarget(run.name, run.uid) for run in runs]
     leave(
         call(

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -53,6 +53,25 @@ class Duration(click.ParamType[timedelta]):
 
 
 DURATION = Duration()
+
+
+class Timestamp(click.ParamType[datetime]):
+    """A time in RFC 3339, as the API server writes it."""
+
+    name = "time"
+
+    @override
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            found = datetime.fromisoformat(value)
+        except ValueError:
+            found = None
+        if found is None or found.tzinfo is None:
+            self.fail(f"{value!r} must be a time such as 2026-03-01T12:00:00Z", param, ctx)
+        return found
+
+
+TIME = Timestamp()
 
 
 def _target_options(*, hidden: bool) -> list[click.Option]:

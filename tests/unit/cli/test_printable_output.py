@@ -40,6 +40,9 @@ COMMANDS: dict[str, list[list[str]]] = {
         ["resolve", NAME, "--key", "other", "--fail"],
         ["resolve", NAME, "--key", "load", "--generation", "1", "--adopt", "job-7", "-o", "yaml"],
         ["resolve", NAME, "--key", "load", "--generation", "1", "--adopt", "job-8"],
+        ["resolve", "-l", "app=etl", "--resubmit"],
+        ["resolve", "-l", "app=etl", "--fail", "-o", "json"],
+        ["resolve", "-l", "app=etl", "--fail", "--yes"],
     ],
     "wait": [
         ["wait", NAME, "--timeout", "0s"],
@@ -62,7 +65,9 @@ SHARE = 1 if os.environ.get("REATTACH_ALL") else 16
 
 OWNER = {"apiVersion": API_VERSION, "kind": KIND, "name": NAME, "uid": UID, "controller": True}
 REFUSED = {
-    ("cancel", "-l", "app=etl"): "1 TaskRun would be cancelled",
+    ("cancel", "-l", "app=etl"): "To cancel 1 TaskRun, repeat",
+    ("resolve", "-l", "app=etl", "--resubmit"): "To store 2 resolutions, run:",
+    ("resolve", "-l", "app=etl", "--fail", "-o", "json"): "To store 2 resolutions, run:",
     ("resolve", NAME, "--resubmit"): "is held for 2 reasons",
     ("resolve", NAME, "--continue"): "is held for 2 reasons",
     ("resolve", NAME, "--key", "other", "--fail"): "is not held for that",
@@ -84,6 +89,10 @@ class FakeCluster(InMemoryCluster):
     @override
     async def create(self, path: str, body: Any, **query: Any) -> bytes:
         return msgspec.json.encode({"status": {"userInfo": {"username": "ann"}}})
+
+    @override
+    async def date(self) -> datetime | None:
+        return at(600)
 
     @override
     async def stream(self, path: str, **query: Any) -> AsyncGenerator[bytes, None]:
@@ -125,7 +134,13 @@ def a_state() -> DurableState:
 def a_held_taskrun() -> TaskRun:
     conditions = (
         Condition(type="Succeeded", status="Unknown", reason=Reason.SUBMISSION_UNKNOWN, message="Unknown."),
-        Condition(type="Held", status="True", reason=Reason.SUBMISSION_UNKNOWN, message="Unknown."),
+        Condition(
+            type="Held",
+            status="True",
+            reason=Reason.SUBMISSION_UNKNOWN,
+            message="Unknown.",
+            last_transition_time=at(5),
+        ),
     )
     job = ExternalJobStatus(
         key="train", generation=1, state="Active", adapter="ray", handle="raysubmit_7", url="http://r"
