@@ -204,6 +204,11 @@ def held_for_a_state_that_can_not_be_read() -> Snapshot:
     )
 
 
+def being_cancelled_with_a_state_that_can_not_be_read() -> Snapshot:
+    taskrun = held(tried_once(cancel=True).with_state(), Reason.STATE_UNREADABLE)
+    return see(taskrun, state_note="The state of load can't be read: the entry jobs is no JSON.")
+
+
 def restored_from_a_backup() -> Snapshot:
     return see(held(a_taskrun(), Reason.RESTORED))
 
@@ -376,6 +381,7 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     held_for_an_exhausted_budget,
     granted_once_more_and_used_up_again,
     held_for_a_state_that_can_not_be_read,
+    being_cancelled_with_a_state_that_can_not_be_read,
     restored_from_a_backup,
     being_cancelled,
     failed_for_good_and_held,
