@@ -12,7 +12,7 @@ from reattach.cli.hold_options import (
     ResolutionOption,
     allowed_ends,
     describe_consequence,
-    find_held_condition,
+    find_effective_hold,
     is_unresolved,
     options_for,
 )
@@ -46,7 +46,7 @@ def describe_next_steps(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[
             for hold in holds
             if hold.answer is not None
         )
-    if (condition := find_held_condition(status)) is not None:
+    if (condition := find_effective_hold(taskrun)) is not None:
         if condition.reason == Reason.STATE_UNREADABLE:
             return _while_unreadable(snapshot)
         return ("Nothing, until you run one of the commands below.",)
@@ -82,7 +82,7 @@ def _while_ending(snapshot: Snapshot) -> tuple[str, ...]:
     taskrun = snapshot.taskrun
     deleted = taskrun.metadata.deletion_timestamp is not None
     sentences = []
-    if alive := [pod.metadata.name for pod in snapshot.pods if pod.status.phase in {"Pending", "Running"}]:
+    if alive := _running_pods(snapshot):
         sentences.append(f"The operator stops its pod {listed(alive)}.")
     seal = snapshot.state.seal if snapshot.state else None
     if seal is None and snapshot.open_jobs:
@@ -98,8 +98,17 @@ def _while_ending(snapshot: Snapshot) -> tuple[str, ...]:
     finalizers = [name for name in taskrun.metadata.finalizers if name != FINALIZER_EXTERNAL_JOBS]
     if deleted and finalizers:
         sentences.append(f"The TaskRun also waits for the finalizer {listed(finalizers)}, which is not Reattach's.")
-    sentences.append("Then the TaskRun is deleted." if deleted else "Then the TaskRun ends as Cancelled.")
+    start = "Then the" if sentences else "The"
+    sentences.append(f"{start} TaskRun is deleted." if deleted else f"{start} TaskRun ends as Cancelled.")
     return tuple(sentences)
+
+
+def _running_pods(snapshot: Snapshot) -> list[str]:
+    """Return the names of the pods that may run. If no pod was read, use the status."""
+    if not snapshot.pods:
+        attempts = snapshot.taskrun.status.attempts
+        return [one.pod_name for one in attempts if one.finish_time is None and one.pod_name]
+    return [pod.metadata.name for pod in snapshot.pods if pod.status.phase in {"Pending", "Running"}]
 
 
 def _after_the_end(snapshot: Snapshot) -> tuple[str, ...]:
@@ -239,7 +248,7 @@ def available_options(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[Re
     if status.outcome is not None:
         return ()
     options = [option for hold in holds if hold.answer is None for option in options_for(taskrun, hold)]
-    shown, held = snapshot.progress, find_held_condition(status)
+    shown, held = snapshot.progress, find_effective_hold(taskrun)
     name, namespace = taskrun.metadata.name, taskrun.metadata.namespace
     if held is not None and held.reason == Reason.RESTORED:
         options += [

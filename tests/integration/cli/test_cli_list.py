@@ -141,7 +141,7 @@ class TestCancel:
         result = editor("cancel", "-l", "app in (etl, web)")
         assert result.code == 1
         assert names(result.out) == ["a-running", "b-held"]
-        assert result.err == "error: 2 TaskRuns would be cancelled. Repeat the command with --yes.\n"
+        assert result.err == "Nothing was changed. To cancel 2 TaskRuns, repeat the command with --yes.\n"
         assert not any("cancel" in spec_of(task) for task in runs.values())
         result = editor("cancel", "-l", "app in (etl, web)", "--yes")
         assert (result.code, result.err) == (0, "")
