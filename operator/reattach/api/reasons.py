@@ -51,6 +51,9 @@ class ConditionType(StrEnum):
     SUSPENDED = "Suspended"
     HELD = "Held"
     ORPHANED = "Orphaned"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+    """Reconciling and Stalled are defined by kstatus, and present only while they are True."""
 
 
 class EventReason(StrEnum):
