@@ -33,6 +33,7 @@ from taskscripts import Tasks, stay, wait_in
 from waiting import wait_until
 
 JSON = dict[str, Any]
+SECONDS = 60
 DEFAULT: list[JSON] = yaml.safe_load(CRD.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"][
     "status"
 ]["properties"]["conditions"]["default"]
@@ -59,6 +60,15 @@ def listed(cluster: Cluster, **query: str) -> dict[str, JSON]:
     return {one["metadata"]["name"]: one.get("status", {}) for one in found}
 
 
+def watch(cluster: Cluster, since: str) -> Iterator[JSON]:
+    """Yield each version of the TaskRuns after this resourceVersion, as a watch sends them."""
+    query: dict[str, str | int] = {"watch": 1, "timeoutSeconds": SECONDS, "resourceVersion": since}
+    with cluster.control_plane.client().stream("GET", taskruns(cluster.namespace), params=query) as response:
+        for line in response.iter_lines():
+            yield json.loads(line)["object"]
+    raise AssertionError(f"the watch ended after {SECONDS} s")
+
+
 def write_status(cluster: Cluster, name: str, status: JSON) -> JSON:
     path = taskruns(cluster.namespace, name, "status")
     written: JSON = cluster.control_plane.call("PATCH", path, {"status": status})["status"]
@@ -67,11 +77,8 @@ def write_status(cluster: Cluster, name: str, status: JSON) -> JSON:
 
 def test_default_is_in_every_first_read(cluster: Cluster) -> None:
     created = cluster.create("load")
-    watched = cluster.control_plane.client().get(
-        taskruns(cluster.namespace), params={"watch": 1, "timeoutSeconds": 1, "resourceVersion": "0"}
-    )
-    [event] = [json.loads(line) for line in watched.text.splitlines()]
-    statuses = [created["status"], cluster.status("load"), listed(cluster)["load"], event["object"]["status"]]
+    watched = next(watch(cluster, "0"))
+    statuses = [created["status"], cluster.status("load"), listed(cluster)["load"], watched["status"]]
     assert statuses == [{"conditions": DEFAULT}] * 4
 
 
@@ -149,7 +156,6 @@ def test_default_of_objects_from_before_the_upgrade_fills_only_absent_conditions
 # -- every version of TaskRuns, as kstatus and the health check of Argo CD read it -----------------
 
 READINESS = CACHE / "bin/readiness"
-SECONDS = 60
 IN_PROGRESS, DONE, BAD = ("InProgress", "Progressing"), ("Current", "Healthy"), ("Failed", "Degraded")
 """Results of kstatus and of Argo CD."""
 
@@ -227,7 +233,8 @@ def versions(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
     stage.run("elsewhere", managedBy="example.com/other")
     stage.run("pending", lambda _: without_image)
-    stage.run("backing-off", lambda _: fail(), retry={"budgets": {"application": 1}})
+    retry = {"budgets": {"application": 1}, "backoff": {"initialSeconds": 600}}
+    stage.run("backing-off", lambda _: fail(), retry=retry)
     stage.run("held", lambda _: tasks.ask)
     stage.run("succeeded", lambda _: run_until_shown)
     stage.run("quick")
@@ -243,10 +250,14 @@ def versions(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     for name in ("succeeded", "quick", "failed", "cancelled", "orphaned"):
         cluster.wait_for_outcome(name, seconds=SECONDS)
     servers.stop()
-    watched = control_plane.client().get(
-        taskruns(stage.namespace), params={"watch": 1, "timeoutSeconds": 2, "resourceVersion": since}
-    )
-    found = [json.loads(line)["object"] for line in watched.text.splitlines()]
+    items = control_plane.call("GET", taskruns(stage.namespace))["items"]
+    unseen = {(one["metadata"]["name"], one["metadata"]["resourceVersion"]) for one in items}
+    found = []
+    for one in watch(cluster, since):
+        found.append(one)
+        unseen.discard((one["metadata"]["name"], one["metadata"]["resourceVersion"]))
+        if not unseen:
+            break
     by_name: dict[str, list[Version]] = {}
     for version in computed(found, tmp_path_factory.mktemp("readiness")):
         by_name.setdefault(version.taskrun["metadata"]["name"], []).append(version)
@@ -287,14 +298,15 @@ def test_readiness_at_last(
         assert last.kstatus_message == (message if results != DONE else "Resource is current")
 
 
+@pytest.mark.parametrize("name", ["held", "quick"])
 def test_readiness_with_an_unobserved_generation_is_in_progress(
-    versions: dict[str, list[Version]], tmp_path: Path
+    versions: dict[str, list[Version]], tmp_path: Path, name: str
 ) -> None:
-    """A resolution that the operator has not read yet ends the failure that kstatus reports."""
-    resolved = copy.deepcopy(versions["held"][-1].taskrun)
-    resolved["metadata"]["generation"] += 1
-    [version] = computed([resolved], tmp_path)
-    assert (version.kstatus, versions["held"][-1].kstatus) == ("InProgress", "Failed")
+    """A resolution ends the failure of a held TaskRun. A finished one must not be changed."""
+    changed = copy.deepcopy(versions[name][-1].taskrun)
+    changed["metadata"]["generation"] += 1
+    [version] = computed([changed], tmp_path)
+    assert (version.kstatus, version.health) == ("InProgress", versions[name][-1].health)
 
 
 def test_readiness_while_being_deleted_is_terminating(versions: dict[str, list[Version]], tmp_path: Path) -> None:
@@ -346,7 +358,9 @@ def release(stage: Stage, tmp_path: Path) -> Release:
         """
 apiVersion: reattach.dev/v1alpha1
 kind: TaskRun
-metadata: {name: "{{ .Release.Name }}"}
+metadata:
+  name: {{ .Release.Name }}
+  annotations: { {{- with .Values.hook }}helm.sh/hook: {{ . }}{{ end -}} }
 spec: {template: {spec: {containers: [{name: task, image: "task:1"}]}}}
 """
     )
@@ -381,9 +395,12 @@ def test_helm_wait_returns_after_the_end_with_its_result(
     assert "deadline exceeded" not in output
 
 
-def test_helm_wait_legacy_does_not_wait(stage: Stage, release: Release) -> None:
-    stage.play("helm-legacy", lambda _: run_on)
-    with release.install("helm-legacy", "--wait=legacy") as helm:
+@pytest.mark.parametrize(
+    "name, flags", [("legacy", ["--wait=legacy"]), ("hook", ["--wait", "--set=hook=post-install"])]
+)
+def test_helm_wait_ignores_taskruns(stage: Stage, release: Release, name: str, flags: list[str]) -> None:
+    stage.play(name, lambda _: run_on)
+    with release.install(name, *flags) as helm:
         output, _ = helm.communicate(timeout=SECONDS)
     assert helm.returncode == 0, output
-    assert "outcome" not in stage.cluster.status("helm-legacy")
+    assert "outcome" not in stage.cluster.status(name)
