@@ -112,6 +112,19 @@ def test_page_that_is_too_large_is_requested_with_a_smaller_limit() -> None:
     assert len(out.splitlines()) == 26
 
 
+def test_page_is_printed_before_the_next_one_is_read() -> None:
+    class BrokenCluster(PagedCluster):
+        @override
+        async def list(self, path: str, *, metadata_only: bool = False, **query: Any) -> bytes:
+            if query.get("continue"):
+                raise GoneError(410, "Expired", "too old")
+            return await super().list(path, metadata_only=metadata_only, **query)
+
+    code, out, err = listed(BrokenCluster([a_run(f"run-{number:03}") for number in range(PAGE + 1)]))
+    assert (code, len(out.splitlines())) == (1, PAGE + 1)
+    assert err.startswith("error: The list expired while it was read")
+
+
 def test_list_of_held_runs_leaves_out_others_and_finished_ones() -> None:
     cluster = PagedCluster([a_run("etl"), a_run("nightly", conditions=[HELD])])
     _, out, _ = listed(cluster, "--held", "-l", "app=etl")
