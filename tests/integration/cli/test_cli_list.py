@@ -80,6 +80,14 @@ class TestList:
         assert (result.code, result.err) == (0, f"No held TaskRuns found in namespace {viewer.namespace}.\n")
         assert viewer("list", "-l", "app==,").code == 1
 
+    def test_list_of_orphaned_runs_selects_by_the_field(self, viewer: CliUser, runs: dict[str, Task]) -> None:
+        task = runs["c-over"]
+        task.control_plane.call("PATCH", taskruns(task.namespace, task.name, "status"), {"status": {"orphaned": True}})
+        assert names(viewer("list", "--orphaned").out) == ["c-over"]
+        assert [one["orphaned"] for one in viewer("list", "-o", "json").json] == [False, False, True]
+        result = viewer("list", "--orphaned", "--held")
+        assert (result.code, result.err) == (0, f"No held orphaned TaskRuns found in namespace {viewer.namespace}.\n")
+
     def test_list_of_all_namespaces_needs_the_right_for_the_cluster(
         self, control_plane: ControlPlane, viewer: CliUser, runs: dict[str, Task]
     ) -> None:

@@ -26,6 +26,7 @@ def a_run(name: str, reason: str = "Running", **status: Any) -> dict[str, Any]:
     }
 
 
+NESTED = "a template of 9,000 levels, as the API server accepts it"
 HELD = {"type": "Held", "status": "True", "reason": "SubmissionUnknown"}
 
 
@@ -49,7 +50,8 @@ class PagedCluster(InMemoryCluster):
         start = int(query.get("continue") or 0)
         end = start + query["limit"]
         token = str(end) if end < len(self.runs) else ""
-        return json.dumps({"metadata": {"continue": token}, "items": self.runs[start:end]}).encode()
+        page = json.dumps({"metadata": {"continue": token}, "items": self.runs[start:end]})
+        return page.replace(f'"{NESTED}"', "[" * 9_000 + "]" * 9_000).encode()
 
 
 def listed(cluster: InMemoryCluster, *flags: str) -> tuple[int, str, str]:
@@ -80,13 +82,14 @@ def test_list_of_all_namespaces_has_the_namespace_first() -> None:
 
 
 def test_list_prints_all_pages_as_one_table_whose_columns_only_widen() -> None:
-    runs = [a_run(f"run-{number:04}") for number in range(PAGE)] + [a_run("x"), a_run("a-very-long-name")]
+    runs = [a_run(f"run-{number:04}") for number in range(PAGE)] + [a_run("x")] * PAGE + [a_run("a-very-long-name")]
     cluster = PagedCluster(runs)
     _, out, _ = listed(cluster)
     lines = out.splitlines()
     assert len(lines) == 1 + len(runs)
-    assert lines[-2].startswith("x                  Running")
-    assert [query.get("continue") for query in cluster.queries] == [None, str(PAGE)]
+    assert lines[PAGE + 1].startswith("x          Running")
+    assert lines[-1].startswith("a-very-long-name   Running")
+    assert [query.get("continue") for query in cluster.queries] == [None, str(PAGE), str(2 * PAGE)]
 
 
 @pytest.mark.parametrize("output, load", [("json", json.loads), ("yaml", yaml.safe_load)])
@@ -110,6 +113,19 @@ def test_page_that_is_too_large_is_requested_with_a_smaller_limit() -> None:
     assert [query["limit"] for query in cluster.queries] == [PAGE, PAGE // 10, PAGE // 10, PAGE // 10]
     assert all(query["bytes_max"] == 16 * 1024 * 1024 for query in cluster.queries)
     assert len(out.splitlines()) == 26
+
+
+def test_page_is_printed_before_the_next_one_is_read() -> None:
+    class BrokenCluster(PagedCluster):
+        @override
+        async def list(self, path: str, *, metadata_only: bool = False, **query: Any) -> bytes:
+            if query.get("continue"):
+                raise GoneError(410, "Expired", "too old")
+            return await super().list(path, metadata_only=metadata_only, **query)
+
+    code, out, err = listed(BrokenCluster([a_run(f"run-{number:03}") for number in range(PAGE + 1)]))
+    assert (code, len(out.splitlines())) == (1, PAGE + 1)
+    assert err.startswith("error: The list expired while it was read")
 
 
 def test_list_of_held_runs_leaves_out_others_and_finished_ones() -> None:
@@ -165,7 +181,7 @@ def test_empty_list_says_what_was_not_found(flags: list[str], says: str) -> None
 def test_taskrun_that_can_not_be_decoded_keeps_its_row() -> None:
     broken = a_run("broken", counts={"attempts": "many"})
     nested = a_run("nested")
-    nested["spec"]["template"] = json.loads("[" * 900 + "]" * 900)
+    nested["spec"]["template"] = NESTED
     _, out, _ = listed(PagedCluster([broken, nested, a_run("etl")]))
     rows = [line.split()[:2] for line in out.splitlines()[1:]]
     assert rows == [["broken", "Unreadable"], ["nested", "Running"], ["etl", "Running"]]
