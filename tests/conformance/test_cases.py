@@ -99,6 +99,17 @@ def test_lookups_that_fail_for_longer_than_jobs_are_kept_end_as_held() -> None:
         assert suite.check(case).outcome is ExpectedResult.HELD
 
 
+@pytest.mark.parametrize("name", ["frozen after", "frozen with handle", "node dies after"])
+def test_job_on_a_lost_node_is_found_however_long_a_lookup_lags(name: str) -> None:
+    [case] = [case for case in CASES if case.name == name]
+    capabilities = Capabilities(look_up=Lookup(settling=timedelta(seconds=300)))
+    with (
+        serving(jobservers.jobserver.Mode(lag_seconds=300)) as served,
+        Suite(served.external_system(capabilities)) as suite,
+    ):
+        assert suite.check(case).outcome is ExpectedResult.ONE_JOB
+
+
 class LooksUpTakenNames(JobServerAdapter):
     """Adapter that reads the job of a taken name, because the response does not have it."""
 

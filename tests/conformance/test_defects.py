@@ -218,7 +218,7 @@ class Defect:
     """A wrong adapter, a case that finds it, and the problem that the case reports.
 
     mistake: the mistake of the list in docs/adapters.md, or an empty string.
-    mode: mode of the job server.
+    mode: mode of the job server, a name or a `jobserver.Mode`.
     capabilities: declared capabilities, by default those of the mode.
     outcome: result of the run, if the SDK must have acted on the wrong report.
     """
@@ -227,7 +227,7 @@ class Defect:
     case: str
     problem: str
     mistake: str = ""
-    mode: str = "lookup"
+    mode: Any = "lookup"
     capabilities: Capabilities | None = None
     outcome: ExpectedResult | None = None
 
@@ -321,7 +321,7 @@ DEFECTS = {
 def run_defect(defect: Defect, served: JobServerSystem) -> CaseResult:
     """Run the case that finds a wrong adapter, in the default timing of the clock."""
     [case] = [case for case in CASES if case.name == defect.case]
-    capabilities = defect.capabilities or CAPABILITIES[defect.mode]
+    capabilities = CAPABILITIES[defect.mode] if defect.capabilities is None else defect.capabilities
     system = replace(
         served.external_system(seconds=2 if isinstance(served.clock, RealClock) else 60),
         adapter=lambda: defect.adapter(served.client, capabilities),
@@ -339,12 +339,6 @@ def test_case_on_a_defect_of_the_adapter_reports_it(what: str) -> None:
     assert defect.outcome in {None, result.outcome}, result
 
 
-def test_each_mistake_of_the_documented_list_has_a_defect_that_the_suite_finds() -> None:
-    text = (REPOSITORY / "docs/adapters.md").read_text()
-    documented = re.findall(r"^\* \*\*(.*?)\*\*", text.partition("mistakes make a second job")[2], re.MULTILINE)
-    assert {defect.mistake for defect in DEFECTS.values()} - {""} == set(documented)
-
-
 class ReportsErrorAsAbsentInTwoSeconds(ReportsErrorAsAbsent):
     request_seconds = 2.0
 
@@ -354,29 +348,42 @@ class SettlesTooLate(JobServerAdapter):
 
 
 AT_ONCE = Capabilities(look_up=Lookup(settling=timedelta()))
+LAGGING = jobservers.jobserver.Mode(lag_seconds=9)
 REAL_DEFECTS = {
-    "an error of a lookup is reported as absence": (
-        jobservers.jobserver.Mode(lag_seconds=0),
-        Defect(
-            ReportsErrorAsAbsentInTwoSeconds,
-            "500 on lookup",
-            "look_up returned None when .* made 2 jobs",
-            capabilities=AT_ONCE,
-        ),
+    "an error of a lookup is reported as absence": Defect(
+        ReportsErrorAsAbsentInTwoSeconds,
+        "500 on lookup",
+        "look_up returned None when .* made 2 jobs",
+        ABSENT,
+        capabilities=AT_ONCE,
     ),
-    "a lag is not declared": (
-        jobservers.jobserver.Mode(lag_seconds=9),
-        Defect(SettlesTooLate, "found in time", "must find the job 0 s after its submission", capabilities=AT_ONCE),
+    "a lag is not declared": Defect(
+        SettlesTooLate,
+        "found in time",
+        "must find the job 0 s after its submission",
+        GUARANTEE,
+        LAGGING,
+        AT_ONCE,
     ),
+    "a 500 is reported as rejected for now": DEFECTS["a 500 is reported as rejected for now"],
+    "a 500 is reported as failed": DEFECTS["a 500 is reported as failed"],
+    "a lookup takes the place of a name": DEFECTS["a lookup takes the place of a name"],
 }
 
 
 @pytest.mark.parametrize("what", REAL_DEFECTS)
 def test_case_in_real_time_on_a_defect_of_the_adapter_reports_it(what: str) -> None:
-    mode, defect = REAL_DEFECTS[what]
-    with serving(mode, clock=RealClock()) as served:
+    defect = REAL_DEFECTS[what]
+    with serving(defect.mode, clock=RealClock()) as served:
         result = run_defect(defect, served)
     assert re.search(defect.problem, result.problem), result
+
+
+@pytest.mark.parametrize("defects", [DEFECTS, REAL_DEFECTS], ids=["virtual time", "real time"])
+def test_each_mistake_of_the_documented_list_has_a_defect_that_the_suite_finds(defects: dict[str, Defect]) -> None:
+    text = (REPOSITORY / "docs/adapters.md").read_text()
+    documented = re.findall(r"^\* \*\*(.*?)\*\*", text.partition("mistakes make a second job")[2], re.MULTILINE)
+    assert {defect.mistake for defect in defects.values()} - {""} == set(documented)
 
 
 def test_adapter_that_only_looks_up_before_it_submits_fails_only_the_case_at_once() -> None:

@@ -213,6 +213,12 @@ def _lose_response(case_run: "CaseRun") -> UnresolvedSubmission:
     return UnresolvedSubmission(exists=True)
 
 
+def _wait_until_found(case_run: "CaseRun") -> None:
+    """Start the next attempt when a lookup finds the job, because it is held otherwise."""
+    if case_run.capabilities.client_name is None:
+        case_run.before_main(2, lambda process: process.sleep(settling_of(case_run.capabilities)))
+
+
 def _lose_response_while_lookups_lag(case_run: "CaseRun") -> UnresolvedSubmission:
     case_run.at_step(1, "submit accepted", lambda process: process.kill())
     case_run.delay_lookups()
@@ -451,6 +457,8 @@ def _freeze_at(
 
     def arrange(case_run: "CaseRun") -> UnresolvedSubmission | None:
         case_run.at_step(1, step, case_run.freeze)
+        if unresolved is not None and unresolved.exists:
+            _wait_until_found(case_run)
         return unresolved
 
     return arrange
@@ -463,6 +471,8 @@ def _lose_node_at(step: str, unresolved: UnresolvedSubmission) -> "Callable[[Cas
             case_run.process(1).kill()
 
         case_run.at_step(1, step, lambda _process: lose_node())
+        if unresolved.exists:
+            _wait_until_found(case_run)
         return unresolved
 
     return arrange
