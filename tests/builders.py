@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from reattach.api.names import ANNOTATION_TEMPLATE_HASH, FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, pod_name
-from reattach.api.objects import Pod
+from reattach.api.objects import Condition, Pod
 from reattach.api.reasons import ConditionType
 from reattach.api.state import (
     Completion,
@@ -46,6 +46,19 @@ def stamp(seconds: float) -> str:
 
 # -- TaskRuns --------------------------------------------------------------------------------------
 
+NEW_STATUS = TaskRunStatus(
+    conditions=(
+        Condition(
+            type=ConditionType.RECONCILING,
+            status="True",
+            reason="Pending",
+            message="The operator has not written a status yet.",
+            last_transition_time=datetime(1970, 1, 1, tzinfo=UTC),
+        ),
+    )
+)
+"""Status that the API server returns before the first write. A test compares it with the schema."""
+
 
 def to_taskrun(content: dict[str, Any]) -> TaskRun:
     return msgspec.json.decode(msgspec.json.encode(content), type=TaskRun)
@@ -55,7 +68,7 @@ def to_taskrun(content: dict[str, Any]) -> TaskRun:
 class ATaskRun:
     metadata: dict[str, Any]
     spec: dict[str, Any]
-    status: TaskRunStatus = field(default_factory=TaskRunStatus)
+    status: TaskRunStatus = NEW_STATUS
 
     def build(self) -> TaskRun:
         taskrun = to_taskrun({"metadata": self.metadata, "spec": self.spec})

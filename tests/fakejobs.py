@@ -14,8 +14,10 @@ from fakepod import a_problem
 from reattach.api import messages
 from reattach.api.names import HEADER_REQUEST_ID, HEADER_SESSION
 from reattach.api.objects import ObjectMeta
-from reattach.api.taskrun import Attempt, Resolution, SubmissionPolicy
+from reattach.api.state import SealPurpose
+from reattach.api.taskrun import Attempt, AttemptPurpose, Resolution, SubmissionPolicy
 from reattach.state import operations
+from reattach.state.cancellation import request_cancellation
 from reattach.state.codec import DurableState as StoredState
 from reattach.state.errors import RequestRejectedError
 from reattach.state.intents import intend
@@ -28,7 +30,7 @@ class FakeJobs:
     """External jobs as the state API decides about them.
 
     owner: the fields of the TaskRun that the state API reads.
-    attempt: attempt of each session that opens the state from now on.
+    attempt, purpose: those of each session that opens the state from now on.
     """
 
     refusals = RequestRejectedError
@@ -37,7 +39,8 @@ class FakeJobs:
         self.clock = clock
         self.owner = Owner(metadata=ObjectMeta(name="load", namespace="demo", uid="u-1"))
         self.attempt = 2
-        self.sessions: dict[str, int] = {}
+        self.purpose = AttemptPurpose.RUN
+        self.sessions: dict[str, tuple[int, AttemptPurpose]] = {}
         self.state = StoredState()
 
     def rules(self, **submission: Any) -> None:
@@ -57,6 +60,24 @@ class FakeJobs:
         self.owner = msgspec.structs.replace(self.owner, status=status)
         self.attempt += 1
 
+    def begin_cleanup(self, *, end: str | None = "Reported") -> None:
+        """Seal the state, and start a cleanup attempt, as the operator does at the end of the run.
+
+        `end`: the end of the attempt before it; None if that is not recorded yet.
+        """
+        self.state = operations.seal(self.state, self.attempt, SealPurpose.END)
+        self.purpose = AttemptPurpose.CLEANUP
+        if end is None:
+            self.attempt += 1
+        else:
+            self.next_attempt(end=end)
+
+    def record_end(self, number: int, end: str = "Reported") -> None:
+        """Record the end of an attempt."""
+        attempts = (*self.owner.status.attempts, Attempt(number=number, end=end))
+        status: OwnerStatus = msgspec.structs.replace(self.owner.status, attempts=attempts)
+        self.owner = msgspec.structs.replace(self.owner, status=status)
+
     def record(self, key: str = "load", generation: int = 1) -> JobRecord:
         return self.state.jobs[key, generation]
 
@@ -69,7 +90,7 @@ class FakeJobs:
         return any(job.is_open and (job.handle is None or not job.detached) for job in self.state.jobs.values())
 
     def open(self, request: httpx.Request) -> None:
-        self.sessions.setdefault(request.headers[HEADER_SESSION], self.attempt)
+        self.sessions.setdefault(request.headers[HEADER_SESSION], (self.attempt, self.purpose))
         self.state, _ = operations.open_state(self.state, self._writer(request), self.clock())
 
     def respond(self, request: httpx.Request, path: str) -> httpx.Response:
@@ -113,6 +134,19 @@ class FakeJobs:
                     server_time=self.clock(),
                 )
                 return _json_response(response)
+            case "POST", [key, "cancellation"]:
+                cancelling = msgspec.json.decode(request.content, type=messages.CancellationRequest)
+                self.state, cancelled = request_cancellation(
+                    self.state, writer, key, cancelling, owner=self.owner, now=self.clock()
+                )
+                return _json_response(
+                    messages.CancellationResponse(
+                        job=to_job(cancelled.job),
+                        unresolved=cancelled.unresolved,
+                        may_resolve=cancelled.may_resolve,
+                        server_time=self.clock(),
+                    )
+                )
             case "PUT", [key, "handle"]:
                 handle = msgspec.json.decode(request.content, type=messages.HandleRequest)
                 self.state, recorded = record_handle(self.state, writer, key, handle, self.clock())
@@ -129,8 +163,8 @@ class FakeJobs:
 
     def _writer(self, request: httpx.Request) -> operations.Session:
         session = request.headers[HEADER_SESSION]
-        attempt = self.sessions.get(session, self.attempt)
-        return operations.Session(attempt, f"pod-{attempt}", session)
+        attempt, purpose = self.sessions.get(session, (self.attempt, self.purpose))
+        return operations.Session(attempt, f"pod-{attempt}", session, purpose)
 
     def _change_spec(self, **changes: Any) -> None:
         spec: OwnerSpec = msgspec.structs.replace(self.owner.spec, **changes)

@@ -99,6 +99,7 @@ class FakeStateApi:
 
     script: responses of the next requests, in place of those from the dict.
     down: response or error of every request without a scripted one.
+    purpose: that of the pod.
     lost: number of next requests that are executed, but whose responses are lost.
     """
 
@@ -109,6 +110,7 @@ class FakeStateApi:
         self.script: list[ScriptedResponse | None] = []
         self.down: ScriptedResponse | None = None
         self.lost = 0
+        self.purpose = "Run"
         self.values: dict[str, Any] = {}
         self.versions: dict[str, int] = {}
         self.completed: list[Any] = []
@@ -156,7 +158,7 @@ class FakeStateApi:
                     except self.jobs.refusals as refused:
                         return a_problem(409, refused.code, refused.detail)
                 opened = {"namespace": "demo", "taskrun": "load", "taskrunUID": "u-1", "attempt": 2, "first": False}
-                return httpx.Response(200, json={**opened, "serverTime": NOW})
+                return httpx.Response(200, json={**opened, "serverTime": NOW, "purpose": self.purpose})
             case _, _ if path.startswith("/v1/jobs"):
                 return self.jobs.respond(request, path)
             case "POST", "/v1/complete" if "jobs" in self.__dict__ and self.jobs.has_open():
@@ -228,9 +230,16 @@ class Pod:
         self.ended: list[int] = []
         self.over: list[AttemptOver] = []
 
-    def context(self, settings: TaskSettings | None = None) -> TaskContext:
+    def begin_cleanup(self, **end: str | None) -> None:
+        """End the run, and become the pod of a cleanup attempt."""
+        self.api.jobs.begin_cleanup(**end)
+        self.api.purpose = "Cleanup"
+        self.settings = replace(self.settings, is_cleanup=True)
+
+    def context(self, settings: TaskSettings | None = None, **registered: Any) -> TaskContext:
         return TaskContext(
             settings or self._settings_now(),
+            **registered,
             transport=self.api.transport(),
             timing=self.time.timing(),
             environment=self.environment,

@@ -38,7 +38,7 @@ class System(Adapter):
     """System that enforces names or tokens only if `can` declares them.
 
     before_submit, after_submit: functions to call before and after a job is made; `submit` raises
-        their exceptions. `before_look_up` and `before_status` are alike.
+        their exceptions. `before_look_up`, `before_status` and `before_cancel` are alike.
     statuses: statuses to return in turn; the last one is repeated.
     hidden_for: number of lookups that do not find an existing job.
     """
@@ -51,6 +51,7 @@ class System(Adapter):
     after_submit: list[Callable[[], None]] = field(default_factory=list)
     before_look_up: list[Callable[[], None]] = field(default_factory=list)
     before_status: list[Callable[[], None]] = field(default_factory=list)
+    before_cancel: list[Callable[[], None]] = field(default_factory=list)
     statuses: list[JobStatus] = field(default_factory=lambda: [Active("half of it"), Succeeded(RESULT)])
     hidden_for: int = 0
     name_of: Callable[[int], Any] = "job-{}".format
@@ -103,6 +104,7 @@ class System(Adapter):
     @override
     def cancel(self, handle: str) -> None:
         self.cancelled.append(handle)
+        _call_next(self.before_cancel)
 
     def _known(self, submission: Submission) -> str | None:
         return next((handle for handle, job in self.jobs.items() if job.token == submission.token), None)

@@ -10,6 +10,7 @@ import msgspec
 from reattach.api.messages import (
     BATCH_OPERATIONS_MAX,
     JOBS_MAX,
+    CancellationRequest,
     Decision,
     Grounds,
     HandleRequest,
@@ -18,6 +19,8 @@ from reattach.api.messages import (
     ProblemCode,
 )
 from reattach.api.state import JobCounts, JobState, SealPurpose
+from reattach.api.taskrun import AttemptPurpose
+from reattach.state.cancellation import CancellationResult, request_cancellation
 from reattach.state.codec import DurableState, from_data, to_data
 from reattach.state.errors import RequestRejectedError
 from reattach.state.intents import IntentResult, intend
@@ -49,8 +52,8 @@ def at(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def session_of(attempt: int, session: str = "s") -> Session:
-    return Session(attempt=attempt, pod_uid=f"pod-{attempt}", id=f"{session}-{attempt}")
+def session_of(attempt: int, session: str = "s", purpose: AttemptPurpose = AttemptPurpose.RUN) -> Session:
+    return Session(attempt=attempt, pod_uid=f"pod-{attempt}", id=f"{session}-{attempt}", purpose=purpose)
 
 
 @dataclass
@@ -76,6 +79,14 @@ class Run:
         self.submitter = process or f"process-{session}-{attempt}"
         if opened:
             self._save(open_state(self.state, self.session, at(self.now))[0])
+        return self
+
+    def cleaning_up(self, attempt: int = 2) -> Self:
+        """The process of a cleanup attempt, which opens the state after its seal."""
+        self.sealed(attempt - 1, SealPurpose.END)
+        self.session = session_of(attempt, "cleanup", AttemptPurpose.CLEANUP)
+        self.submitter = f"process-cleanup-{attempt}"
+        self._save(open_state(self.state, self.session, at(self.now))[0])
         return self
 
     def later(self, seconds: float) -> Self:
@@ -124,6 +135,12 @@ class Run:
         self._save(after)
         return recorded
 
+    def cancel(self, *, generation: int = 1) -> CancellationResult:
+        request, owner = CancellationRequest(generation=generation), msgspec.convert(self.owner, Owner)
+        after, result = request_cancellation(self.state, self.session, KEY, request, owner=owner, now=at(self.now))
+        self._save(after)
+        return result
+
     def held(self, generation: int = 1) -> Self:
         record = self.state.jobs[KEY, generation]
         state = "Unknown" if record.handle is None else "NotFound"
@@ -162,6 +179,11 @@ def handled(state: DurableState, run: Run, record: JobRecord, handle: str, **mor
     return record_handle(state, run.session, record.key, asked, record.intended_at)[0]
 
 
+def cancelled(state: DurableState, run: Run, record: JobRecord) -> DurableState:
+    request, owner = CancellationRequest(generation=1), msgspec.convert(run.owner, Owner)
+    return request_cancellation(state, run.session, record.key, request, owner=owner, now=record.intended_at)[0]
+
+
 def succeeded(state: DurableState, run: Run, record: JobRecord, result: str, message: str = "") -> DurableState:
     asked = OutcomeRequest(generation=1, state="Succeeded", result=result, message=message)
     return record_outcome(state, run.session, record.key, asked, record.intended_at)[0]
@@ -184,6 +206,7 @@ def brim(*, key_characters: int = 0) -> DurableState:
         if code_of(run.intend, key=key, submitter="p" * 64, digest='"' * 128, adapter='"' * 63) is None:
             record = run.state.jobs[key, 1]
             run.state = handled(run.state, run, record, '"' * 512, url='"' * 512)
+            run.state = cancelled(run.state, run, record)
             run.state = succeeded(run.state, run, record, '"' * 2047, message='"' * 256)
             for stray in range(STRAYS_MAX):
                 run.state = handled(run.state, run, record, f"{stray}" + '"' * 511)

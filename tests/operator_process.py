@@ -552,8 +552,12 @@ class Stage:
 
     def run(self, name: str, script_of: Callable[[int], Script] = all_succeed, **spec: Any) -> JSON:
         """A TaskRun whose attempts do what the script says."""
-        self._scripts[name] = script_of
+        self.play(name, script_of)
         return self.cluster.create(name, spec)
+
+    def play(self, name: str, script_of: Callable[[int], Script]) -> None:
+        """Set the script of a TaskRun that something else creates."""
+        self._scripts[name] = script_of
 
 
 def limit_pods(stage: Stage, count: int | None) -> None:

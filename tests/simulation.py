@@ -279,8 +279,17 @@ class ModelCluster:
         assert len(after.attempts) <= max(
             self.taskrun.spec.history_limit, 1 + sum(a.finish_time is None for a in after.attempts)
         )
+        self._check_readiness(after)
         if after.outcome is not None:
             self._check_outcome(after)
+
+    @staticmethod
+    def _check_readiness(status: TaskRunStatus) -> None:
+        """Check that the fitting one of Reconciling and Stalled is present; none after success."""
+        found = [one.type for one in status.conditions if one.type in {"Reconciling", "Stalled"}]
+        is_stalled = is_held(status) or status.outcome is not None
+        expected = [] if status.outcome == "Succeeded" else ["Stalled" if is_stalled else "Reconciling"]
+        assert found == expected, "a tool that waits for the TaskRun is misled"
 
     def _check_outcome(self, status: TaskRunStatus) -> None:
         assert all(self.is_presumed_over(pod) for pod in self.pods.values()), "it ended while a pod runs"

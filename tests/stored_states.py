@@ -7,6 +7,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from reattach.api.state import Completion, JobCounts, JobOrigin, JobState, Seal, SealPurpose
+from reattach.api.taskrun import AttemptPurpose
 from reattach.state.codec import DurableState, Opening, StateEntry, StoredResponse
 from reattach.state.job_record import JobRecord, Submitter
 from reattach.state.values import to_json
@@ -48,6 +49,8 @@ def states(draw: st.DrawFn) -> DurableState:
         time=TIMES,
         first_attempt=st.integers(1, 9),
         can_cleanup=st.booleans(),
+        purpose=st.sampled_from(AttemptPurpose),
+        cleanup_handler=st.booleans(),
         fenced_sessions=st.lists(TEXT, max_size=3).map(tuple),
     )
     completion = st.builds(
@@ -94,4 +97,6 @@ def jobs(draw: st.DrawFn) -> JobRecord:
         holds=draw(st.integers(0, 3)),
         strays=tuple(draw(st.lists(TEXT, max_size=2))),
         given_up=draw(st.booleans()),
+        cancel_requested_at=draw(st.none() | TIMES),
+        cancel_requested_by_attempt=draw(st.none() | st.integers(1, 9)),
     )

@@ -13,7 +13,18 @@ import msgspec
 
 from operator_process import Containers
 from reattach.api.messages import TerminationMessage
-from reattach.api.names import ANNOTATION_CA, CA_FILE, TOKEN_AUDIENCE, TOKEN_FILE
+from reattach.api.names import (
+    ANNOTATION_CA,
+    CA_FILE,
+    LABEL_ATTEMPT,
+    LABEL_PURPOSE,
+    LABEL_TASKRUN,
+    PHASE_CLEANUP,
+    PHASE_RUN,
+    TOKEN_AUDIENCE,
+    TOKEN_FILE,
+)
+from reattach.api.taskrun import AttemptPurpose
 from reattach.task.context import TaskContext
 from reattach.task.settings import TaskSettings
 from stateapi import Server
@@ -30,6 +41,7 @@ class Pod:
     directory: Path
     url: str
     body: dict[str, Any] = field(default_factory=dict)
+    purpose: AttemptPurpose = AttemptPurpose.RUN
 
     @property
     def environment(self) -> dict[str, str]:
@@ -38,7 +50,7 @@ class Pod:
             "REATTACH_NAMESPACE": self.run.namespace,
             "REATTACH_TASKRUN": self.run.name,
             "REATTACH_ATTEMPT": str(self.number),
-            "REATTACH_PHASE": "run",
+            "REATTACH_PHASE": PHASE_CLEANUP if self.purpose is AttemptPurpose.CLEANUP else PHASE_RUN,
             "REATTACH_DIRECTORY": str(self.directory),
             "REATTACH_TERMINATION_LOG": str(self.termination_log),
         }
@@ -54,6 +66,7 @@ class Pod:
             namespace=self.run.namespace,
             taskrun=self.run.name,
             attempt=self.number,
+            is_cleanup=self.purpose is AttemptPurpose.CLEANUP,
             directory=self.directory,
             termination_log=self.termination_log,
         )
@@ -94,10 +107,13 @@ class Pods:
     relay: Relay
     directory: Path
 
-    def start(self, number: int = 1) -> Pod:
+    def start(self, number: int = 1, purpose: AttemptPurpose = AttemptPurpose.RUN) -> Pod:
         directory = self.directory / f"attempt-{number}"
         directory.mkdir()
-        pod = Pod(self.run, number, directory, self.relay.url, self.run.pod(number))
+        labels = {LABEL_TASKRUN: self.run.name, LABEL_ATTEMPT: str(number)}
+        if purpose is AttemptPurpose.CLEANUP:
+            labels[LABEL_PURPOSE] = purpose
+        pod = Pod(self.run, number, directory, self.relay.url, self.run.pod(number, labels=labels), purpose)
         pod.termination_log.touch()
         pod.trust(self.server)
         pod.rotate_token()
@@ -108,7 +124,7 @@ class Pods:
         others = [known for known in self.run.status().get("attempts", []) if known["number"] != pod.number]
         entry = {
             "number": pod.number,
-            "purpose": "Run",
+            "purpose": pod.purpose,
             "podUID": pod.body["metadata"]["uid"],
             "end": end,
             "chargedTo": charged_to,

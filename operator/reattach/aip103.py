@@ -167,7 +167,7 @@ def main() -> None:
 class _Parser(argparse.ArgumentParser):
     """Parser that exits with code 1 on an error, like a task that fails."""
 
-    def error(self, message: str) -> NoReturn:
+    def error(self, message: str) -> NoReturn:  # type: ignore[explicit-override] # typing.override exists since Python 3.12
         self.exit(1, f"{self.format_usage()}{self.prog}: {message}\n")
 
 

@@ -46,7 +46,7 @@ operator: 1 create events [526]
 operator: 1 create pods [1525]
 operator: 1 get configmaps (404) [0]
 operator: 1 patch pods [70]
-operator: 2 patch taskruns/status [573, 511]
+operator: 2 patch taskruns/status [716, 511]
 """
 STATE = """
 operator: 1 create events [526]

@@ -92,7 +92,8 @@ def check_cancelled(history: RunHistory, expected: RunHistory) -> None:
     assert status["outcome"] == "Cancelled"
     assert [(each["cause"], each.get("chargedTo")) for each in status["attempts"]] == [("Stopped", None)]
     assert jobs_of(status) == [("load", "job-1", "Orphaned")]
-    assert {each["type"]: each["status"] for each in status["conditions"]} == {"Succeeded": "False", "Orphaned": "True"}
+    conditions = {each["type"]: each["status"] for each in status["conditions"]}
+    assert conditions == {"Succeeded": "False", "Stalled": "True", "Orphaned": "True"}
     assert is_named(history)
     assert is_recorded(history)
     assert normalised(status) == normalised(expected.status)

@@ -22,7 +22,7 @@ from jobservers import LocalJobServer, Time, serving
 from operator_process import CONTAINER, Cluster, Containers, Operator, Operators, Script, condition, kubelet_of
 from reattach.api.names import GROUP
 from reattach.api.reasons import HOLDS
-from reattach.cluster.paths import taskruns
+from reattach.cluster.paths import configmaps, taskruns
 from run_histories import write_ca
 from stateapi import Server, Servers
 from taskpods import environment_of, port_of
@@ -31,8 +31,8 @@ from waiting import wait_until
 
 JSON = dict[str, Any]
 
-EARLIER = "4bd7b1c5e783a5c5911cd44c5a40721b066f81ec"
-"""The newest commit whose binaries read only format 1.
+EARLIER = "ad57e602fa17ad507eefe1b683087ce837158c13"
+"""The newest commit whose binaries read format 2 and write only format 1.
 
 When a release begins to write a field of format 2, this becomes the release that first read it.
 """
@@ -175,6 +175,7 @@ def test_rollout_and_rollback_hold_no_run_and_submit_each_job_once(
         kubelet.play(namespace, tasks.script_of)
         try:
             created: list[str] = []
+            formats: set[str] = set()
             for number, (versions, wave) in enumerate(zip(PHASES, waves, strict=True)):
                 installation.switch(*versions)
                 for victim in running(cluster, created)[number % 5 :: 5]:
@@ -183,6 +184,7 @@ def test_rollout_and_rollback_hold_no_run_and_submit_each_job_once(
                     create(cluster, name)
                 created += wave
                 await_beats(cluster, tasks, created)
+                formats |= formats_in(control_plane, namespace)
                 if versions == ("this", "this"):
                     clock.pass_by(2 * SHORT_JOB)
                     short = [name for name in created if int(name.rpartition("-")[2]) % 4 < 2]
@@ -193,6 +195,7 @@ def test_rollout_and_rollback_hold_no_run_and_submit_each_job_once(
         finally:
             kubelet.forget(namespace)
             tasks.stop()
+    assert formats == {"1", "2"}, "states of both formats were read by both versions"
     assert made == dict.fromkeys(names, 1), "one external job each"
     for name in names:
         status = cluster.status(name)
@@ -242,6 +245,12 @@ def made_of(jobserver: LocalJobServer, label: str) -> list[str]:
     """Return the ids of the jobs that were ever made with this label."""
     rows = jobserver.jobs._database.execute("SELECT id FROM jobs WHERE label = ?", (label,))
     return [row["id"] for row in rows]
+
+
+def formats_in(control_plane: ControlPlane, namespace: str) -> set[str]:
+    """Return the formats of all states."""
+    items = control_plane.call("GET", configmaps(namespace))["items"]
+    return {item["data"]["formatVersion"] for item in items if "formatVersion" in item.get("data", {})}
 
 
 def holds_in(control_plane: ControlPlane, namespace: str) -> list[str]:

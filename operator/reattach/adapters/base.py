@@ -216,7 +216,8 @@ class Adapter(ABC):
     def look_up(self, submission: Submission) -> Submitted | None:
         """Return the job that carries the token, or None.
 
-        Required if `capabilities.look_up` is declared.
+        Required if `capabilities.look_up` is declared. In a cleanup attempt, `submission.request`
+        is None, because only its digest is stored.
         """
         raise NotImplementedError(
             f"{type(self).__name__} declares look_up and does not implement it: {submission.token}"

@@ -54,6 +54,9 @@ class ConditionType(StrEnum):
     HELD = "Held"
     ORPHANED = "Orphaned"
     PREDECESSOR_ORPHANED = "PredecessorOrphaned"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+    """Reconciling and Stalled are defined by kstatus, and present only while they are True."""
 
 
 class EventReason(StrEnum):

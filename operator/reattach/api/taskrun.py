@@ -1,7 +1,8 @@
 """Model of a TaskRun. The schema (`crds/taskruns.yaml`) is the public API; a test compares both.
 
-Defaults are set here and described in the schema. The schema itself sets none, so that a stored
-object has only what its author wrote.
+Defaults are set here and described in the schema. The schema itself sets none in the spec, so that
+a stored object has only what its author wrote. The API server adds one thing to what it returns:
+the condition Reconciling of a status without conditions.
 """
 
 from enum import StrEnum

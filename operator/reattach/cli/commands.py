@@ -4,8 +4,8 @@ The other modules do the work.
 """
 
 import sys
-from datetime import timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -14,24 +14,51 @@ from reattach.cli.errors import CommandError, ExitCode
 from reattach.cli.flags import (
     DURATION,
     PROGRAM,
+    TIME,
     Commands,
+    TaskRunName,
     call,
+    check_names_or_selector,
     leave,
     name_argument,
+    names_argument,
     output_option,
     say,
+    selector_option,
     show,
     styler,
 )
 from reattach.cli.state_commands import state
+from reattach.cli.text import clock, count, table
+
+if TYPE_CHECKING:
+    from reattach.cli.resolve import ResolveRequest
 
 
 @click.group(cls=Commands, name=PROGRAM)
 def cli(**_: Any) -> None:
-    """Show what a TaskRun did and why, and resolve a TaskRun that is held.
+    """List TaskRuns, show what a TaskRun did and why, and resolve or cancel it.
 
     Exit codes: 0 done, 1 not done (stderr says why), 2 wrong usage; wait has more.
     """
+
+
+@cli.command("list")
+@click.option("-A", "--all-namespaces", is_flag=True, help="List the TaskRuns of all namespaces.")
+@selector_option
+@click.option("--held", is_flag=True, help="List only TaskRuns that wait for a resolution.")
+@click.option("--orphaned", is_flag=True, help="List only TaskRuns that left external jobs running.")
+@output_option
+def list_taskruns(
+    *, all_namespaces: bool, selector: str | None, held: bool, orphaned: bool, output: str | None
+) -> None:
+    """List TaskRuns: status, attempts, the newest external job, and age."""
+    from reattach.cli.pages import TaskRunSelection
+    from reattach.cli.run_list import ORPHANED, UNFINISHED, print_list
+
+    fields = [*([UNFINISHED] if held else []), *([ORPHANED] if orphaned else [])]
+    selection = TaskRunSelection(all_namespaces=all_namespaces, labels=selector, fields=",".join(fields) or None)
+    call(lambda connection: print_list(connection, selection, datetime.now(UTC), output, held=held))
 
 
 @cli.command()
@@ -49,7 +76,7 @@ def explain(name: str, output: str | None) -> None:
 
 
 @cli.command()
-@name_argument
+@click.argument("name", required=False, metavar="[NAME]", type=TaskRunName(), shell_complete=completion.taskruns)
 @click.option("--adopt", metavar="HANDLE", help="The job exists, and this is its id in the external system.")
 @click.option("--resubmit", is_flag=True, help="The job does not exist: submit it again.")
 @click.option("--start-empty", is_flag=True, help="The state is lost: continue with an empty one.")
@@ -57,10 +84,15 @@ def explain(name: str, output: str | None) -> None:
 @click.option("--fail", is_flag=True, help="End the TaskRun as Failed.")
 @click.option("--key", help="The external job to resolve, if several are held.", shell_complete=completion.held_keys)
 @click.option("--generation", type=click.IntRange(1), help="The generation of that job.")
+@selector_option
+@click.option(
+    "--held-before", type=TIME, metavar="TIME", help="With --selector: only runs that are held since before this time."
+)
+@click.option("-y", "--yes", is_flag=True, help="With --selector: store the resolutions, and don't only list them.")
 @output_option
 def resolve(
     *,
-    name: str,
+    name: str | None,
     adopt: str | None,
     resubmit: bool,
     start_empty: bool,
@@ -68,6 +100,9 @@ def resolve(
     fail: bool,
     key: str | None,
     generation: int | None,
+    selector: str | None,
+    held_before: datetime | None,
+    yes: bool,
     output: str | None,
 ) -> None:
     """Resolve a TaskRun that is held, so that it continues.
@@ -75,10 +110,15 @@ def resolve(
     A hold for SubmissionUnknown takes --adopt, --resubmit or --fail, StateLost takes --start-empty
     or --fail, and BudgetExhausted takes --continue or --fail. The resolution is appended to
     spec.resolutions.
+
+    With --selector, the command lists the held TaskRuns of the namespace and the resolutions that
+    they would get, and stores them only with --yes. Holds that begin after the start of the command
+    get none.
     """
-    from reattach.cli.resolve import ResolveRequest
+    from reattach.cli.resolve import ResolveRequest, format_resolution
     from reattach.cli.resolve import resolve as store
 
+    check_names_or_selector([name] if name else [], selector)
     chosen = {
         "Adopt": adopt is not None,
         "Resubmit": resubmit,
@@ -90,11 +130,94 @@ def resolve(
     if len(actions) != 1:
         raise click.UsageError("Give exactly one of --adopt HANDLE, --resubmit, --start-empty, --continue and --fail.")
     request = ResolveRequest(action=actions[0], handle=adopt, key=key, generation=generation)
+    if selector is not None:
+        if adopt is not None:
+            raise click.UsageError("--adopt needs NAME instead of --selector, because a handle belongs to one job.")
+        _resolve_selected(selector, request, held_before, output, yes=yes)
+    if name is None or yes or held_before is not None:
+        raise click.UsageError("--yes and --held-before need --selector.")
     result = call(lambda connection: store(connection, name, request))
-    what = f"{request.action} {adopt}" if adopt else request.action
-    about = f" of {result.resolution.key}" if result.resolution.key else ""
-    lines = [f"taskrun/{name} resolved: {what}, for {result.resolution.held}{about}.", result.consequence]
-    show(result, output, lines)
+    show(result, output, [format_resolution(name, result.resolution), result.consequence])
+
+
+def _resolve_selected(
+    selector: str, request: "ResolveRequest", held_before: datetime | None, output: str | None, *, yes: bool
+) -> NoReturn:
+    from reattach.cli import bulk_resolve
+    from reattach.cli.changes import change_each
+
+    started = call(bulk_resolve.read_start)
+    before = min(started, held_before or started)
+    bulk = bulk_resolve.BulkRequest(selector, request, before)
+    if yes and held_before is None:
+        # A repeated command that begins later could resolve later holds.
+        say(
+            f"Resolving holds that began before {clock(before)}. To repeat the command, add --held-before {clock(before)}."
+        )
+    plans, errors = call(lambda connection: bulk_resolve.read_plans(connection, bulk))
+    for error in errors:
+        say(f"error: {error}")
+    planned = [plan for plan in plans if plan.to_resolve]
+    if not planned and not errors:
+        say("No held TaskRun matches --selector and takes this resolution.")
+    if yes:
+        for line in bulk_resolve.skipped_lines(plans):
+            say(line)
+        code = call(
+            lambda connection: change_each(
+                connection,
+                planned,
+                lambda plan: bulk_resolve.resolve_run(connection, plan, bulk),
+                bulk_resolve.format_run,
+                output,
+            )
+        )
+        leave(ExitCode.ERROR if errors else code)
+    if plans or output is not None:
+        rows = table(bulk_resolve.rows_of(plans, started), styler())
+        show(plans, output, [*rows, *bulk_resolve.consequences_of(plans)])
+    if planned:
+        number = sum(len(plan.to_resolve) for plan in planned)
+        say(f"Nothing was changed. To store {count(number, 'resolution')}, run:")
+        say(bulk_resolve.command_of(bulk, planned[0].namespace))
+    leave(ExitCode.ERROR if planned or errors else ExitCode.OK)
+
+
+@cli.command("cancel")
+@names_argument
+@selector_option
+@click.option("-y", "--yes", is_flag=True, help="With --selector: cancel, and don't only list.")
+@output_option
+def cancel_taskruns(*, names: tuple[str, ...], selector: str | None, yes: bool, output: str | None) -> None:
+    """Cancel TaskRuns. The operator then stops the pod, and the run ends as Cancelled.
+
+    With --selector, the command lists the TaskRuns that it would cancel, and cancels them only with
+    --yes. A TaskRun that succeeded or failed can't be cancelled.
+    """
+    from reattach.cli.cancel import CancelTarget, cancel, format_result, read_cancellable
+    from reattach.cli.changes import change_each
+    from reattach.cli.run_list import row_of, titles_of
+
+    check_names_or_selector(names, selector)
+    targets = [CancelTarget(name) for name in dict.fromkeys(names)]
+    if selector is not None:
+        runs = call(lambda connection: read_cancellable(connection, selector))
+        if not runs and output is None:
+            say("No TaskRun that continues matches --selector.")
+        elif runs and not yes:
+            now = datetime.now(UTC)
+            rows = [titles_of(), *(row_of(run, now) for run in runs)]
+            show(runs, output, table(rows, styler()))
+            say(f"Nothing was changed. To cancel {count(len(runs), 'TaskRun')}, repeat the command with --yes.")
+            leave(ExitCode.ERROR)
+        targets = [CancelTarget(run.name, run.uid) for run in runs]
+    leave(
+        call(
+            lambda connection: change_each(
+                connection, targets, lambda target: cancel(connection, target), format_result, output
+            )
+        )
+    )
 
 
 cli.add_command(state)

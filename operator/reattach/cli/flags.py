@@ -9,8 +9,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Coroutine
-from datetime import timedelta
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -22,7 +22,7 @@ from reattach.api.text import printable, printable_json
 from reattach.cli import completion
 from reattach.cli.errors import CommandError, ExitCode
 from reattach.cli.target import TARGET_OPTIONS, Target, target_of
-from reattach.cli.text import Styler, escape_line, is_coloured, parse_duration
+from reattach.cli.text import Cell, Styler, column_widths, escape_line, is_coloured, parse_duration, table
 
 if TYPE_CHECKING:
     from reattach.cli.connection import ClusterConnection
@@ -53,6 +53,25 @@ class Duration(click.ParamType[timedelta]):
 
 
 DURATION = Duration()
+
+
+class Timestamp(click.ParamType[datetime]):
+    """A time in RFC 3339, as the API server writes it."""
+
+    name = "time"
+
+    @override
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            found = datetime.fromisoformat(value)
+        except ValueError:
+            found = None
+        if found is None or found.tzinfo is None:
+            self.fail(f"{value!r} must be a time such as 2026-03-01T12:00:00Z", param, ctx)
+        return found
+
+
+TIME = Timestamp()
 
 
 def _target_options(*, hidden: bool) -> list[click.Option]:
@@ -150,6 +169,26 @@ def name_argument(function: Decorated) -> Decorated:
     return click.argument("name", type=TaskRunName(), shell_complete=completion.taskruns)(function)
 
 
+def names_argument(function: Decorated) -> Decorated:
+    """NAME..., TaskRuns; none if the command has `--selector`."""
+    return click.argument(
+        "names", nargs=-1, metavar="[NAME...]", type=TaskRunName(), shell_complete=completion.taskruns
+    )(function)
+
+
+def check_names_or_selector(names: Sequence[str], selector: str | None) -> None:
+    """Raise a usage error unless the command has either names or a selector."""
+    if bool(names) == (selector is not None):
+        raise click.UsageError("Give either NAME or --selector.")
+    if selector is not None and not selector.strip():
+        raise click.UsageError("--selector must not be empty, because an empty selector matches every TaskRun.")
+
+
+def selector_option(function: Decorated) -> Decorated:
+    """`-l`, kubectl's label selector."""
+    return click.option("-l", "--selector", metavar="SELECTOR", help="Labels, such as app=etl,tier!=test.")(function)
+
+
 def output_option(function: Decorated) -> Decorated:
     """`-o json|yaml`."""
     return click.option(
@@ -186,8 +225,8 @@ def say(text: str) -> None:
 def show(value: Any, output: str | None, lines: list[str]) -> None:
     """Print the output as lines, or the same as JSON or YAML.
 
-    Commands print text that they have read only here and in `say`. The exceptions are the log of a
-    container and a value with `--raw`.
+    Commands print text that they have read only here, in `PagePrinter` and in `say`. The exceptions
+    are the log of a container and a value with `--raw`.
     """
     if output is None:
         style = styler()
@@ -197,9 +236,49 @@ def show(value: Any, output: str | None, lines: list[str]) -> None:
     if output == "json":
         click.echo(printable_json(json.dumps(plain, indent=2, ensure_ascii=False)))
     else:
-        from reattach.cli.yaml_output import to_yaml
+        _print_yaml(plain)
 
-        click.echo(to_yaml(plain), nl=False)
+
+class PagePrinter:
+    """Print rows as they are read: a table with one heading, or one JSON or YAML list.
+
+    Columns keep their width from page to page, and only become wider.
+    """
+
+    def __init__(self, titles: Sequence[str], output: str | None) -> None:
+        self._titles = [Cell(title, "dim") for title in titles]
+        self._output = output
+        self._widths: list[int] = []
+        self.is_empty = True
+
+    def print_page(self, rows: Sequence[Sequence[str | Cell]], values: Sequence[Any]) -> None:
+        """Print the rows of one page, or the same as JSON or YAML."""
+        if not rows:
+            return
+        plain = None if self._output is None else json.loads(msgspec.json.encode(values))
+        if plain is None:
+            titled = [self._titles, *rows] if self.is_empty else rows
+            self._widths = column_widths(titled, self._widths)
+            show(None, None, table(titled, styler(), widths=self._widths))
+        elif self._output == "json":
+            inner = json.dumps(plain, indent=2, ensure_ascii=False)[1:-2]
+            click.echo(("[" if self.is_empty else ",") + printable_json(inner), nl=False)
+        else:
+            _print_yaml(plain)
+        self.is_empty = False
+
+    def end(self) -> None:
+        """Print the end of the list."""
+        if self._output == "json":
+            click.echo("[]" if self.is_empty else "\n]")
+        elif self._output == "yaml" and self.is_empty:
+            _print_yaml([])
+
+
+def _print_yaml(plain: Any) -> None:
+    from reattach.cli.yaml_output import to_yaml
+
+    click.echo(to_yaml(plain), nl=False)
 
 
 def styler() -> Styler:

@@ -66,12 +66,26 @@ def find_held_condition(status: TaskRunStatus) -> Condition | None:
     return condition if condition is not None and condition.status == "True" else None
 
 
+def find_effective_hold(taskrun: TaskRun) -> Condition | None:
+    """Return the condition Held while it is True, and the run can't continue or end because of it.
+
+    If its end is requested, a run needs no resolution for a lost state, a budget or a restored
+    object. The operator then ends the run, and sets the condition to False.
+    """
+    condition = find_held_condition(taskrun.status)
+    is_ending = taskrun.spec.cancel or taskrun.metadata.deletion_timestamp is not None
+    return None if condition is not None and is_ending and condition.reason in _ENDED_BY_REQUEST else condition
+
+
+_ENDED_BY_REQUEST = frozenset({Reason.STATE_LOST, Reason.BUDGET_EXHAUSTED, Reason.RESTORED})
+
+
 def find_holds(taskrun: TaskRun, jobs: Sequence[JobSummary]) -> tuple[OpenHold, ...]:
     """Return all holds, with and without a resolution.
 
     `jobs` come from the state, which counts their holds.
     """
-    condition = find_held_condition(taskrun.status)
+    condition = find_effective_hold(taskrun)
     reason = "" if condition is None else condition.reason
     holds = [hold for job in jobs if (hold := _hold_of_job(taskrun, job, reason)) is not None]
     if condition is not None and reason == Reason.STATE_LOST:

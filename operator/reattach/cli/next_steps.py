@@ -12,7 +12,7 @@ from reattach.cli.hold_options import (
     ResolutionOption,
     allowed_ends,
     describe_consequence,
-    find_held_condition,
+    find_effective_hold,
     is_unresolved,
     options_for,
 )
@@ -20,6 +20,7 @@ from reattach.cli.snapshot import Snapshot, job_name
 from reattach.cli.text import ago, clock, count, duration, listed
 from reattach.planner.budgets import amount
 from reattach.planner.conditions import last_ended_attempt
+from reattach.planner.decide import READ_AGAIN_AFTER
 from reattach.planner.holds import is_held_by_budget
 from reattach.planner.outcome import natural_outcome
 
@@ -45,7 +46,9 @@ def describe_next_steps(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[
             for hold in holds
             if hold.answer is not None
         )
-    if find_held_condition(status) is not None:
+    if (condition := find_effective_hold(taskrun)) is not None:
+        if condition.reason == Reason.STATE_UNREADABLE:
+            return _while_unreadable(snapshot)
         return ("Nothing, until you run one of the commands below.",)
     if taskrun.metadata.deletion_timestamp is not None or taskrun.spec.cancel:
         return _while_ending(snapshot)
@@ -64,11 +67,22 @@ def _while_held(snapshot: Snapshot) -> tuple[str, ...]:
     return (f"No pod runs until then; {_job_list(alive)} continues in the external system.",)
 
 
+def _while_unreadable(snapshot: Snapshot) -> tuple[str, ...]:
+    every = duration(READ_AGAIN_AFTER)
+    if snapshot.taskrun.metadata.deletion_timestamp is not None or snapshot.taskrun.spec.cancel:
+        return (
+            f"The operator stops the pod, and reads the state again every {every}. It ends the TaskRun once it can read the state.",
+        )
+    return (
+        f"The operator reads the state again every {every}. The TaskRun continues once the operator can read the state.",
+    )
+
+
 def _while_ending(snapshot: Snapshot) -> tuple[str, ...]:
     taskrun = snapshot.taskrun
     deleted = taskrun.metadata.deletion_timestamp is not None
     sentences = []
-    if alive := [pod.metadata.name for pod in snapshot.pods if pod.status.phase in {"Pending", "Running"}]:
+    if alive := _running_pods(snapshot):
         sentences.append(f"The operator stops its pod {listed(alive)}.")
     seal = snapshot.state.seal if snapshot.state else None
     if seal is None and snapshot.open_jobs:
@@ -84,20 +98,33 @@ def _while_ending(snapshot: Snapshot) -> tuple[str, ...]:
     finalizers = [name for name in taskrun.metadata.finalizers if name != FINALIZER_EXTERNAL_JOBS]
     if deleted and finalizers:
         sentences.append(f"The TaskRun also waits for the finalizer {listed(finalizers)}, which is not Reattach's.")
-    sentences.append("Then the TaskRun is deleted." if deleted else "Then the TaskRun ends as Cancelled.")
+    start = "Then the" if sentences else "The"
+    sentences.append(f"{start} TaskRun is deleted." if deleted else f"{start} TaskRun ends as Cancelled.")
     return tuple(sentences)
+
+
+def _running_pods(snapshot: Snapshot) -> list[str]:
+    """Return the names of the pods that may run. If no pod was read, use the status."""
+    if not snapshot.pods:
+        attempts = snapshot.taskrun.status.attempts
+        return [one.pod_name for one in attempts if one.finish_time is None and one.pod_name]
+    return [pod.metadata.name for pod in snapshot.pods if pod.status.phase in {"Pending", "Running"}]
 
 
 def _after_the_end(snapshot: Snapshot) -> tuple[str, ...]:
-    status = snapshot.taskrun.status
     sentences = ["Nothing: the run has ended. To run the task again, create another TaskRun."]
-    orphans = [one for one in status.external_jobs if one.state == JobState.ORPHANED]
-    if orphans:
-        named = listed([f"{one.handle or 'a job without a known handle'} ({one.key})" for one in orphans])
+    if detached := _jobs_in_state(snapshot, JobState.DETACHED):
+        sentences.append(f"The run did not wait for {detached}, because its task detached it; it may still run.")
+    if orphans := _jobs_in_state(snapshot, JobState.ORPHANED):
         sentences.append(
-            f"Left running, and no longer watched: {named}. Cancel the jobs that you don't need in the external system."
+            f"Left running, and no longer watched: {orphans}. Cancel the jobs that you don't need in the external system."
         )
     return tuple(sentences)
+
+
+def _jobs_in_state(snapshot: Snapshot, state: JobState) -> str:
+    jobs = [one for one in snapshot.taskrun.status.external_jobs if one.state == state]
+    return listed([f"{one.handle or 'a job without a known handle'} ({one.key})" for one in jobs])
 
 
 def _while_unfinished(snapshot: Snapshot) -> tuple[str, ...]:
@@ -221,7 +248,7 @@ def available_options(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[Re
     if status.outcome is not None:
         return ()
     options = [option for hold in holds if hold.answer is None for option in options_for(taskrun, hold)]
-    shown, held = snapshot.progress, find_held_condition(status)
+    shown, held = snapshot.progress, find_effective_hold(taskrun)
     name, namespace = taskrun.metadata.name, taskrun.metadata.namespace
     if held is not None and held.reason == Reason.RESTORED:
         options += [

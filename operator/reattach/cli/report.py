@@ -12,7 +12,7 @@ from reattach.cli.hold_options import (
     ResolutionOption,
     allowed_ends,
     count_continues,
-    find_held_condition,
+    find_effective_hold,
     find_holds,
     is_unresolved,
 )
@@ -133,7 +133,7 @@ def _headline_of(snapshot: Snapshot, holds: Sequence[OpenHold]) -> str:
             took = f" and {duration(status.completion_time - status.start_time)}"
         return f"{name} {verb}{when}, after {tries}{took}."
     is_deleted = taskrun.metadata.deletion_timestamp is not None
-    if any(hold.answer is None for hold in holds) or (find_held_condition(status) and not holds):
+    if any(hold.answer is None for hold in holds) or (find_effective_hold(taskrun) and not holds):
         ending = "being deleted, and " if is_deleted else "being cancelled, and " if taskrun.spec.cancel else ""
         return f"{name} is {ending}held: waiting for a resolution."
     if is_deleted:

@@ -61,15 +61,7 @@ async def resolve(connection: ClusterConnection, name: str, request: ResolveRequ
         read = await read_taskrun_json(connection, name)
         taskrun = to_taskrun(read)
         hold, resolution = build_resolution(taskrun, await read_jobs(connection, taskrun), request)
-        # Send the existing resolutions back as they are, with any fields that a newer version
-        # wrote.
-        given = msgspec.json.decode(read)["spec"].get("resolutions") or []
-        body: dict[str, Any] = {
-            "metadata": {"resourceVersion": taskrun.metadata.resource_version, "uid": taskrun.metadata.uid},
-            "spec": {"resolutions": [*given, msgspec.to_builtins(resolution)]},
-        }
-        path = paths.taskruns(connection.namespace, name)
-        written = to_taskrun(await connection.cluster.merge_patch(path, body, fieldManager=FIELD_MANAGER))
+        written = await append_resolutions(connection, read, taskrun, [resolution])
         return ResolveResult(
             name=name,
             namespace=connection.namespace,
@@ -79,6 +71,23 @@ async def resolve(connection: ClusterConnection, name: str, request: ResolveRequ
         )
 
     return await retry_conflicts(name, write)
+
+
+async def append_resolutions(
+    connection: ClusterConnection, read: bytes, taskrun: TaskRun, resolutions: Sequence[Resolution]
+) -> TaskRun:
+    """Append the resolutions to the TaskRun, which was read as `read`. Return what was written.
+
+    Raises `ConflictError` if it has changed since then, and other errors of `ClusterError`.
+    """
+    # Send the existing resolutions back as they are, with any fields that a newer version wrote.
+    given = msgspec.json.decode(read)["spec"].get("resolutions") or []
+    body: dict[str, Any] = {
+        "metadata": {"resourceVersion": taskrun.metadata.resource_version, "uid": taskrun.metadata.uid},
+        "spec": {"resolutions": [*given, *msgspec.to_builtins(resolutions)]},
+    }
+    path = paths.taskruns(connection.namespace, taskrun.metadata.name)
+    return to_taskrun(await connection.cluster.merge_patch(path, body, fieldManager=FIELD_MANAGER))
 
 
 # -- pure ------------------------------------------------------------------------------------------
@@ -109,6 +118,13 @@ def build_resolution(
     return hold, Resolution(
         held=hold.held, action=request.action, key=hold.key, generation=hold.generation, handle=request.handle
     )
+
+
+def format_resolution(name: str, resolution: Resolution) -> str:
+    """Return a line about a resolution that was stored."""
+    what = f"{resolution.action} {resolution.handle}" if resolution.handle else resolution.action
+    about = f" of {resolution.key}" if resolution.key else ""
+    return f"taskrun/{name} resolved: {what}, for {resolution.held}{about}."
 
 
 def _select_hold(taskrun: TaskRun, holds: Sequence[OpenHold], request: ResolveRequest) -> OpenHold:

@@ -54,10 +54,15 @@ class Cell:
     colour: str | None = None
 
 
-def table(rows: Sequence[Sequence[str | Cell]], style: Styler = PLAIN, *, indent: str = "") -> list[str]:
-    """Return rows with aligned columns; the last column may have any length."""
+def table(
+    rows: Sequence[Sequence[str | Cell]], style: Styler = PLAIN, *, indent: str = "", widths: Sequence[int] = ()
+) -> list[str]:
+    """Return rows with aligned columns; the last column may have any length.
+
+    `widths`: the least widths of the columns, such as those of earlier rows.
+    """
     cells = [[_printable_cell(field) for field in row] for row in rows]
-    widths = [max(width_of(row[column].text) for row in cells) for column in range(len(cells[0]))] if cells else []
+    widths = column_widths(rows, widths)
     lines = []
     for row in cells:
         shown = []
@@ -66,6 +71,13 @@ def table(rows: Sequence[Sequence[str | Cell]], style: Styler = PLAIN, *, indent
             shown.append(painted + " " * (width - width_of(cell.text)))
         lines.append(indent + "   ".join(shown).rstrip())
     return lines
+
+
+def column_widths(rows: Sequence[Sequence[str | Cell]], least: Sequence[int] = ()) -> list[int]:
+    """Return the widths of the columns of a table."""
+    found = [list(least)] if least else []
+    found += [[width_of(_printable_cell(field).text) for field in row] for row in rows]
+    return [max(column) for column in zip(*found, strict=True)]
 
 
 def _printable_cell(field: str | Cell) -> Cell:

@@ -1,7 +1,7 @@
 """Status transitions: each function takes a status and returns the next one."""
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -11,6 +11,9 @@ from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunStatus
 from reattach.planner import textformat
 
 _TRUE, _FALSE, _UNKNOWN = "True", "False", "Unknown"
+_READINESS = frozenset({ConditionType.RECONCILING, ConditionType.STALLED})
+_SCHEMA_DEFAULT_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+"""The lastTransitionTime of the schema's default: a default can't contain the time of creation."""
 
 
 def find_condition(conditions: Iterable[Condition], kind: str) -> Condition | None:
@@ -48,6 +51,14 @@ def is_held(status: TaskRunStatus, reason: Reason) -> bool:
 def is_held_for_lost_state(status: TaskRunStatus) -> bool:
     """Return whether only a resolution can end the hold: a lost state does not come back."""
     return is_held(status, Reason.STATE_LOST)
+
+
+def is_untouched(status: TaskRunStatus) -> bool:
+    """Return whether neither operator nor state API has written this status.
+
+    The API server adds the condition Reconciling to every status without conditions.
+    """
+    return progress_condition(status) is None and msgspec.structs.replace(status, conditions=()) == TaskRunStatus()
 
 
 def with_progress(status: TaskRunStatus, reason: Reason, message: str, now: datetime) -> TaskRunStatus:
@@ -129,21 +140,49 @@ def to_write(before: TaskRunStatus, after: TaskRunStatus, generation: int, now: 
     """Return the complete status to write; None if nothing changed."""
     if after == before and before.observed_generation in {None, generation}:
         return None
-    conditions = tuple(msgspec.structs.replace(one, observed_generation=generation) for one in after.conditions)
     start = after.start_time or now.replace(microsecond=0)
-    return msgspec.structs.replace(after, observed_generation=generation, conditions=conditions, start_time=start)
+    after = msgspec.structs.replace(after, observed_generation=generation, start_time=start)
+    if progress_condition(after) is None:
+        return after  # with the conditions of the schema's default, which need not be sent
+    after = _with_readiness(after, now)
+    conditions = tuple(msgspec.structs.replace(one, observed_generation=generation) for one in after.conditions)
+    return msgspec.structs.replace(after, conditions=conditions)
+
+
+def _with_readiness(status: TaskRunStatus, now: datetime) -> TaskRunStatus:
+    """Return the status with Reconciling or Stalled, from which kstatus computes the readiness.
+
+    An unfinished TaskRun is Reconciling. One that is held, or that ended without success, is
+    Stalled. A succeeded one has neither: kstatus reads an absent condition as False.
+    Both repeat reason and message of the condition Succeeded, because tools show them.
+    """
+    shown = progress_condition(status)
+    assert shown is not None
+    kind = _readiness_of(status, shown)
+    kept = tuple(one for one in status.conditions if one.type not in _READINESS - {kind})
+    status = msgspec.structs.replace(status, conditions=kept)
+    return status if kind is None else _with_condition(status, kind, _TRUE, (shown.reason, shown.message), now)
+
+
+def _readiness_of(status: TaskRunStatus, shown: Condition) -> ConditionType | None:
+    if shown.status == _TRUE:
+        return None
+    held = find_condition(status.conditions, ConditionType.HELD)
+    is_held = held is not None and held.status == _TRUE
+    return ConditionType.STALLED if is_held or shown.status == _FALSE else ConditionType.RECONCILING
 
 
 def _with_condition(
-    status: TaskRunStatus, kind: ConditionType, value: str, shown: tuple[Reason, str], now: datetime
+    status: TaskRunStatus, kind: ConditionType, value: str, shown: tuple[str, str], now: datetime
 ) -> TaskRunStatus:
     reason, message = shown
     before = find_condition(status.conditions, kind)
-    since = before.last_transition_time if before and before.status == value else now.replace(microsecond=0)
+    is_kept = before is not None and before.status == value and before.last_transition_time != _SCHEMA_DEFAULT_TIME
+    since = before.last_transition_time if before and is_kept else now.replace(microsecond=0)
     condition = Condition(
         type=kind.value,
         status=value,
-        reason=reason.value,
+        reason=str(reason),
         message=textformat.head(message),
         last_transition_time=since,
         observed_generation=before.observed_generation if before else None,

@@ -140,7 +140,7 @@ def _release_deleted(context: DecisionContext) -> Plan | None:
 
 
 def _hold_restored(context: DecisionContext) -> Plan | None:
-    untouched = context.status == TaskRunStatus() or conditions.is_held(context.status, Reason.RESTORED)
+    untouched = conditions.is_untouched(context.status) or conditions.is_held(context.status, Reason.RESTORED)
     is_restored = RESTORED_LABEL in context.metadata.labels and untouched
     if not is_restored or outcome.requested_outcome(context) is not None:
         return None

@@ -183,8 +183,8 @@ def from_arguments(arguments: Sequence[str]) -> tuple[ServerConfig, str, str | N
         "--clock-difference",
         type=_difference,
         default=ServerConfig.clock_difference_seconds,
-        help="seconds by which the clock may differ from the API server's; beyond, the replica refuses new sessions and"
-        " intents. 0: not checked (%(default)s)",
+        help="seconds by which the clock may differ from the API server's; beyond, the replica refuses new sessions,"
+        " intents and cancellations. 0: not checked (%(default)s)",
     )
     add("--kubeconfig", default=None, help="default: the pod's service account, else $KUBECONFIG")
     add("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"], default="INFO", help="(%(default)s)")

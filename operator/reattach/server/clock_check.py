@@ -128,7 +128,7 @@ class ClockMonitor:
         if self.check.is_skewed and not before:
             log.error(
                 "this replica's clock is %+.1f seconds from the API server's; it must be within %g seconds. The replica"
-                " refuses new sessions and intents. Check the time synchronization of this node and of the control plane",
+                " refuses new sessions, intents and cancellations. Check the time synchronization of this node and of the control plane",
                 self.check.difference,
                 self._limit,
             )

@@ -51,8 +51,8 @@ class ServerConfig:
     """Time to continue serving after SIGTERM, until this pod is removed from all endpoint lists."""
     tls_reload_seconds: float = 5
     clock_difference_seconds: float = 2
-    """Difference from the API server's clock beyond which new sessions and intents are refused.
+    """Difference from the API server's clock beyond which a replica refuses what depends on time.
 
-    0: not checked. Lifetimes of idempotency keys rest on the clocks of all replicas. Tasks allow 5
-    seconds between any two.
+    These are new sessions, intents and cancellations. 0: not checked. Lifetimes of idempotency keys
+    rest on the clocks of all replicas. Tasks allow 5 seconds between any two.
     """

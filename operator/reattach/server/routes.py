@@ -347,7 +347,7 @@ class Routes:
             after, result = request_cancellation(state, session, key, message, owner=owner, now=now)
             return after, (result, after != state)
 
-        result, is_changed = await self._evidence.change_with_owner(caller.run, act)
+        result, is_changed = await self._evidence.change_with_owner(caller.run, act, adds_finalizer=False)
         self._write_audit(caller, "cancellation", operation, described_job(result.job), is_changed=is_changed)
         return to_response(
             CancellationResponse(

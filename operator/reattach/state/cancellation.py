@@ -35,11 +35,16 @@ def request_cancellation(
     A job that is over, or that was cancelled before, stays as it is. For a job without a handle,
     return what is known about its submitters.
 
-    Reject the cancellation of a job that must be kept, but only in a cleanup session: a task may
-    cancel any job that it knows.
+    In a cleanup session, reject the cancellation of a job that must be kept, and any cancellation
+    once the run has its outcome: the next run may have taken the job over. A task may cancel any
+    job that it knows.
     """
     check_current(state, session)
     check_not_completed(state, session)
+    if session.cleans_up and owner.status.outcome is not None:
+        raise RequestRejectedError(
+            ProblemCode.CLOSING, "the TaskRun is over; its external jobs must be left as they are"
+        )
     record = get_job(state, session, key, request.generation)
     if record.is_over:
         return state, CancellationResult(record)

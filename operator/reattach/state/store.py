@@ -139,20 +139,28 @@ class Store:
         return await self._compare_and_set(run, self._load, lambda stored: act(stored.state), self._replace)
 
     async def change_with_owner(
-        self, run: RunReference, act: Callable[[DurableState, Owner], tuple[DurableState, Result]]
+        self,
+        run: RunReference,
+        act: Callable[[DurableState, Owner], tuple[DurableState, Result]],
+        *,
+        adds_finalizer: bool = True,
     ) -> Result:
         """Apply `act`, which also depends on the TaskRun. The TaskRun is read before the state.
 
         Before a state with an open external job is stored, the TaskRun gets a finalizer. The
         finalizer stays until the job is resolved or recorded as orphaned. The API server refuses
         the finalizer on a TaskRun that is being deleted; `intend` begins nothing for one.
+
+        Use `adds_finalizer=False` for a change that may come while the operator ends the run. A
+        finalizer that is added after the operator removed it would stay for ever.
         """
 
         def act_on_pair(found: tuple[Owner, StoredState]) -> tuple[DurableState, Result]:
             owner, stored = found
             return act(stored.state, owner)
 
-        return await self._compare_and_set(run, self._load_with_owner, act_on_pair, self._replace_with_finalizer)
+        write = self._replace_with_finalizer if adds_finalizer else self._replace_of_pair
+        return await self._compare_and_set(run, self._load_with_owner, act_on_pair, write)
 
     async def seal(self, run: RunReference, through: int, purpose: SealPurpose) -> None:
         """Apply `operations.seal`.
@@ -314,6 +322,9 @@ class Store:
         if state != stored.state:
             path = configmaps(run.namespace, stored.metadata.name)
             await self._client.replace(path, to_configmap(stored, state), fieldManager=self._field_manager)
+
+    async def _replace_of_pair(self, run: RunReference, found: tuple[Owner, StoredState], state: DurableState) -> None:
+        await self._replace(run, found[1], state)
 
     async def _replace_with_finalizer(
         self, run: RunReference, found: tuple[Owner, StoredState], state: DurableState

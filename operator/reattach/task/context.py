@@ -24,7 +24,7 @@ from reattach.adapters.base import Adapter
 from reattach.api.messages import CompleteRequest, OpenRequest, OpenResponse
 from reattach.api.names import ENV_SESSION
 from reattach.api.taskrun import AttemptPurpose
-from reattach.errors import CleanupOnly, ProtocolError, Terminated
+from reattach.errors import CleanupOnly, ProtocolError
 from reattach.task import log
 from reattach.task.cleanup import (
     CleanupHandler,
@@ -182,7 +182,11 @@ class TaskContext:
         # the task.
         self._is_child = settings.session is not None
         self._environment = environment
-        self._termination = TerminationHandler(settings.termination_log, end_process)
+        self._termination = TerminationHandler(
+            settings.termination_log,
+            end_process,
+            "The next cleanup attempt continues." if settings.is_cleanup else "External jobs keep running.",
+        )
         self._connection = StateApiConnection(settings, self._session, transport)
         self._client = Client(
             self._connection, settings.patience, self._termination.on_attempt_over, timing or Timing()
@@ -372,9 +376,7 @@ class TaskContext:
 
     def _leave(self, error: BaseException | None) -> None:
         self._termination.remove_handler()
-        if error is not None and self._settings.is_cleanup and isinstance(error, Terminated):
-            logger.warning("SIGTERM: this pod is being stopped. The next cleanup attempt continues.")
-        elif error is not None:
+        if error is not None:
             self._termination.log(error)
         if self._is_child:
             # The process that opened the state reports how the attempt ends. It may continue

@@ -5,6 +5,7 @@ text.
 """
 
 import asyncio
+import dataclasses
 import logging
 import threading
 from collections.abc import Generator
@@ -46,6 +47,7 @@ class ExternalJob:
         self._jobs = jobs
         self._wanted = wanted
         self._acquired = acquired
+        self._was_active = False
 
     def __repr__(self) -> str:  # type: ignore[explicit-override] # typing.override exists since Python 3.12
         return f"<ExternalJob {self.key!r} generation={self.generation} handle={self.handle!r} state={self.state}>"
@@ -157,6 +159,11 @@ class ExternalJob:
             match status:
                 case Succeeded(result):
                     return result
+                case Cancelled() if self._acquired.is_preexisting and not self._was_active:
+                    # The run that submitted it ended, and this run never saw it active.
+                    with self._lock:
+                        self._submit_next_generation("it was cancelled before this TaskRun first saw it")
+                    progress = _WatchProgress(self)
                 case Failed() | Cancelled():
                     raise failed(self._job)
                 case NotFound() if progress.is_confirmed_gone:
@@ -168,6 +175,7 @@ class ExternalJob:
     def _poll(self) -> JobStatus:
         if not self._is_over:
             status = self._read_status()
+            self._was_active = self._was_active or isinstance(status, Active)
             self._store_final(status)
             if not self._is_over:
                 return status
@@ -257,7 +265,6 @@ class ExternalJob:
 
     def _apply_not_found_policy(self, message: str) -> None:
         why = f"the external system does not know it{': ' if message else ''}{message}"
-        who = f"external job {self.key!r} (generation {self.generation}, {self.handle})"
         match self._acquired.on_not_found:
             case "Hold":
                 with self._lock:
@@ -270,16 +277,21 @@ class ExternalJob:
                 if self.state is JobState.FAILED:
                     raise given_up(self._job, why)
             case "Resubmit":
-                logger.warning("%s: %s. Submitting it again, because spec.submission.onNotFound is Resubmit.", who, why)
                 with self._lock:
                     # For the status only: if this process dies here, the next one finds the job
                     # missing again.
                     self._store("NotFound", why)
                     if not self._is_over:
-                        self._acquired = SubmissionProcess(self._jobs, self._wanted).run(new_generation=True)
+                        self._submit_next_generation(why, ", because spec.submission.onNotFound is Resubmit")
             case "Cancelled":
                 with self._lock:
                     self._store("Cancelled", why)
+
+    def _submit_next_generation(self, why: str, because: str = "") -> None:
+        who = f"External job {self.key!r} (generation {self.generation}, {self.handle})"
+        logger.warning("%s: %s. Submitting it again%s.", who, why, because)
+        self._acquired = SubmissionProcess(self._jobs, self._wanted).run(new_generation=True)
+        self._was_active = False
 
     def is_settled(self) -> bool:
         """Return whether a lookup would find the job by now, if it exists."""
@@ -317,7 +329,7 @@ class ExternalJob:
         return self.state in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
 
     def _set_job(self, job: Job) -> None:
-        self._acquired = AcquiredJob(job, self._acquired.on_not_found, self._acquired.clock)
+        self._acquired = dataclasses.replace(self._acquired, job=job)
 
 
 class _WatchProgress:

@@ -30,7 +30,7 @@ system that is down. `SubmissionProcess._advance` makes all transitions. A run t
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
@@ -141,11 +141,13 @@ class AcquiredJob:
     """State at the end: the job has a handle or is over.
 
     on_not_found: `spec.submission.onNotFound`. In a cleanup attempt, an absent job is over.
+    is_preexisting: this process learned that the job existed before the TaskRun's first submission.
     """
 
     job: Job
     on_not_found: NotFoundPolicy | Literal["Cancelled"]
     clock: ServerClock
+    is_preexisting: bool = False
 
 
 @dataclass(frozen=True)
@@ -387,7 +389,8 @@ class SubmissionProcess:
             origin=JobOrigin(origin),
             recorded_at=self._now(reply).latest,
         )
-        return self._acquire(reply, recorded)
+        acquired = self._acquire(reply, recorded)
+        return replace(acquired, is_preexisting=origin == "Existed" and grounds_of(reply.call) is None)
 
     def _settle_rejected(self, reply: IntentReply, rejected: Rejected) -> IntentPending:
         job, call = reply.response.job, reply.call

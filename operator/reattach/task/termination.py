@@ -95,12 +95,19 @@ class TerminationHandler:
     """Ends one process, and reports why.
 
     over: the first error that ended the attempt, or None.
+    after_sigterm: the sentence about the jobs in the log line.
     """
 
-    def __init__(self, termination_log: Path, end_process: Callable[[int], None] = os._exit) -> None:
+    def __init__(
+        self,
+        termination_log: Path,
+        end_process: Callable[[int], None] = os._exit,
+        after_sigterm: str = "External jobs keep running.",
+    ) -> None:
         self.over: AttemptOver | None = None
         self._termination_log = termination_log
         self._end_process = end_process
+        self._after_sigterm = after_sigterm
         self._process = os.getpid()
         self._is_installed = False
         self._is_ending = False
@@ -208,7 +215,7 @@ class TerminationHandler:
         """Log why the process ends, if that is not logged yet and no traceback shows it."""
         match self.over or error:
             case Terminated():
-                logger.warning("SIGTERM: this pod is being stopped. External jobs keep running.")
+                logger.warning("SIGTERM: this pod is being stopped. %s", self._after_sigterm)
             case Unavailable() as unavailable:
                 logger.error("Unavailable: %s. This attempt ends.", unavailable)
             case _:

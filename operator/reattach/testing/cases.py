@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from typing_extensions import override
 
-from reattach.adapters.base import Cancelled, Capabilities, NotFound
+from reattach.adapters.base import Cancelled, Capabilities, Failed, NotFound, Rejected, Submitted
 from reattach.errors import DigestChanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reattach.testing.conformance import CaseRun
+    from reattach.testing.task_process import TaskProcess
 
 CONCURRENT_PROCESSES, ROUNDS = 8, 3
 """Number of processes that submit one job at once, and of repetitions.
@@ -28,7 +29,13 @@ QUIET_SECONDS = 120.0
 CANCELLED_SECONDS = 60.0
 """Seconds that a cancelled job may take to end."""
 MARGIN_SECONDS = 5.0
-"""Seconds that a token must be valid for, beyond the longest request."""
+"""Seconds that the SDK allows beyond the longest request."""
+NOT_FOUND_POLLS = 4
+"""Number of polls after which the SDK has certainly acted on `NotFound`."""
+RETRY_SECONDS = 60.0
+"""Longest interval of the SDK's retries, which is how late it notices the end of a fault."""
+LOOKUPS, LOOKUP_INTERVAL = 10, 1.0
+"""Number of tries of a lookup by the suite itself until it does not fail, and their interval."""
 
 
 class ExpectedResult(StrEnum):
@@ -91,6 +98,42 @@ def expected(capabilities: Capabilities, request_seconds: float, unresolved: Unr
         if look_up.retention is None or until < look_up.retention.total_seconds():
             return ExpectedResult.ONE_JOB
     return ExpectedResult.HELD
+
+
+def settling_of(capabilities: Capabilities) -> float:
+    """Return the settling time of lookups in seconds, or 0 without lookups."""
+    return capabilities.look_up.settling.total_seconds() if capabilities.look_up else 0.0
+
+
+def absence_seconds(capabilities: Capabilities, request_seconds: float) -> float:
+    """Return the seconds from the start of an attempt until a lookup proves absence.
+
+    Return 0 if no lookup proves it.
+    """
+    look_up = capabilities.look_up
+    if look_up is None:
+        return 0.0
+    seconds = request_seconds + MARGIN_SECONDS + look_up.settling.total_seconds()
+    if look_up.retention is not None and look_up.retention.total_seconds() <= seconds + MARGIN_SECONDS:
+        return 0.0
+    return seconds
+
+
+def find_false_report(fault: Fault, response: object) -> str:
+    """Return why what an adapter returned or raised is false, or an empty string.
+
+    The external system has the job and makes the call fail, so the adapter can't know these facts.
+    """
+    match fault.on, response:
+        case "submit", Rejected() if fault.how != "error":
+            return f"submit raised {response!r:.200}, but a job was made; it must raise an error other than Rejected"
+        case "look-up", None:
+            return "look_up returned None when the external system returned an error; it must raise an error"
+        case "status", Failed() | Cancelled() | NotFound():
+            what = f"status returned {response!r:.200}"
+            return f"{what} when the external system returned an error; it must return Unknown or raise an error"
+        case _:
+            return ""
 
 
 Arrangement: TypeAlias = "UnresolvedSubmission | ExpectedResult | frozenset[ExpectedResult] | None"
@@ -225,24 +268,69 @@ def _fault_on_submit(case_run: "CaseRun") -> UnresolvedSubmission:
     return UnresolvedSubmission(exists=False, age=10 + case_run.timing.outage)
 
 
-def _fault_on_lookup(case_run: "CaseRun") -> UnresolvedSubmission:
-    """Fail lookups.
+def _fault_on_lookup(case_run: "CaseRun") -> "frozenset[ExpectedResult]":
+    """Fail lookups until the SDK would take one without a job as a proof of absence.
 
     The adapter must raise an error, because None would mean that there is no job.
     """
+    seconds = max(
+        case_run.timing.outage, absence_seconds(case_run.capabilities, case_run.request_seconds) + MARGIN_SECONDS
+    )
 
     def crash() -> None:
-        case_run.inject_fault(Fault(how="error", on="look-up"), case_run.timing.outage)
+        case_run.inject_fault(Fault(how="error", on="look-up"), seconds)
+        case_run.look_up(1)
         case_run.process(1).kill()
 
     case_run.at_step(1, "submit accepted", lambda _process: crash())
-    return UnresolvedSubmission(exists=True, age=10 + case_run.timing.outage)
+    case_run.at_step(2, "lookup leaving", lambda _process: case_run.clear_faults_in(seconds))
+    # The SDK has decided, and the fault of lookups may be one of submissions and statuses, too.
+    case_run.at_step(2, "submit leaving", lambda _process: case_run.clear_faults())
+    retention = case_run.capabilities.look_up.retention if case_run.capabilities.look_up else None
+    if retention is not None and retention.total_seconds() < 10 + seconds + RETRY_SECONDS:
+        return frozenset({ExpectedResult.ONE_JOB, ExpectedResult.HELD})
+    return frozenset({ExpectedResult.ONE_JOB})
 
 
 def _fault_on_status(case_run: "CaseRun") -> None:
-    """Fail status calls. The adapter must not report the job as failed or absent."""
+    """Fail status calls for longer than the SDK needs to act on `NotFound`.
+
+    The adapter must not report the job as failed or absent.
+    """
     fault = Fault(how="error", on="status")
-    case_run.at_step(1, "watching", lambda _process: case_run.inject_fault(fault, case_run.timing.outage))
+
+    def begin() -> None:
+        polls = NOT_FOUND_POLLS * case_run.adapter(1).poll_seconds
+        case_run.inject_fault(fault, max(case_run.timing.outage, settling_of(case_run.capabilities) + polls))
+
+    case_run.at_step(1, "watching", lambda _process: begin())
+
+
+def _look_up_after_settling(case_run: "CaseRun") -> None:
+    """Look the job up as soon as the adapter declares that it is found."""
+    settling = settling_of(case_run.capabilities)
+
+    def look_up(process: "TaskProcess") -> None:
+        process.sleep(settling)
+        for _ in range(LOOKUPS):
+            found = case_run.look_up(1)
+            if not isinstance(found, Exception):
+                break
+            process.sleep(LOOKUP_INTERVAL)
+        handle = case_run.adapter(1).handles[0]
+        case_run.checks.append(lambda: _find_lookup_mismatch(found, handle, settling))
+
+    case_run.at_step(1, "submit accepted", look_up)
+
+
+def _find_lookup_mismatch(found: Submitted | Exception | None, handle: str, settling: float) -> str:
+    if isinstance(found, Submitted) and found.handle == handle:
+        return ""
+    what = "raised" if isinstance(found, Exception) else "returned"
+    return (
+        f"look_up must find the job {settling:.0f} s after its submission, as the adapter declares by settling, and"
+        f" return the handle {handle}; it {what} {found!r:.200}"
+    )
 
 
 def _expire_token(case_run: "CaseRun") -> UnresolvedSubmission:
@@ -455,6 +543,14 @@ def _skip_without_lookup(case_run: "CaseRun") -> str:
     return "" if case_run.capabilities.look_up else "it declares no lookup"
 
 
+def _skip_without_proof_of_absence(case_run: "CaseRun") -> str:
+    if why := _skip_without_lookup(case_run):
+        return why
+    if absence_seconds(case_run.capabilities, case_run.request_seconds):
+        return ""
+    return "no lookup proves absence, because jobs are forgotten first"
+
+
 def _skip_without_retention(case_run: "CaseRun") -> str:
     if case_run.system.forget is None:
         return "ExternalSystem.forget is not set"
@@ -553,6 +649,12 @@ CASES: tuple[Case, ...] = (
         "the next attempt starts shortly before a guarantee expires",
         _retry_just_in_time,
         _skip_without_expiring_guarantee,
+    ),
+    Case(
+        "found in time",
+        "the job is looked up as soon as the settling time is over",
+        _look_up_after_settling,
+        _skip_without_proof_of_absence,
     ),
     Case(
         "lookup lags",

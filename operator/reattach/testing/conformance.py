@@ -25,11 +25,22 @@ import httpx
 import msgspec
 from typing_extensions import override
 
-from reattach.adapters.base import Adapter, Capabilities, JobStatus, Submission, Succeeded, Unknown
+from reattach.adapters.base import Adapter, Capabilities, JobStatus, Submission, Submitted, Succeeded, Unknown
 from reattach.api.reasons import ConditionType, Outcome, Reason
 from reattach.errors import JobFailed
 from reattach.task.context import Task
-from reattach.testing.cases import CASES, Arrangement, Case, ExpectedResult, Fault, UnresolvedSubmission, expected
+from reattach.testing.cases import (
+    CASES,
+    Arrangement,
+    Case,
+    ExpectedResult,
+    Fault,
+    UnresolvedSubmission,
+    absence_seconds,
+    expected,
+    find_false_report,
+    settling_of,
+)
 from reattach.testing.clocks import Clock, RealClock, VirtualClock
 from reattach.testing.fault_injection import FaultInjectingAdapter
 from reattach.testing.simulated_cluster import NAMESPACE, SimulatedCluster, SimulatedRun
@@ -38,6 +49,8 @@ from reattach.testing.task_process import TaskProcess
 KEY = "load"
 COUNT_SECONDS = 10.0
 """Seconds until `count_jobs` must count a new job."""
+WAITS_MAX = 3
+"""Number of times that the SDK may have to wait in one case until a lookup proves absence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +59,14 @@ class CaseTiming:
 
     lost: `spec.deadlines.lostSeconds`.
     frozen: how long a frozen process sleeps.
-    outage: duration of an outage of the external system.
+    outage: shortest duration of an outage of the external system. A fault that the adapter sees
+        lasts longer if the adapter declares longer times, until the SDK acts on what the adapter
+        reports.
     in_flight: how long a request takes to arrive after its process was killed.
     poll: interval of status calls, by default the adapter's.
     wait_max: a case that must wait longer for a guarantee to expire is skipped.
-    patience: time within which a case must end.
+    patience: time within which a case must end, beyond the time that the SDK must wait because of
+        what the adapter declares.
     """
 
     lost: int = 60
@@ -156,6 +172,8 @@ class CaseRun:
         self.extra_jobs = 0
         """Number of jobs that the case itself submits, beside the run's."""
         self.submitted_early: str = ""
+        self.false_report = ""
+        """Problem of the first report of the adapter that is false, because of a fault."""
         self.checks: list[Callable[[], str]] = []
         """Further checks at the end. Each returns a problem or an empty string."""
         self.final_statuses: list[JobStatus] = []
@@ -167,6 +185,7 @@ class CaseRun:
         self._outage: tuple[str, float] | None = None
         self._down_until = 0.0
         self._state_api_down_until = 0.0
+        self._fault: Fault | None = None
         self._broken_until = math.inf
         self._are_lookups_delayed = False
 
@@ -204,13 +223,34 @@ class CaseRun:
         """Put a fault of the external system in force."""
         assert self.system.fail is not None
         self.system.fail(fault)
+        self._fault = fault
+        self.clear_faults_in(seconds)
+
+    def clear_faults_in(self, seconds: float) -> None:
+        """Clear the fault of the external system at the first step after `seconds`."""
         self._broken_until = self.cluster.clock.monotonic() + seconds
 
     def clear_faults(self) -> None:
         """Clear the fault of the external system."""
         if self.system.fail is not None:
             self.system.fail(None)
+        self._fault = None
         self._broken_until = math.inf
+
+    def look_up(self, attempt: int) -> Submitted | Exception | None:
+        """Look up the last submission of an attempt, and return what the adapter returns or raises.
+
+        The SDK is not involved, because it does not look up a job with a name that is kept.
+        """
+        adapter = self._adapters[attempt]
+        assert adapter.last_submission is not None
+        response: Submitted | Exception | None
+        try:
+            response = adapter.adapter.look_up(adapter.last_submission)
+        except Exception as error:  # noqa: BLE001 -- the case decides what an error means
+            response = error
+        self._check_response("lookup", response)
+        return response
 
     def delay_lookups(self) -> None:
         """Delay lookups until shortly before the settling time is over."""
@@ -271,6 +311,7 @@ class CaseRun:
     def _main(self, process: TaskProcess, task: Task) -> Any:
         adapter = FaultInjectingAdapter(self.system.adapter(), process, self.cluster.clock, self.timing.poll)
         adapter.visible_from = self._visible_from
+        adapter.on_response = self._check_response
         self._adapters[process.attempt] = adapter
         if process.attempt in self._starts:
             self._starts[process.attempt](process)
@@ -301,11 +342,19 @@ class CaseRun:
         if now < self._state_api_down_until and step.startswith("before ") and " /v1/" in step:
             raise httpx.ConnectError("the state API is down")
 
+    def _check_response(self, operation: str, response: object) -> None:
+        """Record a problem if the adapter reports a fact that it can't know, because of a fault."""
+        fault = self._fault
+        if fault is None or operation != fault.on.replace("-", ""):
+            return
+        if fault.once:
+            self._fault = None
+        self.false_report = self.false_report or find_false_report(fault, response)
+
     def _visible_from(self) -> float:
         """Return the time from which a lookup finds the first job."""
-        settling = self.capabilities.look_up.settling.total_seconds() if self.capabilities.look_up else 0.0
         sent = min((adapter.accepted_at for adapter in self._adapters.values() if adapter.accepted_at), default=0.0)
-        return sent + 0.9 * settling if self._are_lookups_delayed else 0.0
+        return sent + 0.9 * settling_of(self.capabilities) if self._are_lookups_delayed else 0.0
 
     def read_final_statuses(self) -> None:
         """Read the statuses of all jobs of the run."""
@@ -366,6 +415,7 @@ class Suite:
         self.cluster = SimulatedCluster(clock, seed=seed, report_seconds=0.2)
         adapter = system.adapter()
         self.name, self.capabilities, self.request_seconds = adapter.name, adapter.capabilities, adapter.request_seconds
+        self.patience = self.timing.patience + WAITS_MAX * absence_seconds(self.capabilities, self.request_seconds)
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:
@@ -410,9 +460,7 @@ class Suite:
         before = self.system.count_jobs()
         allowed = self._allowed_outcomes(case.arrange(case_run))
         self.cluster.create(case_run.run.name, {"deadlines": {"lostSeconds": self.timing.lost}})
-        ended = self.cluster.run_until(
-            case_run.run, lambda: self._outcome(case_run) is not None, seconds=self.timing.patience
-        )
+        ended = self.cluster.run_until(case_run.run, lambda: self._outcome(case_run) is not None, seconds=self.patience)
         outcome = self._outcome(case_run)
         case_run.clear_faults()
         case_run.read_final_statuses()
@@ -423,7 +471,7 @@ class Suite:
         problem = (
             self._find_problem(case_run, outcome, allowed, jobs)
             if ended
-            else f"it did not end within {self.timing.patience:.0f} s"
+            else f"it did not end within {self.patience:.0f} s"
         )
         return CaseResult(case, outcome, jobs, attempts, problem)
 
@@ -446,6 +494,8 @@ class Suite:
     def _find_problem(
         self, case_run: CaseRun, outcome: ExpectedResult | None, allowed: frozenset[ExpectedResult], jobs: int
     ) -> str:
+        if case_run.false_report:
+            return f"{case_run.false_report}. The external system made {jobs} job{'' if jobs == 1 else 's'}"
         if jobs > 1:
             return (
                 f"the external system made {jobs} jobs, so it does not have the capabilities that the adapter declares"

@@ -41,6 +41,8 @@ class FaultInjectingAdapter(Adapter):
         self.accepted_at: float | None = None
         self.visible_from: Callable[[], float] = lambda: 0.0
         """Returns the time from which a lookup finds the job."""
+        self.on_response: Callable[[str, object], None] = lambda _operation, _response: None
+        """Called with what the adapter returned or raised, before the process receives it."""
         self.in_flight = 0
         """Number of requests that have not arrived yet."""
         self._process = process
@@ -103,6 +105,11 @@ class FaultInjectingAdapter(Adapter):
 
     def _call(self, operation: str, send: Callable[[], T]) -> T:
         self._process.step(f"{operation} {LEAVING}")
-        result = send()
+        try:
+            result = send()
+        except Exception as error:
+            self.on_response(operation, error)
+            raise
+        self.on_response(operation, result)
         self._process.step(f"{operation} {ACCEPTED}")
         return result

@@ -30,6 +30,7 @@ class TestOpen:
             "taskrunUID": task.uid,
             "attempt": 3,
             "first": True,
+            "purpose": "Run",
         }
         assert written(attempt.open())["first"] is True
         assert written(task.attempt(server, 4, opened=False).open())["first"] is False

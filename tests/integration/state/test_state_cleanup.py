@@ -1,4 +1,4 @@
-"""Cleanup attempts: they open a state only after the run has begun to end, and only cancel and record."""
+"""Cleanup attempts open a state only once the run ends, and may only cancel jobs and record."""
 
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ CLOSING, FENCED = (409, "closing"), (409, "fenced")
 CLEANUP_ONLY, NOT_A_TASK_POD = (409, "cleanup-only"), (403, "not-a-task-pod")
 
 
-def answer_of(response: httpx.Response) -> dict[str, Any]:
+def content_of(response: httpx.Response) -> dict[str, Any]:
     assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
+    content: dict[str, Any] = response.json()
+    return content
 
 
 def cleanup(task: Task, server: Server, number: int = 2, *, opened: bool = True) -> Attempt:
-    """The process in a cleanup pod."""
+    """Return the process in a cleanup pod."""
     return task.attempt(server, number, opened=opened, purpose="Cleanup")
 
 
@@ -51,10 +51,10 @@ class TestSession:
         run_with_job(task, server, adapter="ray").set("job_id", "job-1")
         task.seal(1, END)
         attempt = cleanup(task, server, opened=False)
-        opened = answer_of(attempt.open(canCleanup=False))
+        opened = content_of(attempt.open(canCleanup=False))
         assert (opened["purpose"], opened["attempt"], opened["first"]) == ("Cleanup", 2, False)
         assert attempt.get("job_id").json()["value"] == "job-1"
-        job = answer_of(attempt.cancellation())["job"]
+        job = content_of(attempt.cancellation())["job"]
         assert (job["state"], job["cancelRequestedByAttempt"]) == ("Active", 2)
         (shown,) = task.view().jobs
         assert (shown.state, shown.cancel_requested_time is not None) == (JobState.ACTIVE, True)
@@ -111,12 +111,12 @@ class TestSession:
         assert code_of(run.set("k", 1)) == FENCED
         assert code_of(run.cancellation()) == FENCED
         assert run.handle("job-1").status_code == 204
-        job = answer_of(attempt.cancellation())["job"]
+        job = content_of(attempt.cancellation())["job"]
         assert (job["handle"], job["origin"], job["cancelRequestedByAttempt"]) == ("job-1", "Reported", 2)
 
     def test_task_that_cancels_its_job_may_say_so(self, server: Server, task: Task) -> None:
         run = run_with_job(task, server)
-        assert answer_of(run.cancellation())["job"]["cancelRequestedByAttempt"] == 1
+        assert content_of(run.cancellation())["job"]["cancelRequestedByAttempt"] == 1
         task.seal(1, END)
         assert run.outcome("Cancelled").status_code == 204
 
@@ -157,7 +157,7 @@ class TestOpening:
         assert code_of(late.cancellation()) == (409, "not-open")
         attempt = cleanup(task, server, 3)
         assert attempt.cancellation().status_code == 200
-        assert code_of(late.open()) == FENCED
+        assert code_of(late.open()) == CLOSING
         assert code_of(late.intend()) == FENCED
 
     def test_cleanup_pod_without_a_state_creates_one_that_is_sealed(self, server: Server, task: Task) -> None:
@@ -171,7 +171,7 @@ class TestOpening:
         view = task.view()
         assert view.seal == Seal(through_attempt=2, purpose=END)
         assert task.status()["state"]["uid"] == view.uid
-        assert code_of(late.open()) == FENCED
+        assert code_of(late.open()) == CLOSING
         assert code_of(task.attempt(server, 3, opened=False).open()) == CLOSING
 
     def test_task_that_completed_before_the_cleanup_began_is_not_cleaned_up(self, server: Server, task: Task) -> None:
@@ -228,12 +228,12 @@ class TestCancellation:
     def test_repeated_cancellation_keeps_the_first_time_and_writes_nothing(self, server: Server, task: Task) -> None:
         run_with_job(task, server)
         task.seal(1, END)
-        first = answer_of(cleanup(task, server).cancellation(request_id="r"))["job"]
+        first = content_of(cleanup(task, server).cancellation(request_id="r"))["job"]
         before = task.configmap()["metadata"]["resourceVersion"]
         attempt = cleanup(task, server, 3)
         opened = task.configmap()["metadata"]["resourceVersion"]
         assert opened != before
-        again = answer_of(attempt.cancellation())["job"]
+        again = content_of(attempt.cancellation())["job"]
         assert again == first
         assert task.configmap()["metadata"]["resourceVersion"] == opened
 
@@ -248,10 +248,21 @@ class TestCancellation:
             attempt.on(servers.start(program=(DYING,), DIE=when)).cancellation(request_id="r")
         stored = task.view().jobs[0].cancel_requested_time
         assert (stored is None) == when.startswith("before")
-        answer_of(attempt.cancellation(request_id="r"))
+        content_of(attempt.cancellation(request_id="r"))
         after = task.view().jobs[0].cancel_requested_time
         assert after is not None
         assert stored in {None, after}
+
+    def test_cancellation_while_the_operator_ends_the_run_adds_no_finalizer(self, server: Server, task: Task) -> None:
+        run_with_job(task, server)
+        task.seal(1, END)
+        attempt = cleanup(task, server)
+        task.patch(metadata={"finalizers": None})
+        assert attempt.cancellation().status_code == 200
+        assert attempt.outcome("Active").status_code == 204
+        assert task.finalizers() == []
+        task.control_plane.call("PATCH", f"{task.path}/status", {"status": {"outcome": "Cancelled"}})
+        assert code_of(attempt.cancellation()) == CLOSING
 
     @pytest.mark.parametrize("adopted, kept", [("Orphan", True), ("Cancel", False)])
     def test_job_that_the_run_did_not_submit_is_kept_unless_the_policy_is_cancel(
@@ -263,7 +274,7 @@ class TestCancellation:
         run.intend("named")
         run.intend("existed")
         run.handle("job-6", "existed", origin="Existed")
-        assert answer_of(run.cancellation("named"))["job"]["cancelRequestedByAttempt"] == 1
+        assert content_of(run.cancellation("named"))["job"]["cancelRequestedByAttempt"] == 1
         task.seal(1, END)
         attempt = cleanup(task, server)
         for key in ("named", "existed"):
@@ -273,9 +284,9 @@ class TestCancellation:
     def test_job_that_is_over_is_returned_as_it_is(self, server: Server, task: Task) -> None:
         run_with_job(task, server).outcome("Succeeded", result=1)
         task.seal(1, END)
-        answer = answer_of(cleanup(task, server).cancellation())
-        assert (answer["job"]["state"], answer["job"]["cancelRequestedAt"]) == ("Succeeded", None)
-        assert (answer["unresolved"], answer["mayResolve"]) == (None, False)
+        content = content_of(cleanup(task, server).cancellation())
+        assert (content["job"]["state"], content["job"]["cancelRequestedAt"]) == ("Succeeded", None)
+        assert (content["unresolved"], content["mayResolve"]) == (None, False)
 
     @pytest.mark.parametrize("end, all_ended", [("Reported", True), ("Presumed", False)])
     def test_intent_without_a_handle_shows_its_submitters_until_it_is_settled(
@@ -286,14 +297,14 @@ class TestCancellation:
         task.seal(1, END)
         attempt = cleanup(task, server)
         before = task.configmap()
-        answer = answer_of(attempt.cancellation())
-        assert (answer["mayResolve"], answer["unresolved"]["allEnded"]) == (True, False)
-        assert (answer["unresolved"]["quietSince"], answer["unresolved"]["attempts"]) == (None, [1])
+        content = content_of(attempt.cancellation())
+        assert (content["mayResolve"], content["unresolved"]["allEnded"]) == (True, False)
+        assert (content["unresolved"]["quietSince"], content["unresolved"]["attempts"]) == (None, [1])
         task.end_attempt(run, end=end)
-        answer = answer_of(attempt.cancellation())
-        assert (answer["mayResolve"], answer["unresolved"]["allEnded"]) == (False, all_ended)
+        content = content_of(attempt.cancellation())
+        assert (content["mayResolve"], content["unresolved"]["allEnded"]) == (False, all_ended)
         # A submitter may have ended after the cleanup attempt opened the state.
-        assert answer["unresolved"]["quietSince"] == (answer["serverTime"] if all_ended else None)
+        assert content["unresolved"]["quietSince"] == (content["serverTime"] if all_ended else None)
         assert task.configmap() == before
         assert attempt.outcome("Cancelled", message="it was never submitted").status_code == 204
         assert task.view().jobs[0].state is JobState.CANCELLED
@@ -303,7 +314,7 @@ class TestCancellation:
         task.seal(1, END)
         attempt = cleanup(task, server)
         assert attempt.handle("job-1", origin="Found").status_code == 204
-        assert answer_of(attempt.cancellation())["job"]["origin"] == "Found"
+        assert content_of(attempt.cancellation())["job"]["origin"] == "Found"
 
     @pytest.mark.parametrize(
         "method, body, code",

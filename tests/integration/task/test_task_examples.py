@@ -18,6 +18,8 @@ import yaml
 
 from ports import free_port
 from reattach.api.names import MOUNT_PATH
+from reattach.api.state import JobState, SealPurpose
+from reattach.api.taskrun import AttemptPurpose
 from taskpods import Pod, Pods
 from waiting import read_until, wait_until
 
@@ -51,6 +53,10 @@ class JobServer:
     def stats(self) -> dict[str, Any]:
         return dict(httpx.get(f"{self.url}/stats", trust_env=False).json())
 
+    def running(self) -> int:
+        running: int = httpx.get(f"{self.url}/running", trust_env=False).json()["running"]
+        return running
+
     def _is_ready(self) -> bool:
         with contextlib.suppress(httpx.TransportError):
             return httpx.get(f"{self.url}/healthz", trust_env=False).is_success
@@ -73,12 +79,14 @@ class Example:
     files: dict[str, str]
 
     @classmethod
-    def load(cls, name: str) -> "Example":
+    def load(cls, name: str, *, cleanup: bool = False) -> "Example":
+        """Read an example. `cleanup`: with the command of its cleanup attempts."""
         documents = [*yaml.safe_load_all((EXAMPLES / f"{name}.yaml").read_text())]
         [taskrun] = [document for document in documents if document["kind"] == "TaskRun"]
         files = [document["data"] for document in documents if document["kind"] == "ConfigMap"]
         container = taskrun["spec"]["template"]["spec"]["containers"][0]
-        return cls(container["command"], files[0] if files else {})
+        command = taskrun["spec"]["cleanup"]["command"] if cleanup else container["command"]
+        return cls(command, files[0] if files else {})
 
     def start(self, pod: Pod, jobserver: JobServer | None = None) -> subprocess.Popen[str]:
         for name, text in self.files.items():
@@ -119,6 +127,25 @@ def test_the_retry_reattaches_to_the_job_that_the_first_attempt_submitted(
     assert f"reattached to {job_id}" in output or f"reattaching to existing job {job_id}" in output
     assert jobserver.stats()["submissions"] == 1
     assert (result_of(pods)["rows_written"] if name == "02-task-state" else result_of(pods)) == rows
+
+
+@pytest.mark.parametrize("name", ["02-task-state", "05-aip103"])
+def test_a_cleanup_attempt_cancels_the_job_whose_id_is_in_the_state(
+    pods: Pods, jobserver: JobServer, name: str
+) -> None:
+    example = Example.load(name)
+    first = pods.start(1)
+    assert ended(example.start(first, jobserver))[0] == 1
+    pods.end(first)
+    pods.run.seal(1, SealPurpose.END)
+    assert jobserver.running() == 1
+
+    code, output = ended(example.start(pods.start(2, AttemptPurpose.CLEANUP), jobserver))
+
+    assert code == 0, output
+    assert "has ended as CANCELLED" in output
+    assert jobserver.stats()["submissions"] == 1
+    assert jobserver.running() == 0
 
 
 def test_a_task_that_is_killed_while_it_polls_and_a_job_server_that_restarts_change_nothing(
@@ -167,3 +194,18 @@ def test_what_the_other_examples_say_to_the_operator(pods: Pods) -> None:
 
     assert ended(pods.start(4).start(*Example.load("08-retry-later").command[1:]))[0] == 0
     assert result_of(pods) == "done"
+
+
+def test_cleanup_command_in_another_language_cancels_the_job(pods: Pods, jobserver: JobServer) -> None:
+    code, output = ended(Example.load("14-cleanup-command").start(pods.start(1), jobserver))
+    assert code == 1, output
+    assert jobserver.running() == 1
+
+    pods.run.seal(1, SealPurpose.END)
+    pod = pods.start(2, AttemptPurpose.CLEANUP)
+    code, output = ended(Example.load("14-cleanup-command", cleanup=True).start(pod, jobserver))
+
+    assert code == 0, output
+    [job] = pods.run.view().jobs
+    assert (job.state, job.cancel_requested_time is not None) == (JobState.CANCELLED, True)
+    assert (jobserver.running(), jobserver.stats()["submissions"]) == (0, 1)

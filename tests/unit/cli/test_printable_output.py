@@ -1,11 +1,8 @@
 """Hostile text in each string that a command reads: output is printable and has the same lines."""
 
-import contextlib
-import io
 import itertools
 import json
 import os
-import sys
 from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +13,7 @@ import yaml
 from typing_extensions import override
 
 from builders import NAME, NAMESPACE, UID, a_pod, a_taskrun, at
+from cli_command import run_command
 from hostile_text import HARMLESS, HOSTILE, copies
 from reattach.api.names import API_VERSION, KIND, LABEL_ATTEMPT, LABEL_TASKRUN, pod_name, state_name
 from reattach.api.objects import Condition, Pod
@@ -23,7 +21,7 @@ from reattach.api.reasons import Reason
 from reattach.api.state import JobOrigin, JobState
 from reattach.api.taskrun import ExternalJobStatus, StateReference, TaskRun
 from reattach.api.text import is_plain_word
-from reattach.cli import application, completion, connection
+from reattach.cli import completion, connection
 from reattach.cli.commands import cli
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.queries import _EventBody
@@ -33,6 +31,8 @@ from reattach.state.job_record import JobRecord, Submitter
 from reattach.testing.memory_api import InMemoryCluster
 
 COMMANDS: dict[str, list[list[str]]] = {
+    "list": [["list", "-A"], ["list", "--held", "-o", "json"], ["list", "-o", "yaml"]],
+    "cancel": [["cancel", NAME], ["cancel", NAME, "-o", "json"], ["cancel", "-l", "app=etl"]],
     "explain": [["explain", NAME], ["explain", NAME, "-o", "json"], ["explain", NAME, "-o", "yaml"]],
     "resolve": [
         ["resolve", NAME, "--resubmit"],
@@ -40,6 +40,9 @@ COMMANDS: dict[str, list[list[str]]] = {
         ["resolve", NAME, "--key", "other", "--fail"],
         ["resolve", NAME, "--key", "load", "--generation", "1", "--adopt", "job-7", "-o", "yaml"],
         ["resolve", NAME, "--key", "load", "--generation", "1", "--adopt", "job-8"],
+        ["resolve", "-l", "app=etl", "--resubmit"],
+        ["resolve", "-l", "app=etl", "--fail", "-o", "json"],
+        ["resolve", "-l", "app=etl", "--fail", "--yes"],
     ],
     "wait": [
         ["wait", NAME, "--timeout", "0s"],
@@ -62,6 +65,9 @@ SHARE = 1 if os.environ.get("REATTACH_ALL") else 16
 
 OWNER = {"apiVersion": API_VERSION, "kind": KIND, "name": NAME, "uid": UID, "controller": True}
 REFUSED = {
+    ("cancel", "-l", "app=etl"): "To cancel 1 TaskRun, repeat",
+    ("resolve", "-l", "app=etl", "--resubmit"): "To store 2 resolutions, run:",
+    ("resolve", "-l", "app=etl", "--fail", "-o", "json"): "To store 2 resolutions, run:",
     ("resolve", NAME, "--resubmit"): "is held for 2 reasons",
     ("resolve", NAME, "--continue"): "is held for 2 reasons",
     ("resolve", NAME, "--key", "other", "--fail"): "is not held for that",
@@ -83,6 +89,10 @@ class FakeCluster(InMemoryCluster):
     @override
     async def create(self, path: str, body: Any, **query: Any) -> bytes:
         return msgspec.json.encode({"status": {"userInfo": {"username": "ann"}}})
+
+    @override
+    async def date(self) -> datetime | None:
+        return at(600)
 
     @override
     async def stream(self, path: str, **query: Any) -> AsyncGenerator[bytes, None]:
@@ -124,12 +134,19 @@ def a_state() -> DurableState:
 def a_held_taskrun() -> TaskRun:
     conditions = (
         Condition(type="Succeeded", status="Unknown", reason=Reason.SUBMISSION_UNKNOWN, message="Unknown."),
-        Condition(type="Held", status="True", reason=Reason.SUBMISSION_UNKNOWN, message="Unknown."),
+        Condition(
+            type="Held",
+            status="True",
+            reason=Reason.SUBMISSION_UNKNOWN,
+            message="Unknown.",
+            last_transition_time=at(5),
+        ),
     )
     job = ExternalJobStatus(
         key="train", generation=1, state="Active", adapter="ray", handle="raysubmit_7", url="http://r"
     )
-    built = a_taskrun().with_failed_attempt(1).with_attempt(2, node="node-1").with_finalizer().build()
+    tried = a_taskrun().with_metadata(labels={"app": "etl"}).with_failed_attempt(1)
+    built = tried.with_attempt(2, node="node-1").with_finalizer().build()
     state = StateReference(config_map=state_name(NAME, UID), uid="state-uid")
     status = msgspec.structs.replace(
         built.status, conditions=conditions, external_jobs=(job,), state=state, result='{"rows": 1}'
@@ -193,13 +210,8 @@ def variants(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield path, objects_of(state=msgspec.structs.replace(state, records={entry.key: entry}))
 
 
-def run(monkeypatch: pytest.MonkeyPatch, arguments: list[str], objects: dict[str, Any]) -> tuple[int, str, str]:
+def run(arguments: list[str], objects: dict[str, Any]) -> tuple[int, str, str]:
     """Return exit code, stdout and stderr of a command."""
-
-    async def connect(_target: Any) -> ClusterConnection:
-        return ClusterConnection(FakeCluster.of(objects), NAMESPACE)
-
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     about = {
         "format": "reattach-state/v1",
         "namespace": NAMESPACE,
@@ -207,12 +219,7 @@ def run(monkeypatch: pytest.MonkeyPatch, arguments: list[str], objects: dict[str
         "exportedAt": "2026-03-01T00:00:00Z",
     }
     exported = json.dumps({**about, "entries": []})
-    with monkeypatch.context() as patched:
-        patched.setattr(connection, "connect", connect)
-        patched.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(exported.encode()), encoding="utf-8"))
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = application.run(arguments)
-    return int(code), out.buffer.getvalue().decode(), err.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    return run_command(FakeCluster.of(objects), NAMESPACE, arguments, exported.encode())
 
 
 def is_printable(output: str) -> bool:
@@ -230,10 +237,8 @@ ALL = [arguments for group in COMMANDS.values() for arguments in group]
 
 
 @pytest.mark.parametrize("arguments", ALL, ids=" ".join)
-def test_command_succeeds_or_refuses_without_hostile_text(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code, out, err = run(monkeypatch, arguments, objects_of())
+def test_command_succeeds_or_refuses_without_hostile_text(arguments: list[str]) -> None:
+    code, out, err = run(arguments, objects_of())
     refusal = REFUSED.get(tuple(arguments))
     assert (code == 0) == (refusal is None), err
     assert (refusal or "") in err
@@ -243,13 +248,13 @@ def test_command_succeeds_or_refuses_without_hostile_text(
         yaml.safe_load(out)
 
 
-def test_output_of_hostile_text_is_printable_and_adds_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_of_hostile_text_is_printable_and_adds_no_line() -> None:
     pairs = list(zip(variants(HOSTILE), variants(HARMLESS), strict=True))
     assert len(pairs) > 150
     for number, ((path, hostile), (_, harmless)) in enumerate(pairs):
         for arguments in ALL[number % SHARE :: SHARE]:
-            code, out, err = run(monkeypatch, arguments, hostile)
-            expected = run(monkeypatch, arguments, harmless)
+            code, out, err = run(arguments, hostile)
+            expected = run(arguments, harmless)
             about = (path, arguments, out, err, expected)
             assert is_printable(out + err), about
             assert code == expected[0], about
@@ -275,3 +280,12 @@ def test_completion_offers_only_words_that_no_shell_changes(words: list[str], mo
     *offers, directive = completion.for_kubectl(cli, words).split("\n")
     assert (offers, directive) == (["plain"], ":4")
     assert all(is_plain_word(offer) for offer in offers)
+
+
+@pytest.mark.parametrize("command", ["explain", "cancel"])
+def test_completion_offers_the_taskruns_of_the_namespace(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def connect(_target: Any) -> ClusterConnection:
+        return ClusterConnection(FakeCluster.of(objects_of()), NAMESPACE)
+
+    monkeypatch.setattr(connection, "connect", connect)
+    assert completion.for_kubectl(cli, [command, ""]).split("\n") == [NAME, ":4"]

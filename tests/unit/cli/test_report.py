@@ -204,6 +204,22 @@ def held_for_a_state_that_can_not_be_read() -> Snapshot:
     )
 
 
+def being_cancelled_with_a_state_that_can_not_be_read() -> Snapshot:
+    taskrun = held(tried_once(cancel=True).with_state(), Reason.STATE_UNREADABLE)
+    return see(taskrun, state_note="The state of load can't be read: the entry jobs is no JSON.")
+
+
+def being_cancelled_while_held_for_an_exhausted_budget() -> Snapshot:
+    taskrun = held(tried_once(cancel=True), Reason.BUDGET_EXHAUSTED)
+    counts = Counts(attempts=21, charged=Charged(disruption=21))
+    return see(taskrun.with_status(counts=counts, conditions=taskrun.status.conditions), a_job())
+
+
+def being_deleted_while_held_for_a_lost_state() -> Snapshot:
+    about = {"deletionTimestamp": at(590).isoformat(), "finalizers": ["reattach.dev/external-jobs"]}
+    return see(held(tried_once(), Reason.STATE_LOST).with_metadata(**about))
+
+
 def restored_from_a_backup() -> Snapshot:
     return see(held(a_taskrun(), Reason.RESTORED))
 
@@ -376,6 +392,9 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     held_for_an_exhausted_budget,
     granted_once_more_and_used_up_again,
     held_for_a_state_that_can_not_be_read,
+    being_cancelled_with_a_state_that_can_not_be_read,
+    being_cancelled_while_held_for_an_exhausted_budget,
+    being_deleted_while_held_for_a_lost_state,
     restored_from_a_backup,
     being_cancelled,
     failed_for_good_and_held,

@@ -1,5 +1,6 @@
 """Each step of the ladder, as a reader would ask for it."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -582,6 +583,7 @@ def test_a_summary_that_claims_too_much_is_not_believed() -> None:
 
 def test_a_restored_taskrun_is_held_until_a_person_says_otherwise() -> None:
     restored = a_taskrun().with_metadata(labels={"velero.io/restore-name": "monday"})
+    assert plan_of(restored) == plan_of(replace(restored, status=TaskRunStatus())), "an earlier schema has no default"
     plan = plan_of(restored)
     assert (hold_of(plan), created(plan), told(plan)) == (("True", "Restored"), [], ["Restored"])
     held = restored.with_status(status_of(plan))
@@ -719,7 +721,7 @@ def test_a_pod_whose_hash_was_taken_away_proves_nothing() -> None:
 def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
     running = status_of(plan_of(RETRIED, a_pod().running(), now=3))
     failed = status_of(plan_of(RETRIED.with_status(running), a_pod().exited(1), now=6))
-    assert [one.last_transition_time for one in (*running.conditions, *failed.conditions)] == [at(3), at(3)]
+    assert {one.last_transition_time for one in (*running.conditions, *failed.conditions)} == {at(3)}
     ended = status_of(plan_of(RETRIED.with_status(failed), a_pod(2).exited(0), now=30))
     assert ended.conditions[0].last_transition_time == at(30)
 

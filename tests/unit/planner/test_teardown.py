@@ -351,7 +351,7 @@ def test_an_end_that_was_begun_goes_on_though_the_budget_is_raised_since(seen: s
 def test_a_lost_state_does_not_keep_the_run_from_ending_and_what_was_known_is_named() -> None:
     taskrun = with_jobs(CANCELLED, OPEN, a_job(None, key="other"))
     plan = teardown_plan_of(taskrun, STOPPED, state=AbsentState())
-    assert (last_attempt_of(plan).cause, len(status_of(plan).conditions)) == ("Stopped", 2)
+    assert (last_attempt_of(plan).cause, len(status_of(plan).conditions)) == ("Stopped", 3)
     assert shown(plan) == [("load", "job-1", "Orphaned"), ("other", None, "Orphaned")]
     assert actions_of(plan, ReleaseTaskRun)
 

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from reattach.api.messages import DEFAULT_RETENTION_SECONDS, ProblemCode
-from reattach.api.names import LABEL_ATTEMPT, LABEL_TASKRUN
+from reattach.api.names import LABEL_ATTEMPT, LABEL_PURPOSE, LABEL_TASKRUN
 from reattach.api.objects import ObjectMeta, OwnerReference
+from reattach.api.taskrun import AttemptPurpose
 from reattach.cluster import ClusterError, NotFoundError, UnavailableError
 from reattach.server.__main__ import from_arguments
 from reattach.server.application import EVIDENCE_ROUTES, AuthGate
@@ -112,6 +113,12 @@ class TestWhosePod:
         caller = caller_of(self.pod)
         assert caller.run == RunReference(namespace="team", name="load", uid=UID)
         assert (caller.attempt, caller.pod_name, caller.pod_uid) == (2, "load-0c2b7-2", "pod-uid")
+        assert caller.purpose is AttemptPurpose.RUN
+
+    def test_purpose_of_a_pod_is_in_its_label(self) -> None:
+        labels = {**self.pod.labels, LABEL_PURPOSE: "Cleanup"}
+        caller = caller_of(msgspec.structs.replace(self.pod, labels=labels))
+        assert caller.purpose is AttemptPurpose.CLEANUP
 
     @pytest.mark.parametrize(
         "changes",
@@ -123,6 +130,9 @@ class TestWhosePod:
             {"owner_references": (msgspec.structs.replace(owner, api_version="evil.example/v1alpha1"),)},
             {"owner_references": (msgspec.structs.replace(owner, uid="ffffffff" + UID[8:]),)},
             {"owner_references": (msgspec.structs.replace(owner, name="other"),)},
+            {"labels": {LABEL_TASKRUN: "load", LABEL_ATTEMPT: "2", LABEL_PURPOSE: ""}},
+            {"labels": {LABEL_TASKRUN: "load", LABEL_ATTEMPT: "2", LABEL_PURPOSE: "cleanup"}},
+            {"labels": {LABEL_TASKRUN: "load", LABEL_ATTEMPT: "2", LABEL_PURPOSE: "Other"}},
             {"labels": {LABEL_TASKRUN: "load"}},
             {"labels": {LABEL_TASKRUN: "other", LABEL_ATTEMPT: "2"}},
             {"labels": {LABEL_TASKRUN: "load", LABEL_ATTEMPT: "3"}},

@@ -4,7 +4,19 @@ import json
 
 import pytest
 
-from job_states import LARGEST_KEY, Decision, Grounds, JobState, ProblemCode, Run, brim, code_of, handled, succeeded
+from job_states import (
+    LARGEST_KEY,
+    Decision,
+    Grounds,
+    JobState,
+    ProblemCode,
+    Run,
+    brim,
+    cancelled,
+    code_of,
+    handled,
+    succeeded,
+)
 from reattach.api.messages import HANDLE_BYTES_MAX, JOBS_MAX, RESULT_BYTES_MAX, STATE_BYTES_MAX
 from reattach.state.codec import DurableState, summary_annotation_of, to_data
 from reattach.state.job_record import JOBS_BYTES_MAX, fits
@@ -65,11 +77,15 @@ class TestRoom:
             state = handled(state, run, record, "h" * HANDLE_BYTES_MAX, url="http://" + "u" * 1017)
         assert fits(state.jobs)
         for record in records:
+            state = cancelled(state, run, record)
+        assert fits(state.jobs)
+        for record in records:
             state = succeeded(state, run, record, "r" * (RESULT_BYTES_MAX - 2), message="m" * 512)
         assert fits(state.jobs)
         for record in state.jobs.values():
             assert record.handle == "h" * HANDLE_BYTES_MAX
             assert record.state is JobState.SUCCEEDED
+            assert record.cancel_requested_at is not None
             assert len(bytes(record.result)) == RESULT_BYTES_MAX  # type: ignore[arg-type]
 
     def test_what_only_people_read_gives_way(self) -> None:

@@ -1,6 +1,7 @@
 """Task functions of AIP-103 run unchanged."""
 
 import dataclasses
+import inspect
 import subprocess
 import sys
 import textwrap
@@ -53,6 +54,40 @@ def test_a_function_gets_its_context_in_the_way_it_takes_it(pod: Pod, way: str) 
     function = in_every_way()[way]
     assert aip103.run_in(pod.context(), function) == ["job-7", 2]
     assert pod.api.completed == [["job-7", 2]]
+
+
+@pytest.mark.parametrize("way", in_every_way())
+def test_a_cleanup_hook_gets_its_context_in_the_way_it_takes_it(pod: Pod, way: str) -> None:
+    pod.api.values = {"job_id": "job-7"}
+    pod.begin_cleanup()
+    seen: list[Any] = []
+    handler = aip103.handler_of(in_every_way()[way])
+
+    def on_cleanup(cleanup: reattach.CleanupTask) -> Any:
+        result = handler(cleanup)
+        if not inspect.isawaitable(result):
+            seen.append(result)
+            return None
+
+        async def awaited() -> None:
+            seen.append(await result)
+
+        return awaited()
+
+    def run_job(**_: Any) -> None:
+        raise AssertionError("a cleanup attempt must not call the task function")
+
+    with pytest.raises(SystemExit) as end:
+        aip103.run_in(pod.context(on_cleanup=on_cleanup), run_job)
+    assert end.value.code == 0
+    assert seen == [["job-7", 3]]
+
+
+def test_a_cleanup_hook_with_other_arguments_is_refused_before_the_state_is_opened() -> None:
+    def needs_more(task_state: Any, table: Any) -> None: ...
+
+    with pytest.raises(TypeError, match="may take only"):
+        aip103.run(lambda: None, on_cleanup=needs_more)
 
 
 def test_what_it_returns_is_the_result(pod: Pod) -> None:
@@ -215,7 +250,14 @@ class TestEntry:
         result = self.run(tmp_path, "from airflow.sdk import NEVER_EXPIRE\nprint(NEVER_EXPIRE)", "dag_file:run_job")
         assert result.stdout == "the real one\n"
 
-    @pytest.mark.parametrize("arguments", [[], ["dag_file"], ["a:b", "c:d"]])
+    def test_the_cleanup_hook_may_be_in_a_file_beside_the_dag_file(self, tmp_path: Path) -> None:
+        (tmp_path / "hooks.py").write_text("print('hooks imported')\ndef cancel_job(**context): ...\n")
+        arguments = ["dag_file:run_job", "--on-cleanup=hooks:cancel_job"]
+        result = self.run(tmp_path, "def run_job(**context): ...", *arguments)
+        assert result.stdout == "hooks imported\n"
+        assert "NotInPod" in result.stderr
+
+    @pytest.mark.parametrize("arguments", [[], ["dag_file"], ["a:b", "c:d"], ["a:b", "--on-cleanup=c"]])
     def test_it_says_how_to_call_it(self, tmp_path: Path, arguments: list[str]) -> None:
         result = self.run(tmp_path, "", *arguments)
         assert result.returncode == 1

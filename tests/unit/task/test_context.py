@@ -432,6 +432,8 @@ class TestEnvironment:
         settings = from_environment(environment)
         assert settings == dataclasses.replace(pod.settings, attempt=3)
         assert from_environment({**environment, "REATTACH_SESSION": "s-1"}).session == "s-1"
+        phases = {phase: from_environment({**environment, "REATTACH_PHASE": phase}) for phase in ("", "run", "cleanup")}
+        assert {phase: one.is_cleanup for phase, one in phases.items()} == {"": False, "run": False, "cleanup": True}
 
     @pytest.mark.parametrize(
         "name,value,why",
@@ -441,6 +443,7 @@ class TestEnvironment:
             ("REATTACH_NAMESPACE", "", "REATTACH_NAMESPACE must also be set"),
             ("REATTACH_TASKRUN", "", "REATTACH_TASKRUN must also be set"),
             ("REATTACH_ATTEMPT", "two", "must be a number, not 'two'"),
+            ("REATTACH_PHASE", "suspend", "REATTACH_PHASE must be run or cleanup, not 'suspend'"),
             ("REATTACH_DIRECTORY", "/nowhere", "/nowhere/token is missing. Only the task's container"),
         ],
     )

@@ -235,6 +235,49 @@ class TestUnknown:
             wait(pod, system)
 
 
+class TestAJobOfAnotherRunWithTheSameKey:
+    """The name or token is taken, because another TaskRun has the same idempotency key."""
+
+    @pytest.fixture
+    def system(self, pod: Pod) -> System:
+        system = System(Capabilities(NAME))
+        wait(pod, system)
+        pod.api.jobs.state = type(pod.api.jobs.state)()
+        return system
+
+    def test_one_that_was_cancelled_before_costs_no_attempt_and_the_next_generation_is_submitted(
+        self, pod: Pod, system: System, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        system.statuses = [Cancelled("by the other run"), Succeeded(RESULT)]
+        assert wait(pod, system) == RESULT
+        first, second = (pod.api.jobs.record(generation=number) for number in (1, 2))
+        assert (first.state, first.handle, first.origin) == (JobState.CANCELLED, "job-1", "Existed")
+        assert (second.state, second.handle, second.origin) == (JobState.SUCCEEDED, "job-2", "Submitted")
+        assert len(system.jobs) == 2
+        assert "it was cancelled before this TaskRun first saw it. Submitting it again." in caplog.text
+
+    def test_one_that_is_cancelled_while_it_is_watched_fails_the_attempt(self, pod: Pod, system: System) -> None:
+        system.statuses = [Active(), Cancelled("by a user")]
+        with pytest.raises(reattach.JobFailed, match="by a user"):
+            wait(pod, system)
+        assert len(system.jobs) == 1
+
+    def test_one_that_failed_before_fails_the_attempt(self, pod: Pod, system: System) -> None:
+        system.statuses = [Failed("out of memory")]
+        with pytest.raises(reattach.JobFailed, match="out of memory"):
+            wait(pod, system)
+        assert len(system.jobs) == 1
+
+    def test_a_job_of_this_run_that_was_cancelled_fails_the_attempt(self, pod: Pod, system: System) -> None:
+        system.jobs.clear()
+        system.after_submit = [fails(LostError("timed out"))]
+        system.statuses = [Cancelled("by a user")]
+        with pytest.raises(reattach.JobFailed, match="by a user"):
+            wait(pod, system)
+        assert pod.api.jobs.record().origin == "Existed"
+        assert len(system.jobs) == 1
+
+
 class TestNotFound:
     @pytest.fixture
     def gone(self, system: System) -> System:

@@ -81,6 +81,50 @@ def test_each_end_has_its_exit_code(tmp_path: Path, way: str, statement: str, co
         assert "Traceback" not in seen[1]
 
 
+HANGS = """
+from fakesystem import REQUEST, System
+def hang():
+    ready()
+    threading.Event().wait(60)
+system = System(before_cancel=[hang])
+try:
+    with pod.context() as task:
+        task.submit_once("load", system, REQUEST)
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    pass
+pod.termination_log.write_bytes(b"")
+pod.begin_cleanup()
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "pod.begin_cleanup(); pod.context(on_cleanup=lambda _: (ready(), time.sleep(60))).run(print)",
+        HANGS + "pod.context(adapters=[system]).run(print)",
+        HANGS
+        + """
+async def main():
+    async with pod.context(adapters=[system]):
+        pass
+asyncio.run(main())
+""",
+    ],
+    ids=["in the handler", "an adapter hangs", "an adapter hangs, async"],
+)
+def test_sigterm_ends_a_cleanup_at_once_with_143(tmp_path: Path, program: str) -> None:
+    process = start(tmp_path, program)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    code, stderr = ended(process)
+    assert code == 143, stderr
+    assert time.monotonic() - begin < 5
+    assert "The next cleanup attempt continues" in stderr
+
+
 @pytest.mark.parametrize(
     "program",
     [

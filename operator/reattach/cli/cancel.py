@@ -1,0 +1,99 @@
+"""`cancel`: set `spec.cancel`, and say what happens then."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from reattach.api.objects import Shape
+from reattach.api.reasons import Outcome
+from reattach.api.taskrun import TaskRun
+from reattach.cli.connection import ClusterConnection
+from reattach.cli.errors import CommandError
+from reattach.cli.hold_options import find_holds
+from reattach.cli.next_steps import describe_next_steps
+from reattach.cli.pages import TaskRunSelection, read_pages
+from reattach.cli.queries import read_taskrun, to_taskrun
+from reattach.cli.resolve import FIELD_MANAGER
+from reattach.cli.run_list import UNFINISHED, ListedRun, decode_continuing
+from reattach.cli.snapshot import Snapshot
+from reattach.cluster import ConflictError, InvalidError, NotFoundError, paths
+
+
+class CancelResult(Shape, frozen=True):
+    """Result for one TaskRun. `next`: sentences about what happens next."""
+
+    name: str
+    namespace: str
+    message: str
+    next: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CancelTarget:
+    """A TaskRun to cancel. `uid` None: the one that has the name now."""
+
+    name: str
+    uid: str | None = None
+
+
+async def read_cancellable(connection: ClusterConnection, selector: str) -> list[ListedRun]:
+    """Read the selected TaskRuns that are unfinished, and not being cancelled or deleted."""
+    selection = TaskRunSelection(labels=selector, fields=UNFINISHED)
+    return [run async for page in read_pages(connection, selection, decode_continuing) for run in page if run]
+
+
+async def cancel(connection: ClusterConnection, target: CancelTarget) -> CancelResult:
+    """Set `spec.cancel`. Safe to repeat.
+
+    Raises `CommandError` if the TaskRun succeeded, failed or was replaced, and `ClusterError`.
+    """
+    name = target.name
+    taskrun = await read_taskrun(connection, name)
+    uid = target.uid or taskrun.metadata.uid
+    _check_uid(taskrun, uid)
+    if taskrun.status.outcome is not None:
+        return _result_at_end(taskrun)
+    if taskrun.metadata.deletion_timestamp is not None:
+        return _result_of(taskrun, "is being deleted, which ends it; spec.cancel was not changed.")
+    if taskrun.spec.cancel:
+        return _result_of(taskrun, "is already being cancelled.")
+    body = {"metadata": {"uid": uid}, "spec": {"cancel": True}}
+    path = paths.taskruns(connection.namespace, name)
+    try:
+        written = to_taskrun(await connection.cluster.merge_patch(path, body, fieldManager=FIELD_MANAGER))
+    except NotFoundError:
+        raise CommandError(f"{name} was deleted in the meantime.") from None
+    except (ConflictError, InvalidError):
+        _check_uid(await read_taskrun(connection, name), uid)
+        raise
+    return _result_of(written, "will be cancelled.") if written.status.outcome is None else _result_at_end(written)
+
+
+def format_result(result: CancelResult) -> list[str]:
+    """Return the result as lines of text."""
+    return [f"taskrun/{result.name} {result.message}", *result.next]
+
+
+# -- pure ------------------------------------------------------------------------------------------
+
+
+def _check_uid(taskrun: TaskRun, uid: str) -> None:
+    if taskrun.metadata.uid != uid:
+        raise CommandError(
+            f"{taskrun.metadata.name} was deleted, and another TaskRun has its name now, which was not cancelled."
+        )
+
+
+def _result_at_end(taskrun: TaskRun) -> CancelResult:
+    name, outcome = taskrun.metadata.name, taskrun.status.outcome
+    if outcome != Outcome.CANCELLED:
+        raise CommandError(f"{name} has already ended ({outcome}), so it can't be cancelled.")
+    return _result_of(taskrun, "was already cancelled.")
+
+
+def _result_of(taskrun: TaskRun, message: str) -> CancelResult:
+    snapshot = Snapshot(taskrun=taskrun, now=datetime.now(UTC))
+    steps: tuple[str, ...] = ()
+    if taskrun.status.outcome is None:
+        steps = describe_next_steps(snapshot, find_holds(taskrun, snapshot.jobs))
+    about = taskrun.metadata
+    return CancelResult(name=about.name, namespace=about.namespace, message=message, next=steps)
