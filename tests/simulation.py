@@ -591,7 +591,7 @@ class ModelCluster:
 
     def complete(self, pod: SimulatedPod) -> None:
         state = self.existing_state
-        if state is None or not self._is_current(pod) or self.is_over:
+        if state is None or not self._is_current(pod) or self.is_over or pod.purpose is AttemptPurpose.CLEANUP:
             return
         if any(job.is_open and not (job.detached and job.handle) for job in state.jobs):
             return
@@ -618,7 +618,8 @@ class ModelCluster:
             pod.submitted = None
         elif pod.submitting is not None:
             pod.submitted, pod.submitting = pod.submitting, None
-            self.running.add(pod.submitted)
+            if (job := self._job(pod.submitted)) is None or job.is_open:
+                self.running.add(pod.submitted)
         elif pod.intending is not None:
             key, pod.intending = pod.intending, None
             self._store_intent(pod, key)
@@ -1049,7 +1050,7 @@ class ModelOperator:
         left = {(job.key, job.generation) for job in status.external_jobs if job.state == JobState.ORPHANED}
         listed = record.jobs if record is not None else ()
         assert {(job.key, job.generation) for job in listed} >= left - over, "the record is incomplete"
-        assert all(job.why.endswith(".") for job in listed), "an orphaned job without a reason"
+        assert all(job.why.endswith((".", "…")) for job in listed), "an orphaned job without a reason"
         assert all("No cleanup attempt was started" not in job.why for job in listed), "without a real reason"
 
     def _observe_pod(self, pod: SimulatedPod) -> None:

@@ -69,8 +69,8 @@ def _read_state(context: DecisionContext, _teardown: Teardown) -> Decision | Non
 def _record_ending(context: DecisionContext, teardown: Teardown) -> Plan | None:
     """Record the outcome and the deadline of the cleanup, before anything is stopped.
 
-    From then on, a raised budget or an edited deadline changes nothing. Skip it if there is nothing
-    to stop or to cancel, because the outcome is then the next write.
+    From then on, a raised budget or an edited deadline changes nothing. Skip it for a run
+    without a pod to stop and a job to cancel, because the outcome is then the next write.
     """
     final = teardown.final
     if context.status.ending is not None or final.outcome is Outcome.SUCCEEDED or not _has_to_clean_up(context):
