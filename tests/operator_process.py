@@ -270,7 +270,7 @@ def condition(status: JSON, kind: str) -> JSON:
 
 # -- the kubelet -----------------------------------------------------------------------------------
 
-Script = Callable[["Containers"], None]
+Script = Callable[["Containers"], object]
 """What happens in the pod of one attempt, on a thread of its own. Without an end of its own, the pod runs on."""
 
 

@@ -1,6 +1,7 @@
 """Histories of a TaskRun in which the operator is killed at a chosen write, and restarted."""
 
 import datetime as dt
+import json
 import os
 import ssl
 import subprocess
@@ -17,7 +18,7 @@ from controlplane import REPOSITORY, ControlPlane
 from operator_process import Cluster, Containers, Kubelet, Operator, Operators, Script
 from ports import free_port
 from proxy import Door, Point, Proxy
-from reattach.api.names import ANNOTATION_CA, CA_FILE, TOKEN_AUDIENCE, TOKEN_FILE
+from reattach.api.names import ANNOTATION_CA, CA_FILE, LABEL_ORPHANS, TOKEN_AUDIENCE, TOKEN_FILE
 from reattach.cluster.paths import configmaps
 from stateapi import Server
 from waiting import wait_until
@@ -53,6 +54,8 @@ class RunHistory:
     status: JSON
     """Empty if the TaskRun is gone."""
     pods: list[str]
+    records: list[JSON]
+    """Records of orphaned jobs."""
     submissions: int
     struck: str | None
     """The write at which the operator died."""
@@ -93,6 +96,7 @@ class HistoryRunner:
                 point=point,
                 status=cluster.status_if_there(NAME) or {},
                 pods=[pod["metadata"]["name"].rpartition("-")[2] for pod in cluster.pods(NAME)],
+                records=_records_in(self.control_plane, namespace),
                 submissions=scenario.submissions(namespace),
                 struck=door.struck,
                 starts=starts,
@@ -166,6 +170,11 @@ def is_over(cluster: Cluster) -> bool:
     return all(not found["metadata"].get("finalizers") for found in (*cluster.pods(NAME), *states))
 
 
+def _records_in(control_plane: ControlPlane, namespace: str) -> list[JSON]:
+    found = control_plane.call("GET", configmaps(namespace), labelSelector=LABEL_ORPHANS)["items"]
+    return [json.loads(each["data"]["record"]) for each in found]
+
+
 def _pid_of(operator: Operator | None) -> int:
     assert operator is not None
     assert operator.process is not None
@@ -187,7 +196,11 @@ def normalised(status: JSON) -> JSON:
         name: status.get(name) for name in ("outcome", "counts", "result", "observedGeneration", "nextAttemptTime")
     }
     jobs = [
-        {name: value for name, value in job.items() if name not in {"handle", "url", "submittedTime"}}
+        {
+            name: value
+            for name, value in job.items()
+            if name not in {"handle", "url", "submittedTime", "cancelRequestedTime"}
+        }
         | {"has handle": "handle" in job}
         for job in status.get("externalJobs", ())
     ]

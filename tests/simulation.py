@@ -6,6 +6,7 @@ created, a status is written, or a finalizer is removed.
 """
 
 import itertools
+import json
 import random
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -16,10 +17,13 @@ import msgspec
 from builders import NAME, SETTINGS, STATE_UID, APod, a_pod, a_taskrun, at
 from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, state_name
 from reattach.api.objects import Pod
+from reattach.api.orphans import OrphanRecord
 from reattach.api.reasons import Budget, ConditionType, EventReason, Reason
-from reattach.api.state import Completion, Epoch, JobState, JobSummary, Seal, StateView, Summary
-from reattach.api.taskrun import Resolution, StateReference, TaskRun, TaskRunStatus
+from reattach.api.state import Completion, Epoch, JobState, JobSummary, Seal, SealPurpose, StateView, Summary
+from reattach.api.taskrun import AttemptPurpose, Resolution, StateReference, TaskRun, TaskRunStatus
 from reattach.planner.budgets import amount, exhausted
+from reattach.planner.cleanup import FOREGROUND_DELETION
+from reattach.planner.conditions import last_attempt
 from reattach.planner.decide import decide
 from reattach.planner.external_jobs import describe_job
 from reattach.planner.plan import (
@@ -32,6 +36,7 @@ from reattach.planner.plan import (
     Plan,
     PodRejection,
     PodRejectionKind,
+    ProtectTaskRun,
     ReadState,
     ReleasePod,
     ReleaseState,
@@ -68,6 +73,7 @@ class SimulatedPod:
     """Job whose intent is stored, so that the process may submit at any later time."""
     submitted: JobId | None = None
     """Job whose handle is not stored yet."""
+    purpose: AttemptPurpose = AttemptPurpose.RUN
 
     @property
     def view(self) -> Pod:
@@ -110,6 +116,15 @@ class ModelCluster:
     """Jobs that were held by a task whose end the operator has observed."""
     losses: int = 0
     is_calm: bool = False
+    registers: frozenset[str] = frozenset()
+    """What the task registers for its cleanup: adapters, a handler."""
+    running: set[JobId] = field(default_factory=set)
+    """Jobs that run in the external system."""
+    cleanups: int = 0
+    recorded: set[int] = field(default_factory=set)
+    """Attempts whose end was written to status."""
+    records: list[OrphanRecord] = field(default_factory=list)
+    state_was_lost: bool = False
     must_notify: bool = False
     """Makes the operator's next observation include TaskRun and state."""
 
@@ -132,16 +147,23 @@ class ModelCluster:
         if name in self.pods:
             assert self.pods[name].number == action.attempt
             return self.pods[name]
-        self._check_create(action, based_on)
+        self._check_create(action)
+        if action.purpose is AttemptPurpose.CLEANUP:
+            self._check_create_cleanup(based_on)
+        else:
+            self._check_create_run(based_on)
         apod = a_pod(action.attempt).with_metadata(
-            uid=f"uid-{next(self.versions)}", name=name, creationTimestamp=at(self.seconds).isoformat()
+            uid=f"uid-{next(self.versions)}",
+            name=name,
+            creationTimestamp=at(self.seconds).isoformat(),
+            labels=json.loads(action.body)["metadata"]["labels"],
         )
         if self.choices.random() < 0.1:
             apod = apod.gated()
         if self.choices.random() < 0.2:
             apod = apod.with_container("proxy", waiting={"reason": "ContainerCreating"})
         self.created.append(action.attempt)
-        self.pods[name] = SimulatedPod(apod, action.attempt, next(self.versions))
+        self.pods[name] = SimulatedPod(apod, action.attempt, next(self.versions), purpose=action.purpose)
         return self.pods[name]
 
     def delete_pod(self, name: str, uid: str, grace: int = 30) -> None:
@@ -192,12 +214,18 @@ class ModelCluster:
         if self.taskrun.metadata.resource_version != based_on:
             return False
         self._check_jobs(self.taskrun.status)
-        self.remove_finalizer()
+        self.remove_finalizer(FINALIZER_EXTERNAL_JOBS)
         return True
 
-    def remove_finalizer(self) -> None:
-        self._update_metadata(finalizers=())
-        self.is_gone = self.taskrun.metadata.deletion_timestamp is not None
+    def protect_taskrun(self, based_on: str) -> None:
+        metadata = self.taskrun.metadata
+        if metadata.resource_version == based_on and metadata.deletion_timestamp is None:
+            self._update_metadata(finalizers=(*metadata.finalizers, FINALIZER_EXTERNAL_JOBS))
+
+    def remove_finalizer(self, name: str) -> None:
+        metadata = self.taskrun.metadata
+        self._update_metadata(finalizers=tuple(one for one in metadata.finalizers if one != name))
+        self.is_gone = metadata.deletion_timestamp is not None and not self.taskrun.metadata.finalizers
 
     @property
     def existing_state(self) -> StateView | None:
@@ -225,15 +253,44 @@ class ModelCluster:
         listed = {attempt.number: attempt for attempt in status.attempts}
         return listed[number].finish_time is not None if number in listed else number <= status.counts.attempts
 
-    def _check_create(self, action: CreatePod, based_on: TaskRun) -> None:
+    def _check_create(self, action: CreatePod) -> None:
         status = self.taskrun.status
         assert status.outcome is None, "a pod was made for a finished TaskRun"
         assert action.attempt not in self.created, "a number was used twice"
+        assert status.next_attempt_time is None or status.next_attempt_time <= at(self.seconds), "a wait was cut short"
+
+    def _check_create_cleanup(self, based_on: TaskRun) -> None:
+        status, cleanup = self.taskrun.status, based_on.spec.cleanup
+        assert status.ending is not None, "a cleanup began before the ending was recorded"
+        seal = self.existing_state.seal if self.existing_state else None
+        assert self.existing_state is None or (seal and seal.purpose is SealPurpose.END), "before the seal"
+        assert at(self.seconds) < status.ending.cleanup_deadline, "a cleanup began after its deadline"
+        assert status.counts.charged.cleanup < cleanup.budget, "a cleanup began over its budget"
+        assert FOREGROUND_DELETION not in based_on.metadata.finalizers, "a cleanup began before the pods were deleted"
+        assert not any(one.cause == "Succeeded" for one in status.attempts), "after a success"
+        policy = {"Cancelled": cleanup.on_cancel, "Failed": cleanup.on_failure, None: cleanup.on_delete}
+        assert policy[status.ending.outcome] in {None, "Cancel"}, "a cleanup began although the policy is Orphan"
+        assert cleanup.command or (self.state and self.state.epoch and self.state.epoch.can_cleanup), "without a way"
+        cleanups = [pod for pod in self.pods.values() if pod.purpose is AttemptPurpose.CLEANUP]
+        assert all(self.is_recorded(pod.number) for pod in cleanups), "before the last end was recorded"
+        runs = [pod for pod in self.pods.values() if pod.purpose is AttemptPurpose.RUN]
+        assert all(pod.is_deleted or pod.is_over for pod in runs), "before the pods were stopped"
+        listed = {attempt.number for attempt in status.attempts}
+        numbers = {pod.number for pod in self.pods.values()}
+        assert all(number in listed or self.was_recorded(number) for number in numbers), "an attempt is not listed"
+        self.cleanups += 1
+        assert self.cleanups <= cleanup.budget, "too many cleanup pods"
+
+    def was_recorded(self, number: int) -> bool:
+        return number in self.recorded
+
+    def _check_create_run(self, based_on: TaskRun) -> None:
+        status = self.taskrun.status
+        assert status.ending is None, "a run attempt began after the ending was recorded"
         assert all(self.is_presumed_over(pod) for pod in self.pods.values()), "two attempts run at once"
         assert all(self.is_recorded(number) for number in self.created), (
             "a pod was made before the last end was recorded"
         )
-        assert status.next_attempt_time is None or status.next_attempt_time <= at(self.seconds), "a wait was cut short"
         grants = sum(one.action == "Continue" for one in based_on.spec.resolutions)
         budgets = based_on.spec.retry.budgets
         assert exhausted(status.counts, budgets, grants) is None, "a pod was made without a budget for it"
@@ -251,7 +308,9 @@ class ModelCluster:
         assert metadata.deletion_timestamp is None, "a pod was made for a TaskRun that is being deleted"
 
     def _check_release(self, pod: SimulatedPod) -> None:
-        assert self.is_recorded(pod.number) or self.is_over, "a pod was released before its end was recorded"
+        metadata = self.taskrun.metadata
+        is_let_go = metadata.deletion_timestamp is not None and FINALIZER_EXTERNAL_JOBS not in metadata.finalizers
+        assert self.is_recorded(pod.number) or is_let_go, "a pod was released before its end was recorded"
         assert self.is_presumed_over(pod), "a running pod was released"
 
     def _check_status(self, before: TaskRunStatus, after: TaskRunStatus) -> None:
@@ -260,9 +319,13 @@ class ModelCluster:
         listed = {attempt.number: attempt for attempt in after.attempts}
         for number, attempt in ended.items():
             assert listed.get(number, attempt) == attempt, "a recorded end was changed"
+        assert before.ending is None or after.ending == before.ending, "the ending was changed"
         new = [attempt for attempt in after.attempts if attempt.finish_time and attempt.number not in ended]
+        self.recorded |= {attempt.number for attempt in new}
         for attempt in new:
-            if attempt.cause == "Stopped":
+            if attempt.purpose is AttemptPurpose.CLEANUP:
+                assert attempt.charged_to == (None if attempt.cause == "Succeeded" else "cleanup")
+            elif attempt.cause == "Stopped":
                 assert attempt.charged_to is None, "a stopped attempt was charged"
                 assert self._is_unwanted(), "an attempt was stopped without a request"
         assert all(
@@ -277,7 +340,7 @@ class ModelCluster:
             "a presumed end is forgotten"
         )
         assert len(after.attempts) <= max(
-            self.taskrun.spec.history_limit, 1 + sum(a.finish_time is None for a in after.attempts)
+            self.taskrun.spec.history_limit, 2 + sum(a.finish_time is None for a in after.attempts)
         )
         self._check_readiness(after)
         if after.outcome is not None:
@@ -292,7 +355,12 @@ class ModelCluster:
         assert found == expected, "a tool that waits for the TaskRun is misled"
 
     def _check_outcome(self, status: TaskRunStatus) -> None:
-        assert all(self.is_presumed_over(pod) for pod in self.pods.values()), "it ended while a pod runs"
+        runs = [pod for pod in self.pods.values() if pod.purpose is AttemptPurpose.RUN]
+        assert all(self.is_presumed_over(pod) for pod in runs), "it ended while a pod runs"
+        is_late = status.ending is not None and status.ending.cleanup_deadline <= at(self.seconds)
+        assert is_late or all(self.is_presumed_over(pod) for pod in self.pods.values()), "while a cleanup runs"
+        if status.ending is not None and status.outcome != "Succeeded":
+            assert status.outcome == status.ending.outcome, "it ended in another way than it began to"
         assert all(attempt.finish_time is not None for attempt in status.attempts), "it ended while an attempt runs"
         assert FINALIZER_EXTERNAL_JOBS not in self.taskrun.metadata.finalizers, (
             "it ended before its finalizer was removed"
@@ -305,7 +373,9 @@ class ModelCluster:
             by_exit_code = self.taskrun.spec.completion != "Recorded" and bool(self.exited_zero)
             assert self.completed or by_exit_code, "success without a positive sign"
         elif self.taskrun.spec.completion != "ExitCode" and not self.budgets_edited and record is not None:
-            assert record.attempt < status.attempts[-1].number, "a recorded completion was thrown away"
+            last = last_attempt(status.attempts)
+            assert last is not None
+            assert record.attempt < last.number, "a recorded completion was thrown away"
 
     def _check_jobs(self, status: TaskRunStatus) -> None:
         """Check that each job that is open at the end of the TaskRun is named."""
@@ -322,6 +392,13 @@ class ModelCluster:
             is_denied = "Fail" in resolutions or ("Resubmit" in resolutions and (job.held or job.handle is None))
             assert left.state in {"Orphaned", "Detached"} or (left.state == "Failed" and is_denied), "not named"
             assert left.handle is not None or resolutions or self.released_by_hand, "an intent was forgotten"
+        if not (self.state_was_lost or self.released_by_hand):
+            for which in self.running:
+                assert which in shown, "a running job is not shown"
+                resolutions = self._resolutions_of("SubmissionUnknown", which)
+                is_denied = {"Fail", "Resubmit"} & set(resolutions)
+                assert shown[which].state in {"Orphaned", "Detached"} or is_denied, "a running job is not named"
+        assert status.orphaned or all(job.state != "Orphaned" for job in shown.values())
         over = {(job.key, job.generation) for job in state.jobs if not job.is_open} if state else set()
         for which, job in shown.items():
             assert job.state not in OPEN or (status.outcome is None and which in over), "an open job was left behind"
@@ -335,6 +412,8 @@ class ModelCluster:
         spec, metadata = self.taskrun.spec, self.taskrun.metadata
         return (
             spec.cancel
+            or self.taskrun.status.ending is not None
+            or spec.deadlines.run_seconds is not None
             or metadata.deletion_timestamp is not None
             or any(one.action == "Fail" for one in spec.resolutions)
         )
@@ -349,7 +428,7 @@ class ModelCluster:
         pods = list(self.pods.values())
         draw = self.choices.random()
         if draw < 0.03 and self.state is not None and self.taskrun.status.state is not None:
-            self.state = None
+            self.state, self.state_was_lost = None, True
         elif draw < 0.06:
             self._edit_budgets()
         elif draw < 0.07:
@@ -358,9 +437,11 @@ class ModelCluster:
             self._delete()
         elif draw < 0.14:
             self.resolve()
-        elif draw < 0.145 and self.taskrun.metadata.finalizers:
+        elif draw < 0.145 and FINALIZER_EXTERNAL_JOBS in self.taskrun.metadata.finalizers:
             self.released_by_hand = True
-            self.remove_finalizer()
+            self.remove_finalizer(FINALIZER_EXTERNAL_JOBS)
+        elif draw < 0.2 and FOREGROUND_DELETION in self.taskrun.metadata.finalizers:
+            self.collect_garbage()
         elif pods:
             self.apply_event_to(self.choices.choice(pods))
 
@@ -415,6 +496,9 @@ class ModelCluster:
         if self.choices.random() < 0.6:
             self.act_on_jobs(pod)
             return
+        if pod.purpose is AttemptPurpose.CLEANUP:
+            self._apply_event_to_cleanup(pod)
+            return
         match self.choices.randrange(13):
             case 0:
                 self.delete_pod(name, uid)
@@ -439,6 +523,22 @@ class ModelCluster:
                 self.exit(pod, 0)
             case _:
                 self.exit(pod, 1)
+
+    def _apply_event_to_cleanup(self, pod: SimulatedPod) -> None:
+        match self.choices.randrange(6):
+            case 0:
+                self.change(pod, pod.apod.disrupted(seconds=self.seconds))
+                self.delete_pod(pod.apod.metadata["name"], pod.apod.metadata["uid"])
+            case 1:
+                pod.node_lost = True
+            case 2:
+                self._force_delete(pod)
+            case 3:
+                self.exit(pod, 1)
+            case 4:
+                self.exit(pod, 0)
+            case _:
+                self.open_state(pod)
 
     def _apply_event_on_lost_node(self, pod: SimulatedPod) -> None:
         """Apply an event to a pod on a lost node, where it keeps running and its deletion hangs."""
@@ -467,16 +567,26 @@ class ModelCluster:
     def open_state(self, pod: SimulatedPod) -> None:
         """Open the state, like the state API, unless the attempt is fenced."""
         named = self.taskrun.status.state
-        if self.is_over or self.taskrun.metadata.deletion_timestamp is not None:
+        cleans_up = pod.purpose is AttemptPurpose.CLEANUP
+        if self.is_over or (self.taskrun.metadata.deletion_timestamp is not None and not cleans_up):
             return
         if self.existing_state is None and named is not None:
             return
         epoch = self.state.epoch if self.state else None
         if epoch is not None and epoch.attempt >= pod.number:
             return
-        if self.state is not None and self.state.seal is not None:
+        is_sealed = self.state is not None and self.state.seal is not None
+        if is_sealed != cleans_up:
             return
-        mine = Epoch(attempt=pod.number, pod_uid=pod.apod.metadata["uid"])
+        mine = Epoch(
+            attempt=pod.number,
+            pod_uid=pod.apod.metadata["uid"],
+            purpose=pod.purpose,
+            can_cleanup=epoch.can_cleanup if cleans_up and epoch else bool(self.registers),
+            cleanup_handler=epoch.cleanup_handler if cleans_up and epoch else "handler" in self.registers,
+        )
+        if mine.cleanup_handler and not cleans_up and FINALIZER_EXTERNAL_JOBS not in self.taskrun.metadata.finalizers:
+            self._update_metadata(finalizers=(*self.taskrun.metadata.finalizers, FINALIZER_EXTERNAL_JOBS))
         if self.state is None:
             self.losses += 1
             self.submitters, self.reported_holds = {}, set()
@@ -490,7 +600,7 @@ class ModelCluster:
 
     def complete(self, pod: SimulatedPod) -> None:
         state = self.existing_state
-        if state is None or not self._is_current(pod) or self.is_over:
+        if state is None or not self._is_current(pod) or self.is_over or pod.purpose is AttemptPurpose.CLEANUP:
             return
         if any(job.is_open and not (job.detached and job.handle) for job in state.jobs):
             return
@@ -510,11 +620,15 @@ class ModelCluster:
 
     def act_on_jobs(self, pod: SimulatedPod) -> None:
         """Execute the next step of a task that submits once."""
-        if pod.submitted is not None:
+        if pod.purpose is AttemptPurpose.CLEANUP:
+            self._cancel_jobs(pod)
+        elif pod.submitted is not None:
             self._record_handle(pod, pod.submitted)
             pod.submitted = None
         elif pod.submitting is not None:
             pod.submitted, pod.submitting = pod.submitting, None
+            if (job := self._job(pod.submitted)) is None or job.is_open:
+                self.running.add(pod.submitted)
         elif pod.intending is not None:
             key, pod.intending = pod.intending, None
             self._store_intent(pod, key)
@@ -522,6 +636,42 @@ class ModelCluster:
             self._allow_intent(pod, self.choices.choice("ab"))
         else:
             self._watch_job(pod)
+
+    def _cancel_jobs(self, pod: SimulatedPod) -> None:
+        """Execute the next step of a cleanup for one open job."""
+        state = self.existing_state
+        if state is None or not self._is_current(pod):
+            self.open_state(pod)
+            return
+        open_jobs = [job for job in state.jobs if job.is_open]
+        if "adapters" not in self.registers or not open_jobs:
+            return
+        job = self.choices.choice(open_jobs)
+        which = (job.key, job.generation)
+        if job.handle is None and which in self.running:
+            self._change_job(job, handle=f"job-{next(self.versions)}", state=JobState.ACTIVE, held=False)
+        elif job.handle is None:
+            if not any(which in {one.submitting, one.submitted} for one in self.pods.values()):
+                self._change_job(job, state=JobState.CANCELLED, held=False)
+        elif job.cancel_requested_time is None:
+            if not job.preexisting:
+                self._change_job(job, cancel_requested_time=at(self.seconds))
+        elif self.choices.random() < 0.5:
+            self.running.discard(which)
+            self._change_job(job, state=JobState.CANCELLED, held=False)
+
+    def collect_garbage(self) -> bool:
+        """Delete the pods, like the garbage collector in a foreground deletion.
+
+        Return whether anything changed.
+        """
+        before = (len(self.pods), sum(pod.is_deleted for pod in self.pods.values()), len(self.taskrun.metadata.finalizers))
+        for pod in list(self.pods.values()):
+            self.delete_pod(pod.apod.metadata["name"], pod.apod.metadata["uid"])
+        if not self.pods:
+            self.remove_finalizer(FOREGROUND_DELETION)
+        after = (len(self.pods), sum(pod.is_deleted for pod in self.pods.values()), len(self.taskrun.metadata.finalizers))
+        return before != after
 
     def _is_current(self, pod: SimulatedPod) -> bool:
         state = self.existing_state
@@ -540,7 +690,7 @@ class ModelCluster:
         ):
             return
         if FINALIZER_EXTERNAL_JOBS not in metadata.finalizers:
-            self._update_metadata(finalizers=(FINALIZER_EXTERNAL_JOBS,))
+            self._update_metadata(finalizers=(*metadata.finalizers, FINALIZER_EXTERNAL_JOBS))
         pod.intending = key
 
     def _store_intent(self, pod: SimulatedPod, key: str) -> None:
@@ -614,8 +764,14 @@ class ModelCluster:
         if pod.apod.metadata["uid"] not in self.submitters.get(which, set()):
             return
         since = at(self.seconds) if self.choices.random() < 0.9 else None
+        preexisting = self.choices.random() < 0.1
         self._change_job(
-            job, handle=f"job-{next(self.versions)}", state=JobState.ACTIVE, submitted_time=since, held=False
+            job,
+            handle=f"job-{next(self.versions)}",
+            state=JobState.ACTIVE,
+            submitted_time=since,
+            held=False,
+            preexisting=preexisting,
         )
         assert self.state is not None
         counts = msgspec.structs.replace(self.state.counts, submissions=self.state.counts.submissions + 1)
@@ -631,6 +787,8 @@ class ModelCluster:
         job = self.choices.choice(watched)
         new = self.choices.choice([JobState.SUCCEEDED, JobState.FAILED, JobState.UNKNOWN, JobState.NOT_FOUND])
         self._change_job(job, state=new)
+        if new in {JobState.SUCCEEDED, JobState.FAILED}:
+            self.running.discard((job.key, job.generation))
         if new is JobState.NOT_FOUND and (changed := self._job((job.key, job.generation))) is not None:
             self._hold(pod, changed)
 
@@ -669,11 +827,20 @@ class ModelCluster:
         given = msgspec.to_builtins((*self.taskrun.spec.resolutions, resolution))
         self._edit_spec(resolutions=given)
 
+    def end_by_user(self) -> None:
+        if self.choices.random() < 0.5:
+            self._edit_spec(cancel=True)
+        else:
+            self._delete()
+
     def _delete(self) -> None:
         if self.taskrun.metadata.deletion_timestamp is not None:
             return
-        self._update_metadata(deletion_timestamp=at(self.seconds))
-        self.is_gone = FINALIZER_EXTERNAL_JOBS not in self.taskrun.metadata.finalizers
+        finalizers = self.taskrun.metadata.finalizers
+        if self.choices.random() < 0.3:
+            finalizers = (*finalizers, FOREGROUND_DELETION)
+        self._update_metadata(deletion_timestamp=at(self.seconds), finalizers=finalizers)
+        self.is_gone = not finalizers
 
     def exit(self, pod: SimulatedPod, code: int, reason: str | None = None, message: str = "") -> None:
         """End the process. The phase of the pod may follow later."""
@@ -724,6 +891,8 @@ class ModelCluster:
     def advance(self) -> bool:
         """Make nodes report and pods start and end. Return whether anything happened."""
         self.seconds += 1
+        if FOREGROUND_DELETION in self.taskrun.metadata.finalizers and self.collect_garbage():
+            return True
         for pod in list(self.pods.values()):
             if pod.node_lost:
                 pod.node_lost = False
@@ -732,6 +901,8 @@ class ModelCluster:
             if pod.is_deleted:
                 self.stop(pod)
             elif pod.runs:
+                for _ in range(10 if pod.purpose is AttemptPurpose.CLEANUP else 0):
+                    self._cancel_jobs(pod)
                 self.exit(pod, self.choices.choice([0, 1]))
             elif "terminated" in _container(pod).get("state", {}):
                 before = pod.version
@@ -803,6 +974,7 @@ class ModelOperator:
         self.cluster.apply_concurrent_writes()
         assert plan == decide(seen, SETTINGS, now), "the same input gave another plan"
         self.wakes_at = None if plan.requeue_at is None else (plan.requeue_at - at(0)).total_seconds()
+        releases = any(isinstance(action, ReleaseTaskRun) for action in plan.actions)
         if plan.status is not None:
             self._maybe_crash(crash_probability)
             written = self.cluster.write_status(self.taskrun.metadata.resource_version, plan.status)
@@ -815,10 +987,10 @@ class ModelOperator:
             # The event about orphaned jobs is repeated until the TaskRun is released, because a
             # crash may have lost it.
             assert all(reason == EventReason.ORPHANED for reason in reasons), "an event was emitted without a write"
-            assert not reasons or ReleaseTaskRun() in plan.actions, "an unneeded event was emitted"
+            assert not reasons or releases, "an unneeded event was emitted"
         # The worst time for a crash, because the jobs are named only in the status, which is
         # deleted next.
-        crash_probability = 5 * crash_probability if ReleaseTaskRun() in plan.actions else crash_probability
+        crash_probability = 5 * crash_probability if releases else crash_probability
         for action in plan.actions:
             self._maybe_crash(crash_probability)
             self._act(action, rejection_probability)
@@ -833,6 +1005,8 @@ class ModelOperator:
                     kind = cluster.choices.choice(
                         [PodRejectionKind.QUOTA, PodRejectionKind.FORBIDDEN, PodRejectionKind.ERROR]
                     )
+                    if action.purpose is AttemptPurpose.CLEANUP and cluster.choices.random() < 0.2:
+                        kind = PodRejectionKind.INVALID
                     message = f"no {cluster.choices.randrange(3)}"
                     self.rejection = PodRejection(kind, action.attempt, message, at(cluster.seconds + 2))
                     return
@@ -850,9 +1024,14 @@ class ModelOperator:
                     self._observe_pod(cluster.pods[name])
                 else:
                     self.pods.pop(uid, None)
+            case ProtectTaskRun():
+                assert self.taskrun is not None
+                cluster.protect_taskrun(self.taskrun.metadata.resource_version)
+                self.taskrun = cluster.taskrun
             case ReleaseTaskRun():
                 assert self.taskrun is not None
                 self._check_named(self.taskrun.status)
+                self._check_record(self.taskrun.status, action.orphans)
                 cluster.release_taskrun(self.taskrun.metadata.resource_version)
                 self.taskrun = cluster.taskrun
             case ReleaseState():
@@ -864,11 +1043,24 @@ class ModelOperator:
 
     def _check_named(self, status: TaskRunStatus) -> None:
         """Check that the emitted events name each orphaned job."""
-        left = [describe_job(job) for job in status.external_jobs if job.state == JobState.ORPHANED]
+        state = self.cluster.existing_state
+        over = {(job.key, job.generation) for job in state.jobs if not job.is_open} if state else set()
+        orphaned = [job for job in status.external_jobs if job.state == JobState.ORPHANED]
+        left = [describe_job(job) for job in orphaned if (job.key, job.generation) not in over]
         notes = [one.note for one in self.emitted if one.reason == EventReason.ORPHANED]
         assert all(any(name in note for note in notes) for name in left), (
             "the TaskRun was released before its jobs were named"
         )
+
+    def _check_record(self, status: TaskRunStatus, record: OrphanRecord | None) -> None:
+        """Check that the record lists each orphaned job, with a reason."""
+        state = self.cluster.existing_state
+        over = {(job.key, job.generation) for job in state.jobs if not job.is_open} if state else set()
+        left = {(job.key, job.generation) for job in status.external_jobs if job.state == JobState.ORPHANED}
+        listed = record.jobs if record is not None else ()
+        assert {(job.key, job.generation) for job in listed} >= left - over, "the record is incomplete"
+        assert all(job.why.endswith((".", "…")) for job in listed), "an orphaned job without a reason"
+        assert all("No cleanup attempt was started" not in job.why for job in listed), "without a real reason"
 
     def _observe_pod(self, pod: SimulatedPod) -> None:
         self.pods[pod.apod.metadata["uid"]] = pod.view
@@ -892,10 +1084,16 @@ def run_history(choices: random.Random, spec: dict[str, Any], *, events_max: int
 
     After at most `events_max` events, run without faults until the TaskRun ends.
     """
-    cluster = ModelCluster(choices, spec)
+    registers = choices.choice([(), (), ("adapters",), ("adapters",), ("handler",), ("adapters", "handler")])
+    cluster = ModelCluster(choices, spec, registers=frozenset(registers))
     operator = ModelOperator(cluster)
     operator.restart()
-    for _ in range(events_max):
+    if choices.random() < 0.6:
+        begin_jobs(operator)
+    ends_at = choices.randrange(2 * events_max + 1)
+    for number in range(events_max):
+        if number == ends_at:
+            cluster.end_by_user()
         cluster.apply_random_event()
         operator.observe(everything=False)
         try:
@@ -920,6 +1118,17 @@ def run_history(choices: random.Random, spec: dict[str, Any], *, events_max: int
             cluster.seconds = max(cluster.seconds, operator.wakes_at)
         operator.observe(everything=True)
     raise AssertionError("the run does not end")
+
+
+def begin_jobs(operator: ModelOperator) -> None:
+    """Run the first attempt until it has submitted external jobs, of which it may know no handle."""
+    cluster = operator.cluster
+    settle(operator)
+    for pod in list(cluster.pods.values()):
+        cluster.start(pod)
+        cluster.open_state(pod)
+        for _ in range(cluster.choices.randrange(12)):
+            cluster.act_on_jobs(pod)
 
 
 def settle(operator: ModelOperator) -> None:

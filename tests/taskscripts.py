@@ -72,16 +72,19 @@ class Tasks:
 
         return script
 
-    def clean_up(self, containers: Containers) -> None:
-        """Cancel every open job, record that it ended, and exit 0, as the SDK does."""
+    def clean_up(self, containers: Containers) -> list[str]:
+        """Cancel every open job that has a handle, and exit 0. Return the handles."""
         containers.run()
         process = self.opened(containers)
+        cancelled = []
         for job in process.jobs().json()["items"]:
-            if job["state"] not in {"Succeeded", "Failed", "Cancelled"}:
+            if job["handle"] is not None and job["state"] not in {"Succeeded", "Failed", "Cancelled"}:
                 assert process.cancellation(job["key"], job["generation"]).status_code == 200
                 response = process.outcome("Cancelled", job["key"], job["generation"])
                 assert response.status_code == 204, response.text
+                cancelled.append(job["handle"])
         containers.end(0)
+        return cancelled
 
     def ask(self, containers: Containers) -> None:
         """Store an intent, and hold the run because it is unknown whether the job was submitted."""

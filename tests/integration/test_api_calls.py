@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from apicalls import Event, call_of
 from controlplane import ControlPlane
 from operator_process import Containers, Kubelet, Operators, Script, Stage, kubelet_of, stage_of
-from reattach.cluster.paths import events
+from reattach.api.names import LABEL_PURPOSE
+from reattach.cluster.paths import events, taskruns
 from stateapi import Servers
 from taskscripts import Tasks
 from waiting import wait_until
@@ -80,6 +82,8 @@ state_api: 1 patch taskruns [86]
 state_api: 1 patch taskruns/status [107]
 state_api: 4 update configmaps [1207, 1416, 1464, 1587]
 """
+CLEANUP = """
+"""
 """How often, what was called, and the bytes of each request's body in order. A read has none; a TokenReview has one, which is not logged."""
 
 
@@ -116,17 +120,17 @@ def end(containers: Containers) -> None:
     containers.end(0)
 
 
-def finish(stage: Stage, name: str, script: Script) -> None:
+def finish(stage: Stage, name: str, script: Script, outcome: str = "Succeeded") -> None:
     """Create a TaskRun and wait until the operator has made its last call about it."""
     stage.run(name, lambda _: script)
-    assert stage.cluster.wait_for_outcome(name, seconds=SECONDS)["outcome"] == "Succeeded"
+    assert stage.cluster.wait_for_outcome(name, seconds=SECONDS)["outcome"] == outcome
     stage.cluster.wait_for_release(name)
 
     def is_reported() -> bool:
         found = stage.control_plane.call("GET", events(stage.namespace))["items"]
-        return any((event["regarding"]["name"], event["reason"]) == (name, "Succeeded") for event in found)
+        return any((event["regarding"]["name"], event["reason"]) == (name, outcome) for event in found)
 
-    wait_until(is_reported, seconds=SECONDS, what=f"the success of {name} is an event")
+    wait_until(is_reported, seconds=SECONDS, what=f"the outcome of {name} is an event")
 
 
 @contextlib.contextmanager
@@ -143,10 +147,10 @@ def reaction(stage: Stage) -> Iterator[None]:
     wait_until(is_over, seconds=SECONDS, what="the operator has reacted", every=0.1)
 
 
-def calls_of(stage: Stage, script: Script, **users: str) -> str:
+def calls_of(stage: Stage, script: Script, outcome: str = "Succeeded", **users: str) -> str:
     """Return what each of these users called for one run, as a table: how often, what, and the sizes in order."""
     mark = stage.control_plane.audit_mark()
-    finish(stage, "happy", script)
+    finish(stage, "happy", script, outcome)
     stage.operator.kill(signal.SIGTERM)
     found = sorted(stage.control_plane.audit(mark), key=lambda event: str(event["requestReceivedTimestamp"]))
     lines = []
@@ -234,3 +238,43 @@ def test_api_calls_of_a_run_with_an_external_job(stage: Stage, tasks: Tasks) -> 
 
     found = calls_of(stage, submit, operator=stage.operator.user, state_api=tasks.server.user)
     assert found == JOB.strip()
+
+
+def test_api_calls_of_a_cancelled_run_whose_job_a_cleanup_attempt_cancels(
+    stage: Stage, kubelet: Kubelet, tasks: Tasks
+) -> None:
+    is_cancelled = threading.Event()
+
+    def submit(containers: Containers) -> None:
+        with reaction(stage):
+            process = tasks.process(containers)
+            assert process.open(canCleanup=True).is_success
+        with reaction(stage):
+            assert process.intend().json()["decision"] == "Submit"
+        with reaction(stage):
+            assert process.handle("job-1").is_success
+        stage.control_plane.call("PATCH", taskruns(stage.namespace, "happy"), {"spec": {"cancel": True}})
+        # The pod ends after the cleanup, so that the operator always sees both in this order.
+        assert is_cancelled.wait(SECONDS)
+
+    def clean_up(containers: Containers) -> None:
+        with reaction(stage):
+            process = tasks.opened(containers)
+        with reaction(stage):
+            assert process.cancellation().is_success
+        with reaction(stage):
+            assert process.outcome("Cancelled").is_success
+        with reaction(stage):
+            containers.end(0)
+        is_cancelled.set()
+
+    def script(containers: Containers) -> None:
+        is_cleanup = containers.pod["metadata"]["labels"].get(LABEL_PURPOSE) == "Cleanup"
+        (clean_up if is_cleanup else submit)(containers)
+
+    kubelet.is_graceful = True
+    try:
+        found = calls_of(stage, script, "Cancelled", operator=stage.operator.user, state_api=tasks.server.user)
+    finally:
+        kubelet.is_graceful = False
+    assert found == CLEANUP.strip()

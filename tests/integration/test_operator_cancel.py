@@ -1,6 +1,7 @@
 """Crash points of the operator while it cancels or deletes a run whose task submitted a job.
 
-The end is always the same: sealed, stopped, every job named. See `tests/crash_points.py`.
+The end is always the same: sealed, stopped, every job cancelled or named. See
+`tests/crash_points.py`.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from controlplane import ControlPlane
 from crash_points import crash_at_each_write
 from operator_process import Containers, Kubelet, Operators, kubelet_of
 from proxy import Proxy, proxy_to
+from reattach.api.names import LABEL_PURPOSE
 from reattach.cluster.paths import taskruns
 from run_histories import NAME, HistoryRunner, RunHistory, Scenario, normalised
 from stateapi import Servers
@@ -60,6 +62,19 @@ def test_cancelled_run_ends_the_same_after_a_crash_at_any_write(
     )
 
 
+def test_run_with_a_cleanup_ends_the_same_after_a_crash_at_any_write(
+    control_plane: ControlPlane, runner: HistoryRunner, tasks: Tasks
+) -> None:
+    def be_cancelled(containers: Containers) -> None:
+        control_plane.call("PATCH", taskruns(containers.namespace, NAME), {"spec": {"cancel": True}})
+
+    def script(containers: Containers) -> None:
+        is_cleanup = containers.pod["metadata"]["labels"].get(LABEL_PURPOSE) == "Cleanup"
+        (tasks.clean_up if is_cleanup else tasks.submit_registered_and(be_cancelled))(containers)
+
+    crash_at_each_write(runner, Scenario({}, lambda _: script), check_cleaned_up, at_each_event=False)
+
+
 def test_deleted_run_is_removed_and_its_job_logged_after_a_crash_at_any_write(
     control_plane: ControlPlane, runner: HistoryRunner, tasks: Tasks
 ) -> None:
@@ -80,17 +95,37 @@ def check_cancelled(history: RunHistory, expected: RunHistory) -> None:
     conditions = {each["type"]: each["status"] for each in status["conditions"]}
     assert conditions == {"Succeeded": "False", "Stalled": "True", "Orphaned": "True"}
     assert is_named(history)
+    assert is_recorded(history)
+    assert normalised(status) == normalised(expected.status)
+
+
+def check_cleaned_up(history: RunHistory, expected: RunHistory) -> None:
+    """Check the end of a cancelled run whose cleanup attempt cancelled the job."""
+    status = history.status
+    assert status["outcome"] == "Cancelled"
+    ended = [(each["number"], each.get("purpose", "Run"), each["cause"]) for each in status["attempts"]]
+    assert ended == [(1, "Run", "Stopped"), (2, "Cleanup", "Succeeded")]
+    assert jobs_of(status) == [("load", "job-1", "Cancelled")]
+    assert {each["type"]: each["status"] for each in status["conditions"]} == {"Succeeded": "False"}
+    assert not is_named(history)
+    assert history.records == []
+    assert set(history.pods) <= {"1", "2"}
     assert normalised(status) == normalised(expected.status)
 
 
 def check_deleted(history: RunHistory, _: RunHistory) -> None:
-    """Check that the log names the job, because nothing else is left of a deleted run."""
+    """Check that the log and the record name the job, because nothing else is left of the run."""
     assert history.status == {}
+    assert is_recorded(history)
     assert is_named(history), f"the log does not name the job: {history.writes}\n{history.log[-3000:]}"
 
 
 def is_named(history: RunHistory) -> bool:
     return "External job load (handle job-1) is left running" in history.log
+
+
+def is_recorded(history: RunHistory) -> bool:
+    return [[job["handle"] for job in record["jobs"]] for record in history.records] == [["job-1"]]
 
 
 def jobs_of(status: JSON) -> list[tuple[str, str, str]]:

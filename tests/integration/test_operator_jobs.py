@@ -123,7 +123,8 @@ def test_a_cancelled_run_seals_stops_and_names_what_it_leaves_running(stage: Sta
     stage.run("cancelled", lambda _: tasks.submit_and(stay))
     wait_for_jobs(stage, "cancelled", ("load", "job-1", "Active"))
     assert FINALIZER_EXTERNAL_JOBS in stage.cluster.taskrun("cancelled")["metadata"]["finalizers"]
-    orphans = stage.operator.metric("reattach_orphaned_jobs_total") or 0
+    counter = 'reattach_orphaned_jobs_total{reason="Cancelled"}'
+    orphans = stage.operator.metric(counter) or 0
     patch(stage, "cancelled", cancel=True)
     status = stage.cluster.wait_for_outcome("cancelled", seconds=SLOW)
     assert status["outcome"] == "Cancelled"
@@ -135,7 +136,7 @@ def test_a_cancelled_run_seals_stops_and_names_what_it_leaves_running(stage: Sta
     assert '"End"' in state["data"]["seal"]
     wait_until(lambda: "Orphaned" in told(stage, "cancelled"), seconds=SLOW, what="an event names the job")
     assert "job-1" in told(stage, "cancelled")["Orphaned"]
-    assert stage.operator.metric("reattach_orphaned_jobs_total") == orphans + 1
+    assert stage.operator.metric(counter) == orphans + 1
     assert "External job load (handle job-1) is left running" in stage.operator.log
 
 

@@ -1,4 +1,4 @@
-"""A task that stores its intent, submits and records the handle while its run is cancelled or deleted: the job is kept or named, never lost.
+"""A task that stores its intent, submits and records the handle while its run ends: the job is cancelled, kept or named, never lost.
 
 200 interleavings of the task's steps with those of the end: `make test` plays one of each kind, `make test-all` (REATTACH_ALL=1) all. The
 operator, the state API and the API server are real. The other side is a list of what was submitted to it; it has no token and no look-up, so
@@ -23,7 +23,7 @@ import pytest
 from conformance.tables import RACES, keep
 from controlplane import ControlPlane, ControlPlaneError
 from operator_process import Containers, Kubelet, Operators, Stage, condition, kubelet_of, stage_of
-from reattach.api.names import ANNOTATION_SUMMARY
+from reattach.api.names import ANNOTATION_SUMMARY, LABEL_PURPOSE
 from reattach.cluster.paths import configmaps, taskruns
 from stateapi import Servers
 from taskscripts import Tasks
@@ -35,7 +35,7 @@ STEPS = ("open", "intent", "submit", "handle", "end")
 """Of the task: before which one it waits."""
 SIGNS = ("nothing", "asked", "sealed", "terminating")
 """Of the end: what it waits for."""
-ENDS = ("cancel", "delete")
+ENDS = ("cancel", "delete", "deadline")
 AT_ONCE = 4
 SECONDS = 180
 SIGN_SECONDS = 60
@@ -46,13 +46,18 @@ NEVER_SECONDS = 2
 
 @dataclass(frozen=True)
 class Interleaving:
-    """`step` waits for `sign`; then, as for every step, comes a pause. `forgets`: the container dies before it has recorded the handle."""
+    """`step` waits for `sign`; then, as for every step, comes a pause.
+
+    `forgets`: the container dies before it has recorded the handle. `cleans`: the task can cancel
+    its job in a cleanup attempt.
+    """
 
     number: int
     end: str
     step: str
     sign: str
     forgets: bool
+    cleans: bool
 
     @property
     def name(self) -> str:
@@ -70,10 +75,11 @@ class Interleaving:
 
 
 def interleavings() -> list[Interleaving]:
-    """200 of them: every kind, most with three pauses. Who waits before its end has recorded the handle already."""
-    every = [one for one in product(ENDS, STEPS, SIGNS, (False, True), range(3)) if one[1] != "end" or not one[3]]
+    """Return 200 of them. A task that waits before its end has recorded the handle already."""
+    kinds = product(ENDS, STEPS, SIGNS, (False, True), (False, True))
+    every = [one for one in kinds if one[1] != "end" or not one[3]]
     chosen = random.Random(2).sample(every, 200)
-    return [Interleaving(number, *how[:4]) for number, how in enumerate(chosen)]
+    return [Interleaving(number, *how) for number, how in enumerate(chosen)]
 
 
 def one_of_each(every: list[Interleaving]) -> list[Interleaving]:
@@ -106,14 +112,19 @@ class Race:
     was_held: bool = False
     named: list[str] = field(default_factory=list)
     """Of what was submitted, what the operator named as left running."""
+    cancelled: list[str] = field(default_factory=list)
+    """Of what was submitted, what a cleanup attempt cancelled."""
 
     # -- the task ----------------------------------------------------------------------------------
 
     def script(self, containers: Containers) -> None:
+        if containers.pod["metadata"]["labels"].get(LABEL_PURPOSE) == "Cleanup":
+            self.cancelled += self.tasks.clean_up(containers)
+            return
         containers.run()
         process = self.tasks.process(containers)
         self._wait_before("open", containers)
-        if (response := process.open()).status_code != 200:
+        if (response := process.open(canCleanup=self.how.cleans)).status_code != 200:
             self.refused = response.text
             return
         self._wait_before("intent", containers)
@@ -171,6 +182,8 @@ class Race:
         time.sleep(self.how.pause("the end"))
         if self.how.end == "cancel":
             self.stage.control_plane.call("PATCH", path, {"spec": {"cancel": True}})
+        elif self.how.end == "deadline":
+            self.stage.control_plane.call("PATCH", path, {"spec": {"deadlines": {"runSeconds": 1}}})
         else:
             self.stage.control_plane.call("DELETE", path)
         self.is_asked = True
@@ -196,15 +209,19 @@ class Race:
             self._adopt(self.submitted[0] if self.submitted else "none")
             wait_until(lambda: self._is_over(self._status()), seconds=SECONDS, what=f"{self.how} is over")
             status = self._status()
+        assert self.how.cleans or not self.cancelled, "a task that can't clean up got a cleanup pod"
         for handle in self.submitted:
+            state = "Cancelled" if handle in self.cancelled else "Orphaned"
             if status is not None:
-                assert [(job["handle"], job["state"]) for job in status["externalJobs"]] == [(handle, "Orphaned")]
+                assert [(job["handle"], job["state"]) for job in status["externalJobs"]] == [(handle, state)]
+            if handle in self.cancelled:
+                continue
             wait_until(
                 lambda handle=handle: handle in self.stage.operator.log, seconds=SECONDS, what="the job is named"
             )
             self.named.append(handle)
         if status is not None:
-            assert status["outcome"] == "Cancelled"
+            assert status["outcome"] == ("Failed" if self.how.end == "deadline" else "Cancelled")
 
     def _adopt(self, handle: str) -> None:
         answer = {"held": "SubmissionUnknown", "key": "load", "generation": 1, "action": "Adopt", "handle": handle}
@@ -250,10 +267,10 @@ def test_the_sample_has_each_step_with_each_sign_and_both_with_each_end() -> Non
     assert sorted((one.step, one.sign) for one in SAMPLE) == sorted(product(STEPS, SIGNS))
     assert {(one.end, one.step) for one in SAMPLE} == set(product(ENDS, STEPS))
     assert {(one.end, one.sign) for one in SAMPLE} == set(product(ENDS, SIGNS))
-    assert {one.forgets for one in SAMPLE} == {False, True}
+    assert {(one.forgets, one.cleans) for one in SAMPLE} == set(product((False, True), repeat=2))
 
 
-def test_a_job_that_is_submitted_while_its_run_ends_is_kept_or_named(
+def test_a_job_that_is_submitted_while_its_run_ends_is_cancelled_kept_or_named(
     control_plane: ControlPlane, stage: Stage, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     servers = Servers(control_plane, tmp_path_factory.mktemp("state-api"))
@@ -284,6 +301,7 @@ def rows_of(races: list[Race]) -> list[JSON]:
                 "held": sum(race.was_held for race in ran),
                 "jobs": len(submitted),
                 "recorded": sum(not race.how.forgets for race in submitted),
+                "cancelled": sum(race.cancelled == race.submitted for race in submitted),
                 "named": sum(race.named == race.submitted for race in submitted),
             }
         )

@@ -153,7 +153,7 @@ def _is_refused_for_good(context: DecisionContext, _final: FinalOutcome) -> str 
     rejection = rejections.rejection_of_next(context)
     if rejection is None or rejection.kind is not PodRejectionKind.INVALID:
         return None
-    return f"The API server rejected the cleanup pod: {textformat.head(rejection.message)}"
+    return f"The API server rejected the cleanup pod: {rejection.message.rstrip('.')}."
 
 
 _OBSTACLES: tuple[Callable[[DecisionContext, FinalOutcome], str | None], ...] = (
@@ -169,7 +169,7 @@ _OBSTACLES: tuple[Callable[[DecisionContext, FinalOutcome], str | None], ...] = 
 )
 
 
-# What is there to do?
+# Is there work for a cleanup attempt?
 
 
 def _has_work(context: DecisionContext) -> bool:

@@ -58,10 +58,14 @@ def has_changes(status: TaskRunStatus, summary: Summary) -> bool:
 def events_since(before: TaskRunStatus, view: StateView, idempotency_key: str | None) -> tuple[EmitEvent, ...]:
     """Return the events about the jobs since `before` was written."""
     known = {job_id(job): job.handle for job in before.external_jobs}
+    # A held job that is orphaned is listed with the handle of its resolution. It was named already.
+    orphaned = {job_id(job) for job in before.external_jobs if job.state in UNWATCHED}
     events = [
         _handle_event(job, idempotency_key)
         for job in view.jobs
-        if job.handle is not None and job.handle != known.get(job_id(job))
+        if job.handle is not None
+        and job.handle != known.get(job_id(job))
+        and not (job.held and job_id(job) in orphaned)
     ]
     if view.counts.reattachments > before.counts.reattachments and view.epoch is not None:
         names = ", ".join(describe_job(job) for job in view.jobs if job.handle is not None)

@@ -31,7 +31,7 @@ from reattach.api.names import FINALIZER_EXTERNAL_JOBS
 from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, End, Outcome, Reason
 from reattach.api.state import Seal, SealPurpose, StateView
-from reattach.api.taskrun import Ending
+from reattach.api.taskrun import AttemptPurpose, Ending
 from reattach.planner import cleanup, conditions, external_jobs, holds, orphan_report, textformat
 from reattach.planner.context import DecisionContext, delete_pods, release_state
 from reattach.planner.outcome import DELETED, FinalOutcome
@@ -69,8 +69,8 @@ def _read_state(context: DecisionContext, _teardown: Teardown) -> Decision | Non
 def _record_ending(context: DecisionContext, teardown: Teardown) -> Plan | None:
     """Record the outcome and the deadline of the cleanup, before anything is stopped.
 
-    From then on, a raised budget or an edited deadline changes nothing. Skip it if there is nothing
-    to stop or to cancel, because the outcome is then the next write.
+    From then on, a raised budget or an edited deadline changes nothing. Skip it for a run
+    without a pod to stop and a job to cancel, because the outcome is then the next write.
     """
     final = teardown.final
     if context.status.ending is not None or final.outcome is Outcome.SUCCEEDED or not _has_to_clean_up(context):
@@ -148,10 +148,17 @@ def _await_pods(context: DecisionContext, teardown: Teardown) -> Plan | None:
 
 
 def _pods_to_stop(context: DecisionContext, final: FinalOutcome) -> tuple[Pod, ...]:
-    current = context.current_cleanup
-    is_unwanted = current is not None and current.pod is not None and final.outcome is Outcome.SUCCEEDED
-    others = (current.pod,) if is_unwanted and current is not None and current.pod is not None else ()
-    return (*cleanup.running_run_pods(context), *others)
+    """Return the running pods that the run waits for, except for the current cleanup attempt's.
+
+    After the deadline of the cleanup, its pods are deleted and the run does not wait for them.
+    """
+    is_success, is_late = final.outcome is Outcome.SUCCEEDED, context.is_past_cleanup_deadline
+    views = [
+        view
+        for view in context.attempts
+        if view.purpose is AttemptPurpose.RUN or (not is_late and (view.recorded or is_success))
+    ]
+    return tuple(view.pod for view in views if view.pod is not None and not context.is_pod_over(view.pod))
 
 
 def _show_stop(context: DecisionContext, final: FinalOutcome) -> DecisionContext:

@@ -14,12 +14,26 @@ BUDGETS = st.fixed_dictionaries(
 BACKOFF = st.fixed_dictionaries(
     {"initialSeconds": st.sampled_from([0, 1, 10]), "jitterPercent": st.sampled_from([0, 20, 100])}
 )
+POLICY = st.sampled_from(["Cancel", "Cancel", "Orphan"])
+CLEANUP = st.fixed_dictionaries(
+    {
+        "onCancel": POLICY,
+        "onFailure": POLICY,
+        "budget": st.sampled_from([0, 1, 3]),
+        "deadlineSeconds": st.sampled_from([10, 900, 5000]),
+    },
+    optional={"onDelete": POLICY, "command": st.just(["clean", "up"])},
+)
 SPECS = st.fixed_dictionaries(
     {
         "retry": st.fixed_dictionaries({"budgets": BUDGETS, "backoff": BACKOFF}),
         "completion": st.sampled_from(["Auto", "ExitCode", "Recorded"]),
         "historyLimit": st.sampled_from([1, 2, 20]),
-        "deadlines": st.fixed_dictionaries({"pendingSeconds": st.just(100), "lostSeconds": st.sampled_from([1, 300])}),
+        "deadlines": st.fixed_dictionaries(
+            {"pendingSeconds": st.just(100), "lostSeconds": st.sampled_from([1, 300])},
+            optional={"runSeconds": st.sampled_from([50, 3000])},
+        ),
+        "cleanup": CLEANUP,
     }
 )
 
