@@ -665,12 +665,20 @@ class ModelCluster:
 
         Return whether anything changed.
         """
-        before = (len(self.pods), sum(pod.is_deleted for pod in self.pods.values()), len(self.taskrun.metadata.finalizers))
+        before = (
+            len(self.pods),
+            sum(pod.is_deleted for pod in self.pods.values()),
+            len(self.taskrun.metadata.finalizers),
+        )
         for pod in list(self.pods.values()):
             self.delete_pod(pod.apod.metadata["name"], pod.apod.metadata["uid"])
         if not self.pods:
             self.remove_finalizer(FOREGROUND_DELETION)
-        after = (len(self.pods), sum(pod.is_deleted for pod in self.pods.values()), len(self.taskrun.metadata.finalizers))
+        after = (
+            len(self.pods),
+            sum(pod.is_deleted for pod in self.pods.values()),
+            len(self.taskrun.metadata.finalizers),
+        )
         return before != after
 
     def _is_current(self, pod: SimulatedPod) -> bool:

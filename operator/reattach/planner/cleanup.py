@@ -26,6 +26,7 @@ from reattach.planner.pods import InvalidTemplateError, has_template_changed, po
 
 FOREGROUND_DELETION = "foregroundDeletion"
 """Finalizer of a deletion that first deletes all dependents, so also each cleanup pod."""
+STATE_LOST = "The state that listed it is lost or unreadable."
 _CANCEL = "Cancel"
 
 
@@ -68,12 +69,14 @@ def describe_orphaned(
 ) -> str:
     """Return why an open job was not cancelled, as one sentence.
 
-    `known`: the job in the state; None if the state is lost.
+    `known`: the job in the state; None if another state listed it.
     """
     if job.cancel_requested_time is not None:
         since = textformat.format_time(job.cancel_requested_time)
         return f"Its cancellation was requested at {since}, and its end is not known."
-    if known is not None and is_kept(context, known):
+    if known is None:
+        return STATE_LOST
+    if is_kept(context, known):
         return "This TaskRun did not submit it, and spec.cleanup.adopted is not Cancel."
     return obstacle(context, final) or "No cleanup attempt was started for it."
 
@@ -105,8 +108,6 @@ def _is_unwanted(context: DecisionContext, final: FinalOutcome) -> str | None:
 def _has_no_way(context: DecisionContext, _final: FinalOutcome) -> str | None:
     if context.spec.cleanup.command or _has_registered(context):
         return None
-    if context.state_lost:
-        return "The state of the TaskRun is lost, so no cleanup pod could know the job."
     return "The task registered no adapter and no cleanup handler, and spec.cleanup.command is unset."
 
 

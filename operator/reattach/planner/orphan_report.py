@@ -20,7 +20,6 @@ from reattach.planner.context import DecisionContext
 from reattach.planner.outcome import DELETED, FinalOutcome
 from reattach.planner.plan import EmitEvent
 
-_STATE_LOST = "The state of the TaskRun is lost."
 _STRAY = "Its submission reported a second handle, and no attempt watches that job."
 _GIVEN_UP = "The policy Fail of spec.submission gave it up."
 
@@ -102,7 +101,7 @@ def _left_running(context: DecisionContext, final: FinalOutcome | None) -> list[
 def _listed(
     context: DecisionContext, final: FinalOutcome | None, job: ExternalJobStatus, known: JobSummary | None
 ) -> _Orphan:
-    why = _STATE_LOST if final is None else cleanup.describe_orphaned(context, final, job, known)
+    why = cleanup.STATE_LOST if final is None else cleanup.describe_orphaned(context, final, job, known)
     orphaned = OrphanedJob(
         key=job.key,
         generation=job.generation,
