@@ -144,6 +144,7 @@ class TestBytes:
         self.fill(attempt)
         assert attempt.intend("other").status_code == 429
         assert attempt.handle("job-1").status_code == 204
+        assert attempt.cancellation().status_code == 200
         assert attempt.outcome("Succeeded").status_code == 204
         assert attempt.complete(result=1).status_code == 204
         assert attempt.set("k", 1).status_code == 409
