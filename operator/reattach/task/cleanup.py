@@ -295,8 +295,9 @@ def clean_up(
             continue
         if isinstance(result, Exception):
             errors.append(result)
-            logger.error("%s: the cleanup failed.", works[index].name, exc_info=result)
-            result = works[index].result(f"{type(result).__name__}: {result}")
+            why = f"{type(result).__name__}: {result}"
+            logger.error("%s can't be cleaned up: %s", works[index].name, why)
+            result = works[index].result(why)
         elif isinstance(result, BaseException):
             raise result
         results[index] = result
@@ -386,7 +387,7 @@ class JobCleanup:
     # -- steps ----
 
     def _request_cancellation(self) -> None:
-        is_first = self._response is None and self._clock is None
+        is_first = self._clock is None
         self._jobs.report_step(CleanupStage.BEFORE_CANCELLATION)
         sent = self._jobs.timing.clock()
         try:
@@ -402,19 +403,16 @@ class JobCleanup:
             logger.info("%s may have been submitted, and has no handle.", self.name)
 
     def _note_quiet_since(self, response: CancellationResponse) -> None:
-        """Note when the submitters ended, not earlier than this process learned it.
+        """Note when this process learned that the submitters have ended.
 
         Unlike other attempts, this one may have opened the state while earlier ones still ran.
         """
         unresolved = response.unresolved
         if unresolved is None or self._clock is None or response.may_resolve:
             return
-        learned = self._clock.at(self._jobs.timing.clock()).latest
-        if unresolved.all_ended and not self._all_ended:
-            self._all_ended = True
-            self._quiet_since = max(learned, unresolved.quiet_since or learned)
-        elif self._quiet_since is None:
-            self._quiet_since = learned
+        if self._quiet_since is None or (unresolved.all_ended and not self._all_ended):
+            self._quiet_since = self._clock.at(self._jobs.timing.clock()).latest
+        self._all_ended = unresolved.all_ended
 
     def _look_up(self, at: datetime | None) -> None:
         assert self._clock is not None

@@ -14,6 +14,13 @@ import httpx
 from reattach.api.names import HEADER_REQUEST_ID, HEADER_SESSION
 from reattach.task.settings import TaskSettings
 
+CONNECTIONS_MAX = 100
+CLEANUP_CONNECTIONS_MAX = 4
+"""Connections of a cleanup attempt, in which up to 64 threads each work on one job.
+
+All their calls change one ConfigMap, so more of them at once would only conflict.
+"""
+
 Identity = tuple[int, str]
 """The process and the CA that a client was made in and with."""
 
@@ -48,6 +55,10 @@ class StateApiConnection:
         self._settings = settings
         self._session = session
         self._transport = transport
+        self._limits = httpx.Limits(
+            max_connections=CLEANUP_CONNECTIONS_MAX if settings.is_cleanup else CONNECTIONS_MAX,
+            max_keepalive_connections=20,
+        )
         # One lock per process, because a fork copies a lock that another thread holds as held for
         # ever.
         self._locks: dict[int, threading.Lock] = {}
@@ -120,6 +131,7 @@ class StateApiConnection:
                     base_url=self._settings.url,
                     verify=_tls(identity[1]),
                     timeout=self._settings.request_seconds,
+                    limits=self._limits,
                     transport=self._transport,
                     trust_env=False,  # a proxy for outbound traffic can't reach a Service of the cluster
                 )

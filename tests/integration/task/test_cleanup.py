@@ -16,6 +16,7 @@ from conformance.jobadapter import JobServerAdapter
 from controlplane import ControlPlane
 from jobservers import LocalJobServer
 from reattach.adapter import Adapter, Capabilities
+from reattach.api.messages import JOBS_MAX
 from reattach.api.state import JobSummary, SealPurpose
 from reattach.api.taskrun import AttemptPurpose
 from reattach.task.client import Timing
@@ -282,3 +283,29 @@ def test_a_task_that_cancels_its_job_reports_that(pods: Pods, tmp_path: Path) ->
             pods.start(1).context().run(main)
         [job] = pods.run.view().jobs
         assert (job.state, job.cancel_requested_time is None) == ("Active", False)
+
+
+def test_a_cleanup_attempt_ends_as_many_jobs_as_a_taskrun_may_have(pods: Pods, relay: Relay) -> None:
+    with jobservers.serving("nothing") as plain, httpx.Client(base_url=plain.url) as client:
+        adapter = Plain(client, Capabilities())
+        adapter.poll_seconds = 0.2
+        first = pods.start(1)
+
+        def main(task: Any) -> None:
+            for number in range(JOBS_MAX):
+                task.submit_once(f"job-{number}", adapter, {"seconds": 300, "label": "many"})
+            raise DiedError
+
+        with pytest.raises(DiedError):
+            first.context().run(main)
+        pods.end(first)
+        pods.run.seal(1, SealPurpose.END)
+
+        before = relay.connections
+        with pytest.raises(SystemExit) as end:
+            pods.start(2, AttemptPurpose.CLEANUP).context(adapters=[adapter]).run(main)
+
+        assert end.value.code == 0
+        assert relay.connections - before < JOBS_MAX / 4
+        assert {job.state.value for job in pods.run.view().jobs} == {"Cancelled"}
+        assert plain.made == JOBS_MAX

@@ -472,6 +472,18 @@ class TestIntentsWithoutHandle:
         expected = (JobState.CANCELLED, "job-1") if is_found_later else (JobState.INTENDED, None)
         assert state_of(pod) == expected
 
+    def test_a_handle_that_is_reported_while_the_settling_time_passes_is_cancelled(
+        self, pod: Pod, system: System
+    ) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        leave_intent(pod, system)
+        system.hidden_for = 1000
+        pod.begin_cleanup(end="Presumed")
+        reported = {"handle": "job-1", "state": JobState.ACTIVE, "recorded_at": pod.time.server_time()}
+        pod.time.at(20, lambda: pod.api.jobs.change(**reported))
+        clean_up(pod, system)
+        assert state_of(pod) == (JobState.CANCELLED, "job-1")
+
     def test_a_held_submission_is_looked_up(self, pod: Pod, system: System) -> None:
         leave_intent(pod, system)
         pod.api.jobs.change(held=True, holds=1)
