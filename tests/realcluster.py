@@ -200,9 +200,9 @@ class Cluster:
     def delete_namespace(self, name: str, *, seconds: float = 120) -> None:
         """End a namespace and wait until nothing of it is left: a finalizer that stays fails the test."""
         self.kubectl("delete", "namespace", name, "--wait=false")
-        wait_until(lambda: not self._exists(name), seconds=seconds, what=f"namespace {name} is gone", every=0.5)
+        wait_until(lambda: not self.exists(name), seconds=seconds, what=f"namespace {name} is gone", every=0.5)
 
-    def _exists(self, name: str) -> bool:
+    def exists(self, name: str) -> bool:
         return bool(self.kubectl("get", "namespace", name, "--ignore-not-found", "--output", "name").strip())
 
     def install(self, *arguments: str) -> None:
