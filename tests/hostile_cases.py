@@ -155,7 +155,7 @@ def _huge_integer(kind: str, choices: Choices) -> Made:
             return taskrun(template=template, **_manager(choices)), None
         case "pods":
             marks = _marks(kind, choices)
-            marks["labels"][LABEL_ATTEMPT] = str(number)[:63]
+            marks["labels"][LABEL_ATTEMPT] = str(abs(number))[:63]  # a label can't begin with "-"
             return pod(marks, container={"ports": [{"containerPort": 65535}]}), None
         case _:
             return _configmap(
