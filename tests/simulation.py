@@ -1032,22 +1032,24 @@ class ModelOperator:
                     self._observe_pod(cluster.pods[name])
                 else:
                     self.pods.pop(uid, None)
-            case ProtectTaskRun():
-                assert self.taskrun is not None
-                cluster.protect_taskrun(self.taskrun.metadata.resource_version)
-                self.taskrun = cluster.taskrun
-            case ReleaseTaskRun():
-                assert self.taskrun is not None
-                self._check_named(self.taskrun.status)
-                self._check_record(self.taskrun.status, action.orphans)
-                cluster.release_taskrun(self.taskrun.metadata.resource_version)
-                self.taskrun = cluster.taskrun
+            case ProtectTaskRun() | ReleaseTaskRun():
+                self._act_on_taskrun(action)
             case ReleaseState():
                 assert cluster.taskrun.status.outcome is not None, "the state was released before the end of the run"
             case EmitEvent():
                 self.emitted.append(action)
             case _:
                 assert_never(action)
+
+    def _act_on_taskrun(self, action: ProtectTaskRun | ReleaseTaskRun) -> None:
+        assert self.taskrun is not None
+        if isinstance(action, ReleaseTaskRun):
+            self._check_named(self.taskrun.status)
+            self._check_record(self.taskrun.status, action.orphans)
+            self.cluster.release_taskrun(self.taskrun.metadata.resource_version)
+        else:
+            self.cluster.protect_taskrun(self.taskrun.metadata.resource_version)
+        self.taskrun = self.cluster.taskrun
 
     def _check_named(self, status: TaskRunStatus) -> None:
         """Check that the emitted events name each orphaned job."""
@@ -1129,7 +1131,7 @@ def run_history(choices: random.Random, spec: dict[str, Any], *, events_max: int
 
 
 def begin_jobs(operator: ModelOperator) -> None:
-    """Run the first attempt until it has submitted external jobs, of which it may know no handle."""
+    """Run the first attempt until it has submitted external jobs, maybe without their handles."""
     cluster = operator.cluster
     settle(operator)
     for pod in list(cluster.pods.values()):

@@ -83,6 +83,19 @@ state_api: 1 patch taskruns/status [107]
 state_api: 4 update configmaps [1207, 1416, 1464, 1587]
 """
 CLEANUP = """
+operator: 2 create events [557, 523]
+operator: 2 create pods [1525, 1590]
+operator: 1 delete pods [92]
+operator: 1 patch configmaps [70]
+operator: 2 patch pods [70, 70]
+operator: 1 patch taskruns [70]
+operator: 10 patch taskruns/status [395, 236, 582, 191, 648, 276, 242, 605, 770, 915]
+operator: 1 update configmaps [1517]
+state_api: 1 create configmaps [763]
+state_api: 2 create tokenreviews [0, 0]
+state_api: 1 patch taskruns [86]
+state_api: 1 patch taskruns/status [107]
+state_api: 5 update configmaps [1204, 1413, 1598, 1752, 1800]
 """
 """How often, what was called, and the bytes of each request's body in order. A read has none; a TokenReview has one, which is not logged."""
 
@@ -277,4 +290,6 @@ def test_api_calls_of_a_cancelled_run_whose_job_a_cleanup_attempt_cancels(
         found = calls_of(stage, script, "Cancelled", operator=stage.operator.user, state_api=tasks.server.user)
     finally:
         kubelet.is_graceful = False
-    assert found == CLEANUP.strip()
+    # How often the operator reads depends on which watch is faster, because each event is a decision.
+    writes = [line for line in found.splitlines() if not line.split()[2].startswith("get")]
+    assert "\n".join(writes) == CLEANUP.strip()

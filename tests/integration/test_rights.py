@@ -23,7 +23,7 @@ from cli_session import grant
 from controlplane import ControlPlane, ControlPlaneError, helm_template
 from operator_process import Cluster, Containers, Operator, kubelet_of
 from ports import free_port
-from reattach.api.names import ANNOTATION_CA, HEADER_SESSION, LABEL_TASKRUN, TOKEN_AUDIENCE
+from reattach.api.names import ANNOTATION_CA, HEADER_SESSION, LABEL_ORPHANS, LABEL_TASKRUN, TOKEN_AUDIENCE
 from stateapi import new_session
 from waiting import wait_until
 
@@ -302,6 +302,20 @@ def test_user_with_edit_changes_a_state_with_the_cli_and_makes_no_other(lived: I
     forged = {"metadata": {"name": "forged", "labels": {LABEL_TASKRUN: "retried"}}}
     with pytest.raises(ControlPlaneError, match=f"only Reattach may set the label {LABEL_TASKRUN} on a ConfigMap"):
         lived.control_plane.call("POST", f"/api/v1/namespaces/{lived.served}/configmaps", forged, user=editor.user)
+
+
+def test_user_with_edit_lists_and_dismisses_the_record_of_orphaned_jobs(lived: Installation) -> None:
+    editor = grant(lived.control_plane, lived.served, "edit")
+    as_editor = {"user": editor.user, "groups": ("system:authenticated",)}
+    path = f"/api/v1/namespaces/{lived.served}/configmaps"
+    for taskrun in ("deleted", "cancelled"):
+        found = lived.control_plane.call("GET", path, labelSelector=f"{LABEL_ORPHANS}={taskrun}", **as_editor)
+        (record,) = found["items"]
+        assert [job["handle"] for job in json.loads(record["data"]["record"])["jobs"]] == ["job-1"]
+        copy = {"metadata": {"name": f"{taskrun}-00000-orphans", "labels": {LABEL_ORPHANS: taskrun}}}
+        with pytest.raises(ControlPlaneError, match=f"only Reattach may set the label {LABEL_ORPHANS} on a ConfigMap"):
+            lived.control_plane.call("POST", path, copy, **as_editor)
+        lived.control_plane.call("DELETE", f"{path}/{record['metadata']['name']}", **as_editor)
 
 
 def is_about(event: Object, resource: str) -> bool:

@@ -54,7 +54,8 @@ def must_run(context: DecisionContext) -> bool:
     if context.spec.cleanup.command:
         charged = context.status.counts.charged
         started = charged.application + charged.disruption > 0  # also by attempts that were pruned
-        return context.has_state or started or any(_may_have_started(view) for view in context.attempts)
+        runs = (view for view in context.attempts if view.purpose is AttemptPurpose.RUN)
+        return context.has_state or started or any(_may_have_started(view) for view in runs)
     return _has_registered(context) and context.epoch is not None and context.epoch.cleanup_handler
 
 
@@ -194,8 +195,6 @@ def running_run_pods(context: DecisionContext) -> tuple[Pod, ...]:
 
 
 def _may_have_started(view: AttemptView) -> bool:
-    if view.purpose is not AttemptPurpose.RUN:
-        return False
     return view.entry is None or view.entry.cause != Cause.NEVER_STARTED
 
 

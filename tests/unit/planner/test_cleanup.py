@@ -13,6 +13,7 @@ from builders import (
     a_job,
     a_pod,
     a_state,
+    a_summary,
     a_taskrun,
     actions_of,
     at,
@@ -511,6 +512,14 @@ def test_ending_decides_the_outcome_although_the_cancellation_is_withdrawn_or_th
     raised = begun.with_budgets(application=9).with_metadata(finalizers=[])
     plan = teardown_plan_of(raised, FAILED, state=can_cancel(JOB), now=950)
     assert (status_of(plan).outcome, progress_of(plan)[0]) == ("Failed", "ApplicationFailed")
+
+
+def test_sealed_run_without_anything_to_stop_keeps_its_failure_although_the_budget_is_raised() -> None:
+    # The process ended after the seal and before it wrote the outcome.
+    taskrun = a_taskrun().with_state().with_budgets(application=5).with_failed_attempt(1)
+    plan = plan_of(taskrun, state=a_state(1, seal=SEALED), summary=a_summary(1, seal=SEALED), now=60)
+    assert (status_of(plan).outcome, status_of(plan).ending) == ("Failed", None)
+    assert "The budget was raised after the run had already begun to end." in progress_of(plan)[1]
 
 
 def test_ending_that_this_version_cannot_read_is_decided_again() -> None:

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from builders import SETTINGS, TEMPLATE, a_taskrun
+from reattach.api.taskrun import AttemptPurpose
 from reattach.planner.pods import (
     TEMPLATE_BYTES_MAX,
     TEMPLATE_LEVELS_MAX,
@@ -241,3 +242,68 @@ def test_parse_template_with_wrong_type_names_the_field(text: bytes, path: str) 
 @pytest.mark.parametrize("text", [b"null", b"{}", b'{"spec":{"containers":[]}}', b'{"spec":[]}', nested(100_000)])
 def test_task_container_of_an_invalid_template_is_empty(text: bytes) -> None:
     assert task_container(with_template(text)) == ""
+
+
+QUEUED: dict[str, Any] = {
+    "metadata": {
+        "labels": {"team": "a", "kueue.x-k8s.io/queue-name": "big", "reattach.dev/purpose": "Cleanup"},
+        "annotations": {"kueue.x-k8s.io/pod-group-total-count": "1", "note": "b"},
+    },
+    "spec": {
+        "schedulingGates": [{"name": "kueue.x-k8s.io/admission"}],
+        "terminationGracePeriodSeconds": 600,
+        "containers": [
+            {"name": "proxy", "image": "proxy:1", "args": ["-v"]},
+            {
+                "name": "task",
+                "image": "task:1",
+                "command": ["run"],
+                "args": ["--all"],
+                "resources": {"limits": {"cpu": "8"}},
+            },
+        ],
+    },
+}
+
+
+def test_pod_of_a_cleanup_waits_in_no_queue_and_ends_at_the_deadline() -> None:
+    taskrun = a_taskrun(template=QUEUED, container="task", deadlines={"attemptSeconds": 60}).build()
+    pod, run = build_pod(taskrun, 3, SETTINGS, cleanup_seconds=120), build_pod(taskrun, 3, SETTINGS)
+    assert pod["metadata"]["labels"] == {
+        "team": "a",
+        "reattach.dev/taskrun": "load",
+        "reattach.dev/attempt": "3",
+        "reattach.dev/purpose": "Cleanup",
+    }
+    assert set(pod["metadata"]["annotations"]) == {"note", "reattach.dev/template-hash", "reattach.dev/ca.crt"}
+    spec = pod["spec"]
+    assert ("schedulingGates" in spec, spec["activeDeadlineSeconds"]) == (False, 120)
+    assert spec["terminationGracePeriodSeconds"] == 30
+    assert {"name": "REATTACH_PHASE", "value": "cleanup"} in spec["containers"][1]["env"]
+    assert (spec["containers"][1]["command"], spec["containers"][1]["args"]) == (["run"], ["--all"])
+    hashes = {one["metadata"]["annotations"]["reattach.dev/template-hash"] for one in (pod, run)}
+    assert len(hashes) == 1
+    assert pod_creation(taskrun, 3, SETTINGS, cleanup_seconds=120).purpose is AttemptPurpose.CLEANUP
+
+
+def test_template_cannot_make_the_pod_of_a_run_attempt_look_like_a_cleanup() -> None:
+    run = build_pod(a_taskrun(template=QUEUED).build(), 1, SETTINGS)
+    assert "reattach.dev/purpose" not in run["metadata"]["labels"]
+    assert run["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "big"
+
+
+def test_command_and_resources_of_the_cleanup_replace_those_of_the_tasks_container() -> None:
+    cleanup = {"command": ["stop", "all"], "resources": {"requests": {"cpu": 1, "memory": "64Mi"}}}
+    taskrun = a_taskrun(template=QUEUED, container="task", cleanup=cleanup).build()
+    proxy, task = build_pod(taskrun, 2, SETTINGS, cleanup_seconds=9)["spec"]["containers"]
+    assert proxy == QUEUED["spec"]["containers"][0]
+    assert (task["command"], "args" in task) == (["stop", "all"], False)
+    assert task["resources"] == {"requests": {"cpu": 1, "memory": "64Mi"}}
+    assert build_pod(taskrun, 2, SETTINGS)["spec"]["containers"][1]["args"] == ["--all"]
+
+
+@pytest.mark.parametrize("grace, kept", [(5, 5), (31, 30), (None, 30), ("soon", 30)])
+def test_grace_period_of_a_cleanup_pod_is_at_most_half_a_minute(grace: Any, kept: int) -> None:
+    template = {"spec": {**QUEUED["spec"], "terminationGracePeriodSeconds": grace}}
+    spec = build_pod(a_taskrun(template=template).build(), 2, SETTINGS, cleanup_seconds=9)["spec"]
+    assert spec["terminationGracePeriodSeconds"] == kept
