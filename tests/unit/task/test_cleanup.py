@@ -565,6 +565,36 @@ class TestHandler:
         clean_up(pod, on_cleanup=on_cleanup)
         assert seen == ["job-7"]
 
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_it_can_end_a_job_that_has_no_adapter(self, pod: Pod, system: System, *, is_async: bool) -> None:
+        leave_job_running(pod, system)
+        pod.begin_cleanup()
+        requested: list[Any] = []
+
+        def on_cleanup(cleanup: reattach.CleanupTask) -> None:
+            for job in cleanup.jobs:
+                assert cleanup.request_cancellation(job.key, job.generation)
+                requested.append(pod.api.jobs.record().cancel_requested_at)
+                cleanup.outcome(job.key, job.generation, "Cancelled", message="stopped by hand")
+
+        async def aon_cleanup(cleanup: reattach.CleanupTask) -> None:
+            for job in cleanup.jobs:
+                assert await cleanup.arequest_cancellation(job.key, job.generation)
+                requested.append(pod.api.jobs.record().cancel_requested_at)
+                await cleanup.aoutcome(job.key, job.generation, "Cancelled", message="stopped by hand")
+
+        clean_up(pod, on_cleanup=aon_cleanup if is_async else on_cleanup)
+        assert requested[0] is not None
+        assert (state_of(pod)[0], pod.api.jobs.record().message) == (JobState.CANCELLED, "stopped by hand")
+
+    def test_it_learns_that_a_job_must_be_left(self, pod: Pod, system: System) -> None:
+        leave_job_running(pod, system)
+        pod.api.jobs.change(origin=JobOrigin.ADOPTED)
+        pod.begin_cleanup()
+        may: list[bool] = []
+        clean_up(pod, on_cleanup=lambda cleanup: may.append(cleanup.request_cancellation("load", 1)))
+        assert may == [False]
+
     @pytest.mark.parametrize("error", [ValueError("no such job"), reattach.PermanentFailure("no"), SystemExit(3)])
     def test_its_error_ends_the_process(self, pod: Pod, error: BaseException) -> None:
         pod.begin_cleanup()
