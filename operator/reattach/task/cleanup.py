@@ -264,8 +264,8 @@ class CleanupRegistration:
                 raise TypeError(f"an adapter must have a name: {type(adapter).__name__}.name must be a string")
             if name in by_name:
                 raise ValueError(
-                    f"adapters must have different names, and two have the name {name!r}: an external job is found by"
-                    " the name of its adapter"
+                    f"adapters must have different names, because a job is cancelled by the adapter of its name, and two"
+                    f" have the name {name!r}. Give one of them another name"
                 )
             by_name[name] = adapter
         if on_cleanup is not None:

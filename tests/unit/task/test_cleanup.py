@@ -718,7 +718,7 @@ class TestRegistration:
     @pytest.mark.parametrize(
         "adapters,on_cleanup,error,text",
         [
-            ([System(), System()], None, ValueError, "different names, and two have the name 'thing'"),
+            ([System(), System()], None, ValueError, "different names, .* two have the name 'thing'"),
             ([System], None, TypeError, "instances of reattach.adapter.Adapter"),
             (["ray"], None, TypeError, "instances of reattach.adapter.Adapter"),
             (System(), None, TypeError, "a list of adapters"),
