@@ -5,6 +5,7 @@ has ended, or until this process can do no more for it. `clean_up` does so for a
 once. A process may die at any step: the next cleanup attempt reads the jobs again and continues.
 """
 
+import asyncio
 import inspect
 import logging
 import queue
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -39,6 +40,8 @@ from reattach.task.state import State
 from reattach.task.submission import WAIT_SECONDS_MAX, AcquiredJob, JobRequest, ServerClock, look_up
 
 logger = logging.getLogger("reattach")
+
+FinalState = Literal["Succeeded", "Failed", "Cancelled"]
 
 ASK_AGAIN_SECONDS = 5.0
 """Interval of checks whether an attempt that has not ended reported the handle of its job."""
@@ -186,14 +189,49 @@ class CleanupTask:
     attempt: number of this attempt.
     state: durable keys of the TaskRun, to read; the state API rejects changes with `InvalidCall`.
     jobs: the external jobs that were open when this attempt began.
+
+    If your code ends a job itself, because it has no adapter, call `request_cancellation` before
+    and `outcome` after that.
     """
 
-    def __init__(self, settings: TaskSettings, state: State, jobs: tuple[CleanupResult, ...]) -> None:
+    def __init__(
+        self, settings: TaskSettings, state: State, job_client: JobClient, jobs: tuple[CleanupResult, ...]
+    ) -> None:
         self.namespace = settings.namespace
         self.name = settings.taskrun
         self.attempt = settings.attempt
         self.state = state
         self.jobs = jobs
+        self._job_client = job_client
+
+    def request_cancellation(self, key: str, generation: int) -> bool:
+        """Store that the job is about to be cancelled.
+
+        Return False if it must not be cancelled, because this TaskRun did not submit it.
+        """
+        try:
+            self._job_client.call(cancellation_call(key, generation))
+        except JobKeptError:
+            return False
+        return True
+
+    async def arequest_cancellation(self, key: str, generation: int) -> bool:
+        """`request_cancellation` for async code."""
+        return await asyncio.to_thread(self.request_cancellation, key, generation)
+
+    def outcome(self, key: str, generation: int, state: FinalState, result: Any = None, *, message: str = "") -> None:
+        """Store how the job ended. See `Jobs.outcome`.
+
+        Raises:
+            JobOver: the job has ended with another outcome.
+        """
+        self._job_client.write(outcome_call(key, generation, state, result, message=message))
+
+    async def aoutcome(
+        self, key: str, generation: int, state: FinalState, result: Any = None, *, message: str = ""
+    ) -> None:
+        """`outcome` for async code."""
+        await self._job_client.awrite(outcome_call(key, generation, state, result, message=message))
 
 
 CleanupHandler: TypeAlias = Callable[[CleanupTask], Any]
@@ -226,8 +264,8 @@ class CleanupRegistration:
                 raise TypeError(f"an adapter must have a name: {type(adapter).__name__}.name must be a string")
             if name in by_name:
                 raise ValueError(
-                    f"adapters must have different names, and two have the name {name!r}: an external job is found by"
-                    " the name of its adapter"
+                    f"adapters must have different names, because a job is cancelled by the adapter of its name, and two"
+                    f" have the name {name!r}. Give one of them another name"
                 )
             by_name[name] = adapter
         if on_cleanup is not None:
@@ -301,6 +339,8 @@ def clean_up(
         elif isinstance(result, BaseException):
             raise result
         results[index] = result
+    left = sum(bool(result.why_open) for result in results.values())
+    logger.info("%d external jobs have ended, %d are left as they are.", len(results) - left, left)
     return tuple(results[index] for index in range(len(works))), errors
 
 

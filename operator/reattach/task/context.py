@@ -330,7 +330,7 @@ class TaskContext:
             return None
         self._job_client.report_step(CleanupStage.BEFORE_HANDLER)
         logger.info("Calling on_cleanup.")
-        return self._registration.on_cleanup(CleanupTask(self._settings, self._task.state, results))
+        return self._registration.on_cleanup(CleanupTask(self._settings, self._task.state, self._job_client, results))
 
     def _end_cleanup(self, results: tuple[CleanupResult, ...], errors: list[Exception]) -> None:
         self._check_not_over()
@@ -338,11 +338,7 @@ class TaskContext:
         if errors:
             failed = ", ".join(f"{one.key!r} ({one.why_open})" for one in results if one.why_open)
             raise ExceptionGroup(f"these external jobs may be running: {failed}", errors)
-        left = sum(bool(one.why_open) for one in results)
-        logger.info(
-            "The cleanup is done: %d of %d external jobs have ended, %d are left.",
-            *(len(results) - left, len(results), left),
-        )
+        logger.info("Cleanup attempt %d is done.", self._settings.attempt)
 
     # -- open and leave ----
 
