@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hang_scenarios import NODE
+from hang_scenarios import ALL, LOST_NODE, NODE, lost_node
 from realcluster import IMAGE, RELEASE_NAMESPACE, Cluster, ClusterError, condition_of, taskrun
 from waiting import wait_until
 
@@ -119,15 +119,46 @@ SCENARIOS = {
 }
 ELSEWHERE = {
     "no-quota": Scenario(spec={"cleanup": {"deadlineSeconds": 20}}),
+    "gated": Scenario(spec={"cleanup": {"deadlineSeconds": 20}}),
     "no-namespace": Scenario(),
 }
-"""Each in a namespace of its own, which is full or deleted."""
-ORPHANED = {"unregistered", "ignored", "no-image", "no-quota", "no-namespace"}
+"""Each in a namespace of its own: it is full, its pods are gated, or it is deleted."""
+LOST = Scenario(spec={"cleanup": {"deadlineSeconds": 20}, "deadlines": {"lostSeconds": 1}})
+"""Its pods run only on the node that is lost."""
+ORPHANED = {"unregistered", "ignored", "no-image", "no-quota", "gated", "no-namespace"}
 """TaskRuns that leave their jobs running."""
 
 
+ON_LOST_NODE = {
+    "nodeSelector": {"kubernetes.io/hostname": LOST_NODE},
+    "tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}],
+}
+GATES = """
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicy
+metadata: {{name: {name}}}
+spec:
+  failurePolicy: Fail
+  reinvocationPolicy: Never
+  matchConstraints:
+    namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {name}}}}}
+    resourceRules:
+    - {{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods]}}
+  mutations:
+  - patchType: ApplyConfiguration
+    applyConfiguration:
+      expression: 'Object{{spec: Object.spec{{schedulingGates: [Object.spec.schedulingGates{{name: "example.com/gate"}}]}}}}'
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicyBinding
+metadata: {{name: {name}}}
+spec: {{policyName: {name}}}
+"""
+"""Policy that gates each new pod of the namespace whose name it has."""
+
+
 def manifest_of(name: str, namespace: str) -> str:
-    scenario = (SCENARIOS | ELSEWHERE)[name]
+    scenario = (SCENARIOS | ELSEWHERE | {"lost": LOST})[name]
     arguments = [scenario.label or name, scenario.behavior, str(scenario.seconds), scenario.cancel_seconds]
     container = {
         "name": "task",
@@ -136,7 +167,7 @@ def manifest_of(name: str, namespace: str) -> str:
         "command": ["python", "-u", "-c", PROGRAM, *arguments],
         "env": [{"name": "JOBSERVER_URL", "value": f"http://jobserver.{namespace}:8000"}],
     }
-    return taskrun(name, container, **scenario.spec)
+    return taskrun(name, container, ON_LOST_NODE if name == "lost" else {}, **scenario.spec)
 
 
 def images_on_node(*command: str) -> None:
@@ -153,7 +184,11 @@ def places(release: Cluster, namespace: str) -> Iterator[dict[str, str]]:
         for found in (namespace, *own.values()):
             with contextlib.suppress(ClusterError):  # a TaskRun that ends meanwhile
                 release.let_go_of_held(found)
-        release.delete_namespace(own["no-quota"])
+        release.kubectl(
+            "delete", "mutatingadmissionpolicybinding,mutatingadmissionpolicy", own["gated"], "--ignore-not-found"
+        )
+        for name in ("no-quota", "gated"):
+            release.delete_namespace(own[name])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -176,7 +211,9 @@ def ended(release: Cluster, namespace: str, places: dict[str, str]) -> Iterator[
             "spec": {"hard": {"pods": "0"}},
         }
         release.apply(json.dumps(quota), places["no-quota"])
-        for name in ("cancelled", "state", "unregistered", "slow", "ignored", "no-image", "no-quota"):
+        release.kubectl("apply", "-f", "-", stdin=GATES.format(name=places["gated"]))
+        wait_until(lambda: gates_new_pods(release, places["gated"]), seconds=60, what="new pods are gated", every=1)
+        for name in ("cancelled", "state", "unregistered", "slow", "ignored", "no-image", "no-quota", "gated"):
             release.reattach("cancel", name, namespace=places[name])
         patch = json.dumps({"spec": {"deadlines": {"runSeconds": 1}}})
         release.kubectl("patch", "trun", "deadline", "--type=merge", "--patch", patch, namespace=namespace)
@@ -188,6 +225,19 @@ def ended(release: Cluster, namespace: str, places: dict[str, str]) -> Iterator[
         subprocess.run(
             ["docker", "exec", NODE, "ctr", "--namespace", "k8s.io", "images", "rm", GONE_IMAGE], check=False
         )
+
+
+def gates_new_pods(release: Cluster, namespace: str) -> bool:
+    """Return whether the policy is in force. It is a while after its creation."""
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "probe"},
+        "spec": {"containers": [{"name": "c", "image": IMAGE}]},
+    }
+    command = ("create", "-f", "-", "--dry-run=server", "--output", "json")
+    created = json.loads(release.kubectl(*command, namespace=namespace, stdin=json.dumps(pod)))
+    return bool(created["spec"].get("schedulingGates"))
 
 
 def wait_handle(release: Cluster, name: str, namespace: str) -> str:
@@ -322,7 +372,7 @@ def test_job_that_ignores_its_cancellation_is_orphaned_with_the_time_of_the_requ
     assert job["status"] == "RUNNING"
 
 
-@pytest.mark.parametrize("name", ["no-quota", "no-image"])
+@pytest.mark.parametrize("name", ["no-quota", "no-image", "gated"])
 def test_cleanup_that_can_not_start_ends_at_its_deadline(
     release: Cluster, namespace: str, places: dict[str, str], name: str
 ) -> None:
@@ -397,7 +447,7 @@ def test_no_job_runs_that_no_taskrun_lists_as_orphaned(
     assert set(running(release, namespace)) == ORPHANED
     listed = [
         found["metadata"]["name"]
-        for place in {namespace, places["no-quota"]}
+        for place in {namespace, places["no-quota"], places["gated"]}
         for found in json.loads(
             release.kubectl(
                 "get", "trun", "--field-selector", "status.orphaned=true", "--output", "json", namespace=place
@@ -405,3 +455,18 @@ def test_no_job_runs_that_no_taskrun_lists_as_orphaned(
         )["items"]
     ]
     assert set(listed) == ORPHANED - {"no-namespace"}
+
+
+@pytest.mark.skipif(not ALL, reason="REATTACH_ALL=1 runs it")
+def test_cleanup_on_a_lost_node_ends_at_its_deadline(release: Cluster, namespace: str) -> None:
+    release.apply(manifest_of("lost", namespace), namespace)
+    handle = wait_handle(release, "lost", namespace)
+    with lost_node(release):
+        release.reattach("cancel", "lost", namespace=namespace)
+        over = release.finished("lost", namespace)
+        pods = release.pods_of("lost", namespace)
+
+    assert_orphaned(over, handle)
+    assert [attempt.get("purpose") for attempt in over["status"]["attempts"]] == [None, "Cleanup"]
+    assert [pod for pod in pods if pod["metadata"].get("finalizers")] == []
+    assert 0 <= seconds_between(over["status"]["ending"]["cleanupDeadline"], over["status"]["completionTime"]) < 15
