@@ -117,7 +117,7 @@ class ModelCluster:
     losses: int = 0
     is_calm: bool = False
     registers: frozenset[str] = frozenset()
-    """What the task registers for its cleanup: adapters, a handler."""
+    """Registrations of the task for its cleanup: adapters, a handler."""
     running: set[JobId] = field(default_factory=set)
     """Jobs that run in the external system."""
     cleanups: int = 0

@@ -94,7 +94,7 @@ class JobSummary(Shape, frozen=True):
     `strays`: other handles reported for the same intent. These are second jobs without a watcher.
     `given_up`: it is `Failed` by the policy `Fail`, because its end is unknown. It may be running.
     `preexisting`: it existed before the first submission of this TaskRun.
-    `cancel_requested_time`: when a cleanup attempt first asked the external system to end it.
+    `cancel_requested_time`: when its cancellation was first requested.
     """
 
     key: JobKey

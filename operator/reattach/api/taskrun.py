@@ -75,7 +75,7 @@ class Resources(Shape, frozen=True):
 
 
 class Cleanup(Shape, frozen=True):
-    """What happens to open external jobs at the end of the run.
+    """Handling of open external jobs at the end of the run.
 
     `on_delete`: None is `Cancel`, or `Orphan` with an idempotency key, because the next TaskRun
     with that key takes the job over. `adopted`: applies to jobs that this run did not submit.
