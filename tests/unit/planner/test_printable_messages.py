@@ -82,7 +82,7 @@ def decision_of(name: str, seen: Observed) -> Plan | None:
 
 
 def recorder() -> EventRecorder:
-    return taskrun_event_recorder(cast("Any", None), "operator-0", OperatorMetrics())
+    return taskrun_event_recorder(cast("Any", None), "operator-0", OperatorMetrics(), lambda _: "")
 
 
 def written_texts(seen: Observed, plan: Plan) -> list[str]:

@@ -212,7 +212,7 @@ class TestWriter:
 
 
 def recorder_of(metrics: OperatorMetrics | None = None, clock: Callable[[], float] = lambda: 0.0) -> EventRecorder:
-    return taskrun_event_recorder(cast("Writer", None), "a", metrics or OperatorMetrics(), clock)
+    return taskrun_event_recorder(cast("Writer", None), "a", metrics or OperatorMetrics(), lambda _: "", clock)
 
 
 class TestEvents:
@@ -260,7 +260,7 @@ class TestEvents:
                 return b"{}"
 
         metrics = OperatorMetrics()
-        recorder = taskrun_event_recorder(cast("Writer", Recording()), "a", metrics)
+        recorder = taskrun_event_recorder(cast("Writer", Recording()), "a", metrics, lambda _: "")
         for number in range(_WAITING_MAX + 700):
             noisy = msgspec.structs.replace(ABOUT, namespace="noisy", uid=f"u{number}")
             recorder.emit(noisy, EmitEvent("Ended", "it ended"))
@@ -282,7 +282,7 @@ class TestEvents:
                 done.set()
                 return b"{}"
 
-        recorder = taskrun_event_recorder(cast("Writer", Slow()), "a", OperatorMetrics())
+        recorder = taskrun_event_recorder(cast("Writer", Slow()), "a", OperatorMetrics(), lambda _: "")
         for namespace in ("slow", "slow", "other"):
             uid = f"{namespace}{recorder._waiting.count(namespace)}"
             about = msgspec.structs.replace(ABOUT, namespace=namespace, uid=uid)
