@@ -18,7 +18,7 @@ from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, Cause, Outcome, Reason
 from reattach.api.state import JobOrigin, JobSummary
 from reattach.api.taskrun import AttemptPurpose, ExternalJobStatus
-from reattach.planner import attempts, conditions, podstatus, rejections, textformat
+from reattach.planner import attempts, conditions, holds, podstatus, rejections, textformat
 from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import FinalOutcome
 from reattach.planner.plan import EmitEvent, Plan, PodRejectionKind
@@ -178,9 +178,10 @@ def _has_work(context: DecisionContext) -> bool:
     """Return whether a cleanup attempt has work now.
 
     A job with a handle is cancelled at once. Without one, it may still be submitted as long as the
-    pod of a run attempt runs. A handler runs only after the task itself.
+    pod of a run attempt runs. A handler runs only after the task itself. A job that a resolution
+    denies is not looked for.
     """
-    jobs = [job for job in context.jobs if job.is_open]
+    jobs = [job for job in context.jobs if job.is_open and not holds.is_denied_at_end(context.spec, job)]
     if any(job.handle is not None and not is_kept(context, job) for job in jobs):
         return True
     if running_run_pods(context):

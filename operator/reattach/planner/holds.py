@@ -58,6 +58,15 @@ def resolution_at_end(spec: TaskRunSpec, job: JobSummary) -> Resolution | None:
     return given[number - 1] if 0 < number <= len(given) else None
 
 
+def is_denied_at_end(spec: TaskRunSpec, job: JobSummary) -> bool:
+    """Return whether a resolution closes the job at the end of the run.
+
+    Fail ends it, and Resubmit states that the external system has no such job.
+    """
+    resolution = resolution_at_end(spec, job)
+    return resolution is not None and resolution.action in {FAIL, RESUBMIT}
+
+
 def unresolved_jobs(context: DecisionContext) -> tuple[JobSummary, ...]:
     """Return the held jobs without a resolution; no attempt can continue with one of them."""
     return tuple(job for job in context.jobs if job.held and resolution_for(context.spec, job) is None)

@@ -173,8 +173,7 @@ def _at_end(
     if not external_jobs.is_open(job):
         return job
     resolution = holds.resolution_at_end(context.spec, known) if known else None
-    if resolution is not None and resolution.action in {holds.FAIL, holds.RESUBMIT}:
-        # Resubmit states that the external system has no such job.
+    if known is not None and holds.is_denied_at_end(context.spec, known):
         return msgspec.structs.replace(job, state=JobState.FAILED.value)
     if resolution is not None and resolution.action == holds.ADOPT:
         return msgspec.structs.replace(job, state=JobState.ORPHANED.value, handle=resolution.handle)

@@ -38,6 +38,7 @@ from reattach.planner.plan import (
     DeletePod,
     PodRejection,
     PodRejectionKind,
+    ProtectTaskRun,
     ReleaseTaskRun,
     SealState,
     UnreadableState,
@@ -129,6 +130,14 @@ def test_decide_pod_rejection_is_handled_before_the_next_creation(monkeypatch: p
     others = tuple(check for check in decide._AFTER_ENDS if check is not decide._handle_pod_rejection)
     monkeypatch.setattr(decide, "_AFTER_ENDS", others)
     assert len(actions_of(plan_of(a_taskrun(), rejection=rejection), CreatePod)) == 1
+
+
+def test_decide_finalizer_is_added_before_the_first_creation(monkeypatch: pytest.MonkeyPatch) -> None:
+    taskrun = a_taskrun(cleanup={"command": ["stop"]})
+    assert plan_of(taskrun).actions == (ProtectTaskRun(),)
+
+    monkeypatch.setattr(decide, "_AFTER_ENDS", decide._AFTER_ENDS[:-1])
+    assert len(actions_of(plan_of(taskrun), CreatePod)) == 1, "a deletion does not wait for the cleanup"
 
 
 def ending(taskrun: ATaskRun, *pods: APod, **seen: Any) -> ATaskRun:

@@ -296,6 +296,14 @@ def test_registered_adapters_alone_start_no_cleanup_without_an_open_job() -> Non
     assert (status_of(plan).outcome, status_of(plan).ending, creates(plan)) == ("Cancelled", None, [])
 
 
+@pytest.mark.parametrize("action, created", [("Fail", []), ("Resubmit", []), ("Adopt", [2])])
+def test_job_that_a_resolution_denies_gets_no_cleanup(action: str, created: list[int]) -> None:
+    held = a_job(None, held=True, holds=1)
+    resolution = {"action": action, **({"handle": "job-7"} if action == "Adopt" else {})}
+    taskrun = with_jobs(a_taskrun(cancel=True)).with_resolution("SubmissionUnknown", **resolution)
+    assert creates(teardown_plan_of(taskrun, STOPPED, state=can_cancel(held))) == created
+
+
 COMMAND = {"command": ["sh", "-c", "stop-all"]}
 
 

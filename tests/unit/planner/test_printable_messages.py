@@ -9,6 +9,7 @@ import pytest
 from builders import (
     SEALED,
     SETTINGS,
+    APod,
     ATaskRun,
     a_job,
     a_pod,
@@ -20,6 +21,7 @@ from builders import (
 from hostile_text import HOSTILE, copies
 from reattach.api.reasons import EventReason
 from reattach.api.state import JobOrigin, JobState
+from reattach.api.taskrun import Ending
 from reattach.planner.decide import decide
 from reattach.planner.external_jobs import describe_job
 from reattach.planner.plan import (
@@ -52,6 +54,20 @@ def rejected(kind: PodRejectionKind) -> Observed:
     return observed(a_taskrun(), rejection=PodRejection(kind=kind, message="why", attempt=1, retry_at=at(60)))
 
 
+CAN_CANCEL = a_state(1, jobs=(a_job(),), seal=SEALED, can_cleanup=True)
+ENDING = Ending(outcome="Cancelled", reason="Cancelled", message="why", time=at(1), cleanup_deadline=at(900))
+
+
+def ended(**spec: Any) -> ATaskRun:
+    """Return a TaskRun that is ending, after its first attempt."""
+    taskrun = a_taskrun(cancel=True, **spec).with_failed_attempt(1).with_state().with_finalizer()
+    return taskrun.with_status(ending=ENDING)
+
+
+def cleanup_pod() -> APod:
+    return a_pod(2).with_metadata(labels={"reattach.dev/purpose": "Cleanup"})
+
+
 SITUATIONS: dict[str, Observed] = {
     "failed": observed(retried(), a_pod().exited(1, message="Traceback\n  line\nValueError: no rows")),
     "failed for good": observed(retried(), a_pod().exited(1, message=PERMANENT)),
@@ -65,8 +81,23 @@ SITUATIONS: dict[str, Observed] = {
     "adopted": observed(
         retried(), a_pod().running(), state=a_state(1, jobs=(a_job(origin=JobOrigin.ADOPTED, strays=("job-2",)),))
     ),
+    "ending": observed(
+        retried(cancel=True).with_state(), a_pod().running(), state=a_state(1, jobs=(a_job(),), seal=SEALED)
+    ),
+    "cleanup image": observed(ended(), cleanup_pod().waiting("ImagePullBackOff", "Back-off"), state=CAN_CANCEL),
+    "cleanup failed": observed(ended(), cleanup_pod().exited(1, message="no route"), state=CAN_CANCEL),
+    "cleanup without budget": observed(
+        ended(cleanup={"budget": 1}), cleanup_pod().exited(1, message="no route"), state=CAN_CANCEL
+    ),
+    "cleanup rejected": observed(
+        ended(), state=CAN_CANCEL, rejection=PodRejection(PodRejectionKind.FORBIDDEN, 2, "no", at(60))
+    ),
+    "cleanup invalid": observed(
+        ended(), state=CAN_CANCEL, rejection=PodRejection(PodRejectionKind.INVALID, 2, "no", at(60))
+    ),
+    "predecessors": observed(a_taskrun(), predecessors=("load-aaaaa-orphans",)),
     "orphaned": observed(
-        a_taskrun(cancel=True).with_failed_attempt(1).with_state().with_finalizer(),
+        ended(),
         state=a_state(1, jobs=(a_job(strays=("job-2",)), a_job(key="b", state=JobState.FAILED, given_up=True)), seal=SEALED),
     ),
     "unreadable": observed(a_taskrun().with_failed_attempt(1).with_state(), state=UnreadableState(message="damaged")),
