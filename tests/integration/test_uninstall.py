@@ -105,6 +105,14 @@ async def test_all_our_finalizers_go_and_no_other(site: Site) -> None:
         site.control_plane.call("PATCH", path, {"metadata": {"finalizers": None}})
 
 
+async def test_release_leaves_the_records_of_orphaned_jobs_alone(site: Site) -> None:
+    path = f"/api/v1/namespaces/{site.served}/configmaps"
+    labels = {"reattach.dev/orphans": "load"}
+    before = site.add(path, "load-0d1f2-orphans", metadata={"labels": labels}, data={"record": "{}"})
+    assert await site.run() == 0
+    assert site.control_plane.call("GET", f"{path}/load-0d1f2-orphans") == before
+
+
 async def test_what_waited_for_its_deletion_is_gone_afterwards(site: Site) -> None:
     site.add_pod("nightly-1", FINALIZER_ATTEMPT, labels={"reattach.dev/taskrun": "nightly"})
     site.delete(f"/api/v1/namespaces/{site.served}/pods/nightly-1")

@@ -40,6 +40,7 @@ from reattach.cluster import (
 from reattach.planner.decide import decide
 from reattach.planner.plan import (
     Action,
+    CreatePod,
     EmitEvent,
     Observed,
     Plan,
@@ -556,3 +557,12 @@ async def test_cleanup_pod_that_lost_its_labels_gets_all_of_them_back() -> None:
     await scene.reconciler.reconcile(KEY)
     labels = {LABEL_TASKRUN: KEY.name, LABEL_ATTEMPT: "2", LABEL_PURPOSE: "Cleanup"}
     assert scene.client.patches == [{"metadata": {"uid": "p", "labels": labels}}]
+
+
+async def test_rejection_of_a_run_pod_says_nothing_about_the_cleanup_pod_of_the_same_number() -> None:
+    scene = scene_with(CreatePod(1, "load-new00-1", "hash", "size", b'{"metadata": {"name": "load-new00-1"}}'))
+    scene.client.failing_creation = InvalidError(422, "Invalid", "no such priority class")
+    await scene.reconciler.reconcile(KEY)
+    executor = scene.reconciler._executor
+    assert executor.rejection(KEY, to_taskrun(taskrun(NEW, "10"))) is not None
+    assert executor.rejection(KEY, to_taskrun(taskrun(NEW, "10", ending=ENDING))) is None
