@@ -467,6 +467,9 @@ def test_cleanup_on_a_lost_node_ends_at_its_deadline(release: Cluster, namespace
         pods = release.pods_of("lost", namespace)
 
     assert_orphaned(over, handle)
-    assert [attempt.get("purpose") for attempt in over["status"]["attempts"]] == [None, "Cleanup"]
+    # The second cleanup pod, if Kubernetes has evicted the first one, finds no node.
+    first, *others = over["status"]["attempts"]
+    assert ("purpose" in first, {attempt["purpose"] for attempt in others}) == (False, {"Cleanup"})
+    assert {attempt["end"] for attempt in (first, *others)} == {"Presumed"}
     assert [pod for pod in pods if pod["metadata"].get("finalizers")] == []
     assert 0 <= seconds_between(over["status"]["ending"]["cleanupDeadline"], over["status"]["completionTime"]) < 15
