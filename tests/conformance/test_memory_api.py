@@ -15,10 +15,11 @@ from reattach.cluster import (
     Cluster,
     ClusterError,
     ConflictError,
+    ForbiddenError,
     InvalidError,
     NotFoundError,
 )
-from reattach.cluster.paths import TOKEN_REVIEWS, configmaps, core, pods, taskruns
+from reattach.cluster.paths import TOKEN_REVIEWS, configmaps, core, namespace_of, pods, taskruns
 from reattach.testing.memory_api import InMemoryCluster
 from waiting import until
 
@@ -83,7 +84,9 @@ class ApiUnderTest:
 @pytest.fixture(params=["memory", "real"])
 async def api(request: pytest.FixtureRequest) -> AsyncIterator[ApiUnderTest]:
     if request.param == "memory":
-        yield ApiUnderTest(InMemoryCluster(lambda: datetime.now(UTC)), "demo", None)
+        in_memory = ApiUnderTest(InMemoryCluster(lambda: datetime.now(UTC)), "demo", None)
+        await in_memory.cluster.create(core("namespaces", None), {"metadata": {"name": "demo"}})
+        yield in_memory
         return
     control_plane: ControlPlane = request.getfixturevalue("control_plane")
     namespace = request.getfixturevalue("namespace")
@@ -187,6 +190,43 @@ async def test_finalizer_keeps_a_deleted_object_and_allows_no_new_finalizer(api:
     await api.call("merge_patch", path, {"metadata": {"finalizers": None}})
     with pytest.raises(NotFoundError):
         await api.call("get", path)
+
+
+async def test_foreground_deletion_adds_a_finalizer_until_a_later_deletion_replaces_the_policy(
+    api: ApiUnderTest,
+) -> None:
+    await api.taskrun(finalizers=["reattach.dev/state"])
+    path = taskruns(api.namespace, "load")
+    await api.call("delete", path, propagation_policy="Foreground")
+    metadata = (await api.call("get", path))["metadata"]
+    assert metadata["finalizers"] == ["reattach.dev/state", "foregroundDeletion"]
+    assert metadata["deletionTimestamp"]
+    await api.call("delete", path)
+    assert (await api.call("get", path))["metadata"]["finalizers"] == ["reattach.dev/state", "foregroundDeletion"]
+    await api.call("delete", path, propagation_policy="Background")
+    assert (await api.call("get", path))["metadata"]["finalizers"] == ["reattach.dev/state"]
+    await api.call("merge_patch", path, {"metadata": {"finalizers": None}})
+
+
+async def test_object_deleted_in_the_foreground_stays_until_its_finalizer_is_removed(api: ApiUnderTest) -> None:
+    await api.taskrun()
+    path = taskruns(api.namespace, "load")
+    await api.call("delete", path, propagation_policy="Foreground")
+    await api.call("merge_patch", path, {"metadata": {"finalizers": []}})
+    with pytest.raises(NotFoundError):
+        await api.call("get", path)
+
+
+async def test_ending_namespace_accepts_changes_and_no_new_object(api: ApiUnderTest) -> None:
+    await api.taskrun()
+    await api.configmap()
+    await api.call("delete", namespace_of(api.namespace))
+    found = await api.call("get", namespace_of(api.namespace), metadata_only=True)
+    assert found["metadata"]["deletionTimestamp"]
+    with pytest.raises(ForbiddenError, match="because it is being terminated"):
+        await api.pod()
+    await api.call("merge_patch", taskruns(api.namespace, "load"), {"spec": {"cancel": True}})
+    await api.call("delete", configmaps(api.namespace, "state"))
 
 
 async def test_delete_with_a_failed_precondition_is_a_conflict(api: ApiUnderTest) -> None:

@@ -2,9 +2,11 @@
 
 It behaves like the API server where submitting once depends on it: resourceVersions and their
 conflicts, preconditions on the UID, finalizers and deletion times, the status subresource,
-generations, and TokenReview for pod tokens. `tests/conformance/test_memory_api.py` runs the same
-tests against this class and against a real API server. Schemas, admission, RBAC, defaults, garbage
-collection, quotas and the expiry of events are not implemented.
+generations, foreground deletion, ending namespaces, and TokenReview for pod tokens.
+`tests/conformance/test_memory_api.py` runs the same tests against this class and against a real API
+server. Schemas, admission, RBAC, defaults, quotas and the expiry of events are not implemented, and
+a namespace need not exist. Garbage and the content of namespaces are collected by
+`reattach.testing.simulated_cluster`.
 """
 
 import copy
@@ -25,11 +27,12 @@ from reattach.cluster import (
     BadRequestError,
     Cluster,
     ConflictError,
+    ForbiddenError,
     InvalidError,
     NotFoundError,
     UnavailableError,
 )
-from reattach.cluster.paths import TOKEN_REVIEWS, core
+from reattach.cluster.paths import TOKEN_REVIEWS, core, namespace_of
 
 JSON = dict[str, Any]
 _STATUS = "/status"
@@ -37,6 +40,9 @@ _WITH_STATUS = {PLURAL, "pods"}
 """Resources whose status is written only through the subresource."""
 _WITH_GENERATION = {PLURAL, "pods"}
 _OVER = {"Succeeded", "Failed"}
+_NAMESPACES = "namespaces"
+FOREGROUND_DELETION = "foregroundDeletion"
+"""Finalizer that the garbage collector removes after it has deleted the dependents."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +105,10 @@ class InMemoryCluster(Cluster):
         name = made["metadata"]["name"]
         if (at := f"{path}/{name}") in self._objects:
             raise AlreadyExistsError(409, "AlreadyExists", f"{_resource_of(at)} {name!r} already exists")
-        made["metadata"] |= {
-            "uid": str(uuid.uuid4()),
-            "creationTimestamp": _text_of(self._now()),
-            "namespace": _namespace_of(at),
-        }
+        made["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": _text_of(self._now())}
+        if _resource_of(at) != _NAMESPACES:
+            self._check_namespace_accepts(at)
+            made["metadata"]["namespace"] = _namespace_of(at)
         if _resource_of(at) in _WITH_GENERATION:
             made["metadata"]["generation"] = 1
         if _resource_of(at) in _WITH_STATUS:
@@ -144,10 +149,18 @@ class InMemoryCluster(Cluster):
                 message = f"Precondition failed: {what} in precondition: {wanted}, in object meta: {metadata[what]}"
                 raise ConflictError(409, "Conflict", message)
         grace = _grace_of(found, grace_period_seconds) if _resource_of(path) == "pods" else 0
-        if not metadata.get("finalizers") and grace == 0:
+        before = metadata.get("finalizers") or []
+        finalizers = _with_propagation(before, propagation_policy)
+        if not finalizers and grace == 0 and _resource_of(path) != _NAMESPACES:
             return self._remove(path)
-        if "deletionTimestamp" in metadata and grace >= metadata.get("deletionGracePeriodSeconds", 0):
+        if (
+            "deletionTimestamp" in metadata
+            and grace >= metadata.get("deletionGracePeriodSeconds", 0)
+            and finalizers == before
+        ):
             return msgspec.json.encode(found)
+        if finalizers != before:
+            metadata["finalizers"] = finalizers
         metadata["deletionTimestamp"] = _text_of(self._now() + timedelta(seconds=grace))
         metadata["deletionGracePeriodSeconds"] = grace
         if _resource_of(path) in _WITH_GENERATION:
@@ -187,6 +200,19 @@ class InMemoryCluster(Cluster):
         }
         user = {"username": f"system:serviceaccount:{namespace}:default", "extra": extra}
         return {"status": {"authenticated": True, "audiences": [TOKEN_AUDIENCE], "user": user}}
+
+    # -- namespaces --------------------------------------------------------------------------------
+
+    def remove_namespace(self, name: str) -> None:
+        """Remove an ending namespace, as its controller does once it is empty."""
+        self._remove(namespace_of(name))
+
+    def _check_namespace_accepts(self, at: str) -> None:
+        namespace, name = _namespace_of(at), at.rpartition("/")[2]
+        found = self._objects.get(namespace_of(namespace))
+        if found is not None and "deletionTimestamp" in found["metadata"]:
+            why = f"unable to create new content in namespace {namespace} because it is being terminated"
+            raise ForbiddenError(403, "Forbidden", f'{_resource_of(at)} "{name}" is forbidden: {why}')
 
     # -- effects of a write ------------------------------------------------------------------------
 
@@ -289,6 +315,14 @@ def _grace_of(pod: JSON, requested: int | None) -> int:
         return 0
     seconds: int = pod["spec"].get("terminationGracePeriodSeconds", 30) if requested is None else requested
     return seconds
+
+
+def _with_propagation(finalizers: Sequence[str], policy: str | None) -> list[str]:
+    """Return the finalizers of a deleted object. Without a policy, the earlier one applies."""
+    others = [name for name in finalizers if name != FOREGROUND_DELETION]
+    if policy == "Foreground" or (policy is None and FOREGROUND_DELETION in finalizers):
+        return [*others, FOREGROUND_DELETION]
+    return others
 
 
 def _encoded(found: JSON, *, metadata_only: bool) -> bytes:

@@ -1,11 +1,12 @@
 """A cluster for TaskRuns in one process and on one clock.
 
-The Kubernetes API is in memory, and the kubelet is simulated. The state API (over loopback HTTP),
-the planner, the reconciler and the SDK in each pod are the real ones.
+The Kubernetes API is in memory. The kubelet, the garbage collector and the controller of namespaces
+are simulated. The state API (over loopback HTTP), the planner, the reconciler and the SDK in each
+pod are the real ones.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,21 +16,23 @@ from typing import Any, Self
 import httpx
 import msgspec
 
+from reattach.adapters.base import Adapter
 from reattach.api.names import API_VERSION, KIND, LABEL_TASKRUN
 from reattach.api.objects import Pod
 from reattach.api.state import JobSummary
 from reattach.api.taskrun import TaskRun
 from reattach.cluster import ConflictError, NotFoundError
-from reattach.cluster.paths import configmaps, pods, taskruns
+from reattach.cluster.paths import configmaps, core, namespace_of, pods, taskruns
 from reattach.server.application import InFlight, build_application
 from reattach.server.config import Rate, ServerConfig
 from reattach.server.metrics import ServerMetrics
 from reattach.state import summary_of
+from reattach.task.cleanup import CleanupTask
 from reattach.task.context import Task
 from reattach.testing.clocks import Clock, Turn, VirtualClock
 from reattach.testing.inprocess_operator import InProcessOperator
 from reattach.testing.loopback_server import LoopbackServer
-from reattach.testing.memory_api import InMemoryCluster
+from reattach.testing.memory_api import FOREGROUND_DELETION, InMemoryCluster
 from reattach.testing.task_process import TaskProcess
 
 JSON = dict[str, Any]
@@ -56,11 +59,15 @@ class SimulatedRun:
     """One TaskRun with its processes.
 
     `main(process, task)` is the task. `on_step(process, step)` is called at each step of a process.
+    adapters: returns the adapters that a process registers for its cleanup.
+    on_cleanup: handler that it registers, called as `on_cleanup(process, cleanup)`.
     """
 
     name: str
     main: Callable[[TaskProcess, Task], Any]
     on_step: Callable[[TaskProcess, str], None] = lambda _process, _step: None
+    adapters: Callable[[TaskProcess], Iterable[Adapter]] = lambda _process: ()
+    on_cleanup: Callable[[TaskProcess, CleanupTask], Any] | None = None
     nodes: dict[str, SimulatedNode] = field(default_factory=dict)
     """Nodes by the UID of the pod, in the order of their start."""
 
@@ -99,6 +106,7 @@ class SimulatedCluster:
         self._state_api = httpx.Client(base_url=self.server.serve(application), trust_env=False, timeout=60)
         self._turn = self.clock.current()
         self.cluster.on_change = self._wake
+        self.create_namespace()
         return self
 
     def __exit__(
@@ -111,6 +119,15 @@ class SimulatedCluster:
         self.clock.wake(self._turn)
 
     # -- TaskRuns ----------------------------------------------------------------------------------
+
+    def create_namespace(self) -> None:
+        """Create the namespace of all TaskRuns, at the start and after `delete_namespace`."""
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+        self.server.call(self.cluster.create(core("namespaces", None), body))
+
+    def delete_namespace(self) -> None:
+        """Delete the namespace, as a user does. It goes once it is empty."""
+        self.server.call(self.cluster.delete(namespace_of(NAMESPACE)))
 
     def create(self, name: str, spec: JSON | None = None) -> None:
         """Create a TaskRun with one container, short backoff and large budgets, and with `spec`."""
@@ -137,9 +154,10 @@ class SimulatedCluster:
         """Patch the TaskRun, as a user does."""
         self.server.call(self.cluster.merge_patch(taskruns(NAMESPACE, name), body))
 
-    def delete(self, name: str) -> None:
-        """By kubectl, too."""
-        self.server.call(self.cluster.delete(taskruns(NAMESPACE, name)))
+    def delete(self, name: str, *, propagation_policy: str | None = None) -> None:
+        """Delete the TaskRun, as a user does."""
+        path = taskruns(NAMESPACE, name)
+        self.server.call(self.cluster.delete(path, propagation_policy=propagation_policy))
 
     def resolve(self, name: str, resolution: JSON) -> None:
         """Append a resolution to the TaskRun, as a user does."""
@@ -171,12 +189,12 @@ class SimulatedCluster:
             self.clock.sleep(min(self._wait(run, requeue_at), left))
 
     def settle(self, run: SimulatedRun) -> datetime | None:
-        """Run operator and kubelet until neither changes anything.
+        """Run the operator and the simulated parts until none of them changes anything.
 
         Return the time of the next requeue.
         """
         requeue_at = self.server.call(self.operator.settle())
-        while self._run_kubelet(run):
+        while self._run_kubelet(run) or self._collect_garbage(run) or self._end_namespace():
             requeue_at = self.server.call(self.operator.settle())
         return requeue_at
 
@@ -212,9 +230,8 @@ class SimulatedCluster:
 
     def _run_kubelet(self, run: SimulatedRun) -> bool:
         """Run the kubelet once, and return whether it changed something."""
-        found = self.server.call(self.cluster.list(pods(NAMESPACE), labelSelector=f"{LABEL_TASKRUN}={run.name}"))
         done = False
-        for raw in msgspec.json.decode(found)["items"]:
+        for raw in self._list(pods(NAMESPACE), f"{LABEL_TASKRUN}={run.name}"):
             node = run.nodes.get(raw["metadata"]["uid"])
             if node is None:
                 done |= self._start_process(run, raw)
@@ -236,6 +253,8 @@ class SimulatedCluster:
             state_api=self._state_api,
             clock=self.clock,
             main=run.main,
+            adapters=run.adapters,
+            on_cleanup=run.on_cleanup,
             on_step=run.on_step,
             jitter=self._jitter,
         )
@@ -277,6 +296,65 @@ class SimulatedCluster:
         statuses = [{"name": "task", "state": {"terminated": ended}}]
         self._patch_status(process.pod, {"phase": phase, "containerStatuses": statuses})
 
+    # -- controllers -------------------------------------------------------------------------------
+
+    def _collect_garbage(self, run: SimulatedRun) -> bool:
+        """Delete what the TaskRun owns if it is gone or deleted in the foreground.
+
+        Remove the finalizer of a foreground deletion once no owned object blocks it. Return whether
+        something changed.
+        """
+        path = taskruns(NAMESPACE, run.name)
+        owner = self._metadata_of(path)
+        finalizers = owner.get("finalizers") or []
+        if owner and FOREGROUND_DELETION not in finalizers:
+            return False
+        done = is_blocked = False
+        for collection in (pods(NAMESPACE), configmaps(NAMESPACE)):
+            for found in self._list(collection, f"{LABEL_TASKRUN}={run.name}"):
+                metadata = found["metadata"]
+                is_blocked |= any(one.get("blockOwnerDeletion") for one in metadata.get("ownerReferences") or ())
+                if "deletionTimestamp" not in metadata:
+                    self._delete_at(f"{collection}/{metadata['name']}", metadata["uid"])
+                    done = True
+        if owner and not is_blocked:
+            left = [name for name in finalizers if name != FOREGROUND_DELETION]
+            self.server.call(self.cluster.merge_patch(path, {"metadata": {"finalizers": left}}))
+            done = True
+        return done
+
+    def _end_namespace(self) -> bool:
+        """Delete the content of an ending namespace, pods first, and then the empty namespace.
+
+        Return whether something changed.
+        """
+        if "deletionTimestamp" not in self._metadata_of(namespace_of(NAMESPACE)):
+            return False
+        for collections in ((pods(NAMESPACE),), (configmaps(NAMESPACE), taskruns(NAMESPACE))):
+            content = [(path, found["metadata"]) for path in collections for found in self._list(path)]
+            fresh = [(path, metadata) for path, metadata in content if "deletionTimestamp" not in metadata]
+            for path, metadata in fresh:
+                self._delete_at(f"{path}/{metadata['name']}", metadata["uid"])
+            if content:
+                return bool(fresh)
+        self.cluster.remove_namespace(NAMESPACE)
+        return True
+
+    def _list(self, path: str, selector: str | None = None) -> list[JSON]:
+        items: list[JSON] = msgspec.json.decode(self.server.call(self.cluster.list(path, labelSelector=selector)))[
+            "items"
+        ]
+        return items
+
+    def _metadata_of(self, path: str) -> JSON:
+        """Return the metadata of an object, empty if it does not exist."""
+        try:
+            found = self.server.call(self.cluster.get(path, metadata_only=True))
+        except NotFoundError:
+            return {}
+        metadata: JSON = msgspec.json.decode(found)["metadata"]
+        return metadata
+
     def _patch_status(self, pod: JSON, status: JSON) -> None:
         metadata = pod["metadata"]
         path = f"{pods(NAMESPACE, metadata['name'])}/status"
@@ -286,10 +364,11 @@ class SimulatedCluster:
             return
 
     def _delete(self, pod: JSON, grace: int | None) -> None:
-        metadata = pod["metadata"]
-        path = pods(NAMESPACE, metadata["name"])
+        self._delete_at(pods(NAMESPACE, pod["metadata"]["name"]), pod["metadata"]["uid"], grace)
+
+    def _delete_at(self, path: str, uid: str, grace: int | None = None) -> None:
         try:
-            self.server.call(self.cluster.delete(path, uid=metadata["uid"], grace_period_seconds=grace))
+            self.server.call(self.cluster.delete(path, uid=uid, grace_period_seconds=grace))
         except (NotFoundError, ConflictError):
             return
 
@@ -300,6 +379,10 @@ class SimulatedCluster:
         now = self.clock.monotonic()
         delays += [node.report_at - now for node in run.nodes.values() if node.report_at and not node.reported]
         return max(0.001, min(delays))
+
+
+def _is_deleted_in_foreground(owner: JSON) -> bool:
+    return FOREGROUND_DELETION in (owner["metadata"].get("finalizers") or ())
 
 
 def _text(time: datetime) -> str:

@@ -3,13 +3,15 @@
 import logging
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from reattach.api.names import CA_FILE, LABEL_ATTEMPT, TOKEN_FILE
+from reattach.adapters.base import Adapter
+from reattach.api.names import CA_FILE, ENV_PHASE, LABEL_ATTEMPT, PHASE_CLEANUP, TOKEN_FILE
+from reattach.task.cleanup import CleanupTask
 from reattach.task.client import Timing
 from reattach.task.context import Task, TaskContext
 from reattach.task.settings import TaskSettings
@@ -40,10 +42,12 @@ class Killed(BaseException):
 class TaskProcess:
     """One process of a task.
 
-    `main(process, task)` is the task. `on_step(process, step)` is called at each step of the
+    `main(process, task)` is the task. `adapters(process)` and `on_cleanup(process, cleanup)` are
+    what it registers for its cleanup. `on_step(process, step)` is called at each step of the
     protocol: before each call of the state API (`before POST /v1/open`) and after it (`after POST
     /v1/open`), when the process has not received the response yet.
 
+    is_cleanup: whether the pod's environment starts a cleanup attempt.
     code, message: exit code and termination message of an ended process.
     result: return value of the task.
     """
@@ -56,11 +60,14 @@ class TaskProcess:
         state_api: httpx.Client,
         clock: Clock,
         main: Callable[["TaskProcess", Task], Any],
+        adapters: Callable[["TaskProcess"], Iterable[Adapter]],
+        on_cleanup: Callable[["TaskProcess", CleanupTask], Any] | None,
         on_step: Callable[["TaskProcess", str], None],
         jitter: Callable[[], float],
     ) -> None:
         self.pod = pod
         self.attempt = int(pod["metadata"]["labels"][LABEL_ATTEMPT])
+        self.is_cleanup = _environment_of(pod).get(ENV_PHASE) == PHASE_CLEANUP
         self.code: int | None = None
         self.message = ""
         self.result: Any = None
@@ -75,6 +82,8 @@ class TaskProcess:
         self._state_api = state_api
         self._clock = clock
         self._main = main
+        self._adapters = adapters
+        self._on_cleanup = on_cleanup
         self._on_step = on_step
         self._jitter = jitter
         self._thread: int | None = None
@@ -156,6 +165,7 @@ class TaskProcess:
             namespace=metadata["namespace"],
             taskrun=metadata["ownerReferences"][0]["name"],
             attempt=self.attempt,
+            is_cleanup=self.is_cleanup,
             directory=directory,
             termination_log=termination_log,
         )
@@ -164,7 +174,7 @@ class TaskProcess:
         except Killed:
             return SIGKILL
         except SystemExit as end:
-            self.error = end
+            self.error = end if end.code else None
             return end.code if isinstance(end.code, int) else 1
         except Exception as error:  # noqa: BLE001 -- a process with this error exits with code 1
             self.error = error
@@ -173,8 +183,11 @@ class TaskProcess:
         return 0
 
     def _context(self, settings: TaskSettings) -> TaskContext:
+        on_cleanup = self._on_cleanup
         return TaskContext(
             settings,
+            adapters=self._adapters(self),
+            on_cleanup=None if on_cleanup is None else lambda cleanup: on_cleanup(self, cleanup),
             transport=httpx.MockTransport(self._call),
             timing=Timing(
                 clock=self._clock.monotonic,
@@ -209,6 +222,11 @@ class TaskProcess:
         self.response = seen
         self.step(f"after {what}")
         return seen
+
+
+def _environment_of(pod: JSON) -> dict[str, str]:
+    variables = pod["spec"]["containers"][0].get("env") or ()
+    return {one["name"]: one["value"] for one in variables if "value" in one}
 
 
 def _response_headers(headers: httpx.Headers) -> dict[str, str]:
