@@ -441,7 +441,7 @@ OPERATOR = (
     | each("served", "reattach.dev", "taskruns/status", "patch")
     | each("served", "reattach.dev", "taskruns/finalizers", "update")
     | each("served", "", "pods", "create delete get list patch watch")
-    | each("served", "", "configmaps", "get list patch update watch")
+    | each("served", "", "configmaps", "create get list patch update watch")
     | each("served", "events.k8s.io", "events", "create")
     | each("served", "", "namespaces", "get")
     | each("own", "coordination.k8s.io", "leases", "create")
