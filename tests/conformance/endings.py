@@ -38,8 +38,8 @@ FLIGHT_SECONDS = 10.0
 FROZEN_SECONDS = 1800.0
 """Longer than the cleanup, so that a frozen process continues after it."""
 CLEANUP_SECONDS, POLL_SECONDS = 300, 15.0
-ATTEMPTS_MAX = 2
-"""One run attempt and one cleanup attempt, because nothing disturbs the cleanup."""
+CLEANUP_ATTEMPT = 2
+"""Number of the first cleanup attempt. No other one is needed unless it crashes."""
 
 
 class End(StrEnum):
@@ -182,13 +182,25 @@ class Observation:
 
 
 class EndedRun:
-    """One TaskRun from its creation to its end."""
+    """One TaskRun from its creation to its end.
 
-    def __init__(self, cluster: SimulatedCluster, served: JobServerSystem, combination: Combination, name: str) -> None:
+    `crash_at`: number of the step at which the first cleanup attempt crashes, from 1; 0: at none.
+    """
+
+    def __init__(
+        self,
+        cluster: SimulatedCluster,
+        served: JobServerSystem,
+        combination: Combination,
+        name: str,
+        *,
+        crash_at: int = 0,
+    ) -> None:
         self.cluster = cluster
         self.served = served
         self.combination = combination
         self.name = name
+        self.crash_at = crash_at
         self.run = SimulatedRun(name, self._main, self._on_step, lambda process: [self._adapter(process)])
         self.shown: TaskRun
         """The TaskRun as it was last written."""
@@ -295,6 +307,8 @@ class EndedRun:
     def _on_step(self, process: TaskProcess, step: str) -> None:
         if process.is_cleanup and step == "submit leaving":
             raise self._error("a cleanup attempt must not submit")
+        if process.attempt == CLEANUP_ATTEMPT and len(process.steps) == self.crash_at:
+            process.kill()
         if step.startswith("after POST") and step.endswith("/intent"):
             self._check_not_sealed(process)
         if self._raises is not None and not process.is_cleanup and not step.endswith((" leaving", " accepted")):
@@ -383,8 +397,9 @@ class EndedRun:
             raise self._error(f"{when}, these jobs run and are not named: {left}; named are {handles}")
         if len(made) > 1:
             raise self._error(f"there must be at most one job; there are {made}")
-        if len(self.run.processes) > ATTEMPTS_MAX:
-            raise self._error(f"it had {len(self.run.processes)} pods; at most {ATTEMPTS_MAX} are allowed")
+        allowed = CLEANUP_ATTEMPT + (1 if self.crash_at else 0)
+        if len(self.run.processes) > allowed:
+            raise self._error(f"it had {len(self.run.processes)} pods; at most {allowed} are allowed")
 
     def _check_recorded(self) -> None:
         """Check that the TaskRun shows what became of the job, and why the run ended."""
@@ -440,3 +455,19 @@ def run_endings(end: End, mode: str, combinations: list[Combination] | None = No
             EndedRun(cluster, served, combination, f"ending-{number}").execute()
             for number, combination in enumerate(chosen)
         ]
+
+
+def run_with_crashes(combination: Combination, every: int) -> tuple[list[str], dict[int, Observation]]:
+    """Run a combination once for every n-th step of its cleanup attempt, which crashes there.
+
+    Return all steps, and the observation for each index of them. Raises `EndingError`.
+    """
+    with serving(combination.mode) as served, SimulatedCluster(served.clock, seed=1) as cluster:
+        undisturbed = EndedRun(cluster, served, combination, "undisturbed")
+        undisturbed.execute()
+        steps = undisturbed.run.processes[-1].steps
+        crashed = {
+            index: EndedRun(cluster, served, combination, f"crash-{index}", crash_at=index + 1)
+            for index in range(0, len(steps), every)
+        }
+        return steps, {index: run.execute() for index, run in crashed.items()}

@@ -1,8 +1,8 @@
 """Each end of a TaskRun, at each moment of a submission, against each mode of the job server.
 
 After the end, each job that runs at the job server is named as orphaned, or the run was held for
-its intent. `make test` runs a third of the combinations, others in each mode. `make test-all`
-(REATTACH_ALL=1) runs all. A failed combination is named in the error.
+its intent. `make test` runs a third of the combinations and crashes, others in each mode. `make
+test-all` (REATTACH_ALL=1) runs all. The error names the combination.
 """
 
 import os
@@ -22,6 +22,7 @@ from conformance.endings import (
     combinations_of,
     expected,
     run_endings,
+    run_with_crashes,
 )
 from conformance.jobadapter import MODES
 from reattach.api.state import JobState
@@ -59,6 +60,27 @@ def test_sample_has_each_moment_of_each_end_and_each_mode() -> None:
         assert {one.mode for one in sampled if one.end is end} == set(MODES)
         assert {one.cancelling for one in sampled if one.end is end} == set(Cancelling)
     assert sum(len(combinations_of(end, mode)) for end in End for mode in MODES) == 720
+
+
+@pytest.mark.parametrize(
+    "combination",
+    [
+        Combination(End.CANCEL, "name", Moment.RUNNING),
+        Combination(End.DELETION, "name", Moment.RUNNING),
+        Combination(End.BUDGET, "lookup", Moment.IN_FLIGHT),
+        Combination(End.CANCEL, "lookup", Moment.INTENT_STORED),
+    ],
+    ids=lambda one: f"{one.end.name}-{one.moment.name}",
+)
+def test_cleanup_that_crashes_at_any_step_is_continued_by_the_next_attempt(combination: Combination) -> None:
+    """Once the outcome of the job is stored, no further attempt is needed."""
+    steps, observed = run_with_crashes(combination, every=1 if ALL else PARTS)
+    [stored] = [index for index, step in enumerate(steps) if step.startswith("after PUT") and step.endswith("/outcome")]
+    assert {one.result for one in observed.values()} == {expected(combination)}
+    attempts = {index: one.attempts for index, one in observed.items()}
+    assert attempts == {index: 3 if index < stored else 2 for index in observed}
+    assert {"before-cancellation", "after-cancellation", "before-outcome", "after-outcome"} <= set(steps)
+    assert "cancel leaving" in steps or combination.moment is Moment.INTENT_STORED
 
 
 def _cancel_without_watching(work: Any) -> None:
