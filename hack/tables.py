@@ -30,8 +30,20 @@ COMBINATIONS = 300
 """Minimum number of combinations of an adapter and a case; docs/conformance.md claims it."""
 HISTORIES = 1000
 """Number of random histories in each mode."""
-PROCESSES, RACES, FAILURES = 40, 200, 74
-"""Numbers of histories with real processes, of races, and of failures on the cluster."""
+PROCESSES, RACES, FAILURES, ENDINGS = 40, 200, 74, 720
+"""Numbers of histories with real processes, of races, of failures on the cluster, and of ends."""
+
+ENDS = (
+    "cancel",
+    "deletion",
+    "deletion in the foreground",
+    "run deadline",
+    "application budget used up",
+    "PermanentFailure",
+    "`resolve --fail`",
+    "namespace deleted",
+)
+ENDING_RESULTS = ("no job", "ended", "orphaned", "held")
 
 NONE = "-"
 RESULTS = ("one job", "held", "")
@@ -104,6 +116,8 @@ def missing_of(parts: list[Part]) -> list[str]:
         missing.append(f"{RACES} races; {found} were run")
     if (found := len(rows_of(parts_of["crashes"]))) != FAILURES:
         missing.append(f"{FAILURES} failures on the cluster; {found} were run")
+    if (found := len(rows_of(parts_of["endings"]))) != ENDINGS:
+        missing.append(f"{ENDINGS} ends in the simulated cluster; {found} were run")
     return missing + wrong_of(parts)
 
 
@@ -150,6 +164,19 @@ def failures(parts: list[Part]) -> str:
     return table(["step", *columns], shown)
 
 
+def endings(parts: list[Part]) -> str:
+    """Return the table with a row for each end, and the totals."""
+    rows = rows_of(parts)
+    ends = [end for end in ENDS if any(row["end"] == end for row in rows)]
+    return with_totals([ending_row(end, [row for row in rows if row["end"] == end]) for end in ends])
+
+
+def ending_row(end: str, rows: list[Any]) -> dict[str, Any]:
+    """Return the row of an end: its combinations, and how many have each result."""
+    counts = {result: sum(row["result"] == result for row in rows) for result in ENDING_RESULTS}
+    return {"end": end, "combinations": len(rows), "jobs": sum(row["jobs"] for row in rows), **counts}
+
+
 TABLES = {
     "adapters": adapters,
     "histories": histories,
@@ -157,6 +184,7 @@ TABLES = {
     "processes": processes,
     "races": races,
     "crashes": failures,
+    "endings": endings,
 }
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 from reattach.testing import CaseResult
 
-ADAPTERS, HISTORIES, PLAIN, PROCESSES, RACES, CRASHES = (
+ADAPTERS, HISTORIES, PLAIN, PROCESSES, RACES, CRASHES, ENDINGS = (
     "adapters",
     "histories",
     "plain",
     "processes",
     "races",
     "crashes",
+    "endings",
 )
 """Names of the tables."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from conformance.endings import End, combinations_of, expected
 from conformance.jobadapter import MODES
 from controlplane import REPOSITORY
 from reattach.task.job_client import Step
@@ -23,6 +24,11 @@ CRASHES = [
     *product(("pod", "eviction", "state-api", "operator", "operators", "both", "all"), Step),
     *product(("node",), list(Step)[:4]),
 ]
+
+
+def ending_rows() -> list[dict[str, Any]]:
+    combinations = [one for end in End for mode in MODES for one in combinations_of(end, mode)]
+    return [{"end": one.end, "result": expected(one), "jobs": 1} for one in combinations]
 
 
 def crash(who: str, step: Step) -> dict[str, str]:
@@ -54,6 +60,7 @@ def leave(
         {"table": "processes", "name": "1", "rows": [{"seed": seed, "mode": "name"} for seed in range(30)]},
         {"table": "processes", "name": "2", "rows": [{"seed": seed, "mode": "name"} for seed in range(30, 40)]},
         {"table": "races", "name": "all", "rows": [{"end": end, "races": 100, "jobs": 7} for end in ENDS]},
+        {"table": "endings", "name": "all", "rows": ending_rows()},
         *({"table": "crashes", "name": f"{who} {step}", "rows": [crash(who, step)]} for who, step in CRASHES),
     ]
     for number, part in enumerate(parts):
@@ -69,6 +76,8 @@ def test_tables_of_all_systems_are_written_into_the_document(program: ModuleType
     assert "| all | 8000 | 8 | 0 | 0 |" in text
     assert text.count("| name |\n") == 40
     assert "| all | 200 | 14 |" in text
+    assert "| all | 720 | 720 | " in text
+    assert all(f"| {end} | " in text for end in End)
     assert "| step | all | pod | both | node | eviction | operator | operators | state-api |" in text
     assert (
         text.count("| before-cancel | one job | one job | one job | - | one job | one job | one job | one job |") == 1
@@ -124,6 +133,7 @@ def test_too_few_combinations_and_histories_are_named(program: ModuleType, tmp_p
     with pytest.raises(SystemExit, match="histories: 1000 in mode expiring-token"):
         program.main(leave(tmp_path, histories=22))
     with pytest.raises(
-        SystemExit, match=r"40 histories with real processes; 0 were run\n.*200 races; 0 were.*\n.*74 failures"
+        SystemExit,
+        match=r"40 histories with real processes; 0 were run\n.*200 races; 0 were.*\n.*74 failures.*\n.*720 ends",
     ):
         program.main(tmp_path / "nothing")
