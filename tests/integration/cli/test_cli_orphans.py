@@ -1,4 +1,4 @@
-"""`orphans` and the end of a run in `explain`, by users with rights of their own, on a real API server."""
+"""`orphans`, and the end of a run in `explain`, by users with rights on the real API server."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def a_job(key: str = "load", **fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def leave(control_plane: ControlPlane, namespace: str) -> Callable[..., str]:
-    """What the operator stores when the end of a TaskRun leaves jobs running."""
+    """Create the record that the operator stores for jobs that were left running."""
 
     def create(taskrun: str, *jobs: dict[str, Any], uid: str = "0123456789", record: str | None = None) -> str:
         about = {"taskrun": taskrun, "uid": uid, "reason": "Cancelled", "time": TIME, "formatVersion": 1}
