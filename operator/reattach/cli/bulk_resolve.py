@@ -25,7 +25,7 @@ from reattach.cli.hold_options import (
     find_held_condition,
     find_holds,
 )
-from reattach.cli.pages import TaskRunSelection, read_pages
+from reattach.cli.pages import ObjectSelection, read_pages
 from reattach.cli.queries import read_jobs, read_taskrun_json, to_taskrun
 from reattach.cli.resolve import ResolveRequest, append_resolutions, format_resolution
 from reattach.cli.retry import retry_conflicts
@@ -91,7 +91,7 @@ async def read_start(connection: ClusterConnection) -> datetime:
 
 async def read_plans(connection: ClusterConnection, request: BulkRequest) -> tuple[list[RunPlan], list[CommandError]]:
     """Read the held TaskRuns and their jobs, and return the plans, and the errors of the others."""
-    selection = TaskRunSelection(labels=request.selector, fields=UNFINISHED)
+    selection = ObjectSelection(labels=request.selector, fields=UNFINISHED)
     held = [run async for page in read_pages(connection, selection, decode_run) for run in page if run.held]
 
     async def read(run: ListedRun) -> RunPlan:

@@ -10,8 +10,8 @@ from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError
 from reattach.cli.hold_options import find_holds
 from reattach.cli.next_steps import describe_next_steps
-from reattach.cli.pages import TaskRunSelection, read_pages
-from reattach.cli.queries import read_taskrun, to_taskrun
+from reattach.cli.pages import ObjectSelection, read_pages
+from reattach.cli.queries import read_snapshot_of_state, read_taskrun, to_taskrun
 from reattach.cli.resolve import FIELD_MANAGER
 from reattach.cli.run_list import UNFINISHED, ListedRun, decode_continuing
 from reattach.cli.snapshot import Snapshot
@@ -36,8 +36,8 @@ class CancelTarget:
 
 
 async def read_cancellable(connection: ClusterConnection, selector: str) -> list[ListedRun]:
-    """Read the selected TaskRuns that are unfinished, and not being cancelled or deleted."""
-    selection = TaskRunSelection(labels=selector, fields=UNFINISHED)
+    """Read the selected TaskRuns that are unfinished, and neither cancelled, deleted nor ending."""
+    selection = ObjectSelection(labels=selector, fields=UNFINISHED)
     return [run async for page in read_pages(connection, selection, decode_continuing) for run in page if run]
 
 
@@ -53,9 +53,12 @@ async def cancel(connection: ClusterConnection, target: CancelTarget) -> CancelR
     if taskrun.status.outcome is not None:
         return _result_at_end(taskrun)
     if taskrun.metadata.deletion_timestamp is not None:
-        return _result_of(taskrun, "is being deleted, which ends it; spec.cancel was not changed.")
-    if taskrun.spec.cancel:
-        return _result_of(taskrun, "is already being cancelled.")
+        return await _result_of(connection, taskrun, "is being deleted, which ends it; spec.cancel was not changed.")
+    ending = taskrun.status.ending
+    if ending is not None and ending.outcome != Outcome.CANCELLED:
+        raise CommandError(f"{name} is already ending as {ending.outcome} ({ending.reason}), so it can't be cancelled.")
+    if taskrun.spec.cancel or ending is not None:
+        return await _result_of(connection, taskrun, "is already being cancelled.")
     body = {"metadata": {"uid": uid}, "spec": {"cancel": True}}
     path = paths.taskruns(connection.namespace, name)
     try:
@@ -65,7 +68,17 @@ async def cancel(connection: ClusterConnection, target: CancelTarget) -> CancelR
     except (ConflictError, InvalidError):
         _check_uid(await read_taskrun(connection, name), uid)
         raise
-    return _result_of(written, "will be cancelled.") if written.status.outcome is None else _result_at_end(written)
+    if written.status.outcome is not None:
+        return _result_at_end(written)
+    return await _result_of(connection, written, "will be cancelled.")
+
+
+async def _result_of(connection: ClusterConnection, taskrun: TaskRun, message: str) -> CancelResult:
+    """Return the result, with what happens next to the jobs in the state."""
+    snapshot = Snapshot(taskrun=taskrun, now=datetime.now(UTC))
+    if taskrun.status.state is not None:
+        snapshot = await read_snapshot_of_state(connection, taskrun)
+    return _to_result(taskrun, message, describe_next_steps(snapshot, find_holds(taskrun, snapshot.jobs)))
 
 
 def format_result(result: CancelResult) -> list[str]:
@@ -87,13 +100,9 @@ def _result_at_end(taskrun: TaskRun) -> CancelResult:
     name, outcome = taskrun.metadata.name, taskrun.status.outcome
     if outcome != Outcome.CANCELLED:
         raise CommandError(f"{name} has already ended ({outcome}), so it can't be cancelled.")
-    return _result_of(taskrun, "was already cancelled.")
+    return _to_result(taskrun, "was already cancelled.")
 
 
-def _result_of(taskrun: TaskRun, message: str) -> CancelResult:
-    snapshot = Snapshot(taskrun=taskrun, now=datetime.now(UTC))
-    steps: tuple[str, ...] = ()
-    if taskrun.status.outcome is None:
-        steps = describe_next_steps(snapshot, find_holds(taskrun, snapshot.jobs))
+def _to_result(taskrun: TaskRun, message: str, steps: tuple[str, ...] = ()) -> CancelResult:
     about = taskrun.metadata
     return CancelResult(name=about.name, namespace=about.namespace, message=message, next=steps)

@@ -29,7 +29,7 @@ from reattach.cli.flags import (
     styler,
 )
 from reattach.cli.state_commands import state
-from reattach.cli.text import clock, count, table
+from reattach.cli.text import Cell, clock, count, table
 
 if TYPE_CHECKING:
     from reattach.cli.resolve import ResolveRequest
@@ -53,11 +53,11 @@ def list_taskruns(
     *, all_namespaces: bool, selector: str | None, held: bool, orphaned: bool, output: str | None
 ) -> None:
     """List TaskRuns: status, attempts, the newest external job, and age."""
-    from reattach.cli.pages import TaskRunSelection
+    from reattach.cli.pages import ObjectSelection
     from reattach.cli.run_list import ORPHANED, UNFINISHED, print_list
 
     fields = [*([UNFINISHED] if held else []), *([ORPHANED] if orphaned else [])]
-    selection = TaskRunSelection(all_namespaces=all_namespaces, labels=selector, fields=",".join(fields) or None)
+    selection = ObjectSelection(all_namespaces=all_namespaces, labels=selector, fields=",".join(fields) or None)
     call(lambda connection: print_list(connection, selection, datetime.now(UTC), output, held=held))
 
 
@@ -215,6 +215,48 @@ def cancel_taskruns(*, names: tuple[str, ...], selector: str | None, yes: bool, 
         call(
             lambda connection: change_each(
                 connection, targets, lambda target: cancel(connection, target), format_result, output
+            )
+        )
+    )
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[NAME...]", type=TaskRunName(), shell_complete=completion.orphan_taskruns)
+@click.option("-A", "--all-namespaces", is_flag=True, help="List the jobs of all namespaces.")
+@click.option("--dismiss", is_flag=True, help="Delete the records of the TaskRuns NAME. Jobs are not cancelled.")
+@click.option("-y", "--yes", is_flag=True, help="With --dismiss: delete the records, and don't only list them.")
+@output_option
+def orphans(*, names: tuple[str, ...], all_namespaces: bool, dismiss: bool, yes: bool, output: str | None) -> None:
+    """List external jobs that ended TaskRuns left running, and why.
+
+    The operator keeps them in a record (a ConfigMap) until you dismiss it, also if the TaskRun was
+    deleted. Cancel the jobs that you don't need in the external system. Then delete the records
+    with --dismiss NAME. Without --yes, that only lists what would be forgotten.
+    """
+    from reattach.cli import orphans as records
+    from reattach.cli.changes import change_each
+
+    now = datetime.now(UTC)
+    if not dismiss:
+        if yes:
+            raise click.UsageError("--yes needs --dismiss.")
+        selection = records.selection_of(names, all_namespaces=all_namespaces)
+        call(lambda connection: records.print_orphans(connection, selection, names, now, output))
+        return
+    if not names or all_namespaces:
+        raise click.UsageError("--dismiss needs the names of TaskRuns of one namespace.")
+    found = call(lambda connection: records.read_records(connection, names))
+    if not yes:
+        rows = [row for record in found for row in record.rows]
+        titles = [Cell(title, "dim") for title in records.titles_of()]
+        show(rows, output, table([titles, *(records.cells_of(row, now) for row in rows)], styler()))
+        for line in records.describe_dismissal(found, names, found[0].metadata.namespace):
+            say(line)
+        leave(ExitCode.ERROR)
+    leave(
+        call(
+            lambda connection: change_each(
+                connection, found, lambda record: records.dismiss(connection, record), records.format_dismissal, output
             )
         )
     )

@@ -60,6 +60,13 @@ def taskruns(ctx: click.Context, _param: click.Parameter, word: str) -> list[Com
     return _matching(_query(ctx, list_taskruns), word)
 
 
+def orphan_taskruns(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
+    """Complete the TaskRuns that left external jobs running, also those that were deleted."""
+    from reattach.cli.orphans import list_orphan_taskruns
+
+    return _matching(_query(ctx, list_orphan_taskruns), word)
+
+
 def namespaces(ctx: click.Context, _param: click.Parameter, word: str) -> list[CompletionItem]:
     """Complete the namespaces of the cluster."""
     from reattach.cli.queries import list_namespaces

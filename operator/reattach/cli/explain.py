@@ -22,6 +22,7 @@ _JOB_COLOURS = {
     JobState.INTENDED: "yellow",
     JobState.UNKNOWN: "yellow",
     JobState.NOT_FOUND: "yellow",
+    JobState.CANCELLING: "yellow",
     JobState.ORPHANED: "red",
 }
 
@@ -118,14 +119,13 @@ def _budgets(report: RunReport, style: Styler) -> list[str]:
         return []
     rows: list[tuple[str | Cell, ...]] = []
     for one in report.budgets:
-        used_up = one.charged > one.allowed
         text = (
             f"{one.charged} of {one.allowed} used"
-            if not used_up
+            if not one.used_up
             else f"used up ({one.charged} charged, {one.allowed} allowed)"
         )
         granted = f", {count(one.granted, 'grant')} included" if one.granted else ""
-        rows.append((one.name, Cell(text + granted, "red" if used_up else None)))
+        rows.append((one.name, Cell(text + granted, "red" if one.used_up else None)))
     return table(rows, style, indent=_INDENT)
 
 

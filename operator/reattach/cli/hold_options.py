@@ -73,8 +73,14 @@ def find_effective_hold(taskrun: TaskRun) -> Condition | None:
     object. The operator then ends the run, and sets the condition to False.
     """
     condition = find_held_condition(taskrun.status)
-    is_ending = taskrun.spec.cancel or taskrun.metadata.deletion_timestamp is not None
-    return None if condition is not None and is_ending and condition.reason in _ENDED_BY_REQUEST else condition
+    is_over = condition is not None and is_ending(taskrun) and condition.reason in _ENDED_BY_REQUEST
+    return None if is_over else condition
+
+
+def is_ending(taskrun: TaskRun) -> bool:
+    """Return whether the run has begun to end, or its end is requested."""
+    is_requested = taskrun.spec.cancel or taskrun.metadata.deletion_timestamp is not None
+    return is_requested or taskrun.status.ending is not None
 
 
 _ENDED_BY_REQUEST = frozenset({Reason.STATE_LOST, Reason.BUDGET_EXHAUSTED, Reason.RESTORED})
@@ -168,9 +174,8 @@ def resolve_command(taskrun: TaskRun, hold: OpenHold, action: str) -> str:
 def describe_consequence(taskrun: TaskRun, hold: OpenHold, action: str, handle: str = "HANDLE") -> str:
     """Return what happens after this resolution, in one or two sentences."""
     name = taskrun.metadata.name
-    is_wanted = taskrun.spec.cancel or taskrun.metadata.deletion_timestamp is not None
     about_a_job = hold.held == Reason.SUBMISSION_UNKNOWN
-    ending = is_wanted or (about_a_job and natural_outcome(taskrun.spec, taskrun.status) is not None)
+    ending = is_ending(taskrun) or (about_a_job and natural_outcome(taskrun.spec, taskrun.status) is not None)
     match action:
         case "Adopt" if ending:
             return f"{handle} is the job that was submitted. {name} ends and lists it as left running."
@@ -196,5 +201,13 @@ def describe_consequence(taskrun: TaskRun, hold: OpenHold, action: str, handle: 
             budgets = taskrun.spec.retry.budgets
             lost, unstarted = count(budgets.disruption + 1, "more time"), count(budgets.never_started + 1, "more time")
             return f"The budgets allow that pods are lost {lost} and don't start {unstarted}. The next attempt reattaches to the running job."
+        case "Fail" if hold.held == Reason.BUDGET_EXHAUSTED:
+            return f"{name} ends as Failed, without another attempt. {_describe_failure_policy(taskrun)}"
         case _:
             return f"{name} ends as Failed, without another attempt. If a job runs, it continues and nothing tracks it."
+
+
+def _describe_failure_policy(taskrun: TaskRun) -> str:
+    if taskrun.spec.cleanup.on_failure == "Orphan":
+        return "Its external jobs are left running, because spec.cleanup.onFailure is Orphan."
+    return "A cleanup attempt cancels its external jobs, if the task registered a way to clean up."

@@ -4,25 +4,27 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS, OPERATOR_NAME, pod_name
-from reattach.api.reasons import SENTENCES, Budget, Reason
-from reattach.api.state import JobState, JobSummary
-from reattach.api.taskrun import TaskRun
+from reattach.api.reasons import SENTENCES, Budget, ConditionType, Reason
+from reattach.api.state import JobState
+from reattach.api.taskrun import AttemptPurpose, TaskRun
+from reattach.cli.endings import context_of, describe_cleanup, job_list, name_of, outcome_of
 from reattach.cli.hold_options import (
     OpenHold,
     ResolutionOption,
     allowed_ends,
     describe_consequence,
     find_effective_hold,
-    is_unresolved,
+    is_ending,
     options_for,
 )
-from reattach.cli.snapshot import Snapshot, job_name
+from reattach.cli.snapshot import Snapshot
 from reattach.cli.text import ago, clock, count, duration, listed
 from reattach.planner.budgets import amount
-from reattach.planner.conditions import last_ended_attempt
+from reattach.planner.cleanup import running_run_pods
+from reattach.planner.conditions import find_condition, last_ended_attempt
 from reattach.planner.decide import READ_AGAIN_AFTER
 from reattach.planner.holds import is_held_by_budget
-from reattach.planner.outcome import natural_outcome
+from reattach.planner.outcome import FinalOutcome, natural_outcome, requested_outcome
 
 _WAIT_BEFORE_WORRY = timedelta(seconds=30)
 
@@ -50,8 +52,9 @@ def describe_next_steps(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[
         if condition.reason == Reason.STATE_UNREADABLE:
             return _while_unreadable(snapshot)
         return ("Nothing, until you run one of the commands below.",)
-    if taskrun.metadata.deletion_timestamp is not None or taskrun.spec.cancel:
-        return _while_ending(snapshot)
+    final = outcome_of(snapshot)
+    if final is not None and (is_ending(taskrun) or _was_requested(snapshot)):
+        return _while_ending(snapshot, final)
     return _while_unfinished(snapshot)
 
 
@@ -64,7 +67,7 @@ def _while_held(snapshot: Snapshot) -> tuple[str, ...]:
     goes_on = {JobState.ACTIVE, JobState.UNKNOWN}
     if not (alive := [job for job in snapshot.open_jobs if job.handle is not None and job.state in goes_on]):
         return ("No pod runs until then.",)
-    return (f"No pod runs until then; {_job_list(alive)} continues in the external system.",)
+    return (f"No pod runs until then; {job_list(alive)} continues in the external system.",)
 
 
 def _while_unreadable(snapshot: Snapshot) -> tuple[str, ...]:
@@ -78,37 +81,38 @@ def _while_unreadable(snapshot: Snapshot) -> tuple[str, ...]:
     )
 
 
-def _while_ending(snapshot: Snapshot) -> tuple[str, ...]:
+def _was_requested(snapshot: Snapshot) -> bool:
+    """Return whether the deadline of the run has passed, or a resolution fails it."""
+    return requested_outcome(context_of(snapshot)) is not None
+
+
+def _while_ending(snapshot: Snapshot, final: FinalOutcome) -> tuple[str, ...]:
     taskrun = snapshot.taskrun
-    deleted = taskrun.metadata.deletion_timestamp is not None
     sentences = []
     if alive := _running_pods(snapshot):
         sentences.append(f"The operator stops its pod {listed(alive)}.")
     seal = snapshot.state.seal if snapshot.state else None
     if seal is None and snapshot.open_jobs:
         sentences.append("The operator seals its state, so no attempt can submit a job.")
-    if unresolved := [job for job in snapshot.open_jobs if is_unresolved(job)]:
-        sentences.append(
-            f"If it is still unknown then whether {_job_list(unresolved)} was submitted, the TaskRun waits for a resolution."
-        )
-    if known := [job for job in snapshot.open_jobs if not is_unresolved(job)]:
-        sentences.append(
-            f"{_job_list(known)} is left running in the external system; an event and the condition Orphaned name it."
-        )
+    sentences += describe_cleanup(snapshot, final)
     finalizers = [name for name in taskrun.metadata.finalizers if name != FINALIZER_EXTERNAL_JOBS]
-    if deleted and finalizers:
+    if final.outcome is None and finalizers:
         sentences.append(f"The TaskRun also waits for the finalizer {listed(finalizers)}, which is not Reattach's.")
     start = "Then the" if sentences else "The"
-    sentences.append(f"{start} TaskRun is deleted." if deleted else f"{start} TaskRun ends as Cancelled.")
+    how = "is deleted" if final.outcome is None else f"ends as {name_of(final.outcome, final.reason)}"
+    sentences.append(f"{start} TaskRun {how}.")
     return tuple(sentences)
 
 
 def _running_pods(snapshot: Snapshot) -> list[str]:
-    """Return the names of the pods that may run. If no pod was read, use the status."""
+    """Return the names of the pods of run attempts that may run.
+
+    If no pod was read, use the status.
+    """
     if not snapshot.pods:
-        attempts = snapshot.taskrun.status.attempts
+        attempts = [one for one in snapshot.taskrun.status.attempts if one.purpose is AttemptPurpose.RUN]
         return [one.pod_name for one in attempts if one.finish_time is None and one.pod_name]
-    return [pod.metadata.name for pod in snapshot.pods if pod.status.phase in {"Pending", "Running"}]
+    return [pod.metadata.name for pod in running_run_pods(context_of(snapshot))]
 
 
 def _after_the_end(snapshot: Snapshot) -> tuple[str, ...]:
@@ -184,9 +188,9 @@ def _while_backing_off(snapshot: Snapshot) -> tuple[str, ...]:
 def _describe_reattachment(snapshot: Snapshot) -> tuple[str, ...]:
     jobs = snapshot.open_jobs
     if alive := [job for job in jobs if job.handle is not None]:
-        return (f"The attempt reattaches to {_job_list(alive)}, and submits nothing.",)
+        return (f"The attempt reattaches to {job_list(alive)}, and submits nothing.",)
     if jobs:
-        return (f"The attempt first finds out whether {_job_list(jobs)} was submitted.",)
+        return (f"The attempt first finds out whether {job_list(jobs)} was submitted.",)
     return ()
 
 
@@ -221,7 +225,8 @@ def _after_the_attempt(snapshot: Snapshot) -> tuple[str, ...]:
     taskrun, status, now = snapshot.taskrun, snapshot.taskrun.status, snapshot.now
     ended = "The attempt has ended. When the other containers of its pod have stopped, "
     if (final := natural_outcome(taskrun.spec, status)) is not None:
-        return (f"{ended}the TaskRun ends as {final.outcome} ({final.reason}).",)
+        how = f"{final.outcome} ({final.reason})"
+        return (*describe_cleanup(snapshot, final), f"{ended}the TaskRun ends as {how}.")
     if is_held_by_budget(taskrun.spec, status):
         return (f"{ended}the TaskRun waits for a resolution, because a budget is used up while an external job runs.",)
     number, time = status.counts.attempts + 1, status.next_attempt_time
@@ -235,18 +240,15 @@ def _retries_left(snapshot: Snapshot, budget: Budget) -> int:
     return max(0, allowed_ends(snapshot.taskrun.spec, budget) - charged)
 
 
-def _job_list(jobs: Sequence[JobSummary]) -> str:
-    return listed([f"{job.handle} ({job_name(job)})" if job.handle else job_name(job) for job in jobs])
-
-
 # -- what you can do -------------------------------------------------------------------------------
 
 
 def available_options(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[ResolutionOption, ...]:
     """Return the commands for a TaskRun that does not continue by itself."""
     taskrun, status = snapshot.taskrun, snapshot.taskrun.status
+    orphans = _orphan_options(snapshot)
     if status.outcome is not None:
-        return ()
+        return orphans
     options = [option for hold in holds if hold.answer is None for option in options_for(taskrun, hold)]
     shown, held = snapshot.progress, find_effective_hold(taskrun)
     name, namespace = taskrun.metadata.name, taskrun.metadata.namespace
@@ -281,7 +283,24 @@ def available_options(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[Re
                 what="Remove Reattach's finalizers without a resolution. The command lists the jobs that may still run; you must check them.",
             )
         )
-    return tuple(options)
+    return (*options, *orphans)
+
+
+def _orphan_options(snapshot: Snapshot) -> tuple[ResolutionOption, ...]:
+    """Return the commands for jobs that this or an earlier TaskRun of the name left running."""
+    taskrun = snapshot.taskrun
+    predecessor = find_condition(taskrun.status.conditions, ConditionType.PREDECESSOR_ORPHANED)
+    if not snapshot.orphans and predecessor is None:
+        return ()
+    name, namespace = taskrun.metadata.name, taskrun.metadata.namespace
+    whose = "this TaskRun, or an earlier one of its name," if predecessor is not None else "this TaskRun"
+    command = f"kubectl reattach orphans {name} -n {namespace}"
+    what = f"List the external jobs that {whose} left running. Cancel those that you don't need in the external system."
+    dismissal = "Forget these jobs, after you have cancelled them or decided to keep them."
+    return (
+        ResolutionOption(command=command, what=what),
+        ResolutionOption(command=f"{command} --dismiss", what=dismissal),
+    )
 
 
 def _next_pod_of(taskrun: TaskRun) -> str:

@@ -1,4 +1,4 @@
-"""TaskRuns of a namespace or of the cluster, page by page."""
+"""TaskRuns, or other objects, of a namespace or of the cluster, page by page."""
 
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
@@ -28,29 +28,33 @@ class _Continuation(Shape, frozen=True):
     continue_: str = msgspec.field(default="", name="continue")
 
 
-class _TaskRunPage(Shape, frozen=True):
+class _ObjectPage(Shape, frozen=True):
     metadata: _Continuation = _Continuation()
     items: tuple[msgspec.Raw, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskRunSelection:
-    """TaskRuns that a command is for. The selectors have the syntax of the Kubernetes API."""
+class ObjectSelection:
+    """Objects that a command is for. The selectors have the syntax of the Kubernetes API.
 
+    `path_of`: returns the path of the objects of a namespace; of all namespaces for None.
+    """
+
+    path_of: Callable[[str | None], str] = paths.taskruns
     all_namespaces: bool = False
     labels: str | None = None
     fields: str | None = None
 
 
 async def read_pages(
-    connection: ClusterConnection, selection: TaskRunSelection, decode: Callable[[bytes], T]
+    connection: ClusterConnection, selection: ObjectSelection, decode: Callable[[bytes], T]
 ) -> AsyncGenerator[list[T], None]:
-    """Yield the selected TaskRuns, in the order of namespace and name.
+    """Yield the selected objects, in the order of namespace and name.
 
     At most one page is in memory. Raises `CommandError` if the cluster has no TaskRuns or does not
     know a field selector, and `ClusterError`.
     """
-    path = paths.taskruns(None if selection.all_namespaces else connection.namespace)
+    path = selection.path_of(None if selection.all_namespaces else connection.namespace)
     query: dict[str, Any] = {"labelSelector": selection.labels, "fieldSelector": selection.fields}
     limit = PAGE
     while True:
@@ -82,8 +86,8 @@ async def read_pages(
             return
 
 
-def _decode_page(body: bytes) -> _TaskRunPage:
+def _decode_page(body: bytes) -> _ObjectPage:
     try:
-        return msgspec.json.decode(body, type=_TaskRunPage)
+        return msgspec.json.decode(body, type=_ObjectPage)
     except RecursionError:
-        return msgspec.json.decode(cut_deep_values(body), type=_TaskRunPage)
+        return msgspec.json.decode(cut_deep_values(body), type=_ObjectPage)

@@ -2,23 +2,24 @@
 
 import asyncio
 import difflib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from reattach.api.names import LABEL_TASKRUN, state_name
-from reattach.api.objects import ObjectMeta, PartialObject, Pod, Shape
+from reattach.api.names import LABEL_TASKRUN, orphans_name, state_name
+from reattach.api.objects import ObjectMeta, PartialObject, Pod, Shape, Time
 from reattach.api.state import JobSummary
 from reattach.api.taskrun import TaskRun
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.error_messages import describe_missing_right
 from reattach.cli.errors import CommandError, NoSuchTaskRunError
+from reattach.cli.orphans import read_orphaned_jobs
 from reattach.cli.retry import RETRY_SECONDS, Say, retry_unavailable
-from reattach.cli.snapshot import Event, JobSubmission, Snapshot
+from reattach.cli.snapshot import Event, FieldWriter, JobSubmission, Snapshot
 from reattach.cluster import ClusterError, ForbiddenError, NotFoundError, paths
 from reattach.cluster.client import raise_error_event
 from reattach.state.codec import StoredState, from_configmap, view_of
@@ -52,6 +53,28 @@ class _EventBody(Shape, frozen=True):
 class _TaskRunEvent(Shape, frozen=True):
     type: str
     object: msgspec.Raw
+
+
+class _ManagedEntry(Shape, frozen=True):
+    manager: str = ""
+    time: Time | None = None
+    fields: Any = msgspec.field(default=None, name="fieldsV1")
+
+    def has_field(self, path: Sequence[str]) -> bool:
+        found = self.fields
+        for name in path:
+            if not isinstance(found, dict) or name not in found:
+                return False
+            found = found[name]
+        return True
+
+
+class _ManagedMeta(Shape, frozen=True):
+    managed_fields: tuple[_ManagedEntry, ...] = ()
+
+
+class _Managed(Shape, frozen=True):
+    metadata: _ManagedMeta = _ManagedMeta()
 
 
 @dataclass(frozen=True)
@@ -234,21 +257,10 @@ async def read_events(connection: ClusterConnection, taskrun: TaskRun) -> tuple[
 
 async def read_snapshot(connection: ClusterConnection, name: str) -> Snapshot:
     """Read all that you have the right to read; the notes name the rest."""
-    taskrun = await read_taskrun(connection, name)
+    body = await read_taskrun_json(connection, name)
+    taskrun = to_taskrun(body)
+    snapshot = await read_snapshot_of_state(connection, taskrun)
     notes: list[str] = []
-    state, state_note = None, ""
-    submissions: tuple[JobSubmission, ...] = ()
-    try:
-        stored = await read_state(connection, taskrun)
-        if isinstance(stored, StoredState):
-            state = view_of(msgspec.json.encode(stored.body))
-            submissions = tuple(_submission_of(record) for record in in_order(stored.state.jobs))
-        elif stored.lost:
-            state_note = stored.why
-    except ForbiddenError as error:
-        state_note = f"The state: {describe_missing_right(error)}"
-    except CommandError as error:
-        state_note = str(error)
     pods: tuple[Pod, ...] = ()
     try:
         pods = await read_pods(connection, taskrun)
@@ -259,16 +271,58 @@ async def read_snapshot(connection: ClusterConnection, name: str) -> Snapshot:
         events = await read_events(connection, taskrun)
     except ForbiddenError as error:
         notes.append(f"The events: {describe_missing_right(error)}")
+    try:
+        record = orphans_name(name, taskrun.metadata.uid)
+        orphans = await read_orphaned_jobs(connection, record) if taskrun.status.orphaned else ()
+    except ForbiddenError as error:
+        orphans = ()
+        notes.append(f"The record of orphaned jobs: {describe_missing_right(error)}")
+    return msgspec.structs.replace(
+        snapshot,
+        now=datetime.now(UTC),
+        pods=pods,
+        events=events,
+        notes=tuple(notes),
+        cancelled_by=find_writer(body, "f:spec", "f:cancel") if taskrun.spec.cancel else None,
+        orphans=orphans,
+    )
+
+
+async def read_snapshot_of_state(connection: ClusterConnection, taskrun: TaskRun) -> Snapshot:
+    """Read the state of the TaskRun, or why it can't be read, and nothing else.
+
+    Raises `ClusterError`, except for a missing right.
+    """
+    state, note, is_lost = None, "", False
+    submissions: tuple[JobSubmission, ...] = ()
+    try:
+        stored = await read_state(connection, taskrun)
+        if isinstance(stored, StoredState):
+            state = view_of(msgspec.json.encode(stored.body))
+            submissions = tuple(_submission_of(record) for record in in_order(stored.state.jobs))
+        elif stored.lost:
+            note, is_lost = stored.why, True
+    except ForbiddenError as error:
+        note = f"The state: {describe_missing_right(error)}"
+    except CommandError as error:
+        note = str(error)
     return Snapshot(
         taskrun=taskrun,
         now=datetime.now(UTC),
         state=state,
-        state_note=state_note,
-        pods=pods,
-        events=events,
-        notes=tuple(notes),
+        state_note=note,
+        state_lost=is_lost,
         submissions=submissions,
     )
+
+
+def find_writer(body: bytes, *path: str) -> FieldWriter | None:
+    """Return the client that set the field at this path of managedFields last; None if unknown."""
+    entries = msgspec.json.decode(body, type=_Managed).metadata.managed_fields
+    found = [entry for entry in entries if entry.manager and entry.has_field(path)]
+    oldest = datetime.min.replace(tzinfo=UTC)
+    last = max(found, key=lambda entry: entry.time or oldest, default=None)
+    return None if last is None else FieldWriter(manager=last.manager, time=last.time)
 
 
 def _submission_of(record: JobRecord) -> JobSubmission:
@@ -278,4 +332,6 @@ def _submission_of(record: JobRecord) -> JobSubmission:
         intended_time=record.intended_at,
         intended_by_attempt=record.intended_by_attempt,
         submitters=tuple((one.attempt, one.time) for one in record.submitters),
+        cancel_requested_by_attempt=record.cancel_requested_by_attempt,
+        ended_time=record.ended_at,
     )

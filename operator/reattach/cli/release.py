@@ -12,7 +12,7 @@ from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import ExternalJobStatus, TaskRun
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError, NoSuchTaskRunError
-from reattach.cli.hold_options import find_held_condition
+from reattach.cli.hold_options import find_held_condition, is_ending
 from reattach.cli.queries import MissingState, items_of, read_state, read_taskrun
 from reattach.cli.resolve import FIELD_MANAGER
 from reattach.cli.retry import retry_conflicts
@@ -118,8 +118,7 @@ def format_plan(plan: ReleasePlan) -> list[str]:
 
 def _check_is_ending(taskrun: TaskRun) -> None:
     about, status = taskrun.metadata, taskrun.status
-    ending = about.deletion_timestamp is not None or taskrun.spec.cancel or status.outcome is not None
-    if not ending and find_held_condition(status) is None:
+    if not is_ending(taskrun) and status.outcome is None and find_held_condition(status) is None:
         raise CommandError(
             f"{about.name} is neither being deleted nor cancelled nor held, so it would continue without the finalizers that protect its jobs; "
             f"first run kubectl delete trun {about.name} -n {about.namespace} --wait=false, or repeat with --force."

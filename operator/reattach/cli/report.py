@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from reattach.api.objects import Shape
-from reattach.api.reasons import Budget, Reason
-from reattach.api.state import JobOrigin, JobState, JobSummary
-from reattach.api.taskrun import Attempt, Counts, TaskRun
+from reattach.api.orphans import OrphanedJob
+from reattach.api.reasons import Budget, ConditionType, Outcome, Reason
+from reattach.api.state import JobOrigin, JobSummary
+from reattach.api.taskrun import Attempt, Counts, Ending, TaskRun, TaskRunStatus
+from reattach.api.text import one_line
+from reattach.cli.endings import describe_cancellations, describe_left, describe_request
 from reattach.cli.hold_options import (
     OpenHold,
     ResolutionOption,
@@ -17,9 +20,11 @@ from reattach.cli.hold_options import (
     is_unresolved,
 )
 from reattach.cli.next_steps import available_options, describe_next_steps
-from reattach.cli.snapshot import Event, JobSubmission, Snapshot, job_name
+from reattach.cli.snapshot import Event, FieldWriter, JobSubmission, Snapshot, job_name
 from reattach.cli.text import ago, count, duration, listed
 from reattach.planner.budgets import FAILURES, amount
+from reattach.planner.conditions import find_condition
+from reattach.planner.external_jobs import UNWATCHED, job_id, with_jobs
 
 EVENTS_SHOWN = 10
 
@@ -27,13 +32,15 @@ EVENTS_SHOWN = 10
 class BudgetReport(Shape, frozen=True, omit_defaults=False):
     """One budget: what was charged, and what it allows.
 
-    `granted`: how many resolutions granted it again.
+    `granted`: how many resolutions granted it again. `used_up`: no further attempt starts. A budget
+    for run attempts allows so many failures; `cleanup` allows so many attempts.
     """
 
     name: str
     charged: int
     allowed: int
     granted: int = 0
+    used_up: bool = False
 
 
 class JobReport(Shape, frozen=True):
@@ -57,6 +64,7 @@ class JobReport(Shape, frozen=True):
     why: str = ""
     message: str = ""
     strays: tuple[str, ...] = ()
+    cancel_requested_time: datetime | None = None
 
 
 class RunReport(Shape, frozen=True):
@@ -81,6 +89,9 @@ class RunReport(Shape, frozen=True):
     decisions: tuple[str, ...] = ()
     counts: Counts = Counts()
     result: str | None = None
+    ending: Ending | None = None
+    cancelled_by: FieldWriter | None = None
+    orphans: tuple[OrphanedJob, ...] = ()
     next: tuple[str, ...] = ()
     holds: tuple[OpenHold, ...] = ()
     ways: tuple[ResolutionOption, ...] = ()
@@ -111,6 +122,9 @@ def build_report(snapshot: Snapshot) -> RunReport:
         decisions=_decisions_of(snapshot),
         counts=status.counts,
         result=status.result,
+        ending=status.ending,
+        cancelled_by=snapshot.cancelled_by,
+        orphans=snapshot.orphans,
         next=describe_next_steps(snapshot, holds),
         holds=holds,
         ways=available_options(snapshot, holds),
@@ -134,16 +148,23 @@ def _headline_of(snapshot: Snapshot, holds: Sequence[OpenHold]) -> str:
         return f"{name} {verb}{when}, after {tries}{took}."
     is_deleted = taskrun.metadata.deletion_timestamp is not None
     if any(hold.answer is None for hold in holds) or (find_effective_hold(taskrun) and not holds):
-        ending = "being deleted, and " if is_deleted else "being cancelled, and " if taskrun.spec.cancel else ""
-        return f"{name} is {ending}held: waiting for a resolution."
+        how = "being deleted, and " if is_deleted else "being cancelled, and " if taskrun.spec.cancel else ""
+        return f"{name} is {how or _ending_and(status)}held: waiting for a resolution."
     if is_deleted:
         return f"{name} is being deleted."
     if holds:
         return f"{name} was held; it has a resolution, and the operator applies it."
-    if taskrun.spec.cancel:
+    ending = status.ending
+    if ending is not None and ending.outcome != Outcome.CANCELLED:
+        return f"{name} is ending as {ending.outcome} ({ending.reason})."
+    if taskrun.spec.cancel or ending is not None:
         return f"{name} is being cancelled."
     shown = snapshot.progress
     return f"{name} {_HEADLINES.get(shown.reason if shown else '', 'is unfinished')}."
+
+
+def _ending_and(status: TaskRunStatus) -> str:
+    return "" if status.ending is None else f"ending as {status.ending.outcome}, and "
 
 
 _HEADLINES = {
@@ -161,15 +182,23 @@ _HEADLINES = {
 
 
 def _budgets_of(taskrun: TaskRun) -> tuple[BudgetReport, ...]:
-    charged = taskrun.status.counts.charged
-    return tuple(
-        BudgetReport(
-            name=one.value,
-            charged=amount(charged, one),
-            allowed=allowed_ends(taskrun.spec, one),
-            granted=0 if one is Budget.APPLICATION else count_continues(taskrun.spec),
-        )
-        for one in FAILURES
+    charged, limit = taskrun.status.counts.charged, taskrun.spec.cleanup.budget
+    budgets = tuple(_run_budget_of(taskrun, one) for one in FAILURES)
+    if taskrun.status.ending is None and not charged.cleanup:
+        return budgets
+    used_up = charged.cleanup >= limit
+    return (*budgets, BudgetReport(name=Budget.CLEANUP, charged=charged.cleanup, allowed=limit, used_up=used_up))
+
+
+def _run_budget_of(taskrun: TaskRun, budget: Budget) -> BudgetReport:
+    charged = amount(taskrun.status.counts.charged, budget)
+    allowed = allowed_ends(taskrun.spec, budget)
+    return BudgetReport(
+        name=budget.value,
+        charged=charged,
+        allowed=allowed,
+        granted=0 if budget is Budget.APPLICATION else count_continues(taskrun.spec),
+        used_up=charged > allowed,
     )
 
 
@@ -179,13 +208,14 @@ def _budgets_of(taskrun: TaskRun) -> tuple[BudgetReport, ...]:
 def _jobs_of(snapshot: Snapshot) -> tuple[JobReport, ...]:
     # Only the status shows which jobs were left at the end of the run: the state is not written any
     # more then.
-    final = {(job.key, job.generation): job.state for job in snapshot.taskrun.status.external_jobs}
-    left = {JobState.ORPHANED, JobState.DETACHED}
+    status = snapshot.taskrun.status
+    final = {job_id(job): job.state for job in status.external_jobs if job.state in UNWATCHED}
+    newest = with_jobs(status, snapshot.state) if snapshot.state is not None else status
+    states = {job_id(job): job.state for job in newest.external_jobs} | final
     stories = []
     for job in snapshot.jobs:
-        state = final.get((job.key, job.generation))
         submission = snapshot.submission_of(job)
-        shown = state if state in left else job.state.value
+        shown = states.get(job_id(job), job.state.value)
         stories.append(
             JobReport(
                 key=job.key,
@@ -202,6 +232,7 @@ def _jobs_of(snapshot: Snapshot) -> tuple[JobReport, ...]:
                 why=_origin_of(job, submission),
                 message=job.message,
                 strays=job.strays,
+                cancel_requested_time=job.cancel_requested_time,
             )
         )
     return tuple(stories)
@@ -272,6 +303,10 @@ def _decisions_of(snapshot: Snapshot) -> tuple[str, ...]:
         about = "" if one.key is None else f" of {one.key}, generation {one.generation}"
         what = f"{one.action} {one.handle}" if one.handle else one.action
         sentences.append(f"Resolution {number}, for {one.held}{about}: {what}.")
+    sentences += (*describe_request(snapshot), *describe_cancellations(snapshot), *describe_left(snapshot))
+    before = find_condition(taskrun.status.conditions, ConditionType.PREDECESSOR_ORPHANED)
+    if before is not None and before.status == "True":
+        sentences.append(one_line(before.message))
     counts = taskrun.status.counts
     if counts.submissions or counts.reattachments or counts.duplicates_averted:
         sentences.append(

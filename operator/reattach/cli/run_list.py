@@ -11,7 +11,7 @@ from reattach.api.taskrun import Counts
 from reattach.api.text import one_line
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.flags import PagePrinter, say
-from reattach.cli.pages import TaskRunSelection, read_pages
+from reattach.cli.pages import ObjectSelection, read_pages
 from reattach.cli.text import NOTHING, Cell, duration
 from reattach.planner.conditions import find_condition
 
@@ -44,12 +44,17 @@ class _ListedJob(Shape, frozen=True):
     handle: str | None = None
 
 
+class _ListedEnding(Shape, frozen=True):
+    reason: str = ""
+
+
 class _ListedStatus(Shape, frozen=True):
     outcome: str | None = None
     conditions: tuple[Condition, ...] = ()
     counts: Counts = Counts()
     external_jobs: tuple[_ListedJob, ...] = ()
     orphaned: bool = False
+    ending: _ListedEnding | None = None
 
 
 class _ListedSpec(Shape, frozen=True):
@@ -73,13 +78,13 @@ def decode_run(body: bytes) -> ListedRun:
 
 
 def decode_continuing(body: bytes) -> ListedRun | None:
-    """Decode an unfinished TaskRun. Return None if it is being cancelled or deleted."""
+    """Decode an unfinished TaskRun. Return None if it is being cancelled or deleted, or ends."""
     try:
         taskrun = msgspec.json.decode(body, type=_ListedTaskRun)
     except msgspec.ValidationError:
         return decode_run(body)
-    is_ending = taskrun.spec.cancel or taskrun.metadata.deletion_timestamp is not None
-    return None if is_ending else _listed(taskrun)
+    is_requested = taskrun.spec.cancel or taskrun.metadata.deletion_timestamp is not None
+    return None if is_requested or taskrun.status.ending is not None else _listed(taskrun)
 
 
 def _listed(taskrun: _ListedTaskRun) -> ListedRun:
@@ -118,7 +123,7 @@ def row_of(run: ListedRun, now: datetime, *, all_namespaces: bool = False) -> tu
 
 
 async def print_list(
-    connection: ClusterConnection, selection: TaskRunSelection, now: datetime, output: str | None, *, held: bool
+    connection: ClusterConnection, selection: ObjectSelection, now: datetime, output: str | None, *, held: bool
 ) -> None:
     """Print the selected TaskRuns, page by page. `held`: only those that are held."""
     everywhere = selection.all_namespaces
@@ -132,7 +137,7 @@ async def print_list(
         say(f"No {kind}TaskRuns found{'' if everywhere else f' in namespace {connection.namespace}'}.")
 
 
-def _kinds_of(selection: TaskRunSelection, *, held: bool) -> Sequence[tuple[str, bool]]:
+def _kinds_of(selection: ObjectSelection, *, held: bool) -> Sequence[tuple[str, bool]]:
     return (("held ", held), ("orphaned ", ORPHANED in (selection.fields or "")))
 
 

@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from reattach.api.objects import Condition, Pod, Shape
+from reattach.api.orphans import OrphanedJob
 from reattach.api.state import JobState, JobSummary, StateView
 from reattach.api.taskrun import ExternalJobStatus, TaskRun
 from reattach.planner.conditions import progress_condition
@@ -22,7 +23,8 @@ class JobSubmission(Shape, frozen=True):
 
     `intended_time`: when the intent was stored, right before the first submission. `submitters`:
     attempt and time of each process that was allowed to submit, oldest first; empty if the job
-    comes from `spec.adopt`.
+    comes from `spec.adopt`. `cancel_requested_by_attempt` and `ended_time`: as recorded in the
+    state.
     """
 
     key: str
@@ -30,24 +32,46 @@ class JobSubmission(Shape, frozen=True):
     intended_time: datetime
     intended_by_attempt: int
     submitters: tuple[tuple[int, datetime], ...] = ()
+    cancel_requested_by_attempt: int | None = None
+    ended_time: datetime | None = None
+
+
+class FieldWriter(Shape, frozen=True):
+    """The client that set a field, from metadata.managedFields.
+
+    `time`: its last write of any field that it set.
+    """
+
+    manager: str
+    time: datetime | None = None
 
 
 class Snapshot(Shape, frozen=True):
     """All that was read of a TaskRun.
 
-    `state` None: no state exists, or `state_note` has the reason.
+    `state` None: no state exists, or `state_note` has the reason. `state_lost`: it was deleted by
+    force. `cancelled_by`: the client that set `spec.cancel`. `orphans`: the jobs in the record
+    that the end of the run left; empty if the record was dismissed.
     """
 
     taskrun: TaskRun
     now: datetime
     state: StateView | None = None
     state_note: str = ""
+    state_lost: bool = False
     pods: tuple[Pod, ...] = ()
     events: tuple[Event, ...] = ()
     notes: tuple[str, ...] = ()
     """Reasons why something could not be read."""
     submissions: tuple[JobSubmission, ...] = ()
     """Empty if the state could not be read."""
+    cancelled_by: FieldWriter | None = None
+    orphans: tuple[OrphanedJob, ...] = ()
+
+    @property
+    def is_state_unknown(self) -> bool:
+        """Return whether a state may exist that could not be read."""
+        return self.state is None and bool(self.state_note) and not self.state_lost
 
     @property
     def jobs(self) -> tuple[JobSummary, ...]:
@@ -91,4 +115,5 @@ def _summary_of(job: ExternalJobStatus) -> JobSummary:
         url=job.url,
         submitted_time=job.submitted_time,
         submitted_by_attempt=job.submitted_by_attempt,
+        cancel_requested_time=job.cancel_requested_time,
     )

@@ -15,11 +15,21 @@ from typing_extensions import override
 from builders import NAME, NAMESPACE, UID, a_pod, a_taskrun, at
 from cli_command import run_command
 from hostile_text import HARMLESS, HOSTILE, copies
-from reattach.api.names import API_VERSION, KIND, LABEL_ATTEMPT, LABEL_TASKRUN, pod_name, state_name
+from reattach.api.names import (
+    API_VERSION,
+    KIND,
+    LABEL_ATTEMPT,
+    LABEL_ORPHANS,
+    LABEL_TASKRUN,
+    orphans_name,
+    pod_name,
+    state_name,
+)
 from reattach.api.objects import Condition, Pod
+from reattach.api.orphans import RECORD, OrphanedJob, OrphanRecord
 from reattach.api.reasons import Reason
 from reattach.api.state import JobOrigin, JobState
-from reattach.api.taskrun import ExternalJobStatus, StateReference, TaskRun
+from reattach.api.taskrun import Ending, ExternalJobStatus, StateReference, TaskRun
 from reattach.api.text import is_plain_word
 from reattach.cli import completion, connection
 from reattach.cli.commands import cli
@@ -33,6 +43,13 @@ from reattach.testing.memory_api import InMemoryCluster
 COMMANDS: dict[str, list[list[str]]] = {
     "list": [["list", "-A"], ["list", "--held", "-o", "json"], ["list", "-o", "yaml"]],
     "cancel": [["cancel", NAME], ["cancel", NAME, "-o", "json"], ["cancel", "-l", "app=etl"]],
+    "orphans": [
+        ["orphans", "-A"],
+        ["orphans", NAME, "-o", "json"],
+        ["orphans", "-o", "yaml"],
+        ["orphans", NAME, "--dismiss"],
+        ["orphans", NAME, "--dismiss", "--yes"],
+    ],
     "explain": [["explain", NAME], ["explain", NAME, "-o", "json"], ["explain", NAME, "-o", "yaml"]],
     "resolve": [
         ["resolve", NAME, "--resubmit"],
@@ -66,6 +83,7 @@ SHARE = 1 if os.environ.get("REATTACH_ALL") else 16
 OWNER = {"apiVersion": API_VERSION, "kind": KIND, "name": NAME, "uid": UID, "controller": True}
 REFUSED = {
     ("cancel", "-l", "app=etl"): "To cancel 1 TaskRun, repeat",
+    ("orphans", NAME, "--dismiss"): "To delete 1 record, and so forget 2 jobs, run:",
     ("resolve", "-l", "app=etl", "--resubmit"): "To store 2 resolutions, run:",
     ("resolve", "-l", "app=etl", "--fail", "-o", "json"): "To store 2 resolutions, run:",
     ("resolve", NAME, "--resubmit"): "is held for 2 reasons",
@@ -149,9 +167,16 @@ def a_held_taskrun() -> TaskRun:
     built = tried.with_attempt(2, node="node-1").with_finalizer().build()
     state = StateReference(config_map=state_name(NAME, UID), uid="state-uid")
     status = msgspec.structs.replace(
-        built.status, conditions=conditions, external_jobs=(job,), state=state, result='{"rows": 1}'
+        built.status, conditions=conditions, external_jobs=(job,), state=state, result='{"rows": 1}', orphaned=True
     )
     return msgspec.structs.replace(built, status=status)
+
+
+def an_ending_taskrun() -> TaskRun:
+    held = a_held_taskrun()
+    ending = Ending(outcome="Failed", reason="Failed", message="Why.", time=at(500), cleanup_deadline=at(1400))
+    spec = msgspec.structs.replace(held.spec, cancel=True)
+    return msgspec.structs.replace(held, spec=spec, status=msgspec.structs.replace(held.status, ending=ending))
 
 
 def a_running_pod() -> Pod:
@@ -169,12 +194,25 @@ def an_event() -> _EventBody:
     return msgspec.convert(body, _EventBody)
 
 
+def a_record_of_orphans() -> OrphanRecord:
+    job = OrphanedJob(
+        key="load", generation=2, why="No adapter.", adapter="ray", handle="raysubmit_7", url="http://ray/7",
+        cancel_requested_time=at(500),
+    )  # fmt: skip
+    left = OrphanedJob(key="clean", generation=1, why="The policy.")
+    return OrphanRecord(taskrun=NAME, uid=UID, reason="Cancelled", time=at(500), jobs=(job, left))
+
+
 def builtins_of(value: Any) -> Any:
     return json.loads(msgspec.json.encode(value))
 
 
 def objects_of(
-    taskrun: TaskRun | None = None, state: DurableState | None = None, pod: Pod | None = None, event: Any = None
+    taskrun: TaskRun | None = None,
+    state: DurableState | None = None,
+    pod: Pod | None = None,
+    event: Any = None,
+    orphans: OrphanRecord | None = None,
 ) -> dict[str, Any]:
     """Return the objects of the namespace by path, under the names by which they are read."""
     configmap = {
@@ -184,8 +222,20 @@ def objects_of(
         },
         "data": to_data(state or a_state()),
     }  # fmt: skip
+    record = {
+        "metadata": {
+            "name": orphans_name(NAME, UID), "namespace": NAMESPACE, "uid": "orphans-uid",
+            "labels": {LABEL_ORPHANS: NAME}, "creationTimestamp": at(500).isoformat(),
+        },
+        "data": {RECORD: msgspec.json.encode(orphans or a_record_of_orphans()).decode()},
+    }  # fmt: skip
+    described = builtins_of(taskrun or a_held_taskrun())
+    described["metadata"]["managedFields"] = [
+        {"manager": described["metadata"]["labels"].get("app", ""), "fieldsV1": {"f:spec": {"f:cancel": {}}}}
+    ]
     return {
-        paths.taskruns(NAMESPACE, NAME): builtins_of(taskrun or a_held_taskrun()),
+        paths.taskruns(NAMESPACE, NAME): described,
+        paths.configmaps(NAMESPACE, orphans_name(NAME, UID)): record,
         paths.configmaps(NAMESPACE, state_name(NAME, UID)): configmap,
         paths.pods(NAMESPACE, pod_name(NAME, UID, 2)): builtins_of(pod or a_running_pod()),
         paths.core("events", NAMESPACE, "e"): builtins_of(event or an_event()),
@@ -196,10 +246,15 @@ def variants(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each string that a command can read, and the objects with `text` in it."""
     for path, taskrun in copies(a_held_taskrun(), TaskRun, text, "taskrun"):
         yield path, objects_of(taskrun=taskrun)
+    for path, taskrun in copies(an_ending_taskrun(), TaskRun, text, "ending"):
+        if ".ending" in path or "labels" in path:  # the others are those of the first loop
+            yield path, objects_of(taskrun=taskrun)
     for path, pod in copies(a_running_pod(), Pod, text, "pod"):
         yield path, objects_of(pod=pod)
     for path, event in copies(an_event(), _EventBody, text, "event"):
         yield path, objects_of(event=event)
+    for path, orphans in copies(a_record_of_orphans(), OrphanRecord, text, "orphans"):
+        yield path, objects_of(orphans=orphans)
     state = a_state()
     for number, record in enumerate(state.jobs.values()):
         for path, job in copies(record, JobRecord, text, f"job{number}"):
@@ -282,7 +337,7 @@ def test_completion_offers_only_words_that_no_shell_changes(words: list[str], mo
     assert all(is_plain_word(offer) for offer in offers)
 
 
-@pytest.mark.parametrize("command", ["explain", "cancel"])
+@pytest.mark.parametrize("command", ["explain", "cancel", "orphans"])
 def test_completion_offers_the_taskruns_of_the_namespace(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def connect(_target: Any) -> ClusterConnection:
         return ClusterConnection(FakeCluster.of(objects_of()), NAMESPACE)

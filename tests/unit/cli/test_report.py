@@ -15,12 +15,13 @@ import pytest
 
 from builders import SEALED, START, ATaskRun, a_pod, a_state, a_taskrun, at
 from reattach.api.objects import Condition
+from reattach.api.orphans import OrphanedJob
 from reattach.api.reasons import SENTENCES, Reason
-from reattach.api.state import JobOrigin, JobState, JobSummary, Seal, SealPurpose
-from reattach.api.taskrun import Charged, Counts, ExternalJobStatus
+from reattach.api.state import JobOrigin, JobState, JobSummary, Seal, SealPurpose, StateView
+from reattach.api.taskrun import AttemptPurpose, Charged, Counts, Ending, ExternalJobStatus
 from reattach.cli.explain import format_report
 from reattach.cli.report import build_report
-from reattach.cli.snapshot import Event, JobSubmission, Snapshot
+from reattach.cli.snapshot import Event, FieldWriter, JobSubmission, Snapshot
 from reattach.cli.text import Styler
 
 STORIES = Path(__file__).parent / "stories"
@@ -182,7 +183,7 @@ def held_for_a_lost_state() -> Snapshot:
     taskrun = taskrun.with_status(
         external_jobs=(ExternalJobStatus(key="load", generation=1, state="Active", handle="raysubmit_7"),)
     )
-    return see(taskrun, state_note="The state of load was deleted by force.")
+    return see(taskrun, state_note="The state of load was deleted by force.", state_lost=True)
 
 
 def held_for_an_exhausted_budget() -> Snapshot:
@@ -253,7 +254,9 @@ def being_deleted() -> Snapshot:
 
 
 def being_cancelled_with_an_unresolved_intent() -> Snapshot:
-    taskrun = shows(a_taskrun(cancel=True).with_attempt(1, node="node-1"), Reason.RUNNING, "Attempt 1 is running.")
+    taskrun = shows(
+        a_taskrun(cancel=True).with_finalizer().with_attempt(1, node="node-1"), Reason.RUNNING, "Attempt 1 is running."
+    )
     return see(taskrun, an_intent(), a_job("prepare"))
 
 
@@ -370,6 +373,206 @@ def state_without_read_permission() -> Snapshot:
     return see(taskrun.with_status(external_jobs=(status,)), state_note=f"The state: {note}")
 
 
+def ending(taskrun: ATaskRun, outcome: str | None, reason: Reason | str, message: str = "", **fields: Any) -> ATaskRun:
+    """Record that the run began to end after 500 s, with a cleanup deadline after 1400 s."""
+    text = message or (SENTENCES[reason] if isinstance(reason, Reason) else "The TaskRun is being deleted.")
+    decided = Ending(outcome=outcome, reason=str(reason), message=text, time=at(500), cleanup_deadline=at(1400))
+    shown = shows(taskrun, Reason.ENDING, fields.pop("shown", None) or text)
+    return shown.with_finalizer().with_status(ending=decided, **fields)
+
+
+def stopped(taskrun: ATaskRun | None = None, **spec: Any) -> ATaskRun:
+    """Its only run attempt was stopped."""
+    end = {"finish_time": at(510), "end": "Reported", "cause": "Stopped", "reason": "Cancelled"}
+    return (taskrun or a_taskrun(**spec)).with_attempt(1, node="node-1", **end)
+
+
+def sealed_state(**fields: Any) -> StateView:
+    return a_state(1, seal=SEALED, **{"can_cleanup": True, **fields})
+
+
+def with_cleanup(taskrun: ATaskRun, number: int = 2, **fields: Any) -> ATaskRun:
+    return taskrun.with_attempt(number, purpose=AttemptPurpose.CLEANUP, node="node-2", **fields)
+
+
+def cancelled_job(**fields: Any) -> JobSummary:
+    return a_job(**{"cancel_requested_time": at(530), **fields})
+
+
+def cancelled_by(job: JobSummary, **fields: Any) -> tuple[JobSubmission, ...]:
+    return (a_submission(job, cancel_requested_by_attempt=2, **fields),)
+
+
+def cancelled_with_adapters_before_the_operator_acts() -> Snapshot:
+    taskrun = shows(
+        a_taskrun(cancel=True).with_finalizer().with_attempt(1, node="node-1"), Reason.RUNNING, "Attempt 1 is running."
+    )
+    by = FieldWriter(manager="kubectl-reattach", time=at(595))
+    return see(
+        taskrun, a_job(), state=a_state(1, can_cleanup=True), pods=(a_pod(1).running().build(),), cancelled_by=by
+    )
+
+
+def cancelled_while_a_cleanup_attempt_runs() -> Snapshot:
+    shown = "Cleanup attempt 2 was started. Open external jobs: 1."
+    taskrun = ending(with_cleanup(stopped(cancel=True)), "Cancelled", Reason.CANCELLED, shown=shown)
+    by = FieldWriter(manager="kubectl-patch", time=at(499))
+    job = cancelled_job()
+    return see(taskrun, job, state=sealed_state(), submissions=cancelled_by(job), cancelled_by=by)
+
+
+def cancelled_while_a_cleanup_attempt_can_not_start() -> Snapshot:
+    shown = "Cleanup attempt 2 can't start. The container task does not start (ImagePullBackOff): not found."
+    taskrun = ending(with_cleanup(stopped(cancel=True)), "Cancelled", Reason.CANCELLED, shown=shown)
+    return see(taskrun, a_job(), state=sealed_state())
+
+
+def failed_cleanup(taskrun: ATaskRun, number: int) -> ATaskRun:
+    end = {"finish_time": at(550 + number), "end": "Reported", "cause": "Application", "charged_to": "cleanup"}
+    return with_cleanup(taskrun, number, **end, reason="Error", exit_code=1, message="ConnectionError: ray is away")
+
+
+def cancelled_between_two_cleanup_attempts() -> Snapshot:
+    taskrun = failed_cleanup(stopped(cancel=True), 2)
+    counts = Counts(attempts=2, charged=Charged(cleanup=1), submissions=1)
+    taskrun = ending(taskrun, "Cancelled", Reason.CANCELLED, counts=counts, next_attempt_time=at(610))
+    job = cancelled_job()
+    return see(taskrun, job, state=sealed_state(), submissions=cancelled_by(job))
+
+
+def cancelled_with_the_cleanup_budget_used_up() -> Snapshot:
+    taskrun = failed_cleanup(failed_cleanup(failed_cleanup(stopped(cancel=True), 2), 3), 4)
+    counts = Counts(attempts=4, charged=Charged(cleanup=3), submissions=1)
+    taskrun = ending(taskrun, "Cancelled", Reason.CANCELLED, counts=counts)
+    return see(taskrun, a_job(), state=sealed_state())
+
+
+def cancelled_with_the_policy_orphan() -> Snapshot:
+    taskrun = ending(stopped(cancel=True, cleanup={"onCancel": "Orphan"}), "Cancelled", Reason.CANCELLED)
+    return see(taskrun, a_job(), state=sealed_state())
+
+
+def cancelled_without_a_way_to_clean_up() -> Snapshot:
+    taskrun = ending(stopped(cancel=True), "Cancelled", Reason.CANCELLED)
+    return see(taskrun, a_job(), state=sealed_state(can_cleanup=False))
+
+
+def cancelled_with_an_unresolved_and_an_adopted_job() -> Snapshot:
+    taskrun = ending(stopped(cancel=True), "Cancelled", Reason.CANCELLED)
+    adopted = a_job("adopted", origin=JobOrigin.ADOPTED, handle="raysubmit_1")
+    return see(taskrun, an_intent(), adopted, a_job("train", handle="raysubmit_9"), state=sealed_state())
+
+
+def cancelled_with_a_state_that_you_may_not_read() -> Snapshot:
+    status = ExternalJobStatus(key="load", generation=1, state="Active", handle="raysubmit_7", adapter="ray")
+    taskrun = ending(stopped(cancel=True).with_state(), "Cancelled", Reason.CANCELLED, external_jobs=(status,))
+    return see(taskrun, state_note="The state: ann lacks the right to get configmaps in namespace data.")
+
+
+def cancelled_with_a_cleanup_handler_and_no_job() -> Snapshot:
+    taskrun = ending(stopped(cancel=True), "Cancelled", Reason.CANCELLED)
+    return see(taskrun, state=sealed_state(cleanup_handler=True))
+
+
+def deleted_with_an_idempotency_key() -> Snapshot:
+    taskrun = ending(stopped(submission={"idempotencyKey": "load-2026-03-01"}), None, "Deleted")
+    taskrun = taskrun.with_metadata(deletionTimestamp=at(499).isoformat())
+    return see(taskrun, a_job(), state=sealed_state())
+
+
+def deleted_with_a_cleanup_command() -> Snapshot:
+    taskrun = ending(stopped(cleanup={"command": ["/bin/stop"]}), None, "Deleted")
+    taskrun = taskrun.with_metadata(deletionTimestamp=at(499).isoformat())
+    return see(taskrun, a_job(), state=sealed_state(can_cleanup=False))
+
+
+def ending_at_the_deadline_of_the_run() -> Snapshot:
+    taskrun = ending(stopped(deadlines={"runSeconds": 500}), "Failed", Reason.RUN_DEADLINE_EXCEEDED)
+    return see(taskrun, a_job(), state=sealed_state())
+
+
+def past_the_deadline_of_the_run() -> Snapshot:
+    taskrun = a_taskrun(deadlines={"runSeconds": 500}).with_finalizer().with_attempt(1, node="node-1")
+    taskrun = shows(taskrun, Reason.RUNNING, "Attempt 1 is running.", start_time=START)
+    return see(taskrun, a_job(), state=a_state(1, can_cleanup=True))
+
+
+def ending_because_the_budget_is_used_up() -> Snapshot:
+    message = f"{SENTENCES[Reason.APPLICATION_FAILED]} Attempt 1 ended by Application (Error, exit code 1)."
+    taskrun = ending(a_taskrun().with_failed_attempt(1), "Failed", Reason.APPLICATION_FAILED, message)
+    return see(taskrun, a_job(), state=sealed_state())
+
+
+def ending_by_a_permanent_failure_and_held() -> Snapshot:
+    end = {"finish_time": at(490), "end": "Reported", "cause": "Permanent", "reason": "PermanentFailure"}
+    taskrun = ending(a_taskrun().with_attempt(1, node="node-1", **end), "Failed", Reason.PERMANENT_FAILURE)
+    hold = held(taskrun, Reason.SUBMISSION_UNKNOWN).status.conditions
+    return see(taskrun.with_status(conditions=hold), an_intent(held=True, holds=1), state=sealed_state())
+
+
+def failed_by_a_resolution_before_the_operator_acts() -> Snapshot:
+    counts = Counts(attempts=22, charged=Charged(disruption=21), submissions=1)
+    taskrun = tried_once(resolutions=[{"held": "BudgetExhausted", "action": "Fail"}])
+    taskrun = held(taskrun, Reason.BUDGET_EXHAUSTED).with_status(counts=counts)
+    return see(taskrun, a_job(), state=a_state(1, can_cleanup=True))
+
+
+def ending_by_a_resolution() -> Snapshot:
+    message = f"{SENTENCES[Reason.FAILED_BY_RESOLUTION]} It was held for its budget disruption."
+    taskrun = ending(tried_once(), "Failed", Reason.FAILED_BY_RESOLUTION, message)
+    return see(taskrun, a_job(), state=sealed_state())
+
+
+def cancelled_with_each_job_cancelled() -> Snapshot:
+    end: dict[str, Any] = {
+        "finish_time": at(590),
+        "end": "Reported",
+        "cause": "Succeeded",
+        "reason": "Completed",
+        "exit_code": 0,
+    }
+    taskrun = ending(with_cleanup(stopped(cancel=True), **end), "Cancelled", Reason.CANCELLED)
+    job = cancelled_job(state=JobState.CANCELLED)
+    taskrun = over(taskrun, "Cancelled", Reason.CANCELLED)
+    return see(taskrun, job, state=sealed_state(), submissions=cancelled_by(job, ended_time=at(580)))
+
+
+LEFT = ExternalJobStatus(
+    key="load", generation=1, state="Orphaned", handle="raysubmit_7", adapter="ray", cancel_requested_time=at(530)
+)
+WHY = "Its cancellation was requested at 2026-03-01T12:08:50Z, and its end is not known."
+
+
+def left_at_the_deadline(message: str = WHY) -> ATaskRun:
+    end: dict[str, Any] = {"finish_time": at(590), "end": "Presumed", "cause": "Stopped", "reason": "CleanupDeadline"}
+    taskrun = ending(with_cleanup(stopped(cancel=True), **end), "Cancelled", Reason.CANCELLED)
+    taskrun = over(taskrun, "Cancelled", Reason.CANCELLED, external_jobs=(LEFT,), orphaned=True)
+    named = f"{SENTENCES[Reason.JOBS_ORPHANED]} External job load (handle raysubmit_7): {message}"
+    orphaned = Condition(type="Orphaned", status="True", reason=Reason.JOBS_ORPHANED, message=named)
+    return taskrun.with_status(conditions=(*taskrun.status.conditions, orphaned))
+
+
+def cancelled_with_a_job_that_ignores_it() -> Snapshot:
+    orphans = (OrphanedJob(key="load", generation=1, why=WHY, handle="raysubmit_7", cancel_requested_time=at(530)),)
+    job = cancelled_job()
+    return see(
+        left_at_the_deadline(), job, state=sealed_state(), submissions=cancelled_by(job), orphans=orphans, now=at(2000)
+    )
+
+
+def cancelled_with_a_record_that_was_dismissed() -> Snapshot:
+    job = cancelled_job()
+    return see(left_at_the_deadline(), job, state=sealed_state(), submissions=cancelled_by(job), now=at(2000))
+
+
+def running_after_a_predecessor_that_left_a_job() -> Snapshot:
+    taskrun = shows(a_taskrun().with_attempt(1, node="node-1"), Reason.RUNNING, "Attempt 1 is running.")
+    sentence = SENTENCES[Reason.PREDECESSOR_LEFT_JOBS]
+    message = f"{sentence} See ConfigMap load-98765-orphans, or run: kubectl reattach orphans -n data"
+    before = Condition(type="PredecessorOrphaned", status="True", reason=Reason.PREDECESSOR_LEFT_JOBS, message=message)
+    return see(taskrun.with_status(conditions=(*taskrun.status.conditions, before)), state=a_state(1))
+
+
 SITUATIONS: list[Callable[[], Snapshot]] = [
     just_created,
     created_without_an_operator,
@@ -413,6 +616,28 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     failed_with_a_traceback,
     many_attempts,
     state_without_read_permission,
+    cancelled_with_adapters_before_the_operator_acts,
+    cancelled_while_a_cleanup_attempt_runs,
+    cancelled_while_a_cleanup_attempt_can_not_start,
+    cancelled_between_two_cleanup_attempts,
+    cancelled_with_the_cleanup_budget_used_up,
+    cancelled_with_the_policy_orphan,
+    cancelled_without_a_way_to_clean_up,
+    cancelled_with_an_unresolved_and_an_adopted_job,
+    cancelled_with_a_state_that_you_may_not_read,
+    cancelled_with_a_cleanup_handler_and_no_job,
+    deleted_with_an_idempotency_key,
+    deleted_with_a_cleanup_command,
+    ending_at_the_deadline_of_the_run,
+    past_the_deadline_of_the_run,
+    ending_because_the_budget_is_used_up,
+    ending_by_a_permanent_failure_and_held,
+    failed_by_a_resolution_before_the_operator_acts,
+    ending_by_a_resolution,
+    cancelled_with_each_job_cancelled,
+    cancelled_with_a_job_that_ignores_it,
+    cancelled_with_a_record_that_was_dismissed,
+    running_after_a_predecessor_that_left_a_job,
 ]
 
 
