@@ -206,6 +206,8 @@ class EndedRun:
         """The TaskRun as it was last written."""
         self.is_gone = False
         self.was_held = False
+        self.problem = ""
+        """First problem that a step of a process has shown."""
         self._adapters: dict[str, FaultInjectingAdapter] = {}
         self._has_come = False
         self._raises: Exception | None = None
@@ -306,7 +308,7 @@ class EndedRun:
 
     def _on_step(self, process: TaskProcess, step: str) -> None:
         if process.is_cleanup and step == "submit leaving":
-            raise self._error("a cleanup attempt must not submit")
+            self.problem = self.problem or "a cleanup attempt must not submit"
         if process.attempt == CLEANUP_ATTEMPT and len(process.steps) == self.crash_at:
             process.kill()
         if step.startswith("after POST") and step.endswith("/intent"):
@@ -391,6 +393,8 @@ class EndedRun:
     # -- checks ------------------------------------------------------------------------------------
 
     def _check_left(self, when: str) -> None:
+        if self.problem:
+            raise self._error(self.problem)
         handles, names_intent = self.named()
         left, made = self.running() - handles, self.made()
         if left and not (names_intent and len(made) == 1 and not handles):
@@ -430,7 +434,7 @@ class EndedRun:
         allowed = msgspec.json.decode(process.response.content, type=IntentResponse).decision is Decision.SUBMIT
         found = self.cluster.state_configmap(self.name)
         if allowed and found is not None and view_of(msgspec.json.encode(found)).seal is not None:
-            raise self._error("a submission was allowed after the seal")
+            self.problem = self.problem or "a submission was allowed after the seal"
 
     def _result(self) -> Result:
         if self.was_held:
