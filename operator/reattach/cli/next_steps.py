@@ -72,7 +72,7 @@ def _while_held(snapshot: Snapshot) -> tuple[str, ...]:
 
 def _while_unreadable(snapshot: Snapshot) -> tuple[str, ...]:
     every = duration(READ_AGAIN_AFTER)
-    if snapshot.taskrun.metadata.deletion_timestamp is not None or snapshot.taskrun.spec.cancel:
+    if is_ending(snapshot.taskrun):
         return (
             f"The operator stops the pod, and reads the state again every {every}. It ends the TaskRun once it can read the state.",
         )

@@ -491,6 +491,12 @@ def ending_at_the_deadline_of_the_run() -> Snapshot:
     return see(taskrun, a_job(), state=sealed_state())
 
 
+def ending_at_the_deadline_of_the_run_and_held() -> Snapshot:
+    taskrun = ending(stopped(deadlines={"runSeconds": 500}), "Failed", Reason.RUN_DEADLINE_EXCEEDED)
+    hold = held(taskrun, Reason.SUBMISSION_UNKNOWN).status.conditions
+    return see(taskrun.with_status(conditions=hold), an_intent(), state=sealed_state())
+
+
 def past_the_deadline_of_the_run() -> Snapshot:
     taskrun = a_taskrun(deadlines={"runSeconds": 500}).with_finalizer().with_attempt(1, node="node-1")
     taskrun = shows(taskrun, Reason.RUNNING, "Attempt 1 is running.", start_time=START)
@@ -629,6 +635,7 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     deleted_with_an_idempotency_key,
     deleted_with_a_cleanup_command,
     ending_at_the_deadline_of_the_run,
+    ending_at_the_deadline_of_the_run_and_held,
     past_the_deadline_of_the_run,
     ending_because_the_budget_is_used_up,
     ending_by_a_permanent_failure_and_held,
