@@ -113,7 +113,6 @@ SCENARIOS = {
     "slow": Scenario(cancel_seconds=str(CANCEL_SECONDS)),
     "ignored": Scenario(cancel_seconds=NEVER, spec={"cleanup": {"deadlineSeconds": 60}}),
     "no-image": Scenario(image=GONE_IMAGE, spec={"cleanup": {"deadlineSeconds": 20}}),
-    "applied": Scenario(seconds=60, spec={"submission": {"idempotencyKey": "applied"}}),
     "shared-a": Scenario(label="shared", spec=KEEPS),
     "shared-b": Scenario(label="shared", spec=KEEPS),
 }
@@ -123,6 +122,8 @@ ELSEWHERE = {
     "no-namespace": Scenario(),
 }
 """Each in a namespace of its own: it is full, its pods are gated, or it is deleted."""
+APPLIED = Scenario(seconds=40, spec={"submission": {"idempotencyKey": "applied"}})
+"""Started when the others end, so that its job still runs when it is deleted."""
 LOST = Scenario(spec={"cleanup": {"deadlineSeconds": 20}, "deadlines": {"lostSeconds": 1}})
 """Its pods run only on the node that is lost."""
 ORPHANED = {"unregistered", "ignored", "no-image", "no-quota", "gated", "no-namespace"}
@@ -158,7 +159,7 @@ spec: {{policyName: {name}}}
 
 
 def manifest_of(name: str, namespace: str) -> str:
-    scenario = (SCENARIOS | ELSEWHERE | {"lost": LOST})[name]
+    scenario = (SCENARIOS | ELSEWHERE | {"applied": APPLIED, "lost": LOST})[name]
     arguments = [scenario.label or name, scenario.behavior, str(scenario.seconds), scenario.cancel_seconds]
     container = {
         "name": "task",
@@ -217,9 +218,10 @@ def ended(release: Cluster, namespace: str, places: dict[str, str]) -> Iterator[
             release.reattach("cancel", name, namespace=places[name])
         patch = json.dumps({"spec": {"deadlines": {"runSeconds": 1}}})
         release.kubectl("patch", "trun", "deadline", "--type=merge", "--patch", patch, namespace=namespace)
-        release.kubectl("delete", "trun", "deleted", "applied", "--wait=false", namespace=namespace)
+        release.kubectl("delete", "trun", "deleted", "--wait=false", namespace=namespace)
         release.kubectl("delete", "trun", "foreground", "--cascade=foreground", "--wait=false", namespace=namespace)
         release.kubectl("delete", "namespace", places["no-namespace"], "--wait=false")
+        release.apply(manifest_of("applied", namespace), namespace)
         yield
     finally:
         subprocess.run(
@@ -268,7 +270,7 @@ def seconds_between(first: str, second: str) -> float:
     return (datetime.fromisoformat(second) - datetime.fromisoformat(first)).total_seconds()
 
 
-# The job is cancelled.
+# The first two tests look at runs that have not ended.
 
 
 def test_job_that_is_being_cancelled_is_shown_as_cancelling(release: Cluster, namespace: str) -> None:
@@ -277,6 +279,23 @@ def test_job_that_is_being_cancelled_is_shown_as_cancelling(release: Cluster, na
         return any(job["state"] == "Cancelling" for job in status.get("externalJobs", []))
 
     wait_until(cancelling, seconds=60, what="status shows that the job is being cancelled", every=0.5)
+
+
+def test_deletion_and_creation_with_a_key_give_one_job_and_its_result(release: Cluster, namespace: str) -> None:
+    handle = wait_handle(release, "applied", namespace)
+    release.kubectl("delete", "trun", "applied", "--timeout=60s", namespace=namespace)
+    assert release.job(handle, namespace)["status"] == "RUNNING"
+    release.apply(manifest_of("applied", namespace), namespace)
+
+    over = release.finished("applied", namespace)
+
+    status = over["status"]
+    assert (status["outcome"], condition_of(over, "PredecessorOrphaned")["status"]) == ("Succeeded", "True")
+    assert json.loads(status["result"]) == {"job": handle, "rows": 7}
+    assert release.submissions(namespace)["applied"] == 1
+
+
+# The job is cancelled.
 
 
 @pytest.mark.parametrize(
@@ -404,19 +423,7 @@ def test_deleted_namespace_goes_away_and_the_log_names_the_job(
     assert job["id"] in log
 
 
-# Idempotency keys.
-
-
-def test_deletion_and_creation_with_a_key_give_one_job_and_its_result(release: Cluster, namespace: str) -> None:
-    wait_gone(release, "applied", namespace)
-    release.apply(manifest_of("applied", namespace), namespace)
-
-    status = release.finished("applied", namespace)["status"]
-
-    job = job_of(release, "applied", namespace)
-    assert (status["outcome"], job["status"]) == ("Succeeded", "SUCCEEDED")
-    assert json.loads(status["result"]) == {"job": job["id"], "rows": 7}
-    assert release.submissions(namespace)["applied"] == 1
+# The job of another run.
 
 
 def test_deletion_of_the_second_run_with_a_key_keeps_the_job_of_the_first(release: Cluster, namespace: str) -> None:
