@@ -36,17 +36,18 @@ class CrashResult:
 
 
 def crash_at_each_write(
-    runner: HistoryRunner, scenario: Scenario, check: Check, *, at_each_event: bool = True
+    runner: HistoryRunner, scenario: Scenario, check: Check, *, at_each_event: bool = True, one_in: int = 1
 ) -> RunHistory:
     """Run the scenario without a crash, then once for each crash point, and compare.
 
     Return the history without a crash. Without `at_each_event`, only one Event is a crash point.
+    `one_in`: play only a share of the points, and each kind of write on both sides.
     """
     expected = runner.run(scenario, None)
     assert expected.starts == 1, f"the operator ended by itself:\n{expected.log[-3000:]}"
     check(expected, expected)
     kinds = {kind_of(write) for write in expected.writes}
-    results = _run_all(runner, scenario, expected, check, _points_of(expected, at_each_event=at_each_event))
+    results = _run_all(runner, scenario, expected, check, _points_of(expected, at_each_event=at_each_event)[::one_in])
     # Kinds of writes that were not the n-th write of any history that was to crash there.
     missed = {(kind, when) for kind in kinds for when in When} - {result.crashed_at for result in results}
     results += _run_all(runner, scenario, expected, check, [Point(1, when, kind) for kind, when in missed])
