@@ -278,7 +278,7 @@ def test_stopped_pod_is_deleted_before_the_cleanup_and_the_operator_continues_at
     plan = teardown_plan_of(taskrun, a_pod().running(), state=can_cancel(JOB))
     assert (len(actions_of(plan, DeletePod)), plan.requeue_at) == (1, at(10))
     plan = teardown_plan_of(taskrun, a_pod().running(), state=can_cancel())
-    assert (len(actions_of(plan, DeletePod)), plan.requeue_at) == (1, None)
+    assert (len(actions_of(plan, DeletePod)), plan.requeue_at) == (1, at(910))
 
 
 @pytest.mark.parametrize("handler", [True, False])
@@ -443,6 +443,15 @@ def test_run_waits_for_other_containers_of_a_cleanup_pod_only_before_the_deadlin
     assert actions_of(plan, ReleaseTaskRun)
 
 
+def test_deadline_of_the_cleanup_wakes_the_operator_although_the_lost_node_would_be_awaited_longer() -> None:
+    over = msgspec.structs.replace(JOB, state=JobState.CANCELLED)
+    state, pod = can_cancel(over, opened_by=2), a_cleanup_pod().with_sidecar().exited(0, seconds=18)
+    taskrun = cancelled().with_spec(deadlines={"lostSeconds": 5000})
+    taskrun = taskrun.with_status(status_of(teardown_plan_of(taskrun, STOPPED, pod, state=state, now=20)))
+    plan = teardown_plan_of(taskrun, STOPPED, pod.deleted(21), state=state, now=22)
+    assert (plan.status, plan.actions, plan.requeue_at) == (None, (), at(910))
+
+
 def test_end_of_a_run_attempt_does_not_shorten_the_backoff_of_the_cleanup() -> None:
     stopping = a_pod().running().deleted()
     taskrun = ending(with_jobs(a_taskrun(cancel=True)), stopping, state=can_cancel(JOB))
@@ -576,7 +585,7 @@ def test_run_fails_once_it_took_longer_than_its_deadline() -> None:
     plan = plan_of(started, a_pod().running(), now=10)
     assert plan.requeue_at == at(60)
     plan = teardown_plan_of(started.with_state(), a_pod().running(), now=60, state=a_state(1))
-    assert (len(actions_of(plan, DeletePod)), plan.requeue_at) == (1, None)
+    assert (len(actions_of(plan, DeletePod)), plan.requeue_at) == (1, at(60 + 900))
     plan = teardown_plan_of(started.with_state(), STOPPED, now=60, state=a_state(1, seal=SEALED))
     assert (status_of(plan).outcome, progress_of(plan)[0]) == ("Failed", "RunDeadlineExceeded")
     assert (last_attempt_of(plan).cause, last_attempt_of(plan).reason) == ("Stopped", "RunDeadlineExceeded")
