@@ -105,6 +105,9 @@ def test_run_ends_at_the_deadline_of_its_cleanup_although_the_pod_still_runs() -
     last = last_attempt_of(plan)
     assert (last.cause, last.end, last.charged_to) == ("Stopped", "Presumed", "cleanup")
     assert [delete.name for delete in actions_of(plan, DeletePod)] == ["load-01234-2"]
+    assert (actions_of(plan, ReleaseTaskRun), plan.requeue_at) == ([], at(910)), "its pod is deleted first"
+    taskrun = taskrun.with_status(status_of(plan))
+    plan = teardown_plan_of(taskrun, STOPPED, pod.deleted(910), state=can_cancel(JOB), now=910)
     [release] = actions_of(plan, ReleaseTaskRun)
     assert release.orphans is not None
     assert release.orphans.jobs[0].why == "The time for the cleanup was over (spec.cleanup.deadlineSeconds is 900)."
@@ -439,7 +442,7 @@ def test_run_waits_for_other_containers_of_a_cleanup_pod_only_before_the_deadlin
     pod = a_cleanup_pod().with_sidecar().exited(0, seconds=18)
     plan = teardown_plan_of(cancelled(), STOPPED, pod, state=can_cancel(over, opened_by=2), now=20)
     assert (last_attempt_of(plan).cause, actions_of(plan, ReleaseTaskRun)) == ("Succeeded", [])
-    plan = teardown_plan_of(cancelled(), STOPPED, pod, state=can_cancel(over, opened_by=2), now=910)
+    plan = teardown_plan_of(cancelled(), STOPPED, pod.deleted(20), state=can_cancel(over, opened_by=2), now=910)
     assert actions_of(plan, ReleaseTaskRun)
 
 
