@@ -207,7 +207,9 @@ def _watch(context: DecisionContext, current: AttemptView, pod: Pod) -> Plan:
     problem = None if podstatus.running_of(pod, context.container) else podstatus.problem_of(pod, context.container)
     again = context.attempt_end_time(pod)
     summary = _describe_pod(context, current, pod, problem)
-    if current.entry == entry and conditions.shows_message(context.status, Reason.ENDING, summary):
+    # The detail of a problem changes with each try of the kubelet, and is not worth a write.
+    start = f"{summary}." if problem is None else summary
+    if current.entry == entry and conditions.shows_message(context.status, Reason.ENDING, start):
         return context.plan(again=again)
     message = f"{summary}: {problem.detail}" if problem is not None and problem.detail else f"{summary}."
     status = conditions.with_attempt(context.status, entry, context.spec.history_limit)

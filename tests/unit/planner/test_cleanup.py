@@ -98,6 +98,17 @@ def test_run_is_cancelled_only_after_its_jobs_have_ended() -> None:
     assert (last_attempt_of(plan).cause, status.counts.charged.cleanup) == ("Succeeded", 0)
 
 
+def test_number_of_open_jobs_is_shown_anew_although_the_old_one_begins_with_the_same_digit() -> None:
+    jobs = [a_job(key=f"load-{number}") for number in range(10)]
+    taskrun, pod = cancelled(), a_cleanup_pod().running()
+    plan = teardown_plan_of(taskrun, STOPPED, pod, state=can_cancel(*jobs))
+    assert progress_of(plan)[1] == "Cleanup attempt 2 was started. Open external jobs: 10."
+    taskrun = taskrun.with_status(status_of(plan))
+    others = [msgspec.structs.replace(job, state=JobState.CANCELLED) for job in jobs[1:]]
+    plan = teardown_plan_of(taskrun, STOPPED, pod, state=can_cancel(jobs[0], *others))
+    assert progress_of(plan)[1] == "Cleanup attempt 2 was started. Open external jobs: 1."
+
+
 def test_run_ends_at_the_deadline_of_its_cleanup_although_the_pod_still_runs() -> None:
     taskrun, pod = cancelled(), a_cleanup_pod().running()
     taskrun = taskrun.with_status(status_of(teardown_plan_of(taskrun, STOPPED, pod, state=can_cancel(JOB))))
