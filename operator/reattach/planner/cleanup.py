@@ -35,13 +35,12 @@ def cleanup_step(context: DecisionContext, final: FinalOutcome) -> Plan | None:
     ending, current = context.status.ending, context.current_cleanup
     if ending is None or final.outcome is Outcome.SUCCEEDED:
         return None
-    deadline = ending.cleanup_deadline
     if current is not None and current.pod is not None:
-        return _watch(context, deadline, current, current.pod)
+        return _watch(context, current, current.pod)
     if not is_due(context, final):
         return None
-    waits = (wait(context, deadline) for wait in _WAITS)
-    return next((plan for plan in waits if plan is not None), None) or _create(context, deadline)
+    waits = (wait(context) for wait in _WAITS)
+    return next((plan for plan in waits if plan is not None), None) or _create(context, ending.cleanup_deadline)
 
 
 def is_due(context: DecisionContext, final: FinalOutcome) -> bool:
@@ -202,13 +201,15 @@ def _may_have_started(view: AttemptView) -> bool:
 # Waiting for a cleanup attempt, or to start one
 
 
-def _watch(context: DecisionContext, deadline: datetime, current: AttemptView, pod: Pod) -> Plan:
+def _watch(context: DecisionContext, current: AttemptView, pod: Pod) -> Plan:
     """Wait for the end of the attempt, and show why its pod does not start."""
     entry = attempts.open_entry(context, current, pod)
     problem = None if podstatus.running_of(pod, context.container) else podstatus.problem_of(pod, context.container)
-    again = min(deadline, context.attempt_end_time(pod) or deadline)
+    again = context.attempt_end_time(pod)
     summary = _describe_pod(context, current, pod, problem)
-    if current.entry == entry and conditions.shows_message(context.status, Reason.ENDING, summary):
+    # The detail of a problem changes with each try of the kubelet, and is not worth a write.
+    start = f"{summary}." if problem is None else summary
+    if current.entry == entry and conditions.shows_message(context.status, Reason.ENDING, start):
         return context.plan(again=again)
     message = f"{summary}: {problem.detail}" if problem is not None and problem.detail else f"{summary}."
     status = conditions.with_attempt(context.status, entry, context.spec.history_limit)
@@ -228,29 +229,29 @@ def _describe_pod(
     return f"{attempt} was started. Open external jobs: {count}"
 
 
-def _await_foreground(context: DecisionContext, deadline: datetime) -> Plan | None:
+def _await_foreground(context: DecisionContext) -> Plan | None:
     if FOREGROUND_DELETION not in context.metadata.finalizers:
         return None
     message = "The cleanup starts once the foreground deletion has deleted the pods of the TaskRun."
-    return _show(context, message).plan(again=deadline)
+    return _show(context, message).plan()
 
 
-def _await_unpause(context: DecisionContext, deadline: datetime) -> Plan | None:
+def _await_unpause(context: DecisionContext) -> Plan | None:
     if not context.observed.paused:
         return None
-    return _show(context, f"No cleanup pod can be created. {SENTENCES[Reason.PAUSED]}").plan(again=deadline)
+    return _show(context, f"No cleanup pod can be created. {SENTENCES[Reason.PAUSED]}").plan()
 
 
-def _await_backoff(context: DecisionContext, deadline: datetime) -> Plan | None:
+def _await_backoff(context: DecisionContext) -> Plan | None:
     again = context.status.next_attempt_time
     last = conditions.last_attempt(context.status.attempts, AttemptPurpose.CLEANUP)
     if again is None or again <= context.now or last is None:
         return None
     message = f"{textformat.describe_end(last)} The next cleanup attempt starts at {textformat.format_time(again)}."
-    return _show(context, message).plan(again=min(again, deadline))
+    return _show(context, message).plan(again=again)
 
 
-def _await_admission(context: DecisionContext, deadline: datetime) -> Plan | None:
+def _await_admission(context: DecisionContext) -> Plan | None:
     rejection = rejections.rejection_of_next(context)
     if rejection is None or rejection.retry_at <= context.now:
         return None
@@ -260,10 +261,10 @@ def _await_admission(context: DecisionContext, deadline: datetime) -> Plan | Non
         event = EmitEvent(rejections.reason_of(rejection).value, message, warning=True)
         context = _show(context, message)
         context = context.with_status(context.status, event)
-    return context.plan(again=min(rejection.retry_at, deadline))
+    return context.plan(again=rejection.retry_at)
 
 
-_WAITS: tuple[Callable[[DecisionContext, datetime], Plan | None], ...] = (
+_WAITS: tuple[Callable[[DecisionContext], Plan | None], ...] = (
     _await_foreground,
     _await_unpause,
     _await_backoff,
@@ -285,7 +286,7 @@ def _create(context: DecisionContext, deadline: datetime) -> Plan:
     seconds = max(1, int((deadline - context.now).total_seconds()))
     taskrun, number = context.observed.taskrun, context.next_number
     creation = pod_creation(taskrun, number, context.defaults, cleanup_seconds=seconds)
-    return context.with_status(status).plan(creation, again=deadline)
+    return context.with_status(status).plan(creation)
 
 
 def _show(context: DecisionContext, message: str) -> DecisionContext:

@@ -179,6 +179,14 @@ class DecisionContext:
         return self.run_deadline is not None and self.run_deadline <= self.now
 
     @property
+    def _next_deadline(self) -> datetime | None:
+        """Deadline of the cleanup once the run ends, else that of the run; None if it passed."""
+        ending = self.status.ending
+        deadline = self.run_deadline if ending is None else ending.cleanup_deadline
+        is_over = self.status.outcome is not None or deadline is None or deadline <= self.now
+        return None if is_over else deadline
+
+    @property
     def has_state(self) -> bool:
         """True if status, watch or read showed a state."""
         seen = self.status.state is not None or self.observed.summary is not None
@@ -261,9 +269,7 @@ class DecisionContext:
         stored = self.observed.taskrun.status
         to_write = conditions.to_write(stored, status, self.metadata.generation, self.now)
         cleanup: tuple[Action, ...] = (*self._release_recorded(), *self._delete_leftovers())
-        is_ending = status.ending is not None or status.outcome is not None
-        deadline = None if is_ending or self.is_past_run_deadline else self.run_deadline
-        times = [time for time in (again, self.next_node_loss_at, deadline) if time is not None]
+        times = [time for time in (again, self.next_node_loss_at, self._next_deadline) if time is not None]
         return Plan(to_write, (*self.events, *cleanup, *actions), min(times, default=None))
 
     def release_all_pods(self) -> tuple[ReleasePod, ...]:

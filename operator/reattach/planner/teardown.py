@@ -131,10 +131,13 @@ def _stop_pods(context: DecisionContext, teardown: Teardown) -> Plan | None:
     # Every plan already deletes the leftovers of recorded attempts.
     leftovers = {pod.metadata.uid for pod in context.running_leftovers}
     deletes = delete_pods(tuple(pod for pod in pods if pod.metadata.uid not in leftovers))
-    if not deletes:
+    # The run does not wait for late cleanup pods, but they are deleted first: nothing deletes a pod
+    # of a finished TaskRun, and it could cancel a job that another run has taken over.
+    is_late = context.is_past_cleanup_deadline and bool(delete_pods(context.running_leftovers))
+    if not deletes and not is_late:
         return None
     # The deletion of the pods wakes the operator only when they end.
-    again = context.now if cleanup.is_due(context, teardown.final) else None
+    again = context.now if is_late or cleanup.is_due(context, teardown.final) else None
     return _show_stop(context, teardown.final).plan(*deletes, again=again)
 
 

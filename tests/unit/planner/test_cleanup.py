@@ -98,6 +98,17 @@ def test_run_is_cancelled_only_after_its_jobs_have_ended() -> None:
     assert (last_attempt_of(plan).cause, status.counts.charged.cleanup) == ("Succeeded", 0)
 
 
+def test_number_of_open_jobs_is_shown_anew_although_the_old_one_begins_with_the_same_digit() -> None:
+    jobs = [a_job(key=f"load-{number}") for number in range(10)]
+    taskrun, pod = cancelled(), a_cleanup_pod().running()
+    plan = teardown_plan_of(taskrun, STOPPED, pod, state=can_cancel(*jobs))
+    assert progress_of(plan)[1] == "Cleanup attempt 2 was started. Open external jobs: 10."
+    taskrun = taskrun.with_status(status_of(plan))
+    others = [msgspec.structs.replace(job, state=JobState.CANCELLED) for job in jobs[1:]]
+    plan = teardown_plan_of(taskrun, STOPPED, pod, state=can_cancel(jobs[0], *others))
+    assert progress_of(plan)[1] == "Cleanup attempt 2 was started. Open external jobs: 1."
+
+
 def test_run_ends_at_the_deadline_of_its_cleanup_although_the_pod_still_runs() -> None:
     taskrun, pod = cancelled(), a_cleanup_pod().running()
     taskrun = taskrun.with_status(status_of(teardown_plan_of(taskrun, STOPPED, pod, state=can_cancel(JOB))))
@@ -105,6 +116,9 @@ def test_run_ends_at_the_deadline_of_its_cleanup_although_the_pod_still_runs() -
     last = last_attempt_of(plan)
     assert (last.cause, last.end, last.charged_to) == ("Stopped", "Presumed", "cleanup")
     assert [delete.name for delete in actions_of(plan, DeletePod)] == ["load-01234-2"]
+    assert (actions_of(plan, ReleaseTaskRun), plan.requeue_at) == ([], at(910)), "its pod is deleted first"
+    taskrun = taskrun.with_status(status_of(plan))
+    plan = teardown_plan_of(taskrun, STOPPED, pod.deleted(910), state=can_cancel(JOB), now=910)
     [release] = actions_of(plan, ReleaseTaskRun)
     assert release.orphans is not None
     assert release.orphans.jobs[0].why == "The time for the cleanup was over (spec.cleanup.deadlineSeconds is 900)."
@@ -278,7 +292,7 @@ def test_stopped_pod_is_deleted_before_the_cleanup_and_the_operator_continues_at
     plan = teardown_plan_of(taskrun, a_pod().running(), state=can_cancel(JOB))
     assert (len(actions_of(plan, DeletePod)), plan.requeue_at) == (1, at(10))
     plan = teardown_plan_of(taskrun, a_pod().running(), state=can_cancel())
-    assert (len(actions_of(plan, DeletePod)), plan.requeue_at) == (1, None)
+    assert (len(actions_of(plan, DeletePod)), plan.requeue_at) == (1, at(910))
 
 
 @pytest.mark.parametrize("handler", [True, False])
@@ -439,8 +453,17 @@ def test_run_waits_for_other_containers_of_a_cleanup_pod_only_before_the_deadlin
     pod = a_cleanup_pod().with_sidecar().exited(0, seconds=18)
     plan = teardown_plan_of(cancelled(), STOPPED, pod, state=can_cancel(over, opened_by=2), now=20)
     assert (last_attempt_of(plan).cause, actions_of(plan, ReleaseTaskRun)) == ("Succeeded", [])
-    plan = teardown_plan_of(cancelled(), STOPPED, pod, state=can_cancel(over, opened_by=2), now=910)
+    plan = teardown_plan_of(cancelled(), STOPPED, pod.deleted(20), state=can_cancel(over, opened_by=2), now=910)
     assert actions_of(plan, ReleaseTaskRun)
+
+
+def test_deadline_of_the_cleanup_wakes_the_operator_although_the_lost_node_would_be_awaited_longer() -> None:
+    over = msgspec.structs.replace(JOB, state=JobState.CANCELLED)
+    state, pod = can_cancel(over, opened_by=2), a_cleanup_pod().with_sidecar().exited(0, seconds=18)
+    taskrun = cancelled().with_spec(deadlines={"lostSeconds": 5000})
+    taskrun = taskrun.with_status(status_of(teardown_plan_of(taskrun, STOPPED, pod, state=state, now=20)))
+    plan = teardown_plan_of(taskrun, STOPPED, pod.deleted(21), state=state, now=22)
+    assert (plan.status, plan.actions, plan.requeue_at) == (None, (), at(910))
 
 
 def test_end_of_a_run_attempt_does_not_shorten_the_backoff_of_the_cleanup() -> None:
@@ -576,7 +599,7 @@ def test_run_fails_once_it_took_longer_than_its_deadline() -> None:
     plan = plan_of(started, a_pod().running(), now=10)
     assert plan.requeue_at == at(60)
     plan = teardown_plan_of(started.with_state(), a_pod().running(), now=60, state=a_state(1))
-    assert (len(actions_of(plan, DeletePod)), plan.requeue_at) == (1, None)
+    assert (len(actions_of(plan, DeletePod)), plan.requeue_at) == (1, at(60 + 900))
     plan = teardown_plan_of(started.with_state(), STOPPED, now=60, state=a_state(1, seal=SEALED))
     assert (status_of(plan).outcome, progress_of(plan)[0]) == ("Failed", "RunDeadlineExceeded")
     assert (last_attempt_of(plan).cause, last_attempt_of(plan).reason) == ("Stopped", "RunDeadlineExceeded")

@@ -200,7 +200,7 @@ def test_an_open_job_is_named_before_the_finalizer_goes_and_the_outcome_comes_la
     assert plan.actions == (*said, ReleasePod(STOPPED.build()), release), "after the release nobody can say it"
     # Who died before saying it says it afterwards.
     again = teardown_plan_of(taskrun.with_status(status), STOPPED.released(), state=state)
-    assert again == Plan(actions=(*said, release))
+    assert again == Plan(actions=(*said, release), requeue_at=at(910))
     ended = teardown_plan_of(
         taskrun.with_status(status).with_metadata(finalizers=[]), STOPPED.released(), state=state, now=12
     )
@@ -290,7 +290,7 @@ def test_an_intent_that_nobody_can_tell_of_holds_the_end_until_a_person_has_answ
     assert 'key: "load", generation: 1' in progress_of(plan)[1]
     assert not actions_of(plan, ReleaseTaskRun)
     held = taskrun.with_status(status_of(plan))
-    assert teardown_plan_of(held, STOPPED.released(), state=UNRESOLVED) == Plan()
+    assert teardown_plan_of(held, STOPPED.released(), state=UNRESOLVED) == Plan(requeue_at=at(910))
     reported = a_state(1, seal=SEALED, jobs=[a_job()])
     assert shown(teardown_plan_of(held, STOPPED.released(), state=reported)) == [("load", "job-1", "Orphaned")]
 
@@ -379,7 +379,8 @@ def test_a_deleted_run_is_sealed_and_stopped_and_its_jobs_are_named_then_it_goes
     assert [type(action) for action in plan.actions] == [EmitEvent, ReleasePod, ReleaseTaskRun]
     named = taskrun.with_status(status_of(plan))
     again = teardown_plan_of(named, STOPPED.released(), state=sealed)
-    assert again == Plan(actions=(*actions_of(plan, EmitEvent), *actions_of(plan, ReleaseTaskRun)))
+    actions = (*actions_of(plan, EmitEvent), *actions_of(plan, ReleaseTaskRun))
+    assert again == Plan(actions=actions, requeue_at=at(910))
 
 
 def test_what_is_left_running_is_said_again_and_nothing_else_as_long_as_the_finalizer_is_there() -> None:
