@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -626,6 +627,25 @@ class TestHandler:
             pod.context(on_cleanup=lambda _: fails(error)()).run(never_runs)
         assert raised.value is error
         assert pod.message()["kind"] in {"Failed", "Permanent"}
+
+    @pytest.mark.parametrize("code", [0, None])
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_its_exit_with_code_0_is_a_return(
+        self, pod: Pod, system: System, *, code: int | None, is_async: bool
+    ) -> None:
+        async def aexit(_: reattach.CleanupTask) -> None:
+            sys.exit(code)
+
+        on_cleanup = aexit if is_async else lambda _: sys.exit(code)
+        leave_job_running(pod, system)
+        pod.begin_cleanup()
+        system.statuses, system.before_cancel = ["CANCELLED"], []  # type: ignore[list-item]
+        with pytest.raises(ExceptionGroup, match="these external jobs may be running: 'load'"):
+            pod.context(adapters=[system], on_cleanup=on_cleanup).run(never_runs)
+
+        pod.termination_log.write_bytes(b"")
+        system.statuses = [Cancelled()]
+        clean_up(pod, system, on_cleanup=on_cleanup)
 
     def test_an_error_that_ends_the_attempt_and_that_it_caught_is_no_success(self, pod: Pod) -> None:
         pod.begin_cleanup()
