@@ -67,6 +67,10 @@ class JobOrigin(StrEnum):
     """The handle comes from `spec.resolutions` or `spec.adopt`."""
 
 
+OWN_ORIGINS = frozenset({JobOrigin.SUBMITTED, JobOrigin.RESUBMITTED})
+"""Origins that prove that this run submitted the job, even if another run has the same tokens."""
+
+
 class SealPurpose(StrEnum):
     """The reason for a seal."""
 

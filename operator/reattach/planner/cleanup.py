@@ -16,7 +16,7 @@ import msgspec
 
 from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, Cause, Outcome, Reason
-from reattach.api.state import JobOrigin, JobSummary
+from reattach.api.state import OWN_ORIGINS, JobOrigin, JobSummary
 from reattach.api.taskrun import AttemptPurpose, ExternalJobStatus
 from reattach.planner import attempts, conditions, holds, podstatus, rejections, textformat
 from reattach.planner.context import AttemptView, DecisionContext
@@ -59,9 +59,18 @@ def must_run(context: DecisionContext) -> bool:
 
 
 def is_kept(context: DecisionContext, job: JobSummary) -> bool:
-    """Return whether the job is left running because this run did not submit it."""
-    is_of_another = job.preexisting or job.origin is JobOrigin.ADOPTED
-    return is_of_another and context.spec.cleanup.adopted != _CANCEL
+    """Return whether the job is left running because another run submitted it, or may have."""
+    is_kept = _is_of_another_run(job) or _may_be_of_another_run(context, job)
+    return is_kept and context.spec.cleanup.adopted != _CANCEL
+
+
+def _is_of_another_run(job: JobSummary) -> bool:
+    return job.preexisting or job.origin is JobOrigin.ADOPTED
+
+
+def _may_be_of_another_run(context: DecisionContext, job: JobSummary) -> bool:
+    has_key = context.spec.submission.idempotency_key is not None
+    return has_key and job.handle is not None and job.origin not in OWN_ORIGINS
 
 
 def describe_orphaned(
@@ -76,8 +85,10 @@ def describe_orphaned(
         return f"Its cancellation was requested at {since}, and its end is not known."
     if known is None:
         return STATE_LOST
-    if is_kept(context, known):
+    if is_kept(context, known) and _is_of_another_run(known):
         return "This TaskRun did not submit it, and spec.cleanup.adopted is not Cancel."
+    if is_kept(context, known):
+        return "Another TaskRun with the same idempotencyKey may have submitted it, and spec.cleanup.adopted is not Cancel."
     return obstacle(context, final) or "No cleanup attempt was started for it."
 
 

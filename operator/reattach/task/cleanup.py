@@ -491,15 +491,26 @@ class JobCleanup:
         timing = self._jobs.timing
         external = ExternalJob(self._jobs, self._wanted, AcquiredJob(self._job, "Cancelled", self._clock))
         outage = OutageTimer(timing, f"{self.name} can't be cancelled", quiet_seconds=0.0)
-        steps, cancel_at = external.watch(), timing.clock()
+        steps, cancel_at, is_repeated = external.watch(), timing.clock(), False
         try:
             while True:
                 if timing.clock() >= cancel_at:
+                    if is_repeated and not self._may_cancel_again():
+                        return
+                    is_repeated = True
                     cancel_at = timing.clock() + self._send_cancel(external, outage)
                 seconds = next(steps)
                 self._jobs.sleep(min(seconds, max(cancel_at - timing.clock(), 0.0)))
         except (StopIteration, JobFailed, PermanentFailure):
             self._job = external.job
+
+    def _may_cancel_again(self) -> bool:
+        """Return whether the state API still allows it.
+
+        Meanwhile the run may have got its outcome, and the next run may have taken the job over.
+        """
+        self._request_cancellation()
+        return not self._kept and self._job.state in OPEN_JOB_STATES
 
     def _send_cancel(self, external: ExternalJob, outage: OutageTimer) -> float:
         """Cancel the job, and return the seconds until that is repeated if it does not end."""

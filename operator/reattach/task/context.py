@@ -9,12 +9,13 @@ code does not run, and the process ends.
 """
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import os
 import threading
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar, overload
 
@@ -24,7 +25,7 @@ from reattach.adapters.base import Adapter
 from reattach.api.messages import CompleteRequest, OpenRequest, OpenResponse
 from reattach.api.names import ENV_SESSION
 from reattach.api.taskrun import AttemptPurpose
-from reattach.errors import CleanupOnly, ProtocolError
+from reattach.errors import AttemptOver, CleanupOnly, ProtocolError
 from reattach.task import log
 from reattach.task.cleanup import (
     CleanupHandler,
@@ -276,9 +277,10 @@ class TaskContext:
             self._check_registered()
             self._on_open(self._client.call(self._open_call()))
             results, errors = clean_up(self._job_client, self._settings, self._registration.adapters)
-            handled = self._call_handler(results)
-            if inspect.isawaitable(handled):
-                asyncio.run(self._await_and_close(handled))
+            with _exit_zero_as_return():
+                handled = self._call_handler(results)
+                if inspect.isawaitable(handled):
+                    asyncio.run(self._await_and_close(handled))
             self._end_cleanup(results, errors)
         except BaseException as failure:
             error = failure
@@ -297,9 +299,10 @@ class TaskContext:
             results, errors = await asyncio.to_thread(
                 clean_up, self._job_client, self._settings, self._registration.adapters
             )
-            handled = self._call_handler(results)
-            if inspect.isawaitable(handled):
-                await handled
+            with _exit_zero_as_return():
+                handled = self._call_handler(results)
+                if inspect.isawaitable(handled):
+                    await handled
             self._end_cleanup(results, errors)
         except BaseException as failure:
             error = failure
@@ -453,6 +456,16 @@ def run(
     imports your program and would call `main` again.
     """
     return task(patience=patience, adapters=adapters, on_cleanup=on_cleanup).run(main)
+
+
+@contextlib.contextmanager
+def _exit_zero_as_return() -> Iterator[None]:
+    """Treat `sys.exit(0)` in `on_cleanup` as its return, so that it hides no error of a job."""
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end, AttemptOver) or end.code not in (None, 0):
+            raise
 
 
 def _complete(result: Any) -> Call[None]:

@@ -170,6 +170,23 @@ def test_cleanup_keeps_job_of_another_run_unless_the_spec_requests_it(job: JobSu
     assert creates(teardown_plan_of(taskrun, STOPPED, state=can_cancel(job))) == [2]
 
 
+@pytest.mark.parametrize("origin", [JobOrigin.EXISTED, JobOrigin.FOUND, JobOrigin.REPORTED])
+def test_cleanup_keeps_job_that_another_run_with_the_same_key_may_have_submitted(origin: JobOrigin) -> None:
+    taskrun = with_jobs(a_taskrun(cancel=True)).with_spec(submission={"idempotencyKey": "orders"})
+    state = can_cancel(a_job(origin=origin))
+    plan = teardown_plan_of(taskrun, STOPPED, state=state)
+    why = "Another TaskRun with the same idempotencyKey may have submitted it, and spec.cleanup.adopted is not Cancel."
+    assert (creates(plan), reasons_of(plan)) == ([], [why])
+    taskrun = taskrun.with_spec(cleanup={"adopted": "Cancel"})
+    assert creates(teardown_plan_of(taskrun, STOPPED, state=state)) == [2]
+
+
+@pytest.mark.parametrize("job", [a_job(), a_job(origin=JobOrigin.RESUBMITTED), a_job(None)])
+def test_cleanup_cancels_its_own_job_also_with_a_key(job: JobSummary) -> None:
+    taskrun = with_jobs(a_taskrun(cancel=True)).with_spec(submission={"idempotencyKey": "orders"})
+    assert creates(teardown_plan_of(taskrun, STOPPED, state=can_cancel(job))) == [2]
+
+
 def test_cleanup_cancels_job_that_an_earlier_submission_of_the_run_created() -> None:
     job = a_job(origin=JobOrigin.EXISTED)
     assert creates(teardown_plan_of(with_jobs(a_taskrun(cancel=True)), STOPPED, state=can_cancel(job))) == [2]

@@ -204,6 +204,28 @@ class TestCancellation:
         assert code_of(run.copy().cancel) is None
         assert code_of(run.cleaning_up().cancel) is code
 
+    @pytest.mark.parametrize(
+        "adopted, origin, code",
+        [
+            ("Orphan", JobOrigin.SUBMITTED, None),
+            ("Orphan", JobOrigin.RESUBMITTED, None),
+            ("Orphan", JobOrigin.EXISTED, ProblemCode.JOB_KEPT),
+            ("Orphan", JobOrigin.FOUND, ProblemCode.JOB_KEPT),
+            ("Orphan", JobOrigin.REPORTED, ProblemCode.JOB_KEPT),
+            ("Cancel", JobOrigin.FOUND, None),
+        ],
+    )
+    def test_with_an_idempotency_key_only_a_job_that_this_run_surely_submitted_is_cancelled(
+        self, adopted: str, origin: JobOrigin, code: ProblemCode | None
+    ) -> None:
+        """Another run with the key has the same tokens, so a lookup may find its job."""
+        run = Run.opened(cleanup={"adopted": adopted}, submission={"idempotencyKey": "nightly"})
+        run.intend()
+        assert code_of(run.copy().cleaning_up().cancel) is None, "without a handle, nothing is cancelled"
+        job = msgspec.structs.replace(run.handle().job, origin=origin, repeated=True)
+        run.state = msgspec.structs.replace(run.state, jobs={job.name: job})
+        assert code_of(run.cleaning_up().cancel) is code
+
     def test_job_that_the_task_left_running_on_purpose_is_kept(self) -> None:
         run = Run.opened(completion="ExitCode", cleanup={"adopted": "Cancel"})
         run.intend(detached=True)

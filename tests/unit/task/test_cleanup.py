@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -49,6 +50,9 @@ CANCELLATION = "/v1/jobs/load/cancellation"
 def _ends_soon(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(termination, "END_SECONDS", 0.01)
     yield
+    # The timer last, because the thread of a job may be about to start it.
+    for thread in [one for one in threading.enumerate() if one.name.startswith("cleanup-")]:
+        thread.join(5)
     for thread in threading.enumerate():
         if isinstance(thread, threading.Timer):
             thread.join(5)
@@ -281,6 +285,27 @@ class TestJobsWithHandle:
         clean_up(pod, system)
         assert len(system.cancelled) == 21
         assert state_of(pod)[0] is JobState.CANCELLED
+
+    def test_a_job_is_not_cancelled_again_once_the_run_is_over(self, pod: Pod, system: System) -> None:
+        leave_job_running(pod, system)
+        pod.begin_cleanup()
+
+        def over() -> None:
+            pod.api.down = a_problem(409, "closing", "the TaskRun is over")
+
+        system.before_cancel = [over, *system.before_cancel]
+        with pytest.raises(reattach.Closing):
+            pod.context(adapters=[system]).run(never_runs)
+        assert system.cancelled == ["job-1"], "the next run may have taken the job over"
+
+    def test_a_job_that_must_be_kept_from_now_on_is_not_cancelled_again(self, pod: Pod, system: System) -> None:
+        leave_job_running(pod, system)
+        pod.begin_cleanup()
+        system.before_cancel = [lambda: pod.api.jobs.change(origin=JobOrigin.ADOPTED), *system.before_cancel]
+        seen: list[CleanupResult] = []
+        clean_up(pod, system, on_cleanup=lambda cleanup: seen.extend(cleanup.jobs))
+        assert system.cancelled == ["job-1"]
+        assert "did not submit it" in seen[0].why_open
 
     def test_the_end_of_a_job_is_seen_although_every_cancellation_fails(self, pod: Pod, system: System) -> None:
         leave_job_running(pod, system)
@@ -602,6 +627,25 @@ class TestHandler:
             pod.context(on_cleanup=lambda _: fails(error)()).run(never_runs)
         assert raised.value is error
         assert pod.message()["kind"] in {"Failed", "Permanent"}
+
+    @pytest.mark.parametrize("code", [0, None])
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_its_exit_with_code_0_is_a_return(
+        self, pod: Pod, system: System, *, code: int | None, is_async: bool
+    ) -> None:
+        async def aexit(_: reattach.CleanupTask) -> None:
+            sys.exit(code)
+
+        on_cleanup = aexit if is_async else lambda _: sys.exit(code)
+        leave_job_running(pod, system)
+        pod.begin_cleanup()
+        system.statuses, system.before_cancel = ["CANCELLED"], []  # type: ignore[list-item]
+        with pytest.raises(ExceptionGroup, match="these external jobs may be running: 'load'"):
+            pod.context(adapters=[system], on_cleanup=on_cleanup).run(never_runs)
+
+        pod.termination_log.write_bytes(b"")
+        system.statuses = [Cancelled()]
+        clean_up(pod, system, on_cleanup=on_cleanup)
 
     def test_an_error_that_ends_the_attempt_and_that_it_caught_is_no_success(self, pod: Pod) -> None:
         pod.begin_cleanup()
