@@ -256,7 +256,8 @@ class ModelCluster:
     def _check_create(self, action: CreatePod) -> None:
         status = self.taskrun.status
         assert status.outcome is None, "a pod was made for a finished TaskRun"
-        assert action.attempt not in self.created, "a number was used twice"
+        # After a loss of the state, nothing may remember an attempt whose pod is gone, too.
+        assert action.attempt not in self.created or self.losses, "a number was used twice"
         assert status.next_attempt_time is None or status.next_attempt_time <= at(self.seconds), "a wait was cut short"
 
     def _check_create_cleanup(self, based_on: TaskRun) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, Cause, Outcome, Reason
 from reattach.api.state import OWN_ORIGINS, JobOrigin, JobSummary
-from reattach.api.taskrun import AttemptPurpose, ExternalJobStatus
+from reattach.api.taskrun import Attempt, AttemptPurpose, ExternalJobStatus
 from reattach.planner import attempts, conditions, holds, podstatus, rejections, textformat
 from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import FinalOutcome
@@ -132,9 +132,16 @@ def _is_namespace_ending(context: DecisionContext, _final: FinalOutcome) -> str 
 
 def _is_done(context: DecisionContext, _final: FinalOutcome) -> str | None:
     ended = conditions.last_attempt(context.status.attempts, AttemptPurpose.CLEANUP)
-    if ended is None or ended.cause != Cause.SUCCEEDED:
+    if ended is None or ended.cause != Cause.SUCCEEDED or _was_job_reported_since(context, ended):
         return None
     return f"Cleanup attempt {ended.number} ended without cancelling it; it may have no adapter for the job."
+
+
+def _was_job_reported_since(context: DecisionContext, ended: Attempt) -> bool:
+    """Return whether an attempt that was stopped late reported a job after the cleanup attempt."""
+    jobs = (job for job in context.jobs if job.is_open and not is_kept(context, job))
+    times = (job.submitted_time for job in jobs if job.submitted_time is not None)
+    return any(ended.finish_time is not None and time > ended.finish_time for time in times)
 
 
 def _is_budget_spent(context: DecisionContext, _final: FinalOutcome) -> str | None:
@@ -188,15 +195,14 @@ def _has_work(context: DecisionContext) -> bool:
     """Return whether a cleanup attempt has work now.
 
     A job with a handle is cancelled at once. Without one, it may still be submitted as long as the
-    pod of a run attempt runs. A handler runs only after the task itself. A job that a resolution
-    denies is not looked for.
+    pod of a run attempt runs. A handler or command runs only after the task itself, because it must
+    see everything that the task stored. A job that a resolution denies is not looked for.
     """
     jobs = [job for job in context.jobs if job.is_open and not holds.is_denied_at_end(context.spec, job)]
-    if any(job.handle is not None and not is_kept(context, job) for job in jobs):
-        return True
+    must_cancel = any(job.handle is not None and not is_kept(context, job) for job in jobs)
     if running_run_pods(context):
-        return False
-    return any(job.handle is None for job in jobs) or must_run(context)
+        return must_cancel and not must_run(context)
+    return must_cancel or any(job.handle is None for job in jobs) or must_run(context)
 
 
 def running_run_pods(context: DecisionContext) -> tuple[Pod, ...]:

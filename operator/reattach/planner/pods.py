@@ -17,6 +17,8 @@ _QUEUE_PREFIX = "kueue.x-k8s.io/"
 """Prefix of the labels and annotations that make a pod wait in a queue."""
 _CLEANUP_GRACE_SECONDS_MAX = 30
 """Longest grace period of a cleanup pod. Its deadline has passed when it is stopped."""
+_OF_THE_TASK = ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle")
+"""Fields of a container that check or prepare the task, which a cleanup pod does not run."""
 TOKEN_SECONDS = 3600
 """Validity of a pod token; the kubelet renews it after four fifths of that time."""
 TEMPLATE_BYTES_MAX = 256 * 1024
@@ -198,6 +200,8 @@ def _to_cleanup_pod(taskrun: TaskRun, pod: dict[str, Any], seconds: int) -> dict
 
 
 def _use_cleanup(container: dict[str, Any], cleanup: Cleanup) -> None:
+    for name in _OF_THE_TASK:
+        container.pop(name, None)
     if cleanup.command:
         container["command"] = list(cleanup.command)
         container.pop("args", None)

@@ -304,6 +304,22 @@ def test_job_with_a_handle_is_cancelled_while_the_pod_of_the_run_still_terminate
     )
 
 
+def test_handler_waits_for_the_end_of_the_task_although_a_job_could_be_cancelled() -> None:
+    stopping = a_pod().running().deleted()
+    state = can_cancel(JOB, cleanup_handler=True)
+    taskrun = ending(with_jobs(a_taskrun(cancel=True)), stopping, state=state)
+    assert creates(teardown_plan_of(taskrun, stopping, state=state)) == []
+    assert creates(teardown_plan_of(taskrun, STOPPED, state=state)) == [2]
+
+
+def test_job_that_is_reported_after_a_cleanup_attempt_is_cancelled_by_another_one() -> None:
+    plan = failed_cleanup(a_pod(2).exited(0, seconds=18))
+    taskrun = cancelled().with_status(status_of(plan))
+    for reported, created in [(17, []), (30, [3])]:
+        job = a_job(origin=JobOrigin.REPORTED, submitted_time=at(reported))
+        assert creates(teardown_plan_of(taskrun, STOPPED, state=can_cancel(job), now=40)) == created
+
+
 def test_stopped_pod_is_deleted_before_the_cleanup_and_the_operator_continues_at_once() -> None:
     taskrun = with_jobs(a_taskrun(cancel=True))
     plan = teardown_plan_of(taskrun, a_pod().running(), state=can_cancel(JOB))

@@ -259,6 +259,8 @@ QUEUED: dict[str, Any] = {
                 "image": "task:1",
                 "command": ["run"],
                 "args": ["--all"],
+                "livenessProbe": {"exec": {"command": ["is-loading"]}},
+                "lifecycle": {"postStart": {"exec": {"command": ["load"]}}},
                 "resources": {"limits": {"cpu": "8"}},
             },
         ],
@@ -280,7 +282,9 @@ def test_pod_of_a_cleanup_waits_in_no_queue_and_ends_at_the_deadline() -> None:
     assert ("schedulingGates" in spec, spec["activeDeadlineSeconds"]) == (False, 120)
     assert spec["terminationGracePeriodSeconds"] == 30
     assert {"name": "REATTACH_PHASE", "value": "cleanup"} in spec["containers"][1]["env"]
-    assert (spec["containers"][1]["command"], spec["containers"][1]["args"]) == (["run"], ["--all"])
+    task = spec["containers"][1]
+    assert (task["command"], task["args"], {"livenessProbe", "lifecycle"} & task.keys()) == (["run"], ["--all"], set())
+    assert {"livenessProbe", "lifecycle"} <= run["spec"]["containers"][1].keys()
     hashes = {one["metadata"]["annotations"]["reattach.dev/template-hash"] for one in (pod, run)}
     assert len(hashes) == 1
     assert pod_creation(taskrun, 3, SETTINGS, cleanup_seconds=120).purpose is AttemptPurpose.CLEANUP
