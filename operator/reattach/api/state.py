@@ -124,6 +124,16 @@ class JobSummary(Shape, frozen=True):
         """True if the job may be running in the external system and is not detached."""
         return self.state in OPEN_JOB_STATES
 
+    @property
+    def is_of_another_run(self) -> bool:
+        """True if this run did not submit the job: it existed before, or a user named it."""
+        return self.preexisting or self.origin is JobOrigin.ADOPTED
+
+    @property
+    def may_be_of_another_run(self) -> bool:
+        """True if another run with the same idempotency key may have submitted the job."""
+        return self.handle is not None and self.origin not in OWN_ORIGINS
+
 
 class JobCounts(Shape, frozen=True, omit_defaults=False):
     """Totals over the TaskRun's whole history, shown in `status.counts`.

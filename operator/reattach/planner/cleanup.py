@@ -16,7 +16,7 @@ import msgspec
 
 from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, Cause, Outcome, Reason
-from reattach.api.state import OWN_ORIGINS, JobOrigin, JobSummary
+from reattach.api.state import JobSummary
 from reattach.api.taskrun import Attempt, AttemptPurpose, ExternalJobStatus
 from reattach.planner import attempts, conditions, holds, podstatus, rejections, textformat
 from reattach.planner.context import AttemptView, DecisionContext
@@ -60,17 +60,9 @@ def must_run(context: DecisionContext) -> bool:
 
 def is_kept(context: DecisionContext, job: JobSummary) -> bool:
     """Return whether the job is left running because another run submitted it, or may have."""
-    is_kept = _is_of_another_run(job) or _may_be_of_another_run(context, job)
-    return is_kept and context.spec.cleanup.adopted != _CANCEL
-
-
-def _is_of_another_run(job: JobSummary) -> bool:
-    return job.preexisting or job.origin is JobOrigin.ADOPTED
-
-
-def _may_be_of_another_run(context: DecisionContext, job: JobSummary) -> bool:
     has_key = context.spec.submission.idempotency_key is not None
-    return has_key and job.handle is not None and job.origin not in OWN_ORIGINS
+    is_kept = job.is_of_another_run or (has_key and job.may_be_of_another_run)
+    return is_kept and context.spec.cleanup.adopted != _CANCEL
 
 
 def describe_orphaned(
@@ -85,7 +77,7 @@ def describe_orphaned(
         return f"Its cancellation was requested at {since}, and its end is not known."
     if known is None:
         return STATE_LOST
-    if is_kept(context, known) and _is_of_another_run(known):
+    if is_kept(context, known) and known.is_of_another_run:
         return "This TaskRun did not submit it, and spec.cleanup.adopted is not Cancel."
     if is_kept(context, known):
         return "Another TaskRun with the same idempotencyKey may have submitted it, and spec.cleanup.adopted is not Cancel."

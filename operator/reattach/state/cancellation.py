@@ -10,11 +10,10 @@ from datetime import datetime
 import msgspec
 
 from reattach.api.messages import CancellationRequest, ProblemCode, Unresolved
-from reattach.api.state import OWN_ORIGINS
 from reattach.state.codec import DurableState
 from reattach.state.errors import RequestRejectedError
 from reattach.state.job_operations import get_job, with_job
-from reattach.state.job_record import JobRecord
+from reattach.state.job_record import JobRecord, to_summary
 from reattach.state.operations import Session, check_current, check_not_completed, quote
 from reattach.state.owner import Owner
 
@@ -60,11 +59,12 @@ def request_cancellation(
 
 
 def _check_not_kept(record: JobRecord, owner: Owner) -> None:
+    job, has_key = to_summary(record), owner.spec.submission.idempotency_key is not None
     if not record.is_open:
         why = "the task completed and left it running on purpose"
-    elif owner.spec.cleanup.adopted != "Cancel" and record.is_of_another_run:
+    elif owner.spec.cleanup.adopted != "Cancel" and job.is_of_another_run:
         why = "this run did not submit it, and spec.cleanup.adopted is not Cancel"
-    elif owner.spec.cleanup.adopted != "Cancel" and _may_be_of_another_run(record, owner):
+    elif owner.spec.cleanup.adopted != "Cancel" and has_key and job.may_be_of_another_run:
         why = (
             "another run with the same spec.submission.idempotencyKey may have submitted it, and spec.cleanup.adopted is"
             " not Cancel"
@@ -72,15 +72,6 @@ def _check_not_kept(record: JobRecord, owner: Owner) -> None:
     else:
         return
     raise RequestRejectedError(ProblemCode.JOB_KEPT, f"the job {quote(record.key)} must not be cancelled: {why}")
-
-
-def _may_be_of_another_run(record: JobRecord, owner: Owner) -> bool:
-    """Return whether the job may carry its token from another run with the same idempotency key."""
-    return (
-        owner.spec.submission.idempotency_key is not None
-        and record.handle is not None
-        and record.origin not in OWN_ORIGINS
-    )
 
 
 def _unresolved(record: JobRecord, owner: Owner, now: datetime) -> CancellationResult:

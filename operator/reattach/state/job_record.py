@@ -103,11 +103,6 @@ class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
         return self.origin is JobOrigin.EXISTED and not self.repeated
 
     @property
-    def is_of_another_run(self) -> bool:
-        """True if this run did not submit the job: it existed before, or a user named it."""
-        return self.is_preexisting or self.origin is JobOrigin.ADOPTED
-
-    @property
     def is_open(self) -> bool:
         """True if the job may be running in the external system and is not detached."""
         return not self.is_over and self.state is not JobState.DETACHED
