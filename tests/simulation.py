@@ -122,7 +122,7 @@ class ModelCluster:
     """Jobs that run in the external system."""
     cleanups: int = 0
     recorded: set[int] = field(default_factory=set)
-    """Attempts whose end was written to status."""
+    """Attempts with an end that was written to status."""
     records: list[OrphanRecord] = field(default_factory=list)
     state_was_lost: bool = False
     must_notify: bool = False

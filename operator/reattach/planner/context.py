@@ -147,12 +147,12 @@ class DecisionContext:
 
     @cached_property
     def current(self) -> AttemptView | None:
-        """The run attempt whose end is not recorded."""
+        """The newest run attempt without a recorded end."""
         return self._newest_unrecorded(AttemptPurpose.RUN)
 
     @cached_property
     def current_cleanup(self) -> AttemptView | None:
-        """The cleanup attempt whose end is not recorded."""
+        """The newest cleanup attempt without a recorded end."""
         return self._newest_unrecorded(AttemptPurpose.CLEANUP)
 
     def _newest_unrecorded(self, purpose: AttemptPurpose) -> AttemptView | None:

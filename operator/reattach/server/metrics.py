@@ -84,7 +84,7 @@ class ServerMetrics:
 
         self.ended_jobs = Counter(
             "reattach_external_jobs",
-            "External jobs whose end was stored, by adapter (of tasks: other) and outcome: Succeeded, Failed, Cancelled.",
+            "External jobs with a stored end, by adapter (of tasks: other) and outcome: Succeeded, Failed, Cancelled.",
             ["adapter", "outcome"],
             registry=self.registry,
         )
@@ -96,7 +96,7 @@ class ServerMetrics:
         )
 
     def count_ended_job(self, job: JobRecord) -> None:
-        """Count a job whose end was stored. A job without a handle is not known to have existed."""
+        """Count a job with a stored end. A job without a handle is not known to have existed."""
         if job.handle is None:
             return
         labels = (job.adapter if job.adapter in ADAPTERS else "other", job.state.value)

@@ -97,7 +97,7 @@ class Routes:
 
     The middleware puts the authenticated `CALLER` into each request. Handles, cancellations,
     outcomes and completions are written by `evidence`. It is the same store with a reserve of
-    bytes. `count_end` receives each job whose end this replica stored.
+    bytes. `count_end` receives each job when this replica has stored its end.
     """
 
     def __init__(

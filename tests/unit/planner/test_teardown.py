@@ -197,7 +197,7 @@ def test_an_open_job_is_named_before_the_finalizer_goes_and_the_outcome_comes_la
     assert "job-1, https://ray.example/job-1" in actions_of(plan, EmitEvent)[0].note
     said = actions_of(plan, EmitEvent)
     [release] = actions_of(plan, ReleaseTaskRun)
-    assert plan.actions == (*said, ReleasePod(STOPPED.build()), release), "after the release nobody can say it"
+    assert plan.actions == (*said, ReleasePod(STOPPED.build()), release), "the events can't be sent after the release"
     # Who died before saying it says it afterwards.
     again = teardown_plan_of(taskrun.with_status(status), STOPPED.released(), state=state)
     assert again == Plan(actions=(*said, release), requeue_at=at(910))
