@@ -265,6 +265,7 @@ class Reconciler:
         except ConflictError:
             await self._refresh(key)
         else:
+            self._orphan_records.forget(taskrun.metadata.uid)
             await self._apply_patched(taskrun, released)
         self._queue.add(key)
 

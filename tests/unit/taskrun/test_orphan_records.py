@@ -168,6 +168,20 @@ async def test_other_configmap_of_the_name_is_left_alone_and_the_jobs_are_logged
     assert "job-1" in caplog.text
 
 
+async def test_record_that_cannot_be_stored_is_logged_again_and_counted_once_for_each_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scene = Scene()
+    stored: JSON = {"metadata": {"labels": {}}, "data": {"a": "b"}}
+    scene.writer.objects[f"/api/v1/namespaces/team/configmaps/{NAME}"] = stored
+    for _ in range(2):
+        await scene.records.write("team", RECORD)
+    assert (scene.unstored, caplog.text.count("job-1")) == (1, 2)
+    scene.records.forget(RECORD.uid)
+    await scene.records.write("team", RECORD)
+    assert scene.unstored == 2
+
+
 POLICY = f'configmaps "{NAME}" is forbidden: ValidatingAdmissionPolicy denied request'
 
 
