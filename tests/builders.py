@@ -9,7 +9,15 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from reattach.api.names import ANNOTATION_TEMPLATE_HASH, FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, pod_name
+from reattach.api.names import (
+    ANNOTATION_CONTAINER,
+    ANNOTATION_POD_RETENTION,
+    ANNOTATION_STOP_TIME,
+    ANNOTATION_TEMPLATE_HASH,
+    FINALIZER_ATTEMPT,
+    FINALIZER_EXTERNAL_JOBS,
+    pod_name,
+)
 from reattach.api.objects import Condition, Pod
 from reattach.api.reasons import ConditionType
 from reattach.api.state import (
@@ -226,6 +234,16 @@ class APod:
 
     def failed(self, reason: str, message: str = "") -> Self:
         return self.with_status(phase="Failed", reason=reason, message=message)
+
+    def stopped(self, seconds: float) -> Self:
+        """Stop the other containers of an ended attempt, whose log is kept."""
+        return self.with_annotation(ANNOTATION_STOP_TIME, stamp(seconds))
+
+    def retained(self, policy: str) -> Self:
+        return self.with_annotation(ANNOTATION_POD_RETENTION, policy).with_annotation(ANNOTATION_CONTAINER, "task")
+
+    def with_annotation(self, name: str, value: str) -> Self:
+        return self.with_metadata(annotations={**self.metadata["annotations"], name: value})
 
     def released(self) -> Self:
         return self.with_metadata(finalizers=[])

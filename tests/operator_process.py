@@ -331,6 +331,16 @@ class Containers:
             statuses += [self._status(name, {"terminated": over}) for name in others]
             self._write("Failed" if exit_code else "Succeeded", statuses)
 
+    def fail_by_deadline(self) -> None:
+        """End what still runs, as the kubelet does after `activeDeadlineSeconds`."""
+        ended = {"exitCode": 143, "reason": "Error", "startedAt": _now(), "finishedAt": _now()}
+        pod = self.read()
+        statuses = [
+            self._status(one["name"], {"terminated": one["state"].get("terminated", ended)})
+            for one in pod["status"]["containerStatuses"]
+        ]
+        self._write("Failed", statuses, reason="DeadlineExceeded", startTime=pod["status"]["startTime"])
+
     def evict(self) -> None:
         """As the eviction API: the condition DisruptionTarget, the deletion, and the end by SIGTERM."""
         target = {
@@ -376,11 +386,11 @@ class Containers:
             "restartCount": 0,
         }
 
-    def _write(self, phase: str, statuses: list[JSON]) -> None:
+    def _write(self, phase: str, statuses: list[JSON], **more: Any) -> None:
         # By the generation it tells, as a kubelet does (from 1.34), whether it knew of the pod's deletion.
         seen = self.read()["metadata"]["generation"]
         status = {"phase": phase, "containerStatuses": statuses, "startTime": _now(), "observedGeneration": seen}
-        self._patch(status)
+        self._patch({**status, **more})
 
     def _patch(self, status: JSON) -> None:
         body = {"metadata": {"uid": self.uid}, "status": status}
@@ -394,6 +404,14 @@ class Containers:
 
 def _now() -> str:
     return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def is_past_deadline(pod: JSON) -> bool:
+    """Whether a kubelet ends the pod because of `activeDeadlineSeconds`."""
+    seconds, started = pod["spec"].get("activeDeadlineSeconds"), pod["status"].get("startTime")
+    if pod["status"].get("phase") != "Running" or seconds is None or started is None:
+        return False
+    return dt.datetime.fromisoformat(started) + dt.timedelta(seconds=seconds) <= dt.datetime.now(dt.UTC)
 
 
 def succeed(containers: Containers) -> None:
@@ -471,6 +489,9 @@ class Kubelet:
             thread = self._threads.get(about["uid"])
             if not (self.is_graceful and thread is not None and thread.is_alive()):
                 self._terminate(pod)
+        elif is_past_deadline(pod):
+            with contextlib.suppress(GoneError):
+                Containers(self.control_plane, pod).fail_by_deadline()
         elif pod["spec"].get("schedulingGates"):
             return
         elif about["uid"] not in self._threads and pod["status"].get("phase") == "Pending":

@@ -9,13 +9,13 @@ import itertools
 import json
 import random
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, assert_never
 
 import msgspec
 
 from builders import NAME, SETTINGS, STATE_UID, APod, a_pod, a_taskrun, at
-from reattach.api.names import FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, state_name
+from reattach.api.names import ANNOTATION_STOP_TIME, FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, state_name
 from reattach.api.objects import Pod
 from reattach.api.orphans import OrphanRecord
 from reattach.api.reasons import Budget, ConditionType, EventReason, Reason
@@ -42,10 +42,17 @@ from reattach.planner.plan import (
     ReleaseState,
     ReleaseTaskRun,
     SealState,
+    StopPod,
 )
+from reattach.planner.podstatus import stop_time_of, terminated_of
+from reattach.planner.retention import is_kept
 
 HELD = '{"reattach":"v1","kind":"Held","message":"outcome unknown"}'
 JobId = tuple[str, int]
+GRACE = timedelta(seconds=30)
+"""Grace period of each pod."""
+STOP_SECONDS = timedelta(seconds=60)
+"""Time in which the kubelet must end a stopped pod after its grace period."""
 PASSES_MAX = 10
 """Number of reconciliations without an event, after which no action may be left."""
 
@@ -82,6 +89,10 @@ class SimulatedPod:
     @property
     def is_deleted(self) -> bool:
         return "deletionTimestamp" in self.apod.metadata
+
+    @property
+    def is_stopped(self) -> bool:
+        return ANNOTATION_STOP_TIME in self.apod.metadata["annotations"]
 
     @property
     def is_over(self) -> bool:
@@ -157,6 +168,7 @@ class ModelCluster:
             name=name,
             creationTimestamp=at(self.seconds).isoformat(),
             labels=json.loads(action.body)["metadata"]["labels"],
+            annotations=json.loads(action.body)["metadata"]["annotations"],
         )
         if self.choices.random() < 0.1:
             apod = apod.gated()
@@ -174,11 +186,23 @@ class ModelCluster:
             grace = 0
         self.change(pod, pod.apod.deleted(self.seconds, grace))
 
+    def stop_pod(self, action: StopPod) -> None:
+        pod = self.pods.get(action.name)
+        if pod is None or pod.apod.metadata["uid"] != action.uid:
+            return
+        assert self.is_recorded(pod.number), "a pod was stopped before the end of its attempt was recorded"
+        assert not pod.runs, "the task was stopped without a deletion"
+        annotations = pod.apod.metadata["annotations"] | {ANNOTATION_STOP_TIME: action.time.isoformat()}
+        self.change(pod, pod.apod.with_metadata(annotations=annotations))
+
     def release_pod(self, seen: Pod) -> bool:
         """Under the precondition that nothing has changed since it was seen."""
         pod = self.pods.get(seen.metadata.name)
         if pod is None or pod.apod.metadata["uid"] != seen.metadata.uid:
             return True
+        if not is_kept(seen) and seen.metadata.deletion_timestamp is None:
+            self.delete_pod(seen.metadata.name, seen.metadata.uid)
+            seen = pod.view
         if str(pod.version) != seen.metadata.resource_version:
             return False
         self._check_release(pod)
@@ -246,7 +270,8 @@ class ModelCluster:
     def is_presumed_over(self, pod: SimulatedPod) -> bool:
         deleted = pod.view.metadata.deletion_timestamp
         lost = timedelta(seconds=self.taskrun.spec.deadlines.lost_seconds)
-        return pod.is_over or (deleted is not None and deleted + lost <= at(self.seconds))
+        is_lost = deleted is not None and deleted + lost <= at(self.seconds)
+        return pod.is_over or is_lost or (pod.is_stopped and stopped_at(pod) + GRACE + lost <= at(self.seconds))
 
     def is_recorded(self, number: int) -> bool:
         status = self.taskrun.status
@@ -313,6 +338,7 @@ class ModelCluster:
         is_let_go = metadata.deletion_timestamp is not None and FINALIZER_EXTERNAL_JOBS not in metadata.finalizers
         assert self.is_recorded(pod.number) or is_let_go, "a pod was released before its end was recorded"
         assert self.is_presumed_over(pod), "a running pod was released"
+        assert pod.is_deleted or is_let_go or is_kept(pod.view), "a pod that is not kept was released and not deleted"
 
     def _check_status(self, before: TaskRunStatus, after: TaskRunStatus) -> None:
         assert before.outcome is None, "a finished TaskRun was written to"
@@ -466,7 +492,7 @@ class ModelCluster:
         elif pod.is_over:
             if self.choices.random() < 0.3:
                 self.delete_pod(pod.apod.metadata["name"], pod.apod.metadata["uid"])
-        elif pod.is_deleted:
+        elif pod.is_deleted or pod.is_stopped:
             self.stop(pod)
         elif pod.runs:
             self._apply_event_to_running(pod)
@@ -860,7 +886,7 @@ class ModelCluster:
         self.change(pod, apod.not_over() if self.choices.random() < 0.3 else apod)
 
     def stop(self, pod: SimulatedPod) -> None:
-        """Stop a deleted pod, like the kubelet."""
+        """End a pod that is deleted or past its deadline, like the kubelet."""
         apod = pod.apod
         if pod.runs:
             pod.runs = False
@@ -907,7 +933,7 @@ class ModelCluster:
                 pod.node_lost = False
             if pod.is_over:
                 continue
-            if pod.is_deleted:
+            if pod.is_deleted or pod.is_stopped:
                 self.stop(pod)
             elif pod.runs:
                 for _ in range(10 if pod.purpose is AttemptPurpose.CLEANUP else 0):
@@ -1022,10 +1048,8 @@ class ModelOperator:
                 assert self.taskrun is not None
                 self._observe_pod(cluster.create_pod(action, self.taskrun))
                 self.rejection = None
-            case DeletePod():
-                cluster.delete_pod(action.name, action.uid)
-                if action.name in cluster.pods:
-                    self._observe_pod(cluster.pods[action.name])
+            case StopPod() | DeletePod():
+                self._stop_pod(action)
             case ReleasePod():
                 cluster.release_pod(action.pod)
                 name, uid = action.pod.metadata.name, action.pod.metadata.uid
@@ -1042,6 +1066,15 @@ class ModelOperator:
             case _:
                 assert_never(action)
 
+    def _stop_pod(self, action: StopPod | DeletePod) -> None:
+        if isinstance(action, StopPod):
+            self.cluster.stop_pod(action)
+        else:
+            self._check_delete(action)
+            self.cluster.delete_pod(action.name, action.uid)
+        if action.name in self.cluster.pods:
+            self._observe_pod(self.cluster.pods[action.name])
+
     def _act_on_taskrun(self, action: ProtectTaskRun | ReleaseTaskRun) -> None:
         assert self.taskrun is not None
         if isinstance(action, ReleaseTaskRun):
@@ -1051,6 +1084,19 @@ class ModelOperator:
         else:
             self.cluster.protect_taskrun(self.taskrun.metadata.resource_version)
         self.taskrun = self.cluster.taskrun
+
+    def _check_delete(self, action: DeletePod) -> None:
+        """Check that no log is lost of an attempt that ended by itself, as far as was observed."""
+        pod, status = self.pods[action.uid], self.cluster.taskrun.status
+        is_late = status.ending is not None and status.ending.cleanup_deadline <= at(self.cluster.seconds)
+        if terminated_of(pod, "task") is None or not is_kept(pod) or is_late:
+            return
+        stopped = stop_time_of(pod)
+        if stopped is None:
+            # The run ended before the end of the attempt was recorded.
+            assert status.ending is not None, "a kept pod was deleted and not stopped"
+            return
+        assert at(self.cluster.seconds) >= stopped + GRACE + STOP_SECONDS, "a kept pod was deleted too early"
 
     def _check_named(self, status: TaskRunStatus) -> None:
         """Check that the emitted events name each orphaned job."""
@@ -1084,6 +1130,10 @@ class ModelOperator:
 def _container(pod: SimulatedPod) -> dict[str, Any]:
     statuses = pod.apod.status.get("containerStatuses", ())
     return next((status for status in statuses if status["name"] == "task"), {})
+
+
+def stopped_at(pod: SimulatedPod) -> datetime:
+    return datetime.fromisoformat(pod.apod.metadata["annotations"][ANNOTATION_STOP_TIME])
 
 
 def is_held(status: TaskRunStatus) -> bool:

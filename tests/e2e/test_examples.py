@@ -56,9 +56,15 @@ def test_an_example_ends_as_its_header_says(release: Cluster, namespace: str, ex
     assert status["outcome"] == outcome
     assert [attempt["number"] for attempt in status["attempts"]] == list(range(1, attempts + 1))
     assert len({attempt["podUID"] for attempt in status["attempts"]}) == attempts
-    assert len(release.pods_of(name, namespace)) <= attempts  # one that a sidecar kept alive was deleted
+    assert len(release.pods_of(name, namespace)) <= attempts
     assert json.loads(status.get("result", "null")) == result
     assert release.submissions(namespace).get(name, 0) == submissions
+
+
+def test_example_with_a_sidecar_keeps_the_log_of_its_task(release: Cluster, namespace: str) -> None:
+    release.finished("sidecar", namespace)
+
+    assert "the work is done" in release.reattach("logs", "sidecar", namespace=namespace)
 
 
 def adopt_what_runs(release: Cluster, name: str, namespace: str) -> None:

@@ -379,12 +379,34 @@ class TestPodsThatTheOperatorWrites:
         (container,) = cluster.call("GET", ours)["spec"]["containers"]
         for spec in (
             {"containers": [container | {"image": "registry.example/another:1"}]},
-            {"activeDeadlineSeconds": 5},
+            {"containers": [container | {"image": "registry.example/another:1"}], "activeDeadlineSeconds": 5},
+            {"activeDeadlineSeconds": 5, "tolerations": [{"key": "any", "operator": "Exists"}]},
         ):
             cluster.call("PATCH", ours, {"spec": spec}, dryRun="All")
             said = refused(cluster, "PATCH", ours, {"spec": spec}, user=OPERATOR, groups=ADMIN)
             assert said.startswith("403:")
             assert "Reattach's operator may change only the metadata of a pod" in said
+
+    def test_its_deadline_is_only_lowered(self, cluster: RunningControlPlane, ours: str) -> None:
+        as_operator = {"user": OPERATOR, "groups": ADMIN}
+        for seconds in (50, 1):
+            patch = {"metadata": {"annotations": {"reattach.dev/stop-time": "now"}}}
+            found = cluster.call("PATCH", ours, patch | {"spec": {"activeDeadlineSeconds": seconds}}, **as_operator)
+            assert found["spec"]["activeDeadlineSeconds"] == seconds
+        cluster.call("PATCH", ours, {"spec": {"activeDeadlineSeconds": 1}}, **as_operator)
+        assert refused(cluster, "PATCH", ours, {"spec": {"activeDeadlineSeconds": 2}}, **as_operator)
+
+    def test_its_retention_is_no_other_word(self, cluster: RunningControlPlane, load: Object) -> None:
+        def attempt_with(policy: str) -> Object:
+            made = an_attempt(load)
+            made["metadata"]["annotations"]["reattach.dev/pod-retention"] = policy
+            return made
+
+        as_operator = {"user": OPERATOR, "groups": ADMIN}
+        for policy in ("Failed", "None"):
+            cluster.call("POST", PODS, attempt_with(policy), dryRun="All", **as_operator)
+        said = refused(cluster, "POST", PODS, attempt_with("Some"), dryRun="All", **as_operator)
+        assert "may set the annotation reattach.dev/pod-retention of a pod only to Failed or None" in said
 
     @pytest.mark.parametrize(
         "changed",

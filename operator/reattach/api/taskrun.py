@@ -121,6 +121,7 @@ class TaskRunSpec(Shape, frozen=True):
     cancel: bool = False
     managed_by: str = "reattach.dev/operator"
     history_limit: int = 20
+    pod_retention: Literal["All", "Failed", "None"] = "All"
 
     def __post_init__(self) -> None:
         """Copy the template, because a decoded `Raw` keeps the whole message in memory."""

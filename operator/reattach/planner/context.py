@@ -10,7 +10,7 @@ from reattach.api.objects import ObjectMeta, Pod
 from reattach.api.reasons import EventReason
 from reattach.api.state import Epoch, JobSummary, SealPurpose, StateView
 from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunSpec, TaskRunStatus
-from reattach.planner import conditions, podstatus
+from reattach.planner import conditions, podstatus, retention
 from reattach.planner.plan import (
     AbsentState,
     Action,
@@ -21,6 +21,7 @@ from reattach.planner.plan import (
     PodDefaults,
     ReleasePod,
     ReleaseState,
+    StopPod,
 )
 from reattach.planner.pods import task_container
 
@@ -237,6 +238,25 @@ class DecisionContext:
         ended = (view.pod for view in self.attempts if view.recorded and view.pod)
         return tuple(pod for pod in ended if not self.is_pod_over(pod))
 
+    @cached_property
+    def leftover_stops(self) -> tuple[StopPod | DeletePod, ...]:
+        """Actions that stop the containers still running in pods of recorded attempts."""
+        stops = (
+            retention.stop_of(view.pod, self.container, self.now, is_late=self._is_late(view))
+            for view in self.attempts
+            if view.recorded and view.pod
+        )
+        return tuple(stop for stop in stops if stop is not None)
+
+    def _is_late(self, view: AttemptView) -> bool:
+        return view.purpose is AttemptPurpose.CLEANUP and self.is_past_cleanup_deadline
+
+    @property
+    def _next_deletion_at(self) -> datetime | None:
+        """Next time at which a stopped pod is deleted if it is not over before."""
+        times = [retention.delete_at(pod) for pod in self.running_leftovers if not pod.metadata.deletion_timestamp]
+        return min((time for time in times if time is not None and time > self.now), default=None)
+
     @property
     def next_node_loss_at(self) -> datetime | None:
         """Next time at which a pod counts as lost if its node reports nothing before."""
@@ -268,8 +288,9 @@ class DecisionContext:
             status = conditions.without_hold(status, self.now)
         stored = self.observed.taskrun.status
         to_write = conditions.to_write(stored, status, self.metadata.generation, self.now)
-        cleanup: tuple[Action, ...] = (*self._release_recorded(), *self._delete_leftovers())
-        times = [time for time in (again, self.next_node_loss_at, self._next_deadline) if time is not None]
+        cleanup: tuple[Action, ...] = (*self._release_recorded(), *self.leftover_stops)
+        due = (again, self.next_node_loss_at, self._next_deletion_at, self._next_deadline)
+        times = [time for time in due if time is not None]
         return Plan(to_write, (*self.events, *cleanup, *actions), min(times, default=None))
 
     def release_all_pods(self) -> tuple[ReleasePod, ...]:
@@ -282,9 +303,6 @@ class DecisionContext:
     def _releases_of(self, pods: tuple[Pod, ...]) -> tuple[ReleasePod, ...]:
         kept = (pod for pod in pods if FINALIZER_ATTEMPT in pod.metadata.finalizers)
         return tuple(ReleasePod(pod) for pod in kept if self.is_pod_over(pod))
-
-    def _delete_leftovers(self) -> tuple[DeletePod, ...]:
-        return delete_pods(self.running_leftovers)
 
 
 def delete_pods(pods: tuple[Pod, ...]) -> tuple[DeletePod, ...]:

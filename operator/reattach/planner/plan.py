@@ -151,8 +151,23 @@ class DeletePod:
 
 
 @dataclass(frozen=True, slots=True)
+class StopPod:
+    """Let the kubelet end the pod now, with a precondition on its UID, and keep the pod.
+
+    `time`: recorded on the pod. An absent pod counts as stopped.
+    """
+
+    name: str
+    uid: str
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class ReleasePod:
-    """Remove our finalizer from the pod; an absent pod counts as released."""
+    """Remove our finalizer from the pod; an absent pod counts as released.
+
+    A pod that is not kept (`retention.is_kept`) is deleted before.
+    """
 
     pod: Pod
 
@@ -192,7 +207,9 @@ class EmitEvent:
     warning: bool = False
 
 
-Action: TypeAlias = CreatePod | DeletePod | ReleasePod | ReleaseState | ProtectTaskRun | ReleaseTaskRun | EmitEvent
+Action: TypeAlias = (
+    CreatePod | DeletePod | StopPod | ReleasePod | ReleaseState | ProtectTaskRun | ReleaseTaskRun | EmitEvent
+)
 
 
 @dataclass(frozen=True, slots=True)

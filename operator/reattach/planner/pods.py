@@ -10,6 +10,7 @@ import msgspec
 from reattach.api import names
 from reattach.api.objects import Named, Pod, Shape
 from reattach.api.taskrun import AttemptPurpose, Cleanup, TaskRun
+from reattach.planner import retention
 from reattach.planner.plan import CreatePod, PodDefaults
 
 _PHASES = {AttemptPurpose.RUN: names.PHASE_RUN, AttemptPurpose.CLEANUP: names.PHASE_CLEANUP}
@@ -222,7 +223,8 @@ def _metadata(
             names.LABEL_ATTEMPT: str(attempt),
         },
         "annotations": {
-            **(given.get("annotations") or {}),
+            **_without_ours(given.get("annotations") or {}),
+            **retention.annotations_of(taskrun.spec, task_container(taskrun)),
             names.ANNOTATION_TEMPLATE_HASH: digest,
             names.ANNOTATION_CA: defaults.ca,
         },
@@ -243,6 +245,11 @@ def _metadata(
 def _without_purpose(labels: Mapping[str, str]) -> dict[str, str]:
     # A template must not make the pod of a run attempt look like one that may clean up.
     return {name: value for name, value in labels.items() if name != names.LABEL_PURPOSE}
+
+
+def _without_ours(annotations: Mapping[str, str]) -> dict[str, str]:
+    # The absence of an annotation has a meaning, too. The schema refuses these keys.
+    return {name: value for name, value in annotations.items() if not name.startswith(f"{names.GROUP}/")}
 
 
 def _spec(taskrun: TaskRun, spec: dict[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:

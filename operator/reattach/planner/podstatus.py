@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from reattach.api.names import LABEL_PURPOSE, pod_name
+from reattach.api.names import ANNOTATION_STOP_TIME, LABEL_PURPOSE, pod_name
 from reattach.api.objects import Condition, ContainerStatus, ContainerTerminated, ObjectMeta, Pod, Running
 from reattach.api.taskrun import AttemptPurpose
 from reattach.planner.conditions import find_condition
@@ -78,9 +78,29 @@ def is_terminal(pod: Pod) -> bool:
 
 
 def lost_at(pod: Pod, lost_seconds: int) -> datetime | None:
-    """Return when the pod's end is presumed if its node reports nothing; None: not deleted."""
-    deleted = pod.metadata.deletion_timestamp
-    return None if deleted is None else deleted + timedelta(seconds=lost_seconds)
+    """Return when the pod's end is presumed if its node reports nothing.
+
+    The time counts from the end of the grace period. The result is None if the pod was neither
+    deleted nor stopped.
+    """
+    stopped = stop_time_of(pod)
+    ends = (pod.metadata.deletion_timestamp, None if stopped is None else stopped + grace_of(pod))
+    end = min((time for time in ends if time is not None), default=None)
+    return None if end is None else end + timedelta(seconds=lost_seconds)
+
+
+def stop_time_of(pod: Pod) -> datetime | None:
+    """Return when the operator stopped the other containers of an ended attempt; None: not yet."""
+    try:
+        time = datetime.fromisoformat(pod.metadata.annotations.get(ANNOTATION_STOP_TIME, ""))
+    except ValueError:
+        return None
+    return time if time.tzinfo is not None else None
+
+
+def grace_of(pod: Pod) -> timedelta:
+    """Return the time that the containers get to end."""
+    return timedelta(seconds=pod.spec.termination_grace_period_seconds)
 
 
 def is_gated(pod: Pod) -> bool:
@@ -111,6 +131,14 @@ def other_containers_running(pod: Pod, container: str) -> bool:
     Sidecars among the init containers do not: the kubelet ends them.
     """
     return any(status.state.terminated is None for status in pod.status.container_statuses if status.name != container)
+
+
+def exited_zero(pod: Pod, container: str) -> bool:
+    """Return whether the kubelet reported that the container exited with 0."""
+    ended = terminated_of(pod, container)
+    if ended is None:
+        return pod.status.phase == "Succeeded"
+    return ended.exit_code == 0 and ended.reason not in LOST_TRACK
 
 
 def has_run(pod: Pod, container: str) -> bool:

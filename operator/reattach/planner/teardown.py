@@ -58,8 +58,8 @@ def teardown_step(context: DecisionContext, final: FinalOutcome, *, purpose: Sea
 
 
 def delete_running_pods(context: DecisionContext) -> tuple[DeletePod, ...]:
-    """Return the deletion of each pod, of any attempt, that may still run."""
-    return delete_pods(_running_pods(context))
+    """Return the deletion of each pod that may still run and that no plan stops by itself."""
+    return delete_pods(_without_leftovers(context, _running_pods(context)))
 
 
 def _read_state(context: DecisionContext, _teardown: Teardown) -> Decision | None:
@@ -128,12 +128,10 @@ def _is_sealed_for(seal: Seal | None, purpose: SealPurpose, last_number: int) ->
 def _stop_pods(context: DecisionContext, teardown: Teardown) -> Plan | None:
     """Delete the pods of run attempts, and of cleanup attempts that are not needed any more."""
     pods = _pods_to_stop(context, teardown.final)
-    # Every plan already deletes the leftovers of recorded attempts.
-    leftovers = {pod.metadata.uid for pod in context.running_leftovers}
-    deletes = delete_pods(tuple(pod for pod in pods if pod.metadata.uid not in leftovers))
+    deletes = delete_pods(_without_leftovers(context, pods))
     # The run does not wait for late cleanup pods, but they are deleted first: nothing deletes a pod
     # of a finished TaskRun, and it could cancel a job that another run has taken over.
-    is_late = context.is_past_cleanup_deadline and bool(delete_pods(context.running_leftovers))
+    is_late = context.is_past_cleanup_deadline and any(isinstance(stop, DeletePod) for stop in context.leftover_stops)
     if not deletes and not is_late:
         return None
     # The deletion of the pods wakes the operator only when they end.
@@ -162,6 +160,12 @@ def _pods_to_stop(context: DecisionContext, final: FinalOutcome) -> tuple[Pod, .
         if view.purpose is AttemptPurpose.RUN or (not is_late and (view.recorded or is_success))
     ]
     return tuple(view.pod for view in views if view.pod is not None and not context.is_pod_over(view.pod))
+
+
+def _without_leftovers(context: DecisionContext, pods: tuple[Pod, ...]) -> tuple[Pod, ...]:
+    # Every plan already stops the leftovers of recorded attempts.
+    leftovers = {pod.metadata.uid for pod in context.running_leftovers}
+    return tuple(pod for pod in pods if pod.metadata.uid not in leftovers)
 
 
 def _show_stop(context: DecisionContext, final: FinalOutcome) -> DecisionContext:

@@ -1,7 +1,7 @@
 """Effects of a plan on pods, states and the TaskRun. Each one may be repeated after a crash."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from reattach.api.names import (
+    ANNOTATION_STOP_TIME,
     ANNOTATION_TEMPLATE_HASH,
     FINALIZER_ATTEMPT,
     FINALIZER_EXTERNAL_JOBS,
@@ -35,7 +36,8 @@ from reattach.cluster import (
     paths,
 )
 from reattach.cluster.errors import NO_REASON, is_webhook_denial
-from reattach.planner.plan import CreatePod, DeletePod, PodRejection, PodRejectionKind, SealState
+from reattach.planner.plan import CreatePod, DeletePod, PodRejection, PodRejectionKind, SealState, StopPod
+from reattach.planner.retention import is_kept
 from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.workqueue import Key
 from reattach.runtime.writer import Writer
@@ -152,29 +154,57 @@ class PlanExecutor:
         self._enqueue_all(self._quota.on_created(key))
         return True
 
-    async def delete(self, taskrun: TaskRun, action: DeletePod) -> None:
-        """Delete the pod, unless another pod has its name."""
+    async def delete(self, namespace: str, action: DeletePod) -> Pod | None:
+        """Delete the pod, unless another pod has its name. Return it; None if it is gone."""
+        path = paths.pods(namespace, action.name)
+        return await self._write_pod(path, action.uid, self._writer.delete(path, uid=action.uid))
+
+    async def stop(self, namespace: str, action: StopPod) -> None:
+        """Let the kubelet end the pod, without a deletion, which would remove the pod and its log.
+
+        The pod is deleted if that is refused, for example by a policy of the cluster.
+        """
+        body = {
+            "metadata": {"uid": action.uid, "annotations": {ANNOTATION_STOP_TIME: action.time.isoformat()}},
+            "spec": {"activeDeadlineSeconds": 1},
+        }
+        path = paths.pods(namespace, action.name)
         try:
-            response = await self._writer.delete(paths.pods(taskrun.metadata.namespace, action.name), uid=action.uid)
+            await self._write_pod(path, action.uid, self._writer.merge_patch(path, body))
+        except (ForbiddenError, InvalidError) as error:
+            _log.warning("Deleting pod %s/%s, because it can't be kept: %s", namespace, action.name, error)
+            await self.delete(namespace, DeletePod(action.name, action.uid))
+
+    async def _write_pod(self, path: str, uid: str, write: Awaitable[bytes]) -> Pod | None:
+        """Send a write with a precondition on the pod's UID. Return the pod; None if it is gone."""
+        try:
+            response = await write
         except NotFoundError:
-            self._pods.delete(action.uid)
-            return
+            self._pods.delete(uid)
+            return None
         except ConflictError:
-            # Another pod has the name, or an admission webhook rejected the deletion with 409.
-            path = paths.pods(taskrun.metadata.namespace, action.name)
-            if await self._refresh(path, ObjectMeta(uid=action.uid), self._pods, Pod) is not None:
+            # Another pod has the name, or an admission webhook rejected the write with 409.
+            if await self._refresh(path, ObjectMeta(uid=uid), self._pods, Pod) is not None:
                 raise
-            return
+            return None
         pod = msgspec.json.decode(response, type=Pod)
-        if pod.metadata.uid == action.uid:  # else the pod is gone, and the response is a Status
-            self._pods.upsert(pod)
+        if pod.metadata.uid != uid:  # the pod is gone, and the response is a Status
+            return None
+        self._pods.upsert(pod)
+        return pod
 
     async def release_pod(self, pod: Pod) -> None:
-        """Remove our finalizer from the pod.
+        """Remove our finalizer from the pod, and delete the pod before if it is not kept.
 
         If the pod has changed since it was read, only read it again, because a new decision is
         needed.
         """
+        metadata = pod.metadata
+        if FINALIZER_ATTEMPT in metadata.finalizers and metadata.deletion_timestamp is None and not is_kept(pod):
+            deleted = await self.delete(metadata.namespace, DeletePod(metadata.name, metadata.uid))
+            if deleted is None:
+                return
+            pod = deleted
         path = paths.pods(pod.metadata.namespace, pod.metadata.name)
         if await self._release(path, pod.metadata, FINALIZER_ATTEMPT, self._pods, Pod):
             self._enqueue_all(self._quota.on_pod_ended(pod.metadata.namespace))

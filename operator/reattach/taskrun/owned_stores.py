@@ -8,7 +8,13 @@ from typing import TypeVar
 
 import msgspec
 
-from reattach.api.names import ANNOTATION_SUMMARY, ANNOTATION_TEMPLATE_HASH
+from reattach.api.names import (
+    ANNOTATION_CONTAINER,
+    ANNOTATION_POD_RETENTION,
+    ANNOTATION_STOP_TIME,
+    ANNOTATION_SUMMARY,
+    ANNOTATION_TEMPLATE_HASH,
+)
 from reattach.api.objects import PartialObject, Pod
 from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.workqueue import Key
@@ -16,7 +22,13 @@ from reattach.taskrun.reconciler import key_by_label
 
 T = TypeVar("T", Pod, PartialObject)
 
-_ANNOTATIONS = (ANNOTATION_SUMMARY, ANNOTATION_TEMPLATE_HASH)
+_ANNOTATIONS = (
+    ANNOTATION_SUMMARY,
+    ANNOTATION_TEMPLATE_HASH,
+    ANNOTATION_POD_RETENTION,
+    ANNOTATION_CONTAINER,
+    ANNOTATION_STOP_TIME,
+)
 
 
 def pod_store(on_change: Callable[[Key], None]) -> ObjectStore[Pod]:

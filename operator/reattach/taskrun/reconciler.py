@@ -50,6 +50,7 @@ from reattach.planner.plan import (
     ReleaseState,
     ReleaseTaskRun,
     SealState,
+    StopPod,
     UnreadableState,
 )
 from reattach.planner.podstatus import is_terminal
@@ -229,7 +230,9 @@ class Reconciler:
                 if not await self._executor.create(key, taskrun, action):
                     self._queue.add(key)
             case DeletePod():
-                await self._executor.delete(taskrun, action)
+                await self._executor.delete(key.namespace, action)
+            case StopPod():
+                await self._executor.stop(key.namespace, action)
             case ReleasePod(pod=pod):
                 await self._executor.release_pod(pod)
             case ReleaseState(name=name):

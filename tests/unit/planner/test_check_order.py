@@ -41,6 +41,7 @@ from reattach.planner.plan import (
     ProtectTaskRun,
     ReleaseTaskRun,
     SealState,
+    StopPod,
     UnreadableState,
 )
 
@@ -89,12 +90,14 @@ def test_decide_ends_are_recorded_before_the_outcome(monkeypatch: pytest.MonkeyP
 def test_decide_run_ends_before_leftovers_are_awaited(swap: Swap) -> None:
     taskrun = CANCELLED.with_failed_attempt(1)
     pods, state = (a_pod(1).with_sidecar().exited(1), a_pod(2).running()), a_state(2, seal=SEALED)
-    deleted = [delete.name for delete in actions_of(teardown_plan_of(taskrun, *pods, state=state), DeletePod)]
-    assert sorted(deleted) == ["load-01234-1", "load-01234-2"]
+    plan = teardown_plan_of(taskrun, *pods, state=state)
+    assert [stop.name for stop in actions_of(plan, StopPod)] == ["load-01234-1"]
+    assert [delete.name for delete in actions_of(plan, DeletePod)] == ["load-01234-2"]
 
     swap(decide, "_AFTER_ENDS", "_conclude", "_await_leftovers")
-    deleted = [delete.name for delete in actions_of(teardown_plan_of(taskrun, *pods, state=state), DeletePod)]
-    assert deleted == ["load-01234-1"], "the attempt of the cancelled run continues"
+    plan = teardown_plan_of(taskrun, *pods, state=state)
+    assert [stop.name for stop in actions_of(plan, StopPod)] == ["load-01234-1"]
+    assert actions_of(plan, DeletePod) == [], "the attempt of the cancelled run continues"
 
 
 def held_for_loss() -> ATaskRun:

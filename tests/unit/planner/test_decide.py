@@ -40,6 +40,7 @@ from reattach.planner.plan import (
     ReadState,
     ReleasePod,
     ReleaseState,
+    StopPod,
     UnreadableState,
 )
 from reattach.planner.pods import TEMPLATE_LEVELS_MAX
@@ -54,6 +55,10 @@ def told(plan: Plan) -> list[str]:
 
 def released(plan: Plan) -> list[str]:
     return [action.pod.metadata.name for action in actions_of(plan, ReleasePod)]
+
+
+def stopped(plan: Plan) -> list[str]:
+    return [action.name for action in actions_of(plan, StopPod)]
 
 
 def deleted(plan: Plan) -> list[str]:
@@ -298,8 +303,8 @@ def test_that_an_end_was_presumed_is_known_after_the_attempt_left_the_list() -> 
 def test_a_sidecar_that_goes_on_is_stopped_after_the_end_is_recorded() -> None:
     plan = plan_of(RETRIED, a_pod().with_sidecar().exited(1))
     assert (last_attempt_of(plan).cause, progress_of(plan)[0]) == ("Application", "Ending")
-    assert (deleted(plan), released(plan), created(plan)) == (["load-01234-1"], [], [])
-    assert actions_of(plan, DeletePod)[0].uid == "pod-1"
+    assert (deleted(plan), released(plan), created(plan)) == ([], [], [])
+    assert actions_of(plan, StopPod) == [StopPod("load-01234-1", "pod-1", at(10))]
 
 
 def test_the_next_pod_waits_until_the_sidecar_has_ended() -> None:
@@ -333,12 +338,12 @@ def test_a_pod_that_is_about_to_be_over_is_not_deleted() -> None:
     assert nothing(waits)
     assert waits.requeue_at == at(65)
     overdue = plan_of(a_taskrun(), a_pod().exited(0).not_over(), now=65)
-    assert (progress_of(overdue)[0], deleted(overdue)) == ("Ending", ["load-01234-1"])
+    assert (progress_of(overdue)[0], stopped(overdue)) == ("Ending", ["load-01234-1"])
 
 
 def test_an_end_without_a_time_is_not_waited_for() -> None:
     pod = a_pod().scheduled().with_container("task", terminated={"exitCode": 0}).with_status(phase="Running")
-    assert deleted(plan_of(a_taskrun(), pod)) == ["load-01234-1"]
+    assert stopped(plan_of(a_taskrun(), pod)) == ["load-01234-1"]
 
 
 def test_a_pod_of_an_ended_attempt_that_comes_back_is_stopped() -> None:
@@ -511,7 +516,7 @@ def test_a_held_run_stops_what_is_left_of_its_pod() -> None:
     taskrun = a_taskrun().with_state()
     held = status_of(plan_of(taskrun, a_pod().with_sidecar().exited(1)))
     plan = plan_of(taskrun.with_status(held), a_pod().with_sidecar().exited(1), now=12)
-    assert (plan.status, deleted(plan)) == (None, ["load-01234-1"])
+    assert (plan.status, stopped(plan)) == (None, ["load-01234-1"])
 
 
 def test_by_exit_code_success_needs_no_state() -> None:

@@ -29,6 +29,7 @@ from reattach.planner.plan import (
     ReleasePod,
     ReleaseTaskRun,
     SealState,
+    StopPod,
 )
 
 REPOSITORY = Path(__file__).parents[3]
@@ -161,6 +162,9 @@ class RunWithJob:
                 case DeletePod():
                     number = int(action.name.rpartition("-")[2])
                     pods[number] = pods[number].deleted().exited(143)
+                case StopPod():
+                    number = int(action.name.rpartition("-")[2])
+                    pods[number] = pods[number].with_status(phase="Failed", reason="DeadlineExceeded")
                 case ReleasePod(pod=pod):
                     number = int(pod.metadata.name.rpartition("-")[2])
                     released = pods[number].released()

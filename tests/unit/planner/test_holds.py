@@ -21,7 +21,7 @@ from builders import (
     teardown_plan_of,
 )
 from reattach.api.state import JobOrigin, JobState
-from reattach.planner.plan import AbsentState, CreatePod, DeletePod, EmitEvent, Plan, ReleaseTaskRun
+from reattach.planner.plan import AbsentState, CreatePod, DeletePod, EmitEvent, Plan, ReleaseTaskRun, StopPod
 
 HELD = '{"reattach":"v1","kind":"Held","message":"nobody can tell"}'
 RUN = a_taskrun().with_budgets(application=3, disruption=3).with_state().with_finalizer()
@@ -92,7 +92,7 @@ def test_no_pod_is_made_before_an_answer_though_the_summary_is_late() -> None:
 def test_the_hold_is_kept_while_the_rest_of_its_pod_is_stopped() -> None:
     pod = a_pod().with_sidecar().exited(85, message=HELD)
     plan = teardown_plan_of(RUN, pod, state=ASKED)
-    assert (hold_of(plan), len(actions_of(plan, DeletePod))) == (("True", "SubmissionUnknown"), 1)
+    assert (hold_of(plan), len(actions_of(plan, StopPod))) == (("True", "SubmissionUnknown"), 1)
     stopping = RUN.with_status(status_of(plan))
     again = teardown_plan_of(stopping, pod.deleted(20), state=ASKED, now=21)
     assert (again.status, created(again)) == (None, [])

@@ -28,6 +28,7 @@ SPECS = st.fixed_dictionaries(
     {
         "retry": st.fixed_dictionaries({"budgets": BUDGETS, "backoff": BACKOFF}),
         "completion": st.sampled_from(["Auto", "ExitCode", "Recorded"]),
+        "podRetention": st.sampled_from(["All", "Failed", "None"]),
         "historyLimit": st.sampled_from([1, 2, 20]),
         "deadlines": st.fixed_dictionaries(
             {"pendingSeconds": st.just(100), "lostSeconds": st.sampled_from([1, 300])},

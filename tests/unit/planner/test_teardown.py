@@ -40,6 +40,7 @@ from reattach.planner.plan import (
     ReleaseState,
     ReleaseTaskRun,
     SealState,
+    StopPod,
     UnreadableState,
 )
 
@@ -134,8 +135,8 @@ def test_cancel_stops_what_is_left_of_earlier_attempts_too() -> None:
     taskrun = CANCELLED.with_failed_attempt(1)
     leftover = a_pod(1).with_sidecar().exited(1)
     plan = teardown_plan_of(taskrun, leftover, a_pod(2).running(), state=a_state(2, seal=SEALED))
-    assert {action.name for action in actions_of(plan, DeletePod)} == {"load-01234-1", "load-01234-2"}
-    assert len(actions_of(plan, DeletePod)) == 2
+    assert actions_of(plan, StopPod) == [StopPod("load-01234-1", "pod-1", at(10))]
+    assert actions_of(plan, DeletePod) == [DeletePod("load-01234-2", "pod-2")]
 
 
 def test_a_state_that_can_not_be_read_does_not_keep_the_pod_of_a_cancelled_run_running() -> None:
@@ -144,6 +145,9 @@ def test_a_state_that_can_not_be_read_does_not_keep_the_pod_of_a_cancelled_run_r
         ("True", "StateUnreadable"),
         [DeletePod("load-01234-1", "pod-1")],
     )
+    leftover = a_pod(1).with_sidecar().exited(1)
+    plan = teardown_plan_of(CANCELLED.with_failed_attempt(1), leftover, state=UnreadableState("formatVersion"))
+    assert (len(actions_of(plan, StopPod)), actions_of(plan, DeletePod)) == (1, [])
     plan = teardown_plan_of(a_taskrun(), a_pod().exited(1), state=UnreadableState("formatVersion"))
     assert actions_of(plan, DeletePod) == []
 

@@ -48,6 +48,7 @@ from reattach.planner.plan import (
     ProtectTaskRun,
     ReadState,
     ReleaseTaskRun,
+    StopPod,
 )
 from reattach.planner.pods import pod_creation
 from reattach.runtime.metrics import OperatorMetrics
@@ -122,7 +123,7 @@ class FakeClient:
 
     async def delete(self, path: str, **_options: Any) -> bytes:
         self.asked.append(("DELETE", path))
-        return b'{"kind": "Status"}'
+        return msgspec.json.encode(self.objects.get(path, {"kind": "Status"}))
 
 
 class Scene:
@@ -288,6 +289,50 @@ async def test_a_pod_that_can_not_be_let_go_of_does_not_keep_the_next_attempt_wa
 
     assert scene.asked("PATCH") == [paths.pods(KEY.namespace, "load-0ld00-1")]
     assert scene.asked("POST") == [paths.pods(KEY.namespace, "load-0ld00-2")]
+
+
+async def test_executor_pod_whose_deadline_can_not_be_lowered_is_deleted() -> None:
+    path = paths.pods(KEY.namespace, "load-0ld00-1")
+    scene = Scene(path)
+    scene.has_taskrun(OLD)
+    scene.reconciler._decide = lambda *_: Plan(actions=(StopPod("load-0ld00-1", "p1", NOW),))
+
+    await scene.reconciler.reconcile(KEY)
+
+    assert (scene.asked("PATCH"), scene.asked("DELETE")) == ([path], [path])
+
+
+async def test_executor_pod_is_stopped_by_its_deadline_and_not_deleted() -> None:
+    scene = Scene()
+    scene.has_taskrun(OLD)
+    scene.reconciler._decide = lambda *_: Plan(actions=(StopPod("load-0ld00-1", "p1", NOW),))
+
+    await scene.reconciler.reconcile(KEY)
+
+    stop = {"reattach.dev/stop-time": "2026-01-02T03:04:05+00:00"}
+    assert scene.client.patches == [
+        {"metadata": {"uid": "p1", "annotations": stop}, "spec": {"activeDeadlineSeconds": 1}}
+    ]
+    assert scene.asked("DELETE") == []
+
+
+@pytest.mark.parametrize("policy, deletions", [("Failed", 0), ("None", 1)])
+async def test_reconciler_pod_that_is_not_kept_is_deleted_before_its_release_when_its_taskrun_is_finished(
+    policy: str, deletions: int
+) -> None:
+    scene = Scene()
+    scene.has_taskrun(OLD, outcome="Failed")
+    retention = {"reattach.dev/pod-retention": policy, "reattach.dev/container": "task"}
+    metadata = owned("load-0ld00-1", "p1", OLD, FINALIZER_ATTEMPT, annotations=retention)
+    pod = Pod(metadata=metadata, spec=PodSpec(node_name="node"), status=PodStatus(phase="Failed"))
+    path = paths.pods(KEY.namespace, "load-0ld00-1")
+    scene.client.objects[path] = pod
+    scene.pods.upsert(pod)
+
+    await scene.reconciler.reconcile(KEY)
+
+    writes = [verb for verb, asked in scene.client.asked if asked == path and verb != "GET"]
+    assert writes == ["DELETE"] * deletions + ["PATCH"]
 
 
 async def test_a_pod_lost_with_its_node_is_let_go_of_when_its_taskrun_is_gone() -> None:

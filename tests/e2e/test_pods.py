@@ -1,0 +1,54 @@
+"""Pods of ended attempts on the real cluster: the kubelet ends the rest, and logs are kept."""
+
+import yaml
+
+from realcluster import IMAGE, Cluster
+from waiting import wait_until
+
+TASK = "import sys, time; time.sleep(1); print('row 17 is bad', flush=True); sys.exit(3)"
+SHIPPER = """
+import signal, sys, time
+
+def flush(*_):
+    print('flushed', flush=True)
+    sys.exit(0)
+
+signal.signal(signal.SIGTERM, flush)
+while True:
+    time.sleep(1)
+"""
+
+
+def with_log_shipper(name: str, **spec: object) -> str:
+    """Return the manifest of a TaskRun whose task fails beside a container that never ends."""
+    containers = [
+        {"name": name, "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["python", "-c", program]}
+        for name, program in (("task", TASK), ("shipper", SHIPPER))
+    ]
+    body = {
+        "apiVersion": "reattach.dev/v1alpha1",
+        "kind": "TaskRun",
+        "metadata": {"name": name},
+        "spec": {"template": {"spec": {"terminationGracePeriodSeconds": 5, "containers": containers}}, **spec},
+    }
+    return yaml.safe_dump(body)
+
+
+def test_failed_attempt_with_a_log_shipper_keeps_both_logs_and_its_end(release: Cluster, namespace: str) -> None:
+    retry = {"budgets": {"application": 1}, "backoff": {"initialSeconds": 1}}
+    release.apply(with_log_shipper("shipped", retry=retry), namespace)
+    release.apply(with_log_shipper("forgotten", podRetention="None"), namespace)
+
+    status = release.finished("shipped", namespace)["status"]
+    assert [(one["cause"], one["exitCode"], one["end"]) for one in status["attempts"]] == [
+        ("Application", 3, "Reported")
+    ] * 2
+    for pod in release.pods_of("shipped", namespace):
+        assert pod["status"]["reason"] == "DeadlineExceeded"
+        name = pod["metadata"]["name"]
+        assert release.log(name, namespace) == "row 17 is bad\n"
+        assert release.log(name, namespace, "shipper") == "flushed\n"
+    assert "row 17 is bad" in release.reattach("logs", "shipped", namespace=namespace)
+
+    assert release.finished("forgotten", namespace)["status"]["attempts"][0]["exitCode"] == 3
+    wait_until(lambda: not release.pods_of("forgotten", namespace), seconds=60, what="no pod is kept", every=0.5)
