@@ -32,7 +32,6 @@ LATER = {
     "spec.retry.rules",
     "spec.stateFrom",
     "spec.suspend",
-    "spec.ttl",
 }
 
 
