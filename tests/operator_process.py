@@ -37,7 +37,7 @@ QUICK_RENEWAL = ("--lease-renew-seconds", "0.2")
 """For a leader that is to notice soon what became of its Lease."""
 
 RULES = [
-    {"apiGroups": ["reattach.dev"], "resources": ["taskruns"], "verbs": ["get", "list", "patch", "watch"]},
+    {"apiGroups": ["reattach.dev"], "resources": ["taskruns"], "verbs": ["delete", "get", "list", "patch", "watch"]},
     {"apiGroups": ["reattach.dev"], "resources": ["taskruns/status"], "verbs": ["patch"]},
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
     {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch", "create", "patch", "update"]},

@@ -437,7 +437,7 @@ def each(where: str, group: str, resource: str, verbs: str, names: str = "") -> 
 
 SECRETS = " reattach-ca reattach-server-tls"
 OPERATOR = (
-    each("served", "reattach.dev", "taskruns", "get list patch watch")
+    each("served", "reattach.dev", "taskruns", "delete get list patch watch")
     | each("served", "reattach.dev", "taskruns/status", "patch")
     | each("served", "reattach.dev", "taskruns/finalizers", "update")
     | each("served", "", "pods", "create delete get list patch watch")

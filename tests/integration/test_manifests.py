@@ -243,7 +243,7 @@ def test_a_taskrun_of_a_newer_version_can_still_be_cleaned_up(
     """It was accepted by policies that are no more; now only what touches the spec is asked to conform."""
     private_control_plane.kubectl("delete", "validatingadmissionpolicybindings", "reattach-reattach-implemented")
 
-    later = {"stateFrom": "nightly-1", "ttl": {"failedSeconds": 1}}
+    later = {"retry": {"rules": [{"match": {"reasons": ["Error"]}, "action": "Fail"}]}}
 
     def accepted() -> str | None:
         with contextlib.suppress(ControlPlaneError):  # the API server has not seen the deletion yet
@@ -256,17 +256,14 @@ def test_a_taskrun_of_a_newer_version_can_still_be_cleaned_up(
 
     def refused() -> bool:
         try:
-            guarded.try_to_create({"spec": {"stateFrom": "nightly-1"}})
+            guarded.try_to_create({"spec": later})
         except ControlPlaneError as error:
             return "not implemented" in str(error)
         return False
 
     wait_until(refused, seconds=30, what="it is refused again")
     guarded.update(name, {"metadata": {"labels": {"a": "b"}}})
-    more = {"retry": {"budgets": {"application": 1}}}
-    with pytest.raises(ControlPlaneError, match=r"spec.ttl is not implemented in this version of Reattach; remove it"):
-        guarded.update(name, {"spec": more})
-    guarded.update(name, {"spec": {**more, "ttl": None}})
+    guarded.update(name, {"spec": {"retry": {"budgets": {"application": 1}}}})
     guarded.update(name, {"status": {"outcome": "Failed"}}, "/status")
     guarded.update(name, {"metadata": {"finalizers": None}})
 

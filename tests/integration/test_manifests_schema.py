@@ -31,7 +31,6 @@ LATER = {
     "spec.retry.rules",
     "spec.stateFrom",
     "spec.suspend",
-    "spec.ttl",
 }
 
 

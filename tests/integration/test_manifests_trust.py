@@ -847,10 +847,51 @@ class TestTaskRunsThatTheOperatorWrites:
             cluster.call("PATCH", f"{path}/status", gone, user=OPERATOR, groups=ADMIN)["status"]["outcome"] == "Failed"
         )
 
-    def test_it_neither_makes_nor_deletes_one(self, cluster: RunningControlPlane, path: str) -> None:
-        assert "may not create or delete" in refused(cluster, "DELETE", path, user=OPERATOR, groups=ADMIN)
+    def test_it_creates_none(self, cluster: RunningControlPlane) -> None:
         made = a_taskrun("by-the-operator")
-        assert "may not create or delete" in refused(cluster, "POST", TASKRUNS, made, user=OPERATOR, groups=ADMIN)
+        assert "may not create" in refused(cluster, "POST", TASKRUNS, made, user=OPERATOR, groups=ADMIN)
+
+    @pytest.mark.parametrize(
+        "outcome, ttl",
+        [
+            (None, {"succeededSeconds": 0, "failedSeconds": 0, "cancelledSeconds": 0}),
+            ("Succeeded", {"failedSeconds": 0, "cancelledSeconds": 0}),
+            ("Failed", {"succeededSeconds": 0, "cancelledSeconds": 0}),
+            ("Cancelled", {"succeededSeconds": 0, "failedSeconds": 0}),
+            ("Succeeded", {}),
+            ("Succeeded", None),
+        ],
+    )
+    def test_it_deletes_none_that_runs_or_has_no_ttl_for_its_outcome(
+        self, cluster: RunningControlPlane, path: str, outcome: str | None, ttl: Object | None
+    ) -> None:
+        cluster.call("PATCH", path, {"spec": {"ttl": ttl}})
+        found = cluster.call("PATCH", f"{path}/status", {"status": {"outcome": outcome}})
+        said = refused(cluster, "DELETE", path, deletion_of(found), user=OPERATOR, groups=ADMIN)
+        assert "may delete only a TaskRun that has ended, and only if spec.ttl is set for its outcome" in said
+        cluster.call("DELETE", path)  # anybody else may
+
+    @pytest.mark.parametrize(
+        "outcome, field",
+        [("Succeeded", "succeededSeconds"), ("Failed", "failedSeconds"), ("Cancelled", "cancelledSeconds")],
+    )
+    def test_it_deletes_an_ended_one_with_a_ttl_in_the_version_that_it_read(
+        self, cluster: RunningControlPlane, path: str, outcome: str, field: str
+    ) -> None:
+        cluster.call("PATCH", path, {"spec": {"ttl": {field: 0}}})
+        found = cluster.call("PATCH", f"{path}/status", {"status": {"outcome": outcome}})
+        for missing in ("uid", "resourceVersion", "preconditions"):
+            body = deletion_of(found)
+            body["preconditions"].pop(missing, None)
+            body.pop(missing, None)
+            said = refused(cluster, "DELETE", path, body, user=OPERATOR, groups=ADMIN)
+            assert "only with the preconditions uid and resourceVersion" in said
+        cluster.call("DELETE", path, deletion_of(found), user=OPERATOR, groups=ADMIN)
+
+
+def deletion_of(found: Object) -> Object:
+    preconditions = {key: found["metadata"][key] for key in ("uid", "resourceVersion")}
+    return {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
 
 
 def test_with_watch_namespaces_the_policies_hold_there_alone(cluster: RunningControlPlane) -> None:
@@ -858,7 +899,7 @@ def test_with_watch_namespaces_the_policies_hold_there_alone(cluster: RunningCon
     served, other = cluster.create_namespace("served"), cluster.create_namespace("other")
     forged = pod(labels={"reattach.dev/taskrun": "load"})
     not_implemented = copy.deepcopy(a_taskrun("a"))
-    not_implemented["spec"]["ttl"] = {"failedSeconds": 1}
+    not_implemented["spec"]["retry"] = {"rules": [{"match": {"reasons": ["Error"]}, "action": "Fail"}]}
     try:
         install_admission(cluster, served, watchNamespaces=[served])
 
@@ -893,7 +934,7 @@ def test_the_policies_are_well_typed(cluster: RunningControlPlane) -> None:
         return found if all("typeChecking" in policy.get("status", {}) for policy in found) else []
 
     policies = wait_until(checked, seconds=30, what="the policies are type-checked")
-    assert len(policies) == 10
+    assert len(policies) == 11
     for policy in policies:
         assert not policy["status"]["typeChecking"].get("expressionWarnings"), policy["metadata"]["name"]
 

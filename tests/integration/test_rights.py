@@ -21,7 +21,7 @@ import yaml
 
 from cli_session import grant
 from controlplane import ControlPlane, ControlPlaneError, helm_template
-from operator_process import Cluster, Containers, Operator, kubelet_of
+from operator_process import Cluster, Containers, Operator, kubelet_of, succeed
 from ports import free_port
 from reattach.api.names import ANNOTATION_CA, HEADER_SESSION, LABEL_ORPHANS, LABEL_TASKRUN, TOKEN_AUDIENCE
 from stateapi import new_session
@@ -222,6 +222,7 @@ def lived(installation: Installation) -> Installation:
             "pending": never_start,
             "deleted": task_of(host, port, [RUNS_ON]),
             "cancelled": task_of(host, port, [RUNS_ON]),
+            "expired": succeed,
         }
         with kubelet_of(control_plane) as kubelet:
             kubelet.play(namespace, lambda taskrun, _: scripts[taskrun])
@@ -232,6 +233,7 @@ def lived(installation: Installation) -> Installation:
             )
             cluster.create("deleted")
             cluster.create("cancelled")
+            cluster.create("expired", ttl={"succeededSeconds": 0})
             wait_until(
                 lambda: cluster.status("cancelled").get("externalJobs"), seconds=60, what="it has submitted a job"
             )
@@ -243,6 +245,7 @@ def lived(installation: Installation) -> Installation:
             assert cluster.wait_for_outcome("retried", seconds=60)["outcome"] == "Succeeded"
             assert cluster.wait_for_outcome("pending", seconds=60)["outcome"] == "Failed"
             wait_until(lambda: cluster.status("deleted").get("externalJobs"), seconds=60, what="the other one has, too")
+            wait_until(lambda: cluster.status_if_there("expired") is None, seconds=60, what="its ttl has passed")
             # A pod that is hidden from the watch is asked for by name, and found.
             (pod,) = cluster.pods("deleted")
             path = f"/api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}"

@@ -77,7 +77,8 @@ annotations:
 {{- define "reattach.operatorRules" -}}
 - apiGroups: [reattach.dev]
   resources: [taskruns]
-  verbs: [get, list, patch, watch]  # patch: to add and remove its finalizer; an admission policy rejects other changes
+  # delete: ended ones whose spec.ttl has passed. patch: to add and remove its finalizer. An admission policy rejects other changes.
+  verbs: [delete, get, list, patch, watch]
 - apiGroups: [reattach.dev]
   resources: [taskruns/status]
   verbs: [patch]

@@ -92,6 +92,17 @@ class Cleanup(Shape, frozen=True):
     deadline_seconds: int = 900
 
 
+class Ttl(Shape, frozen=True):
+    """Seconds from `status.completion_time` to the deletion, by outcome.
+
+    A TaskRun is never deleted if the value is None.
+    """
+
+    succeeded_seconds: int | None = None
+    failed_seconds: int | None = None
+    cancelled_seconds: int | None = None
+
+
 class Resolution(Shape, frozen=True):
     """A manual resolution. The n-th resolution of a held object settles its n-th hold."""
 
@@ -122,6 +133,7 @@ class TaskRunSpec(Shape, frozen=True):
     managed_by: str = "reattach.dev/operator"
     history_limit: int = 20
     pod_retention: Literal["All", "Failed", "None"] = "All"
+    ttl: Ttl = Ttl()
 
     def __post_init__(self) -> None:
         """Copy the template, because a decoded `Raw` keeps the whole message in memory."""

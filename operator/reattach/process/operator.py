@@ -36,6 +36,7 @@ from reattach.taskrun.reconciler import Decide, Reconciler, Stores
 from reattach.taskrun.schema import SchemaError, check_schema
 from reattach.taskrun.taskrun_events import taskrun_event_recorder
 from reattach.taskrun.taskrun_store import TASKRUNS, UNFINISHED, TaskRunStore
+from reattach.taskrun.ttl import TtlController
 
 _TRY_AGAIN_SECONDS = 2.0
 
@@ -66,10 +67,27 @@ class Operator:
             KIND, cluster, self._metrics, self._unreadable, options.watch_namespaces, workers=options.workers
         )
         self._queue = self._controller.queue
-        self._taskruns = TaskRunStore(cluster, options.watch_namespaces, self._queue.add, self._unreadable)
+        rate_limiter = RateLimiter(per_second=options.writes_per_second, at_once=options.writes_at_once)
+        self._writer = writer = Writer(cluster, rate_limiter, self._leader.leads, self._metrics)
+        self._orphans = orphan_store()
+        self._ttl = TtlController(
+            cluster,
+            writer,
+            options.watch_namespaces,
+            self._orphans,
+            unreadable=self._unreadable,
+            metrics=self._metrics,
+            sweep_seconds=options.sweep_seconds,
+        )
+        self._taskruns = TaskRunStore(
+            cluster,
+            options.watch_namespaces,
+            self._queue.add,
+            self._unreadable,
+            on_finished=self._ttl.on_finished,
+        )
         self._pods = pod_store(self._queue.add)
         self._states = state_store(self._queue.add)
-        self._orphans = orphan_store()
         self._controller.watch(TASKRUNS.path, TaskRun, self._taskruns, field_selector=UNFINISHED)
         self._controller.watch(paths.pods, Pod, self._pods, label_selector=LABEL_TASKRUN)
         self._controller.watch(
@@ -78,8 +96,6 @@ class Operator:
         self._controller.watch(
             paths.configmaps, PartialObject, self._orphans, label_selector=LABEL_ORPHANS, metadata_only=True
         )
-        rate_limiter = RateLimiter(per_second=options.writes_per_second, at_once=options.writes_at_once)
-        self._writer = writer = Writer(cluster, rate_limiter, self._leader.leads, self._metrics)
         self._event_recorder = taskrun_event_recorder(
             writer, options.instance, self._metrics, self._taskruns.ending_reason
         )
@@ -140,6 +156,8 @@ class Operator:
         start("sweep", self._resync_loop)
         start("overdue", self._taskruns.run_overdue)
         start("quota", self._reconciler.run_quota_probes)
+        if not self._options.paused:
+            self._ttl.start(start)
         start("kopf", self._watch_taskruns)
         self._not_ready_reason = ""
 
@@ -209,6 +227,7 @@ class Operator:
         gauge("reattach_paused", "1 if no attempts are started.", lambda: self._options.paused)
         gauge("reattach_taskruns", "Unfinished TaskRuns.", lambda: len(self._taskruns))
         gauge("reattach_pods", "Pods of unfinished TaskRuns, and pods that still run.", lambda: len(self._pods))
+        gauge("reattach_ttl_pending", "Ended TaskRuns that will soon be deleted by their ttl.", lambda: len(self._ttl))
         gauge("reattach_orphan_records", "Records of orphaned external jobs.", lambda: len(self._orphans))
         ages = {path: partial(self._controller.watch_age, path) for path in self._controller.watched_paths}
         since = "Seconds since the last line of a watch."

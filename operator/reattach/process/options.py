@@ -66,7 +66,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, environment: Mapping[str,
         "--sweep-seconds",
         type=float,
         default=300.0,
-        help="interval of the resync, which lists all TaskRuns and removes the expired keys of finished ones",
+        help="interval of the resync, which lists all TaskRuns, and of the sweeps, which remove expired keys and delete ended TaskRuns by their ttl",
     )
     add("--paused", action="store_true", help="start no attempts; running ones continue, and their ends are recorded")
     tls = parser.add_argument_group("certificates of the state API")

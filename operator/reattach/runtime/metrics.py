@@ -71,6 +71,11 @@ class OperatorMetrics:
             ("result",),
             registry=self._registry,
         )
+        self.ttl_failures = Counter(
+            "reattach_ttl_failures_total",
+            "Deletions of ended TaskRuns by their ttl that failed and are retried.",
+            registry=self._registry,
+        )
         self.leader = Gauge("reattach_leader", "1 while this replica leads.", registry=self._registry)
 
     def gauge(self, name: str, documentation: str, value: Callable[[], float], **labels: str) -> None:

@@ -47,10 +47,14 @@ class Writer:
         async with self._write("patch", path):
             return await self._cluster.merge_patch(path, body, **query)
 
-    async def delete(self, path: str, *, uid: str) -> bytes:
-        """Send a DELETE with the UID as a precondition."""
+    async def delete(
+        self, path: str, *, uid: str, resource_version: str | None = None, propagation_policy: str | None = None
+    ) -> bytes:
+        """Send a DELETE with the UID, and the resourceVersion if given, as preconditions."""
         async with self._write("delete", path):
-            return await self._cluster.delete(path, uid=uid)
+            return await self._cluster.delete(
+                path, uid=uid, resource_version=resource_version, propagation_policy=propagation_policy
+            )
 
     @asynccontextmanager
     async def _write(self, verb: str, path: str) -> AsyncIterator[None]:

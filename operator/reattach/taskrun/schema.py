@@ -1,4 +1,4 @@
-"""Check that the CRD has every field that this operator writes."""
+"""Check that the CRD has every field that this operator writes or selects by."""
 
 import logging
 from collections.abc import Iterator
@@ -10,8 +10,9 @@ from reattach.api.names import VERSION
 from reattach.api.objects import Condition
 from reattach.api.taskrun import TaskRunStatus
 from reattach.cluster import Cluster, NotFoundError, paths
+from reattach.taskrun.ttl import TTL_FIELDS
 
-_OUTCOME = ".status.outcome"
+_SELECTABLE = (".status.outcome", *(f".spec.ttl.{field}" for field in TTL_FIELDS.values()))
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ def missing_from(crd: dict[str, Any]) -> Iterator[str]:
         return
     if "status" not in version.get("subresources", {}):
         yield "the subresource status"
-    if all(field["jsonPath"] != _OUTCOME for field in version.get("selectableFields", [])):
-        yield f"the selectable field {_OUTCOME}"
+    selectable = {field["jsonPath"] for field in version.get("selectableFields", [])}
+    yield from (f"the selectable field {path}" for path in _SELECTABLE if path not in selectable)
     status = version["schema"]["openAPIV3Schema"].get("properties", {}).get("status", {})
     yield from _missing_fields(TaskRunStatus, status, ".status")
 

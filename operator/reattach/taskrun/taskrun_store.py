@@ -64,7 +64,8 @@ class TaskRunStore:
     A DELETED event marks an entry *suspect*: `refresh` confirms it with a GET.
 
     An `ObjectStore` for the reflector. `on_change` is called with the key of each TaskRun that a
-    worker must look at.
+    worker must look at. `on_finished` is called with each TaskRun that leaves the cache because it
+    has an outcome.
     """
 
     def __init__(
@@ -74,12 +75,15 @@ class TaskRunStore:
         on_change: Callable[[Key], None],
         unreadable: UnreadableObjects,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        on_finished: Callable[[TaskRun], None] = lambda _: None,
     ) -> None:
         self._cluster = cluster
         self._namespaces: Sequence[str | None] = namespaces or [None]
         self._on_change = on_change
         self._unreadable = unreadable
         self._clock = clock
+        self._on_finished = on_finished
         self._cache: ObjectStore[TaskRun] = ObjectStore(key_of, lambda _: None, transform=without_unused)
         self._cutting = asyncio.Lock()
         """Held while a thread cuts deep values, because several would take turns with the loop."""
@@ -178,6 +182,7 @@ class TaskRunStore:
         if found.status.outcome is not None:
             self._remove(found)
             self._clear(key, uid)
+            self._on_finished(found)
             return
         self._cache.upsert(found)
         if self._cache.get(uid) is not None and self._is_change(uid, version):

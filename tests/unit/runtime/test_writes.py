@@ -323,9 +323,15 @@ class TestSchema:
             ".status.state",
         ]
 
-    def test_without_the_selectable_field_finished_taskruns_would_never_leave_the_watch(self, crd: JSON) -> None:
+    def test_selectable_fields_that_an_older_crd_lacks_are_named(self, crd: JSON) -> None:
+        """Ended TaskRuns would never leave the watch, or the list by their ttl would fail."""
         crd["spec"]["versions"][0]["selectableFields"] = []
-        assert list(missing_from(crd)) == ["the selectable field .status.outcome"]
+        assert list(missing_from(crd)) == [
+            "the selectable field .status.outcome",
+            "the selectable field .spec.ttl.succeededSeconds",
+            "the selectable field .spec.ttl.failedSeconds",
+            "the selectable field .spec.ttl.cancelledSeconds",
+        ]
 
     def test_a_version_that_is_not_served_is_not_there(self, crd: JSON) -> None:
         crd["spec"]["versions"][0]["served"] = False
