@@ -29,7 +29,6 @@ STATUS: Schema = ROOT["properties"]["status"]
 LATER = {
     "spec.podReplacementPolicy",
     "spec.podRetention",
-    "spec.retry.rules",
     "spec.stateFrom",
     "spec.suspend",
     "spec.ttl",
