@@ -54,7 +54,8 @@ class FakeJobs:
 
     def next_attempt(self, *, end: str = "Reported", charged_to: str = "disruption") -> None:
         """Record the end of the current attempt, and start the next one."""
-        ended = Attempt(number=self.attempt, end=end, charged_to=charged_to)
+        cause = "Application" if charged_to == "application" else "Disruption"
+        ended = Attempt(number=self.attempt, end=end, cause=cause, charged_to=charged_to)
         attempts = (*self.owner.status.attempts, ended)
         status: OwnerStatus = msgspec.structs.replace(self.owner.status, attempts=attempts)
         self.owner = msgspec.structs.replace(self.owner, status=status)

@@ -420,12 +420,12 @@ def succeed(containers: Containers) -> None:
     containers.end(0)
 
 
-def fail(exit_code: int = 1) -> Script:
+def fail(exit_code: int = 1, message: str = "", *, reason: str | None = None) -> Script:
     """Run, and exit with this code."""
 
     def script(containers: Containers) -> None:
         containers.run()
-        containers.end(exit_code)
+        containers.end(exit_code, message, reason=reason)
 
     return script
 

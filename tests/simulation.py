@@ -18,7 +18,7 @@ from builders import NAME, SETTINGS, STATE_UID, APod, a_pod, a_taskrun, at
 from reattach.api.names import ANNOTATION_STOP_TIME, FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, state_name
 from reattach.api.objects import Pod
 from reattach.api.orphans import OrphanRecord
-from reattach.api.reasons import Budget, ConditionType, EventReason, Reason
+from reattach.api.reasons import OWN_FAILURES, Budget, ConditionType, EventReason, Reason
 from reattach.api.state import Completion, Epoch, JobState, JobSummary, Seal, SealPurpose, StateView, Summary
 from reattach.api.taskrun import AttemptPurpose, Resolution, StateReference, TaskRun, TaskRunStatus
 from reattach.planner.budgets import amount, exhausted
@@ -118,6 +118,7 @@ class ModelCluster:
     events: int = 0
     completed: bool = False
     budgets_edited: bool = False
+    failed_by_rule: bool = False
     is_gone: bool = False
     """Set once the TaskRun is deleted and has no finalizer."""
     released_by_hand: bool = False
@@ -323,6 +324,7 @@ class ModelCluster:
         assert not is_held(status), "a pod was made while the run is held"
         metadata = based_on.metadata
         assert not based_on.spec.cancel, "a pod was made for a cancelled TaskRun"
+        assert not self.failed_by_rule, "a pod was made after a rule failed the run"
         for job in self.existing_state.jobs if self.existing_state else ():
             which = (job.key, job.generation)
             is_waiting = (
@@ -355,6 +357,10 @@ class ModelCluster:
             elif attempt.cause == "Stopped":
                 assert attempt.charged_to is None, "a stopped attempt was charged"
                 assert self._is_unwanted(), "an attempt was stopped without a request"
+            elif attempt.cause in OWN_FAILURES and attempt.charged_to is None:
+                self.failed_by_rule = True
+                actions = {rule.action for rule in self.taskrun.spec.retry.rules}
+                assert "Fail" in actions, "a failure was charged to nothing without a rule"
         assert all(
             attempt.number > before.counts.attempts or attempt.number in {a.number for a in before.attempts}
             for attempt in new

@@ -127,6 +127,7 @@ class Pods:
             "purpose": pod.purpose,
             "podUID": pod.body["metadata"]["uid"],
             "end": end,
+            "cause": "Application" if charged_to == "application" else "Disruption",
             "chargedTo": charged_to,
         }
         body = {"status": {"attempts": [*others, entry]}}

@@ -151,6 +151,34 @@ def test_when_the_budget_is_spent_the_run_fails(stage: Stage) -> None:
     stage.cluster.wait_for_release("spent")
 
 
+def test_first_rule_that_matches_decides_how_a_failure_is_retried_and_which_one_fails_the_run(stage: Stage) -> None:
+    scripts = {1: fail(3, "429: Too Many Requests"), 2: fail(137, reason="OOMKilled"), 3: fail(42)}
+    rules = [
+        {
+            "match": {"messagePattern": "(?i)too many requests"},
+            "action": "Retry",
+            "delaySeconds": 2,
+            "budget": "disruption",
+        },
+        {"match": {"reasons": ["OOMKilled"]}, "action": "Retry"},
+        {"match": {"exitCodes": {"operator": "NotIn", "values": [1]}}, "action": "Fail"},
+    ]
+    stage.run("ruled", scripts.__getitem__, retry={"budgets": {"application": 9}, "backoff": FAST, "rules": rules})
+    status = stage.cluster.wait_for_outcome("ruled")
+    assert (status["outcome"], condition(status, "Succeeded")["reason"]) == ("Failed", "FailedByRule")
+    attempts = status["attempts"]
+    assert [(one["cause"], one.get("chargedTo")) for one in attempts] == [
+        ("Application", "disruption"),
+        ("Resource", "application"),
+        ("Application", None),
+    ]
+    assert attempts[0]["message"] == "429: Too Many Requests (spec.retry.rules[0] applied: Retry)"
+    assert "spec.retry.rules[2] applied: Fail" in condition(status, "Succeeded")["message"]
+    created = [time_of(pod["metadata"]["creationTimestamp"]) for pod in stage.cluster.pods("ruled")]
+    # The API server's times are whole seconds, cut off.
+    assert created[1] - time_of(attempts[0]["finishTime"]) > dt.timedelta(seconds=1)
+
+
 def test_an_evicted_pod_costs_the_application_budget_nothing(stage: Stage) -> None:
     def evicted(containers: Containers) -> None:
         containers.run()

@@ -18,6 +18,10 @@ class Cause(StrEnum):
     STOPPED = "Stopped"
 
 
+OWN_FAILURES = frozenset({Cause.APPLICATION, Cause.RESOURCE, Cause.DEADLINE})
+"""Causes of an attempt that failed by itself. `spec.retry.rules` apply only to these."""
+
+
 class Budget(StrEnum):
     """The budget that an attempt's end is charged to.
 
@@ -92,6 +96,7 @@ class Reason(StrEnum):
     DISRUPTED_TOO_OFTEN = "DisruptedTooOften"
     NEVER_STARTED = "NeverStarted"
     PERMANENT_FAILURE = "PermanentFailure"
+    FAILED_BY_RULE = "FailedByRule"
     INVALID_TEMPLATE = "InvalidTemplate"
     TEMPLATE_CHANGED = "TemplateChanged"
     STATE_LOST = "StateLost"
@@ -134,6 +139,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.DISRUPTED_TOO_OFTEN: "Pods were lost more often than spec.retry.budgets.disruption allows.",
     Reason.NEVER_STARTED: "Pods did not start more often than spec.retry.budgets.neverStarted allows.",
     Reason.PERMANENT_FAILURE: "The task reported a permanent failure, so it is not retried.",
+    Reason.FAILED_BY_RULE: "A rule in spec.retry.rules failed the TaskRun.",
     Reason.INVALID_TEMPLATE: "The API server accepts no pod from spec.template.",
     Reason.TEMPLATE_CHANGED: "spec.template changed after the first attempt.",
     Reason.STATE_LOST: "The TaskRun's state was deleted by force. Manual resolution required.",

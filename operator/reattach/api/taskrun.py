@@ -33,11 +33,47 @@ class Backoff(Shape, frozen=True):
     jitter_percent: int = 20
 
 
+class ExitCodes(Shape, frozen=True):
+    """Exit codes to match. `NotIn` matches all codes except these and 0."""
+
+    operator: Literal["In", "NotIn"]
+    values: tuple[int, ...]
+
+
+class PodConditionPattern(Shape, frozen=True):
+    """A condition of the pod to match."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"] = "True"
+
+
+class RuleMatch(Shape, frozen=True):
+    """Ends of an attempt that a rule applies to. Every field that is set must match.
+
+    `message_pattern`: a regular expression in RE2 syntax.
+    """
+
+    exit_codes: ExitCodes | None = None
+    pod_conditions: tuple[PodConditionPattern, ...] = ()
+    reasons: tuple[str, ...] = ()
+    message_pattern: str | None = None
+
+
+class RetryRule(Shape, frozen=True):
+    """Handling of one kind of failure. `delay_seconds` and `budget` belong to the action Retry."""
+
+    match: RuleMatch
+    action: Literal["Retry", "Fail"]
+    delay_seconds: int | None = None
+    budget: Literal["application", "disruption", "neverStarted"] = "application"
+
+
 class Retry(Shape, frozen=True):
-    """Retry budgets and pauses."""
+    """Retry budgets and pauses, and rules for particular failures: the first match applies."""
 
     budgets: Budgets = Budgets()
     backoff: Backoff = Backoff()
+    rules: tuple[RetryRule, ...] = ()
 
 
 class Deadlines(Shape, frozen=True):

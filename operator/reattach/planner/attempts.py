@@ -11,11 +11,12 @@ from reattach.api.state import StateView
 from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunStatus
 from reattach.planner import conditions, holds, podstatus, textformat
 from reattach.planner.backoff import next_attempt_time
-from reattach.planner.budgets import amount, budget_of, charge
+from reattach.planner.budgets import amount, charge
 from reattach.planner.classification import Classification, EndedAttempt, classify, evidence_of, finish_time_of
 from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import DELETED, natural_outcome, requested_outcome
 from reattach.planner.plan import EmitEvent
+from reattach.planner.rules import Consequence, consequence_of
 
 _CLEANUP_DEADLINE = ("CleanupDeadline", "The time for the cleanup was over. Its pod was stopped.")
 
@@ -31,8 +32,9 @@ def record_ended_attempts(context: DecisionContext) -> DecisionContext:
     for view in ended_but_unrecorded(context):
         ended = _ended_attempt(context, view)
         classification = classify(ended)
-        entry = _final_entry(context, view, ended, classification)
-        context = context.with_status(_with_end(context, ended, classification, entry))
+        consequence = consequence_of(context.spec.retry.rules, ended, classification)
+        entry = _final_entry(context, view, ended, classification, consequence)
+        context = context.with_status(_with_end(context, ended, consequence, entry))
         recorded.append(entry)
     if not recorded:
         return context
@@ -121,10 +123,13 @@ def _pod_uid(context: DecisionContext, view: AttemptView) -> str:
 
 
 def _final_entry(
-    context: DecisionContext, view: AttemptView, ended: EndedAttempt, classification: Classification
+    context: DecisionContext,
+    view: AttemptView,
+    ended: EndedAttempt,
+    classification: Classification,
+    consequence: Consequence,
 ) -> Attempt:
     created = view.pod.metadata.creation_timestamp if view.pod else None
-    budget = budget_of(classification.cause, view.purpose)
     return Attempt(
         number=view.number,
         purpose=view.purpose,
@@ -135,20 +140,18 @@ def _final_entry(
         finish_time=finish_time_of(ended, context.now).replace(microsecond=0),
         end=evidence_of(ended).value,
         cause=classification.cause.value,
-        charged_to=budget.value if budget else None,
+        charged_to=consequence.budget.value if consequence.budget else None,
         reason=textformat.head(classification.reason),
         exit_code=ended.exit_code,
-        message=textformat.head(classification.message),
+        message=consequence.message,
     )
 
 
-def _with_end(
-    context: DecisionContext, ended: EndedAttempt, classification: Classification, entry: Attempt
-) -> TaskRunStatus:
-    budget = budget_of(classification.cause, entry.purpose)
+def _with_end(context: DecisionContext, ended: EndedAttempt, consequence: Consequence, entry: Attempt) -> TaskRunStatus:
+    budget = consequence.budget
     status = conditions.with_attempt(context.status, entry, context.spec.history_limit)
     status = msgspec.structs.replace(status, counts=charge(status.counts, budget))
-    if classification.cause is Cause.SUCCEEDED and ended.recorded_completion:
+    if entry.cause == Cause.SUCCEEDED and ended.recorded_completion:
         assert ended.state is not None
         assert ended.state.completion is not None
         status = msgspec.structs.replace(status, result=ended.state.completion.result)
@@ -162,7 +165,7 @@ def _with_end(
         charged=amount(status.counts.charged, budget),
         uid=context.metadata.uid,
         attempt=ended.number,
-        requested_seconds=classification.retry_after_seconds,
+        requested_seconds=consequence.delay_seconds,
     )
     return msgspec.structs.replace(status, next_attempt_time=again)
 

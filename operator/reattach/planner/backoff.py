@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from reattach.api.taskrun import Backoff
 
 RETRY_AFTER_SECONDS_MAX = 365 * 24 * 3600
-"""Longest delay that a task may request."""
+"""Longest delay that a task or a rule may request."""
 
 
 def next_attempt_time(
@@ -15,7 +15,7 @@ def next_attempt_time(
     """Return when the attempt after `attempt` may start, in whole seconds.
 
     `charged`: how many ends were charged to its budget, including this one. A delay that the task
-    requested gets no jitter.
+    or a rule requested gets no jitter.
     """
     if requested_seconds is not None:
         wait = timedelta(seconds=min(max(requested_seconds, 0), RETRY_AFTER_SECONDS_MAX))

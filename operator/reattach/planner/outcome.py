@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from reattach.api.reasons import SENTENCES, Budget, Cause, Outcome, Reason
-from reattach.api.taskrun import AttemptPurpose, TaskRunSpec, TaskRunStatus
+from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunSpec, TaskRunStatus
 from reattach.planner import conditions, external_jobs, holds, textformat
 from reattach.planner.budgets import FAILURES
 from reattach.planner.context import DecisionContext
+from reattach.planner.rules import is_failed_by_rule
 
 DELETED = "Deleted"
 """Reason of an ending, and of a stopped attempt, if the TaskRun is being deleted."""
@@ -117,9 +118,8 @@ def natural_outcome(spec: TaskRunSpec, status: TaskRunStatus) -> FinalOutcome | 
             continue
         if attempt.cause == Cause.SUCCEEDED:
             return FinalOutcome(Outcome.SUCCEEDED, Reason.SUCCEEDED, f"Attempt {attempt.number} completed the task.")
-        if attempt.cause == Cause.PERMANENT:
-            message = f"{SENTENCES[Reason.PERMANENT_FAILURE]} {textformat.describe_end(attempt)}"
-            return FinalOutcome(Outcome.FAILED, Reason.PERMANENT_FAILURE, message)
+        if (reason := _final_failure_of(attempt)) is not None:
+            return FinalOutcome(Outcome.FAILED, reason, f"{SENTENCES[reason]} {textformat.describe_end(attempt)}")
     budget, is_failed = holds.exhausted_budget(spec, status.counts)
     if budget is None or holds.is_held_by_budget(spec, status):
         return None
@@ -129,3 +129,10 @@ def natural_outcome(spec: TaskRunSpec, status: TaskRunStatus) -> FinalOutcome | 
     charged = [attempt for attempt in status.attempts if attempt.charged_to == budget]
     message = f"{SENTENCES[reason]} {textformat.describe_end(charged[-1])}" if charged else SENTENCES[reason]
     return FinalOutcome(Outcome.FAILED, reason, message)
+
+
+def _final_failure_of(attempt: Attempt) -> Reason | None:
+    """Return the reason of the TaskRun if the end of this attempt excludes another one."""
+    if attempt.cause == Cause.PERMANENT:
+        return Reason.PERMANENT_FAILURE
+    return Reason.FAILED_BY_RULE if is_failed_by_rule(attempt) else None

@@ -21,7 +21,7 @@ from reattach.api.messages import (
     ProblemCode,
     Unresolved,
 )
-from reattach.api.reasons import Budget
+from reattach.api.reasons import OWN_FAILURES
 from reattach.api.state import JobOrigin, JobState
 from reattach.state.codec import DurableState
 from reattach.state.errors import RequestRejectedError
@@ -167,7 +167,7 @@ def _was_charged(context: _IntentContext, record: JobRecord) -> bool:
     """
     ended_by = record.ended_by_attempt or 0
     since = range(ended_by, context.session.attempt)
-    charged = any(a.number in since and a.charged_to == Budget.APPLICATION for a in context.owner.status.attempts)
+    charged = any(a.number in since and a.cause in OWN_FAILURES for a in context.owner.status.attempts)
     return charged or (ended_by in since and context.owner.attempt(ended_by) is None)
 
 

@@ -226,6 +226,12 @@ def ended(pod: APod) -> Callable[[Spec], RunWithJob]:
     return lambda more: RunWithJob(taskrun_with(more), [pod])
 
 
+def failed_by_rule(more: Spec) -> RunWithJob:
+    rule = {"match": {"exitCodes": {"operator": "In", "values": [3]}}, "action": "Fail"}
+    retry = {"budgets": {"application": 1}, "rules": [rule]}
+    return RunWithJob(taskrun_with({"retry": retry, **more}), [a_pod().exited(3)])
+
+
 def deleted(more: Spec, *finalizers: str, **observed_more: Any) -> RunWithJob:
     taskrun = taskrun_with(more).being_deleted().with_metadata(finalizers=[FINALIZER_EXTERNAL_JOBS, *finalizers])
     return RunWithJob(taskrun, [a_pod().running()], more=observed_more)
@@ -273,6 +279,7 @@ CASES: dict[str, dict[str, Callable[[Spec], RunWithJob]]] = {
         "NeverStarted": without_jobs("NeverStarted", "neverStarted"),
     },
     "the task raises `PermanentFailure`": {"PermanentFailure": ended(a_pod().exited(1, message=PERMANENT))},
+    "a rule in `retry.rules` with the action `Fail` matches": {"FailedByRule": failed_by_rule},
     "`kubectl reattach resolve NAME --fail`": {"FailedByResolution": resolved_with_fail},
     "no pod can be made from `spec.template`, or someone changed it": {
         "InvalidTemplate": lambda more: evicted(more, rejection=INVALID),

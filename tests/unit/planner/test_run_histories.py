@@ -24,9 +24,28 @@ CLEANUP = st.fixed_dictionaries(
     },
     optional={"onDelete": POLICY, "command": st.just(["clean", "up"])},
 )
+RULE = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "match": st.sampled_from(
+                [{"exitCodes": {"operator": "In", "values": [1]}}, {"reasons": ["OOMKilled"]}, {"messagePattern": "."}]
+            ),
+            "action": st.just("Fail"),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "match": st.sampled_from([{"exitCodes": {"operator": "NotIn", "values": [1]}}, {"reasons": ["Error"]}]),
+            "action": st.just("Retry"),
+        },
+        optional={"delaySeconds": st.sampled_from([0, 60]), "budget": st.sampled_from(["disruption", "neverStarted"])},
+    ),
+)
 SPECS = st.fixed_dictionaries(
     {
-        "retry": st.fixed_dictionaries({"budgets": BUDGETS, "backoff": BACKOFF}),
+        "retry": st.fixed_dictionaries(
+            {"budgets": BUDGETS, "backoff": BACKOFF}, optional={"rules": st.lists(RULE, max_size=3)}
+        ),
         "completion": st.sampled_from(["Auto", "ExitCode", "Recorded"]),
         "podRetention": st.sampled_from(["All", "Failed", "None"]),
         "historyLimit": st.sampled_from([1, 2, 20]),

@@ -13,9 +13,9 @@ from reattach.state.errors import RequestRejectedError
 from reattach.state.job_operations import JobEvent, with_job
 from reattach.state.job_record import token_of
 
-REPORTED = {"end": "Reported", "chargedTo": "disruption"}
-PRESUMED = {"end": "Presumed", "chargedTo": "disruption"}
-FAILED = {"end": "Reported", "chargedTo": "application"}
+REPORTED = {"end": "Reported", "cause": "Disruption", "chargedTo": "disruption"}
+PRESUMED = {"end": "Presumed", "cause": "Disruption", "chargedTo": "disruption"}
+FAILED = {"end": "Reported", "cause": "Application", "chargedTo": "application"}
 
 
 def intended(**asked: Any) -> Run:
@@ -409,10 +409,11 @@ class TestOver:
         [
             (FAILED, Decision.SUBMIT),
             (REPORTED, Decision.OVER),
+            ({**FAILED, "chargedTo": "disruption"}, Decision.SUBMIT),
             ({"end": "Reported", "chargedTo": None}, Decision.OVER),
             (None, Decision.SUBMIT),
         ],
-        ids=["charged to application", "to disruption", "to nothing", "dropped from the list"],
+        ids=["charged to application", "disrupted", "to disruption by a rule", "to nothing", "dropped from the list"],
     )
     def test_each_failed_generation_costs_one_attempt(
         self, state: str, ended: dict[str, Any] | None, decision: Decision
