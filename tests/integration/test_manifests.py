@@ -23,6 +23,8 @@ ENDING = {
     "time": "2026-01-01T00:00:00Z",
     "cleanupDeadline": "2026-01-01T00:15:00Z",
 }
+LATER: dict[str, Any] = {"podReplacementPolicy": "TerminatingOrFailed"}
+"""A field of the schema that this version refuses."""
 Case = dict[str, Any]
 
 
@@ -170,10 +172,10 @@ def test_every_example_is_accepted(guarded: TaskRuns, path: Path) -> None:
 
 
 def test_kubectl_shows_the_sentence(guarded: TaskRuns) -> None:
-    manifest = yaml.safe_dump(merged(GOOD, {"spec": {"stateFrom": "nightly-1"}}))
+    manifest = yaml.safe_dump(merged(GOOD, {"spec": LATER}))
     with pytest.raises(
         ControlPlaneError,
-        match=r"denied request: spec.stateFrom is not implemented in this version of Reattach; remove it",
+        match=r"denied request: spec.retry.rules is not implemented in this version of Reattach; remove it",
     ):
         guarded.control_plane.kubectl("apply", "-f", "-", stdin=manifest)
     manifest = yaml.safe_dump(merged(GOOD, {"spec": {"retrys": {}}}))
@@ -243,11 +245,10 @@ def test_a_taskrun_of_a_newer_version_can_still_be_cleaned_up(
     """It was accepted by policies that are no more; now only what touches the spec is asked to conform."""
     private_control_plane.kubectl("delete", "validatingadmissionpolicybindings", "reattach-reattach-implemented")
 
-    later = {"retry": {"rules": [{"match": {"reasons": ["Error"]}, "action": "Fail"}]}}
 
     def accepted() -> str | None:
         with contextlib.suppress(ControlPlaneError):  # the API server has not seen the deletion yet
-            return guarded.create({"metadata": {"finalizers": ["example.org/test"]}, "spec": later})
+            return guarded.create({"metadata": {"finalizers": ["example.org/test"]}, "spec": LATER})
         return None
 
     name = wait_until(accepted, seconds=30, what="a field of a newer version is accepted")
@@ -256,7 +257,7 @@ def test_a_taskrun_of_a_newer_version_can_still_be_cleaned_up(
 
     def refused() -> bool:
         try:
-            guarded.try_to_create({"spec": later})
+            guarded.try_to_create({"spec": LATER})
         except ControlPlaneError as error:
             return "not implemented" in str(error)
         return False

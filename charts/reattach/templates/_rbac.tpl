@@ -89,7 +89,7 @@ annotations:
   resources: [pods]
   verbs: [create, delete, get, list, patch, watch]
 - apiGroups: [""]
-  resources: [configmaps]  # create: records of orphaned jobs
+  resources: [configmaps]  # create: records of orphaned jobs, copies of states
   verbs: [create, get, list, patch, update, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]

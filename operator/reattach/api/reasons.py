@@ -101,6 +101,7 @@ class Reason(StrEnum):
     TEMPLATE_CHANGED = "TemplateChanged"
     STATE_LOST = "StateLost"
     STATE_UNREADABLE = "StateUnreadable"
+    STATE_SOURCE_UNAVAILABLE = "StateSourceUnavailable"
     SUBMISSION_UNKNOWN = "SubmissionUnknown"
     BUDGET_EXHAUSTED = "BudgetExhausted"
     CANCELLED = "Cancelled"
@@ -117,6 +118,7 @@ HOLDS = (
     Reason.STATE_LOST,
     Reason.BUDGET_EXHAUSTED,
     Reason.STATE_UNREADABLE,
+    Reason.STATE_SOURCE_UNAVAILABLE,
     Reason.RESTORED,
 )
 """The reasons of the condition Held while it is True."""
@@ -144,6 +146,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.TEMPLATE_CHANGED: "spec.template changed after the first attempt.",
     Reason.STATE_LOST: "The TaskRun's state was deleted by force. Manual resolution required.",
     Reason.STATE_UNREADABLE: "The TaskRun's state was written by a newer version or changed by hand, and can't be read.",
+    Reason.STATE_SOURCE_UNAVAILABLE: "The state of the TaskRun in spec.stateFrom can't be copied yet, so no attempt starts.",
     Reason.SUBMISSION_UNKNOWN: "It is unknown whether an external job runs. Manual resolution required.",
     Reason.BUDGET_EXHAUSTED: "No attempts are left while an external job runs. Manual resolution required.",
     Reason.CANCELLED: "The TaskRun was cancelled.",

@@ -165,6 +165,7 @@ class TaskRunSpec(Shape, frozen=True):
     cleanup: Cleanup = Cleanup()
     adopt: tuple[Adoption, ...] = ()
     resolutions: tuple[Resolution, ...] = ()
+    state_from: str | None = None
     cancel: bool = False
     managed_by: str = "reattach.dev/operator"
     history_limit: int = 20
@@ -262,7 +263,10 @@ class Ending(Shape, frozen=True):
 
 
 class StateReference(Shape, frozen=True):
-    """Reference to the state. The state API sets it before it responds to the first call.
+    """Reference to the state.
+
+    The state API sets it before it responds to the first call. The operator sets it before the next
+    attempt if a state exists already, by `spec.stateFrom` or `kubectl reattach state import`.
 
     From then on, an absent ConfigMap means a lost state.
     """

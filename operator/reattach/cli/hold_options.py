@@ -83,7 +83,9 @@ def is_ending(taskrun: TaskRun) -> bool:
     return is_requested or taskrun.status.ending is not None
 
 
-_ENDED_BY_REQUEST = frozenset({Reason.STATE_LOST, Reason.BUDGET_EXHAUSTED, Reason.RESTORED})
+_ENDED_BY_REQUEST = frozenset(
+    {Reason.STATE_LOST, Reason.BUDGET_EXHAUSTED, Reason.STATE_SOURCE_UNAVAILABLE, Reason.RESTORED}
+)
 
 
 def find_holds(taskrun: TaskRun, jobs: Sequence[JobSummary]) -> tuple[OpenHold, ...]:

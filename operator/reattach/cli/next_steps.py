@@ -51,6 +51,8 @@ def describe_next_steps(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[
     if (condition := find_effective_hold(taskrun)) is not None:
         if condition.reason == Reason.STATE_UNREADABLE:
             return _while_unreadable(snapshot)
+        if condition.reason == Reason.STATE_SOURCE_UNAVAILABLE:
+            return _while_source_is_unavailable(snapshot)
         return ("Nothing, until you run one of the commands below.",)
     final = outcome_of(snapshot)
     if final is not None and (is_ending(taskrun) or _was_requested(snapshot)):
@@ -78,6 +80,13 @@ def _while_unreadable(snapshot: Snapshot) -> tuple[str, ...]:
         )
     return (
         f"The operator reads the state again every {every}. The TaskRun continues once the operator can read the state.",
+    )
+
+
+def _while_source_is_unavailable(snapshot: Snapshot) -> tuple[str, ...]:
+    source, every = snapshot.taskrun.spec.state_from, duration(READ_AGAIN_AFTER)
+    return (
+        f"The operator looks at TaskRun {source} again every {every}. Attempt 1 starts once its state has been copied.",
     )
 
 
@@ -259,6 +268,17 @@ def available_options(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[Re
                 what="Run the task from the start. First check for external jobs of the original that still run.",
             ),
             ResolutionOption(command=f"kubectl delete trun {name} -n {namespace}", what="Delete the TaskRun."),
+        ]
+    if held is not None and held.reason == Reason.STATE_SOURCE_UNAVAILABLE:
+        options += [
+            ResolutionOption(
+                command=f"kubectl get trun {taskrun.spec.state_from} -n {namespace}",
+                what="Look at the TaskRun whose state will be copied. It must be over.",
+            ),
+            ResolutionOption(
+                command=f"kubectl delete trun {name} -n {namespace}",
+                what="Delete the TaskRun, for example to create it without spec.stateFrom, which starts it with an empty state.",
+            ),
         ]
     if held is not None and held.reason == Reason.STATE_UNREADABLE and status.state is not None:
         options.append(

@@ -26,6 +26,7 @@ A decision runs checks in a fixed order. Each check returns a decision, or None 
       |    _reject_template           no pod can be built, or it changed      -> teardown
       |    _await_unpause             the installation is paused             -> wait
       |    _handle_pod_rejection      the API server rejected the pod         -> wait, or teardown
+      |    _prepare_state             a state exists, or is to be copied     -> CopyState, or hold
       |    _protect_cleanup           a cleanup command needs our finalizer   -> ProtectTaskRun
       |    _create_pod                none of these                           -> CreatePod
       v
@@ -51,7 +52,8 @@ each. The other pairs exclude one another, or only the reason that is shown firs
     _await_backoff           = _reject_template        the run ends earlier
     _reject_template         = _await_unpause          the run ends later
     _await_unpause           = _handle_pod_rejection   the pause is shown first
-    _handle_pod_rejection    = _protect_cleanup        the finalizer is added earlier
+    _handle_pod_rejection    = _prepare_state          the state is copied earlier
+    _prepare_state           = _protect_cleanup        both precede the first pod
     _protect_cleanup         != _create_pod            a deletion would not wait for the cleanup
 """
 
@@ -61,10 +63,11 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from reattach.api.names import FINALIZER_EXTERNAL_JOBS, OPERATOR_NAME
+from reattach.api.names import FINALIZER_EXTERNAL_JOBS, OPERATOR_NAME, state_name
 from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, Cause, ConditionType, Outcome, Reason
-from reattach.api.taskrun import Attempt, TaskRunStatus
+from reattach.api.state import StateView
+from reattach.api.taskrun import Attempt, StateReference, TaskRunStatus
 from reattach.planner import (
     attempts,
     conditions,
@@ -80,6 +83,7 @@ from reattach.planner import (
 from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import FinalOutcome
 from reattach.planner.plan import (
+    CopyState,
     Decision,
     DeletePod,
     EmitEvent,
@@ -100,6 +104,10 @@ SHOW_RUNNING_AFTER = timedelta(seconds=2)
 SHOW_PENDING_AFTER = timedelta(seconds=10)
 """A pod that starts sooner is not shown as pending, unless it has a problem."""
 READ_AGAIN_AFTER = timedelta(seconds=30)
+_COPY_OPTIONS = (
+    "The operator tries again every 30 seconds. To start with an empty state instead, "
+    "delete this TaskRun and create it without spec.stateFrom."
+)
 _STARTS_EMPTY = "The next attempt starts with an empty state, as a resolution requested."
 
 Check = Callable[[DecisionContext], Decision | None]
@@ -396,6 +404,38 @@ def _handle_pod_rejection(context: DecisionContext) -> Decision | None:
     return context.with_status(status, event).plan(again=rejection.retry_at)
 
 
+def _prepare_state(context: DecisionContext) -> Decision | None:
+    """Name a state that exists in status, after copying that of `spec.stateFrom`.
+
+    From then on, an absent state is lost, never empty. A state exists before the first attempt if
+    it was copied, or if a user imported it. The copy is made once: a lost one is resolved like any
+    other state.
+    """
+    observed, status, source = context.observed, context.status, context.spec.state_from
+    is_to_copy = source is not None and context.last_number == 0 and status.counts.state_losses == 0
+    is_named = status.state is not None and bool(status.state.uid)
+    if is_named or (observed.summary is None and not is_to_copy):
+        return None
+    if observed.state is None:
+        return ReadState()
+    if isinstance(observed.state, StateView):
+        return _name_state(context, observed.state)
+    if source is None or not is_to_copy:
+        return None
+    if observed.copy_problem is None:
+        return CopyState(source)
+    reason = Reason.STATE_SOURCE_UNAVAILABLE
+    message = f"{SENTENCES[reason]} {observed.copy_problem} {_COPY_OPTIONS}"
+    return holds.hold(context, reason, message, again=context.now + READ_AGAIN_AFTER)
+
+
+def _name_state(context: DecisionContext, state: StateView) -> Plan:
+    metadata = context.metadata
+    named = StateReference(config_map=state_name(metadata.name, metadata.uid), uid=state.uid)
+    status = conditions.with_progress(context.status, Reason.PENDING, SENTENCES[Reason.PENDING], context.now)
+    return context.with_status(msgspec.structs.replace(status, state=named)).plan(again=context.now)
+
+
 def _protect_cleanup(context: DecisionContext) -> Plan | None:
     """Add our finalizer before the first pod if a command must run at the end.
 
@@ -432,6 +472,7 @@ _AFTER_ENDS: tuple[Check, ...] = (
     _reject_template,
     _await_unpause,
     _handle_pod_rejection,
+    _prepare_state,
     _protect_cleanup,
 )
 

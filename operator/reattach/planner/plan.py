@@ -88,6 +88,8 @@ class Observed:
     looked up only for a TaskRun that is being deleted and carries our finalizer.
     `paused`: the installation creates no pods.
     `predecessors`: names of the ConfigMaps with the orphaned jobs of earlier TaskRuns of this name.
+    `copy_problem`: why the state can't be copied (`CopyState`), as a sentence about what must hold;
+    None if that was not tried in this pass, or succeeded.
     """
 
     taskrun: TaskRun
@@ -98,6 +100,7 @@ class Observed:
     namespace_ends: bool = False
     paused: bool = False
     predecessors: tuple[str, ...] = ()
+    copy_problem: str | None = None
 
 
 # Output: needs
@@ -119,7 +122,17 @@ class SealState:
     purpose: SealPurpose
 
 
-Need: TypeAlias = ReadState | SealState
+@dataclass(frozen=True, slots=True)
+class CopyState:
+    """Create the state with the keys of a finished TaskRun, read it, and decide again with it.
+
+    A state that exists stays as it is. `source`: name of the other TaskRun.
+    """
+
+    source: str
+
+
+Need: TypeAlias = ReadState | SealState | CopyState
 """Precondition of a decision. The reconciler meets it, then decides again."""
 
 

@@ -24,7 +24,14 @@ from typing import Annotated, Any
 
 import msgspec
 
-from reattach.api.names import ANNOTATION_SUMMARY
+from reattach.api.names import (
+    ANNOTATION_SUMMARY,
+    API_VERSION,
+    FINALIZER_STATE,
+    KIND,
+    LABEL_TASKRUN,
+    state_name,
+)
 from reattach.api.objects import Count, ObjectMeta, Ordinal, Shape, Time
 from reattach.api.state import (
     Completion,
@@ -205,6 +212,25 @@ def from_configmap(configmap: bytes) -> StoredState:
     except RecursionError:
         raise UnreadableError("the state's ConfigMap is nested too deeply, perhaps in metadata.managedFields") from None
     return StoredState(metadata=read.metadata, state=from_data(read.data), body=body)
+
+
+def to_new_configmap(namespace: str, taskrun: str, uid: str, state: DurableState) -> dict[str, Any]:
+    """Return a ConfigMap with the state of a TaskRun that has none yet."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": state_name(taskrun, uid),
+            "namespace": namespace,
+            "labels": {LABEL_TASKRUN: taskrun},
+            "annotations": {ANNOTATION_SUMMARY: summary_annotation_of(state)},
+            "finalizers": [FINALIZER_STATE],
+            "ownerReferences": [
+                {"apiVersion": API_VERSION, "kind": KIND, "name": taskrun, "uid": uid, "controller": True}
+            ],
+        },
+        "data": to_data(state),
+    }
 
 
 def to_configmap(stored: StoredState, state: DurableState) -> dict[str, Any]:

@@ -19,23 +19,22 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from reattach.api.messages import ProblemCode
-from reattach.api.names import (
-    ANNOTATION_SUMMARY,
-    API_VERSION,
-    FINALIZER_EXTERNAL_JOBS,
-    FINALIZER_STATE,
-    KIND,
-    LABEL_TASKRUN,
-    OPERATOR_NAME,
-    state_name,
-)
+from reattach.api.names import FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE, OPERATOR_NAME, state_name
 from reattach.api.state import JobCounts, SealPurpose
 from reattach.api.taskrun import AttemptPurpose
-from reattach.cluster import ConflictError, KubernetesClient, NotFoundError
+from reattach.cluster import (
+    AlreadyExistsError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    KubernetesClient,
+    NotFoundError,
+)
 from reattach.cluster.nesting import cut_deep_values
 from reattach.cluster.paths import configmaps, taskruns
+from reattach.state import state_copy
 from reattach.state.admission import check_may_open, check_needs_cleanup
-from reattach.state.codec import DurableState, StoredState, from_configmap, summary_annotation_of, to_configmap, to_data
+from reattach.state.codec import DurableState, StoredState, from_configmap, to_configmap, to_new_configmap
 from reattach.state.errors import RequestRejectedError, UnreadableError
 from reattach.state.operations import Session, expire, open_state, seal
 from reattach.state.owner import Owner
@@ -176,6 +175,38 @@ class Store:
 
         await self._compare_and_set(run, self._load_or_none, act, self._save)
 
+    async def copy(self, run: RunReference, source: str, now: datetime) -> str | None:
+        """Create the state with the keys of another TaskRun, unless the state exists.
+
+        Return why not, as a sentence about what must hold; None once the state exists. It is
+        created in one write, so an existing one is complete. `status.state` is not set.
+        """
+        try:
+            owner = await _decoded_owner(await self._client.get(taskruns(run.namespace, source)))
+            stored = await self._configmap(RunReference(run.namespace, source, owner.metadata.uid))
+        except NotFoundError:
+            return state_copy.describe_absent(source)
+        except msgspec.DecodeError as error:
+            return state_copy.describe_unreadable(f"TaskRun {source}", str(error))
+        except UnreadableError as error:
+            return state_copy.describe_unreadable(f"state of TaskRun {source}", error.detail)
+        if (problem := state_copy.find_problem(owner, stored)) is not None:
+            return problem
+        try:
+            await self._create(run, state_copy.copy_of(source, stored, now))
+        except AlreadyExistsError:
+            return await self._problem_of_existing(run)
+        except (ForbiddenError, InvalidError) as error:
+            return f"The API server must accept the ConfigMap of the copy; it responds: {error.message}"
+        return None
+
+    async def _problem_of_existing(self, run: RunReference) -> str | None:
+        try:
+            await self._configmap(run)
+        except UnreadableError as error:
+            return state_copy.describe_unreadable("state of this TaskRun", error.detail)
+        return None
+
     async def sweep(self, run: RunReference, now: datetime) -> int:
         """Remove the expired keys of a finished run, and return their number.
 
@@ -299,21 +330,7 @@ class Store:
         self._remember(run, stored)
 
     async def _create(self, run: RunReference, state: DurableState) -> StoredState:
-        body = {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {
-                "name": state_name(run.name, run.uid),
-                "namespace": run.namespace,
-                "labels": {LABEL_TASKRUN: run.name},
-                "annotations": {ANNOTATION_SUMMARY: summary_annotation_of(state)},
-                "finalizers": [FINALIZER_STATE],
-                "ownerReferences": [
-                    {"apiVersion": API_VERSION, "kind": KIND, "name": run.name, "uid": run.uid, "controller": True}
-                ],
-            },
-            "data": to_data(state),
-        }
+        body = to_new_configmap(run.namespace, run.name, run.uid, state)
         return from_configmap(
             await self._client.create(configmaps(run.namespace), body, fieldManager=self._field_manager)
         )

@@ -307,6 +307,15 @@ class PlanExecutor:
         except RequestRejectedError as error:
             _log.warning("Could not seal the state of TaskRun %s/%s: %s", metadata.namespace, metadata.name, error)
 
+    async def copy_state(self, taskrun: TaskRun, source: str) -> str | None:
+        """Create the state with the keys of another TaskRun, unless the state exists.
+
+        Return why not, as a sentence about what must hold.
+        """
+        metadata = taskrun.metadata
+        run = RunReference(metadata.namespace, metadata.name, metadata.uid)
+        return await self._store.copy(run, source, self._clock())
+
     async def release_state(self, owner: ObjectMeta, name: str) -> None:
         """Remove our finalizer from the state of that name, if it is this TaskRun's."""
         states = self._states.by_key(Key(owner.namespace, owner.name))

@@ -37,6 +37,7 @@ from reattach.cluster import (
 from reattach.planner.plan import (
     AbsentState,
     Action,
+    CopyState,
     CreatePod,
     Decision,
     DeletePod,
@@ -196,6 +197,9 @@ class Reconciler:
                     pass
                 case SealState():
                     await self._executor.seal(taskrun, decision)
+                case CopyState(source=source):
+                    problem = await self._executor.copy_state(taskrun, source)
+                    observed = replace(observed, copy_problem=problem)
                 case _:
                     assert_never(decision)
             state = await self._read_state(taskrun)
@@ -280,13 +284,8 @@ class Reconciler:
             self._taskruns.apply_response(await self._taskruns.decode(response, reference_of(taskrun.metadata)))
 
     async def _record(self, taskrun: TaskRun, status: TaskRunStatus) -> TaskRun:
-        """Write the fields of status that differ.
-
-        The state API writes `status.state`. The operator may only remove it.
-        """
+        """Write the fields of status that differ."""
         patch = merge_patch_of(msgspec.to_builtins(taskrun.status), msgspec.to_builtins(status))
-        if patch.get("state") is not None:
-            del patch["state"]
         if not patch:
             return taskrun
         metadata = taskrun.metadata

@@ -205,6 +205,11 @@ def held_for_a_state_that_can_not_be_read() -> Snapshot:
     )
 
 
+def held_for_the_state_of_another_taskrun() -> Snapshot:
+    message = f"{SENTENCES[Reason.STATE_SOURCE_UNAVAILABLE]} TaskRun load-1 must be over; it is unfinished."
+    return see(held(a_taskrun(stateFrom="load-1"), Reason.STATE_SOURCE_UNAVAILABLE, message))
+
+
 def being_cancelled_with_a_state_that_can_not_be_read() -> Snapshot:
     taskrun = held(tried_once(cancel=True).with_state(), Reason.STATE_UNREADABLE)
     return see(taskrun, state_note="The state of load can't be read: the entry jobs is no JSON.")
@@ -601,6 +606,7 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     held_for_an_exhausted_budget,
     granted_once_more_and_used_up_again,
     held_for_a_state_that_can_not_be_read,
+    held_for_the_state_of_another_taskrun,
     being_cancelled_with_a_state_that_can_not_be_read,
     being_cancelled_while_held_for_an_exhausted_budget,
     being_deleted_while_held_for_a_lost_state,

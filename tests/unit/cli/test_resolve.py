@@ -166,7 +166,7 @@ def test_handle_of_another_job_can_not_be_adopted() -> None:
     )
 
 
-@pytest.mark.parametrize("reason", [Reason.STATE_UNREADABLE, Reason.RESTORED])
+@pytest.mark.parametrize("reason", [Reason.STATE_UNREADABLE, Reason.STATE_SOURCE_UNAVAILABLE, Reason.RESTORED])
 def test_hold_without_resolutions_is_refused_with_a_pointer_to_explain(reason: Reason) -> None:
     assert f"held for {reason}, which resolve can't settle; kubectl reattach explain load" in refusal(
         held(reason), FAIL

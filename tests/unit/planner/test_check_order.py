@@ -33,6 +33,7 @@ from reattach.planner import decide, teardown
 from reattach.planner.context import DecisionContext
 from reattach.planner.plan import (
     AbsentState,
+    CopyState,
     CreatePod,
     Decision,
     DeletePod,
@@ -141,6 +142,14 @@ def test_decide_finalizer_is_added_before_the_first_creation(monkeypatch: pytest
 
     monkeypatch.setattr(decide, "_AFTER_ENDS", decide._AFTER_ENDS[:-1])
     assert len(actions_of(plan_of(taskrun), CreatePod)) == 1, "a deletion does not wait for the cleanup"
+
+
+def test_decide_state_is_copied_before_the_first_creation(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decision_of(a_taskrun(stateFrom="earlier")) == CopyState("earlier")
+
+    others = tuple(check for check in decide._AFTER_ENDS if check is not decide._prepare_state)
+    monkeypatch.setattr(decide, "_AFTER_ENDS", others)
+    assert len(actions_of(plan_of(a_taskrun(stateFrom="earlier")), CreatePod)) == 1, "the task reads an empty state"
 
 
 def ending(taskrun: ATaskRun, *pods: APod, **seen: Any) -> ATaskRun:

@@ -28,9 +28,10 @@ from builders import (
     status_of,
 )
 from reattach.api.names import state_name
-from reattach.api.taskrun import TaskRunStatus
+from reattach.api.taskrun import StateReference, TaskRunStatus
 from reattach.planner.plan import (
     AbsentState,
+    CopyState,
     CreatePod,
     DeletePod,
     EmitEvent,
@@ -554,6 +555,66 @@ def test_a_run_whose_state_can_not_be_read_waits_visibly() -> None:
         ).status
         is None
     )
+
+
+# -- the state before the first attempt ------------------------------------------------------------
+
+
+COPIED = a_taskrun(stateFrom="earlier")
+PROBLEM = "TaskRun earlier must be over; it is unfinished."
+
+
+def test_state_of_another_taskrun_is_copied_and_named_before_the_first_pod() -> None:
+    assert decision_of(COPIED) == CopyState("earlier")
+    plan = plan_of(COPIED, state=a_state(None))
+    named = StateReference(config_map=state_name(NAME, UID), uid=STATE_UID)
+    assert (status_of(plan).state, plan.actions, plan.requeue_at) == (named, (), at(10))
+    begun = COPIED.with_status(status_of(plan))
+    assert created(plan_of(begun, summary=a_summary(None))) == [1]
+
+
+def test_state_that_exists_is_named_before_the_next_pod_even_without_a_summary_of_it() -> None:
+    imported = plan_of(a_taskrun(), summary=a_summary(None), state=a_state(None))
+    assert (status_of(imported).state, created(imported)) != (None, [1])
+    later = plan_of(RETRIED.with_failed_attempt(1), summary=a_summary(None), state=a_state(None))
+    assert (status_of(later).state is not None, created(later)) == (True, [])
+    gone = plan_of(a_taskrun(), summary=a_summary(None), state=AbsentState())
+    assert (gone.status, created(gone)) == (None, [1])
+
+
+def test_copied_state_that_is_deleted_before_the_first_pod_is_lost_and_not_copied_again() -> None:
+    begun = COPIED.with_status(status_of(plan_of(COPIED, state=a_state(None))))
+    lost = plan_of(begun, state=AbsentState())
+    assert (hold_of(lost), created(lost)) == (("True", "StateLost"), [])
+    given_up = begun.with_status(status_of(lost)).with_resolution("StateLost", "StartEmpty")
+    empty = given_up.with_status(status_of(plan_of(given_up, state=AbsentState())))
+    assert created(plan_of(empty)) == [1]
+
+
+def test_no_state_is_copied_after_the_first_attempt_or_while_paused() -> None:
+    assert created(plan_of(COPIED.with_budgets(application=3).with_failed_attempt(1))) == [2]
+    gone = plan_of(COPIED.with_budgets(application=3).with_failed_attempt(1), summary=a_summary(None))
+    assert created(gone) == [2]
+    assert progress_of(plan_of(COPIED, paused=True))[0] == "Paused"
+
+
+def test_run_whose_state_can_not_be_copied_is_held_until_it_can() -> None:
+    plan = plan_of(COPIED, copy_problem=PROBLEM)
+    assert (hold_of(plan), created(plan), plan.requeue_at) == (("True", "StateSourceUnavailable"), [], at(40))
+    assert PROBLEM in progress_of(plan)[1]
+    assert told(plan) == ["StateSourceUnavailable"]
+    held = COPIED.with_status(status_of(plan))
+    assert nothing(plan_of(held, copy_problem=PROBLEM, now=40))
+    copied = plan_of(held, state=a_state(None), now=70)
+    assert (hold_of(copied), progress_of(copied)[0]) == (("False", "NotHeld"), "Pending")
+
+
+def test_run_that_waits_for_a_state_to_copy_can_be_cancelled_and_has_a_deadline() -> None:
+    held = COPIED.with_status(status_of(plan_of(COPIED, copy_problem=PROBLEM)))
+    plan = plan_of(held.with_spec(cancel=True))
+    assert (status_of(plan).outcome, status_of(plan).state) == ("Cancelled", None)
+    late = plan_of(held.with_spec(deadlines={"runSeconds": 60}), now=99)
+    assert progress_of(late)[0] == "RunDeadlineExceeded"
 
 
 def test_a_wait_is_not_cut_short_by_a_state_that_can_not_be_read_for_a_while() -> None:

@@ -99,7 +99,7 @@ def test_change_keeps_unknown_entries_and_the_unknown_fields_of_what_is_changed_
     state = msgspec.structs.replace(state, epoch=before.epoch)
     after = rewritten(DATA[2], seal(state, 3, SealPurpose.END))
     assert from_data(after) == seal(state, 3, SealPurpose.END)
-    for name in ("formatVersion", "optional", "end", "copiedFrom", "epoch", "completion", "job.1.load"):
+    for name in ("formatVersion", "optional", "end", "epoch", "completion", "job.1.load"):
         assert after[name] == DATA[2][name]
     job = fields_of(after["job.2.load"])
     assert (job["state"], job["cancelRequestedByAttempt"]) == ("Succeeded", 2)
@@ -111,7 +111,6 @@ def test_next_epoch_has_no_unknown_fields_of_the_one_before() -> None:
     after = rewritten(DATA[2], opened)
     assert "purpose" not in fields_of(after["epoch"])
     assert json.loads(after["optional"]) == [
-        "copiedFrom",
         "end",
         "job.cancelRequestedAt",
         "job.cancelRequestedByAttempt",
@@ -119,7 +118,7 @@ def test_next_epoch_has_no_unknown_fields_of_the_one_before() -> None:
     ]
 
 
-UNKNOWN = ("copiedFrom", "end", "seal.time")
+UNKNOWN = ("end", "seal.time")
 """The fields of the table that this version does not have yet."""
 
 

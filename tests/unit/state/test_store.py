@@ -10,13 +10,16 @@ import pytest
 
 from reattach.api.messages import ProblemCode
 from reattach.api.names import API_VERSION, KIND, state_name
-from reattach.api.objects import PartialObject
+from reattach.api.objects import ObjectMeta, PartialObject
 from reattach.api.state import SealPurpose
+from reattach.cluster import ForbiddenError, NotFoundError
 from reattach.cluster.paths import configmaps, taskruns
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.unreadable import UnreadableObjects
+from reattach.state.codec import DurableState, StateEntry, StoredState, from_data
 from reattach.state.errors import RequestRejectedError
-from reattach.state.operations import Session, Set, change
+from reattach.state.operations import Session, Set, change, complete
+from reattach.state.state_copy import copy_of
 from reattach.state.store import RunReference, Store
 from reattach.taskrun.key_expiry import KeyExpiry, is_due
 from reattach.testing.memory_api import InMemoryCluster
@@ -147,3 +150,154 @@ async def test_open_after_the_run_ended_writes_no_state_reference() -> None:
     assert refused.value.code is ProblemCode.CLOSING
     status = json.loads(await cluster.get(taskruns("demo", "load")))["status"]
     assert status == {"outcome": "Cancelled"}
+
+
+# -- copies ----------------------------------------------------------------------------------------
+
+LATER = NOW + timedelta(minutes=5)
+
+
+async def create_copy_run(cluster: InMemoryCluster) -> RunReference:
+    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "next"}, "spec": {"stateFrom": "load"}}
+    made = json.loads(await cluster.create(taskruns("demo"), body))
+    return RunReference("demo", "next", made["metadata"]["uid"])
+
+
+async def end(cluster: InMemoryCluster) -> None:
+    await cluster.merge_patch(taskruns("demo", "load", "status"), {"status": {"outcome": "Succeeded"}})
+
+
+async def data_of(cluster: InMemoryCluster, run: RunReference) -> dict[str, str] | None:
+    try:
+        found = await cluster.get(configmaps("demo", state_name(run.name, run.uid)))
+    except NotFoundError:
+        return None
+    data: dict[str, str] = json.loads(found)["data"]
+    return data
+
+
+async def test_copy_has_the_keys_of_the_source_and_nothing_else_of_it() -> None:
+    cluster = InMemoryCluster(lambda: NOW)
+    run, store = await finished(cluster)
+    await store.change(run, lambda state: (complete(state, SESSION, b'{"rows":1}', NOW), None))
+    await store.seal(run, 1, SealPurpose.END)
+    await end(cluster)
+    copy = await create_copy_run(cluster)
+    assert await store.copy(copy, "load", LATER) is None
+    data = await data_of(cluster, copy)
+    assert data is not None
+    assert {*data} == {"formatVersion", "lastVersion", "requests", "counts", "key.never", "key.later"}
+    assert (data["lastVersion"], data["requests"], from_data(data).jobs) == ("3", "[]", {})
+    record = from_data(data).records["later"]
+    assert (record.version, record.attempt, record.pod_uid) == (3, 0, "stateFrom:load")
+    assert (record.updated_at, record.expires_at) == (LATER, LATER + timedelta(hours=1)), "its retention begins again"
+    assert from_data(data).records["never"].expires_at is None
+    # The first session of the copy finds the keys; none of the source is fenced or completed there.
+    assert await store.open(copy, SESSION, LATER)
+    assert {*(await store.read(copy)).records} == {"never", "later"}
+
+
+async def test_state_that_exists_is_not_copied_over() -> None:
+    cluster = InMemoryCluster(lambda: NOW)
+    _, store = await finished(cluster)
+    await end(cluster)
+    copy = await create_copy_run(cluster)
+    assert await store.copy(copy, "load", NOW) is None
+    before = await data_of(cluster, copy)
+    assert await store.copy(copy, "load", LATER) is None
+    assert await data_of(cluster, copy) == before
+
+
+async def test_source_that_never_had_a_state_is_copied_as_an_empty_one() -> None:
+    cluster = InMemoryCluster(lambda: NOW)
+    await create_run(cluster)
+    await end(cluster)
+    copy = await create_copy_run(cluster)
+    assert await Store(cluster).copy(copy, "load", NOW) is None
+    assert from_data(await data_of(cluster, copy) or {}) == DurableState()
+
+
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        ("absent", "TaskRun load must exist in this namespace; it does not."),
+        ("unfinished", "TaskRun load must be over; it is unfinished."),
+        ("lost", "The state of TaskRun load must exist; it was deleted by force."),
+        ("replaced", "The state of TaskRun load must exist; it was deleted by force."),
+        ("lost before", "The state of TaskRun load must exist; it was deleted by force."),
+        ("newer", "The state of TaskRun load must be readable: a newer version of Reattach wrote the state"),
+        ("foreign", "The state of TaskRun load must be readable: the ConfigMap"),
+        ("undecodable", "The TaskRun load must be readable: "),
+    ],
+)
+async def test_source_that_can_not_be_read_as_a_whole_is_a_problem_and_never_empty(damage: str, says: str) -> None:
+    cluster = InMemoryCluster(lambda: NOW)
+    run, store = await finished(cluster)
+    path = configmaps("demo", state_name(run.name, run.uid))
+    if damage != "unfinished":
+        await end(cluster)
+    match damage:
+        case "absent":
+            await cluster.delete(taskruns("demo", "load"), uid=run.uid)
+        case "lost":
+            await release(cluster, run)
+            await cluster.delete(path, uid=json.loads(await cluster.get(path))["metadata"]["uid"])
+        case "replaced":
+            await cluster.merge_patch(taskruns("demo", "load", "status"), {"status": {"state": {"uid": "other"}}})
+        case "lost before":
+            await release(cluster, run)
+            await cluster.delete(path, uid=json.loads(await cluster.get(path))["metadata"]["uid"])
+            counts = {"stateLosses": 1}
+            await cluster.merge_patch(taskruns("demo", "load", "status"), {"status": {"state": None, "counts": counts}})
+        case "newer":
+            await cluster.merge_patch(path, {"data": {"formatVersion": "9"}})
+        case "foreign":
+            await cluster.merge_patch(path, {"metadata": {"ownerReferences": None}})
+        case "undecodable":
+            await cluster.merge_patch(taskruns("demo", "load", "status"), {"status": {"counts": "many"}})
+    copy = await create_copy_run(cluster)
+    problem = await store.copy(copy, "load", NOW)
+    assert problem is not None
+    assert problem.startswith(says)
+    assert await data_of(cluster, copy) is None
+
+
+class Refusing(InMemoryCluster):
+    """A quota has no room for another ConfigMap."""
+
+    async def create(self, path: str, body: Mapping[str, Any], **query: str | int | None) -> bytes:
+        if path == configmaps("demo"):
+            raise ForbiddenError(403, "Forbidden", "exceeded quota: configmaps")
+        return await super().create(path, body, **query)
+
+
+async def test_copy_that_the_api_server_refuses_is_a_problem() -> None:
+    cluster = Refusing(lambda: NOW)
+    await create_run(cluster)
+    await end(cluster)
+    problem = await Store(cluster).copy(await create_copy_run(cluster), "load", NOW)
+    assert problem is not None
+    assert problem.endswith("it responds: exceeded quota: configmaps")
+
+
+async def test_name_of_the_copy_that_is_taken_is_a_problem() -> None:
+    cluster = InMemoryCluster(lambda: NOW)
+    await create_run(cluster)
+    await end(cluster)
+    copy = await create_copy_run(cluster)
+    taken = {"metadata": {"name": state_name(copy.name, copy.uid)}, "data": {"formatVersion": "1", "lastVersion": "0"}}
+    await cluster.create(configmaps("demo"), taken)
+    problem = await Store(cluster).copy(copy, "load", NOW)
+    assert problem is not None
+    assert problem.startswith("The state of this TaskRun must be readable: the ConfigMap next-")
+
+
+def test_retention_that_a_user_wrote_by_hand_is_bounded_in_a_copy() -> None:
+    records = {
+        key: StateEntry(key, msgspec.Raw(b"1"), 1, 1, "pod-1", updated, datetime(9999, 1, 1, tzinfo=UTC))
+        for key, updated in {"far": NOW, "back": datetime(9999, 6, 1, tzinfo=UTC)}.items()
+    }
+    stored = StoredState(metadata=ObjectMeta(), state=DurableState(last_version=1, records=records), body={})
+    copied = copy_of("load", stored, NOW).records
+    assert copied["far"].expires_at == NOW + timedelta(days=36500)
+    assert copied["back"].expires_at == NOW

@@ -54,6 +54,7 @@ from reattach.planner.pods import pod_creation
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
+from reattach.state.codec import DurableState, to_data
 from reattach.taskrun.executor import is_expected_pod
 from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
@@ -65,6 +66,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 KEY = Key("team", "load")
 OLD, NEW = "0ld00-uid", "new00-uid"
 JSON = dict[str, Any]
+EMPTY_STATE = to_data(DurableState())
 ENDING = {
     "outcome": "Cancelled",
     "reason": "Cancelled",
@@ -414,7 +416,7 @@ async def test_a_taskrun_that_changed_meanwhile_is_looked_at_anew_before_it_is_l
     assert paths.taskruns(*KEY) in scene.asked("GET")
 
 
-async def test_a_state_that_a_person_gave_up_is_named_in_status_no_more_and_none_is_ever_named_by_us() -> None:
+async def test_a_state_that_a_person_gave_up_is_named_in_status_no_more_and_another_stays_named() -> None:
     lost = {"type": "Held", "status": "True", "reason": "StateLost", "message": "lost"}
     raw = taskrun(NEW, "10", state={"configMap": "gone", "uid": "gone"}, conditions=[lost])
     raw["spec"]["resolutions"] = [{"held": "StateLost", "action": "StartEmpty"}]
@@ -429,6 +431,44 @@ async def test_a_state_that_a_person_gave_up_is_named_in_status_no_more_and_none
     other.has_taskrun(NEW, state={"configMap": "there", "uid": "there"})
     await other.reconciler.reconcile(KEY)
     assert [patch["status"].get("state", "left alone") for patch in other.client.patches] == ["left alone"]
+
+
+async def test_state_is_copied_and_then_named_before_the_first_pod() -> None:
+    scene = Scene()
+    raw = taskrun(NEW, "10")
+    raw["spec"]["stateFrom"] = "earlier"
+    scene.client.objects[paths.taskruns(*KEY)] = raw
+    about = {"name": "earlier", "namespace": KEY.namespace, "uid": "earli-uid"}
+    scene.client.objects[paths.taskruns(KEY.namespace, "earlier")] = {
+        "metadata": about,
+        "status": {"outcome": "Succeeded"},
+    }
+    scene.is_seen(raw)
+    with pytest.raises(UnavailableError, match="as fast as it is read"):  # because the fake client stores nothing
+        await scene.reconciler.reconcile(KEY)
+    assert set(scene.asked("POST")) == {paths.configmaps(KEY.namespace, "load-new00-state")}
+
+    state = {"metadata": owned("load-new00-state", "cm", NEW, FINALIZER_STATE), "data": EMPTY_STATE}
+    scene.client.objects[paths.configmaps(KEY.namespace, "load-new00-state")] = state
+    await scene.reconciler.reconcile(KEY)
+    assert [patch["status"]["state"] for patch in scene.client.patches] == [
+        {"configMap": "load-new00-state", "uid": "cm"}
+    ]
+    assert paths.pods(KEY.namespace, "load-new00-1") not in scene.asked("POST")
+
+
+async def test_state_that_can_not_be_copied_holds_the_run_and_is_looked_at_again() -> None:
+    scene = Scene()
+    raw = taskrun(NEW, "10")
+    raw["spec"]["stateFrom"] = "earlier"
+    scene.client.objects[paths.taskruns(*KEY)] = raw
+    scene.is_seen(raw)
+    assert await scene.reconciler.reconcile(KEY) == NOW + timedelta(seconds=30)
+    [patch] = scene.client.patches
+    held = next(one for one in patch["status"]["conditions"] if one["type"] == "Held")
+    assert held["reason"] == "StateSourceUnavailable"
+    assert "TaskRun earlier must exist in this namespace" in held["message"]
+    assert scene.asked("POST") == []
 
 
 async def test_held_taskruns_are_counted_by_reason() -> None:
