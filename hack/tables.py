@@ -25,6 +25,9 @@ MODES = (
     "forgetting-lookup",
     "nothing",
 )
+"""Modes of the random histories."""
+CASE_MODES = (*MODES, "while-open")
+"""Modes of the cases."""
 
 COMBINATIONS = 300
 """Minimum number of combinations of an adapter and a case; docs/conformance.md claims it."""
@@ -62,7 +65,7 @@ def sort_key(name: str) -> tuple[int, int, str]:
     system, _, mode = name.partition(", ")
     return (
         next((index for index, known in enumerate(ORDER) if system.startswith(known)), len(ORDER)),
-        MODES.index(mode) if mode in MODES else len(MODES),
+        CASE_MODES.index(mode) if mode in CASE_MODES else len(CASE_MODES),
         name,
     )
 
@@ -104,7 +107,7 @@ def missing_of(parts: list[Part]) -> list[str]:
     parts_of = {table: [part for part in parts if part["table"] == table] for table in TABLES}
     systems = [part["name"] for part in parts_of["adapters"] if count_combinations([part])]
     missing = [f"cases on {name}" for name in ORDER if not any(system.startswith(name) for system in systems)]
-    missing += [f"cases on http, {mode}" for mode in MODES if f"http, {mode}" not in systems]
+    missing += [f"cases on http, {mode}" for mode in CASE_MODES if f"http, {mode}" not in systems]
     if (found := count_combinations(parts_of["adapters"])) < COMBINATIONS:
         missing.append(f"{COMBINATIONS} combinations of an adapter and a case; {found} were tried")
     for table in ("histories", "plain"):

@@ -46,6 +46,9 @@ kept in SQLite, so they survive a restart of this process.
     lagging-lookup      jobs are found by their tag, N seconds after their submission
     forgetting-lookup   jobs are found by their tag, until N seconds after their end. Then they are
                         unknown, also by their id
+    while-open          "name" is unique, a repeated Idempotency-Key gets its job, and jobs are
+                        found by their tag, but only while the job runs. The job stays known by its
+                        id, and the same submission makes a second job
 
 `--cancel-seconds` is the default of "cancel_seconds", with every mode: 0, or `inf` for ever.
 """
@@ -98,13 +101,15 @@ class Mode:
     All times are in seconds, and None turns the feature off. `key_seconds`: how long an
     Idempotency-Key is honored, `math.inf`: for ever. `lag_seconds`: how long after its submission a
     job is found by its tag. `forget_seconds`: how long after its end a job and its name are
-    forgotten. `cancel_seconds`: how long a job ignores its cancellation, `math.inf`: for ever.
+    forgotten. `while_open`: names, keys and tags are free again when their job ends.
+    `cancel_seconds`: how long a job ignores its cancellation, `math.inf`: for ever.
     """
 
     unique_names: bool = False
     key_seconds: float | None = None
     lag_seconds: float | None = None
     forget_seconds: float = math.inf
+    while_open: bool = False
     cancel_seconds: float = 0.0
 
 
@@ -124,6 +129,7 @@ def modes_of(seconds: float) -> dict[str, Mode]:
         "lookup": Mode(lag_seconds=0),
         "lagging-lookup": Mode(lag_seconds=seconds),
         "forgetting-lookup": Mode(lag_seconds=0, forget_seconds=seconds),
+        "while-open": Mode(unique_names=True, key_seconds=math.inf, lag_seconds=0, while_open=True),
     }
 
 
@@ -194,11 +200,11 @@ class Jobs:
     def _made_before(self, request: JobRequest, now: float) -> str | None:
         if self._mode.unique_names and request.name is not None:
             found = self._database.execute("SELECT * FROM jobs WHERE name = ?", (request.name,)).fetchall()
-            if known := [job["id"] for job in found if self._is_known(job, now)]:
+            if known := [job["id"] for job in found if self._is_taken(job, now)]:
                 raise NameTakenError(known[0])
         if self._mode.key_seconds is not None and request.key is not None:
             used = self._database.execute("SELECT * FROM keys WHERE key = ?", (request.key,)).fetchone()
-            if used is not None and now < used["used"] + self._mode.key_seconds:
+            if used is not None and now < used["used"] + self._mode.key_seconds and self._holds(used["job"], now):
                 if used["request"] != request.request:
                     raise KeyReusedError
                 return str(used["job"])
@@ -227,7 +233,7 @@ class Jobs:
         visible = now - (self._mode.lag_seconds or 0)
         query = "SELECT * FROM jobs WHERE tag = ? AND submitted <= ? ORDER BY submitted"
         found = self._database.execute(query, (tag, visible)).fetchall()
-        return [_to_json(job, now) for job in found if self._is_known(job, now)]
+        return [_to_json(job, now) for job in found if self._is_taken(job, now)]
 
     def cancel(self, job_id: str, now: float) -> None:
         """Request the end of a running job; do nothing for a job that is over or unknown.
@@ -256,6 +262,15 @@ class Jobs:
 
     def _is_known(self, job: sqlite3.Row, now: float) -> bool:
         return bool(not job["forgotten"] and now < _end_of(job) + self._mode.forget_seconds)
+
+    def _is_taken(self, job: sqlite3.Row, now: float) -> bool:
+        """Return whether the name, the key and the tag of the job still belong to it."""
+        return self._is_known(job, now) and not (self._mode.while_open and now >= _end_of(job))
+
+    def _holds(self, job_id: str, now: float) -> bool:
+        """Return whether a used key still belongs to its job, also if the job is forgotten."""
+        job = self._database.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return not (self._mode.while_open and now >= _end_of(job))
 
     def stats(self) -> dict[str, Any]:
         """Return how many jobs were ever submitted, in all and by label."""

@@ -33,7 +33,7 @@ class BrokenApi:
         self._fault = fault
 
     async def forward(self, request: web.Request) -> web.StreamResponse:
-        fault = self._next_fault(request.method, request.path)
+        fault = self._next_fault(request)
         if fault is not None and fault.how == "error":
             return _error()
         response = await asyncio.to_thread(
@@ -51,10 +51,12 @@ class BrokenApi:
         request.transport.abort()
         return web.Response()
 
-    def _next_fault(self, method: str, path: str) -> Fault | None:
+    def _next_fault(self, request: web.Request) -> Fault | None:
         fault = self._fault
-        if fault is None or fault.on not in self._operations_of(method, path):
+        if fault is None or fault.on not in self._operations_of(request.method, request.path):
             return None
+        if fault.how != "error" and "dryRun" in request.query:
+            return None  # a dry run makes no job, so the fault is that of the creation
         if fault.once:
             self._fault = None
         return fault

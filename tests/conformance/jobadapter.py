@@ -57,6 +57,11 @@ def capabilities_of(mode: str, seconds: float) -> Capabilities:
         "lagging-lookup": Capabilities(look_up=Lookup(settling=span)),
         "forgetting-lookup": Capabilities(look_up=Lookup(settling=timedelta(), retention=span)),
         "nothing": Capabilities(),
+        "while-open": Capabilities(
+            ClientName(while_open=True),
+            SubmissionToken(_FOR_EVER, while_open=True),
+            Lookup(settling=timedelta(), while_open=True),
+        ),
     }[mode]
 
 
@@ -70,7 +75,10 @@ MODES = (
     "forgetting-lookup",
     "nothing",
 )
-CAPABILITIES = {mode: capabilities_of(mode, SECONDS.get(mode, 0)) for mode in MODES}
+"""Modes of the random histories."""
+CASE_MODES = (*MODES, "while-open")
+"""Modes of the cases."""
+CAPABILITIES = {mode: capabilities_of(mode, SECONDS.get(mode, 0)) for mode in CASE_MODES}
 
 
 class JobServerAdapter(Adapter):
@@ -135,20 +143,33 @@ def description_of(mode: str, address: str) -> Description:
     plain = SubmitRequest(path="/jobs", handle="id", body={"tag": "{token}"})
     keyed = SubmitRequest(path="/jobs", handle="id", headers={"Idempotency-Key": "{token}"}, exists=(200,))
     named = SubmitRequest(path="/jobs", handle="id", body={"name": "{name}"}, exists=(409,))
+    whole = SubmitRequest(
+        path="/jobs",
+        handle="id",
+        body={"name": "{name}", "tag": "{token}"},
+        headers={"Idempotency-Key": "{token}"},
+        exists=(200, 409),
+    )
     can = CAPABILITIES[mode]
+    submit = whole if can.token and can.client_name else keyed if can.token else named if can.client_name else plain
     look_up = can.look_up and LookupRequest(
         path="/jobs?tag={token}",
         items="jobs",
         carries="tag",
         handle="id",
         settling_seconds=can.look_up.settling.total_seconds(),
-        retention_seconds=_seconds_of(can.look_up.retention),
+        **_retention_of(can.look_up),
     )
     return Description(
         address=address,
-        submit=keyed if can.token else named if can.client_name else plain,
-        names=can.client_name and Names(retention_seconds=_seconds_of(can.client_name.retention)),
-        token=Token(lifetime_seconds=can.token.lifetime.total_seconds()) if can.token else None,
+        submit=submit,
+        names=can.client_name and Names(**_retention_of(can.client_name)),
+        token=can.token
+        and (
+            Token(while_open=True)
+            if can.token.while_open
+            else Token(lifetime_seconds=can.token.lifetime.total_seconds())
+        ),
         look_up=look_up,
         status=StatusRequest(
             path="/jobs/{handle}",
@@ -161,8 +182,10 @@ def description_of(mode: str, address: str) -> Description:
     )
 
 
-def _seconds_of(span: timedelta | None) -> float | None:
-    return None if span is None else span.total_seconds()
+def _retention_of(declared: ClientName | Lookup) -> dict[str, Any]:
+    if declared.while_open:
+        return {"while_open": True}
+    return {"retention_seconds": None if declared.retention is None else declared.retention.total_seconds()}
 
 
 @dataclass

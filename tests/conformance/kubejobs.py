@@ -89,6 +89,7 @@ class Objects:
             event["verb"] == "create"
             and event["objectRef"]["resource"] == plural
             and "subresource" not in event["objectRef"]
+            and "dryRun" not in event["requestURI"]
             and event["responseStatus"]["code"] == 201
             for event in events
         )

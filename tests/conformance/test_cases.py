@@ -8,7 +8,7 @@ import pytest
 from typing_extensions import override
 
 import jobservers
-from conformance.jobadapter import MODES, SECONDS, JobServerAdapter, JobServerSystem, serving
+from conformance.jobadapter import CASE_MODES, SECONDS, JobServerAdapter, JobServerSystem, serving
 from conformance.tables import keep_outcomes
 from reattach.adapters.base import Capabilities, ClientName, Lookup, Submission, Submitted
 from reattach.testing import CASES, Case, CaseResult, CountError, ExpectedResult, RealClock, Report, Suite
@@ -25,7 +25,7 @@ class Stage:
 
 
 # A mode's cases share a job server, and so a worker.
-@pytest.fixture(scope="module", params=[pytest.param(mode, marks=pytest.mark.xdist_group(mode)) for mode in MODES])
+@pytest.fixture(scope="module", params=[pytest.param(mode, marks=pytest.mark.xdist_group(mode)) for mode in CASE_MODES])
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     with serving(request.param) as served, Suite(served.external_system()) as suite:
         found = Stage(served, suite, [])

@@ -40,6 +40,9 @@ EXCESSIVE = {
     "a longer retention of names": ("forgetting-name", Capabilities(client_name=ClientName(4 * RETENTION))),
     "a token that is not enforced": ("nothing", Capabilities(token=SubmissionToken(FOR_EVER))),
     "a longer lifetime of tokens": ("expiring-token", Capabilities(token=SubmissionToken(timedelta(seconds=7200)))),
+    "a name that is free when its job ends": ("while-open", Capabilities(client_name=ClientName())),
+    "a token that ends with its job": ("while-open", Capabilities(token=SubmissionToken(FOR_EVER))),
+    "a lookup that finds only open jobs": ("while-open", Capabilities(look_up=Lookup(settling=timedelta()))),
     "a shorter settling time": ("lagging-lookup", Capabilities(look_up=Lookup(settling=timedelta()))),
     "a longer retention of lookups": (
         "forgetting-lookup",

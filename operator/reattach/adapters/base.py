@@ -39,22 +39,28 @@ class ClientName:
     """The external system rejects a second job with the same client-chosen name.
 
     `retention`: how long the system remembers the name, counted from the submission; None: forever.
+    `while_open`: the name is free again when its job ends. It then does not prevent a second job,
+    because the first one may have ended.
     """
 
     retention: timedelta | None = None
+    while_open: bool = False
 
     def __post_init__(self) -> None:
         _bound(self, "retention")
+        _check_while_open(self)
 
 
 @dataclass(frozen=True)
 class SubmissionToken:
     """The external system returns the first job when a token is repeated.
 
-    `lifetime`: how long it does so after the first use of the token.
+    `lifetime`: how long it does so after the first use of the token. `while_open`: it does so only
+    until the job ends, and a repeated token then makes a second job.
     """
 
     lifetime: timedelta
+    while_open: bool = False
 
     def __post_init__(self) -> None:
         _bound(self, "lifetime")
@@ -65,15 +71,18 @@ class Lookup:
     """Jobs can be found by what the submission gave them (name, tag, token).
 
     `settling`: an accepted job is found after this time at the latest. `retention`: how long a job
-    is found after its submission, at least, even if it ended at once; None: forever.
+    is found after its submission, at least, even if it ended at once; None: forever. `while_open`:
+    only open jobs are found. A job that is not found may then have ended.
     """
 
     settling: timedelta
     retention: timedelta | None = None
+    while_open: bool = False
 
     def __post_init__(self) -> None:
         _bound(self, "settling")
         _bound(self, "retention")
+        _check_while_open(self)
 
 
 @dataclass(frozen=True)
@@ -239,6 +248,14 @@ class Adapter(ABC):
         """
         text = json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return hashlib.sha256(f"{self.name}\0{text}".encode()).hexdigest()
+
+
+def _check_while_open(declared: ClientName | Lookup) -> None:
+    if declared.while_open and declared.retention is not None:
+        raise ValueError(
+            f"{type(declared).__name__} must have either retention or while_open: what is known only while the job is open"
+            " may be forgotten at once"
+        )
 
 
 def _bound(declared: ClientName | SubmissionToken | Lookup, name: str) -> None:

@@ -100,7 +100,8 @@ class ResolutionInput:
 def next_step(known: ResolutionInput) -> ResolutionStep:
     """Return the first step whose condition holds.
 
-    The order is: hold, client name, lookup, token, absence, policy.
+    The order is: hold, client name, lookup, token, absence, policy. A name, token or lookup that
+    ends with the job is no ground, because the job may have ended.
     """
     if known.job.held:
         return StillHeld(known.job.message or "its outcome is unknown and it waits for a resolution")
@@ -126,10 +127,12 @@ def still_holds(grounds: Grounds, job: Job, capabilities: Capabilities, request:
     match grounds:
         case Grounds.CLIENT_NAME:
             name = capabilities.client_name
-            return name is not None and (name.retention is None or latest < job.intended_at + name.retention)
+            if name is None or name.while_open:  # the job may have ended, and its name may be free again
+                return False
+            return name.retention is None or latest < job.intended_at + name.retention
         case Grounds.TOKEN:
             token = capabilities.token
-            if token is None or job.token_seconds is None:
+            if token is None or token.while_open or job.token_seconds is None:
                 return False
             # The shorter lifetime counts, because the adapter may have changed since the intent was
             # stored.
@@ -167,6 +170,8 @@ def absence_step(
     Return None if no lookup can prove it. `quiet_since`: see `Unresolved`. `request`: the longest
     that a submission may take.
     """
+    if look_up.while_open:  # the job may have ended
+        return None
     # A request that its process had sent before it died may still be accepted, as late as any other
     # request.
     settled = quiet_since + request + MARGIN + look_up.settling
@@ -193,8 +198,13 @@ def why_unknown(unresolved: Unresolved | None, capabilities: Capabilities) -> st
     if unresolved is not None and not unresolved.all_ended:
         attempts = ", ".join(str(attempt) for attempt in unresolved.attempts)
         return f"it may have been submitted, and attempts that may still submit it have not ended (attempt {attempts})"
+    if capabilities.look_up is not None and capabilities.look_up.while_open:
+        return "it may have been submitted; the lookup finds only open jobs, so the job may have ended"
     if capabilities.look_up is not None:
         return "it may have been submitted; the lookup does not find it, but its record may have expired"
-    if capabilities.token is not None or capabilities.client_name is not None:
+    named_by = [named for named in (capabilities.client_name, capabilities.token) if named is not None]
+    if named_by and all(named.while_open for named in named_by):
+        return "it may have been submitted, and its name or token is free when the job has ended"
+    if named_by:
         return "it may have been submitted, and the external system may no longer know its name or token"
     return "it may have been submitted, and the external system has no way to find out"

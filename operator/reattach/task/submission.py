@@ -285,7 +285,7 @@ class SubmissionProcess:
             self.wanted.key,
             adapter=adapter.name,
             digest=adapter.digest(self.wanted.request),
-            token_seconds=None if token is None else seconds_of(token.lifetime),
+            token_seconds=None if token is None or token.while_open else seconds_of(token.lifetime),
             detached=self.wanted.detached,
             again=again,
             new_generation=new_generation,

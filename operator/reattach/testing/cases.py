@@ -4,13 +4,13 @@ The expected result follows from the adapter's capabilities and from the known f
 computes it independently of the code under test.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from typing_extensions import override
 
-from reattach.adapters.base import Cancelled, Capabilities, Failed, NotFound, Rejected, Submitted
+from reattach.adapters.base import Active, Cancelled, Capabilities, Failed, NotFound, Rejected, Submitted
 from reattach.errors import DigestChanged
 
 if TYPE_CHECKING:
@@ -81,13 +81,25 @@ class UnresolvedSubmission:
     age: float = 10.0
 
 
+def kept_after_end(capabilities: Capabilities) -> Capabilities:
+    """Return the capabilities without those that end with the job."""
+    name, token, look_up = capabilities.client_name, capabilities.token, capabilities.look_up
+    return replace(
+        capabilities,
+        client_name=None if name and name.while_open else name,
+        token=None if token and token.while_open else token,
+        look_up=None if look_up and look_up.while_open else look_up,
+    )
+
+
 def expected(capabilities: Capabilities, request_seconds: float, unresolved: UnresolvedSubmission) -> ExpectedResult:
     """Return the result that the resolution of a submission must have."""
-    name, look_up, token = capabilities.client_name, capabilities.look_up, capabilities.token
+    kept = kept_after_end(capabilities)
+    name, look_up, token = kept.client_name, kept.look_up, kept.token
     arrived = unresolved.age + request_seconds + MARGIN_SECONDS
     if name and (name.retention is None or arrived < name.retention.total_seconds()):
         return ExpectedResult.ONE_JOB
-    if look_up and unresolved.exists:
+    if capabilities.look_up and unresolved.exists:
         return ExpectedResult.ONE_JOB
     if not unresolved.all_ended:
         return ExpectedResult.HELD
@@ -110,7 +122,7 @@ def absence_seconds(capabilities: Capabilities, request_seconds: float) -> float
 
     Return 0 if no lookup proves it.
     """
-    look_up = capabilities.look_up
+    look_up = kept_after_end(capabilities).look_up
     if look_up is None:
         return 0.0
     seconds = request_seconds + MARGIN_SECONDS + look_up.settling.total_seconds()
@@ -215,7 +227,7 @@ def _lose_response(case_run: "CaseRun") -> UnresolvedSubmission:
 
 def _wait_until_found(case_run: "CaseRun") -> None:
     """Start the next attempt when a lookup finds the job, because it is held otherwise."""
-    if case_run.capabilities.client_name is None:
+    if kept_after_end(case_run.capabilities).client_name is None:
         case_run.before_main(2, lambda process: process.sleep(settling_of(case_run.capabilities)))
 
 
@@ -292,8 +304,10 @@ def _fault_on_lookup(case_run: "CaseRun") -> "frozenset[ExpectedResult]":
     case_run.at_step(2, "lookup leaving", lambda _process: case_run.clear_faults_in(seconds))
     # The SDK has decided, and the fault of lookups may be one of submissions and statuses, too.
     case_run.at_step(2, "submit leaving", lambda _process: case_run.clear_faults())
-    retention = case_run.capabilities.look_up.retention if case_run.capabilities.look_up else None
-    if retention is not None and retention.total_seconds() < 10 + seconds + RETRY_SECONDS:
+    look_up = case_run.capabilities.look_up
+    retention = look_up.retention if look_up else None
+    may_be_forgotten = retention is not None and retention.total_seconds() < 10 + seconds + RETRY_SECONDS
+    if may_be_forgotten or (look_up is not None and look_up.while_open):
         return frozenset({ExpectedResult.ONE_JOB, ExpectedResult.HELD})
     return frozenset({ExpectedResult.ONE_JOB})
 
@@ -368,12 +382,36 @@ def _name_retention_of(capabilities: Capabilities) -> float:
 
 def _guarantees_of(capabilities: Capabilities) -> list[float]:
     """Return the seconds after which the guarantees of the external system expire."""
-    kept = (
-        capabilities.client_name and capabilities.client_name.retention,
-        capabilities.token and capabilities.token.lifetime,
-        capabilities.look_up and capabilities.look_up.retention,
+    kept = kept_after_end(capabilities)
+    times = (
+        kept.client_name and kept.client_name.retention,
+        kept.token and kept.token.lifetime,
+        kept.look_up and kept.look_up.retention,
     )
-    return [time.total_seconds() for time in kept if time]
+    return [time.total_seconds() for time in times if time]
+
+
+def _end_before_the_next_attempt(case_run: "CaseRun") -> "frozenset[ExpectedResult]":
+    """Start the next attempt when the job has ended.
+
+    A name or token that is then free no longer prevents a second job.
+    """
+    case_run.at_step(1, "submit accepted", lambda process: process.kill())
+
+    def wait(process: "TaskProcess") -> None:
+        [handle] = case_run.adapter(1).handles
+        adapter = case_run.system.adapter()
+        for _ in range(int(QUIET_SECONDS)):
+            if not isinstance(adapter.status(handle), Active):
+                break
+            process.sleep(1)
+
+    case_run.before_main(2, wait)
+    look_up = case_run.capabilities.look_up
+    is_found = look_up is not None and not look_up.while_open
+    # The suite does not know how long the job takes. A guarantee may expire meanwhile.
+    unresolved = (UnresolvedSubmission(exists=is_found, age=age) for age in (10, 10 + QUIET_SECONDS))
+    return frozenset(expected(case_run.capabilities, case_run.request_seconds, each) for each in unresolved)
 
 
 def _retry_just_in_time(case_run: "CaseRun") -> UnresolvedSubmission:
@@ -529,12 +567,16 @@ def _skip_without_name_or_token(case_run: "CaseRun") -> str:
 def _skip_without_token(case_run: "CaseRun") -> str:
     if case_run.capabilities.token is None:
         return "it declares no token"
+    if case_run.capabilities.token.while_open:
+        return "its tokens end with the job"
     return case_run.reason_if_too_long(case_run.capabilities.token.lifetime.total_seconds(), "its token is valid")
 
 
 def _skip_without_expiring_name(case_run: "CaseRun") -> str:
     if case_run.capabilities.client_name is None:
         return "it declares no name"
+    if case_run.capabilities.client_name.while_open:
+        return "its names end with the job"
     if case_run.capabilities.client_name.retention is None:
         return "its names are kept for ever"
     return case_run.reason_if_too_long(_name_retention_of(case_run.capabilities), "its names are kept")
@@ -558,6 +600,8 @@ def _skip_without_proof_of_absence(case_run: "CaseRun") -> str:
         return why
     if absence_seconds(case_run.capabilities, case_run.request_seconds):
         return ""
+    if case_run.capabilities.look_up is not None and case_run.capabilities.look_up.while_open:
+        return "no lookup proves absence, because only open jobs are found"
     return "no lookup proves absence, because jobs are forgotten first"
 
 
@@ -567,7 +611,8 @@ def _skip_without_retention(case_run: "CaseRun") -> str:
     if case_run.capabilities.look_up is None or case_run.capabilities.look_up.retention is None:
         return "it declares no retention of lookups"
     retention = case_run.capabilities.look_up.retention
-    name, token = case_run.capabilities.client_name, case_run.capabilities.token
+    kept = kept_after_end(case_run.capabilities)
+    name, token = kept.client_name, kept.token
     if (name and (name.retention is None or name.retention > retention)) or (token and token.lifetime > retention):
         return "its names or tokens are kept for longer than jobs"
     return case_run.reason_if_too_long(retention.total_seconds(), "a lookup finds jobs")
@@ -607,6 +652,11 @@ CASES: tuple[Case, ...] = (
     Case("before submit", "crash right before the request", _crash_at("submit leaving", _ABSENT)),
     Case("request left", "crash with the request on its way; it arrives", _crash_in_flight),
     Case("response lost", "crash after the external system has accepted", _crash_at("submit accepted", _EXISTS)),
+    Case(
+        "job ends unseen",
+        "the response is lost, and the job ends before the next attempt",
+        _end_before_the_next_attempt,
+    ),
     Case("handle on its way", "crash before the handle is stored", _crash_at("before PUT handle", _EXISTS)),
     Case("handle stored", "crash when it is stored, before the response", _crash_at("after PUT handle", None)),
     Case("after handle", "crash after the handle was recorded", _crash_at("after-handle", None)),

@@ -479,7 +479,11 @@ class Suite:
         if isinstance(arrangement, frozenset):
             return arrangement
         if isinstance(arrangement, UnresolvedSubmission):
+            look_up, exists = self.capabilities.look_up, arrangement.exists
             arrangement = expected(self.capabilities, self.request_seconds, arrangement)
+            if exists and look_up is not None and look_up.while_open:
+                # The job may end before the lookup.
+                return frozenset({arrangement, ExpectedResult.HELD})
         return frozenset({arrangement or ExpectedResult.ONE_JOB})
 
     def _outcome(self, case_run: CaseRun) -> ExpectedResult | None:

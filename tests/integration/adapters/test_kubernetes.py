@@ -4,10 +4,11 @@ No controller for Jobs runs here: the tests write a Job's status, as they do a T
 KubernetesPodOperator that `docs/reference/airflow-cases.md` lists.
 """
 
+import contextlib
 import json
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -271,6 +272,72 @@ class TestSubmit:
             KubernetesObjects(JOB, access=stranger).submit(submission())
         assert caught.value.retriable
         assert isinstance(KubernetesObjects(JOB, access=stranger).status("a/b/c"), Unknown)
+
+
+@pytest.fixture
+def adds_ttl(world: World) -> Iterator[Callable[[int], None]]:
+    """Return a function that puts a policy in force, which sets a time to live of Jobs in the namespace."""
+    path = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicies"
+    name = f"ttl-{world.namespace}"
+
+    def add(seconds: int) -> None:
+        rules = [{"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}]
+        where = {"matchLabels": {"kubernetes.io/metadata.name": world.namespace}}
+        expression = f"Object{{spec: Object.spec{{ttlSecondsAfterFinished: {seconds}}}}}"
+        policy = {
+            "metadata": {"name": name},
+            "spec": {
+                "matchConstraints": {"resourceRules": rules, "namespaceSelector": where},
+                "failurePolicy": "Fail",
+                "reinvocationPolicy": "Never",
+                "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}],
+            },
+        }
+        world.control_plane.call("POST", path, policy)
+        binding = {"metadata": {"name": name}, "spec": {"policyName": name}}
+        world.control_plane.call("POST", f"{path.removesuffix('policies')}policybindings", binding)
+
+        def is_in_force() -> bool:
+            probe = {**MANIFEST, "metadata": {"name": "probe"}}
+            made = world.control_plane.call("POST", JOB.path(world.namespace), probe, dryRun="All")
+            return made["spec"].get("ttlSecondsAfterFinished") == seconds
+
+        wait_until(is_in_force, seconds=60, what="the policy is in force")
+
+    yield add
+    for kind in ("policybindings", "policies"):
+        with contextlib.suppress(ControlPlaneError):
+            world.control_plane.call("DELETE", f"{path.removesuffix('policies')}{kind}/{name}")
+
+
+class TestPolicyThatAddsTimeToLive:
+    def test_job_is_rejected_and_never_created(self, world: World, adds_ttl: Callable[[int], None]) -> None:
+        adds_ttl(100)
+        with pytest.raises(
+            Rejected, match=r"the cluster must not set spec.ttlSecondsAfterFinished .* to 100"
+        ) as caught:
+            world.adapter().submit(submission())
+        assert not caught.value.retriable
+        assert world.objects() == []
+
+    def test_job_that_the_policy_removed_is_not_submitted_again(
+        self, world: World, adds_ttl: Callable[[int], None]
+    ) -> None:
+        """The response to the creation is lost, and the Job has ended and is gone before the next attempt."""
+        wanted = submission()
+        handle = world.adapter().submit(wanted).handle
+        adds_ttl(0)
+        world.delete(handle)
+        with pytest.raises(Rejected, match="the cluster must not set"):
+            world.adapter().submit(wanted)
+        assert world.objects() == []
+
+    def test_job_is_created_if_the_adapter_declares_the_time_to_live(
+        self, world: World, adds_ttl: Callable[[int], None]
+    ) -> None:
+        adds_ttl(3600)
+        handle = world.adapter(retention=timedelta(hours=1)).submit(submission()).handle
+        assert world.get(handle)["spec"]["ttlSecondsAfterFinished"] == 3600
 
 
 class TestStatus:

@@ -1,10 +1,12 @@
 """A wrong description is refused when it is made, with a sentence that says what must hold."""
 
 import copy
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from reattach.adapters.base import LONGEST, Capabilities, ClientName, Lookup, SubmissionToken
 from reattach.adapters.http import Description, DescriptionError, HttpJobs
 
 GOOD: dict[str, Any] = {
@@ -87,7 +89,12 @@ WRONG: list[tuple[str, Any, str]] = [
     ("cancel.path", "/cancel", r"cancel.path must hold \{handle\}"),
     ("cancel.method", "stop it", "must be an HTTP method"),
     ("names.retentionSeconds", -1, "must be at least 0 seconds"),
-    ("names", {}, "missing required field `retentionSeconds`"),
+    ("names", {}, "names must have one of retentionSeconds, .* and whileOpen"),
+    ("names", {"retentionSeconds": None, "whileOpen": True}, "names must have one of retentionSeconds"),
+    ("token", {}, "token must have one of lifetimeSeconds, .* and whileOpen"),
+    ("token", {"lifetimeSeconds": 86400, "whileOpen": True}, "token must have one of lifetimeSeconds"),
+    ("lookUp.retentionSeconds", None, "lookUp must have one of retentionSeconds, .* and whileOpen"),
+    ("lookUp.whileOpen", True, "lookUp must have one of retentionSeconds"),
     ("submit.exists", [], "submit.exists must name the status by which a taken name"),
     ("token.lifetimeSeconds", 25, "must be more than requestSeconds"),
     ("lookUp.path", "/jobs?user={taskrun}", r"lookUp.path must hold \{name\} or \{token\}"),
@@ -122,6 +129,18 @@ def with_field(where: str, value: Any) -> dict[str, Any]:
 def test_description_complete_is_accepted() -> None:
     capabilities = HttpJobs(Description.from_mapping(GOOD)).capabilities
     assert None not in {capabilities.client_name, capabilities.token, capabilities.look_up}
+
+
+def test_description_of_what_ends_with_the_job_declares_it() -> None:
+    described = with_field("lookUp.retentionSeconds", None)
+    described["lookUp"]["whileOpen"] = True
+    described |= {"names": {"whileOpen": True}, "token": {"whileOpen": True}}
+    capabilities = HttpJobs(Description.from_mapping(described)).capabilities
+    assert capabilities == Capabilities(
+        ClientName(while_open=True),
+        SubmissionToken(LONGEST, while_open=True),
+        Lookup(timedelta(seconds=30), while_open=True),
+    )
 
 
 @pytest.mark.parametrize("where,value,message", WRONG)

@@ -126,6 +126,22 @@ def test_forgetting_lookup_knows_nothing_of_a_job_that_ended_long_ago(
     assert server.made == 1
 
 
+@only("server", ["while-open"], indirect=True)
+def test_while_open_makes_a_second_job_of_the_name_and_the_key_of_an_ended_one(
+    http: httpx.Client, time: Time, server: LocalJobServer
+) -> None:
+    job = submit(http, name="a", key="a", tag="a", seconds=10).json()["id"]
+    time.pass_by(9)
+    assert found(http, "a") == [job]
+    assert submit(http, name="a", tag="a", seconds=10).json()["id"] == job
+    assert submit(http, key="a", tag="a", seconds=10).json()["id"] == job
+    time.pass_by(2)
+    assert found(http, "a") == []
+    assert http.get(f"/jobs/{job}").json()["status"] == "SUCCEEDED"
+    assert submit(http, name="a", key="a", tag="a", seconds=10).status_code == 201
+    assert server.duplicates == {"a": 2}
+
+
 @only("server", ["lookup"], indirect=True)
 class TestFaults:
     def test_an_error_happens_as_often_as_asked_and_makes_no_job(

@@ -1,9 +1,11 @@
 """The pure parts of the Kubernetes adapter, and responses that a real API server rarely sends."""
 
 import base64
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,17 @@ import pytest
 
 from reattach.adapter import Active, Cancelled, NotFound, Rejected, Submission, Succeeded, Unknown
 from reattach.adapters.http_client import CallError
-from reattach.adapters.kubernetes import JOB, TASKRUN, Access, AccessError, Kind, KubernetesObjects, When
+from reattach.adapters.kubernetes import (
+    JOB,
+    RAY_JOB,
+    SPARK_APPLICATION,
+    TASKRUN,
+    Access,
+    AccessError,
+    Kind,
+    KubernetesObjects,
+    When,
+)
 from reattach.adapters.kubernetes.kinds import text_at, value_at
 from reattach.adapters.kubernetes.objects import ObjectHandle
 
@@ -25,6 +37,18 @@ TAKEN = {"kind": "Status", "reason": "AlreadyExists", "message": "already exists
 ABSENT = {"kind": "Status", "reason": "NotFound", "details": {"name": NAME}, "message": f'jobs "{NAME}" not found'}
 
 Answers = Callable[[httpx.Request], httpx.Response]
+
+DRY_RUN = (201, OURS)
+AMBIGUOUS = [
+    (500, {"message": "etcdserver: request timed out"}),
+    (502, "bad gateway"),
+    (503, "upstream connect error or disconnect/reset before headers"),
+    (504, {"reason": "Timeout"}),
+    (409, {"reason": "Conflict", "message": "Operation cannot be fulfilled on resourcequotas"}),
+    (201, "<html>a captive portal</html>"),
+    (200, {}),
+    (302, ""),
+]
 
 
 def adapter(*responses: tuple[int, Any]) -> KubernetesObjects:
@@ -39,22 +63,78 @@ def adapter(*responses: tuple[int, Any]) -> KubernetesObjects:
 
 
 class TestResponses:
-    @pytest.mark.parametrize(
-        "status,body",
-        [
-            (500, {"message": "etcdserver: request timed out"}),
-            (502, "bad gateway"),
-            (503, "upstream connect error or disconnect/reset before headers"),
-            (504, {"reason": "Timeout"}),
-            (409, {"reason": "Conflict", "message": "Operation cannot be fulfilled on resourcequotas"}),
-            (201, "<html>a captive portal</html>"),
-            (200, {}),
-            (302, ""),
-        ],
-    )
+    @pytest.mark.parametrize("status,body", AMBIGUOUS)
     def test_submit_ambiguous_response_is_not_a_rejection(self, status: int, body: Any) -> None:
         with pytest.raises(CallError):
+            adapter(DRY_RUN, (status, body)).submit(SUBMISSION)
+
+    @pytest.mark.parametrize("status,body", AMBIGUOUS)
+    def test_submit_ambiguous_dry_run_is_retriable_because_it_creates_nothing(self, status: int, body: Any) -> None:
+        with pytest.raises(Rejected, match="the dry run of the creation failed") as caught:
             adapter((status, body)).submit(SUBMISSION)
+        assert caught.value.retriable
+
+    def test_submit_dry_run_with_lost_response_is_retriable(self) -> None:
+        def lost(_request: httpx.Request) -> httpx.Response:
+            raise httpx.ReadError("the connection was cut")
+
+        with pytest.raises(Rejected, match="the dry run of the creation failed") as caught:
+            KubernetesObjects(JOB, access=ACCESS, transport=httpx.MockTransport(lost)).submit(SUBMISSION)
+        assert caught.value.retriable
+
+    def test_submit_first_sends_the_same_object_as_a_dry_run(self) -> None:
+        seen: list[httpx.Request] = []
+
+        def respond(request: httpx.Request) -> httpx.Response:
+            seen.append(request)
+            return httpx.Response(201, json=OURS)
+
+        KubernetesObjects(JOB, access=ACCESS, transport=httpx.MockTransport(respond)).submit(SUBMISSION)
+        first, second = seen
+        assert first.url.params["dryRun"] == "All"
+        assert "dryRun" not in second.url.params
+        assert first.url.params["fieldValidation"] == second.url.params["fieldValidation"] == "Strict"
+        assert first.content == second.content
+
+    def test_submit_kind_without_a_time_to_live_needs_no_dry_run(self) -> None:
+        created = httpx.MockTransport(
+            lambda request: httpx.Response(500 if "dryRun" in str(request.url) else 201, json=OURS)
+        )
+        kind = replace(JOB, ends=())
+        assert KubernetesObjects(kind, access=ACCESS, transport=created).submit(SUBMISSION).handle == f"team/{NAME}/u1"
+
+    def test_submit_object_of_an_earlier_attempt_is_found_by_the_dry_run(self) -> None:
+        assert adapter((409, TAKEN), (200, OURS)).submit(SUBMISSION).existed
+
+    @pytest.mark.parametrize(
+        "kind,added",
+        [
+            (JOB, {"spec": {"ttlSecondsAfterFinished": 100}}),
+            (TASKRUN, {"spec": {"ttl": {"failedSeconds": 0}}}),
+            (SPARK_APPLICATION, {"spec": {"timeToLiveSeconds": 60}}),
+            (RAY_JOB, {"spec": {"deletionStrategy": {"onSuccess": {"policy": "DeleteSelf"}}}}),
+        ],
+    )
+    def test_submit_time_to_live_that_the_cluster_adds_is_rejected_before_the_creation(
+        self, kind: Kind, added: Any
+    ) -> None:
+        manifest = {"apiVersion": kind.api_version, "kind": kind.kind, "spec": {}}
+        stored = httpx.MockTransport(
+            lambda request: httpx.Response(201 if "dryRun" in str(request.url) else 500, json={**OURS, **added})
+        )
+        jobs = KubernetesObjects(kind, access=ACCESS, transport=stored)
+        with pytest.raises(Rejected, match=r"the cluster must not set spec.* of this object to") as caught:
+            jobs.submit(replace(SUBMISSION, request=manifest))
+        assert not caught.value.retriable
+        assert "exclude objects with the label reattach.dev/submission-token" in str(caught.value)
+
+    def test_submit_time_to_live_that_the_cluster_adds_may_be_as_long_as_the_retention(self) -> None:
+        stored = {**OURS, "spec": {"ttlSecondsAfterFinished": 100}}
+        created = httpx.MockTransport(lambda _request: httpx.Response(201, json=stored))
+        for seconds, is_accepted in ((100, True), (101, False)):
+            jobs = KubernetesObjects(JOB, access=ACCESS, transport=created, retention=timedelta(seconds=seconds))
+            with contextlib.nullcontext() if is_accepted else pytest.raises(Rejected):
+                jobs.submit(SUBMISSION)
 
     def test_submit_429_is_retriable(self) -> None:
         with pytest.raises(Rejected) as caught:
@@ -63,7 +143,7 @@ class TestResponses:
 
     def test_submit_created_object_is_ours_even_without_label(self) -> None:
         bare = {"metadata": {"namespace": "team", "name": NAME, "uid": "u1"}}
-        assert adapter((201, bare)).submit(SUBMISSION).handle == f"team/{NAME}/u1"
+        assert adapter(DRY_RUN, (201, bare)).submit(SUBMISSION).handle == f"team/{NAME}/u1"
 
     def test_submit_object_deleted_meanwhile_leaves_the_outcome_unknown(self) -> None:
         with pytest.raises(CallError, match="existed, but no longer exists"):

@@ -216,6 +216,13 @@ class TestNextStep:
         late = self.looked_up(KEEPS)
         assert isinstance(next_step(self.unresolved(absence=late)), LeaveOpen)
 
+    def test_absence_is_not_proven_by_a_lookup_that_finds_only_open_jobs(self) -> None:
+        open_jobs = Capabilities(look_up=Lookup(settling=SETTLES, while_open=True))
+        late = self.looked_up(REQUEST_TIME + MARGIN + SETTLES)
+        step = next_step(self.unresolved(capabilities=open_jobs, absence=late))
+        assert isinstance(step, LeaveOpen)
+        assert "finds only open jobs" in step.why
+
     def test_an_intent_without_a_lookup_is_left(self) -> None:
         assert isinstance(next_step(self.unresolved(capabilities=Capabilities())), LeaveOpen)
 

@@ -67,6 +67,11 @@ class TestDeclaring:
         with pytest.raises(ValueError, match="must not be negative"):
             declare(-SECOND)
 
+    @pytest.mark.parametrize("declare", [ClientName, lambda time, while_open: Lookup(SETTLING, time, while_open)])
+    def test_retention_of_what_is_known_only_while_the_job_is_open_is_refused(self, declare: Any) -> None:
+        with pytest.raises(ValueError, match="must have either retention or while_open"):
+            declare(timedelta(hours=1), while_open=True)
+
 
 def a_situation(
     capabilities: Capabilities = Capabilities(),  # noqa: B008 -- frozen
@@ -243,6 +248,59 @@ class TestLookUp:
         assert next_step(a_situation(keeps, after=long, looked_up_after=long)) == SubmitAgain(Grounds.ABSENT)
 
 
+class TestWhileOpen:
+    """The job may have ended, so that its name and token are free and a lookup does not find it."""
+
+    FREED_NAME = ClientName(while_open=True)
+    FREED_TOKEN = SubmissionToken(timedelta.max, while_open=True)
+    OPEN_JOBS = Lookup(SETTLING, while_open=True)
+
+    @pytest.mark.parametrize(
+        "capabilities",
+        [
+            Capabilities(FREED_NAME),
+            Capabilities(token=FREED_TOKEN),
+            Capabilities(look_up=OPEN_JOBS),
+            Capabilities(FREED_NAME, FREED_TOKEN, OPEN_JOBS),
+        ],
+    )
+    @pytest.mark.parametrize("all_ended", [True, False])
+    @pytest.mark.parametrize("after", [timedelta(0), 10 * MINUTE, timedelta(days=365)])
+    def test_absent_job_is_held(self, capabilities: Capabilities, all_ended: bool, after: timedelta) -> None:
+        step = next_step(a_situation(capabilities, all_ended=all_ended, after=after, looked_up_after=after))
+        assert isinstance(step, HoldRun)
+
+    def test_lookup_is_sent_once_because_it_may_find_the_job(self) -> None:
+        assert next_step(a_situation(Capabilities(self.FREED_NAME, look_up=self.OPEN_JOBS))) == LookUpStep()
+
+    def test_lookup_that_includes_ended_jobs_proves_absence_beside_a_freed_name(self) -> None:
+        capabilities = Capabilities(self.FREED_NAME, self.FREED_TOKEN, LOOK_UP)
+        assert next_step(a_situation(capabilities, looked_up_after=10 * MINUTE)) == SubmitAgain(Grounds.ABSENT)
+
+    def test_kept_name_counts_beside_a_lookup_of_open_jobs(self) -> None:
+        assert next_step(a_situation(Capabilities(NAME, look_up=self.OPEN_JOBS))) == SubmitAgain(Grounds.CLIENT_NAME)
+
+    def test_freed_name_and_token_do_not_hold_before_a_submission(self) -> None:
+        freed = Capabilities(self.FREED_NAME, self.FREED_TOKEN)
+        now = TimeBounds(INTENDED, INTENDED)
+        assert not still_holds(Grounds.CLIENT_NAME, a_situation().job, freed, REQUEST, now)
+        assert not still_holds(Grounds.TOKEN, a_situation().job, freed, REQUEST, now)
+
+    @pytest.mark.parametrize(
+        "capabilities,why",
+        [
+            (Capabilities(FREED_NAME, look_up=OPEN_JOBS), "the lookup finds only open jobs"),
+            (Capabilities(FREED_NAME), "its name or token is free when the job has ended"),
+            (Capabilities(token=FREED_TOKEN), "its name or token is free when the job has ended"),
+            (Capabilities(ClientName(timedelta(0)), FREED_TOKEN), "may no longer know its name or token"),
+        ],
+    )
+    def test_hold_says_that_the_job_may_have_ended(self, capabilities: Capabilities, why: str) -> None:
+        step = next_step(a_situation(capabilities, looked_up_after=10 * MINUTE))
+        assert isinstance(step, HoldRun)
+        assert why in step.why
+
+
 class TestPolicy:
     def test_it_decides_where_nothing_else_does(self) -> None:
         assert isinstance(next_step(a_situation(on_unknown="Hold")), HoldRun)
@@ -300,9 +358,11 @@ class TestStillHolding:
 spans = st.integers(0, 4 * 3600).map(lambda seconds: timedelta(seconds=seconds))
 all_capabilities = st.builds(
     Capabilities,
-    st.none() | st.builds(ClientName, st.none() | spans),
-    st.none() | st.builds(SubmissionToken, spans),
-    st.none() | st.builds(Lookup, spans, st.none() | spans),
+    st.none() | st.builds(ClientName, st.none() | spans) | st.just(ClientName(while_open=True)),
+    st.none() | st.builds(SubmissionToken, spans, st.booleans()),
+    st.none()
+    | st.builds(Lookup, spans, st.none() | spans)
+    | st.builds(lambda settling: Lookup(settling, while_open=True), spans),
 )
 situations = st.builds(
     a_situation,
@@ -331,15 +391,18 @@ class TestProperties:
         arrived = seen.now.latest + REQUEST
         if step.grounds is Grounds.CLIENT_NAME:
             assert able.client_name is not None
+            assert not able.client_name.while_open
             assert able.client_name.retention is None or arrived < INTENDED + able.client_name.retention
             return
         assert unresolved.all_ended
         if step.grounds is Grounds.TOKEN:
             assert able.token is not None
+            assert not able.token.while_open
             assert arrived < INTENDED + able.token.lifetime
         else:
             assert step.grounds is Grounds.ABSENT
             assert able.look_up is not None
+            assert not able.look_up.while_open
             assert seen.absence is not None
             assert unresolved.quiet_since is not None
             assert seen.absence.began >= unresolved.quiet_since + REQUEST + MARGIN + able.look_up.settling

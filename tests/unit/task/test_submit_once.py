@@ -116,6 +116,11 @@ class TestTheFirstTime:
             "detached": True,
         }
 
+    def test_state_api_is_not_told_a_lifetime_of_a_token_that_ends_with_the_job(self, pod: Pod) -> None:
+        system = System(Capabilities(token=SubmissionToken(timedelta(days=1), while_open=True)))
+        submit(pod, system)
+        assert "tokenSeconds" not in pod.api.bodies(INTENT)[0]
+
     def test_each_key_has_a_job_of_its_own(self, pod: Pod, system: System) -> None:
         with pod.context() as task:
             handles = [task.submit_once(key, system, REQUEST, detached=True).handle for key in ("a", "b/c", "..", "é ")]

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
+import msgspec
 
 from reattach.adapters.base import (
+    LONGEST,
     Active,
     Adapter,
     Cancelled,
@@ -75,11 +77,15 @@ class HttpJobs(Adapter):
     def capabilities(self) -> Capabilities:
         names, token, look_up = self._description.names, self._description.token, self._description.look_up
         return Capabilities(
-            client_name=None if names is None else ClientName(_time_of(names.retention_seconds)),
-            token=None if token is None else SubmissionToken(timedelta(seconds=token.lifetime_seconds)),
+            client_name=None if names is None else ClientName(_time_of(names.retention_seconds), names.while_open),
+            token=None
+            if token is None
+            else SubmissionToken(_time_of(token.lifetime_seconds) or LONGEST, token.while_open),
             look_up=None
             if look_up is None
-            else Lookup(timedelta(seconds=look_up.settling_seconds), _time_of(look_up.retention_seconds)),
+            else Lookup(
+                timedelta(seconds=look_up.settling_seconds), _time_of(look_up.retention_seconds), look_up.while_open
+            ),
         )
 
     def submit(self, submission: Submission) -> Submitted:
@@ -166,5 +172,5 @@ def _trust(ca_file: str) -> Callable[[], ssl.SSLContext]:
     return trust
 
 
-def _time_of(seconds: float | None) -> timedelta | None:
-    return None if seconds is None else timedelta(seconds=seconds)
+def _time_of(seconds: float | msgspec.UnsetType | None) -> timedelta | None:
+    return None if seconds is None or seconds is msgspec.UNSET else timedelta(seconds=seconds)

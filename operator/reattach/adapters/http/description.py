@@ -217,18 +217,20 @@ class LookupRequest(Part, frozen=True):
 
     `settling_seconds`: an accepted job is found after this time at the latest.
     `retention_seconds`: how long a job is found after its submission, at least, even if it ended at
-    once; None (null): forever.
+    once; None (null): forever. `while_open`, in its place: only open jobs are found, so a job that
+    is not found may have ended.
     """
 
     path: str
     carries: str
     handle: str
     settling_seconds: float
-    retention_seconds: float | None
+    retention_seconds: float | msgspec.UnsetType | None = msgspec.UNSET
     items: str | None = None
     not_found_says: str = ""
     next_page: str | None = None
     items_omitted: bool = False
+    while_open: bool = False
 
     def __post_init__(self) -> None:
         """Validate the fields. Raises `DescriptionError`."""
@@ -248,8 +250,9 @@ class LookupRequest(Part, frozen=True):
         if self.items is None and (self.next_page is not None or self.items_omitted):
             raise DescriptionError("lookUp.items must be the place of the list if nextPage or itemsOmitted is set")
         _check_seconds("lookUp.settlingSeconds", self.settling_seconds, least=0)
-        if self.retention_seconds is not None:
-            _check_seconds("lookUp.retentionSeconds", self.retention_seconds, least=self.settling_seconds)
+        _check_duration(
+            "lookUp", "retentionSeconds", self.retention_seconds, self.while_open, least=self.settling_seconds
+        )
 
     @property
     def carried(self) -> str:
@@ -261,27 +264,31 @@ class Names(Part, frozen=True):
     """The API rejects a second job with the same name.
 
     `retention_seconds`: for how long, counted from the submission; None (null): forever.
+    `while_open`, in its place: only while the job is open. The name then does not prevent a second
+    job, because the first one may have ended.
     """
 
-    retention_seconds: float | None
+    retention_seconds: float | msgspec.UnsetType | None = msgspec.UNSET
+    while_open: bool = False
 
     def __post_init__(self) -> None:
         """Validate the fields. Raises `DescriptionError`."""
-        if self.retention_seconds is not None:
-            _check_seconds("names.retentionSeconds", self.retention_seconds, least=0)
+        _check_duration("names", "retentionSeconds", self.retention_seconds, self.while_open, least=0)
 
 
 class Token(Part, frozen=True):
     """The API returns the first job when a token is repeated.
 
-    `lifetime_seconds`: for how long, counted from the token's first use.
+    `lifetime_seconds`: for how long, counted from the token's first use. `while_open`, in its
+    place: only while the job is open. A repeated token then makes a second job after its end.
     """
 
-    lifetime_seconds: float
+    lifetime_seconds: float | msgspec.UnsetType = msgspec.UNSET
+    while_open: bool = False
 
     def __post_init__(self) -> None:
         """Validate the fields. Raises `DescriptionError`."""
-        _check_seconds("token.lifetimeSeconds", self.lifetime_seconds, least=0)
+        _check_duration("token", "lifetimeSeconds", self.lifetime_seconds, self.while_open, least=0)
 
 
 class Credentials(Part, frozen=True):
@@ -351,7 +358,8 @@ class Description(Part, frozen=True):
         if self.token is not None:
             if not submit.carried & IDENTITY_FIELDS:
                 raise DescriptionError("token: submit.headers or submit.body must hold {token} or {name}")
-            if self.token.lifetime_seconds <= self.request_seconds + MARGIN_SECONDS:
+            lifetime = self.token.lifetime_seconds
+            if lifetime is not msgspec.UNSET and lifetime <= self.request_seconds + MARGIN_SECONDS:
                 raise DescriptionError(
                     f"token.lifetimeSeconds must be more than requestSeconds and {MARGIN_SECONDS:g} s: "
                     "the API may otherwise forget the token during a request; leave token out"
@@ -440,6 +448,17 @@ def _check_statuses(where: str, statuses: tuple[int, ...]) -> None:
     wrong = [status for status in statuses if not 200 <= status <= 599]
     if wrong:
         raise DescriptionError(f"{where} must be status codes from 200 to 599, not {wrong[0]}")
+
+
+def _check_duration(
+    where: str, field: str, seconds: float | msgspec.UnsetType | None, while_open: bool, *, least: float
+) -> None:
+    if (seconds is msgspec.UNSET) is not while_open:
+        raise DescriptionError(
+            f"{where} must have one of {field}, which also holds after the job's end, and whileOpen: true"
+        )
+    if seconds is not msgspec.UNSET and seconds is not None:
+        _check_seconds(f"{where}.{field}", seconds, least=least)
 
 
 def _check_seconds(where: str, seconds: float, *, least: float) -> None:

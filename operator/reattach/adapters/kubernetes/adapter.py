@@ -7,10 +7,13 @@ exactly one succeeds, and the others get `AlreadyExists` as long as the object e
 contains the submission token. Anything that deletes objects ends the guarantee: a user, the
 deletion of the namespace, an owner, a time to live. `retention` is how long an object certainly
 exists after its submission; a manifest with a shorter time to live is rejected.
+
+A policy or webhook of the cluster may add a time to live. So a dry run shows the object that the
+API server would store, before the object is created.
 """
 
 from datetime import timedelta
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import httpx
 
@@ -34,6 +37,7 @@ from reattach.adapters.kubernetes.kinds import Kind, text_at
 from reattach.adapters.kubernetes.objects import (
     ForeignObjectError,
     ObjectHandle,
+    check_stored_ends,
     created_of,
     delete_options_of,
     existing_of,
@@ -48,7 +52,9 @@ _SETTLING: Final = timedelta(seconds=90)
 
 The other 30 s are for the network.
 """
-_REQUEST_SECONDS: Final = 30.0
+_CALL_SECONDS: Final = 30.0
+_REQUEST_SECONDS: Final = 2 * _CALL_SECONDS
+"""The dry run and the creation."""
 _TRIES: Final = 5
 
 
@@ -93,7 +99,7 @@ class KubernetesObjects(Adapter):
             raise AccessError(f"the credentials and the CA for {access.server} must be readable: {error}") from error
         # A proxy for external addresses must not be used for the cluster's own API server.
         self._client = BoundedHttpClient(
-            access.server, _REQUEST_SECONDS, access.headers, access.tls, trust_env=False, transport=transport
+            access.server, _CALL_SECONDS, access.headers, access.tls, trust_env=False, transport=transport
         )
 
     @property
@@ -104,15 +110,34 @@ class KubernetesObjects(Adapter):
 
     def submit(self, submission: Submission) -> Submitted:
         body = object_of(self._kind, submission, self._namespace, self._retention)
-        path = self._kind.path(self._namespace)
+        if self._kind.ends and not self._check_stored(body, submission):
+            return self._existing(submission)
         try:
-            # Strict, because the API server would otherwise drop a misspelled field silently.
-            query = "fieldValidation=Strict&fieldManager=reattach-task"
-            response = self._client.send("POST", f"{path}?{query}", body, may_leave=submission.may_leave)
+            response = self._create(body, submission)
         except NotSentError as error:
             raise Rejected(f"the object was not sent: {error}", retriable=True) from error
         created = created_of(response)
         return self._existing(submission) if created is None else created
+
+    def _check_stored(self, body: dict[str, Any], submission: Submission) -> bool:
+        """Check the object that the API server would store.
+
+        Return False if the name already has an object. Raises `Rejected`.
+        """
+        try:
+            response = self._create(body, submission, "&dryRun=All")
+            if created_of(response) is None:
+                return False
+        except CallError as error:  # a dry run creates no object, whatever its result is
+            raise Rejected(f"the dry run of the creation failed: {error}", retriable=True) from error
+        check_stored_ends(self._kind, response.body, self._retention)
+        return True
+
+    def _create(self, body: dict[str, Any], submission: Submission, query: str = "") -> HttpResponse:
+        # Strict, because the API server would otherwise drop a misspelled field silently.
+        query = f"fieldValidation=Strict&fieldManager=reattach-task{query}"
+        path = f"{self._kind.path(self._namespace)}?{query}"
+        return self._client.send("POST", path, body, may_leave=submission.may_leave)
 
     def look_up(self, submission: Submission) -> Submitted | None:
         return existing_of(self._get(self._namespace, submission.name), submission)

@@ -7,6 +7,7 @@ another client, whatever its name is.
 """
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -226,19 +227,41 @@ def _handle_of(response: HttpResponse) -> ObjectHandle:
     return ObjectHandle(metadata["namespace"], metadata["name"], metadata["uid"])
 
 
+def check_stored_ends(kind: Kind, stored: Any, retention: timedelta | None) -> None:
+    """Reject a time to live that the cluster adds to the object when it stores it.
+
+    Raises:
+        Rejected: the object would be removed before `retention` is over.
+    """
+    if (early := _early_end(kind, stored, retention)) is not None:
+        place, ends = early
+        raise Rejected(
+            f"the cluster must not set {place} of this object to {json.dumps(ends)}, because the object could be removed"
+            " before its end is recorded, and would then be submitted again. Set the adapter's `retention` to how long the"
+            f" object certainly exists, or exclude objects with the label {LABEL_TOKEN} from the policy or webhook that sets it"
+        )
+
+
 def _check_ends(kind: Kind, manifest: dict[str, Any], retention: timedelta | None) -> None:
-    """Reject a time to live below `retention`, because a later attempt would submit again."""
+    """Reject a time to live of the manifest, because a later attempt would submit again."""
+    if (early := _early_end(kind, manifest, retention)) is not None:
+        least = "" if retention is None else f" or be at least {retention.total_seconds():g}"
+        raise Rejected(
+            f"{early[0]} must be left out{least}, because the adapter requires the object to exist; "
+            "or set the adapter's `retention` to how long the object certainly exists"
+        )
+
+
+def _early_end(kind: Kind, found: Any, retention: timedelta | None) -> tuple[str, Any] | None:
+    """Return the first field that removes the object before `retention` is over, and its value."""
     for place in kind.ends:
-        ends = value_at(manifest, place)
+        ends = value_at(found, place)
         if ends is None:
             continue
         is_number = isinstance(ends, int | float)
         if retention is None or (is_number and ends < retention.total_seconds()):
-            least = "" if retention is None else f" or be at least {retention.total_seconds():g}"
-            raise Rejected(
-                f"{place} must be left out{least}, because the adapter requires the object to exist; "
-                "or set the adapter's `retention` to how long the object certainly exists"
-            )
+            return place, ends
+    return None
 
 
 def _reason_of(response: HttpResponse) -> str:
