@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from reattach.api.names import API_VERSION
 from reattach.cli import completion
 from reattach.cli.errors import CommandError, ExitCode
 from reattach.cli.flags import (
@@ -35,7 +36,21 @@ if TYPE_CHECKING:
     from reattach.cli.resolve import ResolveRequest
 
 
+def _print_version(context: click.Context, _: click.Parameter, is_given: bool) -> None:
+    if is_given and not context.resilient_parsing:
+        show(None, None, [_version_line()])
+        context.exit(ExitCode.OK)
+
+
 @click.group(cls=Commands, name=PROGRAM)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version of this program.",
+)
 def cli(**_: Any) -> None:
     """List TaskRuns, show what a TaskRun did and why, and resolve or cancel it.
 
@@ -271,15 +286,27 @@ cli.add_command(state)
 @click.option("--attempt", type=click.IntRange(1), help="Print only this attempt.")
 @click.option("-c", "--container", help="The container, if not the task's.")
 @click.option("--tail", type=click.IntRange(0), help="Print only the last lines of each attempt.")
+@click.option(
+    "--since", type=DURATION, metavar="DURATION", help="Print only lines newer than this, such as 5m; 0: all."
+)
 @click.option("--timestamps", is_flag=True, help="Print the time of each line.")
 def logs(
-    *, name: str, follow: bool, attempt: int | None, container: str | None, tail: int | None, timestamps: bool
+    *,
+    name: str,
+    follow: bool,
+    attempt: int | None,
+    container: str | None,
+    tail: int | None,
+    since: timedelta | None,
+    timestamps: bool,
 ) -> None:
     """Print the logs of all attempts, in order. Headings and messages go to stderr."""
     from reattach.cli.attempt_log import LogOptions
     from reattach.cli.logs_and_wait import show_logs
 
-    options = LogOptions(follow=follow, attempt=attempt, container=container, tail=tail, timestamps=timestamps)
+    options = LogOptions(
+        follow=follow, attempt=attempt, container=container, tail=tail, since=since, timestamps=timestamps
+    )
     leave(call(lambda connection: show_logs(connection, name, options, say)))
 
 
@@ -348,12 +375,17 @@ def release(name: str, yes: bool, force: bool, output: str | None) -> None:
 @output_option
 def version(output: str | None) -> None:
     """Print the version of this program."""
+    show({"version": _version(), "apiVersion": API_VERSION}, output, [_version_line()])
+
+
+def _version() -> str:
     from importlib.metadata import version as version_of
 
-    from reattach.api.names import API_VERSION
+    return version_of("reattach")
 
-    about = {"version": version_of("reattach"), "apiVersion": API_VERSION}
-    show(about, output, [f"{PROGRAM} {about['version']} ({API_VERSION})"])
+
+def _version_line() -> str:
+    return f"{PROGRAM} {_version()} ({API_VERSION})"
 
 
 @cli.command("completion")
