@@ -24,6 +24,7 @@ from reattach.cli.flags import (
     name_argument,
     names_argument,
     output_option,
+    required_names_argument,
     say,
     selector_option,
     show,
@@ -52,7 +53,7 @@ def _print_version(context: click.Context, _: click.Parameter, is_given: bool) -
     help="Print the version of this program.",
 )
 def cli(**_: Any) -> None:
-    """List TaskRuns, show what a TaskRun did and why, and resolve or cancel it.
+    """List TaskRuns, show what a TaskRun did and why, and resolve, suspend or cancel it.
 
     Exit codes: 0 done, 1 not done (stderr says why), 2 wrong usage; wait has more.
     """
@@ -209,12 +210,12 @@ def cancel_taskruns(*, names: tuple[str, ...], selector: str | None, yes: bool, 
     With --selector, the command lists the TaskRuns that it would cancel, and cancels them only with
     --yes. A TaskRun that succeeded or failed can't be cancelled.
     """
-    from reattach.cli.cancel import CancelTarget, cancel, format_result, read_cancellable
-    from reattach.cli.changes import change_each
+    from reattach.cli.cancel import cancel, format_result, read_cancellable
+    from reattach.cli.changes import RunTarget, change_each
     from reattach.cli.run_list import row_of, titles_of
 
     check_names_or_selector(names, selector)
-    targets = [CancelTarget(name) for name in dict.fromkeys(names)]
+    targets = [RunTarget(name) for name in dict.fromkeys(names)]
     if selector is not None:
         runs = call(lambda connection: read_cancellable(connection, selector))
         if not runs and output is None:
@@ -225,11 +226,49 @@ def cancel_taskruns(*, names: tuple[str, ...], selector: str | None, yes: bool, 
             show(runs, output, table(rows, styler()))
             say(f"Nothing was changed. To cancel {count(len(runs), 'TaskRun')}, repeat the command with --yes.")
             leave(ExitCode.ERROR)
-        targets = [CancelTarget(run.name, run.uid) for run in runs]
+        targets = [RunTarget(run.name, run.uid) for run in runs]
     leave(
         call(
             lambda connection: change_each(
                 connection, targets, lambda target: cancel(connection, target), format_result, output
+            )
+        )
+    )
+
+
+@cli.command("suspend")
+@required_names_argument
+@output_option
+def suspend_taskruns(names: tuple[str, ...], output: str | None) -> None:
+    """Suspend TaskRuns. The operator deletes the pod, and external jobs continue.
+
+    No budget is charged, and the time for spec.deadlines.runSeconds stands still. resume starts the
+    next attempt, which reattaches. A TaskRun that has ended, or is ending, can't be suspended.
+    """
+    _set_suspended(names, output, suspended=True)
+
+
+@cli.command("resume")
+@required_names_argument
+@output_option
+def resume_taskruns(names: tuple[str, ...], output: str | None) -> None:
+    """Resume suspended TaskRuns. The next attempt starts at once, and reattaches."""
+    _set_suspended(names, output, suspended=False)
+
+
+def _set_suspended(names: tuple[str, ...], output: str | None, *, suspended: bool) -> NoReturn:
+    from reattach.cli.changes import RunTarget, change_each
+    from reattach.cli.suspend import format_suspension, set_suspended
+
+    targets = [RunTarget(name) for name in dict.fromkeys(names)]
+    leave(
+        call(
+            lambda connection: change_each(
+                connection,
+                targets,
+                lambda target: set_suspended(connection, target.name, suspended=suspended),
+                format_suspension,
+                output,
             )
         )
     )

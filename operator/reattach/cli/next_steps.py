@@ -89,7 +89,7 @@ def _was_requested(snapshot: Snapshot) -> bool:
 def _while_ending(snapshot: Snapshot, final: FinalOutcome) -> tuple[str, ...]:
     taskrun = snapshot.taskrun
     sentences = []
-    if alive := _running_pods(snapshot):
+    if alive := running_pods(snapshot):
         sentences.append(f"The operator stops its pod {listed(alive)}.")
     seal = snapshot.state.seal if snapshot.state else None
     if seal is None and snapshot.open_jobs:
@@ -104,7 +104,7 @@ def _while_ending(snapshot: Snapshot, final: FinalOutcome) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _running_pods(snapshot: Snapshot) -> list[str]:
+def running_pods(snapshot: Snapshot) -> list[str]:
     """Return the names of the pods of run attempts that may run.
 
     If no pod was read, use the status.
