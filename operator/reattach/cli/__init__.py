@@ -19,6 +19,7 @@
     bulk_resolve    plan the resolutions of many TaskRuns (pure), and append them
     cancel          set spec.cancel
     suspend         set spec.suspend
+    rerun           create a TaskRun from one that has ended
     changes         changes of many TaskRuns
     state_edit      changes to keys (pure), and their compare-and-set
     logs_and_wait   logs of all attempts, and `wait`

@@ -275,6 +275,31 @@ def _set_suspended(names: tuple[str, ...], output: str | None, *, suspended: boo
 
 
 @cli.command()
+@name_argument
+@click.option("--name", "new_name", type=TaskRunName(), help="The name of the new TaskRun, if not NAME with a number.")
+@click.option("--keep-state", is_flag=True, help="Start with a copy of the keys that the task stored.")
+@click.option("--adopt", is_flag=True, help="Reattach to the external jobs that NAME left running.")
+@click.option("--dry-run", is_flag=True, help="Let the API server check the TaskRun, and create nothing.")
+@output_option
+def rerun(*, name: str, new_name: str | None, keep_state: bool, adopt: bool, dry_run: bool, output: str | None) -> None:
+    """Run the task of a TaskRun that has ended again, in a new TaskRun.
+
+    The new TaskRun has the spec of NAME without its idempotency key, and the next number: NAME-2,
+    then NAME-3. It starts with an empty state. The command refuses to create it while an external
+    job that NAME left may run, unless you adopt the job or have dismissed its record. With -o, it
+    prints the TaskRun.
+    """
+    from reattach.cli.rerun import RerunRequest, format_rerun
+    from reattach.cli.rerun import rerun as create
+
+    request = RerunRequest(source=name, name=new_name, keep_state=keep_state, adopt=adopt, dry_run=dry_run)
+    result = call(lambda connection: create(connection, request))
+    for note in result.notes if output is not None else ():
+        say(note)
+    show(result.taskrun, output, format_rerun(result))
+
+
+@cli.command()
 @click.argument("names", nargs=-1, metavar="[NAME...]", type=TaskRunName(), shell_complete=completion.orphan_taskruns)
 @click.option("-A", "--all-namespaces", is_flag=True, help="List the jobs of all namespaces.")
 @click.option("--dismiss", is_flag=True, help="Delete the records of the TaskRuns NAME. Jobs are not cancelled.")

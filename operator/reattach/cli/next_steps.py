@@ -7,6 +7,7 @@ from reattach.api.names import FINALIZER_EXTERNAL_JOBS, OPERATOR_NAME, pod_name
 from reattach.api.reasons import SENTENCES, Budget, ConditionType, Reason
 from reattach.api.state import JobState
 from reattach.api.taskrun import AttemptPurpose, TaskRun
+from reattach.api.text import shell_command
 from reattach.cli.endings import context_of, describe_cleanup, job_list, name_of, outcome_of
 from reattach.cli.hold_options import (
     OpenHold,
@@ -116,7 +117,9 @@ def running_pods(snapshot: Snapshot) -> list[str]:
 
 
 def _after_the_end(snapshot: Snapshot) -> tuple[str, ...]:
-    sentences = ["Nothing: the run has ended. To run the task again, create another TaskRun."]
+    about = snapshot.taskrun.metadata
+    command = shell_command(["kubectl", "reattach", "rerun", about.name, "-n", about.namespace])
+    sentences = [f"Nothing: the run has ended. To run the task again: {command}"]
     if detached := _jobs_in_state(snapshot, JobState.DETACHED):
         sentences.append(f"The run did not wait for {detached}, because its task detached it; it may still run.")
     if orphans := _jobs_in_state(snapshot, JobState.ORPHANED):
