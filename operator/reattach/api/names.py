@@ -37,6 +37,9 @@ ANNOTATION_STOP_TIME: Final = f"{GROUP}/stop-time"
 ANNOTATION_SUMMARY: Final = f"{GROUP}/summary"
 """On a state ConfigMap: JSON (`api.state.Summary`), so that a metadata watch is enough."""
 
+ANNOTATION_RERUN_OF: Final = f"{GROUP}/rerun-of"
+"""On a TaskRun that `kubectl reattach rerun` created: the name that it appended its number to."""
+
 TOKEN_AUDIENCE: Final = GROUP
 MOUNT_PATH: Final = "/var/run/reattach"
 VOLUME_NAME: Final = "reattach"

@@ -1,4 +1,4 @@
-"""`kubectl reattach`: read, resolve and cancel TaskRuns, with your own kubeconfig and rights.
+"""`kubectl reattach`: read, resolve, suspend and cancel TaskRuns, with your kubeconfig and rights.
 
     application     the programs; their exit codes
     commands        the commands: flags in, lines and an exit code out
@@ -18,6 +18,8 @@
     resolve         append a resolution
     bulk_resolve    plan the resolutions of many TaskRuns (pure), and append them
     cancel          set spec.cancel
+    suspend         set spec.suspend
+    rerun           create a TaskRun from one that has ended
     changes         changes of many TaskRuns
     state_edit      changes to keys (pure), and their compare-and-set
     logs_and_wait   logs of all attempts, and `wait`

@@ -1,11 +1,13 @@
 """Log of one attempt: reconnect, and stop if the attempt has ended and its node is silent."""
 
 import asyncio
+import math
 import re
 import sys
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import msgspec
 
@@ -28,13 +30,29 @@ _OVER = frozenset({"Succeeded", "Failed"})
 
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
-    """Selected part of the logs. `attempt` None: all attempts; `tail` None: all lines."""
+    """Selected part of the logs. `attempt` None: all attempts; `tail` and `since` None: all lines.
+
+    `since`: age of the oldest line when the command started, which was at `started` by the
+    monotonic clock.
+    """
 
     follow: bool = False
     attempt: int | None = None
     container: str | None = None
     tail: int | None = None
+    since: timedelta | None = None
     timestamps: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def since_seconds(self) -> int | None:
+        """Return the age of the oldest line now, in whole seconds; None for all lines.
+
+        The kubelet counts back from the request. Requests that come later must reach further back.
+        """
+        if not self.since:
+            return None
+        return math.ceil(self.since.total_seconds() + time.monotonic() - self.started)
 
 
 @dataclass
@@ -164,7 +182,7 @@ async def show_log(source: LogSource, options: LogOptions, output: LogOutput) ->
     tail = options.tail
     while True:
         try:
-            is_whole = await _stream(source, output, follow=options.follow, tail=tail)
+            is_whole = await _stream(source, output, options, tail=tail)
         except BadRequestError as error:
             if "is not valid for pod" in error.message:
                 raise CommandError(
@@ -214,13 +232,13 @@ def _unread_after(source: LogSource, output: LogOutput, error: ClusterError, *, 
     return ""
 
 
-async def _stream(source: LogSource, output: LogOutput, *, follow: bool, tail: int | None) -> bool:
+async def _stream(source: LogSource, output: LogOutput, options: LogOptions, *, tail: int | None) -> bool:
     """Read the stream until the API server ends it. Return False if it was left.
 
     A node that went silent does not end the connection, so the stream is left if the attempt has
     ended.
     """
-    coming = asyncio.create_task(_read_stream(source, output, follow=follow, tail=tail))
+    coming = asyncio.create_task(_read_stream(source, output, options, tail=tail))
     try:
         while not (await asyncio.wait({coming}, timeout=QUIET_SECONDS))[0]:
             if source.is_done(output):
@@ -233,14 +251,15 @@ async def _stream(source: LogSource, output: LogOutput, *, follow: bool, tail: i
         await asyncio.gather(coming, return_exceptions=True)
 
 
-async def _read_stream(source: LogSource, output: LogOutput, *, follow: bool, tail: int | None) -> None:
+async def _read_stream(source: LogSource, output: LogOutput, options: LogOptions, *, tail: int | None) -> None:
     since = output.last.decode(errors="replace")[:19]  # the API server takes no fractions of a second
     pieces = source.connection.cluster.stream(
         f"{paths.pods(source.connection.namespace, source.pod.metadata.name)}/log",
         container=source.container,
-        follow="true" if follow else None,
+        follow="true" if options.follow else None,
         timestamps="true",
         tailLines=None if since else tail,
+        sinceSeconds=None if since else options.since_seconds,
         sinceTime=f"{since}Z" if since else None,
     )
     async with aclosing(pieces):

@@ -1,11 +1,11 @@
 """`cancel`: set `spec.cancel`, and say what happens then."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from reattach.api.objects import Shape
 from reattach.api.reasons import Outcome
 from reattach.api.taskrun import TaskRun
+from reattach.cli.changes import RunTarget
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError
 from reattach.cli.hold_options import find_holds
@@ -27,21 +27,13 @@ class CancelResult(Shape, frozen=True):
     next: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class CancelTarget:
-    """A TaskRun to cancel. `uid` None: the one that has the name now."""
-
-    name: str
-    uid: str | None = None
-
-
 async def read_cancellable(connection: ClusterConnection, selector: str) -> list[ListedRun]:
     """Read the selected TaskRuns that are unfinished, and neither cancelled, deleted nor ending."""
     selection = ObjectSelection(labels=selector, fields=UNFINISHED)
     return [run async for page in read_pages(connection, selection, decode_continuing) for run in page if run]
 
 
-async def cancel(connection: ClusterConnection, target: CancelTarget) -> CancelResult:
+async def cancel(connection: ClusterConnection, target: RunTarget) -> CancelResult:
     """Set `spec.cancel`. Safe to repeat.
 
     Raises `CommandError` if the TaskRun succeeded, failed or was replaced, and `ClusterError`.

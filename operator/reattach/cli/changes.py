@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from reattach.cli.connection import ClusterConnection
@@ -20,6 +21,14 @@ class NamedTarget(Protocol):
 
     @property
     def name(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class RunTarget:
+    """A TaskRun to change. `uid` None: the one that has the name now."""
+
+    name: str
+    uid: str | None = None
 
 
 Target = TypeVar("Target", bound=NamedTarget)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from reattach.api.names import API_VERSION
 from reattach.cli import completion
 from reattach.cli.errors import CommandError, ExitCode
 from reattach.cli.flags import (
@@ -23,6 +24,7 @@ from reattach.cli.flags import (
     name_argument,
     names_argument,
     output_option,
+    required_names_argument,
     say,
     selector_option,
     show,
@@ -35,9 +37,23 @@ if TYPE_CHECKING:
     from reattach.cli.resolve import ResolveRequest
 
 
+def _print_version(context: click.Context, _: click.Parameter, is_given: bool) -> None:
+    if is_given and not context.resilient_parsing:
+        show(None, None, [_version_line()])
+        context.exit(ExitCode.OK)
+
+
 @click.group(cls=Commands, name=PROGRAM)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version of this program.",
+)
 def cli(**_: Any) -> None:
-    """List TaskRuns, show what a TaskRun did and why, and resolve or cancel it.
+    """List TaskRuns, show what a TaskRun did and why, and resolve, suspend or cancel it.
 
     Exit codes: 0 done, 1 not done (stderr says why), 2 wrong usage; wait has more.
     """
@@ -194,12 +210,12 @@ def cancel_taskruns(*, names: tuple[str, ...], selector: str | None, yes: bool, 
     With --selector, the command lists the TaskRuns that it would cancel, and cancels them only with
     --yes. A TaskRun that succeeded or failed can't be cancelled.
     """
-    from reattach.cli.cancel import CancelTarget, cancel, format_result, read_cancellable
-    from reattach.cli.changes import change_each
+    from reattach.cli.cancel import cancel, format_result, read_cancellable
+    from reattach.cli.changes import RunTarget, change_each
     from reattach.cli.run_list import row_of, titles_of
 
     check_names_or_selector(names, selector)
-    targets = [CancelTarget(name) for name in dict.fromkeys(names)]
+    targets = [RunTarget(name) for name in dict.fromkeys(names)]
     if selector is not None:
         runs = call(lambda connection: read_cancellable(connection, selector))
         if not runs and output is None:
@@ -210,7 +226,7 @@ def cancel_taskruns(*, names: tuple[str, ...], selector: str | None, yes: bool, 
             show(runs, output, table(rows, styler()))
             say(f"Nothing was changed. To cancel {count(len(runs), 'TaskRun')}, repeat the command with --yes.")
             leave(ExitCode.ERROR)
-        targets = [CancelTarget(run.name, run.uid) for run in runs]
+        targets = [RunTarget(run.name, run.uid) for run in runs]
     leave(
         call(
             lambda connection: change_each(
@@ -218,6 +234,69 @@ def cancel_taskruns(*, names: tuple[str, ...], selector: str | None, yes: bool, 
             )
         )
     )
+
+
+@cli.command("suspend")
+@required_names_argument
+@output_option
+def suspend_taskruns(names: tuple[str, ...], output: str | None) -> None:
+    """Suspend TaskRuns. The operator deletes the pod, and external jobs continue.
+
+    No budget is charged, and the time for spec.deadlines.runSeconds stands still. resume starts the
+    next attempt, which reattaches. A TaskRun that has ended, or is ending, can't be suspended.
+    """
+    _set_suspended(names, output, suspended=True)
+
+
+@cli.command("resume")
+@required_names_argument
+@output_option
+def resume_taskruns(names: tuple[str, ...], output: str | None) -> None:
+    """Resume suspended TaskRuns. The next attempt starts at once, and reattaches."""
+    _set_suspended(names, output, suspended=False)
+
+
+def _set_suspended(names: tuple[str, ...], output: str | None, *, suspended: bool) -> NoReturn:
+    from reattach.cli.changes import RunTarget, change_each
+    from reattach.cli.suspend import format_suspension, set_suspended
+
+    targets = [RunTarget(name) for name in dict.fromkeys(names)]
+    leave(
+        call(
+            lambda connection: change_each(
+                connection,
+                targets,
+                lambda target: set_suspended(connection, target.name, suspended=suspended),
+                format_suspension,
+                output,
+            )
+        )
+    )
+
+
+@cli.command()
+@name_argument
+@click.option("--name", "new_name", type=TaskRunName(), help="The name of the new TaskRun, if not NAME with a number.")
+@click.option("--keep-state", is_flag=True, help="Start with a copy of the keys that the task stored.")
+@click.option("--adopt", is_flag=True, help="Reattach to the external jobs that NAME left running.")
+@click.option("--dry-run", is_flag=True, help="Let the API server check the TaskRun, and create nothing.")
+@output_option
+def rerun(*, name: str, new_name: str | None, keep_state: bool, adopt: bool, dry_run: bool, output: str | None) -> None:
+    """Run the task of a TaskRun that has ended again, in a new TaskRun.
+
+    The new TaskRun has the spec of NAME without its idempotency key, and the next number: NAME-2,
+    then NAME-3. It starts with an empty state. The command refuses to create it while an external
+    job that NAME left may run, unless you adopt the job or have dismissed its record. With -o, it
+    prints the TaskRun.
+    """
+    from reattach.cli.rerun import RerunRequest, format_rerun
+    from reattach.cli.rerun import rerun as create
+
+    request = RerunRequest(source=name, name=new_name, keep_state=keep_state, adopt=adopt, dry_run=dry_run)
+    result = call(lambda connection: create(connection, request))
+    for note in result.notes if output is not None else ():
+        say(note)
+    show(result.taskrun, output, format_rerun(result))
 
 
 @cli.command()
@@ -271,15 +350,27 @@ cli.add_command(state)
 @click.option("--attempt", type=click.IntRange(1), help="Print only this attempt.")
 @click.option("-c", "--container", help="The container, if not the task's.")
 @click.option("--tail", type=click.IntRange(0), help="Print only the last lines of each attempt.")
+@click.option(
+    "--since", type=DURATION, metavar="DURATION", help="Print only lines newer than this, such as 5m; 0: all."
+)
 @click.option("--timestamps", is_flag=True, help="Print the time of each line.")
 def logs(
-    *, name: str, follow: bool, attempt: int | None, container: str | None, tail: int | None, timestamps: bool
+    *,
+    name: str,
+    follow: bool,
+    attempt: int | None,
+    container: str | None,
+    tail: int | None,
+    since: timedelta | None,
+    timestamps: bool,
 ) -> None:
     """Print the logs of all attempts, in order. Headings and messages go to stderr."""
     from reattach.cli.attempt_log import LogOptions
     from reattach.cli.logs_and_wait import show_logs
 
-    options = LogOptions(follow=follow, attempt=attempt, container=container, tail=tail, timestamps=timestamps)
+    options = LogOptions(
+        follow=follow, attempt=attempt, container=container, tail=tail, since=since, timestamps=timestamps
+    )
     leave(call(lambda connection: show_logs(connection, name, options, say)))
 
 
@@ -348,12 +439,17 @@ def release(name: str, yes: bool, force: bool, output: str | None) -> None:
 @output_option
 def version(output: str | None) -> None:
     """Print the version of this program."""
+    show({"version": _version(), "apiVersion": API_VERSION}, output, [_version_line()])
+
+
+def _version() -> str:
     from importlib.metadata import version as version_of
 
-    from reattach.api.names import API_VERSION
+    return version_of("reattach")
 
-    about = {"version": version_of("reattach"), "apiVersion": API_VERSION}
-    show(about, output, [f"{PROGRAM} {about['version']} ({API_VERSION})"])
+
+def _version_line() -> str:
+    return f"{PROGRAM} {_version()} ({API_VERSION})"
 
 
 @cli.command("completion")

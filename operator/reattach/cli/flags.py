@@ -176,6 +176,13 @@ def names_argument(function: Decorated) -> Decorated:
     )(function)
 
 
+def required_names_argument(function: Decorated) -> Decorated:
+    """NAME..., at least one TaskRun."""
+    return click.argument(
+        "names", nargs=-1, required=True, metavar="NAME...", type=TaskRunName(), shell_complete=completion.taskruns
+    )(function)
+
+
 def check_names_or_selector(names: Sequence[str], selector: str | None) -> None:
     """Raise a usage error unless the command has either names or a selector."""
     if bool(names) == (selector is not None):

@@ -7,6 +7,7 @@ from reattach.api.names import FINALIZER_EXTERNAL_JOBS, OPERATOR_NAME, pod_name
 from reattach.api.reasons import SENTENCES, Budget, ConditionType, Reason
 from reattach.api.state import JobState
 from reattach.api.taskrun import AttemptPurpose, TaskRun
+from reattach.api.text import shell_command
 from reattach.cli.endings import context_of, describe_cleanup, job_list, name_of, outcome_of
 from reattach.cli.hold_options import (
     OpenHold,
@@ -98,7 +99,7 @@ def _was_requested(snapshot: Snapshot) -> bool:
 def _while_ending(snapshot: Snapshot, final: FinalOutcome) -> tuple[str, ...]:
     taskrun = snapshot.taskrun
     sentences = []
-    if alive := _running_pods(snapshot):
+    if alive := running_pods(snapshot):
         sentences.append(f"The operator stops its pod {listed(alive)}.")
     seal = snapshot.state.seal if snapshot.state else None
     if seal is None and snapshot.open_jobs:
@@ -113,7 +114,7 @@ def _while_ending(snapshot: Snapshot, final: FinalOutcome) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _running_pods(snapshot: Snapshot) -> list[str]:
+def running_pods(snapshot: Snapshot) -> list[str]:
     """Return the names of the pods of run attempts that may run.
 
     If no pod was read, use the status.
@@ -125,7 +126,9 @@ def _running_pods(snapshot: Snapshot) -> list[str]:
 
 
 def _after_the_end(snapshot: Snapshot) -> tuple[str, ...]:
-    sentences = ["Nothing: the run has ended. To run the task again, create another TaskRun."]
+    about = snapshot.taskrun.metadata
+    command = shell_command(["kubectl", "reattach", "rerun", about.name, "-n", about.namespace])
+    sentences = [f"Nothing: the run has ended. To run the task again: {command}"]
     if detached := _jobs_in_state(snapshot, JobState.DETACHED):
         sentences.append(f"The run did not wait for {detached}, because its task detached it; it may still run.")
     if orphans := _jobs_in_state(snapshot, JobState.ORPHANED):

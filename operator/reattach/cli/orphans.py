@@ -110,8 +110,7 @@ async def read_records(connection: ClusterConnection, names: Sequence[str]) -> l
 
     Raises `CommandError` if one of them has none, because its name may be mistyped.
     """
-    pages = read_pages(connection, selection_of(names), decode_record)
-    found = [record async for page in pages for record in page]
+    found = await find_records(connection, names)
     known = {record.metadata.labels.get(LABEL_ORPHANS) for record in found}
     for name in names:
         if name not in known:
@@ -120,6 +119,12 @@ async def read_records(connection: ClusterConnection, names: Sequence[str]) -> l
                 "Nothing was changed; kubectl reattach orphans lists the records."
             )
     return found
+
+
+async def find_records(connection: ClusterConnection, names: Sequence[str]) -> list[FoundRecord]:
+    """Read the records of these TaskRuns in the namespace; one without a record is no error."""
+    pages = read_pages(connection, selection_of(names), decode_record)
+    return [record async for page in pages for record in page]
 
 
 async def read_orphaned_jobs(connection: ClusterConnection, name: str) -> tuple[OrphanedJob, ...]:

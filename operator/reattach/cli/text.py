@@ -20,9 +20,9 @@ _CODES = {
 _SEQUENCES = frozenset({*_CODES.values(), _RESET})
 _SPLIT = re.compile(f"({'|'.join(re.escape(code) for code in sorted(_SEQUENCES))})")
 NOTHING = "-"
-_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1, "ms": 0.001}
 _SECONDS = re.compile(r"[0-9]+(?:[.][0-9]+)?")
-_PART = re.compile(r"([0-9]+(?:[.][0-9]+)?)([dhms])")
+_PART = re.compile(r"([0-9]+(?:[.][0-9]+)?)(ms|[dhms])")
 _PARTS = re.compile(f"(?:{_PART.pattern})+")
 _DURATION_MAX = timedelta(days=36500)  # as the state API; sums of times beyond that leave the calendar
 

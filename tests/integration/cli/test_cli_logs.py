@@ -16,6 +16,7 @@ from tcp_relay import Relay
 from waiting import wait_until
 
 TIME = "2026-03-01T12:00:00Z"
+SLOW = 120
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,30 @@ def test_one_attempt_and_its_last_lines(viewer: CliUser, node: Node, attempts: P
     )
     result = viewer("logs", "load", "--attempt", "4")
     assert (result.code, result.err) == (1, "error: load has no attempt 4; there is 1.\n")
+
+
+def test_logs_since_requests_the_lines_from_that_time_on_of_each_attempt_until_a_line_was_shown(
+    viewer: CliUser, node: Node, attempts: Pods, write_status: Callable[..., None]
+) -> None:
+    first, second = attempts.start(1), attempts.start(2)
+    node.write(first, "old")
+    node.write(second, "new")
+    assert viewer("logs", "load", "--since", "90s").code == 0
+    requested = {each["pod"]: int(each["sinceSeconds"]) for each in node.requests if each["pod"] in {first, second}}
+    assert requested.keys() == {first, second}
+    # The kubelet counts back from its request, so a later request must reach further back.
+    assert 90 <= requested[first] <= requested[second] < 90 + SLOW
+    node.requests.clear()
+    assert viewer("logs", "load", "--since", "0s", "--attempt", "1").code == 0
+    assert "sinceSeconds" not in node.requests[-1]
+    following = viewer.in_background("logs", "load", "-f", "--since", "5m", "--attempt", "2")
+    following.wait_for("new")
+    node.cut_off(second)
+    wait_until(lambda: "sinceTime" in node.requests[-1], seconds=SLOW, what="the log is requested again")
+    assert "sinceSeconds" not in node.requests[-1]
+    attempts.end(2, 0)
+    assert following.wait().code == 0
+    assert viewer("logs", "load", "--since", "yesterday").code == 2
 
 
 def test_following_goes_over_a_retry_until_the_run_is_over(

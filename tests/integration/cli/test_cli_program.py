@@ -88,7 +88,10 @@ def test_kubectl_runs_it_as_a_plugin(run: Run, task: Task) -> None:
     assert result.returncode == 0, result.stderr
     assert f"load in namespace {task.namespace}" in result.stdout
     assert run("kubectl", "reattach", "explain", "laod").returncode == 1
-    assert "kubectl reattach 0." in run("kubectl", "reattach", "version").stdout
+    version = run("kubectl", "reattach", "version").stdout
+    assert version.startswith("kubectl reattach 0.")
+    # Neither needs a cluster.
+    assert run("kubectl", "reattach", "--version", KUBECONFIG="/absent").stdout == version
 
 
 def test_flags_count_before_and_after_the_command(run: Run, task: Task) -> None:

@@ -43,6 +43,9 @@ from reattach.testing.memory_api import InMemoryCluster
 COMMANDS: dict[str, list[list[str]]] = {
     "list": [["list", "-A"], ["list", "--held", "-o", "json"], ["list", "-o", "yaml"]],
     "cancel": [["cancel", NAME], ["cancel", NAME, "-o", "json"], ["cancel", "-l", "app=etl"]],
+    "suspend": [["suspend", NAME], ["suspend", NAME, "-o", "json"]],
+    "resume": [["resume", NAME]],
+    "rerun": [["rerun", NAME], ["rerun", NAME, "--adopt"], ["rerun", NAME, "--dry-run", "-o", "yaml"]],
     "orphans": [
         ["orphans", "-A"],
         ["orphans", NAME, "-o", "json"],
@@ -83,6 +86,9 @@ SHARE = 1 if os.environ.get("REATTACH_ALL") else 16
 OWNER = {"apiVersion": API_VERSION, "kind": KIND, "name": NAME, "uid": UID, "controller": True}
 REFUSED = {
     ("cancel", "-l", "app=etl"): "To cancel 1 TaskRun, repeat",
+    ("rerun", NAME): "is unfinished",
+    ("rerun", NAME, "--adopt"): "is unfinished",
+    ("rerun", NAME, "--dry-run", "-o", "yaml"): "is unfinished",
     ("orphans", NAME, "--dismiss"): "To delete 1 record, and so forget 2 jobs, run:",
     ("resolve", "-l", "app=etl", "--resubmit"): "To store 2 resolutions, run:",
     ("resolve", "-l", "app=etl", "--fail", "-o", "json"): "To store 2 resolutions, run:",
@@ -106,7 +112,8 @@ class FakeCluster(InMemoryCluster):
 
     @override
     async def create(self, path: str, body: Any, **query: Any) -> bytes:
-        return msgspec.json.encode({"status": {"userInfo": {"username": "ann"}}})
+        metadata = body.get("metadata", {})
+        return msgspec.json.encode({"metadata": metadata, "status": {"userInfo": {"username": "ann"}}})
 
     @override
     async def date(self) -> datetime | None:
@@ -179,6 +186,23 @@ def an_ending_taskrun() -> TaskRun:
     return msgspec.structs.replace(held, spec=spec, status=msgspec.structs.replace(held.status, ending=ending))
 
 
+def an_ended_taskrun() -> TaskRun:
+    held = a_held_taskrun()
+    jobs = [
+        ExternalJobStatus(key=f"{state}-{number}", generation=1, state=state, handle="raysubmit_7", adapter="ray")
+        for state in ("Active", "Detached", "Orphaned")
+        for number in range(2)
+    ]
+    status = msgspec.structs.replace(held.status, outcome="Failed", external_jobs=tuple(jobs))
+    return msgspec.structs.replace(held, status=status)
+
+
+def with_jobs(taskrun: TaskRun, *states: str) -> TaskRun:
+    """Return the TaskRun with only its jobs in these states."""
+    jobs = tuple(job for job in taskrun.status.external_jobs if job.state in states)
+    return msgspec.structs.replace(taskrun, status=msgspec.structs.replace(taskrun.status, external_jobs=jobs))
+
+
 def a_running_pod() -> Pod:
     pod = a_pod(2).running().build()
     body = builtins_of(pod)
@@ -249,12 +273,16 @@ def variants(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for path, taskrun in copies(an_ending_taskrun(), TaskRun, text, "ending"):
         if ".ending" in path or "labels" in path:  # the others are those of the first loop
             yield path, objects_of(taskrun=taskrun)
+    for path, taskrun in copies(an_ended_taskrun(), TaskRun, text, "ended"):
+        if ".external_jobs" in path or "annotations" in path:
+            yield path, objects_of(taskrun=taskrun)
     for path, pod in copies(a_running_pod(), Pod, text, "pod"):
         yield path, objects_of(pod=pod)
     for path, event in copies(an_event(), _EventBody, text, "event"):
         yield path, objects_of(event=event)
     for path, orphans in copies(a_record_of_orphans(), OrphanRecord, text, "orphans"):
         yield path, objects_of(orphans=orphans)
+        yield path, objects_of(orphans=orphans, taskrun=with_jobs(an_ended_taskrun(), "Detached", "Orphaned"))
     state = a_state()
     for number, record in enumerate(state.jobs.values()):
         for path, job in copies(record, JobRecord, text, f"job{number}"):

@@ -38,7 +38,8 @@ def test_duration_has_the_format_of_kubectl(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text, seconds", [("90", 90), ("90s", 90), ("5m", 300), ("1h30m", 5400), ("7d", 604800), ("1.5h", 5400)]
+    "text, seconds",
+    [("90", 90), ("90s", 90), ("5m", 300), ("1h30m", 5400), ("7d", 604800), ("1.5h", 5400), ("1m500ms", 60.5)],
 )
 def test_parse_duration_accepts_the_format_of_kubectl(text: str, seconds: float) -> None:
     assert parse_duration(text).total_seconds() == seconds

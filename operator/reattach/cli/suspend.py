@@ -1,0 +1,128 @@
+"""`suspend` and `resume`: set `spec.suspend`, and say what continues meanwhile."""
+
+import msgspec
+
+from reattach.api.objects import Shape
+from reattach.api.state import JobSummary
+from reattach.api.taskrun import TaskRun
+from reattach.cli.connection import ClusterConnection
+from reattach.cli.endings import job_list
+from reattach.cli.errors import CommandError
+from reattach.cli.hold_options import find_held_condition
+from reattach.cli.next_steps import running_pods
+from reattach.cli.queries import read_snapshot_of_state, read_taskrun_json, to_taskrun
+from reattach.cli.resolve import FIELD_MANAGER
+from reattach.cli.snapshot import Snapshot
+from reattach.cluster import ConflictError, InvalidError, NotFoundError, paths
+
+
+class SuspensionResult(Shape, frozen=True):
+    """Result for one TaskRun. `next`: sentences about what happens next."""
+
+    name: str
+    namespace: str
+    message: str
+    next: tuple[str, ...] = ()
+
+
+class _Spec(Shape, frozen=True):
+    suspend: bool = False
+
+
+class _Suspendable(Shape, frozen=True):
+    spec: _Spec = _Spec()
+
+
+async def set_suspended(connection: ClusterConnection, name: str, *, suspended: bool) -> SuspensionResult:
+    """Set `spec.suspend`. Safe to repeat.
+
+    Raises `CommandError` if the TaskRun is over, ends or was replaced, and `ClusterError`.
+    """
+    body = await read_taskrun_json(connection, name)
+    taskrun = to_taskrun(body)
+    check_continues(taskrun, suspended=suspended)
+    if is_suspended(body) is suspended:
+        return await _result_of(connection, taskrun, suspended=suspended, is_repeated=True)
+    patch = {"metadata": {"uid": taskrun.metadata.uid}, "spec": {"suspend": suspended}}
+    path = paths.taskruns(connection.namespace, name)
+    try:
+        written = to_taskrun(await connection.cluster.merge_patch(path, patch, fieldManager=FIELD_MANAGER))
+    except NotFoundError:
+        raise CommandError(f"{name} was deleted in the meantime.") from None
+    except (ConflictError, InvalidError):
+        if to_taskrun(await read_taskrun_json(connection, name)).metadata.uid != taskrun.metadata.uid:
+            raise CommandError(
+                f"{name} was deleted, and another TaskRun has its name now, which was not changed."
+            ) from None
+        raise
+    check_continues(written, suspended=suspended)
+    return await _result_of(connection, written, suspended=suspended, is_repeated=False)
+
+
+async def _result_of(
+    connection: ClusterConnection, taskrun: TaskRun, *, suspended: bool, is_repeated: bool
+) -> SuspensionResult:
+    about = taskrun.metadata
+    result = SuspensionResult(name=about.name, namespace=about.namespace, message="is not suspended.")
+    if is_repeated and not suspended:
+        return result
+    snapshot = await read_snapshot_of_state(connection, taskrun)
+    if suspended:
+        message = "is already suspended." if is_repeated else "will be suspended."
+        return msgspec.structs.replace(result, message=message, next=describe_suspension(snapshot))
+    return msgspec.structs.replace(result, message="will be resumed.", next=describe_resumption(snapshot))
+
+
+# -- pure ------------------------------------------------------------------------------------------
+
+
+def is_suspended(body: bytes) -> bool:
+    """Return `spec.suspend` of a TaskRun as JSON."""
+    return msgspec.json.decode(body, type=_Suspendable).spec.suspend
+
+
+def check_continues(taskrun: TaskRun, *, suspended: bool) -> None:
+    """Raise `CommandError` unless the TaskRun is unfinished and is not about to end."""
+    name, status, verb = taskrun.metadata.name, taskrun.status, "suspended" if suspended else "resumed"
+    if status.outcome is not None:
+        raise CommandError(f"{name} has ended ({status.outcome}), so it can't be {verb}.")
+    if taskrun.metadata.deletion_timestamp is not None:
+        raise CommandError(f"{name} is being deleted, so it can't be {verb}.")
+    if status.ending is not None or taskrun.spec.cancel:
+        outcome = status.ending.outcome if status.ending is not None else None
+        raise CommandError(f"{name} is ending as {outcome or 'Cancelled'}, so it can't be {verb}.")
+
+
+def describe_suspension(snapshot: Snapshot) -> tuple[str, ...]:
+    """Return what happens to the pod and to the external jobs of a suspended run."""
+    sentences = [f"The operator deletes its pod {pod}. No budget is charged." for pod in running_pods(snapshot)]
+    if jobs := _known_jobs(snapshot):
+        go_on = "continues" if len(jobs) == 1 else "continue"
+        sentences.append(f"{job_list(jobs)} {go_on} in the external system.")
+    elif snapshot.is_state_unknown:
+        sentences.append("The state can't be read. External jobs that it lists continue in the external system.")
+    else:
+        sentences.append("No external job runs.")
+    about = snapshot.taskrun.metadata
+    sentences.append(f"No pod starts until you run: kubectl reattach resume {about.name} -n {about.namespace}")
+    return tuple(sentences)
+
+
+def describe_resumption(snapshot: Snapshot) -> tuple[str, ...]:
+    """Return what the next attempt of a resumed run does."""
+    held = find_held_condition(snapshot.taskrun.status)
+    if held is not None:
+        name = snapshot.taskrun.metadata.name
+        return (f"It is held for {held.reason}; kubectl reattach explain {name} shows how to resolve it.",)
+    if not (jobs := _known_jobs(snapshot)):
+        return ("The next attempt starts once no pod of an earlier attempt runs.",)
+    return (f"The next attempt starts once no pod of an earlier attempt runs, and reattaches to {job_list(jobs)}.",)
+
+
+def format_suspension(result: SuspensionResult) -> list[str]:
+    """Return the result as lines of text."""
+    return [f"taskrun/{result.name} {result.message}", *result.next]
+
+
+def _known_jobs(snapshot: Snapshot) -> tuple[JobSummary, ...]:
+    return tuple(job for job in snapshot.open_jobs if job.handle is not None)
