@@ -21,6 +21,7 @@ from reattach.adapters.base import (
     SubmissionToken,
     Submitted,
     Succeeded,
+    TaskRunOwner,
     Unknown,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "SubmissionToken",
     "Submitted",
     "Succeeded",
+    "TaskRunOwner",
     "Unknown",
 ]

@@ -95,6 +95,18 @@ class Capabilities:
 
 
 @dataclass(frozen=True)
+class TaskRunOwner:
+    """The TaskRun as the owner of an object that is the job.
+
+    `kept_because`: why the job must outlive the TaskRun; empty if Kubernetes may delete the object
+    with it.
+    """
+
+    uid: str
+    kept_because: str = ""
+
+
+@dataclass(frozen=True)
 class Submission:
     """A job to submit.
 
@@ -106,6 +118,8 @@ class Submission:
     then have submitted, and the system may have forgotten the token or name that prevents a second
     job. Raise `Rejected(retriable=True)` in this case; the SDK then requests a new decision from
     the state API.
+
+    `owner`: None if the state API does not report it.
     """
 
     token: str
@@ -115,6 +129,7 @@ class Submission:
     namespace: str
     taskrun: str
     may_leave: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
+    owner: TaskRunOwner | None = None
 
     @property
     def name(self) -> str:

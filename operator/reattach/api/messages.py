@@ -330,8 +330,22 @@ class Unresolved(Shape, frozen=True, omit_defaults=False):
     attempts: tuple[int, ...]
 
 
+class JobOwner(Shape, frozen=True, omit_defaults=False):
+    """The TaskRun as the owner of an object that its task creates as a job.
+
+    `kept_because`: why the job must outlive the TaskRun, so that the object must have no owner;
+    empty if the object may be deleted with the TaskRun.
+    """
+
+    uid: str
+    kept_because: str
+
+
 class IntentResponse(Shape, frozen=True, omit_defaults=False):
-    """The decision, and the policies of `spec.submission`: Hold, Fail or Resubmit."""
+    """The decision, and the policies of `spec.submission`: Hold, Fail or Resubmit.
+
+    `owner`: an older state API omits it.
+    """
 
     decision: Decision
     job: Job
@@ -339,6 +353,7 @@ class IntentResponse(Shape, frozen=True, omit_defaults=False):
     on_unknown: Literal["Hold", "Fail", "Resubmit"]
     on_not_found: Literal["Hold", "Fail", "Resubmit"]
     server_time: datetime
+    owner: JobOwner | None = None
 
 
 class CancellationRequest(Shape, frozen=True, forbid_unknown_fields=True):

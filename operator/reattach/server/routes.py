@@ -26,6 +26,7 @@ from reattach.api.messages import (
     IntentRequest,
     IntentResponse,
     JobList,
+    JobOwner,
     OpenRequest,
     OpenResponse,
     Operation,
@@ -279,6 +280,9 @@ class Routes:
                 on_unknown=rules.on_unknown,
                 on_not_found=rules.on_not_found,
                 server_time=now,
+                owner=JobOwner(
+                    uid=owner.metadata.uid, kept_because=owner.why_jobs_are_kept(detached=result.job.detached)
+                ),
             )
         )
 

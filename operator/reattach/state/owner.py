@@ -6,9 +6,12 @@ from reattach.api.taskrun import Adoption, Attempt, Counts, Ending, Resolution, 
 
 
 class OwnerCleanup(Shape, frozen=True):
-    """The field of `spec.cleanup` that the state API enforces."""
+    """The policies of `spec.cleanup` that affect external jobs."""
 
     adopted: str = "Orphan"
+    on_cancel: str = "Cancel"
+    on_delete: str | None = None
+    on_failure: str = "Cancel"
 
 
 class OwnerSpec(Shape, frozen=True):
@@ -67,6 +70,20 @@ class Owner(Shape, frozen=True):
     def is_ending(self) -> bool:
         """True if no attempt of the TaskRun may begin anything new."""
         return self.is_over or self.spec.cancel or self.status.ending is not None
+
+    def why_jobs_are_kept(self, *, detached: bool) -> str:
+        """Return why an external job must outlive the TaskRun, or an empty text.
+
+        detached: the job was submitted as detached.
+        """
+        if self.spec.submission.idempotency_key:
+            return "spec.submission.idempotencyKey is set, so another TaskRun may take the job over"
+        if detached:
+            return "the job is detached, so it runs on when the task has completed"
+        policies = self.spec.cleanup
+        fields = {"onDelete": policies.on_delete, "onCancel": policies.on_cancel, "onFailure": policies.on_failure}
+        orphaning = next((name for name, policy in fields.items() if policy == "Orphan"), None)
+        return f"spec.cleanup.{orphaning} is Orphan, so the job may run on when the run ends" if orphaning else ""
 
     def attempt(self, number: int) -> Attempt | None:
         """Return the entry of an attempt, or None if it was dropped or is not recorded yet."""

@@ -36,8 +36,8 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from reattach.adapters.base import MARGIN, Adapter, Capabilities, Rejected, Submission, Submitted
-from reattach.api.messages import Decision, Grounds, IntentRequest, IntentResponse, Job
+from reattach.adapters.base import MARGIN, Adapter, Capabilities, Rejected, Submission, Submitted, TaskRunOwner
+from reattach.api.messages import Decision, Grounds, IntentRequest, IntentResponse, Job, JobOwner
 from reattach.api.state import JobOrigin, JobState
 from reattach.errors import (
     GroundsRefused,
@@ -106,7 +106,9 @@ class JobRequest:
     def request_time(self) -> timedelta:
         return timedelta(seconds=self.adapter.request_seconds)
 
-    def submission_of(self, job: Job, may_leave: Callable[[], bool] = lambda: True) -> Submission:
+    def submission_of(
+        self, job: Job, may_leave: Callable[[], bool] = lambda: True, owner: JobOwner | None = None
+    ) -> Submission:
         return Submission(
             token=job.token,
             request=self.request,
@@ -115,6 +117,7 @@ class JobRequest:
             namespace=self.namespace,
             taskrun=self.taskrun,
             may_leave=may_leave,
+            owner=None if owner is None else TaskRunOwner(owner.uid, owner.kept_because),
         )
 
 
@@ -359,7 +362,7 @@ class SubmissionProcess:
         with self.jobs.termination.end_delayed():
             self.jobs.report_step(Step.BEFORE_SUBMIT)
             try:
-                submitted = adapter.submit(self.wanted.submission_of(job, may_leave))
+                submitted = adapter.submit(self.wanted.submission_of(job, may_leave, reply.response.owner))
             except Rejected as rejected:
                 return SubmissionRejected(reply, rejected)
             except Exception as error:  # noqa: BLE001 -- after any other error the job may exist

@@ -31,6 +31,7 @@ from reattach.adapter import (
     Submission,
     Submitted,
     Succeeded,
+    TaskRunOwner,
     Unknown,
 )
 from reattach.adapters.http_client import CallError
@@ -496,6 +497,79 @@ class TestAccess:
     def test_without_a_token_the_adapter_is_not_made(self, tmp_path: Path) -> None:
         with pytest.raises(AccessError, match="must have its service account's token"):
             Access.from_pod(tmp_path, {})
+
+
+@pytest.fixture
+def pod_access(world: World, tmp_path: Path) -> Access:
+    """The access of a pod in the namespace, from the files that the kubelet would write."""
+    directory = tmp_path / "serviceaccount"
+    directory.mkdir()
+    (directory / "token").write_text(world.control_plane.token(world.namespace))
+    (directory / "namespace").write_text(world.namespace)
+    (directory / "ca.crt").write_text(world.control_plane.ca_file.read_text())
+    host, port = world.control_plane.url.removeprefix("https://").split(":")
+    return Access.from_pod(directory, {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port})
+
+
+class TestOwnedByTaskRun:
+    """The real garbage collector deletes the objects."""
+
+    def test_finished_job_goes_with_its_taskrun_and_other_jobs_stay(
+        self, world: World, pods: Pods, pod_access: Access
+    ) -> None:
+        def main(task: reattach.Task) -> None:
+            for key, adapter in {
+                "owned": KubernetesObjects(JOB, access=pod_access, owned=True),
+                "kept": world.adapter(),
+            }.items():
+                job = task.submit_once(key, adapter, MANIFEST)
+                world.finish(job.handle, "Complete")
+                job.wait(0.1)
+
+        pods.start(1).context().run(main)
+        run, keys = pods.run, {made["metadata"]["annotations"]["reattach.dev/submitted-as"] for made in world.objects()}
+        assert keys == {"owned#1", "kept#1"}
+        path = TASKRUN.path(run.namespace, run.name)
+        # As the operator does at the end of the run.
+        world.control_plane.call("PATCH", path, {"metadata": {"finalizers": None}})
+        world.control_plane.call("DELETE", path, propagationPolicy="Background")
+        wait_until(lambda: len(world.objects()) == 1, seconds=60, what="the owned Job is collected")
+        [left] = world.objects()
+        assert left["metadata"]["annotations"]["reattach.dev/submitted-as"] == "kept#1"
+        assert "ownerReferences" not in left["metadata"]
+
+    def test_job_that_a_process_submits_after_the_deletion_is_collected(self, world: World, pod_access: Access) -> None:
+        run = Run.create(world.control_plane, world.namespace)
+        world.control_plane.call("DELETE", TASKRUN.path(run.namespace, run.name))
+        late = replace(submission(), namespace=run.namespace, taskrun=run.name, owner=TaskRunOwner(run.uid))
+        KubernetesObjects(JOB, access=pod_access, owned=True).submit(late)
+        other = world.adapter().submit(submission()).handle
+        wait_until(lambda: len(world.objects()) == 1, seconds=60, what="the late Job is collected")
+        assert world.get(other)
+
+    def test_job_that_must_outlive_its_taskrun_is_not_submitted(
+        self, world: World, servers: Servers, pod_access: Access, tmp_path: Path
+    ) -> None:
+        adapter = KubernetesObjects(JOB, access=pod_access, owned=True)
+        cases: list[tuple[dict[str, Any], bool, str]] = [
+            ({"submission": {"idempotencyKey": "load"}}, False, "spec.submission.idempotencyKey is set"),
+            ({"cleanup": {"onDelete": "Orphan"}}, False, "spec.cleanup.onDelete is Orphan"),
+            ({}, True, "the job is detached"),
+        ]
+        server = servers.start()
+        with Relay(port_of(server)) as relay:
+            for number, (spec, detached, why) in enumerate(cases):
+                run = Run.create(world.control_plane, world.namespace, name=f"load-{number}", **spec)
+                directory = tmp_path / run.name
+                directory.mkdir()
+                with (
+                    Pods(run, server, relay, directory).start(1).context() as task,
+                    pytest.raises(reattach.JobFailed) as caught,
+                ):
+                    task.submit_once("load", adapter, MANIFEST, detached=detached)
+                assert f"the Job must not be deleted with its TaskRun: {why}" in str(caught.value)
+                assert "Leave `owned` out of the adapter" in str(caught.value)
+        assert world.objects() == []
 
 
 class TestAirflowCases:

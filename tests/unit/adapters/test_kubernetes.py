@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from reattach.adapter import Active, Cancelled, NotFound, Rejected, Submission, Succeeded, Unknown
+from reattach.adapter import Active, Cancelled, NotFound, Rejected, Submission, Succeeded, TaskRunOwner, Unknown
 from reattach.adapters.http_client import CallError
 from reattach.adapters.kubernetes import (
     JOB,
@@ -26,7 +26,7 @@ from reattach.adapters.kubernetes import (
     When,
 )
 from reattach.adapters.kubernetes.kinds import text_at, value_at
-from reattach.adapters.kubernetes.objects import ObjectHandle
+from reattach.adapters.kubernetes.objects import ObjectHandle, object_of
 
 MANIFEST = {"apiVersion": "batch/v1", "kind": "Job", "spec": {}}
 ACCESS = Access(server="https://kubernetes.invalid", namespace="team", ca=None, token="t")
@@ -60,6 +60,69 @@ def adapter(*responses: tuple[int, Any]) -> KubernetesObjects:
         return httpx.Response(status, **({"text": body} if isinstance(body, str) else {"json": body}))
 
     return KubernetesObjects(JOB, access=ACCESS, transport=httpx.MockTransport(respond))
+
+
+class TestOwned:
+    OF_POD = replace(ACCESS, is_of_pod=True)
+    OWNED = replace(SUBMISSION, owner=TaskRunOwner("run-uid"))
+
+    def jobs(self, seen: list[Any], **how: Any) -> KubernetesObjects:
+        def respond(request: httpx.Request) -> httpx.Response:
+            seen.append(json.loads(request.content))
+            return httpx.Response(201, json=OURS)
+
+        return KubernetesObjects(
+            JOB, owned=True, transport=httpx.MockTransport(respond), **{"access": self.OF_POD, **how}
+        )
+
+    def test_object_refers_to_the_taskrun_and_does_not_block_its_deletion(self) -> None:
+        seen: list[Any] = []
+        self.jobs(seen).submit(self.OWNED)
+        for body in seen:
+            assert body["metadata"]["ownerReferences"] == [
+                {
+                    "apiVersion": "reattach.dev/v1alpha1",
+                    "kind": "TaskRun",
+                    "name": "nightly",
+                    "uid": "run-uid",
+                    "controller": False,
+                    "blockOwnerDeletion": False,
+                }
+            ]
+
+    def test_object_has_no_owner_by_default(self) -> None:
+        body = object_of(JOB, self.OWNED, "team", None)
+        assert "ownerReferences" not in body["metadata"]
+
+    @pytest.mark.parametrize(
+        "submission,namespace,message",
+        [
+            (SUBMISSION, "team", "requires a state API that reports the owner of a job"),
+            (OWNED, "other", "requires the namespace of the TaskRun, 'team'"),
+            (
+                replace(OWNED, owner=TaskRunOwner("run-uid", "the job is detached")),
+                "team",
+                "the Job must not be deleted with its TaskRun: the job is detached. Leave `owned` out",
+            ),
+            (
+                replace(OWNED, request={**MANIFEST, "metadata": {"ownerReferences": []}}),
+                "team",
+                "metadata.ownerReferences must be left out",
+            ),
+        ],
+    )
+    def test_job_that_the_taskrun_must_not_own_is_rejected_and_nothing_is_sent(
+        self, submission: Submission, namespace: str, message: str
+    ) -> None:
+        seen: list[Any] = []
+        with pytest.raises(Rejected, match=message) as caught:
+            self.jobs(seen, namespace=namespace).submit(submission)
+        assert not caught.value.retriable
+        assert seen == []
+
+    def test_access_to_another_cluster_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="owned=True requires the access of the pod"):
+            self.jobs([], access=ACCESS)
 
 
 class TestResponses:

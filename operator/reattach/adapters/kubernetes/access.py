@@ -26,7 +26,8 @@ class AccessError(ValueError):
 class Access:
     """One API server and the client's credentials.
 
-    `certificate`: PEM of the client's certificate and key.
+    `certificate`: PEM of the client's certificate and key. `is_of_pod`: the API server is that of
+    the cluster in which this process's pod runs.
     """
 
     server: str
@@ -36,6 +37,7 @@ class Access:
     token_file: Path | None = None
     ca_file: Path | None = None
     certificate: str | None = None
+    is_of_pod: bool = False
 
     @classmethod
     def from_pod(cls, directory: Path = SERVICE_ACCOUNT, environment: Mapping[str, str] = os.environ) -> Self:
@@ -54,6 +56,7 @@ class Access:
             ca=None,
             token_file=token_file,
             ca_file=directory / "ca.crt",
+            is_of_pod=True,
         )
 
     @classmethod

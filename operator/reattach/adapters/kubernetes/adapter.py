@@ -69,8 +69,13 @@ class KubernetesObjects(Adapter):
     how long an object certainly exists after its submission; None: until it is recorded as
     terminal, because no client deletes it before.
 
+    `owned`: the TaskRun owns each object, so Kubernetes deletes the object after the TaskRun. The
+    object must be in the TaskRun's cluster and namespace, and `submit` rejects a job that must
+    outlive its TaskRun.
+
     Raises:
         AccessError: the Kubernetes API can't be reached with these settings.
+        ValueError: `owned` with an `access` that is not that of the pod.
     """
 
     name: ClassVar[str] = "kubernetes"
@@ -82,9 +87,16 @@ class KubernetesObjects(Adapter):
         access: Access | None = None,
         namespace: str | None = None,
         retention: timedelta | None = None,
+        owned: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         access = Access.from_pod() if access is None else access
+        if owned and not access.is_of_pod:
+            raise ValueError(
+                "owned=True requires the access of the pod (leave `access` out), because Kubernetes deletes an object whose"
+                " owner is not in the same cluster"
+            )
+        self._owned = owned
         self._kind = kind
         self._retention = retention
         self._namespace = access.namespace if namespace is None else namespace
@@ -109,7 +121,7 @@ class KubernetesObjects(Adapter):
         )
 
     def submit(self, submission: Submission) -> Submitted:
-        body = object_of(self._kind, submission, self._namespace, self._retention)
+        body = object_of(self._kind, submission, self._namespace, self._retention, owned=self._owned)
         if self._kind.ends and not self._check_stored(body, submission):
             return self._existing(submission)
         try:

@@ -28,7 +28,7 @@ from reattach.adapters.base import (
     Unknown,
 )
 from reattach.adapters.http_client import CallError, HttpResponse
-from reattach.adapters.kubernetes.kinds import Kind, text_at, value_at
+from reattach.adapters.kubernetes.kinds import TASKRUN, Kind, text_at, value_at
 
 LABEL_TOKEN: Final = "reattach.dev/submission-token"  # noqa: S105 -- the name of a label
 ANNOTATION_TASKRUN: Final = "reattach.dev/submitted-by"
@@ -61,8 +61,12 @@ class ObjectHandle:
         return f"{self.namespace}/{self.name}/{self.uid}"
 
 
-def object_of(kind: Kind, submission: Submission, namespace: str, retention: timedelta | None) -> dict[str, Any]:
+def object_of(
+    kind: Kind, submission: Submission, namespace: str, retention: timedelta | None, *, owned: bool = False
+) -> dict[str, Any]:
     """Return the object to create: the task's manifest with our name, the token, and the TaskRun.
+
+    owned: the TaskRun is the object's owner.
 
     Raises `Rejected`.
     """
@@ -82,9 +86,11 @@ def object_of(kind: Kind, submission: Submission, namespace: str, retention: tim
     if metadata.get("namespace", namespace) != namespace:
         raise Rejected(f"metadata.namespace must be {namespace!r}, the adapter's namespace, or be left out")
     _check_ends(kind, manifest, retention)
+    owner = {"ownerReferences": [_owner_of(kind, submission, metadata, namespace)]} if owned else {}
     body = copy.deepcopy(manifest)
     body["metadata"] = {
         **copy.deepcopy(metadata),
+        **owner,
         "name": submission.name,
         "namespace": namespace,
         "labels": {**(metadata.get("labels") or {}), LABEL_TOKEN: submission.token},
@@ -96,6 +102,34 @@ def object_of(kind: Kind, submission: Submission, namespace: str, retention: tim
         },
     }
     return body
+
+
+def _owner_of(kind: Kind, submission: Submission, metadata: dict[str, Any], namespace: str) -> dict[str, Any]:
+    """Return the reference to the TaskRun. Raises `Rejected` if it must not own the object."""
+    owner = submission.owner
+    if owner is None:
+        raise Rejected(
+            "owned=True requires a state API that reports the owner of a job; upgrade Reattach, or leave `owned` out"
+        )
+    if namespace != submission.namespace:
+        raise Rejected(
+            f"owned=True requires the namespace of the TaskRun, {submission.namespace!r}, because Kubernetes deletes an object"
+            f" whose owner is not in the same namespace; the adapter's namespace is {namespace!r}"
+        )
+    if owner.kept_because:
+        raise Rejected(
+            f"the {kind.kind} must not be deleted with its TaskRun: {owner.kept_because}. Leave `owned` out of the adapter"
+        )
+    if "ownerReferences" in metadata:
+        raise Rejected("metadata.ownerReferences must be left out with owned=True, because the TaskRun is the owner")
+    return {
+        "apiVersion": TASKRUN.api_version,
+        "kind": TASKRUN.kind,
+        "name": submission.taskrun,
+        "uid": owner.uid,
+        "controller": False,
+        "blockOwnerDeletion": False,
+    }
 
 
 def created_of(response: HttpResponse) -> Submitted | None:
