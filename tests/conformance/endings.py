@@ -137,7 +137,8 @@ def combinations_of(end: End, mode: str) -> list[Combination]:
 
 def expected(combination: Combination) -> Result:
     """Return the result that the end must have."""
-    moment, is_found = combination.moment, CAPABILITIES[combination.mode].look_up is not None
+    moment, look_up = combination.moment, CAPABILITIES[combination.mode].look_up
+    is_found, proves_absence = look_up is not None, look_up is not None and not look_up.while_open
     has_handle = moment in {Moment.HANDLE_STORED, Moment.RUNNING, Moment.OVER}
     if moment in {Moment.BEFORE_INTENT, Moment.FROZEN_BEFORE_INTENT}:
         return Result.NO_JOB
@@ -147,7 +148,7 @@ def expected(combination: Combination) -> Result:
         return Result.NO_JOB if moment is Moment.INTENT_STORED else Result.ORPHANED
     if moment is Moment.FROZEN_BEFORE_REQUEST:  # the process may still submit, so no lookup is a proof
         return Result.HELD
-    if not has_handle and not is_found:
+    if not has_handle and not (proves_absence if moment is Moment.INTENT_STORED else is_found):
         return Result.HELD
     if moment is Moment.INTENT_STORED:
         return Result.NO_JOB

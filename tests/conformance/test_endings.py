@@ -18,6 +18,7 @@ from conformance.endings import (
     End,
     EndingError,
     Moment,
+    Result,
     combinations_of,
     expected,
     run_endings,
@@ -51,6 +52,15 @@ def test_job_that_runs_after_the_end_of_its_run_is_named(end: End, mode: str) ->
     tables.keep(tables.ENDINGS, f"{end.name} {mode}", [one.to_json() for one in observed])
     results = {one.combination: one.result for one in observed}
     assert results == {one: expected(one) for one in results}
+
+
+def test_run_whose_lookup_finds_only_open_jobs_is_held_if_the_job_is_not_found() -> None:
+    combinations = combinations_of(End.CANCEL, "while-open")
+    observed = run_endings(End.CANCEL, "while-open", combinations)
+    results = {one.combination: one.result for one in observed}
+    assert results == {one: expected(one) for one in results}
+    assert results[Combination(End.CANCEL, "while-open", Moment.INTENT_STORED)] is Result.HELD
+    assert results[Combination(End.CANCEL, "while-open", Moment.IN_FLIGHT)] is Result.ENDED
 
 
 def test_sample_has_each_moment_of_each_end_and_each_mode() -> None:

@@ -245,7 +245,6 @@ def test_a_taskrun_of_a_newer_version_can_still_be_cleaned_up(
     """It was accepted by policies that are no more; now only what touches the spec is asked to conform."""
     private_control_plane.kubectl("delete", "validatingadmissionpolicybindings", "reattach-reattach-implemented")
 
-
     def accepted() -> str | None:
         with contextlib.suppress(ControlPlaneError):  # the API server has not seen the deletion yet
             return guarded.create({"metadata": {"finalizers": ["example.org/test"]}, "spec": LATER})

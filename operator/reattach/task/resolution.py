@@ -170,12 +170,14 @@ def absence_step(
     Return None if no lookup can prove it. `quiet_since`: see `Unresolved`. `request`: the longest
     that a submission may take.
     """
-    if look_up.while_open:  # the job may have ended
-        return None
     # A request that its process had sent before it died may still be accepted, as late as any other
     # request.
     settled = quiet_since + request + MARGIN + look_up.settling
     proves = absence.began >= settled
+    if look_up.while_open:
+        # The settled lookup may find a job whose request was on its way. One that it does not find
+        # may have ended.
+        return None if proves else LookUpStep(settled)
     lookup_time = absence.ended if proves else max(settled, now.latest)
     if look_up.retention is not None and lookup_time + MARGIN >= job.intended_at + look_up.retention:
         return None

@@ -218,7 +218,9 @@ class TestNextStep:
 
     def test_absence_is_not_proven_by_a_lookup_that_finds_only_open_jobs(self) -> None:
         open_jobs = Capabilities(look_up=Lookup(settling=SETTLES, while_open=True))
-        late = self.looked_up(REQUEST_TIME + MARGIN + SETTLES)
+        settled = REQUEST_TIME + MARGIN + SETTLES
+        early, late = self.looked_up(settled - timedelta(seconds=1)), self.looked_up(settled)
+        assert next_step(self.unresolved(capabilities=open_jobs, absence=early)) == LookUpStep(INTENDED + settled)
         step = next_step(self.unresolved(capabilities=open_jobs, absence=late))
         assert isinstance(step, LeaveOpen)
         assert "finds only open jobs" in step.why
@@ -450,7 +452,14 @@ class TestIntentsWithoutHandle:
         assert system.submissions == []
         assert system.cancelled == []
 
-    @pytest.mark.parametrize("system_can", [Capabilities(), Capabilities(look_up=Lookup(timedelta(), timedelta()))])
+    @pytest.mark.parametrize(
+        "system_can",
+        [
+            Capabilities(),
+            Capabilities(look_up=Lookup(timedelta(), timedelta())),
+            Capabilities(look_up=Lookup(timedelta(), while_open=True)),
+        ],
+    )
     def test_an_intent_that_nothing_settles_is_left(self, pod: Pod, system: System, system_can: Capabilities) -> None:
         system.can = system_can
         leave_intent(pod, system, dies_at="before-submit")

@@ -265,13 +265,18 @@ class TestWhileOpen:
         ],
     )
     @pytest.mark.parametrize("all_ended", [True, False])
-    @pytest.mark.parametrize("after", [timedelta(0), 10 * MINUTE, timedelta(days=365)])
+    @pytest.mark.parametrize("after", [10 * MINUTE, timedelta(days=365)])
     def test_absent_job_is_held(self, capabilities: Capabilities, all_ended: bool, after: timedelta) -> None:
         step = next_step(a_situation(capabilities, all_ended=all_ended, after=after, looked_up_after=after))
         assert isinstance(step, HoldRun)
 
-    def test_lookup_is_sent_once_because_it_may_find_the_job(self) -> None:
-        assert next_step(a_situation(Capabilities(self.FREED_NAME, look_up=self.OPEN_JOBS))) == LookUpStep()
+    def test_lookup_is_repeated_once_after_the_settling_time_because_it_may_find_the_job(self) -> None:
+        capabilities = Capabilities(self.FREED_NAME, look_up=self.OPEN_JOBS)
+        assert next_step(a_situation(capabilities)) == LookUpStep()
+        early = a_situation(capabilities, quiet_after=9 * MINUTE, looked_up_after=10 * MINUTE)
+        assert next_step(early) == LookUpStep(INTENDED + 9 * MINUTE + SETTLES)
+        settled = a_situation(capabilities, quiet_after=9 * MINUTE, looked_up_after=9 * MINUTE + SETTLES)
+        assert isinstance(next_step(settled), HoldRun)
 
     def test_lookup_that_includes_ended_jobs_proves_absence_beside_a_freed_name(self) -> None:
         capabilities = Capabilities(self.FREED_NAME, self.FREED_TOKEN, LOOK_UP)
