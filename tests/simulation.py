@@ -314,7 +314,9 @@ class ModelCluster:
     def _check_create_run(self, based_on: TaskRun) -> None:
         status = self.taskrun.status
         assert status.ending is None, "a run attempt began after the ending was recorded"
-        assert all(self.is_presumed_over(pod) for pod in self.pods.values()), "two attempts run at once"
+        is_patient = based_on.spec.pod_replacement_policy == "Failed"
+        others = [pod for pod in self.pods.values() if is_patient or not pod.is_deleted]
+        assert all(self.is_presumed_over(pod) for pod in others), "two attempts run at once"
         assert all(self.is_recorded(number) for number in self.created), (
             "a pod was made before the last end was recorded"
         )

@@ -12,8 +12,21 @@ import pytest
 
 from controlplane import ControlPlane
 from crash_points import crash_at_each_write
-from operator_process import CONTAINER, Containers, Kubelet, Operators, Script, Stage, kubelet_of, stage_of
+from operator_process import (
+    CONTAINER,
+    Containers,
+    Kubelet,
+    Operators,
+    Script,
+    Stage,
+    kubelet_of,
+    run_on,
+    stage_of,
+    succeed,
+)
 from proxy import Proxy, proxy_to
+from reattach.api.names import FINALIZER_ATTEMPT
+from reattach.cluster.paths import pods
 from run_histories import HistoryRunner, RunHistory, Scenario, normalised
 from waiting import wait_until
 
@@ -89,6 +102,28 @@ def test_operator_retention_none_deletes_each_pod_and_failed_only_successful_one
 
         wait_until(lambda expected=kept: attempts() == expected, seconds=30, what=f"{policy} keeps {kept}")  # type: ignore[misc]
         stage.cluster.wait_for_release(policy)
+
+
+def test_operator_terminating_pod_is_replaced_before_its_end_if_the_policy_says_so(stage: Stage) -> None:
+    def script(attempt: int) -> Script:
+        return run_on if attempt == 1 else succeed
+
+    stage.run("replaced", script, podReplacementPolicy="TerminatingOrFailed", retry=RETRY)
+    stage.cluster.wait_for_reason("replaced", "Running")
+    stage.kubelet.is_paused = True
+    try:
+        (pod,) = stage.cluster.pods("replaced")
+        stage.control_plane.call("DELETE", pods(stage.namespace, pod["metadata"]["name"]))
+        wait_until(lambda: len(stage.cluster.pods("replaced")) == 2, seconds=30, what="the next pod is created")
+        first = stage.cluster.status("replaced")["attempts"][0]
+        assert (first["cause"], first["reason"], first["end"]) == ("Disruption", "Deleted", "Presumed")
+        assert stage.cluster.pods("replaced")[0]["metadata"]["finalizers"] == [FINALIZER_ATTEMPT]
+    finally:
+        stage.kubelet.is_paused = False
+    status = stage.cluster.wait_for_outcome("replaced")
+    assert [one["cause"] for one in status["attempts"]] == ["Disruption", "Succeeded"]
+    stage.cluster.wait_for_release("replaced")
+    assert len(stage.cluster.pods("replaced")) == 1
 
 
 def test_operator_crash_at_any_write_keeps_and_deletes_the_same_pods(runner: HistoryRunner) -> None:

@@ -169,6 +169,7 @@ class TaskRunSpec(Shape, frozen=True):
     cancel: bool = False
     managed_by: str = "reattach.dev/operator"
     history_limit: int = 20
+    pod_replacement_policy: Literal["Failed", "TerminatingOrFailed"] = "Failed"
     pod_retention: Literal["All", "Failed", "None"] = "All"
     ttl: Ttl = Ttl()
 

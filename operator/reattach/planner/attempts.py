@@ -22,8 +22,9 @@ _CLEANUP_DEADLINE = ("CleanupDeadline", "The time for the cleanup was over. Its 
 
 
 def ended_but_unrecorded(context: DecisionContext) -> tuple[AttemptView, ...]:
-    """Return the attempts that have ended and whose end is not in status."""
-    return tuple(view for view in context.attempts if not view.recorded and _has_ended(context, view))
+    """Return the attempts that have ended, or are replaced, and whose end is not in status."""
+    views = (view for view in context.attempts if not view.recorded)
+    return tuple(view for view in views if _has_ended(context, view) or context.is_replaced(view))
 
 
 def record_ended_attempts(context: DecisionContext) -> DecisionContext:
@@ -34,7 +35,10 @@ def record_ended_attempts(context: DecisionContext) -> DecisionContext:
         classification = classify(ended)
         consequence = consequence_of(context.spec.retry.rules, ended, classification)
         entry = _final_entry(context, view, ended, classification, consequence)
-        context = context.with_status(_with_end(context, ended, consequence, entry))
+        status = _with_end(context, ended, consequence, entry)
+        if ended.replaced and not _is_followed_by_another(context, status, entry.purpose):
+            continue  # The pod may end otherwise than is presumed, and no pod waits for its end.
+        context = context.with_status(status)
         recorded.append(entry)
     if not recorded:
         return context
@@ -99,6 +103,7 @@ def _ended_attempt(context: DecisionContext, view: AttemptView) -> EndedAttempt:
         state=state if isinstance(state, StateView) else None,
         state_lost=context.state_lost,
         presumed=not reported,
+        replaced=not _has_ended(context, view),
         expected=(entry.reason, entry.message or "") if entry and entry.reason else None,
         shown_running=is_last and entry is not None and conditions.shows(context.status, Reason.RUNNING),
         stopped=_stop_reason(context, view.purpose),

@@ -28,6 +28,7 @@ class EndedAttempt:
 
     `pod`: None if the pod is gone although it carried our finalizer.
     `presumed`: its node did not report the end in time.
+    `replaced`: the next attempt does not wait for the end of the pod, which is being deleted.
     `expected`: why the operator deleted the pod before it started, as (reason, message).
     `shown_running`: status showed its container as running.
     `stopped`: why the operator ends the attempt itself, as (reason, message).
@@ -42,6 +43,7 @@ class EndedAttempt:
     state: StateView | None = None
     state_lost: bool = False
     presumed: bool = False
+    replaced: bool = False
     expected: tuple[str, str] | None = None
     shown_running: bool = False
     stopped: tuple[str, str] | None = None
@@ -193,7 +195,8 @@ def _fenced(ended: EndedAttempt) -> Classification | None:
 
 def _never_started(ended: EndedAttempt) -> Classification | None:
     pod = ended.pod
-    if pod is None or ended.presumed or ended.opened_state or ended.shown_running:
+    is_lost = ended.presumed and not ended.replaced
+    if pod is None or is_lost or ended.opened_state or ended.shown_running:
         return None
     if podstatus.has_run(pod, ended.container) or ended.failed_init is not None:
         return None
@@ -220,7 +223,7 @@ def _disrupted(ended: EndedAttempt) -> Classification | None:
     if (target or deleted) and not (end and podstatus.exited_before_deletion(pod, end)):
         if target:
             return Classification(Cause.DISRUPTION, target.reason, target.message)
-        if ended.presumed:
+        if ended.presumed and not ended.replaced:
             return Classification(
                 Cause.DISRUPTION, "NodeLost", f"Node {pod.spec.node_name} did not report the end of the pod."
             )

@@ -238,6 +238,19 @@ class DecisionContext:
         ended = (view.pod for view in self.attempts if view.recorded and view.pod)
         return tuple(pod for pod in ended if not self.is_pod_over(pod))
 
+    @property
+    def awaited_leftovers(self) -> tuple[Pod, ...]:
+        """Running leftovers that must be over before the next attempt starts."""
+        return tuple(pod for pod in self.running_leftovers if not self._is_replaceable(pod))
+
+    def is_replaced(self, view: AttemptView) -> bool:
+        """Return whether the next attempt starts although the pod of this one has not ended."""
+        return view.purpose is AttemptPurpose.RUN and view.pod is not None and self._is_replaceable(view.pod)
+
+    def _is_replaceable(self, pod: Pod) -> bool:
+        is_terminating = pod.metadata.deletion_timestamp is not None
+        return is_terminating and self.spec.pod_replacement_policy == "TerminatingOrFailed"
+
     @cached_property
     def leftover_stops(self) -> tuple[StopPod | DeletePod, ...]:
         """Actions that stop the containers still running in pods of recorded attempts."""

@@ -220,7 +220,7 @@ def _conclude(context: DecisionContext) -> Decision | None:
 
 
 def _await_leftovers(context: DecisionContext) -> Plan | None:
-    if not context.running_leftovers:
+    if not context.awaited_leftovers:
         return None
     kept = (Reason.STATE_LOST, Reason.SUBMISSION_UNKNOWN)
     if any(conditions.is_held(context.status, reason) for reason in kept):

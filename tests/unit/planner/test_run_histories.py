@@ -47,6 +47,7 @@ SPECS = st.fixed_dictionaries(
             {"budgets": BUDGETS, "backoff": BACKOFF}, optional={"rules": st.lists(RULE, max_size=3)}
         ),
         "completion": st.sampled_from(["Auto", "ExitCode", "Recorded"]),
+        "podReplacementPolicy": st.sampled_from(["Failed", "Failed", "TerminatingOrFailed"]),
         "podRetention": st.sampled_from(["All", "Failed", "None"]),
         "historyLimit": st.sampled_from([1, 2, 20]),
         "deadlines": st.fixed_dictionaries(
