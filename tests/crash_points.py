@@ -59,6 +59,20 @@ def crash_at_each_write(
     return expected
 
 
+def crash_at(runner: HistoryRunner, scenario: Scenario, check: Check, points: list[Point]) -> RunHistory:
+    """Run the scenario without a crash, then once for each of these points, and compare.
+
+    Return the history without a crash.
+    """
+    expected = runner.run(scenario, None)
+    check(expected, expected)
+    results = _run_all(runner, scenario, expected, check, points)
+    assert not (failure := [result.failure for result in results if result.failure]), "\n".join(failure)
+    missed = [point for point, result in zip(points, results, strict=True) if result.crashed_at is None]
+    assert not missed, f"never crashed at {missed}"
+    return expected
+
+
 def _points_of(expected: RunHistory, *, at_each_event: bool) -> list[Point]:
     events = sum(kind_of(write) == EVENTS for write in expected.writes)
     numbers = {None: len(expected.writes) - events} | ({EVENTS: events} if at_each_event else {})

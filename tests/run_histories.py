@@ -39,11 +39,13 @@ class Scenario:
     """Spec of a TaskRun, and what its pods do.
 
     `submissions(namespace)` counts what the pods submitted to the external system.
+    `prepare(namespace)` creates what the TaskRun needs.
     """
 
     spec: JSON
     script_of: Callable[[int], Script]
     submissions: Callable[[str], int] = lambda _: 0
+    prepare: Callable[[str], None] = lambda _: None
 
 
 @dataclass
@@ -121,6 +123,7 @@ class HistoryRunner:
         cluster = Cluster(self.control_plane, namespace)
         operator.start()
         starts, restarted_at = 1, None
+        scenario.prepare(namespace)
         cluster.create(NAME, scenario.spec)
         end = time.monotonic() + HISTORY_SECONDS
         over_since: float | None = None

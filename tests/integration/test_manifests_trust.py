@@ -4,7 +4,7 @@ import copy
 import secrets
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -579,6 +579,112 @@ class TestConfigMapsOfStrangers:
         }
         cluster.call("PATCH", f"{CONFIGMAPS}/{made['name']}", {"metadata": {"finalizers": None}}, user=tenant)
         cluster.call("DELETE", f"{CONFIGMAPS}/{made['name']}", user=tenant)
+
+
+class TestStatesThatUsersImport:
+    """A user who may update a TaskRun may create its state, with nothing but keys."""
+
+    KEYS: ClassVar[Object] = {
+        "data": {"formatVersion": "1", "lastVersion": "1", "key.a": "{}", "key-escaped.a_2Fb": "{}"}
+    }
+
+    @pytest.fixture
+    def tenant(self, grant: Callable[..., None]) -> str:
+        user = f"iris-{secrets.token_hex(4)}"
+        grant(user, ["configmaps"], ["create"], group="")
+        return user
+
+    def test_by_the_right_to_update_that_taskrun(
+        self, cluster: RunningControlPlane, tenant: str, grant: Callable[..., None]
+    ) -> None:
+        about = cluster.call("POST", TASKRUNS, a_taskrun(tenant))["metadata"]
+        state = {**a_state(owner(tenant, about["uid"])), **self.KEYS}
+        assert "only Reattach may set" in refused(cluster, "POST", CONFIGMAPS, state, user=tenant)
+        grant(tenant, ["taskruns"], ["get", "patch"])
+        assert "only Reattach may set" in refused(cluster, "POST", CONFIGMAPS, state, user=tenant)
+        grant_update(cluster, tenant, resource_name=tenant)
+        cluster.call("POST", CONFIGMAPS, state, user=tenant)
+        other = {**a_state(owner("load")), **self.KEYS}
+        said = refused(cluster, "POST", CONFIGMAPS, other, user=tenant, dryRun="All")
+        assert "only Reattach may set" in said, "it may update another TaskRun only"
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param({"name": "load-00000-state"}, id="another name"),
+            pytest.param({"labels": {}}, id="no label"),
+            pytest.param({"labels": {"reattach.dev/taskrun": "other"}}, id="another label"),
+            pytest.param(
+                {"labels": {"reattach.dev/taskrun": "load", "reattach.dev/orphans": "load"}},
+                id="a second label",
+            ),
+            pytest.param({"annotations": {"reattach.dev/other": ""}}, id="another annotation"),
+            pytest.param({"finalizers": []}, id="no finalizer"),
+            pytest.param(
+                {"finalizers": ["reattach.dev/state", "reattach.dev/external-jobs"]},
+                id="a second finalizer",
+            ),
+            pytest.param({"ownerReferences": []}, id="no owner"),
+            pytest.param({"ownerReferences": [{**owner(), "controller": False}]}, id="no controller"),
+            pytest.param({"ownerReferences": [{**owner(), "kind": "Other"}]}, id="an owner of another kind"),
+            pytest.param({"data": {"job.1.load": "{}"}}, id="an external job"),
+            pytest.param({"data": {"completion": "{}"}}, id="a completion"),
+            pytest.param({"data": {"epoch": "{}"}}, id="an epoch"),
+            pytest.param({"data": {"seal": "{}"}}, id="a seal"),
+        ],
+    )
+    def test_as_nothing_else(
+        self, cluster: RunningControlPlane, tenant: str, grant: Callable[..., None], change: Object
+    ) -> None:
+        grant(tenant, ["taskruns"], ["update"])
+        data = {"data": {**self.KEYS["data"], **change.get("data", {})}}
+        metadata = {name: value for name, value in change.items() if name != "data"}
+        good, bad = ({**a_state(owner(), **each), **data} for each in ({}, metadata))
+        said = refused(cluster, "POST", CONFIGMAPS, bad, user=tenant, dryRun="All")
+        assert "only Reattach may set" in said
+        if "data" not in change:
+            cluster.call("POST", CONFIGMAPS, good, user=tenant, dryRun="All")
+
+    def test_and_mark_no_configmap_that_exists(
+        self, cluster: RunningControlPlane, tenant: str, grant: Callable[..., None]
+    ) -> None:
+        grant(tenant, ["taskruns"], ["update"])
+        cluster.call("POST", CONFIGMAPS, {"metadata": {"name": tenant}})
+        grant(f"{tenant}", ["configmaps", "events"], ["patch"], group="")
+        uid = f"{secrets.token_hex(4)}-0000-4000-8000-000000000000"
+        marked = a_state(owner(uid=uid))
+        path = f"{CONFIGMAPS}/{marked['metadata']['name']}"
+        cluster.call("POST", CONFIGMAPS, {"metadata": {"name": marked["metadata"]["name"]}})
+        assert "only Reattach may set" in refused(cluster, "PATCH", path, {"metadata": marked["metadata"]}, user=tenant)
+
+
+def grant_update(cluster: RunningControlPlane, user: str, *, resource_name: str) -> None:
+    """Let a user update one TaskRun, and wait until the API server knows."""
+    rbac, name = "/apis/rbac.authorization.k8s.io/v1/namespaces/default", f"{user}-updates"
+    rule = {
+        "apiGroups": ["reattach.dev"],
+        "resources": ["taskruns"],
+        "resourceNames": [resource_name],
+        "verbs": ["update"],
+    }
+    cluster.call("POST", f"{rbac}/roles", {"metadata": {"name": name}, "rules": [rule]})
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
+    subjects = [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}]
+    cluster.call("POST", f"{rbac}/rolebindings", {"metadata": {"name": name}, "roleRef": role, "subjects": subjects})
+    attributes = {
+        "namespace": "default",
+        "verb": "update",
+        "group": "reattach.dev",
+        "resource": "taskruns",
+        "name": resource_name,
+    }
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {"user": user, "resourceAttributes": attributes},
+    }
+    path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+    wait_until(lambda: cluster.call("POST", path, review)["status"]["allowed"], seconds=30, what="the right is known")
 
 
 class TestConfigMapsThatReattachWrites:

@@ -24,7 +24,7 @@ from controlplane import ControlPlane, ControlPlaneError, helm_template
 from operator_process import Cluster, Containers, Operator, kubelet_of, succeed
 from ports import free_port
 from reattach.api.names import ANNOTATION_CA, HEADER_SESSION, LABEL_ORPHANS, LABEL_TASKRUN, TOKEN_AUDIENCE
-from stateapi import new_session
+from stateapi import Task, new_session
 from waiting import wait_until
 
 Object = dict[str, Any]
@@ -301,6 +301,12 @@ def test_user_with_edit_changes_a_state_with_the_cli_and_makes_no_other(lived: I
     assert json.loads(exported)["entries"][0]["value"] == "job-2"
     said = editor("state", "import", "retried", "-", "--replace", stdin=exported.encode())
     assert (said.code, said.err) == (0, "")
+
+    # A TaskRun of another operator, so no attempt of it starts.
+    Task.create(lived.control_plane, lived.served, "unstarted", managedBy="example.org/other")
+    said = editor("state", "import", "unstarted", "-", stdin=exported.encode())
+    assert (said.code, said.err) == (0, "")
+    assert editor("state", "get", "unstarted", "job_id", "--raw").out == "job-2\n"
 
     forged = {"metadata": {"name": "forged", "labels": {LABEL_TASKRUN: "retried"}}}
     with pytest.raises(ControlPlaneError, match=f"only Reattach may set the label {LABEL_TASKRUN} on a ConfigMap"):

@@ -219,7 +219,11 @@ async def read_state(connection: ClusterConnection, taskrun: TaskRun) -> StoredS
     if named is not None and named.uid and (stored is None or stored.metadata.uid != named.uid):
         return MissingState(f"The state of {about.name} was deleted by force.", lost=True)
     if stored is None:
-        return MissingState(f"{about.name} has no state; it is created when the task first opens it.")
+        if taskrun.status.outcome is not None:
+            return MissingState(f"{about.name} has ended, and its task never opened a state.")
+        return MissingState(
+            f"{about.name} has no state; the task's first call creates it, or before that, kubectl reattach state import."
+        )
     if stored.metadata.taskrun_uid != about.uid:
         raise CommandError(
             f"The ConfigMap {stored.metadata.name} does not belong to {about.name}, because its owner reference was changed."

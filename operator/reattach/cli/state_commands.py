@@ -197,7 +197,10 @@ def state_export(name: str) -> None:
 @click.option("--replace", is_flag=True, help="Remove all other keys.")
 @_FORCE
 def state_import(name: str, file: str, replace: bool, force: bool) -> None:
-    """Store all keys of an export, in one write; - reads it from stdin."""
+    """Store all keys of an export, in one write; - reads it from stdin.
+
+    A TaskRun whose task has not opened a state yet gets one, and its next attempt reads these keys.
+    """
     from reattach.cli import state_edit
     from reattach.state.errors import RequestRejectedError
 
@@ -209,5 +212,5 @@ def state_import(name: str, file: str, replace: bool, force: bool) -> None:
         except RequestRejectedError as error:
             raise state_edit.rejection_error(error) from None
 
-    _, results = call(lambda connection: state_edit.write(connection, name, steps, force=force))
+    _, results = call(lambda connection: state_edit.write(connection, name, steps, force=force, creates=True))
     show(None, None, [f"{state_edit.summarize(results)} in the state of {name}."])

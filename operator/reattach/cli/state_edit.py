@@ -22,7 +22,14 @@ from reattach.cli.resolve import FIELD_MANAGER
 from reattach.cli.retry import retry_conflicts
 from reattach.cli.text import clock, count
 from reattach.cluster import ForbiddenError, paths
-from reattach.state.codec import DurableState, Opening, StateEntry, StoredState, to_configmap
+from reattach.state.codec import (
+    DurableState,
+    Opening,
+    StateEntry,
+    StoredState,
+    to_configmap,
+    to_new_configmap,
+)
 from reattach.state.errors import RequestRejectedError
 from reattach.state.operations import Clear, Session, Set, Step, change, expire
 from reattach.state.values import check_key, from_json, stored_value_of, to_json
@@ -203,40 +210,63 @@ async def read(connection: ClusterConnection, name: str) -> tuple[TaskRun, Store
     Raises `CommandError` without a state.
     """
     taskrun = await read_taskrun(connection, name)
-    stored = await read_state(connection, taskrun)
+    return taskrun, _check_found(taskrun, await read_state(connection, taskrun))
+
+
+def _check_found(taskrun: TaskRun, stored: StoredState | MissingState) -> StoredState:
     if isinstance(stored, MissingState):
-        more = f" kubectl reattach explain {name} shows what to do." if stored.lost else ""
+        more = f" kubectl reattach explain {taskrun.metadata.name} shows what to do." if stored.lost else ""
         raise CommandError(stored.why + more)
     if taskrun.status.outcome is not None:
-        stored = msgspec.structs.replace(stored, state=expire(stored.state, datetime.now(UTC)))
-    return taskrun, stored
+        return msgspec.structs.replace(stored, state=expire(stored.state, datetime.now(UTC)))
+    return stored
 
 
 async def write(
-    connection: ClusterConnection, name: str, steps_of: StepsOf, *, force: bool = False
+    connection: ClusterConnection, name: str, steps_of: StepsOf, *, force: bool = False, creates: bool = False
 ) -> tuple[DurableState, tuple[BatchResult, ...]]:
     """Write the steps of `steps_of(state, now)` by compare-and-set.
+
+    With `creates`, create the state of an unfinished TaskRun whose task has not opened it yet.
 
     Raises `CommandError` and `ClusterError`.
     """
     user = await read_username(connection.cluster)
 
     async def attempt() -> tuple[DurableState, tuple[BatchResult, ...]]:
-        # Read the state before the attempts: an attempt that starts after this read changes the
-        # state when it opens it, which is a conflict.
-        taskrun, stored = await read(connection, name)
+        # Read the state before the attempts: an attempt that starts after this read changes or
+        # creates the state when it opens it, which is a conflict.
+        taskrun, stored = await (_read_or_none if creates else read)(connection, name)
         if not force:
             await _check_idle(connection, taskrun)
-        now = datetime.now(UTC)
+        before, now = DurableState() if stored is None else stored.state, datetime.now(UTC)
         try:
-            state, results = edit(stored.state, steps_of(stored.state, now), user, now)
+            state, results = edit(before, steps_of(before, now), user, now)
         except RequestRejectedError as error:
             raise rejection_error(error) from None
-        if state != stored.state:
+        if stored is None:
+            await _create(connection, taskrun, state)
+        elif state != before:
             await _replace(connection, stored, state)
         return state, results
 
     return await retry_conflicts(f"The state of {name}", attempt)
+
+
+async def _read_or_none(connection: ClusterConnection, name: str) -> tuple[TaskRun, StoredState | None]:
+    """Read the TaskRun and its state; None if the state may be created."""
+    taskrun = await read_taskrun(connection, name)
+    stored, counts = await read_state(connection, taskrun), taskrun.status.counts
+    if isinstance(stored, StoredState) or stored.lost or taskrun.status.outcome is not None:
+        return taskrun, _check_found(taskrun, stored)
+    if taskrun.metadata.deletion_timestamp is not None or taskrun.spec.cancel:
+        raise CommandError(f"{name} is being ended, so no attempt would read an imported state.")
+    if taskrun.spec.state_from is not None and counts.attempts == 0 and counts.state_losses == 0:
+        raise CommandError(
+            f"{name} gets a copy of the state of {taskrun.spec.state_from} before its first attempt (spec.stateFrom);"
+            " import a file after that, or create the TaskRun without spec.stateFrom."
+        )
+    return taskrun, None
 
 
 async def _check_idle(connection: ClusterConnection, taskrun: TaskRun) -> None:
@@ -248,6 +278,13 @@ async def _check_idle(connection: ClusterConnection, taskrun: TaskRun) -> None:
         raise CommandError(
             f"Attempt {attempt} of {taskrun.metadata.name} is running, and may already have read the key; wait until it has ended, or use --force."
         )
+
+
+async def _create(connection: ClusterConnection, taskrun: TaskRun, state: DurableState) -> None:
+    # The TaskRun that was read is named, so the garbage collector removes the ConfigMap of a
+    # TaskRun that was deleted meanwhile.
+    body = to_new_configmap(connection.namespace, taskrun.metadata.name, taskrun.metadata.uid, state)
+    await connection.cluster.create(paths.configmaps(connection.namespace), body, fieldManager=FIELD_MANAGER)
 
 
 async def _replace(connection: ClusterConnection, stored: StoredState, state: DurableState) -> None:

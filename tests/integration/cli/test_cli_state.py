@@ -1,16 +1,27 @@
 """`kubectl reattach state`: people read and change what a task stored, beside a real state API that does the same."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli_session import CliUser
-from controlplane import ControlPlane
-from reattach.api.names import ANNOTATION_SUMMARY
-from reattach.cluster.paths import pods
+from controlplane import ControlPlane, ControlPlaneError
+from reattach.api.names import ANNOTATION_SUMMARY, FINALIZER_STATE
+from reattach.cluster.paths import configmaps, pods
 from stateapi import Server, Task
+
+EXPORT = json.dumps(
+    {
+        "format": "reattach-state/v1",
+        "namespace": "other",
+        "taskrun": "earlier",
+        "exportedAt": "2026-11-30T12:00:00Z",
+        "entries": [{"key": "cursor", "value": 7}],
+    }
+).encode()
 
 
 @pytest.fixture
@@ -176,9 +187,86 @@ def test_a_viewer_is_told_the_missing_right(viewer: CliUser, stored: Task) -> No
     )
 
 
-def test_a_task_that_stored_nothing_has_no_state(editor: CliUser, task: Task) -> None:
+def test_a_task_that_stored_nothing_has_no_state(
+    editor: CliUser, task: Task, write_status: Callable[..., None]
+) -> None:
     assert editor("state", "set", task.name, "k", "1").err == (
-        "error: load has no state; it is created when the task first opens it.\n"
+        "error: load has no state; the task's first call creates it, or before that, kubectl reattach state import.\n"
+    )
+    write_status(outcome="Failed")
+    for command in (("set", task.name, "k", "1"), ("import", task.name, "-")):
+        said = editor("state", *command, stdin=EXPORT)
+        assert (said.code, said.err) == (1, "error: load has ended, and its task never opened a state.\n")
+
+
+def test_import_creates_the_state_that_the_first_attempt_opens(editor: CliUser, server: Server, task: Task) -> None:
+    assert editor("state", "import", "load", "-", stdin=EXPORT).out == "1 key stored in the state of load.\n"
+    configmap = task.configmap()
+    assert {*configmap["data"]} == {"formatVersion", "lastVersion", "requests", "counts", "key.cursor"}
+    assert configmap["metadata"]["finalizers"] == [FINALIZER_STATE]
+    attempt = task.attempt(server)
+    read = attempt.get("cursor").json()
+    assert (read["value"], read["attempt"], read["podUID"]) == (7, 0, f"cli:{editor.user}")
+    assert task.status()["state"]["uid"] == configmap["metadata"]["uid"]
+
+
+def test_import_creates_no_state_that_no_attempt_would_read(
+    control_plane: ControlPlane, editor: CliUser, namespace: str
+) -> None:
+    copying = Task.create(control_plane, namespace, "copying", stateFrom="earlier")
+    said = editor("state", "import", "copying", "-", stdin=EXPORT)
+    assert said.code == 1
+    assert said.err.startswith(
+        "error: copying gets a copy of the state of earlier before its first attempt (spec.stateFrom); import a file after"
+    )
+    cancelled = Task.create(control_plane, namespace, "cancelled", cancel=True)
+    assert "is being ended" in editor("state", "import", "cancelled", "-", stdin=EXPORT).err
+    for one in (copying, cancelled):
+        with pytest.raises(ControlPlaneError, match="404"):
+            one.configmap()
+
+
+def test_import_beside_an_attempt_that_has_not_opened_its_state_is_refused_unless_forced(
+    editor: CliUser, server: Server, task: Task
+) -> None:
+    attempt = task.attempt(server, opened=False)
+    assert "Attempt 1 of load is running" in editor("state", "import", "load", "-", stdin=EXPORT).err
+    assert editor("state", "import", "load", "-", "--force", stdin=EXPORT).code == 0
+    assert attempt.open().status_code == 200
+    assert attempt.get("cursor").json()["value"] == 7
+
+
+def test_import_that_an_attempt_overtakes_changes_nothing(
+    editor: CliUser, server: Server, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the read and the creation an attempt opens the state."""
+    from reattach.cluster import Cluster
+
+    original, raced = Cluster.create, []
+
+    async def late(self: Cluster, path: str, body: Any, **query: Any) -> bytes:
+        if path == configmaps(task.namespace) and not raced:
+            raced.append(path)
+            assert task.attempt(server).set("cursor", 8).status_code == 200
+        return await original(self, path, body, **query)
+
+    monkeypatch.setattr(Cluster, "create", late)
+    said = editor("state", "import", "load", "-", stdin=EXPORT)
+    assert (said.code, len(raced)) == (1, 1)
+    assert "Attempt 1 of load is running" in said.err
+    assert entry(editor, "cursor")["value"] == 8
+
+
+def test_file_that_is_no_export_creates_no_state(editor: CliUser, task: Task) -> None:
+    assert "is not an export" in editor("state", "import", "load", "-", stdin=b"{}").err
+    with pytest.raises(ControlPlaneError, match="404"):
+        task.configmap()
+
+
+def test_a_viewer_who_imports_is_told_the_missing_right(viewer: CliUser, task: Task) -> None:
+    said = viewer("state", "import", task.name, "-", stdin=EXPORT)
+    assert said.err.startswith(
+        f"error: {viewer.user} lacks the right to create configmaps in namespace {task.namespace};"
     )
 
 

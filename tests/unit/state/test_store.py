@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -301,3 +302,18 @@ def test_retention_that_a_user_wrote_by_hand_is_bounded_in_a_copy() -> None:
     copied = copy_of("load", stored, NOW).records
     assert copied["far"].expires_at == NOW + timedelta(days=36500)
     assert copied["back"].expires_at == NOW
+
+
+def test_jobs_completion_seal_and_epoch_of_the_source_are_not_copied() -> None:
+    data = json.loads((Path(__file__).parent / "formats/format-2.json").read_text())
+    state = from_data(data)
+    assert state.jobs
+    assert state.epoch
+    assert state.completion
+    assert state.seal
+    stored = StoredState(metadata=ObjectMeta(), state=state, body={})
+    copied = copy_of("load", stored, NOW)
+    assert copied == DurableState(last_version=state.last_version, records=copied.records)
+    assert {key: record.value for key, record in copied.records.items()} == {
+        key: record.value for key, record in state.records.items()
+    }
