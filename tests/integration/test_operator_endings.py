@@ -129,6 +129,24 @@ def check_left_nothing(stage: Stage, name: str) -> None:
     assert FINALIZER_EXTERNAL_JOBS not in stage.cluster.taskrun(name)["metadata"].get("finalizers", [])
 
 
+def test_run_that_is_cancelled_from_the_start_only_cancels_the_jobs_that_it_adopts(stage: Stage, tasks: Tasks) -> None:
+    def never(_: Containers) -> None:
+        raise AssertionError("the task runs")
+
+    def finalizer_first(containers: Containers) -> None:
+        assert FINALIZER_EXTERNAL_JOBS in stage.cluster.taskrun("adopts")["metadata"]["finalizers"]
+        tasks.clean_up(containers)
+
+    adopt = [{"key": "load", "handle": "job-7", "adapter": "http"}]
+    stage.run("adopts", first_then(never, finalizer_first), cancel=True, adopt=adopt, cleanup={"adopted": "Cancel"})
+    status = stage.cluster.wait_for_outcome("adopts", seconds=SLOW)
+    assert status["outcome"] == "Cancelled"
+    assert jobs_of(status) == [("load", "job-7", "Cancelled")]
+    assert attempts_of(status) == [("Cleanup", "Succeeded", None)]
+    check_no_orphan(stage, "adopts")
+    check_left_nothing(stage, "adopts")
+
+
 # -- each kind of end, with a cleanup that cancels -------------------------------------------------
 
 

@@ -97,10 +97,25 @@ class SubmissionPolicy(Shape, frozen=True):
 
 
 class Adoption(Shape, frozen=True):
-    """A running external job to adopt under this key."""
+    """A running external job to adopt under this key.
+
+    `adapter`: that of the job; None: the adapter with which the task submits the key.
+    """
 
     key: str
     handle: str
+    adapter: str | None = None
+
+
+def adoptions_at_end(adopt: tuple[Adoption, ...], *, cancel: bool, adopted: str) -> tuple[Adoption, ...]:
+    """Return the jobs that a cleanup attempt adopts if no attempt opened the state before it.
+
+    This is one rule for the operator, which starts the attempt, and for the state API. The
+    arguments are those fields of `spec` and `spec.cleanup`. Without a task that submits the key,
+    only the entry names the adapter.
+    """
+    is_wanted = cancel and adopted == "Cancel"
+    return tuple(job for job in adopt if job.adapter is not None) if is_wanted else ()
 
 
 class Resources(Shape, frozen=True):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS
 from reattach.api.reasons import ConditionType, Outcome
-from reattach.api.state import Epoch, JobState, JobSummary, Summary
+from reattach.api.state import Epoch, JobOrigin, JobState, JobSummary, Summary
 from reattach.api.taskrun import Attempt, AttemptPurpose, ExternalJobStatus
 from reattach.api.text import one_line
 from reattach.cli.snapshot import Snapshot, job_name
@@ -121,7 +121,7 @@ def describe_cleanup(snapshot: Snapshot, final: FinalOutcome) -> tuple[str, ...]
     context = context_of(snapshot)
     is_possible = cleanup.obstacle(context, final) is None and not snapshot.state_lost
     unresolved = [job for job in snapshot.open_jobs if job.handle is None]
-    known = [job for job in snapshot.open_jobs if job.handle is not None]
+    known = [job for job in snapshot.open_jobs if job.handle is not None] + _adoptions(context)
     cancelled = [job for job in known if is_possible and not cleanup.is_kept(context, job)]
     attempt = _describe_attempt(snapshot)
     sentences = []
@@ -144,6 +144,21 @@ def describe_cleanup(snapshot: Snapshot, final: FinalOutcome) -> tuple[str, ...]
     if unresolved:
         sentences.append(_describe_unresolved(context, unresolved))
     return (*sentences, *_describe_left(snapshot, context, final, [job for job in known if job not in cancelled]))
+
+
+def _adoptions(context: DecisionContext) -> list[JobSummary]:
+    """Return the jobs that the first cleanup attempt adopts."""
+    return [
+        JobSummary(
+            key=job.key,
+            generation=1,
+            state=JobState.ACTIVE,
+            adapter=job.adapter or "",
+            handle=job.handle,
+            origin=JobOrigin.ADOPTED,
+        )
+        for job in cleanup.adoptions(context)
+    ]
 
 
 def job_list(jobs: Sequence[JobSummary]) -> str:

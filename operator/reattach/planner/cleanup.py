@@ -14,14 +14,15 @@ from datetime import datetime
 
 import msgspec
 
+from reattach.api.names import FINALIZER_EXTERNAL_JOBS
 from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, Cause, Outcome, Reason
 from reattach.api.state import JobSummary
-from reattach.api.taskrun import Attempt, AttemptPurpose, ExternalJobStatus
+from reattach.api.taskrun import Adoption, Attempt, AttemptPurpose, ExternalJobStatus, adoptions_at_end
 from reattach.planner import attempts, conditions, holds, podstatus, rejections, textformat
 from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import FinalOutcome
-from reattach.planner.plan import EmitEvent, Plan, PodRejectionKind
+from reattach.planner.plan import EmitEvent, Plan, PodRejectionKind, ProtectTaskRun
 from reattach.planner.pods import InvalidTemplateError, has_template_changed, pod_creation
 
 FOREGROUND_DELETION = "foregroundDeletion"
@@ -58,6 +59,14 @@ def must_run(context: DecisionContext) -> bool:
     return _has_registered(context) and context.epoch is not None and context.epoch.cleanup_handler
 
 
+def adoptions(context: DecisionContext) -> tuple[Adoption, ...]:
+    """Return the jobs that the first cleanup attempt adopts, if no attempt has opened the state."""
+    spec = context.spec
+    if context.epoch is not None or context.state_lost:
+        return ()
+    return adoptions_at_end(spec.adopt, cancel=spec.cancel, adopted=spec.cleanup.adopted)
+
+
 def is_kept(context: DecisionContext, job: JobSummary) -> bool:
     """Return whether the job is left running because another run submitted it, or may have."""
     has_key = context.spec.submission.idempotency_key is not None
@@ -75,11 +84,11 @@ def describe_orphaned(
     if job.cancel_requested_time is not None:
         since = textformat.format_time(job.cancel_requested_time)
         return f"Its cancellation was requested at {since}, and its end is not known."
-    if known is None:
+    if known is None and all((one.key, 1) != (job.key, job.generation) for one in adoptions(context)):
         return STATE_LOST
-    if is_kept(context, known) and known.is_of_another_run:
+    if known is not None and is_kept(context, known) and known.is_of_another_run:
         return "This TaskRun did not submit it, and spec.cleanup.adopted is not Cancel."
-    if is_kept(context, known):
+    if known is not None and is_kept(context, known):
         return "Another TaskRun with the same idempotencyKey may have submitted it, and spec.cleanup.adopted is not Cancel."
     return obstacle(context, final) or "No cleanup attempt was started for it."
 
@@ -109,7 +118,8 @@ def _is_unwanted(context: DecisionContext, final: FinalOutcome) -> str | None:
 
 
 def _has_no_way(context: DecisionContext, _final: FinalOutcome) -> str | None:
-    if context.spec.cleanup.command or _has_registered(context):
+    # An attempt that adopts jobs is the first one, so it shows what the task registers.
+    if context.spec.cleanup.command or _has_registered(context) or adoptions(context):
         return None
     return "The task registered no adapter and no cleanup handler, and spec.cleanup.command is unset."
 
@@ -191,7 +201,7 @@ def _has_work(context: DecisionContext) -> bool:
     see everything that the task stored. A job that a resolution denies is not looked for.
     """
     jobs = [job for job in context.jobs if job.is_open and not holds.is_denied_at_end(context.spec, job)]
-    must_cancel = any(job.handle is not None and not is_kept(context, job) for job in jobs)
+    must_cancel = any(job.handle is not None and not is_kept(context, job) for job in jobs) or bool(adoptions(context))
     if running_run_pods(context):
         return must_cancel and not must_run(context)
     return must_cancel or any(job.handle is None for job in jobs) or must_run(context)
@@ -273,11 +283,23 @@ def _await_admission(context: DecisionContext) -> Plan | None:
     return context.plan(again=rejection.retry_at)
 
 
+def _protect_adoptions(context: DecisionContext) -> Plan | None:
+    """Add our finalizer before the first attempt that adopts jobs, so that a deletion waits.
+
+    The state API adds it before a task submits, and a cleanup attempt submits nothing.
+    """
+    is_protected = FINALIZER_EXTERNAL_JOBS in context.metadata.finalizers
+    if is_protected or context.last_number > 0 or not adoptions(context):
+        return None
+    return context.plan(ProtectTaskRun())
+
+
 _WAITS: tuple[Callable[[DecisionContext], Plan | None], ...] = (
     _await_foreground,
     _await_unpause,
     _await_backoff,
     _await_admission,
+    _protect_adoptions,
 )
 
 

@@ -48,6 +48,8 @@ def with_orphans(context: DecisionContext, final: FinalOutcome | None) -> Decisi
     """
     known, outcome = _known_jobs(context), final.outcome if final else None
     jobs = context.status.external_jobs
+    if final is not None and final.outcome is not Outcome.SUCCEEDED:
+        jobs += _never_adopted(context)
     after = tuple(_at_end(context, job, known.get(external_jobs.job_id(job)), outcome) for job in jobs)
     named = context.with_status(msgspec.structs.replace(context.status, external_jobs=after))
     new = _unreported(named, final)
@@ -55,6 +57,18 @@ def with_orphans(context: DecisionContext, final: FinalOutcome | None) -> Decisi
         return named if named.status != context.status else context
     status = conditions.with_orphaned(named.status, _message_with(named, new), context.now)
     return context.with_status(status, *(orphaned_event(one) for one in new))
+
+
+def _never_adopted(context: DecisionContext) -> tuple[ExternalJobStatus, ...]:
+    """Return the jobs that a cleanup attempt would have adopted, if no attempt did."""
+    listed = {external_jobs.job_id(job) for job in context.status.external_jobs}
+    return tuple(
+        ExternalJobStatus(
+            key=job.key, generation=1, state=JobState.ACTIVE.value, adapter=job.adapter or "", handle=job.handle
+        )
+        for job in cleanup.adoptions(context)
+        if (job.key, 1) not in listed
+    )
 
 
 def orphans_of(context: DecisionContext, final: FinalOutcome | None) -> list[_Orphan]:

@@ -91,6 +91,7 @@ def _record_ending(context: DecisionContext, teardown: Teardown) -> Plan | None:
 def _has_to_clean_up(context: DecisionContext) -> bool:
     listed = any(external_jobs.is_open(job) for job in context.status.external_jobs)
     is_open = listed or any(job.is_open for job in context.jobs)
+    is_open = is_open or bool(cleanup.adoptions(context))
     return bool(_running_pods(context)) or is_open or cleanup.must_run(context)
 
 

@@ -29,7 +29,7 @@ from reattach.state.job_operations import (
     JobEvent,
     check_job_key,
     check_new_job_key,
-    checked_handle,
+    checked_adoption,
     with_counter,
     with_end,
     with_job,
@@ -129,6 +129,11 @@ def _adopt(context: _IntentContext) -> tuple[DurableState, IntentResult] | None:
     adoption = next((adoption for adoption in context.owner.spec.adopt if adoption.key == context.key), None)
     if adoption is None:
         return None
+    if adoption.adapter not in {None, context.intent.adapter}:
+        raise invalid(
+            f"spec.adopt names the adapter {quote(adoption.adapter or '')} for the job {quote(context.key)}, so the task must"
+            f" use that one; it uses {quote(context.intent.adapter)}"
+        )
     intended = msgspec.structs.replace(_new_record(context, 1), submitters=())
     return _with_adopted(context, intended, adoption.handle, "spec.adopt")
 
@@ -224,16 +229,9 @@ def _submit_again(context: _IntentContext, record: JobRecord) -> tuple[DurableSt
 def _with_adopted(
     context: _IntentContext, record: JobRecord, handle: str, named_in: str
 ) -> tuple[DurableState, IntentResult]:
-    try:
-        checked_handle(handle)
-    except RequestRejectedError as error:
-        # The schema limits characters, and this limit is in bytes.
-        raise RequestRejectedError(
-            error.code, f"{named_in} must name a handle that can be stored: {error.detail}"
-        ) from None
     adopted = msgspec.structs.replace(
         record,
-        handle=handle,
+        handle=checked_adoption(handle, named_in),
         origin=JobOrigin.ADOPTED,
         state=JobState.ACTIVE,
         recorded_at=context.now,

@@ -95,6 +95,19 @@ def checked_handle(handle: str) -> str:
     return _bounded("handle", handle, HANDLE_BYTES_MAX)
 
 
+def checked_adoption(handle: str, named_in: str) -> str:
+    """Return a handle that the TaskRun names.
+
+    The schema limits its characters, and this limit is in bytes.
+    """
+    try:
+        return checked_handle(handle)
+    except RequestRejectedError as error:
+        raise RequestRejectedError(
+            error.code, f"{named_in} must name a handle that can be stored: {error.detail}"
+        ) from None
+
+
 def list_jobs(state: DurableState, session: Session) -> tuple[JobRecord, ...]:
     """Return all generations of all jobs, in the order of their intents."""
     check_current(state, session)

@@ -139,7 +139,8 @@ def open_state(
     all, and `Suspend` the attempts up to its number. A cleanup session needs the seal `End`.
 
     A cleanup session keeps what the attempt before it registered, because its own process does not
-    know whether the task would have registered more.
+    know whether the task would have registered more. Without an attempt before it, its registration
+    counts for the jobs that it adopts.
     """
     epoch = state.epoch
     fenced_sessions: tuple[str, ...] = ()
@@ -155,8 +156,10 @@ def open_state(
         first = epoch.first_attempt
         fenced_sessions = (*epoch.fenced_sessions, epoch.session)[-FENCED_SESSIONS_REMEMBERED:]
     _check_seal_admits(state, session)
-    if session.cleans_up:
-        can_cleanup, cleanup_handler = (epoch.can_cleanup, epoch.cleanup_handler) if epoch else (False, False)
+    if session.cleans_up and epoch is not None:
+        can_cleanup, cleanup_handler = epoch.can_cleanup, epoch.cleanup_handler
+    elif session.cleans_up and not state.jobs:
+        can_cleanup = cleanup_handler = False
     opening = Opening(
         attempt=session.attempt,
         pod_uid=session.pod_uid,

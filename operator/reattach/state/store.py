@@ -34,6 +34,7 @@ from reattach.cluster.nesting import cut_deep_values
 from reattach.cluster.paths import configmaps, taskruns
 from reattach.state import state_copy
 from reattach.state.admission import check_may_open, check_needs_cleanup
+from reattach.state.adoption import adopt_at_end
 from reattach.state.codec import DurableState, StoredState, from_configmap, to_configmap, to_new_configmap
 from reattach.state.errors import RequestRejectedError, UnreadableError
 from reattach.state.operations import Session, expire, open_state, seal
@@ -103,8 +104,8 @@ class Store:
     ) -> bool:
         """Apply `operations.open_state`.
 
-        Create the state if there never was one, for a cleanup session with the seal `End`. Return
-        once `status.state` names the ConfigMap.
+        Create the state if there never was one, for a cleanup session with the seal `End` and the
+        jobs that it adopts. Return once `status.state` names the ConfigMap.
 
         With `cleanup_handler`, the TaskRun gets our finalizer before the state is stored, so that a
         deletion waits for the cleanup.
@@ -122,6 +123,8 @@ class Store:
                 check_needs_cleanup(owner, None if stored is None else state)
             if session.cleans_up and stored is None:
                 state = seal(state, session.attempt, SealPurpose.END)
+            if session.cleans_up and state.epoch is None:
+                state = adopt_at_end(state, owner, session, now)
             return open_state(state, session, now, can_cleanup=can_cleanup, cleanup_handler=cleanup_handler)
 
         return await self._compare_and_set(run, load, act, self._save_opened)

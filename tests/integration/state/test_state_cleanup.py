@@ -174,6 +174,27 @@ class TestOpening:
         assert code_of(late.open()) == CLOSING
         assert code_of(task.attempt(server, 3, opened=False).open()) == CLOSING
 
+    def test_cleanup_pod_of_a_run_that_was_cancelled_from_the_start_adopts_its_jobs_once(
+        self, control_plane: ControlPlane, namespace: str, server: Server
+    ) -> None:
+        adopt = [{"key": "load", "handle": "job-7", "adapter": "http"}]
+        task = Task.create(control_plane, namespace, "adopts", cancel=True, adopt=adopt, cleanup={"adopted": "Cancel"})
+        task.begin_ending()
+        first = cleanup(task, server, 1, opened=False)
+        for _ in range(2):  # the response may be lost
+            assert first.open(canCleanup=True).status_code == 200
+        [job] = content_of(first.jobs())["items"]
+        assert (job["key"], job["handle"], job["adapter"], job["origin"]) == ("load", "job-7", "http", "Adopted")
+        assert first.cancellation().status_code == 200
+        second = cleanup(task, server, 2, opened=False)
+        assert second.open().status_code == 200
+        [again] = content_of(second.jobs())["items"]
+        assert again["cancelRequestedAt"] is not None
+        assert second.outcome("Cancelled").status_code == 204
+        view = task.view()
+        assert (view.seal and view.seal.purpose, view.epoch and view.epoch.can_cleanup) == (END, True)
+        assert [one.state for one in view.jobs] == [JobState.CANCELLED]
+
     def test_task_that_completed_before_the_cleanup_began_is_not_cleaned_up(self, server: Server, task: Task) -> None:
         run = run_with_job(task, server)
         run.outcome("Succeeded")

@@ -674,3 +674,91 @@ def test_jobs_of_an_earlier_taskrun_of_this_name_are_reported_once() -> None:
     assert (again.status, [type(one) for one in again.actions]) == (None, [CreatePod])
     started = plan_of(a_taskrun().with_budgets(application=3).with_failed_attempt(1), predecessors=records, now=60)
     assert actions_of(started, EmitEvent) == []
+
+
+ADOPTS = {"cancel": True, "adopt": [{"key": "load", "handle": "job-7", "adapter": "ray"}]}
+
+
+def adopting(finalizer: bool = True, **spec: Any) -> ATaskRun:
+    """Return a TaskRun that was created to cancel a job of another run."""
+    taskrun = a_taskrun(**{"cleanup": {"adopted": "Cancel"}, **ADOPTS, **spec})
+    return taskrun.with_finalizer() if finalizer else taskrun
+
+
+def adopted(state: JobState = JobState.ACTIVE) -> Any:
+    """Return the state that a cleanup session creates."""
+    job = a_job("job-7", adapter="ray", origin=JobOrigin.ADOPTED, state=state, submitted_by_attempt=None)
+    return a_state(1, seal=SEALED, jobs=(job,), can_cleanup=True, purpose=AttemptPurpose.CLEANUP)
+
+
+def test_run_that_adopts_jobs_to_cancel_starts_with_a_cleanup_attempt() -> None:
+    plan = plan_of(adopting(finalizer=False))
+    ending = status_of(plan).ending
+    assert ending is not None
+    assert (ending.outcome, actions_of(plan, CreatePod)) == ("Cancelled", [])
+    assert actions_of(teardown_plan_of(adopting(finalizer=False)), ProtectTaskRun) == [ProtectTaskRun()]
+    [creation] = actions_of(teardown_plan_of(adopting()), CreatePod)
+    assert (creation.attempt, creation.purpose) == (1, AttemptPurpose.CLEANUP)
+
+
+def test_run_that_adopts_jobs_to_cancel_is_cancelled_once_they_have_ended() -> None:
+    taskrun = adopting()
+    taskrun = taskrun.with_status(status_of(teardown_plan_of(taskrun, a_cleanup_pod(1).running(), state=adopted())))
+    assert [(job.handle, job.state) for job in taskrun.status.external_jobs] == [("job-7", "Active")]
+    ended = a_cleanup_pod(1).exited(0, seconds=20)
+    over = adopted(JobState.CANCELLED)
+    plan = teardown_plan_of(taskrun, ended, state=over, now=20)
+    assert actions_of(plan, ReleaseTaskRun) == [ReleaseTaskRun()]
+    plan = teardown_plan_of(taskrun.with_metadata(finalizers=[]), ended, state=over, now=20)
+    assert (status_of(plan).outcome, status_of(plan).orphaned) == ("Cancelled", False)
+    assert [attempt.purpose for attempt in status_of(plan).attempts] == ["Cleanup"]
+
+
+@pytest.mark.parametrize(
+    "spec, pod, why",
+    [
+        ({"cleanup": {"adopted": "Cancel", "onCancel": "Orphan"}}, None, "spec.cleanup.onCancel is Orphan."),
+        ({"cleanup": {"adopted": "Cancel", "budget": 0}}, None, "No cleanup attempt is left"),
+        ({}, a_cleanup_pod(1).exited(0, seconds=8), "Cleanup attempt 1 ended without cancelling it"),
+    ],
+    ids=["policy", "budget", "attempt"],
+)
+def test_job_that_no_cleanup_attempt_adopted_is_recorded_as_orphaned_once(
+    spec: dict[str, Any], pod: APod | None, why: str
+) -> None:
+    taskrun = adopting(**spec)
+    pods = () if pod is None else (pod,)
+    plan = teardown_plan_of(taskrun, *pods)
+    [release] = actions_of(plan, ReleaseTaskRun)
+    assert release.orphans is not None
+    [job] = release.orphans.jobs
+    assert (job.key, job.handle, job.adapter, job.why.startswith(why)) == ("load", "job-7", "ray", True)
+    plan = teardown_plan_of(taskrun.with_status(status_of(plan)).with_metadata(finalizers=[]), *pods)
+    assert [(one.handle, one.state) for one in status_of(plan).external_jobs] == [("job-7", "Orphaned")]
+    assert (status_of(plan).outcome, status_of(plan).orphaned) == ("Cancelled", True)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"cleanup": {}},
+        {"adopt": [{"key": "load", "handle": "job-7"}]},
+    ],
+    ids=["kept by policy", "without an adapter"],
+)
+def test_job_that_the_run_may_not_cancel_starts_no_cleanup_attempt(spec: dict[str, Any]) -> None:
+    status = status_of(plan_of(adopting(finalizer=False, **spec)))
+    assert (status.outcome, status.ending, status.external_jobs) == ("Cancelled", None, ())
+
+
+def test_run_that_succeeds_although_it_was_cancelled_leaves_the_adoption_alone() -> None:
+    plan = teardown_plan_of(adopting(finalizer=False), a_pod().exited(0))
+    assert (status_of(plan).outcome, status_of(plan).external_jobs) == ("Succeeded", ())
+
+
+def test_finalizer_that_was_removed_after_the_first_cleanup_attempt_is_not_added_again() -> None:
+    taskrun = adopting(finalizer=False)
+    failed = a_cleanup_pod(1).exited(1, seconds=8)
+    taskrun = taskrun.with_status(status_of(teardown_plan_of(taskrun, failed)))
+    plan = teardown_plan_of(taskrun, failed, now=800)
+    assert (actions_of(plan, ProtectTaskRun), len(actions_of(plan, CreatePod))) == ([], 1)

@@ -7,10 +7,12 @@ import msgspec
 import pytest
 
 from job_states import KEY, Run, at, code_of, session_of
-from reattach.api.messages import ProblemCode
+from reattach.api.messages import CancellationRequest, ProblemCode
 from reattach.api.state import JobOrigin, JobState, SealPurpose
 from reattach.api.taskrun import AttemptPurpose
 from reattach.state.admission import check_may_open, check_needs_cleanup
+from reattach.state.adoption import adopt_at_end
+from reattach.state.cancellation import request_cancellation
 from reattach.state.codec import DurableState, from_data, to_data, view_of
 from reattach.state.job_record import ended_between
 from reattach.state.operations import Clear, Session, change, check_current, complete, list_records, open_state, seal
@@ -100,6 +102,58 @@ def test_session_whose_pod_has_another_purpose_by_now_is_fenced(opened: Session,
     )
     assert {code_of(call) for call in calls} == {ProblemCode.FENCED}
     assert code_of(open_state, state, changed, at(1)) is ProblemCode.FENCED
+
+
+ADOPTS = {
+    "adopt": [{"key": KEY, "handle": "job-7", "adapter": "ray"}, {"key": "other", "handle": "job-8"}],
+    "cancel": True,
+    "cleanup": {"adopted": "Cancel"},
+}
+
+
+class TestAdoptionAtEnd:
+    @staticmethod
+    def opened(**spec: Any) -> DurableState:
+        owner = msgspec.convert({"metadata": {"uid": "u"}, "spec": {**ADOPTS, **spec}}, Owner)
+        state = adopt_at_end(seal(DurableState(), 1, END), owner, cleanup_of(1), at(0))
+        return open_state(state, cleanup_of(1), at(0), can_cleanup=True)[0]
+
+    def test_cleanup_session_adopts_the_jobs_with_an_adapter_and_may_cancel_them(self) -> None:
+        state = self.opened()
+        [job] = state.jobs.values()
+        assert (job.name, job.adapter, job.handle) == ((KEY, 1), "ray", "job-7")
+        assert (job.state, job.origin, job.submitters) == (JobState.ACTIVE, JobOrigin.ADOPTED, ())
+        assert from_data(to_data(state)) == state
+        owner = msgspec.convert({"metadata": {"uid": "u"}, "spec": ADOPTS}, Owner)
+        request = CancellationRequest(generation=1)
+        _, result = request_cancellation(state, cleanup_of(1), KEY, request, owner=owner, now=at(1))
+        assert result.job.cancel_requested_at == at(1)
+
+    def test_registration_of_the_first_cleanup_session_counts_for_the_jobs_that_it_adopts(self) -> None:
+        assert self.opened().epoch is not None
+        assert self.opened().epoch.can_cleanup  # type: ignore[union-attr]
+        later, _ = open_state(self.opened(), cleanup_of(2), at(1))
+        assert later.epoch is not None
+        assert later.epoch.can_cleanup
+        assert not self.opened(adopt=[]).epoch.can_cleanup  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize("spec", [{"cancel": False}, {"cleanup": {}}, {"adopt": []}])
+    def test_nothing_else_is_adopted(self, spec: dict[str, Any]) -> None:
+        assert self.opened(**spec).jobs == {}
+
+    @pytest.mark.parametrize(
+        "entry, code",
+        [
+            ({"key": KEY, "handle": "表" * 1024}, ProblemCode.VALUE_TOO_LARGE),
+            ({"key": "a\nb", "handle": "job-7"}, ProblemCode.KEY_INVALID),
+        ],
+    )
+    def test_entry_that_can_not_be_stored_is_refused(self, entry: dict[str, Any], code: ProblemCode) -> None:
+        assert code_of(self.opened, adopt=[{**entry, "adapter": "ray"}]) is code
+
+    def test_jobs_that_do_not_fit_are_refused(self) -> None:
+        many = [{"key": f"load-{number}", "handle": "j", "adapter": "ray"} for number in range(65)]
+        assert code_of(self.opened, adopt=many) is ProblemCode.STATE_FULL
 
 
 class TestAdmission:

@@ -486,6 +486,9 @@ LONG = "é" * 1024
 
 
 def test_a_handle_that_can_not_be_kept_is_refused_by_the_name_of_who_gave_it() -> None:
+    adopting = Run.opened(adopt=[{"key": KEY, "handle": "job-9", "adapter": "slurm"}])
+    with pytest.raises(RequestRejectedError, match=r"spec\.adopt names the adapter 'slurm' for the job"):
+        adopting.intend()
     adopting = Run.opened(adopt=[{"key": KEY, "handle": LONG}])
     with pytest.raises(
         RequestRejectedError, match=r"spec\.adopt must name a handle that can be stored: the handle must"
