@@ -28,7 +28,6 @@ STATUS: Schema = ROOT["properties"]["status"]
 # The schema has them already, so that it need not change; the model does not know them yet.
 LATER = {
     "spec.podReplacementPolicy",
-    "spec.suspend",
 }
 
 

@@ -54,7 +54,8 @@ SPECS = st.fixed_dictionaries(
             optional={"runSeconds": st.sampled_from([50, 3000])},
         ),
         "cleanup": CLEANUP,
-    }
+    },
+    optional={"suspend": st.just(True)},
 )
 
 
