@@ -128,6 +128,7 @@ class ModelCluster:
     """Jobs that were held by a task whose end the operator has observed."""
     losses: int = 0
     is_calm: bool = False
+    was_suspended: bool = False
     registers: frozenset[str] = frozenset()
     """Registrations of the task for its cleanup: adapters, a handler."""
     running: set[JobId] = field(default_factory=set)
@@ -232,7 +233,9 @@ class ModelCluster:
         state = self.existing_state
         if state is not None:
             through = max(action.through_attempt, state.seal.through_attempt if state.seal else 0)
-            self.state = msgspec.structs.replace(state, seal=Seal(through_attempt=through, purpose=action.purpose))
+            is_end = SealPurpose.END in {action.purpose, state.seal.purpose if state.seal else None}
+            purpose = SealPurpose.END if is_end else SealPurpose.SUSPEND
+            self.state = msgspec.structs.replace(state, seal=Seal(through_attempt=through, purpose=purpose))
 
     def release_taskrun(self, based_on: str) -> bool:
         """Under the precondition that nothing has changed since it was seen."""
@@ -327,6 +330,9 @@ class ModelCluster:
         metadata = based_on.metadata
         assert not based_on.spec.cancel, "a pod was made for a cancelled TaskRun"
         assert not self.failed_by_rule, "a pod was made after a rule failed the run"
+        suspension = status.suspension
+        assert not based_on.spec.suspend, "a pod was made for a suspended TaskRun"
+        assert suspension is None or suspension.start_time is None, "a pod was made before the resumption was recorded"
         for job in self.existing_state.jobs if self.existing_state else ():
             which = (job.key, job.generation)
             is_waiting = (
@@ -351,6 +357,7 @@ class ModelCluster:
         for number, attempt in ended.items():
             assert listed.get(number, attempt) == attempt, "a recorded end was changed"
         assert before.ending is None or after.ending == before.ending, "the ending was changed"
+        self._check_suspension(before, after)
         new = [attempt for attempt in after.attempts if attempt.finish_time and attempt.number not in ended]
         self.recorded |= {attempt.number for attempt in new}
         for attempt in new:
@@ -380,6 +387,20 @@ class ModelCluster:
         self._check_readiness(after)
         if after.outcome is not None:
             self._check_outcome(after)
+
+    def _check_suspension(self, before: TaskRunStatus, after: TaskRunStatus) -> None:
+        """Check that a stop is recorded before it happens, and charged to nothing."""
+        stops = {attempt.number for attempt in before.attempts if attempt.reason == "Suspended"}
+        for attempt in after.attempts:
+            if attempt.number in stops and attempt.finish_time is not None:
+                assert attempt.charged_to is None, "a suspended attempt was charged"
+        suspension = after.suspension
+        is_suspended = suspension is not None and suspension.start_time is not None
+        shown = [one.status for one in after.conditions if one.type == ConditionType.SUSPENDED]
+        assert shown == ([] if suspension is None else ["True" if is_suspended else "False"])
+        assert after.outcome is None or not is_suspended, "a finished TaskRun is suspended"
+        total = [status.suspension.total_seconds if status.suspension else 0 for status in (before, after)]
+        assert total[0] <= total[1], "the time of a suspension is forgotten"
 
     @staticmethod
     def _check_readiness(status: TaskRunStatus) -> None:
@@ -451,6 +472,7 @@ class ModelCluster:
             or spec.deadlines.run_seconds is not None
             or metadata.deletion_timestamp is not None
             or any(one.action == "Fail" for one in spec.resolutions)
+            or self.was_suspended
         )
 
     # -- events ------------------------------------------------------------------------------
@@ -470,12 +492,14 @@ class ModelCluster:
             self._edit_spec(cancel=True)
         elif draw < 0.08:
             self._delete()
-        elif draw < 0.14:
+        elif draw < 0.11:
+            self.suspend()
+        elif draw < 0.17:
             self.resolve()
-        elif draw < 0.145 and FINALIZER_EXTERNAL_JOBS in self.taskrun.metadata.finalizers:
+        elif draw < 0.175 and FINALIZER_EXTERNAL_JOBS in self.taskrun.metadata.finalizers:
             self.released_by_hand = True
             self.remove_finalizer(FINALIZER_EXTERNAL_JOBS)
-        elif draw < 0.2 and FOREGROUND_DELETION in self.taskrun.metadata.finalizers:
+        elif draw < 0.23 and FOREGROUND_DELETION in self.taskrun.metadata.finalizers:
             self.collect_garbage()
         elif pods:
             self.apply_event_to(self.choices.choice(pods))
@@ -610,8 +634,8 @@ class ModelCluster:
         epoch = self.state.epoch if self.state else None
         if epoch is not None and epoch.attempt >= pod.number:
             return
-        is_sealed = self.state is not None and self.state.seal is not None
-        if is_sealed != cleans_up:
+        seal = self.state.seal if self.state is not None else None
+        if cleans_up != (seal is not None and seal.purpose is SealPurpose.END) or self._is_sealed_out(pod):
             return
         mine = Epoch(
             attempt=pod.number,
@@ -722,6 +746,12 @@ class ModelCluster:
             return False
         return state.epoch.pod_uid == pod.apod.metadata["uid"]
 
+    def _is_sealed_out(self, pod: SimulatedPod) -> bool:
+        seal = self.state.seal if self.state is not None else None
+        if seal is None or pod.purpose is AttemptPurpose.CLEANUP:
+            return False
+        return seal.purpose is SealPurpose.END or seal.through_attempt >= pod.number
+
     def _allow_intent(self, pod: SimulatedPod, key: str) -> None:
         """Check the TaskRun and add our finalizer."""
         metadata = self.taskrun.metadata
@@ -739,7 +769,7 @@ class ModelCluster:
     def _store_intent(self, pod: SimulatedPod, key: str) -> None:
         """Store an allowed intent, unless the state has changed meanwhile."""
         state = self.existing_state
-        if state is None or not self._is_current(pod) or state.seal is not None:
+        if state is None or not self._is_current(pod) or self._is_sealed_out(pod):
             return
         if state.completion is not None and state.completion.attempt == pod.number:
             return
@@ -869,6 +899,12 @@ class ModelCluster:
     def _append(self, resolution: Resolution) -> None:
         given = msgspec.to_builtins((*self.taskrun.spec.resolutions, resolution))
         self._edit_spec(resolutions=given)
+
+    def suspend(self) -> None:
+        """Suspend the TaskRun, or resume a suspended one. A user may change the mind at once."""
+        for _ in range(self.choices.choice([1, 1, 1, 2, 3])):
+            self.was_suspended = True
+            self._edit_spec(suspend=not self.taskrun.spec.suspend)
 
     def end_by_user(self) -> None:
         if self.choices.random() < 0.5:
@@ -1182,6 +1218,11 @@ def run_history(choices: random.Random, spec: dict[str, Any], *, events_max: int
         if is_held(status):
             cluster.resolve()
         if not cluster.advance() and not is_held(status):
+            if cluster.taskrun.spec.suspend and operator.wakes_at is None:
+                assert all(pod.is_over for pod in cluster.pods.values()), "the pod of a suspended run is not stopped"
+                cluster._edit_spec(suspend=False)
+                operator.observe(everything=True)
+                continue
             # Without an event, the operator must have a requeue time.
             assert operator.wakes_at is not None, f"stuck: {status}"
             cluster.seconds = max(cluster.seconds, operator.wakes_at)

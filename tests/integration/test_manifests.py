@@ -23,8 +23,6 @@ ENDING = {
     "time": "2026-01-01T00:00:00Z",
     "cleanupDeadline": "2026-01-01T00:15:00Z",
 }
-LATER: dict[str, Any] = {"podReplacementPolicy": "TerminatingOrFailed"}
-"""A field of the schema that this version refuses."""
 Case = dict[str, Any]
 
 
@@ -118,11 +116,6 @@ def test_updated_with_the_schema_alone(unguarded: TaskRuns, case: Case) -> None:
     check_update(unguarded, case)
 
 
-@cases("later.yaml")
-def test_the_schema_of_later_fields(unguarded: TaskRuns, case: Case) -> None:
-    check_update(unguarded, case)
-
-
 @cases("statuses.yaml")
 def test_status(unguarded: TaskRuns, case: Case) -> None:
     name = unguarded.create()
@@ -172,12 +165,6 @@ def test_every_example_is_accepted(guarded: TaskRuns, path: Path) -> None:
 
 
 def test_kubectl_shows_the_sentence(guarded: TaskRuns) -> None:
-    manifest = yaml.safe_dump(merged(GOOD, {"spec": LATER}))
-    with pytest.raises(
-        ControlPlaneError,
-        match=r"denied request: spec.retry.rules is not implemented in this version of Reattach; remove it",
-    ):
-        guarded.control_plane.kubectl("apply", "-f", "-", stdin=manifest)
     manifest = yaml.safe_dump(merged(GOOD, {"spec": {"retrys": {}}}))
     with pytest.raises(ControlPlaneError, match=r'strict decoding error: unknown field "spec.retrys"'):
         guarded.control_plane.kubectl("apply", "-f", "-", stdin=manifest)
@@ -237,35 +224,6 @@ def test_a_large_template_costs_no_more_than_rules_may(guarded: TaskRuns) -> Non
     changed["spec"]["template"]["spec"]["containers"][63]["stdin"] = True
     with pytest.raises(ControlPlaneError, match=r"spec.template can't be changed after creation"):
         guarded.update(name, changed)
-
-
-def test_a_taskrun_of_a_newer_version_can_still_be_cleaned_up(
-    private_control_plane: RunningControlPlane, guarded: TaskRuns
-) -> None:
-    """It was accepted by policies that are no more; now only what touches the spec is asked to conform."""
-    private_control_plane.kubectl("delete", "validatingadmissionpolicybindings", "reattach-reattach-implemented")
-
-    def accepted() -> str | None:
-        with contextlib.suppress(ControlPlaneError):  # the API server has not seen the deletion yet
-            return guarded.create({"metadata": {"finalizers": ["example.org/test"]}, "spec": LATER})
-        return None
-
-    name = wait_until(accepted, seconds=30, what="a field of a newer version is accepted")
-    assert name
-    install_admission(private_control_plane)
-
-    def refused() -> bool:
-        try:
-            guarded.try_to_create({"spec": LATER})
-        except ControlPlaneError as error:
-            return "not implemented" in str(error)
-        return False
-
-    wait_until(refused, seconds=30, what="it is refused again")
-    guarded.update(name, {"metadata": {"labels": {"a": "b"}}})
-    guarded.update(name, {"spec": {"retry": {"budgets": {"application": 1}}}})
-    guarded.update(name, {"status": {"outcome": "Failed"}}, "/status")
-    guarded.update(name, {"metadata": {"finalizers": None}})
 
 
 def test_a_taskrun_stored_before_text_had_to_be_printable_can_end(private_control_plane: RunningControlPlane) -> None:

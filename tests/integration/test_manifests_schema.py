@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from builders import NEW_STATUS
-from controlplane import CHART, CRD, REPOSITORY, ControlPlane, helm_template
+from controlplane import CHART, CRD, ControlPlane, helm_template
 from reattach.api import names
 from reattach.api.objects import Condition
 from reattach.api.reasons import Budget, Cause, ConditionType, End, Outcome
@@ -24,11 +24,6 @@ VERSION: dict[str, Any] = DEFINITION["versions"][0]
 ROOT: Schema = VERSION["schema"]["openAPIV3Schema"]
 SPEC: Schema = ROOT["properties"]["spec"]
 STATUS: Schema = ROOT["properties"]["status"]
-
-# The schema has them already, so that it need not change; the model does not know them yet.
-LATER = {
-    "spec.suspend",
-}
 
 
 def fields_of_the_schema(schema: Schema = ROOT, path: str = "") -> Iterator[tuple[str, Schema]]:
@@ -96,17 +91,11 @@ class TestSchemaAndModel:
     def test_every_field_of_the_model_is_in_the_schema(self) -> None:
         assert set(MODEL) <= set(FIELDS)
 
-    def test_every_field_of_the_schema_is_in_the_model_or_comes_later(self) -> None:
+    def test_every_field_of_the_schema_is_in_the_model(self) -> None:
+        """A field that is accepted and ignored is worse than none."""
         templates = "spec.template."  # the model keeps the template as it was written
         ours = {path for path in FIELDS if path.startswith(("spec.", "status.")) and not path.endswith(("[]", "{}"))}
-        missing = {path for path in ours if path not in MODEL and not path.startswith(templates)}
-        later = {
-            path
-            for path in missing
-            if any(path == name or path.startswith((f"{name}.", f"{name}[].")) for name in LATER)
-        }
-        assert missing - later == set()
-        assert set(LATER) <= missing, "what the model has by now comes no later"
+        assert {path for path in ours if path not in MODEL and not path.startswith(templates)} == set()
 
     @pytest.mark.parametrize(
         "path, words, more",
@@ -152,8 +141,6 @@ class TestSchemaAndModel:
         "path", [path for path, field in FIELDS.items() if re.search(r"Default: \w+\.$", field.get("description", ""))]
     )
     def test_no_description_makes_up_a_default(self, path: str) -> None:
-        if any(path.startswith(name) for name in LATER):
-            return
         assert path in MODEL
         assert MODEL[path][1] not in (None, msgspec.NODEFAULT)
 
@@ -178,15 +165,6 @@ class TestConventions:
         ]
         assert silent == []
 
-    def test_what_this_version_refuses_says_so_first(self) -> None:
-        said = {path for path, field in FIELDS.items() if "Not implemented" in field.get("description", "")}
-        assert said == LATER
-        assert all(FIELDS[path]["description"].startswith("Not implemented in this version.") for path in LATER)
-
-    def test_the_readme_names_what_this_version_refuses(self) -> None:
-        [not_yet] = re.findall(r"\* \*\*Not yet\.\*\*(.*?)\n\n", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-        assert {f"spec.{name}" for name in re.findall(r"`([\w.]+)`", not_yet)} == LATER
-
     def test_every_description_is_sentences_that_begin_with_the_name_of_the_field(self) -> None:
         for path, field in FIELDS.items():
             if description := field.get("description"):
@@ -194,7 +172,7 @@ class TestConventions:
                 begin = r"[A-Z]\w+ is|[A-Z]\w+ specifies" if name.endswith("[]") else f"{name} [a-z]"
                 if name in {"limits", "requests"}:  # one YAML anchor for both
                     begin = "Amounts"
-                assert re.match(begin, description.removeprefix("Not implemented in this version. ")), path
+                assert re.match(begin, description), path
                 assert description.endswith("."), path
 
     def test_only_the_conditions_have_a_default(self) -> None:
@@ -259,14 +237,6 @@ class TestTheChartsCopy:
         expected = yaml.safe_load(CRD.read_text())
         expected["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
         assert rendered == expected
-
-    def test_every_later_field_is_refused_by_policy(self) -> None:
-        """A field that is accepted and ignored is worse than none."""
-        policies = list(yaml.safe_load_all(helm_template("admission-implemented.yaml")))
-        said = " ".join(validation["message"] for validation in policies[0]["spec"]["validations"])
-        for path in LATER:
-            if path.startswith("spec."):
-                assert re.search(rf"{re.escape(path)} (is not|must be)", said), path
 
 
 def test_kubectl_explain_reads_well(control_plane: ControlPlane) -> None:

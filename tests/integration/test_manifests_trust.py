@@ -1004,8 +1004,8 @@ def test_with_watch_namespaces_the_policies_hold_there_alone(cluster: RunningCon
     """Another release may serve the others; but our own service accounts are held everywhere."""
     served, other = cluster.create_namespace("served"), cluster.create_namespace("other")
     forged = pod(labels={"reattach.dev/taskrun": "load"})
-    not_implemented = copy.deepcopy(a_taskrun("a"))
-    not_implemented["spec"]["retry"] = {"rules": [{"match": {"reasons": ["Error"]}, "action": "Fail"}]}
+    without_key = copy.deepcopy(a_taskrun("a"))
+    without_key["metadata"]["labels"] = {"kueue.x-k8s.io/multikueue-origin": "multikueue"}
     try:
         install_admission(cluster, served, watchNamespaces=[served])
 
@@ -1016,8 +1016,10 @@ def test_with_watch_namespaces_the_policies_hold_there_alone(cluster: RunningCon
             what="the policies leave the other namespace alone",
         )
         api = "/apis/reattach.dev/v1alpha1/namespaces"
-        cluster.call("POST", f"{api}/{other}/taskruns", not_implemented, dryRun="All")
-        assert "not implemented" in refused(cluster, "POST", f"{api}/{served}/taskruns", not_implemented, dryRun="All")
+        cluster.call("POST", f"{api}/{other}/taskruns", without_key, dryRun="All")
+        assert "spec.submission.idempotencyKey" in refused(
+            cluster, "POST", f"{api}/{served}/taskruns", without_key, dryRun="All"
+        )
         assert "only Reattach's operator" in refused(
             cluster, "POST", f"/api/v1/namespaces/{served}/pods", forged, dryRun="All"
         )

@@ -90,6 +90,8 @@ class Reason(StrEnum):
     POD_REFUSED = "PodRefused"
     POD_NAME_TAKEN = "PodNameTaken"
     PAUSED = "Paused"
+    SUSPENDED = "Suspended"
+    RESUMED = "Resumed"
     ENDING = "Ending"
     SUCCEEDED = "Succeeded"
     APPLICATION_FAILED = "ApplicationFailed"
@@ -135,6 +137,8 @@ SENTENCES: dict[Reason, str] = {
         "This installation of Reattach is paused, so no attempt starts. "
         "Set the chart's value operator.paused to false to continue."
     ),
+    Reason.SUSPENDED: "The TaskRun is suspended. Set spec.suspend to false to start the next attempt.",
+    Reason.RESUMED: "The TaskRun is not suspended any more.",
     Reason.ENDING: "The attempt has ended. Its remaining containers are being stopped.",
     Reason.SUCCEEDED: "The task completed.",
     Reason.APPLICATION_FAILED: "The task failed more often than spec.retry.budgets.application allows.",

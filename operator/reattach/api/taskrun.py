@@ -181,6 +181,7 @@ class TaskRunSpec(Shape, frozen=True):
     adopt: tuple[Adoption, ...] = ()
     resolutions: tuple[Resolution, ...] = ()
     state_from: str | None = None
+    suspend: bool = False
     cancel: bool = False
     managed_by: str = "reattach.dev/operator"
     history_limit: int = 20
@@ -278,6 +279,16 @@ class Ending(Shape, frozen=True):
     outcome: str | None = None
 
 
+class Suspension(Shape, frozen=True):
+    """The current suspension, and how long all earlier ones took.
+
+    `start_time`: None while the TaskRun is not suspended.
+    """
+
+    start_time: Time | None = None
+    total_seconds: int = 0
+
+
 class StateReference(Shape, frozen=True):
     """Reference to the state.
 
@@ -300,6 +311,7 @@ class TaskRunStatus(Shape, frozen=True):
     start_time: Time | None = None
     completion_time: Time | None = None
     next_attempt_time: Time | None = None
+    suspension: Suspension | None = None
     ending: Ending | None = None
     orphaned: bool = False
     attempts: tuple[Attempt, ...] = ()

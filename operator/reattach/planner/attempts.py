@@ -18,6 +18,8 @@ from reattach.planner.outcome import DELETED, natural_outcome, requested_outcome
 from reattach.planner.plan import EmitEvent
 from reattach.planner.rules import Consequence, consequence_of
 
+SUSPENDED = (Reason.SUSPENDED.value, "The TaskRun was suspended. Its pod was stopped.")
+"""Reason and message of an attempt that a suspension stops, recorded before its pod is stopped."""
 _CLEANUP_DEADLINE = ("CleanupDeadline", "The time for the cleanup was over. Its pod was stopped.")
 
 
@@ -49,8 +51,9 @@ def record_ended_attempts(context: DecisionContext) -> DecisionContext:
         return holds.with_hold(context, Reason.STATE_LOST, holds.describe_lost_state(context))
     if waiting := holds.unresolved_jobs(context):
         return holds.with_hold(context, Reason.SUBMISSION_UNKNOWN, holds.describe_unresolved(context, waiting))
-    if natural_outcome(context.spec, context.status) is None:
-        events = (_attempt_failed_event(entry, context.status) for entry in recorded)
+    failed = [entry for entry in recorded if entry.cause != Cause.STOPPED]
+    if failed and natural_outcome(context.spec, context.status) is None:
+        events = (_attempt_failed_event(entry, context.status) for entry in failed)
         context = context.with_status(with_backoff(context.status, context.now), *events)
     return context
 
@@ -80,6 +83,11 @@ def open_entry(context: DecisionContext, view: AttemptView, pod: Pod) -> Attempt
     )
 
 
+def is_stopped_by_suspension(view: AttemptView) -> bool:
+    """Return whether status says that a suspension stops the attempt."""
+    return view.entry is not None and view.entry.reason == Reason.SUSPENDED
+
+
 def _has_ended(context: DecisionContext, view: AttemptView) -> bool:
     if view.purpose is AttemptPurpose.CLEANUP and context.is_past_cleanup_deadline:
         return True  # The run does not wait for its node: the jobs are named as they are.
@@ -106,16 +114,17 @@ def _ended_attempt(context: DecisionContext, view: AttemptView) -> EndedAttempt:
         replaced=not _has_ended(context, view),
         expected=(entry.reason, entry.message or "") if entry and entry.reason else None,
         shown_running=is_last and entry is not None and conditions.shows(context.status, Reason.RUNNING),
-        stopped=_stop_reason(context, view.purpose),
+        stopped=_stop_reason(context, view),
+        suspended=is_stopped_by_suspension(view),
     )
 
 
-def _stop_reason(context: DecisionContext, purpose: AttemptPurpose) -> tuple[str, str] | None:
-    if purpose is AttemptPurpose.CLEANUP:
+def _stop_reason(context: DecisionContext, view: AttemptView) -> tuple[str, str] | None:
+    if view.purpose is AttemptPurpose.CLEANUP:
         return _CLEANUP_DEADLINE if context.is_past_cleanup_deadline else None
     requested = requested_outcome(context)
     if requested is None:
-        return None
+        return SUSPENDED if is_stopped_by_suspension(view) else None
     return (requested.reason if requested.outcome else DELETED), f"{requested.message} Its pod was stopped."
 
 
@@ -181,6 +190,8 @@ def _is_followed_by_another(context: DecisionContext, status: TaskRunStatus, pur
         has_budget = status.counts.charged.cleanup < context.spec.cleanup.budget
         return has_budget and not context.is_past_cleanup_deadline
     is_ending = requested_outcome(context) is not None or natural_outcome(context.spec, status) is not None
+    if context.spec.suspend:
+        return False
     return not (is_ending or holds.is_held_by_budget(context.spec, status) or holds.unresolved_jobs(context))
 
 

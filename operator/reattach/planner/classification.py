@@ -20,6 +20,7 @@ _OWN_LIMIT = re.compile(
 )
 """Message of the kubelet when it evicts a pod for the pod's own limits, not for node pressure."""
 _DEADLINE = "DeadlineExceeded"
+_ENDS_OF_THE_RUN = frozenset({Cause.SUCCEEDED, Cause.PERMANENT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class EndedAttempt:
     `expected`: why the operator deleted the pod before it started, as (reason, message).
     `shown_running`: status showed its container as running.
     `stopped`: why the operator ends the attempt itself, as (reason, message).
+    `suspended`: a suspension stops the attempt.
     """
 
     number: int
@@ -47,6 +49,7 @@ class EndedAttempt:
     expected: tuple[str, str] | None = None
     shown_running: bool = False
     stopped: tuple[str, str] | None = None
+    suspended: bool = False
 
     @property
     def failed_init(self) -> tuple[str, ContainerTerminated] | None:
@@ -105,8 +108,15 @@ class Classification:
 
 
 def classify(ended: EndedAttempt) -> Classification:
-    """Return the result of the first check that matches."""
-    return next(found for check in _CHECKS if (found := check(ended)) is not None)
+    """Return the result of the first check that matches.
+
+    A task may fail because its state is sealed, before its pod is deleted. So an attempt that a
+    suspension stops is charged to nothing, unless its end also ends the run.
+    """
+    found = next(found for check in _CHECKS if (found := check(ended)) is not None)
+    if ended.suspended and ended.stopped is not None and found.cause not in _ENDS_OF_THE_RUN:
+        return Classification(Cause.STOPPED, *ended.stopped)
+    return found
 
 
 def evidence_of(ended: EndedAttempt) -> End:

@@ -44,8 +44,14 @@ def shows_message(status: TaskRunStatus, reason: Reason, start: str) -> bool:
 
 def is_held(status: TaskRunStatus, reason: Reason) -> bool:
     """Return whether the TaskRun is held for this reason."""
+    condition = held_condition(status)
+    return condition is not None and condition.reason == reason
+
+
+def held_condition(status: TaskRunStatus) -> Condition | None:
+    """Return the condition Held of a TaskRun that is held."""
     condition = find_condition(status.conditions, ConditionType.HELD)
-    return condition is not None and condition.status == _TRUE and condition.reason == reason
+    return condition if condition is not None and condition.status == _TRUE else None
 
 
 def is_held_for_lost_state(status: TaskRunStatus) -> bool:
@@ -79,10 +85,20 @@ def with_hold(status: TaskRunStatus, reason: Reason, message: str, now: datetime
 
 def without_hold(status: TaskRunStatus, now: datetime) -> TaskRunStatus:
     """Return the status with the condition Held set to False, if the TaskRun was held."""
-    held = find_condition(status.conditions, ConditionType.HELD)
-    if held is None or held.status == _FALSE:
+    if held_condition(status) is None:
         return status
     return _with_condition(status, ConditionType.HELD, _FALSE, (Reason.NOT_HELD, SENTENCES[Reason.NOT_HELD]), now)
+
+
+def with_suspended(status: TaskRunStatus, message: str, now: datetime) -> TaskRunStatus:
+    """Return the status with the condition Suspended set to True."""
+    return _with_condition(status, ConditionType.SUSPENDED, _TRUE, (Reason.SUSPENDED, message), now)
+
+
+def without_suspended(status: TaskRunStatus, now: datetime) -> TaskRunStatus:
+    """Return the status with the condition Suspended set to False."""
+    shown = (Reason.RESUMED, SENTENCES[Reason.RESUMED])
+    return _with_condition(status, ConditionType.SUSPENDED, _FALSE, shown, now)
 
 
 def with_orphaned(status: TaskRunStatus, message: str, now: datetime) -> TaskRunStatus:
@@ -167,8 +183,7 @@ def _with_readiness(status: TaskRunStatus, now: datetime) -> TaskRunStatus:
 def _readiness_of(status: TaskRunStatus, shown: Condition) -> ConditionType | None:
     if shown.status == _TRUE:
         return None
-    held = find_condition(status.conditions, ConditionType.HELD)
-    is_held = held is not None and held.status == _TRUE
+    is_held = held_condition(status) is not None
     return ConditionType.STALLED if is_held or shown.status == _FALSE else ConditionType.RECONCILING
 
 

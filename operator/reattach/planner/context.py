@@ -9,7 +9,7 @@ from reattach.api.names import FINALIZER_ATTEMPT, state_name
 from reattach.api.objects import ObjectMeta, Pod
 from reattach.api.reasons import EventReason
 from reattach.api.state import Epoch, JobSummary, SealPurpose, StateView
-from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunSpec, TaskRunStatus
+from reattach.api.taskrun import Attempt, AttemptPurpose, Suspension, TaskRunSpec, TaskRunStatus
 from reattach.planner import conditions, podstatus, retention
 from reattach.planner.plan import (
     AbsentState,
@@ -169,10 +169,20 @@ class DecisionContext:
     def run_deadline(self) -> datetime | None:
         """Time at which the run ends by `deadlines.runSeconds`; None if it has no limit.
 
-        An unstarted run starts now. The time of the start is stored with its first status.
+        An unstarted run starts now. The time of the start is stored with its first status. The
+        clock of the run stands still while it is suspended, so a suspended run has no limit.
         """
         seconds = self.spec.deadlines.run_seconds
-        return None if seconds is None else (self.status.start_time or self.now) + timedelta(seconds=seconds)
+        if seconds is None or self.spec.suspend:
+            return None
+        return (self.status.start_time or self.now) + timedelta(seconds=seconds + self.suspended_seconds)
+
+    @property
+    def suspended_seconds(self) -> int:
+        """Seconds that the run was suspended, also if the end of a suspension is not stored yet."""
+        suspension = self.status.suspension or Suspension()
+        current = self.now - suspension.start_time if suspension.start_time is not None else timedelta()
+        return suspension.total_seconds + max(int(current.total_seconds()), 0)
 
     @property
     def is_past_run_deadline(self) -> bool:

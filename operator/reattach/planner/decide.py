@@ -12,15 +12,17 @@ A decision runs checks in a fixed order. Each check returns a decision, or None 
       |    _read_state                an attempt ended, or a job changed      -> ReadState
       |    _await_readable_state      the state is damaged                    -> hold
       v
-      |  _record: external jobs and ended attempts go into the status to write
+      |  _record: external jobs, ended attempts and suspensions go into the status to write
       v
       |  _AFTER_ENDS: what follows from that status?
       |    _conclude                  the run ends                            -> teardown
+      |    _stop_suspended            suspended, and an attempt may run       -> SealState, or wait
       |    _await_leftovers           a recorded attempt still runs           -> wait
       |    _watch_current             an attempt runs or is pending           -> wait
       |    _handle_state_loss         held for a lost state                   -> wait or start
       |    _check_state               the state may be lost                   -> ReadState, or hold
       |    _await_resolutions         a job needs a resolution                -> hold
+      |    _await_resume              suspended, and no attempt runs          -> wait
       |    _await_budget              a budget needs a grant                  -> hold
       |    _await_backoff             the pause is not over                   -> wait
       |    _reject_template           no pod can be built, or it changed      -> teardown
@@ -42,12 +44,14 @@ each. The other pairs exclude one another, or only the reason that is shown firs
     _read_state              = _await_readable_state   unread and unreadable exclude one another
     _await_readable_state    != _record                a completed attempt would be charged
     _record                  != _conclude              the outcome would precede the last end
-    _conclude                != _await_leftovers       a cancelled attempt would run until they end
+    _conclude                != _stop_suspended        the cleanup of a cancelled run would be late
+    _stop_suspended          != _await_leftovers       a suspended attempt would run until they end
     _await_leftovers         = _watch_current          every plan deletes leftovers
     _watch_current           != _handle_state_loss     the state would be dropped under an attempt
     _handle_state_loss       != _check_state           the lost state would be held again
     _check_state             = _await_resolutions      a lost state has no jobs
-    _await_resolutions       = _await_budget           each hold needs its own resolution
+    _await_resolutions       != _await_resume          a suspended run would not show its hold
+    _await_resume            != _await_budget          a suspended run would ask for a budget
     _await_budget            = _await_backoff          the hold is shown later
     _await_backoff           = _reject_template        the run ends earlier
     _reject_template         = _await_unpause          the run ends later
@@ -77,6 +81,7 @@ from reattach.planner import (
     outcome,
     podstatus,
     rejections,
+    suspension,
     teardown,
     textformat,
 )
@@ -176,16 +181,18 @@ def _await_readable_state(context: DecisionContext) -> Plan | None:
     if not isinstance(context.observed.state, UnreadableState) or context.observed.namespace_ends:
         return None
     message = f"{SENTENCES[Reason.STATE_UNREADABLE]} {context.observed.state.message}"
+    context = suspension.with_suspension(context)
     plan = holds.hold(context, Reason.STATE_UNREADABLE, message, again=context.now + READ_AGAIN_AFTER)
-    if outcome.requested_outcome(context) is None:
-        return plan
     # No attempt can use an unreadable state, so a run that was asked to end need not keep its pod.
-    return replace(plan, actions=(*plan.actions, *teardown.delete_running_pods(context)))
+    is_ending = outcome.requested_outcome(context) is not None
+    deletes = teardown.delete_running_pods(context) if is_ending else suspension.delete_stopping_pods(context)
+    return replace(plan, actions=(*plan.actions, *deletes))
 
 
 def _record(context: DecisionContext) -> DecisionContext:
-    """Put predecessors, external jobs and the ends of attempts into the status to write."""
-    return attempts.record_ended_attempts(_with_jobs(_with_predecessors(context)))
+    """Put predecessors, jobs, ends of attempts and suspensions into the status to write."""
+    context = attempts.record_ended_attempts(_with_jobs(_with_predecessors(context)))
+    return suspension.with_suspension(context)
 
 
 def _with_predecessors(context: DecisionContext) -> DecisionContext:
@@ -217,6 +224,10 @@ def _with_jobs(context: DecisionContext) -> DecisionContext:
 def _conclude(context: DecisionContext) -> Decision | None:
     final = outcome.final_outcome(context)
     return None if final is None else teardown.teardown_step(context, final)
+
+
+def _stop_suspended(context: DecisionContext) -> Decision | None:
+    return suspension.stop_step(context)
 
 
 def _await_leftovers(context: DecisionContext) -> Plan | None:
@@ -352,6 +363,10 @@ def _may_be_held(context: DecisionContext) -> bool:
     return was_held or is_held or bool(holds.unresolved_jobs(context))
 
 
+def _await_resume(context: DecisionContext) -> Plan | None:
+    return suspension.await_resume(context)
+
+
 def _await_budget(context: DecisionContext) -> Plan | None:
     if not holds.is_held_by_budget(context.spec, context.status):
         return None
@@ -462,11 +477,13 @@ _BEFORE_ENDS: tuple[Check, ...] = (
 )
 _AFTER_ENDS: tuple[Check, ...] = (
     _conclude,
+    _stop_suspended,
     _await_leftovers,
     _watch_current,
     _handle_state_loss,
     _check_state,
     _await_resolutions,
+    _await_resume,
     _await_budget,
     _await_backoff,
     _reject_template,

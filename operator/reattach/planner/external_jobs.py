@@ -82,6 +82,12 @@ def describe_job(job: JobSummary | ExternalJobStatus) -> str:
     return f"{printable(job.key)} ({', '.join(parts)})"
 
 
+def describe_age(job: ExternalJobStatus) -> str:
+    """Return a job as text, with the time of its submission if it is known."""
+    since = f" since {textformat.format_time(job.submitted_time)}" if job.submitted_time is not None else ""
+    return describe_job(job) + since
+
+
 def _to_status(job: JobSummary, *, is_ending: bool) -> ExternalJobStatus:
     since, requested = job.submitted_time, job.cancel_requested_time
     is_cancelling = is_ending and job.is_open and requested is not None

@@ -32,7 +32,7 @@ from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, End, Outcome, Reason
 from reattach.api.state import Seal, SealPurpose, StateView
 from reattach.api.taskrun import AttemptPurpose, Ending
-from reattach.planner import cleanup, conditions, external_jobs, holds, orphan_report, textformat
+from reattach.planner import cleanup, conditions, external_jobs, holds, orphan_report, suspension, textformat
 from reattach.planner.context import DecisionContext, delete_pods, release_state
 from reattach.planner.outcome import DELETED, FinalOutcome
 from reattach.planner.plan import Decision, DeletePod, EmitEvent, Plan, ReadState, ReleaseTaskRun, SealState
@@ -221,7 +221,7 @@ def _end(context: DecisionContext, teardown: Teardown) -> Decision:
     final = teardown.final
     assert final.outcome is not None, "a TaskRun that is being deleted without our finalizer has no teardown"
     context = orphan_report.with_orphans(context, final)
-    status = conditions.without_hold(context.status, context.now)
+    status = conditions.without_hold(suspension.without_suspension(context), context.now)
     status = conditions.with_outcome(status, final.outcome, final.reason, final.message, context.now)
     status = msgspec.structs.replace(status, result=status.result if final.result is None else final.result)
     is_failure = final.outcome is Outcome.FAILED

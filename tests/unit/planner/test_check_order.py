@@ -29,7 +29,8 @@ from builders import (
     status_of,
     teardown_plan_of,
 )
-from reattach.planner import decide, teardown
+from reattach.api.state import Seal, SealPurpose
+from reattach.planner import decide, external_jobs, teardown
 from reattach.planner.context import DecisionContext
 from reattach.planner.plan import (
     AbsentState,
@@ -88,17 +89,57 @@ def test_decide_ends_are_recorded_before_the_outcome(monkeypatch: pytest.MonkeyP
     assert (status_of(plan).outcome, status_of(plan).attempts) == ("Cancelled", ())
 
 
-def test_decide_run_ends_before_leftovers_are_awaited(swap: Swap) -> None:
-    taskrun = CANCELLED.with_failed_attempt(1)
-    pods, state = (a_pod(1).with_sidecar().exited(1), a_pod(2).running()), a_state(2, seal=SEALED)
-    plan = teardown_plan_of(taskrun, *pods, state=state)
+def test_decide_run_ends_before_suspended_attempts_are_awaited(swap: Swap) -> None:
+    taskrun, pods = suspended(), (a_pod(1).running(),)
+    cancelled = taskrun.with_spec(cancel=True)
+    assert status_of(plan_of(cancelled, *pods, state=a_state(1))).ending is not None
+
+    swap(decide, "_AFTER_ENDS", "_conclude", "_stop_suspended")
+    decision = decision_of(cancelled, *pods, state=a_state(1))
+    assert decision == SealState(1, SealPurpose.SUSPEND), "the cleanup begins only after the pod has ended"
+
+
+def test_decide_suspended_attempts_are_stopped_before_leftovers_are_awaited(swap: Swap) -> None:
+    taskrun = a_taskrun(suspend=True).with_budgets(application=3).with_failed_attempt(1)
+    pods = (a_pod(1).with_sidecar().exited(1), a_pod(2).running())
+    taskrun = taskrun.with_status(status_of(plan_of(taskrun, *pods)))
+    plan = plan_of(taskrun, *pods)
     assert [stop.name for stop in actions_of(plan, StopPod)] == ["load-01234-1"]
     assert [delete.name for delete in actions_of(plan, DeletePod)] == ["load-01234-2"]
 
-    swap(decide, "_AFTER_ENDS", "_conclude", "_await_leftovers")
-    plan = teardown_plan_of(taskrun, *pods, state=state)
-    assert [stop.name for stop in actions_of(plan, StopPod)] == ["load-01234-1"]
-    assert actions_of(plan, DeletePod) == [], "the attempt of the cancelled run continues"
+    swap(decide, "_AFTER_ENDS", "_stop_suspended", "_await_leftovers")
+    assert actions_of(plan_of(taskrun, *pods), DeletePod) == [], "the attempt of the suspended run continues"
+
+
+def suspended(**spec: Any) -> ATaskRun:
+    """Return a suspended TaskRun whose attempt 1 is being stopped."""
+    taskrun = a_taskrun(suspend=True, **spec).with_state()
+    taskrun = taskrun.with_status(status_of(plan_of(taskrun, a_pod().running(), summary=a_summary(1))))
+    assert taskrun.status.attempts[0].reason == "Suspended"
+    return taskrun
+
+
+def test_decide_hold_is_shown_before_a_resumption_is_awaited(swap: Swap) -> None:
+    held = a_state(1, jobs=[a_job(None, held=True, holds=1)], seal=Seal(through_attempt=1, purpose=SealPurpose.SUSPEND))
+    taskrun = suspended()
+    assert hold_of(plan_of(taskrun, STOPPED, state=held)) == ("True", "SubmissionUnknown")
+
+    taskrun = taskrun.with_status(status_of(plan_of(taskrun, STOPPED, state=held)))
+    swap(decide, "_AFTER_ENDS", "_await_resolutions", "_await_resume")
+    assert hold_of(plan_of(taskrun, STOPPED.released(), state=held)) == ("False", "NotHeld"), (
+        "although it has no resolution"
+    )
+
+
+def test_decide_resumption_is_awaited_before_a_budget(swap: Swap) -> None:
+    taskrun = a_taskrun(suspend=True).with_budgets(disruption=0).with_failed_attempt(1, "Disruption", "disruption")
+    jobs = external_jobs.with_jobs(taskrun.status, a_state(1, jobs=[a_job()])).external_jobs
+    taskrun = taskrun.with_status(external_jobs=jobs)
+    taskrun = taskrun.with_status(status_of(plan_of(taskrun)))
+    assert plan_of(taskrun).status is None
+
+    swap(decide, "_AFTER_ENDS", "_await_resume", "_await_budget")
+    assert hold_of(plan_of(taskrun)) == ("True", "BudgetExhausted"), "it is not needed before the resumption"
 
 
 def held_for_loss() -> ATaskRun:

@@ -48,6 +48,8 @@ NO_END = {
     Reason.POD_REFUSED,
     Reason.POD_NAME_TAKEN,
     Reason.PAUSED,
+    Reason.SUSPENDED,
+    Reason.RESUMED,
     Reason.ENDING,
     Reason.JOBS_ORPHANED,
     Reason.PREDECESSOR_LEFT_JOBS,

@@ -55,7 +55,8 @@ SPECS = st.fixed_dictionaries(
             optional={"runSeconds": st.sampled_from([50, 3000])},
         ),
         "cleanup": CLEANUP,
-    }
+    },
+    optional={"suspend": st.just(True)},
 )
 
 
