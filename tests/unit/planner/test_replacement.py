@@ -103,3 +103,16 @@ def test_teardown_replaced_pod_is_awaited_before_the_outcome() -> None:
     assert (status_of(plan).outcome, last_attempt_of(plan).cause) == (None, "Succeeded")
     plan = teardown_plan_of(taskrun, TERMINATING.exited(143, seconds=12), a_pod(2).exited(0), now=15)
     assert status_of(plan).outcome == "Succeeded"
+
+
+def test_suspension_policy_does_not_apply_until_the_run_is_resumed() -> None:
+    suspended = IMPATIENT.with_spec(suspend=True).with_attempt(1)
+    suspended = suspended.with_status(status_of(plan_of(suspended, a_pod().running())))
+    plan = plan_of(suspended, TERMINATING)
+    assert (plan.status, plan.actions, created(plan)) == (None, (), [])
+
+    resumed = suspended.with_spec(suspend=False)
+    plan = plan_of(resumed, TERMINATING, now=11)
+    attempt = last_attempt_of(plan)
+    assert (attempt.cause, attempt.end, attempt.charged_to) == ("Stopped", "Presumed", None)
+    assert created(plan_of(resumed.with_status(status_of(plan)), TERMINATING, now=12)) == [2]
