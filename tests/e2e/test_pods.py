@@ -1,8 +1,10 @@
 """Pods of ended attempts on the real cluster: the kubelet ends the rest, and logs are kept."""
 
+from typing import Any
+
 import yaml
 
-from realcluster import IMAGE, Cluster
+from realcluster import IMAGE, Cluster, taskrun
 from waiting import wait_until
 
 TASK = "import sys, time; time.sleep(1); print('row 17 is bad', flush=True); sys.exit(3)"
@@ -52,3 +54,47 @@ def test_failed_attempt_with_a_log_shipper_keeps_both_logs_and_its_end(release: 
 
     assert release.finished("forgotten", namespace)["status"]["attempts"][0]["exitCode"] == 3
     wait_until(lambda: not release.pods_of("forgotten", namespace), seconds=60, what="no pod is kept", every=0.5)
+
+
+STUBBORN = """
+import os, signal, time
+
+if os.environ["REATTACH_ATTEMPT"] == "1":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(3600)
+"""
+
+
+def test_pod_that_takes_long_to_stop_is_replaced_at_once_and_its_end_is_reported_later(
+    release: Cluster, namespace: str
+) -> None:
+    container = {
+        "name": "task",
+        "image": IMAGE,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["python", "-c", STUBBORN],
+    }
+    release.apply(
+        taskrun(
+            "stubborn",
+            container,
+            {"terminationGracePeriodSeconds": 25},
+            podReplacementPolicy="TerminatingOrFailed",
+            retry={"backoff": {"initialSeconds": 1}},
+        ),
+        namespace,
+    )
+
+    def first() -> dict[str, Any] | None:
+        running = [pod for pod in release.pods_of("stubborn", namespace) if pod["status"]["phase"] == "Running"]
+        return running[0] if running else None
+
+    name = wait_until(first, seconds=60, what="attempt 1 runs", every=0.5)["metadata"]["name"]
+    release.kubectl("delete", "pod", name, "--wait=false", namespace=namespace)
+    wait_until(lambda: len(release.pods_of("stubborn", namespace)) == 2, seconds=20, what="both pods exist", every=0.2)
+
+    status = release.finished("stubborn", namespace)["status"]
+    ends = [(one["cause"], one["reason"], one["end"]) for one in status["attempts"]]
+    assert ends == [("Disruption", "Deleted", "Reported"), ("Succeeded", "Completed", "Reported")]
+    (pod,) = release.pods_of("stubborn", namespace)
+    assert pod["metadata"]["name"] != name
