@@ -27,6 +27,7 @@ from reattach.api.messages import Grounds, Job
 from reattach.api.state import JobState
 from reattach.task.resolution import TimeBounds, still_holds
 from reattach.testing import Case, ExternalSystem
+from systems.cleanup import MOMENTS, cancel_run
 from systems.conformance import ALL, HERE, Stage, play, staged
 from systems.rayhead import RayHead
 from waiting import wait_until
@@ -197,6 +198,12 @@ class TestCancel:
         jobs.cancel(handle)
         jobs.cancel("never-there")
         assert isinstance(jobs.status(handle), Succeeded)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_cleanup_of_a_cancelled_run_cancels_its_job(ray_head: RayHead, moment: str) -> None:
+    job = cancel_run(lambda: RayJobs(ray_head.address, headers=ray_head.headers), a_command("sleep 600"), moment)
+    assert isinstance(job.status, Cancelled)
 
 
 class TestTheOtherSideDown:

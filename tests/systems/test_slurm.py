@@ -16,6 +16,7 @@ from reattach.adapters.slurm import SlurmCommands, SlurmError, SlurmRest
 from reattach.adapters.slurm.adapter import Slurm
 from reattach.adapters.slurm.records import handle_from
 from reattach.testing import Case, ExternalSystem
+from systems.cleanup import MOMENTS, cancel_run
 from systems.conformance import ALL, HERE, Stage, play, staged
 from systems.slurmcluster import REST_VERSION, SlurmCluster
 from waiting import wait_until
@@ -284,6 +285,14 @@ class TestCancel:
         jobs.cancel(handle)
         assert isinstance(end_of(jobs, handle), Cancelled)
         jobs.cancel(handle)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("way", WAYS if ALL else ["commands", "rest"])
+def test_cleanup_of_a_cancelled_run_cancels_its_job(slurm: SlurmCluster, way: str, moment: str) -> None:
+    adapter = adapter_of(slurm, way)
+    job = cancel_run(lambda: adapter_of(slurm, way), a_script(adapter, "sleep 600"), moment)
+    assert isinstance(job.status, Cancelled)
 
 
 class TestTheOtherSideDown:

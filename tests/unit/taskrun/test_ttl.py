@@ -96,7 +96,7 @@ class Server:
 
 class Scene:
     def __init__(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(ttl, "_ROOM_SECONDS", 0.05)
+        monkeypatch.setattr(ttl, "_ROOM_SECONDS", 0.2)
         self.server, self.now, self.metrics = server, NOW, OperatorMetrics()
         cluster: Any = server
         limiter = RateLimiter(per_second=100_000, at_once=64)
