@@ -11,8 +11,9 @@ A decision runs checks in a fixed order. Each check returns a decision, or None 
       |    _hold_restored             a backup tool created it                -> hold
       |    _read_state                an attempt ended, or a job changed      -> ReadState
       |    _await_readable_state      the state is damaged                    -> hold
+      |    _read_nodes                a node may be evidence of an end        -> ReadNodes
       v
-      |  _record: external jobs, ended attempts and suspensions go into the status to write
+      |  _record: jobs, evidence, ended attempts and suspensions go into the status to write
       v
       |  _AFTER_ENDS: what follows from that status?
       |    _conclude                  the run ends                            -> teardown
@@ -42,7 +43,8 @@ each. The other pairs exclude one another, or only the reason that is shown firs
     _release_deleted         = _hold_restored          a deleted TaskRun is not held as restored
     _hold_restored           = _read_state             costs one read
     _read_state              = _await_readable_state   unread and unreadable exclude one another
-    _await_readable_state    != _record                a completed attempt would be charged
+    _await_readable_state    = _read_nodes             costs reads of nodes
+    _read_nodes              != _record                an end with evidence would be presumed
     _record                  != _conclude              the outcome would precede the last end
     _conclude                != _stop_suspended        the cleanup of a cancelled run would be late
     _stop_suspended          != _await_leftovers       a suspended attempt would run until they end
@@ -75,6 +77,7 @@ from reattach.api.taskrun import Attempt, StateReference, TaskRunStatus
 from reattach.planner import (
     attempts,
     conditions,
+    evidence,
     external_jobs,
     holds,
     orphan_report,
@@ -97,6 +100,7 @@ from reattach.planner.plan import (
     PodDefaults,
     PodRejectionKind,
     ProtectTaskRun,
+    ReadNodes,
     ReadState,
     UnreadableState,
 )
@@ -189,10 +193,15 @@ def _await_readable_state(context: DecisionContext) -> Plan | None:
     return replace(plan, actions=(*plan.actions, *deletes))
 
 
+def _read_nodes(context: DecisionContext) -> ReadNodes | None:
+    names = evidence.nodes_to_read(context)
+    return ReadNodes(names) if names else None
+
+
 def _record(context: DecisionContext) -> DecisionContext:
-    """Put predecessors, jobs, ends of attempts and suspensions into the status to write."""
-    context = attempts.record_ended_attempts(_with_jobs(_with_predecessors(context)))
-    return suspension.with_suspension(context)
+    """Put predecessors, jobs, evidence, ended attempts and suspensions into the status to write."""
+    context = evidence.with_evidence(_with_jobs(_with_predecessors(context)))
+    return suspension.with_suspension(attempts.record_ended_attempts(context))
 
 
 def _with_predecessors(context: DecisionContext) -> DecisionContext:
@@ -474,6 +483,7 @@ _BEFORE_ENDS: tuple[Check, ...] = (
     _hold_restored,
     _read_state,
     _await_readable_state,
+    _read_nodes,
 )
 _AFTER_ENDS: tuple[Check, ...] = (
     _conclude,
