@@ -322,11 +322,11 @@ def decision_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **mor
     """
     state = more.pop("state", AbsentState())
     nodes = more.pop("nodes", {})
-    seen = observed(taskrun, *pods, **more)
+    seen, is_read = observed(taskrun, *pods, **more), False
     while True:
         decision = decide(seen, SETTINGS, at(now))
-        if isinstance(decision, ReadState) and seen.state is None:
-            seen = replace(seen, state=state)
+        if isinstance(decision, ReadState) and not is_read:
+            seen, is_read = replace(seen, state=state), True
         elif isinstance(decision, ReadNodes):
             assert not seen.nodes.keys() & set(decision.names), "a node is read twice"
             seen = replace(seen, nodes={**seen.nodes, **{name: nodes.get(name) for name in decision.names}})

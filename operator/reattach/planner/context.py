@@ -316,7 +316,8 @@ class DecisionContext:
     def _next_node_read_at(self) -> datetime | None:
         """Next time at which a Node may be evidence of an end that this decision depends on.
 
-        None if no Node can be read. A presumed end matters while a job may have been submitted.
+        The result is None if no Node can be read. A presumed end matters while a job may have been
+        submitted.
         """
         awaited = [pod for pod in self.observed.pods if pod.spec.node_name and not self.is_pod_over(pod)]
         due = [podstatus.lost_at(pod, OVERDUE_SECONDS) for pod in awaited]

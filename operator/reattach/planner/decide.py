@@ -22,7 +22,7 @@ A decision runs checks in a fixed order. Each check returns a decision, or None 
       |    _watch_current             an attempt runs or is pending           -> wait
       |    _handle_state_loss         held for a lost state                   -> wait or start
       |    _check_state               the state may be lost                   -> ReadState, or hold
-      |    _await_resolutions         a job needs a resolution                -> hold
+      |    _await_resolutions         a job needs a resolution                -> hold, or EndHolds
       |    _await_resume              suspended, and no attempt runs          -> wait
       |    _await_budget              a budget needs a grant                  -> hold
       |    _await_backoff             the pause is not over                   -> wait
@@ -95,6 +95,7 @@ from reattach.planner.plan import (
     Decision,
     DeletePod,
     EmitEvent,
+    EndHolds,
     Observed,
     Plan,
     PodDefaults,
@@ -356,9 +357,14 @@ def _check_state(context: DecisionContext) -> Decision | None:
 
 
 def _await_resolutions(context: DecisionContext) -> Decision | None:
-    """Hold the TaskRun while a job has no resolution: the next attempt would stop there, too."""
+    """Hold the TaskRun while a job has no resolution: the next attempt would stop there, too.
+
+    A hold for a presumed end is ended once evidence of that end comes.
+    """
     if context.observed.state is None:
         return ReadState() if _may_be_held(context) else None
+    if ended := holds.holds_ended_by_evidence(context):
+        return EndHolds(ended)
     waiting = holds.unresolved_jobs(context)
     if not waiting:
         return None

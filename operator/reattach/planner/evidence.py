@@ -1,13 +1,12 @@
 """Evidence that an attempt has ended: the kubelet's report, or facts about its node.
 
-An end without evidence is *presumed*: its process may be frozen on an unreachable node, and submit an
-external job when it wakes up. Evidence may come later. It then turns the presumed end into a
-reported one, once.
+An end without evidence is *presumed*: its process may be frozen on an unreachable node, and submit
+an external job when it wakes up. Evidence that comes later turns the presumed end into a reported
+one, once.
 """
 
 import msgspec
 
-from reattach.api.objects import Pod
 from reattach.api.reasons import End
 from reattach.api.taskrun import Attempt, TaskRunStatus
 from reattach.planner import podstatus, textformat

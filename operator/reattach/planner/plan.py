@@ -121,8 +121,8 @@ class Observed:
     `predecessors`: names of the ConfigMaps with the orphaned jobs of earlier TaskRuns of this name.
     `copy_problem`: why the state can't be copied (`CopyState`), as a sentence about what must hold;
     None if that was not tried in this pass, or succeeded.
-    `nodes`: facts about the nodes that were read (`ReadNodes`). None: they can't be read, because
-    the installation does not allow it.
+    `nodes`: facts about the nodes that were read (`ReadNodes`). A node without facts can't be read,
+    because the installation does not allow it.
     """
 
     taskrun: TaskRun

@@ -56,6 +56,7 @@ from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
 from reattach.state.codec import DurableState, to_data
 from reattach.taskrun.executor import is_expected_pod
+from reattach.taskrun.node_reader import NodeReader
 from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
 from reattach.taskrun.reconciler import Reconciler, Stores
@@ -148,7 +149,8 @@ class Scene:
             metrics=metrics,
             decide=decide,
             pod_defaults=lambda: PodDefaults(url="https://state", ca=""),
-            clock=lambda: NOW,
+            nodes=NodeReader(self.client, clock=lambda: self.now, enabled=True),  # type: ignore[arg-type]
+            clock=lambda: self.now,
         )
 
     def has_taskrun(self, uid: str, version: str = "10", **status: Any) -> None:
