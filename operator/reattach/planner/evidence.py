@@ -64,10 +64,9 @@ def with_sentence(message: str, sentence: str) -> str:
 def _lacks_evidence(context: DecisionContext, view: AttemptView) -> bool:
     if view.pod is not None and context.is_overdue(view.pod):
         return True
-    if view.recorded:
-        return view.is_presumed
-    is_over = view.pod is None or podstatus.is_terminal(view.pod)
-    return is_over and end_of(context, view)[0] is End.PRESUMED
+    if view.pod is not None and not podstatus.is_terminal(view.pod):
+        return False
+    return view.is_presumed if view.recorded else end_of(context, view)[0] is End.PRESUMED
 
 
 def _late_evidence(context: DecisionContext, view: AttemptView) -> str | None:
