@@ -34,7 +34,7 @@ from reattach.api.state import (
 )
 from reattach.api.taskrun import Attempt, StateReference, TaskRun, TaskRunStatus
 from reattach.planner.decide import decide
-from reattach.planner.plan import AbsentState, Decision, Observed, Plan, PodDefaults, ReadState, SealState
+from reattach.planner.plan import AbsentState, Decision, Observed, Plan, PodDefaults, ReadNodes, ReadState, SealState
 from reattach.planner.pods import template_hash
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -317,12 +317,21 @@ def observed(taskrun: ATaskRun | TaskRun, *pods: APod, **more: Any) -> Observed:
 def decision_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **more: Any) -> Decision:
     """Return the decision `now` seconds after `START`.
 
-    If the decision needs a read, it gets `state`, by default an absent one.
+    If the decision needs a read, it gets `state`, by default an absent one. It gets `nodes`, by
+    default unreadable ones.
     """
     state = more.pop("state", AbsentState())
-    seen = observed(taskrun, *pods, **more)
-    decision = decide(seen, SETTINGS, at(now))
-    return decide(replace(seen, state=state), SETTINGS, at(now)) if isinstance(decision, ReadState) else decision
+    nodes = more.pop("nodes", {})
+    seen, is_read = observed(taskrun, *pods, **more), False
+    while True:
+        decision = decide(seen, SETTINGS, at(now))
+        if isinstance(decision, ReadState) and not is_read:
+            seen, is_read = replace(seen, state=state), True
+        elif isinstance(decision, ReadNodes):
+            assert not seen.nodes.keys() & set(decision.names), "a node is read twice"
+            seen = replace(seen, nodes={**seen.nodes, **{name: nodes.get(name) for name in decision.names}})
+        else:
+            return decision
 
 
 def plan_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **more: Any) -> Plan:

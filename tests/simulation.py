@@ -30,6 +30,7 @@ from reattach.planner.plan import (
     AbsentState,
     Action,
     CreatePod,
+    Decision,
     DeletePod,
     EmitEvent,
     Observed,
@@ -37,6 +38,7 @@ from reattach.planner.plan import (
     PodRejection,
     PodRejectionKind,
     ProtectTaskRun,
+    ReadNodes,
     ReadState,
     ReleasePod,
     ReleaseState,
@@ -1036,18 +1038,16 @@ class ModelOperator:
             taskrun=self.taskrun, pods=tuple(self.pods.values()), summary=self.summary, rejection=self.rejection
         )
         now = at(self.cluster.seconds)
-        decision = decide(seen, SETTINGS, now)
+        seen, decision = self._decide(seen, now)
         if isinstance(decision, ReadState):
-            seen = replace(seen, state=self.cluster.state or AbsentState())
-            decision = decide(seen, SETTINGS, now)
+            seen, decision = self._decide(replace(seen, state=self.cluster.state or AbsentState()), now)
             assert not isinstance(decision, ReadState), "the state is read once"
         if isinstance(decision, SealState):
             self._maybe_crash(crash_probability)
             self.cluster.seal(decision)
             self._maybe_crash(crash_probability)
             self.cluster.apply_concurrent_writes()
-            seen = replace(seen, state=self.cluster.state or AbsentState())
-            decision = decide(seen, SETTINGS, now)
+            seen, decision = self._decide(replace(seen, state=self.cluster.state or AbsentState()), now)
         assert isinstance(decision, Plan), "the state is sealed once, and not read again afterwards"
         plan = decision
         self.cluster.apply_concurrent_writes()
@@ -1075,6 +1075,15 @@ class ModelOperator:
             self._act(action, rejection_probability)
         self._maybe_crash(crash_probability)
         return plan
+
+    def _decide(self, seen: Observed, now: datetime) -> tuple[Observed, Decision]:
+        """Decide, with the facts about each node that the decision needs: no node can be read."""
+        decision = decide(seen, SETTINGS, now)
+        while isinstance(decision, ReadNodes):
+            assert not seen.nodes.keys() & set(decision.names), "a node is read twice"
+            seen = replace(seen, nodes={**seen.nodes, **dict.fromkeys(decision.names)})
+            decision = decide(seen, SETTINGS, now)
+        return seen, decision
 
     def _act(self, action: Action, rejection_probability: float) -> None:
         cluster = self.cluster

@@ -165,6 +165,14 @@ labels:
 {{- if or .Values.metrics.enabled .Values.metrics.service.enabled .Values.metrics.podMonitor.enabled }}true{{ end -}}
 {{- end -}}
 
+{{/* "true" if the operator reads Nodes. Otherwise empty. */}}
+{{- define "reattach.readNodes" -}}
+{{- $reads := not .Values.watchNamespaces -}}
+{{- if kindIs "bool" .Values.nodes.evidence }}{{ $reads = .Values.nodes.evidence }}{{ end -}}
+{{- if and .Values.nodes.deletedMeansDead (not $reads) }}{{ fail "nodes.deletedMeansDead requires nodes.evidence: true" }}{{ end -}}
+{{- if $reads }}true{{ end -}}
+{{- end -}}
+
 {{/* Probes with generous timeouts for a busy process. A process that hangs for one minute is restarted. */}}
 {{- define "reattach.probes" -}}
 livenessProbe:

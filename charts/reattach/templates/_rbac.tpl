@@ -151,6 +151,13 @@ annotations:
   verbs: [get]
 {{- end -}}
 
+{{/* A Node may be evidence that its pods have ended; docs/install.md explains the values `nodes`. */}}
+{{- define "reattach.operatorNodeRules" -}}
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [get]
+{{- end -}}
+
 {{/* The state API authenticates tokens with TokenReviews. */}}
 {{- define "reattach.serverTokenRules" -}}
 - apiGroups: [authentication.k8s.io]

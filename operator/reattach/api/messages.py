@@ -319,10 +319,11 @@ class JobList(Shape, frozen=True, omit_defaults=False):
 class Unresolved(Shape, frozen=True, omit_defaults=False):
     """The processes that may have submitted.
 
-    `all_ended`: each is the calling process itself, or an attempt whose container the kubelet
-    reported as terminated (`end: Reported`). Otherwise one may be frozen and still submit.
-    `quiet_since`: the time from which no process can have submitted, by the state API's clock. The
-    settling time begins here. It is null unless `all_ended`.
+    `all_ended`: each is the calling process itself, or an attempt whose end is certain (`end:
+    Reported`, or any end with `spec.submission.onPresumedEnd: Trust`). Otherwise one may be frozen
+    and still submit. `quiet_since`: the time from which no process can have submitted, by the state
+    API's clock: that of this response. The settling time begins here. It is null unless
+    `all_ended`.
     """
 
     all_ended: bool

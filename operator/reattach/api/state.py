@@ -95,6 +95,7 @@ class JobSummary(Shape, frozen=True):
     `spec.resolutions`, for this key and generation, that settles the hold. It is one more than
     existed when the job was held, so that no resolution is used twice. If a fenced attempt reports
     the handle, the hold needs no resolution. `message`: the reason of the hold, or of the end.
+    `submitters`: of a held job, the attempts that may have submitted it.
     `strays`: other handles reported for the same intent. These are second jobs without a watcher.
     `given_up`: it is `Failed` by the policy `Fail`, because its end is unknown. It may be running.
     `preexisting`: it existed before the first submission of this TaskRun.
@@ -114,6 +115,7 @@ class JobSummary(Shape, frozen=True):
     held: bool = False
     holds: Count = 0
     message: str = ""
+    submitters: tuple[Ordinal, ...] = ()
     strays: tuple[str, ...] = ()
     given_up: bool = False
     preexisting: bool = False

@@ -89,10 +89,12 @@ class SubmissionPolicy(Shape, frozen=True):
     """Policy for unresolved submissions: Hold, Fail or Resubmit.
 
     `idempotency_key`: seed of the submission tokens, with the namespace (None: the UID).
+    `on_presumed_end`: Trust counts a presumed end of a submitter as a reported one.
     """
 
     on_unknown: Literal["Hold", "Fail", "Resubmit"] = "Hold"
     on_not_found: Literal["Hold", "Fail", "Resubmit"] = "Hold"
+    on_presumed_end: Literal["Hold", "Trust"] = "Hold"
     idempotency_key: str | None = None
 
 
@@ -207,6 +209,8 @@ class Attempt(Shape, frozen=True):
     """One attempt in `status.attempts`.
 
     It is open until `finish_time` is set. `cause` and later fields are set with it.
+    `reported_at_attempt`: the number of the newest attempt when the end, which had been presumed,
+    became reported. Attempts with a higher number began after that.
     """
 
     number: int
@@ -222,6 +226,7 @@ class Attempt(Shape, frozen=True):
     reason: str | None = None
     exit_code: int | None = None
     message: str | None = None
+    reported_at_attempt: int | None = None
 
 
 class Charged(Shape, frozen=True, omit_defaults=False):

@@ -21,6 +21,11 @@ def namespace_of(name: str) -> str:
     return f"/api/v1/namespaces/{name}"
 
 
+def node(name: str) -> str:
+    """Return the path of a Node."""
+    return core("nodes", None, name)
+
+
 def pods(namespace: str | None, name: str | None = None) -> str:
     """Return a path of Pods."""
     return core("pods", namespace, name)

@@ -9,10 +9,10 @@ from reattach.api.objects import Pod
 from reattach.api.reasons import Budget, Cause, EventReason, Reason
 from reattach.api.state import StateView
 from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunStatus
-from reattach.planner import conditions, holds, podstatus, textformat
+from reattach.planner import conditions, evidence, holds, podstatus, textformat
 from reattach.planner.backoff import next_attempt_time
 from reattach.planner.budgets import amount, charge
-from reattach.planner.classification import Classification, EndedAttempt, classify, evidence_of, finish_time_of
+from reattach.planner.classification import Classification, EndedAttempt, classify, finish_time_of
 from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import DELETED, natural_outcome, requested_outcome
 from reattach.planner.plan import EmitEvent
@@ -144,6 +144,7 @@ def _final_entry(
     consequence: Consequence,
 ) -> Attempt:
     created = view.pod.metadata.creation_timestamp if view.pod else None
+    end, sentence = evidence.end_of(context, view)
     return Attempt(
         number=view.number,
         purpose=view.purpose,
@@ -152,12 +153,12 @@ def _final_entry(
         node=view.pod.spec.node_name if view.pod else view.entry.node if view.entry else "",
         start_time=(view.entry.start_time if view.entry else None) or created,
         finish_time=finish_time_of(ended, context.now).replace(microsecond=0),
-        end=evidence_of(ended).value,
+        end=end.value,
         cause=classification.cause.value,
         charged_to=consequence.budget.value if consequence.budget else None,
         reason=textformat.head(classification.reason),
         exit_code=ended.exit_code,
-        message=consequence.message,
+        message=evidence.with_sentence(consequence.message, sentence),
     )
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from reattach.api.messages import TerminationMessage
 from reattach.api.objects import ContainerTerminated, Pod
-from reattach.api.reasons import Cause, End
+from reattach.api.reasons import Cause
 from reattach.api.state import JobOrigin, StateView
 from reattach.api.taskrun import AttemptPurpose
 from reattach.planner import podstatus, textformat
@@ -117,25 +117,6 @@ def classify(ended: EndedAttempt) -> Classification:
     if ended.suspended and ended.stopped is not None and found.cause not in _ENDS_OF_THE_RUN:
         return Classification(Cause.STOPPED, *ended.stopped)
     return found
-
-
-def evidence_of(ended: EndedAttempt) -> End:
-    """Return whether the end was reported or is presumed.
-
-    Only after a reported end is it certain that no process of the attempt runs.
-    """
-    pod = ended.pod
-    if pod is None:
-        return End.PRESUMED
-    if (terminated := podstatus.terminated_of(pod, ended.container)) is not None:
-        # A kubelet that lost track of a container reports it as terminated, but it may still run.
-        return End.PRESUMED if terminated.reason in podstatus.LOST_TRACK else End.REPORTED
-    if not pod.spec.node_name:
-        return End.REPORTED if podstatus.is_terminal(pod) else End.PRESUMED
-    target = podstatus.disruption_target_of(pod)
-    collected = target is not None and target.reason == "DeletionByPodGC"
-    still_runs = podstatus.running_of(pod, ended.container) is not None
-    return End.PRESUMED if ended.presumed or collected or still_runs else End.REPORTED
 
 
 def finish_time_of(ended: EndedAttempt, now: datetime) -> datetime:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from reattach.api.names import FINALIZER_ATTEMPT, state_name
 from reattach.api.objects import ObjectMeta, Pod
-from reattach.api.reasons import EventReason
+from reattach.api.reasons import End, EventReason
 from reattach.api.state import Epoch, JobSummary, SealPurpose, StateView
 from reattach.api.taskrun import Attempt, AttemptPurpose, Suspension, TaskRunSpec, TaskRunStatus
 from reattach.planner import conditions, podstatus, retention
@@ -25,6 +25,10 @@ from reattach.planner.plan import (
 )
 from reattach.planner.pods import task_container
 
+NODE_INTERVAL = timedelta(seconds=30)
+"""Pause between two reads of a Node that may be evidence of a pod's end."""
+OVERDUE_SECONDS = 10
+"""Time after a pod's grace period from which its Node is read, because most pods end sooner."""
 EXIT_GRACE = timedelta(seconds=60)
 """Time that the kubelet gets to end a pod whose containers exited, for example to stop sidecars."""
 
@@ -41,6 +45,11 @@ class AttemptView:
     pod: Pod | None
     entry: Attempt | None
     recorded: bool
+
+    @property
+    def is_presumed(self) -> bool:
+        """True if its end is recorded and no evidence of it is known."""
+        return self.entry is not None and self.entry.end == End.PRESUMED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +233,23 @@ class DecisionContext:
     def is_pod_over(self, pod: Pod) -> bool:
         """Return whether the pod is terminal, or presumed to be because its node is lost."""
         lost = podstatus.lost_at(pod, self.spec.deadlines.lost_seconds)
-        return podstatus.is_terminal(pod) or (lost is not None and lost <= self.now)
+        is_lost = lost is not None and lost <= self.now
+        return podstatus.is_terminal(pod) or is_lost or self._is_on_dead_node(pod)
+
+    def _is_on_dead_node(self, pod: Pod) -> bool:
+        """Return whether the pod is being deleted and can't run, because its node is dead."""
+        deleted = pod.metadata.deletion_timestamp
+        return deleted is not None and self.node_evidence(pod.spec.node_name, deleted) is not None
+
+    def node_evidence(self, node: str, ended: datetime) -> str | None:
+        """Return the evidence that a pod on this node has ended (`NodeFacts.evidence_against`)."""
+        facts = self.observed.nodes.get(node)
+        return None if facts is None else facts.evidence_against(node, ended)
+
+    def is_overdue(self, pod: Pod) -> bool:
+        """Return whether the pod should have ended, so that its Node is worth a read."""
+        due = podstatus.lost_at(pod, OVERDUE_SECONDS)
+        return bool(pod.spec.node_name) and due is not None and due <= self.now and not podstatus.is_terminal(pod)
 
     def attempt_end_time(self, pod: Pod) -> datetime | None:
         """Return when the pod's attempt counts as ended if nothing else is reported before.
@@ -287,6 +312,23 @@ class DecisionContext:
         times = [podstatus.lost_at(pod, self.spec.deadlines.lost_seconds) for pod in waiting]
         return min((time for time in times if time is not None), default=None)
 
+    @property
+    def _next_node_read_at(self) -> datetime | None:
+        """Next time at which a Node may be evidence of an end that this decision depends on.
+
+        The result is None if no Node can be read. A presumed end matters while a job may have been
+        submitted.
+        """
+        awaited = [pod for pod in self.observed.pods if pod.spec.node_name and not self.is_pod_over(pod)]
+        due = [podstatus.lost_at(pod, OVERDUE_SECONDS) for pod in awaited]
+        times = [time for time in due if time is not None and time > self.now]
+        names = {pod.spec.node_name for pod in awaited if self.is_overdue(pod)}
+        if any(job.is_open and job.handle is None for job in self.jobs):
+            names |= {view.entry.node for view in self.attempts if view.entry is not None and view.is_presumed}
+        if any(self.observed.nodes.get(name) is not None for name in names):
+            times.append(self.now + NODE_INTERVAL)
+        return min(times, default=None)
+
     # Results
 
     def with_status(self, status: TaskRunStatus, *events: EmitEvent) -> "DecisionContext":
@@ -312,7 +354,7 @@ class DecisionContext:
         stored = self.observed.taskrun.status
         to_write = conditions.to_write(stored, status, self.metadata.generation, self.now)
         cleanup: tuple[Action, ...] = (*self._release_recorded(), *self.leftover_stops)
-        due = (again, self.next_node_loss_at, self._next_deletion_at, self._next_deadline)
+        due = (again, self.next_node_loss_at, self._next_deletion_at, self._next_node_read_at, self._next_deadline)
         times = [time for time in due if time is not None]
         return Plan(to_write, (*self.events, *cleanup, *actions), min(times, default=None))
 
@@ -321,11 +363,20 @@ class DecisionContext:
         return self._releases_of(self.observed.pods)
 
     def _release_recorded(self) -> tuple[ReleasePod, ...]:
-        return self._releases_of(tuple(view.pod for view in self.attempts if view.recorded and view.pod))
+        ended = (view for view in self.attempts if view.recorded)
+        return self._releases_of(tuple(view.pod for view in ended if view.pod and not _may_report(view, view.pod)))
 
     def _releases_of(self, pods: tuple[Pod, ...]) -> tuple[ReleasePod, ...]:
         kept = (pod for pod in pods if FINALIZER_ATTEMPT in pod.metadata.finalizers)
         return tuple(ReleasePod(pod) for pod in kept if self.is_pod_over(pod))
+
+
+def _may_report(view: AttemptView, pod: Pod) -> bool:
+    """Return whether the kubelet may still report the presumed end of the attempt.
+
+    Without our finalizer, the pod would be gone as soon as it is reported.
+    """
+    return view.is_presumed and not podstatus.is_terminal(pod) and not podstatus.is_forced(pod)
 
 
 def delete_pods(pods: tuple[Pod, ...]) -> tuple[DeletePod, ...]:

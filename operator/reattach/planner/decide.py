@@ -11,8 +11,9 @@ A decision runs checks in a fixed order. Each check returns a decision, or None 
       |    _hold_restored             a backup tool created it                -> hold
       |    _read_state                an attempt ended, or a job changed      -> ReadState
       |    _await_readable_state      the state is damaged                    -> hold
+      |    _read_nodes                a node may be evidence of an end        -> ReadNodes
       v
-      |  _record: external jobs, ended attempts and suspensions go into the status to write
+      |  _record: jobs, evidence, ended attempts and suspensions go into the status to write
       v
       |  _AFTER_ENDS: what follows from that status?
       |    _conclude                  the run ends                            -> teardown
@@ -21,7 +22,7 @@ A decision runs checks in a fixed order. Each check returns a decision, or None 
       |    _watch_current             an attempt runs or is pending           -> wait
       |    _handle_state_loss         held for a lost state                   -> wait or start
       |    _check_state               the state may be lost                   -> ReadState, or hold
-      |    _await_resolutions         a job needs a resolution                -> hold
+      |    _await_resolutions         a job needs a resolution                -> hold, or EndHolds
       |    _await_resume              suspended, and no attempt runs          -> wait
       |    _await_budget              a budget needs a grant                  -> hold
       |    _await_backoff             the pause is not over                   -> wait
@@ -42,7 +43,8 @@ each. The other pairs exclude one another, or only the reason that is shown firs
     _release_deleted         = _hold_restored          a deleted TaskRun is not held as restored
     _hold_restored           = _read_state             costs one read
     _read_state              = _await_readable_state   unread and unreadable exclude one another
-    _await_readable_state    != _record                a completed attempt would be charged
+    _await_readable_state    = _read_nodes             costs reads of nodes
+    _read_nodes              != _record                an end with evidence would be presumed
     _record                  != _conclude              the outcome would precede the last end
     _conclude                != _stop_suspended        the cleanup of a cancelled run would be late
     _stop_suspended          != _await_leftovers       a suspended attempt would run until they end
@@ -75,6 +77,7 @@ from reattach.api.taskrun import Attempt, StateReference, TaskRunStatus
 from reattach.planner import (
     attempts,
     conditions,
+    evidence,
     external_jobs,
     holds,
     orphan_report,
@@ -92,11 +95,13 @@ from reattach.planner.plan import (
     Decision,
     DeletePod,
     EmitEvent,
+    EndHolds,
     Observed,
     Plan,
     PodDefaults,
     PodRejectionKind,
     ProtectTaskRun,
+    ReadNodes,
     ReadState,
     UnreadableState,
 )
@@ -189,10 +194,15 @@ def _await_readable_state(context: DecisionContext) -> Plan | None:
     return replace(plan, actions=(*plan.actions, *deletes))
 
 
+def _read_nodes(context: DecisionContext) -> ReadNodes | None:
+    names = evidence.nodes_to_read(context)
+    return ReadNodes(names) if names else None
+
+
 def _record(context: DecisionContext) -> DecisionContext:
-    """Put predecessors, jobs, ends of attempts and suspensions into the status to write."""
-    context = attempts.record_ended_attempts(_with_jobs(_with_predecessors(context)))
-    return suspension.with_suspension(context)
+    """Put predecessors, jobs, evidence, ended attempts and suspensions into the status to write."""
+    context = evidence.with_evidence(_with_jobs(_with_predecessors(context)))
+    return suspension.with_suspension(attempts.record_ended_attempts(context))
 
 
 def _with_predecessors(context: DecisionContext) -> DecisionContext:
@@ -347,9 +357,14 @@ def _check_state(context: DecisionContext) -> Decision | None:
 
 
 def _await_resolutions(context: DecisionContext) -> Decision | None:
-    """Hold the TaskRun while a job has no resolution: the next attempt would stop there, too."""
+    """Hold the TaskRun while a job has no resolution: the next attempt would stop there, too.
+
+    A hold for a presumed end is ended once evidence of that end comes.
+    """
     if context.observed.state is None:
         return ReadState() if _may_be_held(context) else None
+    if ended := holds.holds_ended_by_evidence(context):
+        return EndHolds(ended)
     waiting = holds.unresolved_jobs(context)
     if not waiting:
         return None
@@ -474,6 +489,7 @@ _BEFORE_ENDS: tuple[Check, ...] = (
     _hold_restored,
     _read_state,
     _await_readable_state,
+    _read_nodes,
 )
 _AFTER_ENDS: tuple[Check, ...] = (
     _conclude,

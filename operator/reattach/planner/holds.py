@@ -7,7 +7,7 @@ A job's `holds` is the number of the resolution that its newest hold waits for.
 import json
 from datetime import datetime
 
-from reattach.api.reasons import SENTENCES, Budget, ConditionType, Reason
+from reattach.api.reasons import SENTENCES, Budget, ConditionType, End, Reason
 from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import Counts, Resolution, TaskRunSpec, TaskRunStatus
 from reattach.api.text import printable_json, shell_word
@@ -72,6 +72,24 @@ def unresolved_jobs(context: DecisionContext) -> tuple[JobSummary, ...]:
     return tuple(job for job in context.jobs if job.held and resolution_for(context.spec, job) is None)
 
 
+def holds_ended_by_evidence(context: DecisionContext) -> tuple[tuple[str, int], ...]:
+    """Return the held jobs that the next attempt resolves again, because evidence has come.
+
+    Each attempt that may have submitted such a job has ended for certain. At least one of these
+    ends was presumed when the newest attempt began. An attempt that begins after the evidence can't
+    be held for the presumed end, so evidence ends a hold once.
+    """
+    entries = {entry.number: entry for entry in context.status.attempts}
+
+    def is_ended(job: JobSummary) -> bool:
+        submitters = [entries.get(number) for number in job.submitters]
+        known = [entry for entry in submitters if entry is not None and entry.end == End.REPORTED]
+        since = [entry.reported_at_attempt for entry in known if entry.reported_at_attempt is not None]
+        return len(known) == len(submitters) and max(since, default=0) >= context.last_number
+
+    return tuple(external_jobs.job_id(job) for job in unresolved_jobs(context) if job.handle is None and is_ended(job))
+
+
 def job_failed_by_resolution(context: DecisionContext) -> JobSummary | None:
     """Return the held job whose resolution fails the run."""
     resolved = ((job, resolution_for(context.spec, job)) for job in context.jobs)
@@ -86,7 +104,19 @@ def describe_unresolved(context: DecisionContext, waiting: tuple[JobSummary, ...
     key = printable_json(json.dumps(first.key, ensure_ascii=False))
     fields = f"held: SubmissionUnknown, key: {key}, generation: {first.generation}"
     entry = f"{{{fields}, action: Adopt, handle: …}}, or with action Resubmit or Fail"
-    return f"{SENTENCES[Reason.SUBMISSION_UNKNOWN]} External job {names}.{_instructions(context, flags, entry)}"
+    how = f"{_evidence_hint(context, waiting)}{_instructions(context, flags, entry)}"
+    return f"{SENTENCES[Reason.SUBMISSION_UNKNOWN]} External job {names}.{how}"
+
+
+def _evidence_hint(context: DecisionContext, waiting: tuple[JobSummary, ...]) -> str:
+    """Return a sentence that names the node whose taint would end the hold."""
+    submitters = {number for job in waiting for number in job.submitters}
+    presumed = (view.entry for view in context.attempts if view.number in submitters and view.is_presumed)
+    node = next((one.node for one in presumed if one and context.observed.nodes.get(one.node) is not None), None)
+    if node is None:
+        return ""
+    taint = f"kubectl taint node {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
+    return f" If node {node} is shut down, run: {taint}; then the next attempt starts."
 
 
 def _describe_unresolved_job(job: JobSummary) -> str:

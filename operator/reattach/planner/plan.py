@@ -7,8 +7,9 @@ The reconciler observes and calls `decide`. It meets a `Need` and decides again.
 something changes or at `requeue_at`. It may crash between any two of these: each can be repeated.
 """
 
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -76,6 +77,36 @@ class UnreadableState:
     message: str
 
 
+_CLOCK_SKEW = timedelta(seconds=15)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """Facts about the Node of a name: whether pods that were on it have ended for certain.
+
+    `created`: when the Node was created; None if it does not exist, or could not be read now.
+    `out_of_service`: it is not ready, and has the taint `node.kubernetes.io/out-of-service`.
+    `deletion_counts`: the Node could be read, and this installation deletes a Node only after its
+    machine is off.
+    """
+
+    created: datetime | None = None
+    out_of_service: bool = False
+    deletion_counts: bool = False
+
+    def evidence_against(self, node: str, ended: datetime) -> str | None:
+        """Return a sentence with the evidence that a pod on this Node has ended, if there is any.
+
+        `ended`: when the pod was deleted, or its end was presumed. A Node that was created later is
+        not the one on which the pod ran.
+        """
+        if self.created is None or self.created > ended + _CLOCK_SKEW:
+            return f"Node {node} was deleted, so no container runs on it." if self.deletion_counts else None
+        if not self.out_of_service:
+            return None
+        return f"Node {node} has the taint node.kubernetes.io/out-of-service, so no container runs on it."
+
+
 @dataclass(frozen=True, slots=True)
 class Observed:
     """All inputs of a decision except defaults and time.
@@ -90,6 +121,8 @@ class Observed:
     `predecessors`: names of the ConfigMaps with the orphaned jobs of earlier TaskRuns of this name.
     `copy_problem`: why the state can't be copied (`CopyState`), as a sentence about what must hold;
     None if that was not tried in this pass, or succeeded.
+    `nodes`: facts about the nodes that were read (`ReadNodes`). A node without facts can't be read,
+    because the installation does not allow it.
     """
 
     taskrun: TaskRun
@@ -101,6 +134,7 @@ class Observed:
     paused: bool = False
     predecessors: tuple[str, ...] = ()
     copy_problem: str | None = None
+    nodes: Mapping[str, NodeFacts | None] = field(default_factory=dict)
 
 
 # Output: needs
@@ -132,7 +166,25 @@ class CopyState:
     source: str
 
 
-Need: TypeAlias = ReadState | SealState | CopyState
+@dataclass(frozen=True, slots=True)
+class ReadNodes:
+    """Read these Nodes, each at most every 30 s, and decide again with the facts."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EndHolds:
+    """End the holds of these jobs in the state, read the state, and decide again with it.
+
+    Evidence has come that each process that may have submitted them has ended. `jobs`: key and
+    generation.
+    """
+
+    jobs: tuple[tuple[str, int], ...]
+
+
+Need: TypeAlias = ReadState | SealState | CopyState | ReadNodes | EndHolds
 """Precondition of a decision. The reconciler meets it, then decides again."""
 
 

@@ -27,6 +27,12 @@ _IMAGE = frozenset(
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 _GATED = "SchedulingGated"
+_COLLECTED = "DeletionByPodGC"
+"""Reason of the condition DisruptionTarget that the pod garbage collector sets."""
+_NODE_LOST = "NodeLost"
+"""Reason that the control plane, not the kubelet, sets in the status of a pod."""
+_POD_FAILED = "PodFailed"
+"""Reason of the condition Ready that the kubelet sets with the phase Failed."""
 _UNIX_EPOCH_YEAR = 1970
 CLOCK_SKEW = timedelta(seconds=15)
 """Clock skew allowed between machines.
@@ -75,6 +81,35 @@ def is_terminal(pod: Pod) -> bool:
     return pod.status.phase in {"Succeeded", "Failed"} or (
         pod.metadata.deletion_timestamp is not None and not pod.spec.node_name
     )
+
+
+def is_end_reported(pod: Pod, container: str) -> bool:
+    """Return whether the kubelet reported that the container ended, or that it never started.
+
+    The pod garbage collector sets the phase Failed for a node that does not respond, on which the
+    container may still run.
+    """
+    if (terminated := terminated_of(pod, container)) is not None:
+        # A kubelet that lost track of a container reports it as terminated, but it may still run.
+        return terminated.reason not in LOST_TRACK
+    if not is_terminal(pod) or running_of(pod, container) is not None:
+        return False
+    return not pod.spec.node_name or pod.status.phase == "Succeeded" or _is_failed_by_kubelet(pod)
+
+
+def _is_failed_by_kubelet(pod: Pod) -> bool:
+    """Return whether the kubelet set the phase Failed of a pod whose container never ran."""
+    target, ready = disruption_target_of(pod), find_condition(pod.status.conditions, "Ready")
+    if target is not None and target.reason == _COLLECTED:
+        return False
+    has_reason = pod.status.reason not in {"", _NODE_LOST}
+    ended = (status.state.terminated for status in pod.status.init_container_statuses)
+    return has_reason or any(ended) or (ready is not None and ready.reason == _POD_FAILED)
+
+
+def is_forced(pod: Pod) -> bool:
+    """Return whether the pod was deleted without a grace period, so no report is awaited."""
+    return pod.metadata.deletion_timestamp is not None and not pod.metadata.deletion_grace_period_seconds
 
 
 def lost_at(pod: Pod, lost_seconds: int) -> datetime | None:

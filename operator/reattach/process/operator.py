@@ -30,6 +30,7 @@ from reattach.runtime.unreadable import UnreadableObjects
 from reattach.runtime.writer import NotLeadingError, Writer
 from reattach.state import Store
 from reattach.taskrun.key_expiry import KeyExpiry
+from reattach.taskrun.node_reader import NodeReader
 from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
 from reattach.taskrun.reconciler import Decide, Reconciler, Stores
@@ -108,6 +109,12 @@ class Operator:
             metrics=self._metrics,
             decide=decide,
             pod_defaults=lambda: self._settings,
+            nodes=NodeReader(
+                cluster,
+                clock=lambda: datetime.now(UTC),
+                enabled=options.read_nodes,
+                deletion_counts=options.deleted_nodes_are_dead,
+            ),
             paused=options.paused,
         )
         states = Store(writer, field_manager=OPERATOR_NAME)

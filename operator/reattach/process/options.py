@@ -37,6 +37,8 @@ class RunOptions:
     writes_at_once: int
     sweep_seconds: float
     paused: bool
+    read_nodes: bool
+    deleted_nodes_are_dead: bool
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
@@ -69,6 +71,16 @@ def add_run_arguments(parser: argparse.ArgumentParser, environment: Mapping[str,
         help="interval of the resync, which lists all TaskRuns, and of the sweeps, which remove expired keys and delete ended TaskRuns by their ttl",
     )
     add("--paused", action="store_true", help="start no attempts; running ones continue, and their ends are recorded")
+    add(
+        "--read-nodes",
+        action="store_true",
+        help="read the Node of a pod whose end is not reported: a taint out-of-service is evidence that the pod ended",
+    )
+    add(
+        "--deleted-nodes-are-dead",
+        action="store_true",
+        help="with --read-nodes: a deleted Node is evidence that its pods have ended, too",
+    )
     tls = parser.add_argument_group("certificates of the state API")
     tls.add_argument("--ca-file", type=Path, help="give this bundle to pods, and create no certificates")
     tls.add_argument("--ca-secret", default="reattach-ca", help="Secret of the CA, in --namespace")
@@ -142,6 +154,8 @@ def run_options_of(arguments: argparse.Namespace) -> RunOptions:
         writes_at_once=arguments.writes_at_once,
         sweep_seconds=arguments.sweep_seconds,
         paused=arguments.paused,
+        read_nodes=arguments.read_nodes,
+        deleted_nodes_are_dead=arguments.deleted_nodes_are_dead,
     )
 
 

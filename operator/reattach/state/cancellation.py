@@ -75,7 +75,7 @@ def _check_not_kept(record: JobRecord, owner: Owner) -> None:
 
 
 def _unresolved(record: JobRecord, owner: Owner, now: datetime) -> CancellationResult:
-    all_ended = all(owner.has_reported_end(submitter.attempt, submitter.pod_uid) for submitter in record.submitters)
+    all_ended = all(owner.has_certain_end(submitter.attempt, submitter.pod_uid) for submitter in record.submitters)
     unresolved = Unresolved(
         all_ended=all_ended,
         # The time at which the state was opened proves nothing here, because a cleanup attempt may

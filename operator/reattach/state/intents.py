@@ -300,22 +300,19 @@ def _already_begun(context: _IntentContext) -> bool:
 def _has_ended(context: _IntentContext, submitter: Submitter) -> bool:
     """Return whether a submitter can no longer submit.
 
-    The calling process has ended its own earlier call. For another process only the kubelet's
-    report counts, because a frozen one may still submit.
+    The calling process has ended its own earlier call. For another process only evidence of its
+    end counts, because a frozen one may still submit.
     """
     if submitter.id == context.intent.submitter and submitter.pod_uid == context.session.pod_uid:
         return True
-    return context.owner.has_reported_end(submitter.attempt, submitter.pod_uid)
+    return context.owner.has_certain_end(submitter.attempt, submitter.pod_uid)
 
 
 def _unresolved(context: _IntentContext, record: JobRecord) -> Unresolved:
     all_ended = all(_has_ended(context, submitter) for submitter in record.submitters)
-    quiet_since = None
-    if all_ended and context.state.epoch is not None:
-        # The pods of the other attempts ended before this attempt's pod was created, so before it
-        # opened the state.
-        is_own = any(submitter.id == context.intent.submitter for submitter in record.submitters)
-        quiet_since = max(context.state.epoch.time, context.now) if is_own else context.state.epoch.time
+    # The time at which the state was opened proves nothing here, because the evidence that another
+    # attempt has ended may have come after that.
+    quiet_since = context.now if all_ended else None
     attempts = tuple(dict.fromkeys(submitter.attempt for submitter in record.submitters))
     return Unresolved(all_ended=all_ended, quiet_since=quiet_since, attempts=attempts)
 

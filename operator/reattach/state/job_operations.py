@@ -6,6 +6,7 @@ A rejected handle is still stored as evidence (a stray), so this module returns 
 instead of raising it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -166,6 +167,18 @@ def record_handle(
     if record.handle is not None or record.is_over:
         return _with_stray(state, record, request)
     return _with_handle(state, session, record, request, now)
+
+
+def end_holds(state: DurableState, jobs: Collection[JobName]) -> DurableState:
+    """Return the state in which these jobs are not held.
+
+    The next attempt resolves their submissions again. A job that is held once more waits for the
+    same resolution, because none was used.
+    """
+    held = (state.jobs[name] for name in jobs if name in state.jobs and state.jobs[name].held)
+    for record in held:
+        state = with_job(state, msgspec.structs.replace(record, held=False, message=""))
+    return state
 
 
 def record_outcome(

@@ -156,6 +156,7 @@ def to_summary(record: JobRecord) -> JobSummary:
         held=record.held,
         holds=record.holds,
         message=record.message,
+        submitters=tuple(dict.fromkeys(one.attempt for one in record.submitters)) if record.held else (),
         strays=record.strays,
         given_up=record.given_up,
         preexisting=record.is_preexisting,

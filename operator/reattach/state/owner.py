@@ -89,8 +89,13 @@ class Owner(Shape, frozen=True):
         """Return the entry of an attempt, or None if it was dropped or is not recorded yet."""
         return next((attempt for attempt in self.status.attempts if attempt.number == number), None)
 
-    def has_reported_end(self, number: int, pod_uid: str) -> bool:
-        """Return whether the kubelet reported the container of this attempt's pod as terminated."""
+    def has_certain_end(self, number: int, pod_uid: str) -> bool:
+        """Return whether no process of this attempt's pod runs, by evidence or by policy.
+
+        `spec.submission.onPresumedEnd: Trust` counts a presumed end as a certain one.
+        """
+        if self.spec.submission.on_presumed_end == "Trust" and self.has_recorded_end(number):
+            return True
         attempt = self.attempt(number)
         if attempt is not None:
             return attempt.end == End.REPORTED and attempt.pod_uid in {"", pod_uid}

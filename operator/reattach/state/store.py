@@ -10,7 +10,7 @@ never changes once set.
 import asyncio
 import copy
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self, TypeVar
@@ -37,6 +37,8 @@ from reattach.state.admission import check_may_open, check_needs_cleanup
 from reattach.state.adoption import adopt_at_end
 from reattach.state.codec import DurableState, StoredState, from_configmap, to_configmap, to_new_configmap
 from reattach.state.errors import RequestRejectedError, UnreadableError
+from reattach.state.job_operations import end_holds
+from reattach.state.job_record import JobName
 from reattach.state.operations import Session, expire, open_state, seal
 from reattach.state.owner import Owner
 
@@ -209,6 +211,14 @@ class Store:
         except UnreadableError as error:
             return state_copy.describe_unreadable("state of this TaskRun", error.detail)
         return None
+
+    async def end_holds(self, run: RunReference, jobs: Collection[JobName]) -> None:
+        """Apply `job_operations.end_holds`. Idempotent.
+
+        Raises `RequestRejectedError`: `state-lost`, `format-unknown`, or `closing` if the TaskRun
+        is gone.
+        """
+        await self.change(run, lambda state: (end_holds(state, jobs), None))
 
     async def sweep(self, run: RunReference, now: datetime) -> int:
         """Remove the expired keys of a finished run, and return their number.

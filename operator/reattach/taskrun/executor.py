@@ -36,7 +36,7 @@ from reattach.cluster import (
     paths,
 )
 from reattach.cluster.errors import NO_REASON, is_webhook_denial
-from reattach.planner.plan import CreatePod, DeletePod, PodRejection, PodRejectionKind, SealState, StopPod
+from reattach.planner.plan import CreatePod, DeletePod, EndHolds, PodRejection, PodRejectionKind, SealState, StopPod
 from reattach.planner.retention import is_kept
 from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.workqueue import Key
@@ -300,21 +300,26 @@ class PlanExecutor:
         A rejection is only logged. It means that the state is lost, unreadable or gone, which the
         following read shows.
         """
-        metadata = taskrun.metadata
-        run = RunReference(metadata.namespace, metadata.name, metadata.uid)
+        run = _run_of(taskrun)
         try:
             await self._store.seal(run, action.through_attempt, action.purpose)
         except RequestRejectedError as error:
-            _log.warning("Could not seal the state of TaskRun %s/%s: %s", metadata.namespace, metadata.name, error)
+            _log.warning("Could not seal the state of TaskRun %s/%s: %s", run.namespace, run.name, error)
+
+    async def end_holds(self, taskrun: TaskRun, action: EndHolds) -> None:
+        """End the holds of external jobs in the state. A rejection is only logged, as by `seal`."""
+        run = _run_of(taskrun)
+        try:
+            await self._store.end_holds(run, action.jobs)
+        except RequestRejectedError as error:
+            _log.warning("Could not end a hold of TaskRun %s/%s: %s", run.namespace, run.name, error)
 
     async def copy_state(self, taskrun: TaskRun, source: str) -> str | None:
         """Create the state with the keys of another TaskRun, unless the state exists.
 
         Return why not, as a sentence about what must hold.
         """
-        metadata = taskrun.metadata
-        run = RunReference(metadata.namespace, metadata.name, metadata.uid)
-        return await self._store.copy(run, source, self._clock())
+        return await self._store.copy(_run_of(taskrun), source, self._clock())
 
     async def release_state(self, owner: ObjectMeta, name: str) -> None:
         """Remove our finalizer from the state of that name, if it is this TaskRun's."""
@@ -412,6 +417,10 @@ def is_expected_pod(pod: Pod, taskrun: TaskRun, creation: CreatePod) -> bool:
         and pod.metadata.annotations.get(ANNOTATION_TEMPLATE_HASH) == creation.template_hash
         and pod.metadata.labels.get(LABEL_PURPOSE, AttemptPurpose.RUN) == creation.purpose
     )
+
+
+def _run_of(taskrun: TaskRun) -> RunReference:
+    return RunReference(taskrun.metadata.namespace, taskrun.metadata.name, taskrun.metadata.uid)
 
 
 def labels_of(taskrun: TaskRun, attempt: str, purpose: AttemptPurpose) -> dict[str, str]:

@@ -42,10 +42,12 @@ from reattach.planner.plan import (
     Decision,
     DeletePod,
     EmitEvent,
+    EndHolds,
     Observed,
     Plan,
     PodDefaults,
     ProtectTaskRun,
+    ReadNodes,
     ReadState,
     ReleasePod,
     ReleaseState,
@@ -64,13 +66,14 @@ from reattach.runtime.workqueue import Key, WorkQueue
 from reattach.runtime.writer import Writer
 from reattach.state import UnreadableError, summary_of, view_of
 from reattach.taskrun.executor import PlanExecutor
+from reattach.taskrun.node_reader import NodeReader
 from reattach.taskrun.orphan_records import OrphanRecords
 from reattach.taskrun.taskrun_store import TaskRunStore, UnreadableTaskRunError, is_ours
 
 Decide: TypeAlias = Callable[[Observed, PodDefaults, datetime], Decision]
 
-_READS_MAX = 3
-"""Reads of the state in one reconciliation: after an attempt ended, and again after the seal."""
+_NEEDS_MAX = 6
+"""Needs of one reconciliation: the state after an attempt ended, Nodes, ended holds, the seal."""
 _QUOTA_PROBE_SECONDS = 0.25
 _RETRY_LEFTOVERS = timedelta(seconds=60)
 
@@ -107,6 +110,7 @@ class Reconciler:
         metrics: OperatorMetrics,
         decide: Decide,
         pod_defaults: Callable[[], PodDefaults],
+        nodes: NodeReader,
         paused: bool = False,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -121,6 +125,7 @@ class Reconciler:
         self._orphan_records = OrphanRecords(writer, stores.orphans, metrics)
         self._decide = decide
         self._pod_defaults = pod_defaults
+        self._nodes = nodes
         self._paused = paused
         self._clock = clock
         self._executor = PlanExecutor(cluster, writer, stores.pods, stores.states, enqueue=queue.add, clock=clock)
@@ -186,30 +191,39 @@ class Reconciler:
         return plan.requeue_at
 
     async def _decide_with_state(self, key: Key, observed: Observed) -> Plan:
-        """Meet each need, read the state and decide again, until the decision is a plan."""
+        """Meet each need and decide again, until the decision is a plan."""
         taskrun = observed.taskrun
         decision = self._decide(observed, self._pod_defaults(), self._clock())
-        for _ in range(_READS_MAX):
+        for _ in range(_NEEDS_MAX):
             match decision:
                 case Plan():
                     break
+                case ReadNodes(names=names):
+                    observed = replace(observed, nodes={**observed.nodes, **await self._nodes.read(names)})
                 case ReadState():
-                    pass
+                    observed = await self._with_state(key, observed)
                 case SealState():
                     await self._executor.seal(taskrun, decision)
+                    observed = await self._with_state(key, observed)
                 case CopyState(source=source):
                     problem = await self._executor.copy_state(taskrun, source)
-                    observed = replace(observed, copy_problem=problem)
+                    observed = replace(await self._with_state(key, observed), copy_problem=problem)
+                case EndHolds():
+                    await self._executor.end_holds(taskrun, decision)
+                    observed = await self._with_state(key, observed)
                 case _:
                     assert_never(decision)
-            state = await self._read_state(taskrun)
-            if isinstance(state, StateView):
-                await self._find_unlabelled(taskrun, state.epoch)
-            observed = replace(observed, state=state, pods=self._pods_of(key, taskrun))
             decision = self._decide(observed, self._pod_defaults(), self._clock())
         if not isinstance(decision, Plan):
             raise UnavailableError(0, "StateChanging", "the state changes as fast as it is read or sealed")
         return decision
+
+    async def _with_state(self, key: Key, observed: Observed) -> Observed:
+        """Return the observation with the state, and with the pod of the attempt that opened it."""
+        state = await self._read_state(observed.taskrun)
+        if isinstance(state, StateView):
+            await self._find_unlabelled(observed.taskrun, state.epoch)
+        return replace(observed, state=state, pods=self._pods_of(key, observed.taskrun))
 
     async def _act_on_all(self, key: Key, taskrun: TaskRun, actions: Sequence[Action]) -> None:
         """Carry out all actions, then raise the first error.

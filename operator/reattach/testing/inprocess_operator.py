@@ -19,6 +19,7 @@ from reattach.runtime.rate_limiter import RateLimiter
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
 from reattach.runtime.writer import Writer
+from reattach.taskrun.node_reader import NodeReader
 from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
 from reattach.taskrun.reconciler import Decide, Reconciler, Stores
@@ -57,6 +58,7 @@ class InProcessOperator:
             metrics=metrics,
             decide=decide,
             pod_defaults=lambda: PodDefaults(url="https://reattach.invalid", ca=CA),
+            nodes=NodeReader(cluster, clock=now),
             clock=now,
         )
 

@@ -312,7 +312,7 @@ def test_the_next_pod_waits_until_the_sidecar_has_ended() -> None:
     ending = RETRIED.with_status(status_of(plan_of(RETRIED, a_pod().with_sidecar().exited(1))))
     stopping = plan_of(ending, a_pod().with_sidecar().exited(1).deleted(11), now=30)
     assert nothing(stopping)
-    assert stopping.requeue_at == at(11 + 30 + 300)
+    assert stopping.requeue_at == at(11 + 30 + 10)
     over = plan_of(ending, a_pod().with_sidecar().exited(1).deleted(11).failed(""), now=30)
     assert (over.status, released(over), created(over)) == (None, ["load-01234-1"], [2])
     hanging = plan_of(ending, a_pod().with_sidecar().exited(1).deleted(11), now=341)
@@ -373,7 +373,7 @@ def test_a_pod_that_hangs_on_a_lost_node_is_presumed_to_have_ended_after_a_while
     plan = plan_of(shown, pod, now=334)
     attempt = last_attempt_of(plan)
     assert (attempt.end, attempt.cause, attempt.reason) == ("Presumed", "Disruption", "DeletionByTaintManager")
-    assert (released(plan), created(plan)) == (["load-01234-1"], [])
+    assert (released(plan), created(plan)) == ([], []), "the kubelet may still report the end"
     after = plan_of(shown.with_status(status_of(plan)), pod.released(), now=400)
     assert created(after) == [2]
 

@@ -25,6 +25,7 @@ from reattach.planner.plan import (
     Plan,
     PodRejection,
     PodRejectionKind,
+    ReadNodes,
     ReadState,
     ReleasePod,
     ReleaseTaskRun,
@@ -132,9 +133,12 @@ class RunWithJob:
         for step in range(STEPS_MAX):
             decision: Decision | None = None
             known = None
+            nodes: dict[str, None] = {}
             while not isinstance(decision, Plan):
-                seen = observed(self.taskrun, *pods.values(), state=known, **self.more)
+                seen = observed(self.taskrun, *pods.values(), state=known, nodes=nodes, **self.more)
                 decision = decide(seen, SETTINGS, at(10 + step))
+                if isinstance(decision, ReadNodes):
+                    nodes = {**nodes, **dict.fromkeys(decision.names)}
                 if isinstance(decision, SealState):
                     seal = Seal(through_attempt=decision.through_attempt, purpose=decision.purpose)
                     self.state = replace_state(self.state, seal=seal)

@@ -10,8 +10,8 @@ from job_states import KEY, START, UID, Decision, Grounds, JobState, ProblemCode
 from reattach.api.messages import Unresolved
 from reattach.api.state import JobOrigin
 from reattach.state.errors import RequestRejectedError
-from reattach.state.job_operations import JobEvent, with_job
-from reattach.state.job_record import token_of
+from reattach.state.job_operations import JobEvent, end_holds, with_job
+from reattach.state.job_record import to_summary, token_of
 
 REPORTED = {"end": "Reported", "cause": "Disruption", "chargedTo": "disruption"}
 PRESUMED = {"end": "Presumed", "cause": "Disruption", "chargedTo": "disruption"}
@@ -576,3 +576,47 @@ class TestHeld:
     def test_the_request_must_still_be_the_same(self) -> None:
         run = died(intended()).held().with_answer("Resubmit").by(3)
         assert code_of(run.intend, digest="other") is ProblemCode.DIGEST_CHANGED
+
+
+class TestPresumedEnd:
+    def test_quiet_period_begins_with_the_response_because_the_evidence_may_have_come_since_the_open(self) -> None:
+        run = intended().with_attempt(1, **PRESUMED).later(60).by(2)
+        run.with_attempt(1, **REPORTED)
+        answer = run.later(40).intend()
+        assert answer.unresolved == Unresolved(all_ended=True, quiet_since=at(100), attempts=(1,))
+
+    @pytest.mark.parametrize("counts", [None, {"attempts": 1, "lastPresumed": 1}], ids=["listed", "dropped"])
+    @pytest.mark.parametrize("policy, all_ended", [("Hold", False), ("Trust", True)])
+    def test_presumed_end_counts_only_with_the_policy_trust(
+        self, policy: str, all_ended: bool, counts: dict[str, int] | None
+    ) -> None:
+        run = died(intended(), **PRESUMED)
+        run.owner["spec"]["submission"] = {"onPresumedEnd": policy}
+        if counts is not None:
+            run.owner["status"] = {"counts": counts}
+        answer = run.intend()
+        assert answer.unresolved is not None
+        assert answer.unresolved.all_ended is all_ended
+        if all_ended:
+            assert run.intend(again=Grounds.ABSENT).decision is Decision.SUBMIT
+        else:
+            assert code_of(run.intend, again=Grounds.ABSENT) is ProblemCode.GROUNDS_REFUSED
+
+    def test_attempt_that_runs_never_counts_as_ended(self) -> None:
+        run = intended().by(2)
+        run.owner["spec"]["submission"] = {"onPresumedEnd": "Trust"}
+        answer = run.intend()
+        assert answer.unresolved is not None
+        assert not answer.unresolved.all_ended
+
+    def test_job_whose_hold_ended_is_resolved_again_and_its_next_hold_waits_for_the_same_resolution(self) -> None:
+        run = died(intended(), **PRESUMED).held()
+        assert (run.job().held, run.job().holds, to_summary(run.job()).submitters) == (True, 1, (1,))
+        run.state = end_holds(run.state, [run.job().name, ("absent", 1)])
+        assert (run.job().held, run.job().holds, run.job().message) == (False, 1, "")
+        assert end_holds(run.state, [run.job().name]) is run.state
+        run.with_attempt(1, **REPORTED).by(3)
+        assert run.intend().decision is Decision.RESOLVE
+        run.held()
+        assert (run.job().held, run.job().holds) == (True, 1)
+        assert run.with_answer("Resubmit").by(4).intend().decision is Decision.SUBMIT

@@ -118,6 +118,7 @@ def reconciler_of(pods: ObjectStore[Pod], states: ObjectStore[PartialObject]) ->
         metrics=unused,
         decide=unused,
         pod_defaults=unused,
+        nodes=unused,
     )
     reconciler._executor = cast("Any", NoEffects())
     return reconciler

@@ -27,6 +27,7 @@ from reattach.api.names import (
 from reattach.api.objects import ObjectMeta, OwnerReference, PartialObject, Pod, PodSpec, PodStatus
 from reattach.api.orphans import OrphanedJob, OrphanRecord
 from reattach.api.reasons import EventReason, Reason
+from reattach.api.state import JobState, JobSummary, StateView
 from reattach.api.taskrun import AttemptPurpose
 from reattach.cluster import (
     ConflictError,
@@ -42,6 +43,8 @@ from reattach.planner.plan import (
     Action,
     CreatePod,
     EmitEvent,
+    EndHolds,
+    NodeFacts,
     Observed,
     Plan,
     PodDefaults,
@@ -56,6 +59,7 @@ from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
 from reattach.state.codec import DurableState, to_data
 from reattach.taskrun.executor import is_expected_pod
+from reattach.taskrun.node_reader import NodeReader
 from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
 from reattach.taskrun.reconciler import Reconciler, Stores
@@ -76,6 +80,13 @@ ENDING = {
 }
 
 
+HELD_VIEW = StateView(
+    uid="cm",
+    resource_version="5",
+    jobs=(JobSummary(key="load", generation=1, state=JobState.INTENDED, held=True, holds=1, submitters=(1,)),),
+)
+
+
 @dataclass
 class FakeClient:
     """Cluster and writer at once. `refuse` names the paths that are answered with 403; `pause` holds answers back."""
@@ -86,6 +97,7 @@ class FakeClient:
     failing: Exception | None = None
     """Raised by each patch."""
     failing_creation: Exception | None = None
+    failing_get: Exception | None = None
     patches: list[JSON] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
     pause: asyncio.Event | None = None
@@ -95,6 +107,8 @@ class FakeClient:
         self.asked.append(("GET", path))
         if metadata_only:
             self.metadata_reads.append(path)
+        if self.failing_get is not None:
+            raise self.failing_get
         found = self.objects.get(path)
         if self.pause is not None:
             await self.pause.wait()
@@ -148,6 +162,7 @@ class Scene:
             metrics=metrics,
             decide=decide,
             pod_defaults=lambda: PodDefaults(url="https://state", ca=""),
+            nodes=NodeReader(self.client, clock=lambda: NOW, enabled=True),  # type: ignore[arg-type]
             clock=lambda: NOW,
         )
 
@@ -651,3 +666,116 @@ async def test_rejection_of_a_run_pod_says_nothing_about_the_cleanup_pod_of_the_
     executor = scene.reconciler._executor
     assert executor.rejection(KEY, to_taskrun(taskrun(NEW, "10"))) is not None
     assert executor.rejection(KEY, to_taskrun(taskrun(NEW, "10", ending=ENDING))) is None
+
+
+NODE = paths.node("node-1")
+TAINTED = {
+    "metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"},
+    "spec": {"taints": [{"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"}]},
+    "status": {"conditions": [{"type": "Ready", "status": "Unknown"}]},
+}
+
+
+@dataclass
+class Nodes:
+    """A reader of nodes over the fake client, with a clock that a test sets."""
+
+    client: FakeClient = field(default_factory=FakeClient)
+    now: datetime = NOW
+
+    def reader(self, **options: bool) -> NodeReader:
+        return NodeReader(self.client, clock=lambda: self.now, **{"enabled": True, **options})  # type: ignore[arg-type]
+
+    @property
+    def reads(self) -> int:
+        return self.client.asked.count(("GET", NODE))
+
+
+async def test_node_is_read_once_in_30_seconds_for_all_taskruns() -> None:
+    nodes = Nodes()
+    nodes.client.objects[NODE] = TAINTED
+    reader = nodes.reader()
+    found = await asyncio.gather(*(reader.read(["node-1"]) for _ in range(20)))
+    assert {facts["node-1"] for facts in found} == {NodeFacts(datetime(2026, 1, 1, tzinfo=UTC), out_of_service=True)}
+    assert nodes.reads == 1
+    nodes.now += timedelta(seconds=29)
+    await reader.read(["node-1"])
+    assert nodes.reads == 1
+    nodes.now += timedelta(seconds=1)
+    await reader.read(["node-1", "node-2"])
+    assert (nodes.reads, len(reader._reads)) == (2, 2)
+
+
+async def test_worker_that_ends_does_not_end_the_read_of_the_others() -> None:
+    nodes = Nodes()
+    nodes.client.objects[NODE], nodes.client.pause = TAINTED, asyncio.Event()
+    reader = nodes.reader()
+    first, second = (asyncio.create_task(reader.read(["node-1"])) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    nodes.client.pause.set()
+    facts = (await second)["node-1"]
+    assert facts is not None
+    assert facts.out_of_service
+
+
+async def test_facts_about_a_node_follow_from_taint_readiness_and_existence() -> None:
+    nodes = Nodes()
+    assert await nodes.reader().read(["node-1"]) == {"node-1": None}
+    assert await nodes.reader(deletion_counts=True).read(["node-1"]) == {"node-1": NodeFacts(deletion_counts=True)}
+    for node in (
+        {**TAINTED, "status": {"conditions": [{"type": "Ready", "status": "True"}]}},
+        {**TAINTED, "spec": {"taints": [{"key": "node.kubernetes.io/unreachable"}]}},
+    ):
+        nodes.client.objects[NODE] = node
+        facts = (await nodes.reader().read(["node-1"]))["node-1"]
+        assert facts is not None
+        assert not facts.out_of_service
+
+
+async def test_node_that_can_not_be_read_is_no_evidence_and_the_missing_right_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nodes = Nodes()
+    assert await nodes.reader(enabled=False).read(["node-1"]) == {"node-1": None}
+    assert nodes.reads == 0
+    for error, facts in (
+        (ForbiddenError(403, "Forbidden", "no right"), None),
+        (UnavailableError(0, "x", "y"), NodeFacts()),
+    ):
+        nodes.client.failing_get = error
+        reader = nodes.reader()
+        for _ in range(3):
+            assert await reader.read(["node-1"]) == {"node-1": facts}
+            nodes.now += timedelta(minutes=1)
+    assert [record.message for record in caplog.records if "no right" in record.message] == [
+        "Nodes are no evidence that a pod has ended, because they can't be read: 403 Forbidden: no right"
+    ]
+
+
+async def test_presumed_end_is_turned_and_its_hold_ended_in_the_state_before_the_next_attempt_starts() -> None:
+    scene = Scene()
+    ended = {"finishTime": "2026-01-02T03:00:00Z", "chargedTo": "disruption"}
+    first = {"number": 1, "podUID": "p1", "node": "node-1", "end": "Presumed", "cause": "Disruption", **ended}
+    second = {"number": 2, "podUID": "p2", "end": "Reported", "cause": "Held", **ended}
+    counts = {"attempts": 2, "lastPresumed": 1}
+    named = {"configMap": "load-0ld00-state", "uid": "cm"}
+    scene.has_taskrun(OLD, attempts=[first, second], counts=counts, state=named)
+    scene.client.objects[NODE] = TAINTED
+    views = [HELD_VIEW, HELD_VIEW, msgspec.structs.replace(HELD_VIEW, jobs=())]
+    ended_holds: list[EndHolds] = []
+
+    async def read_state(_: Any) -> StateView:
+        return views[min(len(ended_holds) * 2, 2)]
+
+    async def end_holds(_: Any, action: EndHolds) -> None:
+        ended_holds.append(action)
+
+    scene.reconciler._read_state = read_state  # type: ignore[method-assign]
+    scene.reconciler._executor.end_holds = end_holds  # type: ignore[method-assign]
+    await scene.reconciler.reconcile(KEY)
+    assert ended_holds == [EndHolds((("load", 1),))]
+    written = scene.client.patches[0]["status"]
+    assert [attempt["end"] for attempt in written["attempts"]] == ["Reported", "Reported"]
+    assert written["counts"]["lastPresumed"] == 0
+    assert [path for path in scene.asked("POST") if "pods" in path] == [f"{paths.pods(KEY.namespace)}/load-0ld00-3"]
