@@ -40,6 +40,9 @@ ANNOTATION_SUMMARY: Final = f"{GROUP}/summary"
 ANNOTATION_RERUN_OF: Final = f"{GROUP}/rerun-of"
 """On a TaskRun that `kubectl reattach rerun` created: the name that it appended its number to."""
 
+ANNOTATION_CLEANUP_OF: Final = f"{GROUP}/cleanup-of"
+"""On a TaskRun of `kubectl reattach orphans --cancel`: the name of the one that left the jobs."""
+
 TOKEN_AUDIENCE: Final = GROUP
 MOUNT_PATH: Final = "/var/run/reattach"
 VOLUME_NAME: Final = "reattach"

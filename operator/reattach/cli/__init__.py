@@ -20,6 +20,7 @@
     cancel          set spec.cancel
     suspend         set spec.suspend
     rerun           create a TaskRun from one that has ended
+    orphan_cleanup  create a TaskRun that cancels orphaned jobs
     changes         changes of many TaskRuns
     state_edit      changes to keys (pure), and their compare-and-set
     logs_and_wait   logs of all attempts, and `wait`

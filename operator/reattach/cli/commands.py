@@ -279,20 +279,37 @@ def _set_suspended(names: tuple[str, ...], output: str | None, *, suspended: boo
 @click.option("--name", "new_name", type=TaskRunName(), help="The name of the new TaskRun, if not NAME with a number.")
 @click.option("--keep-state", is_flag=True, help="Start with a copy of the keys that the task stored.")
 @click.option("--adopt", is_flag=True, help="Reattach to the external jobs that NAME left running.")
+@click.option("--cancel-first", is_flag=True, help="Cancel these jobs first, as orphans --cancel does.")
 @click.option("--dry-run", is_flag=True, help="Let the API server check the TaskRun, and create nothing.")
 @output_option
-def rerun(*, name: str, new_name: str | None, keep_state: bool, adopt: bool, dry_run: bool, output: str | None) -> None:
+def rerun(
+    *,
+    name: str,
+    new_name: str | None,
+    keep_state: bool,
+    adopt: bool,
+    cancel_first: bool,
+    dry_run: bool,
+    output: str | None,
+) -> None:
     """Run the task of a TaskRun that has ended again, in a new TaskRun.
 
     The new TaskRun has the spec of NAME without its idempotency key, and the next number: NAME-2,
-    then NAME-3. It starts with an empty state. The command refuses to create it while an external
-    job that NAME left may run, unless you adopt the job or have dismissed its record. With -o, it
-    prints the TaskRun.
+    then NAME-3. It starts with an empty state. While an external job that NAME left may run, the
+    command creates nothing, unless you adopt or cancel the job, or have dismissed its record.
+    With -o, it prints the TaskRun.
     """
+    from reattach.cli.orphan_cleanup import cancel_left_jobs
     from reattach.cli.rerun import RerunRequest, format_rerun
     from reattach.cli.rerun import rerun as create
 
-    request = RerunRequest(source=name, name=new_name, keep_state=keep_state, adopt=adopt, dry_run=dry_run)
+    if cancel_first and (adopt or dry_run):
+        raise click.UsageError("--cancel-first can't be used with --adopt or --dry-run.")
+    request = RerunRequest(
+        source=name, name=new_name, keep_state=keep_state, adopt=adopt, cancel_first=cancel_first, dry_run=dry_run
+    )
+    if cancel_first:
+        call(lambda connection: cancel_left_jobs(connection, name, say))
     result = call(lambda connection: create(connection, request))
     for note in result.notes if output is not None else ():
         say(note)
@@ -303,19 +320,32 @@ def rerun(*, name: str, new_name: str | None, keep_state: bool, adopt: bool, dry
 @click.argument("names", nargs=-1, metavar="[NAME...]", type=TaskRunName(), shell_complete=completion.orphan_taskruns)
 @click.option("-A", "--all-namespaces", is_flag=True, help="List the jobs of all namespaces.")
 @click.option("--dismiss", is_flag=True, help="Delete the records of the TaskRuns NAME. Jobs are not cancelled.")
+@click.option("--cancel", is_flag=True, help="Cancel the jobs of the TaskRun NAME, and then delete its record.")
 @click.option("-y", "--yes", is_flag=True, help="With --dismiss: delete the records, and don't only list them.")
 @output_option
-def orphans(*, names: tuple[str, ...], all_namespaces: bool, dismiss: bool, yes: bool, output: str | None) -> None:
+def orphans(
+    *, names: tuple[str, ...], all_namespaces: bool, dismiss: bool, cancel: bool, yes: bool, output: str | None
+) -> None:
     """List external jobs that ended TaskRuns left running, and why.
 
     The operator keeps them in a record (a ConfigMap) until you dismiss it, also if the TaskRun was
     deleted. Cancel the jobs that you don't need in the external system. Then delete the records
     with --dismiss NAME. Without --yes, that only lists what would be forgotten.
+
+    With --cancel, the command creates the TaskRun NAME-cleanup, which cancels the jobs with the
+    template of NAME, and waits for it. It deletes the records once their jobs have ended.
     """
+    from reattach.cli import orphan_cleanup
     from reattach.cli import orphans as records
     from reattach.cli.changes import change_each
 
     now = datetime.now(UTC)
+    if cancel:
+        if len(names) != 1 or all_namespaces or dismiss or yes:
+            raise click.UsageError("--cancel needs the name of one TaskRun, and no other flag than -o.")
+        result = call(lambda connection: orphan_cleanup.cancel_orphans(connection, names[0], say))
+        show(result, output, orphan_cleanup.format_cancellation(result))
+        leave(ExitCode.OK if result.is_complete else ExitCode.ERROR)
     if not dismiss:
         if yes:
             raise click.UsageError("--yes needs --dismiss.")

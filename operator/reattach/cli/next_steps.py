@@ -320,8 +320,13 @@ def _orphan_options(snapshot: Snapshot) -> tuple[ResolutionOption, ...]:
     command = f"kubectl reattach orphans {name} -n {namespace}"
     what = f"List the external jobs that {whose} left running. Cancel those that you don't need in the external system."
     dismissal = "Forget these jobs, after you have cancelled them or decided to keep them."
+    cancellation = ResolutionOption(
+        command=f"{command} --cancel",
+        what="Cancel these jobs with the template of this TaskRun, and forget those that have ended.",
+    )
     return (
         ResolutionOption(command=command, what=what),
+        *([cancellation] if taskrun.status.outcome is not None else []),
         ResolutionOption(command=f"{command} --dismiss", what=dismissal),
     )
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ JSON = dict[str, Any]
 
 _NAMED = 5
 """Number of jobs that one sentence names."""
-_OVER = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+OVER = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 _OF_ONE_RUN = ("cancel", "suspend", "resolutions", "adopt", "stateFrom")
 """Fields of the spec that were decisions about the earlier run."""
 
@@ -44,7 +44,7 @@ _TOOLS = frozenset(
     }
 )
 _TOOL_KEYS = frozenset({"app.kubernetes.io/managed-by", "app.kubernetes.io/instance"})
-_KEPT_KEYS = frozenset({"kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"})
+_QUEUE_KEYS = frozenset({"kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"})
 """Keys that users set, although their domain is one of a tool."""
 
 
@@ -53,12 +53,14 @@ class RerunRequest:
     """Request to create a TaskRun. `name` None: the next number.
 
     `keep_state`: start with the keys of the earlier run. `adopt`: reattach to its orphaned jobs.
+    `cancel_first`: its orphaned jobs were just cancelled.
     """
 
     source: str
     name: str | None = None
     keep_state: bool = False
     adopt: bool = False
+    cancel_first: bool = False
     dry_run: bool = False
 
 
@@ -189,15 +191,19 @@ def _numbered(root: str, number: int) -> str:
     return name
 
 
-def user_metadata_of(metadata: JSON, annotations: Mapping[str, str]) -> JSON:
-    """Return the labels and annotations that users set, and these annotations."""
-    labels = _of_users(metadata.get("labels", {}))
-    merged = {**_of_users(metadata.get("annotations", {})), **annotations}
+def user_metadata_of(metadata: JSON, annotations: Mapping[str, str], *, keeps_queue: bool = True) -> JSON:
+    """Return the labels and annotations that users set, and these annotations.
+
+    `keeps_queue`: also those that select a queue of Kueue.
+    """
+    kept = _QUEUE_KEYS if keeps_queue else frozenset[str]()
+    labels = _of_users(metadata.get("labels", {}), kept)
+    merged = {**_of_users(metadata.get("annotations", {}), kept), **annotations}
     return {**({"labels": labels} if labels else {}), **({"annotations": merged} if merged else {})}
 
 
-def _of_users(entries: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in entries.items() if key in _KEPT_KEYS or not _is_of_tool(key)}
+def _of_users(entries: Mapping[str, str], kept: Container[str]) -> dict[str, str]:
+    return {key: value for key, value in entries.items() if key in kept or not _is_of_tool(key)}
 
 
 def _is_of_tool(key: str) -> bool:
@@ -211,7 +217,7 @@ def adoptions_of(ended: EndedRun, name: str) -> list[JSON]:
 
     Raises `CommandError` without such a job, or if one of them can't be adopted.
     """
-    _check_readable(ended.rows)
+    check_readable(ended.rows)
     _check_none_open(ended)
     if not ended.rows:
         raise CommandError(f"{name} left no external job running that could be adopted; leave out --adopt.")
@@ -228,13 +234,13 @@ def adoptions_of(ended: EndedRun, name: str) -> list[JSON]:
                 f"{name} left two jobs of the key {one_line(key)}, and only one can be adopted; nothing was created. Cancel the "
                 f"others, and then run: {_dismissal(row)}"
             )
-        entries[key] = {"key": key, "handle": row.handle}
+        entries[key] = {"key": key, "handle": row.handle} | ({"adapter": row.adapter} if row.adapter else {})
     return list(entries.values())
 
 
 def _check_nothing_runs(ended: EndedRun) -> None:
     """Raise `CommandError` if a job may run, with its handle and the ways out."""
-    _check_readable(ended.rows)
+    check_readable(ended.rows)
     _check_none_open(ended)
     if not ended.rows:
         return
@@ -245,13 +251,15 @@ def _check_nothing_runs(ended: EndedRun) -> None:
         lines=[
             "To reattach to it, run:",
             shell_command(["kubectl", "reattach", "rerun", name, *about, "--adopt"]),
+            "To cancel it, and then run the task again, run:",
+            shell_command(["kubectl", "reattach", "rerun", name, *about, "--cancel-first"]),
             "If it does not run, or may run beside the new one, forget it first:",
             _dismissal(ended.rows[0]),
         ],
     )
 
 
-def _check_readable(rows: Sequence[OrphanRow]) -> None:
+def check_readable(rows: Sequence[OrphanRow]) -> None:
     for row in rows:
         if row.error is not None:
             raise CommandError(
@@ -265,7 +273,7 @@ def _check_none_open(ended: EndedRun) -> None:
 
     The operator leaves none in the status of an ended TaskRun.
     """
-    left = {*_OVER, JobState.ORPHANED, JobState.DETACHED}
+    left = {*OVER, JobState.ORPHANED, JobState.DETACHED}
     jobs = [job for job in ended.taskrun.status.external_jobs if job.state not in left]
     if jobs:
         names = _subject([f"{describe_job(job)} ({job.state})" for job in jobs])
@@ -287,7 +295,9 @@ def notes_of(ended: EndedRun, request: RerunRequest) -> tuple[str, ...]:
     dismissed = [
         describe_job(job)
         for job in jobs
-        if job.state == JobState.ORPHANED and (uid, job.key, job.generation) not in recorded
+        if not request.cancel_first
+        and job.state == JobState.ORPHANED
+        and (uid, job.key, job.generation) not in recorded
     ]
     if dismissed:
         notes.append(

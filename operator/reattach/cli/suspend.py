@@ -10,7 +10,7 @@ from reattach.cli.endings import job_list
 from reattach.cli.errors import CommandError
 from reattach.cli.hold_options import find_held_condition
 from reattach.cli.next_steps import running_pods
-from reattach.cli.queries import read_snapshot_of_state, read_taskrun_json, to_taskrun
+from reattach.cli.queries import read_snapshot_of_state, read_taskrun, to_taskrun
 from reattach.cli.resolve import FIELD_MANAGER
 from reattach.cli.snapshot import Snapshot
 from reattach.cluster import ConflictError, InvalidError, NotFoundError, paths
@@ -25,23 +25,14 @@ class SuspensionResult(Shape, frozen=True):
     next: tuple[str, ...] = ()
 
 
-class _Spec(Shape, frozen=True):
-    suspend: bool = False
-
-
-class _Suspendable(Shape, frozen=True):
-    spec: _Spec = _Spec()
-
-
 async def set_suspended(connection: ClusterConnection, name: str, *, suspended: bool) -> SuspensionResult:
     """Set `spec.suspend`. Safe to repeat.
 
     Raises `CommandError` if the TaskRun is over, ends or was replaced, and `ClusterError`.
     """
-    body = await read_taskrun_json(connection, name)
-    taskrun = to_taskrun(body)
+    taskrun = await read_taskrun(connection, name)
     check_continues(taskrun, suspended=suspended)
-    if is_suspended(body) is suspended:
+    if taskrun.spec.suspend is suspended:
         return await _result_of(connection, taskrun, suspended=suspended, is_repeated=True)
     patch = {"metadata": {"uid": taskrun.metadata.uid}, "spec": {"suspend": suspended}}
     path = paths.taskruns(connection.namespace, name)
@@ -50,7 +41,7 @@ async def set_suspended(connection: ClusterConnection, name: str, *, suspended: 
     except NotFoundError:
         raise CommandError(f"{name} was deleted in the meantime.") from None
     except (ConflictError, InvalidError):
-        if to_taskrun(await read_taskrun_json(connection, name)).metadata.uid != taskrun.metadata.uid:
+        if (await read_taskrun(connection, name)).metadata.uid != taskrun.metadata.uid:
             raise CommandError(
                 f"{name} was deleted, and another TaskRun has its name now, which was not changed."
             ) from None
@@ -74,11 +65,6 @@ async def _result_of(
 
 
 # -- pure ------------------------------------------------------------------------------------------
-
-
-def is_suspended(body: bytes) -> bool:
-    """Return `spec.suspend` of a TaskRun as JSON."""
-    return msgspec.json.decode(body, type=_Suspendable).spec.suspend
 
 
 def check_continues(taskrun: TaskRun, *, suspended: bool) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from cli_session import CliUser
 from controlplane import ControlPlane
+from reattach.api.taskrun import TaskRun
 from stateapi import Server, Task
 
 TIME = "2026-03-01T12:00:00Z"
@@ -74,20 +75,20 @@ def test_run_that_ends_or_is_replaced_after_the_read_is_reported(
 ) -> None:
     from reattach.cli import suspend as module
 
-    before, cases = module.read_taskrun_json, iter(["ends", "is replaced"])
+    before, cases = module.read_taskrun, iter(["ends", "is replaced"])
     task.patch(spec={"suspend": command == "resume"})
 
-    async def changed(*arguments: Any) -> bytes:
-        body = await before(*arguments)
+    async def changed(*arguments: Any) -> TaskRun:
+        taskrun: TaskRun = await before(*arguments)
         match next(cases, None):
             case "ends":
                 write_status(outcome="Succeeded")
             case "is replaced":
                 task.control_plane.call("DELETE", task.path)
                 Task.create(task.control_plane, task.namespace, suspend=command == "resume")
-        return body
+        return taskrun
 
-    monkeypatch.setattr(module, "read_taskrun_json", changed)
+    monkeypatch.setattr(module, "read_taskrun", changed)
     verb = {"suspend": "suspended", "resume": "resumed"}[command]
     result = editor(command, "load")
     assert (result.code, result.out) == (1, "")

@@ -178,7 +178,19 @@ def test_dismissal_has_preconditions_on_uid_and_version() -> None:
     assert "configmap/etl-01234-orphans changed after it was read, so it was not dismissed" in err
 
 
-@pytest.mark.parametrize("words", [["--dismiss"], ["--dismiss", "-A", "etl"], ["--yes"], ["--cancel", "etl"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--dismiss"],
+        ["--dismiss", "-A", "etl"],
+        ["--yes"],
+        ["--cancel"],
+        ["--cancel", "-A", "etl"],
+        ["--cancel", "etl", "nightly"],
+        ["--cancel", "--dismiss", "etl"],
+        ["--cancel", "--yes", "etl"],
+    ],
+)
 def test_wrong_usage_changes_nothing(words: list[str]) -> None:
     cluster = Cluster(etl=a_record("etl", LEFT))
     assert orphans(cluster, *words)[0] == 2

@@ -127,6 +127,7 @@ class TestJobs:
             "External job job-7 (load) and a job without a known handle (train, generation 2) of load may run; nothing was created."
         )
         assert "kubectl reattach rerun load -n data --adopt" in lines
+        assert "kubectl reattach rerun load -n data --cancel-first" in lines
         assert "kubectl reattach orphans -n data --dismiss load" in lines
 
     def test_adopt_names_each_job_with_its_handle(self) -> None:
