@@ -14,7 +14,7 @@ from controlplane import ControlPlane
 from crash_points import crash_at, crash_at_each_write
 from operator_process import Cluster, Containers, Kubelet, Operators, condition, kubelet_of
 from proxy import Point, Proxy, When, proxy_to
-from reattach.api.names import state_name
+from reattach.api.names import LABEL_TASKRUN, state_name
 from reattach.cluster.paths import configmaps, taskruns
 from reattach.state.codec import DurableState, to_new_configmap
 from reattach.state.operations import Clear, Set
@@ -209,15 +209,24 @@ def test_first_attempt_reads_the_keys_that_a_user_imported_before(
     cluster, editor = Cluster(control_plane, namespace), grant(control_plane, namespace, "edit")
     end_source(control_plane, namespace)
     exported = editor("state", "export", SOURCE).out.encode()
-    uid = cluster.create(NAME)["metadata"]["uid"]
-    assert editor("state", "import", NAME, "-", stdin=exported).out == f"2 keys stored in the state of {NAME}.\n"
-    assert "state" not in cluster.status(NAME)
-    assert editor("state", "rm", NAME, "settings").code == 0, "an imported state is changed like any other"
-    assert editor("state", "import", NAME, "-", stdin=exported).code == 0
-
-    mark = control_plane.audit_mark()
     kubelet.play(namespace, lambda *_: lambda containers: read_keys(tasks, containers))
     operators.start(namespaces=[namespace])
+    uid = cluster.create(NAME, {"suspend": True})["metadata"]["uid"]
+    cluster.create("copying", {**COPIED, "suspend": True})
+    for name in (NAME, "copying"):
+        cluster.wait_for_reason(name, "Suspended")
+    assert editor("state", "import", NAME, "-", stdin=exported).out == f"2 keys stored in the state of {NAME}.\n"
+    assert editor("state", "rm", NAME, "settings").code == 0, "an imported state is changed like any other"
+    assert editor("state", "import", NAME, "-", stdin=exported).code == 0
+    assert [state["metadata"]["name"] for state in states(control_plane, namespace, "copying")] == [], (
+        "nothing is copied"
+    )
+    assert all("state" not in cluster.status(name) for name in (NAME, "copying"))
+
+    mark = control_plane.audit_mark()
+    for name in (NAME, "copying"):
+        control_plane.call("PATCH", taskruns(namespace, name), {"spec": {"suspend": False}})
+    assert cluster.wait_for_outcome("copying")["result"] == READ
     result = json.loads(cluster.wait_for_outcome(NAME)["result"])
     assert (result["value"], result["keys"]) == (7, ["cursor", "settings"])
     assert result["writer"] == f"cli:{editor.user}"
@@ -228,9 +237,21 @@ def test_first_attempt_reads_the_keys_that_a_user_imported_before(
         seconds=30,
         what="the state is released",
     )
-    writes = [
-        (event["verb"], event["objectRef"]["resource"], event["objectRef"].get("subresource", ""))
-        for event in control_plane.audit(mark, namespace=namespace)
-        if event["verb"] in {"create", "patch"} and event["objectRef"]["resource"] in {"pods", "taskruns"}
+    requests = [event for event in control_plane.audit(mark, namespace=namespace) if is_of(event, NAME)]
+    named = [(event.get("requestObject") or {}).get("status", {}).get("state") is not None for event in requests]
+    pods_created = [event["verb"] == "create" and event["objectRef"]["resource"] == "pods" for event in requests]
+    assert named.index(True) < pods_created.index(True), "the state is named before the first pod"
+
+
+def states(control_plane: ControlPlane, namespace: str, taskrun: str) -> list[JSON]:
+    found: list[JSON] = control_plane.call("GET", configmaps(namespace), labelSelector=f"{LABEL_TASKRUN}={taskrun}")[
+        "items"
     ]
-    assert writes[:2] == [("patch", "taskruns", "status"), ("create", "pods", "")], "the state is named first"
+    return found
+
+
+def is_of(event: JSON, taskrun: str) -> bool:
+    name = event["objectRef"].get("name", "")
+    return event["objectRef"]["resource"] in {"taskruns", "pods"} and (
+        name == taskrun or name.startswith(f"{taskrun}-")
+    )

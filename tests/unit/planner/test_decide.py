@@ -598,6 +598,17 @@ def test_no_state_is_copied_after_the_first_attempt_or_while_paused() -> None:
     assert progress_of(plan_of(COPIED, paused=True))[0] == "Paused"
 
 
+def test_suspended_run_copies_and_names_no_state_until_it_is_resumed() -> None:
+    plan = plan_of(COPIED.with_spec(suspend=True), state=a_state(None))
+    suspended = COPIED.with_spec(suspend=True).with_status(status_of(plan))
+    assert (progress_of(plan)[0], status_of(plan).state) == ("Suspended", None)
+    imported = {"summary": a_summary(None), "state": a_state(None)}
+    assert nothing(plan_of(suspended, **imported))
+    resumed = plan_of(suspended.with_spec(suspend=False), **imported)
+    assert (status_of(resumed).state is not None, created(resumed)) == (True, [])
+    assert decision_of(suspended.with_spec(suspend=False)) == CopyState("earlier")
+
+
 def test_run_whose_state_can_not_be_copied_is_held_until_it_can() -> None:
     plan = plan_of(COPIED, copy_problem=PROBLEM)
     assert (hold_of(plan), created(plan), plan.requeue_at) == (("True", "StateSourceUnavailable"), [], at(40))
