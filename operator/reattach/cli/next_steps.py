@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS, OPERATOR_NAME, pod_name
 from reattach.api.reasons import SENTENCES, Budget, ConditionType, Reason
-from reattach.api.state import JobState
+from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import AttemptPurpose, TaskRun
 from reattach.api.text import shell_command
 from reattach.cli.endings import context_of, describe_cleanup, job_list, name_of, outcome_of
@@ -42,13 +42,14 @@ def describe_next_steps(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[
         return (f"Nothing by Reattach's operator: spec.managedBy is {taskrun.spec.managed_by}.",)
     if unresolved_holds := [hold for hold in holds if hold.answer is None]:
         names = listed([hold.name for hold in unresolved_holds])
-        return (f"Nothing, until you resolve {names}.", *_while_held(snapshot))
+        return (f"Nothing, until you resolve {names}.", *_while_held(snapshot), *_until_resumed(snapshot))
     if holds:
-        return tuple(
+        resolved = (
             f"The resolution of {hold.name} is {hold.answer.action}. {_after_resolution(taskrun, hold, hold.answer.action)}"
             for hold in holds
             if hold.answer is not None
         )
+        return (*resolved, *_until_resumed(snapshot))
     if (condition := find_effective_hold(taskrun)) is not None:
         if condition.reason == Reason.STATE_UNREADABLE:
             return _while_unreadable(snapshot)
@@ -58,7 +59,7 @@ def describe_next_steps(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[
     final = outcome_of(snapshot)
     if final is not None and (is_ending(taskrun) or _was_requested(snapshot)):
         return _while_ending(snapshot, final)
-    return _while_unfinished(snapshot)
+    return describe_suspension(snapshot) if taskrun.spec.suspend else _while_unfinished(snapshot)
 
 
 def _after_resolution(taskrun: TaskRun, hold: OpenHold, action: str) -> str:
@@ -94,6 +95,38 @@ def _while_source_is_unavailable(snapshot: Snapshot) -> tuple[str, ...]:
 def _was_requested(snapshot: Snapshot) -> bool:
     """Return whether the deadline of the run has passed, or a resolution fails it."""
     return requested_outcome(context_of(snapshot)) is not None
+
+
+def describe_suspension(snapshot: Snapshot) -> tuple[str, ...]:
+    """Return what happens to the pod and to the external jobs of a suspended run."""
+    sentences = [f"The operator deletes its pod {pod}. No budget is charged." for pod in running_pods(snapshot)]
+    if jobs := known_jobs(snapshot):
+        go_on = "continues" if len(jobs) == 1 else "continue"
+        sentences.append(f"{job_list(jobs)} {go_on} in the external system.")
+    elif snapshot.is_state_unknown:
+        sentences.append("The state can't be read. External jobs that it lists continue in the external system.")
+    else:
+        sentences.append("No external job runs.")
+    return (*sentences, _describe_resume(snapshot.taskrun))
+
+
+def known_jobs(snapshot: Snapshot) -> tuple[JobSummary, ...]:
+    """Return the open jobs that have a handle."""
+    return tuple(job for job in snapshot.open_jobs if job.handle is not None)
+
+
+def _until_resumed(snapshot: Snapshot) -> tuple[str, ...]:
+    taskrun = snapshot.taskrun
+    is_suspended = taskrun.spec.suspend and not is_ending(taskrun)
+    return (_describe_resume(taskrun),) if is_suspended else ()
+
+
+def _describe_resume(taskrun: TaskRun) -> str:
+    return f"No pod starts until you run: {_resume_command(taskrun)}"
+
+
+def _resume_command(taskrun: TaskRun) -> str:
+    return f"kubectl reattach resume {taskrun.metadata.name} -n {taskrun.metadata.namespace}"
 
 
 def _while_ending(snapshot: Snapshot, final: FinalOutcome) -> tuple[str, ...]:
@@ -262,6 +295,8 @@ def available_options(snapshot: Snapshot, holds: Sequence[OpenHold]) -> tuple[Re
     if status.outcome is not None:
         return orphans
     options = [option for hold in holds if hold.answer is None for option in options_for(taskrun, hold)]
+    if taskrun.spec.suspend and not is_ending(taskrun):
+        options.append(ResolutionOption(command=_resume_command(taskrun), what="Start the next attempt."))
     shown, held = snapshot.progress, find_effective_hold(taskrun)
     name, namespace = taskrun.metadata.name, taskrun.metadata.namespace
     if held is not None and held.reason == Reason.RESTORED:

@@ -149,7 +149,8 @@ def _headline_of(snapshot: Snapshot, holds: Sequence[OpenHold]) -> str:
     is_deleted = taskrun.metadata.deletion_timestamp is not None
     if any(hold.answer is None for hold in holds) or (find_effective_hold(taskrun) and not holds):
         how = "being deleted, and " if is_deleted else "being cancelled, and " if taskrun.spec.cancel else ""
-        return f"{name} is {how or _ending_and(status)}held: waiting for a resolution."
+        how = how or _ending_and(status) or ("suspended, and " if taskrun.spec.suspend else "")
+        return f"{name} is {how}held: waiting for a resolution."
     if is_deleted:
         return f"{name} is being deleted."
     if holds:
@@ -177,6 +178,7 @@ _HEADLINES = {
     Reason.POD_REFUSED: "can't create its pod",
     Reason.POD_NAME_TAKEN: "can't create its pod",
     Reason.PAUSED: "waits, because Reattach is paused",
+    Reason.SUSPENDED: "is suspended",
     Reason.ENDING: "waits for the other containers of a pod to stop",
 }
 

@@ -3,13 +3,12 @@
 import msgspec
 
 from reattach.api.objects import Shape
-from reattach.api.state import JobSummary
 from reattach.api.taskrun import TaskRun
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.endings import job_list
 from reattach.cli.errors import CommandError
 from reattach.cli.hold_options import find_held_condition
-from reattach.cli.next_steps import running_pods
+from reattach.cli.next_steps import describe_suspension, known_jobs
 from reattach.cli.queries import read_snapshot_of_state, read_taskrun, to_taskrun
 from reattach.cli.resolve import FIELD_MANAGER
 from reattach.cli.snapshot import Snapshot
@@ -79,28 +78,13 @@ def check_continues(taskrun: TaskRun, *, suspended: bool) -> None:
         raise CommandError(f"{name} is ending as {outcome or 'Cancelled'}, so it can't be {verb}.")
 
 
-def describe_suspension(snapshot: Snapshot) -> tuple[str, ...]:
-    """Return what happens to the pod and to the external jobs of a suspended run."""
-    sentences = [f"The operator deletes its pod {pod}. No budget is charged." for pod in running_pods(snapshot)]
-    if jobs := _known_jobs(snapshot):
-        go_on = "continues" if len(jobs) == 1 else "continue"
-        sentences.append(f"{job_list(jobs)} {go_on} in the external system.")
-    elif snapshot.is_state_unknown:
-        sentences.append("The state can't be read. External jobs that it lists continue in the external system.")
-    else:
-        sentences.append("No external job runs.")
-    about = snapshot.taskrun.metadata
-    sentences.append(f"No pod starts until you run: kubectl reattach resume {about.name} -n {about.namespace}")
-    return tuple(sentences)
-
-
 def describe_resumption(snapshot: Snapshot) -> tuple[str, ...]:
     """Return what the next attempt of a resumed run does."""
     held = find_held_condition(snapshot.taskrun.status)
     if held is not None:
         name = snapshot.taskrun.metadata.name
         return (f"It is held for {held.reason}; kubectl reattach explain {name} shows how to resolve it.",)
-    if not (jobs := _known_jobs(snapshot)):
+    if not (jobs := known_jobs(snapshot)):
         return ("The next attempt starts once no pod of an earlier attempt runs.",)
     return (f"The next attempt starts once no pod of an earlier attempt runs, and reattaches to {job_list(jobs)}.",)
 
@@ -108,7 +92,3 @@ def describe_resumption(snapshot: Snapshot) -> tuple[str, ...]:
 def format_suspension(result: SuspensionResult) -> list[str]:
     """Return the result as lines of text."""
     return [f"taskrun/{result.name} {result.message}", *result.next]
-
-
-def _known_jobs(snapshot: Snapshot) -> tuple[JobSummary, ...]:
-    return tuple(job for job in snapshot.open_jobs if job.handle is not None)

@@ -5,8 +5,8 @@
         -> name the open jobs, remove our finalizer -> write the outcome
 
 Each step returns what remains to be done for it, or None. After each write the steps run again from
-the first, in this process or the next. `purpose` is the purpose of the seal. A run without anything
-to stop or to cancel goes from the seal to the outcome in one write, and records no ending.
+the first, in this process or the next. A run without anything to stop or to cancel goes from the
+seal to the outcome in one write, and records no ending.
 
 Order of neighbours. The pairs marked != must not be swapped; a test in `test_check_order.py` swaps
 each.
@@ -22,7 +22,7 @@ each.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 
 import msgspec
@@ -30,7 +30,7 @@ import msgspec
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS
 from reattach.api.objects import Pod
 from reattach.api.reasons import SENTENCES, End, Outcome, Reason
-from reattach.api.state import Seal, SealPurpose, StateView
+from reattach.api.state import SealPurpose, StateView
 from reattach.api.taskrun import AttemptPurpose, Ending
 from reattach.planner import cleanup, conditions, external_jobs, holds, orphan_report, suspension, textformat
 from reattach.planner.context import DecisionContext, delete_pods, release_state
@@ -40,21 +40,12 @@ from reattach.planner.plan import Decision, DeletePod, EmitEvent, Plan, ReadStat
 NAMESPACE_CHECK_INTERVAL = timedelta(seconds=30)
 
 
-@dataclass(frozen=True, slots=True)
-class Teardown:
-    """End of the run, and the purpose of the seal that precedes it."""
-
-    final: FinalOutcome
-    purpose: SealPurpose = SealPurpose.END
+Step = Callable[[DecisionContext, FinalOutcome], Decision | None]
 
 
-Step = Callable[[DecisionContext, Teardown], Decision | None]
-
-
-def teardown_step(context: DecisionContext, final: FinalOutcome, *, purpose: SealPurpose = SealPurpose.END) -> Decision:
+def teardown_step(context: DecisionContext, final: FinalOutcome) -> Decision:
     """Return the next step of a run that ends with this outcome."""
-    teardown = Teardown(final, purpose)
-    return next(decision for step in _STEPS if (decision := step(context, teardown)) is not None)
+    return next(decision for step in _STEPS if (decision := step(context, final)) is not None)
 
 
 def delete_running_pods(context: DecisionContext) -> tuple[DeletePod, ...]:
@@ -62,17 +53,16 @@ def delete_running_pods(context: DecisionContext) -> tuple[DeletePod, ...]:
     return delete_pods(_without_leftovers(context, _running_pods(context)))
 
 
-def _read_state(context: DecisionContext, _teardown: Teardown) -> Decision | None:
+def _read_state(context: DecisionContext, _final: FinalOutcome) -> Decision | None:
     return ReadState() if context.observed.state is None else None
 
 
-def _record_ending(context: DecisionContext, teardown: Teardown) -> Plan | None:
+def _record_ending(context: DecisionContext, final: FinalOutcome) -> Plan | None:
     """Record the outcome and the deadline of the cleanup, before anything is stopped.
 
     From then on, a raised budget or an edited deadline changes nothing. Skip it for a run
     without a pod to stop and a job to cancel, because the outcome is then the next write.
     """
-    final = teardown.final
     if context.status.ending is not None or final.outcome is Outcome.SUCCEEDED or not _has_to_clean_up(context):
         return None
     time = context.now.replace(microsecond=0)
@@ -95,7 +85,7 @@ def _has_to_clean_up(context: DecisionContext) -> bool:
     return bool(_running_pods(context)) or is_open or cleanup.must_run(context)
 
 
-def _seal_state(context: DecisionContext, teardown: Teardown) -> Decision | None:
+def _seal_state(context: DecisionContext, _final: FinalOutcome) -> Decision | None:
     """Seal the state if an attempt may still store an intent in it, or if an ending is recorded.
 
     A cleanup attempt can open only a sealed state. Skip the seal if the state does not exist. An
@@ -103,11 +93,11 @@ def _seal_state(context: DecisionContext, teardown: Teardown) -> Decision | None
     a conflict.
     """
     state = context.state
-    if state is None or _is_sealed_for(state.seal, teardown.purpose, context.last_number):
+    if state is None or (state.seal is not None and state.seal.purpose is SealPurpose.END):
         return None
     if context.status.ending is None and not _may_be_written(context, state):
         return None
-    return SealState(context.last_number, teardown.purpose)
+    return SealState(context.last_number, SealPurpose.END)
 
 
 def _may_be_written(context: DecisionContext, state: StateView) -> bool:
@@ -119,16 +109,9 @@ def _may_be_written(context: DecisionContext, state: StateView) -> bool:
     return any((entry := entries.get(number)) is None or entry.end != End.REPORTED for number in numbers)
 
 
-def _is_sealed_for(seal: Seal | None, purpose: SealPurpose, last_number: int) -> bool:
-    """Return whether the seal covers all attempts. One for the end covers later attempts, too."""
-    if seal is None:
-        return False
-    return seal.purpose is SealPurpose.END or (seal.purpose is purpose and seal.through_attempt >= last_number)
-
-
-def _stop_pods(context: DecisionContext, teardown: Teardown) -> Plan | None:
+def _stop_pods(context: DecisionContext, final: FinalOutcome) -> Plan | None:
     """Delete the pods of run attempts, and of cleanup attempts that are not needed any more."""
-    pods = _pods_to_stop(context, teardown.final)
+    pods = _pods_to_stop(context, final)
     deletes = delete_pods(_without_leftovers(context, pods))
     # The run does not wait for late cleanup pods, but they are deleted first: nothing deletes a pod
     # of a finished TaskRun, and it could cancel a job that another run has taken over.
@@ -136,17 +119,17 @@ def _stop_pods(context: DecisionContext, teardown: Teardown) -> Plan | None:
     if not deletes and not is_late:
         return None
     # The deletion of the pods wakes the operator only when they end.
-    again = context.now if is_late or cleanup.is_due(context, teardown.final) else None
-    return _show_stop(context, teardown.final).plan(*deletes, again=again)
+    again = context.now if is_late or cleanup.is_due(context, final) else None
+    return _show_stop(context, final).plan(*deletes, again=again)
 
 
-def _clean_up(context: DecisionContext, teardown: Teardown) -> Plan | None:
-    return cleanup.cleanup_step(context, teardown.final)
+def _clean_up(context: DecisionContext, final: FinalOutcome) -> Plan | None:
+    return cleanup.cleanup_step(context, final)
 
 
-def _await_pods(context: DecisionContext, teardown: Teardown) -> Plan | None:
+def _await_pods(context: DecisionContext, final: FinalOutcome) -> Plan | None:
     """Wait until the stopped pods have ended or count as lost."""
-    return _show_stop(context, teardown.final).plan() if _pods_to_stop(context, teardown.final) else None
+    return _show_stop(context, final).plan() if _pods_to_stop(context, final) else None
 
 
 def _pods_to_stop(context: DecisionContext, final: FinalOutcome) -> tuple[Pod, ...]:
@@ -180,7 +163,7 @@ def _describe_stop(context: DecisionContext, final: FinalOutcome) -> str:
     return SENTENCES[Reason.ENDING] if context.current is None else f"{final.message} Its pod is being stopped."
 
 
-def _hold_unresolved(context: DecisionContext, _teardown: Teardown) -> Decision | None:
+def _hold_unresolved(context: DecisionContext, _final: FinalOutcome) -> Decision | None:
     """Hold the TaskRun while an intent without a handle has no resolution.
 
     Do not hold it if the finalizer was removed by hand, if `onUnknown` is not Hold, or if the
@@ -200,25 +183,24 @@ def _hold_unresolved(context: DecisionContext, _teardown: Teardown) -> Decision 
     return holds.hold(context, Reason.SUBMISSION_UNKNOWN, holds.describe_unresolved(context, waiting), again=again)
 
 
-def _release_finalizer(context: DecisionContext, teardown: Teardown) -> Decision | None:
+def _release_finalizer(context: DecisionContext, final: FinalOutcome) -> Decision | None:
     """Record the orphaned jobs in status and emit events before removing the finalizer.
 
     Repeat the events on every try: once the TaskRun is deleted they could not be sent again.
     """
     if FINALIZER_EXTERNAL_JOBS not in context.metadata.finalizers:
         return None
-    named = orphan_report.with_orphans(context, teardown.final)
-    orphans = orphan_report.orphans_of(named, teardown.final)
+    named = orphan_report.with_orphans(context, final)
+    orphans = orphan_report.orphans_of(named, final)
     events = tuple(orphan_report.orphaned_event(one) for one in orphans)
-    release = ReleaseTaskRun(orphan_report.record_of(named, teardown.final, orphans))
+    release = ReleaseTaskRun(orphan_report.record_of(named, final, orphans))
     if named is context and not events:
         return Plan(actions=(release,))
     return replace(named, events=(*context.events, *events)).plan(release)
 
 
-def _end(context: DecisionContext, teardown: Teardown) -> Decision:
+def _end(context: DecisionContext, final: FinalOutcome) -> Decision:
     """Write the outcome. The write is the last one, so a finished TaskRun needs nothing more."""
-    final = teardown.final
     assert final.outcome is not None, "a TaskRun that is being deleted without our finalizer has no teardown"
     context = orphan_report.with_orphans(context, final)
     status = conditions.without_hold(suspension.without_suspension(context), context.now)

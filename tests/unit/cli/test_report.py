@@ -178,6 +178,24 @@ def held_with_a_resolution() -> Snapshot:
     return see(held(taskrun, Reason.SUBMISSION_UNKNOWN), an_intent(held=True, holds=1))
 
 
+def suspended_with_a_job() -> Snapshot:
+    message = f"{SENTENCES[Reason.SUSPENDED]} External jobs that continue: load (handle raysubmit_7)."
+    return see(shows(tried_once(suspend=True), Reason.SUSPENDED, message), a_job())
+
+
+def suspended_before_the_first_attempt() -> Snapshot:
+    return see(shows(a_taskrun(suspend=True), Reason.SUSPENDED))
+
+
+def suspended_and_held() -> Snapshot:
+    return see(held(tried_once(suspend=True), Reason.SUBMISSION_UNKNOWN), an_intent(held=True, holds=1))
+
+
+def suspended_and_held_with_a_resolution() -> Snapshot:
+    taskrun = tried_once(suspend=True, resolutions=[resolution(action="Adopt", handle="raysubmit_9")])
+    return see(held(taskrun, Reason.SUBMISSION_UNKNOWN), an_intent(held=True, holds=1))
+
+
 def held_for_a_lost_state() -> Snapshot:
     taskrun = held(tried_once().with_state(), Reason.STATE_LOST)
     taskrun = taskrun.with_status(
@@ -602,6 +620,10 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     held_for_two_jobs_while_a_third_runs,
     held_a_second_time,
     held_with_a_resolution,
+    suspended_with_a_job,
+    suspended_before_the_first_attempt,
+    suspended_and_held,
+    suspended_and_held_with_a_resolution,
     held_for_a_lost_state,
     held_for_an_exhausted_budget,
     granted_once_more_and_used_up_again,

@@ -174,7 +174,7 @@ def test_remaining_containers_of_an_ended_attempt_are_stopped() -> None:
 
 @pytest.mark.parametrize("code", [80, 1, 0])
 def test_task_that_exits_because_the_state_is_sealed_is_charged_to_nothing(code: int) -> None:
-    """If the operator crashes after the seal, the task may exit long before its pod is deleted."""
+    """Exit long before the pod is deleted, because the operator crashed after the seal."""
     taskrun = STOPPING.with_spec(retry={"budgets": {"application": 0}})
     plan = plan_of(taskrun, a_pod().exited(code), state=a_state(1, seal=SEAL), now=600)
     assert (last_attempt_of(plan).cause, last_attempt_of(plan).charged_to) == ("Stopped", None)
