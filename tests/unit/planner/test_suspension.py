@@ -135,6 +135,12 @@ def test_state_is_sealed_against_an_attempt_that_is_only_presumed_to_have_ended(
     assert decision_of(taskrun, **seen) == SealState(1, SealPurpose.SUSPEND)
 
 
+def test_state_of_a_run_without_attempts_is_neither_read_nor_sealed() -> None:
+    imported = {"summary": a_summary(None), "state": None}
+    taskrun = after(SUSPENDED, **imported)
+    assert plan_of(taskrun, **imported).actions == ()
+
+
 @pytest.mark.parametrize("state", [AbsentState(), a_state(1, uid="another")])
 def test_absent_or_lost_state_is_not_sealed(state: Any) -> None:
     plan = plan_of(STOPPING, a_pod().running(), state=state)
@@ -199,6 +205,12 @@ def test_exit_with_zero_before_the_deletion_makes_a_run_without_state_succeed() 
     assert status_of(plan_of(taskrun, exited, now=20)).outcome == "Succeeded"
     ambiguous = exited.not_over().deleted(6, 30)
     assert last_attempt_of(plan_of(taskrun, ambiguous.with_status(phase="Succeeded"), now=20)).cause == "Stopped"
+
+
+def test_permanent_failure_before_the_deletion_fails_the_run() -> None:
+    message = '{"reattach":"v1","kind":"Permanent","message":"no such table"}'
+    plan = plan_of(STOPPING, a_pod().exited(1, message=message), state=a_state(1, seal=SEAL), now=60)
+    assert (last_attempt_of(plan).cause, status_of(plan).outcome) == ("Permanent", "Failed")
 
 
 def test_attempt_that_ended_before_the_suspension_is_charged_and_not_stopped() -> None:
@@ -472,6 +484,10 @@ def test_stop_is_recorded_although_the_state_is_unreadable() -> None:
     assert actions_of(plan, DeletePod) == [DeletePod("load-01234-1", "pod-1")]
     ended = plan_of(SUSPENDED.with_state(), a_pod().exited(1), summary=a_summary(1, jobs=jobs), state=unreadable)
     assert status_of(ended).attempts == (), "an end that is not recorded yet is no stop"
+    refused = plan_of(
+        SUSPENDED.with_state(), a_pod().failed("OutOfcpu"), summary=a_summary(1, jobs=jobs), state=unreadable
+    )
+    assert status_of(refused).attempts == ()
 
 
 def test_restored_taskrun_stays_held_whether_suspended_or_not() -> None:
