@@ -236,7 +236,8 @@ class Task:
         """What the operator writes about an attempt that has ended."""
         others = [known for known in self.status().get("attempts", []) if known["number"] != number]
         uid = attempt.pod["metadata"]["uid"]
-        entry = {"number": number, "purpose": "Run", "podUID": uid, "end": end, "chargedTo": charged}
+        cause = {"application": "Application", "disruption": "Disruption"}[charged]
+        entry = {"number": number, "purpose": "Run", "podUID": uid, "end": end, "cause": cause, "chargedTo": charged}
         self.control_plane.call("PATCH", f"{self.path}/status", {"status": {"attempts": [*others, entry]}})
 
     def begin_ending(self) -> None:
