@@ -281,4 +281,7 @@ def expiry_of(taskrun: TaskRun) -> datetime | None:
             seconds = ttl.cancelled_seconds
         case _:
             seconds = None
-    return None if seconds is None else status.completion_time + timedelta(seconds=seconds)
+    try:
+        return None if seconds is None else status.completion_time + timedelta(seconds=seconds)
+    except OverflowError:  # after the year 9999; one such object must not end the sweep
+        return None

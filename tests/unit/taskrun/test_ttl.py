@@ -53,6 +53,7 @@ def test_expiry_depends_on_the_field_of_the_outcome(outcome: str, seconds: int) 
         with_spec(ended(outcome=None), ttl=EACH),
         with_spec(ended(outcome="Unheard"), ttl=EACH),
         ended(completion_time=None),
+        ended(completion_time=datetime.max.replace(tzinfo=UTC), seconds=1),
         with_spec(ended(), managed_by="example.com/other"),
         msgspec.structs.replace(ended(), metadata=ObjectMeta(name="load", deletion_timestamp=NOW)),
     ],
