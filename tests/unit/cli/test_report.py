@@ -146,6 +146,16 @@ def failed_by_a_rule() -> Snapshot:
     return see(over(taskrun, "Failed", Reason.FAILED_BY_RULE, message=message))
 
 
+def backing_off_because_its_input_is_not_ready() -> Snapshot:
+    taskrun = a_taskrun()
+    for number in (1, 2):
+        taskrun = taskrun.with_failed_attempt(number, cause="NotReady", charged_to="notReady")
+    status = taskrun.status
+    entries = [msgspec.structs.replace(one, reason="NotReady", message="no partition") for one in status.attempts]
+    taskrun = taskrun.with_status(attempts=tuple(entries), not_ready_start_time=at(1), next_attempt_time=at(900))
+    return see(shows(taskrun, Reason.BACKING_OFF, describe_end(entries[-1])))
+
+
 def running_and_reattached() -> Snapshot:
     counts = Counts(attempts=2, charged=Charged(disruption=1), submissions=1, reattachments=1)
     taskrun = shows(tried_once().with_attempt(2, node="node-2"), Reason.RUNNING, "Attempt 2 is running.", counts=counts)
@@ -636,6 +646,7 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     running_first_attempt,
     running_with_rules,
     failed_by_a_rule,
+    backing_off_because_its_input_is_not_ready,
     running_and_reattached,
     running_with_its_completion_recorded,
     backing_off_with_a_job,
