@@ -126,8 +126,8 @@ class ATaskRun:
             exit_code=1,
         )
         charged = taskrun.status.counts.charged
-        name = {"neverStarted": "never_started"}.get(charged_to, charged_to)
-        charged = msgspec.structs.replace(charged, **{name: getattr(charged, name) + 1})
+        name = {"neverStarted": "never_started", "notReady": "not_ready"}.get(charged_to, charged_to)
+        charged = msgspec.structs.replace(charged, **{name: (getattr(charged, name) or 0) + 1})
         return taskrun.with_status(counts=msgspec.structs.replace(taskrun.status.counts, charged=charged))
 
     def with_state(self) -> Self:

@@ -50,6 +50,7 @@ from reattach.planner.podstatus import stop_time_of, terminated_of
 from reattach.planner.retention import is_kept
 
 HELD = '{"reattach":"v1","kind":"Held","message":"outcome unknown"}'
+NOT_READY = '{"reattach":"v1","kind":"RetryLater","retryAfterSeconds":5,"notReady":true}'
 JobId = tuple[str, int]
 GRACE = timedelta(seconds=30)
 """Grace period of each pod."""
@@ -368,6 +369,12 @@ class ModelCluster:
             elif attempt.cause == "Stopped":
                 assert attempt.charged_to is None, "a stopped attempt was charged"
                 assert self._is_unwanted(), "an attempt was stopped without a request"
+            elif attempt.charged_to == "notReady":
+                budget = self.taskrun.spec.retry.budgets.not_ready
+                assert amount(before.counts.charged, Budget.NOT_READY) < budget, (
+                    "more was charged to notReady than it allows"
+                )
+                assert after.not_ready_start_time is not None
             elif attempt.cause in OWN_FAILURES and attempt.charged_to is None:
                 self.failed_by_rule = True
                 actions = {rule.action for rule in self.taskrun.spec.retry.rules}
@@ -384,7 +391,7 @@ class ModelCluster:
             "a presumed end is forgotten"
         )
         assert len(after.attempts) <= max(
-            self.taskrun.spec.history_limit, 2 + sum(a.finish_time is None for a in after.attempts)
+            self.taskrun.spec.history_limit, 3 + sum(a.finish_time is None for a in after.attempts)
         )
         self._check_readiness(after)
         if after.outcome is not None:
@@ -560,7 +567,7 @@ class ModelCluster:
         if pod.purpose is AttemptPurpose.CLEANUP:
             self._apply_event_to_cleanup(pod)
             return
-        match self.choices.randrange(13):
+        match self.choices.randrange(14):
             case 0:
                 self.delete_pod(name, uid)
             case 1:
@@ -582,6 +589,8 @@ class ModelCluster:
                 self.exit(pod, 137, reason="OOMKilled")
             case 9 | 10:
                 self.exit(pod, 0)
+            case 11:
+                self.exit(pod, 1, message=NOT_READY)
             case _:
                 self.exit(pod, 1)
 
@@ -961,7 +970,8 @@ class ModelCluster:
 
     def _edit_budgets(self) -> None:
         self.budgets_edited = True
-        budgets = {name: self.choices.randrange(4) for name in ("application", "disruption", "neverStarted")}
+        names = ("application", "disruption", "neverStarted", "notReady")
+        budgets = {name: self.choices.randrange(4) for name in names}
         self._edit_spec(retry={**self.spec["retry"], "budgets": budgets})
 
     def _edit_spec(self, **fields: Any) -> None:

@@ -33,10 +33,10 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
 
-from reattach.errors import PermanentFailure
+from reattach.errors import NotReady, PermanentFailure
 from reattach.task.cleanup import CleanupTask
 from reattach.task.context import Task, TaskContext, task
 from reattach.task.settings import PATIENCE_SECONDS
@@ -220,25 +220,47 @@ async def _call_async(function: Callable[..., Any], positional: list[Any], named
 
 @contextlib.contextmanager
 def _translate_airflow_errors() -> Iterator[None]:
-    """Raise `PermanentFailure` for an `AirflowFailException`, which means: do not retry."""
+    """Raise our exception for Airflow's.
+
+    `AirflowFailException` means: do not retry. `AirflowRescheduleException` means: start again at
+    `reschedule_date`, because something is not ready.
+    """
     try:
         yield
     except Exception as error:
-        if any(kind.__name__ == "AirflowFailException" for kind in type(error).__mro__):
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if "AirflowFailException" in names:
             raise PermanentFailure(str(error)) from error
+        if "AirflowRescheduleException" in names and isinstance(
+            date := getattr(error, "reschedule_date", None), datetime
+        ):
+            seconds = max(0.0, (date - datetime.now(date.tzinfo)).total_seconds())
+            raise NotReady(seconds, f"Airflow's task is rescheduled for {date.isoformat()}") from error
         raise
+
+
+class _AirflowRescheduleException(Exception):  # noqa: N818 # Airflow named it
+    def __init__(self, reschedule_date: datetime) -> None:
+        super().__init__()
+        self.reschedule_date = reschedule_date
+
+
+_AirflowRescheduleException.__name__ = "AirflowRescheduleException"
 
 
 def _install_airflow_stub() -> None:
     """Provide the names that AIP-103 imports from Airflow, if Airflow is not installed."""
     if importlib.util.find_spec("airflow") is not None:
         return
-    fail = type("AirflowFailException", (Exception,), {})
+    exceptions = {
+        "AirflowFailException": type("AirflowFailException", (Exception,), {}),
+        "AirflowRescheduleException": _AirflowRescheduleException,
+    }
     contents: dict[str, dict[str, Any]] = {
         "airflow": {},
-        "airflow.exceptions": {"AirflowFailException": fail},
+        "airflow.exceptions": exceptions,
         "airflow.sdk": {"NEVER_EXPIRE": NEVER_EXPIRE},
-        "airflow.sdk.exceptions": {"AirflowFailException": fail},
+        "airflow.sdk.exceptions": exceptions,
         "airflow.sdk.execution_time": {},
         "airflow.sdk.execution_time.context": {"NEVER_EXPIRE": NEVER_EXPIRE},
     }

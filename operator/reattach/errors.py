@@ -152,6 +152,25 @@ class RetryLater(ReattachError):  # noqa: N818
         self.seconds = seconds
 
 
+class NotReady(ReattachError):  # noqa: N818
+    """Raise it if something that the task needs does not exist yet, for example an input.
+
+    It ends this attempt, and the next one starts not before `seconds` have passed. The attempt is
+    no failure: it is charged to `notReady` while `spec.retry.budgets.notReady` and
+    `spec.deadlines.notReadySeconds` allow it, and then to `application`. External jobs stay as
+    they are.
+
+    Raises:
+        ValueError: `seconds` is negative.
+    """
+
+    def __init__(self, seconds: float, reason: str = "") -> None:
+        if not seconds >= 0:
+            raise ValueError(f"seconds must be 0 or more, not {seconds}")
+        super().__init__(reason or f"not ready; the next attempt starts in {seconds:g} s, as the task requested")
+        self.seconds = seconds
+
+
 class AttemptOver(SystemExit):
     """The state is unavailable to this attempt for good, so the attempt must end.
 

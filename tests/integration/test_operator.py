@@ -179,6 +179,21 @@ def test_first_rule_that_matches_decides_how_a_failure_is_retried_and_which_one_
     assert created[1] - time_of(attempts[0]["finishTime"]) > dt.timedelta(seconds=1)
 
 
+def test_task_that_waits_for_its_input_is_retried_although_its_budget_for_failures_is_0(stage: Stage) -> None:
+    message = '{"reattach":"v1","kind":"RetryLater","message":"no input","retryAfterSeconds":1,"notReady":true}'
+    stage.run("waits", lambda attempt: fail(1, message) if attempt < 3 else succeed)
+    status = stage.cluster.wait_for_outcome("waits")
+    assert status["outcome"] == "Succeeded"
+    assert [(one["cause"], one.get("chargedTo")) for one in status["attempts"]] == [
+        ("NotReady", "notReady"),
+        ("NotReady", "notReady"),
+        ("Succeeded", None),
+    ]
+    charged = status["counts"]["charged"]
+    assert (charged["notReady"], charged["application"]) == (2, 0)
+    assert status["notReadyStartTime"] == status["attempts"][0]["finishTime"]
+
+
 def test_an_evicted_pod_costs_the_application_budget_nothing(stage: Stage) -> None:
     def evicted(containers: Containers) -> None:
         containers.run()

@@ -421,10 +421,11 @@ class TerminationMessage(Shape, frozen=True):
     `kind`: `Failed` (an ordinary error), `Permanent` (no retry), `RetryLater` (with
     `retry_after_seconds`), `Unavailable` (the state API is unavailable, or rejected the call),
     `Fenced`, `Held`. An operator that does not know the kind treats the message as the end of a
-    log.
+    log. `not_ready`: the kind is `RetryLater`, and nothing failed.
     """
 
     reattach: Literal["v1"]
     kind: Literal["Failed", "Permanent", "RetryLater", "Unavailable", "Fenced", "Held"]
     message: str = ""
     retry_after_seconds: int | None = None
+    not_ready: bool = False

@@ -12,6 +12,7 @@ class Cause(StrEnum):
     DISRUPTION = "Disruption"
     NEVER_STARTED = "NeverStarted"
     DEADLINE = "Deadline"
+    NOT_READY = "NotReady"
     PERMANENT = "Permanent"
     HELD = "Held"
     FENCED = "Fenced"
@@ -32,6 +33,7 @@ class Budget(StrEnum):
     APPLICATION = "application"
     DISRUPTION = "disruption"
     NEVER_STARTED = "neverStarted"
+    NOT_READY = "notReady"
     CLEANUP = "cleanup"
 
 

@@ -14,11 +14,15 @@ from reattach.api.objects import Condition, ObjectMeta, Shape, Time
 
 
 class Budgets(Shape, frozen=True):
-    """Number of failures per budget that are retried. With 0, the first one fails the TaskRun."""
+    """Number of failures per budget that are retried. With 0, the first one fails the TaskRun.
+
+    `not_ready` never fails it: an end beyond this budget is charged to `application`.
+    """
 
     application: int = 0
     disruption: int = 20
     never_started: int = 5
+    not_ready: int = 100
 
 
 class Backoff(Shape, frozen=True):
@@ -60,10 +64,13 @@ class RuleMatch(Shape, frozen=True):
 
 
 class RetryRule(Shape, frozen=True):
-    """Handling of one kind of failure. `delay_seconds` and `budget` belong to the action Retry."""
+    """Handling of one kind of failure.
+
+    `delay_seconds` belongs to the actions Retry and Wait, and `budget` to Retry.
+    """
 
     match: RuleMatch
-    action: Literal["Retry", "Fail"]
+    action: Literal["Retry", "Fail", "Wait"]
     delay_seconds: int | None = None
     budget: Literal["application", "disruption", "neverStarted"] = "application"
 
@@ -77,12 +84,16 @@ class Retry(Shape, frozen=True):
 
 
 class Deadlines(Shape, frozen=True):
-    """Limits in seconds. A limit of None is absent."""
+    """Limits in seconds. A limit of None is absent.
+
+    `not_ready_seconds` counts from `status.notReadyStartTime`.
+    """
 
     run_seconds: int | None = None
     attempt_seconds: int | None = None
     pending_seconds: int = 900
     lost_seconds: int = 300
+    not_ready_seconds: int | None = None
 
 
 class SubmissionPolicy(Shape, frozen=True):
@@ -230,11 +241,15 @@ class Attempt(Shape, frozen=True):
 
 
 class Charged(Shape, frozen=True, omit_defaults=False):
-    """Number of attempts charged to each budget."""
+    """Number of attempts charged to each budget.
+
+    `not_ready` is absent until an attempt is charged to it, so that other runs write no more.
+    """
 
     application: int = 0
     disruption: int = 0
     never_started: int = 0
+    not_ready: int | msgspec.UnsetType = msgspec.UNSET
     cleanup: int = 0
 
 
@@ -317,6 +332,7 @@ class TaskRunStatus(Shape, frozen=True):
     completion_time: Time | None = None
     next_attempt_time: Time | None = None
     suspension: Suspension | None = None
+    not_ready_start_time: Time | None = None
     ending: Ending | None = None
     orphaned: bool = False
     attempts: tuple[Attempt, ...] = ()

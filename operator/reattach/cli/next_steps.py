@@ -251,8 +251,9 @@ def _after_completion(snapshot: Snapshot) -> tuple[str, ...]:
 
 
 def _while_running(snapshot: Snapshot) -> tuple[str, ...]:
+    unmatched = " and no rule in spec.retry.rules matches" if snapshot.taskrun.spec.retry.rules else ""
     return (
-        f"If the task fails{_consequence(snapshot, Budget.APPLICATION)}",
+        f"If the task fails{unmatched}{_consequence(snapshot, Budget.APPLICATION)}",
         f"If its pod is lost{_consequence(snapshot, Budget.DISRUPTION)}",
     )
 

@@ -186,6 +186,10 @@ _HEADLINES = {
 def _budgets_of(taskrun: TaskRun) -> tuple[BudgetReport, ...]:
     charged, limit = taskrun.status.counts.charged, taskrun.spec.cleanup.budget
     budgets = tuple(_run_budget_of(taskrun, one) for one in FAILURES)
+    if waited := amount(charged, Budget.NOT_READY):
+        allowed = taskrun.spec.retry.budgets.not_ready
+        waits = BudgetReport(name=Budget.NOT_READY, charged=waited, allowed=allowed, used_up=waited >= allowed)
+        budgets = (*budgets, waits)
     if taskrun.status.ending is None and not charged.cleanup:
         return budgets
     used_up = charged.cleanup >= limit

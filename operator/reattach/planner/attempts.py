@@ -1,12 +1,12 @@
 """Ends of attempts: which ones are not in status yet, and the entries that record them."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
 from reattach.api.names import pod_name
 from reattach.api.objects import Pod
-from reattach.api.reasons import Budget, Cause, EventReason, Reason
+from reattach.api.reasons import OWN_FAILURES, Budget, Cause, EventReason, Reason
 from reattach.api.state import StateView
 from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunStatus
 from reattach.planner import conditions, evidence, holds, podstatus, textformat
@@ -35,7 +35,8 @@ def record_ended_attempts(context: DecisionContext) -> DecisionContext:
     for view in ended_but_unrecorded(context):
         ended = _ended_attempt(context, view)
         classification = classify(ended)
-        consequence = consequence_of(context.spec.retry.rules, ended, classification)
+        may_wait = _may_wait(context, finish_time_of(ended, context.now))
+        consequence = consequence_of(context.spec.retry.rules, ended, classification, may_wait=may_wait)
         entry = _final_entry(context, view, ended, classification, consequence)
         status = _with_end(context, ended, consequence, entry)
         if ended.replaced and not _is_followed_by_another(context, status, entry.purpose):
@@ -154,7 +155,7 @@ def _final_entry(
         start_time=(view.entry.start_time if view.entry else None) or created,
         finish_time=finish_time_of(ended, context.now).replace(microsecond=0),
         end=end.value,
-        cause=classification.cause.value,
+        cause=consequence.cause.value,
         charged_to=consequence.budget.value if consequence.budget else None,
         reason=textformat.head(classification.reason),
         exit_code=ended.exit_code,
@@ -166,6 +167,7 @@ def _with_end(context: DecisionContext, ended: EndedAttempt, consequence: Conseq
     budget = consequence.budget
     status = conditions.with_attempt(context.status, entry, context.spec.history_limit)
     status = msgspec.structs.replace(status, counts=charge(status.counts, budget))
+    status = _with_wait(status, consequence, finish_time_of(ended, context.now))
     if entry.cause == Cause.SUCCEEDED and ended.recorded_completion:
         assert ended.state is not None
         assert ended.state.completion is not None
@@ -183,6 +185,28 @@ def _with_end(context: DecisionContext, ended: EndedAttempt, consequence: Conseq
         requested_seconds=consequence.delay_seconds,
     )
     return msgspec.structs.replace(status, next_attempt_time=again)
+
+
+def _may_wait(context: DecisionContext, ended: datetime) -> bool:
+    """Return whether an attempt that ended at this time may be charged to the budget `notReady`."""
+    status, seconds = context.status, context.spec.deadlines.not_ready_seconds
+    since = status.not_ready_start_time
+    is_late = since is not None and seconds is not None and ended >= since + timedelta(seconds=seconds)
+    charged = amount(status.counts.charged, Budget.NOT_READY)
+    return not is_late and charged < context.spec.retry.budgets.not_ready
+
+
+def _with_wait(status: TaskRunStatus, consequence: Consequence, ended: datetime) -> TaskRunStatus:
+    """Return the status with the time of the first in a row of ends that were not ready.
+
+    A disruption does not interrupt the row, because it shows nothing about the wait.
+    """
+    since = status.not_ready_start_time
+    if consequence.waits:
+        since = since or ended.replace(microsecond=0)
+    elif consequence.cause in OWN_FAILURES:
+        since = None
+    return msgspec.structs.replace(status, not_ready_start_time=since)
 
 
 def _is_followed_by_another(context: DecisionContext, status: TaskRunStatus, purpose: AttemptPurpose) -> bool:

@@ -19,6 +19,7 @@ _CHARGED_TO = MappingProxyType(
         Cause.FENCED: Budget.DISRUPTION,
         Cause.HELD: Budget.DISRUPTION,
         Cause.NEVER_STARTED: Budget.NEVER_STARTED,
+        Cause.NOT_READY: Budget.NOT_READY,
     }
 )
 
@@ -27,6 +28,7 @@ _FIELDS = MappingProxyType(
         Budget.APPLICATION: "application",
         Budget.DISRUPTION: "disruption",
         Budget.NEVER_STARTED: "never_started",
+        Budget.NOT_READY: "not_ready",
         Budget.CLEANUP: "cleanup",
     }
 )
@@ -38,8 +40,8 @@ FAILURES = MappingProxyType(
         Budget.NEVER_STARTED: Reason.NEVER_STARTED,
     }
 )
-"""Reason of a TaskRun that failed because this budget is exhausted. Its keys are all budgets of
-run attempts.
+"""Reason of a TaskRun that failed because this budget is exhausted. Its keys are the budgets of
+run attempts that can be exhausted: nothing is charged to `notReady` beyond what it allows.
 """
 
 
@@ -60,7 +62,8 @@ def charge(counts: Counts, budget: Budget | None) -> Counts:
 
 def amount(of: Charged | Budgets, budget: Budget) -> int:
     """Return how much was charged to a budget, or how much the budget allows."""
-    return int(getattr(of, _FIELDS[budget]))
+    value: int | msgspec.UnsetType = getattr(of, _FIELDS[budget])
+    return 0 if value is msgspec.UNSET else value
 
 
 def exhausted(counts: Counts, budgets: Budgets, grants: int = 0) -> Budget | None:

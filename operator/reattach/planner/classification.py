@@ -246,9 +246,10 @@ def _reported_permanent(ended: EndedAttempt) -> Classification | None:
 def _reported_retry_later(ended: EndedAttempt) -> Classification | None:
     if ended.termination_message is None or ended.termination_message.kind != "RetryLater":
         return None
-    return Classification(
-        Cause.APPLICATION, "RetryLater", _task_message(ended), ended.termination_message.retry_after_seconds
+    cause, reason = (
+        (Cause.NOT_READY, "NotReady") if ended.termination_message.not_ready else (Cause.APPLICATION, "RetryLater")
     )
+    return Classification(cause, reason, _task_message(ended), ended.termination_message.retry_after_seconds)
 
 
 def _out_of_resources(ended: EndedAttempt) -> Classification | None:

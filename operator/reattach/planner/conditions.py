@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from reattach.api.objects import Condition
-from reattach.api.reasons import SENTENCES, ConditionType, End, Outcome, Reason
+from reattach.api.reasons import OWN_FAILURES, SENTENCES, ConditionType, End, Outcome, Reason
 from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunStatus
 from reattach.planner import textformat
 
@@ -125,13 +125,15 @@ def with_outcome(status: TaskRunStatus, outcome: Outcome, reason: Reason, messag
 def with_attempt(status: TaskRunStatus, attempt: Attempt, history_limit: int) -> TaskRunStatus:
     """Return the status with this entry. If the list is full, prune the oldest ended attempts.
 
-    Never prune the newest run attempt, because it may still become the success of the run.
+    Never prune the newest run attempt, because it may still become the success of the run. Never
+    prune the newest one that failed by itself, because it pays for the failures of external jobs.
     """
     others = [other for other in status.attempts if other.number != attempt.number]
     listed = sorted([*others, attempt], key=lambda one: one.number)
     surplus = len(listed) - history_limit
-    newest_run = last_attempt(listed)
-    ended = [one for one in listed[:-1] if one.finish_time is not None and one is not newest_run]
+    newest_failure = next((one for one in reversed(listed) if is_own_failure(one)), None)
+    kept = (last_attempt(listed), newest_failure)
+    ended = [one for one in listed[:-1] if one.finish_time is not None and one not in kept]
     for old in ended[: max(surplus, 0)]:
         listed.remove(old)
     counts = msgspec.structs.replace(status.counts, attempts=max(status.counts.attempts, attempt.number))
@@ -144,6 +146,11 @@ def with_attempt(status: TaskRunStatus, attempt: Attempt, history_limit: int) ->
 def last_attempt(attempts: Sequence[Attempt], purpose: AttemptPurpose = AttemptPurpose.RUN) -> Attempt | None:
     """Return the newest attempt with this purpose."""
     return next((one for one in reversed(attempts) if one.purpose is purpose), None)
+
+
+def is_own_failure(attempt: Attempt) -> bool:
+    """Return whether this run attempt failed by itself."""
+    return attempt.purpose is AttemptPurpose.RUN and attempt.cause in OWN_FAILURES
 
 
 def last_ended_attempt(status: TaskRunStatus) -> Attempt | None:

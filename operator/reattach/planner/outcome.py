@@ -105,7 +105,8 @@ def _outcome_in_progress(context: DecisionContext) -> FinalOutcome | None:
     last = conditions.last_ended_attempt(context.status)
     if not context.is_sealed_for_end or context.current is not None or last is None:
         return None
-    reason = FAILURES[Budget(last.charged_to)] if last.charged_to else Reason.APPLICATION_FAILED
+    failure = FAILURES.get(Budget(last.charged_to)) if last.charged_to else None
+    reason = failure or Reason.APPLICATION_FAILED
     end = textformat.describe_end(last)
     message = f"{SENTENCES[reason]} {end} The budget was raised after the run had already begun to end."
     return FinalOutcome(Outcome.FAILED, reason, message)

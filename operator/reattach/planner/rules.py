@@ -3,17 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reattach.api.reasons import OWN_FAILURES, Budget
+from reattach.api.reasons import OWN_FAILURES, Budget, Cause
 from reattach.api.taskrun import Attempt, AttemptPurpose, RetryRule, RuleMatch
 from reattach.planner import textformat
 from reattach.planner.budgets import budget_of
 from reattach.planner.classification import Classification, EndedAttempt
+from reattach.planner.conditions import is_own_failure
 
 TEXT_MAX = 4096
 """Length of the text that a pattern is matched against: the kubelet's limit of a message."""
 PATTERN_MEMORY_MAX = 512 * 1024
 """Memory of one compiled pattern in bytes, which also bounds the time for each character."""
 _NOTE_BYTES_MAX = 400
+_WAITED_TOO_LONG = (
+    "counts as a failure, because spec.retry.budgets.notReady or spec.deadlines.notReadySeconds is used up"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +25,56 @@ class Consequence:
     """Consequence of the end of an attempt.
 
     `budget`: None if nothing is charged. `delay_seconds`: the wait before the next attempt, in
-    place of the backoff. `message`: the message of the end, and which rule applied.
+    place of the backoff. `message`: the message of the end, and which rule applied. `waits`: the
+    task waits for something that is not ready, whatever is charged.
     """
 
+    cause: Cause
     budget: Budget | None
     delay_seconds: int | None
     message: str
+    waits: bool = False
 
 
-def consequence_of(rules: Sequence[RetryRule], ended: EndedAttempt, classification: Classification) -> Consequence:
-    """Return what follows from the end by the first rule that matches, or by its cause."""
-    budget, delay = budget_of(classification.cause, ended.purpose), classification.retry_after_seconds
-    if ended.purpose is AttemptPurpose.CLEANUP or classification.cause not in OWN_FAILURES:
-        return Consequence(budget, delay, textformat.head(classification.message))
+def consequence_of(
+    rules: Sequence[RetryRule], ended: EndedAttempt, classification: Classification, *, may_wait: bool
+) -> Consequence:
+    """Return what follows from the end by the first rule that matches, or by its cause.
+
+    `may_wait`: the budget `notReady` and its deadline allow another end. If they do not, an end
+    that would be charged to it counts as a failure of the task.
+    """
+    cause, delay, notes = classification.cause, classification.retry_after_seconds, list[str]()
+    waits = cause is Cause.NOT_READY and ended.purpose is AttemptPurpose.RUN
+    if waits and not may_wait:
+        cause = Cause.APPLICATION
+        notes.append(_WAITED_TOO_LONG)
+    budget = budget_of(cause, ended.purpose)
+    if ended.purpose is AttemptPurpose.RUN and cause in OWN_FAILURES:
+        rule, found = _first_match(rules, ended)
+        notes.extend(found)
+        if rule is not None:
+            waits = waits or rule.action == "Wait"
+            if rule.action == "Wait" and not may_wait:
+                notes.append(_WAITED_TOO_LONG)
+            budget = _budget_by(rule, may_wait=may_wait)
+            # The task knows this failure better than the rule, so its delay is not shortened.
+            delay = max((one for one in (delay, rule.delay_seconds) if one is not None), default=None)
+    return Consequence(cause, budget, delay, _with_notes(classification.message, notes), waits)
+
+
+def _budget_by(rule: RetryRule, *, may_wait: bool) -> Budget | None:
+    match rule.action:
+        case "Fail":
+            return None
+        case "Wait":
+            return Budget.NOT_READY if may_wait else Budget.APPLICATION
+        case "Retry":
+            return Budget(rule.budget)
+
+
+def _first_match(rules: Sequence[RetryRule], ended: EndedAttempt) -> tuple[RetryRule | None, list[str]]:
+    """Return the first rule that matches, and sentences about the rules for the message."""
     notes: list[str] = []
     for index, rule in enumerate(rules):
         try:
@@ -44,12 +85,8 @@ def consequence_of(rules: Sequence[RetryRule], ended: EndedAttempt, classificati
             )
             continue
         if matches:
-            notes.append(f"spec.retry.rules[{index}] applied: {rule.action}")
-            budget = Budget(rule.budget) if rule.action == "Retry" else None
-            # The task knows this failure better than the rule, so its delay is not shortened.
-            delay = max((one for one in (delay, rule.delay_seconds) if one is not None), default=None)
-            break
-    return Consequence(budget, delay, _with_notes(classification.message, notes))
+            return rule, [*notes, f"spec.retry.rules[{index}] applied: {rule.action}"]
+    return None, notes
 
 
 def is_failed_by_rule(attempt: Attempt) -> bool:
@@ -57,8 +94,7 @@ def is_failed_by_rule(attempt: Attempt) -> bool:
 
     Every other end of a run attempt with one of these causes is charged to a budget.
     """
-    is_run = attempt.purpose is AttemptPurpose.RUN
-    return is_run and attempt.cause in OWN_FAILURES and attempt.charged_to is None
+    return is_own_failure(attempt) and attempt.charged_to is None
 
 
 def _matches(match: RuleMatch, ended: EndedAttempt) -> bool:

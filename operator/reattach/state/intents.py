@@ -172,8 +172,8 @@ def _was_charged(context: _IntentContext, record: JobRecord) -> bool:
     """
     ended_by = record.ended_by_attempt or 0
     since = range(ended_by, context.session.attempt)
-    charged = any(a.number in since and a.cause in OWN_FAILURES for a in context.owner.status.attempts)
-    return charged or (ended_by in since and context.owner.attempt(ended_by) is None)
+    # The newest such attempt is never dropped from the list.
+    return any(a.number in since and a.cause in OWN_FAILURES for a in context.owner.status.attempts)
 
 
 def _apply_resolution(context: _IntentContext, record: JobRecord) -> tuple[DurableState, IntentResult]:

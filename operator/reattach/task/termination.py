@@ -21,6 +21,7 @@ from reattach.errors import (
     AttemptOver,
     Fenced,
     Held,
+    NotReady,
     PermanentFailure,
     Refused,
     RetryLater,
@@ -42,7 +43,8 @@ END_DELAY_SECONDS = 60.0
 def message_of(error: BaseException) -> TerminationMessage:
     """Return the message for the operator about an attempt that ends by `error`.
 
-    In an exception group, `PermanentFailure` has precedence, and then the longest `RetryLater`.
+    In an exception group, `PermanentFailure` has precedence, and then the longest `RetryLater`. A
+    group is not ready only if it contains nothing but `NotReady`, because anything else failed.
     """
     inner = list(_flatten(error))
     for one in inner:
@@ -53,6 +55,15 @@ def message_of(error: BaseException) -> TerminationMessage:
         longest = max(delays, key=lambda one: one.seconds)
         return TerminationMessage(
             reattach="v1", kind="RetryLater", message=str(longest), retry_after_seconds=math.ceil(longest.seconds)
+        )
+    if all(isinstance(one, NotReady) for one in inner):
+        last = max((one for one in inner if isinstance(one, NotReady)), key=lambda one: one.seconds)
+        return TerminationMessage(
+            reattach="v1",
+            kind="RetryLater",
+            message=str(last),
+            retry_after_seconds=math.ceil(last.seconds),
+            not_ready=True,
         )
     match error:
         case Fenced():

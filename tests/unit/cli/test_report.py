@@ -23,9 +23,13 @@ from reattach.cli.explain import format_report
 from reattach.cli.report import build_report
 from reattach.cli.snapshot import Event, FieldWriter, JobSubmission, Snapshot
 from reattach.cli.text import Styler
+from reattach.planner.textformat import describe_end
 
 STORIES = Path(__file__).parent / "stories"
 NOW = at(600)
+
+
+RULE = {"match": {"exitCodes": {"operator": "In", "values": [2]}}, "action": "Fail"}
 
 
 def shows(
@@ -121,6 +125,35 @@ def pod_name_taken() -> Snapshot:
 
 def running_first_attempt() -> Snapshot:
     return see(shows(a_taskrun().with_attempt(1, node="node-1"), Reason.RUNNING, "Attempt 1 is running."), now=at(90))
+
+
+def running_with_rules() -> Snapshot:
+    taskrun = a_taskrun(retry={"rules": [RULE]}).with_attempt(1, node="node-1")
+    return see(shows(taskrun, Reason.RUNNING, "Attempt 1 is running."), now=at(90))
+
+
+def failed_by_a_rule() -> Snapshot:
+    taskrun = a_taskrun(retry={"budgets": {"application": 3}, "rules": [RULE]}).with_attempt(
+        1,
+        finish_time=at(60),
+        end="Reported",
+        cause="Application",
+        reason="Error",
+        exit_code=2,
+        message="unknown option --dat (spec.retry.rules[0] applied: Fail)",
+    )
+    message = f"{SENTENCES[Reason.FAILED_BY_RULE]} {describe_end(taskrun.status.attempts[0])}"
+    return see(over(taskrun, "Failed", Reason.FAILED_BY_RULE, message=message))
+
+
+def backing_off_because_its_input_is_not_ready() -> Snapshot:
+    taskrun = a_taskrun()
+    for number in (1, 2):
+        taskrun = taskrun.with_failed_attempt(number, cause="NotReady", charged_to="notReady")
+    status = taskrun.status
+    entries = [msgspec.structs.replace(one, reason="NotReady", message="no partition") for one in status.attempts]
+    taskrun = taskrun.with_status(attempts=tuple(entries), not_ready_start_time=at(1), next_attempt_time=at(900))
+    return see(shows(taskrun, Reason.BACKING_OFF, describe_end(entries[-1])))
 
 
 def running_and_reattached() -> Snapshot:
@@ -611,6 +644,9 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     no_room_in_the_quota,
     pod_name_taken,
     running_first_attempt,
+    running_with_rules,
+    failed_by_a_rule,
+    backing_off_because_its_input_is_not_ready,
     running_and_reattached,
     running_with_its_completion_recorded,
     backing_off_with_a_job,

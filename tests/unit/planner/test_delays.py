@@ -69,8 +69,8 @@ def test_an_end_that_costs_nothing_is_charged_to_nothing() -> None:
 
 
 def test_every_cause_and_every_budget_is_provided_for() -> None:
-    assert {budget_of(cause, AttemptPurpose.RUN) for cause in Cause} == {None, *FAILURES}
-    assert set(FAILURES) == set(Budget) - {Budget.CLEANUP}
+    assert {budget_of(cause, AttemptPurpose.RUN) for cause in Cause} == {None, Budget.NOT_READY, *FAILURES}
+    assert set(FAILURES) == set(Budget) - {Budget.CLEANUP, Budget.NOT_READY}
 
 
 @pytest.mark.parametrize("cause", Cause)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from builders import (
+    SEALED,
     APod,
     ATaskRun,
     a_job,
@@ -21,8 +22,10 @@ from builders import (
     progress_of,
     status_of,
 )
-from reattach.api.taskrun import Attempt, TaskRunStatus
-from reattach.planner import rules
+from reattach.api.reasons import Budget
+from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunStatus
+from reattach.planner import conditions, rules
+from reattach.planner.classification import EndedAttempt, classify
 from reattach.planner.plan import EmitEvent, SealState
 
 FAIL = {"action": "Fail"}
@@ -321,3 +324,99 @@ def test_time_of_a_match_is_linear_in_the_length_of_the_message() -> None:
 
     seconds_for(8)  # compiles the patterns
     assert seconds_for(4096) < 24 * max(seconds_for(512), 0.05)
+
+
+# -- what is not ready -----------------------------------------------------------------------------
+
+NOT_READY = message_of("RetryLater", message="no partition", retryAfterSeconds=60, notReady=True)
+WAITING = a_pod().exited(1, message=NOT_READY)
+WAIT = when("Wait", more={"delaySeconds": 30}, exitCodes=IN)
+USED_UP = "counts as a failure, because spec.retry.budgets.notReady or spec.deadlines.notReadySeconds is used up"
+
+
+def test_not_ready_is_charged_to_its_own_budget_and_waits_as_the_task_requests() -> None:
+    status = status_of(plan_of(a_taskrun(), WAITING))
+    attempt = last(status)
+    assert (attempt.cause, attempt.charged_to, attempt.reason) == ("NotReady", "notReady", "NotReady")
+    assert (status.outcome, status.next_attempt_time, status.not_ready_start_time) == (None, at(65), at(5))
+    charged = status.counts.charged
+    assert (charged.application, charged.not_ready) == (0, 1)
+
+
+def test_not_ready_beyond_its_budget_counts_as_a_failure() -> None:
+    status = status_of(plan_of(a_taskrun().with_budgets(notReady=0), WAITING))
+    assert (status.outcome, progress_of(status)[0]) == ("Failed", "ApplicationFailed")
+    attempt = last(status)
+    assert (attempt.cause, attempt.charged_to) == ("Application", "application")
+    assert attempt.message == f"no partition ({USED_UP})"
+
+
+@pytest.mark.parametrize("since, cause", [(-3600, "Application"), (-30, "NotReady")])
+def test_not_ready_after_its_deadline_counts_as_a_failure(since: int, cause: str) -> None:
+    taskrun = with_rules().with_spec(deadlines={"notReadySeconds": 600}).with_status(not_ready_start_time=at(since))
+    status = status_of(plan_of(taskrun, WAITING))
+    assert (last(status).cause, status.not_ready_start_time, status.outcome) == (cause, at(since), None)
+
+
+@pytest.mark.parametrize(
+    "pod, since",
+    [
+        (WAITING, at(-30)),
+        (a_pod().running().disrupted().deleted().exited(143), at(-30)),
+        (a_pod().scheduled().failed("UnexpectedAdmissionError"), at(-30)),
+        (a_pod().exited(1), None),
+        (a_pod().exited(42), at(-30)),
+    ],
+    ids=["not ready", "disrupted", "never started", "failed", "waits by a rule"],
+)
+def test_only_a_failure_of_another_kind_interrupts_a_row_of_ends_that_were_not_ready(pod: APod, since: Any) -> None:
+    taskrun = with_rules(WAIT).with_status(not_ready_start_time=at(-30))
+    assert status_of(plan_of(taskrun, pod)).not_ready_start_time == since
+
+
+def test_rules_do_not_apply_to_what_is_not_ready_until_it_counts_as_a_failure() -> None:
+    assert last(ended(WAITING, ANY)).cause == "NotReady"
+    status = status_of(plan_of(with_rules(ANY, notReady=0), WAITING))
+    assert (status.outcome, progress_of(status)[0]) == ("Failed", "FailedByRule")
+    assert last(status).message == f"no partition ({USED_UP}; spec.retry.rules[0] applied: Fail)"
+
+
+def test_wait_charges_the_budget_not_ready_and_keeps_the_cause() -> None:
+    status = ended(EXITED, WAIT)
+    attempt = last(status)
+    assert (attempt.cause, attempt.charged_to) == ("Application", "notReady")
+    assert (status.next_attempt_time, status.not_ready_start_time) == (at(35), at(5))
+
+
+def test_wait_beyond_the_budget_not_ready_is_charged_to_application() -> None:
+    status = status_of(plan_of(with_rules(WAIT, notReady=0), EXITED))
+    assert (last(status).charged_to, status.outcome, status.next_attempt_time) == ("application", None, at(35))
+    assert (last(status).message or "").endswith(f"(spec.retry.rules[0] applied: Wait; {USED_UP})")
+
+
+def test_cleanup_attempt_that_is_not_ready_is_charged_to_the_cleanup() -> None:
+    cleanup = EndedAttempt(
+        number=2,
+        purpose=AttemptPurpose.CLEANUP,
+        pod_uid="pod-2",
+        pod=WAITING.build(),
+        container="task",
+        completion="Auto",
+    )
+    found = rules.consequence_of((), cleanup, classify(cleanup), may_wait=True)
+    assert (found.budget, found.waits) == (Budget.CLEANUP, False)
+
+
+def test_run_whose_end_began_fails_even_if_its_last_attempt_was_not_ready() -> None:
+    taskrun = a_taskrun().with_state().with_failed_attempt(1, cause="NotReady", charged_to="notReady")
+    plan = plan_of(taskrun, state=a_state(1, seal=SEALED))
+    assert progress_of(plan)[0] == "ApplicationFailed"
+
+
+def test_newest_failure_stays_in_the_list_because_it_pays_for_a_failed_job() -> None:
+    status = TaskRunStatus()
+    ends = [(1, "Application"), (2, "Application"), (3, "NotReady"), (4, "Disruption"), (5, None)]
+    for number, cause in ends:
+        entry = Attempt(number=number, cause=cause, finish_time=at(number) if cause else None)
+        status = conditions.with_attempt(status, entry, 1)
+    assert [one.number for one in status.attempts] == [2, 5]

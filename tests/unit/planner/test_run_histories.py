@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from simulation import run_history
 
 BUDGETS = st.fixed_dictionaries(
-    {"application": st.integers(0, 3), "disruption": st.integers(0, 3), "neverStarted": st.integers(0, 2)}
+    {
+        "application": st.integers(0, 3),
+        "disruption": st.integers(0, 3),
+        "neverStarted": st.integers(0, 2),
+        "notReady": st.integers(0, 3),
+    }
 )
 BACKOFF = st.fixed_dictionaries(
     {"initialSeconds": st.sampled_from([0, 1, 10]), "jitterPercent": st.sampled_from([0, 20, 100])}
@@ -40,6 +45,7 @@ RULE = st.one_of(
         },
         optional={"delaySeconds": st.sampled_from([0, 60]), "budget": st.sampled_from(["disruption", "neverStarted"])},
     ),
+    st.fixed_dictionaries({"match": st.just({"reasons": ["OOMKilled"]}), "action": st.just("Wait")}),
 )
 SPECS = st.fixed_dictionaries(
     {
@@ -52,7 +58,7 @@ SPECS = st.fixed_dictionaries(
         "historyLimit": st.sampled_from([1, 2, 20]),
         "deadlines": st.fixed_dictionaries(
             {"pendingSeconds": st.just(100), "lostSeconds": st.sampled_from([1, 300])},
-            optional={"runSeconds": st.sampled_from([50, 3000])},
+            optional={"runSeconds": st.sampled_from([50, 3000]), "notReadySeconds": st.sampled_from([1, 100])},
         ),
         "cleanup": CLEANUP,
     },

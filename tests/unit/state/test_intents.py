@@ -411,9 +411,19 @@ class TestOver:
             (REPORTED, Decision.OVER),
             ({**FAILED, "chargedTo": "disruption"}, Decision.SUBMIT),
             ({"end": "Reported", "chargedTo": None}, Decision.OVER),
-            (None, Decision.SUBMIT),
+            ({"end": "Reported", "cause": "NotReady", "chargedTo": "notReady"}, Decision.OVER),
+            ({**FAILED, "chargedTo": "notReady"}, Decision.SUBMIT),
+            (None, Decision.OVER),
         ],
-        ids=["charged to application", "disrupted", "to disruption by a rule", "to nothing", "dropped from the list"],
+        ids=[
+            "charged to application",
+            "disrupted",
+            "to disruption by a rule",
+            "to nothing",
+            "not ready",
+            "waits by a rule",
+            "dropped from the list",
+        ],
     )
     def test_each_failed_generation_costs_one_attempt(
         self, state: str, ended: dict[str, Any] | None, decision: Decision

@@ -5,7 +5,7 @@ import inspect
 import subprocess
 import sys
 import textwrap
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,39 @@ def test_airflow_fail_exception_is_permanent(pod: Pod, is_async: bool) -> None:
     assert pod.message() == {"reattach": "v1", "kind": "Permanent", "message": "no such bucket"}
 
 
+@pytest.mark.parametrize("zone", [None, UTC])
+@pytest.mark.parametrize("late", [False, True])
+def test_airflow_reschedule_exception_is_not_ready_until_its_date(pod: Pod, zone: tzinfo | None, late: bool) -> None:
+    class AirflowRescheduleException(Exception):  # noqa: N818 -- Airflow named it
+        def __init__(self, reschedule_date: datetime) -> None:
+            super().__init__()
+            self.reschedule_date = reschedule_date
+
+    date = datetime.now(zone) + timedelta(hours=-1 if late else 1)
+
+    def waits(context: Any) -> Any:
+        raise AirflowRescheduleException(date)
+
+    with pytest.raises(reattach.NotReady):
+        aip103.run_in(pod.context(), waits)
+    message = pod.message()
+    assert (message["kind"], message["notReady"]) == ("RetryLater", True)
+    assert message["message"] == f"Airflow's task is rescheduled for {date.isoformat()}"
+    assert message["retryAfterSeconds"] == 0 if late else 3500 < message["retryAfterSeconds"] <= 3600
+
+
+def test_airflow_reschedule_exception_without_a_date_is_an_ordinary_failure(pod: Pod) -> None:
+    class AirflowRescheduleException(Exception):  # noqa: N818 -- Airflow named it
+        pass
+
+    def waits(context: Any) -> Any:
+        raise AirflowRescheduleException
+
+    with pytest.raises(AirflowRescheduleException):
+        aip103.run_in(pod.context(), waits)
+    assert pod.message()["kind"] == "Failed"
+
+
 def test_other_exceptions_are_ordinary_failures(pod: Pod) -> None:
     def fails(context: Any) -> Any:
         raise RuntimeError("Simulated failure")
@@ -228,12 +261,13 @@ class TestEntry:
 
     def test_what_a_task_function_imports_of_airflow_is_there_without_airflow(self, tmp_path: Path) -> None:
         source = """
-        from airflow.exceptions import AirflowFailException
+        from airflow.exceptions import AirflowFailException, AirflowRescheduleException
         from airflow.sdk import NEVER_EXPIRE
         from airflow.sdk.execution_time.context import NEVER_EXPIRE as SAME
         from datetime import timedelta
 
         assert NEVER_EXPIRE is SAME is timedelta.max
+        assert AirflowRescheduleException(5).reschedule_date == 5
         print("imported")
 
         def run_job(**context): ...

@@ -168,6 +168,22 @@ class TestEndingBadly:
                 reattach.RetryLater(60),
                 {"kind": "RetryLater", "message": "retry in 60 s, as the task requested", "retryAfterSeconds": 60},
             ),
+            (
+                reattach.NotReady(29.5, "no partition"),
+                {"kind": "RetryLater", "message": "no partition", "retryAfterSeconds": 30, "notReady": True},
+            ),
+            (
+                ExceptionGroup("g", [reattach.NotReady(1, "a"), reattach.NotReady(9, "b")]),
+                {"kind": "RetryLater", "message": "b", "retryAfterSeconds": 9, "notReady": True},
+            ),
+            (
+                ExceptionGroup("g", [reattach.NotReady(9, "a"), reattach.RetryLater(1, "b")]),
+                {"kind": "RetryLater", "message": "b", "retryAfterSeconds": 1},
+            ),
+            (
+                ExceptionGroup("g", [reattach.NotReady(9, "a"), ValueError("b")]),
+                {"kind": "Failed", "message": "ExceptionGroup: g (2 sub-exceptions)"},
+            ),
             (KeyboardInterrupt(), {"kind": "Failed", "message": "KeyboardInterrupt"}),
             (SystemExit(3), {"kind": "Failed", "message": "SystemExit: 3"}),
             (SystemExit("no input"), {"kind": "Failed", "message": "SystemExit: no input"}),
@@ -270,6 +286,10 @@ class TestEndingBadly:
     def test_retry_later_takes_no_negative_seconds(self) -> None:
         with pytest.raises(ValueError, match="0 or more"):
             reattach.RetryLater(-1)
+
+    def test_not_ready_rejects_negative_seconds(self) -> None:
+        with pytest.raises(ValueError, match="0 or more"):
+            reattach.NotReady(-1)
 
 
 class TestBeingFenced:

@@ -60,6 +60,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
         ("raise ValueError('no such table')", 1, "Traceback"),
         ("raise reattach.PermanentFailure('wrong query')", 1, "wrong query"),
         ("raise reattach.RetryLater(5)", 1, "RetryLater"),
+        ("raise reattach.NotReady(5)", 1, "NotReady"),
         ("sys.exit(4)", 4, ""),
         ("raise KeyboardInterrupt", -signal.SIGINT, "KeyboardInterrupt"),
         (
