@@ -45,6 +45,7 @@ VALUES: dict[str, dict[str, Any]] = {
             "paused": True,
             "logFormat": "json",
         },
+        "nodes": {"evidence": True, "deletedMeansDead": True},
     },
     "everything optional off": {
         "crd": {"install": False},
@@ -472,7 +473,9 @@ RELEASE = (
 @pytest.mark.parametrize("name", ["defaults", "two namespaces"])
 @pytest.mark.parametrize("component, expected", [("operator", OPERATOR), ("server", SERVER), ("release", RELEASE)])
 def test_component_has_exactly_these_rights(component: str, expected: set[Right], name: str) -> None:
-    assert rights(render(VALUES[name]), component) == expected
+    reads_nodes = (component, name) == ("operator", "defaults")
+    nodes = each("cluster", "", "nodes", "get") if reads_nodes else set()
+    assert rights(render(VALUES[name]), component) == expected | nodes
 
 
 def test_watch_namespaces_grants_cluster_wide_rights_only_on_cluster_scoped_resources() -> None:
@@ -493,6 +496,30 @@ def test_watch_namespaces_grants_cluster_wide_rights_only_on_cluster_scoped_reso
     }
     for name in ("reattach-operator", "reattach-server", "reattach-release"):
         assert arguments_of(objects, name)["watch-namespaces"] == "team-a,team-b"
+
+
+@pytest.mark.parametrize(
+    "values, flags, granted",
+    [
+        ({}, {"read-nodes"}, True),
+        ({"nodes": {"deletedMeansDead": True}}, {"read-nodes", "deleted-nodes-are-dead"}, True),
+        ({"nodes": {"evidence": False}}, set(), False),
+        ({"watchNamespaces": ["team-a"]}, set(), False),
+        ({"watchNamespaces": ["team-a"], "nodes": {"evidence": True}}, {"read-nodes"}, True),
+    ],
+)
+def test_operator_reads_nodes_only_where_the_chart_grants_it(
+    values: dict[str, Any], flags: set[str], granted: bool
+) -> None:
+    rendered = render(values)
+    arguments = arguments_of(rendered, "reattach-operator").keys()
+    assert arguments & {"read-nodes", "deleted-nodes-are-dead"} == flags
+    assert (("cluster", "", "nodes", "get") in rights(rendered, "operator")) is granted
+
+
+def test_deleted_nodes_are_no_evidence_if_nodes_are_not_read() -> None:
+    with pytest.raises(ControlPlaneError, match=r"nodes\.deletedMeansDead requires nodes\.evidence: true"):
+        render({"nodes": {"evidence": False, "deletedMeansDead": True}})
 
 
 def test_edit_and_view_roles_include_taskruns_but_not_their_status(defaults: list[Object]) -> None:

@@ -27,7 +27,7 @@ from reattach.planner.pods import task_container
 
 NODE_INTERVAL = timedelta(seconds=30)
 """Pause between two reads of a Node that may be evidence of a pod's end."""
-OVERDUE_SECONDS = 10
+OVERDUE_AFTER = timedelta(seconds=10)
 """Time after a pod's grace period from which its Node is read, because most pods end sooner."""
 EXIT_GRACE = timedelta(seconds=60)
 """Time that the kubelet gets to end a pod whose containers exited, for example to stop sidecars."""
@@ -248,8 +248,8 @@ class DecisionContext:
 
     def is_overdue(self, pod: Pod) -> bool:
         """Return whether the pod should have ended, so that its Node is worth a read."""
-        due = podstatus.lost_at(pod, OVERDUE_SECONDS)
-        return bool(pod.spec.node_name) and due is not None and due <= self.now and not podstatus.is_terminal(pod)
+        due = _due_at(pod)
+        return due is not None and due <= self.now and not podstatus.is_terminal(pod)
 
     def attempt_end_time(self, pod: Pod) -> datetime | None:
         """Return when the pod's attempt counts as ended if nothing else is reported before.
@@ -319,8 +319,8 @@ class DecisionContext:
         The result is None if no Node can be read. A presumed end matters while a job may have been
         submitted.
         """
-        awaited = [pod for pod in self.observed.pods if pod.spec.node_name and not self.is_pod_over(pod)]
-        due = [podstatus.lost_at(pod, OVERDUE_SECONDS) for pod in awaited]
+        awaited = [pod for pod in self.observed.pods if not self.is_pod_over(pod)]
+        due = [_due_at(pod) for pod in awaited]
         times = [time for time in due if time is not None and time > self.now]
         names = {pod.spec.node_name for pod in awaited if self.is_overdue(pod)}
         if any(job.is_open and job.handle is None for job in self.jobs):
@@ -369,6 +369,12 @@ class DecisionContext:
     def _releases_of(self, pods: tuple[Pod, ...]) -> tuple[ReleasePod, ...]:
         kept = (pod for pod in pods if FINALIZER_ATTEMPT in pod.metadata.finalizers)
         return tuple(ReleasePod(pod) for pod in kept if self.is_pod_over(pod))
+
+
+def _due_at(pod: Pod) -> datetime | None:
+    """Return when a pod that is being deleted should have ended; None for other pods."""
+    deleted = pod.metadata.deletion_timestamp
+    return None if deleted is None else deleted + OVERDUE_AFTER
 
 
 def _may_report(view: AttemptView, pod: Pod) -> bool:

@@ -108,7 +108,8 @@ SITUATIONS: dict[str, Observed] = {
 def decision_of(name: str, seen: Observed) -> Plan | None:
     """Return the plan, with an absent state if none is given."""
     state = AbsentState() if seen.state is None else seen.state
-    decision = decide(dataclasses.replace(seen, state=state), SETTINGS, NOW.get(name, at(10)))
+    seen = dataclasses.replace(seen, state=state, nodes=dict.fromkeys(("", "node-1")))
+    decision = decide(seen, SETTINGS, NOW.get(name, at(10)))
     return decision if isinstance(decision, Plan) else None
 
 

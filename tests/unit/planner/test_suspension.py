@@ -105,7 +105,7 @@ def test_suspension_records_the_stop_then_seals_then_deletes_the_pod_and_records
     plan = plan_of(taskrun, pod, summary=a_summary(1), state=a_state(1, seal=SEAL))
     assert (plan.status, plan.actions) == (None, (DeletePod("load-01234-1", "pod-1"),))
     plan = plan_of(taskrun, a_pod().running().deleted(), summary=a_summary(1, seal=SEAL))
-    assert (plan.status, plan.actions, plan.requeue_at) == (None, (), at(34 + 300))
+    assert (plan.status, plan.actions, plan.requeue_at) == (None, (), at(34 + 10))
 
     plan = plan_of(taskrun, STOPPED, summary=a_summary(1, seal=SEAL), state=a_state(1, seal=SEAL), now=20)
     ended = last_attempt_of(plan)

@@ -87,7 +87,8 @@ def test_cancel_reads_then_records_the_ending_then_seals_then_stops_the_pod() ->
 
 
 def test_a_pod_that_was_asked_to_go_is_waited_for_until_it_counts_as_lost() -> None:
-    plan = teardown_plan_of(CANCELLED, a_pod().running().deleted(4, 30), state=a_state(1, seal=SEALED))
+    pod = a_pod().running().deleted(4, 30)
+    plan = teardown_plan_of(CANCELLED, pod, state=a_state(1, seal=SEALED), now=44)
     assert (actions_of(plan, DeletePod), plan.requeue_at) == ([], at(34 + 300))
 
 
