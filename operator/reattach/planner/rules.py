@@ -64,13 +64,11 @@ def consequence_of(
 
 
 def _budget_by(rule: RetryRule, *, may_wait: bool) -> Budget | None:
-    match rule.action:
-        case "Fail":
-            return None
-        case "Wait":
-            return Budget.NOT_READY if may_wait else Budget.APPLICATION
-        case "Retry":
-            return Budget(rule.budget)
+    if rule.action == "Fail":
+        return None
+    if rule.action == "Wait":
+        return Budget.NOT_READY if may_wait else Budget.APPLICATION
+    return Budget(rule.budget)
 
 
 def _first_match(rules: Sequence[RetryRule], ended: EndedAttempt) -> tuple[RetryRule | None, list[str]]:
