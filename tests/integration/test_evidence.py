@@ -1,4 +1,4 @@
-"""A hold for a presumed end on the real API server ends once a Node shows that the pod ended."""
+"""A hold for a presumed end on the real API server: it ends once the Node is tainted."""
 
 from collections.abc import Iterator
 from pathlib import Path
