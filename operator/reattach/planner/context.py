@@ -237,9 +237,9 @@ class DecisionContext:
         return podstatus.is_terminal(pod) or is_lost or self._is_on_dead_node(pod)
 
     def _is_on_dead_node(self, pod: Pod) -> bool:
-        """Return whether the pod is being deleted and can't run, because its node is dead."""
-        deleted = pod.metadata.deletion_timestamp
-        return deleted is not None and self.node_evidence(pod.spec.node_name, deleted) is not None
+        """Return whether the pod was deleted or stopped and can't run, because its node is dead."""
+        due = podstatus.lost_at(pod, 0)
+        return due is not None and self.node_evidence(pod.spec.node_name, due) is not None
 
     def node_evidence(self, node: str, ended: datetime) -> str | None:
         """Return the evidence that a pod on this node has ended (`NodeFacts.evidence_against`)."""

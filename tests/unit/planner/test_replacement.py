@@ -23,6 +23,8 @@ from builders import (
 from reattach.planner.plan import CreatePod, DeletePod, Plan, ReadState, ReleasePod
 
 IMPATIENT = a_taskrun(podReplacementPolicy="TerminatingOrFailed")
+OVERDUE = at(4 + 30 + 10)
+"""When the Node of a pod that should have ended is read."""
 TERMINATING = a_pod().running().deleted(4)
 
 
@@ -46,18 +48,20 @@ def test_decide_terminating_pod_is_replaced_and_its_end_is_presumed() -> None:
     assert progress_of(plan)[0] == "BackingOff"
     after = plan_of(ended(IMPATIENT, TERMINATING), TERMINATING, now=11)
     assert (created(after), actions_of(after, ReleasePod), actions_of(after, DeletePod)) == ([2], [], [])
-    assert after.requeue_at == at(4 + 30 + 300)
+    assert after.requeue_at == OVERDUE
 
 
 def test_decide_terminating_pod_is_awaited_by_default() -> None:
     plan = plan_of(a_taskrun(), TERMINATING)
-    assert (plan.status, plan.actions, plan.requeue_at) == (None, (), at(4 + 30 + 300))
+    assert (plan.status, plan.actions, plan.requeue_at) == (None, (), OVERDUE)
 
 
-def test_decide_replaced_pod_is_released_once_it_has_ended() -> None:
+def test_decide_replaced_pod_is_released_once_its_end_is_reported() -> None:
     taskrun = ended(IMPATIENT, TERMINATING)
     plan = plan_of(taskrun, TERMINATING.exited(143, seconds=12), a_pod(2).running(), now=13)
     assert [action.pod.metadata.name for action in actions_of(plan, ReleasePod)] == ["load-01234-1"]
+    status = status_of(plan)
+    assert (status.attempts[0].end, status.counts.last_presumed) == ("Reported", 0)
 
 
 def test_decide_leftover_that_is_not_deleted_is_awaited() -> None:
@@ -77,7 +81,7 @@ def test_decide_terminating_pod_that_never_started_is_charged_for_that() -> None
 def test_decide_terminating_pod_that_recorded_its_completion_is_awaited_because_no_attempt_follows() -> None:
     done = {"state": a_state(1, completed_by=1), "summary": a_summary(1, completed_by=1)}
     plan = plan_of(IMPATIENT.with_state(), TERMINATING, **done)
-    assert (plan.status, created(plan), plan.requeue_at) == (None, [], at(4 + 30 + 300))
+    assert (plan.status, created(plan), plan.requeue_at) == (None, [], OVERDUE)
     plan = plan_of(IMPATIENT.with_state(), TERMINATING.exited(143, seconds=12), now=13, **done)
     assert last_attempt_of(plan).cause == "Succeeded"
 
@@ -85,7 +89,7 @@ def test_decide_terminating_pod_that_recorded_its_completion_is_awaited_because_
 def test_decide_last_attempt_of_the_budget_is_awaited_because_it_may_still_complete() -> None:
     taskrun = IMPATIENT.with_budgets(disruption=0)
     plan = plan_of(taskrun, TERMINATING)
-    assert (plan.status, plan.requeue_at) == (None, at(4 + 30 + 300))
+    assert (plan.status, plan.requeue_at) == (None, OVERDUE)
     plan = plan_of(taskrun, TERMINATING.exited(143, seconds=12).failed(""), now=13)
     assert (status_of(plan).outcome, last_attempt_of(plan).end) == ("Failed", "Reported")
 

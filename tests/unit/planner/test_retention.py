@@ -20,7 +20,7 @@ from builders import (
 )
 from reattach.api.names import ANNOTATION_CONTAINER, ANNOTATION_POD_RETENTION, ANNOTATION_STOP_TIME, LABEL_PURPOSE
 from reattach.api.taskrun import Ending
-from reattach.planner.plan import CreatePod, DeletePod, ReleasePod, StopPod
+from reattach.planner.plan import CreatePod, DeletePod, NodeFacts, ReleasePod, StopPod
 from reattach.planner.pods import pod_creation
 from reattach.planner.retention import is_kept
 
@@ -83,7 +83,7 @@ def test_decide_leftover_of_a_kept_pod_is_stopped_once_and_deleted_if_that_does_
     taskrun = ended(RETRIED, LEFTOVER)
     assert actions_of(plan_of(taskrun, LEFTOVER), StopPod) == STOP
     stopped = LEFTOVER.stopped(11)
-    waits = plan_of(taskrun, stopped, now=20)
+    waits = plan_of(taskrun, stopped, now=60)
     assert (waits.status, waits.actions, waits.requeue_at) == (None, (), at(11 + 30 + 60))
     overdue = plan_of(taskrun, stopped, now=101)
     assert (list(overdue.actions), overdue.requeue_at) == (DELETE, at(11 + 30 + 300))
@@ -97,6 +97,12 @@ def test_decide_stopped_pod_on_a_lost_node_counts_as_over_from_its_stop() -> Non
         plan = plan_of(taskrun, pod, now=341)
         assert (len(actions_of(plan, ReleasePod)), len(actions_of(plan, CreatePod))) == (1, 1)
     assert actions_of(plan_of(taskrun, LEFTOVER.stopped(11), now=341), DeletePod) == DELETE
+
+
+def test_decide_stopped_pod_on_a_node_out_of_service_is_over_at_once() -> None:
+    nodes = {"node-1": NodeFacts(created=at(-100), out_of_service=True)}
+    plan = plan_of(ended(RETRIED, LEFTOVER), LEFTOVER.stopped(11), now=60, nodes=nodes)
+    assert (len(actions_of(plan, ReleasePod)), len(actions_of(plan, CreatePod))) == (1, 1)
 
 
 def test_decide_pod_that_ends_after_its_stop_is_released_and_its_end_stays_as_recorded() -> None:
@@ -142,5 +148,5 @@ def test_teardown_run_with_a_late_cleanup_waits_for_a_stopped_pod_without_a_loop
     ending = Ending(outcome="Cancelled", reason="Cancelled", message="m", time=at(0), cleanup_deadline=at(9))
     taskrun = a_taskrun(cancel=True).with_failed_attempt(1).with_status(ending=ending)
     stopped = LEFTOVER.stopped(8)
-    plan = teardown_plan_of(taskrun, stopped, state=a_state(1))
+    plan = teardown_plan_of(taskrun, stopped, state=a_state(1), now=50)
     assert (plan.actions, plan.requeue_at) == ((), at(8 + 30 + 60))
