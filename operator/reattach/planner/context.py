@@ -372,9 +372,9 @@ class DecisionContext:
 
 
 def _due_at(pod: Pod) -> datetime | None:
-    """Return when a pod that is being deleted should have ended; None for other pods."""
-    deleted = pod.metadata.deletion_timestamp
-    return None if deleted is None else deleted + OVERDUE_AFTER
+    """Return when a pod that was deleted or stopped should have ended; None for other pods."""
+    end = podstatus.lost_at(pod, 0)
+    return None if end is None else end + OVERDUE_AFTER
 
 
 def _may_report(view: AttemptView, pod: Pod) -> bool:

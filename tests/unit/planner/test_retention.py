@@ -88,7 +88,7 @@ def test_decide_leftover_of_a_kept_pod_is_stopped_once_and_deleted_if_that_does_
     overdue = plan_of(taskrun, stopped, now=101)
     assert (list(overdue.actions), overdue.requeue_at) == (DELETE, at(11 + 30 + 300))
     waits = plan_of(taskrun, stopped.deleted(101), now=102)
-    assert (waits.status, waits.actions, waits.requeue_at) == (None, (), at(101 + 30 + 10))
+    assert (waits.status, waits.actions, waits.requeue_at) == (None, (), at(11 + 30 + 300))
 
 
 def test_decide_stopped_pod_on_a_lost_node_counts_as_over_from_its_stop() -> None:
