@@ -495,7 +495,7 @@ def test_deadline_of_the_cleanup_wakes_the_operator_although_the_lost_node_would
     state, pod = can_cancel(over, opened_by=2), a_cleanup_pod().with_sidecar().exited(0, seconds=18)
     taskrun = cancelled().with_spec(deadlines={"lostSeconds": 5000})
     taskrun = taskrun.with_status(status_of(teardown_plan_of(taskrun, STOPPED, pod, state=state, now=20)))
-    plan = teardown_plan_of(taskrun, STOPPED, pod.deleted(21), state=state, now=70)
+    plan = teardown_plan_of(taskrun, STOPPED, pod.deleted(21), state=state, now=62)
     assert (plan.status, plan.actions, plan.requeue_at) == (None, (), at(910))
 
 
