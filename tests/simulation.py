@@ -307,7 +307,8 @@ class ModelCluster:
         cleanups = [pod for pod in self.pods.values() if pod.purpose is AttemptPurpose.CLEANUP]
         assert all(self.is_recorded(pod.number) for pod in cleanups), "before the last end was recorded"
         runs = [pod for pod in self.pods.values() if pod.purpose is AttemptPurpose.RUN]
-        assert all(pod.is_deleted or pod.is_over for pod in runs), "before the pods were stopped"
+        stopped = [pod.is_deleted or pod.is_over or "terminated" in _container(pod).get("state", {}) for pod in runs]
+        assert all(stopped), "before the pods were stopped"
         listed = {attempt.number for attempt in status.attempts}
         numbers = {pod.number for pod in self.pods.values()}
         assert all(number in listed or self.was_recorded(number) for number in numbers), "an attempt is not listed"
@@ -1156,8 +1157,9 @@ class ModelOperator:
             return
         stopped = stop_time_of(pod)
         if stopped is None:
-            # The run ended before the end of the attempt was recorded.
-            assert status.ending is not None, "a kept pod was deleted and not stopped"
+            # The run ended, or was suspended, before the end of the attempt was recorded.
+            is_suspended = any((one.pod_uid, one.reason) == (action.uid, "Suspended") for one in status.attempts)
+            assert status.ending is not None or is_suspended, "a kept pod was deleted and not stopped"
             return
         assert at(self.cluster.seconds) >= stopped + GRACE + STOP_SECONDS, "a kept pod was deleted too early"
 
