@@ -187,15 +187,23 @@ class TestWhoeverWritesASpec:
             {"spec": {"resolutions": [adopt, {"held": "StateLost", "action": "StartEmpty"}]}},
             {"spec": {"cancel": True, "retry": {"budgets": {"application": 9}}}},
             {"spec": {"cancel": True, "deadlines": {"pendingSeconds": 9}}},
-            {"spec": {"suspend": False}},
+            {"spec": {"suspend": True, "deadlines": {"pendingSeconds": 9}}},
             run,
             {**run, "spec": {"resolutions": [adopt, fail]}},
         ):
             said = refused(cluster, "PATCH", path, patch, user="olga")
             assert said.startswith("403:"), patch
-            assert "you may only set spec.cancel and append resolutions with the action Fail" in said, patch
+            assert (
+                "you may only set spec.cancel and spec.suspend to true, and append resolutions with the action Fail"
+                in said
+            ), patch
             cluster.call("PATCH", path, patch, user="paul", dryRun="All")
         cluster.call("PATCH", path, {"spec": {"resolutions": [adopt, fail]}}, user="olga")
+        cluster.call("PATCH", path, {"spec": {"suspend": True}}, user="olga")
+        for resumed in ({"suspend": False}, {"suspend": None}):
+            said = refused(cluster, "PATCH", path, {"spec": resumed}, user="olga")
+            assert said.startswith("403:"), resumed
+            cluster.call("PATCH", path, {"spec": resumed}, user="paul", dryRun="All")
         lost = {"held": "StateLost", "action": "Fail"}
         cluster.call("PATCH", path, {"spec": {"cancel": True, "resolutions": [adopt, fail, lost]}}, user="olga")
         cluster.call("PATCH", path, run, user="paul")
