@@ -33,6 +33,7 @@ from reattach.api.names import (
     LABEL_ORPHANS,
     LABEL_PURPOSE,
     LABEL_TASKRUN,
+    orphans_name,
     pod_name,
 )
 from reattach.cluster.paths import configmaps, events, namespace_of, pods, taskruns
@@ -279,6 +280,19 @@ def test_cancelled_run_without_a_way_to_clean_up_leaves_a_record(stage: Stage, t
     delete(stage, "plain")
     wait_until_gone(stage, "plain")
     assert records(stage, "plain") == [record]
+
+
+def test_run_whose_record_can_not_be_stored_says_so_in_its_status(stage: Stage, tasks: Tasks) -> None:
+    stage.run("unstored", first_then(tasks.submit_and(stay), tasks.clean_up))
+    wait_for_job(stage, "unstored")
+    uid = stage.cluster.taskrun("unstored")["metadata"]["uid"]
+    taken = {"metadata": {"name": orphans_name("unstored", uid)}}
+    stage.control_plane.call("POST", configmaps(stage.namespace), taken)
+    patch(stage, "unstored", cancel=True)
+    status = stage.cluster.wait_for_outcome("unstored", seconds=SLOW)
+    [orphaned] = [one for one in status["conditions"] if one["type"] == "Orphaned"]
+    assert (orphaned["status"], orphaned["reason"]) == ("True", "OrphansUnrecorded")
+    assert "job-1" in orphaned["message"]
 
 
 def test_next_run_of_the_name_shows_the_record_until_it_is_dismissed(stage: Stage, tasks: Tasks) -> None:

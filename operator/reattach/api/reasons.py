@@ -112,6 +112,7 @@ class Reason(StrEnum):
     FAILED_BY_RESOLUTION = "FailedByResolution"
     RUN_DEADLINE_EXCEEDED = "RunDeadlineExceeded"
     JOBS_ORPHANED = "JobsOrphaned"
+    ORPHANS_UNRECORDED = "OrphansUnrecorded"
     PREDECESSOR_LEFT_JOBS = "PredecessorLeftJobs"
     NOT_HELD = "NotHeld"
     RESTORED = "Restored"
@@ -160,6 +161,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.RUN_DEADLINE_EXCEEDED: "The TaskRun took longer than spec.deadlines.runSeconds.",
     Reason.PREDECESSOR_LEFT_JOBS: "An earlier TaskRun of this name left external jobs running.",
     Reason.JOBS_ORPHANED: "External jobs were left running. Reattach no longer watches them.",
+    Reason.ORPHANS_UNRECORDED: "External jobs were left running, and no record lists them. Reattach no longer watches them.",
     Reason.NOT_HELD: "The TaskRun is not held.",
     Reason.RESTORED: "The TaskRun was restored from a backup, and its external jobs may still run. Manual resolution required.",
 }

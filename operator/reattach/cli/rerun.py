@@ -8,6 +8,7 @@ from typing import Any
 
 from reattach.api.names import ANNOTATION_RERUN_OF, API_VERSION, KIND, NAME_MAX
 from reattach.api.objects import Shape
+from reattach.api.reasons import ConditionType, Reason
 from reattach.api.state import JobState
 from reattach.api.taskrun import ExternalJobStatus, TaskRun
 from reattach.api.text import one_line, shell_command
@@ -18,7 +19,7 @@ from reattach.cli.queries import read_taskrun_json, to_taskrun
 from reattach.cli.resolve import FIELD_MANAGER
 from reattach.cli.text import listed
 from reattach.cluster import ConflictError, paths
-from reattach.planner.conditions import progress_condition
+from reattach.planner.conditions import find_condition, progress_condition
 
 JSON = dict[str, Any]
 
@@ -86,6 +87,20 @@ class EndedRun:
         """Return the jobs in the records."""
         return tuple(row for record in self.records for row in record.rows)
 
+    @property
+    def without_record(self) -> tuple[ExternalJobStatus, ...]:
+        """Return the jobs that were left running and that no record lists (any more)."""
+        recorded = {(row.uid, row.key, row.generation) for row in self.rows}
+        about, jobs = self.taskrun.metadata, self.taskrun.status.external_jobs
+        left = (job for job in jobs if job.state == JobState.ORPHANED)
+        return tuple(job for job in left if (about.uid, job.key, job.generation) not in recorded)
+
+    @property
+    def is_unrecorded(self) -> bool:
+        """Return whether the operator could not store the record. Then no job was dismissed."""
+        shown = find_condition(self.taskrun.status.conditions, ConditionType.ORPHANED)
+        return shown is not None and shown.reason == Reason.ORPHANS_UNRECORDED
+
 
 async def read_ended(connection: ClusterConnection, name: str) -> EndedRun:
     """Read a TaskRun that has ended, and then the records of its jobs.
@@ -152,6 +167,7 @@ def build_rerun(ended: EndedRun, request: RerunRequest) -> JSON:
 
     Raises `CommandError` if a job of the earlier run may run and is not adopted.
     """
+    _check_recorded(ended)
     adopted = adoptions_of(ended, request.source) if request.adopt else []
     if not request.adopt:
         _check_nothing_runs(ended)
@@ -259,6 +275,19 @@ def _check_nothing_runs(ended: EndedRun) -> None:
     )
 
 
+def _check_recorded(ended: EndedRun) -> None:
+    """Raise `CommandError` if the run left jobs, and no record of them could be stored."""
+    if not ended.is_unrecorded:
+        return
+    name = ended.taskrun.metadata.name
+    names = _subject([describe_job(job) for job in ended.without_record] or ["that its condition Orphaned names"])
+    raise CommandError(
+        f"{names} of {name} may run, and the operator could not store the record of it, so it can't be dismissed; nothing was "
+        f"created. Find out whether it runs, and then create another TaskRun from the manifest of {name}, with spec.adopt to "
+        "reattach to it."
+    )
+
+
 def check_readable(rows: Sequence[OrphanRow]) -> None:
     for row in rows:
         if row.error is not None:
@@ -290,15 +319,7 @@ def notes_of(ended: EndedRun, request: RerunRequest) -> tuple[str, ...]:
     jobs = ended.taskrun.status.external_jobs
     if detached := [describe_job(job) for job in jobs if job.state == JobState.DETACHED]:
         notes.append(f"Warning: {_subject(detached)} was detached by the earlier run, and may run beside the new one.")
-    recorded = {(row.uid, row.key, row.generation) for row in ended.rows}
-    uid = ended.taskrun.metadata.uid
-    dismissed = [
-        describe_job(job)
-        for job in jobs
-        if not request.cancel_first
-        and job.state == JobState.ORPHANED
-        and (uid, job.key, job.generation) not in recorded
-    ]
+    dismissed = [] if request.cancel_first else [describe_job(job) for job in ended.without_record]
     if dismissed:
         notes.append(
             f"Warning: {_subject(dismissed)} was left running by the earlier run. It has no record any more, so it counts as dismissed."

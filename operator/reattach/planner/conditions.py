@@ -107,6 +107,16 @@ def with_orphaned(status: TaskRunStatus, message: str, now: datetime) -> TaskRun
     return msgspec.structs.replace(status, orphaned=True)
 
 
+def with_unrecorded_orphans(status: TaskRunStatus, now: datetime) -> TaskRunStatus:
+    """Return the status whose condition Orphaned says that no record lists the jobs."""
+    shown = find_condition(status.conditions, ConditionType.ORPHANED)
+    if shown is None or shown.status != _TRUE:
+        return status
+    named = shown.message.removeprefix(SENTENCES[Reason.JOBS_ORPHANED])
+    message = textformat.head(f"{SENTENCES[Reason.ORPHANS_UNRECORDED]}{named}")
+    return _with_condition(status, ConditionType.ORPHANED, _TRUE, (Reason.ORPHANS_UNRECORDED, message), now)
+
+
 def with_predecessors(status: TaskRunStatus, message: str, now: datetime) -> TaskRunStatus:
     """Return the status with the condition PredecessorOrphaned set to True."""
     shown = (Reason.PREDECESSOR_LEFT_JOBS, message)

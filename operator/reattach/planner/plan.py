@@ -119,6 +119,8 @@ class Observed:
     looked up only for a TaskRun that is being deleted and carries our finalizer.
     `paused`: the installation creates no pods.
     `predecessors`: names of the ConfigMaps with the orphaned jobs of earlier TaskRuns of this name.
+    `has_record`: a record lists the external jobs that this TaskRun left running. It is looked up
+    only once status names such a job.
     `copy_problem`: why the state can't be copied (`CopyState`), as a sentence about what must hold;
     None if that was not tried in this pass, or succeeded.
     `nodes`: facts about the nodes that were read (`ReadNodes`). A node without facts can't be read,
@@ -133,6 +135,7 @@ class Observed:
     namespace_ends: bool = False
     paused: bool = False
     predecessors: tuple[str, ...] = ()
+    has_record: bool = True
     copy_problem: str | None = None
     nodes: Mapping[str, NodeFacts | None] = field(default_factory=dict)
 

@@ -203,6 +203,9 @@ def _end(context: DecisionContext, final: FinalOutcome) -> Decision:
     """Write the outcome. The write is the last one, so a finished TaskRun needs nothing more."""
     assert final.outcome is not None, "a TaskRun that is being deleted without our finalizer has no teardown"
     context = orphan_report.with_orphans(context, final)
+    if not context.observed.has_record or not context.observed.taskrun.status.orphaned:
+        # The record is written before this step, and only if our finalizer was there.
+        context = context.with_status(conditions.with_unrecorded_orphans(context.status, context.now))
     status = conditions.without_hold(suspension.without_suspension(context), context.now)
     status = conditions.with_outcome(status, final.outcome, final.reason, final.message, context.now)
     status = msgspec.structs.replace(status, result=status.result if final.result is None else final.result)

@@ -53,6 +53,11 @@ class OrphanRecords:
         found = self._store.by_key(Key(metadata.namespace, metadata.name))
         return tuple(sorted(each.metadata.name for each in found if each.metadata.name != own))
 
+    def is_shown(self, metadata: ObjectMeta) -> bool:
+        """Return whether the watch shows the record of this TaskRun."""
+        own, key = orphans_name(metadata.name, metadata.uid), Key(metadata.namespace, metadata.name)
+        return any(each.metadata.name == own for each in self._store.by_key(key))
+
     async def write(self, namespace: str, record: OrphanRecord) -> None:
         """Store the record. Do nothing if it is stored already.
 

@@ -16,7 +16,9 @@ from reattach.api.names import (
     FINALIZER_ATTEMPT,
     FINALIZER_EXTERNAL_JOBS,
     FINALIZER_STATE,
+    LABEL_ORPHANS,
     LABEL_TASKRUN,
+    orphans_name,
     pod_name,
     state_name,
 )
@@ -178,6 +180,7 @@ class Reconciler:
             namespace_ends=await self._namespace_ends(taskrun),
             paused=self._paused,
             predecessors=self._orphan_records.predecessors(taskrun.metadata),
+            has_record=await self._has_record(taskrun),
         )
         plan = await self._decide_with_state(key, observed)
         if plan.status is not None:
@@ -346,6 +349,24 @@ class Reconciler:
             _log.warning("Could not read whether namespace %s is being deleted: %s", metadata.namespace, error)
             return False
         return msgspec.json.decode(found, type=PartialObject).metadata.deletion_timestamp is not None
+
+    async def _has_record(self, taskrun: TaskRun) -> bool:
+        """Return whether a record lists the external jobs that this TaskRun left running.
+
+        Read it if the watch does not show it, but only for a TaskRun that is about to get its
+        outcome: its status names such a job, and our finalizer is removed.
+        """
+        metadata = taskrun.metadata
+        if not taskrun.status.orphaned or FINALIZER_EXTERNAL_JOBS in metadata.finalizers:
+            return True
+        if self._orphan_records.is_shown(metadata):
+            return True
+        path = paths.configmaps(metadata.namespace, orphans_name(metadata.name, metadata.uid))
+        try:
+            found = await self._cluster.get(path, metadata_only=True)
+        except NotFoundError:
+            return False
+        return msgspec.json.decode(found, type=PartialObject).metadata.labels.get(LABEL_ORPHANS) == metadata.name
 
     async def _find_unlabelled(self, taskrun: TaskRun, epoch: Epoch | None) -> None:
         """Read the pod of each attempt that began, has no recorded end, and no pod in the cache.

@@ -6,7 +6,7 @@ import pytest
 
 from builders import ATaskRun, a_taskrun
 from reattach.api.names import ANNOTATION_RERUN_OF
-from reattach.api.objects import ObjectMeta
+from reattach.api.objects import Condition, ObjectMeta
 from reattach.api.taskrun import ExternalJobStatus
 from reattach.cli.errors import CommandError
 from reattach.cli.orphans import FoundRecord, OrphanRow
@@ -25,10 +25,15 @@ def ended(
     taskrun: ATaskRun | None = None,
     spec: dict[str, Any] | None = None,
     jobs: tuple[ExternalJobStatus, ...] = (),
+    conditions: tuple[Condition, ...] = (),
     **metadata: Any,
 ) -> EndedRun:
     about = {"name": "load", "namespace": "data", **metadata}
-    built = (taskrun or a_taskrun()).with_metadata(**about).with_status(outcome="Failed", external_jobs=jobs)
+    built = (
+        (taskrun or a_taskrun())
+        .with_metadata(**about)
+        .with_status(outcome="Failed", external_jobs=jobs, conditions=conditions)
+    )
     body = {"metadata": about, "spec": {"template": {"spec": {}}, **(spec or {})}}
     records = (FoundRecord(ObjectMeta(name="load-01234-orphans"), rows),) if rows else ()
     return EndedRun(body, built.build(), records)
@@ -158,6 +163,15 @@ class TestJobs:
         job = ExternalJobStatus(key="load", generation=1, state=state, handle="job-7")
         says = f"External job job-7 (load) ({state}) of load may run; nothing was created."
         assert refusal_of(ended(jobs=(job,)), adopt=adopt)[0] == says
+
+    @pytest.mark.parametrize("flags", [{}, {"adopt": True}, {"cancel_first": True}, {"dry_run": True}])
+    def test_job_whose_record_could_not_be_stored_is_refused(self, flags: dict[str, bool]) -> None:
+        job = ExternalJobStatus(key="load", generation=1, state="Orphaned", handle="job-7", adapter="http")
+        shown = Condition(type="Orphaned", status="True", reason="OrphansUnrecorded", message="job-7")
+        sentence = refusal_of(ended(jobs=(job,), conditions=(shown,)), **flags)[0]
+        assert sentence.startswith(
+            "External job job-7 (load) of load may run, and the operator could not store the record"
+        )
 
     def test_record_that_can_not_be_read_is_refused(self) -> None:
         assert refusal_of(ended(a_row(error="no JSON")))[0].startswith("The record load-01234-orphans")

@@ -53,6 +53,7 @@ NO_END = {
     Reason.RESUMED,
     Reason.ENDING,
     Reason.JOBS_ORPHANED,
+    Reason.ORPHANS_UNRECORDED,
     Reason.PREDECESSOR_LEFT_JOBS,
     Reason.NOT_HELD,
 }

@@ -216,6 +216,24 @@ def test_an_open_job_is_named_before_the_finalizer_goes_and_the_outcome_comes_la
     )
 
 
+@pytest.mark.parametrize("has_record, reason", [(True, "JobsOrphaned"), (False, "OrphansUnrecorded")])
+def test_outcome_says_that_no_record_of_the_orphans_could_be_stored(has_record: bool, reason: str) -> None:
+    taskrun, state = with_jobs(CANCELLED, OPEN), a_state(1, seal=SEALED, jobs=[OPEN])
+    named = taskrun.with_status(status_of(teardown_plan_of(taskrun, STOPPED, state=state)))
+    released = named.with_metadata(finalizers=[])
+    ended = teardown_plan_of(released, STOPPED.released(), state=state, has_record=has_record)
+    assert status_of(ended).outcome == "Cancelled"
+    shown_reason, message = condition_of(ended, ConditionType.ORPHANED)
+    assert (shown_reason, "load (handle job-1" in message) == (reason, True)
+
+
+def test_job_that_is_named_only_with_the_outcome_is_in_no_record() -> None:
+    taskrun, state = with_jobs(CANCELLED, OPEN).with_metadata(finalizers=[]), a_state(1, seal=SEALED, jobs=[OPEN])
+    ended = teardown_plan_of(taskrun, STOPPED.released(), state=state)
+    assert status_of(ended).outcome == "Cancelled"
+    assert condition_of(ended, ConditionType.ORPHANED)[0] == "OrphansUnrecorded"
+
+
 def test_a_success_lets_go_of_the_taskrun_before_the_outcome_and_writes_nothing_between() -> None:
     over = a_job(state=JobState.SUCCEEDED)
     taskrun, state = with_jobs(a_taskrun().with_state(), over), a_state(1, completed_by=1, jobs=[over])

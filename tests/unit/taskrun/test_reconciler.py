@@ -613,6 +613,29 @@ async def test_decision_receives_the_records_of_earlier_taskruns_of_the_name() -
     assert [observed.predecessors for observed in seen] == [("load-old00-orphans",)]
 
 
+@pytest.mark.parametrize("shown", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
+async def test_decision_about_the_outcome_receives_whether_the_record_of_orphans_is_stored(
+    shown: bool, stored: bool
+) -> None:
+    scene = scene_with(raw=taskrun(NEW, "10", orphaned=True))
+    seen: list[Observed] = []
+
+    def note(observed: Observed, *_: Any) -> Plan:
+        seen.append(observed)
+        return Plan()
+
+    scene.reconciler._decide = note
+    about = ObjectMeta(name="load-new00-orphans", namespace=KEY.namespace, uid="r", labels={LABEL_ORPHANS: KEY.name})
+    if shown:
+        scene.orphans.upsert(PartialObject(metadata=about))
+    if stored:
+        path = paths.configmaps(KEY.namespace, about.name)
+        scene.client.objects[path] = {"metadata": msgspec.to_builtins(about)}
+    await scene.reconciler.reconcile(KEY)
+    assert [observed.has_record for observed in seen] == [shown or stored]
+
+
 @pytest.mark.parametrize("finalizer", [FINALIZER_EXTERNAL_JOBS, "example.com/theirs"])
 async def test_namespace_of_an_ending_run_that_we_protect_is_read(finalizer: str) -> None:
     raw = taskrun(NEW, "10", ending=ENDING)
