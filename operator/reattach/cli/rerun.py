@@ -121,6 +121,7 @@ async def rerun(connection: ClusterConnection, request: RerunRequest) -> RerunRe
     """
     ended = await read_ended(connection, request.source)
     manifest = build_rerun(ended, request)
+    await _check_name_left_no_job(connection, manifest["metadata"]["name"], request.source)
     created = await create_taskrun(connection, manifest, dry_run=request.dry_run)
     name = manifest["metadata"]["name"]
     if created is None:
@@ -130,6 +131,20 @@ async def rerun(connection: ClusterConnection, request: RerunRequest) -> RerunRe
         )
     how = "would be created (dry run)." if request.dry_run else "was created."
     return RerunResult(name=name, taskrun=created, message=f"taskrun/{name} {how}", notes=notes_of(ended, request))
+
+
+async def _check_name_left_no_job(connection: ClusterConnection, name: str, source: str) -> None:
+    """Raise `CommandError` if a job may run that an earlier TaskRun of the new name left.
+
+    That TaskRun may have been a rerun of the same task, and was deleted since.
+    """
+    rows = [] if name == source else [row for record in await find_records(connection, [name]) for row in record.rows]
+    check_readable(rows)
+    if rows:
+        raise CommandError(
+            f"{_subject([describe_job(row) for row in rows])} of an earlier TaskRun {name} may run; nothing was created.",
+            lines=["Once it does not run, or if it may run beside the new one, run:", _dismissal(rows[0])],
+        )
 
 
 async def create_taskrun(connection: ClusterConnection, manifest: JSON, *, dry_run: bool = False) -> JSON | None:

@@ -98,6 +98,19 @@ def test_rerun_beside_a_job_that_an_earlier_run_of_the_name_left_is_refused(edit
     assert names(ended) == ["load"]
 
 
+def test_rerun_beside_a_job_that_a_deleted_run_of_the_new_name_left_is_refused(editor: CliUser, ended: Task) -> None:
+    again = Task(ended.control_plane, ended.namespace, "load-2", "0123456789")
+    record(again, JOB)
+    result = editor("rerun", "load")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith(
+        "error: External job job-7 (load) of an earlier TaskRun load-2 may run; nothing was created.\n"
+    )
+    assert names(ended) == ["load"]
+    assert editor("orphans", "load-2", "--dismiss", "--yes").code == 0
+    assert editor("rerun", "load").code == 0
+
+
 def test_rerun_adopts_the_orphaned_job(editor: CliUser, ended: Task) -> None:
     assert "left no external job running" in editor("rerun", "load", "--adopt").err
     end(ended, JOB)
