@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from datetime import timedelta
 
-from reattach.api.names import FINALIZER_EXTERNAL_JOBS, OPERATOR_NAME, pod_name
+from reattach.api.names import ANNOTATION_CLEANUP_OF, FINALIZER_EXTERNAL_JOBS, OPERATOR_NAME, pod_name
 from reattach.api.reasons import SENTENCES, Budget, ConditionType, Reason
 from reattach.api.state import JobState, JobSummary
 from reattach.api.taskrun import AttemptPurpose, TaskRun
-from reattach.api.text import shell_command
+from reattach.api.text import one_line, shell_command
 from reattach.cli.endings import context_of, describe_cleanup, job_list, name_of, outcome_of
 from reattach.cli.hold_options import (
     OpenHold,
@@ -158,10 +158,16 @@ def running_pods(snapshot: Snapshot) -> list[str]:
     return [pod.metadata.name for pod in running_run_pods(context_of(snapshot))]
 
 
-def _after_the_end(snapshot: Snapshot) -> tuple[str, ...]:
-    about = snapshot.taskrun.metadata
+def _describe_rerun(taskrun: TaskRun) -> str:
+    about = taskrun.metadata
+    if (source := about.annotations.get(ANNOTATION_CLEANUP_OF)) is not None:
+        return f"It only cancelled jobs that {one_line(source)} left, and ran no task."
     command = shell_command(["kubectl", "reattach", "rerun", about.name, "-n", about.namespace])
-    sentences = [f"Nothing: the run has ended. To run the task again: {command}"]
+    return f"To run the task again: {command}"
+
+
+def _after_the_end(snapshot: Snapshot) -> tuple[str, ...]:
+    sentences = [f"Nothing: the run has ended. {_describe_rerun(snapshot.taskrun)}"]
     if detached := _jobs_in_state(snapshot, JobState.DETACHED):
         sentences.append(f"The run did not wait for {detached}, because its task detached it; it may still run.")
     if orphans := _jobs_in_state(snapshot, JobState.ORPHANED):

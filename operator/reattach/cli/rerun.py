@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reattach.api.names import ANNOTATION_RERUN_OF, API_VERSION, KIND, NAME_MAX
+from reattach.api.names import ANNOTATION_CLEANUP_OF, ANNOTATION_RERUN_OF, API_VERSION, KIND, NAME_MAX
 from reattach.api.objects import Shape
 from reattach.api.reasons import ConditionType, Reason
 from reattach.api.state import JobState
@@ -182,6 +182,7 @@ def build_rerun(ended: EndedRun, request: RerunRequest) -> JSON:
 
     Raises `CommandError` if a job of the earlier run may run and is not adopted.
     """
+    _check_runs_task(ended)
     _check_recorded(ended)
     adopted = adoptions_of(ended, request.source) if request.adopt else []
     if not request.adopt:
@@ -288,6 +289,16 @@ def _check_nothing_runs(ended: EndedRun) -> None:
             _dismissal(ended.rows[0]),
         ],
     )
+
+
+def _check_runs_task(ended: EndedRun) -> None:
+    """Raise `CommandError` for a TaskRun of `orphans --cancel`, which does not run its task."""
+    about = ended.taskrun.metadata
+    if (source := about.annotations.get(ANNOTATION_CLEANUP_OF)) is not None:
+        raise CommandError(
+            f"{about.name} only cancelled jobs of {one_line(source)} and ran no task, so it can't be run again; nothing was "
+            f"created. Name {one_line(source)} instead."
+        )
 
 
 def _check_recorded(ended: EndedRun) -> None:

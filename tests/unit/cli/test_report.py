@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from builders import SEALED, START, ATaskRun, a_pod, a_state, a_taskrun, at
+from reattach.api.names import ANNOTATION_CLEANUP_OF
 from reattach.api.objects import Condition
 from reattach.api.orphans import OrphanedJob
 from reattach.api.reasons import SENTENCES, Reason
@@ -741,6 +742,14 @@ def test_coloured_report_without_its_colours_equals_the_plain_report(situation: 
 def test_report_survives_json(situation: Callable[[], Snapshot]) -> None:
     story = build_report(situation())
     assert msgspec.json.decode(msgspec.json.encode(story), type=type(story)) == story
+
+
+def test_report_of_a_run_that_only_cancelled_jobs_does_not_offer_to_run_its_task() -> None:
+    taskrun = a_taskrun(cancel=True).with_metadata(annotations={ANNOTATION_CLEANUP_OF: "load"})
+    seen = see(over(taskrun, "Cancelled", Reason.CANCELLED))
+    text = "\n".join(format_report(build_report(seen), seen.now))
+    assert "Nothing: the run has ended. It only cancelled jobs that load left, and ran no task." in text
+    assert "rerun" not in text
 
 
 def test_report_of_a_hold_has_a_command_for_each_resolution() -> None:

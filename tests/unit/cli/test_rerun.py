@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from builders import ATaskRun, a_taskrun
-from reattach.api.names import ANNOTATION_RERUN_OF
+from reattach.api.names import ANNOTATION_CLEANUP_OF, ANNOTATION_RERUN_OF
 from reattach.api.objects import Condition, ObjectMeta
 from reattach.api.taskrun import ExternalJobStatus
 from reattach.cli.errors import CommandError
@@ -121,6 +121,10 @@ class TestManifest:
 
 
 class TestJobs:
+    def test_run_that_only_cancelled_the_jobs_of_another_is_refused(self) -> None:
+        cleanup = ended(name="load-cleanup", annotations={ANNOTATION_CLEANUP_OF: "load"})
+        assert refusal_of(cleanup)[0].startswith("load-cleanup only cancelled jobs of load and ran no task")
+
     def test_unfinished_run_is_refused(self) -> None:
         with pytest.raises(CommandError, match="load is unfinished, so its external jobs may run; nothing was created"):
             check_ended(a_taskrun().build())
