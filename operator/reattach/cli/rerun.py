@@ -26,6 +26,8 @@ JSON = dict[str, Any]
 _NAMED = 5
 """Number of jobs that one sentence names."""
 OVER = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+_OBJECTS = "kubernetes-"
+"""Start of the names of adapters whose jobs are objects of a Kubernetes API."""
 _OF_ONE_RUN = ("cancel", "suspend", "resolutions", "adopt", "stateFrom")
 """Fields of the spec that were decisions about the earlier run."""
 
@@ -341,6 +343,13 @@ def notes_of(ended: EndedRun, request: RerunRequest) -> tuple[str, ...]:
     if request.adopt:
         adopted = listed([describe_job(row) for row in ended.rows[:_NAMED]])
         notes.append(f"The new run reattaches to {adopted} where it would submit.")
+        if objects := [describe_job(row) for row in ended.rows if (row.adapter or "").startswith(_OBJECTS)]:
+            name = ended.taskrun.metadata.name
+            notes.append(
+                f"Warning: If the adapter has owned=True, {name} owns {listed(objects[:_NAMED])}, which Kubernetes deletes with it. "
+                f"Then delete neither {name} nor its record before the new run has ended; without the record, its spec.ttl "
+                "deletes it."
+            )
         notes.append(f"Once it watches them, run: {_dismissal(ended.rows[0])}")
     jobs = ended.taskrun.status.external_jobs
     if detached := [describe_job(job) for job in jobs if job.state == JobState.DETACHED]:

@@ -148,6 +148,13 @@ class TestJobs:
         notes = notes_of(run, RerunRequest(source="load", adopt=True))
         assert notes[-1] == "Once it watches them, run: kubectl reattach orphans -n data --dismiss load"
 
+    def test_adoption_of_an_object_says_that_it_may_be_deleted_with_its_owner(self) -> None:
+        run = ended(a_row(adapter="kubernetes-job"))
+        _, warning, dismissal = notes_of(run, RerunRequest(source="load", adopt=True))
+        assert warning.startswith("Warning: If the adapter has owned=True, load owns job-7 (load)")
+        assert "delete neither load nor its record before the new run has ended" in warning
+        assert dismissal.startswith("Once it watches them")
+
     @pytest.mark.parametrize(
         "rows, says",
         [
