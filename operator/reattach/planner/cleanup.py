@@ -16,10 +16,11 @@ import msgspec
 
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS
 from reattach.api.objects import Pod
-from reattach.api.reasons import SENTENCES, Cause, Outcome, Reason
+from reattach.api.reasons import SENTENCES, Budget, Cause, Outcome, Reason
 from reattach.api.state import JobSummary
 from reattach.api.taskrun import Adoption, Attempt, AttemptPurpose, ExternalJobStatus, adoptions_at_end
 from reattach.planner import attempts, conditions, holds, podstatus, rejections, textformat
+from reattach.planner.budgets import amount
 from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import FinalOutcome
 from reattach.planner.plan import EmitEvent, Plan, PodRejectionKind, ProtectTaskRun
@@ -29,6 +30,8 @@ FOREGROUND_DELETION = "foregroundDeletion"
 """Finalizer of a deletion that first deletes all dependents, so also each cleanup pod."""
 STATE_LOST = "The state that listed it is lost or unreadable."
 _CANCEL = "Cancel"
+_STARTED = (Budget.APPLICATION, Budget.DISRUPTION, Budget.NOT_READY)
+"""Budgets to which only ends of attempts that may have started are charged."""
 
 
 def cleanup_step(context: DecisionContext, final: FinalOutcome) -> Plan | None:
@@ -52,11 +55,21 @@ def is_due(context: DecisionContext, final: FinalOutcome) -> bool:
 def must_run(context: DecisionContext) -> bool:
     """Return whether a cleanup attempt runs even if no external job is open."""
     if context.spec.cleanup.command:
+        # Also by attempts that were pruned.
         charged = context.status.counts.charged
-        started = charged.application + charged.disruption > 0  # also by attempts that were pruned
+        started = sum(amount(charged, one) for one in _STARTED) > 0 or _may_have_stopped_pruned(context)
         runs = (view for view in context.attempts if view.purpose is AttemptPurpose.RUN)
         return context.has_state or started or any(_may_have_started(view) for view in runs)
     return _has_registered(context) and context.epoch is not None and context.epoch.cleanup_handler
+
+
+def _may_have_stopped_pruned(context: DecisionContext) -> bool:
+    """Return whether a suspension may have stopped an attempt that is no longer in status.
+
+    Such an attempt is charged to no budget.
+    """
+    status = context.status
+    return status.suspension is not None and status.counts.attempts > len(status.attempts)
 
 
 def adoptions(context: DecisionContext) -> tuple[Adoption, ...]:

@@ -28,7 +28,7 @@ from builders import (
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS
 from reattach.api.reasons import ConditionType
 from reattach.api.state import JobOrigin, JobState, JobSummary, SealPurpose
-from reattach.api.taskrun import AttemptPurpose
+from reattach.api.taskrun import AttemptPurpose, Suspension
 from reattach.planner.plan import (
     AbsentState,
     CreatePod,
@@ -361,6 +361,19 @@ COMMAND = {"command": ["sh", "-c", "stop-all"]}
         (a_taskrun().with_failed_attempt(1, "NeverStarted", "neverStarted"), False),
         (a_taskrun().with_failed_attempt(1, "NeverStarted", "neverStarted").with_state(), True),
         (a_taskrun().with_failed_attempt(1).with_failed_attempt(2, "NeverStarted", "neverStarted"), True),
+        (
+            a_taskrun()
+            .with_failed_attempt(1, "NotReady", "notReady")
+            .with_failed_attempt(2, "NeverStarted", "neverStarted"),
+            True,
+        ),
+        (
+            a_taskrun()
+            .with_attempt(1, finish_time=at(1), end="Reported", cause="Stopped", reason="Suspended")
+            .with_failed_attempt(2, "NeverStarted", "neverStarted")
+            .with_status(suspension=Suspension(total_seconds=9)),
+            True,
+        ),
         (a_taskrun(), False),
     ],
 )
