@@ -26,6 +26,7 @@ JSON = dict[str, Any]
 _NAMED = 5
 """Number of jobs that one sentence names."""
 OVER = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+_MULTIKUEUE = "kueue.x-k8s.io/multikueue"
 _OBJECTS = "kubernetes-"
 """Start of the names of adapters whose jobs are objects of a Kubernetes API."""
 _OF_ONE_RUN = ("cancel", "suspend", "resolutions", "adopt", "stateFrom")
@@ -294,8 +295,17 @@ def _check_nothing_runs(ended: EndedRun) -> None:
 
 
 def _check_runs_task(ended: EndedRun) -> None:
-    """Raise `CommandError` for a TaskRun of `orphans --cancel`, which does not run its task."""
+    """Raise `CommandError` unless another TaskRun can run the task from this spec.
+
+    One of `orphans --cancel` runs no task. One of MultiKueue requires an idempotency key, which a
+    rerun must not share. Its records are in the cluster that ran it, too.
+    """
     about = ended.taskrun.metadata
+    if ended.taskrun.spec.managed_by == _MULTIKUEUE:
+        raise CommandError(
+            f"MultiKueue manages {about.name}, so another TaskRun needs an idempotency key of its own; nothing was created. Find "
+            "out in the cluster that ran it whether its jobs run, and create the TaskRun from a manifest with a new key."
+        )
     if (source := about.annotations.get(ANNOTATION_CLEANUP_OF)) is not None:
         raise CommandError(
             f"{about.name} only cancelled jobs of {one_line(source)} and ran no task, so it can't be run again; nothing was "

@@ -155,6 +155,10 @@ class TestJobs:
         assert "delete neither load nor its record before the new run has ended" in warning
         assert dismissal.startswith("Once it watches them")
 
+    def test_run_that_multikueue_manages_is_refused_because_it_requires_a_key(self) -> None:
+        taskrun = a_taskrun(managedBy="kueue.x-k8s.io/multikueue", submission={"idempotencyKey": "k"})
+        assert refusal_of(ended(taskrun=taskrun))[0].startswith("MultiKueue manages load, so another TaskRun needs")
+
     @pytest.mark.parametrize(
         "rows, says",
         [
