@@ -3,10 +3,12 @@
 import random
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simulation import run_history
+from reattach.planner.plan import DeletePod
+from simulation import FixedChoices, ModelCluster, ModelOperator, SimulatedPod, run_history, settle
 
 BUDGETS = st.fixed_dictionaries(
     {
@@ -75,3 +77,67 @@ def test_run_history_of_random_events_ends_and_keeps_the_rules(
     assert cluster.is_over
     # The number of writes is bounded by the events, and not by the number of reconciliations.
     assert cluster.status_writes <= 6 * (len(cluster.created) + 1) + 2 * cluster.events
+
+
+def a_running_attempt(**spec: Any) -> tuple[ModelCluster, ModelOperator, SimulatedPod]:
+    cluster = ModelCluster(FixedChoices(0), spec)
+    operator = ModelOperator(cluster)
+    operator.restart()
+    settle(operator)
+    [pod] = cluster.pods.values()
+    cluster.start(pod)
+    cluster.seconds = 10
+    observe_and_settle(operator)
+    return cluster, operator, pod
+
+
+def observe_and_settle(operator: ModelOperator) -> None:
+    operator.observe(everything=True)
+    settle(operator)
+
+
+def exit_before_the_phase_follows(cluster: ModelCluster, pod: SimulatedPod) -> None:
+    cluster.exit(pod, 0)
+    cluster.change(pod, pod.apod.not_over())
+
+
+def test_a_task_may_end_by_itself_between_the_record_of_its_stop_and_the_deletion_of_its_pod() -> None:
+    cluster, operator, pod = a_running_attempt(completion="ExitCode")
+    cluster.was_suspended = True
+    cluster._edit_spec(suspend=True)
+    operator.observe(everything=True)
+    operator.reconcile()
+    [entry] = cluster.taskrun.status.attempts
+    assert (entry.reason, pod.is_deleted) == ("Suspended", False)
+    exit_before_the_phase_follows(cluster, pod)
+    observe_and_settle(operator)
+    assert pod.is_deleted
+    cluster.stop(pod)
+    observe_and_settle(operator)
+    [entry] = cluster.taskrun.status.attempts
+    assert (entry.cause, entry.charged_to) == ("Stopped", None)
+
+
+def test_the_deletion_of_a_kept_pod_that_nobody_asked_to_stop_breaks_a_rule() -> None:
+    cluster, operator, pod = a_running_attempt()
+    exit_before_the_phase_follows(cluster, pod)
+    operator.observe(everything=True)
+    with pytest.raises(AssertionError, match="deleted and not stopped"):
+        operator._act(DeletePod(pod.view.metadata.name, pod.view.metadata.uid), 0)
+
+
+def test_a_deleted_taskrun_need_not_show_that_its_job_was_detached_at_the_end() -> None:
+    cluster, operator, pod = a_running_attempt()
+    cluster.open_state(pod)
+    cluster._allow_intent(pod, "a")
+    for _ in range(3):
+        cluster.act_on_jobs(pod)
+    observe_and_settle(operator)
+    assert cluster.state is not None
+    cluster._change_job(cluster.state.jobs[0], detached=True)
+    cluster.complete(pod)
+    cluster._delete()
+    cluster.delete_pod(pod.view.metadata.name, pod.view.metadata.uid)
+    cluster.stop(pod)
+    observe_and_settle(operator)
+    assert (cluster.is_gone, len(cluster.running)) == (True, 1)
