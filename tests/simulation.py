@@ -33,6 +33,8 @@ from reattach.planner.plan import (
     Decision,
     DeletePod,
     EmitEvent,
+    EndHolds,
+    NodeFacts,
     Observed,
     Plan,
     PodRejection,
@@ -67,6 +69,13 @@ class OperatorCrashedError(Exception):
     """The operator crashed between two effects."""
 
 
+class FixedChoices(random.Random):
+    """Choices under which pods have no gates, and a process never holds its submission."""
+
+    def random(self) -> float:
+        return 0.99
+
+
 @dataclass
 class SimulatedPod:
     """The true state of a pod, observed or not."""
@@ -77,6 +86,7 @@ class SimulatedPod:
     runs: bool = False
     """Set while the container's process runs, also on a lost node."""
     node_lost: bool = False
+    """Set while the pod's node, which has no other pods, reports nothing."""
     intending: str | None = None
     """Key of an intent that the state API has allowed and not stored yet."""
     submitting: JobId | None = None
@@ -84,6 +94,10 @@ class SimulatedPod:
     submitted: JobId | None = None
     """Job whose handle is not stored yet."""
     purpose: AttemptPurpose = AttemptPurpose.RUN
+
+    @property
+    def node(self) -> str:
+        return f"node-{self.number}"
 
     @property
     def view(self) -> Pod:
@@ -126,7 +140,14 @@ class ModelCluster:
     """Set once the TaskRun is deleted and has no finalizer."""
     released_by_hand: bool = False
     """Set once a user removed our finalizer from the TaskRun."""
+    reads_nodes: bool = False
+    """Set if the operator has the right to read nodes."""
+    deletion_counts: bool = False
+    """Set if a node is deleted only after its machine is off, which the operator knows."""
+    nodes: dict[str, NodeFacts] = field(default_factory=dict)
+    """Nodes that have changed since the start."""
     submitters: dict[JobId, set[str]] = field(default_factory=dict)
+    submitting_attempts: dict[JobId, set[int]] = field(default_factory=dict)
     reported_holds: set[JobId] = field(default_factory=set)
     """Jobs that were held by a task whose end the operator has observed."""
     losses: int = 0
@@ -180,6 +201,7 @@ class ModelCluster:
         if self.choices.random() < 0.2:
             apod = apod.with_container("proxy", waiting={"reason": "ContainerCreating"})
         self.created.append(action.attempt)
+        self.nodes.pop(f"node-{action.attempt}", None)
         self.pods[name] = SimulatedPod(apod, action.attempt, next(self.versions), purpose=action.purpose)
         return self.pods[name]
 
@@ -215,6 +237,8 @@ class ModelCluster:
         return True
 
     def change(self, pod: SimulatedPod, apod: APod) -> None:
+        if apod.spec.get("nodeName"):
+            apod = apod.with_spec(nodeName=pod.node)
         pod.apod, pod.version = apod, next(self.versions)
         if pod.is_deleted and pod.is_over and FINALIZER_ATTEMPT not in apod.metadata["finalizers"]:
             del self.pods[apod.metadata["name"]]
@@ -239,6 +263,25 @@ class ModelCluster:
             is_end = SealPurpose.END in {action.purpose, state.seal.purpose if state.seal else None}
             purpose = SealPurpose.END if is_end else SealPurpose.SUSPEND
             self.state = msgspec.structs.replace(state, seal=Seal(through_attempt=through, purpose=purpose))
+
+    def end_holds(self, action: EndHolds) -> None:
+        """End the holds of these jobs, like the store."""
+        state = self.existing_state
+        for which in action.jobs if state else ():
+            live = {pod.apod.metadata["uid"] for pod in self.pods.values() if pod.runs}
+            assert not live & self.submitters.get(which, set()), "a hold was ended while a submitter runs"
+            if (job := self._job(which)) is not None:
+                self._change_job(job, held=False)
+
+    def read_node(self, name: str) -> NodeFacts | None:
+        """Return the facts about a node, like the reader of nodes: None if it can't be read."""
+        facts = self.facts_about(name)
+        if not self.reads_nodes or (facts.created is None and not self.deletion_counts):
+            return None
+        return NodeFacts() if not self.is_calm and self.choices.random() < 0.1 else facts
+
+    def facts_about(self, name: str) -> NodeFacts:
+        return self.nodes.get(name) or NodeFacts(at(0), deletion_counts=self.deletion_counts)
 
     def release_taskrun(self, based_on: str) -> bool:
         """Under the precondition that nothing has changed since it was seen."""
@@ -278,12 +321,18 @@ class ModelCluster:
         deleted = pod.view.metadata.deletion_timestamp
         lost = timedelta(seconds=self.taskrun.spec.deadlines.lost_seconds)
         is_lost = deleted is not None and deleted + lost <= at(self.seconds)
-        return pod.is_over or is_lost or (pod.is_stopped and stopped_at(pod) + GRACE + lost <= at(self.seconds))
+        is_dead = self.reads_nodes and pod.node_lost and not pod.runs and (pod.is_deleted or pod.is_stopped)
+        is_unstoppable = pod.is_stopped and stopped_at(pod) + GRACE + lost <= at(self.seconds)
+        return pod.is_over or is_lost or is_dead or is_unstoppable
 
     def is_recorded(self, number: int) -> bool:
         status = self.taskrun.status
         listed = {attempt.number: attempt for attempt in status.attempts}
         return listed[number].finish_time is not None if number in listed else number <= status.counts.attempts
+
+    def _is_forgotten(self, number: int) -> bool:
+        """Return whether nothing names an attempt: no pod, and no state that it opened."""
+        return self.state_was_lost and all(pod.number != number for pod in self.pods.values())
 
     def _check_create(self, action: CreatePod) -> None:
         status = self.taskrun.status
@@ -307,8 +356,8 @@ class ModelCluster:
         cleanups = [pod for pod in self.pods.values() if pod.purpose is AttemptPurpose.CLEANUP]
         assert all(self.is_recorded(pod.number) for pod in cleanups), "before the last end was recorded"
         runs = [pod for pod in self.pods.values() if pod.purpose is AttemptPurpose.RUN]
-        stopped = [pod.is_deleted or pod.is_over or "terminated" in _container(pod).get("state", {}) for pod in runs]
-        assert all(stopped), "before the pods were stopped"
+        are_stopped = all(pod.is_deleted or pod.is_stopped or pod.is_over for pod in runs)
+        assert are_stopped, "before the pods were stopped"
         listed = {attempt.number for attempt in status.attempts}
         numbers = {pod.number for pod in self.pods.values()}
         assert all(number in listed or self.was_recorded(number) for number in numbers), "an attempt is not listed"
@@ -324,7 +373,7 @@ class ModelCluster:
         is_patient = based_on.spec.pod_replacement_policy == "Failed"
         others = [pod for pod in self.pods.values() if is_patient or not pod.is_deleted]
         assert all(self.is_presumed_over(pod) for pod in others), "two attempts run at once"
-        assert all(self.is_recorded(number) for number in self.created), (
+        assert all(self.is_recorded(number) or self._is_forgotten(number) for number in self.created), (
             "a pod was made before the last end was recorded"
         )
         grants = sum(one.action == "Continue" for one in based_on.spec.resolutions)
@@ -362,6 +411,7 @@ class ModelCluster:
             assert is_same_end(attempt, listed.get(number, attempt)), "a recorded end was changed"
         assert before.ending is None or after.ending == before.ending, "the ending was changed"
         self._check_suspension(before, after)
+        self._check_evidence(before, after)
         new = [attempt for attempt in after.attempts if attempt.finish_time and attempt.number not in ended]
         self.recorded |= {attempt.number for attempt in new}
         for attempt in new:
@@ -397,6 +447,27 @@ class ModelCluster:
         self._check_readiness(after)
         if after.outcome is not None:
             self._check_outcome(after)
+
+    def _check_evidence(self, before: TaskRunStatus, after: TaskRunStatus) -> None:
+        """Check that no process runs after a reported end, and when an end is presumed."""
+        known = {attempt.number for attempt in before.attempts if attempt.end == "Reported"}
+        ended = {attempt.number for attempt in before.attempts if attempt.finish_time}
+        pods = {pod.number: pod for pod in self.pods.values()}
+        for attempt in after.attempts:
+            pod = pods.get(attempt.number)
+            if pod is None or pod.apod.metadata["uid"] != attempt.pod_uid:
+                continue
+            if attempt.end == "Reported" and attempt.number not in known:
+                assert not pod.runs, "the end of a running process was reported"
+            if attempt.end != "Presumed" or attempt.number in ended or self.is_presumed_over(pod):
+                continue
+            if attempt.purpose is AttemptPurpose.CLEANUP or "terminated" in _container(pod).get("state", {}):
+                continue
+            spec = self.taskrun.spec
+            is_replaced = pod.is_deleted and spec.pod_replacement_policy == "TerminatingOrFailed"
+            assert is_replaced, "an end was presumed too early"
+            assert not spec.suspend, "the pod of a suspended run was replaced"
+            assert after.ending is None, "the pod of a run that ends was replaced"
 
     def _check_suspension(self, before: TaskRunStatus, after: TaskRunStatus) -> None:
         """Check that a stop is recorded before it happens, and charged to nothing."""
@@ -447,7 +518,8 @@ class ModelCluster:
         """Check that each job that is open at the end of the TaskRun is named."""
         shown = {(job.key, job.generation): job for job in status.external_jobs}
         state = self.existing_state
-        for job in state.jobs if state else ():
+        jobs = state.jobs if state else ()
+        for job in jobs:
             if not job.is_open:
                 continue
             resolutions = self._resolutions_of("SubmissionUnknown", (job.key, job.generation))
@@ -458,14 +530,16 @@ class ModelCluster:
             is_denied = "Fail" in resolutions or ("Resubmit" in resolutions and (job.held or job.handle is None))
             assert left.state in {"Orphaned", "Detached"} or (left.state == "Failed" and is_denied), "not named"
             assert left.handle is not None or resolutions or self.released_by_hand, "an intent was forgotten"
+        # A deleted TaskRun shows nothing any more, and detached jobs are meant to continue.
+        detached = {(job.key, job.generation) for job in jobs if job.state == JobState.DETACHED}
         if not (self.state_was_lost or self.released_by_hand):
-            for which in self.running:
+            for which in self.running - (detached if status.outcome is None else set()):
                 assert which in shown, "a running job is not shown"
                 resolutions = self._resolutions_of("SubmissionUnknown", which)
                 is_denied = {"Fail", "Resubmit"} & set(resolutions)
                 assert shown[which].state in {"Orphaned", "Detached"} or is_denied, "a running job is not named"
         assert status.orphaned or all(job.state != "Orphaned" for job in shown.values())
-        over = {(job.key, job.generation) for job in state.jobs if not job.is_open} if state else set()
+        over = {(job.key, job.generation) for job in jobs if not job.is_open}
         for which, job in shown.items():
             assert job.state not in OPEN or (status.outcome is None and which in over), "an open job was left behind"
 
@@ -511,6 +585,8 @@ class ModelCluster:
             self.remove_finalizer(FINALIZER_EXTERNAL_JOBS)
         elif draw < 0.23 and FOREGROUND_DELETION in self.taskrun.metadata.finalizers:
             self.collect_garbage()
+        elif draw < 0.27 and self.give_evidence():
+            pass
         elif pods:
             self.apply_event_to(self.choices.choice(pods))
 
@@ -568,29 +644,29 @@ class ModelCluster:
         if pod.purpose is AttemptPurpose.CLEANUP:
             self._apply_event_to_cleanup(pod)
             return
-        match self.choices.randrange(14):
+        match self.choices.randrange(15):
             case 0:
                 self.delete_pod(name, uid)
             case 1:
                 self.change(pod, pod.apod.disrupted(seconds=self.seconds))
                 self.delete_pod(name, uid)
-            case 2:
+            case 2 | 3:
                 # The worst time, because the state API has allowed the intent and not responded
                 # yet.
                 self.open_state(pod)
                 self._allow_intent(pod, self.choices.choice("ab"))
                 pod.node_lost = True
-            case 3:
+            case 4:
                 self._force_delete(pod)
-            case 4 | 5 | 6:
+            case 5 | 6 | 7:
                 self.open_state(pod)
-            case 7:
-                self.complete(pod)
             case 8:
+                self.complete(pod)
+            case 9:
                 self.exit(pod, 137, reason="OOMKilled")
-            case 9 | 10:
+            case 10 | 11:
                 self.exit(pod, 0)
-            case 11:
+            case 12:
                 self.exit(pod, 1, message=NOT_READY)
             case _:
                 self.exit(pod, 1)
@@ -616,18 +692,60 @@ class ModelCluster:
         if pod.runs and self.choices.random() < 0.5:
             self.act_on_jobs(pod)
             return
-        match self.choices.randrange(5):
+        match self.choices.randrange(8):
             case 0:
                 self.complete(pod)
             case 1:
-                pod.node_lost = False
-            case 2 if not pod.is_over:
+                self.recover(pod)
+            case 2:
+                self.take_out_of_service(pod)
+            case 3:
+                self.replace_node(pod)
+            case 4 if not pod.is_over:
                 self.change(pod, pod.apod.disrupted("DeletionByPodGC", self.seconds).with_status(phase="Failed"))
             case _ if not pod.is_deleted:
                 self.change(pod, pod.apod.disrupted("DeletionByTaintManager", self.seconds))
                 self.delete_pod(pod.apod.metadata["name"], pod.apod.metadata["uid"])
             case _:
                 pass
+
+    def recover(self, pod: SimulatedPod) -> None:
+        """Let the node report again, maybe about a process that ended with its machine."""
+        facts, pod.node_lost = self.facts_about(pod.node), False
+        self.nodes[pod.node] = replace(facts, created=facts.created or at(self.seconds), out_of_service=False)
+        if not pod.runs and not pod.is_over and "running" in _container(pod).get("state", {}):
+            reason = self.choices.choice(["ContainerStatusUnknown", "Error"])
+            self.change(pod, pod.apod.exited(137, self.seconds, reason=reason).with_status(phase="Failed"))
+
+    def take_out_of_service(self, pod: SimulatedPod) -> None:
+        """Taint the node, as a user does after the machine was switched off."""
+        facts = self.facts_about(pod.node)
+        if facts.created is not None:
+            pod.runs = False
+            self.nodes[pod.node] = replace(facts, out_of_service=True)
+
+    def give_evidence(self) -> bool:
+        """Taint the node of an attempt whose end is presumed. Return whether there is one."""
+        presumed = [attempt.number for attempt in self.taskrun.status.attempts if attempt.end == "Presumed"]
+        if not presumed:
+            return False
+        number = self.choices.choice(presumed)
+        pod = next((pod for pod in self.pods.values() if pod.number == number), None)
+        if pod is None:
+            name = f"node-{number}"
+            self.nodes[name] = replace(self.facts_about(name), out_of_service=True)
+        elif pod.node_lost:
+            self.take_out_of_service(pod)
+        return True
+
+    def replace_node(self, pod: SimulatedPod) -> None:
+        """Delete the node, or create one of the same name."""
+        facts = self.facts_about(pod.node)
+        if facts.created is None:
+            self.nodes[pod.node] = replace(facts, created=at(self.seconds))
+            return
+        pod.runs = pod.runs and not self.deletion_counts
+        self.nodes[pod.node] = replace(facts, created=None, out_of_service=False)
 
     def start(self, pod: SimulatedPod) -> None:
         pod.runs = True
@@ -660,7 +778,7 @@ class ModelCluster:
             self._update_metadata(finalizers=(*self.taskrun.metadata.finalizers, FINALIZER_EXTERNAL_JOBS))
         if self.state is None:
             self.losses += 1
-            self.submitters, self.reported_holds = {}, set()
+            self.submitters, self.submitting_attempts, self.reported_holds = {}, {}, set()
         uid = f"{STATE_UID}-{self.losses}"
         state = self.state or StateView(uid=uid, resource_version="1")
         self.state = msgspec.structs.replace(state, epoch=mine)
@@ -801,13 +919,18 @@ class ModelCluster:
             self._allow_submit(pod, job)
         elif newest.held:
             self._apply_resolution(pod, newest)
-        elif newest.handle is None and self.choices.random() < 0.5:
+        elif newest.handle is None and self.choices.random() < (0.9 if self._is_end_presumed(newest) else 0.5):
             self._hold(pod, newest)
         elif newest.handle is None:
             self._allow_submit(pod, newest)
         else:
             counts = msgspec.structs.replace(state.counts, reattachments=state.counts.reattachments + 1)
             self.state = msgspec.structs.replace(state, counts=counts)
+
+    def _is_end_presumed(self, job: JobSummary) -> bool:
+        """Return whether the end of an attempt that may have submitted the job is presumed."""
+        numbers = self.submitting_attempts.get((job.key, job.generation), set())
+        return any(one.end == "Presumed" and one.number in numbers for one in self.taskrun.status.attempts)
 
     def _apply_resolution(self, pod: SimulatedPod, job: JobSummary) -> None:
         given = [
@@ -832,7 +955,8 @@ class ModelCluster:
     def _hold(self, pod: SimulatedPod, job: JobSummary) -> None:
         if not job.held:
             resolutions = self._resolutions_of("SubmissionUnknown", (job.key, job.generation))
-            self._change_job(job, held=True, holds=len(resolutions) + 1)
+            submitters = tuple(sorted(self.submitting_attempts.get((job.key, job.generation), ())))
+            self._change_job(job, held=True, holds=len(resolutions) + 1, submitters=submitters)
             if not pod.node_lost and not pod.is_deleted:
                 self.reported_holds.add((job.key, job.generation))
         self.exit(pod, self.choices.choice([85, 85, 1]), message=self.choices.choice([HELD, HELD, ""]))
@@ -840,6 +964,7 @@ class ModelCluster:
     def _allow_submit(self, pod: SimulatedPod, job: JobSummary) -> None:
         pod.submitting = (job.key, job.generation)
         self.submitters.setdefault(pod.submitting, set()).add(pod.apod.metadata["uid"])
+        self.submitting_attempts.setdefault(pod.submitting, set()).add(pod.number)
 
     def _record_handle(self, pod: SimulatedPod, which: JobId) -> None:
         """Store a handle, which a fenced process may also do for its own intent."""
@@ -895,6 +1020,8 @@ class ModelCluster:
             (one for one in self.taskrun.status.conditions if one.type == "Held" and one.status == "True"), None
         )
         open_jobs = [job for job in self.state.jobs if job.is_open] if self.state else []
+        if held and held.reason == Reason.SUBMISSION_UNKNOWN and self.choices.random() < 0.5 and self.give_evidence():
+            return
         match held.reason if held else "":
             case Reason.STATE_LOST:
                 self._append(Resolution(held="StateLost", action=self.choices.choice(["StartEmpty", "Fail"])))
@@ -987,7 +1114,10 @@ class ModelCluster:
             return True
         for pod in list(self.pods.values()):
             if pod.node_lost:
-                pod.node_lost = False
+                before = pod.version
+                self.recover(pod)
+                if pod.version != before:
+                    return True
             if pod.is_over:
                 continue
             if pod.is_deleted or pod.is_stopped:
@@ -1053,13 +1183,16 @@ class ModelOperator:
         if isinstance(decision, ReadState):
             seen, decision = self._decide(replace(seen, state=self.cluster.state or AbsentState()), now)
             assert not isinstance(decision, ReadState), "the state is read once"
-        if isinstance(decision, SealState):
+        if isinstance(decision, SealState | EndHolds):
             self._maybe_crash(crash_probability)
-            self.cluster.seal(decision)
+            if isinstance(decision, SealState):
+                self.cluster.seal(decision)
+            else:
+                self.cluster.end_holds(decision)
             self._maybe_crash(crash_probability)
             self.cluster.apply_concurrent_writes()
             seen, decision = self._decide(replace(seen, state=self.cluster.state or AbsentState()), now)
-        assert isinstance(decision, Plan), "the state is sealed once, and not read again afterwards"
+        assert isinstance(decision, Plan), "the state is changed once, and not read again afterwards"
         plan = decision
         self.cluster.apply_concurrent_writes()
         assert plan == decide(seen, SETTINGS, now), "the same input gave another plan"
@@ -1088,11 +1221,12 @@ class ModelOperator:
         return plan
 
     def _decide(self, seen: Observed, now: datetime) -> tuple[Observed, Decision]:
-        """Decide, with the facts about each node that the decision needs: no node can be read."""
+        """Decide, with the facts about each node that the decision needs."""
         decision = decide(seen, SETTINGS, now)
         while isinstance(decision, ReadNodes):
             assert not seen.nodes.keys() & set(decision.names), "a node is read twice"
-            seen = replace(seen, nodes={**seen.nodes, **dict.fromkeys(decision.names)})
+            read = {name: self.cluster.read_node(name) for name in decision.names}
+            seen = replace(seen, nodes={**seen.nodes, **read})
             decision = decide(seen, SETTINGS, now)
         return seen, decision
 
@@ -1158,8 +1292,9 @@ class ModelOperator:
         stopped = stop_time_of(pod)
         if stopped is None:
             # The run ended, or was suspended, before the end of the attempt was recorded.
-            is_suspended = any((one.pod_uid, one.reason) == (action.uid, "Suspended") for one in status.attempts)
-            assert status.ending is not None or is_suspended, "a kept pod was deleted and not stopped"
+            being_stopped = {entry.pod_uid for entry in status.attempts if not entry.finish_time and entry.reason}
+            is_wanted = status.ending is not None or action.uid in being_stopped
+            assert is_wanted, "a kept pod was deleted and not stopped"
             return
         assert at(self.cluster.seconds) >= stopped + GRACE + STOP_SECONDS, "a kept pod was deleted too early"
 
@@ -1219,7 +1354,10 @@ def run_history(choices: random.Random, spec: dict[str, Any], *, events_max: int
     After at most `events_max` events, run without faults until the TaskRun ends.
     """
     registers = choices.choice([(), (), ("adapters",), ("adapters",), ("handler",), ("adapters", "handler")])
-    cluster = ModelCluster(choices, spec, registers=frozenset(registers))
+    reads_nodes, deletion_counts = choices.choice([(False, False), (True, False), (True, True)])
+    cluster = ModelCluster(
+        choices, spec, registers=frozenset(registers), reads_nodes=reads_nodes, deletion_counts=deletion_counts
+    )
     operator = ModelOperator(cluster)
     operator.restart()
     if choices.random() < 0.6:
@@ -1247,8 +1385,10 @@ def run_history(choices: random.Random, spec: dict[str, Any], *, events_max: int
         if is_held(status):
             cluster.resolve()
         if not cluster.advance() and not is_held(status):
-            if cluster.taskrun.spec.suspend and operator.wakes_at is None:
-                assert all(pod.is_over for pod in cluster.pods.values()), "the pod of a suspended run is not stopped"
+            # The operator of a suspended run may still wake up to read nodes.
+            are_stopped = all(pod.is_over for pod in cluster.pods.values())
+            if cluster.taskrun.spec.suspend and (are_stopped or operator.wakes_at is None):
+                assert are_stopped, "the pod of a suspended run is not stopped"
                 cluster._edit_spec(suspend=False)
                 operator.observe(everything=True)
                 continue

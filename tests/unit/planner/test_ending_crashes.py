@@ -1,6 +1,5 @@
 """The end of a run whose operator dies at each of its effects: the final status is always the same."""
 
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -10,16 +9,9 @@ import pytest
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS
 from reattach.api.state import JobState
 from reattach.api.taskrun import AttemptPurpose, TaskRunStatus
-from simulation import ModelCluster, ModelOperator, OperatorCrashedError, SimulatedPod, settle
+from simulation import FixedChoices, ModelCluster, ModelOperator, OperatorCrashedError, SimulatedPod, settle
 
 STEPS_MAX = 60
-
-
-class FixedChoices(random.Random):
-    """Choices under which pods have no gates, and a process never holds its submission."""
-
-    def random(self) -> float:
-        return 0.99
 
 
 class MortalOperator(ModelOperator):

@@ -120,3 +120,9 @@ def test_suspension_policy_does_not_apply_until_the_run_is_resumed() -> None:
     attempt = last_attempt_of(plan)
     assert (attempt.cause, attempt.end, attempt.charged_to) == ("Stopped", "Presumed", None)
     assert created(plan_of(resumed.with_status(status_of(plan)), TERMINATING, now=12)) == [2]
+
+
+def test_decide_terminating_pod_is_awaited_if_the_run_would_end_with_the_first_status() -> None:
+    """The deadline of the run counts from the first attempt that status lists."""
+    plan = plan_of(IMPATIENT.with_spec(deadlines={"runSeconds": 5}), TERMINATING)
+    assert (plan.status, plan.actions) == (None, ())
