@@ -30,11 +30,14 @@ from reattach.api.reasons import EventReason, Reason
 from reattach.api.state import JobState, JobSummary, StateView
 from reattach.api.taskrun import AttemptPurpose
 from reattach.cluster import (
+    BadRequestError,
+    ClusterError,
     ConflictError,
     ForbiddenError,
     InvalidError,
     NotFoundError,
     Reference,
+    TooManyRequestsError,
     UnavailableError,
     paths,
 )
@@ -317,6 +320,24 @@ async def test_executor_pod_whose_deadline_can_not_be_lowered_is_deleted() -> No
     await scene.reconciler.reconcile(KEY)
 
     assert (scene.asked("PATCH"), scene.asked("DELETE")) == ([path], [path])
+
+
+@pytest.mark.parametrize("status, kind", [(400, BadRequestError), (422, InvalidError), (429, TooManyRequestsError)])
+async def test_executor_pod_that_a_webhook_does_not_let_us_stop_is_deleted(
+    status: int, kind: type[ClusterError]
+) -> None:
+    scene = scene_with(StopPod("load-0ld00-1", "p1", NOW))
+    scene.client.failing = kind(status, "Denied", 'admission webhook "pods.example" denied the request')
+    await scene.reconciler.reconcile(KEY)
+    assert scene.asked("DELETE") == [paths.pods(KEY.namespace, "load-0ld00-1")]
+
+
+async def test_executor_pod_whose_stop_fails_for_now_is_not_deleted() -> None:
+    scene = scene_with(StopPod("load-0ld00-1", "p1", NOW))
+    scene.client.failing = UnavailableError(503, "Unavailable", "try again")
+    with pytest.raises(UnavailableError):
+        await scene.reconciler.reconcile(KEY)
+    assert scene.asked("DELETE") == []
 
 
 async def test_executor_pod_is_stopped_by_its_deadline_and_not_deleted() -> None:
