@@ -200,10 +200,11 @@ class PlanExecutor:
         """Remove our finalizer from the pod, and delete the pod before if it is not kept.
 
         If the pod has changed since it was read, only read it again, because a new decision is
-        needed.
+        needed. A pod without an owner (after kubectl delete --cascade=orphan) is not deleted.
         """
         metadata = pod.metadata
-        if FINALIZER_ATTEMPT in metadata.finalizers and metadata.deletion_timestamp is None and not is_kept(pod):
+        is_ours = FINALIZER_ATTEMPT in metadata.finalizers and metadata.taskrun_uid is not None
+        if is_ours and metadata.deletion_timestamp is None and not is_kept(pod):
             deleted = await self.delete(metadata.namespace, DeletePod(metadata.name, metadata.uid))
             if deleted is None:
                 return

@@ -373,6 +373,17 @@ async def test_reconciler_pod_that_is_not_kept_is_deleted_before_its_release_whe
     assert writes == ["DELETE"] * deletions + ["PATCH"]
 
 
+async def test_reconciler_pod_that_has_no_owner_any_more_is_released_and_not_deleted() -> None:
+    scene = Scene()
+    retention = {"reattach.dev/pod-retention": "None", "reattach.dev/container": "task"}
+    metadata = owned("load-0ld00-1", "p1", None, FINALIZER_ATTEMPT, annotations=retention)
+    scene.pods.upsert(Pod(metadata=metadata, spec=PodSpec(node_name="node"), status=PodStatus(phase="Failed")))
+
+    await scene.reconciler.reconcile(KEY)
+
+    assert (scene.asked("DELETE"), scene.asked("PATCH")) == ([], [paths.pods(KEY.namespace, "load-0ld00-1")])
+
+
 async def test_a_pod_lost_with_its_node_is_let_go_of_when_its_taskrun_is_gone() -> None:
     scene = Scene()
     scene.pods.upsert(lost_pod())
