@@ -149,6 +149,8 @@ def _is_done(context: DecisionContext, _final: FinalOutcome) -> str | None:
     ended = conditions.last_attempt(context.status.attempts, AttemptPurpose.CLEANUP)
     if ended is None or ended.cause != Cause.SUCCEEDED or _was_job_reported_since(context, ended):
         return None
+    if any(holds.has_new_evidence(context, job) for job in context.jobs if job.is_open and job.handle is None):
+        return None
     return f"Cleanup attempt {ended.number} ended without cancelling it; it may have no adapter for the job."
 
 

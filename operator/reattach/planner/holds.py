@@ -75,19 +75,23 @@ def unresolved_jobs(context: DecisionContext) -> tuple[JobSummary, ...]:
 def holds_ended_by_evidence(context: DecisionContext) -> tuple[tuple[str, int], ...]:
     """Return the held jobs that the next attempt resolves again, because evidence has come.
 
-    Each attempt that may have submitted such a job has ended for certain. At least one of these
-    ends was presumed when the newest attempt began. An attempt that begins after the evidence can't
-    be held for the presumed end, so evidence ends a hold once.
+    An attempt that begins after the evidence can't be held for the presumed end, so evidence ends a
+    hold once.
+    """
+    held = (job for job in unresolved_jobs(context) if job.handle is None)
+    return tuple(external_jobs.job_id(job) for job in held if has_new_evidence(context, job))
+
+
+def has_new_evidence(context: DecisionContext, job: JobSummary) -> bool:
+    """Return whether each attempt that may have submitted the job has ended for certain.
+
+    At least one of these ends was presumed when the newest attempt began.
     """
     entries = {entry.number: entry for entry in context.status.attempts}
-
-    def is_ended(job: JobSummary) -> bool:
-        submitters = [entries.get(number) for number in job.submitters]
-        known = [entry for entry in submitters if entry is not None and entry.end == End.REPORTED]
-        since = [entry.reported_at_attempt for entry in known if entry.reported_at_attempt is not None]
-        return len(known) == len(submitters) and max(since, default=0) >= context.last_number
-
-    return tuple(external_jobs.job_id(job) for job in unresolved_jobs(context) if job.handle is None and is_ended(job))
+    submitters = [entries.get(number) for number in job.submitters]
+    known = [entry for entry in submitters if entry is not None and entry.end == End.REPORTED]
+    since = [entry.reported_at_attempt for entry in known if entry.reported_at_attempt is not None]
+    return len(known) == len(submitters) and max(since, default=0) >= context.last_number
 
 
 def job_failed_by_resolution(context: DecisionContext) -> JobSummary | None:
@@ -109,7 +113,12 @@ def describe_unresolved(context: DecisionContext, waiting: tuple[JobSummary, ...
 
 
 def _evidence_hint(context: DecisionContext, waiting: tuple[JobSummary, ...]) -> str:
-    """Return a sentence that names the node whose taint would end the hold."""
+    """Return a sentence that names the node whose taint would end the hold.
+
+    A run that ends may have no cleanup attempt left, so nothing is promised.
+    """
+    if context.status.ending is not None:
+        return ""
     submitters = {number for job in waiting for number in job.submitters}
     presumed = (view.entry for view in context.attempts if view.number in submitters and view.is_presumed)
     node = next((one.node for one in presumed if one and context.observed.nodes.get(one.node) is not None), None)

@@ -135,7 +135,8 @@ def _is_found(pattern: str, text: str) -> bool:
     try:
         return re2.search(pattern, text, options) is not None
     except re2.error as error:
-        raise _PatternError(str(error)) from error
+        why = error.args[0]
+        raise _PatternError(why.decode() if isinstance(why, bytes) else str(why)) from error
 
 
 def _with_notes(message: str, notes: Sequence[str]) -> str:

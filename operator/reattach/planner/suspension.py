@@ -9,6 +9,8 @@ is resumed meanwhile, because the seal may already keep it from continuing. The 
 attempt is above the seal, so it opens the state and reattaches.
 """
 
+from datetime import timedelta
+
 import msgspec
 
 from reattach.api.reasons import SENTENCES, Reason
@@ -39,11 +41,20 @@ def with_suspension(context: DecisionContext) -> DecisionContext:
 
 
 def without_suspension(context: DecisionContext) -> TaskRunStatus:
-    """Return the status with the end of the suspension, if there is one."""
-    suspension = context.status.suspension
+    """Return the status with the end of the suspension, if there is one.
+
+    A suspension counts neither towards the deadline of the run nor towards that of a wait.
+    """
+    suspension, waits_since = context.status.suspension, context.status.not_ready_start_time
     if suspension is None or suspension.start_time is None:
         return context.status
-    status = msgspec.structs.replace(context.status, suspension=Suspension(total_seconds=context.suspended_seconds))
+    if waits_since is not None:
+        waits_since += timedelta(seconds=context.suspended_seconds - suspension.total_seconds)
+    status = msgspec.structs.replace(
+        context.status,
+        suspension=Suspension(total_seconds=context.suspended_seconds),
+        not_ready_start_time=waits_since,
+    )
     return conditions.without_suspended(status, context.now)
 
 

@@ -162,7 +162,7 @@ class PlanExecutor:
     async def stop(self, namespace: str, action: StopPod) -> None:
         """Let the kubelet end the pod, without a deletion, which would remove the pod and its log.
 
-        The pod is deleted if that is refused, for example by a policy of the cluster.
+        The pod is deleted if that is refused, for example by a policy or a webhook of the cluster.
         """
         body = {
             "metadata": {"uid": action.uid, "annotations": {ANNOTATION_STOP_TIME: action.time.isoformat()}},
@@ -171,7 +171,10 @@ class PlanExecutor:
         path = paths.pods(namespace, action.name)
         try:
             await self._write_pod(path, action.uid, self._writer.merge_patch(path, body))
-        except (ForbiddenError, InvalidError) as error:
+        except ClusterError as error:
+            is_refused = isinstance(error, BadRequestError | ForbiddenError | InvalidError)
+            if not is_refused and not is_webhook_denial(error):
+                raise
             _log.warning("Deleting pod %s/%s, because it can't be kept: %s", namespace, action.name, error)
             await self.delete(namespace, DeletePod(action.name, action.uid))
 
@@ -197,10 +200,11 @@ class PlanExecutor:
         """Remove our finalizer from the pod, and delete the pod before if it is not kept.
 
         If the pod has changed since it was read, only read it again, because a new decision is
-        needed.
+        needed. A pod without an owner (after kubectl delete --cascade=orphan) is not deleted.
         """
         metadata = pod.metadata
-        if FINALIZER_ATTEMPT in metadata.finalizers and metadata.deletion_timestamp is None and not is_kept(pod):
+        is_ours = FINALIZER_ATTEMPT in metadata.finalizers and metadata.taskrun_uid is not None
+        if is_ours and metadata.deletion_timestamp is None and not is_kept(pod):
             deleted = await self.delete(metadata.namespace, DeletePod(metadata.name, metadata.uid))
             if deleted is None:
                 return

@@ -21,8 +21,9 @@ from builders import (
     observed,
     plan_of,
     status_of,
+    teardown_plan_of,
 )
-from reattach.api.taskrun import Attempt
+from reattach.api.taskrun import Attempt, AttemptPurpose
 from reattach.planner.decide import decide
 from reattach.planner.plan import CreatePod, EndHolds, NodeFacts, ReadNodes, ReleasePod
 
@@ -269,3 +270,30 @@ def test_message_of_the_hold_says_how_to_give_evidence_if_nodes_can_be_read() ->
     long = message(ALIVE, a_job(None, key="k" * 128, held=True, holds=1, submitters=(1,), message="m" * 512))
     assert len(long.encode()) <= 1024
     assert "--fail" in long
+
+
+def ending_with(job: Any, facts: NodeFacts, *cleanups: dict[str, Any]) -> tuple[list[int], str]:
+    """Return the new cleanup pods and the status of a cancelled run after cleanup attempts."""
+    taskrun = presumed(a_taskrun(cancel=True).with_finalizer().with_state())
+    for number, more in enumerate(cleanups, 2):
+        ended = {"finish_time": at(400), "end": "Reported", "cause": "Succeeded", "purpose": AttemptPurpose.CLEANUP}
+        taskrun = taskrun.with_attempt(number, **ended)
+        if more:
+            first = msgspec.structs.replace(taskrun.status.attempts[0], **more)
+            taskrun = taskrun.with_status(attempts=(first, *taskrun.status.attempts[1:]))
+    state = a_state(2, jobs=[job], can_cleanup=True, purpose=AttemptPurpose.CLEANUP)
+    plan = teardown_plan_of(taskrun, state=state, nodes={"node-1": facts}, now=450)
+    return [create.attempt for create in actions_of(plan, CreatePod)], str(plan.status)
+
+
+def test_evidence_that_comes_after_the_cleanup_starts_one_more_cleanup_attempt() -> None:
+    job = a_job(None, submitters=(1,))
+    assert ending_with(job, TAINTED, {})[0] == [3]
+    known = {"end": "Reported", "reported_at_attempt": 2}
+    assert ending_with(job, TAINTED, known, {})[0] == []
+    assert ending_with(a_job(None, submitters=(1, 2)), ALIVE, {})[0] == []
+
+
+def test_hold_of_a_run_that_ends_promises_no_next_attempt() -> None:
+    created, message = ending_with(a_job(None, submitters=(1,)), ALIVE, {})
+    assert (created, "Manual resolution required" in message, "next attempt" in message) == ([], True, False)

@@ -280,6 +280,7 @@ def test_pattern_that_does_not_compile_matches_nothing_and_is_reported(pattern: 
     message = last(status).message
     assert message is not None
     assert "(spec.retry.rules[0] can't match, because its messagePattern can't be compiled: " in message
+    assert "compiled: b'" not in message
     assert message.endswith("; spec.retry.rules[1] applied: Retry)")
 
 

@@ -494,3 +494,16 @@ def test_restored_taskrun_stays_held_whether_suspended_or_not() -> None:
     taskrun = SUSPENDED.with_metadata(labels={"velero.io/restore-name": "nightly"})
     assert hold_of(plan_of(taskrun)) == ("True", "Restored")
     assert actions_of(plan_of(taskrun), CreatePod) == []
+
+
+def test_time_of_a_suspension_does_not_count_towards_the_wait_for_what_is_not_ready() -> None:
+    late = {"deadlines": {"notReadySeconds": 100}}
+    waiting = a_taskrun(suspend=True, **late).with_failed_attempt(1, "NotReady", "notReady")
+    waiting = waiting.with_status(not_ready_start_time=at(5))
+    again = after(resumed(after(waiting, now=10)), now=510)
+    assert again.status.not_ready_start_time == at(505)
+    message = (
+        '{"reattach": "v1", "kind": "RetryLater", "message": "no input", "retryAfterSeconds": 5, "notReady": true}'
+    )
+    plan = plan_of(again, a_pod(2).exited(1, seconds=520, message=message), now=525)
+    assert (last_attempt_of(plan).cause, last_attempt_of(plan).charged_to) == ("NotReady", "notReady")

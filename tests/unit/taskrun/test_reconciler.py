@@ -30,11 +30,14 @@ from reattach.api.reasons import EventReason, Reason
 from reattach.api.state import JobState, JobSummary, StateView
 from reattach.api.taskrun import AttemptPurpose
 from reattach.cluster import (
+    BadRequestError,
+    ClusterError,
     ConflictError,
     ForbiddenError,
     InvalidError,
     NotFoundError,
     Reference,
+    TooManyRequestsError,
     UnavailableError,
     paths,
 )
@@ -319,6 +322,24 @@ async def test_executor_pod_whose_deadline_can_not_be_lowered_is_deleted() -> No
     assert (scene.asked("PATCH"), scene.asked("DELETE")) == ([path], [path])
 
 
+@pytest.mark.parametrize("status, kind", [(400, BadRequestError), (422, InvalidError), (429, TooManyRequestsError)])
+async def test_executor_pod_that_a_webhook_does_not_let_us_stop_is_deleted(
+    status: int, kind: type[ClusterError]
+) -> None:
+    scene = scene_with(StopPod("load-0ld00-1", "p1", NOW))
+    scene.client.failing = kind(status, "Denied", 'admission webhook "pods.example" denied the request')
+    await scene.reconciler.reconcile(KEY)
+    assert scene.asked("DELETE") == [paths.pods(KEY.namespace, "load-0ld00-1")]
+
+
+async def test_executor_pod_whose_stop_fails_for_now_is_not_deleted() -> None:
+    scene = scene_with(StopPod("load-0ld00-1", "p1", NOW))
+    scene.client.failing = UnavailableError(503, "Unavailable", "try again")
+    with pytest.raises(UnavailableError):
+        await scene.reconciler.reconcile(KEY)
+    assert scene.asked("DELETE") == []
+
+
 async def test_executor_pod_is_stopped_by_its_deadline_and_not_deleted() -> None:
     scene = Scene()
     scene.has_taskrun(OLD)
@@ -350,6 +371,17 @@ async def test_reconciler_pod_that_is_not_kept_is_deleted_before_its_release_whe
 
     writes = [verb for verb, asked in scene.client.asked if asked == path and verb != "GET"]
     assert writes == ["DELETE"] * deletions + ["PATCH"]
+
+
+async def test_reconciler_pod_that_has_no_owner_any_more_is_released_and_not_deleted() -> None:
+    scene = Scene()
+    retention = {"reattach.dev/pod-retention": "None", "reattach.dev/container": "task"}
+    metadata = owned("load-0ld00-1", "p1", None, FINALIZER_ATTEMPT, annotations=retention)
+    scene.pods.upsert(Pod(metadata=metadata, spec=PodSpec(node_name="node"), status=PodStatus(phase="Failed")))
+
+    await scene.reconciler.reconcile(KEY)
+
+    assert (scene.asked("DELETE"), scene.asked("PATCH")) == ([], [paths.pods(KEY.namespace, "load-0ld00-1")])
 
 
 async def test_a_pod_lost_with_its_node_is_let_go_of_when_its_taskrun_is_gone() -> None:
