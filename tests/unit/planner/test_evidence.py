@@ -24,7 +24,7 @@ from builders import (
 )
 from reattach.api.taskrun import Attempt
 from reattach.planner.decide import decide
-from reattach.planner.plan import CreatePod, EndHolds, NodeFacts, ReadNodes, ReleasePod
+from reattach.planner.plan import AbsentState, CreatePod, EndHolds, NodeFacts, ReadNodes, ReleasePod
 
 TASKRUN = a_taskrun().with_budgets(disruption=5)
 ALIVE = NodeFacts(created=at(-100))
@@ -186,6 +186,17 @@ def test_node_is_read_only_once_its_pod_should_have_ended() -> None:
     seen = observed(TASKRUN, HANGING)
     assert not isinstance(decide(seen, SETTINGS, at(43)), ReadNodes)
     assert decide(seen, SETTINGS, at(44)) == ReadNodes(("node-1",))
+
+
+def test_node_is_read_once_its_pod_counts_as_lost_even_if_that_is_sooner() -> None:
+    taskrun = TASKRUN.with_spec(deadlines={"lostSeconds": 1})
+    seen = observed(taskrun, HANGING, state=AbsentState())
+    assert not isinstance(decide(seen, SETTINGS, at(34)), ReadNodes)
+    assert decide(seen, SETTINGS, at(35)) == ReadNodes(("node-1",))
+
+    lost = held().with_spec(deadlines={"lostSeconds": 1})
+    plan = plan_of(lost, HANGING, now=36, state=a_state(2, jobs=[INTENDED]), nodes={"node-1": ALIVE})
+    assert plan.requeue_at == at(66)
 
 
 def test_node_is_read_again_until_the_pod_counts_as_lost() -> None:
