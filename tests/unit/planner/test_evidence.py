@@ -147,7 +147,13 @@ def test_end_on_a_dead_node_is_recorded_as_reported_without_waiting(facts: NodeF
 
 
 def test_pod_that_the_garbage_collector_failed_is_presumed_unless_its_node_is_dead() -> None:
-    for pod in (HANGING.failed(""), HANGING.failed("NodeLost"), a_pod().waiting("ContainerCreating").failed("")):
+    initialized = a_pod().waiting("PodInitializing").with_init()
+    for pod in (
+        HANGING.failed(""),
+        HANGING.failed("NodeLost"),
+        a_pod().waiting("ContainerCreating").failed(""),
+        initialized.with_container("prepare", init=True, terminated={"exitCode": 0}).failed(""),
+    ):
         assert last_attempt_of(plan_of(TASKRUN, pod, nodes={"node-1": ALIVE})).end == "Presumed"
         assert last_attempt_of(plan_of(TASKRUN, pod, nodes={"node-1": TAINTED})).end == "Reported"
 
