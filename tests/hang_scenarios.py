@@ -14,7 +14,7 @@ from waiting import wait_until
 
 ALL = bool(os.environ.get("REATTACH_ALL"))
 """Set to run all scenarios. Otherwise, `make test` runs a sample."""
-NAMES, NOTHING = "refuse-names", "nothing"
+NAMES, NOTHING, TOKEN = "refuse-names", "nothing", "token"
 NODE = "reattach-worker"
 """Node of the pods, unless a scenario names another one."""
 LOST_NODE = "reattach-control-plane"
@@ -26,7 +26,7 @@ LOST_NODE = "reattach-control-plane"
 PROGRAM = """
 import os, sys, time
 import reattach
-from reattach.adapters.http import CancelRequest, Description, HttpJobs, Names, States, StatusRequest, SubmitRequest
+from reattach.adapters.http import CancelRequest, Description, HttpJobs, Names, States, StatusRequest, SubmitRequest, Token
 from reattach.task.client import Timing
 from reattach.task.context import TaskContext
 from reattach.task.settings import from_environment
@@ -35,14 +35,22 @@ NAME, CAN, STALLS_AT, SECONDS = sys.argv[1:]
 
 states = States(active=("RUNNING",), succeeded=("SUCCEEDED",), failed=("FAILED",), cancelled=("CANCELLED",))
 unique = CAN == "refuse-names"
+token = CAN == "token"
 jobs = Description(
     address="http://jobserver:8000",
-    submit=SubmitRequest(path="/jobs", body={"name": "{name}"} if unique else {}, handle="id", exists=(409,) if unique else ()),
+    submit=SubmitRequest(
+        path="/jobs",
+        headers={"Idempotency-Key": "{token}"} if token else {},
+        body={"name": "{name}"} if unique else {},
+        handle="id",
+        exists=(409,) if unique else (),
+    ),
     status=StatusRequest(
         path="/jobs/{handle}", state="status", states=states, result="rows_written", not_found_says="no job"
     ),
     cancel=CancelRequest(path="/jobs/{handle}/cancel"),
     names=Names(retention_seconds=None) if unique else None,
+    token=Token(lifetime_seconds=86400) if token else None,
     poll_seconds=0.5,
 )
 
@@ -70,12 +78,16 @@ TaskContext(from_environment(os.environ), timing=Timing(on_step=at)).run(main)
 
 @dataclass(frozen=True)
 class HangScenario:
-    """One TaskRun: mode of the external system, step of the hang, node, and seconds of the job."""
+    """One TaskRun: mode of the external system, step of the hang, node, and seconds of the job.
+
+    `lost_seconds`: `spec.deadlines.lostSeconds`.
+    """
 
     mode: str
     stalls_at: str
     node: str = NODE
     seconds: float = 3.0
+    lost_seconds: int = 1
 
 
 def start_scenarios(release: Cluster, scenarios: Mapping[str, HangScenario], namespace: str) -> dict[str, str]:
@@ -110,7 +122,7 @@ def manifest_of(name: str, scenario: HangScenario) -> str:
                 "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": preferred}]
             }
         }
-    return taskrun(name, container, pod, deadlines={"lostSeconds": 1})
+    return taskrun(name, container, pod, deadlines={"lostSeconds": scenario.lost_seconds})
 
 
 def _stalled_pods(release: Cluster, namespace: str) -> dict[str, str]:
@@ -134,10 +146,22 @@ def lost_node(release: Cluster) -> Iterator[None]:
         yield
     finally:
         _run_on(LOST_NODE, "systemctl", "start", "kubelet")
-        wait_until(lambda: _is_ready(release), seconds=90, what=f"{LOST_NODE} is ready again", every=0.5)
+        wait_until(lambda: is_ready(release), seconds=90, what=f"{LOST_NODE} is ready again", every=0.5)
 
 
-def _is_ready(release: Cluster) -> bool:
+@contextmanager
+def out_of_service(release: Cluster) -> Iterator[None]:
+    """Set the taint `node.kubernetes.io/out-of-service` on `LOST_NODE` during the block."""
+    taint = "node.kubernetes.io/out-of-service"
+    try:
+        release.kubectl("taint", "node", LOST_NODE, f"{taint}=nodeshutdown:NoExecute")
+        yield
+    finally:
+        release.kubectl("taint", "node", LOST_NODE, f"{taint}-")
+
+
+def is_ready(release: Cluster) -> bool:
+    """Return whether `LOST_NODE` is ready."""
     node = json.loads(release.kubectl("get", "node", LOST_NODE, "--output", "json"))
     return bool(condition_of(node, "Ready")["status"] == "True")
 
@@ -155,6 +179,15 @@ class Processes:
 
     def kill(self) -> None:
         _run_on(self._node, "kill", "-9", *self._found)
+
+    def freeze(self) -> None:
+        """Stop all processes with SIGSTOP."""
+        _run_on(self._node, "kill", "-STOP", *self._found)
+
+    def wake(self) -> None:
+        """End the hang of all processes, and continue them with SIGCONT."""
+        self.resume()
+        _run_on(self._node, "kill", "-CONT", *self._found)
 
 
 def log_on(node: str, pod: str, namespace: str) -> str:

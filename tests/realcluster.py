@@ -108,9 +108,16 @@ class Cluster:
         """What a container wrote."""
         return self.kubectl("logs", pod, "--container", container, namespace=namespace)
 
-    def start_jobserver(self, namespace: str) -> None:
-        """The outside system of the examples, until it answers by its Service: on a node that comes a little after it is ready."""
+    def start_jobserver(self, namespace: str, mode: str | None = None) -> None:
+        """The outside system of the examples, until it answers by its Service: on a node that comes a little after it is ready.
+
+        `mode` replaces the mode of the example.
+        """
         self.apply(REPOSITORY / "examples/jobserver", namespace)
+        if mode is not None:
+            command = {"op": "replace", "path": "/spec/template/spec/containers/0/command/5", "value": mode}
+            patch = ("--type=json", "--patch", json.dumps([command]))
+            self.kubectl("patch", "deployment/jobserver", *patch, namespace=namespace)
         self.kubectl("rollout", "status", "deployment/jobserver", "--timeout=90s", namespace=namespace)
         ask = "import urllib.request; urllib.request.urlopen('http://jobserver:8000/healthz', timeout=5)"
 

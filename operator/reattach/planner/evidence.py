@@ -64,7 +64,7 @@ def with_sentence(message: str, sentence: str) -> str:
 def _lacks_evidence(context: DecisionContext, view: AttemptView) -> bool:
     if view.pod is not None and context.is_overdue(view.pod):
         return True
-    if view.pod is not None and not podstatus.is_terminal(view.pod):
+    if view.pod is not None and not context.is_pod_over(view.pod):
         return False
     return view.is_presumed if view.recorded else end_of(context, view)[0] is End.PRESUMED
 

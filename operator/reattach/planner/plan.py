@@ -171,7 +171,7 @@ class CopyState:
 
 @dataclass(frozen=True, slots=True)
 class ReadNodes:
-    """Read these Nodes, each at most every 30 s, and decide again with the facts."""
+    """Read these Nodes, and decide again with the facts."""
 
     names: tuple[str, ...]
 

@@ -103,8 +103,10 @@ def _is_failed_by_kubelet(pod: Pod) -> bool:
     if target is not None and target.reason == _COLLECTED:
         return False
     has_reason = pod.status.reason not in {"", _NODE_LOST}
+    # After init containers that succeeded, the kubelet may still start the task's container.
     ended = (status.state.terminated for status in pod.status.init_container_statuses)
-    return has_reason or any(ended) or (ready is not None and ready.reason == _POD_FAILED)
+    has_failed_init = any(one is not None and one.exit_code != 0 for one in ended)
+    return has_reason or has_failed_init or (ready is not None and ready.reason == _POD_FAILED)
 
 
 def is_forced(pod: Pod) -> bool:

@@ -25,7 +25,7 @@ from builders import (
 )
 from reattach.api.taskrun import Attempt, AttemptPurpose
 from reattach.planner.decide import decide
-from reattach.planner.plan import CreatePod, EndHolds, NodeFacts, ReadNodes, ReleasePod
+from reattach.planner.plan import AbsentState, CreatePod, EndHolds, NodeFacts, ReadNodes, ReleasePod
 
 TASKRUN = a_taskrun().with_budgets(disruption=5)
 ALIVE = NodeFacts(created=at(-100))
@@ -148,7 +148,13 @@ def test_end_on_a_dead_node_is_recorded_as_reported_without_waiting(facts: NodeF
 
 
 def test_pod_that_the_garbage_collector_failed_is_presumed_unless_its_node_is_dead() -> None:
-    for pod in (HANGING.failed(""), HANGING.failed("NodeLost"), a_pod().waiting("ContainerCreating").failed("")):
+    initialized = a_pod().waiting("PodInitializing").with_init()
+    for pod in (
+        HANGING.failed(""),
+        HANGING.failed("NodeLost"),
+        a_pod().waiting("ContainerCreating").failed(""),
+        initialized.with_container("prepare", init=True, terminated={"exitCode": 0}).failed(""),
+    ):
         assert last_attempt_of(plan_of(TASKRUN, pod, nodes={"node-1": ALIVE})).end == "Presumed"
         assert last_attempt_of(plan_of(TASKRUN, pod, nodes={"node-1": TAINTED})).end == "Reported"
 
@@ -187,6 +193,17 @@ def test_node_is_read_only_once_its_pod_should_have_ended() -> None:
     seen = observed(TASKRUN, HANGING)
     assert not isinstance(decide(seen, SETTINGS, at(43)), ReadNodes)
     assert decide(seen, SETTINGS, at(44)) == ReadNodes(("node-1",))
+
+
+def test_node_is_read_once_its_pod_counts_as_lost_even_if_that_is_sooner() -> None:
+    taskrun = TASKRUN.with_spec(deadlines={"lostSeconds": 1})
+    seen = observed(taskrun, HANGING, state=AbsentState())
+    assert not isinstance(decide(seen, SETTINGS, at(34)), ReadNodes)
+    assert decide(seen, SETTINGS, at(35)) == ReadNodes(("node-1",))
+
+    lost = held().with_spec(deadlines={"lostSeconds": 1})
+    plan = plan_of(lost, HANGING, now=36, state=a_state(2, jobs=[INTENDED]), nodes={"node-1": ALIVE})
+    assert plan.requeue_at == at(66)
 
 
 def test_node_is_read_again_until_the_pod_counts_as_lost() -> None:
