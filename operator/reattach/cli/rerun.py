@@ -8,7 +8,6 @@ from typing import Any
 
 from reattach.api.names import ANNOTATION_CLEANUP_OF, ANNOTATION_RERUN_OF, API_VERSION, KIND, NAME_MAX
 from reattach.api.objects import Shape
-from reattach.api.reasons import ConditionType, Reason
 from reattach.api.state import JobState
 from reattach.api.taskrun import ExternalJobStatus, TaskRun
 from reattach.api.text import one_line, shell_command
@@ -19,7 +18,7 @@ from reattach.cli.queries import read_taskrun_json, to_taskrun
 from reattach.cli.resolve import FIELD_MANAGER
 from reattach.cli.text import listed
 from reattach.cluster import ConflictError, paths
-from reattach.planner.conditions import find_condition, progress_condition
+from reattach.planner.conditions import has_unrecorded_orphans, progress_condition
 
 JSON = dict[str, Any]
 
@@ -101,8 +100,7 @@ class EndedRun:
     @property
     def is_unrecorded(self) -> bool:
         """Return whether the operator could not store the record. Then no job was dismissed."""
-        shown = find_condition(self.taskrun.status.conditions, ConditionType.ORPHANED)
-        return shown is not None and shown.reason == Reason.ORPHANS_UNRECORDED
+        return has_unrecorded_orphans(self.taskrun.status)
 
 
 async def read_ended(connection: ClusterConnection, name: str) -> EndedRun:

@@ -117,6 +117,12 @@ def with_unrecorded_orphans(status: TaskRunStatus, now: datetime) -> TaskRunStat
     return _with_condition(status, ConditionType.ORPHANED, _TRUE, (Reason.ORPHANS_UNRECORDED, message), now)
 
 
+def has_unrecorded_orphans(status: TaskRunStatus) -> bool:
+    """Return whether no record lists the orphaned jobs, because it could not be stored."""
+    shown = find_condition(status.conditions, ConditionType.ORPHANED)
+    return shown is not None and shown.reason == Reason.ORPHANS_UNRECORDED
+
+
 def with_predecessors(status: TaskRunStatus, message: str, now: datetime) -> TaskRunStatus:
     """Return the status with the condition PredecessorOrphaned set to True."""
     shown = (Reason.PREDECESSOR_LEFT_JOBS, message)

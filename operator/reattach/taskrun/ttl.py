@@ -20,6 +20,7 @@ from reattach.api.reasons import Outcome
 from reattach.api.taskrun import TaskRun
 from reattach.cluster import Cluster, ClusterError, ConflictError, GoneError, NotFoundError, Reference, paths
 from reattach.cluster.errors import is_webhook_denial
+from reattach.planner import conditions
 from reattach.runtime.controller import Start
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.object_store import ObjectStore
@@ -267,10 +268,13 @@ class TtlController:
 def expiry_of(taskrun: TaskRun) -> datetime | None:
     """Return when to delete an ended TaskRun.
 
-    Return None if it has no ttl, is being deleted, or has another manager.
+    Return None if it has no ttl, is being deleted, or has another manager. If no record lists its
+    orphaned jobs, only its status does.
     """
     status, ttl = taskrun.status, taskrun.spec.ttl
     if status.completion_time is None or taskrun.metadata.deletion_timestamp is not None or not is_ours(taskrun):
+        return None
+    if conditions.has_unrecorded_orphans(status):
         return None
     match status.outcome:
         case Outcome.SUCCEEDED:

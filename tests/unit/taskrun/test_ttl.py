@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from reattach.api.objects import ObjectMeta
+from reattach.api.objects import Condition, ObjectMeta
 from reattach.api.taskrun import TaskRun, TaskRunSpec, TaskRunStatus, Ttl
 from reattach.cluster import UnavailableError
 from reattach.runtime.metrics import OperatorMetrics
@@ -23,6 +23,7 @@ from reattach.taskrun.ttl import PENDING_MAX, TtlController, expiry_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENDED = NOW - timedelta(minutes=1)
+UNRECORDED = Condition(type="Orphaned", status="True", reason="OrphansUnrecorded", last_transition_time=NOW)
 EACH = Ttl(succeeded_seconds=1, failed_seconds=2, cancelled_seconds=3)
 
 
@@ -53,6 +54,7 @@ def test_expiry_depends_on_the_field_of_the_outcome(outcome: str, seconds: int) 
         with_spec(ended(outcome=None), ttl=EACH),
         with_spec(ended(outcome="Unheard"), ttl=EACH),
         ended(completion_time=None),
+        ended(orphaned=True, conditions=(UNRECORDED,)),
         ended(completion_time=datetime.max.replace(tzinfo=UTC), seconds=1),
         with_spec(ended(), managed_by="example.com/other"),
         msgspec.structs.replace(ended(), metadata=ObjectMeta(name="load", deletion_timestamp=NOW)),
