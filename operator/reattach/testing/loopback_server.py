@@ -52,3 +52,4 @@ class LoopbackServer:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)  # a closed transport closes its socket in the next iteration of the loop

@@ -215,7 +215,7 @@ def test_colours_are_for_terminals_and_no_color_turns_them_off(run: Run, viewer:
 @pytest.mark.parametrize(
     "words, offered",
     [
-        (["re"], {"resolve", "release"}),
+        (["re"], {"resolve", "release", "rerun", "resume"}),
         (["explain", ""], {"load"}),
         (["explain", "x"], set()),
         (["state", ""], {"get", "ls", "set", "rm", "export", "import"}),

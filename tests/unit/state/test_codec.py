@@ -295,6 +295,7 @@ def test_the_operator_sees_jobs_seal_and_counts() -> None:
         held=True,
         holds=2,
         message="why",
+        submitters=(1,),
         strays=("job-8",),
     )
     for seen in (view, summary):
