@@ -15,10 +15,9 @@ import pytest
 
 from apicalls import Event, call_of
 from controlplane import ControlPlane
-from operator_process import Containers, Kubelet, Operators, Script, Stage, kubelet_of, stage_of
+from operator_process import Containers, Kubelet, Operators, Script, Stage, stage_of
 from reattach.api.names import LABEL_PURPOSE
 from reattach.cluster.paths import events, taskruns
-from stateapi import Servers
 from taskscripts import Tasks
 from waiting import wait_until
 
@@ -100,32 +99,12 @@ state_api: 5 update configmaps [1204, 1413, 1598, 1752, 1800]
 """How often, what was called, and the bytes of each request's body in order. A read has none; a TokenReview has one, which is not logged."""
 
 
-@pytest.fixture(scope="module")
-def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
-    with kubelet_of(control_plane) as kubelet:
-        yield kubelet
-
-
-@pytest.fixture(scope="module")
-def operators(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operators]:
-    operators = Operators(control_plane, tmp_path_factory.mktemp("operators"))
-    yield operators
-    operators.stop()
-
-
 @pytest.fixture
 def stage(control_plane: ControlPlane, operators: Operators, kubelet: Kubelet) -> Iterator[Stage]:
     """An operator that has finished a run already, so that nothing of its start is counted."""
     with stage_of(control_plane, operators, kubelet) as stage:
         finish(stage, "first", end)
         yield stage
-
-
-@pytest.fixture(scope="module")
-def tasks(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tasks]:
-    servers = Servers(control_plane, tmp_path_factory.mktemp("state-api"))
-    yield Tasks(control_plane, servers.start())
-    servers.stop()
 
 
 def end(containers: Containers) -> None:

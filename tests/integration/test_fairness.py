@@ -46,13 +46,6 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningC
 
 
 @pytest.fixture(scope="module")
-def operators(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operators]:
-    operators = Operators(control_plane, tmp_path_factory.mktemp("operators"))
-    yield operators
-    operators.stop()
-
-
-@pytest.fixture(scope="module")
 def full(control_plane: ControlPlane) -> Cluster:
     """Namespace whose quota allows no pod, with `COUNT` TaskRuns."""
     cluster = Cluster(control_plane, control_plane.create_namespace("a"))

@@ -22,7 +22,6 @@ from operator_process import (
     Stage,
     condition,
     fail,
-    kubelet_of,
     limit_pods,
     run_on,
     stage_of,
@@ -36,26 +35,6 @@ from waiting import wait_until
 JSON = dict[str, Any]
 
 FAST = {"initialSeconds": 1, "jitterPercent": 0}
-
-
-@pytest.fixture(scope="module")
-def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
-    with kubelet_of(control_plane) as kubelet:
-        yield kubelet
-
-
-@pytest.fixture(scope="module")
-def operators(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operators]:
-    operators = Operators(control_plane, tmp_path_factory.mktemp("operators"))
-    yield operators
-    operators.stop()
-
-
-@pytest.fixture(scope="module")
-def stage(control_plane: ControlPlane, operators: Operators, kubelet: Kubelet) -> Iterator[Stage]:
-    """Shared by the tests that leave the operator alone; each uses names of its own."""
-    with stage_of(control_plane, operators, kubelet) as stage:
-        yield stage
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 
 from controlplane import ControlPlane
 from crash_points import crash_at_each_write
-from operator_process import Containers, Kubelet, Operators, kubelet_of
-from proxy import Proxy, proxy_to
+from operator_process import Containers, Kubelet, Operators
+from proxy import Proxy
 from reattach.api.names import LABEL_PURPOSE
 from reattach.cluster.paths import taskruns
 from run_histories import NAME, HistoryRunner, RunHistory, Scenario, normalised
@@ -24,18 +24,6 @@ from taskscripts import Tasks
 JSON = dict[str, Any]
 ONE_IN = 1 if os.environ.get("REATTACH_ALL") else 3
 """Share of the crash points of a run with a cleanup, which has the most writes."""
-
-
-@pytest.fixture(scope="module")
-def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
-    with kubelet_of(control_plane) as kubelet:
-        yield kubelet
-
-
-@pytest.fixture(scope="module")
-def proxy(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    with proxy_to(control_plane, tmp_path_factory.mktemp("proxy")) as proxy:
-        yield proxy
 
 
 @pytest.fixture

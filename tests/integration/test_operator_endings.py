@@ -5,7 +5,7 @@ The operator, the state API and the API server are real. The test plays the node
 
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,6 @@ from operator_process import (
     Script,
     Stage,
     condition,
-    kubelet_of,
     limit_pods,
     run_on,
     stage_of,
@@ -37,7 +36,7 @@ from reattach.api.names import (
     pod_name,
 )
 from reattach.cluster.paths import configmaps, events, namespace_of, pods, taskruns
-from stateapi import Servers, code_of
+from stateapi import code_of
 from taskscripts import Tasks, evicted, stay
 from waiting import wait_until
 
@@ -48,27 +47,6 @@ PERMANENT = '{"reattach":"v1","kind":"Permanent","message":"the input is wrong"}
 ORPHANS = 'reattach_orphaned_jobs_total{reason="Cancelled"}'
 CLEANUPS = 'reattach_cleanups_total{result="Succeeded"}'
 NO_RETRY = {"retry": {"budgets": {"application": 0}}}
-
-
-@pytest.fixture(scope="module")
-def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
-    with kubelet_of(control_plane) as kubelet:
-        yield kubelet
-
-
-@pytest.fixture(scope="module")
-def stage(control_plane: ControlPlane, kubelet: Kubelet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    operators = Operators(control_plane, tmp_path_factory.mktemp("operators"))
-    with stage_of(control_plane, operators, kubelet) as stage:
-        yield stage
-    operators.stop()
-
-
-@pytest.fixture(scope="module")
-def tasks(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tasks]:
-    servers = Servers(control_plane, tmp_path_factory.mktemp("state-api"))
-    yield Tasks(control_plane, servers.start())
-    servers.stop()
 
 
 def first_then(run: Script, cleanup: Script) -> Callable[[int], Script]:

@@ -1,17 +1,15 @@
 """Runs with external jobs: the real operator, the real state API and the real API server; tasks and the node are played."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from controlplane import ControlPlane, ControlPlaneError
-from operator_process import Cluster, Kubelet, Operators, Stage, condition, kubelet_of, run_on, stage_of
+from operator_process import Cluster, Kubelet, Operators, Stage, condition, run_on
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE
 from reattach.cluster.paths import configmaps, events, taskruns
-from stateapi import Servers
 from taskscripts import Tasks, evicted, stay
 from waiting import wait_until
 
@@ -19,27 +17,6 @@ JSON = dict[str, Any]
 FAST = {"initialSeconds": 1, "jitterPercent": 0}
 SLOW = 90
 """Seconds that anything may take on a busy machine."""
-
-
-@pytest.fixture(scope="module")
-def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
-    with kubelet_of(control_plane) as kubelet:
-        yield kubelet
-
-
-@pytest.fixture(scope="module")
-def stage(control_plane: ControlPlane, kubelet: Kubelet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    operators = Operators(control_plane, tmp_path_factory.mktemp("operators"))
-    with stage_of(control_plane, operators, kubelet) as stage:
-        yield stage
-    operators.stop()
-
-
-@pytest.fixture(scope="module")
-def tasks(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tasks]:
-    servers = Servers(control_plane, tmp_path_factory.mktemp("state-api"))
-    yield Tasks(control_plane, servers.start())
-    servers.stop()
 
 
 def jobs_of(status: JSON) -> list[tuple[str, str | None, str]]:

@@ -22,13 +22,6 @@ def namespaces(control_plane: ControlPlane) -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def operators(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operators]:
-    operators = Operators(control_plane, tmp_path_factory.mktemp("operators"))
-    yield operators
-    operators.stop()
-
-
-@pytest.fixture(scope="module")
 def operator(operators: Operators, namespaces: list[str]) -> Operator:
     """Operator with its sweep off, so that only a watch can bring a TaskRun. Not known to be ready yet."""
     return operators.make("--sweep-seconds", "86400", namespaces=namespaces).start(wait=False)

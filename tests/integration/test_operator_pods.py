@@ -19,12 +19,10 @@ from operator_process import (
     Operators,
     Script,
     Stage,
-    kubelet_of,
     run_on,
-    stage_of,
     succeed,
 )
-from proxy import Proxy, proxy_to
+from proxy import Proxy
 from reattach.api.names import FINALIZER_ATTEMPT
 from reattach.cluster.paths import pods
 from run_histories import HistoryRunner, RunHistory, Scenario, normalised
@@ -35,26 +33,6 @@ ONE_IN = 1 if os.environ.get("REATTACH_ALL") else 100
 """Share of the crash points. Each kind of write is one in any case."""
 WITH_SIDECAR = {"spec": {"containers": [CONTAINER, {"name": "shipper", "image": "shipper:1"}]}}
 RETRY = {"budgets": {"application": 1}, "backoff": {"initialSeconds": 1, "jitterPercent": 0}}
-
-
-@pytest.fixture(scope="module")
-def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
-    with kubelet_of(control_plane) as kubelet:
-        yield kubelet
-
-
-@pytest.fixture(scope="module")
-def stage(control_plane: ControlPlane, kubelet: Kubelet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    operators = Operators(control_plane, tmp_path_factory.mktemp("operators"))
-    with stage_of(control_plane, operators, kubelet) as stage:
-        yield stage
-    operators.stop()
-
-
-@pytest.fixture(scope="module")
-def proxy(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    with proxy_to(control_plane, tmp_path_factory.mktemp("proxy")) as proxy:
-        yield proxy
 
 
 @pytest.fixture

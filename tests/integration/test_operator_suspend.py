@@ -4,19 +4,15 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from apicalls import call_of
 from controlplane import ControlPlane
 from crash_points import crash_at_each_write
-from operator_process import Cluster, Containers, Kubelet, Operators, Script, Stage, condition, kubelet_of, stage_of
-from proxy import Proxy, proxy_to
+from operator_process import Cluster, Containers, Kubelet, Operators, Script, Stage, condition
+from proxy import Proxy
 from reattach.cluster.paths import configmaps, taskruns
 from run_histories import NAME, HistoryRunner, RunHistory, Scenario, normalised
-from stateapi import Servers
 from taskscripts import Tasks
 from waiting import wait_until
 
@@ -27,38 +23,6 @@ ONE_IN = 1 if IS_WHOLE else 100
 """Share of the crash points. Each kind of write is one in any case, before and after it."""
 FLIPPED_RUNS = 20 if IS_WHOLE else 4
 NOTHING_LEFT = {"budgets": {"application": 0, "disruption": 0, "neverStarted": 0}}
-
-
-@pytest.fixture(scope="module")
-def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
-    with kubelet_of(control_plane) as kubelet:
-        yield kubelet
-
-
-@pytest.fixture(scope="module")
-def operators(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operators]:
-    operators = Operators(control_plane, tmp_path_factory.mktemp("operators"))
-    yield operators
-    operators.stop()
-
-
-@pytest.fixture(scope="module")
-def stage(control_plane: ControlPlane, operators: Operators, kubelet: Kubelet) -> Iterator[Stage]:
-    with stage_of(control_plane, operators, kubelet) as stage:
-        yield stage
-
-
-@pytest.fixture(scope="module")
-def proxy(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    with proxy_to(control_plane, tmp_path_factory.mktemp("proxy")) as proxy:
-        yield proxy
-
-
-@pytest.fixture(scope="module")
-def tasks(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tasks]:
-    servers = Servers(control_plane, tmp_path_factory.mktemp("state-api"))
-    yield Tasks(control_plane, servers.start())
-    servers.stop()
 
 
 def suspend(control_plane: ControlPlane, namespace: str, name: str, *, suspended: bool) -> None:

@@ -12,8 +12,8 @@ import pytest
 from cli_session import grant
 from controlplane import ControlPlane
 from crash_points import crash_at, crash_at_each_write
-from operator_process import Cluster, Containers, Kubelet, Operators, condition, kubelet_of
-from proxy import Point, Proxy, When, proxy_to
+from operator_process import Cluster, Containers, Kubelet, Operators, condition
+from proxy import Point, Proxy, When
 from reattach.api.names import LABEL_TASKRUN, state_name
 from reattach.cluster.paths import configmaps, taskruns
 from reattach.state.codec import DurableState, to_new_configmap
@@ -28,18 +28,6 @@ SOURCE = "earlier"
 COPIED: JSON = {"stateFrom": SOURCE}
 READ = '{"attempt":0,"keys":["cursor","settings"],"value":7,"writer":"stateFrom:earlier"}'
 """Result of a task that finds the copied keys."""
-
-
-@pytest.fixture(scope="module")
-def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
-    with kubelet_of(control_plane) as kubelet:
-        yield kubelet
-
-
-@pytest.fixture(scope="module")
-def proxy(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    with proxy_to(control_plane, tmp_path_factory.mktemp("proxy")) as proxy:
-        yield proxy
 
 
 @pytest.fixture

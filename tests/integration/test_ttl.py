@@ -5,7 +5,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,7 +23,6 @@ from operator_process import (
     Operator,
     Operators,
     fail,
-    kubelet_of,
     stage_of,
     succeed,
 )
@@ -64,19 +62,6 @@ CASES = (
     Case("orphaned", "Failed", {"failedSeconds": 0}, is_orphaned=True),
     Case("orphaned-and-dismissed", "Failed", {"failedSeconds": 0}, is_due=True),
 )
-
-
-@pytest.fixture(scope="module")
-def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
-    with kubelet_of(control_plane) as kubelet:
-        yield kubelet
-
-
-@pytest.fixture(scope="module")
-def operators(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operators]:
-    operators = Operators(control_plane, tmp_path_factory.mktemp("operators"))
-    yield operators
-    operators.stop()
 
 
 def create_ended(cluster: Cluster, name: str, case: Case) -> None:

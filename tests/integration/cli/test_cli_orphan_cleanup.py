@@ -14,37 +14,15 @@ import pytest
 from cli_session import CliUser, grant
 from controlplane import ControlPlane
 from jobservers import LocalJobServer, serving
-from operator_process import Containers, Kubelet, Operators, Script, Stage, kubelet_of, stage_of
+from operator_process import Containers, Script, Stage
 from reattach.api.names import LABEL_ORPHANS, LABEL_PURPOSE
 from reattach.cluster.paths import configmaps, taskruns
-from stateapi import Servers
 from taskscripts import Tasks
 from waiting import wait_until
 
 SLOW = 120
 RACES = 100 if os.environ.get("REATTACH_ALL") else 10
 ORPHAN = {"cleanup": {"onCancel": "Orphan"}}
-
-
-@pytest.fixture(scope="module")
-def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
-    with kubelet_of(control_plane) as kubelet:
-        yield kubelet
-
-
-@pytest.fixture(scope="module")
-def stage(control_plane: ControlPlane, kubelet: Kubelet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    operators = Operators(control_plane, tmp_path_factory.mktemp("operators"))
-    with stage_of(control_plane, operators, kubelet) as stage:
-        yield stage
-    operators.stop()
-
-
-@pytest.fixture(scope="module")
-def tasks(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tasks]:
-    servers = Servers(control_plane, tmp_path_factory.mktemp("state-api"))
-    yield Tasks(control_plane, servers.start())
-    servers.stop()
 
 
 @pytest.fixture(scope="module")

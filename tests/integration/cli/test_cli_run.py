@@ -1,39 +1,15 @@
 """A whole life that is held, told, answered and followed by `kubectl reattach` alone: the real operator, state API and API server."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from cli_session import CliUser, grant
 from controlplane import ControlPlane
-from operator_process import Kubelet, Operators, Stage, kubelet_of, stage_of
-from stateapi import Servers
+from operator_process import Stage
 from taskscripts import Tasks, evicted
 from waiting import wait_until
 
 SLOW = 150
 FAST = {"initialSeconds": 1, "jitterPercent": 0}
-
-
-@pytest.fixture(scope="module")
-def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
-    with kubelet_of(control_plane) as kubelet:
-        yield kubelet
-
-
-@pytest.fixture(scope="module")
-def stage(control_plane: ControlPlane, kubelet: Kubelet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    operators = Operators(control_plane, tmp_path_factory.mktemp("operators"))
-    with stage_of(control_plane, operators, kubelet) as stage:
-        yield stage
-    operators.stop()
-
-
-@pytest.fixture(scope="module")
-def tasks(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tasks]:
-    servers = Servers(control_plane, tmp_path_factory.mktemp("state-api"))
-    yield Tasks(control_plane, servers.start())
-    servers.stop()
 
 
 @pytest.fixture(scope="module")

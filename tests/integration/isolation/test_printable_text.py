@@ -14,7 +14,6 @@ from controlplane import ControlPlane
 from hostile_text import HOSTILE
 from operator_process import Containers, Operators, Stage, condition, kubelet_of, stage_of
 from reattach.cluster.paths import events
-from stateapi import Servers
 from taskscripts import HELD_EXIT_CODE, HELD_MESSAGE, Tasks
 from waiting import wait_until
 
@@ -42,13 +41,6 @@ def stage(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
     with kubelet_of(control_plane) as kubelet, stage_of(control_plane, operators, kubelet) as stage:
         yield stage
     operators.stop()
-
-
-@pytest.fixture(scope="module")
-def tasks(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tasks]:
-    servers = Servers(control_plane, tmp_path_factory.mktemp("state-api"))
-    yield Tasks(control_plane, servers.start())
-    servers.stop()
 
 
 @pytest.fixture(scope="module")
