@@ -214,11 +214,11 @@ def _is_followed_by_another(context: DecisionContext, status: TaskRunStatus, pur
     if purpose is AttemptPurpose.CLEANUP:
         has_budget = status.counts.charged.cleanup < context.spec.cleanup.budget
         return has_budget and not context.is_past_cleanup_deadline
+    if context.spec.suspend:
+        return False
     # The status may have the first start time of the run, from which its deadline counts.
     requested = requested_outcome(context.with_status(status))
     is_ending = requested is not None or natural_outcome(context.spec, status) is not None
-    if context.spec.suspend:
-        return False
     return not (is_ending or holds.is_held_by_budget(context.spec, status) or holds.unresolved_jobs(context))
 
 
