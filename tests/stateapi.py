@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -399,6 +399,17 @@ def write_certificate(directory: Path) -> ssl.SSLContext:
         new.write_bytes(content)
         new.replace(directory / name)
     return ssl.create_default_context(cadata=authority.certificate.public_bytes(Encoding.PEM).decode())
+
+
+def call_until_killed(server: Server, call: Callable[[], object]) -> None:
+    """Repeat the call until it has ended the server, because a stalled machine may cut a connection before the server works on the call."""
+
+    def is_dead() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            call()
+        return server.process.poll() is not None
+
+    wait_until(is_dead, seconds=90, what="the call kills the server")
 
 
 def _is_ready(server: Server) -> bool:

@@ -104,6 +104,7 @@ class Tasks:
     def stop(self) -> None:
         for process in self.started:
             process.kill()
+            process.wait()
 
 
 @dataclass

@@ -44,8 +44,8 @@ class OrphanRecords:
         self._writer = writer
         self._store = store
         self._metrics = metrics
-        self._unstored: set[str] = set()
-        """UIDs of ending TaskRuns with a counted record that can't be stored."""
+        self._unstored: dict[Key, str] = {}
+        """Ending TaskRuns with a counted record that can't be stored, and their UIDs."""
 
     def predecessors(self, metadata: ObjectMeta) -> tuple[str, ...]:
         """Return the names of the records that earlier TaskRuns of this name left."""
@@ -72,9 +72,9 @@ class OrphanRecords:
                 raise
             self._report_unstored(namespace, record, str(error))
 
-    def forget(self, uid: str) -> None:
+    def forget(self, key: Key) -> None:
         """Forget a TaskRun that no record is written for any more."""
-        self._unstored.discard(uid)
+        self._unstored.pop(key, None)
 
     async def _create_or_replace(self, namespace: str, name: str, record: OrphanRecord) -> None:
         body = body_of(namespace, name, record)
@@ -105,9 +105,11 @@ class OrphanRecords:
         return await self._writer.replace(path, body)
 
     def _report_unstored(self, namespace: str, record: OrphanRecord, why: str) -> None:
-        # After a conflict, this step is repeated. Its jobs are logged again, and counted once.
-        if record.uid not in self._unstored:
-            self._unstored.add(record.uid)
+        # This step is repeated after a conflict, and while the cache still shows the finalizer. Its
+        # jobs are logged again, and counted once.
+        key = Key(namespace, record.taskrun)
+        if self._unstored.get(key) != record.uid:
+            self._unstored[key] = record.uid
             self._metrics.unstored_orphan_records.inc()
         jobs = msgspec.json.encode(record.jobs).decode()
         text = "TaskRun %s/%s: the record of the external jobs that it leaves running can't be stored: %s. Jobs: %s"

@@ -143,6 +143,7 @@ class Reconciler:
         self._evict_released(key, taskrun)
         if taskrun is None or not is_ours(taskrun):
             self._executor.forget(key)
+            self._orphan_records.forget(key)
             return leftovers_at
         requeue_at = await self._reconcile_unfinished(key, taskrun)
         return min((time for time in (leftovers_at, requeue_at) if time is not None), default=None)
@@ -289,7 +290,6 @@ class Reconciler:
         except ConflictError:
             await self._refresh(key)
         else:
-            self._orphan_records.forget(taskrun.metadata.uid)
             await self._apply_patched(taskrun, released)
         self._queue.add(key)
 

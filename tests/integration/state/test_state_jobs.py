@@ -17,7 +17,7 @@ from reattach.api.names import FINALIZER_EXTERNAL_JOBS
 from reattach.api.state import JobState, Seal, SealPurpose
 from reattach.cluster import Cluster
 from reattach.state import DurableState, RequestRejectedError, RunReference, Store
-from stateapi import Attempt, Server, Servers, Task, code_of, job_path_of
+from stateapi import Attempt, Server, Servers, Task, call_until_killed, code_of, job_path_of
 
 DYING = str(Path(__file__).with_name("dying_server.py"))
 
@@ -209,8 +209,8 @@ class TestOwner:
         self, servers: Servers, server: Server, task: Task, when: str
     ) -> None:
         attempt = task.attempt(server)
-        with pytest.raises(httpx.TransportError):
-            attempt.on(servers.start(program=(DYING,), DIE=when)).intend(request_id="r")
+        dying = servers.start(program=(DYING,), DIE=when)
+        call_until_killed(dying, lambda: attempt.on(dying).intend(request_id="r"))
         assert answer_of(attempt.jobs())["items"] == []
         assert task.finalizers() == ([] if when.startswith("before PATCH") else [FINALIZER_EXTERNAL_JOBS])
         assert decision_of(attempt.intend(request_id="r")) == "Submit"
@@ -290,8 +290,8 @@ class TestOneSubmission:
         self, servers: Servers, server: Server, task: Task
     ) -> None:
         attempt = task.attempt(server)
-        with pytest.raises(httpx.TransportError):
-            attempt.on(servers.start(program=(DYING,), DIE="after PUT /configmaps")).intend(request_id="r-1")
+        dying = servers.start(program=(DYING,), DIE="after PUT /configmaps")
+        call_until_killed(dying, lambda: attempt.on(dying).intend(request_id="r-1"))
         assert decision_of(attempt.intend(request_id="r-2")) == "Resolve"
         since = task.control_plane.audit_mark()
         assert decision_of(attempt.intend(request_id="r-1")) == "Submit"
@@ -303,10 +303,8 @@ class TestOneSubmission:
     def test_a_lost_outcome_asked_for_again_is_held_once(self, servers: Servers, server: Server, task: Task) -> None:
         attempt = task.attempt(server)
         attempt.intend()
-        with pytest.raises(httpx.TransportError):
-            attempt.on(servers.start(program=(DYING,), DIE="after PUT /configmaps")).outcome(
-                "Unknown", hold=True, request_id="r"
-            )
+        dying = servers.start(program=(DYING,), DIE="after PUT /configmaps")
+        call_until_killed(dying, lambda: attempt.on(dying).outcome("Unknown", hold=True, request_id="r"))
         assert attempt.outcome("Unknown", hold=True, request_id="r").status_code == 204
         assert task.view().jobs[0].holds == 1
 

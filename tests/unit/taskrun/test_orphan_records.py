@@ -24,6 +24,7 @@ from reattach.cluster import (
     UnavailableError,
 )
 from reattach.runtime.metrics import OperatorMetrics
+from reattach.runtime.workqueue import Key
 from reattach.taskrun.orphan_records import OrphanRecords, orphan_store, record_of
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -177,7 +178,7 @@ async def test_record_that_cannot_be_stored_is_logged_again_and_counted_once_for
     for _ in range(2):
         await scene.records.write("team", RECORD)
     assert (scene.unstored, caplog.text.count("job-1")) == (1, 2)
-    scene.records.forget(RECORD.uid)
+    scene.records.forget(Key("team", RECORD.taskrun))
     await scene.records.write("team", RECORD)
     assert scene.unstored == 2
 
