@@ -602,7 +602,7 @@ def limit_pods(stage: Stage, count: int | None) -> None:
             return (count is not None) == ("exceeded quota" in str(error))
         return count is None
 
-    wait_until(is_in_force, seconds=20, what="the API server holds to the quota")
+    wait_until(is_in_force, seconds=60, what="the API server holds to the quota")
 
 
 @contextlib.contextmanager

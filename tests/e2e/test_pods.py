@@ -91,7 +91,7 @@ def test_pod_that_takes_long_to_stop_is_replaced_at_once_and_its_end_is_reported
 
     name = wait_until(first, seconds=60, what="attempt 1 runs", every=0.5)["metadata"]["name"]
     release.kubectl("delete", "pod", name, "--wait=false", namespace=namespace)
-    wait_until(lambda: len(release.pods_of("stubborn", namespace)) == 2, seconds=20, what="both pods exist", every=0.2)
+    wait_until(lambda: len(release.pods_of("stubborn", namespace)) == 2, seconds=60, what="both pods exist", every=0.2)
 
     status = release.finished("stubborn", namespace)["status"]
     ends = [(one["cause"], one["reason"], one["end"]) for one in status["attempts"]]

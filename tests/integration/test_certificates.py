@@ -208,7 +208,7 @@ def test_rotation_that_a_pod_resists_is_finished_in_time_with_few_writes(
     pod = add_pod(control_plane, namespace, "nightly-1")
     (before,) = certificates_in(secret(control_plane, namespace, "reattach-ca", "tls.crt"))
     with remove_annotation_in_a_loop(control_plane, namespace, pod) as removals:
-        wait_until(lambda: removals, seconds=10, what="the user removes the annotation")
+        wait_until(lambda: removals, seconds=60, what="the user removes the annotation")
         mark, start = control_plane.audit_mark(), time.monotonic()
         path = f"/api/v1/namespaces/{namespace}/secrets/reattach-ca"
         control_plane.call("PATCH", path, {"metadata": {"annotations": {ANNOTATION_ROTATE: "now"}}})
@@ -232,6 +232,6 @@ def test_annotation_that_a_user_removed_is_put_back_at_the_next_check(
         return bool(annotations.get(ANNOTATION_CA) == bundle)
 
     for _ in range(2):
-        wait_until(has_bundle, seconds=10, what="the pod has the bundle")
+        wait_until(has_bundle, seconds=60, what="the pod has the bundle")
         control_plane.call("PATCH", pod, {"metadata": {"annotations": {ANNOTATION_CA: None}}})
-    wait_until(has_bundle, seconds=10, what="the pod has the bundle again")
+    wait_until(has_bundle, seconds=60, what="the pod has the bundle again")

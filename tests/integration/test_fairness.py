@@ -92,7 +92,7 @@ def requests_before_pod(full: Cluster, idle: Cluster, name: str, operator: Opera
 
     wait_until(lambda: idle.pods(name), seconds=60, what=f"the pod of {name} is created")
     # The API server writes the line of a request after its response.
-    counted = wait_until(requests, seconds=10, what=f"the audit log has the creation of the pod of {name}")
+    counted = wait_until(requests, seconds=60, what=f"the audit log has the creation of the pod of {name}")
     [pod] = [each for each in counted if is_creation(each, idle)]
     return [call_of(each) for each in counted[: counted.index(pod)] if namespace_of(each) == full.namespace]
 

@@ -92,7 +92,7 @@ def test_events_tell_of_retries_and_are_few(stage: Stage) -> None:
         found = stage.control_plane.call("GET", events(stage.namespace))["items"]
         return [event for event in found if event["regarding"]["name"] == "eventful"]
 
-    wait_until(lambda: len(told()) >= 2, seconds=10, what="two attempts failed, each told by an event")
+    wait_until(lambda: len(told()) >= 2, seconds=60, what="two attempts failed, each told by an event")
     assert len(told()) <= 6
     assert all(event["regarding"]["kind"] == "TaskRun" for event in told())
 
@@ -192,7 +192,7 @@ def test_a_pod_deleted_by_hand_is_a_disruption_and_its_successor_comes(stage: St
     status = stage.cluster.wait_for_outcome("deleted")
     assert status["outcome"] == "Succeeded"
     assert [attempt["cause"] for attempt in status["attempts"]] == ["Disruption", "Succeeded"]
-    wait_until(lambda: len(stage.cluster.pods("deleted")) == 1, seconds=10, what="the deleted pod is gone")
+    wait_until(lambda: len(stage.cluster.pods("deleted")) == 1, seconds=60, what="the deleted pod is gone")
 
 
 def test_a_sidecar_that_never_ends_does_not_keep_the_attempt_alive(stage: Stage) -> None:
@@ -316,7 +316,7 @@ def test_deleted_and_made_again_under_the_same_name_while_the_pod_terminates(own
         lambda: "deletionTimestamp" in cluster.pods("again")[0]["metadata"], seconds=30, what="its pod terminates"
     )
     second = own_stage.run("again", lambda _: succeed)["metadata"]["uid"]
-    wait_until(lambda: len(cluster.pods("again")) == 2, seconds=10, what="the second TaskRun has a pod of its own")
+    wait_until(lambda: len(cluster.pods("again")) == 2, seconds=60, what="the second TaskRun has a pod of its own")
     owners = {pod["metadata"]["ownerReferences"][0]["uid"] for pod in cluster.pods("again")}
     assert owners == {first, second}
     own_stage.kubelet.play(own_stage.namespace, own_stage.script_of)
@@ -348,7 +348,7 @@ def test_an_end_that_came_while_the_operator_was_away_is_not_lost_though_the_pod
     cluster.wait_for_reason("away", "Running")
     own_stage.operator.kill()
     may_end.set()
-    wait_until(lambda: cluster.pods("away")[0]["status"]["phase"] == "Failed", seconds=10, what="the task ended")
+    wait_until(lambda: cluster.pods("away")[0]["status"]["phase"] == "Failed", seconds=60, what="the task ended")
     # The times of Kubernetes are whole seconds; within the same one, nobody could tell what came first.
     second = dt.datetime.now(dt.UTC).second
     wait_until(lambda: dt.datetime.now(dt.UTC).second != second, seconds=2, what="the next second")
@@ -373,7 +373,7 @@ def test_a_pod_that_lost_its_label_is_found_again_not_replaced(stage: Stage) -> 
     stage.cluster.wait_for_reason("unlabelled", "Running")
     path = pods(stage.namespace, stage.cluster.pods("unlabelled")[0]["metadata"]["name"])
     stage.control_plane.call("PATCH", path, {"metadata": {"labels": {LABEL_TASKRUN: None}}})
-    wait_until(lambda: len(stage.cluster.pods("unlabelled")) == 1, seconds=10, what="the label is put back")
+    wait_until(lambda: len(stage.cluster.pods("unlabelled")) == 1, seconds=60, what="the label is put back")
     may_end.set()
     status = stage.cluster.wait_for_outcome("unlabelled")
     assert status["counts"]["attempts"] == 1

@@ -126,7 +126,7 @@ def test_an_operator_that_starts_before_the_api_server_waits_for_it(
     operator = operators.make(namespaces=[namespace])
     with private_control_plane.without_apiserver():
         operator.start(wait=False)
-        wait_until(lambda: "Waiting for the schema" in operator.log, seconds=20, what="it says what it waits for")
+        wait_until(lambda: "Waiting for the schema" in operator.log, seconds=60, what="it says what it waits for")
         assert operator.ready_text() == "start-up\n"
     wait_until(operator.leads, seconds=30, what="it leads")
 

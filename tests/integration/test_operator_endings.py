@@ -342,7 +342,7 @@ def test_cleanup_attempts_that_fail_use_up_their_budget(stage: Stage, tasks: Tas
 
 
 def test_cleanup_pod_that_the_quota_never_admits_leaves_the_job_to_the_deadline(stage: Stage, tasks: Tasks) -> None:
-    spec = {"cleanup": {"deadlineSeconds": 8}}
+    spec = {"cleanup": {"deadlineSeconds": 15}}
     stage.run("full", first_then(tasks.submit_registered_and(stay), tasks.clean_up), **spec)
     wait_for_job(stage, "full")
     limit_pods(stage, 0)
@@ -352,7 +352,7 @@ def test_cleanup_pod_that_the_quota_never_admits_leaves_the_job_to_the_deadline(
         shown = condition(stage.cluster.status("full"), "Succeeded")
         return shown.get("reason") == "Ending" and "quota" in shown.get("message", "")
 
-    wait_until(is_shown, seconds=8, what="the condition names the quota", every=0.1)
+    wait_until(is_shown, seconds=15, what="the condition names the quota", every=0.1)
     status = stage.cluster.wait_for_outcome("full", seconds=SLOW)
     assert jobs_of(status) == [("load", "job-1", "Orphaned")]
     [record] = records(stage, "full")

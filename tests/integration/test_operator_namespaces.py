@@ -38,4 +38,4 @@ def test_operator_with_fifty_namespaces_creates_pod_for_watched_taskrun(
     wait_until(operator.leads, seconds=30, what="the operator leads and knows the cluster")
     cluster = Cluster(control_plane, namespaces[index])
     cluster.create("watched")
-    wait_until(lambda: cluster.pods("watched"), seconds=20, what=f"the TaskRun in namespace {index} has its pod")
+    wait_until(lambda: cluster.pods("watched"), seconds=60, what=f"the TaskRun in namespace {index} has its pod")

@@ -165,7 +165,7 @@ def test_run_whose_source_can_not_be_copied_is_held_until_it_can(
     }
     control_plane.call("POST", configmaps(namespace), {**lost, "metadata": metadata})
     control_plane.call("PATCH", taskruns(namespace, "from-lost"), {"metadata": {"labels": {"wake": "now"}}})
-    wait_until(lambda: "wake" in cluster.taskrun("from-lost")["metadata"]["labels"], seconds=10, what="it is patched")
+    wait_until(lambda: "wake" in cluster.taskrun("from-lost")["metadata"]["labels"], seconds=60, what="it is patched")
     assert cluster.reason("from-lost") == "StateSourceUnavailable", "a ConfigMap with another UID is not the state"
 
 

@@ -135,7 +135,7 @@ def test_ended_taskruns_are_deleted_in_pages_with_one_call_each(
     orphaned = min(name for name, case in cases.items() if case.is_orphaned)
     uid = cluster.taskrun(orphaned)["metadata"]["uid"]
     control_plane.call("DELETE", configmaps(namespace, orphans_name(orphaned, uid)))
-    wait_until(lambda: names_in(cluster) == kept - {orphaned}, seconds=20, what="the dismissed one is deleted")
+    wait_until(lambda: names_in(cluster) == kept - {orphaned}, seconds=60, what="the dismissed one is deleted")
     operator.kill()
 
 
@@ -151,10 +151,10 @@ def test_ttl_takes_effect_soon_after_the_end_and_after_a_change(
         later = {"spec": {"ttl": {"failedSeconds": HOUR}}}
         control_plane.call("PATCH", taskruns(stage.namespace, "postponed"), later)
         gone = {"kept", "postponed"}
-        wait_until(lambda: names_in(stage.cluster) == gone, seconds=20, what="two are deleted", every=0.1)
-        wait_until(lambda: not stage.cluster.pods("at-once"), seconds=20, what="its pod is collected", every=0.1)
+        wait_until(lambda: names_in(stage.cluster) == gone, seconds=60, what="two are deleted", every=0.1)
+        wait_until(lambda: not stage.cluster.pods("at-once"), seconds=60, what="its pod is collected", every=0.1)
         assert stage.cluster.wait_for_outcome("kept")["outcome"] == "Failed"
-        wait_until(lambda: stage.operator.metric("reattach_ttl_pending") == 0, seconds=20, what="nothing is pending")
+        wait_until(lambda: stage.operator.metric("reattach_ttl_pending") == 0, seconds=60, what="nothing is pending")
         assert names_in(stage.cluster) == gone
 
 
@@ -168,7 +168,7 @@ def test_ttl_that_elapsed_while_no_operator_ran_takes_effect_at_its_start(
     assert names_in(cluster) == {"load"}, "a paused installation deletes nothing"
     paused.kill()
     operator.start()
-    wait_until(lambda: not names_in(cluster), seconds=20, what="it is deleted", every=0.1)
+    wait_until(lambda: not names_in(cluster), seconds=60, what="it is deleted", every=0.1)
 
 
 def test_namespace_that_refuses_deletions_delays_no_other(control_plane: ControlPlane, operators: Operators) -> None:

@@ -71,7 +71,7 @@ def test_operator_with_a_deeply_nested_template_fails_the_run_as_invalid_templat
     def ended() -> bool:
         return b'"outcome":"Failed"' in attacker.read(name)
 
-    wait_until(ended, seconds=20, what=f"{name} has an outcome")
+    wait_until(ended, seconds=60, what=f"{name} has an outcome")
     status = attacker.read(name).rpartition(b'"status":{')[2]
     assert b'"reason":"InvalidTemplate"' in status
     assert b"at most 100 levels" in status or b"unknown field" in status

@@ -85,7 +85,7 @@ def test_operator_watching_unreadable_taskrun_reports_it_once(
         must_run(operator)
         return [line for line in operator.log.splitlines() if name in line]
 
-    wait_until(lines, seconds=20, what="the log names the unreadable TaskRun")
+    wait_until(lines, seconds=60, what="the log names the unreadable TaskRun")
     attacker.touch(name)
     bystander.run()
     assert len(lines()) == 1, lines()

@@ -235,7 +235,7 @@ class TestCrashes:
         def body() -> Iterator[bytes]:
             yield b'{"value":'
             os.kill(ending.process.pid, signal.SIGTERM)
-            wait_until(lambda: not accepts_connections(ending), seconds=10, what="it takes no new connection")
+            wait_until(lambda: not accepts_connections(ending), seconds=60, what="it takes no new connection")
             yield b" 1}"
 
         assert attempt.client.put("/v1/state/k", content=body()).status_code == 200
@@ -377,7 +377,7 @@ class TestApiServerAway:
                 responses = [attempt.get("k"), attempt.set("k", 2, request_id="r"), stranger.open()]
                 assert {code_of(response) for response in responses} == {(503, "unavailable")}
                 assert all(int(response.headers["Retry-After"]) >= 1 for response in responses)
-            wait_until(lambda: attempt.get("k").status_code == 200, seconds=20, what="the state is read again")
+            wait_until(lambda: attempt.get("k").status_code == 200, seconds=60, what="the state is read again")
             assert value_of(attempt.get("k")) == 1
             assert attempt.set("k", 2, request_id="r").status_code == 200
         finally:

@@ -55,7 +55,7 @@ def test_500_refused_requests_write_few_bytes_to_the_log(servers: Servers, task:
     assert max(map(len, lines)) < LINE_BYTES_MAX
     assert len(lines) < 60
     assert server.log.count(" set key='k' ") == 30, "every change is in the audit log"
-    wait_until(lambda: "lines about refused requests" in server.log, seconds=15, what="the summary is written")
+    wait_until(lambda: "lines about refused requests" in server.log, seconds=60, what="the summary is written")
 
 
 def test_unknown_routes_of_a_task_cost_its_rate_and_not_that_of_its_address(servers: Servers, task: Task) -> None:
@@ -163,7 +163,7 @@ class TestBytes:
         with ThreadPoolExecutor(16) as pool:
             statuses = Counter(pool.map(lambda opening: opening.open().status_code, large))
         assert statuses[200] > 0
-        wait_until(lambda: attempt.handle("job-1").status_code == 204, seconds=6, what="the handle is stored")
+        wait_until(lambda: attempt.handle("job-1").status_code == 204, seconds=60, what="the handle is stored")
         assert attempt.outcome("Succeeded").status_code == 204
 
     def test_change_that_the_api_server_refuses_costs_no_bytes(self, servers: Servers, task: Task) -> None:

@@ -67,7 +67,7 @@ def test_a_connection_that_is_evicted_for_a_new_one_is_opened_again(servers: Ser
         task.state.set("k", 0)
         for number in range(1, 4):
             with server.client() as other:
-                wait_until(partial(is_served, other), seconds=10, what="the other client is served")
+                wait_until(partial(is_served, other), seconds=60, what="the other client is served")
             assert task.state.set("k", number) > number
             assert task.state.get("k") == number
 
