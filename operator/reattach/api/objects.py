@@ -150,6 +150,7 @@ class PodSpec(Shape, frozen=True):
     init_containers: tuple[InitContainer, ...] = ()
     containers: tuple[Named, ...] = ()
     termination_grace_period_seconds: int = 30
+    active_deadline_seconds: int | None = None
 
 
 class Pod(Shape, frozen=True):

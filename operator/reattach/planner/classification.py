@@ -254,7 +254,8 @@ def _reported_retry_later(ended: EndedAttempt) -> Classification | None:
 
 def _out_of_resources(ended: EndedAttempt) -> Classification | None:
     if ended.terminated is not None and ended.terminated.reason == "OOMKilled":
-        return Classification(Cause.RESOURCE, "OOMKilled", "The container used more memory than its limit.")
+        name = "The container" if ended.failed_init is None else f"Init container {ended.failed_init[0]}"
+        return Classification(Cause.RESOURCE, "OOMKilled", f"{name} used more memory than its limit.")
     if ended.pod is not None and _is_own_limit(ended.pod):
         return Classification(Cause.RESOURCE, ended.pod.status.reason, ended.pod.status.message)
     return None
@@ -262,6 +263,8 @@ def _out_of_resources(ended: EndedAttempt) -> Classification | None:
 
 def _past_deadline(ended: EndedAttempt) -> Classification | None:
     if ended.pod is None or ended.pod.status.reason != _DEADLINE:
+        return None
+    if ended.terminated is not None and podstatus.exited_before_deadline(ended.pod, ended.terminated):
         return None
     if ended.purpose is AttemptPurpose.CLEANUP:
         return Classification(Cause.DEADLINE, _DEADLINE, "The pod ran until the deadline of the cleanup.")

@@ -27,8 +27,18 @@ _IMAGE = frozenset(
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 _GATED = "SchedulingGated"
+_TARGETS = ("DisruptionTarget", "TerminationTarget")
+"""Conditions of a pod that Kubernetes or Kueue (the second one) stops."""
 _COLLECTED = "DeletionByPodGC"
 """Reason of the condition DisruptionTarget that the pod garbage collector sets."""
+_STOPPED_BY_KUBELET = "TerminationByKubelet"
+"""Reason of the condition DisruptionTarget that the kubelet sets.
+
+The kubelet sets its time after all containers have ended and when it sends the status, so the time
+does not show when the stop began.
+"""
+_SHUTDOWN = "Terminated"
+"""Reason in the status of a pod that the kubelet stops for the shutdown of its node."""
 _NODE_LOST = "NodeLost"
 """Reason that the control plane, not the kubelet, sets in the status of a pod."""
 _POD_FAILED = "PodFailed"
@@ -99,8 +109,8 @@ def is_end_reported(pod: Pod, container: str) -> bool:
 
 def _is_failed_by_kubelet(pod: Pod) -> bool:
     """Return whether the kubelet set the phase Failed of a pod whose container never ran."""
-    target, ready = disruption_target_of(pod), find_condition(pod.status.conditions, "Ready")
-    if target is not None and target.reason == _COLLECTED:
+    ready = find_condition(pod.status.conditions, "Ready")
+    if any(target.reason == _COLLECTED for target in _targets_of(pod)):
         return False
     has_reason = pod.status.reason not in {"", _NODE_LOST}
     # After init containers that succeeded, the kubelet may still start the task's container.
@@ -221,8 +231,11 @@ def exited_before_deletion(pod: Pod, ended: ContainerTerminated) -> bool:
         # period, and moves its end to that time if that is earlier.
         grace = pod.metadata.deletion_grace_period_seconds or pod.spec.termination_grace_period_seconds
         stopped.append(pod.metadata.deletion_timestamp - timedelta(seconds=grace))
-    if target := disruption_target_of(pod):
-        stopped.append(target.last_transition_time)
+    for target in _targets_of(pod):
+        if target.reason != _STOPPED_BY_KUBELET:
+            stopped.append(target.last_transition_time)
+        elif not _had_succeeded_at_shutdown(pod):
+            return False
     at = ended.finished_at
     return all(at is not None and is_known_time(at) and time is not None and at + CLOCK_SKEW < time for time in stopped)
 
@@ -235,10 +248,34 @@ def _was_terminal_when_deleted(pod: Pod) -> bool:
     return pod.status.phase in {"Succeeded", "Failed"} and 0 < pod.status.observed_generation < pod.metadata.generation
 
 
+def exited_before_deadline(pod: Pod, ended: ContainerTerminated) -> bool:
+    """Return whether the container exited before its pod's `activeDeadlineSeconds` had passed.
+
+    Both times come from the clock of the node.
+    """
+    start, seconds = pod.status.start_time, pod.spec.active_deadline_seconds
+    if start is None or seconds is None or ended.finished_at is None or not is_known_time(ended.finished_at):
+        return False
+    return ended.finished_at < start + timedelta(seconds=seconds)
+
+
+def _had_succeeded_at_shutdown(pod: Pod) -> bool:
+    """Return whether all containers had exited with 0 before the shutdown of the node stopped them.
+
+    The kubelet sets the phase Failed with its reason when it begins to stop a pod, unless the pod
+    has succeeded. If the containers then exit with 0, it drops that reason with the phase.
+    """
+    return pod.status.phase == "Succeeded" and pod.status.reason == _SHUTDOWN
+
+
 def disruption_target_of(pod: Pod) -> Condition | None:
-    """Return the condition DisruptionTarget, which Kubernetes sets when it ends the pod itself."""
-    found = find_condition(pod.status.conditions, "DisruptionTarget")
-    return found if found and found.status == "True" else None
+    """Return the condition that Kubernetes or Kueue sets when it stops the pod."""
+    return next(iter(_targets_of(pod)), None)
+
+
+def _targets_of(pod: Pod) -> tuple[Condition, ...]:
+    found = (find_condition(pod.status.conditions, kind) for kind in _TARGETS)
+    return tuple(one for one in found if one is not None and one.status == "True")
 
 
 def pending_since(pod: Pod, counted_from: datetime | None, now: datetime) -> datetime | None:

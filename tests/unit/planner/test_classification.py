@@ -23,6 +23,10 @@ def lost_track(pod: APod, reason: str = "ContainerStatusUnknown", **more: Any) -
     return pod.scheduled().with_container("task", terminated=unknown).with_status(phase="Failed")
 
 
+def with_deadline(seconds: int) -> APod:
+    return a_pod().with_spec(activeDeadlineSeconds=seconds).with_status(startTime="2026-03-01T12:00:00Z")
+
+
 NEVER, DISRUPTION, APPLICATION = (
     ("NeverStarted", "neverStarted"),
     ("Disruption", "disruption"),
@@ -58,6 +62,26 @@ ROWS: dict[str, tuple[APod, tuple[str, str | None], str]] = {
     "evicted for node pressure": (a_pod().disrupted("TerminationByKubelet").exited(137).failed("Evicted", DISK), DISRUPTION, "TerminationByKubelet"),
     "evicted for node pressure, by an old kubelet": (a_pod().exited(137).failed("Evicted", DISK), DISRUPTION, "Evicted"),
     "ended by the node's shutdown": (a_pod().exited(0).failed("Terminated"), DISRUPTION, "Terminated"),
+    "stopped by the kubelet, with exit code 0 long before it reported the stop": (
+        a_pod().disrupted("TerminationByKubelet", seconds=400).exited(0, 5), DISRUPTION, "TerminationByKubelet"
+    ),
+    "stopped by the kubelet, with exit code 1 long before it reported the stop": (
+        a_pod().disrupted("TerminationByKubelet", seconds=400).exited(1, 5).failed("Terminated"), DISRUPTION, "TerminationByKubelet"
+    ),
+    "had succeeded when its node was shut down": (
+        a_pod().disrupted("TerminationByKubelet", seconds=400).exited(0, 5).with_status(reason="Terminated"), SUCCEEDED, "Completed"
+    ),
+    "stopped for a reason that is unknown": (a_pod().disrupted("DeletionByNewController").exited(0), DISRUPTION, "DeletionByNewController"),
+    "stopped by Kueue": (
+        a_pod().deleted().exited(0).with_condition("TerminationTarget", "True", "WorkloadEvicted", "Preempted", 4), DISRUPTION, "WorkloadEvicted"
+    ),
+    "stopped by Kueue before it started": (
+        a_pod().waiting("ContainerCreating").deleted().failed("").with_condition("TerminationTarget", "True", "WorkloadEvicted", seconds=4),
+        NEVER, "WorkloadEvicted",
+    ),
+    "exited by itself before Kueue stopped it": (
+        a_pod().exited(1, 3).deleted(24).with_condition("TerminationTarget", "True", "WorkloadEvicted", seconds=24), APPLICATION, "Error"
+    ),
     "deleted by someone": (a_pod().deleted(4).exited(143, 5), DISRUPTION, "Deleted"),
     "deleted by someone, and it exited with 0": (a_pod().deleted(4).exited(0, 5), DISRUPTION, "Deleted"),
     "deleted in the second in which it ended": (a_pod().deleted(5).exited(0, 5), DISRUPTION, "Deleted"),
@@ -78,6 +102,12 @@ ROWS: dict[str, tuple[APod, tuple[str, str | None], str]] = {
     "over its volume's limit": (a_pod().exited(137).failed("Evicted", EMPTY_DIR), RESOURCE, "Evicted"),
     "past its deadline": (a_pod().exited(143).failed("DeadlineExceeded"), DEADLINE, "DeadlineExceeded"),
     "past its deadline, and it exited with 0": (a_pod().exited(0).failed("DeadlineExceeded"), DEADLINE, "DeadlineExceeded"),
+    "past its deadline, and it exited with 0 then": (with_deadline(5).exited(0, 5).failed("DeadlineExceeded"), DEADLINE, "DeadlineExceeded"),
+    "past its deadline, without the time of its end": (
+        with_deadline(6).exited(0, 5).with_container("task", terminated={"exitCode": 0}).failed("DeadlineExceeded"), DEADLINE, "DeadlineExceeded"
+    ),
+    "past its deadline, before which it had exited with 0": (with_deadline(6).exited(0, 5).failed("DeadlineExceeded"), SUCCEEDED, "Completed"),
+    "past its deadline, before which it had exited with 1": (with_deadline(6).exited(1, 5).failed("DeadlineExceeded"), APPLICATION, "Error"),
     # exit codes
     "exited with 0": (a_pod().exited(0), SUCCEEDED, "Completed"),
     "exited with 0, without a word of its containers": (a_pod().scheduled().with_status(phase="Succeeded"), SUCCEEDED, "Completed"),
@@ -301,6 +331,12 @@ def test_a_nodes_clock_that_is_behind_does_not_shorten_how_long_the_attempt_took
 def test_an_end_without_a_time_is_taken_as_now(time: str | None) -> None:
     pod = a_pod().scheduled().with_container("task", terminated={"exitCode": 1, "finishedAt": time}).failed("")
     assert last_attempt_of(plan_of(a_taskrun(), pod)).finish_time == at(10)
+
+
+def test_message_of_an_init_container_that_ran_out_of_memory_names_it() -> None:
+    pod, *_ = ROWS["its init container ran out of memory"]
+    message = "Init container prepare used more memory than its limit."
+    assert last_attempt_of(plan_of(a_taskrun(), pod)).message == message
 
 
 def test_an_exit_code_that_nobody_reported_is_not_recorded() -> None:
