@@ -34,8 +34,8 @@ _COLLECTED = "DeletionByPodGC"
 _STOPPED_BY_KUBELET = "TerminationByKubelet"
 """Reason of the condition DisruptionTarget that the kubelet sets.
 
-The kubelet sets its time after all containers have ended and when it sends the status, so the time
-does not show when the stop began.
+The kubelet sets the time of this condition after all containers have ended, when it sends the
+status. The time does not show when the stop began.
 """
 _SHUTDOWN = "Terminated"
 """Reason in the status of a pod that the kubelet stops for the shutdown of its node."""
