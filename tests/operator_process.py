@@ -40,6 +40,7 @@ RULES = [
     {"apiGroups": ["reattach.dev"], "resources": ["taskruns"], "verbs": ["delete", "get", "list", "patch", "watch"]},
     {"apiGroups": ["reattach.dev"], "resources": ["taskruns/status"], "verbs": ["patch"]},
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
+    {"apiGroups": [""], "resources": ["podtemplates"], "verbs": ["create"]},
     {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch", "create", "patch", "update"]},
     {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
     {"apiGroups": [""], "resources": ["namespaces", "nodes"], "verbs": ["get"]},

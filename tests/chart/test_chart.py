@@ -573,7 +573,8 @@ def test_policies_bound_everywhere_apply_to_the_accounts_of_the_release_alone() 
     assert policies.keys() == bindings.keys()
     everywhere = {name for name, binding in bindings.items() if "matchResources" not in binding["spec"]}
     assert everywhere == {
-        f"reattach-reattach-{name}" for name in ("configmaps", "finalizers", "operator", "operator-pods", "release")
+        f"reattach-reattach-{name}"
+        for name in ("configmaps", "finalizers", "operator", "operator-pods", "operator-podtemplates", "release")
     }
     for name in everywhere:
         spec = policies[name]["spec"]

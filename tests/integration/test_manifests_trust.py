@@ -507,6 +507,24 @@ class TestPodsThatTheOperatorWrites:
         assert not cluster.call("PATCH", ours, let_go, user=OPERATOR, groups=ADMIN)["metadata"].get("finalizers")
 
 
+class TestPodTemplatesOfTheOperator:
+    """It checks the template of a rejected pod with a dry run, and stores none."""
+
+    BODY: ClassVar[Object] = {"metadata": {"name": "load"}, "template": {"spec": pod()["spec"]}}
+    PATH = "/api/v1/namespaces/default/podtemplates"
+
+    def test_dry_run_is_let_through(self, cluster: RunningControlPlane) -> None:
+        cluster.call("POST", self.PATH, self.BODY, user=OPERATOR, groups=ADMIN, dryRun="All")
+
+    def test_creation_change_and_deletion_are_refused(self, cluster: RunningControlPlane) -> None:
+        cluster.call("POST", self.PATH, self.BODY)
+        patch = {"metadata": {"labels": {"a": "b"}}}
+        for method, name, body in (("POST", "", self.BODY), ("PATCH", "/load", patch), ("DELETE", "/load", None)):
+            said = refused(cluster, method, f"{self.PATH}{name}", body, user=OPERATOR, groups=ADMIN)
+            assert "Reattach's operator may create a PodTemplate only with dryRun=All" in said
+        cluster.call("DELETE", f"{self.PATH}/load")
+
+
 class TestConfigMapsOfStrangers:
     """Only Reattach may make a ConfigMap look like a state, at its creation or later."""
 

@@ -210,23 +210,6 @@ def test_a_sidecar_that_never_ends_does_not_keep_the_attempt_alive(stage: Stage)
 # -- pods that can't be made -----------------------------------------------------------------------
 
 
-def test_an_unknown_field_in_the_template_ends_the_run_and_is_named(stage: Stage) -> None:
-    stage.run("unknown-field", template={"spec": {"containers": [{**CONTAINER, "imagee": "task:2"}]}})
-    status = stage.cluster.wait_for_outcome("unknown-field")
-    assert status["outcome"] == "Failed"
-    succeeded = condition(status, "Succeeded")
-    assert succeeded["reason"] == "InvalidTemplate"
-    assert 'unknown field "spec.containers[0].imagee"' in succeeded["message"]
-    assert stage.cluster.pods("unknown-field") == []
-
-
-def test_a_wrong_value_in_the_template_ends_the_run_and_is_named(stage: Stage) -> None:
-    stage.run("wrong-value", template={"spec": {"containers": [{**CONTAINER, "imagePullPolicy": "Sometimes"}]}})
-    succeeded = condition(stage.cluster.wait_for_outcome("wrong-value"), "Succeeded")
-    assert succeeded["reason"] == "InvalidTemplate"
-    assert "spec.containers[0].imagePullPolicy" in succeeded["message"]
-
-
 def test_a_pod_name_taken_by_a_stranger_is_said_and_never_adopted(own_stage: Stage) -> None:
     stage = own_stage
     # The name holds the UID, so it can be taken only once that is known, and before the operator makes the pod.

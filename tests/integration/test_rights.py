@@ -234,6 +234,7 @@ def lived(installation: Installation) -> Installation:
             cluster.create("deleted")
             cluster.create("cancelled")
             cluster.create("expired", ttl={"succeededSeconds": 0})
+            cluster.create("invalid", template={"spec": {"containers": [{"name": "task", "imagee": "task:1"}]}})
             wait_until(
                 lambda: cluster.status("cancelled").get("externalJobs"), seconds=60, what="it has submitted a job"
             )
@@ -244,6 +245,7 @@ def lived(installation: Installation) -> Installation:
             assert cluster.wait_for_outcome("cancelled", seconds=60)["outcome"] == "Cancelled"
             assert cluster.wait_for_outcome("retried", seconds=60)["outcome"] == "Succeeded"
             assert cluster.wait_for_outcome("pending", seconds=60)["outcome"] == "Failed"
+            assert cluster.wait_for_outcome("invalid", seconds=60)["outcome"] == "Failed"
             wait_until(lambda: cluster.status("deleted").get("externalJobs"), seconds=60, what="the other one has, too")
             wait_until(lambda: cluster.status_if_there("expired") is None, seconds=60, what="its ttl has passed")
             # A pod that is hidden from the watch is asked for by name, and found.
@@ -337,6 +339,7 @@ def is_about(event: Object, resource: str) -> bool:
         ("operator", "PUT", "/apis/reattach.dev/v1alpha1/namespaces/{}/taskruns/retried"),
         ("operator", "DELETE", "/api/v1/namespaces/{}/configmaps/any"),
         ("operator", "GET", "/api/v1/namespaces/{}/secrets"),
+        ("operator", "DELETE", "/api/v1/namespaces/{}/podtemplates/any"),
         ("server", "GET", "/api/v1/namespaces/{}/configmaps"),
         ("server", "DELETE", "/api/v1/namespaces/{}/configmaps/any"),
         ("server", "GET", "/api/v1/namespaces/{}/secrets/reattach-server-tls"),

@@ -89,6 +89,9 @@ annotations:
   resources: [pods]
   verbs: [create, delete, get, list, patch, watch]
 - apiGroups: [""]
+  resources: [podtemplates]  # dry run only, to check the template of a rejected pod. An admission policy rejects other requests.
+  verbs: [create]
+- apiGroups: [""]
   resources: [configmaps]  # create: records of orphaned jobs, copies of states
   verbs: [create, get, list, patch, update, watch]
 - apiGroups: [events.k8s.io]

@@ -31,6 +31,11 @@ def pods(namespace: str | None, name: str | None = None) -> str:
     return core("pods", namespace, name)
 
 
+def podtemplates(namespace: str) -> str:
+    """Return the path of the PodTemplates of a namespace."""
+    return core("podtemplates", namespace)
+
+
 def configmaps(namespace: str | None, name: str | None = None) -> str:
     """Return a path of ConfigMaps."""
     return core("configmaps", namespace, name)

@@ -37,11 +37,14 @@ class PodRejectionKind(StrEnum):
     """Cause of a rejected pod creation."""
 
     INVALID = "Invalid"
-    """400 or 422: the template can never become a pod (an unknown field, a wrong value)."""
+    """400 or 422, also for the template alone: it can never become a pod (an unknown field)."""
     QUOTA = "Quota"
     """403 by a ResourceQuota: may succeed later."""
     FORBIDDEN = "Forbidden"
-    """403 otherwise: Pod Security, an admission policy, a terminating namespace."""
+    """Admission otherwise: Pod Security, a policy, a terminating namespace.
+
+    Also a valid template from which a LimitRange or a webhook makes an invalid pod.
+    """
     NAME_TAKEN = "NameTaken"
     """409: an object of that name exists and is not the expected pod."""
     ERROR = "Error"

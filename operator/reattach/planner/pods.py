@@ -16,6 +16,8 @@ from reattach.planner.plan import CreatePod, PodDefaults
 _PHASES = {AttemptPurpose.RUN: names.PHASE_RUN, AttemptPurpose.CLEANUP: names.PHASE_CLEANUP}
 _QUEUE_PREFIX = "kueue.x-k8s.io/"
 """Prefix of the labels and annotations that make a pod wait in a queue."""
+_ENV_PREFIX = "REATTACH_"
+"""Prefix of our variables. The schema refuses it in a template."""
 _CLEANUP_GRACE_SECONDS_MAX = 30
 """Longest grace period of a cleanup pod. Its deadline has passed when it is stopped."""
 _OF_THE_TASK = ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle")
@@ -141,6 +143,29 @@ def pod_creation(
         body=json.dumps(body).encode(),
         purpose=_purpose(cleanup_seconds),
     )
+
+
+def template_of_pod(body: bytes) -> dict[str, Any]:
+    """Return a PodTemplate with the content of a pod, to check the pod without its admission.
+
+    `body`: of `CreatePod`. Our variables come before those of the author, and are left out so
+    that an error names the index that the author wrote. Our volume and mount come last.
+    """
+    pod = msgspec.json.decode(body)
+    metadata, spec = pod["metadata"], pod["spec"]
+    for container in spec["containers"]:
+        if isinstance(container.get("env"), list):
+            container["env"] = [variable for variable in container["env"] if not _is_ours(variable)]
+    return {
+        "apiVersion": "v1",
+        "kind": "PodTemplate",
+        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+        "template": {"metadata": {name: metadata[name] for name in ("labels", "annotations")}, "spec": spec},
+    }
+
+
+def _is_ours(variable: Any) -> bool:
+    return isinstance(variable, dict) and str(variable.get("name")).startswith(_ENV_PREFIX)
 
 
 def quota_size_of(pod: Mapping[str, Any]) -> str:

@@ -35,34 +35,38 @@ from reattach.cluster import (
     UnavailableError,
     paths,
 )
-from reattach.cluster.errors import NO_REASON, is_webhook_denial
+from reattach.cluster.errors import is_webhook_denial
 from reattach.planner.plan import CreatePod, DeletePod, EndHolds, PodRejection, PodRejectionKind, SealState, StopPod
+from reattach.planner.pods import template_of_pod
 from reattach.planner.retention import is_kept
 from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.workqueue import Key
 from reattach.runtime.writer import Writer
 from reattach.state import RequestRejectedError, RunReference, Store
+from reattach.taskrun.pod_rejections import describe_template_error, rejection_kind_of
 from reattach.taskrun.quota_backoff import QuotaBackoff
 
 _RETRY_SECONDS = 2.0
 _RETRY_SECONDS_MAX = 60.0
 _WAIT_FOR_QUOTA = timedelta(minutes=10)
 """Longest wait for a full quota. The end of a pod or a probe usually ends the wait sooner."""
-_TOO_LARGE = 413
-_QUOTA_DENIALS = ("exceeded quota: ", "status unknown for quota: ")
-"""Starts of the messages of the ResourceQuota plugin; the second: its usage is not counted yet."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _RecordedRejection:
-    """Last rejection of a TaskRun's next pod. `times`: rejections of this pod in a row."""
+    """Last rejection of a TaskRun's next pod. `times`: rejections of this pod in a row.
+
+    `template_hash` and `response`: what was rejected, and the API server's message.
+    """
 
     uid: str
     rejection: PodRejection
     purpose: AttemptPurpose
     times: int
+    template_hash: str
+    response: str
 
     def is_about_next(self, taskrun: TaskRun) -> bool:
         """Return whether the next pod is of the same kind.
@@ -72,6 +76,11 @@ class _RecordedRejection:
         is_ending = taskrun.status.ending is not None
         purpose = AttemptPurpose.CLEANUP if is_ending else AttemptPurpose.RUN
         return (self.uid, self.purpose) == (taskrun.metadata.uid, purpose)
+
+    def is_of(self, taskrun: TaskRun, action: CreatePod) -> bool:
+        """Return whether this pod was rejected."""
+        rejected = (self.uid, self.rejection.attempt, self.purpose, self.template_hash)
+        return rejected == (taskrun.metadata.uid, action.attempt, action.purpose, action.template_hash)
 
 
 class PlanExecutor:
@@ -138,15 +147,9 @@ class PlanExecutor:
                 self._record_rejection(key, taskrun, action, PodRejectionKind.NAME_TAKEN, message=error.message)
                 return False
         except ClusterError as error:
-            of_the_call = error.status == 0 or isinstance(error, UnauthorizedError | TooManyRequestsError)
-            if of_the_call and not is_webhook_denial(error):
+            if _is_of_the_call(error):
                 raise
-            kind = rejection_kind_of(error, action.name)
-            if kind is PodRejectionKind.QUOTA:
-                self._quota.on_rejected(key, action.quota_size, error.message)
-            else:
-                self._quota.forget(key)
-            self._record_rejection(key, taskrun, action, kind, message=error.message, retry_after=error.retry_after)
+            await self._on_rejected(key, taskrun, action, error)
             return False
         else:
             self._pods.upsert(msgspec.json.decode(created, type=Pod))
@@ -247,6 +250,44 @@ class PlanExecutor:
     async def _get(self, namespace: str, name: str) -> Pod:
         return msgspec.json.decode(await self._cluster.get(paths.pods(namespace, name)), type=Pod)
 
+    async def _on_rejected(self, key: Key, taskrun: TaskRun, action: CreatePod, error: ClusterError) -> None:
+        kind, message = rejection_kind_of(error, action.name), error.message
+        if kind is PodRejectionKind.INVALID:
+            kind, message = await self._kind_by_template(key, taskrun, action, error)
+        if kind is PodRejectionKind.QUOTA:
+            self._quota.on_rejected(key, action.quota_size, error.message)
+        else:
+            self._quota.forget(key)
+        self._record_rejection(
+            key, taskrun, action, kind, message=message, response=error.message, retry_after=error.retry_after
+        )
+
+    async def _kind_by_template(
+        self, key: Key, taskrun: TaskRun, action: CreatePod, error: ClusterError
+    ) -> tuple[PodRejectionKind, str]:
+        """Return whether the template itself is invalid, and the message to show.
+
+        Defaults of a LimitRange, and webhooks that change pods, can make a pod invalid whose
+        template is valid. They don't apply to a PodTemplate, so its dry run shows the difference.
+        The check is not repeated while the API server rejects the pod with the same message.
+        """
+        last = self._rejections.get(key)
+        if last is not None and last.is_of(taskrun, action) and last.response == error.message:
+            return last.rejection.kind, last.rejection.message
+        path = paths.podtemplates(taskrun.metadata.namespace)
+        try:
+            await self._writer.create(path, template_of_pod(action.body), dryRun="All", fieldValidation="Strict")
+        except ClusterError as refusal:
+            if _is_of_the_call(refusal):
+                raise
+            kind = rejection_kind_of(refusal, action.name, "podtemplates")
+            if kind is PodRejectionKind.INVALID:
+                return kind, describe_template_error(refusal)
+            _log.warning(
+                "Could not check the template of TaskRun %s/%s, so its rejected pod does not end it: %s", *key, refusal
+            )
+        return PodRejectionKind.FORBIDDEN, error.message
+
     def _record_rejection(
         self,
         key: Key,
@@ -255,18 +296,19 @@ class PlanExecutor:
         kind: PodRejectionKind,
         *,
         message: str,
+        response: str = "",
         retry_after: float | None = None,
     ) -> None:
         last = self._rejections.get(key)
-        this = (taskrun.metadata.uid, action.attempt, action.purpose)
-        is_repeated = last is not None and (last.uid, last.rejection.attempt, last.purpose) == this
-        times = last.times + 1 if last and is_repeated else 1
+        times = last.times + 1 if last is not None and last.is_of(taskrun, action) else 1
         wait = timedelta(
             seconds=max(min(_RETRY_SECONDS * 2 ** min(times - 1, 10), _RETRY_SECONDS_MAX), retry_after or 0)
         )
         retry_at = self._clock() + (_WAIT_FOR_QUOTA if kind is PodRejectionKind.QUOTA else wait)
         rejection = PodRejection(kind, action.attempt, message, retry_at)
-        self._rejections[key] = _RecordedRejection(taskrun.metadata.uid, rejection, action.purpose, times)
+        self._rejections[key] = _RecordedRejection(
+            taskrun.metadata.uid, rejection, action.purpose, times, action.template_hash, response
+        )
 
     # -- the TaskRun itself ------------------------------------------------------------------------
 
@@ -390,24 +432,10 @@ class PlanExecutor:
         return found
 
 
-def rejection_kind_of(error: ClusterError, pod: str) -> PodRejectionKind:
-    """Return what the rejection of a pod means for the next try. `pod`: the name of the pod.
-
-    An admission policy rejects with 400, 403 or 422, and a webhook with any status. Both may
-    change, so their rejection never means that the template is invalid.
-
-    Only the start of the message is compared, because the rest may quote values of the template.
-    """
-    if is_webhook_denial(error):
-        return PodRejectionKind.FORBIDDEN
-    # Admission plugins begin so, with any status, and ValidatingAdmissionPolicies among them.
-    admission = f'pods "{pod}" is forbidden: '
-    if error.message.startswith(admission) or isinstance(error, ForbiddenError):
-        is_quota = error.message.removeprefix(admission).startswith(_QUOTA_DENIALS)
-        return PodRejectionKind.QUOTA if is_quota else PodRejectionKind.FORBIDDEN
-    is_final = isinstance(error, BadRequestError | InvalidError) or error.status == _TOO_LARGE
-    # A response without a reason comes from a proxy, not from the API server.
-    return PodRejectionKind.INVALID if is_final and error.reason != NO_REASON else PodRejectionKind.ERROR
+def _is_of_the_call(error: ClusterError) -> bool:
+    """Return whether the error is about the call or the connection, not about the object."""
+    is_about_call = error.status == 0 or isinstance(error, UnauthorizedError | TooManyRequestsError)
+    return is_about_call and not is_webhook_denial(error)
 
 
 def is_expected_pod(pod: Pod, taskrun: TaskRun, creation: CreatePod) -> bool:

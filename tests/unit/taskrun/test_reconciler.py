@@ -51,6 +51,8 @@ from reattach.planner.plan import (
     Observed,
     Plan,
     PodDefaults,
+    PodRejection,
+    PodRejectionKind,
     ProtectTaskRun,
     ReadState,
     ReleaseTaskRun,
@@ -100,6 +102,8 @@ class FakeClient:
     failing: Exception | None = None
     """Raised by each patch."""
     failing_creation: Exception | None = None
+    failing_template: Exception | None = None
+    """Raised by the dry run of a PodTemplate."""
     failing_get: Exception | None = None
     patches: list[JSON] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
@@ -122,6 +126,10 @@ class FakeClient:
     async def create(self, path: str, body: JSON | bytes, **_query: Any) -> bytes:
         body = msgspec.json.decode(body) if isinstance(body, bytes) else body
         self.asked.append(("POST", f"{path}/{body['metadata']['name']}"))
+        if path.endswith("/podtemplates"):
+            if self.failing_template is not None:
+                raise self.failing_template
+            return b"{}"
         if self.failing_creation is not None:
             raise self.failing_creation
         about = {"uid": "made", "resourceVersion": "90", **body["metadata"]}
@@ -714,13 +722,86 @@ async def test_cleanup_pod_that_lost_its_labels_gets_all_of_them_back() -> None:
     assert scene.client.patches == [{"metadata": {"uid": "p", "labels": labels}}]
 
 
+REJECTED_POD = b'{"metadata": {"name": "load-new00-1", "namespace": "team", "labels": {}, "annotations": {}}, "spec": {"containers": []}}'
+
+
 async def test_rejection_of_a_run_pod_says_nothing_about_the_cleanup_pod_of_the_same_number() -> None:
-    scene = scene_with(CreatePod(1, "load-new00-1", "hash", "size", b'{"metadata": {"name": "load-new00-1"}}'))
+    scene = scene_with(CreatePod(1, "load-new00-1", "hash", "size", REJECTED_POD))
     scene.client.failing_creation = InvalidError(422, "Invalid", "no such priority class")
     await scene.reconciler.reconcile(KEY)
     executor = scene.reconciler._executor
     assert executor.rejection(KEY, to_taskrun(taskrun(NEW, "10"))) is not None
     assert executor.rejection(KEY, to_taskrun(taskrun(NEW, "10", ending=ENDING))) is None
+
+
+INVALID_POD = InvalidError(422, "Invalid", 'Pod "load-new00-1" is invalid: spec.containers[0].image: Required value')
+NO_IMAGE = InvalidError(
+    422,
+    "Invalid",
+    'PodTemplate "load-new00-1" is invalid: template.spec.containers[0].image: Required value',
+    ({"field": "template.spec.containers[0].image", "message": "Required value"},),
+)
+
+
+async def rejected(pod: Exception, template: Exception | None, *, times: int = 1) -> tuple[Scene, PodRejection]:
+    """Create a pod that the API server rejects as often as this. Return the scene and the rejection."""
+    creation = CreatePod(1, "load-new00-1", "hash", "size", REJECTED_POD)
+    scene = scene_with()
+    scene.client.failing_creation, scene.client.failing_template = pod, template
+    for _ in range(times):
+        assert not await scene.reconciler._executor.create(KEY, to_taskrun(taskrun(NEW, "10")), creation)
+    rejection = scene.reconciler._executor.rejection(KEY, to_taskrun(taskrun(NEW, "10")))
+    assert rejection is not None
+    return scene, rejection
+
+
+async def test_rejected_pod_with_an_invalid_template_is_invalid_and_names_the_field() -> None:
+    _, rejection = await rejected(INVALID_POD, NO_IMAGE)
+    expected = (PodRejectionKind.INVALID, "spec.template.spec.containers[0].image: Required value")
+    assert (rejection.kind, rejection.message) == expected
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        ForbiddenError(403, "Forbidden", 'podtemplates is forbidden: User "operator" cannot create resource'),
+        ForbiddenError(403, "Forbidden", 'podtemplates "load-new00-1" is forbidden: exceeded quota: few'),
+        InvalidError(422, "Invalid", 'admission webhook "w" denied the request'),
+        InvalidError(
+            422, "Invalid", "podtemplates \"load-new00-1\" is forbidden: ValidatingAdmissionPolicy 'p' denied"
+        ),
+        UnavailableError(500, "InternalError", 'failed calling webhook "w"'),
+    ],
+    ids=["valid", "no right", "quota", "webhook", "policy", "failed webhook"],
+)
+async def test_rejected_pod_whose_template_is_not_refused_waits_with_the_message(template: Exception | None) -> None:
+    _, rejection = await rejected(INVALID_POD, template)
+    assert (rejection.kind, rejection.message) == (PodRejectionKind.FORBIDDEN, INVALID_POD.message)
+
+
+async def test_rejected_pod_without_an_answer_about_its_template_is_an_error() -> None:
+    with pytest.raises(UnavailableError):
+        await rejected(INVALID_POD, UnavailableError(0, "NoAnswer", "connection reset"))
+
+
+async def test_template_is_checked_once_for_each_message_of_a_rejection() -> None:
+    scene, rejection = await rejected(INVALID_POD, None, times=3)
+    checks = [path for _, path in scene.client.asked if "podtemplates" in path]
+    assert len(checks) == 1
+    assert rejection.retry_at == NOW + timedelta(seconds=8)
+    scene.client.failing_creation = InvalidError(422, "Invalid", "another field")
+    creation = CreatePod(1, "load-new00-1", "hash", "size", REJECTED_POD)
+    assert not await scene.reconciler._executor.create(KEY, to_taskrun(taskrun(NEW, "10")), creation)
+    checks = [path for _, path in scene.client.asked if "podtemplates" in path]
+    assert len(checks) == 2
+
+
+async def test_denial_by_admission_is_shown_without_a_check_of_the_template() -> None:
+    denial = InvalidError(422, "Invalid", 'admission webhook "w" denied the request')
+    scene, rejection = await rejected(denial, NO_IMAGE)
+    assert rejection.kind is PodRejectionKind.FORBIDDEN
+    assert [path for _, path in scene.client.asked if "podtemplates" in path] == []
 
 
 NODE = paths.node("node-1")

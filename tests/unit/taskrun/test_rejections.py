@@ -18,7 +18,7 @@ from reattach.cluster.errors import error_of
 from reattach.planner.plan import PodRejectionKind
 from reattach.planner.pods import quota_size_of
 from reattach.runtime.workqueue import Key
-from reattach.taskrun.executor import rejection_kind_of
+from reattach.taskrun.pod_rejections import describe_template_error, rejection_kind_of
 from reattach.taskrun.quota_backoff import QuotaBackoff
 
 POD = "load-1a2b3-1"
@@ -71,6 +71,40 @@ class TestKindOfRejection:
             assert rejection_kind_of(error, POD) is PodRejectionKind.INVALID
         for message in (f'{FORBIDDEN}violates PodSecurity: "{value}"', f'admission webhook "w" denied: {value}'):
             assert rejection_kind_of(ForbiddenError(403, "Forbidden", message), POD) is PodRejectionKind.FORBIDDEN
+
+
+class TestDescriptionOfATemplateError:
+    def test_each_wrong_field_has_its_path_in_a_taskrun(self) -> None:
+        causes = (
+            {"field": "template.spec.containers[0].image", "message": "Required value"},
+            {"field": "template.metadata.labels", "message": "Invalid value"},
+        )
+        error = InvalidError(422, "Invalid", 'PodTemplate "load-1" is invalid: […]', causes)
+        expected = (
+            "spec.template.spec.containers[0].image: Required value; spec.template.metadata.labels: Invalid value"
+        )
+        assert describe_template_error(error) == expected
+
+    def test_number_of_fields_is_limited(self) -> None:
+        causes = tuple({"field": f"template.spec.volumes[{number}]", "message": "No"} for number in range(1000))
+        assert describe_template_error(InvalidError(422, "Invalid", "", causes)).count("; ") == 19
+
+    @pytest.mark.parametrize(
+        "message, expected",
+        [
+            (
+                'strict decoding error: unknown field "template.spec.foo", unknown field "template.spec.bar"',
+                'strict decoding error: unknown field "spec.template.spec.foo", unknown field "spec.template.spec.bar"',
+            ),
+            (
+                "json: cannot unmarshal string into Go struct field PodSpec.template.spec.hostPID of type bool",
+                "json: cannot unmarshal string into field spec.template.spec.hostPID of type bool",
+            ),
+        ],
+    )
+    def test_field_of_another_shape_has_its_path_in_a_taskrun(self, message: str, expected: str) -> None:
+        start = 'PodTemplate in version "v1" cannot be handled as a PodTemplate: '
+        assert describe_template_error(BadRequestError(400, "BadRequest", start + message)) == expected
 
 
 class Quota:

@@ -1,0 +1,102 @@
+"""Rejected pods: their template is invalid, or the cluster does not admit them now.
+
+The operator, the API server and its admission are real; the test plays the node.
+"""
+
+from typing import Any
+
+import pytest
+
+from apicalls import call_of
+from operator_process import CONTAINER, Script, Stage, condition, fail, succeed
+from reattach.cluster.paths import core
+from waiting import wait_until
+
+JSON = dict[str, Any]
+RETRY = {"budgets": {"application": 1}, "backoff": {"initialSeconds": 1, "jitterPercent": 0}}
+LIMITED = {"spec": {"containers": [{**CONTAINER, "resources": {"requests": {"memory": "64Mi"}}}]}}
+"""A container that a default memory limit below 64Mi makes invalid."""
+
+
+def fail_first(attempt: int) -> Script:
+    return fail(7) if attempt == 1 else succeed
+
+
+def calls(stage: Stage, mark: int, resource: str) -> list[JSON]:
+    """Return the operator's creations of this resource in the namespace of the stage."""
+    found = stage.control_plane.audit(mark, user=stage.operator.user, namespace=stage.namespace)
+    return [event for event in found if call_of(event).startswith(f"create {resource}")]
+
+
+def test_operator_limitrange_that_came_later_is_waited_for_and_ends_no_run(stage: Stage) -> None:
+    defaults = {"type": "Container", "default": {"memory": "32Mi"}, "defaultRequest": {"memory": "16Mi"}}
+    limits = core("limitranges", stage.namespace)
+    stage.kubelet.is_paused = True
+    stage.run("limited", fail_first, template=LIMITED, retry=RETRY)
+    wait_until(lambda: stage.cluster.pods("limited"), seconds=30, what="the pod of attempt 1 is created")
+    stage.control_plane.call("POST", limits, {"metadata": {"name": "low"}, "spec": {"limits": [defaults]}})
+    mark = stage.control_plane.audit_mark()
+    stage.kubelet.is_paused = False
+    try:
+        status = stage.cluster.wait_for_reason("limited", "PodRefused")
+        message = condition(status, "Succeeded")["message"]
+        assert "must be less than or equal to memory limit of 32Mi" in message
+        wait_until(lambda: len(calls(stage, mark, "pods")) > 2, seconds=60, what="the pod is tried again")
+        (check,) = calls(stage, mark, "podtemplates")
+        assert "dryRun=All" in check["requestURI"]
+        assert check["responseStatus"]["code"] == 201
+    finally:
+        stage.control_plane.call("DELETE", f"{limits}/low")
+    status = stage.cluster.wait_for_outcome("limited", seconds=60)
+    assert status["outcome"] == "Succeeded"
+    assert [attempt["cause"] for attempt in status["attempts"]] == ["Application", "Succeeded"]
+    assert stage.control_plane.call("GET", core("podtemplates", stage.namespace))["items"] == []
+
+
+@pytest.mark.parametrize(
+    "name, container, message",
+    [
+        ("misspelt", {"comand": ["x"]}, 'unknown field "spec.template.spec.containers[0].comand"'),
+        (
+            "limit",
+            {"resources": {"limit": {"memory": "1Gi"}}},
+            'unknown field "spec.template.spec.containers[0].resources.limit"',
+        ),
+        (
+            "variable",
+            {"env": [{"name": "A", "value": "a"}, {"name": "B", "valu": "b"}]},
+            'unknown field "spec.template.spec.containers[0].env[1].valu"',
+        ),
+        ("no-image", {"image": None}, "spec.template.spec.containers[0].image: Required value"),
+        (
+            "policy",
+            {"imagePullPolicy": "Sometimes"},
+            'spec.template.spec.containers[0].imagePullPolicy: Unsupported value: "Sometimes"',
+        ),
+        (
+            "resize",
+            {"resizePolicy": [{"resourceName": "memory", "restartPolicy": "RestartContainer"}]},
+            "spec.template.spec.containers[0].resizePolicy: Invalid value",
+        ),
+        (
+            "mount",
+            {"volumeMounts": [{"name": "data", "mountPath": "/data"}]},
+            'spec.template.spec.containers[0].volumeMounts[0].name: Not found: "data"',
+        ),
+        (
+            "type",
+            {"stdin": "yes"},
+            "cannot unmarshal string into field spec.template.spec.containers.stdin of type bool",
+        ),
+    ],
+)
+def test_operator_invalid_template_ends_the_run_and_its_field_is_named(
+    stage: Stage, name: str, container: JSON, message: str
+) -> None:
+    name = f"invalid-{name}"
+    stage.run(name, template={"spec": {"containers": [{**CONTAINER, **container}]}})
+    status = stage.cluster.wait_for_outcome(name)
+    succeeded = condition(status, "Succeeded")
+    assert (status["outcome"], succeeded["reason"]) == ("Failed", "InvalidTemplate")
+    assert message in succeeded["message"]
+    assert stage.cluster.pods(name) == []
