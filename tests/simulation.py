@@ -8,6 +8,7 @@ created, a status is written, or a finalizer is removed.
 import itertools
 import json
 import random
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, assert_never
@@ -441,12 +442,29 @@ class ModelCluster:
         still_presumed = [attempt.number for attempt in after.attempts if attempt.end == "Presumed"]
         assert after.counts.last_presumed >= max(still_presumed, default=0), "a presumed end is forgotten"
         assert after.counts.last_presumed <= max([before.counts.last_presumed, *presumed]), "an end was not presumed"
-        assert len(after.attempts) <= max(
-            self.taskrun.spec.history_limit, 3 + sum(a.finish_time is None for a in after.attempts)
-        )
+        self._check_history(before, after, new)
         self._check_readiness(after)
         if after.outcome is not None:
             self._check_outcome(after)
+
+    def _check_history(self, before: TaskRunStatus, after: TaskRunStatus, new: list[Attempt]) -> None:
+        """Check that each attempt that leaves the list has ended, and is counted by its cause."""
+        is_open = sum(attempt.finish_time is None for attempt in after.attempts)
+        is_last = len(new) if after.outcome is not None else 0
+        assert len(after.attempts) <= max(self.taskrun.spec.history_limit, 3 + is_open) + is_last
+        listed = {attempt.number for attempt in after.attempts}
+        left = [attempt for attempt in before.attempts if attempt.number not in listed]
+        expected = Counter({one.cause: one.count for one in before.folded_attempts})
+        expected.update(str(attempt.cause) for attempt in left)
+        assert {one.cause: one.count for one in after.folded_attempts} == expected, "an attempt was folded wrongly"
+        assert after.outcome is None or not left, "an attempt was folded in the last write"
+        assert len(msgspec.json.encode(after.folded_attempts)) <= 1024, "folded attempts are too large"
+
+    def check_folded_pods(self) -> None:
+        """Check that no pod of a folded attempt is kept."""
+        listed = {attempt.number for attempt in self.taskrun.status.attempts}
+        folded = [pod for pod in self.pods.values() if self.is_recorded(pod.number) and pod.number not in listed]
+        assert all(pod.is_deleted for pod in folded), "the pod of a folded attempt is kept"
 
     def _check_evidence(self, before: TaskRunStatus, after: TaskRunStatus) -> None:
         """Check that no process runs after a reported end, and when an end is presumed."""
@@ -1289,6 +1307,9 @@ class ModelOperator:
         is_late = status.ending is not None and status.ending.cleanup_deadline <= at(self.cluster.seconds)
         if terminated_of(pod, "task") is None or not is_kept(pod) or is_late:
             return
+        number = next((one.number for one in self.cluster.pods.values() if one.apod.metadata["uid"] == action.uid), 0)
+        if self.cluster.is_recorded(number) and number not in {entry.number for entry in status.attempts}:
+            return  # The attempt is folded.
         stopped = stop_time_of(pod)
         if stopped is None:
             # The run ended, or was suspended, before the end of the attempt was recorded.
@@ -1382,6 +1403,7 @@ def run_history(choices: random.Random, spec: dict[str, Any], *, events_max: int
         if cluster.is_over:
             cluster.check_late_writes()
             return cluster
+        cluster.check_folded_pods()
         if is_held(status):
             cluster.resolve()
         if not cluster.advance() and not is_held(status):

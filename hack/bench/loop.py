@@ -118,7 +118,7 @@ def build_status(taskrun: TaskRun, pod: Pod, now: datetime) -> TaskRunStatus:
         exit_code=0,
         message="The container exited with 0.",
     )
-    status = with_attempt(taskrun.status, attempt, taskrun.spec.history_limit)
+    status = with_attempt(taskrun.status, attempt)
     status = with_outcome(status, Outcome.SUCCEEDED, Reason.SUCCEEDED, "Attempt 1 completed the task.", now)
     written = to_write(taskrun.status, status, taskrun.metadata.generation, now)
     assert written is not None, "the status of a TaskRun without a status always changes"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from controlplane import ControlPlane
-from crash_points import crash_at_each_write
+from crash_points import crash_at, crash_at_each_write
 from operator_process import (
     CONTAINER,
     Containers,
@@ -19,10 +19,11 @@ from operator_process import (
     Operators,
     Script,
     Stage,
+    fail,
     run_on,
     succeed,
 )
-from proxy import Proxy
+from proxy import Point, Proxy, When
 from reattach.api.names import FINALIZER_ATTEMPT
 from reattach.cluster.paths import pods
 from run_histories import HistoryRunner, RunHistory, Scenario, normalised
@@ -114,3 +115,22 @@ def test_operator_crash_at_any_write_keeps_and_deletes_the_same_pods(runner: His
 
     spec = {"template": WITH_SIDECAR, "retry": RETRY, "podRetention": "Failed"}
     crash_at_each_write(runner, Scenario(spec, fail_first), check, at_each_event=False, one_in=ONE_IN)
+
+
+def test_operator_crash_at_any_write_folds_each_attempt_once_and_deletes_its_pod(runner: HistoryRunner) -> None:
+    message = '{"reattach":"v1","kind":"RetryLater","message":"no input","retryAfterSeconds":0,"notReady":true}'
+
+    def check(history: RunHistory, _expected: RunHistory) -> None:
+        status = history.status
+        listed, folded = [one["number"] for one in status["attempts"]], status["foldedAttempts"]
+        # The last write folds nothing, so it may list one attempt more.
+        assert listed in ([5, 6], [4, 5, 6])
+        assert folded == [{"cause": "NotReady", "firstNumber": 1, "lastNumber": listed[0] - 1, "count": listed[0] - 1}]
+        assert history.pods == [str(number) for number in listed]
+        assert (status["counts"]["attempts"], status["counts"]["charged"]["notReady"]) == (6, 5)
+
+    scenario = Scenario({"historyLimit": 2}, lambda attempt: fail(1, message) if attempt < 6 else succeed)
+    if os.environ.get("REATTACH_ALL"):
+        crash_at_each_write(runner, scenario, check)
+    else:
+        crash_at(runner, scenario, check, [Point(2, when, "DELETE pods") for when in When])

@@ -240,6 +240,18 @@ class Attempt(Shape, frozen=True):
     reported_at_attempt: int | None = None
 
 
+class FoldedAttempts(Shape, frozen=True):
+    """Attempts of one cause that left `status.attempts`.
+
+    Attempts with other causes, and listed ones, may have numbers between the first and the last.
+    """
+
+    cause: str
+    first_number: int
+    last_number: int
+    count: int
+
+
 class Charged(Shape, frozen=True, omit_defaults=False):
     """Number of attempts charged to each budget.
 
@@ -254,10 +266,10 @@ class Charged(Shape, frozen=True, omit_defaults=False):
 
 
 class Counts(Shape, frozen=True, omit_defaults=False):
-    """Totals over the whole history, including attempts that `historyLimit` dropped.
+    """Totals over the whole history, including those of folded attempts.
 
     `state_losses`: lost states that were resolved with StartEmpty. `last_presumed`: the highest
-    number of an attempt whose end was presumed. The ends of all later dropped attempts were
+    number of an attempt whose end was presumed. The ends of all later folded attempts were
     reported. `preexisting_jobs`: external jobs that existed before the first submission.
     """
 
@@ -336,6 +348,7 @@ class TaskRunStatus(Shape, frozen=True):
     ending: Ending | None = None
     orphaned: bool = False
     attempts: tuple[Attempt, ...] = ()
+    folded_attempts: tuple[FoldedAttempts, ...] = ()
     counts: Counts = Counts()
     external_jobs: tuple[ExternalJobStatus, ...] = ()
     state: StateReference | None = None

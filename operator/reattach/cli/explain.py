@@ -78,9 +78,9 @@ def _attempts(report: RunReport, now: datetime, style: Styler) -> list[str]:
     rows += [_attempt(attempt, now) for attempt in report.attempts]
     lines = table(rows, style, indent=_INDENT)
     if report.hidden_attempts:
-        lines.insert(
-            1, f"{_INDENT}… {count(report.hidden_attempts, 'earlier attempt')} no longer listed (spec.historyLimit)"
-        )
+        hidden = f"{count(report.hidden_attempts, 'earlier attempt')} no longer listed (spec.historyLimit)"
+        causes = ", ".join(f"{one.count} by {one.cause}" for one in report.folded_attempts)
+        lines.insert(1, f"{_INDENT}… {hidden}{f': {causes}' if causes else ''}")
     return lines
 
 

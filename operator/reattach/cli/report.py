@@ -7,7 +7,7 @@ from reattach.api.objects import Shape
 from reattach.api.orphans import OrphanedJob
 from reattach.api.reasons import Budget, ConditionType, Outcome, Reason
 from reattach.api.state import JobOrigin, JobSummary
-from reattach.api.taskrun import Attempt, Counts, Ending, TaskRun, TaskRunStatus
+from reattach.api.taskrun import Attempt, Counts, Ending, FoldedAttempts, TaskRun, TaskRunStatus
 from reattach.api.text import one_line
 from reattach.cli.endings import describe_cancellations, describe_left, describe_request
 from reattach.cli.hold_options import (
@@ -70,7 +70,7 @@ class JobReport(Shape, frozen=True):
 class RunReport(Shape, frozen=True):
     """Content of `explain`, also with `-o json`.
 
-    `hidden_attempts`: how many are no longer in the list.
+    `hidden_attempts`: how many are no longer in the list. `folded_attempts` has their causes.
     """
 
     name: str
@@ -84,6 +84,7 @@ class RunReport(Shape, frozen=True):
     created: datetime | None = None
     attempts: tuple[Attempt, ...] = ()
     hidden_attempts: int = 0
+    folded_attempts: tuple[FoldedAttempts, ...] = ()
     budgets: tuple[BudgetReport, ...] = ()
     external_jobs: tuple[JobReport, ...] = ()
     decisions: tuple[str, ...] = ()
@@ -117,6 +118,7 @@ def build_report(snapshot: Snapshot) -> RunReport:
         created=about.creation_timestamp,
         attempts=status.attempts,
         hidden_attempts=max(0, status.counts.attempts - len(status.attempts)),
+        folded_attempts=status.folded_attempts,
         budgets=_budgets_of(taskrun),
         external_jobs=_jobs_of(snapshot),
         decisions=_decisions_of(snapshot),

@@ -165,7 +165,7 @@ def _final_entry(
 
 def _with_end(context: DecisionContext, ended: EndedAttempt, consequence: Consequence, entry: Attempt) -> TaskRunStatus:
     budget = consequence.budget
-    status = conditions.with_attempt(context.status, entry, context.spec.history_limit)
+    status = conditions.with_attempt(context.status, entry)
     status = msgspec.structs.replace(status, counts=charge(status.counts, budget))
     status = _with_wait(status, consequence, finish_time_of(ended, context.now))
     if entry.cause == Cause.SUCCEEDED and ended.recorded_completion:

@@ -55,21 +55,13 @@ def is_due(context: DecisionContext, final: FinalOutcome) -> bool:
 def must_run(context: DecisionContext) -> bool:
     """Return whether a cleanup attempt runs even if no external job is open."""
     if context.spec.cleanup.command:
-        # Also by attempts that were pruned.
-        charged = context.status.counts.charged
-        started = sum(amount(charged, one) for one in _STARTED) > 0 or _may_have_stopped_pruned(context)
+        status = context.status
+        charged = sum(amount(status.counts.charged, one) for one in _STARTED) > 0
+        # A suspension stops an attempt, and charges nothing.
+        folded = any(one.cause != Cause.NEVER_STARTED for one in status.folded_attempts)
         runs = (view for view in context.attempts if view.purpose is AttemptPurpose.RUN)
-        return context.has_state or started or any(_may_have_started(view) for view in runs)
+        return context.has_state or charged or folded or any(_may_have_started(view) for view in runs)
     return _has_registered(context) and context.epoch is not None and context.epoch.cleanup_handler
-
-
-def _may_have_stopped_pruned(context: DecisionContext) -> bool:
-    """Return whether a suspension may have stopped an attempt that is no longer in status.
-
-    Such an attempt is charged to no budget.
-    """
-    status = context.status
-    return status.suspension is not None and status.counts.attempts > len(status.attempts)
 
 
 def adoptions(context: DecisionContext) -> tuple[Adoption, ...]:
@@ -246,7 +238,7 @@ def _watch(context: DecisionContext, current: AttemptView, pod: Pod) -> Plan:
     if current.entry == entry and conditions.shows_message(context.status, Reason.ENDING, start):
         return context.plan(again=again)
     message = f"{summary}: {problem.detail}" if problem is not None and problem.detail else f"{summary}."
-    status = conditions.with_attempt(context.status, entry, context.spec.history_limit)
+    status = conditions.with_attempt(context.status, entry)
     status = msgspec.structs.replace(status, next_attempt_time=None)
     return _show(context.with_status(status), message).plan(again=again)
 
@@ -328,7 +320,7 @@ def _create(context: DecisionContext, deadline: datetime) -> Plan:
     for view in context.attempts:
         if view.pod is not None and view.entry is None and not view.recorded:
             entry = attempts.open_entry(context, view, view.pod)
-            status = conditions.with_attempt(status, entry, context.spec.history_limit)
+            status = conditions.with_attempt(status, entry)
     seconds = max(1, int((deadline - context.now).total_seconds()))
     taskrun, number = context.observed.taskrun, context.next_number
     creation = pod_creation(taskrun, number, context.defaults, cleanup_seconds=seconds)

@@ -138,20 +138,10 @@ def with_outcome(status: TaskRunStatus, outcome: Outcome, reason: Reason, messag
     )
 
 
-def with_attempt(status: TaskRunStatus, attempt: Attempt, history_limit: int) -> TaskRunStatus:
-    """Return the status with this entry. If the list is full, prune the oldest ended attempts.
-
-    Never prune the newest run attempt, because it may still become the success of the run. Never
-    prune the newest one that failed by itself, because it pays for the failures of external jobs.
-    """
+def with_attempt(status: TaskRunStatus, attempt: Attempt) -> TaskRunStatus:
+    """Return the status with this entry."""
     others = [other for other in status.attempts if other.number != attempt.number]
     listed = sorted([*others, attempt], key=lambda one: one.number)
-    surplus = len(listed) - history_limit
-    newest_failure = next((one for one in reversed(listed) if is_own_failure(one)), None)
-    kept = (last_attempt(listed), newest_failure)
-    ended = [one for one in listed[:-1] if one.finish_time is not None and one not in kept]
-    for old in ended[: max(surplus, 0)]:
-        listed.remove(old)
     counts = msgspec.structs.replace(status.counts, attempts=max(status.counts.attempts, attempt.number))
     if attempt.end == End.PRESUMED:
         counts = msgspec.structs.replace(counts, last_presumed=max(counts.last_presumed, attempt.number))

@@ -10,7 +10,7 @@ from reattach.api.objects import ObjectMeta, Pod
 from reattach.api.reasons import End, EventReason
 from reattach.api.state import Epoch, JobSummary, SealPurpose, StateView
 from reattach.api.taskrun import Attempt, AttemptPurpose, Suspension, TaskRunSpec, TaskRunStatus
-from reattach.planner import conditions, podstatus, retention
+from reattach.planner import conditions, history, podstatus, retention
 from reattach.planner.plan import (
     AbsentState,
     Action,
@@ -37,7 +37,7 @@ EXIT_GRACE = timedelta(seconds=60)
 class AttemptView:
     """One attempt, merged from pods, status and state.
 
-    `recorded`: its end is in status, even if the entry was pruned from the list.
+    `recorded`: its end is in status, even if the entry was folded.
     """
 
     number: int
@@ -50,6 +50,11 @@ class AttemptView:
     def is_presumed(self) -> bool:
         """True if its end is recorded and no evidence of it is known."""
         return self.entry is not None and self.entry.end == End.PRESUMED
+
+    @property
+    def is_folded(self) -> bool:
+        """True if its entry left the list, so that its pod is not kept."""
+        return self.recorded and self.entry is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +137,7 @@ class DecisionContext:
         return tuple(self._view(number, entries.get(number)) for number in sorted(numbers))
 
     def _view(self, number: int, entry: Attempt | None) -> AttemptView:
-        # Only ended attempts are pruned from the list, and the count skips no number.
+        # Only ended attempts are folded, and the count skips no number.
         recorded = entry.finish_time is not None if entry else number <= self.status.counts.attempts
         pod = self.pods.get(number)
         return AttemptView(number, self._purpose_of(number, entry, pod), pod, entry, recorded)
@@ -288,13 +293,18 @@ class DecisionContext:
 
     @cached_property
     def leftover_stops(self) -> tuple[StopPod | DeletePod, ...]:
-        """Actions that stop the containers still running in pods of recorded attempts."""
+        """Actions that stop the containers still running in pods of recorded attempts.
+
+        Pods of folded attempts are deleted, even if nothing runs in them.
+        """
+        views = [view for view in self.attempts if view.recorded]
         stops = (
             retention.stop_of(view.pod, self.container, self.now, is_late=self._is_late(view))
-            for view in self.attempts
-            if view.recorded and view.pod
+            for view in views
+            if view.pod and not view.is_folded
         )
-        return tuple(stop for stop in stops if stop is not None)
+        folded = delete_pods(tuple(view.pod for view in views if view.pod and view.is_folded))
+        return (*folded, *(stop for stop in stops if stop is not None))
 
     def _is_late(self, view: AttemptView) -> bool:
         return view.purpose is AttemptPurpose.CLEANUP and self.is_past_cleanup_deadline
@@ -348,12 +358,13 @@ class DecisionContext:
 
         Events come first: they can't fail, and the last action may delete the TaskRun.
         """
-        status = self.status
+        context = self.with_status(history.with_folded(self.status, self.spec.history_limit))
+        status = context.status
         if not held and not conditions.is_held_for_lost_state(status):
             status = conditions.without_hold(status, self.now)
         stored = self.observed.taskrun.status
         to_write = conditions.to_write(stored, status, self.metadata.generation, self.now)
-        cleanup: tuple[Action, ...] = (*self._release_recorded(), *self.leftover_stops)
+        cleanup: tuple[Action, ...] = (*context.releases, *context.leftover_stops)
         due = (again, self.next_node_loss_at, self._next_deletion_at, self._next_node_read_at, self._next_deadline)
         times = [time for time in due if time is not None]
         return Plan(to_write, (*self.events, *cleanup, *actions), min(times, default=None))
@@ -362,7 +373,9 @@ class DecisionContext:
         """Return the release of every pod that is over, of any attempt."""
         return self._releases_of(self.observed.pods)
 
-    def _release_recorded(self) -> tuple[ReleasePod, ...]:
+    @property
+    def releases(self) -> tuple[ReleasePod, ...]:
+        """The release of each pod that is over, and whose attempt is recorded."""
         ended = (view for view in self.attempts if view.recorded)
         return self._releases_of(tuple(view.pod for view in ended if view.pod and not _may_report(view, view.pod)))
 

@@ -514,7 +514,7 @@ _AFTER_ENDS: tuple[Check, ...] = (
 
 
 def _set_progress(context: DecisionContext, reason: Reason, message: str, entry: Attempt) -> DecisionContext:
-    status = conditions.with_attempt(context.status, entry, context.spec.history_limit)
+    status = conditions.with_attempt(context.status, entry)
     status = conditions.with_progress(status, reason, message, context.now)
     return context.with_status(msgspec.structs.replace(status, next_attempt_time=None))
 

@@ -99,11 +99,11 @@ def _with_report(entry: Attempt, sentence: str, newest: int) -> Attempt:
 def _with_last_presumed(status: TaskRunStatus) -> TaskRunStatus:
     """Return the status with the highest number of an attempt whose end may be presumed.
 
-    Dropped attempts count as presumed up to the number before, because their ends are forgotten.
+    Folded attempts count as presumed up to the number before, because their ends are forgotten.
     """
     listed = {entry.number for entry in status.attempts}
     before = status.counts.last_presumed
     presumed = [entry.number for entry in status.attempts if entry.end == End.PRESUMED]
-    dropped = [number for number in range(before, 0, -1) if number not in listed][:1]
-    last = max([*presumed, *dropped], default=0)
+    folded = next((number for number in range(before, 0, -1) if number not in listed), 0)
+    last = max([*presumed, folded])
     return msgspec.structs.replace(status, counts=msgspec.structs.replace(status.counts, last_presumed=last))

@@ -117,7 +117,7 @@ def _with_stops(context: DecisionContext) -> DecisionContext:
             continue
         entry = view.entry or attempts.open_entry(context, view, pod)
         entry = msgspec.structs.replace(entry, reason=reason, message=message)
-        status = conditions.with_attempt(context.status, entry, context.spec.history_limit)
+        status = conditions.with_attempt(context.status, entry)
         context = context.with_status(status)
     return context
 

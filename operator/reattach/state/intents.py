@@ -172,7 +172,7 @@ def _was_charged(context: _IntentContext, record: JobRecord) -> bool:
     """
     ended_by = record.ended_by_attempt or 0
     since = range(ended_by, context.session.attempt)
-    # The newest such attempt is never dropped from the list.
+    # The newest such attempt is never folded.
     return any(a.number in since and a.cause in OWN_FAILURES for a in context.owner.status.attempts)
 
 

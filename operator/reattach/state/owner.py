@@ -86,7 +86,7 @@ class Owner(Shape, frozen=True):
         return f"spec.cleanup.{orphaning} is Orphan, so the job may run on when the run ends" if orphaning else ""
 
     def attempt(self, number: int) -> Attempt | None:
-        """Return the entry of an attempt, or None if it was dropped or is not recorded yet."""
+        """Return the entry of an attempt, or None if it was folded or is not recorded yet."""
         return next((attempt for attempt in self.status.attempts if attempt.number == number), None)
 
     def has_certain_end(self, number: int, pod_uid: str) -> bool:
@@ -99,13 +99,13 @@ class Owner(Shape, frozen=True):
         attempt = self.attempt(number)
         if attempt is not None:
             return attempt.end == End.REPORTED and attempt.pod_uid in {"", pod_uid}
-        # Only ended attempts are dropped from the list.
+        # Only ended attempts are folded.
         return self.status.counts.last_presumed < number <= self.status.counts.attempts
 
     def has_recorded_end(self, number: int) -> bool:
         """Return whether the operator recorded the end of this attempt, reported or presumed."""
         attempt = self.attempt(number)
-        # Only ended attempts are dropped from the list.
+        # Only ended attempts are folded.
         return attempt.end is not None if attempt is not None else number <= self.status.counts.attempts
 
     def resolutions_for(self, key: str, generation: int) -> tuple[Resolution, ...]:

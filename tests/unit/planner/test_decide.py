@@ -283,13 +283,6 @@ def test_the_pod_of_an_attempt_that_left_the_list_is_not_recorded_again() -> Non
     assert (plan.status, released(plan), created(plan)) == (None, ["load-01234-1"], [3])
 
 
-def test_the_oldest_ended_attempts_leave_the_list_and_stay_counted() -> None:
-    taskrun = a_taskrun(historyLimit=2).with_budgets(application=9).with_failed_attempt(1).with_failed_attempt(2)
-    status = status_of(plan_of(taskrun, a_pod(3).exited(1)))
-    assert [attempt.number for attempt in status.attempts] == [2, 3]
-    assert (status.counts.attempts, status.counts.charged.application) == (3, 3)
-
-
 def test_that_an_end_was_presumed_is_known_after_the_attempt_left_the_list() -> None:
     taskrun = a_taskrun(historyLimit=1).with_budgets(application=9)
     lost = status_of(plan_of(taskrun, a_pod().running().deleted(-400, 0)))

@@ -24,7 +24,7 @@ from builders import (
 )
 from reattach.api.reasons import Budget
 from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunStatus
-from reattach.planner import conditions, rules
+from reattach.planner import conditions, history, rules
 from reattach.planner.classification import EndedAttempt, classify
 from reattach.planner.plan import EmitEvent, SealState
 
@@ -419,5 +419,5 @@ def test_newest_failure_stays_in_the_list_because_it_pays_for_a_failed_job() -> 
     ends = [(1, "Application"), (2, "Application"), (3, "NotReady"), (4, "Disruption"), (5, None)]
     for number, cause in ends:
         entry = Attempt(number=number, cause=cause, finish_time=at(number) if cause else None)
-        status = conditions.with_attempt(status, entry, 1)
+        status = history.with_folded(conditions.with_attempt(status, entry), 1)
     assert [one.number for one in status.attempts] == [2, 5]
