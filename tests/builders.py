@@ -11,6 +11,7 @@ import msgspec
 
 from reattach.api.names import (
     ANNOTATION_CONTAINER,
+    ANNOTATION_FIXED_TEMPLATE_HASH,
     ANNOTATION_POD_RETENTION,
     ANNOTATION_STOP_TIME,
     ANNOTATION_TEMPLATE_HASH,
@@ -35,7 +36,7 @@ from reattach.api.state import (
 from reattach.api.taskrun import Attempt, StateReference, TaskRun, TaskRunStatus
 from reattach.planner.decide import decide
 from reattach.planner.plan import AbsentState, Decision, Observed, Plan, PodDefaults, ReadNodes, ReadState, SealState
-from reattach.planner.pods import template_hash
+from reattach.planner.pods import fixed_template_hash, template_hash
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 SETTINGS = PodDefaults(url="https://reattach.example:8443", ca="PEM")
@@ -257,7 +258,10 @@ def a_pod(number: int = 1, *, template: dict[str, Any] | None = None) -> APod:
         "uid": f"pod-{number}",
         "resourceVersion": "7",
         "creationTimestamp": stamp(0),
-        "annotations": {ANNOTATION_TEMPLATE_HASH: template_hash(template or TEMPLATE)},
+        "annotations": {
+            ANNOTATION_TEMPLATE_HASH: template_hash(template or TEMPLATE),
+            ANNOTATION_FIXED_TEMPLATE_HASH: fixed_template_hash(template or TEMPLATE),
+        },
         "finalizers": [FINALIZER_ATTEMPT],
     }
     return APod(number, metadata, {"containers": [{"name": "task"}]})

@@ -1105,8 +1105,6 @@ def test_what_can_not_change_is_held_by_the_policy_alone(cluster: RunningControl
             ({"completion": None}, "spec.completion can't be changed"),
             ({"completion": None, "container": "task"}, "spec.container, spec.completion can't be changed"),
             ({"podRetention": "All"}, "spec.podRetention can't be changed"),
-            ({"template": {"spec": {"hostNetwork": True}}}, "spec.template can't be changed"),
-            ({"template": {"metadata": {}}}, "spec.template can't be changed"),
             ({"retry": {"backoff": {"initialSeconds": 2}}}, "spec.retry.backoff can't be changed"),
             ({"retry": {"backoff": None}}, "spec.retry.backoff can't be changed"),
             ({"retry": None}, "spec.retry.backoff can't be changed"),
@@ -1114,6 +1112,11 @@ def test_what_can_not_change_is_held_by_the_policy_alone(cluster: RunningControl
         ]:
             assert f"{says} after creation; create a new TaskRun" in refused(cluster, "PATCH", path, {"spec": patch}), (
                 patch
+            )
+        for template in ({"spec": {"hostNetwork": True}}, {"metadata": {}}):
+            said = refused(cluster, "PATCH", path, {"spec": {"template": template}})
+            assert (
+                "spec.template can't be changed unless the condition Suspended or Held of the TaskRun is True" in said
             )
         cluster.call(
             "PATCH", path, {"spec": {"retry": {"budgets": {"application": 2}}, "deadlines": {"lostSeconds": 5}}}

@@ -6,8 +6,10 @@ import threading
 import time
 from typing import Any
 
+import pytest
+
 from apicalls import call_of
-from controlplane import ControlPlane
+from controlplane import ControlPlane, ControlPlaneError
 from crash_points import crash_at_each_write
 from operator_process import Cluster, Containers, Kubelet, Operators, Script, Stage, condition
 from proxy import Proxy
@@ -108,6 +110,35 @@ def test_pending_pod_of_a_suspended_taskrun_is_deleted_and_charged_to_nothing(
     suspend(control_plane, stage.namespace, "pending", suspended=False)
     status = stage.cluster.wait_for_outcome("pending", seconds=SLOW)
     assert (status["outcome"], causes_of(status)) == ("Succeeded", [("Stopped", None), ("Succeeded", None)])
+
+
+def test_template_repaired_during_a_suspension_makes_the_next_pod_which_reattaches(
+    control_plane: ControlPlane, stage: Stage, tasks: Tasks
+) -> None:
+    images: list[str] = []
+    path = taskruns(stage.namespace, "repaired")
+
+    def finish(containers: Containers) -> None:
+        images.extend(container["image"] for container in containers.pod["spec"]["containers"])
+        tasks.finish(containers)
+
+    def repair(**more: Any) -> None:
+        container = control_plane.call("GET", path)["spec"]["template"]["spec"]["containers"][0] | {"image": "task:2"}
+        control_plane.call("PATCH", path, {"spec": {"template": {"spec": {"containers": [container]}}, **more}})
+
+    first = tasks.submit_and(lambda _: None)
+    stage.run("repaired", lambda attempt: first if attempt == 1 else finish, retry=NOTHING_LEFT)
+    wait_until(lambda: stage.cluster.status("repaired").get("externalJobs"), seconds=SLOW, what="the job is shown")
+    with pytest.raises(ControlPlaneError, match="can't be changed unless the condition Suspended or Held"):
+        repair()
+    suspend(control_plane, stage.namespace, "repaired", suspended=True)
+    wait_until(lambda: is_at_rest(stage.cluster.status("repaired")), seconds=SLOW, what="the pod is stopped")
+    repair(suspend=False)
+    status = stage.cluster.wait_for_outcome("repaired", seconds=SLOW)
+    assert (status["outcome"], causes_of(status)) == ("Succeeded", [("Stopped", None), ("Succeeded", None)])
+    assert (images, status["counts"]["submissions"]) == (["task:2"], 1)
+    before, after = (attempt["templateHash"] for attempt in status["attempts"])
+    assert before != after
 
 
 def test_run_that_is_suspended_and_resumed_in_any_order_submits_once_and_is_never_charged(

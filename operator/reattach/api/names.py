@@ -26,6 +26,8 @@ FINALIZER_EXTERNAL_JOBS: Final = f"{GROUP}/external-jobs"
 """On a TaskRun: an external job of it may be open, or its end may need a cleanup attempt."""
 
 ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
+ANNOTATION_FIXED_TEMPLATE_HASH: Final = f"{GROUP}/fixed-template-hash"
+"""On a pod: the hash of its template without the fields that a user may change later."""
 ANNOTATION_CA: Final = f"{GROUP}/ca.crt"
 """On a pod: the PEM bundle that the state API's certificate is checked with; follows a rotation."""
 ANNOTATION_POD_RETENTION: Final = f"{GROUP}/pod-retention"

@@ -150,7 +150,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.PERMANENT_FAILURE: "The task reported a permanent failure, so it is not retried.",
     Reason.FAILED_BY_RULE: "A rule in spec.retry.rules failed the TaskRun.",
     Reason.INVALID_TEMPLATE: "The API server accepts no pod from spec.template.",
-    Reason.TEMPLATE_CHANGED: "spec.template changed after the first attempt.",
+    Reason.TEMPLATE_CHANGED: "spec.template changed in a field that can't be changed after the first attempt.",
     Reason.STATE_LOST: "The TaskRun's state was deleted by force. Manual resolution required.",
     Reason.STATE_UNREADABLE: "The TaskRun's state was written by a newer version or changed by hand, and can't be read.",
     Reason.STATE_SOURCE_UNAVAILABLE: "The state of the TaskRun in spec.stateFrom can't be copied yet, so no attempt starts.",

@@ -222,6 +222,7 @@ class Attempt(Shape, frozen=True):
     It is open until `finish_time` is set. `cause` and later fields are set with it.
     `reported_at_attempt`: the number of the newest attempt when the end, which had been presumed,
     became reported. Attempts with a higher number began after that.
+    `template_hash`: the hash of the template from which its pod was made.
     """
 
     number: int
@@ -238,6 +239,7 @@ class Attempt(Shape, frozen=True):
     exit_code: int | None = None
     message: str | None = None
     reported_at_attempt: int | None = None
+    template_hash: str | None = None
 
 
 class FoldedAttempts(Shape, frozen=True):

@@ -16,6 +16,7 @@ from reattach.planner.classification import Classification, EndedAttempt, classi
 from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import DELETED, natural_outcome, requested_outcome
 from reattach.planner.plan import EmitEvent
+from reattach.planner.pods import template_hash_of
 from reattach.planner.rules import Consequence, consequence_of
 
 SUSPENDED = (Reason.SUSPENDED.value, "The TaskRun was suspended. Its pod was stopped.")
@@ -81,6 +82,7 @@ def open_entry(context: DecisionContext, view: AttemptView, pod: Pod) -> Attempt
         pod_uid=pod.metadata.uid,
         node=pod.spec.node_name,
         start_time=start,
+        template_hash=template_hash_of(pod),
     )
 
 
@@ -160,7 +162,14 @@ def _final_entry(
         reason=textformat.head(classification.reason),
         exit_code=ended.exit_code,
         message=evidence.with_sentence(consequence.message, sentence),
+        template_hash=_template_hash(view),
     )
+
+
+def _template_hash(view: AttemptView) -> str | None:
+    if view.pod is not None and (found := template_hash_of(view.pod)) is not None:
+        return found
+    return view.entry.template_hash if view.entry is not None else None
 
 
 def _with_end(context: DecisionContext, ended: EndedAttempt, consequence: Consequence, entry: Attempt) -> TaskRunStatus:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
@@ -22,6 +23,9 @@ _CLEANUP_GRACE_SECONDS_MAX = 30
 """Longest grace period of a cleanup pod. Its deadline has passed when it is stopped."""
 _OF_THE_TASK = ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle")
 """Fields of a container that check or prepare the task, which a cleanup pod does not run."""
+_REPAIRABLE_IN_POD = frozenset({"affinity", "nodeSelector", "resources", "tolerations"})
+"""Fields of the pod spec that a user may change while no attempt runs."""
+_REPAIRABLE_IN_CONTAINER = frozenset({"env", "image", "resources"})
 TOKEN_SECONDS = 3600
 """Validity of a pod token; the kubelet renews it after four fifths of that time."""
 TEMPLATE_BYTES_MAX = 256 * 1024
@@ -30,6 +34,7 @@ TaskRuns for too long.
 """
 TEMPLATE_LEVELS_MAX = 100
 """Levels of nesting in a template. The deepest field of a pod has fewer than 20."""
+_HASH = re.compile("[0-9a-f]{16}")
 _TOO_DEEP = f"spec.template must be nested at most {TEMPLATE_LEVELS_MAX} levels deep."
 
 
@@ -106,10 +111,42 @@ def template_hash(template: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def fixed_template_hash(template: Mapping[str, Any]) -> str:
+    """Return a hash of the template without the fields that a user may change to repair a run.
+
+    The admission policy `immutable` of the chart has the same fields.
+    """
+    spec = {
+        name: _fixed_part(name, value) for name, value in template["spec"].items() if name not in _REPAIRABLE_IN_POD
+    }
+    return template_hash({**template, "spec": spec})
+
+
+def _fixed_part(name: str, value: Any) -> Any:
+    if name not in {"containers", "initContainers"} or not isinstance(value, list):
+        return value
+    return [
+        {field: inner for field, inner in container.items() if field not in _REPAIRABLE_IN_CONTAINER}
+        if isinstance(container, dict)
+        else container
+        for container in value
+    ]
+
+
 def has_template_changed(taskrun: TaskRun, pods: Iterable[Pod]) -> bool:
-    """Return whether one of the pods has another template. Raises `InvalidTemplateError`."""
-    current = template_hash(parse_template(taskrun.spec.template))
-    return not {pod.metadata.annotations.get(names.ANNOTATION_TEMPLATE_HASH) for pod in pods} <= {None, current}
+    """Return whether a pod has a template from which no repair leads to the current one.
+
+    Pods of earlier releases don't have the hash of the fixed part, and are not compared. Raises
+    `InvalidTemplateError`.
+    """
+    current = fixed_template_hash(parse_template(taskrun.spec.template))
+    return not {pod.metadata.annotations.get(names.ANNOTATION_FIXED_TEMPLATE_HASH) for pod in pods} <= {None, current}
+
+
+def template_hash_of(pod: Pod) -> str | None:
+    """Return the hash of the template from which the pod was made; None if it is not known."""
+    found = pod.metadata.annotations.get(names.ANNOTATION_TEMPLATE_HASH, "")
+    return found if _HASH.fullmatch(found) else None
 
 
 def task_container(taskrun: TaskRun) -> str:
@@ -193,11 +230,15 @@ def build_pod(
 ) -> dict[str, Any]:
     """Return the body of the attempt's pod for the API server. Raises `InvalidTemplateError`."""
     template = parse_template(taskrun.spec.template)
-    digest, purpose = template_hash(template), _purpose(cleanup_seconds)
+    hashes = {
+        names.ANNOTATION_TEMPLATE_HASH: template_hash(template),
+        names.ANNOTATION_FIXED_TEMPLATE_HASH: fixed_template_hash(template),
+    }
+    purpose = _purpose(cleanup_seconds)
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": _metadata(taskrun, template.get("metadata") or {}, digest, attempt, defaults),
+        "metadata": _metadata(taskrun, template.get("metadata") or {}, hashes, attempt, defaults),
         "spec": _spec(taskrun, template["spec"], _variables(taskrun, attempt, defaults, purpose)),
     }
     return pod if cleanup_seconds is None else _to_cleanup_pod(taskrun, pod, cleanup_seconds)
@@ -236,7 +277,7 @@ def _use_cleanup(container: dict[str, Any], cleanup: Cleanup) -> None:
 
 
 def _metadata(
-    taskrun: TaskRun, given: Mapping[str, Any], digest: str, attempt: int, defaults: PodDefaults
+    taskrun: TaskRun, given: Mapping[str, Any], hashes: Mapping[str, str], attempt: int, defaults: PodDefaults
 ) -> dict[str, Any]:
     metadata = taskrun.metadata
     return {
@@ -250,7 +291,7 @@ def _metadata(
         "annotations": {
             **_without_ours(given.get("annotations") or {}),
             **retention.annotations_of(taskrun.spec, task_container(taskrun)),
-            names.ANNOTATION_TEMPLATE_HASH: digest,
+            **hashes,
             names.ANNOTATION_CA: defaults.ca,
         },
         "finalizers": [names.FINALIZER_ATTEMPT],

@@ -263,8 +263,8 @@ def test_namespace_that_is_being_deleted_gets_no_cleanup_pod() -> None:
     "template, why",
     [
         (
-            {"spec": {"containers": [{"name": "task", "image": "task:2"}]}},
-            "spec.template changed after the first attempt. No cleanup pod is made from it.",
+            {"spec": {"containers": [{"name": "task", "image": "task:1", "command": ["other"]}]}},
+            "spec.template changed in a field that can't be changed after the first attempt. No cleanup pod is made from it.",
         ),
         ({"spec": {"containers": "none"}}, "No cleanup pod can be built: spec.template must be a pod template: "),
     ],

@@ -27,7 +27,7 @@ from builders import (
     progress_of,
     status_of,
 )
-from reattach.api.names import state_name
+from reattach.api.names import ANNOTATION_TEMPLATE_HASH, state_name
 from reattach.api.taskrun import StateReference, TaskRunStatus
 from reattach.planner.plan import (
     AbsentState,
@@ -44,7 +44,7 @@ from reattach.planner.plan import (
     StopPod,
     UnreadableState,
 )
-from reattach.planner.pods import TEMPLATE_LEVELS_MAX
+from reattach.planner.pods import TEMPLATE_LEVELS_MAX, template_hash
 
 RETRIED = a_taskrun().with_budgets(application=3)
 """May fail three times; its waits have no jitter."""
@@ -762,7 +762,8 @@ def test_paused_installation_ends_a_cancelled_run() -> None:
     assert status_of(plan_of(a_taskrun(cancel=True), paused=True)).outcome == "Cancelled"
 
 
-CHANGED = {"spec": {"containers": [{"name": "task", "image": "task:2"}]}}
+REPAIRED = {"spec": {"containers": [{"name": "task", "image": "task:2"}], "nodeSelector": {"disk": "ssd"}}}
+CHANGED = {"spec": {"containers": [{"name": "task", "image": "task:2", "command": ["run"]}]}}
 
 
 def test_a_run_whose_template_was_changed_ends_where_it_would_need_another_pod() -> None:
@@ -773,6 +774,36 @@ def test_a_run_whose_template_was_changed_ends_where_it_would_need_another_pod()
     assert (status_of(failed).outcome, progress_of(failed)[0]) == (None, "BackingOff")
     plan = plan_of(changed.with_status(status_of(failed)), a_pod().exited(1).released(), now=30)
     assert (status_of(plan).outcome, progress_of(plan)[0], created(plan)) == ("Failed", "TemplateChanged", [])
+
+
+def test_a_repaired_template_makes_the_next_pod_and_each_attempt_names_its_template() -> None:
+    repaired = a_taskrun(template=REPAIRED).with_budgets(application=3)
+    failed = plan_of(repaired, a_pod().exited(1))
+    plan = plan_of(repaired.with_status(status_of(failed)), a_pod().exited(1).released(), now=30)
+    assert (created(plan), last_attempt_of(failed).template_hash) == ([2], template_hash(TEMPLATE))
+    pods = (a_pod().exited(1).released(), a_pod(2, template=REPAIRED).running())
+    running = plan_of(repaired.with_status(status_of(failed)), *pods, now=60)
+    assert [one.template_hash for one in status_of(running).attempts] == [
+        template_hash(TEMPLATE),
+        template_hash(REPAIRED),
+    ]
+
+
+@pytest.mark.parametrize("found", [None, "", "x" * 16, "0" * 17, "\x1b[2J"])
+def test_text_that_is_no_hash_of_a_template_is_not_shown(found: str | None) -> None:
+    pod = a_pod().with_metadata(annotations={} if found is None else {ANNOTATION_TEMPLATE_HASH: found})
+    assert last_attempt_of(plan_of(RETRIED, pod.exited(1))).template_hash is None
+
+
+def test_template_of_an_attempt_stays_known_after_its_pod_is_gone() -> None:
+    running = RETRIED.with_status(status_of(plan_of(RETRIED, a_pod().running(), now=3)))
+    assert last_attempt_of(plan_of(running, now=60)).template_hash == template_hash(TEMPLATE)
+
+
+def test_pod_of_an_earlier_release_does_not_prevent_a_repair() -> None:
+    pod = a_pod().exited(1).released().with_metadata(annotations={ANNOTATION_TEMPLATE_HASH: template_hash(TEMPLATE)})
+    repaired = a_taskrun(template=REPAIRED).with_budgets(application=3).with_failed_attempt(1)
+    assert created(plan_of(repaired, pod)) == [2]
 
 
 def test_success_from_the_template_it_began_with_counts() -> None:

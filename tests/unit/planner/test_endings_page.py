@@ -256,7 +256,7 @@ def evicted(more: Spec, **observed_more: Any) -> RunWithJob:
 
 
 def changed(more: Spec) -> RunWithJob:
-    another = a_pod(template={"spec": {"containers": [{"name": "task", "image": "another:1"}]}})
+    another = a_pod(template={"spec": {"containers": [{"name": "task", "image": "task:1", "command": ["other"]}]}})
     return RunWithJob(taskrun_with(more), [another.disrupted().exited(143)])
 
 
@@ -288,7 +288,7 @@ CASES: dict[str, dict[str, Callable[[Spec], RunWithJob]]] = {
     "the task raises `PermanentFailure`": {"PermanentFailure": ended(a_pod().exited(1, message=PERMANENT))},
     "a rule in `retry.rules` with the action `Fail` matches": {"FailedByRule": failed_by_rule},
     "`kubectl reattach resolve NAME --fail`": {"FailedByResolution": resolved_with_fail},
-    "no pod can be made from `spec.template`, or someone changed it": {
+    "no pod can be made from `spec.template`, or a field of it changed that can't be changed": {
         "InvalidTemplate": lambda more: evicted(more, rejection=INVALID),
         "TemplateChanged": changed,
     },

@@ -13,6 +13,7 @@ from reattach.planner.pods import (
     TEMPLATE_LEVELS_MAX,
     InvalidTemplateError,
     build_pod,
+    fixed_template_hash,
     parse_template,
     pod_creation,
     task_container,
@@ -50,7 +51,11 @@ def test_a_bare_template_gets_all_that_reattach_adds() -> None:
             "name": "load-01234-3",
             "namespace": "data",
             "labels": {"reattach.dev/taskrun": "load", "reattach.dev/attempt": "3"},
-            "annotations": {"reattach.dev/template-hash": template_hash(TEMPLATE), "reattach.dev/ca.crt": "PEM"},
+            "annotations": {
+                "reattach.dev/template-hash": template_hash(TEMPLATE),
+                "reattach.dev/fixed-template-hash": fixed_template_hash(TEMPLATE),
+                "reattach.dev/ca.crt": "PEM",
+            },
             "finalizers": ["reattach.dev/attempt"],
             "ownerReferences": [
                 {
@@ -293,7 +298,12 @@ def test_pod_of_a_cleanup_waits_in_no_queue_and_ends_at_the_deadline() -> None:
         "reattach.dev/attempt": "3",
         "reattach.dev/purpose": "Cleanup",
     }
-    assert set(pod["metadata"]["annotations"]) == {"note", "reattach.dev/template-hash", "reattach.dev/ca.crt"}
+    assert set(pod["metadata"]["annotations"]) == {
+        "note",
+        "reattach.dev/template-hash",
+        "reattach.dev/fixed-template-hash",
+        "reattach.dev/ca.crt",
+    }
     spec = pod["spec"]
     assert ("schedulingGates" in spec, spec["activeDeadlineSeconds"]) == (False, 120)
     assert spec["terminationGracePeriodSeconds"] == 30
@@ -327,3 +337,33 @@ def test_grace_period_of_a_cleanup_pod_is_at_most_half_a_minute(grace: Any, kept
     template = {"spec": {**QUEUED["spec"], "terminationGracePeriodSeconds": grace}}
     spec = build_pod(a_taskrun(template=template).build(), 2, SETTINGS, cleanup_seconds=9)["spec"]
     assert spec["terminationGracePeriodSeconds"] == kept
+
+
+REPAIRS: list[dict[str, Any]] = [
+    {"affinity": {"podAffinity": {}}},
+    {"nodeSelector": {"disk": "ssd"}},
+    {"tolerations": [{"operator": "Exists"}]},
+    {"resources": {"limits": {"memory": "1Gi"}}},
+    {"initContainers": [{"name": "prepare", "image": "j", "env": [{"name": "A", "value": "b"}]}]},
+    {"containers": [RICH["spec"]["containers"][0] | {"resources": {"limits": {}}}, RICH["spec"]["containers"][1]]},
+]
+CHANGES: list[dict[str, Any]] = [
+    {"hostNetwork": True},
+    {"serviceAccountName": "other"},
+    {"initContainers": [{"name": "prepare", "image": "i", "command": ["a"]}]},
+    {"initContainers": []},
+    {"initContainers": ["prepare"]},
+    {"initContainers": {"name": "prepare"}},
+    {"containers": RICH["spec"]["containers"][::-1]},
+]
+
+
+@pytest.mark.parametrize("spec", [*REPAIRS, *CHANGES], ids=str)
+def test_fixed_hash_changes_only_with_fields_that_no_repair_changes(spec: dict[str, Any]) -> None:
+    edited = {**RICH, "spec": {**RICH["spec"], **spec}}
+    assert (fixed_template_hash(edited) == fixed_template_hash(RICH)) == (spec in REPAIRS)
+    assert template_hash(edited) != template_hash(RICH)
+
+
+def test_fixed_hash_changes_with_the_labels_of_the_template() -> None:
+    assert fixed_template_hash({**RICH, "metadata": {"labels": {"team": "b"}}}) != fixed_template_hash(RICH)

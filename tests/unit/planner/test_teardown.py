@@ -446,7 +446,7 @@ def test_where_the_namespace_is_being_deleted_too_nobody_is_waited_for_and_the_j
 
 
 def test_a_template_that_changed_ends_a_run_with_an_open_job_only_after_it_is_named() -> None:
-    changed = {"spec": {"containers": [{"name": "task", "image": "task:2"}]}}
+    changed = {"spec": {"containers": [{"name": "task", "image": "task:1", "command": ["run"]}]}}
     taskrun = with_jobs(a_taskrun(template=changed).with_budgets(application=3).with_state(), OPEN)
     failed = taskrun.with_status(status_of(teardown_plan_of(taskrun, a_pod().exited(1), state=a_state(1, jobs=[OPEN]))))
     plan = teardown_plan_of(
