@@ -141,8 +141,9 @@ class Submission:
 class Submitted:
     """A job in the external system.
 
-    `handle`: its id, at most 1 KiB. `url`: an http or https page about the job. `existed`: the job
-    existed before this submission.
+    `handle`: its id, a string of at most 1 KiB; an integer is stored as text. If it can't be
+    stored, the run is held, because the job exists. `url`: an http or https page about the job.
+    `existed`: the job existed before this submission.
     """
 
     handle: str

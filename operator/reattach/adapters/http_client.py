@@ -43,15 +43,31 @@ class HttpResponse:
 
     @cached_property
     def body(self) -> Any:
-        """Body as JSON; None if it is not JSON."""
+        """Body as JSON; None if it is not JSON.
+
+        Like most parsers, accept NaN, and line breaks in strings. A field that is not read may
+        have them.
+        """
         try:
-            return json.loads(self.text, parse_constant=_refuse)
+            return json.loads(self.text, strict=False)
         except (ValueError, RecursionError):
             return None
 
     @property
     def is_success(self) -> bool:
         return 200 <= self.status < 300
+
+    @property
+    def is_html(self) -> bool:
+        return self._media_type in {"text/html", "application/xhtml+xml"} or self.text.lstrip().startswith("<")
+
+    @property
+    def is_plain_text(self) -> bool:
+        return self._media_type == "text/plain"
+
+    @property
+    def _media_type(self) -> str:
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def __str__(self) -> str:
         text = " ".join(self.text.split())
@@ -161,7 +177,7 @@ class BoundedHttpClient:
                 raise CallError(
                     f"{self.address} sent a response ({response.status_code}) that was too long or too slow"
                 )
-        text = b"".join(parts).decode(errors="replace")
+        text = b"".join(parts).decode("utf-8-sig", errors="replace")  # without a byte order mark
         return HttpResponse(response.status_code, text, response.headers)
 
 
@@ -169,10 +185,6 @@ def path_segment(text: str) -> str:
     """Return the text as one segment of a path, so that a handle never leads to another path."""
     # Unquoted, `.` and `..` would be resolved as path segments, by the client or a proxy.
     return "%2E" * len(text) if set(text) == {"."} else quote(text, safe="")
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _why(error: Exception) -> str:

@@ -5,6 +5,7 @@ itself.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
@@ -55,6 +56,8 @@ OutcomeState = Literal["Succeeded", "Failed", "Cancelled", "Active", "Unknown", 
 
 OPTIONAL_CALL_SECONDS = 5.0
 """Seconds for which the SDK retries a call that the task does not depend on."""
+SHOWN_CHARACTERS = 60
+"""Characters of a handle that can't be stored which a message repeats."""
 SLEEP_SECONDS_MAX = 10.0
 """Longest sleep between two checks for SIGTERM."""
 
@@ -128,7 +131,7 @@ class JobClient:
             generation=generation,
             submitter=self._submitter(),
             handle=check_handle(handle),
-            url=url if url and url.isprintable() and _json_bytes(url) <= URL_BYTES_MAX else None,
+            url=url if _is_storable_url(url) else None,
             origin=origin,
         )
         return Call("PUT", f"{_path_of(key)}/handle", type(None), request)
@@ -267,10 +270,14 @@ def read_call(key: str, generation: int | None = None) -> Call[Job]:
 
 
 def check_handle(handle: Any) -> str:
-    """Return `handle` itself. Raises `InvalidValue`."""
-    if not isinstance(handle, str) or not handle or _json_bytes(handle) > HANDLE_BYTES_MAX:
-        raise InvalidValue(f"a handle must be a string of 1 to {HANDLE_BYTES_MAX} bytes as JSON, not {handle!r:.100}")
-    return handle
+    """Return `handle` itself. Raises `InvalidValue`, whose message identifies any handle."""
+    if isinstance(handle, str) and _is_unicode(handle) and 1 <= _json_bytes(handle) <= HANDLE_BYTES_MAX:
+        return handle
+    what = f"{handle!r:.100}"
+    if isinstance(handle, str) and len(handle) > SHOWN_CHARACTERS:
+        digest = hashlib.sha256(handle.encode(errors="surrogatepass")).hexdigest()
+        what = f"{_json_bytes(handle)} bytes that begin with {handle!r:.{SHOWN_CHARACTERS}} (SHA-256 {digest})"
+    raise InvalidValue(f"a handle must be a string of 1 to {HANDLE_BYTES_MAX} bytes as JSON, not {what}")
 
 
 def cut_message(message: str) -> str:
@@ -284,6 +291,19 @@ def cut_message(message: str) -> str:
 def seconds_of(lifetime: timedelta | None) -> int | None:
     """Return a lifetime in whole seconds, as the state API takes it."""
     return None if lifetime is None else int(lifetime.total_seconds())
+
+
+def _is_storable_url(url: Any) -> bool:
+    return isinstance(url, str) and url != "" and url.isprintable() and _json_bytes(url) <= URL_BYTES_MAX
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether the text has no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json_bytes(text: str) -> int:

@@ -10,6 +10,7 @@
                           rejected           -> SubmissionRejected
                           outcome unknown, handle refused, or response too late to act on
                                              -> IntentPending
+                          handle can't be stored -> raises Held
     SubmissionRejected    retriable          -> IntentPending, with the same intent
                           name or token used -> IntentPending, on other grounds
                           settled meanwhile  -> IntentPending
@@ -43,13 +44,23 @@ from reattach.errors import (
     GroundsRefused,
     HandleDiffers,
     InvalidCall,
+    InvalidValue,
     JobFailed,
     JobOver,
     PermanentFailure,
     Unavailable,
 )
 from reattach.task.client import Call
-from reattach.task.job_client import JobClient, Origin, OutcomeState, Step, cut_message, outcome_call, seconds_of
+from reattach.task.job_client import (
+    JobClient,
+    Origin,
+    OutcomeState,
+    Step,
+    check_handle,
+    cut_message,
+    outcome_call,
+    seconds_of,
+)
 from reattach.task.outage import OutageTimer
 from reattach.task.resolution import (
     AbsenceEvidence,
@@ -233,7 +244,7 @@ class SubmissionProcess:
         Raises:
             JobFailed: the external system rejected the job for good.
             PermanentFailure: it is unknown whether the job was submitted, and `onUnknown` is Fail.
-            Held: the same, and `onUnknown` is Hold.
+            Held: the same, and `onUnknown` is Hold; or the job's handle can't be stored.
             Unavailable: another process of this attempt may be submitting it, and stores no handle.
             DigestChanged, JobsOpen: see `Jobs.intent`.
         """
@@ -362,18 +373,23 @@ class SubmissionProcess:
         with self.jobs.termination.end_delayed():
             self.jobs.report_step(Step.BEFORE_SUBMIT)
             try:
-                submitted = adapter.submit(self.wanted.submission_of(job, may_leave, reply.response.owner))
+                submitted: object = adapter.submit(self.wanted.submission_of(job, may_leave, reply.response.owner))
             except Rejected as rejected:
                 return SubmissionRejected(reply, rejected)
             except Exception as error:  # noqa: BLE001 -- after any other error the job may exist
                 return IntentPending(self._intent(None), self._delay_after(f"{type(error).__name__}: {error}"))
             self.jobs.report_step(Step.AFTER_SUBMIT)
             if not isinstance(submitted, Submitted):
-                raise TypeError(f"{type(adapter).__name__}.submit must return Submitted, not {submitted!r:.100}")
+                why = f"{type(adapter).__name__}.submit must return Submitted, not {submitted!r:.100}"
+                return self._hold_unrecorded(reply, submitted, why)
             return self._record(reply, submitted, "Existed" if submitted.existed else "Submitted")
 
     def _record(self, reply: IntentReply, submitted: Submitted, origin: Origin) -> AcquiredJob | IntentPending:
-        job, handle = reply.response.job, submitted.handle
+        job = reply.response.job
+        try:
+            handle = check_handle(_text_of(submitted.handle))
+        except InvalidValue as error:
+            return self._hold_unrecorded(reply, submitted, str(error))
         # Logged before it is stored, so that the log has it even if storing it fails for good.
         logger.info("External job %r (generation %d): %s as %s.", job.key, job.generation, origin.lower(), handle)
         try:
@@ -394,6 +410,27 @@ class SubmissionProcess:
         )
         acquired = self._acquire(reply, recorded)
         return replace(acquired, is_preexisting=origin == "Existed" and grounds_of(reply.call) is None)
+
+    def _hold_unrecorded(self, reply: IntentReply, submitted: Any, why: str) -> IntentPending:
+        """Hold the run, because the job exists and its handle can't be stored.
+
+        Without the hold, the policy or the next attempt could submit it again. Raises `Held`.
+        """
+        job = reply.response.job
+        # Whole only here: the state and the TaskRun have room for its beginning and its hash.
+        logger.error(
+            "External job %r (generation %d): submitted as %r, which can't be stored.",
+            job.key,
+            job.generation,
+            submitted,
+        )
+        why = (
+            f"the job was submitted, but {why}. The log of attempt {self.wanted.attempt} has it whole. Adopt another id of"
+            " the job, because --resubmit makes a second job"
+        )
+        if not self._try_outcome(job, "Unknown", why, hold=True):
+            return IntentPending(self._intent(None))
+        raise self.jobs.held(held_text(job, why))
 
     def _settle_rejected(self, reply: IntentReply, rejected: Rejected) -> IntentPending:
         job, call = reply.response.job, reply.call
@@ -569,7 +606,16 @@ def look_up(
             jobs.sleep(outage.wait(f"{type(error).__name__}: {error}", WAIT_SECONDS_MAX), check)
         else:
             outage.end()
+            if not isinstance(found, Submitted | None):
+                raise TypeError(
+                    f"{type(wanted.adapter).__name__}.look_up must return Submitted or None, not {found!r:.100}"
+                )
             return found, AbsenceEvidence(began, clock.at(jobs.timing.clock()).latest)
+
+
+def _text_of(handle: Any) -> Any:
+    """Return an integer as text, because many systems have numbers for ids."""
+    return str(handle) if isinstance(handle, int) and not isinstance(handle, bool) else handle
 
 
 class _CapabilitiesUnavailableError(Exception):

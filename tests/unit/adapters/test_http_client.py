@@ -138,9 +138,25 @@ def test_a_request_that_is_no_json_is_the_callers_mistake() -> None:
         BoundedHttpClient("http://127.0.0.1:1", 20).send("POST", "/", {"x": float("nan")})
 
 
-@pytest.mark.parametrize("text", ["", "<html>", "{", "NaN", '{"a": Infinity}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "<html>", "{", '{"a": 1,}', "[" * 100_000])
 def test_a_body_that_is_no_json_is_none(text: str) -> None:
     assert HttpResponse(200, text).body is None
+
+
+@pytest.mark.parametrize(
+    "text", ['{"id": "j", "eta": NaN}', '{"id": "j", "eta": -Infinity}', '{"id": "j", "log": "a\n\tb"}']
+)
+def test_body_with_lax_json_in_another_field_is_read(text: str) -> None:
+    assert HttpResponse(200, text).body["id"] == "j"
+
+
+def test_response_with_a_byte_order_mark_is_read() -> None:
+    content = b'\xef\xbb\xbf{"id": "j"}'
+    client = BoundedHttpClient(
+        "https://a.invalid", 5, transport=httpx.MockTransport(lambda _: httpx.Response(200, content=content))
+    )
+    response = client.send("GET", "/")
+    assert (response.body, response.text[0]) == ({"id": "j"}, "{")
 
 
 def test_an_answer_shows_in_one_short_line() -> None:

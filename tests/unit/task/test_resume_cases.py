@@ -107,9 +107,9 @@ def test_airflow_06_unknown_is_no_failure_and_submits_nothing(pod: Pod, system: 
 @pytest.mark.parametrize("nothing", [None, ""])
 def test_airflow_07_where_submitting_gives_no_id_none_is_stored(pod: Pod, system: System, nothing: Any) -> None:
     system.name_of = lambda _: nothing
-    with pytest.raises(reattach.InvalidValue, match="a handle must be"):
+    with pytest.raises(reattach.Held, match="a handle must be"):
         an_attempt(pod, system)
-    assert pod.api.jobs.record().handle is None
+    assert (pod.api.jobs.record().handle, pod.api.jobs.record().held) == (None, True)
 
 
 def test_airflow_08_a_key_of_ones_own_serves_for_storing_and_for_finding(pod: Pod, system: System) -> None:

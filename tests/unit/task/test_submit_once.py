@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 import reattach
 from fakepod import Pod, a_problem
 from fakesystem import LOOK_UP, NAME, REQUEST, RESULT, TOKEN, LostError, System, fails
-from reattach.adapter import Active, Capabilities, ClientName, Failed, Rejected, Submission, SubmissionToken
+from reattach.adapter import Active, Capabilities, ClientName, Failed, Rejected, Submission, SubmissionToken, Submitted
 from reattach.api.messages import Grounds
 from reattach.api.names import ENV_SESSION
 from reattach.api.state import JobState
@@ -159,19 +160,15 @@ class TestTheFirstTime:
             task.submit_once("load", system, {"when": object()})
         assert system.submissions == []
 
-    @pytest.mark.parametrize("handle", ["", "x" * 1025, '"' * 600, 7, None])
-    def test_a_handle_that_can_not_be_stored_is_the_adapters_mistake(
-        self, pod: Pod, system: System, handle: Any
-    ) -> None:
-        system.name_of = lambda _: handle
-        with pytest.raises(reattach.InvalidValue, match="a handle must be"):
-            submit(pod, system)
-        assert pod.api.jobs.record().state is JobState.INTENDED
+    def test_handle_that_is_an_integer_is_stored_as_text(self, pod: Pod, system: System) -> None:
+        system.name_of = lambda number: number
+        with pod.context() as task:
+            task.submit_once("load", system, REQUEST, detached=True)
+        assert pod.api.jobs.record().handle == "1"
 
-    def test_a_submission_that_returns_something_else_is_the_adapters_mistake(self, pod: Pod, system: System) -> None:
-        system.submit = lambda _: None  # type: ignore[method-assign,assignment,return-value]
-        with pytest.raises(TypeError, match="must return Submitted, not None"):
-            submit(pod, system)
+    def test_handle_with_control_characters_is_stored_unchanged(self, pod: Pod, system: System) -> None:
+        system.name_of = "job\x00\n\x1b[2J-{}".format
+        assert submit(pod, system).handle == pod.api.jobs.record().handle == "job\x00\n\x1b[2J-1"
 
     @pytest.mark.parametrize("url,kept", [(None, None), ("https://x/" + "y" * 1014, "https://x/" + "y" * 1014)])
     def test_a_url_is_kept_if_there_is_one(self, pod: Pod, system: System, url: str | None, kept: str | None) -> None:
@@ -179,7 +176,7 @@ class TestTheFirstTime:
         submit(pod, system)
         assert pod.api.jobs.record().url == kept
 
-    @pytest.mark.parametrize("url", ["https://x/" + "y" * 1015, "https://x/\ud800", "https://x/\n"])
+    @pytest.mark.parametrize("url", ["https://x/" + "y" * 1015, "https://x/\ud800", "https://x/\n", 5, b"https://x"])
     def test_a_url_that_cant_be_stored_is_no_reason_to_lose_the_handle(
         self, pod: Pod, system: System, url: str
     ) -> None:
@@ -798,6 +795,80 @@ class TestTwoProcessesOfOneAttempt:
         pod.api.jobs.next_attempt()
         assert submit(pod, system).handle == "job-1"
         assert len(system.jobs) == 1
+
+
+HANDLES = ["", "x" * 1025, '"' * 600, True, 1.5, None, ("a", "b"), "job-\ud800", "\ud800" * 2000]
+
+
+class TestHandlesThatCantBeStored:
+    """The job exists, so the run is held, and no attempt submits it again by itself."""
+
+    @pytest.mark.parametrize("handle", HANDLES, ids=lambda handle: f"{handle!r:.12}")
+    def test_run_is_held_and_can_be_adopted(
+        self, pod: Pod, system: System, handle: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        system.name_of = lambda _: handle
+        with pytest.raises(reattach.Held, match="a handle must be a string of 1 to 1024 bytes"):
+            submit(pod, system)
+        record = pod.api.jobs.record()
+        assert (record.held, record.handle, record.state) == (True, None, JobState.INTENDED)
+        assert "--resubmit makes a second job" in record.message
+        assert any(f"submitted as {Submitted(handle, url=system.url)!r}" in line for line in caplog.messages)
+        pod.api.jobs.next_attempt()
+        pod.api.jobs.resolve("Adopt", "job-1")
+        system.jobs["job-1"] = a_submission()
+        assert submit(pod, system).handle == "job-1"
+        assert len(system.submissions) == 1
+
+    @pytest.mark.parametrize("policy", ["Hold", "Fail", "Resubmit"])
+    def test_policy_does_not_submit_it_again(self, pod: Pod, system: System, policy: Any) -> None:
+        pod.api.jobs.rules(on_unknown=policy)
+        system.name_of = lambda _: "x" * 5000
+        for _ in range(3):
+            with pytest.raises(reattach.Held):
+                submit(pod, system)
+            pod.api.jobs.next_attempt()
+        assert (len(system.submissions), pod.api.jobs.record().holds) == (1, 1)
+
+    def test_message_has_its_beginning_and_its_hash(self, pod: Pod, system: System) -> None:
+        handle = "arn:aws:" + "x" * 3000
+        system.name_of = lambda _: handle
+        with pytest.raises(reattach.Held):
+            submit(pod, system)
+        digest = hashlib.sha256(handle.encode()).hexdigest()
+        assert f"3008 bytes that begin with 'arn:aws:{'x' * 51} (SHA-256 {digest})" in pod.api.jobs.record().message
+
+    @pytest.mark.parametrize("returned", [None, "job-1", {"id": "job-1"}])
+    def test_submission_that_returns_something_else_is_held_too(self, pod: Pod, system: System, returned: Any) -> None:
+        system.submit = lambda _: returned  # type: ignore[method-assign,assignment]
+        with pytest.raises(reattach.Held, match=r"System\.submit must return Submitted, not"):
+            submit(pod, system)
+        assert pod.api.jobs.record().held
+
+    def test_handle_that_a_lookup_finds_is_held_too(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        system.name_of = lambda _: "x" * 5000
+        an_attempt_dies(pod, system, "after-submit")
+        with pytest.raises(reattach.Held, match="a handle must be"):
+            submit(pod, system)
+        assert len(system.submissions) == 1
+
+    @pytest.mark.parametrize("found", ["job-1", False, []])
+    def test_lookup_that_returns_something_else_is_no_evidence_of_absence(
+        self, pod: Pod, system: System, found: Any
+    ) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        an_attempt_dies(pod, system, "after-submit")
+        system.look_up = lambda _: found  # type: ignore[method-assign,assignment]
+        with pytest.raises(TypeError, match=r"look_up must return Submitted or None"):
+            submit(pod, system)
+        assert len(system.submissions) == 1
+
+    def test_handle_that_another_process_stored_meanwhile_counts(self, pod: Pod, system: System) -> None:
+        system.name_of = lambda _: "x" * 5000
+        pod.time.on_step["before-outcome"] = lambda: pod.api.jobs.change(handle="job-1", state=JobState.ACTIVE)
+        system.jobs["job-1"] = a_submission()
+        assert submit(pod, system).handle == "job-1"
 
 
 class TestHolds:

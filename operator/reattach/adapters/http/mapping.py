@@ -2,9 +2,12 @@
 
 import copy
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -20,7 +23,18 @@ from reattach.adapters.base import (
     Succeeded,
     Unknown,
 )
-from reattach.adapters.http.description import CancelRequest, LookupRequest, StatusRequest, SubmitRequest
+from reattach.adapters.http.description import (
+    ABSENT,
+    Addition,
+    CancelRequest,
+    JobOutcome,
+    LookupRequest,
+    States,
+    StatusRequest,
+    SubmitRequest,
+    additions_of,
+    header_of,
+)
 from reattach.adapters.http_client import NO_BODY, CallError, HttpResponse, path_segment
 
 
@@ -57,8 +71,7 @@ def submitted_of(submit: SubmitRequest, response: HttpResponse, submission: Subm
     """
     fields = fields_of(submission)
     if response.status in submit.exists:
-        place = submit.existing_handle or submit.handle
-        return _submitted(submit, response, place, fields, existed=True)
+        return _submitted(submit, response, submit.existing_handle or submit.handle, fields, existed=True)
     if response.status in submit.accepted:
         return _submitted(submit, response, submit.handle, fields, existed=False)
     if response.status in submit.refused:
@@ -75,7 +88,7 @@ def submitted_of(submit: SubmitRequest, response: HttpResponse, submission: Subm
 def is_taken_by_an_unnamed_job(submit: SubmitRequest, response: HttpResponse) -> bool:
     """Return whether the name or token has a job, but the response does not contain its id."""
     source = submit.existing_handle or submit.handle
-    return response.status in submit.exists and "{" not in source and not _text_of(value_at(response.body, source))
+    return response.status in submit.exists and "{" not in source and _id_of(_value_of(source, response)) is None
 
 
 def look_up_path_of(look_up: LookupRequest, submission: Submission) -> str:
@@ -100,22 +113,27 @@ def found_of(
         raise CallError(f"the lookup failed: {response}")
     jobs = _jobs_in(look_up, response)
     if not isinstance(jobs, list):
-        raise CallError(f"lookUp.items ({look_up.items}) must be where the list of jobs is in the response: {response}")
+        raise CallError(
+            f"`items` of the lookup ({look_up.items}) must be where the list of jobs is in the response: {response}"
+        )
     fields = fields_of(submission)
     ours = [job for job in jobs if _carries(job, look_up.carries, fields[look_up.carried])]
     if not ours and look_up.next_page is not None and value_at(response.body, look_up.next_page):
-        raise CallError(f"lookUp.path must select so few jobs that they fit on one page; there are more: {response}")
+        raise CallError(
+            f"`path` of the lookup must select so few jobs that they fit on one page; there are more: {response}"
+        )
     if jobs and not ours:
         # An API that ignores the query returns the first page of all jobs. This must not count as
         # absence.
         raise CallError(
-            f"lookUp.path must select the jobs that carry the {look_up.carried}, and lookUp.carries ({look_up.carries}) "
+            f"`path` of the lookup must select the jobs that carry the {look_up.carried}, and `carries` ({look_up.carries}) "
             f"must be its place; the response has {len(jobs)} jobs without it: {response}"
         )
     if not ours:
         return None
-    handle = _handle_at(ours[0], look_up.handle, response)
-    return Submitted(handle, _url_of(submit, ours[0], {**fields, "handle": handle}), existed=True)
+    handle = _handle_of(value_at(ours[0], look_up.handle), look_up.handle, look_up.handle_path, response)
+    url = _url_of(submit.url, lambda place: value_at(ours[0], place), {**fields, "handle": handle})
+    return Submitted(handle, url, existed=True)
 
 
 def _jobs_in(look_up: LookupRequest, response: HttpResponse) -> Any:
@@ -133,20 +151,27 @@ def status_of(status: StatusRequest, response: HttpResponse) -> JobStatus:
         return NotFound(str(response))
     if not response.is_success:
         return Unknown(str(response))
-    state = _text_of(value_at(response.body, status.state))
-    message = _text_of(value_at(response.body, status.message)) if status.message is not None else None
-    states = status.states
-    if state in states.active:
-        return Active(message or "")
-    if state in states.succeeded:
+    words: States | JobOutcome = status.states
+    where, place = "status.state", status.state
+    word = _word_at(response, place)
+    if word in status.states.active:
+        return Active(_message_of(status, response))
+    if word in status.states.ended and status.outcome is not None:
+        where, place, words = "status.outcome.place", status.outcome.place, status.outcome
+        word = _word_at(response, place)
+    if word in words.succeeded:
         return _succeeded(status, response)
-    if state in states.failed:
-        return Failed(message or f"the job ended as {state}")
-    if state in states.cancelled:
-        return Cancelled(message or "")
-    if state is None:
-        return Unknown(f"status.state ({status.state}) must be where the job's state is in the response: {response}")
-    return Unknown(f"status.states must contain {state!r}: {response}")
+    if word in words.failed:
+        return Failed(_message_of(status, response) or f"the job ended as {word}")
+    if word in words.cancelled:
+        return Cancelled(_message_of(status, response))
+    if word is None or word == ABSENT:
+        return Unknown(f"{where} ({place}) must be where the job's state is in the response: {response}")
+    return Unknown(f"{words.at} must contain {word!r}: {response}")
+
+
+def _message_of(status: StatusRequest, response: HttpResponse) -> str:
+    return "" if status.message is None else _text_of(value_at(response.body, status.message)) or ""
 
 
 def cancel_body_of(cancel: CancelRequest) -> Any:
@@ -194,23 +219,60 @@ def _succeeded(status: StatusRequest, response: HttpResponse) -> JobStatus:
 def _submitted(
     submit: SubmitRequest, response: HttpResponse, source: str, fields: Mapping[str, str], *, existed: bool
 ) -> Submitted:
-    handle = source.format_map(fields) if "{" in source else _handle_at(response.body, source, response)
-    return Submitted(handle, _url_of(submit, response.body, {**fields, "handle": handle}), existed=existed)
+    if "{" not in source:
+        handle = _handle_of(_value_of(source, response), source, submit.handle_path, response)
+    elif response.is_html:
+        # A login page or a portal: the API itself would not have returned a page.
+        raise CallError(f"the response must be the API's, not a page: {response}")
+    else:
+        handle = source.format_map(fields)
+    url = _url_of(submit.url, lambda source: _value_of(source, response), {**fields, "handle": handle})
+    return Submitted(handle, url, existed=existed)
 
 
-def _handle_at(document: Any, place: str, response: HttpResponse) -> str:
-    handle = _text_of(value_at(document, place))
-    if not handle:
-        raise CallError(f"the job's id must be at {place!r} of the response: {response}")
-    return handle
+def _value_of(source: str, response: HttpResponse) -> Any:
+    """Return the value at a place or in a header of a response, or None."""
+    if (header := header_of(source)) is not None:
+        return response.headers.get(header)
+    if source == "." and response.is_plain_text and not _is_json_word(response.text):
+        return response.text.strip()
+    return value_at(response.body, source)
 
 
-def _url_of(submit: SubmitRequest, document: Any, fields: Mapping[str, str]) -> str | None:
-    if submit.url is None:
+def _is_json_word(text: str) -> bool:
+    """Return whether a plain text is a JSON string or word, and not an id without quotes."""
+    text = text.strip()
+    return text.startswith('"') or text in {"null", "true", "false"}
+
+
+def _handle_of(value: Any, source: str, path: str | None, response: HttpResponse) -> str:
+    handle = _id_of(value)
+    if handle is None:
+        raise CallError(f"the job's id must be at {source!r} of the response, a text or an integer: {response}")
+    if source == "." and any(character.isspace() for character in handle):
+        raise CallError(f"the whole body must be the job's id, without spaces: {response}")
+    if path is None or "/" not in handle:
+        return handle
+    found = _segment_in(handle, path)
+    if found is None:
+        raise CallError(f"the job's URL at {source!r} must end in {path}, not be {handle!r:.200}")
+    return found
+
+
+def _segment_in(url: str, path: str) -> str | None:
+    """Return the part of the URL's path at `{handle}`, or None if it does not end in `path`."""
+    before, after = (re.escape(text.format()) for text in path.split("{handle}"))
+    found = re.search(rf"{before}([^/]+){after}/?$", "/" + url.partition("#")[0].partition("?")[0].lstrip("/"))
+    handle = unquote(found[1]) if found else "\ufffd"
+    return None if "\ufffd" in handle else handle
+
+
+def _url_of(source: str | None, value_of: Callable[[str], Any], fields: Mapping[str, str]) -> str | None:
+    if source is None:
         return None
-    if "{" in submit.url:
-        return submit.url.format_map({name: path_segment(value) for name, value in fields.items()})
-    return _text_of(value_at(document, submit.url))
+    if "{" in source:
+        return source.format_map({name: path_segment(value) for name, value in fields.items()})
+    return _text_of(value_of(source))
 
 
 def _path_of(path: str, fields: Mapping[str, str]) -> str:
@@ -221,20 +283,21 @@ def _body_of(submit: SubmitRequest, request: Any, fields: Mapping[str, str]) -> 
     if not submit.body:
         return NO_BODY if request is None else request
     body = copy.deepcopy({} if request is None else request)
-    for place, template in submit.body.items():
-        _add(body, place, template.format_map(fields))
+    for added in additions_of(submit.body):
+        _add(body, added, added.template.format_map(fields))
     return body
 
 
-def _add(body: Any, place: str, text: str) -> None:
-    *folders, name = place.removesuffix("[]").split(".")
+def _add(body: Any, added: Addition, text: str) -> None:
+    *folders, name = added.path
+    place = ".".join(added.path)
     for folder in folders:
         body = body.setdefault(folder, {}) if isinstance(body, dict) else None
     if not isinstance(body, dict):
         raise Rejected(
             f"the request must be a JSON object with room for {place!r}, where Reattach writes what identifies the job"
         )
-    if place.endswith("[]"):
+    if added.is_item:
         found = body.setdefault(name, [])
         if not isinstance(found, list):
             raise Rejected(
@@ -255,7 +318,24 @@ def _text_of(value: Any) -> str | None:
     match value:
         case str():
             return value
-        case bool() | int() | float():
+        case bool() | int():
+            return json.dumps(value)
+        case float() if math.isfinite(value):
             return json.dumps(value)
         case _:
             return None
+
+
+def _id_of(value: Any) -> str | None:
+    """Return the text of an id, a text or an integer, or None for any other value."""
+    is_id = (isinstance(value, str) and value.strip()) or (isinstance(value, int) and not isinstance(value, bool))
+    return str(value) if is_id else None
+
+
+def _word_at(response: HttpResponse, place: str) -> str | None:
+    """Return the word at a place, and `null` for an absent field of JSON.
+
+    Return None for an object, a list, or a response that is not JSON.
+    """
+    value = _value_of(place, response)
+    return ABSENT if value is None and response.body is not None else _text_of(value)
