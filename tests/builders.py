@@ -28,6 +28,7 @@ from reattach.api.state import (
     JobOrigin,
     JobState,
     JobSummary,
+    ReportedEnd,
     Seal,
     SealPurpose,
     StateView,
@@ -290,6 +291,15 @@ def a_state(
         seal=more.get("seal"),
         jobs=tuple(more.get("jobs", ())),
         counts=more.get("counts", JobCounts()),
+        end=more.get("end"),
+    )
+
+
+def an_end(kind: str, message: str = "", seconds: int | None = None, *, attempt: int = 1, **more: Any) -> ReportedEnd:
+    """Return the end that an attempt reported to the state API."""
+    uid = more.get("pod_uid", f"pod-{attempt}")
+    return ReportedEnd(
+        attempt=attempt, pod_uid=uid, time=at(5), kind=kind, message=message, retry_after_seconds=seconds
     )
 
 

@@ -12,6 +12,8 @@ from reattach.api.messages import (
     JOBS_MAX,
     CancellationRequest,
     Decision,
+    EndKind,
+    EndRequest,
     Grounds,
     HandleRequest,
     IntentRequest,
@@ -40,6 +42,7 @@ from reattach.state.operations import (
     seal,
 )
 from reattach.state.owner import Owner
+from reattach.state.reported_end import parse_end, record_end
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 UID = "0c2b7d7e-1111-2222-3333-444444444444"
@@ -197,6 +200,11 @@ def brim(*, key_characters: int = 0) -> DurableState:
     state = DurableState()
     for number in range(FENCED_SESSIONS_REMEMBERED + 1):
         state, _ = open_state(state, Session(session.attempt, session.pod_uid, f"{number:064d}"), now)
+    # The end that an earlier attempt reported stays in the state.
+    earlier = Session(session.attempt - 1, session.pod_uid, "e")
+    largest = parse_end(EndRequest(kind=EndKind.RETRY_LATER, message='"' * 9000, retry_after_seconds=2**24))
+    opened, _ = open_state(DurableState(), earlier, now)
+    state = msgspec.structs.replace(state, end=record_end(opened, earlier, largest, now).end)
     state, _ = open_state(state, session, now)
     # Jobs until there is no room for the smallest, each as large as it gets.
     run.state, run.session = state, session

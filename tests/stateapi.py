@@ -314,6 +314,9 @@ class Attempt:
     def complete(self, request_id: str | None = None, **body: Any) -> httpx.Response:
         return self.client.post("/v1/complete", json=body, headers=id_header(request_id))
 
+    def end(self, kind: str, request_id: str | None = None, **more: Any) -> httpx.Response:
+        return self.client.post("/v1/end", json={"kind": kind, **more}, headers=id_header(request_id))
+
     def intend(self, key: str = "load", request_id: str | None = None, **more: Any) -> httpx.Response:
         body = {"submitter": self.submitter, "adapter": "http", "digest": "d", **more}
         return self.client.post(job_path_of(key, "intent"), json=body, headers=id_header(request_id))
@@ -355,6 +358,7 @@ class Attempt:
         yield self.batch({"op": "set", "key": "job_id", "value": 1})
         yield self.clear()
         yield self.complete()
+        yield self.end("Permanent")
 
 
 def code_of(response: httpx.Response) -> tuple[int, str]:

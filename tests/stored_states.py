@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import msgspec
 from hypothesis import strategies as st
 
-from reattach.api.state import Completion, JobCounts, JobOrigin, JobState, Seal, SealPurpose
+from reattach.api.state import Completion, JobCounts, JobOrigin, JobState, ReportedEnd, Seal, SealPurpose
 from reattach.api.taskrun import AttemptPurpose
 from reattach.state.codec import DurableState, Opening, StateEntry, StoredResponse
 from reattach.state.job_record import JobRecord, Submitter
@@ -56,11 +56,21 @@ def states(draw: st.DrawFn) -> DurableState:
     completion = st.builds(
         Completion, attempt=st.integers(1, 9), pod_uid=TEXT, time=TIMES, result=st.none() | VALUES.map(json.dumps)
     )
+    end = st.builds(
+        ReportedEnd,
+        attempt=st.integers(1, 9),
+        pod_uid=TEXT,
+        time=TIMES,
+        kind=st.sampled_from(["Permanent", "RetryLater", "NotReady", "Waiting", "Unheard"]),
+        message=TEXT,
+        retry_after_seconds=st.none() | st.integers(0, 10**6),
+    )
     request = st.builds(StoredResponse, id=TEXT, digest=TEXT, answer=VALUES.map(to_json).map(msgspec.Raw))
     return DurableState(
         epoch=draw(st.none() | epoch),
         last_version=draw(st.integers(50, 10**9)),
         completion=draw(st.none() | completion),
+        end=draw(st.none() | end),
         requests=tuple(draw(st.lists(request, max_size=3))),
         records=records,
         seal=draw(st.none() | st.builds(Seal, through_attempt=st.integers(1, 9), purpose=st.sampled_from(SealPurpose))),

@@ -40,6 +40,8 @@ an `asyncio` program at once. Other exceptions stay in their task until the task
 
 from typing import ClassVar
 
+from reattach.api.messages import ExitCode
+
 
 class ReattachError(Exception):
     """Base class of errors in a call, and of errors that your code raises. No change was stored."""
@@ -191,7 +193,7 @@ class Fenced(AttemptOver):
     The process ends within seconds even if your code catches this error.
     """
 
-    exit_code = 79
+    exit_code = ExitCode.FENCED.value
 
 
 class Closing(AttemptOver):
@@ -200,7 +202,7 @@ class Closing(AttemptOver):
     The process ends within seconds even if your code catches this error.
     """
 
-    exit_code = 80
+    exit_code = ExitCode.CLOSING.value
 
 
 class StateLost(AttemptOver):
@@ -209,7 +211,7 @@ class StateLost(AttemptOver):
     The process ends within seconds even if your code catches this error.
     """
 
-    exit_code = 81
+    exit_code = ExitCode.STATE_LOST.value
 
 
 class Refused(AttemptOver):
@@ -219,7 +221,7 @@ class Refused(AttemptOver):
     your code catches this error.
     """
 
-    exit_code = 82
+    exit_code = ExitCode.REFUSED.value
 
 
 class Unavailable(AttemptOver):
@@ -231,7 +233,7 @@ class Unavailable(AttemptOver):
     Catch it by name around calls that your task does not depend on, such as writing progress.
     """
 
-    exit_code = 83
+    exit_code = ExitCode.UNAVAILABLE.value
 
 
 class ProtocolError(AttemptOver):
@@ -240,7 +242,7 @@ class ProtocolError(AttemptOver):
     The state API does not know the call, or this SDK does not know its response.
     """
 
-    exit_code = 84
+    exit_code = ExitCode.PROTOCOL_ERROR.value
 
 
 class Terminated(AttemptOver):
@@ -259,7 +261,7 @@ class Held(AttemptOver):
     even if your code catches this error.
     """
 
-    exit_code = 85
+    exit_code = ExitCode.HELD.value
 
 
 class CleanupOnly(AttemptOver):
@@ -270,4 +272,4 @@ class CleanupOnly(AttemptOver):
     this error.
     """
 
-    exit_code = 86
+    exit_code = ExitCode.CLEANUP_ONLY.value

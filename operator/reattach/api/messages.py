@@ -17,6 +17,7 @@ stored, with their writers.
     PUT    /v1/state/{key}      SetRequest       200 SetResponse
     DELETE /v1/state/{key}      ?ifVersion=      200 BatchResult, also if the key is absent
     POST   /v1/complete         CompleteRequest  204; 409 completed for another result
+    POST   /v1/end              EndRequest       204; 409 ended for another end
     GET    /v1/jobs                              200 JobList, all generations, by intent
     GET    /v1/jobs/{key}       ?generation=     200 Job, without a generation the newest
     POST   /v1/jobs/{key}/intent   IntentRequest    200 IntentResponse
@@ -27,15 +28,15 @@ stored, with their writers.
 An external job has four steps: store the intent, submit to the external system with the job's
 `token`, record the handle, and record the outcome. Submit only if the response to the intent is
 `Submit`. A fenced session may only call `handle`, for an intent of its own process. A repeated
-`complete`, `handle` or `outcome` with the same content returns 204.
+`complete`, `end`, `handle` or `outcome` with the same content returns 204.
 
 A key goes into the path percent-encoded (`a/b` or `a%2Fb`). Values may contain integers of any
-size: use a JSON library that preserves them. Once an attempt has recorded its completion, its state
-is final: changes return `completed`, and reads still work.
+size: use a JSON library that preserves them. Once an attempt has recorded its completion or its
+end, its state is final: changes return `completed` or `ended`, and reads still work.
 """
 
 from datetime import datetime
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any, Literal
 
 import msgspec
@@ -62,6 +63,23 @@ HANDLE_BYTES_MAX = 1024
 URL_BYTES_MAX = 1024
 JOB_MESSAGE_BYTES_MAX = 512
 """A longer message is cut, not refused."""
+END_MESSAGE_BYTES_MAX = 4 * 1024
+"""The middle of a longer message is cut, as in the termination message file."""
+RETRY_AFTER_SECONDS_MAX = 365 * 24 * 3600
+"""Longest delay that a task or a rule may request."""
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the SDK for an attempt that can't use its state any more."""
+
+    FENCED = 79
+    CLOSING = 80
+    STATE_LOST = 81
+    REFUSED = 82
+    UNAVAILABLE = 83
+    PROTOCOL_ERROR = 84
+    HELD = 85
+    CLEANUP_ONLY = 86
 
 
 class ProblemCode(StrEnum):
@@ -81,6 +99,7 @@ class ProblemCode(StrEnum):
     FENCED = "fenced"  # 409: a later attempt or session took over
     CLOSING = "closing"  # 409: the run is being ended or suspended
     COMPLETED = "completed"  # 409: this attempt already recorded its completion
+    ENDED = "ended"  # 409: this attempt already reported how it ends
     STATE_LOST = "state-lost"  # 409: the state was deleted by force
     CONFLICT = "conflict"  # 503: too many writers at once, with Retry-After
     REQUEST_TOO_LARGE = "request-too-large"  # 413: the whole body, by its route
@@ -225,6 +244,32 @@ class CompleteRequest(Shape, frozen=True, forbid_unknown_fields=True):
     """
 
     result: Any | msgspec.UnsetType = msgspec.UNSET
+
+
+class EndKind(StrEnum):
+    """The end of an attempt, as its task reports it."""
+
+    PERMANENT = "Permanent"
+    """A retry can't succeed: the run fails."""
+    RETRY_LATER = "RetryLater"
+    """The attempt failed, and the next one may succeed after `retryAfterSeconds`."""
+    NOT_READY = "NotReady"
+    """Nothing failed: something that the task needs does not exist yet."""
+    WAITING = "Waiting"
+    """Reserved: refused as `not-implemented`."""
+
+
+class EndRequest(Shape, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/end`: this attempt ends without a completion, and why.
+
+    Send it right before the process ends. It replaces the termination message, so that neither the
+    path nor the size of that file matters. `retry_after_seconds`: delay of the next attempt, at
+    most a year; null for the pause of `spec.retry.backoff`. It must be null for `Permanent`.
+    """
+
+    kind: EndKind
+    message: str = ""
+    retry_after_seconds: int | None = None
 
 
 class Grounds(StrEnum):

@@ -174,6 +174,20 @@ class Completion(Shape, frozen=True, forbid_unknown_fields=True):
     result: Annotated[str, msgspec.Meta(max_length=4096)] | None = None
 
 
+class ReportedEnd(Shape, frozen=True):
+    """The end of an attempt as its task reported it (`POST /v1/end`).
+
+    A reader ignores a `kind` and fields that it does not know, because the entry is optional.
+    """
+
+    attempt: Ordinal
+    pod_uid: PodUid = msgspec.field(name="podUID")
+    time: Time
+    kind: Annotated[str, msgspec.Meta(max_length=63)]
+    message: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    retry_after_seconds: Count | None = None
+
+
 class Summary(Shape, frozen=True):
     """The annotation `reattach.dev/summary`. It shows the operator whether to read the state.
 
@@ -198,3 +212,4 @@ class StateView(Shape, frozen=True):
     seal: Seal | None = None
     jobs: tuple[JobSummary, ...] = ()
     counts: JobCounts = JobCounts()
+    end: ReportedEnd | None = None

@@ -50,6 +50,19 @@ def line_within(text: str, most: int) -> str:
     return line
 
 
+def without_middle(text: str, most: int) -> str:
+    """Return the text, of at most `most` bytes as a JSON string, and without lone surrogates.
+
+    The middle of a longer text is cut, because its start names the error and its end the cause.
+    """
+    shown = whole = text.encode(errors="replace").decode()
+    keep = len(whole)
+    while (size := len(json.dumps(shown, ensure_ascii=False).encode()) - len('""')) > most:
+        keep = min(keep - 1, keep * most // size)
+        shown = f"{whole[: keep // 2]} … {whole[len(whole) - keep // 2 :]}"
+    return shown
+
+
 def printable_json(text: str) -> str:
     """Return the same JSON value as text, with escapes in its strings. Newlines are kept."""
     if text.isprintable():

@@ -3,10 +3,8 @@
 import hashlib
 from datetime import datetime, timedelta
 
+from reattach.api.messages import RETRY_AFTER_SECONDS_MAX
 from reattach.api.taskrun import Backoff
-
-RETRY_AFTER_SECONDS_MAX = 365 * 24 * 3600
-"""Longest delay that a task or a rule may request."""
 
 
 def next_attempt_time(

@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from reattach.api.messages import TerminationMessage
+from reattach.api.messages import ExitCode, TerminationMessage
 from reattach.api.objects import ContainerTerminated, Pod
 from reattach.api.reasons import Cause
-from reattach.api.state import JobOrigin, StateView
+from reattach.api.state import JobOrigin, ReportedEnd, StateView
 from reattach.api.taskrun import AttemptPurpose
 from reattach.planner import podstatus, textformat
 
@@ -21,6 +21,28 @@ _OWN_LIMIT = re.compile(
 """Message of the kubelet when it evicts a pod for the pod's own limits, not for node pressure."""
 _DEADLINE = "DeadlineExceeded"
 _ENDS_OF_THE_RUN = frozenset({Cause.SUCCEEDED, Cause.PERMANENT})
+_REPORTED_BY_CODE = {
+    ExitCode.FENCED: ("Fenced", "a later attempt or process took over the state"),
+    ExitCode.STATE_LOST: ("Held", "the state is lost"),
+    ExitCode.REFUSED: ("Unavailable", "the state API did not accept this pod any more"),
+    ExitCode.UNAVAILABLE: ("Unavailable", "the state API was unavailable"),
+    ExitCode.HELD: ("Held", "a submission waits for a resolution"),
+}
+"""Exit codes that stand for a termination message that is missing: its kind, and the meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReport:
+    """Report of the task about its end.
+
+    `kind`: that of the message (`TerminationMessage`), or `NotReady`. `meaning`: of an exit code
+    without a message; the text is then the end of the log, if there is one.
+    """
+
+    kind: str
+    text: str
+    retry_after_seconds: int | None = None
+    meaning: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +106,36 @@ class EndedAttempt:
         return record is not None and (record.attempt, record.pod_uid) == (self.number, self.pod_uid)
 
     @property
-    def termination_message(self) -> TerminationMessage | None:
-        """Return the task's termination message; any other text is the end of its log."""
+    def recorded_end(self) -> ReportedEnd | None:
+        """Return the end in the state if this attempt reported it."""
+        end = self.state.end if self.state is not None else None
+        return end if end is not None and (end.attempt, end.pod_uid) == (self.number, self.pod_uid) else None
+
+    @property
+    def report(self) -> TaskReport | None:
+        """Return the task's report: the end in the state, else `process_report`."""
+        if (end := self.recorded_end) is not None:
+            return TaskReport(end.kind, end.message, end.retry_after_seconds)
+        return self.process_report
+
+    @property
+    def process_report(self) -> TaskReport | None:
+        """Return what the process left: the termination message, else the exit code.
+
+        Other programs use the same exit codes, so they count only if the attempt opened the state.
+        """
         if self.terminated is None or self.failed_init is not None:
             return None
+        text = self.terminated.message
         try:
-            return msgspec.json.decode(self.terminated.message, type=TerminationMessage)
+            message = msgspec.json.decode(text, type=TerminationMessage)
         except (msgspec.DecodeError, RecursionError):
-            return None
+            if self.exit_code not in _REPORTED_BY_CODE or not self.opened_state:
+                return None
+            kind, meaning = _REPORTED_BY_CODE[ExitCode(self.exit_code)]
+            return TaskReport(kind, text, meaning=f"Exit code {self.exit_code}: {meaning}.")
+        kind = "NotReady" if message.kind == "RetryLater" and message.not_ready else message.kind
+        return TaskReport(kind, message.message, message.retry_after_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,17 +215,18 @@ def _on_hold(ended: EndedAttempt) -> Classification | None:
     # it.
     jobs = ended.state.jobs if ended.state is not None else ()
     was_held = any(job.held or (job.holds and job.origin is JobOrigin.REPORTED) for job in jobs)
-    if ended.termination_message is None or ended.termination_message.kind != "Held" or not was_held:
+    report = ended.process_report
+    if report is None or report.kind != "Held" or not was_held:
         return None
-    return Classification(Cause.HELD, "SubmissionUnknown", _task_message(ended))
+    return Classification(Cause.HELD, "SubmissionUnknown", _text_of(report))
 
 
 def _fenced(ended: EndedAttempt) -> Classification | None:
-    message, epoch = ended.termination_message, ended.state.epoch if ended.state else None
-    if message is None or message.kind != "Fenced" or epoch is None:
+    report, epoch = ended.process_report, ended.state.epoch if ended.state else None
+    if report is None or report.kind != "Fenced" or epoch is None:
         return None
     overtaken = epoch.attempt > ended.number or (epoch.attempt == ended.number and epoch.pod_uid != ended.pod_uid)
-    return Classification(Cause.FENCED, "Fenced", _task_message(ended)) if overtaken else None
+    return Classification(Cause.FENCED, "Fenced", _text_of(report)) if overtaken else None
 
 
 def _never_started(ended: EndedAttempt) -> Classification | None:
@@ -232,24 +277,23 @@ def _disrupted(ended: EndedAttempt) -> Classification | None:
 
 def _reported_unavailable(ended: EndedAttempt) -> Classification | None:
     # This can't be verified and need not be, because the budget that it is charged to is bounded.
-    if ended.termination_message is None or ended.termination_message.kind != "Unavailable" or ended.exit_code == 0:
+    if ended.report is None or ended.report.kind != "Unavailable" or ended.exit_code == 0:
         return None
     return Classification(Cause.DISRUPTION, "StateApiUnavailable", _task_message(ended))
 
 
 def _reported_permanent(ended: EndedAttempt) -> Classification | None:
-    if ended.termination_message is None or ended.termination_message.kind != "Permanent":
+    if ended.report is None or ended.report.kind != "Permanent":
         return None
     return Classification(Cause.PERMANENT, "PermanentFailure", _task_message(ended))
 
 
 def _reported_retry_later(ended: EndedAttempt) -> Classification | None:
-    if ended.termination_message is None or ended.termination_message.kind != "RetryLater":
+    report = ended.report
+    if report is None or report.kind not in {"RetryLater", "NotReady"}:
         return None
-    cause, reason = (
-        (Cause.NOT_READY, "NotReady") if ended.termination_message.not_ready else (Cause.APPLICATION, "RetryLater")
-    )
-    return Classification(cause, reason, _task_message(ended), ended.termination_message.retry_after_seconds)
+    cause = Cause.NOT_READY if report.kind == "NotReady" else Cause.APPLICATION
+    return Classification(cause, report.kind, _text_of(report), report.retry_after_seconds)
 
 
 def _out_of_resources(ended: EndedAttempt) -> Classification | None:
@@ -307,10 +351,16 @@ _CHECKS: tuple[Callable[[EndedAttempt], Classification | None], ...] = (
 
 def _task_message(ended: EndedAttempt) -> str:
     """Return the task's message about its end, or the end of its log, last line first."""
-    if ended.termination_message is not None:
-        return textformat.head(ended.termination_message.message)
+    if ended.report is not None:
+        return _text_of(ended.report)
     text = textformat.last_line_first(ended.terminated.message) if ended.terminated else ""
     return text if ended.failed_init is None else f"Init container {ended.failed_init[0]} failed. {text}".rstrip()
+
+
+def _text_of(report: TaskReport) -> str:
+    if report.meaning:
+        return textformat.last_line_first(report.text) or report.meaning
+    return textformat.head(report.text)
 
 
 def _is_own_limit(pod: Pod) -> bool:

@@ -115,8 +115,8 @@ def _matches(match: RuleMatch, ended: EndedAttempt) -> bool:
             return False
     if match.message_pattern is None:
         return True
-    reported = ended.termination_message
-    text = reported.message if reported is not None else end.message if end is not None else ""
+    reported = ended.report
+    text = reported.text if reported is not None else end.message if end is not None else ""
     return _is_found(match.message_pattern, text[:TEXT_MAX])
 
 

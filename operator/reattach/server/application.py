@@ -44,8 +44,10 @@ EVIDENCE_ROUTES = {
     ("PUT", "/v1/jobs/{key}/outcome"),
     ("POST", "/v1/jobs/{key}/cancellation"),
     ("POST", "/v1/complete"),
+    ("POST", "/v1/end"),
 }
-"""Routes whose requests record that a job exists or is cancelled, or how a job or the run ended."""
+"""Routes whose requests record that a job exists or is cancelled, or how a job, the run or an
+attempt ended."""
 CLOCK_ROUTES = {
     ("POST", "/v1/open"),
     ("POST", "/v1/jobs/{key}/intent"),

@@ -11,6 +11,7 @@ from aiohttp import web
 from reattach.api.messages import (
     ADAPTER_CHARACTERS_MAX,
     DIGEST_CHARACTERS_MAX,
+    END_MESSAGE_BYTES_MAX,
     HANDLE_BYTES_MAX,
     RESULT_BYTES_MAX,
     SESSION_CHARACTERS_MAX,
@@ -31,7 +32,7 @@ ENVELOPE_BYTES = 4 * 1024
 BATCH_BYTES_MAX = 1024 * 1024
 """Room for a batch that fills a state."""
 MESSAGE_BYTES_MAX = 16 * 1024
-"""Room for the message of an outcome, which is cut to `JOB_MESSAGE_BYTES_MAX` and not refused."""
+"""Room for a message that is cut and not refused: that of an outcome, and that of an end."""
 
 
 def room_for(*text_bytes: int) -> int:
@@ -44,6 +45,7 @@ BODY_BYTES_MAX: Mapping[tuple[str, str], int] = {
     ("POST", "/v1/state"): BATCH_BYTES_MAX,
     ("PUT", "/v1/state/{key}"): room_for(VALUE_BYTES_MAX),
     ("POST", "/v1/complete"): room_for(RESULT_BYTES_MAX),
+    ("POST", "/v1/end"): room_for(END_MESSAGE_BYTES_MAX) + MESSAGE_BYTES_MAX,
     ("POST", "/v1/jobs/{key}/intent"): room_for(SESSION_CHARACTERS_MAX, ADAPTER_CHARACTERS_MAX, DIGEST_CHARACTERS_MAX),
     ("PUT", "/v1/jobs/{key}/handle"): room_for(SESSION_CHARACTERS_MAX, HANDLE_BYTES_MAX, URL_BYTES_MAX),
     ("PUT", "/v1/jobs/{key}/outcome"): room_for(RESULT_BYTES_MAX) + MESSAGE_BYTES_MAX,

@@ -27,6 +27,7 @@ PROBLEMS: dict[ProblemCode, tuple[int, str]] = {
     ProblemCode.COMPLETED: (409, "The attempt is complete"),
     ProblemCode.STATE_LOST: (409, "The state was deleted by force"),
     ProblemCode.DIGEST_CHANGED: (409, "Another request under the key of a job"),
+    ProblemCode.ENDED: (409, "The attempt has ended"),
     ProblemCode.JOB_NOT_FOUND: (404, "No such external job"),
     ProblemCode.JOB_OPEN: (409, "The external job is open"),
     ProblemCode.JOB_OVER: (409, "The external job is over"),

@@ -20,6 +20,7 @@ from reattach.api.messages import (
     CancellationRequest,
     CancellationResponse,
     CompleteRequest,
+    EndRequest,
     Entry,
     EntryList,
     HandleRequest,
@@ -64,6 +65,7 @@ from reattach.state.operations import (
     with_response,
 )
 from reattach.state.owner import Owner
+from reattach.state.reported_end import parse_end, record_end
 from reattach.state.values import check_key, from_json, stored_result_of
 
 CALLER = web.RequestKey("caller", PodIdentity)
@@ -97,7 +99,7 @@ class Routes:
     """Handlers over one `Store`.
 
     The middleware puts the authenticated `CALLER` into each request. Handles, cancellations,
-    outcomes and completions are written by `evidence`. It is the same store with a reserve of
+    outcomes, completions and ends are written by `evidence`. It is the same store with a reserve of
     bytes. `count_end` receives each job when this replica has stored its end.
     """
 
@@ -133,6 +135,7 @@ class Routes:
             web.put(_KEY_PATH, self.set),
             web.delete(_KEY_PATH, self.delete),
             web.post("/v1/complete", self.complete),
+            web.post("/v1/end", self.end),
             web.get("/v1/jobs", self.list_jobs, allow_head=False),
             web.post(f"{_JOB_PATH}/intent", self.intend),
             web.put(f"{_JOB_PATH}/handle", self.record_handle),
@@ -237,6 +240,26 @@ class Routes:
 
         is_changed = await self._evidence.change(caller.run, act)
         self._write_audit(caller, "complete", operation, f"bytes={len(result or b'')}", is_changed=is_changed)
+        return web.Response(status=204)
+
+    async def end(self, request: web.Request) -> web.Response:
+        """Record how the attempt ends."""
+        query_of(request)
+        caller, session = request[CALLER], session_of(request)
+        message, operation = await self._parse(request, EndRequest, parse_end)
+        now = self._clock()
+
+        def act(state: DurableState) -> tuple[DurableState, bool]:
+            after, _ = idempotent(
+                state, session, operation, lambda current: (record_end(current, session, message, now), b"{}")
+            )
+            return after, after != state
+
+        is_changed = await self._evidence.change(caller.run, act)
+        what = (
+            f"kind={message.kind} retryAfterSeconds={message.retry_after_seconds} bytes={len(message.message.encode())}"
+        )
+        self._write_audit(caller, "end", operation, what, is_changed=is_changed)
         return web.Response(status=204)
 
     async def list_jobs(self, request: web.Request) -> web.Response:

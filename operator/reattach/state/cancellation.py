@@ -14,7 +14,7 @@ from reattach.state.codec import DurableState
 from reattach.state.errors import RequestRejectedError
 from reattach.state.job_operations import get_job, with_job
 from reattach.state.job_record import JobRecord, to_summary
-from reattach.state.operations import Session, check_current, check_not_completed, quote
+from reattach.state.operations import Session, check_current, check_not_final, quote
 from reattach.state.owner import Owner
 
 
@@ -40,7 +40,7 @@ def request_cancellation(
     job that it knows.
     """
     check_current(state, session)
-    check_not_completed(state, session)
+    check_not_final(state, session)
     if session.cleans_up and owner.status.outcome is not None:
         raise RequestRejectedError(
             ProblemCode.CLOSING, "the TaskRun is over; its external jobs must be left as they are"

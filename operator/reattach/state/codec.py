@@ -5,6 +5,7 @@
       epoch: '{"attempt":2,"podUID":"…","session":"…","time":"…","firstAttempt":1,…}'
       lastVersion: "17"                      # the counter of versions; only grows
       completion: '{"attempt":2,…}'          # absent until the task completes
+      end: '{"attempt":1,"kind":"RetryLater",…}'  # absent until an attempt reports its end
       requests: '[{"id":"…","digest":"…","answer":{…}}]'
       key.job_id: '{"key":"job_id","value":"job-7","version":3,"attempt":1,"podUID":"…",…}'
       key-escaped.a_2Fb: …                   # the key `a/b`: other bytes as _ and 2 hex digits
@@ -40,6 +41,7 @@ from reattach.api.state import (
     JobState,
     JobSummary,
     PodUid,
+    ReportedEnd,
     Seal,
     StateView,
     Summary,
@@ -108,6 +110,7 @@ class DurableState(Shape, frozen=True):
     epoch: Opening | None = None
     last_version: int = 0
     completion: Completion | None = None
+    end: ReportedEnd | None = None
     seal: Seal | None = None
     counts: JobCounts = JobCounts()
     requests: tuple[StoredResponse, ...] = ()
@@ -129,6 +132,7 @@ _PARTS: dict[str, tuple[str, Any]] = {
     "epoch": ("epoch", Opening),
     "lastVersion": ("last_version", Version),
     "completion": ("completion", Completion),
+    "end": ("end", ReportedEnd),
     "requests": ("requests", tuple[StoredResponse, ...]),
 }
 """Fields of the state and their types, by their names in the data."""
@@ -159,7 +163,7 @@ def to_data(state: DurableState) -> dict[str, str]:
         **{job_name_of(*name): _text(record) for name, record in state.jobs.items()},
         **records_to_data(state.records),
     }
-    parts = {"epoch": state.epoch, "completion": state.completion, "seal": state.seal}
+    parts = {"epoch": state.epoch, "completion": state.completion, "end": state.end, "seal": state.seal}
     return with_format(data | {name: _text(part) for name, part in parts.items() if part is not None})
 
 
@@ -292,6 +296,7 @@ def view_of(configmap: bytes) -> StateView:
         seal=stored.state.seal,
         jobs=_job_summaries_of(stored.state),
         counts=stored.state.counts,
+        end=stored.state.end,
     )
 
 

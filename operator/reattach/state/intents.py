@@ -40,7 +40,7 @@ from reattach.state.operations import (
     OperationRequest,
     Session,
     check_current,
-    check_not_completed,
+    check_not_final,
     check_not_sealed,
     check_runs_task,
     invalid,
@@ -94,7 +94,7 @@ def intend(
     """
     check_current(state, session)
     check_runs_task(session)
-    check_not_completed(state, session)
+    check_not_final(state, session)
     check_not_sealed(state, session)
     if owner.is_ending:
         raise RequestRejectedError(

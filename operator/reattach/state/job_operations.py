@@ -31,7 +31,7 @@ from reattach.state.job_record import JobName, JobRecord, fits, in_order, newest
 from reattach.state.operations import (
     Session,
     check_current,
-    check_not_completed,
+    check_not_final,
     cleanup_only,
     invalid,
     is_current,
@@ -196,7 +196,7 @@ def record_outcome(
     one, so that no resolution is used twice.
     """
     check_current(state, session)
-    check_not_completed(state, session)
+    check_not_final(state, session)
     if session.cleans_up and request.hold:
         raise cleanup_only("outcomes without hold; the operator holds the run if a job stays unresolved")
     record = _existing(state, (check_job_key(key), request.generation))

@@ -148,7 +148,7 @@ def open_state(
         first = session.attempt
     elif epoch.attempt < session.attempt:
         first = epoch.first_attempt
-    elif _is_current(epoch, session) and not _has_completed(state, session):
+    elif _is_current(epoch, session) and not _is_final(state, session):
         _check_seal_admits(state, session)
         return state, epoch.first_attempt == session.attempt
     else:
@@ -230,10 +230,14 @@ def expire(state: DurableState, now: datetime) -> DurableState:
     return state if len(kept) == len(state.records) else msgspec.structs.replace(state, records=kept)
 
 
-def check_not_completed(state: DurableState, session: Session) -> None:
-    """Reject a change by an attempt that has recorded its completion."""
+def check_not_final(state: DurableState, session: Session) -> None:
+    """Reject a change by an attempt that has recorded its completion or its end."""
     if _has_completed(state, session):
         raise _completed(session)
+    if _has_ended(state, session):
+        raise RequestRejectedError(
+            ProblemCode.ENDED, f"attempt {session.attempt} reported its end; its state is final, and it must exit"
+        )
 
 
 def get(state: DurableState, session: Session, key: str) -> StateEntry:
@@ -267,7 +271,7 @@ def change(
     """
     check_current(state, session)
     check_runs_task(session)
-    check_not_completed(state, session)
+    check_not_final(state, session)
     records, version, results = dict(state.records), state.last_version, []
     for step in steps:
         match step:
@@ -302,6 +306,7 @@ def complete(state: DurableState, session: Session, result: bytes | None, now: d
         if state.completion is None or state.completion.result != text:
             raise _completed(session)
         return state
+    check_not_final(state, session)
     _check_none_open(state.jobs)
     completion = Completion(attempt=session.attempt, pod_uid=session.pod_uid, time=now, result=text)
     jobs = {name: _detached(record) if record.is_open else record for name, record in state.jobs.items()}
@@ -402,6 +407,14 @@ def _has_completed(state: DurableState, session: Session) -> bool:
     return state.completion is not None and state.completion.attempt == session.attempt
 
 
+def _has_ended(state: DurableState, session: Session) -> bool:
+    return state.end is not None and state.end.attempt == session.attempt
+
+
+def _is_final(state: DurableState, session: Session) -> bool:
+    return _has_completed(state, session) or _has_ended(state, session)
+
+
 def _check_may_take_over(state: DurableState, epoch: Opening, session: Session) -> None:
     if epoch.attempt > session.attempt or session.id in epoch.fenced_sessions:
         raise _fenced(epoch)
@@ -413,8 +426,7 @@ def _check_may_take_over(state: DurableState, epoch: Opening, session: Session) 
         raise RequestRejectedError(
             ProblemCode.FENCED, f"the pod opened the state with the purpose {epoch.purpose}, which must not change"
         )
-    if _has_completed(state, session):
-        raise _completed(session)
+    check_not_final(state, session)
 
 
 def _check_set(record: StateEntry | None, step: Set) -> None:

@@ -1,5 +1,6 @@
 """What a task can ask of the state API, on a real API server. Names with a number are Airflow's acceptance cases."""
 
+import json
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -338,6 +339,83 @@ class TestComplete:
         assert code_of(attempt.complete(result="x" * 4095)) == (413, "value-too-large")
         assert code_of(attempt.client.post("/v1/complete", content=b'{"result": [NaN]}')) == (422, "value-invalid")
         assert attempt.complete(result={"nothing": None}).status_code == 204
+
+
+class TestEnd:
+    def test_end_of_the_attempt_is_stored_with_its_pod(self, server: Server, task: Task) -> None:
+        attempt = task.attempt(server)
+        assert attempt.end("RetryLater", message="no slot", retryAfterSeconds=90).status_code == 204
+        data = task.configmap()["data"]
+        end = json.loads(data["end"])
+        assert (end["attempt"], end["podUID"]) == (1, attempt.pod["metadata"]["uid"])
+        assert (end["kind"], end["message"], end["retryAfterSeconds"]) == ("RetryLater", "no slot", 90)
+        assert (data["formatVersion"], data["optional"]) == ("2", '["end"]')
+
+    def test_end_is_final_and_a_repetition_writes_nothing(self, server: Server, task: Task) -> None:
+        attempt = task.attempt(server)
+        attempt.set("k", 1)
+        attempt.intend("before")
+        assert attempt.end("Permanent", "r-1", message="no table").status_code == 204
+        version = task.configmap()["metadata"]["resourceVersion"]
+        assert attempt.end("Permanent", "r-1", message="no table").status_code == 204
+        assert attempt.end("Permanent", message="no table").status_code == 204
+        assert code_of(attempt.end("NotReady", "r-1")) == (400, "invalid")
+        for response in (
+            attempt.end("NotReady"),
+            attempt.end("Permanent", message="no view"),
+            attempt.complete(result=1),
+            attempt.set("k", 2),
+            attempt.clear(),
+            attempt.intend(),
+            attempt.outcome("Failed", "before"),
+            attempt.open(),
+            attempt.another_process().open(),
+        ):
+            assert code_of(response) == (409, "ended")
+        assert task.configmap()["metadata"]["resourceVersion"] == version
+        assert written(attempt.get("k"))["value"] == 1
+
+    def test_handle_of_an_attempt_that_ended_is_still_recorded(self, server: Server, task: Task) -> None:
+        attempt = task.attempt(server)
+        attempt.intend()
+        attempt.end("RetryLater")
+        assert attempt.handle("job-7").status_code == 204
+        assert written(task.attempt(server, 2).job())["handle"] == "job-7"
+
+    def test_completion_or_a_later_attempt_wins_over_an_end(self, server: Server, task: Task) -> None:
+        first = task.attempt(server)
+        first.complete(result=1)
+        assert code_of(first.end("Permanent")) == (409, "completed")
+        second = task.attempt(server, 2)
+        assert code_of(first.end("Permanent")) == (409, "fenced")
+        assert second.end("NotReady").status_code == 204
+        assert task.attempt(server, 3).set("k", 1).status_code == 200
+
+    @pytest.mark.parametrize(
+        "body, status, code",
+        [
+            ({}, 400, "invalid"),
+            ({"kind": "Failed"}, 400, "invalid"),
+            ({"kind": "Permanent", "reason": "x"}, 400, "invalid"),
+            ({"kind": "Permanent", "retryAfterSeconds": 1}, 400, "invalid"),
+            ({"kind": "RetryLater", "retryAfterSeconds": -1}, 400, "invalid"),
+            ({"kind": "RetryLater", "retryAfterSeconds": 1.5}, 400, "invalid"),
+            ({"kind": "NotReady", "message": "x" * 50_000}, 413, "request-too-large"),
+            ({"kind": "Waiting"}, 501, "not-implemented"),
+        ],
+    )
+    def test_malformed_end_changes_nothing(
+        self, server: Server, task: Task, body: dict[str, Any], status: int, code: str
+    ) -> None:
+        attempt = task.attempt(server)
+        assert code_of(attempt.client.post("/v1/end", json=body)) == (status, code)
+        assert attempt.set("k", 1).status_code == 200
+
+    def test_long_message_is_cut_and_not_refused(self, server: Server, task: Task) -> None:
+        attempt = task.attempt(server)
+        assert attempt.end("Permanent", message=f"Error: {'x' * 9000} no table").status_code == 204
+        message = json.loads(task.configmap()["data"]["end"])["message"]
+        assert (len(message.encode()) <= 4096, message[:7], message[-9:]) == (True, "Error: ", " no table")
 
 
 class TestRepeats:

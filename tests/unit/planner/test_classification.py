@@ -5,7 +5,21 @@ from typing import Any
 
 import pytest
 
-from builders import APod, a_pod, a_state, a_taskrun, at, decision_of, last_attempt_of, plan_of, status_of
+from builders import (
+    APod,
+    a_job,
+    a_pod,
+    a_state,
+    a_taskrun,
+    an_end,
+    at,
+    decision_of,
+    last_attempt_of,
+    plan_of,
+    status_of,
+)
+from reattach.api.messages import ExitCode
+from reattach.errors import AttemptOver
 from reattach.planner.plan import AbsentState, ReadState
 
 DISK = "The node was low on resource: ephemeral-storage. Threshold quantity: 1Gi, available: 900Mi."
@@ -279,6 +293,110 @@ def test_held_is_not_believed_if_the_state_is_there() -> None:
 def test_the_tail_of_a_log_that_looks_like_a_message_is_none(message: str) -> None:
     attempt = last_attempt_of(plan_of(a_taskrun(), a_pod().exited(1, message=message)))
     assert (attempt.cause, attempt.reason) == ("Application", "Error")
+
+
+# -- the end that the task reported to the state API ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "end, cause, seconds",
+    [
+        (an_end("Permanent", "no table"), PERMANENT, None),
+        (an_end("RetryLater", "no slot", 90), APPLICATION, 95),
+        (an_end("NotReady", "no input", 90), ("NotReady", "notReady"), 95),
+        (an_end("RetryLater", "no slot"), APPLICATION, 15),
+        (an_end("Unheard", "of"), APPLICATION, 15),
+    ],
+)
+@pytest.mark.parametrize("message", ["", "the end of a log", said("Failed"), said("RetryLater", retryAfterSeconds=7)])
+def test_recorded_end_replaces_the_termination_message(
+    end: Any, cause: tuple[str, str | None], seconds: float | None, message: str
+) -> None:
+    taskrun = a_taskrun(retry={"backoff": {"initialSeconds": 10, "jitterPercent": 0}}).with_budgets(application=3)
+    status = status_of(plan_of(taskrun, a_pod().exited(1, message=message), state=a_state(1, end=end)))
+    attempt = status.attempts[0]
+    assert (attempt.cause, attempt.charged_to, attempt.message) == (*cause, end.message)
+    assert status.next_attempt_time == (None if seconds is None else at(seconds))
+
+
+@pytest.mark.parametrize("end", [an_end("Permanent", attempt=2), an_end("Permanent", pod_uid="another")])
+def test_recorded_end_of_another_attempt_or_pod_is_ignored(end: Any) -> None:
+    attempt = last_attempt_of(plan_of(a_taskrun(), a_pod().exited(1, message="boom"), state=a_state(1, end=end)))
+    assert (attempt.cause, attempt.message) == ("Application", "boom")
+
+
+@pytest.mark.parametrize(
+    "pod, cause",
+    [
+        (a_pod().disrupted().deleted().exited(1), "Disruption"),
+        (a_pod().running().deleted(-400, 0), "Disruption"),
+        (a_pod().exited(1, message=said("Fenced")), "Fenced"),
+        (a_pod().exited(137, reason="OOMKilled"), "Permanent"),
+        (a_pod().exited(0), "Permanent"),
+    ],
+)
+def test_recorded_end_has_the_place_of_the_message_among_the_checks(pod: APod, cause: str) -> None:
+    state = a_state(2 if cause == "Fenced" else 1, end=an_end("Permanent"))
+    assert status_of(plan_of(a_taskrun(), pod, state=state)).attempts[0].cause == cause
+
+
+def test_recorded_end_does_not_end_a_run_whose_attempt_was_held() -> None:
+    state = a_state(1, end=an_end("Permanent"), jobs=[a_job(None, held=True, holds=1)])
+    plan = plan_of(a_taskrun(), a_pod().exited(85, message=said("Held", message="one job?")), state=state)
+    assert (status_of(plan).outcome, last_attempt_of(plan).cause) == (None, "Held")
+
+
+def test_completion_wins_over_a_recorded_end() -> None:
+    state = a_state(1, completed_by=1, end=an_end("Permanent"))
+    assert status_of(plan_of(a_taskrun(), a_pod().exited(1), state=state)).outcome == "Succeeded"
+
+
+# -- the exit codes of the SDK, where no message arrived ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code, cause", [(80, APPLICATION), (82, DISRUPTION), (83, DISRUPTION), (84, APPLICATION), (1, APPLICATION)]
+)
+@pytest.mark.parametrize("log", ["", "starting\nno answer"])
+def test_exit_code_of_the_sdk_counts_if_the_attempt_opened_its_state(
+    code: int, cause: tuple[str, str | None], log: str
+) -> None:
+    taskrun = a_taskrun().with_budgets(application=1)
+    attempt = last_attempt_of(plan_of(taskrun, a_pod().exited(code, message=log), state=a_state(1)))
+    assert (attempt.cause, attempt.charged_to) == cause
+    if log:
+        assert (attempt.message or "").startswith("no answer")
+    elif cause == DISRUPTION:
+        assert (attempt.message or "").startswith(f"Exit code {code}: the state API")
+
+
+@pytest.mark.parametrize("code", [79, 82, 83, 85])
+def test_exit_code_of_another_program_means_nothing(code: int) -> None:
+    attempt = last_attempt_of(plan_of(a_taskrun(), a_pod().exited(code), state=AbsentState()))
+    assert (attempt.cause, attempt.message) == ("Application", "")
+
+
+def test_message_of_the_sdk_wins_over_its_exit_code() -> None:
+    pod = a_pod().exited(83, message=said("Permanent", message="no table"))
+    assert last_attempt_of(plan_of(a_taskrun(), pod, state=a_state(1))).cause == "Permanent"
+
+
+def test_exit_code_of_a_fenced_attempt_counts_if_another_pod_opened_the_state() -> None:
+    attempt = status_of(plan_of(a_taskrun(), a_pod().exited(79), state=a_state(2))).attempts[0]
+    assert (attempt.cause, attempt.charged_to) == FENCED
+    assert last_attempt_of(plan_of(a_taskrun(), a_pod().exited(79), state=a_state(1))).cause == "Application"
+
+
+def test_exit_code_of_a_held_attempt_counts_if_its_submission_is_held() -> None:
+    held = a_state(1, jobs=[a_job(None, held=True, holds=1)])
+    plan = plan_of(a_taskrun(), a_pod().exited(85), state=held)
+    assert (last_attempt_of(plan).cause, status_of(plan).outcome) == ("Held", None)
+    assert last_attempt_of(plan_of(a_taskrun(), a_pod().exited(85), state=a_state(1))).cause == "Application"
+
+
+def test_exit_codes_are_those_of_the_sdk() -> None:
+    codes = {error.exit_code for error in AttemptOver.__subclasses__()}
+    assert codes - {143} == {code.value for code in ExitCode}
 
 
 def test_an_init_container_does_not_speak_for_the_task() -> None:

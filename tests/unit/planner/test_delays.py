@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import at
+from reattach.api.messages import RETRY_AFTER_SECONDS_MAX
 from reattach.api.reasons import Budget, Cause
 from reattach.api.taskrun import AttemptPurpose, Backoff, Budgets, Counts
 from reattach.api.text import one_line
-from reattach.planner.backoff import RETRY_AFTER_SECONDS_MAX, next_attempt_time
+from reattach.planner.backoff import next_attempt_time
 from reattach.planner.budgets import FAILURES, amount, budget_of, charge, exhausted
 from reattach.planner.textformat import BYTES_MAX, head, tail
 

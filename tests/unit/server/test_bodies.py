@@ -15,6 +15,7 @@ from reattach.api.messages import (
     ADAPTER_CHARACTERS_MAX,
     BATCH_OPERATIONS_MAX,
     DIGEST_CHARACTERS_MAX,
+    END_MESSAGE_BYTES_MAX,
     HANDLE_BYTES_MAX,
     RESULT_BYTES_MAX,
     SESSION_CHARACTERS_MAX,
@@ -51,6 +52,11 @@ LARGEST: dict[tuple[str, str], dict[str, Any]] = {
         "retentionSeconds": MOST,
     },
     ("POST", "/v1/complete"): {"result": a_text(RESULT_BYTES_MAX)},
+    ("POST", "/v1/end"): {
+        "kind": "RetryLater",
+        "message": a_text(END_MESSAGE_BYTES_MAX),
+        "retryAfterSeconds": MOST,
+    },
     ("POST", "/v1/jobs/{key}/intent"): {
         "submitter": a_text(SESSION_CHARACTERS_MAX + 2),
         "adapter": a_text(ADAPTER_CHARACTERS_MAX + 2),

@@ -27,6 +27,7 @@ DOCUMENT = yaml.safe_load(FILE.read_text())
 SCHEMAS = DOCUMENT["components"]["schemas"]
 NOT_OF_THE_API = {"TerminationMessage"}
 ENUMS: dict[str, type[StrEnum]] = {
+    "EndKind": messages.EndKind,
     "Grounds": messages.Grounds,
     "Decision": messages.Decision,
     "JobState": JobState,
