@@ -40,7 +40,7 @@ an `asyncio` program at once. Other exceptions stay in their task until the task
 
 from typing import ClassVar
 
-from reattach.api.messages import ExitCode
+from reattach.api.messages import TaskExitCode
 
 
 class ReattachError(Exception):
@@ -193,7 +193,7 @@ class Fenced(AttemptOver):
     The process ends within seconds even if your code catches this error.
     """
 
-    exit_code = ExitCode.FENCED.value
+    exit_code = TaskExitCode.FENCED.value
 
 
 class Closing(AttemptOver):
@@ -202,7 +202,7 @@ class Closing(AttemptOver):
     The process ends within seconds even if your code catches this error.
     """
 
-    exit_code = ExitCode.CLOSING.value
+    exit_code = TaskExitCode.CLOSING.value
 
 
 class StateLost(AttemptOver):
@@ -211,7 +211,7 @@ class StateLost(AttemptOver):
     The process ends within seconds even if your code catches this error.
     """
 
-    exit_code = ExitCode.STATE_LOST.value
+    exit_code = TaskExitCode.STATE_LOST.value
 
 
 class Refused(AttemptOver):
@@ -221,7 +221,7 @@ class Refused(AttemptOver):
     your code catches this error.
     """
 
-    exit_code = ExitCode.REFUSED.value
+    exit_code = TaskExitCode.REFUSED.value
 
 
 class Unavailable(AttemptOver):
@@ -233,7 +233,7 @@ class Unavailable(AttemptOver):
     Catch it by name around calls that your task does not depend on, such as writing progress.
     """
 
-    exit_code = ExitCode.UNAVAILABLE.value
+    exit_code = TaskExitCode.UNAVAILABLE.value
 
 
 class ProtocolError(AttemptOver):
@@ -242,7 +242,7 @@ class ProtocolError(AttemptOver):
     The state API does not know the call, or this SDK does not know its response.
     """
 
-    exit_code = ExitCode.PROTOCOL_ERROR.value
+    exit_code = TaskExitCode.PROTOCOL_ERROR.value
 
 
 class Terminated(AttemptOver):
@@ -261,7 +261,7 @@ class Held(AttemptOver):
     even if your code catches this error.
     """
 
-    exit_code = ExitCode.HELD.value
+    exit_code = TaskExitCode.HELD.value
 
 
 class CleanupOnly(AttemptOver):
@@ -272,4 +272,4 @@ class CleanupOnly(AttemptOver):
     this error.
     """
 
-    exit_code = ExitCode.CLEANUP_ONLY.value
+    exit_code = TaskExitCode.CLEANUP_ONLY.value

@@ -69,7 +69,7 @@ RETRY_AFTER_SECONDS_MAX = 365 * 24 * 3600
 """Longest delay that a task or a rule may request."""
 
 
-class ExitCode(IntEnum):
+class TaskExitCode(IntEnum):
     """Exit codes of the SDK for an attempt that can't use its state any more."""
 
     FENCED = 79

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from reattach.api.messages import ExitCode, TerminationMessage
+from reattach.api.messages import TaskExitCode, TerminationMessage
 from reattach.api.objects import ContainerTerminated, Pod
 from reattach.api.reasons import Cause
 from reattach.api.state import JobOrigin, ReportedEnd, StateView
@@ -22,11 +22,11 @@ _OWN_LIMIT = re.compile(
 _DEADLINE = "DeadlineExceeded"
 _ENDS_OF_THE_RUN = frozenset({Cause.SUCCEEDED, Cause.PERMANENT})
 _REPORTED_BY_CODE = {
-    ExitCode.FENCED: ("Fenced", "a later attempt or process took over the state"),
-    ExitCode.STATE_LOST: ("Held", "the state is lost"),
-    ExitCode.REFUSED: ("Unavailable", "the state API did not accept this pod any more"),
-    ExitCode.UNAVAILABLE: ("Unavailable", "the state API was unavailable"),
-    ExitCode.HELD: ("Held", "a submission waits for a resolution"),
+    TaskExitCode.FENCED: ("Fenced", "a later attempt or process took over the state"),
+    TaskExitCode.STATE_LOST: ("Held", "the state is lost"),
+    TaskExitCode.REFUSED: ("Unavailable", "the state API did not accept this pod any more"),
+    TaskExitCode.UNAVAILABLE: ("Unavailable", "the state API was unavailable"),
+    TaskExitCode.HELD: ("Held", "a submission waits for a resolution"),
 }
 """Exit codes that stand for a termination message that is missing: its kind, and the meaning."""
 
@@ -132,7 +132,7 @@ class EndedAttempt:
         except (msgspec.DecodeError, RecursionError):
             if self.exit_code not in _REPORTED_BY_CODE or not self.opened_state:
                 return None
-            kind, meaning = _REPORTED_BY_CODE[ExitCode(self.exit_code)]
+            kind, meaning = _REPORTED_BY_CODE[TaskExitCode(self.exit_code)]
             return TaskReport(kind, text, meaning=f"Exit code {self.exit_code}: {meaning}.")
         kind = "NotReady" if message.kind == "RetryLater" and message.not_ready else message.kind
         return TaskReport(kind, message.message, message.retry_after_seconds)

@@ -18,7 +18,7 @@ from builders import (
     plan_of,
     status_of,
 )
-from reattach.api.messages import ExitCode
+from reattach.api.messages import TaskExitCode
 from reattach.errors import AttemptOver
 from reattach.planner.plan import AbsentState, ReadState
 
@@ -396,7 +396,7 @@ def test_exit_code_of_a_held_attempt_counts_if_its_submission_is_held() -> None:
 
 def test_exit_codes_are_those_of_the_sdk() -> None:
     codes = {error.exit_code for error in AttemptOver.__subclasses__()}
-    assert codes - {143} == {code.value for code in ExitCode}
+    assert codes - {143} == {code.value for code in TaskExitCode}
 
 
 def test_an_init_container_does_not_speak_for_the_task() -> None:
