@@ -23,7 +23,7 @@ ASKED = {
     "key": "train",
     "generation": 2,
     "why": "Its end is not known.",
-    "cancelRequestedTime": (NOW - timedelta(minutes=16)).isoformat(),
+    "cancelRequestedTime": (NOW - timedelta(hours=16, minutes=5)).isoformat(),
 }
 
 
@@ -50,7 +50,7 @@ class Cluster(InMemoryCluster):
             "uid": f"uid-{taskrun}",
             "resourceVersion": "7",
             "labels": {"reattach.dev/orphans": taskrun},
-            "creationTimestamp": (NOW - timedelta(minutes=15)).isoformat(),
+            "creationTimestamp": (NOW - timedelta(hours=15, minutes=5)).isoformat(),
         }
         found = {"metadata": metadata, "data": None if record is None else {"record": record}}
         self._objects[f"/api/v1/namespaces/{namespace}/configmaps/{name}"] = found
@@ -69,9 +69,9 @@ def test_orphans_prints_a_row_for_each_job() -> None:
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "TASKRUN   KEY                    HANDLE        ADAPTER   CANCEL REQUESTED   AGE   WHY",
-        "etl       load                   raysubmit_7   ray       -                  15m   spec.cleanup.onCancel is Orphan.",
-        "etl       train (generation 2)   -             -         16m ago            15m   Its end is not known.",
-        "nightly   load                   raysubmit_7   ray       -                  15m   spec.cleanup.onCancel is Orphan.",
+        "etl       load                   raysubmit_7   ray       -                  15h   spec.cleanup.onCancel is Orphan.",
+        "etl       train (generation 2)   -             -         16h ago            15h   Its end is not known.",
+        "nightly   load                   raysubmit_7   ray       -                  15h   spec.cleanup.onCancel is Orphan.",
     ]
 
 

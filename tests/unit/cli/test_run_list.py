@@ -17,7 +17,7 @@ NOW = datetime.now(UTC)
 
 
 def a_run(name: str, reason: str = "Running", **status: Any) -> dict[str, Any]:
-    created = (NOW - timedelta(minutes=15)).isoformat()
+    created = (NOW - timedelta(hours=15, minutes=5)).isoformat()
     conditions = [{"type": "Succeeded", "status": "Unknown", "reason": reason}, *status.pop("conditions", ())]
     return {
         "metadata": {"name": name, "namespace": "data", "uid": f"uid-{name}", "creationTimestamp": created},
@@ -68,16 +68,16 @@ def test_list_prints_a_row_for_each_taskrun() -> None:
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "NAME      STATUS              ATTEMPTS   JOB     AGE",
-        "etl       Running             1          job-2   15m",
-        "nightly   SubmissionUnknown   12         -       15m",
-        "new       -                   0          -       15m",
+        "etl       Running             1          job-2   15h",
+        "nightly   SubmissionUnknown   12         -       15h",
+        "new       -                   0          -       15h",
     ]
 
 
 def test_list_of_all_namespaces_has_the_namespace_first() -> None:
     cluster = PagedCluster([a_run("etl")])
     _, out, _ = listed(cluster, "-A")
-    assert out.splitlines()[1].split() == ["data", "etl", "Running", "1", "-", "15m"]
+    assert out.splitlines()[1].split() == ["data", "etl", "Running", "1", "-", "15h"]
     assert cluster.queries[0]["path"] == "/apis/reattach.dev/v1alpha1/taskruns"
 
 
