@@ -125,6 +125,8 @@ class Observed:
     None if that was not tried in this pass, or succeeded.
     `nodes`: facts about the nodes that were read (`ReadNodes`). A node without facts can't be read,
     because the installation does not allow it.
+    `evictions`: message of the kubelet's event, by the UID of each pod that was looked up
+    (`ReadEvictions`). It is None without an event, or without the right to read events.
     """
 
     taskrun: TaskRun
@@ -138,6 +140,7 @@ class Observed:
     has_record: bool = True
     copy_problem: str | None = None
     nodes: Mapping[str, NodeFacts | None] = field(default_factory=dict)
+    evictions: Mapping[str, str | None] = field(default_factory=dict)
 
 
 # Output: needs
@@ -177,6 +180,13 @@ class ReadNodes:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadEvictions:
+    """Read the events about evictions of the pods with these UIDs, and decide again with them."""
+
+    pods: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EndHolds:
     """End the holds of these jobs in the state, read the state, and decide again with it.
 
@@ -187,7 +197,7 @@ class EndHolds:
     jobs: tuple[tuple[str, int], ...]
 
 
-Need: TypeAlias = ReadState | SealState | CopyState | ReadNodes | EndHolds
+Need: TypeAlias = ReadState | SealState | CopyState | ReadNodes | ReadEvictions | EndHolds
 """Precondition of a decision. The reconciler meets it, then decides again."""
 
 
