@@ -36,7 +36,17 @@ from reattach.api.state import (
 )
 from reattach.api.taskrun import Attempt, StateReference, TaskRun, TaskRunStatus
 from reattach.planner.decide import decide
-from reattach.planner.plan import AbsentState, Decision, Observed, Plan, PodDefaults, ReadNodes, ReadState, SealState
+from reattach.planner.plan import (
+    AbsentState,
+    Decision,
+    Observed,
+    Plan,
+    PodDefaults,
+    ReadEvictions,
+    ReadNodes,
+    ReadState,
+    SealState,
+)
 from reattach.planner.pods import fixed_template_hash, template_hash
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -332,8 +342,9 @@ def decision_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **mor
     """Return the decision `now` seconds after `START`.
 
     If the decision needs a read, it gets `state`, by default an absent one. It gets `nodes`, by
-    default unreadable ones.
+    default unreadable ones. It gets `evictions`, by default none.
     """
+    evictions = more.pop("evictions", {})
     state = more.pop("state", AbsentState())
     nodes = more.pop("nodes", {})
     seen, is_read = observed(taskrun, *pods, **more), False
@@ -344,6 +355,9 @@ def decision_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **mor
         elif isinstance(decision, ReadNodes):
             assert not seen.nodes.keys() & set(decision.names), "a node is read twice"
             seen = replace(seen, nodes={**seen.nodes, **{name: nodes.get(name) for name in decision.names}})
+        elif isinstance(decision, ReadEvictions):
+            assert not seen.evictions.keys() & set(decision.pods), "an eviction is read twice"
+            seen = replace(seen, evictions={**seen.evictions, **{pod: evictions.get(pod) for pod in decision.pods}})
         else:
             return decision
 

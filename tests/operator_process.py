@@ -22,7 +22,7 @@ import yaml
 from controlplane import ControlPlane, ControlPlaneError
 from ports import free_port
 from reattach.api.names import API_VERSION, LABEL_ATTEMPT, LABEL_TASKRUN
-from reattach.cluster.paths import core, pods, taskruns
+from reattach.cluster.paths import core, events, pods, taskruns
 from waiting import wait_until
 
 JSON = dict[str, Any]
@@ -42,7 +42,7 @@ RULES = [
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
     {"apiGroups": [""], "resources": ["podtemplates"], "verbs": ["create"]},
     {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch", "create", "patch", "update"]},
-    {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
+    {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "list"]},
     {"apiGroups": [""], "resources": ["namespaces", "nodes"], "verbs": ["get"]},
     {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update", "patch"]},
     {
@@ -341,6 +341,27 @@ class Containers:
             for one in pod["status"]["containerStatuses"]
         ]
         self._write("Failed", statuses, reason="DeadlineExceeded", startTime=pod["status"]["startTime"])
+
+    def evict_for_own_limit(self, note: str, *, controller: str = "kubelet") -> None:
+        """Emit the event of an eviction for the pod's own limits. Then exit with 0, of which the status shows no more."""
+        self.emit_eviction(note, controller=controller)
+        self.end(0)
+
+    def emit_eviction(self, note: str, *, controller: str = "kubelet") -> None:
+        """Emit an event of the reason Evicted."""
+        about = {"apiVersion": "v1", "kind": "Pod", "namespace": self.namespace, "name": self.name, "uid": self.uid}
+        event = {
+            "metadata": {"generateName": f"{self.name}-"},
+            "regarding": about,
+            "reason": "Evicted",
+            "note": note,
+            "type": "Warning",
+            "action": "Evict",
+            "eventTime": f"{_now().removesuffix('Z')}.000000Z",
+            "reportingController": controller,
+            "reportingInstance": NODE,
+        }
+        self.control_plane.call("POST", events(self.namespace), event)
 
     def evict(self) -> None:
         """As the eviction API: the condition DisruptionTarget, the deletion, and the end by SIGTERM."""

@@ -443,7 +443,7 @@ OPERATOR = (
     | each("served", "reattach.dev", "taskruns/finalizers", "update")
     | each("served", "", "pods", "create delete get list patch watch")
     | each("served", "", "configmaps", "create get list patch update watch")
-    | each("served", "events.k8s.io", "events", "create")
+    | each("served", "events.k8s.io", "events", "create list")
     | each("served", "", "namespaces", "get")
     | each("own", "coordination.k8s.io", "leases", "create")
     | each("own", "coordination.k8s.io", "leases", "get patch update", " reattach-operator")

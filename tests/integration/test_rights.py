@@ -162,6 +162,12 @@ def wait_until_policies_act(control_plane: ControlPlane, namespace: str, served:
     wait_until(acts, seconds=30, what="the admission policies act", every=0.1)
 
 
+LIMITED = {
+    "spec": {
+        "containers": [{"name": "task", "image": "task:1"}],
+        "volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": "1Mi"}}],
+    }
+}
 RUNS_ON = -1
 """Instead of an exit code: until it is stopped."""
 
@@ -223,6 +229,7 @@ def lived(installation: Installation) -> Installation:
             "deleted": task_of(host, port, [RUNS_ON]),
             "cancelled": task_of(host, port, [RUNS_ON]),
             "expired": succeed,
+            "limited": succeed,
         }
         with kubelet_of(control_plane) as kubelet:
             kubelet.play(namespace, lambda taskrun, _: scripts[taskrun])
@@ -235,6 +242,7 @@ def lived(installation: Installation) -> Installation:
             cluster.create("cancelled")
             cluster.create("expired", ttl={"succeededSeconds": 0})
             cluster.create("invalid", template={"spec": {"containers": [{"name": "task", "imagee": "task:1"}]}})
+            cluster.create("limited", template=LIMITED)
             wait_until(
                 lambda: cluster.status("cancelled").get("externalJobs"), seconds=60, what="it has submitted a job"
             )
@@ -246,6 +254,7 @@ def lived(installation: Installation) -> Installation:
             assert cluster.wait_for_outcome("retried", seconds=60)["outcome"] == "Succeeded"
             assert cluster.wait_for_outcome("pending", seconds=60)["outcome"] == "Failed"
             assert cluster.wait_for_outcome("invalid", seconds=60)["outcome"] == "Failed"
+            assert cluster.wait_for_outcome("limited", seconds=60)["outcome"] == "Succeeded"
             wait_until(lambda: cluster.status("deleted").get("externalJobs"), seconds=60, what="the other one has, too")
             wait_until(lambda: cluster.status_if_there("expired") is None, seconds=60, what="its ttl has passed")
             # A pod that is hidden from the watch is asked for by name, and found.

@@ -135,11 +135,41 @@ class Named(Shape, frozen=True):
     name: str = ""
 
 
-class InitContainer(Shape, frozen=True):
-    """A container that starts before the others. One that restarts `Always` is a sidecar."""
+class ContainerLimits(Shape, frozen=True):
+    """The limits of a container that decisions need."""
+
+    ephemeral_storage: str = msgspec.field(default="", name="ephemeral-storage")
+
+
+class ContainerResources(Shape, frozen=True):
+    """The resources of a container."""
+
+    limits: ContainerLimits = ContainerLimits()
+
+
+class Container(Shape, frozen=True):
+    """A container of a pod."""
 
     name: str = ""
+    resources: ContainerResources = ContainerResources()
+
+
+class InitContainer(Container, frozen=True):
+    """A container that starts before the others. One that restarts `Always` is a sidecar."""
+
     restart_policy: str = ""
+
+
+class EmptyDir(Shape, frozen=True):
+    """A directory that lives as long as the pod. `size_limit` is a quantity."""
+
+    size_limit: str = ""
+
+
+class Volume(Shape, frozen=True):
+    """A volume of a pod."""
+
+    empty_dir: EmptyDir | None = None
 
 
 class PodSpec(Shape, frozen=True):
@@ -148,7 +178,8 @@ class PodSpec(Shape, frozen=True):
     node_name: str = ""
     scheduling_gates: tuple[Named, ...] = ()
     init_containers: tuple[InitContainer, ...] = ()
-    containers: tuple[Named, ...] = ()
+    containers: tuple[Container, ...] = ()
+    volumes: tuple[Volume, ...] = ()
     termination_grace_period_seconds: int = 30
     active_deadline_seconds: int | None = None
 

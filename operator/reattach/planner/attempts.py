@@ -30,6 +30,14 @@ def ended_but_unrecorded(context: DecisionContext) -> tuple[AttemptView, ...]:
     return tuple(view for view in views if _has_ended(context, view) or context.is_replaced(view))
 
 
+def evictions_to_read(context: DecisionContext) -> tuple[str, ...]:
+    """Return the UIDs of the pods whose end only an event of the kubelet may explain."""
+    views = (view for view in ended_but_unrecorded(context) if view.pod is not None)
+    ends = (_ended_attempt(context, view) for view in views)
+    uids = (ended.pod_uid for ended in ends if ended.may_hide_eviction)
+    return tuple(uid for uid in uids if uid not in context.observed.evictions)
+
+
 def record_ended_attempts(context: DecisionContext) -> DecisionContext:
     """Return the context with the end of each ended attempt in status, and its consequences."""
     recorded: list[Attempt] = []
@@ -119,6 +127,7 @@ def _ended_attempt(context: DecisionContext, view: AttemptView) -> EndedAttempt:
         shown_running=is_last and entry is not None and conditions.shows(context.status, Reason.RUNNING),
         stopped=_stop_reason(context, view),
         suspended=is_stopped_by_suspension(view),
+        evicted=context.observed.evictions.get(pod.metadata.uid) if pod is not None else None,
     )
 
 

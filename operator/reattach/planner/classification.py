@@ -20,6 +20,9 @@ _OWN_LIMIT = re.compile(
 )
 """Message of the kubelet when it evicts a pod for the pod's own limits, not for node pressure."""
 _DEADLINE = "DeadlineExceeded"
+_EVICTED = "Evicted"
+_COMPLETED = "Completed"
+_NO_RECORD = "NoCompletionRecord"
 _ENDS_OF_THE_RUN = frozenset({Cause.SUCCEEDED, Cause.PERMANENT})
 _REPORTED_BY_CODE = {
     TaskExitCode.FENCED: ("Fenced", "a later attempt or process took over the state"),
@@ -56,6 +59,7 @@ class EndedAttempt:
     `shown_running`: status showed its container as running.
     `stopped`: why the operator ends the attempt itself, as (reason, message).
     `suspended`: a suspension stops the attempt.
+    `evicted`: message of the kubelet's event about the eviction of the pod, if one was read.
     """
 
     number: int
@@ -72,6 +76,7 @@ class EndedAttempt:
     shown_running: bool = False
     stopped: tuple[str, str] | None = None
     suspended: bool = False
+    evicted: str | None = None
 
     @property
     def failed_init(self) -> tuple[str, ContainerTerminated] | None:
@@ -93,6 +98,27 @@ class EndedAttempt:
         if self.terminated is not None:
             return None if self.terminated.reason in podstatus.LOST_TRACK else self.terminated.exit_code
         return 0 if self.pod is not None and self.pod.status.phase == "Succeeded" else None
+
+    @property
+    def stopped_by_kubelet(self) -> tuple[str, str]:
+        """Return why the kubelet ended the pod, as (reason, message); empty if it did not."""
+        if self.pod is None:
+            return "", ""
+        if self.pod.status.reason == "" and self.evicted is not None:
+            return _EVICTED, self.evicted
+        return self.pod.status.reason, self.pod.status.message
+
+    @property
+    def may_hide_eviction(self) -> bool:
+        """Return whether only an event can show that the kubelet evicted the pod.
+
+        A kubelet that evicts a pod for the pod's own limits sets no condition. If all containers
+        then exit with 0, it reports the phase Succeeded, and drops the reason.
+        """
+        pod = self.pod
+        if pod is None or pod.status.phase != "Succeeded" or pod.status.reason or not podstatus.has_storage_limit(pod):
+            return False
+        return _first_match(self).reason in {_COMPLETED, _NO_RECORD} and _completed(self) is None
 
     @property
     def opened_state(self) -> bool:
@@ -157,10 +183,14 @@ def classify(ended: EndedAttempt) -> Classification:
     A task may fail because its state is sealed, before its pod is deleted. So an attempt that a
     suspension stops is charged to nothing, unless its end also ends the run.
     """
-    found = next(found for check in _CHECKS if (found := check(ended)) is not None)
+    found = _first_match(ended)
     if ended.suspended and ended.stopped is not None and found.cause not in _ENDS_OF_THE_RUN:
         return Classification(Cause.STOPPED, *ended.stopped)
     return found
+
+
+def _first_match(ended: EndedAttempt) -> Classification:
+    return next(found for check in _CHECKS if (found := check(ended)) is not None)
 
 
 def finish_time_of(ended: EndedAttempt, now: datetime) -> datetime:
@@ -185,7 +215,7 @@ def finish_time_of(ended: EndedAttempt, now: datetime) -> datetime:
 def _completed(ended: EndedAttempt) -> Classification | None:
     if ended.completion == "ExitCode" or not ended.recorded_completion:
         return None
-    return Classification(Cause.SUCCEEDED, "Completed", "The task recorded its completion.")
+    return Classification(Cause.SUCCEEDED, _COMPLETED, "The task recorded its completion.")
 
 
 def _stopped(ended: EndedAttempt) -> Classification | None:
@@ -264,9 +294,10 @@ def _disrupted(ended: EndedAttempt) -> Classification | None:
                 Cause.DISRUPTION, "NodeLost", f"Node {pod.spec.node_name} did not report the end of the pod."
             )
         return Classification(Cause.DISRUPTION, "Deleted", "The pod was deleted before its container ended.")
-    if not target and pod.status.reason not in {"", _DEADLINE} and not _is_own_limit(pod):
-        return Classification(Cause.DISRUPTION, pod.status.reason, pod.status.message)
-    if pod.status.reason == "" and ended.exit_code is None:
+    reason, message = ended.stopped_by_kubelet
+    if not target and reason not in {"", _DEADLINE} and not _is_own_limit(ended):
+        return Classification(Cause.DISRUPTION, reason, message)
+    if reason == "" and ended.exit_code is None:
         return Classification(
             Cause.DISRUPTION,
             "EndUnknown",
@@ -300,8 +331,8 @@ def _out_of_resources(ended: EndedAttempt) -> Classification | None:
     if ended.terminated is not None and ended.terminated.reason == "OOMKilled":
         name = "The container" if ended.failed_init is None else f"Init container {ended.failed_init[0]}"
         return Classification(Cause.RESOURCE, "OOMKilled", f"{name} used more memory than its limit.")
-    if ended.pod is not None and _is_own_limit(ended.pod):
-        return Classification(Cause.RESOURCE, ended.pod.status.reason, ended.pod.status.message)
+    if _is_own_limit(ended):
+        return Classification(Cause.RESOURCE, *ended.stopped_by_kubelet)
     return None
 
 
@@ -319,11 +350,11 @@ def _exited_zero(ended: EndedAttempt) -> Classification | None:
     if ended.exit_code != 0:
         return None
     if ended.purpose is AttemptPurpose.CLEANUP:
-        return Classification(Cause.SUCCEEDED, "Completed", "The container exited with 0.")
+        return Classification(Cause.SUCCEEDED, _COMPLETED, "The container exited with 0.")
     if ended.completion == "Recorded" or (ended.completion == "Auto" and ended.opened_state):
         message = "The container exited with 0, but the task recorded no completion."
-        return Classification(Cause.APPLICATION, "NoCompletionRecord", message)
-    return Classification(Cause.SUCCEEDED, "Completed", "The container exited with 0.")
+        return Classification(Cause.APPLICATION, _NO_RECORD, message)
+    return Classification(Cause.SUCCEEDED, _COMPLETED, "The container exited with 0.")
 
 
 def _failed(ended: EndedAttempt) -> Classification:
@@ -363,5 +394,6 @@ def _text_of(report: TaskReport) -> str:
     return textformat.head(report.text)
 
 
-def _is_own_limit(pod: Pod) -> bool:
-    return pod.status.reason == "Evicted" and _OWN_LIMIT.search(pod.status.message) is not None
+def _is_own_limit(ended: EndedAttempt) -> bool:
+    reason, message = ended.stopped_by_kubelet
+    return reason == _EVICTED and _OWN_LIMIT.search(message) is not None

@@ -12,6 +12,7 @@ A decision runs checks in a fixed order. Each check returns a decision, or None 
       |    _read_state                an attempt ended, or a job changed      -> ReadState
       |    _await_readable_state      the state is damaged                    -> hold
       |    _read_nodes                a node may be evidence of an end        -> ReadNodes
+      |    _read_evictions            an eviction may hide behind exit code 0 -> ReadEvictions
       v
       |  _record: jobs, evidence, ended attempts and suspensions go into the status to write
       v
@@ -44,7 +45,8 @@ each. The other pairs exclude one another, or only the reason that is shown firs
     _hold_restored           = _read_state             costs one read
     _read_state              = _await_readable_state   unread and unreadable exclude one another
     _await_readable_state    = _read_nodes             costs reads of nodes
-    _read_nodes              != _record                an end with evidence would be presumed
+    _read_nodes              = _read_evictions         costs reads of events
+    _read_evictions          != _record                an evicted attempt would have succeeded
     _record                  != _conclude              the outcome would precede the last end
     _conclude                != _stop_suspended        the cleanup of a cancelled run would be late
     _stop_suspended          != _await_leftovers       a suspended attempt would run until they end
@@ -101,6 +103,7 @@ from reattach.planner.plan import (
     PodDefaults,
     PodRejectionKind,
     ProtectTaskRun,
+    ReadEvictions,
     ReadNodes,
     ReadState,
     UnreadableState,
@@ -197,6 +200,11 @@ def _await_readable_state(context: DecisionContext) -> Plan | None:
 def _read_nodes(context: DecisionContext) -> ReadNodes | None:
     names = evidence.nodes_to_read(context)
     return ReadNodes(names) if names else None
+
+
+def _read_evictions(context: DecisionContext) -> ReadEvictions | None:
+    pods = attempts.evictions_to_read(context)
+    return ReadEvictions(pods) if pods else None
 
 
 def _record(context: DecisionContext) -> DecisionContext:
@@ -490,6 +498,7 @@ _BEFORE_ENDS: tuple[Check, ...] = (
     _read_state,
     _await_readable_state,
     _read_nodes,
+    _read_evictions,
 )
 _AFTER_ENDS: tuple[Check, ...] = (
     _conclude,

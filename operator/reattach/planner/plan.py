@@ -128,6 +128,8 @@ class Observed:
     None if that was not tried in this pass, or succeeded.
     `nodes`: facts about the nodes that were read (`ReadNodes`). A node without facts can't be read,
     because the installation does not allow it.
+    `evictions`: message of the kubelet's event, by the UID of each pod that was looked up
+    (`ReadEvictions`). It is None without an event, or without the right to read events.
     """
 
     taskrun: TaskRun
@@ -141,6 +143,7 @@ class Observed:
     has_record: bool = True
     copy_problem: str | None = None
     nodes: Mapping[str, NodeFacts | None] = field(default_factory=dict)
+    evictions: Mapping[str, str | None] = field(default_factory=dict)
 
 
 # Output: needs
@@ -180,6 +183,13 @@ class ReadNodes:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadEvictions:
+    """Read the events about evictions of the pods with these UIDs, and decide again with them."""
+
+    pods: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EndHolds:
     """End the holds of these jobs in the state, read the state, and decide again with it.
 
@@ -190,7 +200,7 @@ class EndHolds:
     jobs: tuple[tuple[str, int], ...]
 
 
-Need: TypeAlias = ReadState | SealState | CopyState | ReadNodes | EndHolds
+Need: TypeAlias = ReadState | SealState | CopyState | ReadNodes | ReadEvictions | EndHolds
 """Precondition of a decision. The reconciler meets it, then decides again."""
 
 

@@ -268,6 +268,13 @@ def _had_succeeded_at_shutdown(pod: Pod) -> bool:
     return pod.status.phase == "Succeeded" and pod.status.reason == _SHUTDOWN
 
 
+def has_storage_limit(pod: Pod) -> bool:
+    """Return whether the kubelet evicts the pod if it stores more than its own limits allow."""
+    limits = (one.resources.limits.ephemeral_storage for one in (*pod.spec.init_containers, *pod.spec.containers))
+    sizes = (volume.empty_dir.size_limit for volume in pod.spec.volumes if volume.empty_dir is not None)
+    return any(limits) or any(sizes)
+
+
 def disruption_target_of(pod: Pod) -> Condition | None:
     """Return the condition that Kubernetes or Kueue sets when it stops the pod."""
     return next(iter(_targets_of(pod)), None)

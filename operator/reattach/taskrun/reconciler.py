@@ -49,6 +49,7 @@ from reattach.planner.plan import (
     Plan,
     PodDefaults,
     ProtectTaskRun,
+    ReadEvictions,
     ReadNodes,
     ReadState,
     ReleasePod,
@@ -67,6 +68,7 @@ from reattach.runtime.unreadable import reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
 from reattach.runtime.writer import Writer
 from reattach.state import UnreadableError, summary_of, view_of
+from reattach.taskrun.eviction_reader import EvictionReader
 from reattach.taskrun.executor import PlanExecutor
 from reattach.taskrun.node_reader import NodeReader
 from reattach.taskrun.orphan_records import OrphanRecords
@@ -74,8 +76,10 @@ from reattach.taskrun.taskrun_store import TaskRunStore, UnreadableTaskRunError,
 
 Decide: TypeAlias = Callable[[Observed, PodDefaults, datetime], Decision]
 
-_NEEDS_MAX = 6
-"""Needs of one reconciliation: the state after an attempt ended, Nodes, ended holds, the seal."""
+_NEEDS_MAX = 7
+"""Needs of one reconciliation: the state after an attempt ended, Nodes, evictions, ended holds, the
+seal.
+"""
 _QUOTA_PROBE_SECONDS = 0.25
 _RETRY_LEFTOVERS = timedelta(seconds=60)
 
@@ -128,6 +132,7 @@ class Reconciler:
         self._decide = decide
         self._pod_defaults = pod_defaults
         self._nodes = nodes
+        self._evictions = EvictionReader(cluster)
         self._paused = paused
         self._clock = clock
         self._executor = PlanExecutor(cluster, writer, stores.pods, stores.states, enqueue=queue.add, clock=clock)
@@ -204,6 +209,9 @@ class Reconciler:
                     break
                 case ReadNodes(names=names):
                     observed = replace(observed, nodes={**observed.nodes, **await self._nodes.read(names)})
+                case ReadEvictions(pods=pods):
+                    evictions = await self._evictions.read(key.namespace, pods)
+                    observed = replace(observed, evictions={**observed.evictions, **evictions})
                 case ReadState():
                     observed = await self._with_state(key, observed)
                 case SealState():

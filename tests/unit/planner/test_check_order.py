@@ -89,6 +89,16 @@ def test_decide_ends_are_recorded_before_the_outcome(monkeypatch: pytest.MonkeyP
     assert (status_of(plan).outcome, status_of(plan).attempts) == ("Cancelled", ())
 
 
+def test_decide_evictions_are_read_before_ends_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = a_pod().with_spec(volumes=[{"emptyDir": {"sizeLimit": "1Mi"}}]).exited(0)
+    assert decision_of(a_taskrun(), pod, evictions={"pod-1": "any"}) != decision_of(a_taskrun(), pod)
+
+    others = tuple(check for check in decide._BEFORE_ENDS if check is not decide._read_evictions)
+    monkeypatch.setattr(decide, "_BEFORE_ENDS", others)
+    plan = plan_of(a_taskrun(), pod, evictions={"pod-1": "any"})
+    assert status_of(plan).outcome == "Succeeded", "although the kubelet evicted the pod"
+
+
 def test_decide_run_ends_before_suspended_attempts_are_awaited(swap: Swap) -> None:
     taskrun, pods = suspended(), (a_pod(1).running(),)
     cancelled = taskrun.with_spec(cancel=True)

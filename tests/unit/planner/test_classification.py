@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from builders import (
+    SETTINGS,
     APod,
     a_job,
     a_pod,
@@ -15,12 +16,14 @@ from builders import (
     at,
     decision_of,
     last_attempt_of,
+    observed,
     plan_of,
     status_of,
 )
 from reattach.api.messages import TaskExitCode
 from reattach.errors import AttemptOver
-from reattach.planner.plan import AbsentState, ReadState
+from reattach.planner.decide import decide
+from reattach.planner.plan import AbsentState, Plan, ReadEvictions, ReadState
 
 DISK = "The node was low on resource: ephemeral-storage. Threshold quantity: 1Gi, available: 900Mi."
 OWN_DISK = 'Container task exceeded its local ephemeral storage limit "1Gi". '
@@ -183,6 +186,62 @@ def test_the_cause_is_what_was_seen(seen: str) -> None:
 
 def test_the_state_is_read_once_before_an_end_is_judged() -> None:
     assert decision_of(a_taskrun(), a_pod().exited(0), state=None) == ReadState()
+
+
+# -- evictions that only an event shows ------------------------------------------------------------
+
+LIMITS = {
+    "ephemeral storage of the task": {"containers": [{"name": "task", "resources": {"limits": {"ephemeral-storage": "1Gi"}}}]},
+    "ephemeral storage of a sidecar": {"initContainers": [{"name": "proxy", "resources": {"limits": {"ephemeral-storage": "1Gi"}}}]},
+    "an emptyDir": {"volumes": [{"name": "token"}, {"name": "scratch", "emptyDir": {"sizeLimit": "1Gi"}}]},
+}  # fmt: skip
+LIMITED = a_pod().with_spec(**LIMITS["an emptyDir"]).exited(0)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("message", [OWN_DISK, POD_DISK, EMPTY_DIR])
+@pytest.mark.parametrize("completion", ["Auto", "Recorded", "ExitCode"])
+def test_classify_exit_code_0_after_an_eviction_for_own_limits_is_resource(
+    limit: str, message: str, completion: str
+) -> None:
+    pod = a_pod().with_spec(**LIMITS[limit]).exited(0)
+    attempt = last_attempt_of(plan_of(a_taskrun(completion=completion), pod, evictions={"pod-1": message}))
+    assert (attempt.cause, attempt.reason, attempt.message) == ("Resource", "Evicted", message.strip())
+
+
+def test_classify_exit_code_0_after_an_eviction_for_node_pressure_is_disruption() -> None:
+    attempt = last_attempt_of(plan_of(a_taskrun(), LIMITED, evictions={"pod-1": DISK}))
+    assert (attempt.cause, attempt.reason) == ("Disruption", "Evicted")
+
+
+def test_classify_exit_code_0_without_an_eviction_is_succeeded() -> None:
+    assert last_attempt_of(plan_of(a_taskrun(), LIMITED)).cause == "Succeeded"
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        a_pod().exited(0),
+        a_pod().with_spec(volumes=[{"name": "scratch", "emptyDir": {}}]).exited(0),
+        a_pod().with_spec(**LIMITS["an emptyDir"]).exited(1),
+        a_pod().with_spec(**LIMITS["an emptyDir"]).with_sidecar().exited(0),
+        LIMITED.deleted(),
+        LIMITED.disrupted(),
+        LIMITED.failed("DeadlineExceeded"),
+    ],
+)
+def test_decide_pod_whose_end_is_known_needs_no_event(pod: APod) -> None:
+    assert isinstance(decide(observed(a_taskrun(), pod, state=AbsentState()), SETTINGS, at(10)), Plan)
+
+
+def test_decide_recorded_completion_needs_no_event() -> None:
+    seen = observed(a_taskrun(), LIMITED, state=a_state(1, completed_by=1))
+    assert isinstance(decide(seen, SETTINGS, at(10)), Plan)
+
+
+def test_decide_missing_completion_needs_the_event_because_the_limit_may_be_the_cause() -> None:
+    seen = observed(a_taskrun(), LIMITED, state=a_state(1))
+    assert decide(seen, SETTINGS, at(10)) == ReadEvictions(("pod-1",))
 
 
 # -- the completion record -------------------------------------------------------------------------
