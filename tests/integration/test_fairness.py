@@ -21,7 +21,7 @@ import pytest
 
 from apicalls import Event, call_of
 from controlplane import CONTROLLERS, ControlPlane, ControlPlaneError, RunningControlPlane, Setup, running
-from operator_process import Cluster, Kubelet, Operator, Operators, condition, kubelet_of, succeed
+from operator_process import Cluster, Kubelet, Operator, Operators, condition, fail, kubelet_of, succeed
 from reattach.cluster.paths import core, pods
 from reattach.pki.ca import new_authority, new_serving, pem_of
 from waiting import wait_until
@@ -169,6 +169,44 @@ def test_runs_in_a_full_quota_start_as_pods_end(
     pauses = [later - earlier for earlier, later in pairwise(times)]
     assert max(pauses) < LONGEST_PAUSE, max(pauses)
     operator.kill()
+
+
+def test_kept_pod_makes_room_for_the_next_attempt_and_pods_of_other_runs_stay(
+    control_plane: ControlPlane, operators: Operators, kubelet: Kubelet
+) -> None:
+    cluster = Cluster(control_plane, control_plane.create_namespace("kept"))
+    count_pods(cluster, 3)
+    kubelet.play(
+        cluster.namespace, lambda taskrun, attempt: fail() if taskrun == "retried" and attempt < 4 else succeed
+    )
+    operator = operators.start(namespaces=[cluster.namespace])
+    cluster.create("other")
+    assert cluster.wait_for_outcome("other", seconds=60)["outcome"] == "Succeeded"
+    mark = control_plane.audit_mark()
+    backoff = {"initialSeconds": 0, "jitterPercent": 0}
+    cluster.create("retried", retry={"budgets": {"application": 3}, "backoff": backoff})
+    status = cluster.wait_for_outcome("retried", seconds=120)
+    assert (status["outcome"], status["counts"]["attempts"]) == ("Succeeded", 4)
+    assert [pod["metadata"]["labels"]["reattach.dev/attempt"] for pod in cluster.pods("retried")] == ["3", "4"]
+    assert len(cluster.pods("other")) == 1
+    events = control_plane.call("GET", f"/apis/events.k8s.io/v1/namespaces/{cluster.namespace}/events")["items"]
+    notes = sorted(event["note"] for event in events if event["reason"] == "KeptPodDeleted")
+    assert ["-1)" in notes[0], "-2)" in notes[1], len(notes)] == [True, True, 2]
+    found = control_plane.audit(mark, user=operator.user, namespace=cluster.namespace)
+    assert len([event for event in found if is_creation(event, cluster)]) <= 4 + 2 * 10
+    operator.kill(signal.SIGTERM)
+
+
+def count_pods(cluster: Cluster, count: int) -> None:
+    """Create a ResourceQuota that counts pods that have ended, too."""
+    path = core("resourcequotas", cluster.namespace)
+    body = {"metadata": {"name": "objects"}, "spec": {"hard": {"count/pods": str(count)}}}
+    cluster.control_plane.call("POST", path, body)
+
+    def is_counted() -> bool:
+        return "used" in cluster.control_plane.call("GET", f"{path}/objects").get("status", {})
+
+    wait_until(is_counted, seconds=30, what="the quota controller has counted the pods")
 
 
 def is_success(event: Event) -> bool:

@@ -69,6 +69,8 @@ class EventReason(StrEnum):
     """The reason of an Event without a condition. Events for conditions use `Reason`."""
 
     ATTEMPT_FAILED = "AttemptFailed"
+    KEPT_POD_DELETED = "KeptPodDeleted"
+    """The quota had no room for the next pod, so the kept pod of an ended attempt was deleted."""
     SUBMITTED = "Submitted"
     RESUBMITTED = "Resubmitted"
     ADOPTED = "Adopted"

@@ -279,7 +279,11 @@ def _await_backoff(context: DecisionContext) -> Plan | None:
 
 def _await_admission(context: DecisionContext) -> Plan | None:
     rejection = rejections.rejection_of_next(context)
-    if rejection is None or rejection.retry_at <= context.now:
+    if rejection is None:
+        return None
+    if makes_room := rejections.actions_for_room(context, rejection):
+        return context.plan(*makes_room, again=rejection.retry_at)
+    if rejection.retry_at <= context.now:
         return None
     before = "No cleanup pod can be created. "
     if not rejections.is_shown(context, Reason.ENDING, before, rejection):

@@ -433,6 +433,8 @@ def _handle_pod_rejection(context: DecisionContext) -> Decision | None:
     reason, message = rejections.reason_of(rejection), rejections.describe(rejection)
     if rejection.kind is PodRejectionKind.INVALID:
         return teardown.teardown_step(context, FinalOutcome(Outcome.FAILED, reason, message))
+    if makes_room := rejections.actions_for_room(context, rejection):
+        return context.plan(*makes_room, again=rejection.retry_at)
     if rejection.retry_at <= context.now:
         return None
     if rejections.is_shown(context, reason, "", rejection):

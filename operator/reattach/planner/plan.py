@@ -56,13 +56,15 @@ class PodRejection:
     """Last rejected creation of this TaskRun's next pod, kept until a creation succeeds.
 
     `attempt`: the attempt whose pod was rejected. `message`: the API server's message.
-    `retry_at`: the time of the next creation.
+    `retry_at`: the time of the next creation. `excess_pods`: how many pods less the quota needs; 0
+    unless it counts also pods that have ended, and only their number exceeds it.
     """
 
     kind: PodRejectionKind
     attempt: int
     message: str
     retry_at: datetime
+    excess_pods: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +227,14 @@ class CreatePod:
 
 @dataclass(frozen=True, slots=True)
 class DeletePod:
-    """Delete the pod with a precondition on its UID; an absent pod counts as deleted."""
+    """Delete the pod with a precondition on its UID; an absent pod counts as deleted.
+
+    `makes_room`: the pod has ended and was kept, and is deleted only so that a quota has room.
+    """
 
     name: str
     uid: str
+    makes_room: bool = False
 
 
 @dataclass(frozen=True, slots=True)

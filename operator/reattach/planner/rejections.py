@@ -1,11 +1,11 @@
-"""Rejected pods: what the condition shows about them."""
+"""Rejected pods: what the condition shows, and how a quota gets room for the next one."""
 
 import re
 
-from reattach.api.reasons import SENTENCES, Reason
-from reattach.planner import conditions, textformat
+from reattach.api.reasons import SENTENCES, EventReason, Reason
+from reattach.planner import conditions, podstatus, textformat
 from reattach.planner.context import DecisionContext
-from reattach.planner.plan import PodRejection, PodRejectionKind
+from reattach.planner.plan import DeletePod, EmitEvent, PodRejection, PodRejectionKind
 
 _REASONS = {
     PodRejectionKind.INVALID: Reason.INVALID_TEMPLATE,
@@ -30,6 +30,22 @@ def reason_of(rejection: PodRejection) -> Reason:
 def describe(rejection: PodRejection) -> str:
     """Return the sentence of the reason, and the API server's message."""
     return f"{SENTENCES[reason_of(rejection)]} {rejection.message}"
+
+
+def actions_for_room(context: DecisionContext, rejection: PodRejection) -> tuple[EmitEvent | DeletePod, ...]:
+    """Return the deletion of kept pods that the next pod needs, the oldest first, with its event.
+
+    Only pods of this TaskRun are deleted, and only those that have ended with a recorded end.
+    """
+    ended = (view.pod for view in context.attempts if view.recorded and view.pod is not None)
+    kept = [pod for pod in ended if podstatus.is_terminal(pod) and pod.metadata.deletion_timestamp is None]
+    kept = kept[: rejection.excess_pods]
+    if not kept:
+        return ()
+    names = ", ".join(pod.metadata.name for pod in kept)
+    note = f"Deleting the kept pods of ended attempts ({names}), because the quota has no room for the next pod."
+    event = EmitEvent(EventReason.KEPT_POD_DELETED, textformat.head(f"{note} {rejection.message}"), warning=True)
+    return event, *(DeletePod(pod.metadata.name, pod.metadata.uid, makes_room=True) for pod in kept)
 
 
 def is_shown(context: DecisionContext, reason: Reason, before: str, rejection: PodRejection) -> bool:

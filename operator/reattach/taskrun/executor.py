@@ -43,13 +43,16 @@ from reattach.runtime.object_store import ObjectStore
 from reattach.runtime.workqueue import Key
 from reattach.runtime.writer import Writer
 from reattach.state import RequestRejectedError, RunReference, Store
-from reattach.taskrun.pod_rejections import describe_template_error, rejection_kind_of
+from reattach.taskrun.pod_rejections import describe_template_error, excess_pods_of, rejection_kind_of
 from reattach.taskrun.quota_backoff import QuotaBackoff
 
 _RETRY_SECONDS = 2.0
 _RETRY_SECONDS_MAX = 60.0
 _WAIT_FOR_QUOTA = timedelta(minutes=10)
 """Longest wait for a full quota. The end of a pod or a probe usually ends the wait sooner."""
+
+_RECOUNT_SECONDS = timedelta(seconds=15)
+"""Time in which the quota controller counts a deleted pod. Usually it takes less than a second."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +61,8 @@ _log = logging.getLogger(__name__)
 class _RecordedRejection:
     """Last rejection of a TaskRun's next pod. `times`: rejections of this pod in a row.
 
-    `template_hash` and `response`: what was rejected, and the API server's message.
+    `template_hash` and `response`: what was rejected, and the API server's message. `room_at`: when
+    kept pods were last deleted to make room.
     """
 
     uid: str
@@ -67,6 +71,7 @@ class _RecordedRejection:
     times: int
     template_hash: str
     response: str
+    room_at: datetime | None = None
 
     def is_about_next(self, taskrun: TaskRun) -> bool:
         """Return whether the next pod is of the same kind.
@@ -161,6 +166,14 @@ class PlanExecutor:
         """Delete the pod, unless another pod has its name. Return it; None if it is gone."""
         path = paths.pods(namespace, action.name)
         return await self._write_pod(path, action.uid, self._writer.delete(path, uid=action.uid))
+
+    async def make_room(self, key: Key, action: DeletePod) -> None:
+        """Delete a kept pod, so that the quota has room, and try the next pod soon."""
+        await self.delete(key.namespace, action)
+        if (last := self._rejections.get(key)) is not None:
+            rejection = replace(last.rejection, excess_pods=max(last.rejection.excess_pods - 1, 0))
+            self._rejections[key] = replace(last, rejection=rejection, room_at=self._clock())
+        self._enqueue_all(self._quota.on_room_made(key))
 
     async def stop(self, namespace: str, action: StopPod) -> None:
         """Let the kubelet end the pod, without a deletion, which would remove the pod and its log.
@@ -258,9 +271,7 @@ class PlanExecutor:
             self._quota.on_rejected(key, action.quota_size, error.message)
         else:
             self._quota.forget(key)
-        self._record_rejection(
-            key, taskrun, action, kind, message=message, response=error.message, retry_after=error.retry_after
-        )
+        self._record_rejection(key, taskrun, action, kind, message=message, error=error)
 
     async def _kind_by_template(
         self, key: Key, taskrun: TaskRun, action: CreatePod, error: ClusterError
@@ -296,18 +307,27 @@ class PlanExecutor:
         kind: PodRejectionKind,
         *,
         message: str,
-        response: str = "",
-        retry_after: float | None = None,
+        error: ClusterError | None = None,
     ) -> None:
-        last = self._rejections.get(key)
-        times = last.times + 1 if last is not None and last.is_of(taskrun, action) else 1
-        wait = timedelta(
-            seconds=max(min(_RETRY_SECONDS * 2 ** min(times - 1, 10), _RETRY_SECONDS_MAX), retry_after or 0)
-        )
-        retry_at = self._clock() + (_WAIT_FOR_QUOTA if kind is PodRejectionKind.QUOTA else wait)
-        rejection = PodRejection(kind, action.attempt, message, retry_at)
+        """Record a rejection. `error`: of this creation; None if it was not sent."""
+        now, last = self._clock(), self._rejections.get(key)
+        if last is not None and not last.is_of(taskrun, action):
+            last = None
+        times = last.times + 1 if last else 1
+        at_least = (error.retry_after if error else None) or 0
+        wait = timedelta(seconds=max(min(_RETRY_SECONDS * 2 ** min(times - 1, 10), _RETRY_SECONDS_MAX), at_least))
+        retry_at = now + (_WAIT_FOR_QUOTA if kind is PodRejectionKind.QUOTA else wait)
+        room_at = last.room_at if last else None
+        is_counted = room_at is None or room_at + _RECOUNT_SECONDS <= now
+        excess = excess_pods_of(error, action.name) if error and is_counted else 0
         self._rejections[key] = _RecordedRejection(
-            taskrun.metadata.uid, rejection, action.purpose, times, action.template_hash, response
+            taskrun.metadata.uid,
+            PodRejection(kind, action.attempt, message, retry_at, excess),
+            action.purpose,
+            times,
+            action.template_hash,
+            error.message if error else "",
+            room_at,
         )
 
     # -- the TaskRun itself ------------------------------------------------------------------------

@@ -9,6 +9,10 @@ from reattach.planner.plan import PodRejectionKind
 _TOO_LARGE = 413
 _QUOTA_DENIALS = ("exceeded quota: ", "status unknown for quota: ")
 """Starts of the messages of the ResourceQuota plugin; the second: its usage is not counted yet."""
+_EXCEEDED_COUNT = re.compile(
+    r"exceeded quota: [^, ]+, requested: count/pods=(\d+k?), used: count/pods=(\d+k?), limited: count/pods=(\d+k?)"
+)
+_DELETED_AT_ONCE_MAX = 10
 _CAUSES_MAX = 20
 """Wrong fields that are named. A condition's message is cut long before that."""
 _OF_THE_DECODER = re.compile(r'^PodTemplate in version "v1" cannot be handled as a PodTemplate: ')
@@ -34,6 +38,19 @@ def rejection_kind_of(error: ClusterError, name: str, plural: str = "pods") -> P
     is_final = isinstance(error, BadRequestError | InvalidError) or error.status == _TOO_LARGE
     # A response without a reason comes from a proxy, not from the API server.
     return PodRejectionKind.INVALID if is_final and error.reason != NO_REASON else PodRejectionKind.ERROR
+
+
+def excess_pods_of(error: ClusterError, name: str) -> int:
+    """Return how many pods less a quota would need to have room for a pod; 0: it would not help.
+
+    Only `count/pods` counts pods that have ended. If another resource exceeds the quota, too, the
+    message lists both, and fewer pods don't help.
+    """
+    found = _EXCEEDED_COUNT.fullmatch(error.message.removeprefix(f'pods "{name}" is forbidden: '))
+    if found is None:
+        return 0
+    requested, used, limit = (int(count.replace("k", "000")) for count in found.groups())
+    return min(max(requested + used - limit, 1), _DELETED_AT_ONCE_MAX)
 
 
 def describe_template_error(error: ClusterError) -> str:

@@ -51,6 +51,11 @@ class _FullNamespace:
             keys.append(key)
         return keys
 
+    def admit_one(self, key: Key) -> None:
+        size = self.waiting.pop(key)
+        self.turns.remove(size, key)
+        self.admitted[key] = _Admission(size, probe=False)
+
     def withdraw_probes(self) -> None:
         for key, admission in list(self.admitted.items()):
             if admission.probe:
@@ -116,6 +121,15 @@ class QuotaBackoff:
             return []
         self._expect_room(full)
         return full.admit(1, probe=False)
+
+    def on_room_made(self, key: Key) -> list[Key]:
+        """Admit this TaskRun, because one of its own kept pods left its place."""
+        full = self._full.get(key.namespace)
+        if full is None or key not in full.waiting:
+            return []
+        self._expect_room(full)
+        full.admit_one(key)
+        return [key]
 
     def due(self) -> list[Key]:
         """Admit one probe in each namespace whose pause is over.

@@ -259,6 +259,8 @@ class Reconciler:
             case CreatePod():
                 if not await self._executor.create(key, taskrun, action):
                     self._queue.add(key)
+            case DeletePod(makes_room=True):
+                await self._executor.make_room(key, action)
             case DeletePod():
                 await self._executor.delete(key.namespace, action)
             case StopPod():

@@ -12,7 +12,7 @@ from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.writer import Writer
 from reattach.taskrun.taskrun_store import TASKRUNS
 
-_OF_ATTEMPTS = frozenset({EventReason.ATTEMPT_FAILED, EventReason.REATTACHED})
+_OF_ATTEMPTS = frozenset({EventReason.ATTEMPT_FAILED, EventReason.KEPT_POD_DELETED, EventReason.REATTACHED})
 
 _log = logging.getLogger(__name__)
 

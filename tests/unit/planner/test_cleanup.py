@@ -1,6 +1,7 @@
 """Cleanup attempts: the pods that cancel external jobs after the run has begun to end."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -566,6 +567,13 @@ def test_rejected_cleanup_pod_is_shown_once_and_tried_again(kind: PodRejectionKi
     plan = teardown_plan_of(shown, STOPPED, state=can_cancel(JOB), rejection=again)
     assert plan == Plan(requeue_at=at(30))
     assert creates(teardown_plan_of(shown, STOPPED, state=can_cancel(JOB), rejection=again, now=30)) == [2]
+
+
+def test_kept_pod_makes_room_for_a_cleanup_pod() -> None:
+    rejection = replace(rejected(PodRejectionKind.QUOTA), excess_pods=1)
+    kept = a_pod().running().exited(1).released()
+    plan = teardown_plan_of(cancelled(), kept, state=can_cancel(JOB), rejection=rejection)
+    assert [(action.name, action.makes_room) for action in actions_of(plan, DeletePod)] == [("load-01234-1", True)]
 
 
 def test_invalid_cleanup_pod_ends_the_cleanup() -> None:

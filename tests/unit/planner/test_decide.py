@@ -12,6 +12,7 @@ from builders import (
     STATE_UID,
     TEMPLATE,
     UID,
+    APod,
     ATaskRun,
     a_pod,
     a_state,
@@ -25,6 +26,7 @@ from builders import (
     observed,
     plan_of,
     progress_of,
+    stamp,
     status_of,
 )
 from reattach.api.names import ANNOTATION_TEMPLATE_HASH, state_name
@@ -694,6 +696,43 @@ def test_a_pod_that_is_refused_for_now_is_asked_for_again_and_uses_no_attempt(
     assert nothing(plan_of(waiting, rejection=a_rejection(kind, "used 4 of 4"), now=12))
     again = plan_of(waiting, rejection=a_rejection(kind), now=20)
     assert (again.status, created(again)) == (None, [1])
+
+
+KEPT = RETRIED.with_failed_attempt(1).with_failed_attempt(2)
+ENDED = tuple(a_pod(number).running().exited(1) for number in (1, 2))
+FULL = PodRejection(PodRejectionKind.QUOTA, 3, "exceeded quota: objects", at(600), 1)
+
+
+def test_oldest_kept_pod_is_deleted_if_a_quota_counts_it() -> None:
+    plan = plan_of(KEPT, *ENDED, rejection=FULL)
+    (deletion,) = actions_of(plan, DeletePod)
+    assert (deletion.name, deletion.makes_room) == ("load-01234-1", True)
+    (event,) = actions_of(plan, EmitEvent)
+    assert event.reason == "KeptPodDeleted"
+    assert event.note == (
+        "Deleting the kept pods of ended attempts (load-01234-1), because the quota has no room for the next pod. "
+        "exceeded quota: objects"
+    )
+    assert (created(plan), plan.status, plan.requeue_at) == ([], None, at(600))
+
+
+def test_as_many_kept_pods_are_deleted_as_the_quota_has_too_many() -> None:
+    plan = plan_of(KEPT, *ENDED, rejection=replace(FULL, excess_pods=5))
+    assert [action.name for action in actions_of(plan, DeletePod)] == ["load-01234-1", "load-01234-2"]
+
+
+@pytest.mark.parametrize(
+    "pods, excess",
+    [
+        ((), 1),
+        (ENDED, 0),
+        ((a_pod(1).running().exited(1).with_metadata(deletionTimestamp=stamp(5)),), 1),
+    ],
+    ids=["none is kept", "a pod less does not help", "it is being deleted already"],
+)
+def test_quota_without_a_kept_pod_to_delete_is_shown_and_waited_for(pods: tuple[APod, ...], excess: int) -> None:
+    plan = plan_of(KEPT, *pods, rejection=replace(FULL, excess_pods=excess))
+    assert (progress_of(plan)[0], actions_of(plan, DeletePod)) == ("QuotaExceeded", [])
 
 
 def test_another_reason_to_refuse_the_pod_is_shown() -> None:

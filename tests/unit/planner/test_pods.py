@@ -248,11 +248,12 @@ def test_parse_template_with_wrong_type_names_the_field(text: bytes, path: str) 
 def test_template_of_pod_has_the_indexes_of_the_author_and_what_the_pod_has_otherwise() -> None:
     template = json.loads(json.dumps(RICH))
     template["spec"]["containers"][0]["env"] = [None, {"name": 1}, {"name": "REGION"}]
+    template["spec"]["containers"].append({"name": "shipper", "image": "s"})
     creation = pod_creation(a_taskrun(template=template, container="task").build(), 2, SETTINGS)
     checked, pod = template_of_pod(creation.body), json.loads(creation.body)
     assert checked["metadata"] == {"name": "load-01234-2", "namespace": "data"}
     assert checked["template"]["metadata"].keys() == {"labels", "annotations"}
-    proxy, task = checked["template"]["spec"]["containers"]
+    proxy, task, _ = checked["template"]["spec"]["containers"]
     assert proxy["env"] == [None, {"name": 1}, {"name": "REGION"}]
     assert task["env"] == RICH["spec"]["containers"][1]["env"]
     assert task["volumeMounts"][0] == RICH["spec"]["containers"][1]["volumeMounts"][0]

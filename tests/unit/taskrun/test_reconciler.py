@@ -45,6 +45,7 @@ from reattach.planner.decide import decide
 from reattach.planner.plan import (
     Action,
     CreatePod,
+    DeletePod,
     EmitEvent,
     EndHolds,
     NodeFacts,
@@ -67,6 +68,7 @@ from reattach.taskrun.executor import is_expected_pod
 from reattach.taskrun.node_reader import NodeReader
 from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
+from reattach.taskrun.quota_backoff import QuotaBackoff
 from reattach.taskrun.reconciler import Reconciler, Stores
 from reattach.taskrun.taskrun_events import taskrun_event_recorder
 from reattach.taskrun.taskrun_store import TaskRunStore
@@ -795,6 +797,43 @@ async def test_template_is_checked_once_for_each_message_of_a_rejection() -> Non
     assert not await scene.reconciler._executor.create(KEY, to_taskrun(taskrun(NEW, "10")), creation)
     checks = [path for _, path in scene.client.asked if "podtemplates" in path]
     assert len(checks) == 2
+
+
+FULL_QUOTA = ForbiddenError(
+    403,
+    "Forbidden",
+    'pods "load-new00-1" is forbidden: '
+    "exceeded quota: few, requested: count/pods=1, used: count/pods=4, limited: count/pods=3",
+)
+
+
+async def test_kept_pods_are_deleted_once_for_each_count_of_the_quota() -> None:
+    scene, rejection = await rejected(FULL_QUOTA, None)
+    executor, run = scene.reconciler._executor, to_taskrun(taskrun(NEW, "10"))
+    creation = CreatePod(1, "load-new00-1", "hash", "size", REJECTED_POD)
+    assert rejection.excess_pods == 2
+
+    def excess() -> int:
+        found = executor.rejection(KEY, run)
+        assert found is not None
+        return found.excess_pods
+
+    await executor.make_room(KEY, DeletePod("load-new00-0", "p0", makes_room=True))
+    assert excess() == 1
+    await executor.make_room(KEY, DeletePod("load-new00-9", "p9", makes_room=True))
+    assert excess() == 0
+    await executor.create(KEY, run, creation)  # the quota controller has not counted yet
+    assert excess() == 0
+    executor._clock = lambda: NOW + timedelta(seconds=15)
+    executor._quota = QuotaBackoff()
+    await executor.create(KEY, run, creation)
+    assert excess() == 2
+
+
+async def test_rejection_of_another_pod_of_the_namespace_deletes_no_kept_pod() -> None:
+    _, rejection = await rejected(FULL_QUOTA, None, times=2)
+    assert rejection.message.startswith("Another pod was rejected: ")
+    assert rejection.excess_pods == 0
 
 
 async def test_denial_by_admission_is_shown_without_a_check_of_the_template() -> None:

@@ -18,7 +18,7 @@ from reattach.cluster.errors import error_of
 from reattach.planner.plan import PodRejectionKind
 from reattach.planner.pods import quota_size_of
 from reattach.runtime.workqueue import Key
-from reattach.taskrun.pod_rejections import describe_template_error, rejection_kind_of
+from reattach.taskrun.pod_rejections import describe_template_error, excess_pods_of, rejection_kind_of
 from reattach.taskrun.quota_backoff import QuotaBackoff
 
 POD = "load-1a2b3-1"
@@ -71,6 +71,34 @@ class TestKindOfRejection:
             assert rejection_kind_of(error, POD) is PodRejectionKind.INVALID
         for message in (f'{FORBIDDEN}violates PodSecurity: "{value}"', f'admission webhook "w" denied: {value}'):
             assert rejection_kind_of(ForbiddenError(403, "Forbidden", message), POD) is PodRejectionKind.FORBIDDEN
+
+
+class TestExcessPods:
+    @pytest.mark.parametrize(
+        "message, excess",
+        [
+            ("exceeded quota: few, requested: count/pods=1, used: count/pods=3, limited: count/pods=3", 1),
+            ("exceeded quota: few, requested: count/pods=1, used: count/pods=5, limited: count/pods=3", 3),
+            ("exceeded quota: few, requested: count/pods=1, used: count/pods=2k, limited: count/pods=1k", 10),
+            # Its usage was counted again after the rejection.
+            ("exceeded quota: few, requested: count/pods=1, used: count/pods=1, limited: count/pods=3", 1),
+            ("exceeded quota: few, requested: pods=1, used: pods=3, limited: pods=3", 0),
+            ("exceeded quota: few, requested: limits.memory=1Gi, used: limits.memory=0, limited: limits.memory=0", 0),
+            (
+                "exceeded quota: few, requested: count/pods=1,pods=1, used: count/pods=3,pods=1, limited: count/pods=3,pods=1",
+                0,
+            ),
+            ("status unknown for quota: few", 0),
+            ("exceeded quota: few, requested: count/pods=, used: count/pods=, limited: count/pods=", 0),
+        ],
+    )
+    def test_only_a_quota_that_counts_ended_pods_needs_less_of_them(self, message: str, excess: int) -> None:
+        assert excess_pods_of(ForbiddenError(403, "Forbidden", FORBIDDEN + message), POD) == excess
+
+    def test_message_of_a_policy_is_not_taken_for_one_of_a_quota(self) -> None:
+        message = "exceeded quota: few, requested: count/pods=1, used: count/pods=3, limited: count/pods=3"
+        denial = f"{FORBIDDEN}ValidatingAdmissionPolicy 'p' denied request: {message}"
+        assert excess_pods_of(ForbiddenError(403, "Forbidden", denial), POD) == 0
 
 
 class TestDescriptionOfATemplateError:
@@ -205,6 +233,17 @@ class TestQuotaBackoff:
         quota = Quota(0)
         quota.reconcile(*keys_of(10))
         assert quota.backoff.may_create(Key("b", "load"), "small")
+
+    def test_taskrun_whose_kept_pod_was_deleted_is_admitted_itself(self) -> None:
+        quota = Quota(0)
+        first, *others = keys_of(20)
+        quota.reconcile(*others, first)
+        assert quota.backoff.on_room_made(first) == [first]
+        assert quota.backoff.on_room_made(first) == []
+        quota.room = 1
+        quota.reconcile(first)
+        assert quota.created == [first]
+        assert quota.backoff.on_room_made(Key("b", "load")) == []
 
     def test_admitted_taskrun_that_does_not_try_delays_no_other(self) -> None:
         quota = Quota(0)
