@@ -1,4 +1,4 @@
-"""Conformance suite for authors of adapters.
+"""Conformance suite for authors of adapters, and runs of a task on a laptop.
 
 The suite runs the real SDK, the real state API and the operator's real planner in one process, with
 a Kubernetes API in memory. The external system is real. Requires `pip install reattach[operator]`.
@@ -17,6 +17,7 @@ from reattach.testing.conformance import (
     Suite,
     conformance,
 )
+from reattach.testing.local_run import LocalRun, run_locally
 from reattach.testing.simulated_cluster import SimulatedCluster, SimulatedRun
 from reattach.testing.task_process import TaskProcess
 
@@ -32,6 +33,7 @@ __all__ = [
     "ExpectedResult",
     "ExternalSystem",
     "Fault",
+    "LocalRun",
     "RealClock",
     "Report",
     "SimulatedCluster",
@@ -40,4 +42,5 @@ __all__ = [
     "TaskProcess",
     "VirtualClock",
     "conformance",
+    "run_locally",
 ]

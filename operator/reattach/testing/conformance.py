@@ -14,10 +14,12 @@ import contextlib
 import itertools
 import math
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -43,6 +45,7 @@ from reattach.testing.cases import (
 )
 from reattach.testing.clocks import Clock, RealClock, VirtualClock
 from reattach.testing.fault_injection import FaultInjectingAdapter
+from reattach.testing.progress import ShowProgress, TaskLog, captured_log, describe_case, describe_start, print_line
 from reattach.testing.simulated_cluster import NAMESPACE, SimulatedCluster, SimulatedRun
 from reattach.testing.task_process import TaskProcess
 
@@ -128,6 +131,13 @@ class CaseResult:
     problem: str = ""
     skipped: str = ""
 
+    @property
+    def summary(self) -> str:
+        """Return how the case ended, in a few words."""
+        if self.problem:
+            return f"PROBLEM: {self.problem}"
+        return f"not tried: {self.skipped}" if self.skipped else str(self.outcome)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -150,8 +160,7 @@ class Report:
     def __str__(self) -> str:
         rows = ["| case | what happens | ended as | jobs | attempts |", "| --- | --- | --- | --- | --- |"]
         for result in self.results:
-            ended = f"not tried: {result.skipped}" if result.skipped else str(result.outcome)
-            ended = f"**{result.problem}**" if result.problem else ended
+            ended = f"**{result.problem}**" if result.problem else result.summary
             numbers = " | " if result.skipped else f"{result.jobs} | {result.attempts}"
             rows.append(f"| {result.case.name} | {result.case.what} | {ended} | {numbers} |")
         return "\n".join(rows)
@@ -528,10 +537,12 @@ def conformance(
     clock: Clock | None = None,
     timing: CaseTiming | None = None,
     cases: Iterable[Case] = CASES,
+    show: ShowProgress = print_line,
 ) -> Report:
     """Run all cases against an external system, and return their results.
 
-    `ExternalSystem` describes the arguments.
+    `ExternalSystem` describes the arguments. `show` is called with a line at the start and after
+    each case, by default on stderr.
     """
     system = ExternalSystem(
         adapter=adapter_factory,
@@ -545,5 +556,20 @@ def conformance(
         clock=clock,
         timing=timing,
     )
-    with Suite(system) as suite:
-        return Report(suite.name, tuple(suite.run_case(case) for case in cases))
+    with captured_log() as log, Suite(system) as suite:
+        return Report(suite.name, tuple(_shown_results(suite, tuple(cases), log, show)))
+
+
+def _shown_results(suite: Suite, cases: Sequence[Case], log: TaskLog, show: ShowProgress) -> Iterator[CaseResult]:
+    if not isinstance(suite.cluster.clock, VirtualClock):
+        show(describe_start(suite.capabilities, suite.request_seconds, len(cases)))
+    for number, case in enumerate(cases, 1):
+        log.lines.clear()
+        began = time.monotonic()
+        result = suite.run_case(case)
+        took = timedelta(seconds=time.monotonic() - began)
+        show(describe_case(number, len(cases), case.name, result.summary, took))
+        if result.problem:
+            for line in log.lines:
+                show(line)
+        yield result

@@ -35,6 +35,7 @@ ABLE = {
     "look-up": Capabilities(look_up=LOOK_UP),
     "nothing": Capabilities(),
 }
+RESOLUTION = {"held": "SubmissionUnknown", "key": "load", "generation": 1}
 STEPS = [
     *("before-intent", "after-intent", "before-submit", "after-submit", "after-handle"),
     *("watching", "before-outcome", "after-outcome"),
@@ -88,6 +89,27 @@ def test_wherever_an_attempt_dies_there_is_one_job_or_a_person_is_asked(
         assert len(system.jobs) == 1
         [job] = pods.run.view().jobs
         assert (job.state, job.handle) == ("Succeeded", "job-1")
+
+
+@pytest.mark.parametrize("can", ["name", "nothing"])
+def test_job_whose_handle_cant_be_stored_is_held_and_can_be_adopted(pods: Pods, system: System, can: str) -> None:
+    system.can = ABLE[can]
+    long = "x" * 5000
+    system.name_of = lambda _: long
+    first, second, third = pods.start(1), pods.start(2), pods.start(3)
+    for attempt in (first, second):  # the second one has no resolution
+        with pytest.raises(reattach.Held, match="5000 bytes that begin with"):
+            an_attempt(attempt, system)
+        assert attempt.message().kind == "Held"
+        pods.end(attempt)
+    [job] = pods.run.view().jobs
+    assert (job.held, job.holds, job.handle) == (True, 1, None)
+    assert "SHA-256" in job.message
+    pods.run.patch(spec={"resolutions": [RESOLUTION | {"action": "Adopt", "handle": "short"}]})
+    system.jobs["short"] = system.submissions[0]
+    assert an_attempt(third, system) == RESULT
+    [job] = pods.run.view().jobs
+    assert (len(system.submissions), job.handle, job.state) == (1, "short", "Succeeded")
 
 
 def test_the_taskrun_can_not_go_without_somebody_saying_what_becomes_of_its_job(pods: Pods, system: System) -> None:
