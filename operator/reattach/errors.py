@@ -19,6 +19,7 @@
         Rejected               raised by an adapter: the external system made no job
         InvalidCall            any other call that the state API rejects
         PermanentFailure       raised by you: a retry can't succeed
+          InvalidResult        a result that can't be stored                       (an InvalidValue)
         RetryLater             raised by you: retry, but not before so many seconds
     SystemExit
       AttemptOver              the state is unavailable for good: this attempt must end
@@ -136,6 +137,14 @@ class InvalidCall(ReattachError):  # noqa: N818
 
 class PermanentFailure(ReattachError):  # noqa: N818
     """Raise it to fail the TaskRun at once, even if its budgets allow a retry."""
+
+
+class InvalidResult(PermanentFailure, InvalidValue):
+    """The result of the task can't be stored: it is not JSON, or has more than 4 KiB.
+
+    No attempt follows, because the next one would return such a result again, after all its work.
+    The message names the finished external jobs and how to get their results.
+    """
 
 
 class RetryLater(ReattachError):  # noqa: N818

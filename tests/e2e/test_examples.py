@@ -82,7 +82,7 @@ def test_submitting_once_averts_the_second_job_and_says_so(release: Cluster, nam
     status = release.finished("submit-once", namespace)["status"]
 
     (job,) = release.jobs(namespace, label="submit-once")
-    assert status["counts"]["duplicatesAverted"] == 1
+    assert (status["counts"]["duplicatesAverted"], status["counts"]["reattachments"]) == (1, 1)
     assert [(known["key"], known["handle"], known["state"]) for known in status["externalJobs"]] == [
         ("load", job, "Succeeded")
     ]

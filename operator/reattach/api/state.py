@@ -141,9 +141,9 @@ class JobCounts(Shape, frozen=True, omit_defaults=False):
     """Totals over the TaskRun's whole history, shown in `status.counts`.
 
     `submissions`: jobs that the run is known to have submitted. `reattachments`: sessions that
-    reattached to a job of another session. `duplicates_averted`: unresolved intents that were
-    resolved without a second job. A task that only stores the id after submitting would have
-    submitted each of them again.
+    took over a job of another session, also one whose handle was not stored.
+    `duplicates_averted`: unresolved intents that were resolved without a second job. A task that
+    only stores the id after submitting would have submitted each of them again.
     """
 
     submissions: Count = 0

@@ -75,7 +75,7 @@ def describe_request(snapshot: Snapshot) -> tuple[str, ...]:
 def describe_cancellations(snapshot: Snapshot) -> tuple[str, ...]:
     """Return for each job when its cancellation was requested, by which attempt, and its end."""
     jobs = [job for job in snapshot.jobs if job.cancel_requested_time is not None]
-    return tuple(f"{job_name(job)}: {_describe_cancellation(snapshot, job)}." for job in jobs)
+    return tuple(f"{job_name(job, snapshot.jobs)}: {_describe_cancellation(snapshot, job)}." for job in jobs)
 
 
 def _describe_cancellation(snapshot: Snapshot, job: JobSummary) -> str:

@@ -299,9 +299,9 @@ def _attempt_name(number: int | None) -> str:
 def _decisions_of(snapshot: Snapshot) -> tuple[str, ...]:
     taskrun = snapshot.taskrun
     origins = [(job, _origin_of(job, snapshot.submission_of(job))) for job in snapshot.jobs]
-    sentences = [f"{job_name(job)}: {origin}." for job, origin in origins if origin]
+    sentences = [f"{job_name(job, snapshot.jobs)}: {origin}." for job, origin in origins if origin]
     sentences += [
-        f"{job_name(job)}: {listed(job.strays)} {'was' if len(job.strays) == 1 else 'were'} reported for the same "
+        f"{job_name(job, snapshot.jobs)}: {listed(job.strays)} {'was' if len(job.strays) == 1 else 'were'} reported for the same "
         f"submission. Check {'it' if len(job.strays) == 1 else 'them'} in the external system: no TaskRun watches "
         f"{'it' if len(job.strays) == 1 else 'them'}."
         for job in snapshot.jobs

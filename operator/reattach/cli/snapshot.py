@@ -1,5 +1,6 @@
 """All that was read of a TaskRun, as plain data. Pure."""
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from reattach.api.objects import Condition, Pod, Shape
@@ -96,9 +97,10 @@ class Snapshot(Shape, frozen=True):
         return progress_condition(self.taskrun.status)
 
 
-def job_name(job: JobSummary) -> str:
-    """Return the job as a part of a sentence, with its generation unless that is the first."""
-    return job.key if job.generation == 1 else f"{job.key}, generation {job.generation}"
+def job_name(job: JobSummary, among: Iterable[JobSummary] = ()) -> str:
+    """Return the job as a part of a sentence, with its generation unless that is the only one."""
+    is_only = job.generation == 1 and all(one.key != job.key or one.generation == 1 for one in among)
+    return job.key if is_only else f"{job.key}, generation {job.generation}"
 
 
 def _summary_of(job: ExternalJobStatus) -> JobSummary:

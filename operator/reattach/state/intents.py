@@ -185,7 +185,8 @@ def _apply_resolution(context: _IntentContext, record: JobRecord) -> tuple[Durab
     free = msgspec.structs.replace(record, held=False, message="")
     if answer.action == "Adopt" and answer.handle:
         state, adopted = _with_adopted(context, free, answer.handle, "spec.resolutions")
-        return with_counter(state, submissions=record.handle is None, duplicates_averted=1), adopted
+        counts = {"submissions": record.handle is None, "reattachments": 1, "duplicates_averted": 1}
+        return with_counter(state, **counts), adopted
     if answer.action == "Resubmit":
         if record.handle is None:
             return _submit_again(context, free)

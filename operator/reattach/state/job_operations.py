@@ -257,9 +257,12 @@ def _with_handle(
         # handle is stored.
         known = with_url if _is_web_page(request.url) and fits(with_job(state, with_url).jobs) else known
     is_ours = not known.is_preexisting
+    # An attempt that finds the job of an earlier one takes it over, as if its handle was stored.
+    is_taken_over = origin in {JobOrigin.FOUND, JobOrigin.EXISTED} and session.attempt > record.intended_by_attempt
     state = with_counter(
         with_job(state, known),
         submissions=is_ours,
+        reattachments=is_ours and is_taken_over,
         duplicates_averted=is_ours and origin not in {JobOrigin.SUBMITTED, JobOrigin.RESUBMITTED},
     )
     return state, RecordResult(known, counted=JobEvent(origin.lower()))

@@ -25,7 +25,7 @@ from reattach.adapters.base import Adapter
 from reattach.api.messages import CompleteRequest, OpenRequest, OpenResponse
 from reattach.api.names import ENV_SESSION
 from reattach.api.taskrun import AttemptPurpose
-from reattach.errors import AttemptOver, CleanupOnly, ProtocolError
+from reattach.errors import AttemptOver, CleanupOnly, InvalidResult, InvalidValue, ProtocolError
 from reattach.task import log
 from reattach.task.cleanup import (
     CleanupHandler,
@@ -38,6 +38,7 @@ from reattach.task.cleanup import (
 from reattach.task.client import Call, Client, Timing
 from reattach.task.connection import StateApiConnection
 from reattach.task.external_job import ExternalJob
+from reattach.task.invalid_result import describe_invalid_result, describe_value
 from reattach.task.job_client import JobClient
 from reattach.task.jobs import Jobs
 from reattach.task.settings import PATIENCE_SECONDS, TaskSettings, from_environment
@@ -70,6 +71,7 @@ class Task:
         self.completed = False
         self._client = client
         self._job_client = job_client
+        self._acquired: list[ExternalJob] = []
 
     def complete(self, result: Any = None) -> None:
         """Record that the task is complete.
@@ -78,17 +80,26 @@ class Task:
         is final: the state can't change any more, and a later failure of the pod has no effect.
 
         Raises:
-            InvalidValue: `result` is not JSON, or too large.
+            InvalidResult: `result` is not JSON, or too large.
             AlreadyCompleted: the task is complete with another result.
             JobsOpen: an external job is open and not detached.
         """
-        self._client.call(_complete(result))
+        self._client.call(self._completion_of(result))
         self.completed = True
 
     async def acomplete(self, result: Any = None) -> None:
         """`complete` for async code."""
-        await self._client.acall(_complete(result))
+        await self._client.acall(self._completion_of(result))
         self.completed = True
+
+    def _completion_of(self, result: Any) -> Call[None]:
+        try:
+            request = CompleteRequest() if result is None else CompleteRequest(result=result_text_of(result))
+        except InvalidValue as error:
+            logger.error("This result can't be stored: %s", describe_value(result))  # noqa: TRY400 -- the next line raises
+            jobs = (acquired.job for acquired in self._acquired)
+            raise InvalidResult(describe_invalid_result(str(error), jobs)) from None
+        return Call("POST", "/v1/complete", type(None), request)
 
     def submit_once(self, key: str, adapter: Adapter, request: Any, *, detached: bool = False) -> ExternalJob:
         """Submit an external job under `key`, or return the job that an attempt submitted before.
@@ -141,7 +152,9 @@ class Task:
         wanted = JobRequest(key, adapter, request, detached, self.namespace, self.name, self.attempt)
         with self._job_client.lock_of(key):
             acquired = SubmissionProcess(self._job_client, wanted, is_abandoned).run(new_generation=new_generation)
-        return ExternalJob(self._job_client, wanted, acquired)
+        job = ExternalJob(self._job_client, wanted, acquired)
+        self._acquired.append(job)
+        return job
 
     async def _in_thread(
         self, key: str, adapter: Adapter, request: Any, *, detached: bool, new_generation: bool = False
@@ -466,8 +479,3 @@ def _exit_zero_as_return() -> Iterator[None]:
     except SystemExit as end:
         if isinstance(end, AttemptOver) or end.code not in (None, 0):
             raise
-
-
-def _complete(result: Any) -> Call[None]:
-    request = CompleteRequest() if result is None else CompleteRequest(result=result_text_of(result))
-    return Call("POST", "/v1/complete", type(None), request)

@@ -197,7 +197,8 @@ class ExternalJob:
         """Store a final status before the task acts on it."""
         match status:
             case Succeeded(result):
-                self._store("Succeeded", result=self._storable_result(result))
+                storable, why = self._storable_result(result)
+                self._store("Succeeded", why, result=storable)
             case Failed(message):
                 self._store("Failed", message)
             case Cancelled(message):
@@ -205,8 +206,8 @@ class ExternalJob:
             case _:
                 pass
 
-    def _storable_result(self, result: Any) -> Any:
-        """Return the result, or None if it can't be stored.
+    def _storable_result(self, result: Any) -> tuple[Any, str]:
+        """Return the result, or None and the reason why it can't be stored.
 
         The job has succeeded nevertheless, and another poll would return the same result.
         """
@@ -214,8 +215,8 @@ class ExternalJob:
             result_text_of(result)
         except InvalidValue as error:
             logger.error("External job %r (%s) succeeded; its result is dropped: %s", self.key, self.handle, error)  # noqa: TRY400 -- the message is complete
-            return None
-        return result
+            return None, f"its result is dropped: {error}"
+        return result, ""
 
     def _stored_status(self) -> JobStatus:
         match self.state:

@@ -3,9 +3,11 @@
 The state API makes the same checks. Here, the traceback names the line that contains the mistake.
 """
 
+import dataclasses
 import json
 import math
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
@@ -32,13 +34,16 @@ def check_key(key: str) -> str:
 
 def value_text_of(value: Any) -> msgspec.Raw:
     """Return the value of a key as JSON. Raises `InvalidValue`, `ValueTooLarge`."""
-    _check(value, "value", null_allowed=False)
+    _check(value, "value", is_result=False)
     return _text(value, "value", VALUE_BYTES_MAX)
 
 
 def result_text_of(result: Any) -> msgspec.Raw:
-    """Return a result as JSON; null is allowed. Raises `InvalidValue`, `ValueTooLarge`."""
-    _check(result, "result", null_allowed=True)
+    """Return a result as JSON. Raises `InvalidValue`, `ValueTooLarge`.
+
+    Null is allowed, and a tuple becomes an array, because no program reads the tuple back.
+    """
+    _check(result, "result", is_result=True)
     return _text(result, "result", RESULT_BYTES_MAX)
 
 
@@ -64,12 +69,12 @@ def retention_seconds_of(retention: timedelta | None) -> int | msgspec.UnsetType
     raise InvalidValue(f"retention must be a timedelta, not {_kind(retention)}")
 
 
-def _check(value: Any, path: str, *, null_allowed: bool, depth: int = 0) -> None:
+def _check(value: Any, path: str, *, is_result: bool, depth: int = 0) -> None:
     if depth > NESTING_MAX:
         raise InvalidValue(f"a value must be nested at most {NESTING_MAX} levels deep")
     match value:
         case None:
-            if not null_allowed:
+            if not is_result:
                 raise InvalidValue(
                     f"{path} must not be None, because null means absent. Delete the key, or omit the name"
                 )
@@ -80,13 +85,13 @@ def _check(value: Any, path: str, *, null_allowed: bool, depth: int = 0) -> None
         case float():
             if not math.isfinite(value):
                 raise InvalidValue(f"{path} must be a finite number, not {value}, because JSON can't express it")
-        case list():
+        case list() | tuple() if isinstance(value, list) or is_result:
             for index, inner in enumerate(value):
-                _check(inner, f"{path}[{index}]", null_allowed=null_allowed, depth=depth + 1)
+                _check(inner, f"{path}[{index}]", is_result=is_result, depth=depth + 1)
         case dict():
             for name, inner in value.items():
                 _check_name(name, path)
-                _check(inner, f"{path}[{name!r}]", null_allowed=null_allowed, depth=depth + 1)
+                _check(inner, f"{path}[{name!r}]", is_result=is_result, depth=depth + 1)
         case _:
             raise InvalidValue(
                 f"{path} must be JSON (str, int, float, bool, list, dict), not {_kind(value)}{_hint(value)}"
@@ -127,4 +132,10 @@ def _hint(value: Any) -> str:
         return "; store value.isoformat()"
     if isinstance(value, tuple | set | frozenset):
         return "; store it as a list"
+    if isinstance(value, Decimal):
+        return "; store str(value), or float(value)"
+    if isinstance(value, bytes | bytearray):
+        return "; store it as text"
+    if dataclasses.is_dataclass(value):
+        return "; store dataclasses.asdict(value)"
     return ""

@@ -759,3 +759,15 @@ def test_report_of_a_hold_has_a_command_for_each_resolution() -> None:
         "kubectl reattach resolve load -n data --key load --generation 1 --resubmit",
         "kubectl reattach resolve load -n data --key load --generation 1 --fail",
     ]
+
+
+def test_decisions_about_two_jobs_of_one_key_name_the_generation_of_each() -> None:
+    first = a_job(state=JobState.FAILED, cancel_requested_time=at(60))
+    jobs = (first, a_job(generation=2, handle="raysubmit_8"), a_job("other"))
+    decisions = build_report(see(a_taskrun().with_attempt(1), *jobs)).decisions
+    assert [one.partition(":")[0] for one in decisions[:4]] == [
+        "load, generation 1",
+        "load, generation 2",
+        "other",
+        "load, generation 1",
+    ]

@@ -523,7 +523,7 @@ class TestHeld:
         assert (answer.decision, answer.counted) == (Decision.REATTACH, JobEvent.ADOPTED)
         job = run.job()
         assert (job.handle, job.origin, job.state, job.held) == ("job-5", JobOrigin.ADOPTED, JobState.ACTIVE, False)
-        assert run.counts() == (1, 0, 1)
+        assert run.counts() == (1, 1, 1)
 
     def test_resubmit_submits_under_the_same_token(self) -> None:
         run = died(intended(), **PRESUMED).held().with_answer("Resubmit").by(3)

@@ -68,8 +68,13 @@ class TestHandle:
             run.intend(again=Grounds.CLIENT_NAME)
         recorded = run.handle("job-1", origin=origin)
         assert (recorded.counted, run.job().origin) == (JobEvent(kept.lower()), kept)
-        assert run.counts() == (submissions, 0, averted)
+        assert run.counts() == (submissions, averted, averted)  # attempt 2 takes the job over
         assert run.job().submitted_by_attempt == (2 if origin == "Submitted" else 1)
+
+    def test_job_that_the_same_attempt_submitted_and_finds_is_no_reattachment(self) -> None:
+        run = intended()
+        run.handle("job-1", origin="Found")
+        assert run.counts() == (1, 0, 1)
 
     def test_another_one_is_refused_and_kept_as_a_stray(self) -> None:
         run = active()

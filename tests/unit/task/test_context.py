@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import threading
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -100,6 +103,12 @@ class TestBeginning:
         assert pod.message()["kind"] == "Fenced"
 
 
+@dataclasses.dataclass(repr=False)
+class Unprintable:
+    def __repr__(self) -> str:
+        raise OSError("no text")
+
+
 class TestEndingWell:
     def test_what_main_returns_is_the_result(self, pod: Pod) -> None:
         assert pod.context().run(lambda task: {"rows_written": task.attempt}) == {"rows_written": 2}
@@ -150,6 +159,45 @@ class TestEndingWell:
 
         pod.context().run(main)
         assert pod.api.completed == ["done"]
+
+
+class TestResultThatCannotBeStored:
+    @pytest.mark.parametrize(
+        "result, why",
+        [
+            (
+                {"when": datetime(2026, 1, 1, tzinfo=UTC)},
+                r"result\['when'\] must be JSON .*; store value.isoformat\(\)",
+            ),
+            ({"sum": [Decimal("1.5")]}, r"result\['sum'\]\[0\] must be JSON .*not Decimal; store str\(value\)"),
+            ({"mse": math.nan}, r"result\['mse'\] must be a finite number, not nan"),
+            ({1: "a"}, "result must have strings as names, not int"),
+            ("x" * 5000, "at most 4096 bytes as JSON; this one has 5002"),
+            (b"bytes", "not bytes; store it as text"),
+            (Unprintable(), "not Unprintable; store dataclasses.asdict"),
+        ],
+    )
+    def test_it_fails_the_run_at_once_and_the_log_keeps_the_value(
+        self, pod: Pod, result: Any, why: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with pytest.raises(reattach.InvalidResult, match=why) as raised:
+            pod.context().run(lambda _: result)
+        assert isinstance(raised.value, reattach.InvalidValue)
+        assert (pod.api.completed, pod.message()["kind"]) == ([], "Permanent")
+        assert "another attempt would, too, so no attempt follows" in pod.message()["message"]
+        shown = "a Unprintable, whose repr() raised OSError" if isinstance(result, Unprintable) else repr(result)
+        assert f"This result can't be stored: {shown}" in caplog.text
+
+    async def test_a_block_that_completes_with_it_may_complete_with_another(self, pod: Pod) -> None:
+        async with pod.context() as task:
+            with pytest.raises(reattach.InvalidResult):
+                await task.acomplete({1, 2})
+            await task.acomplete([1, 2])
+        assert pod.api.completed == [[1, 2]]
+
+    def test_tuples_are_stored_as_arrays(self, pod: Pod) -> None:
+        pod.context().run(lambda _: {"rows": (1, ("a", None))})
+        assert pod.api.completed == [{"rows": [1, ["a", None]]}]
 
 
 class TestEndingBadly:
@@ -229,14 +277,6 @@ class TestEndingBadly:
         with pytest.raises(ExceptionGroup):
             pod.context().run(main)
         assert pod.message()["kind"] == "Permanent"
-
-    def test_a_result_that_is_no_json_fails_the_attempt_and_says_why(self, pod: Pod) -> None:
-        with pytest.raises(reattach.InvalidValue):
-            pod.context().run(lambda _: {"when": object()})
-        assert pod.api.completed == []
-        assert pod.message()["message"] == (
-            "InvalidValue: result['when'] must be JSON (str, int, float, bool, list, dict), not object"
-        )
 
     def test_a_state_that_was_lost_is_held_for_a_person(self, pod: Pod) -> None:
         def main(task: reattach.Task) -> None:

@@ -1,6 +1,7 @@
 """What is done with a job once it has a handle: each answer of the other side, at each place."""
 
 import contextlib
+import json
 import logging
 import threading
 from datetime import timedelta
@@ -111,7 +112,7 @@ class TestTheResult:
             ("x" * 4096, "this one has 4098"),
             (reduce(lambda inner, _: [inner], range(101), 1), "nested"),
             ({1: 2}, "strings as names"),
-            ((1, 2), "store it as a list"),
+            ({1, 2}, "store it as a list"),
         ],
     )
     def test_one_that_can_not_be_stored_is_none_on_every_path_since_the_job_has_succeeded(
@@ -122,6 +123,7 @@ class TestTheResult:
             assert wait(pod, system) is None
             pod.api.jobs.next_attempt()
         assert pod.api.jobs.record().state is JobState.SUCCEEDED
+        assert pod.api.jobs.record().message.startswith("its result is dropped: ")
         [said] = [record for record in caplog.records if record.levelname == "ERROR"]
         assert "'load' (job-1) succeeded; its result is dropped" in said.getMessage()
         assert why in said.getMessage()
@@ -276,6 +278,37 @@ class TestAJobOfAnotherRunWithTheSameKey:
             wait(pod, system)
         assert pod.api.jobs.record().origin == "Existed"
         assert len(system.jobs) == 1
+
+
+class TestResultOfTheTaskThatCannotBeStored:
+    @staticmethod
+    def run(pod: Pod, system: System) -> str:
+        def main(task: reattach.Task) -> Any:
+            return {"rows": task.submit_once("load", system, REQUEST).wait(), "sets": {1}}
+
+        with pytest.raises(reattach.InvalidResult, match=r"result\['sets'\] must be JSON") as raised:
+            pod.context().run(main)
+        return str(raised.value)
+
+    def test_finished_job_is_named_with_its_result_and_how_to_take_it_over(self, pod: Pod, system: System) -> None:
+        text = self.run(pod, system)
+        assert f"'load' (generation 1, job-1) with the result {json.dumps(RESULT)}" in text
+        adoption = text.partition("spec.adopt: ")[2].partition(". It takes")[0]
+        assert json.loads(adoption) == [{"key": "load", "handle": "job-1", "adapter": system.name}]
+
+    def test_job_without_a_result_and_a_long_result_are_named_too(self, pod: Pod, system: System) -> None:
+        system.statuses = [Succeeded(None)]
+        assert "'load' (generation 1, job-1) without a result. To use" in self.run(pod, system)
+        other = Pod(pod.settings.directory)
+        system.statuses = [Succeeded("x" * 4000)]
+        assert f"{'x' * 299}…. To use them" in self.run(other, system)
+
+    def test_only_the_first_of_many_jobs_are_named(self, pod: Pod, system: System) -> None:
+        def main(task: reattach.Task) -> Any:
+            return {task.submit_once(f"part-{number}", system, REQUEST).wait() and number for number in range(6)}
+
+        with pytest.raises(reattach.InvalidResult, match=r"'part-3'.*, and 2 more\. To use them"):
+            pod.context().run(main)
 
 
 class TestNotFound:

@@ -4,6 +4,7 @@ import enum
 import json
 import math
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -50,7 +51,8 @@ def test_json_goes_through_as_it_is(value: Any) -> None:
         (datetime(2026, 1, 1, tzinfo=UTC), r"not datetime; store value.isoformat\(\)"),
         ((1, 2), "not tuple; store it as a list"),
         ({1, 2}, "not set; store it as a list"),
-        (b"bytes", "not bytes"),
+        (b"bytes", "not bytes; store it as text"),
+        (Decimal("1.5"), r"not Decimal; store str\(value\), or float\(value\)"),
         (object(), "not object"),
         ({1: "a"}, "strings as names, not int"),
         ({"a": {None: 1}}, r"value\['a'\] must have strings as names, not NoneType"),
@@ -81,6 +83,7 @@ def test_64_kib_is_the_largest_value_and_bytes_count() -> None:
 
 def test_a_result_may_hold_null_and_has_at_most_4_kib() -> None:
     assert bytes(result_text_of({"a": None})) == b'{"a":null}'
+    assert bytes(result_text_of({"a": (1, (2,))})) == b'{"a":[1,[2]]}'
     result_text_of("x" * 4094)
     with pytest.raises(reattach.ValueTooLarge):
         result_text_of("x" * 4095)
