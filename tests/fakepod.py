@@ -114,6 +114,8 @@ class FakeStateApi:
         self.values: dict[str, Any] = {}
         self.versions: dict[str, int] = {}
         self.completed: list[Any] = []
+        self.on_end: Callable[[], object] = lambda: None
+        """Function to call when the end of the attempt is reported."""
         self.version = 0
 
     @cached_property
@@ -165,6 +167,9 @@ class FakeStateApi:
                 return a_problem(409, "jobs-open", "every external job must be over or detached")
             case "POST", "/v1/complete":
                 self.completed.append(json.loads(request.content).get("result"))
+                return httpx.Response(204)
+            case "POST", "/v1/end":
+                self.on_end()
                 return httpx.Response(204)
             case "POST", "/v1/state":
                 return httpx.Response(200, json={"results": self._apply(json.loads(request.content)["operations"])})

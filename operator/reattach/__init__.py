@@ -44,6 +44,7 @@ The package, from the bottom up:
 
 from reattach.errors import (
     AlreadyCompleted,
+    AlreadyEnded,
     AttemptOver,
     CleanupOnly,
     Closing,
@@ -83,6 +84,7 @@ from reattach.task.value_checks import NEVER_EXPIRE
 __all__ = [
     "NEVER_EXPIRE",
     "AlreadyCompleted",
+    "AlreadyEnded",
     "AttemptOver",
     "Batch",
     "CleanupOnly",

@@ -10,6 +10,7 @@
         KeyExists              `if_absent`, and the key exists
         VersionMismatch        `if_version`, and the version is another
         AlreadyCompleted       changes after `complete`
+        AlreadyEnded           changes after the attempt reported its end
         DigestChanged          another request for an external job that is open or succeeded
         JobsOpen               an external job is still open, at `complete` or `resubmit`
         JobFailed              an external job ended without success
@@ -78,6 +79,14 @@ class VersionMismatch(ReattachError):  # noqa: N818
 
 class AlreadyCompleted(ReattachError):  # noqa: N818
     """The attempt already recorded its completion, so its state is final."""
+
+
+class AlreadyEnded(ReattachError):  # noqa: N818
+    """The attempt already reported how it ends, so its state is final.
+
+    `PermanentFailure`, `RetryLater` and `NotReady` end the attempt, even if your code catches them
+    outside the block of `task()`.
+    """
 
 
 class DigestChanged(ReattachError):  # noqa: N818

@@ -20,6 +20,7 @@ from reattach.api.messages import Problem, ProblemCode
 from reattach.clock import monotonic
 from reattach.errors import (
     AlreadyCompleted,
+    AlreadyEnded,
     AttemptOver,
     Closing,
     DigestChanged,
@@ -78,6 +79,7 @@ _ERRORS: Final[Mapping[str, type[Exception] | type[AttemptOver]]] = {
     ProblemCode.NOT_A_TASK_POD: Refused,
     ProblemCode.NOT_OPEN: Refused,
     ProblemCode.COMPLETED: AlreadyCompleted,
+    ProblemCode.ENDED: AlreadyEnded,
     ProblemCode.NOT_FOUND: KeyAbsentError,
     ProblemCode.JOB_NOT_FOUND: KeyAbsentError,
     ProblemCode.DIGEST_CHANGED: DigestChanged,

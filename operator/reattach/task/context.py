@@ -3,6 +3,7 @@
 A task completes when its block ends, or when its function returns. The state records the
 completion, and the record is final. An exception, also that of `sys.exit(0)`, completes nothing.
 The SDK then writes the reason into the termination message, and the operator decides about a retry.
+`PermanentFailure`, `RetryLater` and `NotReady` are reported to the state API first.
 
 In a cleanup attempt, the same program starts, and `task()` and `run()` clean up instead: the task's
 code does not run, and the process ends.
@@ -22,7 +23,7 @@ from typing import Any, NoReturn, TypeVar, overload
 import httpx
 
 from reattach.adapters.base import Adapter
-from reattach.api.messages import CompleteRequest, OpenRequest, OpenResponse
+from reattach.api.messages import CompleteRequest, EndRequest, OpenRequest, OpenResponse
 from reattach.api.names import ENV_SESSION
 from reattach.api.taskrun import AttemptPurpose
 from reattach.errors import AttemptOver, CleanupOnly, InvalidResult, InvalidValue, ProtocolError
@@ -37,6 +38,7 @@ from reattach.task.cleanup import (
 )
 from reattach.task.client import Call, Client, Timing
 from reattach.task.connection import StateApiConnection
+from reattach.task.end_report import EndReporter, end_of
 from reattach.task.external_job import ExternalJob
 from reattach.task.invalid_result import describe_invalid_result, describe_value
 from reattach.task.job_client import JobClient
@@ -233,6 +235,7 @@ class TaskContext:
             error = failure
             raise
         finally:
+            self._report_end(error)
             self._leave(error)
             self._connection.close()
 
@@ -261,6 +264,7 @@ class TaskContext:
             error = failure
             raise
         finally:
+            await self._areport_end(error)
             self._leave(error)
             await self._connection.aclose()
 
@@ -299,6 +303,7 @@ class TaskContext:
             error = failure
             raise
         finally:
+            self._report_end(error)
             self._leave(error)
             self._connection.close()
         raise SystemExit(0)
@@ -321,6 +326,7 @@ class TaskContext:
             error = failure
             raise
         finally:
+            await self._areport_end(error)
             self._leave(error)
             await self._connection.aclose()
         raise SystemExit(0)
@@ -385,6 +391,24 @@ class TaskContext:
 
     def _must_complete(self) -> bool:
         return not self._task.completed and not self._is_child
+
+    def _report_end(self, error: BaseException | None) -> None:
+        if (end := self._end_to_report(error)) is not None:
+            EndReporter(self._client).report(end)
+
+    async def _areport_end(self, error: BaseException | None) -> None:
+        if (end := self._end_to_report(error)) is not None:
+            await EndReporter(self._client).areport(end)
+
+    def _end_to_report(self, error: BaseException | None) -> EndRequest | None:
+        """Return the report about the end of the attempt, before the termination message.
+
+        A child reports nothing, because the process that opened the state may continue. After
+        another error that ended the attempt, that error counts, and after SIGTERM the pod does.
+        """
+        if error is None or self._is_child or self._termination.over is not None:
+            return None
+        return end_of(error)
 
     def _leave(self, error: BaseException | None) -> None:
         self._termination.remove_handler()

@@ -6,7 +6,6 @@ task does not end by itself.
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import threading
@@ -16,19 +15,17 @@ from types import FrameType
 
 import msgspec
 
-from reattach.api.messages import TerminationMessage
+from reattach.api.messages import EndKind, TerminationMessage
 from reattach.errors import (
     AttemptOver,
     Fenced,
     Held,
-    NotReady,
-    PermanentFailure,
     Refused,
-    RetryLater,
     StateLost,
     Terminated,
     Unavailable,
 )
+from reattach.task.end_report import end_of
 
 logger = logging.getLogger("reattach")
 
@@ -43,27 +40,15 @@ END_DELAY_SECONDS = 60.0
 def message_of(error: BaseException) -> TerminationMessage:
     """Return the message for the operator about an attempt that ends by `error`.
 
-    In an exception group, `PermanentFailure` has precedence, and then the longest `RetryLater`. A
-    group is not ready only if it contains nothing but `NotReady`, because anything else failed.
+    An error that is also reported to the state API has the same content here.
     """
-    inner = list(_flatten(error))
-    for one in inner:
-        if isinstance(one, PermanentFailure):
-            return TerminationMessage(reattach="v1", kind="Permanent", message=str(one))
-    delays = [one for one in inner if isinstance(one, RetryLater)]
-    if delays:
-        longest = max(delays, key=lambda one: one.seconds)
-        return TerminationMessage(
-            reattach="v1", kind="RetryLater", message=str(longest), retry_after_seconds=math.ceil(longest.seconds)
-        )
-    if all(isinstance(one, NotReady) for one in inner):
-        last = max((one for one in inner if isinstance(one, NotReady)), key=lambda one: one.seconds)
+    if (end := end_of(error)) is not None:
         return TerminationMessage(
             reattach="v1",
-            kind="RetryLater",
-            message=str(last),
-            retry_after_seconds=math.ceil(last.seconds),
-            not_ready=True,
+            kind="Permanent" if end.kind is EndKind.PERMANENT else "RetryLater",
+            message=end.message,
+            retry_after_seconds=end.retry_after_seconds,
+            not_ready=end.kind is EndKind.NOT_READY,
         )
     match error:
         case Fenced():
@@ -244,14 +229,6 @@ class TerminationHandler:
             self.over = Terminated("SIGTERM: the pod is being stopped")
             if not self._is_sigterm_deferred:
                 raise self.over
-
-
-def _flatten(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _flatten(inner)
-    else:
-        yield error
 
 
 def _describe(error: BaseException) -> str:
