@@ -58,7 +58,7 @@ check: $(READY) ## run ruff, its formatter, the language rule, mypy and import-l
 	$(BIN)/ruff format --check
 	$(BIN)/python hack/language.py
 	$(BIN)/mypy
-	$(BIN)/mypy $(MYPY_TESTS) hack/demo.py hack/language.py hack/bench
+	$(BIN)/mypy $(MYPY_TESTS) hack/demo.py hack/golden.py hack/language.py hack/bench
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: format
@@ -97,6 +97,10 @@ systems: $(READY) cluster-up ## run the adapters with real Ray and Slurm, which 
 .PHONY: chart
 chart: $(READY) control-plane ## lint and render the Helm chart, and test its values
 	$(PYTEST) tests/chart
+
+.PHONY: golden
+golden: $(READY) image ## record the statuses of pods of the local cluster for the tests of docs/what-happens-when.md
+	@hack/golden
 
 .PHONY: e2e
 e2e: $(READY) image ## test the image, the chart, every example and failures at each step on the local cluster

@@ -262,8 +262,8 @@ def _fenced(ended: EndedAttempt) -> Classification | None:
 def _never_started(ended: EndedAttempt) -> Classification | None:
     pod = ended.pod
     is_lost = ended.presumed and not ended.replaced
-    if pod is None or is_lost or ended.opened_state or ended.shown_running:
-        return None
+    if pod is None or is_lost or ended.opened_state or ended.shown_running or _is_own_limit(ended):
+        return None  # A pod that exceeded its limits has run, even if the kubelet lost track of it.
     if podstatus.has_run(pod, ended.container) or ended.failed_init is not None:
         return None
     if ended.expected is not None:

@@ -26,6 +26,8 @@ _OF_THE_TASK = ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle")
 _REPAIRABLE_IN_POD = frozenset({"affinity", "nodeSelector", "resources", "tolerations"})
 """Fields of the pod spec that a user may change while no attempt runs."""
 _REPAIRABLE_IN_CONTAINER = frozenset({"env", "image", "resources"})
+_MESSAGE_POLICY = "FallbackToLogsOnError"
+"""Policy by which the last lines of a log reach the operator, without a right to read logs."""
 TOKEN_SECONDS = 3600
 """Validity of a pod token; the kubelet renews it after four fifths of that time."""
 TEMPLATE_BYTES_MAX = 256 * 1024
@@ -327,7 +329,14 @@ def _spec(taskrun: TaskRun, spec: dict[str, Any], variables: Mapping[str, str]) 
     for container in spec["containers"]:
         if container["name"] == task_container(taskrun):
             _add_to_container(container, variables)
+    for container in _dicts_of(spec.get("initContainers")):
+        container.setdefault("terminationMessagePolicy", _MESSAGE_POLICY)
     return spec
+
+
+def _dicts_of(value: Any) -> Iterable[dict[str, Any]]:
+    """Return the objects in a list of the template, which the API server has not checked yet."""
+    return (one for one in value if isinstance(one, dict)) if isinstance(value, list) else ()
 
 
 def _volume() -> dict[str, Any]:
@@ -349,8 +358,7 @@ def _variables(taskrun: TaskRun, attempt: int, defaults: PodDefaults, purpose: A
 
 
 def _add_to_container(container: dict[str, Any], variables: Mapping[str, str]) -> None:
-    # The last lines of the log reach the operator this way, without a permission to read logs.
-    container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
+    container.setdefault("terminationMessagePolicy", _MESSAGE_POLICY)
     mount = {"name": names.VOLUME_NAME, "mountPath": names.MOUNT_PATH, "readOnly": True}
     container["volumeMounts"] = [*(container.get("volumeMounts") or ()), mount]
     ours = [{"name": name, "value": value} for name, value in variables.items()]

@@ -1,11 +1,14 @@
 """Text in status and events: one printable line, cut to the length that a status can hold."""
 
+import re
 from datetime import datetime
 
 from reattach.api.taskrun import Attempt
 from reattach.api.text import one_line
 
 BYTES_MAX = 1024
+_OWN_PROGRESS = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO) +reattach: ", re.ASCII)
+"""Start of a line in which the SDK logs its progress (`reattach.task.log`)."""
 _ELLIPSIS = "…"
 _ELLIPSIS_BYTES = len(_ELLIPSIS.encode())
 _CHARACTERS_PER_BYTE = 4
@@ -34,11 +37,12 @@ def last_line_first(text: str) -> str:
 
     Conditions, events and tables are cut at their end, and the last line of a traceback contains
     the error. The last line includes the indented lines below it, because messages of exceptions
-    continue that way.
+    continue that way. Lines about the SDK's progress are left out, unless there are no others.
     """
     lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not _OWN_PROGRESS.match(line)] or lines
     if len(lines) < 2:
-        return tail(text)
+        return tail("\n".join(lines))
     start = max((number for number, line in enumerate(lines) if not line[0].isspace()), default=len(lines) - 1)
     last = head("\n".join(lines[start:]), _LAST_LINE_BYTES_MAX)
     before = tail("\n".join(lines[:start]), _LINES_BEFORE_BYTES_MAX)

@@ -2,6 +2,8 @@
 
 import logging
 
+LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+"""Format of a line, which the operator recognizes in the last lines of a failed task's log."""
 logger = logging.getLogger("reattach")
 """Logger of the SDK. Decisions and progress are INFO; a WARNING needs the attention of a user."""
 
@@ -14,7 +16,7 @@ def configure() -> None:
     if logging.getLogger().handlers or logger.handlers or logger.level != logging.NOTSET:
         return
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
     # Like Python's handler of last resort, it prints nothing once the root logger has a handler.
     handler.addFilter(lambda _: not logging.getLogger().handlers)
     logger.addHandler(handler)

@@ -129,9 +129,17 @@ def test_what_the_author_said_is_kept() -> None:
 
 def test_only_the_tasks_container_gets_token_and_variables() -> None:
     spec = build_pod(a_taskrun(template=RICH, container="task").build(), 1, SETTINGS)["spec"]
-    assert spec["initContainers"] == RICH["spec"]["initContainers"]
+    (prepare,) = RICH["spec"]["initContainers"]
+    assert spec["initContainers"] == [{**prepare, "terminationMessagePolicy": "FallbackToLogsOnError"}]
     assert spec["containers"][0] == RICH["spec"]["containers"][0]
     assert len(spec["containers"][1]["volumeMounts"]) == 2
+
+
+def test_pod_keeps_the_message_policy_of_an_init_container_and_values_that_the_api_server_refuses() -> None:
+    for given in ([{"name": "prepare", "terminationMessagePolicy": "File"}], ["prepare"], None, "prepare"):
+        pod_spec = {**TEMPLATE["spec"], "initContainers": given}
+        built = build_pod(a_taskrun(template={"spec": pod_spec}).build(), 1, SETTINGS)
+        assert built["spec"]["initContainers"] == given
 
 
 def test_without_a_name_the_first_container_is_the_tasks() -> None:
