@@ -43,8 +43,8 @@ class InvalidTemplateError(ValueError):
 
 
 class _Metadata(Shape, frozen=True):
-    labels: dict[str, str] | None = None
-    annotations: dict[str, str] | None = None
+    labels: dict[str, str | None] | None = None
+    annotations: dict[str, str | None] | None = None
 
 
 class _Container(Shape, frozen=True):
@@ -308,19 +308,19 @@ def _metadata(
     }
 
 
-def _without_purpose(labels: Mapping[str, str]) -> dict[str, str]:
+def _without_purpose(labels: Mapping[str, str | None]) -> dict[str, str | None]:
     # A template must not make the pod of a run attempt look like one that may clean up.
     return {name: value for name, value in labels.items() if name != names.LABEL_PURPOSE}
 
 
-def _without_ours(annotations: Mapping[str, str]) -> dict[str, str]:
+def _without_ours(annotations: Mapping[str, str | None]) -> dict[str, str | None]:
     # The absence of an annotation has a meaning, too. The schema refuses these keys.
     return {name: value for name, value in annotations.items() if not name.startswith(f"{names.GROUP}/")}
 
 
 def _spec(taskrun: TaskRun, spec: dict[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
     spec["restartPolicy"] = "Never"
-    spec.setdefault("enableServiceLinks", False)
+    _set_default(spec, "enableServiceLinks", False)
     if (seconds := taskrun.spec.deadlines.attempt_seconds) is not None:
         spec["activeDeadlineSeconds"] = seconds
     spec["volumes"] = [*(spec.get("volumes") or ()), _volume()]
@@ -328,6 +328,12 @@ def _spec(taskrun: TaskRun, spec: dict[str, Any], variables: Mapping[str, str]) 
         if container["name"] == task_container(taskrun):
             _add_to_container(container, variables)
     return spec
+
+
+def _set_default(fields: dict[str, Any], name: str, value: Any) -> None:
+    """Set a field that is absent or null, which has the same meaning in a pod."""
+    if fields.get(name) is None:
+        fields[name] = value
 
 
 def _volume() -> dict[str, Any]:
@@ -350,7 +356,7 @@ def _variables(taskrun: TaskRun, attempt: int, defaults: PodDefaults, purpose: A
 
 def _add_to_container(container: dict[str, Any], variables: Mapping[str, str]) -> None:
     # The last lines of the log reach the operator this way, without a permission to read logs.
-    container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
+    _set_default(container, "terminationMessagePolicy", "FallbackToLogsOnError")
     mount = {"name": names.VOLUME_NAME, "mountPath": names.MOUNT_PATH, "readOnly": True}
     container["volumeMounts"] = [*(container.get("volumeMounts") or ()), mount]
     ours = [{"name": name, "value": value} for name, value in variables.items()]
