@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 import secrets
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,17 @@ class TaskRuns:
         """Everything but storing it."""
         self.control_plane.call("POST", self.path, merged(GOOD, patch), dryRun="All", fieldValidation="Strict")
 
+    def try_to_apply(self, patch: dict[str, Any]) -> None:
+        """As `kubectl apply --server-side`, but without storing it."""
+        manifest = merged(GOOD, patch)
+        response = self.control_plane.client().patch(
+            f"{self.path}/{manifest['metadata']['name']}",
+            params={"dryRun": "All", "fieldManager": "tests", "fieldValidation": "Strict"},
+            content=json.dumps(manifest, ensure_ascii=False).encode(),
+            headers={"Content-Type": "application/apply-patch+yaml"},
+        )
+        assert response.is_success, response.text
+
     def create(self, patch: dict[str, Any] | None = None) -> str:
         """Create one under a name of its own, and return the name."""
         manifest = merged(copy.deepcopy(GOOD), patch or {})
@@ -85,6 +97,20 @@ def unguarded(control_plane: ControlPlane, namespace: str) -> TaskRuns:
 @cases("accepted.yaml")
 def test_accepted(guarded: TaskRuns, case: Case) -> None:
     guarded.try_to_create(case["patch"])
+
+
+@cases("accepted.yaml")
+def test_accepted_by_server_side_apply(guarded: TaskRuns, case: Case) -> None:
+    """Helm 4 and GitOps tools send manifests as they are, with nulls."""
+    guarded.try_to_apply(case["patch"])
+
+
+def test_what_kubectl_generates_for_a_job_is_accepted(guarded: TaskRuns) -> None:
+    command = ("create", "job", "load", "--image=registry.example/task:1", "--dry-run=client", "--output=yaml")
+    manifest = yaml.safe_load(guarded.control_plane.kubectl(*command))
+    manifest.update(apiVersion="reattach.dev/v1alpha1", kind="TaskRun")
+    for flags in ((), ("--server-side",)):
+        guarded.control_plane.kubectl("apply", "--dry-run=server", *flags, "-f", "-", stdin=yaml.safe_dump(manifest))
 
 
 @cases("refused.yaml")

@@ -3,9 +3,11 @@
 The operator, the API server and its admission are real; the test plays the node.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from apicalls import call_of
 from operator_process import CONTAINER, Script, Stage, condition, fail, succeed
@@ -51,6 +53,21 @@ def test_operator_limitrange_that_came_later_is_waited_for_and_ends_no_run(stage
     assert status["outcome"] == "Succeeded"
     assert [attempt["cause"] for attempt in status["attempts"]] == ["Application", "Succeeded"]
     assert stage.control_plane.call("GET", core("podtemplates", stage.namespace))["items"] == []
+
+
+def test_operator_creates_pods_from_templates_with_null_fields(stage: Stage) -> None:
+    """The templates that `manifests/accepted.yaml` lists as those that a Job accepts."""
+    cases = yaml.safe_load((Path(__file__).parent / "manifests/accepted.yaml").read_text())
+    templates = [case["patch"]["spec"]["template"] for case in cases if "null fields of" in case["claim"]]
+    templates += [{"metadata": None}, {"metadata": {"labels": {"team": None}, "annotations": {"note": None}}}]
+    for number, given in enumerate(templates):
+        template = {"spec": {"containers": [CONTAINER]}, **given}
+        template["spec"].setdefault("containers", [CONTAINER])
+        stage.run(f"nulls-{number}", template=template)
+    assert len(templates) >= 6
+    for number in range(len(templates)):
+        status = stage.cluster.wait_for_outcome(f"nulls-{number}", seconds=60)
+        assert status["outcome"] == "Succeeded", (templates[number], status)
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ class InvalidTemplateError(ValueError):
 
 
 class _Metadata(Shape, frozen=True):
-    labels: dict[str, str] | None = None
-    annotations: dict[str, str] | None = None
+    labels: dict[str, str | None] | None = None
+    annotations: dict[str, str | None] | None = None
 
 
 class _Container(Shape, frozen=True):
@@ -310,19 +310,19 @@ def _metadata(
     }
 
 
-def _without_purpose(labels: Mapping[str, str]) -> dict[str, str]:
+def _without_purpose(labels: Mapping[str, str | None]) -> dict[str, str | None]:
     # A template must not make the pod of a run attempt look like one that may clean up.
     return {name: value for name, value in labels.items() if name != names.LABEL_PURPOSE}
 
 
-def _without_ours(annotations: Mapping[str, str]) -> dict[str, str]:
+def _without_ours(annotations: Mapping[str, str | None]) -> dict[str, str | None]:
     # The absence of an annotation has a meaning, too. The schema refuses these keys.
     return {name: value for name, value in annotations.items() if not name.startswith(f"{names.GROUP}/")}
 
 
 def _spec(taskrun: TaskRun, spec: dict[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
     spec["restartPolicy"] = "Never"
-    spec.setdefault("enableServiceLinks", False)
+    _set_default(spec, "enableServiceLinks", False)
     if (seconds := taskrun.spec.deadlines.attempt_seconds) is not None:
         spec["activeDeadlineSeconds"] = seconds
     spec["volumes"] = [*(spec.get("volumes") or ()), _volume()]
@@ -330,13 +330,19 @@ def _spec(taskrun: TaskRun, spec: dict[str, Any], variables: Mapping[str, str]) 
         if container["name"] == task_container(taskrun):
             _add_to_container(container, variables)
     for container in _dicts_of(spec.get("initContainers")):
-        container.setdefault("terminationMessagePolicy", _MESSAGE_POLICY)
+        _set_default(container, "terminationMessagePolicy", _MESSAGE_POLICY)
     return spec
 
 
 def _dicts_of(value: Any) -> Iterable[dict[str, Any]]:
     """Return the objects in a list of the template, which the API server has not checked yet."""
     return (one for one in value if isinstance(one, dict)) if isinstance(value, list) else ()
+
+
+def _set_default(fields: dict[str, Any], name: str, value: Any) -> None:
+    """Set a field that is absent or null, which has the same meaning in a pod."""
+    if fields.get(name) is None:
+        fields[name] = value
 
 
 def _volume() -> dict[str, Any]:
@@ -358,7 +364,7 @@ def _variables(taskrun: TaskRun, attempt: int, defaults: PodDefaults, purpose: A
 
 
 def _add_to_container(container: dict[str, Any], variables: Mapping[str, str]) -> None:
-    container.setdefault("terminationMessagePolicy", _MESSAGE_POLICY)
+    _set_default(container, "terminationMessagePolicy", _MESSAGE_POLICY)
     mount = {"name": names.VOLUME_NAME, "mountPath": names.MOUNT_PATH, "readOnly": True}
     container["volumeMounts"] = [*(container.get("volumeMounts") or ()), mount]
     ours = [{"name": name, "value": value} for name, value in variables.items()]

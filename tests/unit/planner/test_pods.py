@@ -253,6 +253,30 @@ def test_parse_template_with_wrong_type_names_the_field(text: bytes, path: str) 
     assert path in str(raised.value)
 
 
+def test_build_pod_null_means_the_same_as_an_absent_field() -> None:
+    nulls: dict[str, Any] = {
+        "metadata": {"labels": None, "annotations": None, "creationTimestamp": None},
+        "spec": {
+            "enableServiceLinks": None,
+            "restartPolicy": None,
+            "volumes": None,
+            "containers": [{**TEMPLATE["spec"]["containers"][0], "env": None, "terminationMessagePolicy": None}],
+        },
+    }
+    built, expected = (
+        build_pod(a_taskrun(template=nulls).build(), 1, SETTINGS),
+        build_pod(a_taskrun().build(), 1, SETTINGS),
+    )
+    assert built["spec"] == expected["spec"]
+    assert built["metadata"]["labels"] == expected["metadata"]["labels"]
+
+
+def test_build_pod_label_without_a_value_is_passed_on() -> None:
+    given = {**TEMPLATE, "metadata": {"labels": {"team": None}, "annotations": {"note": None}}}
+    metadata = build_pod(a_taskrun(template=given).build(), 1, SETTINGS)["metadata"]
+    assert (metadata["labels"]["team"], metadata["annotations"]["note"]) == (None, None)
+
+
 def test_template_of_pod_has_the_indexes_of_the_author_and_what_the_pod_has_otherwise() -> None:
     template = json.loads(json.dumps(RICH))
     template["spec"]["containers"][0]["env"] = [None, {"name": 1}, {"name": "REGION"}]
