@@ -26,6 +26,8 @@ _OF_THE_TASK = ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle")
 _REPAIRABLE_IN_POD = frozenset({"affinity", "nodeSelector", "resources", "tolerations"})
 """Fields of the pod spec that a user may change while no attempt runs."""
 _REPAIRABLE_IN_CONTAINER = frozenset({"env", "image", "resources"})
+_LOG_AS_MESSAGE = ("terminationMessagePolicy", "FallbackToLogsOnError")
+"""The operator reads the last lines of a log this way, without a permission to read logs."""
 TOKEN_SECONDS = 3600
 """Validity of a pod token; the kubelet renews it after four fifths of that time."""
 TEMPLATE_BYTES_MAX = 256 * 1024
@@ -327,6 +329,9 @@ def _spec(taskrun: TaskRun, spec: dict[str, Any], variables: Mapping[str, str]) 
     for container in spec["containers"]:
         if container["name"] == task_container(taskrun):
             _add_to_container(container, variables)
+    for container in spec.get("initContainers") or ():
+        if isinstance(container, dict):
+            container.setdefault(*_LOG_AS_MESSAGE)
     return spec
 
 
@@ -349,8 +354,7 @@ def _variables(taskrun: TaskRun, attempt: int, defaults: PodDefaults, purpose: A
 
 
 def _add_to_container(container: dict[str, Any], variables: Mapping[str, str]) -> None:
-    # The last lines of the log reach the operator this way, without a permission to read logs.
-    container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
+    container.setdefault(*_LOG_AS_MESSAGE)
     mount = {"name": names.VOLUME_NAME, "mountPath": names.MOUNT_PATH, "readOnly": True}
     container["volumeMounts"] = [*(container.get("volumeMounts") or ()), mount]
     ours = [{"name": name, "value": value} for name, value in variables.items()]

@@ -33,6 +33,7 @@ from reattach.taskrun.key_expiry import KeyExpiry
 from reattach.taskrun.node_reader import NodeReader
 from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
+from reattach.taskrun.pod_event_reader import PodEventReader
 from reattach.taskrun.reconciler import Decide, Reconciler, Stores
 from reattach.taskrun.schema import SchemaError, check_schema
 from reattach.taskrun.taskrun_events import taskrun_event_recorder
@@ -115,6 +116,7 @@ class Operator:
                 enabled=options.read_nodes,
                 deletion_counts=options.deleted_nodes_are_dead,
             ),
+            pod_events=PodEventReader(cluster, clock=lambda: datetime.now(UTC)),
             paused=options.paused,
         )
         states = Store(writer, field_manager=OPERATOR_NAME)

@@ -390,7 +390,7 @@ def test_a_deleted_pod_whose_container_has_ended_is_waited_for() -> None:
 def test_a_pod_that_takes_its_time_is_shown_as_pending() -> None:
     plan = plan_of(a_taskrun(), a_pod().waiting("ContainerCreating"), now=10)
     assert progress_of(plan)[0] == "Pending"
-    assert plan.requeue_at == at(900)
+    assert plan.requeue_at == at(30)
     assert last_attempt_of(plan).number == 1
 
 
@@ -463,7 +463,7 @@ def test_a_gated_pod_waits_for_ever_and_its_clock_stands_still() -> None:
     # The condition still says SchedulingGated; the gate is gone.
     free = plan_of(shown, a_pod().gated().with_spec(schedulingGates=[]), now=100_000)
     assert (progress_of(free)[0], last_attempt_of(free).start_time) == ("Pending", at(100_000))
-    assert free.requeue_at == at(100_900)
+    assert free.requeue_at == at(100_030)
     assert deleted(plan_of(shown.with_status(status_of(free)), a_pod().unschedulable(), now=100_899)) == []
     assert deleted(plan_of(shown.with_status(status_of(free)), a_pod().unschedulable(), now=100_900)) == [
         "load-01234-1"

@@ -129,7 +129,8 @@ def test_what_the_author_said_is_kept() -> None:
 
 def test_only_the_tasks_container_gets_token_and_variables() -> None:
     spec = build_pod(a_taskrun(template=RICH, container="task").build(), 1, SETTINGS)["spec"]
-    assert spec["initContainers"] == RICH["spec"]["initContainers"]
+    (init,) = spec["initContainers"]
+    assert init == {**RICH["spec"]["initContainers"][0], "terminationMessagePolicy": "FallbackToLogsOnError"}
     assert spec["containers"][0] == RICH["spec"]["containers"][0]
     assert len(spec["containers"][1]["volumeMounts"]) == 2
 
