@@ -130,6 +130,10 @@ annotations:
   resources: [leases]
   resourceNames: [{{ include "reattach.operatorName" . }}]
   verbs: [get, patch, update]
+- apiGroups: [""]
+  resources: [services]  # for pods that can't resolve its name
+  resourceNames: [{{ include "reattach.serverName" . }}]
+  verbs: [get]
 {{- if .Values.certificates.certManager.enabled }}
 - apiGroups: [""]
   resources: [secrets]

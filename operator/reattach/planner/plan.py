@@ -23,11 +23,13 @@ from reattach.api.taskrun import AttemptPurpose, TaskRun, TaskRunStatus
 class PodDefaults:
     """Values that the installation sets in every pod.
 
-    `url`: of the state API. `ca`: the PEM bundle that verifies its certificate.
+    `url`: of the state API. `ca`: the PEM bundle that verifies its certificate. `address`: IP
+    address of the host in `url`, for pods that can't resolve its name; empty if it is unknown.
     """
 
     url: str
     ca: str
+    address: str = ""
 
 
 # Input
@@ -94,7 +96,7 @@ class PodEvent:
 class PodEvents:
     """Result of a read of the Warning events about a pod.
 
-    `newest`: None if there is none, or if it can't be read. `again_at`: when a read may return
+    `newest`: None if no event is known. `again_at`: when a read may return
     another event; None if this installation can't read events.
     """
 

@@ -345,8 +345,8 @@ def _crash_of(sidecar: ContainerStatus) -> PodProblem | None:
 def delay_of(pod: Pod, event: PodEvent | None) -> PodProblem | None:
     """Return the reason why a pod without a reported problem takes long; None if nothing shows it.
 
-    `event`: the newest warning about the pod. Everybody who may create Events in the namespace can
-    create one, so its reason is only shown, and never becomes the reason of an attempt's end.
+    `event`: the newest warning about the pod. Any user who may create Events can write one, so it
+    is only shown: its reason never becomes the reason of an attempt's end.
     """
     note = event.note if event is not None else ""
     sidecars = _sidecars_of(pod)
