@@ -115,6 +115,8 @@ RESTORED_LABEL = "velero.io/restore-name"
 """Label that a backup tool sets on the objects that it restores."""
 SHOW_RUNNING_AFTER = timedelta(seconds=2)
 """A task that ends sooner is not shown as running, which saves a write."""
+SHOW_UNOPENED_AFTER = timedelta(seconds=60)
+"""Time from which a running attempt should have opened the state, if an earlier one opened it."""
 SHOW_PENDING_AFTER = timedelta(seconds=10)
 """A pod that starts sooner is not shown as pending, unless it has a problem."""
 READ_EVENTS_AFTER = timedelta(seconds=30)
@@ -277,13 +279,31 @@ def _watch_current(context: DecisionContext) -> Decision | None:
 
 
 def _watch_running(context: DecisionContext, current: AttemptView, pod: Pod, since: datetime | None) -> Plan:
-    if conditions.shows(context.status, Reason.RUNNING) and current.entry is not None:
-        return context.plan()
-    show_at = (since or context.now - SHOW_RUNNING_AFTER) + SHOW_RUNNING_AFTER
+    start = since or context.now - SHOW_RUNNING_AFTER
+    message, again = _describe_running(context, current, start)
+    if conditions.shows_message(context.status, Reason.RUNNING, message) and current.entry is not None:
+        return context.plan(again=again)
+    show_at = start + SHOW_RUNNING_AFTER
     if context.now < show_at:
         return context.plan(again=show_at)
-    message = f"Attempt {current.number} is running."
-    return _set_progress(context, Reason.RUNNING, message, attempts.open_entry(context, current, pod)).plan()
+    return _set_progress(context, Reason.RUNNING, message, attempts.open_entry(context, current, pod)).plan(again=again)
+
+
+def _describe_running(context: DecisionContext, current: AttemptView, start: datetime) -> tuple[str, datetime | None]:
+    """Return the message about a running attempt, and when it may become another one.
+
+    A task that can't reach the state API runs without a sign of that until its patience is over.
+    """
+    message, opened = f"Attempt {current.number} is running.", context.epoch
+    if opened is None or opened.attempt >= current.number:
+        return message, None
+    if context.now < start + SHOW_UNOPENED_AFTER:
+        return message, start + SHOW_UNOPENED_AFTER
+    unopened = (
+        f"Attempt {current.number} is running, but has not opened the state, which attempt {opened.attempt} did. "
+        f"If it waits for the state API, its pod must be allowed to connect to {context.defaults.url}"
+    )
+    return f"{unopened}.", None
 
 
 def _watch_gated(context: DecisionContext, current: AttemptView, pod: Pod) -> Plan:

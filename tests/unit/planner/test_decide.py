@@ -136,6 +136,26 @@ def test_a_task_that_is_shown_as_running_is_left_alone() -> None:
     assert plan_of(shown, a_pod().running(1), now=5000) == Plan()
 
 
+def test_attempt_that_does_not_open_the_state_of_an_earlier_one_says_so_after_a_minute() -> None:
+    taskrun = a_taskrun().with_failed_attempt(1, "Disruption", "disruption").with_state()
+    pod, opened_before = a_pod(2).running(10), a_summary(1)
+    plan = plan_of(taskrun, pod, now=12, summary=opened_before)
+    assert (progress_of(plan)[1], plan.requeue_at) == ("Attempt 2 is running.", at(70))
+    shown = taskrun.with_status(status_of(plan))
+    assert nothing(plan_of(shown, pod, now=69, summary=opened_before))
+    late = plan_of(shown, pod, now=70, summary=opened_before)
+    message = (
+        "Attempt 2 is running, but has not opened the state, which attempt 1 did. If it waits for the state API, "
+        "its pod must be allowed to connect to https://reattach.example:8443."
+    )
+    assert progress_of(late) == ("Running", message)
+    assert late.requeue_at is None
+    unopened = taskrun.with_status(status_of(late))
+    assert nothing(plan_of(unopened, pod, now=99, summary=opened_before))
+    assert progress_of(plan_of(unopened, pod, now=100, summary=a_summary(2)))[1] == "Attempt 2 is running."
+    assert nothing(plan_of(shown, pod, now=100, summary=a_summary(2)))
+
+
 def test_a_running_container_that_is_reported_as_waiting_for_a_moment_changes_nothing() -> None:
     shown = a_taskrun().with_status(status_of(plan_of(a_taskrun(), a_pod().running(1))))
     assert plan_of(shown, a_pod().waiting("ContainerCreating"), now=20) == Plan()
