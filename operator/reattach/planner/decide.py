@@ -294,7 +294,10 @@ def _describe_running(context: DecisionContext, current: AttemptView, start: dat
 
     A task that can't reach the state API runs without a sign of that until its patience is over.
     """
-    message, opened = f"Attempt {current.number} is running.", context.epoch
+    message, opened, named = f"Attempt {current.number} is running.", context.epoch, context.status.state
+    if named is not None and not named.uid and named.message:
+        refused = f"Attempt {current.number} is running, but the ConfigMap of its state is refused: {named.message}"
+        return refused, None
     if opened is None or opened.attempt >= current.number:
         return message, None
     if context.now < start + SHOW_UNOPENED_AFTER:
@@ -386,7 +389,7 @@ def _check_state(context: DecisionContext) -> Decision | None:
     that the last attempt recorded after its end was recorded.
     """
     last, summary = conditions.last_ended_attempt(context.status), context.observed.summary
-    unseen = summary is None and context.status.state is not None
+    unseen = summary is None and context.status.state is not None and bool(context.status.state.uid)
     completed_late = last is not None and summary is not None and summary.completed_attempt == last.number
     if context.observed.state is None:
         return ReadState() if unseen or (completed_late and context.spec.completion != "ExitCode") else None

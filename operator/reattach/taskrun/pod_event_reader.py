@@ -29,16 +29,16 @@ class _EventSeries(Shape, frozen=True):
     last_observed_time: Time | None = None
 
 
-class _Regarding(Shape, frozen=True):
+class _RegardedPod(Shape, frozen=True):
     uid: str = ""
 
 
-class _Event(Shape, frozen=True):
+class _PodWarning(Shape, frozen=True):
     """An Event of events.k8s.io/v1. The kubelet writes core/v1, whose times have other names."""
 
     reason: str = ""
     note: str = ""
-    regarding: _Regarding = _Regarding()
+    regarding: _RegardedPod = _RegardedPod()
     event_time: Time | None = None
     deprecated_last_timestamp: Time | None = None
     series: _EventSeries | None = None
@@ -120,10 +120,10 @@ class PodEventReader:
 
 def _newest_of(page: _EventList) -> dict[str, PodEvent]:
     """Return the newest event about each pod, by its UID. Users can write events, with any text."""
-    newest: dict[str, _Event] = {}
+    newest: dict[str, _PodWarning] = {}
     for item in page.items or ():
         try:
-            event = msgspec.json.decode(item, type=_Event)
+            event = msgspec.json.decode(item, type=_PodWarning)
         except (msgspec.DecodeError, RecursionError):
             continue
         known = newest.get(event.regarding.uid)

@@ -156,6 +156,26 @@ def test_attempt_that_does_not_open_the_state_of_an_earlier_one_says_so_after_a_
     assert nothing(plan_of(shown, pod, now=100, summary=a_summary(2)))
 
 
+def test_refusal_of_the_configmap_of_the_state_is_shown_until_the_state_exists() -> None:
+    refused = a_taskrun().with_status(state=StateReference(message="every ConfigMap must have the label team"))
+    pod = a_pod().running(1)
+    plan = plan_of(refused, pod, now=9)
+    message = (
+        "Attempt 1 is running, but the ConfigMap of its state is refused: every ConfigMap must have the label team"
+    )
+    assert progress_of(plan) == ("Running", message)
+    shown = refused.with_status(status_of(plan))
+    assert nothing(plan_of(shown, pod, now=99))
+    created = plan_of(shown.with_state(), pod, now=99, summary=a_summary(1))
+    assert progress_of(created)[1] == "Attempt 1 is running."
+
+
+def test_state_that_could_not_be_created_is_not_lost() -> None:
+    failed = a_taskrun().with_budgets(application=1).with_failed_attempt(1)
+    refused = failed.with_status(state=StateReference(message="refused"), next_attempt_time=at(5))
+    assert [action.attempt for action in actions_of(plan_of(refused, now=9), CreatePod)] == [2]
+
+
 def test_a_running_container_that_is_reported_as_waiting_for_a_moment_changes_nothing() -> None:
     shown = a_taskrun().with_status(status_of(plan_of(a_taskrun(), a_pod().running(1))))
     assert plan_of(shown, a_pod().waiting("ContainerCreating"), now=20) == Plan()
