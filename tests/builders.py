@@ -42,6 +42,8 @@ from reattach.planner.plan import (
     Observed,
     Plan,
     PodDefaults,
+    PodEvents,
+    ReadEvents,
     ReadEvictions,
     ReadNodes,
     ReadState,
@@ -341,17 +343,20 @@ def observed(taskrun: ATaskRun | TaskRun, *pods: APod, **more: Any) -> Observed:
 def decision_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **more: Any) -> Decision:
     """Return the decision `now` seconds after `START`.
 
-    If the decision needs a read, it gets `state`, by default an absent one. It gets `nodes`, by
-    default unreadable ones. It gets `evictions`, by default none.
+    If the decision needs a read, it gets `state`, by default an absent one. It gets `nodes` and
+    `events`, by default unreadable ones. It gets `evictions`, by default none.
     """
     evictions = more.pop("evictions", {})
-    state = more.pop("state", AbsentState())
+    state, events = more.pop("state", AbsentState()), more.pop("events", PodEvents())
     nodes = more.pop("nodes", {})
     seen, is_read = observed(taskrun, *pods, **more), False
     while True:
         decision = decide(seen, SETTINGS, at(now))
         if isinstance(decision, ReadState) and not is_read:
             seen, is_read = replace(seen, state=state), True
+        elif isinstance(decision, ReadEvents):
+            assert seen.events is None, "events are read twice"
+            seen = replace(seen, events=events)
         elif isinstance(decision, ReadNodes):
             assert not seen.nodes.keys() & set(decision.names), "a node is read twice"
             seen = replace(seen, nodes={**seen.nodes, **{name: nodes.get(name) for name in decision.names}})

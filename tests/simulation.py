@@ -38,9 +38,12 @@ from reattach.planner.plan import (
     NodeFacts,
     Observed,
     Plan,
+    PodEvent,
+    PodEvents,
     PodRejection,
     PodRejectionKind,
     ProtectTaskRun,
+    ReadEvents,
     ReadNodes,
     ReadState,
     ReleasePod,
@@ -280,6 +283,13 @@ class ModelCluster:
         if not self.reads_nodes or (facts.created is None and not self.deletion_counts):
             return None
         return NodeFacts() if not self.is_calm and self.choices.random() < 0.1 else facts
+
+    def read_events(self, now: datetime) -> PodEvents:
+        """Return the events about the pod that is pending, which users can write as well."""
+        if self.choices.random() < 0.2:
+            return PodEvents()
+        newest = PodEvent("FailedMount", 'secret "never" not found') if self.choices.random() < 0.5 else None
+        return PodEvents(newest, now + timedelta(seconds=60))
 
     def facts_about(self, name: str) -> NodeFacts:
         return self.nodes.get(name) or NodeFacts(at(0), deletion_counts=self.deletion_counts)
@@ -1239,9 +1249,14 @@ class ModelOperator:
         return plan
 
     def _decide(self, seen: Observed, now: datetime) -> tuple[Observed, Decision]:
-        """Decide, with the facts about each node that the decision needs."""
+        """Decide, with the facts and events that the decision needs."""
         decision = decide(seen, SETTINGS, now)
-        while isinstance(decision, ReadNodes):
+        while isinstance(decision, ReadNodes | ReadEvents):
+            if isinstance(decision, ReadEvents):
+                assert seen.events is None, "events are read twice"
+                seen = replace(seen, events=self.cluster.read_events(now))
+                decision = decide(seen, SETTINGS, now)
+                continue
             assert not seen.nodes.keys() & set(decision.names), "a node is read twice"
             read = {name: self.cluster.read_node(name) for name in decision.names}
             seen = replace(seen, nodes={**seen.nodes, **read})

@@ -447,6 +447,7 @@ OPERATOR = (
     | each("served", "", "namespaces", "get")
     | each("own", "coordination.k8s.io", "leases", "create")
     | each("own", "coordination.k8s.io", "leases", "get patch update", " reattach-operator")
+    | each("own", "", "services", "get", " reattach-server")
     | each("own", "", "secrets", "create")
     | each("own", "", "secrets", "get update", SECRETS)
     | each("cluster", "apiextensions.k8s.io", "customresourcedefinitions", "get", " taskruns.reattach.dev")

@@ -906,10 +906,18 @@ class TestTaskRunsThatTheStateApiWrites:
         for forged in ({"outcome": "Succeeded"}, {"result": "1"}, {"counts": {"attempts": 7}}):
             said = refused(cluster, "PATCH", status, {"status": forged}, user=SERVER, groups=ADMIN)
             assert "may only set status.state of a TaskRun, once, and may not change any other status field" in said
-        state = {"status": {"state": {"configMap": "a", "uid": "b"}}}
+        for message in ("refused", "refused again"):
+            cluster.call("PATCH", status, {"status": {"state": {"message": message}}}, user=SERVER, groups=ADMIN)
+        state = {"status": {"state": {"configMap": "a", "uid": "b", "message": None}}}
         cluster.call("PATCH", status, state, user=SERVER, groups=ADMIN)
         cluster.call("PATCH", status, {"status": {"result": "1"}})
-        for change in ({"state": {"uid": "c"}}, {"state": None}, {"result": None}, {"result": "2"}):
+        for change in (
+            {"state": {"uid": "c"}},
+            {"state": {"message": "m"}},
+            {"state": None},
+            {"result": None},
+            {"result": "2"},
+        ):
             said = refused(cluster, "PATCH", status, {"status": change}, user=SERVER, groups=ADMIN)
             assert "may only set status.state of a TaskRun, once, and may not change any other status field" in said
         cluster.call("PATCH", status, {"status": {"state": None}})

@@ -96,7 +96,7 @@ annotations:
   verbs: [create, get, list, patch, update, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, list]  # list: to see that a kubelet evicted a pod whose container then exited with 0
+  verbs: [create, list]  # list: to see an eviction after which the container exited with 0, and why a pod does not start
 - apiGroups: [""]
   resources: [namespaces]  # to see that it is being deleted, so that holds can no longer be resolved
   verbs: [get]
@@ -130,6 +130,10 @@ annotations:
   resources: [leases]
   resourceNames: [{{ include "reattach.operatorName" . }}]
   verbs: [get, patch, update]
+- apiGroups: [""]
+  resources: [services]  # for pods that can't resolve its name
+  resourceNames: [{{ include "reattach.serverName" . }}]
+  verbs: [get]
 {{- if .Values.certificates.certManager.enabled }}
 - apiGroups: [""]
   resources: [secrets]

@@ -52,6 +52,8 @@ TOKEN_FILE: Final = "token"  # noqa: S105 -- the name of a file
 CA_FILE: Final = "ca.crt"
 
 ENV_URL: Final = "REATTACH_URL"
+ENV_ADDRESS: Final = "REATTACH_ADDRESS"
+"""IP address of the host in `ENV_URL`, if it is known. The certificate has only the host's name."""
 ENV_PHASE: Final = "REATTACH_PHASE"
 ENV_NAMESPACE: Final = "REATTACH_NAMESPACE"
 ENV_TASKRUN: Final = "REATTACH_TASKRUN"

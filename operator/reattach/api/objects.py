@@ -110,10 +110,16 @@ class ContainerState(Shape, frozen=True):
 
 
 class ContainerStatus(Shape, frozen=True):
-    """The status of one container, from the kubelet."""
+    """The status of one container, from the kubelet.
+
+    `started`: its startup probe has succeeded. `last_state`: how its last process ended, if it was
+    restarted.
+    """
 
     name: str = ""
+    started: bool = False
     state: ContainerState = ContainerState()
+    last_state: ContainerState = ContainerState()
 
 
 class PodStatus(Shape, frozen=True):

@@ -156,6 +156,19 @@ class Cleanup(Shape, frozen=True):
     deadline_seconds: int = 900
 
 
+class StateMetadata(Shape, frozen=True):
+    """Labels and annotations of the state's ConfigMap, beside those of Reattach."""
+
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class StateTemplate(Shape, frozen=True):
+    """The author's part of the state's ConfigMap. It applies when the ConfigMap is created."""
+
+    metadata: StateMetadata = StateMetadata()
+
+
 class Ttl(Shape, frozen=True):
     """Seconds from `status.completion_time` to the deletion, by outcome.
 
@@ -194,6 +207,7 @@ class TaskRunSpec(Shape, frozen=True):
     adopt: tuple[Adoption, ...] = ()
     resolutions: tuple[Resolution, ...] = ()
     state_from: str | None = None
+    state: StateTemplate = StateTemplate()
     suspend: bool = False
     cancel: bool = False
     managed_by: str = "reattach.dev/operator"
@@ -329,11 +343,13 @@ class StateReference(Shape, frozen=True):
     The state API sets it before it responds to the first call. The operator sets it before the next
     attempt if a state exists already, by `spec.stateFrom` or `kubectl reattach state import`.
 
-    From then on, an absent ConfigMap means a lost state.
+    From then on, an absent ConfigMap means a lost state. `message`: why the ConfigMap could not be
+    created, while `uid` is empty.
     """
 
     config_map: str = ""
     uid: str = ""
+    message: str = ""
 
 
 class TaskRunStatus(Shape, frozen=True):

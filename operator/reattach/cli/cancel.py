@@ -68,7 +68,7 @@ async def cancel(connection: ClusterConnection, target: RunTarget) -> CancelResu
 async def _result_of(connection: ClusterConnection, taskrun: TaskRun, message: str) -> CancelResult:
     """Return the result, with what happens next to the jobs in the state."""
     snapshot = Snapshot(taskrun=taskrun, now=datetime.now(UTC))
-    if taskrun.status.state is not None:
+    if taskrun.status.state is not None and taskrun.status.state.uid:
         snapshot = await read_snapshot_of_state(connection, taskrun)
     return _to_result(taskrun, message, describe_next_steps(snapshot, find_holds(taskrun, snapshot.jobs)))
 

@@ -283,7 +283,8 @@ async def _check_idle(connection: ClusterConnection, taskrun: TaskRun) -> None:
 async def _create(connection: ClusterConnection, taskrun: TaskRun, state: DurableState) -> None:
     # The TaskRun that was read is named, so the garbage collector removes the ConfigMap of a
     # TaskRun that was deleted meanwhile.
-    body = to_new_configmap(connection.namespace, taskrun.metadata.name, taskrun.metadata.uid, state)
+    about, given = taskrun.metadata, taskrun.spec.state.metadata
+    body = to_new_configmap(connection.namespace, about.name, about.uid, state, given)
     await connection.cluster.create(paths.configmaps(connection.namespace), body, fieldManager=FIELD_MANAGER)
 
 

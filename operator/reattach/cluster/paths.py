@@ -41,6 +41,11 @@ def configmaps(namespace: str | None, name: str | None = None) -> str:
     return core("configmaps", namespace, name)
 
 
+def services(namespace: str, name: str | None = None) -> str:
+    """Return a path of Services."""
+    return core("services", namespace, name)
+
+
 def secrets(namespace: str, name: str | None = None) -> str:
     """Return a path of Secrets."""
     return core("secrets", namespace, name)

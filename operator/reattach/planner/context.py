@@ -214,7 +214,8 @@ class DecisionContext:
     @property
     def has_state(self) -> bool:
         """True if status, watch or read showed a state."""
-        seen = self.status.state is not None or self.observed.summary is not None
+        named = self.status.state is not None and bool(self.status.state.uid)
+        seen = named or self.observed.summary is not None
         return seen or isinstance(self.observed.state, StateView)
 
     @property

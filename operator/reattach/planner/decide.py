@@ -20,7 +20,7 @@ A decision runs checks in a fixed order. Each check returns a decision, or None 
       |    _conclude                  the run ends                            -> teardown
       |    _stop_suspended            suspended, and an attempt may run       -> SealState, or wait
       |    _await_leftovers           a recorded attempt still runs           -> wait
-      |    _watch_current             an attempt runs or is pending           -> wait
+      |    _watch_current             an attempt runs or is pending           -> wait, or ReadEvents
       |    _handle_state_loss         held for a lost state                   -> wait or start
       |    _check_state               the state may be lost                   -> ReadState, or hold
       |    _await_resolutions         a job needs a resolution                -> hold, or EndHolds
@@ -103,6 +103,7 @@ from reattach.planner.plan import (
     PodDefaults,
     PodRejectionKind,
     ProtectTaskRun,
+    ReadEvents,
     ReadEvictions,
     ReadNodes,
     ReadState,
@@ -114,8 +115,12 @@ RESTORED_LABEL = "velero.io/restore-name"
 """Label that a backup tool sets on the objects that it restores."""
 SHOW_RUNNING_AFTER = timedelta(seconds=2)
 """A task that ends sooner is not shown as running, which saves a write."""
+SHOW_UNOPENED_AFTER = timedelta(seconds=60)
+"""Time from which a running attempt should have opened the state, if an earlier one opened it."""
 SHOW_PENDING_AFTER = timedelta(seconds=10)
 """A pod that starts sooner is not shown as pending, unless it has a problem."""
+READ_EVENTS_AFTER = timedelta(seconds=30)
+"""Time from which the events of a pending pod are read, if its status shows no problem."""
 READ_AGAIN_AFTER = timedelta(seconds=30)
 _COPY_OPTIONS = (
     "The operator tries again every 30 seconds. To start with an empty state instead, "
@@ -259,7 +264,7 @@ def _await_leftovers(context: DecisionContext) -> Plan | None:
     ).plan()
 
 
-def _watch_current(context: DecisionContext) -> Plan | None:
+def _watch_current(context: DecisionContext) -> Decision | None:
     current = context.current
     if current is None or current.pod is None:
         return None
@@ -274,13 +279,34 @@ def _watch_current(context: DecisionContext) -> Plan | None:
 
 
 def _watch_running(context: DecisionContext, current: AttemptView, pod: Pod, since: datetime | None) -> Plan:
-    if conditions.shows(context.status, Reason.RUNNING) and current.entry is not None:
-        return context.plan()
-    show_at = (since or context.now - SHOW_RUNNING_AFTER) + SHOW_RUNNING_AFTER
+    start = since or context.now - SHOW_RUNNING_AFTER
+    message, again = _describe_running(context, current, start)
+    if conditions.shows_message(context.status, Reason.RUNNING, message) and current.entry is not None:
+        return context.plan(again=again)
+    show_at = start + SHOW_RUNNING_AFTER
     if context.now < show_at:
         return context.plan(again=show_at)
-    message = f"Attempt {current.number} is running."
-    return _set_progress(context, Reason.RUNNING, message, attempts.open_entry(context, current, pod)).plan()
+    return _set_progress(context, Reason.RUNNING, message, attempts.open_entry(context, current, pod)).plan(again=again)
+
+
+def _describe_running(context: DecisionContext, current: AttemptView, start: datetime) -> tuple[str, datetime | None]:
+    """Return the message about a running attempt, and when it may become another one.
+
+    A task that can't reach the state API runs without a sign of that until its patience is over.
+    """
+    message, opened, named = f"Attempt {current.number} is running.", context.epoch, context.status.state
+    if named is not None and not named.uid and named.message:
+        refused = f"Attempt {current.number} is running, but the ConfigMap of its state is refused: {named.message}"
+        return refused, None
+    if opened is None or opened.attempt >= current.number:
+        return message, None
+    if context.now < start + SHOW_UNOPENED_AFTER:
+        return message, start + SHOW_UNOPENED_AFTER
+    unopened = (
+        f"Attempt {current.number} is running, but has not opened the state, which attempt {opened.attempt} did. "
+        f"If it waits for the state API, its pod must be allowed to connect to {context.defaults.url}"
+    )
+    return f"{unopened}.", None
 
 
 def _watch_gated(context: DecisionContext, current: AttemptView, pod: Pod) -> Plan:
@@ -292,22 +318,30 @@ def _watch_gated(context: DecisionContext, current: AttemptView, pod: Pod) -> Pl
     return _set_progress(context, reason, f"{SENTENCES[reason]} Gates: {gates}.", entry).plan()
 
 
-def _watch_pending(context: DecisionContext, current: AttemptView, pod: Pod) -> Plan:
+def _watch_pending(context: DecisionContext, current: AttemptView, pod: Pod) -> Decision:
     entry = attempts.open_entry(context, current, pod)
     since = podstatus.pending_since(pod, entry.start_time, context.now)
     deadline = None if since is None else since + timedelta(seconds=context.spec.deadlines.pending_seconds)
-    problem = podstatus.problem_of(pod, context.container)
+    problem, again = podstatus.problem_of(pod, context.container), deadline
+    if problem is None and since is not None and deadline is not None:
+        again = min(since + READ_EVENTS_AFTER, deadline)
+        if again <= context.now:
+            events = context.observed.events
+            if events is None:
+                return ReadEvents(pod)
+            problem = podstatus.delay_of(pod, events.newest)
+            again = min(events.again_at or deadline, deadline)
     if deadline is not None and deadline <= context.now:
         return _give_up_pending(context, pod, entry, problem)
     summary = problem.summary if problem else SENTENCES[Reason.PENDING]
     if current.entry == entry and _is_pending_shown(context.status, summary):
-        return context.plan(again=deadline)
+        return context.plan(again=again)
     show_at = (pod.metadata.creation_timestamp or context.now) + SHOW_PENDING_AFTER
     is_fresh = problem is None and current.entry is None and show_at > context.now
     if is_fresh and not _shows_no_pod(context.status):
-        return context.plan(again=min(deadline or show_at, show_at))
+        return context.plan(again=min(again or show_at, show_at))
     message = problem.message if problem else summary
-    return _set_progress(context, Reason.PENDING, message, entry).plan(again=deadline)
+    return _set_progress(context, Reason.PENDING, message, entry).plan(again=again)
 
 
 def _is_pending_shown(status: TaskRunStatus, summary: str) -> bool:
@@ -324,7 +358,7 @@ def _give_up_pending(context: DecisionContext, pod: Pod, entry: Attempt, problem
     message = f"The pod was pending for longer than spec.deadlines.pendingSeconds ({seconds} s)."
     why = textformat.head(f"{message} {problem.message}" if problem else message)
     entry = msgspec.structs.replace(
-        entry, reason=textformat.head(problem.reason) if problem else "PendingTooLong", message=why
+        entry, reason=textformat.head(problem.reason) if problem else podstatus.SLOW, message=why
     )
     delete = DeletePod(name=pod.metadata.name, uid=pod.metadata.uid)
     return _set_progress(context, Reason.PENDING, why, entry).plan(delete)
@@ -355,7 +389,7 @@ def _check_state(context: DecisionContext) -> Decision | None:
     that the last attempt recorded after its end was recorded.
     """
     last, summary = conditions.last_ended_attempt(context.status), context.observed.summary
-    unseen = summary is None and context.status.state is not None
+    unseen = summary is None and context.status.state is not None and bool(context.status.state.uid)
     completed_late = last is not None and summary is not None and summary.completed_attempt == last.number
     if context.observed.state is None:
         return ReadState() if unseen or (completed_late and context.spec.completion != "ExitCode") else None

@@ -23,11 +23,13 @@ from reattach.api.taskrun import AttemptPurpose, TaskRun, TaskRunStatus
 class PodDefaults:
     """Values that the installation sets in every pod.
 
-    `url`: of the state API. `ca`: the PEM bundle that verifies its certificate.
+    `url`: of the state API. `ca`: the PEM bundle that verifies its certificate. `address`: IP
+    address of the host in `url`, for pods that can't resolve its name; empty if it is unknown.
     """
 
     url: str
     ca: str
+    address: str = ""
 
 
 # Input
@@ -82,6 +84,26 @@ class UnreadableState:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class PodEvent:
+    """A Warning event about a pod, as printable text."""
+
+    reason: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodEvents:
+    """Result of a read of the Warning events about a pod.
+
+    `newest`: None if no event is known. `again_at`: when a read may return
+    another event; None if this installation can't read events.
+    """
+
+    newest: PodEvent | None = None
+    again_at: datetime | None = None
+
+
 _CLOCK_SKEW = timedelta(seconds=15)
 
 
@@ -132,6 +154,8 @@ class Observed:
     because the installation does not allow it.
     `evictions`: message of the kubelet's event, by the UID of each pod that was looked up
     (`ReadEvictions`). It is None without an event, or without the right to read events.
+    `events`: the events about the pod of the current attempt; None if they were not read in this
+    pass (`ReadEvents`).
     """
 
     taskrun: TaskRun
@@ -146,6 +170,7 @@ class Observed:
     copy_problem: str | None = None
     nodes: Mapping[str, NodeFacts | None] = field(default_factory=dict)
     evictions: Mapping[str, str | None] = field(default_factory=dict)
+    events: PodEvents | None = None
 
 
 # Output: needs
@@ -192,6 +217,13 @@ class ReadEvictions:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadEvents:
+    """Read the events about a pod that takes long to start, and decide again with them."""
+
+    pod: Pod
+
+
+@dataclass(frozen=True, slots=True)
 class EndHolds:
     """End the holds of these jobs in the state, read the state, and decide again with it.
 
@@ -202,7 +234,7 @@ class EndHolds:
     jobs: tuple[tuple[str, int], ...]
 
 
-Need: TypeAlias = ReadState | SealState | CopyState | ReadNodes | ReadEvictions | EndHolds
+Need: TypeAlias = ReadState | SealState | CopyState | ReadNodes | ReadEvictions | ReadEvents | EndHolds
 """Precondition of a decision. The reconciler meets it, then decides again."""
 
 

@@ -354,8 +354,10 @@ def _volume() -> dict[str, Any]:
 
 
 def _variables(taskrun: TaskRun, attempt: int, defaults: PodDefaults, purpose: AttemptPurpose) -> dict[str, str]:
+    address = {names.ENV_ADDRESS: defaults.address} if defaults.address else {}
     return {
         names.ENV_URL: defaults.url,
+        **address,
         names.ENV_PHASE: _PHASES[purpose],
         names.ENV_NAMESPACE: taskrun.metadata.namespace,
         names.ENV_TASKRUN: taskrun.metadata.name,

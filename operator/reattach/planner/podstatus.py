@@ -7,7 +7,9 @@ from datetime import datetime, timedelta
 from reattach.api.names import ANNOTATION_STOP_TIME, LABEL_PURPOSE, pod_name
 from reattach.api.objects import Condition, ContainerStatus, ContainerTerminated, ObjectMeta, Pod, Running
 from reattach.api.taskrun import AttemptPurpose
+from reattach.planner import textformat
 from reattach.planner.conditions import find_condition
+from reattach.planner.plan import PodEvent
 
 _NEVER_RAN = frozenset({"StartError", "ContainerCannotRun"})
 """Reasons of a container that is reported as terminated although its process never started."""
@@ -27,6 +29,8 @@ _IMAGE = frozenset(
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 _GATED = "SchedulingGated"
+SLOW = "PendingTooLong"
+"""Reason of an attempt whose pod reported no problem until its deadline."""
 _TARGETS = ("DisruptionTarget", "TerminationTarget")
 """Conditions of a pod that Kubernetes or Kueue (the second one) stops."""
 _COLLECTED = "DeletionByPodGC"
@@ -208,7 +212,7 @@ def is_known_time(time: datetime | None) -> bool:
 
 def failed_init_of(pod: Pod) -> tuple[str, ContainerTerminated] | None:
     """Return the init container whose failure ended the pod, and how it ended."""
-    sidecars = {init.name for init in pod.spec.init_containers if init.restart_policy == "Always"}
+    sidecars = _sidecars_of(pod)
     for status in pod.status.init_container_statuses:
         ended = status.state.terminated
         if status.name in sidecars or ended is None or ended.exit_code == 0 or ended.reason in _NEVER_RAN | LOST_TRACK:
@@ -291,7 +295,7 @@ def pending_since(pod: Pod, counted_from: datetime | None, now: datetime) -> dat
     The result is None while an init container runs, because its end restarts the clock.
     `counted_from`: when the scheduling gates were seen to be gone.
     """
-    sidecars = {init.name for init in pod.spec.init_containers if init.restart_policy == "Always"}
+    sidecars = _sidecars_of(pod)
     since = counted_from or pod.metadata.creation_timestamp or now
     for status in pod.status.init_container_statuses:
         if status.name in sidecars:
@@ -311,11 +315,45 @@ def problem_of(pod: Pod, container: str) -> PodProblem | None:
         summary = "No node can take the pod" if scheduled.reason == "Unschedulable" else "The pod can't be scheduled"
         return PodProblem(scheduled.reason, summary, scheduled.message)
     first = sorted(pod.status.container_statuses, key=lambda status: status.name != container)
+    sidecars = frozenset() if is_terminal(pod) else _sidecars_of(pod)
     for status in (*pod.status.init_container_statuses, *first):
+        if status.name in sidecars and (problem := _crash_of(status)) is not None:
+            return problem
         waiting = status.state.waiting
         if waiting is not None and waiting.reason not in _STARTING:
             return PodProblem(waiting.reason, _describe(waiting.reason, status.name), waiting.message)
     return None
+
+
+def _sidecars_of(pod: Pod) -> frozenset[str]:
+    return frozenset(init.name for init in pod.spec.init_containers if init.restart_policy == "Always")
+
+
+def _crash_of(sidecar: ContainerStatus) -> PodProblem | None:
+    """Return the end of a sidecar that has not become ready; None if it never ended.
+
+    The kubelet restarts the sidecar again and again, so its current state changes all the time.
+    """
+    ended = sidecar.state.terminated or sidecar.last_state.terminated
+    if sidecar.started or ended is None:
+        return None
+    summary = f"Sidecar {sidecar.name} ended before it was ready, and is restarted"
+    line = textformat.last_line_first(ended.message)
+    return PodProblem("SidecarCrashed", summary, f"exit code {ended.exit_code}{f', {line}' if line else ''}")
+
+
+def delay_of(pod: Pod, event: PodEvent | None) -> PodProblem | None:
+    """Return the reason why a pod without a reported problem takes long; None if nothing shows it.
+
+    `event`: the newest warning about the pod. Any user who may create Events can write one, so it
+    is only shown: its reason never becomes the reason of an attempt's end.
+    """
+    note = event.note if event is not None else ""
+    sidecars = _sidecars_of(pod)
+    for status in pod.status.init_container_statuses:
+        if status.name in sidecars and status.state.running is not None and not status.started:
+            return PodProblem(SLOW, f"Sidecar {status.name} runs, but its startup probe has not succeeded", note)
+    return None if event is None else PodProblem(SLOW, f"The pod has not started ({event.reason})", note)
 
 
 def _describe(reason: str, container: str) -> str:

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
@@ -12,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from reattach.api.names import KIND, LABEL_ORPHANS, LABEL_TASKRUN, OPERATOR_NAME, PLURAL
-from reattach.api.objects import PartialObject, Pod
+from reattach.api.objects import PartialObject, Pod, Shape
 from reattach.api.reasons import HOLDS
 from reattach.api.taskrun import TaskRun
 from reattach.cluster import Cluster, ClusterError, paths
@@ -33,6 +34,7 @@ from reattach.taskrun.key_expiry import KeyExpiry
 from reattach.taskrun.node_reader import NodeReader
 from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
+from reattach.taskrun.pod_event_reader import PodEventReader
 from reattach.taskrun.reconciler import Decide, Reconciler, Stores
 from reattach.taskrun.schema import SchemaError, check_schema
 from reattach.taskrun.taskrun_events import taskrun_event_recorder
@@ -44,6 +46,14 @@ _TRY_AGAIN_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class _ServiceSpec(Shape, frozen=True):
+    cluster_ip: str = msgspec.field(default="", name="clusterIP")
+
+
+class _Service(Shape, frozen=True):
+    spec: _ServiceSpec = _ServiceSpec()
 
 
 class StoppedError(Exception):
@@ -115,6 +125,7 @@ class Operator:
                 enabled=options.read_nodes,
                 deletion_counts=options.deleted_nodes_are_dead,
             ),
+            pod_events=PodEventReader(cluster, clock=lambda: datetime.now(UTC)),
             paused=options.paused,
         )
         states = Store(writer, field_manager=OPERATOR_NAME)
@@ -155,12 +166,14 @@ class Operator:
         if self._options.certificates:
             await _retry_forever(self._ensure_certificates, "the certificates of the state API")
             start("certificates", self._keep_certificates)
+        await self._read_address()
         await self._controller.start_reflectors(start)
         _log.info("Known: %s TaskRuns, %s pods, %s states.", len(self._taskruns), len(self._pods), len(self._states))
         self._taskruns.enqueue_all()
         self._controller.start_workers(start, self._reconciler.reconcile)
         start("events", self._event_recorder.run)
         start("sweep", self._resync_loop)
+        start("address", self._keep_address)
         start("overdue", self._taskruns.run_overdue)
         start("quota", self._reconciler.run_quota_probes)
         if not self._options.paused:
@@ -202,11 +215,30 @@ class Operator:
                 _log.warning("The TaskRuns could not be listed: %s", error)
             await self._expiry.sweep(datetime.now(UTC))
 
+    async def _keep_address(self) -> None:
+        """Read the address of the state API periodically, because its Service may be replaced."""
+        while True:
+            await asyncio.sleep(self._options.sweep_seconds)
+            await self._read_address()
+
+    async def _read_address(self) -> None:
+        """Put the address of the state API into new pods, for those that can't resolve its name."""
+        if not (name := self._options.state_api_service):
+            return
+        try:
+            found = await self._cluster.get(paths.services(self._options.lease.namespace, name))
+            address = msgspec.json.decode(found, type=_Service).spec.cluster_ip
+        except (ClusterError, msgspec.DecodeError) as error:
+            _log.warning("Pods get no new address of the state API, because Service %s can't be read: %s", name, error)
+            return
+        # A headless Service has the address None.
+        self._settings = replace(self._settings, address="" if address == "None" else address)
+
     async def _ensure_certificates(self) -> Bundle:
         """Renew the certificates, and put their CAs into new pods."""
         assert self._options.certificates is not None, "called only if the operator creates the certificates"
         bundle = await ensure(self._cluster, self._writer, self._options.certificates, datetime.now(UTC))
-        self._settings = PodDefaults(url=self._options.state_api_url, ca=bundle.pem)
+        self._settings = replace(self._settings, ca=bundle.pem)
         return bundle
 
     async def _keep_certificates(self) -> None:

@@ -26,6 +26,7 @@ class RunOptions:
     instance: str
     watch_namespaces: tuple[str, ...]
     state_api_url: str
+    state_api_service: str
     certificates: CertificateSettings | None
     ca_file: Path | None
     lease: LeaseSettings
@@ -45,6 +46,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, environment: Mapping[str,
     """Add the flags of `run`."""
     add = parser.add_argument
     add("--state-api-url", required=True, help="https URL by which task pods call the state API")
+    add(
+        "--state-api-service", default="", help="Service in --namespace whose address pods use if they can't resolve it"
+    )
     add("--lease-name", default="reattach-operator", help="name of the Lease, in --namespace")
     add("--lease-seconds", type=int, default=15, help="how long another replica waits before it replaces a lost one")
     add(
@@ -136,6 +140,7 @@ def run_options_of(arguments: argparse.Namespace) -> RunOptions:
         instance=instance,
         watch_namespaces=namespaces_of(arguments),
         state_api_url=arguments.state_api_url,
+        state_api_service=arguments.state_api_service,
         certificates=_certificates_of(arguments),
         ca_file=arguments.ca_file,
         lease=LeaseSettings(

@@ -46,7 +46,7 @@ from reattach.api.state import (
     StateView,
     Summary,
 )
-from reattach.api.taskrun import AttemptPurpose
+from reattach.api.taskrun import AttemptPurpose, StateMetadata
 from reattach.state.data_names import JOB_NAMES, KEY_NAMES, data_name_of, job_name_of
 from reattach.state.errors import UnreadableError
 from reattach.state.formats import OPTIONAL, VERSION, known_part, optional_of, with_format, with_unknown
@@ -218,16 +218,22 @@ def from_configmap(configmap: bytes) -> StoredState:
     return StoredState(metadata=read.metadata, state=from_data(read.data), body=body)
 
 
-def to_new_configmap(namespace: str, taskrun: str, uid: str, state: DurableState) -> dict[str, Any]:
-    """Return a ConfigMap with the state of a TaskRun that has none yet."""
+def to_new_configmap(
+    namespace: str, taskrun: str, uid: str, state: DurableState, given: StateMetadata | None = None
+) -> dict[str, Any]:
+    """Return a ConfigMap with the state of a TaskRun that has none yet.
+
+    `given`: the author's labels and annotations. The schema refuses those under reattach.dev/.
+    """
+    given = given or StateMetadata()
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
             "name": state_name(taskrun, uid),
             "namespace": namespace,
-            "labels": {LABEL_TASKRUN: taskrun},
-            "annotations": {ANNOTATION_SUMMARY: summary_annotation_of(state)},
+            "labels": {**given.labels, LABEL_TASKRUN: taskrun},
+            "annotations": {**given.annotations, ANNOTATION_SUMMARY: summary_annotation_of(state)},
             "finalizers": [FINALIZER_STATE],
             "ownerReferences": [
                 {"apiVersion": API_VERSION, "kind": KIND, "name": taskrun, "uid": uid, "controller": True}

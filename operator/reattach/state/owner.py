@@ -2,7 +2,16 @@
 
 from reattach.api.objects import ObjectMeta, Shape
 from reattach.api.reasons import End
-from reattach.api.taskrun import Adoption, Attempt, Counts, Ending, Resolution, StateReference, SubmissionPolicy
+from reattach.api.taskrun import (
+    Adoption,
+    Attempt,
+    Counts,
+    Ending,
+    Resolution,
+    StateReference,
+    StateTemplate,
+    SubmissionPolicy,
+)
 
 
 class OwnerCleanup(Shape, frozen=True):
@@ -15,7 +24,7 @@ class OwnerCleanup(Shape, frozen=True):
 
 
 class OwnerSpec(Shape, frozen=True):
-    """The fields of spec that affect external jobs."""
+    """The fields of spec that affect the state and its external jobs."""
 
     completion: str = "Auto"
     submission: SubmissionPolicy = SubmissionPolicy()
@@ -23,6 +32,7 @@ class OwnerSpec(Shape, frozen=True):
     adopt: tuple[Adoption, ...] = ()
     resolutions: tuple[Resolution, ...] = ()
     cancel: bool = False
+    state: StateTemplate = StateTemplate()
 
 
 class OwnerStatus(Shape, frozen=True):

@@ -8,6 +8,7 @@ never changes once set.
 """
 
 import asyncio
+import contextlib
 import copy
 import random
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -21,9 +22,12 @@ import msgspec
 from reattach.api.messages import ProblemCode
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS, FINALIZER_STATE, OPERATOR_NAME, state_name
 from reattach.api.state import JobCounts, SealPurpose
-from reattach.api.taskrun import AttemptPurpose
+from reattach.api.taskrun import AttemptPurpose, StateMetadata
+from reattach.api.text import line_within
+from reattach.clock import monotonic
 from reattach.cluster import (
     AlreadyExistsError,
+    ClusterError,
     ConflictError,
     ForbiddenError,
     InvalidError,
@@ -48,6 +52,9 @@ TRIES = 12
 Only writers on other replicas cause conflicts, because those on this replica share a lock.
 """
 KNOWN_MAX = 10_000
+REFUSAL_BYTES_MAX = 512
+"""Limit for the API server's message in `status.state.message`."""
+_REPORT_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
 STATE_API_NAME = OPERATOR_NAME.replace("operator", "state-api")
 """The field manager of the state API's writes."""
@@ -84,6 +91,7 @@ class Store:
         self._on_conflict = on_conflict
         self._field_manager = field_manager
         self._configmap_uids: dict[str, str] = {}  # by the TaskRun's UID
+        self._report_again_at: dict[str, float] = {}  # by the TaskRun's UID
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def with_client(self, client: KubernetesClient) -> Self:
@@ -180,11 +188,14 @@ class Store:
 
         await self._compare_and_set(run, self._load_or_none, act, self._save)
 
-    async def copy(self, run: RunReference, source: str, now: datetime) -> str | None:
+    async def copy(
+        self, run: RunReference, source: str, now: datetime, given: StateMetadata | None = None
+    ) -> str | None:
         """Create the state with the keys of another TaskRun, unless the state exists.
 
         Return why not, as a sentence about what must hold; None once the state exists. It is
-        created in one write, so an existing one is complete. `status.state` is not set.
+        created in one write, so an existing one is complete. `status.state` is not set. `given`:
+        `spec.state.metadata` of the new TaskRun.
         """
         try:
             owner = await _decoded_owner(await self._client.get(taskruns(run.namespace, source)))
@@ -198,7 +209,7 @@ class Store:
         if (problem := state_copy.find_problem(owner, stored)) is not None:
             return problem
         try:
-            await self._create(run, state_copy.copy_of(source, stored, now))
+            await self._create(run, state_copy.copy_of(source, stored, now), given)
         except AlreadyExistsError:
             return await self._problem_of_existing(run)
         except (ForbiddenError, InvalidError) as error:
@@ -329,21 +340,26 @@ class Store:
         is_new = stored is None or state != stored.state
         if is_new and epoch is not None and epoch.cleanup_handler and epoch.purpose is AttemptPurpose.RUN:
             owner = await self._add_finalizer(run, owner)
-        await self._save(run, (owner, stored), state)
+        try:
+            await self._save(run, (owner, stored), state)
+        except (ForbiddenError, InvalidError) as error:
+            if stored is None:
+                await self._report_refusal(run, owner, error)
+            raise
 
     async def _save(self, run: RunReference, found: tuple[Owner, StoredState | None], state: DurableState) -> None:
         """Store the state, create the ConfigMap if it is absent, and set `status.state`."""
         owner, stored = found
         if stored is None:
-            stored = await self._create(run, state)
+            stored = await self._create(run, state, owner.spec.state.metadata)
         else:
             await self._replace(run, stored, state)
         if owner.state_uid is None:
             await self._publish_reference(run, owner, stored)
         self._remember(run, stored)
 
-    async def _create(self, run: RunReference, state: DurableState) -> StoredState:
-        body = to_new_configmap(run.namespace, run.name, run.uid, state)
+    async def _create(self, run: RunReference, state: DurableState, given: StateMetadata | None) -> StoredState:
+        body = to_new_configmap(run.namespace, run.name, run.uid, state, given)
         return from_configmap(
             await self._client.create(configmaps(run.namespace), body, fieldManager=self._field_manager)
         )
@@ -366,6 +382,26 @@ class Store:
             await self._add_finalizer(run, owner)
         await self._replace(run, stored, state)
 
+    async def _report_refusal(self, run: RunReference, owner: Owner, error: ClusterError) -> None:
+        """Set `status.state.message`, so that the TaskRun shows why its state can't be created.
+
+        The message may change with each try, so it is written at most once a minute. A failure is
+        not reported, because the caller raises the refusal itself.
+        """
+        message = line_within(error.message, REFUSAL_BYTES_MAX)
+        shown, now = owner.status.state.message if owner.status.state else "", monotonic()
+        if owner.state_uid is not None or shown == message or now < self._report_again_at.get(run.uid, now):
+            return
+        if len(self._report_again_at) >= KNOWN_MAX:
+            self._report_again_at.clear()
+        self._report_again_at[run.uid] = now + _REPORT_SECONDS
+        body = {
+            "metadata": {"resourceVersion": owner.metadata.resource_version},
+            "status": {"state": {"message": message}},
+        }
+        with contextlib.suppress(ClusterError, RequestRejectedError):
+            await self._patch_taskrun(taskruns(run.namespace, run.name, "status"), body)
+
     async def _publish_reference(self, run: RunReference, owner: Owner, stored: StoredState) -> None:
         """Set `status.state`. Retry after a conflict, because the state is stored already."""
         for number in range(TRIES):
@@ -373,7 +409,9 @@ class Store:
             # ConfigMap that was replaced since.
             body = {
                 "metadata": {"resourceVersion": owner.metadata.resource_version},
-                "status": {"state": {"configMap": stored.metadata.name, "uid": stored.metadata.uid}},
+                "status": {
+                    "state": {"configMap": stored.metadata.name, "uid": stored.metadata.uid, **_no_message(owner)}
+                },
             }
             try:
                 await self._patch_taskrun(taskruns(run.namespace, run.name, "status"), body)
@@ -442,6 +480,11 @@ def _initial_state(owner: Owner, stored: StoredState | None) -> DurableState:
         return stored.state
     counts = {name: getattr(owner.status.counts, name) for name in JobCounts.__struct_fields__}
     return DurableState(counts=JobCounts(**counts))
+
+
+def _no_message(owner: Owner) -> dict[str, None]:
+    """Return the patch that removes `status.state.message`, if it is set."""
+    return {"message": None} if owner.status.state is not None and owner.status.state.message else {}
 
 
 def _check_not_lost(owner: Owner, stored: StoredState | None) -> None:

@@ -7,7 +7,8 @@ import asyncio
 import os
 import ssl
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import httpx
 
@@ -36,6 +37,36 @@ class StateApiRequest:
     request_id: str | None = None
 
 
+@dataclass(frozen=True)
+class Route:
+    """One way to the state API: by the name of its host, or by the address of the host.
+
+    On both ways, the certificate must be valid for the name.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    extensions: Mapping[str, str] = field(default_factory=dict)
+
+
+def routes_of(settings: TaskSettings) -> tuple[Route, ...]:
+    """Return the route by name, and the one by address if it is known.
+
+    A pod without the cluster's DNS search domains can't resolve the name, for example with
+    `hostNetwork`.
+    """
+    by_name = Route(settings.url)
+    if not settings.address:
+        return (by_name,)
+    url = httpx.URL(settings.url)
+    by_address = Route(
+        str(url.copy_with(host=settings.address)),
+        headers={"Host": url.netloc.decode()},
+        extensions={"sni_hostname": url.host},
+    )
+    return by_name, by_address
+
+
 class UnreachableError(Exception):
     """No response arrived, so the request may or may not have been carried out.
 
@@ -54,6 +85,9 @@ class StateApiConnection:
     def __init__(self, settings: TaskSettings, session: str, transport: httpx.MockTransport | None = None) -> None:
         self._settings = settings
         self._session = session
+        self._known_routes = routes_of(settings)
+        self._newest_route = self._known_routes[0]
+        """The route of the last response. It is tried first."""
         self._transport = transport
         self._limits = httpx.Limits(
             max_connections=CLEANUP_CONNECTIONS_MAX if settings.is_cleanup else CONNECTIONS_MAX,
@@ -73,13 +107,17 @@ class StateApiConnection:
         client: httpx.Client | None = None
         try:
             client = self._plain_client()
-            return client.request(
-                request.method,
-                request.path,
-                content=request.content,
-                params=request.params,
-                headers=self._headers(request),
-            )
+            first: httpx.TransportError | None = None
+            for route in self._routes():
+                try:
+                    response = client.send(self._build(client, request, route))
+                except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                    first = first or error
+                    continue
+                self._newest_route = route
+                return response
+            assert first is not None, "at least one route exists"
+            raise first
         except (httpx.HTTPError, OSError) as error:
             raise UnreachableError(_why(error)) from error
         except RuntimeError as error:
@@ -91,15 +129,34 @@ class StateApiConnection:
     async def asend(self, request: StateApiRequest) -> httpx.Response:
         """`send` for async code."""
         try:
-            return await self._async_client().request(
-                request.method,
-                request.path,
-                content=request.content,
-                params=request.params,
-                headers=self._headers(request),
-            )
+            client = self._async_client()
+            first: httpx.TransportError | None = None
+            for route in self._routes():
+                try:
+                    response = await client.send(self._build(client, request, route))
+                except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                    first = first or error
+                    continue
+                self._newest_route = route
+                return response
+            assert first is not None, "at least one route exists"
+            raise first
         except (httpx.HTTPError, OSError) as error:
             raise UnreachableError(_why(error)) from error
+
+    def _routes(self) -> tuple[Route, ...]:
+        others = (route for route in self._known_routes if route is not self._newest_route)
+        return self._newest_route, *others
+
+    def _build(self, client: httpx.Client | httpx.AsyncClient, request: StateApiRequest, route: Route) -> httpx.Request:
+        return client.build_request(
+            request.method,
+            route.url + request.path,
+            content=request.content,
+            params=request.params,
+            headers={**self._headers(request), **route.headers},
+            extensions=dict(route.extensions),
+        )
 
     @property
     def _lock(self) -> threading.Lock:
@@ -128,7 +185,6 @@ class StateApiConnection:
             identity = (os.getpid(), self._settings.ca_file.read_text())
             if not self._plain or self._plain[-1][0] != identity:
                 client = httpx.Client(
-                    base_url=self._settings.url,
                     verify=_tls(identity[1]),
                     timeout=self._settings.request_seconds,
                     limits=self._limits,
@@ -148,7 +204,6 @@ class StateApiConnection:
                 if known_identity == identity and known_loop is loop:
                     return known
             client = httpx.AsyncClient(
-                base_url=self._settings.url,
                 verify=_tls(identity[1]),
                 timeout=self._settings.request_seconds,
                 transport=self._transport,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from reattach.api.names import (
     CA_FILE,
+    ENV_ADDRESS,
     ENV_ATTEMPT,
     ENV_NAMESPACE,
     ENV_PHASE,
@@ -35,6 +36,7 @@ REQUEST_SECONDS = 30.0
 class TaskSettings:
     """Address of the state API, identity of this process, and timeouts.
 
+    address: IP address of the host in `url`, if it is known.
     is_cleanup: this attempt cleans up, and must not run the task.
     session: set if the parent of this process opened the state.
     patience: seconds for which one call is retried.
@@ -45,6 +47,7 @@ class TaskSettings:
     namespace: str
     taskrun: str
     attempt: int
+    address: str = ""
     is_cleanup: bool = False
     session: str | None = None
     directory: Path = Path(MOUNT_PATH)
@@ -98,6 +101,7 @@ def from_environment(environment: Mapping[str, str]) -> TaskSettings:
         namespace=environment[ENV_NAMESPACE],
         taskrun=environment[ENV_TASKRUN],
         attempt=int(environment[ENV_ATTEMPT]),
+        address=environment.get(ENV_ADDRESS) or "",
         is_cleanup=phase == PHASE_CLEANUP,
         session=environment.get(ENV_SESSION) or None,
         directory=Path(environment.get(ENV_DIRECTORY) or MOUNT_PATH),

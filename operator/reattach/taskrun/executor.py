@@ -385,7 +385,7 @@ class PlanExecutor:
 
         Return why not, as a sentence about what must hold.
         """
-        return await self._store.copy(_run_of(taskrun), source, self._clock())
+        return await self._store.copy(_run_of(taskrun), source, self._clock(), taskrun.spec.state.metadata)
 
     async def release_state(self, owner: ObjectMeta, name: str) -> None:
         """Remove our finalizer from the state of that name, if it is this TaskRun's."""

@@ -49,6 +49,7 @@ from reattach.planner.plan import (
     Plan,
     PodDefaults,
     ProtectTaskRun,
+    ReadEvents,
     ReadEvictions,
     ReadNodes,
     ReadState,
@@ -72,14 +73,13 @@ from reattach.taskrun.eviction_reader import EvictionReader
 from reattach.taskrun.executor import PlanExecutor
 from reattach.taskrun.node_reader import NodeReader
 from reattach.taskrun.orphan_records import OrphanRecords
+from reattach.taskrun.pod_event_reader import PodEventReader
 from reattach.taskrun.taskrun_store import TaskRunStore, UnreadableTaskRunError, is_ours
 
 Decide: TypeAlias = Callable[[Observed, PodDefaults, datetime], Decision]
 
-_NEEDS_MAX = 7
-"""Needs of one reconciliation: the state after an attempt ended, Nodes, evictions, ended holds, the
-seal.
-"""
+_NEEDS_MAX = 8
+"""Needs of one reconciliation: state of an ended attempt, Nodes, events, ended holds, the seal."""
 _QUOTA_PROBE_SECONDS = 0.25
 _RETRY_LEFTOVERS = timedelta(seconds=60)
 
@@ -117,6 +117,7 @@ class Reconciler:
         decide: Decide,
         pod_defaults: Callable[[], PodDefaults],
         nodes: NodeReader,
+        pod_events: PodEventReader,
         paused: bool = False,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -133,6 +134,7 @@ class Reconciler:
         self._pod_defaults = pod_defaults
         self._nodes = nodes
         self._evictions = EvictionReader(cluster)
+        self._pod_events = pod_events
         self._paused = paused
         self._clock = clock
         self._executor = PlanExecutor(cluster, writer, stores.pods, stores.states, enqueue=queue.add, clock=clock)
@@ -212,6 +214,8 @@ class Reconciler:
                 case ReadEvictions(pods=pods):
                     evictions = await self._evictions.read(key.namespace, pods)
                     observed = replace(observed, evictions={**observed.evictions, **evictions})
+                case ReadEvents(pod=pod):
+                    observed = replace(observed, events=await self._pod_events.read(pod.metadata))
                 case ReadState():
                     observed = await self._with_state(key, observed)
                 case SealState():

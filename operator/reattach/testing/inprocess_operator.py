@@ -22,6 +22,7 @@ from reattach.runtime.writer import Writer
 from reattach.taskrun.node_reader import NodeReader
 from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
+from reattach.taskrun.pod_event_reader import PodEventReader
 from reattach.taskrun.reconciler import Decide, Reconciler, Stores
 from reattach.taskrun.taskrun_store import TaskRunStore
 from reattach.testing.memory_api import InMemoryCluster, ObjectChange
@@ -59,6 +60,7 @@ class InProcessOperator:
             decide=decide,
             pod_defaults=lambda: PodDefaults(url="https://reattach.invalid", ca=CA),
             nodes=NodeReader(cluster, clock=now),
+            pod_events=PodEventReader(cluster, clock=now),
             clock=now,
         )
 

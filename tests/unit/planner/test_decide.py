@@ -136,6 +136,46 @@ def test_a_task_that_is_shown_as_running_is_left_alone() -> None:
     assert plan_of(shown, a_pod().running(1), now=5000) == Plan()
 
 
+def test_attempt_that_does_not_open_the_state_of_an_earlier_one_says_so_after_a_minute() -> None:
+    taskrun = a_taskrun().with_failed_attempt(1, "Disruption", "disruption").with_state()
+    pod, opened_before = a_pod(2).running(10), a_summary(1)
+    plan = plan_of(taskrun, pod, now=12, summary=opened_before)
+    assert (progress_of(plan)[1], plan.requeue_at) == ("Attempt 2 is running.", at(70))
+    shown = taskrun.with_status(status_of(plan))
+    assert nothing(plan_of(shown, pod, now=69, summary=opened_before))
+    late = plan_of(shown, pod, now=70, summary=opened_before)
+    message = (
+        "Attempt 2 is running, but has not opened the state, which attempt 1 did. If it waits for the state API, "
+        "its pod must be allowed to connect to https://reattach.example:8443."
+    )
+    assert progress_of(late) == ("Running", message)
+    assert late.requeue_at is None
+    unopened = taskrun.with_status(status_of(late))
+    assert nothing(plan_of(unopened, pod, now=99, summary=opened_before))
+    assert progress_of(plan_of(unopened, pod, now=100, summary=a_summary(2)))[1] == "Attempt 2 is running."
+    assert nothing(plan_of(shown, pod, now=100, summary=a_summary(2)))
+
+
+def test_refusal_of_the_configmap_of_the_state_is_shown_until_the_state_exists() -> None:
+    refused = a_taskrun().with_status(state=StateReference(message="every ConfigMap must have the label team"))
+    pod = a_pod().running(1)
+    plan = plan_of(refused, pod, now=9)
+    message = (
+        "Attempt 1 is running, but the ConfigMap of its state is refused: every ConfigMap must have the label team"
+    )
+    assert progress_of(plan) == ("Running", message)
+    shown = refused.with_status(status_of(plan))
+    assert nothing(plan_of(shown, pod, now=99))
+    created = plan_of(shown.with_state(), pod, now=99, summary=a_summary(1))
+    assert progress_of(created)[1] == "Attempt 1 is running."
+
+
+def test_state_that_could_not_be_created_is_not_lost() -> None:
+    failed = a_taskrun().with_budgets(application=1).with_failed_attempt(1)
+    refused = failed.with_status(state=StateReference(message="refused"), next_attempt_time=at(5))
+    assert [action.attempt for action in actions_of(plan_of(refused, now=9), CreatePod)] == [2]
+
+
 def test_a_running_container_that_is_reported_as_waiting_for_a_moment_changes_nothing() -> None:
     shown = a_taskrun().with_status(status_of(plan_of(a_taskrun(), a_pod().running(1))))
     assert plan_of(shown, a_pod().waiting("ContainerCreating"), now=20) == Plan()
@@ -390,7 +430,7 @@ def test_a_deleted_pod_whose_container_has_ended_is_waited_for() -> None:
 def test_a_pod_that_takes_its_time_is_shown_as_pending() -> None:
     plan = plan_of(a_taskrun(), a_pod().waiting("ContainerCreating"), now=10)
     assert progress_of(plan)[0] == "Pending"
-    assert plan.requeue_at == at(900)
+    assert plan.requeue_at == at(30)
     assert last_attempt_of(plan).number == 1
 
 
@@ -463,7 +503,7 @@ def test_a_gated_pod_waits_for_ever_and_its_clock_stands_still() -> None:
     # The condition still says SchedulingGated; the gate is gone.
     free = plan_of(shown, a_pod().gated().with_spec(schedulingGates=[]), now=100_000)
     assert (progress_of(free)[0], last_attempt_of(free).start_time) == ("Pending", at(100_000))
-    assert free.requeue_at == at(100_900)
+    assert free.requeue_at == at(100_030)
     assert deleted(plan_of(shown.with_status(status_of(free)), a_pod().unschedulable(), now=100_899)) == []
     assert deleted(plan_of(shown.with_status(status_of(free)), a_pod().unschedulable(), now=100_900)) == [
         "load-01234-1"

@@ -23,8 +23,10 @@ from reattach.planner.plan import (
     Decision,
     DeletePod,
     Plan,
+    PodEvents,
     PodRejection,
     PodRejectionKind,
+    ReadEvents,
     ReadNodes,
     ReadState,
     ReleasePod,
@@ -135,11 +137,14 @@ class RunWithJob:
             decision: Decision | None = None
             known = None
             nodes: dict[str, None] = {}
+            events: PodEvents | None = None
             while not isinstance(decision, Plan):
-                seen = observed(self.taskrun, *pods.values(), state=known, nodes=nodes, **self.more)
+                seen = observed(self.taskrun, *pods.values(), state=known, nodes=nodes, events=events, **self.more)
                 decision = decide(seen, SETTINGS, at(10 + step))
                 if isinstance(decision, ReadNodes):
                     nodes = {**nodes, **dict.fromkeys(decision.names)}
+                if isinstance(decision, ReadEvents):
+                    events = PodEvents()
                 if isinstance(decision, SealState):
                     seal = Seal(through_attempt=decision.through_attempt, purpose=decision.purpose)
                     self.state = replace_state(self.state, seal=seal)

@@ -1,6 +1,7 @@
 """What the pod of an attempt is made of: the author's template and what Reattach adds to it, nothing else."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -114,6 +115,11 @@ def test_a_bare_template_gets_all_that_reattach_adds() -> None:
             ],
         },
     }
+
+
+def test_pod_has_the_address_of_the_state_api_if_it_is_known() -> None:
+    (container,) = build_pod(a_taskrun().build(), 1, replace(SETTINGS, address="10.96.0.7"))["spec"]["containers"]
+    assert {"name": "REATTACH_ADDRESS", "value": "10.96.0.7"} in container["env"]
 
 
 def test_what_the_author_said_is_kept() -> None:

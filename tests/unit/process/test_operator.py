@@ -10,6 +10,7 @@ import pytest
 
 from reattach.cluster import UnavailableError
 from reattach.pki.certificates import Bundle
+from reattach.planner.plan import PodDefaults
 from reattach.process import operator as process
 from reattach.process.operator import Operator
 
@@ -67,8 +68,12 @@ async def test_start_with_pods_that_lack_the_bundle_does_not_wait_until_they_hav
     class Starting(Operator):
         def __init__(self) -> None:
             self._options = cast(
-                "Any", SimpleNamespace(certificates=object(), state_api_url="u", watch_namespaces=(), paused=False)
+                "Any",
+                SimpleNamespace(
+                    certificates=object(), state_api_url="u", state_api_service="", watch_namespaces=(), paused=False
+                ),
             )
+            self._settings = PodDefaults(url="u", ca="")
             self._cluster = self._writer = self._metrics = cast("Any", None)
             self._controller = cast("Any", SimpleNamespace(start_reflectors=start_reflectors))
 
@@ -78,4 +83,38 @@ async def test_start_with_pods_that_lack_the_bundle_does_not_wait_until_they_hav
     operator = Starting()
     with pytest.raises(StartedError):
         await asyncio.wait_for(operator._start_leading(cast("Any", parts)), 5)
+    assert operator._settings.ca == "PEM"
+
+
+async def test_address_of_the_state_api_is_that_of_its_service_and_stays_while_the_service_is_unreadable(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    responses: list[bytes | Exception] = [
+        b'{"spec": {"clusterIP": "10.96.0.7"}}',
+        UnavailableError(503, "ServiceUnavailable", "starting"),
+        b"{",
+        b'{"spec": {"clusterIP": "None"}}',
+    ]
+    read: list[str] = []
+
+    async def get(path: str) -> bytes:
+        read.append(path)
+        if isinstance(response := responses.pop(0), Exception):
+            raise response
+        return response
+
+    options = SimpleNamespace(state_api_service="reattach-server", lease=SimpleNamespace(namespace="reattach"))
+    operator = cast(
+        "Operator",
+        SimpleNamespace(
+            _options=options, _cluster=SimpleNamespace(get=get), _settings=PodDefaults(url="https://s", ca="PEM")
+        ),
+    )
+    addresses = []
+    for _ in range(4):
+        await Operator._read_address(operator)
+        addresses.append(operator._settings.address)
+    assert addresses == ["10.96.0.7", "10.96.0.7", "10.96.0.7", ""]
+    assert set(read) == {"/api/v1/namespaces/reattach/services/reattach-server"}
+    assert len(caplog.records) == 2
     assert operator._settings.ca == "PEM"

@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from reattach.api.messages import ProblemCode
-from reattach.api.names import API_VERSION, KIND, state_name
+from reattach.api.names import ANNOTATION_SUMMARY, API_VERSION, KIND, LABEL_TASKRUN, state_name
 from reattach.api.objects import ObjectMeta, PartialObject
 from reattach.api.state import SealPurpose
+from reattach.api.taskrun import StateMetadata
 from reattach.cluster import ForbiddenError, NotFoundError
 from reattach.cluster.paths import configmaps, taskruns
 from reattach.runtime.metrics import OperatorMetrics
@@ -317,3 +318,45 @@ def test_jobs_completion_seal_and_epoch_of_the_source_are_not_copied() -> None:
     assert {key: record.value for key, record in copied.records.items()} == {
         key: record.value for key, record in state.records.items()
     }
+
+
+class RefusingOnce(Refusing):
+    """Every refusal has another message, as that of a quota."""
+
+    refusals = 0
+
+    async def create(self, path: str, body: Mapping[str, Any], **query: str | int | None) -> bytes:
+        if path == configmaps("demo") and "team" not in body["metadata"]["labels"]:
+            self.refusals += 1
+            raise ForbiddenError(403, "Forbidden", f"must have the label team\n(used: {self.refusals})")
+        return await InMemoryCluster.create(self, path, body, **query)
+
+
+async def test_refused_state_is_reported_once_a_minute_and_created_with_the_labels_of_the_spec() -> None:
+    cluster = RefusingOnce(lambda: NOW)
+    run = await create_run(cluster)
+    store = Store(cluster)
+    for _ in range(3):
+        with pytest.raises(ForbiddenError):
+            await store.open(run, SESSION, NOW)
+    path = taskruns("demo", "load")
+    reported = json.loads(await cluster.get(path))
+    assert reported["status"]["state"] == {"message": "must have the label team (used: 1)"}
+    given = {"labels": {"team": "data"}, "annotations": {"note": "x"}}
+    await cluster.merge_patch(path, {"spec": {"state": {"metadata": given}}})
+    assert await store.open(run, SESSION, NOW)
+    state = json.loads(await cluster.get(path))["status"]["state"]
+    assert state.keys() == {"configMap", "uid"}
+    made = json.loads(await cluster.get(configmaps("demo", state["configMap"])))["metadata"]
+    assert made["labels"] == {"team": "data", LABEL_TASKRUN: "load"}
+    assert made["annotations"].keys() == {"note", ANNOTATION_SUMMARY}
+
+
+async def test_copy_has_the_labels_of_the_new_taskrun() -> None:
+    cluster = InMemoryCluster(lambda: NOW)
+    await create_run(cluster)
+    await end(cluster)
+    copy = await create_copy_run(cluster)
+    assert await Store(cluster).copy(copy, "load", NOW, StateMetadata(labels={"team": "data"})) is None
+    made = json.loads(await cluster.get(configmaps("demo", state_name(copy.name, copy.uid))))
+    assert made["metadata"]["labels"] == {"team": "data", LABEL_TASKRUN: copy.name}

@@ -492,6 +492,7 @@ class TestEnvironment:
         settings = from_environment(environment)
         assert settings == dataclasses.replace(pod.settings, attempt=3)
         assert from_environment({**environment, "REATTACH_SESSION": "s-1"}).session == "s-1"
+        assert from_environment({**environment, "REATTACH_ADDRESS": "10.0.0.1"}).address == "10.0.0.1"
         phases = {phase: from_environment({**environment, "REATTACH_PHASE": phase}) for phase in ("", "run", "cleanup")}
         assert {phase: one.is_cleanup for phase, one in phases.items()} == {"": False, "run": False, "cleanup": True}
 

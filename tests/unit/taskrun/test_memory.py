@@ -119,6 +119,7 @@ def reconciler_of(pods: ObjectStore[Pod], states: ObjectStore[PartialObject]) ->
         decide=unused,
         pod_defaults=unused,
         nodes=unused,
+        pod_events=unused,
     )
     reconciler._executor = cast("Any", NoEffects())
     return reconciler

@@ -68,6 +68,7 @@ from reattach.taskrun.executor import is_expected_pod
 from reattach.taskrun.node_reader import NodeReader
 from reattach.taskrun.orphan_records import orphan_store
 from reattach.taskrun.owned_stores import pod_store, state_store
+from reattach.taskrun.pod_event_reader import PodEventReader
 from reattach.taskrun.quota_backoff import QuotaBackoff
 from reattach.taskrun.reconciler import Reconciler, Stores
 from reattach.taskrun.taskrun_events import taskrun_event_recorder
@@ -176,6 +177,7 @@ class Scene:
             decide=decide,
             pod_defaults=lambda: PodDefaults(url="https://state", ca=""),
             nodes=NodeReader(self.client, clock=lambda: NOW, enabled=True),  # type: ignore[arg-type]
+            pod_events=PodEventReader(self.client, clock=lambda: NOW),  # type: ignore[arg-type]
             clock=lambda: NOW,
         )
 
