@@ -3,9 +3,14 @@
 Two guarantees follow for submissions. A request that certainly did not leave created no job
 (`NotSentError`). No request leaves late: after a freeze or a slow DNS lookup, the client does not
 send a token that the external system may have forgotten by then.
+
+The connection decides whether a request has left, not the error: whatever fails before the first
+byte of the request is about to be written is a `NotSentError`. Settings of a proxy, name servers,
+TLS, a refused CONNECT and credentials fail before that byte.
 """
 
 import json
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +20,7 @@ from urllib.parse import quote
 
 import httpx
 
+from reattach.adapters.base import Rejected, Submission
 from reattach.clock import monotonic
 
 ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -23,6 +29,10 @@ TOO_LATE: Final = (
     "too much time has passed since the submission was allowed, so its token or name may no longer prevent a second job"
 )
 _SHOWN_CHARACTERS: Final = 300
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
+_UNCONNECTED: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+"""Errors by which a transport reports that it has no connection."""
 
 
 class CallError(Exception):
@@ -74,6 +84,35 @@ class HttpResponse:
         return f"{self.status} {text}"[:_SHOWN_CHARACTERS].rstrip()
 
 
+class Departure:
+    """Moment at which the first byte of one request leaves, from the trace of its connection.
+
+    `check` is called right before that byte, and prevents it by raising an error. `has_left`: True
+    from then on; None until the transport reports its first step.
+    """
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.has_left: bool | None = None
+        self._check = check
+        self._stream: Any = None
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Receive the steps of the transport (httpcore's extension `trace`)."""
+        if self.has_left is None:
+            self.has_left = False
+        if event.endswith("connect_tcp.complete"):
+            self._stream = info["return_value"]
+        elif event.endswith("start_tls.complete"):
+            self._stream = None
+        # A proxy gets a request of its own first (CONNECT), which contains nothing of ours.
+        elif event.endswith("send_request_headers.started") and info["request"].method != b"CONNECT":
+            self._check()
+            # A server has nothing to send before the request, except in TLS, so it has closed.
+            if self._stream is not None and self._stream.get_extra_info("is_readable"):
+                raise NotSentError("the server closed the connection before the request was sent")
+            self.has_left = True
+
+
 @dataclass(frozen=True)
 class BoundedHttpClient:
     """Client for `address`.
@@ -85,6 +124,10 @@ class BoundedHttpClient:
     third or not at all. `headers`: called for each request, so that rotated credentials take
     effect. `tls`: None uses the system's CAs. `transport`: replaces the network in tests.
     `answer_bytes`: a longer response raises `CallError`.
+
+    Raises:
+        ValueError: the address or the proxy settings of the environment are wrong, so that no
+            request could ever leave.
     """
 
     address: str
@@ -95,6 +138,31 @@ class BoundedHttpClient:
     transport: httpx.BaseTransport | None = None
     answer_bytes: int = ANSWER_BYTES_MAX
     clock: Callable[[], float] = monotonic
+
+    def __post_init__(self) -> None:
+        """Validate the settings."""
+        _check_address(self.address)
+        if self.trust_env and self.transport is None:
+            _check_proxies()
+
+    def submit(
+        self,
+        submission: Submission,
+        method: str,
+        path: str,
+        body: Any = NO_BODY,
+        headers: Mapping[str, str] | None = None,
+    ) -> HttpResponse:
+        """Send the request that makes the job, if the submission may still leave. See `send`.
+
+        Raises:
+            Rejected: the request certainly did not leave; it is retriable.
+            CallError: there is no usable response, and the request may have left.
+        """
+        try:
+            return self.send(method, path, body, headers, may_leave=submission.may_leave)
+        except NotSentError as error:
+            raise Rejected(f"the job was not sent: {error}", retriable=True) from error
 
     def send(
         self,
@@ -113,32 +181,41 @@ class BoundedHttpClient:
         Raises:
             NotSentError: the request certainly did not leave.
             CallError: there is no usable response, and the request may have left.
+            ValueError: the body is not JSON.
         """
+        if method.upper() == "CONNECT":
+            raise ValueError("method must not be CONNECT, which is the request for a proxy's tunnel")
         latest = self.clock() + self.seconds
-        departure = latest - self.seconds * 2 / 3
+        content = None if body is NO_BODY else json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
 
-        def check_departure(event: str, _info: Mapping[str, Any]) -> None:
-            if not event.endswith("send_request_headers.started"):
-                return
-            if self.clock() > departure:
+        def check() -> None:
+            if self.clock() > latest - self.seconds * 2 / 3:
                 raise NotSentError(f"{self.address} was not connected within {self.seconds / 3:g} s")
             if not may_leave():
                 raise NotSentError(TOO_LATE)
 
+        departure = Departure(check)
         try:
-            content = None if body is NO_BODY else json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
             given = self._headers(headers or {}, has_body=content is not None)
             with (
                 self._client() as client,
                 client.stream(
-                    method, self.address + path, content=content, headers=given, extensions={"trace": check_departure}
+                    method, self.address + path, content=content, headers=given, extensions={"trace": departure.trace}
                 ) as response,
             ):
                 return self._read(response, latest)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol) as error:
+        except CallError:
+            raise
+        except Exception as error:
+            if self._has_left(departure, error):
+                raise CallError(f"{self.address} did not respond: {_why(error)}") from error
             raise NotSentError(f"{self.address} can't be reached: {_why(error)}") from error
-        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
-            raise CallError(f"{self.address} did not respond: {_why(error)}") from error
+
+    def _has_left(self, departure: Departure, error: Exception) -> bool:
+        """Return whether the request may have left. A replaced transport may report no steps."""
+        if self.transport is None or departure.has_left is not None:
+            return bool(departure.has_left)
+        return not isinstance(error, _UNCONNECTED)
 
     @cached_property
     def _system_trust(self) -> ssl.SSLContext:
@@ -151,7 +228,14 @@ class BoundedHttpClient:
         except Exception as error:  # whatever the error is, nothing has left
             raise NotSentError(f"the credentials for {self.address} can't be read: {_why(error)}") from error
         media = {"Content-Type": "application/json"} if has_body else {}
-        return {"Accept": "application/json", "Connection": "close", **media, **own, **given}
+        every = {"Accept": "application/json", "Connection": "close", **media, **own, **given}
+        for name, value in every.items():
+            # The error of the HTTP library would contain the value, which may be a secret.
+            if not (_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value) and value == value.strip()):
+                raise NotSentError(
+                    f"the header {name!r} for {self.address} must be one line of printable text without spaces around it"
+                )
+        return every
 
     def _client(self) -> httpx.Client:
         try:
@@ -185,6 +269,27 @@ def path_segment(text: str) -> str:
     """Return the text as one segment of a path, so that a handle never leads to another path."""
     # Unquoted, `.` and `..` would be resolved as path segments, by the client or a proxy.
     return "%2E" * len(text) if set(text) == {"."} else quote(text, safe="")
+
+
+def _check_address(address: str) -> None:
+    """Raise ValueError unless a request to this address could leave."""
+    try:
+        url = httpx.URL(address)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"the address must be a URL like https://jobs.example.com: {error}") from None
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise ValueError(f"the address must be a URL like https://jobs.example.com, not {address.rpartition('@')[2]!r}")
+
+
+def _check_proxies() -> None:
+    """Raise ValueError if the environment's proxy settings prevent every request."""
+    settings = "the environment's proxy settings (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY)"
+    try:
+        httpx.Client(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).close()
+    except ImportError as error:
+        raise ValueError(f"{settings} need a package that is not installed: {error}") from None
+    except Exception as error:  # noqa: BLE001 -- its text may contain a part of a password
+        raise ValueError(f"{settings} must be URLs like http://proxy:3128: {type(error).__name__}") from None
 
 
 def _why(error: Exception) -> str:

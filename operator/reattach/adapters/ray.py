@@ -44,7 +44,7 @@ from reattach.adapters.base import (
     Succeeded,
     Unknown,
 )
-from reattach.adapters.http_client import BoundedHttpClient, HttpResponse, NotSentError, path_segment
+from reattach.adapters.http_client import BoundedHttpClient, HttpResponse, path_segment
 
 _SETTLING: Final = timedelta(seconds=60)
 """An accepted request waits at most half of this for the head's agent; then the job exists."""
@@ -106,11 +106,7 @@ class RayJobs(Adapter):
         return Capabilities(client_name=ClientName(memory + growth), look_up=Lookup(_SETTLING, memory))
 
     def submit(self, submission: Submission) -> Submitted:
-        body = body_of(submission)
-        try:
-            answer = self._caller.send("POST", "/api/jobs/", body, may_leave=submission.may_leave)
-        except NotSentError as error:
-            raise Rejected(f"Ray's dashboard must be reachable: {error}", retriable=True) from error
+        answer = self._caller.submit(submission, "POST", "/api/jobs/", body_of(submission))
         existed = submitted_of(answer, submission.name)
         return Submitted(submission.name, self._url(submission.name), existed=existed)
 

@@ -20,7 +20,6 @@ from reattach.adapters.base import (
     JobStatus,
     Lookup,
     NotFound,
-    Rejected,
     Submission,
     SubmissionToken,
     Submitted,
@@ -37,7 +36,7 @@ from reattach.adapters.http.mapping import (
     status_of,
     submitted_of,
 )
-from reattach.adapters.http_client import NO_BODY, BoundedHttpClient, CallError, HttpResponse, NotSentError
+from reattach.adapters.http_client import NO_BODY, BoundedHttpClient, CallError, HttpResponse
 
 
 class HttpJobs(Adapter):
@@ -91,12 +90,7 @@ class HttpJobs(Adapter):
     def submit(self, submission: Submission) -> Submitted:
         submit = self._description.submit
         request = request_of(submit, submission)
-        try:
-            response = self._client.send(
-                request.method, request.path, request.body, request.headers, may_leave=submission.may_leave
-            )
-        except NotSentError as error:
-            raise Rejected(f"the job was not sent: {error}", retriable=True) from error
+        response = self._client.submit(submission, request.method, request.path, request.body, request.headers)
         if self._description.look_up is not None and is_taken_by_an_unnamed_job(submit, response):
             found = self.look_up(submission)
             if found is None:

@@ -31,7 +31,7 @@ from reattach.adapters.base import (
     Submitted,
     Unknown,
 )
-from reattach.adapters.http_client import BoundedHttpClient, CallError, HttpResponse, NotSentError
+from reattach.adapters.http_client import BoundedHttpClient, CallError, HttpResponse
 from reattach.adapters.kubernetes.access import Access, AccessError
 from reattach.adapters.kubernetes.kinds import Kind, text_at
 from reattach.adapters.kubernetes.objects import (
@@ -124,11 +124,7 @@ class KubernetesObjects(Adapter):
         body = object_of(self._kind, submission, self._namespace, self._retention, owned=self._owned)
         if self._kind.ends and not self._check_stored(body, submission):
             return self._existing(submission)
-        try:
-            response = self._create(body, submission)
-        except NotSentError as error:
-            raise Rejected(f"the object was not sent: {error}", retriable=True) from error
-        created = created_of(response)
+        created = created_of(self._create(body, submission))
         return self._existing(submission) if created is None else created
 
     def _check_stored(self, body: dict[str, Any], submission: Submission) -> bool:
@@ -149,7 +145,7 @@ class KubernetesObjects(Adapter):
         # Strict, because the API server would otherwise drop a misspelled field silently.
         query = f"fieldValidation=Strict&fieldManager=reattach-task{query}"
         path = f"{self._kind.path(self._namespace)}?{query}"
-        return self._client.send("POST", path, body, may_leave=submission.may_leave)
+        return self._client.submit(submission, "POST", path, body)
 
     def look_up(self, submission: Submission) -> Submitted | None:
         return existing_of(self._get(self._namespace, submission.name), submission)

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import httpx
 
 from reattach.adapters.base import Rejected, Submission, Submitted
-from reattach.adapters.http_client import BoundedHttpClient, CallError, HttpResponse, NotSentError
+from reattach.adapters.http_client import BoundedHttpClient, CallError, HttpResponse
 from reattach.adapters.slurm.adapter import MIN_JOB_AGE, SETTLING, Slurm, SlurmError
 from reattach.adapters.slurm.records import (
     INVALID_JOB_ID,
@@ -73,11 +73,7 @@ class SlurmRest(Slurm):
     def submit(self, submission: Submission) -> Submitted:
         body = body_of(submission.request, submission.name)
         try:
-            response = self._client.send(
-                "POST", f"/slurm/{self._version}/job/submit", body, may_leave=submission.may_leave
-            )
-        except NotSentError as error:
-            raise Rejected(f"slurmrestd must be reachable: {error}", retriable=True) from error
+            response = self._client.submit(submission, "POST", f"/slurm/{self._version}/job/submit", body)
         except CallError as error:
             raise SlurmError(str(error)) from error
         return Submitted(str(SlurmHandle(job_id_of(response), submission.name)))
