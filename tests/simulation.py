@@ -20,7 +20,17 @@ from reattach.api.names import ANNOTATION_STOP_TIME, FINALIZER_ATTEMPT, FINALIZE
 from reattach.api.objects import Pod
 from reattach.api.orphans import OrphanRecord
 from reattach.api.reasons import OWN_FAILURES, Budget, ConditionType, EventReason, Reason
-from reattach.api.state import Completion, Epoch, JobState, JobSummary, Seal, SealPurpose, StateView, Summary
+from reattach.api.state import (
+    Completion,
+    Epoch,
+    JobState,
+    JobSummary,
+    ReportedEnd,
+    Seal,
+    SealPurpose,
+    StateView,
+    Summary,
+)
 from reattach.api.taskrun import Attempt, AttemptPurpose, Resolution, StateReference, TaskRun, TaskRunStatus
 from reattach.planner.budgets import amount, exhausted
 from reattach.planner.cleanup import FOREGROUND_DELETION
@@ -695,7 +705,7 @@ class ModelCluster:
             case 10 | 11:
                 self.exit(pod, 0)
             case 12:
-                self.exit(pod, 1, message=NOT_READY)
+                self.exit(pod, 1, message="" if self.report_end(pod) else NOT_READY)
             case _:
                 self.exit(pod, 1)
 
@@ -814,6 +824,21 @@ class ModelCluster:
             name = state_name(NAME, self.taskrun.metadata.uid)
             status = msgspec.structs.replace(self.taskrun.status, state=StateReference(config_map=name, uid=uid))
             self.taskrun = self._versioned(msgspec.structs.replace(self.taskrun, status=status))
+
+    def report_end(self, pod: SimulatedPod) -> bool:
+        """Store that the task is not ready, and return whether the state API accepts that."""
+        state = self.existing_state
+        if state is None or not self._is_current(pod) or self.completed or self.choices.random() < 0.5:
+            return False
+        end = ReportedEnd(
+            attempt=pod.number,
+            pod_uid=pod.apod.metadata["uid"],
+            time=at(self.seconds),
+            kind="NotReady",
+            retry_after_seconds=5,
+        )
+        self.state = msgspec.structs.replace(state, end=end)
+        return True
 
     def complete(self, pod: SimulatedPod) -> None:
         state = self.existing_state
