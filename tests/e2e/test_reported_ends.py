@@ -21,6 +21,14 @@ def main(task):
 
 reattach.run(main)
 """
+FAILED = """
+import reattach
+
+def main(task):
+    raise ValueError("no column id")
+
+reattach.run(main)
+"""
 HELD = """
 import os
 
@@ -69,6 +77,7 @@ def test_report_arrives_whatever_the_termination_message_settings_are(release: C
     apply("path-and-logs", PERMANENT, **own_path, **logs)
     apply("path-retry-later", RETRY_LATER, **own_path, **logs)
     apply("path-held", HELD, **own_path)
+    apply("path-failed", FAILED, **own_path)
 
     for name in ("path", "path-and-logs"):
         status = release.finished(name, namespace)["status"]
@@ -80,6 +89,9 @@ def test_report_arrives_whatever_the_termination_message_settings_are(release: C
     later = first_end_of("path-retry-later")
     [attempt] = later["attempts"]
     assert (attempt["cause"], attempt["reason"], attempt["message"]) == ("Application", "RetryLater", "no slot")
+
+    failed = first_end_of("path-failed")["attempts"][0]
+    assert (failed["cause"], failed["message"]) == ("Application", "ValueError: no column id")
 
     def is_held() -> bool:
         held = condition_of(release.get("taskrun", "path-held", namespace), "Held")

@@ -59,6 +59,8 @@ ENV_NAMESPACE: Final = "REATTACH_NAMESPACE"
 ENV_TASKRUN: Final = "REATTACH_TASKRUN"
 ENV_ATTEMPT: Final = "REATTACH_ATTEMPT"
 ENV_SESSION: Final = "REATTACH_SESSION"
+ENV_TERMINATION_LOG: Final = "REATTACH_TERMINATION_LOG"
+"""Termination message file, if its path is not the default of Kubernetes."""
 """Set by a process that opened the state, for its children: they write under the same session."""
 
 PHASE_RUN: Final = "run"

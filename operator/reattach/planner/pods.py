@@ -27,6 +27,7 @@ _REPAIRABLE_IN_POD = frozenset({"affinity", "nodeSelector", "resources", "tolera
 """Fields of the pod spec that a user may change while no attempt runs."""
 _REPAIRABLE_IN_CONTAINER = frozenset({"env", "image", "resources"})
 _MESSAGE_POLICY = "FallbackToLogsOnError"
+_DEFAULT_MESSAGE_PATH = "/dev/termination-log"
 """Policy by which the last lines of a log reach the operator, without a right to read logs."""
 TOKEN_SECONDS = 3600
 """Validity of a pod token; the kubelet renews it after four fifths of that time."""
@@ -320,7 +321,7 @@ def _without_ours(annotations: Mapping[str, str | None]) -> dict[str, str | None
     return {name: value for name, value in annotations.items() if not name.startswith(f"{names.GROUP}/")}
 
 
-def _spec(taskrun: TaskRun, spec: dict[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
+def _spec(taskrun: TaskRun, spec: dict[str, Any], variables: dict[str, str]) -> dict[str, Any]:
     spec["restartPolicy"] = "Never"
     _set_default(spec, "enableServiceLinks", False)
     if (seconds := taskrun.spec.deadlines.attempt_seconds) is not None:
@@ -365,10 +366,18 @@ def _variables(taskrun: TaskRun, attempt: int, defaults: PodDefaults, purpose: A
     }
 
 
-def _add_to_container(container: dict[str, Any], variables: Mapping[str, str]) -> None:
+def _message_path_of(container: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variable that names the termination message file, if its path is the author's."""
+    path = container.get("terminationMessagePath")
+    if not isinstance(path, str) or path in {"", _DEFAULT_MESSAGE_PATH}:
+        return {}
+    return {names.ENV_TERMINATION_LOG: path.replace("$", "$$")}  # The kubelet expands $(NAME).
+
+
+def _add_to_container(container: dict[str, Any], variables: dict[str, str]) -> None:
     _set_default(container, "terminationMessagePolicy", _MESSAGE_POLICY)
     mount = {"name": names.VOLUME_NAME, "mountPath": names.MOUNT_PATH, "readOnly": True}
     container["volumeMounts"] = [*(container.get("volumeMounts") or ()), mount]
-    ours = [{"name": name, "value": value} for name, value in variables.items()]
+    ours = [{"name": name, "value": value} for name, value in (variables | _message_path_of(container)).items()]
     # First, so that the author's own variables may refer to them: $(REATTACH_ATTEMPT).
     container["env"] = [*ours, *(container.get("env") or ())]

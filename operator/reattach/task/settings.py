@@ -13,6 +13,7 @@ from reattach.api.names import (
     ENV_PHASE,
     ENV_SESSION,
     ENV_TASKRUN,
+    ENV_TERMINATION_LOG,
     ENV_URL,
     MOUNT_PATH,
     PHASE_CLEANUP,
@@ -23,8 +24,6 @@ from reattach.errors import NotInPod
 
 ENV_DIRECTORY = "REATTACH_DIRECTORY"
 """Directory of `token` and `ca.crt`, if it is not `MOUNT_PATH`: for tests outside a pod."""
-ENV_TERMINATION_LOG = "REATTACH_TERMINATION_LOG"
-"""Termination message file, if it is not `TERMINATION_LOG`: for tests outside a pod."""
 
 TERMINATION_LOG = "/dev/termination-log"
 

@@ -122,6 +122,25 @@ def test_pod_has_the_address_of_the_state_api_if_it_is_known() -> None:
     assert {"name": "REATTACH_ADDRESS", "value": "10.96.0.7"} in container["env"]
 
 
+@pytest.mark.parametrize(
+    "path, variables",
+    [
+        ("/tmp/termination", ["/tmp/termination"]),
+        ("/tmp/$(HOME)/$x", ["/tmp/$$(HOME)/$$x"]),
+        ("/dev/termination-log", []),
+        ("", []),
+        (None, []),
+        (7, []),
+    ],
+)
+def test_pod_names_the_termination_message_file_if_its_path_is_the_authors(path: Any, variables: list[str]) -> None:
+    container = {**TEMPLATE["spec"]["containers"][0], "terminationMessagePath": path}
+    taskrun = a_taskrun(template={"spec": {**TEMPLATE["spec"], "containers": [container]}})
+    (built,) = build_pod(taskrun.build(), 1, SETTINGS)["spec"]["containers"]
+    assert [one["value"] for one in built["env"] if one["name"] == "REATTACH_TERMINATION_LOG"] == variables
+    assert built["terminationMessagePath"] == path
+
+
 def test_what_the_author_said_is_kept() -> None:
     pod = build_pod(a_taskrun(template=RICH, container="task").build(), 1, SETTINGS)
     assert pod["metadata"]["labels"] == {"team": "a", "reattach.dev/taskrun": "load", "reattach.dev/attempt": "1"}
