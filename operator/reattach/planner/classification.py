@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from reattach.api.messages import TaskExitCode, TerminationMessage
-from reattach.api.objects import ContainerTerminated, Pod
+from reattach.api.objects import ContainerTerminated, Pod, PodStatus
 from reattach.api.reasons import Cause
 from reattach.api.state import JobOrigin, ReportedEnd, StateView
 from reattach.api.taskrun import AttemptPurpose
@@ -102,11 +102,10 @@ class EndedAttempt:
     @property
     def stopped_by_kubelet(self) -> tuple[str, str]:
         """Return why the kubelet ended the pod, as (reason, message); empty if it did not."""
-        if self.pod is None:
-            return "", ""
-        if self.pod.status.reason == "" and self.evicted is not None:
+        status = PodStatus() if self.pod is None else self.pod.status
+        if status.reason == "" and self.evicted is not None:
             return _EVICTED, self.evicted
-        return self.pod.status.reason, self.pod.status.message
+        return status.reason, status.message
 
     @property
     def may_hide_eviction(self) -> bool:

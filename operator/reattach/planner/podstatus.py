@@ -48,6 +48,8 @@ _NODE_LOST = "NodeLost"
 _POD_FAILED = "PodFailed"
 """Reason of the condition Ready that the kubelet sets with the phase Failed."""
 _UNIX_EPOCH_YEAR = 1970
+_GRACE_SECONDS_MAX = 2**31
+"""The API server accepts any int64 as a grace period."""
 CLOCK_SKEW = timedelta(seconds=15)
 """Clock skew allowed between machines.
 
@@ -151,7 +153,12 @@ def stop_time_of(pod: Pod) -> datetime | None:
 
 def grace_of(pod: Pod) -> timedelta:
     """Return the time that the containers get to end."""
-    return timedelta(seconds=pod.spec.termination_grace_period_seconds)
+    return _grace(pod.spec.termination_grace_period_seconds)
+
+
+def _grace(seconds: int) -> timedelta:
+    """Return a grace period, cut to a length that can be added to any time of this century."""
+    return timedelta(seconds=min(seconds, _GRACE_SECONDS_MAX))
 
 
 def is_gated(pod: Pod) -> bool:
@@ -234,7 +241,7 @@ def exited_before_deletion(pod: Pod, ended: ContainerTerminated) -> bool:
         # At the end the kubelet deletes the pod again without grace. This overwrites the grace
         # period, and moves its end to that time if that is earlier.
         grace = pod.metadata.deletion_grace_period_seconds or pod.spec.termination_grace_period_seconds
-        stopped.append(pod.metadata.deletion_timestamp - timedelta(seconds=grace))
+        stopped.append(pod.metadata.deletion_timestamp - _grace(grace))
     for target in _targets_of(pod):
         if target.reason != _STOPPED_BY_KUBELET:
             stopped.append(target.last_transition_time)
