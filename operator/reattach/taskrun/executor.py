@@ -35,7 +35,7 @@ from reattach.cluster import (
     UnavailableError,
     paths,
 )
-from reattach.cluster.errors import is_webhook_denial
+from reattach.cluster.errors import is_too_large, is_webhook_denial
 from reattach.planner.plan import CreatePod, DeletePod, EndHolds, PodRejection, PodRejectionKind, SealState, StopPod
 from reattach.planner.pods import template_of_pod
 from reattach.planner.retention import is_kept
@@ -48,8 +48,11 @@ from reattach.taskrun.quota_backoff import QuotaBackoff
 
 _RETRY_SECONDS = 2.0
 _RETRY_SECONDS_MAX = 60.0
-_WAIT_FOR_QUOTA = timedelta(minutes=10)
-"""Longest wait for a full quota. The end of a pod or a probe usually ends the wait sooner."""
+_LONG_WAIT = timedelta(minutes=10)
+"""Wait for a full quota, and for a pod that is too large to be stored.
+
+The end of a pod or a probe usually ends the wait for a quota sooner.
+"""
 
 _RECOUNT_SECONDS = timedelta(seconds=15)
 """Time in which the quota controller counts a deleted pod. Usually it takes less than a second."""
@@ -316,7 +319,8 @@ class PlanExecutor:
         times = last.times + 1 if last else 1
         at_least = (error.retry_after if error else None) or 0
         wait = timedelta(seconds=max(min(_RETRY_SECONDS * 2 ** min(times - 1, 10), _RETRY_SECONDS_MAX), at_least))
-        retry_at = now + (_WAIT_FOR_QUOTA if kind is PodRejectionKind.QUOTA else wait)
+        is_patient = kind is PodRejectionKind.QUOTA or (error is not None and is_too_large(error))
+        retry_at = now + (_LONG_WAIT if is_patient else wait)
         room_at = last.room_at if last else None
         is_counted = room_at is None or room_at + _RECOUNT_SECONDS <= now
         excess = excess_pods_of(error, action.name) if error and is_counted else 0

@@ -838,6 +838,19 @@ async def test_rejection_of_another_pod_of_the_namespace_deletes_no_kept_pod() -
     assert rejection.excess_pods == 0
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "etcdserver: request is too large",
+        "rpc error: code = ResourceExhausted desc = trying to send message larger than max (2200724 vs. 2097152)",
+    ],
+)
+async def test_pod_that_is_too_large_to_be_stored_is_tried_again_after_a_long_pause(message: str) -> None:
+    _, rejection = await rejected(UnavailableError(500, "Unknown", message), None)
+    expected = (PodRejectionKind.ERROR, message, NOW + timedelta(minutes=10))
+    assert (rejection.kind, rejection.message, rejection.retry_at) == expected
+
+
 async def test_denial_by_admission_is_shown_without_a_check_of_the_template() -> None:
     denial = InvalidError(422, "Invalid", 'admission webhook "w" denied the request')
     scene, rejection = await rejected(denial, NO_IMAGE)
