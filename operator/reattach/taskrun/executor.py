@@ -171,12 +171,24 @@ class PlanExecutor:
         return await self._write_pod(path, action.uid, self._writer.delete(path, uid=action.uid))
 
     async def make_room(self, key: Key, action: DeletePod) -> None:
-        """Delete a kept pod, so that the quota has room, and try the next pod soon."""
-        await self.delete(key.namespace, action)
+        """Delete a kept pod, so that the quota has room, and try the next pod soon.
+
+        If the deletion is refused, for example by a policy, wait for the quota like others.
+        """
+        is_deleted = True
+        try:
+            await self.delete(key.namespace, action)
+        except ClusterError as error:
+            if _is_of_the_call(error):
+                raise
+            is_deleted = False
+            _log.warning("Could not delete the kept pod %s/%s: %s", key.namespace, action.name, error)
         if (last := self._rejections.get(key)) is not None:
-            rejection = replace(last.rejection, excess_pods=max(last.rejection.excess_pods - 1, 0))
+            left = max(last.rejection.excess_pods - 1, 0) if is_deleted else 0
+            rejection = replace(last.rejection, excess_pods=left)
             self._rejections[key] = replace(last, rejection=rejection, room_at=self._clock())
-        self._enqueue_all(self._quota.on_room_made(key))
+        if is_deleted:
+            self._enqueue_all(self._quota.on_room_made(key))
 
     async def stop(self, namespace: str, action: StopPod) -> None:
         """Let the kubelet end the pod, without a deletion, which would remove the pod and its log.
