@@ -175,25 +175,25 @@ def test_kept_pod_makes_room_for_the_next_attempt_and_pods_of_other_runs_stay(
     control_plane: ControlPlane, operators: Operators, kubelet: Kubelet
 ) -> None:
     cluster = Cluster(control_plane, control_plane.create_namespace("kept"))
-    count_pods(cluster, 3)
+    count_pods(cluster, 2)
     kubelet.play(
-        cluster.namespace, lambda taskrun, attempt: fail() if taskrun == "retried" and attempt < 4 else succeed
+        cluster.namespace, lambda taskrun, attempt: fail() if taskrun == "retried" and attempt < 3 else succeed
     )
     operator = operators.start(namespaces=[cluster.namespace])
     cluster.create("other")
     assert cluster.wait_for_outcome("other", seconds=60)["outcome"] == "Succeeded"
     mark = control_plane.audit_mark()
     backoff = {"initialSeconds": 0, "jitterPercent": 0}
-    cluster.create("retried", retry={"budgets": {"application": 3}, "backoff": backoff})
+    cluster.create("retried", retry={"budgets": {"application": 2}, "backoff": backoff})
     status = cluster.wait_for_outcome("retried", seconds=120)
-    assert (status["outcome"], status["counts"]["attempts"]) == ("Succeeded", 4)
-    assert [pod["metadata"]["labels"]["reattach.dev/attempt"] for pod in cluster.pods("retried")] == ["3", "4"]
+    assert (status["outcome"], status["counts"]["attempts"]) == ("Succeeded", 3)
+    assert [pod["metadata"]["labels"]["reattach.dev/attempt"] for pod in cluster.pods("retried")] == ["3"]
     assert len(cluster.pods("other")) == 1
     events = control_plane.call("GET", f"/apis/events.k8s.io/v1/namespaces/{cluster.namespace}/events")["items"]
     notes = sorted(event["note"] for event in events if event["reason"] == "KeptPodDeleted")
     assert ["-1)" in notes[0], "-2)" in notes[1], len(notes)] == [True, True, 2]
     found = control_plane.audit(mark, user=operator.user, namespace=cluster.namespace)
-    assert len([event for event in found if is_creation(event, cluster)]) <= 4 + 2 * 10
+    assert len([event for event in found if is_creation(event, cluster)]) <= 3 + 2 * 10
     operator.kill(signal.SIGTERM)
 
 

@@ -3,6 +3,7 @@
 The operator, the API server and its admission are real; the test plays the node.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from apicalls import call_of
+from controlplane import ControlPlaneError
 from operator_process import CONTAINER, Script, Stage, condition, fail, succeed
 from reattach.cluster.paths import core
 from waiting import wait_until
@@ -43,7 +45,7 @@ def test_operator_limitrange_that_came_later_is_waited_for_and_ends_no_run(stage
         status = stage.cluster.wait_for_reason("limited", "PodRefused")
         message = condition(status, "Succeeded")["message"]
         assert "must be less than or equal to memory limit of 32Mi" in message
-        wait_until(lambda: len(calls(stage, mark, "pods")) > 2, seconds=60, what="the pod is tried again")
+        wait_until(lambda: len(calls(stage, mark, "pods")) > 1, seconds=60, what="the pod is tried again")
         (check,) = calls(stage, mark, "podtemplates")
         assert "dryRun=All" in check["requestURI"]
         assert check["responseStatus"]["code"] == 201
@@ -53,6 +55,48 @@ def test_operator_limitrange_that_came_later_is_waited_for_and_ends_no_run(stage
     assert status["outcome"] == "Succeeded"
     assert [attempt["cause"] for attempt in status["attempts"]] == ["Application", "Succeeded"]
     assert stage.control_plane.call("GET", core("podtemplates", stage.namespace))["items"] == []
+
+
+@pytest.fixture
+def mutated(stage: Stage) -> Iterator[None]:
+    """Have the API server change each pod of an operator so that it becomes invalid."""
+    name, registration = f"mutated-{stage.namespace}", "/apis/admissionregistration.k8s.io/v1"
+    change = "Object{spec: Object.spec{activeDeadlineSeconds: -1}}"
+    policy = {
+        "failurePolicy": "Fail",
+        "reinvocationPolicy": "Never",
+        "matchConstraints": {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": stage.namespace}},
+            "resourceRules": [
+                {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+            ],
+        },
+        "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": change}}],
+    }
+    kinds = {"mutatingadmissionpolicies": policy, "mutatingadmissionpolicybindings": {"policyName": name}}
+    for plural, spec in kinds.items():
+        stage.control_plane.call("POST", f"{registration}/{plural}", {"metadata": {"name": name}, "spec": spec})
+    yield
+    for plural in kinds:
+        stage.control_plane.call("DELETE", f"{registration}/{plural}/{name}")
+
+
+def is_mutated(stage: Stage) -> bool:
+    probe = {"metadata": {"name": "probe"}, "spec": {"containers": [CONTAINER]}}
+    try:
+        stage.control_plane.call("POST", core("pods", stage.namespace), probe, dryRun="All")
+    except ControlPlaneError as error:
+        return "activeDeadlineSeconds" in str(error)
+    return False
+
+
+@pytest.mark.usefixtures("mutated")
+def test_operator_pod_that_a_mutation_makes_invalid_is_waited_for(stage: Stage) -> None:
+    wait_until(lambda: is_mutated(stage), seconds=30, what="the API server changes pods")
+    stage.run("mutated")
+    status = stage.cluster.wait_for_reason("mutated", "PodRefused")
+    assert "activeDeadlineSeconds: Invalid value: -1" in condition(status, "Succeeded")["message"]
+    assert "outcome" not in status
 
 
 def test_operator_creates_pods_from_templates_with_null_fields(stage: Stage) -> None:

@@ -79,6 +79,8 @@ class EventReason(StrEnum):
     EXISTED = "Existed"
     """An external job existed before the first submission of this TaskRun."""
     ORPHANED = "Orphaned"
+    TOO_LARGE = "TooLarge"
+    """A change of the TaskRun or of its state is too large to be stored."""
     UNREADABLE = "Unreadable"
     """The TaskRun can't be decoded. No other event is emitted for it."""
 

@@ -19,6 +19,12 @@ from typing import Any
 NO_REASON = "Unknown"
 """The reason of a response without a `Status` object."""
 _WEBHOOK_DENIAL = 'admission webhook "'
+_TOO_LARGE = 413
+_TOO_LARGE_FOR_ETCD = (
+    "etcdserver: request is too large",
+    "rpc error: code = ResourceExhausted desc = trying to send message larger than max",
+)
+"""Starts of the messages of a 500 for an object that etcd can't store."""
 _MESSAGE_MAX = 4096
 """The API server repeats a rejected value in its message, up to the size of the object."""
 
@@ -97,6 +103,11 @@ def is_webhook_denial(error: ClusterError) -> bool:
     server.
     """
     return error.message.startswith(_WEBHOOK_DENIAL)
+
+
+def is_too_large(error: ClusterError) -> bool:
+    """Return whether the object is too large to be stored, so that a repetition can't help."""
+    return error.status == _TOO_LARGE or error.message.startswith(_TOO_LARGE_FOR_ETCD)
 
 
 _BY_STATUS: dict[int, type[ClusterError]] = {

@@ -35,7 +35,7 @@ from reattach.cluster import (
     UnavailableError,
     paths,
 )
-from reattach.cluster.errors import is_webhook_denial
+from reattach.cluster.errors import is_too_large, is_webhook_denial
 from reattach.planner.plan import CreatePod, DeletePod, EndHolds, PodRejection, PodRejectionKind, SealState, StopPod
 from reattach.planner.pods import template_of_pod
 from reattach.planner.retention import is_kept
@@ -48,8 +48,11 @@ from reattach.taskrun.quota_backoff import QuotaBackoff
 
 _RETRY_SECONDS = 2.0
 _RETRY_SECONDS_MAX = 60.0
-_WAIT_FOR_QUOTA = timedelta(minutes=10)
-"""Longest wait for a full quota. The end of a pod or a probe usually ends the wait sooner."""
+_LONG_WAIT = timedelta(minutes=10)
+"""Wait for a full quota, and for a pod that is too large to be stored.
+
+The end of a pod or a probe usually ends the wait for a quota sooner.
+"""
 
 _RECOUNT_SECONDS = timedelta(seconds=15)
 """Time in which the quota controller counts a deleted pod. Usually it takes less than a second."""
@@ -168,12 +171,24 @@ class PlanExecutor:
         return await self._write_pod(path, action.uid, self._writer.delete(path, uid=action.uid))
 
     async def make_room(self, key: Key, action: DeletePod) -> None:
-        """Delete a kept pod, so that the quota has room, and try the next pod soon."""
-        await self.delete(key.namespace, action)
+        """Delete a kept pod, so that the quota has room, and try the next pod soon.
+
+        If the deletion is refused, for example by a policy, wait for the quota like others.
+        """
+        is_deleted = True
+        try:
+            await self.delete(key.namespace, action)
+        except ClusterError as error:
+            if _is_of_the_call(error):
+                raise
+            is_deleted = False
+            _log.warning("Could not delete the kept pod %s/%s: %s", key.namespace, action.name, error)
         if (last := self._rejections.get(key)) is not None:
-            rejection = replace(last.rejection, excess_pods=max(last.rejection.excess_pods - 1, 0))
+            left = max(last.rejection.excess_pods - 1, 0) if is_deleted else 0
+            rejection = replace(last.rejection, excess_pods=left)
             self._rejections[key] = replace(last, rejection=rejection, room_at=self._clock())
-        self._enqueue_all(self._quota.on_room_made(key))
+        if is_deleted:
+            self._enqueue_all(self._quota.on_room_made(key))
 
     async def stop(self, namespace: str, action: StopPod) -> None:
         """Let the kubelet end the pod, without a deletion, which would remove the pod and its log.
@@ -316,7 +331,8 @@ class PlanExecutor:
         times = last.times + 1 if last else 1
         at_least = (error.retry_after if error else None) or 0
         wait = timedelta(seconds=max(min(_RETRY_SECONDS * 2 ** min(times - 1, 10), _RETRY_SECONDS_MAX), at_least))
-        retry_at = now + (_WAIT_FOR_QUOTA if kind is PodRejectionKind.QUOTA else wait)
+        is_patient = kind is PodRejectionKind.QUOTA or (error is not None and is_too_large(error))
+        retry_at = now + (_LONG_WAIT if is_patient else wait)
         room_at = last.room_at if last else None
         is_counted = room_at is None or room_at + _RECOUNT_SECONDS <= now
         excess = excess_pods_of(error, action.name) if error and is_counted else 0

@@ -3,10 +3,9 @@
 import re
 
 from reattach.cluster import BadRequestError, ClusterError, ForbiddenError, InvalidError
-from reattach.cluster.errors import NO_REASON, is_webhook_denial
+from reattach.cluster.errors import NO_REASON, is_too_large, is_webhook_denial
 from reattach.planner.plan import PodRejectionKind
 
-_TOO_LARGE = 413
 _QUOTA_DENIALS = ("exceeded quota: ", "status unknown for quota: ")
 """Starts of the messages of the ResourceQuota plugin; the second: its usage is not counted yet."""
 _EXCEEDED_COUNT = re.compile(
@@ -35,7 +34,7 @@ def rejection_kind_of(error: ClusterError, name: str, plural: str = "pods") -> P
     if error.message.startswith(admission) or isinstance(error, ForbiddenError):
         is_quota = error.message.removeprefix(admission).startswith(_QUOTA_DENIALS)
         return PodRejectionKind.QUOTA if is_quota else PodRejectionKind.FORBIDDEN
-    is_final = isinstance(error, BadRequestError | InvalidError) or error.status == _TOO_LARGE
+    is_final = isinstance(error, BadRequestError | InvalidError) or is_too_large(error)
     # A response without a reason comes from a proxy, not from the API server.
     return PodRejectionKind.INVALID if is_final and error.reason != NO_REASON else PodRejectionKind.ERROR
 

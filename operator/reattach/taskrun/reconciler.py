@@ -36,6 +36,7 @@ from reattach.cluster import (
     UnavailableError,
     paths,
 )
+from reattach.cluster.errors import is_too_large
 from reattach.planner.plan import (
     AbsentState,
     Action,
@@ -81,6 +82,7 @@ Decide: TypeAlias = Callable[[Observed, PodDefaults, datetime], Decision]
 _NEEDS_MAX = 8
 """Needs of one reconciliation: state of an ended attempt, Nodes, events, ended holds, the seal."""
 _QUOTA_PROBE_SECONDS = 0.25
+_TOO_LARGE_SECONDS = 600.0
 _RETRY_LEFTOVERS = timedelta(seconds=60)
 
 _log = logging.getLogger(__name__)
@@ -152,7 +154,12 @@ class Reconciler:
             self._executor.forget(key)
             self._orphan_records.forget(key)
             return leftovers_at
-        requeue_at = await self._reconcile_unfinished(key, taskrun)
+        try:
+            requeue_at = await self._reconcile_unfinished(key, taskrun)
+        except ClusterError as error:
+            if is_too_large(error):
+                self._report_too_large(taskrun, error)
+            raise
         return min((time for time in (leftovers_at, requeue_at) if time is not None), default=None)
 
     async def run_quota_probes(self) -> None:
@@ -174,6 +181,18 @@ class Reconciler:
                 note = f"Reattach does nothing with this TaskRun, because {error}. Change it, or delete it."
                 self._event_recorder.emit(about, EmitEvent(EventReason.UNREADABLE, note, warning=True))
             raise
+
+    def _report_too_large(self, taskrun: TaskRun, error: ClusterError) -> None:
+        """Emit an Event, because the status can't show that an object is too large to be stored.
+
+        The next try is due when the TaskRun changes, or after a long pause.
+        """
+        error.retry_after = max(error.retry_after or 0, _TOO_LARGE_SECONDS)
+        note = (
+            "Reattach does not continue with this TaskRun, because it or its state is too large to be stored: "
+            f"{error.message}. Delete the TaskRun, and create it with a smaller spec and fewer annotations."
+        )
+        self._event_recorder.emit(taskrun.metadata, EmitEvent(EventReason.TOO_LARGE, note, warning=True))
 
     async def _reconcile_unfinished(self, key: Key, taskrun: TaskRun) -> datetime | None:
         summary = next(

@@ -3,15 +3,19 @@
 The policies of the chart are not installed, so users may write the labels, finalizers and statuses of Reattach.
 """
 
+import contextlib
 import os
 import re
 import unicodedata
+from typing import Any
 
 import pytest
 
+from controlplane import ControlPlaneError, RunningControlPlane
 from hostile import JSON_BYTES, LEVELS, PROTOBUF_BYTES, Attacker, Bystander, nested_lists, taskrun, undisturbed
 from hostile_cases import CASES, CATEGORIES, INTEGERS, KINDS, NAIVE_TIME, case_of, levels_of
 from operator_process import Cluster, Operator, Operators
+from reattach.cluster.paths import taskruns
 from waiting import wait_until
 
 COUNT = 500 if os.environ.get("REATTACH_ALL") else 40
@@ -78,3 +82,36 @@ def test_operator_with_a_deeply_nested_template_fails_the_run_as_invalid_templat
     lines = operator.log.splitlines()[before:]
     assert [line for line in lines if "Traceback" in line] == []
     assert len([line for line in lines if name in line]) <= 1, lines
+
+
+def test_operator_taskrun_that_is_too_large_for_its_status_is_shown_and_tried_rarely(
+    operator: Operator, private_control_plane: RunningControlPlane, bystander: Bystander
+) -> None:
+    cluster = Cluster(private_control_plane, private_control_plane.create_namespace("large"))
+    mark = private_control_plane.audit_mark()
+    uid = create_largest(cluster, "large")["metadata"]["uid"]
+
+    def notes() -> list[str]:
+        found = private_control_plane.call("GET", f"/apis/events.k8s.io/v1/namespaces/{cluster.namespace}/events")
+        return [event["note"] for event in found["items"] if event["reason"] == "TooLarge"]
+
+    wait_until(notes, seconds=60, what="an event about the TaskRun")
+    (note,) = notes()
+    assert "is too large to be stored: etcdserver: request is too large." in note
+    assert "Delete the TaskRun, and create it with a smaller spec" in note
+    for _ in range(5):
+        bystander.start()
+    assert cluster.status("large").get("outcome") is None
+    found = private_control_plane.audit(mark, user=operator.user, namespace=cluster.namespace)
+    assert len([event for event in found if event["verb"] == "patch"]) <= 3
+    assert len([line for line in operator.log.splitlines() if f"{cluster.namespace}/large" in line]) <= 2
+    private_control_plane.call("DELETE", f"{taskruns(cluster.namespace)}/large", {"preconditions": {"uid": uid}})
+
+
+def create_largest(cluster: Cluster, name: str) -> dict[str, Any]:
+    """Create a TaskRun that etcd can just store."""
+    for size in range(1_572_800, 1_560_000, -200):
+        container = {"name": "task", "image": "task:1", "args": ["x" * size]}
+        with contextlib.suppress(ControlPlaneError):
+            return cluster.create(name, template={"spec": {"containers": [container]}})
+    raise AssertionError("etcd stores none of them")

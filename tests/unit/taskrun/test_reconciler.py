@@ -107,6 +107,7 @@ class FakeClient:
     failing_creation: Exception | None = None
     failing_template: Exception | None = None
     """Raised by the dry run of a PodTemplate."""
+    failing_deletion: Exception | None = None
     failing_get: Exception | None = None
     patches: list[JSON] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
@@ -153,6 +154,8 @@ class FakeClient:
 
     async def delete(self, path: str, **_options: Any) -> bytes:
         self.asked.append(("DELETE", path))
+        if self.failing_deletion is not None:
+            raise self.failing_deletion
         return msgspec.json.encode(self.objects.get(path, {"kind": "Status"}))
 
 
@@ -832,10 +835,36 @@ async def test_kept_pods_are_deleted_once_for_each_count_of_the_quota() -> None:
     assert excess() == 2
 
 
+async def test_kept_pod_whose_deletion_is_refused_does_not_stop_the_wait_for_the_quota() -> None:
+    scene, rejection = await rejected(FULL_QUOTA, None)
+    executor, run = scene.reconciler._executor, to_taskrun(taskrun(NEW, "10"))
+    scene.client.failing_deletion = ForbiddenError(403, "Forbidden", "a policy keeps pods")
+    await executor.make_room(KEY, DeletePod("load-new00-0", "p0", makes_room=True))
+    found = executor.rejection(KEY, run)
+    assert found is not None
+    assert (found.excess_pods, found.retry_at) == (0, rejection.retry_at)
+    scene.client.failing_deletion = UnavailableError(0, "NoAnswer", "connection reset")
+    with pytest.raises(UnavailableError):
+        await executor.make_room(KEY, DeletePod("load-new00-0", "p0", makes_room=True))
+
+
 async def test_rejection_of_another_pod_of_the_namespace_deletes_no_kept_pod() -> None:
     _, rejection = await rejected(FULL_QUOTA, None, times=2)
     assert rejection.message.startswith("Another pod was rejected: ")
     assert rejection.excess_pods == 0
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "etcdserver: request is too large",
+        "rpc error: code = ResourceExhausted desc = trying to send message larger than max (2200724 vs. 2097152)",
+    ],
+)
+async def test_pod_that_is_too_large_to_be_stored_is_tried_again_after_a_long_pause(message: str) -> None:
+    _, rejection = await rejected(UnavailableError(500, "Unknown", message), None)
+    expected = (PodRejectionKind.ERROR, message, NOW + timedelta(minutes=10))
+    assert (rejection.kind, rejection.message, rejection.retry_at) == expected
 
 
 async def test_denial_by_admission_is_shown_without_a_check_of_the_template() -> None:

@@ -35,6 +35,7 @@ class TestKindOfRejection:
             (InvalidError(422, "Invalid", "spec.containers[0].image: Required value"), PodRejectionKind.INVALID),
             (error_of(400, {}, None), PodRejectionKind.ERROR),  # of a proxy, because it has no Status object
             (error_of(413, {}, None), PodRejectionKind.ERROR),
+            (error_of(500, {"message": "etcdserver: request is too large"}, None), PodRejectionKind.ERROR),
             (ForbiddenError(403, "Forbidden", FORBIDDEN + "exceeded quota: q, requested: "), PodRejectionKind.QUOTA),
             (ForbiddenError(403, "Forbidden", FORBIDDEN + "status unknown for quota: q"), PodRejectionKind.QUOTA),
             (ForbiddenError(403, "Forbidden", FORBIDDEN + "failed quota: q: must specify"), PodRejectionKind.FORBIDDEN),
