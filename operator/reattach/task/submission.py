@@ -12,6 +12,8 @@
                                              -> IntentPending
                           handle can't be stored -> raises Held
     SubmissionRejected    retriable          -> IntentPending, with the same intent
+                          credentials, for an hour
+                                             -> raises CredentialsRefused
                           name or token used -> IntentPending, on other grounds
                           settled meanwhile  -> IntentPending
                           else               -> raises JobFailed
@@ -41,6 +43,7 @@ from reattach.adapters.base import MARGIN, Adapter, Capabilities, Rejected, Subm
 from reattach.api.messages import Decision, Grounds, IntentRequest, IntentResponse, Job, JobOwner
 from reattach.api.state import JobOrigin, JobState
 from reattach.errors import (
+    CredentialsRefused,
     GroundsRefused,
     HandleDiffers,
     InvalidCall,
@@ -93,6 +96,8 @@ WAIT_SECONDS_MAX = 60.0
 LOOK_UP_SECONDS_FIRST = 2.0
 LOOK_UP_SECONDS_MAX = 15.0
 """First and longest pause between lookups of a job that may appear at any moment."""
+CREDENTIALS_SECONDS = 3600.0
+"""Seconds for which refused credentials are tried again, because they may be replaced."""
 SIBLING_SECONDS = 5.0
 """Interval of checks whether another process of this attempt has stored the handle."""
 
@@ -240,6 +245,7 @@ class SubmissionProcess:
     _outage: OutageTimer | None = None
     _is_refused_hold: bool = False
     _sibling_since: float | None = None
+    _credentials_since: float | None = None
 
     def run(self, *, new_generation: bool = False) -> AcquiredJob:
         """Return the job.
@@ -249,6 +255,7 @@ class SubmissionProcess:
             PermanentFailure: it is unknown whether the job was submitted, and `onUnknown` is Fail.
             Held: the same, and `onUnknown` is Hold; or the job's handle can't be stored.
             Unavailable: another process of this attempt may be submitting it, and stores no handle.
+            CredentialsRefused: the external system refused the credentials for an hour.
             DigestChanged, JobsOpen: see `Jobs.intent`.
         """
         state: SubmissionState = IntentPending(self._intent(None, new_generation=new_generation))
@@ -437,6 +444,7 @@ class SubmissionProcess:
 
     def _settle_rejected(self, reply: IntentReply, rejected: Rejected) -> IntentPending:
         job, call = reply.response.job, reply.call
+        self._check_credentials(rejected)
         if rejected.retriable:
             # No job was made, so the grant is still valid: the same call has the same response.
             return IntentPending(call, self._delay_after(str(rejected)))
@@ -450,6 +458,19 @@ class SubmissionProcess:
         except JobOver:
             return IntentPending(self._intent(None))
         raise JobFailed(key=job.key, generation=job.generation, handle=None, message=message) from rejected
+
+    def _check_credentials(self, rejected: Rejected) -> None:
+        """Raise `CredentialsRefused` once they were refused for `CREDENTIALS_SECONDS` in a row."""
+        now = self.jobs.timing.clock()
+        if not rejected.credentials:
+            self._credentials_since = None
+        elif self._credentials_since is None:
+            self._credentials_since = now
+        elif (seconds := now - self._credentials_since) >= CREDENTIALS_SECONDS:
+            raise CredentialsRefused(
+                f"external job {self.wanted.key!r} could not be submitted for {seconds:.0f} s, because its external system"
+                f" refused the credentials: {rejected}. Replace them; the next attempt submits the same job"
+            ) from rejected
 
     def _delay_after(self, why: str) -> float:
         """Return the seconds until the next try."""

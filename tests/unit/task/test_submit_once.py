@@ -33,7 +33,13 @@ from reattach.api.messages import Grounds
 from reattach.api.names import ENV_SESSION
 from reattach.api.state import JobState
 from reattach.task import termination
-from reattach.task.submission import LATE_RESPONSES_MAX, LOOK_UP_SECONDS_MAX, STALE_SECONDS
+from reattach.task.submission import (
+    CREDENTIALS_SECONDS,
+    LATE_RESPONSES_MAX,
+    LOOK_UP_SECONDS_MAX,
+    STALE_SECONDS,
+    WAIT_SECONDS_MAX,
+)
 from waiting import wait_until
 
 REFUSED = httpx.ConnectError("connection refused")
@@ -587,6 +593,25 @@ class TestRefusedSubmissions:
         assert agains(pod) == [None] * 21  # the same question each time
         assert len({request.headers["Reattach-Request-Id"] for request in asked(pod)}) == 1
         assert 4 < len([record for record in caplog.records if "can't be submitted" in record.getMessage()]) < 20
+
+    def test_credentials_refused_for_an_hour_end_the_attempt_and_not_the_job(self, pod: Pod, system: System) -> None:
+        system.before_submit = [fails(Rejected("401 expired", credentials=True))] * 1000
+        start = pod.time.now
+        with pytest.raises(reattach.CredentialsRefused, match="401 expired") as raised:
+            submit(pod, system)
+        assert raised.value.code == 83
+        assert CREDENTIALS_SECONDS <= pod.time.now - start <= CREDENTIALS_SECONDS + WAIT_SECONDS_MAX
+        assert 60 <= len(system.submissions) <= 150
+        assert pod.api.jobs.record().state is JobState.INTENDED
+        assert (pod.message()["kind"], pod.message()["credentialsRefused"]) == ("Unavailable", True)
+
+    def test_credentials_that_are_replaced_in_time_are_used(self, pod: Pod, system: System) -> None:
+        refused = fails(Rejected("401 expired", credentials=True))
+        # Another response in between shows that the credentials were good.
+        system.before_submit = [*[refused] * 50, fails(Rejected("quota", retriable=True)), *[refused] * 50]
+        submit(pod, system)
+        assert len(system.jobs) == 1
+        assert pod.time.now - 1000 > CREDENTIALS_SECONDS
 
     def test_for_now_ends_when_the_attempt_must(self, pod: Pod, system: System) -> None:
         system.before_submit = [fails(Rejected("quota", retriable=True))] * 1000
