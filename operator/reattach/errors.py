@@ -29,6 +29,7 @@
         StateLost        81    the state was deleted by force; manual resolution required
         Refused          82    the state API no longer accepts this pod
         Unavailable      83    the state API was unavailable for longer than the patience
+          CredentialsRefused   an external system refused the credentials for an hour
         ProtocolError    84    the state API does not understand this SDK
         Held             85    an external job waits for a resolution
         CleanupOnly      86    a cleanup attempt, which must not run the task
@@ -252,6 +253,13 @@ class Unavailable(AttemptOver):
     """
 
     exit_code = TaskExitCode.UNAVAILABLE.value
+
+
+class CredentialsRefused(Unavailable):
+    """An external system refused the credentials of a submission for an hour.
+
+    It made no job. The attempt is charged to `disruption`, and the next one submits the same job.
+    """
 
 
 class ProtocolError(AttemptOver):

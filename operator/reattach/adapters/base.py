@@ -205,12 +205,15 @@ JobStatus: TypeAlias = Active | Succeeded | Failed | Cancelled | Unknown | NotFo
 class Rejected(ReattachError):  # noqa: N818 -- a fact about the request, as in the words of its users
     """Raised by `Adapter.submit`: the external system certainly created no job.
 
-    `retriable`: the same request may be accepted later.
+    `retriable`: the same request may be accepted later. `credentials`: it is rejected because of
+    the credentials, which may be replaced while the task waits. The SDK submits again for an hour,
+    and then ends the attempt.
     """
 
-    def __init__(self, message: str, *, retriable: bool = False) -> None:
+    def __init__(self, message: str, *, retriable: bool = False, credentials: bool = False) -> None:
         super().__init__(message)
-        self.retriable = retriable
+        self.retriable = retriable or credentials
+        self.credentials = credentials
 
 
 class Adapter(ABC):

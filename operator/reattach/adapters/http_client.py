@@ -25,6 +25,8 @@ from reattach.clock import monotonic
 
 ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 NO_BODY: Final = object()
+CREDENTIALS_REFUSED: Final = frozenset({401, 403, 407})
+"""Statuses that reject the credentials, before the server acts on the request (RFC 9110)."""
 TOO_LATE: Final = (
     "too much time has passed since the submission was allowed, so its token or name may no longer prevent a second job"
 )
@@ -41,6 +43,10 @@ class CallError(Exception):
 
 class NotSentError(CallError):
     """The request certainly did not leave, so the external system did nothing."""
+
+
+class CredentialsUnreadableError(NotSentError):
+    """The request did not leave, because its credentials can't be read or can't be sent."""
 
 
 @dataclass(frozen=True)
@@ -156,13 +162,17 @@ class BoundedHttpClient:
         """Send the request that makes the job, if the submission may still leave. See `send`.
 
         Raises:
-            Rejected: the request certainly did not leave; it is retriable.
+            Rejected: the request certainly did not leave. It is retriable, with `credentials` if
+                they can't be read.
             CallError: there is no usable response, and the request may have left.
         """
         try:
             return self.send(method, path, body, headers, may_leave=submission.may_leave)
         except NotSentError as error:
-            raise Rejected(f"the job was not sent: {error}", retriable=True) from error
+            is_about_credentials = isinstance(error, CredentialsUnreadableError)
+            raise Rejected(
+                f"the job was not sent: {error}", retriable=True, credentials=is_about_credentials
+            ) from error
 
     def send(
         self,
@@ -226,13 +236,15 @@ class BoundedHttpClient:
         try:
             own = dict(self.headers())
         except Exception as error:  # whatever the error is, nothing has left
-            raise NotSentError(f"the credentials for {self.address} can't be read: {_why(error)}") from error
+            raise CredentialsUnreadableError(
+                f"the credentials for {self.address} can't be read: {_why(error)}"
+            ) from error
         media = {"Content-Type": "application/json"} if has_body else {}
         every = {"Accept": "application/json", "Connection": "close", **media, **own, **given}
         for name, value in every.items():
             # The error of the HTTP library would contain the value, which may be a secret.
             if not (_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value) and value == value.strip()):
-                raise NotSentError(
+                raise CredentialsUnreadableError(
                     f"the header {name!r} for {self.address} must be one line of printable text without spaces around it"
                 )
         return every

@@ -44,7 +44,7 @@ from reattach.adapters.base import (
     Succeeded,
     Unknown,
 )
-from reattach.adapters.http_client import BoundedHttpClient, HttpResponse, path_segment
+from reattach.adapters.http_client import CREDENTIALS_REFUSED, BoundedHttpClient, HttpResponse, path_segment
 
 _SETTLING: Final = timedelta(seconds=60)
 """An accepted request waits at most half of this for the head's agent; then the job exists."""
@@ -52,10 +52,10 @@ _MEMORY_MARGIN: Final = timedelta(seconds=5)
 """Margin of the head's memory, for the resolution of its clock and the time until it responds."""
 _MEMORY_SECONDS: Final = 6.0
 _CONFLICT: Final = "already exists"
-_REFUSED: Final = frozenset({400, 401, 403, 404, 405, 413, 415, 422})
+_REFUSED: Final = frozenset({400, 404, 405, 413, 415, 422})
 """Statuses with which the API rejects a request without acting on it.
 
-401 and 403 come from token authentication, 404 and 405 from another server.
+404 and 405 come from another server. 401 and 403 come from token authentication.
 """
 _HEAD_NODE: Final = "/api/v0/nodes?detail=1&filter_keys=is_head_node&filter_predicates=%3D&filter_values=true"
 
@@ -172,6 +172,8 @@ def submitted_of(answer: HttpResponse, submission_id: str) -> bool:
         return False
     if answer.status >= 400 and submission_id in answer.text and _CONFLICT in answer.text:
         return True
+    if answer.status in CREDENTIALS_REFUSED:
+        raise Rejected(f"Ray refuses the credentials: {_shown(answer)}", credentials=True)
     if answer.status in _REFUSED:
         raise Rejected(f"Ray refuses the job: {_shown(answer)}")
     if answer.status == 429:

@@ -466,7 +466,8 @@ class TerminationMessage(Shape, frozen=True):
     `kind`: `Failed` (an ordinary error), `Permanent` (no retry), `RetryLater` (with
     `retry_after_seconds`), `Unavailable` (the state API is unavailable, or rejected the call),
     `Fenced`, `Held`. An operator that does not know the kind treats the message as the end of a
-    log. `not_ready`: the kind is `RetryLater`, and nothing failed.
+    log. `not_ready`: the kind is `RetryLater`, and nothing failed. `credentials_refused`: the kind
+    is `Unavailable`, because an external system refused the credentials of a submission.
     """
 
     reattach: Literal["v1"]
@@ -474,3 +475,4 @@ class TerminationMessage(Shape, frozen=True):
     message: str = ""
     retry_after_seconds: int | None = None
     not_ready: bool = False
+    credentials_refused: bool = False

@@ -23,6 +23,8 @@ _DEADLINE = "DeadlineExceeded"
 _EVICTED = "Evicted"
 _COMPLETED = "Completed"
 _NO_RECORD = "NoCompletionRecord"
+_UNAVAILABLE = {"Unavailable": "StateApiUnavailable", "CredentialsRefused": "CredentialsRefused"}
+"""Reason of a disruption, by the kind of the report."""
 _ENDS_OF_THE_RUN = frozenset({Cause.SUCCEEDED, Cause.PERMANENT})
 _REPORTED_BY_CODE = {
     TaskExitCode.FENCED: ("Fenced", "a later attempt or process took over the state"),
@@ -38,8 +40,9 @@ _REPORTED_BY_CODE = {
 class TaskReport:
     """Report of the task about its end.
 
-    `kind`: that of the message (`TerminationMessage`), or `NotReady`. `meaning`: of an exit code
-    without a message; the text is then the end of the log, if there is one.
+    `kind`: that of the message (`TerminationMessage`), `NotReady` or `CredentialsRefused`.
+    `meaning`: of an exit code without a message; the text is then the end of the log, if there is
+    one.
     """
 
     kind: str
@@ -159,8 +162,7 @@ class EndedAttempt:
                 return None
             kind, meaning = _REPORTED_BY_CODE[TaskExitCode(self.exit_code)]
             return TaskReport(kind, text, meaning=f"Exit code {self.exit_code}: {meaning}.")
-        kind = "NotReady" if message.kind == "RetryLater" and message.not_ready else message.kind
-        return TaskReport(kind, message.message, message.retry_after_seconds)
+        return TaskReport(_kind_of(message), message.message, message.retry_after_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,9 +309,9 @@ def _disrupted(ended: EndedAttempt) -> Classification | None:
 
 def _reported_unavailable(ended: EndedAttempt) -> Classification | None:
     # This can't be verified and need not be, because the budget that it is charged to is bounded.
-    if ended.report is None or ended.report.kind != "Unavailable" or ended.exit_code == 0:
+    if ended.report is None or ended.report.kind not in _UNAVAILABLE or ended.exit_code == 0:
         return None
-    return Classification(Cause.DISRUPTION, "StateApiUnavailable", _task_message(ended))
+    return Classification(Cause.DISRUPTION, _UNAVAILABLE[ended.report.kind], _task_message(ended))
 
 
 def _reported_permanent(ended: EndedAttempt) -> Classification | None:
@@ -396,3 +398,10 @@ def _text_of(report: TaskReport) -> str:
 def _is_own_limit(ended: EndedAttempt) -> bool:
     reason, message = ended.stopped_by_kubelet
     return reason == _EVICTED and _OWN_LIMIT.search(message) is not None
+
+
+def _kind_of(message: TerminationMessage) -> str:
+    """Return the kind of the report that an older operator reads as a more general kind."""
+    if message.kind == "RetryLater" and message.not_ready:
+        return "NotReady"
+    return "CredentialsRefused" if message.kind == "Unavailable" and message.credentials_refused else message.kind

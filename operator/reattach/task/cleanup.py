@@ -458,9 +458,8 @@ class JobCleanup:
         assert self._clock is not None
         now = self._clock.at(self._jobs.timing.clock())
         if at is not None and (seconds := (at - now.earliest).total_seconds()) > 0:
-            logger.info("%s is not found yet. The next lookup is in %.0f s.", self.name, seconds)
-            self._jobs.sleep(seconds)
-        found, self._absence = look_up(self._jobs, self._wanted, self._job, self._clock)
+            logger.info("%s is not found yet. It is looked up again, for at most %.0f s.", self.name, seconds)
+        found, self._absence = look_up(self._jobs, self._wanted, self._job, self._clock, until=at)
         if found is None:
             if at is not None:
                 self._response = None  # meanwhile a handle, or the end of an attempt, may have been reported

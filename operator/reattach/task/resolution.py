@@ -46,7 +46,11 @@ class SubmitAgain:
 
 @dataclass(frozen=True)
 class LookUpStep:
-    """Look the job up, not before `at`; at once if that is None."""
+    """Look the job up at once.
+
+    If `at` is set, repeat that until the job is found, or until a lookup at that time or later did
+    not find it.
+    """
 
     at: datetime | None = None
 

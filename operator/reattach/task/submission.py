@@ -12,6 +12,8 @@
                                              -> IntentPending
                           handle can't be stored -> raises Held
     SubmissionRejected    retriable          -> IntentPending, with the same intent
+                          credentials, for an hour
+                                             -> raises CredentialsRefused
                           name or token used -> IntentPending, on other grounds
                           settled meanwhile  -> IntentPending
                           else               -> raises JobFailed
@@ -41,6 +43,7 @@ from reattach.adapters.base import MARGIN, Adapter, Capabilities, Rejected, Subm
 from reattach.api.messages import Decision, Grounds, IntentRequest, IntentResponse, Job, JobOwner
 from reattach.api.state import JobOrigin, JobState
 from reattach.errors import (
+    CredentialsRefused,
     GroundsRefused,
     HandleDiffers,
     InvalidCall,
@@ -90,6 +93,11 @@ A slow state API would otherwise never return a fresh one.
 STALE_SECONDS = 60.0
 """Age from which no submission begins, however many responses were late."""
 WAIT_SECONDS_MAX = 60.0
+LOOK_UP_SECONDS_FIRST = 2.0
+LOOK_UP_SECONDS_MAX = 15.0
+"""First and longest pause between lookups of a job that may appear at any moment."""
+CREDENTIALS_SECONDS = 3600.0
+"""Seconds for which refused credentials are tried again, because they may be replaced."""
 SIBLING_SECONDS = 5.0
 """Interval of checks whether another process of this attempt has stored the handle."""
 
@@ -237,6 +245,7 @@ class SubmissionProcess:
     _outage: OutageTimer | None = None
     _is_refused_hold: bool = False
     _sibling_since: float | None = None
+    _credentials_since: float | None = None
 
     def run(self, *, new_generation: bool = False) -> AcquiredJob:
         """Return the job.
@@ -246,6 +255,7 @@ class SubmissionProcess:
             PermanentFailure: it is unknown whether the job was submitted, and `onUnknown` is Fail.
             Held: the same, and `onUnknown` is Hold; or the job's handle can't be stored.
             Unavailable: another process of this attempt may be submitting it, and stores no handle.
+            CredentialsRefused: the external system refused the credentials for an hour.
             DigestChanged, JobsOpen: see `Jobs.intent`.
         """
         state: SubmissionState = IntentPending(self._intent(None, new_generation=new_generation))
@@ -434,6 +444,7 @@ class SubmissionProcess:
 
     def _settle_rejected(self, reply: IntentReply, rejected: Rejected) -> IntentPending:
         job, call = reply.response.job, reply.call
+        self._check_credentials(rejected)
         if rejected.retriable:
             # No job was made, so the grant is still valid: the same call has the same response.
             return IntentPending(call, self._delay_after(str(rejected)))
@@ -447,6 +458,19 @@ class SubmissionProcess:
         except JobOver:
             return IntentPending(self._intent(None))
         raise JobFailed(key=job.key, generation=job.generation, handle=None, message=message) from rejected
+
+    def _check_credentials(self, rejected: Rejected) -> None:
+        """Raise `CredentialsRefused` once they were refused for `CREDENTIALS_SECONDS` in a row."""
+        now = self.jobs.timing.clock()
+        if not rejected.credentials:
+            self._credentials_since = None
+        elif self._credentials_since is None:
+            self._credentials_since = now
+        elif (seconds := now - self._credentials_since) >= CREDENTIALS_SECONDS:
+            raise CredentialsRefused(
+                f"external job {self.wanted.key!r} could not be submitted for {seconds:.0f} s, because its external system"
+                f" refused the credentials: {rejected}. Replace them; the next attempt submits the same job"
+            ) from rejected
 
     def _delay_after(self, why: str) -> float:
         """Return the seconds until the next try."""
@@ -482,8 +506,7 @@ class SubmissionProcess:
                     logger.info("External job %r may have been submitted; submitting again: %s.", job.key, grounds)
                     return IntentPending(self._intent(grounds))
                 case LookUpStep(at):
-                    self._wait_until(reply, at)
-                    if (found := self._look_up(reply)) is not None:
+                    if (found := self._look_up(reply, at)) is not None:
                         return self._record(reply, found, "Found")
                 case StillHeld(why):
                     raise self.jobs.held(held_text(job, why))
@@ -533,20 +556,21 @@ class SubmissionProcess:
         self._absence = None
         return IntentPending(self._intent(None), SIBLING_SECONDS)
 
-    def _wait_until(self, reply: IntentReply, at: datetime | None) -> None:
-        seconds = 0.0 if at is None else (at - self._now(reply).earliest).total_seconds()
+    def _look_up(self, reply: IntentReply, until: datetime | None) -> Submitted | None:
+        """Look the job up, and keep the evidence. See `look_up`."""
+        job, seconds = reply.response.job, self._seconds_until(reply, until)
         if seconds > 0:
             logger.warning(
-                "External job %r may have been submitted and is not found yet. The next lookup is in %.0f s.",
+                "External job %r may have been submitted and is not found yet. It is looked up again until it is found, for"
+                " at most %.0f s.",
                 self.wanted.key,
                 seconds,
             )
-            self.jobs.sleep(seconds, self._check)
-
-    def _look_up(self, reply: IntentReply) -> Submitted | None:
-        """Look the job up until the external system responds, and keep the evidence."""
-        found, self._absence = look_up(self.jobs, self.wanted, reply.response.job, reply.clock, self._check)
+        found, self._absence = look_up(self.jobs, self.wanted, job, reply.clock, self._check, until=until)
         return found
+
+    def _seconds_until(self, reply: IntentReply, until: datetime | None) -> float:
+        return 0.0 if until is None else (until - self._now(reply).earliest).total_seconds()
 
     def _try_outcome(
         self, job: Job, state: OutcomeState, why: str, *, hold: bool = False, given_up: bool = False
@@ -592,9 +616,20 @@ class SubmissionProcess:
 
 
 def look_up(
-    jobs: JobClient, wanted: JobRequest, job: Job, clock: ServerClock, check: Callable[[], None] | None = None
+    jobs: JobClient,
+    wanted: JobRequest,
+    job: Job,
+    clock: ServerClock,
+    check: Callable[[], None] | None = None,
+    *,
+    until: datetime | None = None,
 ) -> tuple[Submitted | None, AbsenceEvidence]:
-    """Look a job up until the external system responds. The evidence counts if there is no job."""
+    """Look a job up until the external system responds. The evidence counts if there is no job.
+
+    `until`: repeat the lookup every few seconds until one that is sent at that time or later does
+    not find the job. The earlier ones prove nothing, but may find it.
+    """
+    pause = LOOK_UP_SECONDS_FIRST
     outage = OutageTimer(jobs.timing, f"External job {job.key!r} can't be looked up")
     while True:
         began = clock.at(jobs.timing.clock()).earliest
@@ -604,13 +639,20 @@ def look_up(
             raise
         except Exception as error:  # noqa: BLE001 -- no other error is evidence of absence
             jobs.sleep(outage.wait(f"{type(error).__name__}: {error}", WAIT_SECONDS_MAX), check)
-        else:
-            outage.end()
-            if not isinstance(found, Submitted | None):
-                raise TypeError(
-                    f"{type(wanted.adapter).__name__}.look_up must return Submitted or None, not {found!r:.100}"
-                )
-            return found, AbsenceEvidence(began, clock.at(jobs.timing.clock()).latest)
+            continue
+        outage.end()
+        if not isinstance(found, Submitted | None):
+            raise TypeError(
+                f"{type(wanted.adapter).__name__}.look_up must return Submitted or None, not {found!r:.100}"
+            )
+        now = clock.at(jobs.timing.clock())
+        if found is not None or until is None or began >= until:
+            return found, AbsenceEvidence(began, now.latest)
+        left = max((until - now.earliest).total_seconds(), 0.001)
+        # Jitter spreads the lookups of many tasks after an outage that all of them noticed.
+        jobs.sleep(min(left, pause * (0.5 + jobs.timing.jitter() / 2)), check)
+        pause = min(pause * 2, LOOK_UP_SECONDS_MAX)
+        outage = OutageTimer(jobs.timing, f"External job {job.key!r} can't be looked up")
 
 
 def _text_of(handle: Any) -> Any:

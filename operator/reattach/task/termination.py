@@ -18,6 +18,7 @@ import msgspec
 from reattach.api.messages import EndKind, TerminationMessage
 from reattach.errors import (
     AttemptOver,
+    CredentialsRefused,
     Fenced,
     Held,
     Refused,
@@ -56,7 +57,12 @@ def message_of(error: BaseException) -> TerminationMessage:
         case StateLost() | Held():
             return TerminationMessage(reattach="v1", kind="Held", message=_describe(error))
         case Unavailable() | Refused():
-            return TerminationMessage(reattach="v1", kind="Unavailable", message=_describe(error))
+            return TerminationMessage(
+                reattach="v1",
+                kind="Unavailable",
+                message=_describe(error),
+                credentials_refused=isinstance(error, CredentialsRefused),
+            )
         case _:
             return TerminationMessage(reattach="v1", kind="Failed", message=_describe(error))
 

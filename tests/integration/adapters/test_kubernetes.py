@@ -271,7 +271,7 @@ class TestSubmit:
         stranger = replace(world.access, token="no.such.token")
         with pytest.raises(Rejected, match="401") as caught:
             KubernetesObjects(JOB, access=stranger).submit(submission())
-        assert caught.value.retriable
+        assert caught.value.credentials
         assert isinstance(KubernetesObjects(JOB, access=stranger).status("a/b/c"), Unknown)
 
 

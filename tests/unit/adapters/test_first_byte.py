@@ -790,6 +790,21 @@ def test_request_that_would_be_taken_for_a_tunnel_is_refused(world: World) -> No
 
 UNCHECKED = dataclasses.replace(TASKRUN, ends=())
 """A kind without a dry run before its creation."""
+
+
+@pytest.mark.parametrize("case", ["an identity provider that is away", "a token with a newline"])
+def test_submission_without_readable_credentials_waits_for_them(world: World, case: str) -> None:
+    def read() -> Mapping[str, str]:
+        if "newline" in case:
+            return {"Authorization": "Bearer t\n"}
+        raise RuntimeError(case)
+
+    client = BoundedHttpClient(world.serve(respond).address, PATIENT, read)
+    with pytest.raises(Rejected) as caught:
+        client.submit(Submission("t-1", BODY, "load", 1, "team", "nightly"), "POST", "/jobs", BODY)
+    assert caught.value.credentials
+
+
 STATES = States(active=("R",), succeeded=("S",), failed=("F",))
 ADAPTERS: dict[str, tuple[Callable[[str], Adapter], object]] = {
     "http": (

@@ -323,13 +323,21 @@ class TestSubmit:
             described(server, submit=SubmitRequest(path="/job", handle="id")).submit(submission())
         assert not caught.value.retriable
 
-    @pytest.mark.parametrize("status,retriable", [(429, True), (401, False), (403, False), (422, False)])
+    @pytest.mark.parametrize("status,retriable", [(429, True), (401, True), (403, True), (407, True), (422, False)])
     def test_submit_status_that_proves_no_action_is_rejected(self, status: int, retriable: bool) -> None:
         with serving("nothing") as server:
             server.fail("error", "submit", times=1, status=status)
             with pytest.raises(Rejected) as caught:
                 described(server).submit(submission())
             assert caught.value.retriable is retriable
+            assert caught.value.credentials is (status in {401, 403, 407})
+
+    def test_submit_status_that_the_description_names_is_not_about_credentials(self) -> None:
+        with serving("nothing") as server:
+            server.fail("error", "submit", times=1, status=403)
+            with pytest.raises(Rejected, match="was refused: 403") as caught:
+                described(server, submit=SubmitRequest(path="/jobs", handle="id", refused=(403,))).submit(submission())
+            assert not caught.value.retriable
 
     @pytest.mark.parametrize("status", [302, 406, 408, 409, 410, 412, 425, 500, 502, 503, 504])
     def test_submit_other_status_leaves_the_outcome_unknown(self, status: int) -> None:

@@ -257,6 +257,27 @@ class TestResponses:
         with pytest.raises(CallError):
             adapter((status, body)).cancel(handle)
 
+    @pytest.mark.parametrize(
+        "status,body,is_about_credentials",
+        [
+            (401, {"kind": "Status", "reason": "Unauthorized"}, True),
+            (
+                403,
+                {"kind": "Status", "message": 'jobs.batch is forbidden: User "u" cannot create resource "jobs"'},
+                True,
+            ),
+            (403, "<html>", True),
+            (403, {"kind": "Status", "message": 'jobs.batch "j" is forbidden: violates PodSecurity'}, False),
+            (403, {"kind": "Status", "message": 'admission webhook "w" denied the request: no'}, False),
+        ],
+    )
+    def test_submit_without_a_right_is_tried_again_and_one_that_admission_rejects_is_not(
+        self, status: int, body: Any, *, is_about_credentials: bool
+    ) -> None:
+        with pytest.raises(Rejected) as caught:
+            adapter((status, body)).submit(SUBMISSION)
+        assert (caught.value.credentials, caught.value.retriable) == (is_about_credentials, is_about_credentials)
+
     def test_cancel_of_job_that_ends_meanwhile_keeps_its_result(self) -> None:
         handle = f"team/{NAME}/u1"
         ended = {**OURS, "status": {"conditions": [{"type": "Complete", "status": "True"}]}}

@@ -84,7 +84,13 @@ class TestSubmission:
         with pytest.raises(RayError, match="does not show"):
             submitted_of(a_response(500, EXISTS), "reattach-other")
 
-    @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 415, 422])
+    @pytest.mark.parametrize("status", [401, 403])
+    def test_submit_with_refused_credentials_is_tried_again(self, status: int) -> None:
+        with pytest.raises(Rejected) as caught:
+            submitted_of(a_response(status, "no token"), ID)
+        assert caught.value.credentials
+
+    @pytest.mark.parametrize("status", [400, 404, 405, 413, 415, 422])
     def test_what_ray_has_not_acted_on_is_rejected_for_good(self, status: int) -> None:
         with pytest.raises(Rejected, match="unexpected keyword argument 'nope'") as rejected:
             submitted_of(a_response(status, UNKNOWN_FIELD), ID)

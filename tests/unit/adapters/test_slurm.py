@@ -313,7 +313,6 @@ class TestRest:
         [
             (500, {"meta": META, "errors": [{"error_code": 2000, "error": "Invalid partition name specified"}]}),
             (400, {"errors": [{"description": 'Unknown key "nope"', "source": "hsearch_r"}, {"error_code": 9001, "error": "Failure during parsing"}]}),
-            (401, "Authentication failure"),
             (404, ""),
         ],
     )  # fmt: skip
@@ -321,6 +320,12 @@ class TestRest:
         with pytest.raises(Rejected) as rejected:
             self.submitted(status, body)
         assert not rejected.value.retriable
+
+    @pytest.mark.parametrize("status", [401, 403])
+    def test_rest_submit_with_refused_credentials_is_tried_again(self, status: int) -> None:
+        with pytest.raises(Rejected) as rejected:
+            self.submitted(status, "Authentication failure")
+        assert rejected.value.credentials
 
     def test_rest_submit_unreachable_controller_is_a_refusal_for_now(self) -> None:
         with pytest.raises(Rejected) as rejected:

@@ -18,12 +18,28 @@ import pytest
 import reattach
 from fakepod import Pod, a_problem
 from fakesystem import LOOK_UP, NAME, REQUEST, RESULT, TOKEN, LostError, System, fails
-from reattach.adapter import Active, Capabilities, ClientName, Failed, Rejected, Submission, SubmissionToken, Submitted
+from reattach.adapter import (
+    Active,
+    Capabilities,
+    ClientName,
+    Failed,
+    Lookup,
+    Rejected,
+    Submission,
+    SubmissionToken,
+    Submitted,
+)
 from reattach.api.messages import Grounds
 from reattach.api.names import ENV_SESSION
 from reattach.api.state import JobState
 from reattach.task import termination
-from reattach.task.submission import LATE_RESPONSES_MAX, STALE_SECONDS
+from reattach.task.submission import (
+    CREDENTIALS_SECONDS,
+    LATE_RESPONSES_MAX,
+    LOOK_UP_SECONDS_MAX,
+    STALE_SECONDS,
+    WAIT_SECONDS_MAX,
+)
 from waiting import wait_until
 
 REFUSED = httpx.ConnectError("connection refused")
@@ -479,8 +495,9 @@ class TestLostSubmissions:
         assert len(system.jobs) == 1
         arrived = pod.api.jobs.record().origin == "Found"
         assert len(system.submissions) == (1 if arrived else 2)
-        assert system.look_ups == (1 if arrived else 2)
-        assert ("The next lookup is in 65 s" in caplog.text) is not arrived
+        assert ("looked up again until it is found, for at most 65 s" in caplog.text) is not arrived
+        # Every few seconds, although only the last lookup can prove that there is no job.
+        assert system.look_ups == 1 if arrived else 7 <= system.look_ups <= 12
 
     def test_a_look_up_that_lags_is_waited_for(self, pod: Pod, system: System) -> None:
         system.can = Capabilities(look_up=LOOK_UP)
@@ -489,6 +506,19 @@ class TestLostSubmissions:
         submit(pod, system)
         assert pod.api.jobs.record().origin == "Found"
         assert len(system.jobs) == 1
+
+    def test_lost_response_is_followed_by_lookups_that_find_the_job_within_seconds(
+        self, pod: Pod, system: System
+    ) -> None:
+        system.can = Capabilities(look_up=Lookup(timedelta(hours=1)))
+        system.after_submit = [fails(LostError())]
+        start, found = pod.time.now, list[float]()
+        pod.time.at(20, lambda: setattr(system, "hidden_for", 0))
+        system.hidden_for = 1_000_000
+        pod.time.on_step["after-handle"] = lambda: found.append(pod.time.now)
+        submit(pod, system)
+        assert len(system.jobs) == 1
+        assert 20 <= found[0] - start <= 20 + LOOK_UP_SECONDS_MAX
 
     @pytest.mark.usefixtures("lose")
     def test_where_nothing_can_tell_a_person_is_asked(
@@ -563,6 +593,25 @@ class TestRefusedSubmissions:
         assert agains(pod) == [None] * 21  # the same question each time
         assert len({request.headers["Reattach-Request-Id"] for request in asked(pod)}) == 1
         assert 4 < len([record for record in caplog.records if "can't be submitted" in record.getMessage()]) < 20
+
+    def test_credentials_refused_for_an_hour_end_the_attempt_and_not_the_job(self, pod: Pod, system: System) -> None:
+        system.before_submit = [fails(Rejected("401 expired", credentials=True))] * 1000
+        start = pod.time.now
+        with pytest.raises(reattach.CredentialsRefused, match="401 expired") as raised:
+            submit(pod, system)
+        assert raised.value.code == 83
+        assert CREDENTIALS_SECONDS <= pod.time.now - start <= CREDENTIALS_SECONDS + WAIT_SECONDS_MAX
+        assert 60 <= len(system.submissions) <= 150
+        assert pod.api.jobs.record().state is JobState.INTENDED
+        assert (pod.message()["kind"], pod.message()["credentialsRefused"]) == ("Unavailable", True)
+
+    def test_credentials_that_are_replaced_in_time_are_used(self, pod: Pod, system: System) -> None:
+        refused = fails(Rejected("401 expired", credentials=True))
+        # Another response in between shows that the credentials were good.
+        system.before_submit = [*[refused] * 50, fails(Rejected("quota", retriable=True)), *[refused] * 50]
+        submit(pod, system)
+        assert len(system.jobs) == 1
+        assert pod.time.now - 1000 > CREDENTIALS_SECONDS
 
     def test_for_now_ends_when_the_attempt_must(self, pod: Pod, system: System) -> None:
         system.before_submit = [fails(Rejected("quota", retriable=True))] * 1000

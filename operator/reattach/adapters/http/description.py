@@ -36,9 +36,10 @@ ABSENT: Final = "null"
 MARGIN_SECONDS: Final = 5.0
 """Largest delay of a submission beyond its timeout. A token must live longer than both together."""
 
-REFUSED: Final = (400, 401, 402, 403, 404, 405, 411, 413, 414, 415, 417, 421, 422, 426, 428, 431)
+REFUSED: Final = (400, 402, 404, 405, 411, 413, 414, 415, 417, 421, 422, 426, 428, 431)
 """Statuses with which a server rejects a request without acting on it (RFC 9110, RFC 6585).
 
+401, 403 and 407 are about the credentials, which may be replaced, unless you name them here.
 406, 408, 409, 410, 412, 425 and 5xx do not guarantee this; for 406, some frameworks act first.
 """
 BUSY: Final = (429,)
@@ -94,7 +95,8 @@ class SubmitRequest(Part, frozen=True):
     The status code of the response determines the outcome. `accepted`: a new job. `exists`: the
     name or token already has a job, whose handle is at `existing_handle` (by default `handle`).
     `refused`: certainly no job, and the same request never creates one. `busy`: certainly no job;
-    Reattach submits again later. Any other code: the outcome is unknown.
+    Reattach submits again later. 401, 403 and 407, unless they are in one of these: the credentials
+    are refused, and Reattach submits again for an hour. Any other code: the outcome is unknown.
     """
 
     at: ClassVar[str] = "submit"

@@ -35,7 +35,7 @@ from reattach.adapters.http.description import (
     additions_of,
     header_of,
 )
-from reattach.adapters.http_client import NO_BODY, CallError, HttpResponse, path_segment
+from reattach.adapters.http_client import CREDENTIALS_REFUSED, NO_BODY, CallError, HttpResponse, path_segment
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def submitted_of(submit: SubmitRequest, response: HttpResponse, submission: Subm
         raise Rejected(f"the job was refused: {response}")
     if response.status in submit.busy:
         raise Rejected(f"the job was refused for now: {response}", retriable=True)
+    if response.status in CREDENTIALS_REFUSED:
+        raise Rejected(f"the credentials were refused: {response}", credentials=True)
     if response.status in {307, 308}:
         # Only these redirects mean that the server did not act and the client must repeat the
         # request.

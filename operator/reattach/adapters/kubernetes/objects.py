@@ -8,6 +8,7 @@ another client, whatever its name is.
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,10 +38,12 @@ ANNOTATION_JOB: Final = "reattach.dev/submitted-as"
 _REFUSED: Final = frozenset({400, 403, 404, 405, 413, 415, 422})
 """Statuses that reject the object finally.
 
-401 is excluded, because an API server that starts, or has rotated its keys, rejects valid tokens
-for a while.
+401, and 403 for want of a right, are about the credentials: a right may be granted while the task
+waits. An API server that starts, or has rotated its keys, rejects valid tokens for a while.
 """
-_BUSY: Final = frozenset({401, 429})
+_BUSY: Final = frozenset({429})
+_NO_RIGHT: Final = re.compile(r'is forbidden: User ".*" cannot \w+ resource ')
+"""Message of the authorizer. Admission also rejects objects with 403, and those for good."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,8 @@ def created_of(response: HttpResponse) -> Submitted | None:
         raise Rejected(f"the namespace's quota has no room: {response_text(response)}", retriable=True)
     if response.status == 404 and reason != "NotFound":
         raise Rejected(f"the API server must serve this kind; is its CRD installed? {response_text(response)}")
+    if _is_about_credentials(response):
+        raise Rejected(f"the API server refuses the credentials: {response_text(response)}", credentials=True)
     if response.status in _REFUSED:
         raise Rejected(f"the API server refuses the object: {response_text(response)}")
     if response.status in _BUSY:
@@ -296,6 +301,14 @@ def _early_end(kind: Kind, found: Any, retention: timedelta | None) -> tuple[str
         if retention is None or (is_number and ends < retention.total_seconds()):
             return place, ends
     return None
+
+
+def _is_about_credentials(response: HttpResponse) -> bool:
+    """Return whether a right or valid credentials are missing. A proxy's 403 has no Status."""
+    if response.status != 403:
+        return response.status == 401
+    found = response.body if isinstance(response.body, dict) else {}
+    return found.get("kind") != "Status" or _NO_RIGHT.search(text_at(found, "message")) is not None
 
 
 def _reason_of(response: HttpResponse) -> str:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import httpx
 
 from reattach.adapters.base import Rejected, Submission, Submitted
-from reattach.adapters.http_client import BoundedHttpClient, CallError, HttpResponse
+from reattach.adapters.http_client import CREDENTIALS_REFUSED, BoundedHttpClient, CallError, HttpResponse
 from reattach.adapters.slurm.adapter import MIN_JOB_AGE, SETTLING, Slurm, SlurmError
 from reattach.adapters.slurm.records import (
     INVALID_JOB_ID,
@@ -24,10 +24,10 @@ from reattach.adapters.slurm.records import (
     shown_errors_of_rest,
 )
 
-_REFUSED: Final = frozenset({400, 401, 403, 404, 405, 413, 415})
+_REFUSED: Final = frozenset({400, 404, 405, 413, 415})
 """Statuses that slurmrestd returns if it did not forward the request.
 
-For example, 401 for a bad token, and 404 for an API version that slurmrestd does not have.
+For example, 404 for an API version that slurmrestd does not have, and 401 for a bad token.
 """
 _RESPONSE_BYTES_MAX: Final = 128 * 1024 * 1024
 """Limit for a response with all jobs of the controller, at about 2 KB a job."""
@@ -146,6 +146,8 @@ def job_id_of(response: HttpResponse) -> int:
     known = {refusal_of(number) for number in errors_of_rest(body)}
     if known == {SlurmRejection.FINAL} and is_full(response.text):
         known = {SlurmRejection.FOR_NOW}
+    if not known and response.status in CREDENTIALS_REFUSED:
+        raise Rejected(f"Slurm refuses the credentials: {_shown(response)}", credentials=True)
     if known == {SlurmRejection.FINAL} or (not known and response.status in _REFUSED):
         raise Rejected(f"Slurm refuses the job: {_shown(response)}")
     if known == {SlurmRejection.FOR_NOW}:
