@@ -11,7 +11,7 @@ import pytest
 import jobservers
 from conformance.jobadapter import JobServerSystem, serving
 from controlplane import REPOSITORY
-from reattach.testing import CASES
+from reattach.testing import CASES, ENDING_CASES
 
 CONFORMANCE, ADAPTERS = REPOSITORY / "docs/conformance.md", REPOSITORY / "docs/adapters.md"
 MODE = jobservers.jobserver.Mode(lag_seconds=20, forget_seconds=7200)
@@ -50,7 +50,7 @@ def test_documented_call_runs_all_cases_and_prints_no_problem(
         monkeypatch.setattr(sys.modules["reattach.testing.conformance"], "RealClock", lambda: served.clock)
         exec(text, names_of(served))
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert len(table) == 2 + len(CASES)
+    assert len(table) == 2 + len(CASES) + len(ENDING_CASES)
     assert not [line for line in table if "**" in line]
     assert sum("not tried" in line for line in table) == (3 if document == CONFORMANCE else 11)
 

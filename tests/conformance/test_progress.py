@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from conformance.jobadapter import CAPABILITIES, JobServerAdapter, serving
 from reattach.adapters.base import Capabilities, Failed, JobStatus, Lookup
-from reattach.testing import CASES, REAL_TIMING, RealClock, VirtualClock, conformance
+from reattach.testing import CASES, ENDING_CASES, REAL_TIMING, RealClock, VirtualClock, conformance
 from reattach.testing.progress import describe_start, estimated_seconds
 
 PROGRAM = """
@@ -68,10 +68,11 @@ def test_case_with_a_problem_is_shown_with_the_log_of_its_tasks(caplog: pytest.L
     assert any("External job 'load'" in line for line in shown[1:])
 
 
-@pytest.mark.parametrize("request_seconds,settling,minutes", [(5, 1, 7), (30, 20, 25)])
+@pytest.mark.parametrize("request_seconds,settling,minutes", [(5, 1, 8), (30, 20, 27)])
 def test_estimate_follows_from_what_the_adapter_declares(request_seconds: float, settling: int, minutes: int) -> None:
     declared = Capabilities(look_up=Lookup(settling=timedelta(seconds=settling)))
-    assert f"about {minutes} minutes" in describe_start(declared, request_seconds, len(CASES))
+    cases = len(CASES) + len(ENDING_CASES)
+    assert f"about {minutes} min" in describe_start(declared, request_seconds, cases)
     assert estimated_seconds(Capabilities(), request_seconds, len(CASES)) == 360
     assert estimated_seconds(Capabilities(), request_seconds, 1) == pytest.approx(360 / len(CASES))
 

@@ -4,7 +4,7 @@ The suite runs the real SDK, the real state API and the operator's real planner 
 a Kubernetes API in memory. The external system is real. Requires `pip install reattach[operator]`.
 """
 
-from reattach.testing.cases import CASES, Case, ExpectedResult, Fault
+from reattach.testing.cases import CASES, ENDING_CASES, Case, ExpectedResult, Fault
 from reattach.testing.clocks import Clock, RealClock, VirtualClock
 from reattach.testing.conformance import (
     REAL_TIMING,
@@ -23,6 +23,7 @@ from reattach.testing.task_process import TaskProcess
 
 __all__ = [
     "CASES",
+    "ENDING_CASES",
     "REAL_TIMING",
     "VIRTUAL_TIMING",
     "Case",

@@ -6,11 +6,12 @@ computes it independently of the code under test.
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from typing_extensions import override
 
 from reattach.adapters.base import Active, Cancelled, Capabilities, Failed, NotFound, Rejected, Submitted
+from reattach.api.state import JobState
 from reattach.errors import Held
 
 if TYPE_CHECKING:
@@ -466,6 +467,55 @@ def _cancel_at(step: str) -> "Callable[[CaseRun], frozenset[ExpectedResult]]":
     return arrange
 
 
+def _end_run_at(step: str, *, is_lost: bool = False) -> "Callable[[CaseRun], frozenset[ExpectedResult]]":
+    """Cancel the run at a step of its first attempt, so that a cleanup attempt cancels the job.
+
+    is_lost: the process is killed at that step, and the job has no handle yet. Only a lookup then
+        finds it, and its submission has no request.
+    """
+
+    def arrange(case_run: "CaseRun") -> frozenset[ExpectedResult]:
+        is_found = not is_lost or case_run.capabilities.look_up is not None
+
+        def end(process: "TaskProcess") -> None:
+            case_run.cancel_run()
+            if is_lost:
+                process.kill()
+
+        case_run.ends_early = True
+        case_run.at_step(1, step, end)
+        case_run.checks.append(lambda: _find_job_not_ended(case_run))
+        if not is_found:
+            case_run.checks.append(lambda: _cancel_job_that_is_held(case_run))
+        elif case_run.system.count_running is not None:
+            case_run.checks.append(_running_check(case_run, case_run.system.count_running))
+        return frozenset({ExpectedResult.ONE_JOB if is_found else ExpectedResult.HELD})
+
+    return arrange
+
+
+def _crash_in_cleanup(case_run: "CaseRun") -> frozenset[ExpectedResult]:
+    """Kill the cleanup attempt after it has cancelled the job. The next one cancels it again."""
+    case_run.at_step(2, "cancel accepted", lambda process: process.kill())
+    return _end_run_at("watching")(case_run)
+
+
+def _find_job_not_ended(case_run: "CaseRun") -> str:
+    jobs = [job for job in case_run.cluster.jobs(case_run.run.name) if job.handle is not None]
+    left = [job for job in jobs if job.state != JobState.CANCELLED]
+    if left:
+        return f"the run was cancelled, but its job {left[0].handle} is {left[0].state}, not Cancelled"
+    return _find_job_not_cancelled(case_run)
+
+
+def _cancel_job_that_is_held(case_run: "CaseRun") -> str:
+    """Cancel the job that the adapter can't find, so that it does not run on after the suite."""
+    adapter = case_run.adapter(1)
+    for handle in adapter.handles:
+        adapter.adapter.cancel(handle)
+    return ""
+
+
 def _find_job_not_cancelled(case_run: "CaseRun") -> str:
     others = [status for status in case_run.final_statuses if not isinstance(status, Cancelled | NotFound)]
     return f"the job was cancelled, but the external system reports {others[0]}" if others else ""
@@ -753,3 +803,25 @@ CASES: tuple[Case, ...] = (
     Case("state API down", "the state API is down at the moment of submission", _stop_state_api),
 )
 """All cases, from the submission of a job to its end."""
+
+ENDING_CASES: Final = (
+    Case(
+        "run cancelled",
+        "the run is cancelled while the job is watched; a cleanup attempt cancels the job",
+        _end_run_at("watching"),
+        _skip_without_lasting_job,
+    ),
+    Case(
+        "run cancelled unseen",
+        "the response is lost, and the run is cancelled; a cleanup attempt looks the job up",
+        _end_run_at("submit accepted", is_lost=True),
+        _skip_without_lasting_job,
+    ),
+    Case(
+        "cleanup crashes",
+        "the run is cancelled, and the cleanup attempt crashes after it has cancelled the job",
+        _crash_in_cleanup,
+        _skip_without_lasting_job,
+    ),
+)
+"""Cases in which the run ends before its job, so that a cleanup attempt uses the adapter."""

@@ -33,6 +33,7 @@ from reattach.errors import JobFailed
 from reattach.task.context import Task
 from reattach.testing.cases import (
     CASES,
+    ENDING_CASES,
     Arrangement,
     Case,
     ExpectedResult,
@@ -52,6 +53,8 @@ from reattach.testing.task_process import TaskProcess
 KEY = "load"
 COUNT_SECONDS = 10.0
 """Seconds until `count_jobs` must count a new job."""
+CLEANUP_SECONDS = 300
+"""Seconds for which the run's cleanup may go on, shorter than the patience in real time."""
 WAITS_MAX = 3
 """Number of times that the SDK may have to wait in one case until a lookup proves absence."""
 
@@ -178,6 +181,8 @@ class CaseRun:
         self.requests: dict[int, Any] = {}
         """Requests of attempts that do not use the usual one."""
         self.cancels = False
+        self.ends_early = False
+        """Set if the run is cancelled, so that a cleanup attempt ends its job."""
         self.extra_jobs = 0
         """Number of jobs that the case itself submits, beside the run's."""
         self.submitted_early: str = ""
@@ -187,7 +192,7 @@ class CaseRun:
         """Further checks at the end. Each returns a problem or an empty string."""
         self.final_statuses: list[JobStatus] = []
         """Statuses of the run's jobs after its end."""
-        self.run = SimulatedRun(name, self._main, self._on_step)
+        self.run = SimulatedRun(name, self._main, self._on_step, self._registered_adapters)
         self._plans: dict[tuple[int, str], list[Callable[[TaskProcess], object]]] = {}
         self._adapters: dict[int, FaultInjectingAdapter] = {}
         self._starts: dict[int, Callable[[TaskProcess], None]] = {}
@@ -307,6 +312,10 @@ class CaseRun:
         """Lose the node of the process."""
         self.cluster.lose_node(self.run, process)
 
+    def cancel_run(self) -> None:
+        """Set `spec.cancel` of the TaskRun, as a user does."""
+        self.cluster.patch(self.run.name, {"spec": {"cancel": True}})
+
     def evict(self, process: TaskProcess) -> None:
         """Evict the pod of the process."""
         self.cluster.evict(process)
@@ -317,14 +326,21 @@ class CaseRun:
 
     # -- in the pods ----------------------------------------------------------------------
 
-    def _main(self, process: TaskProcess, task: Task) -> Any:
+    def _new_adapter(self, process: TaskProcess) -> FaultInjectingAdapter:
         adapter = FaultInjectingAdapter(self.system.adapter(), process, self.cluster.clock, self.timing.poll)
         adapter.visible_from = self._visible_from
         adapter.on_response = self._check_response
         self._adapters[process.attempt] = adapter
+        return adapter
+
+    def _registered_adapters(self, process: TaskProcess) -> tuple[Adapter, ...]:
+        return (self._new_adapter(process),) if self.ends_early else ()
+
+    def _main(self, process: TaskProcess, task: Task) -> Any:
+        adapter = self._new_adapter(process)
         if process.attempt in self._starts:
             self._starts[process.attempt](process)
-        usual = self.system.lasting_request if self.cancels else self.system.request
+        usual = self.system.lasting_request if self.cancels or self.ends_early else self.system.request
         job = task.submit_once(KEY, adapter, self.requests.get(process.attempt, usual))
         if not self.cancels:
             return job.wait()
@@ -468,7 +484,8 @@ class Suite:
             return CaseResult(case, skipped=why)
         before = self.system.count_jobs()
         allowed = self._allowed_outcomes(case.arrange(case_run))
-        self.cluster.create(case_run.run.name, {"deadlines": {"lostSeconds": self.timing.lost}})
+        spec = {"deadlines": {"lostSeconds": self.timing.lost}, "cleanup": {"deadlineSeconds": CLEANUP_SECONDS}}
+        self.cluster.create(case_run.run.name, spec)
         ended = self.cluster.run_until(case_run.run, lambda: self._outcome(case_run) is not None, seconds=self.patience)
         outcome = self._outcome(case_run)
         case_run.clear_faults()
@@ -498,7 +515,8 @@ class Suite:
     def _outcome(self, case_run: CaseRun) -> ExpectedResult | None:
         status = self.cluster.taskrun(case_run.run.name).status
         if status.outcome is not None:
-            return ExpectedResult.ONE_JOB if status.outcome == Outcome.SUCCEEDED else ExpectedResult.FAILED
+            wanted = Outcome.CANCELLED if case_run.ends_early else Outcome.SUCCEEDED
+            return ExpectedResult.ONE_JOB if status.outcome == wanted else ExpectedResult.FAILED
         for condition in status.conditions:
             if condition.type == ConditionType.HELD and condition.status == "True":
                 return ExpectedResult.HELD if condition.reason == Reason.SUBMISSION_UNKNOWN else ExpectedResult.FAILED
@@ -519,7 +537,8 @@ class Suite:
             return "the adapter reported the job as failed or rejected without evidence, so that it was submitted again"
         if outcome is ExpectedResult.ONE_JOB and jobs < 1:
             return f"the external system must have made 1 job; it made {jobs}"
-        if outcome is ExpectedResult.ONE_JOB and not case_run.cancels and (unlike := case_run.find_result_mismatch()):
+        has_result = outcome is ExpectedResult.ONE_JOB and not (case_run.cancels or case_run.ends_early)
+        if has_result and (unlike := case_run.find_result_mismatch()):
             return unlike
         return next((problem for check in case_run.checks if (problem := check())), "")
 
@@ -536,7 +555,7 @@ def conformance(
     count_running: Callable[[], int] | None = None,
     clock: Clock | None = None,
     timing: CaseTiming | None = None,
-    cases: Iterable[Case] = CASES,
+    cases: Iterable[Case] = (*CASES, *ENDING_CASES),
     show: ShowProgress = print_line,
 ) -> Report:
     """Run all cases against an external system, and return their results.

@@ -40,7 +40,7 @@ def describe_start(capabilities: Capabilities, request_seconds: float, cases: in
     minutes = max(1, round(estimated_seconds(capabilities, request_seconds, cases) / 60))
     settling = "" if capabilities.look_up is None else f" and a settling time of {settling_of(capabilities):g} s"
     return (
-        f"{cases} cases, about {minutes} minutes in real time with request_seconds = {request_seconds:g}{settling}. The"
+        f"{cases} cases, about {minutes} min in real time with request_seconds = {request_seconds:g}{settling}. The"
         " suite kills and freezes tasks; it shows their log only for a case with a problem."
     )
 
