@@ -124,6 +124,7 @@ def test_airflow_fail_exception_is_permanent(pod: Pod, is_async: bool) -> None:
     with pytest.raises(reattach.PermanentFailure):
         aip103.run_in(pod.context(), fails_async if is_async else fails)
     assert pod.message() == {"reattach": "v1", "kind": "Permanent", "message": "no such bucket"}
+    assert pod.api.bodies("/v1/end") == [{"kind": "Permanent", "message": "no such bucket"}]
 
 
 @pytest.mark.parametrize("zone", [None, UTC])
@@ -145,6 +146,8 @@ def test_airflow_reschedule_exception_is_not_ready_until_its_date(pod: Pod, zone
     assert (message["kind"], message["notReady"]) == ("RetryLater", True)
     assert message["message"] == f"Airflow's task is rescheduled for {date.isoformat()}"
     assert message["retryAfterSeconds"] == 0 if late else 3500 < message["retryAfterSeconds"] <= 3600
+    [reported] = pod.api.bodies("/v1/end")
+    assert (reported["kind"], reported["retryAfterSeconds"]) == ("NotReady", message["retryAfterSeconds"])
 
 
 def test_airflow_reschedule_exception_without_a_date_is_an_ordinary_failure(pod: Pod) -> None:

@@ -294,3 +294,28 @@ def test_the_sdk_needs_httpx_and_msgspec_alone(tmp_path: Path) -> None:
     sys.exit(f"imported: {theirs & set(sys.modules)}" if theirs & set(sys.modules) else 0)
     """
     assert ended(start(tmp_path, program)) == (0, "")
+
+
+SILENT = """
+import dataclasses, socket
+from reattach.task import end_report
+from reattach.task.connection import StateApiConnection
+
+end_report.REPORT_SECONDS = 0.5
+silent = socket.create_server(("127.0.0.1", 0))
+context = context()
+
+def main(task):
+    settings = dataclasses.replace(pod.settings, url=f"https://127.0.0.1:{silent.getsockname()[1]}")
+    context._client = dataclasses.replace(context._client, connection=StateApiConnection(settings, "s"))
+    raise reattach.PermanentFailure("no table")
+
+context.run(main)
+"""
+
+
+def test_process_ends_although_the_state_api_accepts_its_connection_and_is_silent(tmp_path: Path) -> None:
+    code, stderr = ended(start(tmp_path, SILENT))
+    assert code == 1
+    assert "no response within 0.5 s" in stderr
+    assert '"Permanent"' in (tmp_path / "termination-log").read_text()
