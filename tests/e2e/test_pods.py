@@ -98,3 +98,31 @@ def test_pod_that_takes_long_to_stop_is_replaced_at_once_and_its_end_is_reported
     assert ends == [("Disruption", "Deleted", "Reported"), ("Succeeded", "Completed", "Reported")]
     (pod,) = release.pods_of("stubborn", namespace)
     assert pod["metadata"]["name"] != name
+
+
+GREEDY = """
+import os, signal, sys, time
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+if os.environ["REATTACH_ATTEMPT"] == "1":
+    open("/tmp/data", "wb").write(b"x" * 40_000_000)
+    time.sleep(3600)
+"""
+
+
+def test_attempt_that_the_kubelet_evicts_for_its_own_limit_fails_although_it_exits_with_0(
+    release: Cluster, namespace: str
+) -> None:
+    container = {
+        "name": "task",
+        "image": IMAGE,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["python", "-c", GREEDY],
+        "resources": {"limits": {"ephemeral-storage": "10Mi"}},
+    }
+    retry = {"budgets": {"application": 1}, "backoff": {"initialSeconds": 1}}
+    release.apply(taskrun("greedy", container, retry=retry), namespace)
+    status = release.finished("greedy", namespace, seconds=240)["status"]
+    ends = [(one["cause"], one["reason"], one["exitCode"]) for one in status["attempts"]]
+    assert ends == [("Resource", "Evicted", 0), ("Succeeded", "Completed", 0)]
+    assert status["attempts"][0]["message"].startswith("Pod ephemeral local storage usage exceeds")
