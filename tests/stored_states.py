@@ -109,4 +109,5 @@ def jobs(draw: st.DrawFn) -> JobRecord:
         given_up=draw(st.booleans()),
         cancel_requested_at=draw(st.none() | TIMES),
         cancel_requested_by_attempt=draw(st.none() | st.integers(1, 9)),
+        field_digests=draw(st.dictionaries(st.sampled_from(["a", "entrypoint"]), st.just("0" * 8))),
     )

@@ -11,7 +11,6 @@
         VersionMismatch        `if_version`, and the version is another
         AlreadyCompleted       changes after `complete`
         AlreadyEnded           changes after the attempt reported its end
-        DigestChanged          another request for an external job that is open or succeeded
         JobsOpen               an external job is still open, at `complete` or `resubmit`
         JobFailed              an external job ended without success
         JobOver                a handle or an outcome for a job that ended with another outcome
@@ -20,6 +19,7 @@
         Rejected               raised by an adapter: the external system made no job
         InvalidCall            any other call that the state API rejects
         PermanentFailure       raised by you: a retry can't succeed
+          DigestChanged        another request for an external job that is open or succeeded
           InvalidResult        a result that can't be stored                       (an InvalidValue)
         RetryLater             raised by you: retry, but not before so many seconds
     SystemExit
@@ -90,13 +90,6 @@ class AlreadyEnded(ReattachError):  # noqa: N818
     """
 
 
-class DigestChanged(ReattachError):  # noqa: N818
-    """The external job under this key is open or succeeded, and has another request or adapter.
-
-    Use another key.
-    """
-
-
 class JobsOpen(ReattachError):  # noqa: N818
     """An external job is still open, so the task can't complete, or the job can't be resubmitted.
 
@@ -147,6 +140,14 @@ class InvalidCall(ReattachError):  # noqa: N818
 
 class PermanentFailure(ReattachError):  # noqa: N818
     """Raise it to fail the TaskRun at once, even if its budgets allow a retry."""
+
+
+class DigestChanged(PermanentFailure):
+    """The external job under this key is open or succeeded, and has another request or adapter.
+
+    No attempt follows, because the next one would send another request again. If an earlier attempt
+    submitted the job and it is open, the SDK raises `Held` instead, so that the job is kept.
+    """
 
 
 class InvalidResult(PermanentFailure, InvalidValue):

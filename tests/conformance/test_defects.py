@@ -252,7 +252,7 @@ DEFECTS = {
     "cancel does nothing, and is reported": Defect(
         OnlyReportsCancelled, "before cancel", "still runs: 1 running now, 0 before"
     ),
-    "requests have the same digest": Defect(SameDigestForAllRequests, "digest changed", "must end with DigestChanged"),
+    "requests have the same digest": Defect(SameDigestForAllRequests, "digest changed", "must end as held"),
     "a 500 is reported as rejected, job not made": Defect(
         ReportsErrorAsRejected, "500, not made", "submitted again", REJECTED
     ),

@@ -1,8 +1,11 @@
 """Suspend and resume on the real cluster: the job continues, and the next attempt reattaches."""
 
+import json
 from typing import Any
 
-from realcluster import IMAGE, Cluster, condition_of, taskrun
+import pytest
+
+from realcluster import IMAGE, Cluster, ClusterError, condition_of, taskrun
 from waiting import wait_until
 
 PROGRAM = """
@@ -36,15 +39,18 @@ reattach.run(main)
 NO_RETRY = {"budgets": {"application": 0, "disruption": 0, "neverStarted": 0}}
 
 
-def manifest(name: str, seconds: float, **spec: Any) -> str:
-    container = {
+def task_container(name: str, seconds: float, program: str = PROGRAM) -> dict[str, Any]:
+    return {
         "name": "task",
         "image": IMAGE,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["python", "-c", PROGRAM, name, str(seconds)],
+        "command": ["python", "-c", program, name, str(seconds)],
         "env": [{"name": "JOBSERVER_URL", "value": "http://jobserver:8000"}],
     }
-    return taskrun(name, container, **{"retry": NO_RETRY, **spec})
+
+
+def manifest(name: str, seconds: float, **spec: Any) -> str:
+    return taskrun(name, task_container(name, seconds), **{"retry": NO_RETRY, **spec})
 
 
 def test_suspended_run_keeps_its_job_and_reattaches_when_it_is_resumed(release: Cluster, namespace: str) -> None:
@@ -84,3 +90,45 @@ def test_suspended_run_keeps_its_job_and_reattaches_when_it_is_resumed(release: 
     early = release.finished("early", namespace)["status"]
     assert (early["outcome"], [one["cause"] for one in early["attempts"]]) == ("Succeeded", ["Succeeded"])
     assert release.submissions(namespace) == {"early": 1, "suspended": 1}
+
+
+def test_watcher_that_is_killed_for_its_memory_gets_more_and_reattaches_to_its_job(
+    release: Cluster, namespace: str
+) -> None:
+    needy = PROGRAM.replace('    return {"job"', '    report = b"x" * (100 << 20)\n    return {"job"')
+    container = {**task_container("needy", 60, needy), "resources": {"limits": {"memory": "96Mi"}}}
+    retry = {"budgets": {"application": 1}, "backoff": {"initialSeconds": 600, "jitterPercent": 0}}
+    release.apply(taskrun("needy", container, retry=retry), namespace)
+    path = "/spec/template/spec/containers/0/resources/limits/memory"
+    more = json.dumps([{"op": "replace", "path": path, "value": "256Mi"}])
+
+    def status() -> dict[str, Any]:
+        found: dict[str, Any] = (release.get("taskrun", "needy", namespace) or {}).get("status", {})
+        return found
+
+    def repair() -> str:
+        return release.kubectl("patch", "taskrun", "needy", "--type=json", "-p", more, namespace=namespace)
+
+    wait_until(
+        lambda: [one.get("cause") for one in status().get("attempts", ())] == ["Resource"],
+        seconds=120,
+        what="the watcher is killed",
+        every=0.5,
+    )
+    [job] = status()["externalJobs"]
+    with pytest.raises(ClusterError, match="can't be changed unless the condition Suspended or Held"):
+        repair()
+    release.reattach("suspend", "needy", namespace=namespace)
+    wait_until(
+        lambda: condition_of({"status": status()}, "Suspended").get("status") == "True",
+        seconds=60,
+        what="it is suspended",
+        every=0.5,
+    )
+    repair()
+    release.reattach("resume", "needy", namespace=namespace)
+    final = release.finished("needy", namespace, seconds=180)["status"]
+    assert (final["outcome"], final["result"]) == ("Succeeded", f'{{"job":"{job["handle"]}","rows":7}}')
+    assert [one["cause"] for one in final["attempts"]] == ["Resource", "Succeeded"]
+    assert len({one["templateHash"] for one in final["attempts"]}) == 2
+    assert release.submissions(namespace)["needy"] == 1

@@ -37,7 +37,7 @@ end, its state is final: changes return `completed` or `ended`, and reads still 
 
 from datetime import datetime
 from enum import IntEnum, StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -285,12 +285,22 @@ class Grounds(StrEnum):
     """`spec.submission.onUnknown` is `Resubmit`."""
 
 
+FIELD_DIGESTS_MAX = 16
+"""Number of top-level fields of a request whose digests are stored."""
+FIELD_NAME_CHARACTERS_MAX = 40
+_FieldName = Annotated[str, msgspec.Meta(min_length=1, max_length=FIELD_NAME_CHARACTERS_MAX, pattern="^[ -~]+$")]
+_FieldDigest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}$")]
+FieldDigests = Annotated[dict[_FieldName, _FieldDigest], msgspec.Meta(max_length=FIELD_DIGESTS_MAX)]
+"""The start of the digest of each top-level field of a request, by name."""
+
+
 class IntentRequest(Shape, frozen=True, forbid_unknown_fields=True):
     """`POST /v1/jobs/{key}/intent`. A key has 1 to 128 printable characters.
 
     `submitter`: the process that will submit (letters, digits, `-`, `_`, `.`; a UUID per process).
     Its own earlier submissions count as ended when it sends another intent.
     `digest`: digest of the request, to detect another request under the same key.
+    `field_digests`: digests of its top-level fields by name, to name those that differ then.
     `token_seconds`: how long the external system honours the token, from the first intent; null if
     it honours none, or this is unknown.
     `again`: submit although the last response was `Resolve`.
@@ -305,6 +315,7 @@ class IntentRequest(Shape, frozen=True, forbid_unknown_fields=True):
     detached: bool = False
     again: Grounds | None = None
     new_generation: bool = False
+    field_digests: FieldDigests = msgspec.field(default_factory=dict)
 
 
 class Decision(StrEnum):
@@ -447,9 +458,10 @@ class OutcomeRequest(Shape, frozen=True, forbid_unknown_fields=True):
 
     `Succeeded` (with `result`, JSON of at most 4 KiB), `Failed`, `Cancelled`: final. `Active`,
     `Unknown`: shows users whether the external system responds. The job needs a handle. `hold`:
-    manual resolution required. Use `Unknown` for an intent without a handle, and `NotFound` for a
-    job with one. `given_up`, with `Failed`: the end is unknown, and the policy is `Fail`. The job
-    may be running, so no attempt submits it again without `new_generation`.
+    manual resolution required. Use `Unknown` for an intent without a handle. For a job with one,
+    use `NotFound`, or `Active` if the task has another request. `given_up`, with `Failed`: the end
+    is unknown, and the policy is `Fail`. The job may be running, so no attempt submits it again
+    without `new_generation`.
     """
 
     generation: int

@@ -18,6 +18,7 @@ from reattach.planner.plan import EmitEvent, Plan
 
 ADOPT, RESUBMIT, FAIL, START_EMPTY = "Adopt", "Resubmit", "Fail", "StartEmpty"
 
+_OTHER_REQUEST = "An external job has another request than the task. Manual resolution required."
 NAMED_BYTES_MAX = 400
 """Length of the list of jobs in a message, so that the instructions are never cut off."""
 
@@ -104,12 +105,16 @@ def describe_unresolved(context: DecisionContext, waiting: tuple[JobSummary, ...
     """Return the message of the hold for these jobs, with instructions."""
     names = textformat.head(", ".join(_describe_unresolved_job(job) for job in waiting), NAMED_BYTES_MAX)
     first = waiting[0]
-    flags = f"--key {shell_word(first.key)} --generation {first.generation} --adopt HANDLE | --resubmit | --fail"
+    handle = shell_word(first.handle) if first.handle is not None and first.state is JobState.ACTIVE else "HANDLE"
+    flags = f"--key {shell_word(first.key)} --generation {first.generation} --adopt {handle} | --resubmit | --fail"
     key = printable_json(json.dumps(first.key, ensure_ascii=False))
     fields = f"held: SubmissionUnknown, key: {key}, generation: {first.generation}"
     entry = f"{{{fields}, action: Adopt, handle: …}}, or with action Resubmit or Fail"
     how = f"{_evidence_hint(context, waiting)}{_instructions(context, flags, entry)}"
-    return f"{SENTENCES[Reason.SUBMISSION_UNKNOWN]} External job {names}.{how}"
+    # A job of another request is known to run. Only whether it is the right one is unknown.
+    is_known = all(job.state is JobState.ACTIVE for job in waiting)
+    sentence = _OTHER_REQUEST if is_known else SENTENCES[Reason.SUBMISSION_UNKNOWN]
+    return f"{sentence} External job {names}.{how}"
 
 
 def _evidence_hint(context: DecisionContext, waiting: tuple[JobSummary, ...]) -> str:

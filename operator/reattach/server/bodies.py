@@ -12,6 +12,8 @@ from reattach.api.messages import (
     ADAPTER_CHARACTERS_MAX,
     DIGEST_CHARACTERS_MAX,
     END_MESSAGE_BYTES_MAX,
+    FIELD_DIGESTS_MAX,
+    FIELD_NAME_CHARACTERS_MAX,
     HANDLE_BYTES_MAX,
     RESULT_BYTES_MAX,
     SESSION_CHARACTERS_MAX,
@@ -40,13 +42,17 @@ def room_for(*text_bytes: int) -> int:
     return ESCAPE_BYTES * sum(text_bytes) + ENVELOPE_BYTES
 
 
+FIELD_DIGESTS_BYTES_MAX = FIELD_DIGESTS_MAX * (FIELD_NAME_CHARACTERS_MAX + 20)
+"""Names of fields, each with a digest, as JSON."""
 BODY_BYTES_MAX: Mapping[tuple[str, str], int] = {
     ("POST", "/v1/open"): room_for(SESSION_CHARACTERS_MAX),
     ("POST", "/v1/state"): BATCH_BYTES_MAX,
     ("PUT", "/v1/state/{key}"): room_for(VALUE_BYTES_MAX),
     ("POST", "/v1/complete"): room_for(RESULT_BYTES_MAX),
     ("POST", "/v1/end"): room_for(END_MESSAGE_BYTES_MAX) + MESSAGE_BYTES_MAX,
-    ("POST", "/v1/jobs/{key}/intent"): room_for(SESSION_CHARACTERS_MAX, ADAPTER_CHARACTERS_MAX, DIGEST_CHARACTERS_MAX),
+    ("POST", "/v1/jobs/{key}/intent"): room_for(
+        SESSION_CHARACTERS_MAX, ADAPTER_CHARACTERS_MAX, DIGEST_CHARACTERS_MAX, FIELD_DIGESTS_BYTES_MAX
+    ),
     ("PUT", "/v1/jobs/{key}/handle"): room_for(SESSION_CHARACTERS_MAX, HANDLE_BYTES_MAX, URL_BYTES_MAX),
     ("PUT", "/v1/jobs/{key}/outcome"): room_for(RESULT_BYTES_MAX) + MESSAGE_BYTES_MAX,
     ("POST", "/v1/jobs/{key}/cancellation"): room_for(),

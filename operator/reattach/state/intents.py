@@ -14,6 +14,7 @@ import msgspec
 from reattach.api.messages import (
     ADAPTER_CHARACTERS_MAX,
     DIGEST_CHARACTERS_MAX,
+    FIELD_DIGESTS_MAX,
     SESSION_CHARACTERS_MAX,
     Decision,
     Grounds,
@@ -23,6 +24,7 @@ from reattach.api.messages import (
 )
 from reattach.api.reasons import OWN_FAILURES
 from reattach.api.state import JobOrigin, JobState
+from reattach.api.taskrun import Resolution
 from reattach.state.codec import DurableState
 from reattach.state.errors import RequestRejectedError
 from reattach.state.job_operations import (
@@ -112,9 +114,14 @@ def intend(
         return _handle_ended_job(context, newest, wanted=wants_new)
     if wants_new and _absent_by_policy(context, newest):
         return _replace_generation(context, newest, "not found; submitted again by spec.submission.onNotFound")
-    _check_same(newest, intent, wants_new=wants_new)
+    if wants_new:
+        raise _job_open(newest)
+    if newest.held and (resolution := _resolution_of(context, newest)) is not None:
+        return _apply_resolution(context, newest, resolution)
+    if not _is_same_request(newest, intent):
+        raise _digest_changed(newest, intent)
     if newest.held:
-        return _apply_resolution(context, newest)
+        return state, IntentResult(Decision.RESOLVE, newest, unresolved=_unresolved(context, newest))
     if newest.handle is not None:
         return _reattach(context, newest)
     if already_granted:
@@ -154,11 +161,7 @@ def _handle_ended_job(context: _IntentContext, record: JobRecord, *, wanted: boo
     if record.state is JobState.SUCCEEDED and not _is_same_request(record, context.intent):
         # The stored result is not the result of this request, for example if a loop uses one key
         # for every day.
-        detail = (
-            f"the job {quote(record.key)} succeeded with another request; use another key, or request a new generation"
-            " (task.resubmit)"
-        )
-        raise RequestRejectedError(ProblemCode.DIGEST_CHANGED, detail)
+        raise _digest_changed(record, context.intent)
     return context.state, IntentResult(Decision.OVER, record, counted=JobEvent.OVER)
 
 
@@ -176,13 +179,29 @@ def _was_charged(context: _IntentContext, record: JobRecord) -> bool:
     return any(a.number in since and a.cause in OWN_FAILURES for a in context.owner.status.attempts)
 
 
-def _apply_resolution(context: _IntentContext, record: JobRecord) -> tuple[DurableState, IntentResult]:
-    """Apply the resolution of a held job. The n-th resolution for the job settles its n-th hold."""
+def _resolution_of(context: _IntentContext, record: JobRecord) -> Resolution | None:
+    """Return the resolution of a held job. The n-th one for the job settles its n-th hold."""
     answers = context.owner.resolutions_for(*record.name)
-    if len(answers) < record.holds:
-        return context.state, IntentResult(Decision.RESOLVE, record, unresolved=_unresolved(context, record))
-    answer = answers[record.holds - 1]
-    free = msgspec.structs.replace(record, held=False, message="")
+    return answers[record.holds - 1] if len(answers) >= record.holds else None
+
+
+def _apply_resolution(
+    context: _IntentContext, record: JobRecord, answer: Resolution
+) -> tuple[DurableState, IntentResult]:
+    """Apply the resolution of a held job.
+
+    The job then belongs to the current request, even if it was submitted with another one. A user
+    named the job, or decided that it does not exist.
+    """
+    intent = context.intent
+    free = msgspec.structs.replace(
+        record,
+        held=False,
+        message="",
+        adapter=intent.adapter,
+        digest=intent.digest,
+        field_digests=intent.field_digests,
+    )
     if answer.action == "Adopt" and answer.handle:
         state, adopted = _with_adopted(context, free, answer.handle, "spec.resolutions")
         counts = {"submissions": record.handle is None, "reattachments": 1, "duplicates_averted": 1}
@@ -190,7 +209,8 @@ def _apply_resolution(context: _IntentContext, record: JobRecord) -> tuple[Durab
     if answer.action == "Resubmit":
         if record.handle is None:
             return _submit_again(context, free)
-        return _replace_generation(context, free, "not found; submitted again by spec.resolutions")
+        why = "not found" if record.state is JobState.NOT_FOUND else "given up"
+        return _replace_generation(context, free, f"{why}; submitted again by spec.resolutions")
     failed = with_end(free, JobState.FAILED, "failed by spec.resolutions", context.session, context.now)
     return with_job(context.state, failed), IntentResult(Decision.OVER, failed, counted=JobEvent.OVER)
 
@@ -256,6 +276,7 @@ def _new_record(context: _IntentContext, generation: int) -> JobRecord:
         intended_at=context.now,
         intended_by_attempt=context.session.attempt,
         token_seconds=intent.token_seconds,
+        field_digests=intent.field_digests,
         detached=intent.detached,
         submitters=(_new_submitter(context),),
         begun_by=context.request.id if context.request and intent.new_generation else "",
@@ -334,15 +355,35 @@ def _check_grounds(context: _IntentContext, record: JobRecord, again: Grounds) -
         raise _grounds_refused("grounds Policy require spec.submission.onUnknown: Resubmit")
 
 
-def _check_same(record: JobRecord, intent: IntentRequest, *, wants_new: bool) -> None:
-    if wants_new:
-        detail = f"the job {quote(record.key)} must be over before a new generation begins; it is {record.state}"
-        raise RequestRejectedError(ProblemCode.JOB_OPEN, detail)
-    if not _is_same_request(record, intent):
-        detail = (
-            f"the request under the key {quote(record.key)} must stay the same while its job is open; use another key"
-        )
-        raise RequestRejectedError(ProblemCode.DIGEST_CHANGED, detail)
+def _job_open(record: JobRecord) -> RequestRejectedError:
+    detail = f"the job {quote(record.key)} must be over before a new generation begins; it is {record.state}"
+    return RequestRejectedError(ProblemCode.JOB_OPEN, detail)
+
+
+def _digest_changed(record: JobRecord, intent: IntentRequest) -> RequestRejectedError:
+    """Return the refusal of another request, with advice that leads to no second job."""
+    handle = "no handle is known yet" if record.handle is None else f"handle {quote(record.handle)}"
+    job = f"the job {quote(record.key)} (generation {record.generation}, {handle})"
+    what = f"{'has succeeded' if record.is_over else 'was submitted'} with another request"
+    gets = "To get its result" if record.is_over else "To take it over"
+    detail = (
+        f"{job} {what}{_differences(record, intent)}. Nothing was submitted. {gets}, send the same request in each attempt:"
+        " leave out what changes, such as the time, or keep it in the state"
+    )
+    if record.is_over:
+        detail += ". Only to submit a second job, use another key, or a new generation (task.resubmit)"
+    return RequestRejectedError(ProblemCode.DIGEST_CHANGED, detail)
+
+
+def _differences(record: JobRecord, intent: IntentRequest) -> str:
+    """Return the names of the fields that are known to differ, as a part of a sentence."""
+    if record.adapter != intent.adapter:
+        return f", of the adapter {quote(record.adapter)}"
+    before, after = record.field_digests, intent.field_digests
+    is_complete = all(0 < len(one) < FIELD_DIGESTS_MAX for one in (before, after))
+    names = before.keys() | after.keys() if is_complete else before.keys() & after.keys()
+    differing = sorted(name for name in names if before.get(name) != after.get(name))
+    return f", which differs in {', '.join(quote(name) for name in differing)}" if differing else ""
 
 
 def _is_same_request(record: JobRecord, intent: IntentRequest) -> bool:

@@ -295,7 +295,7 @@ def _with_hold(
         return state, RecordResult(record)
     held = msgspec.structs.replace(
         record,
-        state=JobState.INTENDED if record.handle is None else JobState.NOT_FOUND,
+        state=JobState.INTENDED if record.handle is None else JobState(request.state),
         held=True,
         holds=resolution_count + 1,
         message=line_within(request.message, JOB_MESSAGE_BYTES_MAX),
@@ -332,10 +332,10 @@ def _check_fits_job(record: JobRecord, request: OutcomeRequest) -> None:
     if request.given_up and request.state != "Failed":
         raise invalid("givenUp requires state Failed")
     if request.hold:
-        wanted = "Unknown" if record.handle is None else "NotFound"
-        if request.state != wanted:
+        wanted = ("Unknown",) if record.handle is None else ("NotFound", "Active")
+        if request.state not in wanted:
             raise invalid(
-                f"to hold a job {'without' if record.handle is None else 'with'} a handle, state must be {wanted}"
+                f"to hold a job {'without' if record.handle is None else 'with'} a handle, state must be {' or '.join(wanted)}"
             )
     elif record.handle is None and request.state not in {"Failed", "Cancelled"}:
         raise invalid(f"a job must have a handle to be {request.state}: PUT /v1/jobs/{{key}}/handle")

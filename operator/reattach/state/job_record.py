@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from reattach.api.messages import HANDLE_BYTES_MAX, JOBS_MAX, RESULT_BYTES_MAX, Job, ProblemCode
+from reattach.api.messages import HANDLE_BYTES_MAX, JOBS_MAX, RESULT_BYTES_MAX, FieldDigests, Job, ProblemCode
 from reattach.api.objects import Count, Ordinal, Shape, Time
 from reattach.api.state import AdapterName, Handle, JobKey, JobOrigin, JobState, JobSummary, Url
 from reattach.state.data_names import job_name_of
@@ -88,6 +88,7 @@ class JobRecord(Shape, frozen=True, forbid_unknown_fields=True):
     begun_by: str = ""
     cancel_requested_at: Time | None = None
     cancel_requested_by_attempt: Ordinal | None = None
+    field_digests: FieldDigests = msgspec.field(default_factory=dict)
 
     @property
     def name(self) -> JobName:

@@ -26,6 +26,7 @@ from reattach.api.messages import (
     URL_BYTES_MAX,
     CancellationRequest,
     CancellationResponse,
+    FieldDigests,
     Grounds,
     HandleRequest,
     IntentRequest,
@@ -90,6 +91,8 @@ class JobClient:
         # as held.
         self._submitters: dict[int, str] = {}
         self._locks: dict[tuple[int, str], threading.Lock] = {}
+        self.known_keys: set[str] = set()
+        """Keys for which this process received a decision."""
         self.opened_at = client.timing.clock()
 
     @property
@@ -108,6 +111,7 @@ class JobClient:
         detached: bool,
         again: Grounds | None,
         new_generation: bool,
+        field_digests: FieldDigests | None = None,
     ) -> Call[IntentResponse]:
         """Return a call that stores an intent, and that can be sent again.
 
@@ -122,6 +126,7 @@ class JobClient:
             detached=detached,
             again=again,
             new_generation=new_generation,
+            field_digests=field_digests or {},
         )
         return Call("POST", f"{_path_of(key)}/intent", IntentResponse, request, request_id=str(uuid.uuid4()))
 

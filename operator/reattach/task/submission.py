@@ -32,6 +32,7 @@ system that is down. `SubmissionProcess._advance` makes all transitions. A run t
 """
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -40,10 +41,21 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from reattach.adapters.base import MARGIN, Adapter, Capabilities, Rejected, Submission, Submitted, TaskRunOwner
-from reattach.api.messages import Decision, Grounds, IntentRequest, IntentResponse, Job, JobOwner
+from reattach.api.messages import (
+    FIELD_DIGESTS_MAX,
+    FIELD_NAME_CHARACTERS_MAX,
+    Decision,
+    FieldDigests,
+    Grounds,
+    IntentRequest,
+    IntentResponse,
+    Job,
+    JobOwner,
+)
 from reattach.api.state import JobOrigin, JobState
 from reattach.errors import (
     CredentialsRefused,
+    DigestChanged,
     GroundsRefused,
     HandleDiffers,
     InvalidCall,
@@ -62,6 +74,7 @@ from reattach.task.job_client import (
     check_handle,
     cut_message,
     outcome_call,
+    read_call,
     seconds_of,
 )
 from reattach.task.outage import OutageTimer
@@ -98,6 +111,7 @@ LOOK_UP_SECONDS_MAX = 15.0
 """First and longest pause between lookups of a job that may appear at any moment."""
 CREDENTIALS_SECONDS = 3600.0
 """Seconds for which refused credentials are tried again, because they may be replaced."""
+_FIELD_NAME = re.compile(f"[ -~]{{1,{FIELD_NAME_CHARACTERS_MAX}}}")
 SIBLING_SECONDS = 5.0
 """Interval of checks whether another process of this attempt has stored the handle."""
 
@@ -256,7 +270,8 @@ class SubmissionProcess:
             Held: the same, and `onUnknown` is Hold; or the job's handle can't be stored.
             Unavailable: another process of this attempt may be submitting it, and stores no handle.
             CredentialsRefused: the external system refused the credentials for an hour.
-            DigestChanged, JobsOpen: see `Jobs.intent`.
+            DigestChanged, JobsOpen: see `Jobs.intent`. Held: instead of DigestChanged, if the job
+                is open and an earlier attempt submitted it.
         """
         state: SubmissionState = IntentPending(self._intent(None, new_generation=new_generation))
         while not isinstance(state, AcquiredJob):
@@ -292,6 +307,8 @@ class SubmissionProcess:
         except GroundsRefused as refused:
             logger.warning("External job %r: %s", self.wanted.key, refused)
             return self._without_grounds(call)
+        except DigestChanged as changed:
+            return self._hold_for_request(changed)
         except _CapabilitiesUnavailableError as error:
             return IntentPending(call, self._delay_after(str(error)))
 
@@ -313,6 +330,7 @@ class SubmissionProcess:
             detached=self.wanted.detached,
             again=again,
             new_generation=new_generation,
+            field_digests=field_digests_of(adapter, self.wanted.request),
         )
 
     def _capabilities(self) -> Capabilities:
@@ -328,6 +346,24 @@ class SubmissionProcess:
             self._refused.add(grounds)
         return IntentPending(self._intent(None))
 
+    def _hold_for_request(self, changed: DigestChanged) -> IntentPending:
+        """Hold the run if the job is open and an earlier attempt submitted another request.
+
+        The run would fail otherwise, and its cleanup would cancel the job. Raises `Held`, or
+        `changed` if this process used the key for two requests or the job is over.
+        """
+        job = self.jobs.read(read_call(self.wanted.key))
+        if job is None or job.state is JobState.SUCCEEDED or self.wanted.key in self.jobs.known_keys:
+            raise changed
+        state: OutcomeState = "Unknown" if job.handle is None else "Active"
+        if not self._try_outcome(job, state, str(changed), hold=True):
+            return IntentPending(self._intent(None))
+        adopt = "HANDLE" if job.handle is None else job.handle
+        raise self.jobs.held(
+            f"{changed}. Manual resolution required: kubectl reattach resolve NAME --adopt {adopt} takes this job over for the"
+            " request of the next attempt"
+        )
+
     def _send(self, call: IntentCall) -> SubmitGranted | SubmissionUnresolved | Known:
         timing, last = self.jobs.timing, self._last_reply
         self.jobs.report_step(Step.BEFORE_INTENT)
@@ -339,6 +375,7 @@ class SubmissionProcess:
         else:
             clock = ServerClock(response.server_time, sent, timing.clock())
         self.jobs.report_step(Step.AFTER_INTENT)
+        self.jobs.known_keys.add(self.wanted.key)
         is_late = timing.clock() - sent > FRESH_SECONDS
         late = (0 if last is None else last.late) + 1 if is_late else 0
         self._last_reply = reply = IntentReply(call, response, clock, sent, late)
@@ -662,6 +699,17 @@ def _text_of(handle: Any) -> Any:
 
 class _CapabilitiesUnavailableError(Exception):
     """The adapter's capabilities can't be read now."""
+
+
+def field_digests_of(adapter: Adapter, request: Any) -> FieldDigests:
+    """Return digests of the top-level fields of a request, as far as they can be stored.
+
+    An adapter with a digest of its own may ignore some fields, so none are named.
+    """
+    if type(adapter).digest is not Adapter.digest or not isinstance(request, dict):
+        return {}
+    names = sorted(name for name in request if isinstance(name, str) and _FIELD_NAME.fullmatch(name))
+    return {name: adapter.digest(request[name])[:8] for name in names[:FIELD_DIGESTS_MAX]}
 
 
 def grounds_of(call: IntentCall) -> Grounds | None:

@@ -57,6 +57,16 @@ def test_an_attempt_that_says_held_is_believed_if_the_state_agrees() -> None:
     assert status_of(plan).next_attempt_time is None
 
 
+def test_running_job_of_another_request_is_shown_with_the_command_that_takes_it_over() -> None:
+    job = a_job(held=True, holds=1, message="the job was submitted with another request")
+    plan = teardown_plan_of(RUN, a_pod().exited(85, message=HELD), state=a_state(1, jobs=[job]))
+    assert hold_of(plan) == ("True", "SubmissionUnknown")
+    message = progress_of(plan)[1]
+    assert message.startswith("An external job has another request than the task. Manual resolution required. External")
+    assert f"--adopt {job.handle} | --resubmit | --fail;" in message
+    assert status_of(plan).external_jobs[0].state == "Active"
+
+
 def test_however_much_is_held_the_message_tells_how_to_answer() -> None:
     jobs = [a_job(None, key=f"{number}" * 128, held=True, holds=1, message="why " * 100) for number in range(9)]
     message = progress_of(teardown_plan_of(RUN, a_pod().exited(85, message=HELD), state=a_state(1, jobs=jobs)))[1]

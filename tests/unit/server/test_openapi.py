@@ -5,7 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 import pytest
@@ -102,8 +102,12 @@ def types_in(schema: dict[str, Any]) -> set[str]:
 def json_type_of(kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return "object"
+    if get_origin(kind) is Annotated:
+        return json_type_of(get_args(kind)[0])
     if get_origin(kind) is tuple:
         return "array"
+    if get_origin(kind) is dict:
+        return "object"
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return "string"
     names = {str: "string", int: "integer", bool: "boolean", NoneType: "null", datetime: "string"}

@@ -85,6 +85,7 @@ def test_state_of_a_newer_version_is_read_as_its_known_part() -> None:
         before.jobs["load", 2],
         cancel_requested_at=datetime(2026, 11, 30, 12, 2, tzinfo=UTC),
         cancel_requested_by_attempt=2,
+        field_digests={"entrypoint": "01234567"},
     )
     assert state.end is not None
     assert (state.end.attempt, state.end.kind, state.end.retry_after_seconds) == (1, "Waiting", 600)
@@ -116,6 +117,7 @@ def test_next_epoch_has_no_unknown_fields_of_the_one_before() -> None:
         "end",
         "job.cancelRequestedAt",
         "job.cancelRequestedByAttempt",
+        "job.fieldDigests",
         "seal.time",
     ]
 

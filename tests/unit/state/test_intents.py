@@ -14,6 +14,7 @@ from reattach.state.job_operations import JobEvent, end_holds, with_job
 from reattach.state.job_record import to_summary, token_of
 
 REPORTED = {"end": "Reported", "cause": "Disruption", "chargedTo": "disruption"}
+FIELDS = {"entrypoint": "01234567"}
 PRESUMED = {"end": "Presumed", "cause": "Disruption", "chargedTo": "disruption"}
 FAILED = {"end": "Reported", "cause": "Application", "chargedTo": "application"}
 
@@ -316,6 +317,44 @@ class TestSameRequest:
         assert code_of(run.intend, **asked) is ProblemCode.DIGEST_CHANGED
         assert code_of(run.intend, again=Grounds.CLIENT_NAME, **asked) is ProblemCode.DIGEST_CHANGED
 
+    @pytest.mark.parametrize(
+        "before, after, says",
+        [
+            (
+                {"a": "0" * 8, "b": "1" * 8},
+                {"a": "0" * 8, "b": "2" * 8, "c": "3" * 8},
+                ", which differs in 'b', 'c'. N",
+            ),
+            ({"a": "0" * 8}, {"a": "0" * 8}, "another request. N"),
+            ({}, {"a": "0" * 8}, "another request. N"),
+            ({f"{n:02}": "0" * 8 for n in range(16)}, {"00": "1" * 8, "x": "0" * 8}, ", which differs in '00'. N"),
+        ],
+    )
+    def test_refusal_names_the_job_and_the_fields_that_differ(
+        self, before: dict[str, str], after: dict[str, str], says: str
+    ) -> None:
+        run = intended(field_digests=before)
+        run.handle("job-7")
+        with pytest.raises(RequestRejectedError) as refused:
+            run.intend(digest="other", field_digests=after)
+        text = refused.value.detail
+        assert text.startswith("the job 'load' (generation 1, handle 'job-7') was submitted with another request")
+        assert says in text
+        assert "To take it over, send the same request in each attempt" in text
+        assert "another key" not in text
+
+    def test_refusal_names_the_adapter_if_that_differs(self) -> None:
+        with pytest.raises(RequestRejectedError, match="with another request, of the adapter 'http'"):
+            active().intend(adapter="other")
+
+    def test_refusal_after_success_says_what_would_submit_a_second_job(self) -> None:
+        run = active()
+        run.outcome("Succeeded")
+        with pytest.raises(
+            RequestRejectedError, match=r"has succeeded with another request.*To get its result.*Only to"
+        ):
+            run.intend(digest="other")
+
     def test_a_new_generation_may_be_another_request(self) -> None:
         run = active()
         run.outcome("Succeeded")
@@ -583,9 +622,31 @@ class TestHeld:
         run.intend()
         assert (run.job().handle, run.job().strays) == ("job-2", ("job-3",))
 
-    def test_the_request_must_still_be_the_same(self) -> None:
-        run = died(intended()).held().with_answer("Resubmit").by(3)
+    def test_another_request_is_rejected_until_a_resolution_settles_it(self) -> None:
+        run = died(intended()).held().by(3)
         assert code_of(run.intend, digest="other") is ProblemCode.DIGEST_CHANGED
+        run.with_answer("Resubmit")
+        answer = run.intend(digest="other", field_digests=FIELDS)
+        assert (answer.decision, answer.job.digest, answer.job.field_digests) == (Decision.SUBMIT, "other", FIELDS)
+
+    def test_running_job_of_another_request_is_taken_over_once_a_user_names_it(self) -> None:
+        run = died(active()).by(2)
+        assert run.outcome("Active", hold=True, message="another request").job.state is JobState.ACTIVE
+        assert code_of(run.intend, digest="other") is ProblemCode.DIGEST_CHANGED
+        run.with_answer("Adopt", handle="job-1").by(3)
+        answer = run.intend(digest="other")
+        assert (answer.decision, answer.job.handle, answer.job.digest) == (Decision.REATTACH, "job-1", "other")
+        assert (run.job().held, run.counts()[0]) == (False, 1)
+        assert code_of(run.by(4).intend) is ProblemCode.DIGEST_CHANGED
+
+    def test_running_job_of_another_request_is_replaced_once_a_user_requests_that(self) -> None:
+        run = died(active()).by(2)
+        run.outcome("Active", hold=True)
+        run.with_answer("Resubmit").by(3)
+        assert (run.intend(digest="other").job.generation, run.job(1).message) == (
+            2,
+            "given up; submitted again by spec.resolutions",
+        )
 
 
 class TestPresumedEnd:

@@ -131,6 +131,7 @@ class TestTheFirstTime:
             "digest": system.digest(REQUEST),
             "tokenSeconds": 90,
             "detached": True,
+            "fieldDigests": {name: system.digest(value)[:8] for name, value in REQUEST.items()},
         }
 
     def test_state_api_is_not_told_a_lifetime_of_a_token_that_ends_with_the_job(self, pod: Pod) -> None:
@@ -729,11 +730,58 @@ class TestTheNextAttempt:
         assert pod.api.jobs.state.counts.reattachments == 1
         assert "Reattached to external job 'load' (generation 1): job-1" in caplog.text
 
-    def test_another_request_under_the_key_is_an_error_and_no_second_job(self, pod: Pod, system: System) -> None:
-        an_attempt_dies(pod, system, "after-handle")
-        with pytest.raises(reattach.DigestChanged, match="must stay the same"), pod.context() as task:
+    @pytest.mark.parametrize("at", ["after-submit", "after-handle"])
+    def test_another_request_holds_the_run_with_its_job_and_submits_nothing(
+        self, pod: Pod, system: System, at: str
+    ) -> None:
+        an_attempt_dies(pod, system, at)
+        with (
+            pytest.raises(reattach.Held, match="another request, which differs in 'entrypoint'"),
+            pod.context() as task,
+        ):
             task.submit_once("load", system, {"entrypoint": "another"})
+        record = pod.api.jobs.record()
+        assert (record.held, record.is_over, len(system.submissions)) == (True, False, 1)
+        assert pod.message()["kind"] == "Held"
+        assert ("--adopt job-1 takes" in pod.message()["message"]) == (at == "after-handle")
+        pod.api.jobs.resolve("Adopt", "job-1")
+        pod.api.jobs.next_attempt()
+        with pod.context() as task:
+            assert task.submit_once("load", system, {"entrypoint": "another"}).wait() == RESULT
         assert len(system.submissions) == 1
+
+    def test_another_request_by_the_same_process_fails_the_run_because_its_code_is_wrong(
+        self, pod: Pod, system: System
+    ) -> None:
+        def main(task: reattach.Task) -> None:
+            task.submit_once("load", system, REQUEST)
+            task.submit_once("load", system, {"entrypoint": "another"})
+
+        with pytest.raises(reattach.DigestChanged):
+            pod.context().run(main)
+        assert (pod.message()["kind"], len(system.submissions)) == ("Permanent", 1)
+
+    def test_another_request_after_the_job_succeeded_fails_the_run(self, pod: Pod, system: System) -> None:
+        with contextlib.suppress(RuntimeError), pod.context() as task:
+            task.submit_once("load", system, REQUEST).wait()
+            raise RuntimeError
+        pod.api.jobs.next_attempt()
+        with pytest.raises(reattach.DigestChanged, match="Only to submit a second job"), pod.context() as task:
+            task.submit_once("load", system, {"entrypoint": "another"})
+        assert pod.message()["kind"] == "Permanent"
+
+    def test_job_that_ends_while_the_run_is_being_held_decides(self, pod: Pod, system: System) -> None:
+        an_attempt_dies(pod, system, "after-handle")
+        ended = {"state": JobState.FAILED, "message": "no disk", "ended_by_attempt": 1}
+        pod.time.on_step["before-outcome"] = lambda: pod.api.jobs.change(**ended)
+        with pytest.raises(reattach.JobFailed), pod.context() as task:
+            task.submit_once("load", system, {"entrypoint": "another"}).wait()
+
+    @pytest.mark.parametrize("request_", ["text", {"x" * 41: 1, "é": 2, "": 3}, [1]])
+    def test_fields_that_can_not_be_named_are_left_out(self, pod: Pod, system: System, request_: Any) -> None:
+        with pod.context() as task:
+            task.submit_once("load", system, request_, detached=True)
+        assert "fieldDigests" not in pod.api.bodies(INTENT)[0]
 
     @pytest.mark.parametrize("failure", [LostError("503"), TimeoutError(), OSError("no route"), ValueError("no JSON")])
     def test_a_look_up_that_fails_is_asked_again(
