@@ -21,7 +21,7 @@ import msgspec
 from reattach.adapters.base import Adapter, Capabilities
 from reattach.api.messages import CancellationResponse, Job, Unresolved
 from reattach.api.state import OPEN_JOB_STATES, JobState
-from reattach.errors import HandleDiffers, JobFailed, JobOver, PermanentFailure
+from reattach.errors import HandleDiffers, InvalidValue, JobFailed, JobOver, PermanentFailure
 from reattach.task.client import JobKeptError
 from reattach.task.external_job import ExternalJob
 from reattach.task.job_client import JobClient, Step, cancellation_call, outcome_call
@@ -465,7 +465,14 @@ class JobCleanup:
                 self._response = None  # meanwhile a handle, or the end of an attempt, may have been reported
             return
         logger.info("%s: found as %s.", self.name, found.handle)
-        call = self._jobs.handle_call(self._job.key, self._job.generation, found.handle, found.url, "Found")
+        try:
+            call = self._jobs.handle_call(self._job.key, self._job.generation, found.handle, found.url, "Found")
+        except InvalidValue:
+            # The job can't be watched, so it is left. Only this process knows its handle.
+            logger.error("%s: found as %r, which can't be stored.", self.name, found.handle)  # noqa: TRY400
+            if found.handle and isinstance(found.handle, str):
+                self._wanted.adapter.cancel(found.handle)
+            raise
         try:
             self._jobs.write(call)
         except (HandleDiffers, JobOver) as error:

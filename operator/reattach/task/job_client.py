@@ -290,7 +290,12 @@ def read_call(key: str, generation: int | None = None) -> Call[Job]:
 
 
 def check_handle(handle: Any) -> str:
-    """Return `handle` itself. Raises `InvalidValue`, whose message identifies any handle."""
+    """Return the handle, an integer as text, because many systems have numbers for ids.
+
+    Raises `InvalidValue`, whose message identifies any handle.
+    """
+    if isinstance(handle, int) and not isinstance(handle, bool):
+        handle = str(handle)
     if isinstance(handle, str) and _is_unicode(handle) and 1 <= _json_bytes(handle) <= HANDLE_BYTES_MAX:
         return handle
     what = f"{handle!r:.100}"

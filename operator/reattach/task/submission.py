@@ -435,7 +435,7 @@ class SubmissionProcess:
     def _record(self, reply: IntentReply, submitted: Submitted, origin: Origin) -> AcquiredJob | IntentPending:
         job = reply.response.job
         try:
-            handle = check_handle(_text_of(submitted.handle))
+            handle = check_handle(submitted.handle)
         except InvalidValue as error:
             return self._hold_unrecorded(reply, submitted, str(error))
         # Logged before it is stored, so that the log has it even if storing it fails for good.
@@ -711,11 +711,6 @@ def look_up(
         jobs.sleep(min(left, pause * (0.5 + jobs.timing.jitter() / 2)), check)
         pause = min(pause * 2, LOOK_UP_SECONDS_MAX)
         outage = OutageTimer(jobs.timing, f"External job {job.key!r} can't be looked up")
-
-
-def _text_of(handle: Any) -> Any:
-    """Return an integer as text, because many systems have numbers for ids."""
-    return str(handle) if isinstance(handle, int) and not isinstance(handle, bool) else handle
 
 
 class _CapabilitiesUnavailableError(Exception):

@@ -15,7 +15,7 @@ import pytest
 import reattach
 from fakepod import Pod, a_problem
 from fakesystem import LOOK_UP, REQUEST, RESULT, LostError, System, fails
-from reattach.adapter import Active, Cancelled, Capabilities, Failed, JobStatus, Lookup, Succeeded
+from reattach.adapter import Active, Cancelled, Capabilities, Failed, JobStatus, Lookup, Submitted, Succeeded
 from reattach.adapters.base import MARGIN
 from reattach.api.messages import Job, Unresolved
 from reattach.api.names import ENV_SESSION
@@ -532,6 +532,20 @@ class TestIntentsWithoutHandle:
         system.can = Capabilities(look_up=LOOK_UP)
         clean_up(pod, system)
         assert state_of(pod) == (JobState.CANCELLED, "job-1")
+
+    @pytest.mark.parametrize("handle", ["x" * 5000, None, ""])
+    def test_job_whose_handle_cant_be_stored_is_cancelled_and_left_to_the_user(
+        self, pod: Pod, system: System, handle: Any
+    ) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        leave_intent(pod, system)
+        system.look_up = lambda _: Submitted(handle)  # type: ignore[method-assign,assignment]
+        pod.begin_cleanup()
+        with pytest.raises(ExceptionGroup, match="may be running") as caught:
+            clean_up(pod, system)
+        assert isinstance(caught.value.exceptions[0], reattach.InvalidValue)
+        assert system.cancelled == ([handle] if handle else [])
+        assert state_of(pod) == (JobState.INTENDED, None)
 
     def test_a_failed_lookup_is_repeated(self, pod: Pod, system: System) -> None:
         system.can = Capabilities(look_up=LOOK_UP)
