@@ -16,13 +16,20 @@ from typing import Any, assert_never
 import msgspec
 
 from builders import NAME, SETTINGS, STATE_UID, APod, a_pod, a_taskrun, at
-from reattach.api.names import ANNOTATION_STOP_TIME, FINALIZER_ATTEMPT, FINALIZER_EXTERNAL_JOBS, state_name
+from reattach.api.names import (
+    ANNOTATION_STOP_TIME,
+    ANNOTATION_WAKE,
+    FINALIZER_ATTEMPT,
+    FINALIZER_EXTERNAL_JOBS,
+    state_name,
+)
 from reattach.api.objects import Pod
 from reattach.api.orphans import OrphanRecord
-from reattach.api.reasons import OWN_FAILURES, Budget, ConditionType, EventReason, Reason
+from reattach.api.reasons import OWN_FAILURES, Budget, Cause, ConditionType, EventReason, Reason
 from reattach.api.state import (
     Completion,
     Epoch,
+    JobReference,
     JobState,
     JobSummary,
     ReportedEnd,
@@ -172,6 +179,8 @@ class ModelCluster:
     running: set[JobId] = field(default_factory=set)
     """Jobs that run in the external system."""
     cleanups: int = 0
+    released: int = 0
+    """Number of attempts that ended to wait without a pod."""
     recorded: set[int] = field(default_factory=set)
     """Attempts with an end that was written to status."""
     records: list[OrphanRecord] = field(default_factory=list)
@@ -458,6 +467,7 @@ class ModelCluster:
         for budget in Budget:
             charged = sum(attempt.charged_to == budget for attempt in new)
             assert amount(after.counts.charged, budget) == amount(before.counts.charged, budget) + charged, "wrong sum"
+        self._check_waiting(before, after, new)
         presumed = [attempt.number for attempt in new if attempt.end == "Presumed"]
         still_presumed = [attempt.number for attempt in after.attempts if attempt.end == "Presumed"]
         assert after.counts.last_presumed >= max(still_presumed, default=0), "a presumed end is forgotten"
@@ -466,6 +476,17 @@ class ModelCluster:
         self._check_readiness(after)
         if after.outcome is not None:
             self._check_outcome(after)
+
+    def _check_waiting(self, before: TaskRunStatus, after: TaskRunStatus, new: list[Attempt]) -> None:
+        """Check that a wait is charged to nothing, counted, and was reported by its task."""
+        waits = [attempt for attempt in new if attempt.cause == Cause.WAITING]
+        end = self.state.end if self.state is not None else None
+        for attempt in waits:
+            assert attempt.charged_to is None, "a wait was charged"
+            assert end is not None, "a run waits without a report of its task"
+            assert (end.attempt, end.pod_uid) == (attempt.number, attempt.pod_uid), "a run waits for another attempt"
+        counts = [0 if one.counts.waiting is msgspec.UNSET else one.counts.waiting for one in (before, after)]
+        assert counts[1] == counts[0] + len(waits) <= self.released, "a wait is not counted once"
 
     def _check_history(self, before: TaskRunStatus, after: TaskRunStatus, new: list[Attempt]) -> None:
         """Check that each attempt that leaves the list has ended, and is counted by its cause."""
@@ -480,11 +501,15 @@ class ModelCluster:
         assert after.outcome is None or not left, "an attempt was folded in the last write"
         assert len(msgspec.json.encode(after.folded_attempts)) <= 1024, "folded attempts are too large"
 
-    def check_folded_pods(self) -> None:
-        """Check that no pod of a folded attempt is kept."""
-        listed = {attempt.number for attempt in self.taskrun.status.attempts}
-        folded = [pod for pod in self.pods.values() if self.is_recorded(pod.number) and pod.number not in listed]
-        assert all(pod.is_deleted for pod in folded), "the pod of a folded attempt is kept"
+    def check_unkept_pods(self) -> None:
+        """Check that no pod is kept of an attempt that was folded or released its pod."""
+        unkept = [pod for pod in self.pods.values() if self.keeps_no_pod(pod.number)]
+        assert all(pod.is_deleted for pod in unkept), "a pod is kept that must not be kept"
+
+    def keeps_no_pod(self, number: int) -> bool:
+        entry = next((one for one in self.taskrun.status.attempts if one.number == number), None)
+        is_folded = entry is None and self.is_recorded(number)
+        return is_folded or (entry is not None and entry.cause == Cause.WAITING)
 
     def _check_evidence(self, before: TaskRunStatus, after: TaskRunStatus) -> None:
         """Check that no process runs after a reported end, and when an end is presumed."""
@@ -625,6 +650,8 @@ class ModelCluster:
             self.collect_garbage()
         elif draw < 0.27 and self.give_evidence():
             pass
+        elif draw < 0.3:
+            self.wake()
         elif pods:
             self.apply_event_to(self.choices.choice(pods))
 
@@ -682,7 +709,7 @@ class ModelCluster:
         if pod.purpose is AttemptPurpose.CLEANUP:
             self._apply_event_to_cleanup(pod)
             return
-        match self.choices.randrange(15):
+        match self.choices.randrange(18):
             case 0:
                 self.delete_pod(name, uid)
             case 1:
@@ -704,8 +731,8 @@ class ModelCluster:
                 self.exit(pod, 137, reason="OOMKilled")
             case 10 | 11:
                 self.exit(pod, 0)
-            case 12:
-                self.exit(pod, 1, message="" if self.report_end(pod) else NOT_READY)
+            case 12 | 13 | 14 | 15:
+                self.end_with_report(pod)
             case _:
                 self.exit(pod, 1)
 
@@ -824,6 +851,12 @@ class ModelCluster:
             name = state_name(NAME, self.taskrun.metadata.uid)
             status = msgspec.structs.replace(self.taskrun.status, state=StateReference(config_map=name, uid=uid))
             self.taskrun = self._versioned(msgspec.structs.replace(self.taskrun, status=status))
+
+    def end_with_report(self, pod: SimulatedPod) -> None:
+        if self.choices.random() < 0.7:
+            self.release(pod)
+        else:
+            self.exit(pod, 1, message="" if self.report_end(pod) else NOT_READY)
 
     def report_end(self, pod: SimulatedPod) -> bool:
         """Store that the task is not ready, and return whether the state API accepts that."""
@@ -1121,6 +1154,32 @@ class ModelCluster:
         apod = pod.apod.exited(code, self.seconds, reason=reason, message=message)
         self.change(pod, apod.not_over() if self.choices.random() < 0.3 else apod)
 
+    def release(self, pod: SimulatedPod) -> None:
+        """End the process to wait without a pod for a job, if the state API accepts that."""
+        state = self.existing_state
+        if state is None or not self._is_current(pod):
+            return
+        if state.completion is not None and state.completion.attempt == pod.number:
+            return
+        watched = [job for job in state.jobs if job.is_open and job.handle is not None and not job.held]
+        if not watched:
+            return
+        job = self.choices.choice(watched)
+        end = ReportedEnd(
+            attempt=pod.number,
+            pod_uid=pod.apod.metadata["uid"],
+            time=at(self.seconds),
+            kind="Waiting",
+            retry_after_seconds=self.choices.choice([1, 60, 600]),
+            job=JobReference(key=job.key, generation=job.generation),
+        )
+        self.state = msgspec.structs.replace(state, end=end)
+        self.released += 1
+        self.exit(pod, 87)
+
+    def wake(self) -> None:
+        self._update_metadata(annotations={ANNOTATION_WAKE: self.choices.choice("ab")})
+
     def stop(self, pod: SimulatedPod) -> None:
         """End a pod that is deleted or past its deadline, like the kubelet."""
         apod = pod.apod
@@ -1348,8 +1407,8 @@ class ModelOperator:
         if terminated_of(pod, "task") is None or not is_kept(pod) or is_late:
             return
         number = next((one.number for one in self.cluster.pods.values() if one.apod.metadata["uid"] == action.uid), 0)
-        if self.cluster.is_recorded(number) and number not in {entry.number for entry in status.attempts}:
-            return  # The attempt is folded.
+        if self.cluster.keeps_no_pod(number):
+            return
         stopped = stop_time_of(pod)
         if stopped is None:
             # The run ended, or was suspended, before the end of the attempt was recorded.
@@ -1443,7 +1502,7 @@ def run_history(choices: random.Random, spec: dict[str, Any], *, events_max: int
         if cluster.is_over:
             cluster.check_late_writes()
             return cluster
-        cluster.check_folded_pods()
+        cluster.check_unkept_pods()
         if is_held(status):
             cluster.resolve()
         if not cluster.advance() and not is_held(status):

@@ -33,6 +33,7 @@
         ProtocolError    84    the state API does not understand this SDK
         Held             85    an external job waits for a resolution
         CleanupOnly      86    a cleanup attempt, which must not run the task
+        PodReleased      87    the attempt ended to wait for an external job without a pod
         Terminated      143    SIGTERM
 
 A mistake in a call raises an `Exception`. A failure to read or write the state raises a
@@ -300,3 +301,13 @@ class CleanupOnly(AttemptOver):
     """
 
     exit_code = TaskExitCode.CLEANUP_ONLY.value
+
+
+class PodReleased(AttemptOver):
+    """The attempt ended, so that no pod waits for an external job: `wait(release_pod=True)`.
+
+    The next attempt checks the job. The process ends within seconds even if your code catches
+    this error.
+    """
+
+    exit_code = TaskExitCode.POD_RELEASED.value

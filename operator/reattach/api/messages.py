@@ -42,7 +42,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from reattach.api.objects import Shape
-from reattach.api.state import JobOrigin, JobState
+from reattach.api.state import JobOrigin, JobReference, JobState
 from reattach.api.taskrun import AttemptPurpose
 
 VALUE_BYTES_MAX = 64 * 1024
@@ -80,6 +80,7 @@ class TaskExitCode(IntEnum):
     PROTOCOL_ERROR = 84
     HELD = 85
     CLEANUP_ONLY = 86
+    POD_RELEASED = 87
 
 
 class ProblemCode(StrEnum):
@@ -256,7 +257,7 @@ class EndKind(StrEnum):
     NOT_READY = "NotReady"
     """Nothing failed: something that the task needs does not exist yet."""
     WAITING = "Waiting"
-    """Reserved: refused as `not-implemented`."""
+    """Nothing failed: an external job runs, and the next attempt checks it."""
 
 
 class EndRequest(Shape, frozen=True, forbid_unknown_fields=True):
@@ -264,12 +265,15 @@ class EndRequest(Shape, frozen=True, forbid_unknown_fields=True):
 
     Send it right before the process ends. It replaces the termination message, so that neither the
     path nor the size of that file matters. `retry_after_seconds`: delay of the next attempt, at
-    most a year; null for the pause of `spec.retry.backoff`. It must be null for `Permanent`.
+    most a year; null for the pause of `spec.retry.backoff`. It must be null for `Permanent`, and at
+    least 1 for `Waiting`. `job`: the open job with a handle that the task waits for; only for
+    `Waiting`, which requires it.
     """
 
     kind: EndKind
     message: str = ""
     retry_after_seconds: int | None = None
+    job: JobReference | None = None
 
 
 class Grounds(StrEnum):

@@ -42,6 +42,9 @@ ANNOTATION_SUMMARY: Final = f"{GROUP}/summary"
 ANNOTATION_RERUN_OF: Final = f"{GROUP}/rerun-of"
 """On a TaskRun that `kubectl reattach rerun` created: the name that it appended its number to."""
 
+ANNOTATION_WAKE: Final = f"{GROUP}/wake"
+"""On a TaskRun that waits without a pod: start the next attempt now, once for each new value."""
+
 ANNOTATION_CLEANUP_OF: Final = f"{GROUP}/cleanup-of"
 """On a TaskRun of `kubectl reattach orphans --cancel`: the name of the one that left the jobs."""
 

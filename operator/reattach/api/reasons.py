@@ -13,6 +13,7 @@ class Cause(StrEnum):
     NEVER_STARTED = "NeverStarted"
     DEADLINE = "Deadline"
     NOT_READY = "NotReady"
+    WAITING = "Waiting"
     PERMANENT = "Permanent"
     HELD = "Held"
     FENCED = "Fenced"
@@ -91,6 +92,7 @@ class Reason(StrEnum):
     PENDING = "Pending"
     RUNNING = "Running"
     BACKING_OFF = "BackingOff"
+    WAITING = "Waiting"
     WAITING_FOR_GATES = "WaitingForGates"
     QUOTA_EXCEEDED = "QuotaExceeded"
     POD_REFUSED = "PodRefused"
@@ -136,6 +138,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.PENDING: "The pod of the current attempt has not started yet.",
     Reason.RUNNING: "The task is running.",
     Reason.BACKING_OFF: "The last attempt ended without success; the next one starts at status.nextAttemptTime.",
+    Reason.WAITING: "No pod runs while an external job runs. The next attempt checks it at status.nextAttemptTime.",
     Reason.WAITING_FOR_GATES: "The pod waits for its scheduling gates to be removed. Its pending deadline is paused.",
     Reason.QUOTA_EXCEEDED: "The namespace's quota has no room for the pod. The operator retries, and no attempt is used.",
     Reason.POD_REFUSED: "The API server rejected the pod. The operator retries, and no attempt is used.",

@@ -175,10 +175,18 @@ class Completion(Shape, frozen=True, forbid_unknown_fields=True):
     result: Annotated[str, msgspec.Meta(max_length=4096)] | None = None
 
 
+class JobReference(Shape, frozen=True):
+    """The job of this key and generation."""
+
+    key: JobKey
+    generation: Ordinal
+
+
 class ReportedEnd(Shape, frozen=True):
     """The end of an attempt as its task reported it (`POST /v1/end`).
 
-    A reader ignores a `kind` and fields that it does not know, because the entry is optional.
+    `job`: that the task waits for, only of the kind Waiting. A reader ignores a `kind` and fields
+    that it does not know, because the entry is optional.
     """
 
     attempt: Ordinal
@@ -187,6 +195,7 @@ class ReportedEnd(Shape, frozen=True):
     kind: Annotated[str, msgspec.Meta(max_length=63)]
     message: Annotated[str, msgspec.Meta(max_length=4096)] = ""
     retry_after_seconds: Count | None = None
+    job: JobReference | None = None
 
 
 class Summary(Shape, frozen=True):

@@ -287,6 +287,8 @@ class Counts(Shape, frozen=True, omit_defaults=False):
     `state_losses`: lost states that were resolved with StartEmpty. `last_presumed`: the highest
     number of an attempt whose end was presumed. The ends of all later folded attempts were
     reported. `preexisting_jobs`: external jobs that existed before the first submission.
+    `waiting`: attempts that ended while they waited for an external job. It is absent until then,
+    so that other runs write no more.
     """
 
     attempts: int = 0
@@ -297,6 +299,7 @@ class Counts(Shape, frozen=True, omit_defaults=False):
     preexisting_jobs: int = 0
     state_losses: int = 0
     last_presumed: int = 0
+    waiting: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class ExternalJobStatus(Shape, frozen=True):
@@ -354,7 +357,11 @@ class StateReference(Shape, frozen=True):
 
 
 class TaskRunStatus(Shape, frozen=True):
-    """The status of a TaskRun."""
+    """The status of a TaskRun.
+
+    `last_handled_wake`: the newest value of the annotation `reattach.dev/wake` that started an
+    attempt.
+    """
 
     observed_generation: int | None = None
     outcome: str | None = None
@@ -364,6 +371,7 @@ class TaskRunStatus(Shape, frozen=True):
     next_attempt_time: Time | None = None
     suspension: Suspension | None = None
     not_ready_start_time: Time | None = None
+    last_handled_wake: str | None = None
     ending: Ending | None = None
     orphaned: bool = False
     attempts: tuple[Attempt, ...] = ()

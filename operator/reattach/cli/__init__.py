@@ -19,6 +19,7 @@
     bulk_resolve    plan the resolutions of many TaskRuns (pure), and append them
     cancel          set spec.cancel
     suspend         set spec.suspend
+    wake            set the annotation reattach.dev/wake
     rerun           create a TaskRun from one that has ended
     orphan_cleanup  create a TaskRun that cancels orphaned jobs
     changes         changes of many TaskRuns

@@ -256,6 +256,30 @@ def resume_taskruns(names: tuple[str, ...], output: str | None) -> None:
     _set_suspended(names, output, suspended=False)
 
 
+@cli.command()
+@required_names_argument
+@output_option
+def wake(names: tuple[str, ...], output: str | None) -> None:
+    """Let TaskRuns that wait without a pod check their external jobs now.
+
+    The next attempt starts at once. It reattaches, returns the result if the job has ended, and
+    otherwise releases its pod again. The command sets the annotation reattach.dev/wake.
+    """
+    from reattach.cli.changes import RunTarget, change_each
+    from reattach.cli.wake import format_wake
+    from reattach.cli.wake import wake as wake_one
+
+    targets = [RunTarget(name) for name in dict.fromkeys(names)]
+    now = datetime.now(UTC)
+    leave(
+        call(
+            lambda connection: change_each(
+                connection, targets, lambda target: wake_one(connection, target.name, now), format_wake, output
+            )
+        )
+    )
+
+
 def _set_suspended(names: tuple[str, ...], output: str | None, *, suspended: bool) -> NoReturn:
     from reattach.cli.changes import RunTarget, change_each
     from reattach.cli.suspend import format_suspension, set_suspended

@@ -6,7 +6,7 @@ from datetime import datetime
 from reattach.api.reasons import SENTENCES, Outcome, Reason
 from reattach.api.state import JobState
 from reattach.api.taskrun import Attempt
-from reattach.api.text import one_line
+from reattach.api.text import one_line, printable
 from reattach.cli.hold_options import ACTIONS, ResolutionOption
 from reattach.cli.report import JobReport, RunReport
 from reattach.cli.text import NOTHING, PLAIN, Cell, Styler, ago, count, duration, table
@@ -79,7 +79,7 @@ def _attempts(report: RunReport, now: datetime, style: Styler) -> list[str]:
     lines = table(rows, style, indent=_INDENT)
     if report.hidden_attempts:
         hidden = f"{count(report.hidden_attempts, 'earlier attempt')} no longer listed (spec.historyLimit)"
-        causes = ", ".join(f"{one.count} by {one.cause}" for one in report.folded_attempts)
+        causes = ", ".join(f"{one.count} by {printable(one.cause)}" for one in report.folded_attempts)
         lines.insert(1, f"{_INDENT}… {hidden}{f': {causes}' if causes else ''}")
     return lines
 
@@ -92,7 +92,7 @@ def _attempt(attempt: Attempt, now: datetime) -> tuple[str | Cell, ...]:
         where = f"on {attempt.node}" if attempt.node else "on no node yet"
         return number, started, took, Cell("(not ended)", "cyan"), NOTHING, attempt.message or where
     took = duration(attempt.finish_time - attempt.start_time) if attempt.start_time else NOTHING
-    colour = "green" if attempt.cause == "Succeeded" else "red"
+    colour = {"Succeeded": "green", "Waiting": None}.get(attempt.cause or "", "red")
     return (
         number,
         started,

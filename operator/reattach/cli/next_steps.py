@@ -129,6 +129,10 @@ def _resume_command(taskrun: TaskRun) -> str:
     return f"kubectl reattach resume {taskrun.metadata.name} -n {taskrun.metadata.namespace}"
 
 
+def _wake_command(taskrun: TaskRun) -> str:
+    return f"kubectl reattach wake {taskrun.metadata.name} -n {taskrun.metadata.namespace}"
+
+
 def _while_ending(snapshot: Snapshot, final: FinalOutcome) -> tuple[str, ...]:
     taskrun = snapshot.taskrun
     sentences = []
@@ -189,6 +193,8 @@ def _while_unfinished(snapshot: Snapshot) -> tuple[str, ...]:
             return _before_first_status(snapshot)
         case Reason.BACKING_OFF:
             return _while_backing_off(snapshot)
+        case Reason.WAITING:
+            return (*_while_backing_off(snapshot), f"To check now: {_wake_command(snapshot.taskrun)}")
         case Reason.ENDING if last_ended_attempt(snapshot.taskrun.status) is not None:
             return _after_completion(snapshot) or _after_the_attempt(snapshot)
         case Reason.RUNNING | Reason.ENDING:

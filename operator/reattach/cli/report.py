@@ -175,6 +175,7 @@ _HEADLINES = {
     Reason.PENDING: "waits for its pod to start",
     Reason.RUNNING: "is running",
     Reason.BACKING_OFF: "waits for its next attempt",
+    Reason.WAITING: "waits for its external job without a pod",
     Reason.WAITING_FOR_GATES: "waits for the scheduling gates of its pod",
     Reason.QUOTA_EXCEEDED: "waits for the namespace's quota",
     Reason.POD_REFUSED: "can't create its pod",

@@ -30,7 +30,8 @@ async def set_suspended(connection: ClusterConnection, name: str, *, suspended: 
     Raises `CommandError` if the TaskRun is over, ends or was replaced, and `ClusterError`.
     """
     taskrun = await read_taskrun(connection, name)
-    check_continues(taskrun, suspended=suspended)
+    verb = "suspended" if suspended else "resumed"
+    check_continues(taskrun, verb)
     if taskrun.spec.suspend is suspended:
         return await _result_of(connection, taskrun, suspended=suspended, is_repeated=True)
     patch = {"metadata": {"uid": taskrun.metadata.uid}, "spec": {"suspend": suspended}}
@@ -45,7 +46,7 @@ async def set_suspended(connection: ClusterConnection, name: str, *, suspended: 
                 f"{name} was deleted, and another TaskRun has its name now, which was not changed."
             ) from None
         raise
-    check_continues(written, suspended=suspended)
+    check_continues(written, verb)
     return await _result_of(connection, written, suspended=suspended, is_repeated=False)
 
 
@@ -66,9 +67,12 @@ async def _result_of(
 # -- pure ------------------------------------------------------------------------------------------
 
 
-def check_continues(taskrun: TaskRun, *, suspended: bool) -> None:
-    """Raise `CommandError` unless the TaskRun is unfinished and is not about to end."""
-    name, status, verb = taskrun.metadata.name, taskrun.status, "suspended" if suspended else "resumed"
+def check_continues(taskrun: TaskRun, verb: str) -> None:
+    """Raise `CommandError` unless the TaskRun is unfinished and is not about to end.
+
+    `verb`: a participle, for the message about what can't be done.
+    """
+    name, status = taskrun.metadata.name, taskrun.status
     if status.outcome is not None:
         raise CommandError(f"{name} has ended ({status.outcome}), so it can't be {verb}.")
     if taskrun.metadata.deletion_timestamp is not None:

@@ -9,7 +9,7 @@ from reattach.api.objects import Pod
 from reattach.api.reasons import OWN_FAILURES, Budget, Cause, EventReason, Reason
 from reattach.api.state import StateView
 from reattach.api.taskrun import Attempt, AttemptPurpose, TaskRunStatus
-from reattach.planner import conditions, evidence, holds, podstatus, textformat
+from reattach.planner import conditions, evidence, holds, podstatus, textformat, waiting
 from reattach.planner.backoff import next_attempt_time
 from reattach.planner.budgets import amount, charge
 from reattach.planner.classification import Classification, EndedAttempt, classify, finish_time_of
@@ -59,10 +59,11 @@ def record_ended_attempts(context: DecisionContext) -> DecisionContext:
         return context.with_status(context.status, *(_attempt_failed_event(one, context.status) for one in failed))
     if context.state_lost and any(entry.cause == Cause.HELD for entry in recorded):
         return holds.with_hold(context, Reason.STATE_LOST, holds.describe_lost_state(context))
-    if waiting := holds.unresolved_jobs(context):
-        return holds.with_hold(context, Reason.SUBMISSION_UNKNOWN, holds.describe_unresolved(context, waiting))
-    failed = [entry for entry in recorded if entry.cause != Cause.STOPPED]
-    if failed and natural_outcome(context.spec, context.status) is None:
+    if unresolved := holds.unresolved_jobs(context):
+        return holds.with_hold(context, Reason.SUBMISSION_UNKNOWN, holds.describe_unresolved(context, unresolved))
+    retried = [entry for entry in recorded if entry.cause != Cause.STOPPED]
+    if retried and natural_outcome(context.spec, context.status) is None:
+        failed = [entry for entry in retried if entry.cause != Cause.WAITING]
         events = (_attempt_failed_event(entry, context.status) for entry in failed)
         context = context.with_status(with_backoff(context.status, context.now), *events)
     return context
@@ -73,6 +74,8 @@ def with_backoff(status: TaskRunStatus, now: datetime) -> TaskRunStatus:
     last = conditions.last_ended_attempt(status)
     if last is None:
         return status
+    if last.cause == Cause.WAITING:
+        return waiting.with_wait(status, now)
     return conditions.with_progress(status, Reason.BACKING_OFF, _describe_failure(last, status), now)
 
 
@@ -184,20 +187,22 @@ def _template_hash(view: AttemptView) -> str | None:
 def _with_end(context: DecisionContext, ended: EndedAttempt, consequence: Consequence, entry: Attempt) -> TaskRunStatus:
     budget = consequence.budget
     status = conditions.with_attempt(context.status, entry)
-    status = msgspec.structs.replace(status, counts=charge(status.counts, budget))
+    waits = consequence.cause is Cause.WAITING
+    counts = waiting.count(status.counts) if waits else charge(status.counts, budget)
+    status = msgspec.structs.replace(status, counts=counts)
     status = _with_wait(status, consequence, finish_time_of(ended, context.now))
     if entry.cause == Cause.SUCCEEDED and ended.recorded_completion:
         assert ended.state is not None
         assert ended.state.completion is not None
         status = msgspec.structs.replace(status, result=ended.state.completion.result)
-    if budget is None or not _is_followed_by_another(context, status, entry.purpose):
+    if (budget is None and not waits) or not _is_followed_by_another(context, status, entry.purpose):
         # The end of a run attempt does not shorten the backoff of a cleanup attempt.
         until = status.next_attempt_time if status.ending is not None and budget is not Budget.CLEANUP else None
         return msgspec.structs.replace(status, next_attempt_time=until)
     again = next_attempt_time(
         context.spec.retry.backoff,
         ended=finish_time_of(ended, context.now),
-        charged=amount(status.counts.charged, budget),
+        charged=amount(status.counts.charged, budget) if budget else 1,
         uid=context.metadata.uid,
         attempt=ended.number,
         requested_seconds=consequence.delay_seconds,

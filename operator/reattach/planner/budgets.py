@@ -12,6 +12,7 @@ _CHARGED_TO = MappingProxyType(
         Cause.SUCCEEDED: None,
         Cause.STOPPED: None,
         Cause.PERMANENT: None,
+        Cause.WAITING: None,
         Cause.APPLICATION: Budget.APPLICATION,
         Cause.RESOURCE: Budget.APPLICATION,
         Cause.DEADLINE: Budget.APPLICATION,

@@ -328,6 +328,18 @@ def _reported_retry_later(ended: EndedAttempt) -> Classification | None:
     return Classification(cause, report.kind, _text_of(report), report.retry_after_seconds)
 
 
+def _reported_waiting(ended: EndedAttempt) -> Classification | None:
+    if ended.report is None or ended.report.kind != "Waiting":
+        return None
+    wanted = ended.recorded_end.job if ended.recorded_end is not None else None
+    jobs = ended.state.jobs if ended.state is not None else ()
+    job = next((job for job in jobs if wanted and (job.key, job.generation) == (wanted.key, wanted.generation)), None)
+    if job is None or not job.is_open or job.handle is None:
+        message = "The task ended to wait for an external job, and no such job runs."
+        return Classification(Cause.APPLICATION, "NoOpenJob", message)
+    return Classification(Cause.WAITING, "Waiting", _text_of(ended.report), ended.report.retry_after_seconds)
+
+
 def _out_of_resources(ended: EndedAttempt) -> Classification | None:
     if ended.terminated is not None and ended.terminated.reason == "OOMKilled":
         name = "The container" if ended.failed_init is None else f"Init container {ended.failed_init[0]}"
@@ -374,6 +386,7 @@ _CHECKS: tuple[Callable[[EndedAttempt], Classification | None], ...] = (
     _reported_unavailable,
     _reported_permanent,
     _reported_retry_later,
+    _reported_waiting,
     _out_of_resources,
     _past_deadline,
     _exited_zero,

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from reattach.api.names import FINALIZER_ATTEMPT, state_name
 from reattach.api.objects import ObjectMeta, Pod
-from reattach.api.reasons import End, EventReason
+from reattach.api.reasons import Cause, End, EventReason
 from reattach.api.state import Epoch, JobSummary, SealPurpose, StateView
 from reattach.api.taskrun import Attempt, AttemptPurpose, Suspension, TaskRunSpec, TaskRunStatus
 from reattach.planner import conditions, history, podstatus, retention
@@ -52,9 +52,9 @@ class AttemptView:
         return self.entry is not None and self.entry.end == End.PRESUMED
 
     @property
-    def is_folded(self) -> bool:
-        """True if its entry left the list, so that its pod is not kept."""
-        return self.recorded and self.entry is None
+    def keeps_no_pod(self) -> bool:
+        """True if its entry was folded, or if it released its pod to wait for an external job."""
+        return self.recorded and (self.entry is None or self.entry.cause == Cause.WAITING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,16 +296,16 @@ class DecisionContext:
     def leftover_stops(self) -> tuple[StopPod | DeletePod, ...]:
         """Actions that stop the containers still running in pods of recorded attempts.
 
-        Pods of folded attempts are deleted, even if nothing runs in them.
+        Pods of attempts that keep none are deleted, even if nothing runs in them.
         """
         views = [view for view in self.attempts if view.recorded]
         stops = (
             retention.stop_of(view.pod, self.container, self.now, is_late=self._is_late(view))
             for view in views
-            if view.pod and not view.is_folded
+            if view.pod and not view.keeps_no_pod
         )
-        folded = delete_pods(tuple(view.pod for view in views if view.pod and view.is_folded))
-        return (*folded, *(stop for stop in stops if stop is not None))
+        unkept = delete_pods(tuple(view.pod for view in views if view.pod and view.keeps_no_pod))
+        return (*unkept, *(stop for stop in stops if stop is not None))
 
     def _is_late(self, view: AttemptView) -> bool:
         return view.purpose is AttemptPurpose.CLEANUP and self.is_past_cleanup_deadline

@@ -14,7 +14,7 @@ A decision runs checks in a fixed order. Each check returns a decision, or None 
       |    _read_nodes                a node may be evidence of an end        -> ReadNodes
       |    _read_evictions            an eviction may hide behind exit code 0 -> ReadEvictions
       v
-      |  _record: jobs, evidence, ended attempts and suspensions go into the status to write
+      |  _record: jobs, evidence, ended attempts, suspensions and wakes go into the status
       v
       |  _AFTER_ENDS: what follows from that status?
       |    _conclude                  the run ends                            -> teardown
@@ -89,6 +89,7 @@ from reattach.planner import (
     suspension,
     teardown,
     textformat,
+    waiting,
 )
 from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import FinalOutcome
@@ -213,9 +214,9 @@ def _read_evictions(context: DecisionContext) -> ReadEvictions | None:
 
 
 def _record(context: DecisionContext) -> DecisionContext:
-    """Put predecessors, jobs, evidence, ended attempts and suspensions into the status to write."""
+    """Put predecessors, jobs, evidence, ended attempts, suspensions and wakes into the status."""
     context = evidence.with_evidence(_with_jobs(_with_predecessors(context)))
-    return suspension.with_suspension(attempts.record_ended_attempts(context))
+    return waiting.with_wake(suspension.with_suspension(attempts.record_ended_attempts(context)))
 
 
 def _with_predecessors(context: DecisionContext) -> DecisionContext:

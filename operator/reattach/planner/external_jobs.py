@@ -3,7 +3,7 @@
 import msgspec
 
 from reattach.api.messages import JOBS_MAX
-from reattach.api.reasons import EventReason
+from reattach.api.reasons import Cause, EventReason
 from reattach.api.state import OPEN_JOB_STATES, JobOrigin, JobState, JobSummary, StateView, Summary
 from reattach.api.taskrun import ExternalJobStatus, TaskRunStatus
 from reattach.api.text import printable
@@ -73,7 +73,10 @@ def events_since(before: TaskRunStatus, view: StateView, idempotency_key: str | 
         and job.handle != known.get(job_id(job))
         and not (job.held and job_id(job) in orphaned)
     ]
-    if view.counts.reattachments > before.counts.reattachments and view.epoch is not None:
+    # An attempt that checks the job of a waiting run always reattaches.
+    newest_ended = next((one for one in reversed(before.attempts) if one.finish_time is not None), None)
+    is_check = newest_ended is not None and newest_ended.cause == Cause.WAITING
+    if view.counts.reattachments > before.counts.reattachments and view.epoch is not None and not is_check:
         names = ", ".join(describe_job(job) for job in view.jobs if job.handle is not None)
         note = f"Attempt {view.epoch.attempt} reattached to external job {names}."
         events.append(EmitEvent(EventReason.REATTACHED, textformat.head(note)))

@@ -9,12 +9,13 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Generator
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 
 from reattach.adapters.base import Active, Cancelled, Failed, JobStatus, NotFound, Succeeded, Unknown
-from reattach.api.messages import Job
+from reattach.api.messages import RETRY_AFTER_SECONDS_MAX, Job
 from reattach.api.state import JobState
 from reattach.errors import InvalidValue, JobOver
 from reattach.task.job_client import JobClient, OutcomeState, Step, cut_message, outcome_call, read_call
@@ -26,6 +27,8 @@ logger = logging.getLogger("reattach")
 
 NOT_FOUND_REPORTS = 2
 """Number of `NotFound` reports, without an `Active` between them, that confirm it."""
+CHECK_EVERY = timedelta(minutes=10)
+"""Time between two checks of a job for which no pod waits."""
 PROGRESS_SECONDS = 600.0
 """Interval of log lines for an active job whose message does not change."""
 
@@ -79,19 +82,26 @@ class ExternalJob:
     def state(self) -> JobState:
         return self._job.state
 
-    def wait(self, poll_seconds: float | None = None) -> Any:
+    def wait(
+        self, poll_seconds: float | None = None, *, release_pod: bool = False, every: timedelta = CHECK_EVERY
+    ) -> Any:
         """Watch the job until it ends, and return its result.
 
         While the external system is unavailable, the SDK polls it for as long as the attempt lasts.
 
         poll_seconds: interval of polls, by default the adapter's.
+        release_pod: do not keep a pod for the wait. If the job has not ended, the attempt ends with
+            the cause Waiting, which is charged to nothing. The next attempt starts after `every`,
+            reattaches, and calls `wait` again.
+        every: at least a second, and at most a year.
 
         Raises:
             JobFailed: the job failed or was cancelled.
             PermanentFailure: the job is not found, and `onNotFound` is Fail.
             Held: the job is not found, and `onNotFound` is Hold.
+            PodReleased: the attempt ended to wait without a pod. Do not catch it.
         """
-        steps = self.watch(poll_seconds)
+        steps = self.watch(poll_seconds, every if release_pod else None)
         while True:
             try:
                 seconds = next(steps)
@@ -99,9 +109,11 @@ class ExternalJob:
                 return end.value
             self._jobs.sleep(seconds)
 
-    async def await_(self, poll_seconds: float | None = None) -> Any:
+    async def await_(
+        self, poll_seconds: float | None = None, *, release_pod: bool = False, every: timedelta = CHECK_EVERY
+    ) -> Any:
         """`wait` for async code. Cancelling it does not cancel the job."""
-        steps = self.watch(poll_seconds)
+        steps = self.watch(poll_seconds, every if release_pod else None)
         while True:
             seconds, result = await asyncio.to_thread(_next, steps)
             if seconds is None:
@@ -142,8 +154,13 @@ class ExternalJob:
 
     # -- watching ----------------------------------------------------------------------------------
 
-    def watch(self, poll_seconds: float | None = None) -> Steps:
-        """Return the steps of `wait`, which sleeps between them."""
+    def watch(self, poll_seconds: float | None = None, check_every: timedelta | None = None) -> Steps:
+        """Return the steps of `wait`, which sleeps between them.
+
+        check_every: end the attempt after a check if the job has not ended; None: keep the pod.
+        """
+        if check_every is not None:
+            _check_interval(check_every)
         poll = self._wanted.adapter.poll_seconds if poll_seconds is None else poll_seconds
         if not poll > 0:
             raise ValueError(f"poll_seconds must be more than 0, not {poll}")
@@ -167,8 +184,22 @@ class ExternalJob:
                 case NotFound() if progress.is_confirmed_gone:
                     self._apply_not_found_policy(status.message)
                     progress = _WatchProgress(self)
+                case Active() | Unknown() if check_every is not None:
+                    with self._lock:
+                        self._release_pod(status, check_every)
+                    yield seconds
                 case _:
                     yield seconds
+
+    def _release_pod(self, status: Active | Unknown, every: timedelta) -> None:
+        """End the attempt. If the state API can't record that, return, and the pod is kept.
+
+        A job that is not found is watched until that is confirmed, so that `onNotFound` applies.
+        """
+        state: OutcomeState = "Unknown" if isinstance(status, Unknown) else "Active"
+        if self.state != state:
+            self.report_state(state, cut_message(status.message))
+        self._jobs.release_pod(self.key, self.generation, self.handle, every)
 
     def _poll(self) -> JobStatus:
         if not self._is_over:
@@ -388,6 +419,11 @@ class _WatchProgress:
             logger.info(
                 "External job %r (%s) is active%s%s", self._job.key, self._job.handle, ": " * bool(message), message
             )
+
+
+def _check_interval(every: timedelta) -> None:
+    if not timedelta(seconds=1) <= every <= timedelta(seconds=RETRY_AFTER_SECONDS_MAX):
+        raise ValueError(f"every must be at least a second and at most a year, not {every!r}")
 
 
 def _next(steps: Steps) -> tuple[float | None, Any]:

@@ -7,6 +7,8 @@ itself.
 import contextlib
 import hashlib
 import json
+import logging
+import math
 import os
 import threading
 import uuid
@@ -26,6 +28,8 @@ from reattach.api.messages import (
     URL_BYTES_MAX,
     CancellationRequest,
     CancellationResponse,
+    EndKind,
+    EndRequest,
     FieldDigests,
     Grounds,
     HandleRequest,
@@ -34,6 +38,7 @@ from reattach.api.messages import (
     Job,
     OutcomeRequest,
 )
+from reattach.api.state import JobReference
 from reattach.api.text import line_within
 from reattach.errors import (
     AttemptOver,
@@ -42,6 +47,7 @@ from reattach.errors import (
     InvalidKey,
     InvalidValue,
     JobOver,
+    PodReleased,
     ProtocolError,
     ReattachError,
     Unavailable,
@@ -49,6 +55,8 @@ from reattach.errors import (
 from reattach.task.client import Call, Client, KeyAbsentError, Timing
 from reattach.task.termination import TerminationHandler
 from reattach.task.value_checks import result_text_of
+
+logger = logging.getLogger("reattach")
 
 T = TypeVar("T")
 
@@ -220,6 +228,29 @@ class JobClient:
         with contextlib.suppress(Unavailable, ProtocolError, ReattachError):
             client.call(cancellation_call(key, generation))
 
+    def release_pod(self, key: str, generation: int, handle: str, every: timedelta) -> None:
+        """Record that the attempt ends to wait for the job without a pod, and raise `PodReleased`.
+
+        Return if the state API is unavailable, or an older one that does not know the call, or if
+        the job has ended. The caller then keeps the pod, and tries again after its next check.
+        """
+
+        def on_attempt_over(over: AttemptOver) -> None:
+            if not isinstance(over, ProtocolError):
+                self._client.on_attempt_over(over)
+
+        client = replace(self._client, patience=OPTIONAL_CALL_SECONDS, on_attempt_over=on_attempt_over)
+        try:
+            client.call(waiting_call(key, generation, handle, every))
+        except (Unavailable, ProtocolError) as error:
+            logger.warning("The pod is kept, because the state API can't record that it waits: %s", error)
+            return
+        except JobOver:
+            return
+        released = PodReleased(f"external job {key!r} ({handle}) runs; the next attempt checks it after {every}")
+        self._client.on_attempt_over(released)
+        raise released
+
     # -- the process ----
 
     def lock_of(self, key: str) -> threading.Lock:
@@ -279,6 +310,17 @@ def cancellation_call(key: str, generation: int) -> Call[CancellationResponse]:
     """Return a call that stores that this attempt is about to cancel a job."""
     request = CancellationRequest(generation=generation)
     return Call("POST", f"{_path_of(key)}/cancellation", CancellationResponse, request)
+
+
+def waiting_call(key: str, generation: int, handle: str, every: timedelta) -> Call[None]:
+    """Return a call that ends the attempt to wait for a job. It is the same after each check."""
+    request = EndRequest(
+        kind=EndKind.WAITING,
+        message=f"Waits without a pod for external job {key!r} ({handle}).",
+        retry_after_seconds=math.ceil(every.total_seconds()),
+        job=JobReference(key=key, generation=generation),
+    )
+    return Call("POST", "/v1/end", type(None), request)
 
 
 def read_call(key: str, generation: int | None = None) -> Call[Job]:

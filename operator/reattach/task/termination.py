@@ -21,6 +21,7 @@ from reattach.errors import (
     CredentialsRefused,
     Fenced,
     Held,
+    PodReleased,
     Refused,
     StateLost,
     Terminated,
@@ -56,7 +57,8 @@ def message_of(error: BaseException) -> TerminationMessage:
             return TerminationMessage(reattach="v1", kind="Fenced", message=_describe(error))
         case StateLost() | Held():
             return TerminationMessage(reattach="v1", kind="Held", message=_describe(error))
-        case Unavailable() | Refused():
+        case Unavailable() | Refused() | PodReleased():
+            # An operator that does not read a recorded end starts the next attempt.
             return TerminationMessage(
                 reattach="v1",
                 kind="Unavailable",
@@ -140,7 +142,8 @@ class TerminationHandler:
             return
         self._is_ending = True
         self.over = over
-        logger.critical("%s: %s. This process ends.", type(over).__name__, over)
+        level = logging.INFO if isinstance(over, PodReleased) else logging.CRITICAL
+        logger.log(level, "%s: %s. This process ends.", type(over).__name__, over)
         self.write_message_of(over)
         watchdog = threading.Timer(END_SECONDS, self._end, [over.exit_code])
         watchdog.daemon = True

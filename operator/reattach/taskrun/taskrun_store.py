@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
-from reattach.api.names import GROUP, KIND, OPERATOR_NAME, PLURAL, VERSION
+from reattach.api.names import ANNOTATION_WAKE, GROUP, KIND, OPERATOR_NAME, PLURAL, VERSION
 from reattach.api.objects import ObjectMeta, PartialObject
 from reattach.api.reasons import Reason
 from reattach.api.taskrun import TaskRun, TaskRunSpec
@@ -317,7 +317,7 @@ class TaskRunStore:
 
 
 def without_unused(found: TaskRun) -> TaskRun:
-    """Return the TaskRun without annotations, owners, and a large template.
+    """Return the TaskRun without owners, a large template, and annotations that nothing reads.
 
     Keep only the identity of a TaskRun of another manager.
     """
@@ -332,7 +332,8 @@ def without_unused(found: TaskRun) -> TaskRun:
         return TaskRun(metadata=kept, spec=TaskRunSpec(template=msgspec.Raw(), managed_by=spec.managed_by))
     if len(spec.template) > TEMPLATE_BYTES_KEPT:
         spec = msgspec.structs.replace(spec, template=msgspec.Raw())
-    metadata = msgspec.structs.replace(metadata, annotations={}, owner_references=())
+    annotations = {name: value for name, value in metadata.annotations.items() if name == ANNOTATION_WAKE}
+    metadata = msgspec.structs.replace(metadata, annotations=annotations, owner_references=())
     return msgspec.structs.replace(found, metadata=metadata, spec=spec)
 
 

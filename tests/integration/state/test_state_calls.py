@@ -401,7 +401,15 @@ class TestEnd:
             ({"kind": "RetryLater", "retryAfterSeconds": -1}, 400, "invalid"),
             ({"kind": "RetryLater", "retryAfterSeconds": 1.5}, 400, "invalid"),
             ({"kind": "NotReady", "message": "x" * 50_000}, 413, "request-too-large"),
-            ({"kind": "Waiting"}, 501, "not-implemented"),
+            ({"kind": "Waiting", "retryAfterSeconds": 60}, 400, "invalid"),
+            ({"kind": "NotReady", "job": {"key": "load", "generation": 1}}, 400, "invalid"),
+            ({"kind": "Waiting", "job": {"key": "load", "generation": 1}}, 400, "invalid"),
+            (
+                {"kind": "Waiting", "retryAfterSeconds": 60, "job": {"key": "load", "generation": 1}},
+                404,
+                "job-not-found",
+            ),
+            ({"kind": "Waiting", "retryAfterSeconds": 60, "job": {"key": "", "generation": 1}}, 400, "invalid"),
         ],
     )
     def test_malformed_end_changes_nothing(

@@ -29,7 +29,7 @@ from reattach.api.objects import Condition, Pod
 from reattach.api.orphans import RECORD, OrphanedJob, OrphanRecord
 from reattach.api.reasons import Reason
 from reattach.api.state import JobOrigin, JobState
-from reattach.api.taskrun import Ending, ExternalJobStatus, StateReference, TaskRun
+from reattach.api.taskrun import Ending, ExternalJobStatus, FoldedAttempts, StateReference, TaskRun
 from reattach.api.text import is_plain_word
 from reattach.cli import completion, connection
 from reattach.cli.commands import cli
@@ -45,6 +45,7 @@ COMMANDS: dict[str, list[list[str]]] = {
     "cancel": [["cancel", NAME], ["cancel", NAME, "-o", "json"], ["cancel", "-l", "app=etl"]],
     "suspend": [["suspend", NAME], ["suspend", NAME, "-o", "json"]],
     "resume": [["resume", NAME]],
+    "wake": [["wake", NAME], ["wake", NAME, "-o", "json"]],
     "rerun": [
         ["rerun", NAME],
         ["rerun", NAME, "--adopt"],
@@ -91,6 +92,8 @@ SHARE = 1 if os.environ.get("REATTACH_ALL") else 16
 
 OWNER = {"apiVersion": API_VERSION, "kind": KIND, "name": NAME, "uid": UID, "controller": True}
 REFUSED = {
+    ("wake", NAME): "does not wait",
+    ("wake", NAME, "-o", "json"): "does not wait",
     ("cancel", "-l", "app=etl"): "To cancel 1 TaskRun, repeat",
     ("rerun", NAME): "is unfinished",
     ("rerun", NAME, "--adopt"): "is unfinished",
@@ -181,9 +184,12 @@ def a_held_taskrun() -> TaskRun:
     tried = a_taskrun().with_metadata(labels={"app": "etl"}).with_failed_attempt(1)
     built = tried.with_attempt(2, node="node-1").with_finalizer().build()
     state = StateReference(config_map=state_name(NAME, UID), uid="state-uid")
+    folded = (FoldedAttempts(cause="NotReady", first_number=1, last_number=1, count=1),)
     status = msgspec.structs.replace(
         built.status, conditions=conditions, external_jobs=(job,), state=state, result='{"rows": 1}', orphaned=True
     )
+    counts = msgspec.structs.replace(status.counts, attempts=3)
+    status = msgspec.structs.replace(status, folded_attempts=folded, counts=counts)
     return msgspec.structs.replace(built, status=status)
 
 

@@ -19,12 +19,13 @@ from reattach.api.objects import Condition
 from reattach.api.orphans import OrphanedJob
 from reattach.api.reasons import SENTENCES, Reason
 from reattach.api.state import JobOrigin, JobState, JobSummary, Seal, SealPurpose, StateView
-from reattach.api.taskrun import AttemptPurpose, Charged, Counts, Ending, ExternalJobStatus
+from reattach.api.taskrun import AttemptPurpose, Charged, Counts, Ending, ExternalJobStatus, FoldedAttempts
 from reattach.cli.explain import format_report
 from reattach.cli.report import build_report
 from reattach.cli.snapshot import Event, FieldWriter, JobSubmission, Snapshot
 from reattach.cli.text import Styler
 from reattach.planner.textformat import describe_end
+from reattach.planner.waiting import with_wait
 
 STORIES = Path(__file__).parent / "stories"
 NOW = at(600)
@@ -416,8 +417,21 @@ def failed_with_a_traceback() -> Snapshot:
     return see(over(taskrun.with_status(attempts=(attempt,)), "Failed", Reason.APPLICATION_FAILED))
 
 
+def waiting_without_a_pod() -> Snapshot:
+    attempt = {"end": "Reported", "cause": "Waiting", "reason": "Waiting", "exit_code": 87, "message": "Waits."}
+    taskrun = a_taskrun().with_state().with_attempt(4, finish_time=at(590), **attempt)
+    job = ExternalJobStatus(key="load", generation=1, state="Active", handle="raysubmit_7", submitted_time=at(1))
+    taskrun = taskrun.with_status(
+        external_jobs=(job,), folded_attempts=(FoldedAttempts("Waiting", 1, 3, 3),), next_attempt_time=at(1190)
+    )
+    waits = with_wait(taskrun.status, at(590))
+    return see(taskrun.with_status(waits), state=a_state(4, jobs=[a_job("load")]))
+
+
 def many_attempts() -> Snapshot:
     taskrun = a_taskrun().with_failed_attempt(41).with_failed_attempt(42, "NeverStarted", "neverStarted")
+    folded = (FoldedAttempts("NotReady", 1, 40, 38), FoldedAttempts("Disruption", 7, 9, 2))
+    taskrun = taskrun.with_status(folded_attempts=folded)
     return see(shows(taskrun, Reason.BACKING_OFF, next_attempt_time=at(5)))
 
 
@@ -686,6 +700,7 @@ SITUATIONS: list[Callable[[], Snapshot]] = [
     pending_without_a_retry_left,
     failed_with_a_traceback,
     many_attempts,
+    waiting_without_a_pod,
     state_without_read_permission,
     cancelled_with_adapters_before_the_operator_acts,
     cancelled_while_a_cleanup_attempt_runs,

@@ -76,5 +76,5 @@ ENDING = Ending(outcome="Failed", reason="RunDeadlineExceeded", message="", time
 )
 def test_run_that_is_over_or_ending_is_refused(taskrun: ATaskRun, says: str) -> None:
     with pytest.raises(CommandError) as refused:
-        check_continues(taskrun.build(), suspended=True)
+        check_continues(taskrun.build(), "suspended")
     assert str(refused.value) == says

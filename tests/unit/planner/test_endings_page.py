@@ -46,6 +46,7 @@ NO_END = {
     Reason.PENDING,
     Reason.RUNNING,
     Reason.BACKING_OFF,
+    Reason.WAITING,
     Reason.WAITING_FOR_GATES,
     Reason.QUOTA_EXCEEDED,
     Reason.POD_REFUSED,

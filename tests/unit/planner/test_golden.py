@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from builders import (
@@ -23,6 +24,7 @@ from builders import (
     plan_of,
     status_of,
 )
+from reattach.api.state import JobReference, ReportedEnd
 from reattach.api.taskrun import Attempt
 from reattach.planner.plan import AbsentState
 
@@ -31,6 +33,14 @@ PAGE = (REPOSITORY / "docs/what-happens-when.md").read_text()
 FILES = {path.stem: json.loads(path.read_text()) for path in sorted((Path(__file__).parent / "golden").glob("*.json"))}
 LATER = 3600
 """Seconds after the last time in a status, so that each deadline has passed."""
+WAITS = ReportedEnd(
+    attempt=1,
+    pod_uid="pod-1",
+    time=START,
+    kind="Waiting",
+    retry_after_seconds=600,
+    job=JobReference(key="load", generation=1),
+)
 STATES: dict[str, Any] = {
     "Opened": a_state(1),
     "Completed": a_state(1, completed_by=1),
@@ -39,6 +49,8 @@ STATES: dict[str, Any] = {
     "Lost": AbsentState(),
     "Sealed": a_state(1, seal=SEALED),
     "Suspended": a_state(1, seal=SEALED),
+    "Waiting": msgspec.structs.replace(a_state(1, jobs=[a_job("job-1")]), end=WAITS),
+    "WaitingForNothing": msgspec.structs.replace(a_state(1), end=WAITS),
 }
 
 

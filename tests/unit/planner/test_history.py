@@ -18,8 +18,8 @@ from reattach.planner.plan import AbsentState, CreatePod, DeletePod, Observed, P
 
 NOT_READY = '{"reattach":"v1","kind":"RetryLater","retryAfterSeconds":5,"notReady":true}'
 FOLDED_BYTES_MAX = 1024
-NUMBER_MAX = 999_999_999
-"""The highest number in the name of a pod."""
+NUMBER_MAX = 99_999_999
+"""The number of an attempt that follows three years with one attempt per second."""
 
 
 def an_entry(number: int, cause: str | None) -> Attempt:

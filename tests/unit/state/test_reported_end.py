@@ -2,14 +2,17 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from reattach.api.messages import END_MESSAGE_BYTES_MAX, RETRY_AFTER_SECONDS_MAX, EndKind, EndRequest, ProblemCode
-from reattach.api.state import Seal, SealPurpose
+from reattach.api.state import JobReference, JobState, Seal, SealPurpose
 from reattach.api.taskrun import AttemptPurpose
 from reattach.state.codec import DurableState, from_data, to_data
 from reattach.state.errors import RequestRejectedError
+from reattach.state.job_operations import with_job
+from reattach.state.job_record import JobRecord
 from reattach.state.operations import (
     OperationRequest,
     Session,
@@ -142,10 +145,61 @@ def test_delay_that_can_not_be_kept_is_refused(kind: str, seconds: int) -> None:
     assert refused.value.code is ProblemCode.INVALID
 
 
-def test_waiting_is_not_accepted_yet() -> None:
-    with pytest.raises(RequestRejectedError) as refused:
-        parse_end(EndRequest(kind=EndKind.WAITING))
-    assert refused.value.code is ProblemCode.NOT_IMPLEMENTED
+LOAD = JobReference(key="load", generation=1)
+WAITS = EndRequest(kind=EndKind.WAITING, message="waits", retry_after_seconds=600, job=LOAD)
+
+
+def with_load(**fields: Any) -> DurableState:
+    known = {"key": "load", "generation": 1, "adapter": "ray", "token": "t", "digest": "d", "intended_at": NOW}
+    job = JobRecord(**{**known, "intended_by_attempt": 1, "state": JobState.ACTIVE, "handle": "job-1", **fields})
+    return with_job(opened(), job)
+
+
+def test_end_that_waits_names_an_open_job() -> None:
+    state = record_end(with_load(), SESSION, parse_end(WAITS), NOW)
+    assert json.loads(to_data(state)["end"])["job"] == {"key": "load", "generation": 1}
+    assert from_data(to_data(state)) == state
+    assert record_end(state, SESSION, parse_end(WAITS), LATER) == state
+
+
+@pytest.mark.parametrize("state", [JobState.UNKNOWN, JobState.NOT_FOUND, JobState.ACTIVE])
+def test_task_may_wait_for_a_job_whose_state_is_not_known(state: JobState) -> None:
+    assert record_end(with_load(state=state), SESSION, WAITS, NOW).end is not None
+
+
+@pytest.mark.parametrize(
+    "fields, code",
+    [
+        ({"state": JobState.SUCCEEDED, "ended_at": NOW, "ended_by_attempt": 1}, ProblemCode.JOB_OVER),
+        ({"handle": None, "state": JobState.INTENDED}, ProblemCode.INVALID),
+        ({"held": True, "holds": 1, "state": JobState.NOT_FOUND}, ProblemCode.INVALID),
+        ({"generation": 2}, ProblemCode.JOB_NOT_FOUND),
+    ],
+)
+def test_end_that_waits_for_no_open_job_is_refused(fields: dict[str, Any], code: ProblemCode) -> None:
+    state = with_load(**fields)
+    assert refusal_of(state, SESSION, WAITS) is code
+    assert state.end is None
+
+
+def test_cleanup_attempt_does_not_wait() -> None:
+    session = Session(attempt=2, pod_uid="pod-2", id="c", purpose=AttemptPurpose.CLEANUP)
+    state, _ = open_state(seal(with_load(), 1, SealPurpose.END), session, NOW)
+    assert refusal_of(state, session, WAITS) is ProblemCode.CLEANUP_ONLY
+
+
+@pytest.mark.parametrize(
+    "request_, says",
+    [
+        (EndRequest(kind=EndKind.WAITING, retry_after_seconds=60), "job must be set"),
+        (EndRequest(kind=EndKind.NOT_READY, job=LOAD), "job must be absent"),
+        (EndRequest(kind=EndKind.WAITING, job=LOAD), "retryAfterSeconds must be at least 1"),
+        (EndRequest(kind=EndKind.WAITING, job=LOAD, retry_after_seconds=0), "retryAfterSeconds must be at least 1"),
+    ],
+)
+def test_end_that_waits_has_a_job_and_a_delay(request_: EndRequest, says: str) -> None:
+    with pytest.raises(RequestRejectedError, match=says):
+        parse_end(request_)
 
 
 @pytest.mark.parametrize("text", ["x" * 5000, "é" * 5000, '"' * 5000, "\n" * 5000, "\x00" * 5000, "\ud800" * 5000])
