@@ -39,7 +39,7 @@ MARGIN_SECONDS: Final = 5.0
 REFUSED: Final = (400, 402, 404, 405, 411, 413, 414, 415, 417, 421, 422, 426, 428, 431)
 """Statuses with which a server rejects a request without acting on it (RFC 9110, RFC 6585).
 
-401, 403 and 407 are about the credentials, which may be replaced, unless you name them here.
+401, 403 and 407 are about the credentials, which may be replaced. You may name them here.
 406, 408, 409, 410, 412, 425 and 5xx do not guarantee this; for 406, some frameworks act first.
 """
 BUSY: Final = (429,)
