@@ -442,6 +442,7 @@ OPERATOR = (
     | each("served", "reattach.dev", "taskruns/status", "patch")
     | each("served", "reattach.dev", "taskruns/finalizers", "update")
     | each("served", "", "pods", "create delete get list patch watch")
+    | each("served", "", "podtemplates", "create")
     | each("served", "", "configmaps", "create get list patch update watch")
     | each("served", "events.k8s.io", "events", "create list")
     | each("served", "", "namespaces", "get")

@@ -1076,7 +1076,7 @@ def test_the_policies_are_well_typed(cluster: RunningControlPlane) -> None:
         return found if all("typeChecking" in policy.get("status", {}) for policy in found) else []
 
     policies = wait_until(checked, seconds=30, what="the policies are type-checked")
-    assert len(policies) == 10
+    assert len(policies) == 11
     for policy in policies:
         assert not policy["status"]["typeChecking"].get("expressionWarnings"), policy["metadata"]["name"]
 
