@@ -107,11 +107,11 @@ class TestSubmitting:
             jobs.submit(a_submission({"entrypoint": "true", "cpus": 1}))
         assert not rejected.value.retriable
 
-    def test_a_wrong_token_is_rejected_for_good(self, ray_head: RayHead, a_submission: Made) -> None:
+    def test_submit_with_a_wrong_token_is_tried_again(self, ray_head: RayHead, a_submission: Made) -> None:
         stranger = RayJobs(ray_head.address, headers=lambda: {"Authorization": f"Bearer {'0' * 64}"})
         with pytest.raises(Rejected, match=r"40[13]") as rejected:
             stranger.submit(a_submission(a_command("true")))
-        assert not rejected.value.retriable
+        assert rejected.value.credentials
 
     def test_people_see_whose_job_it_is(self, jobs: RayJobs, ray_head: RayHead, a_submission: Made) -> None:
         handle = jobs.submit(a_submission({"entrypoint": "true", "metadata": {"team": "data"}})).handle

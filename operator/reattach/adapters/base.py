@@ -186,10 +186,12 @@ class Cancelled:
 class Unknown:
     """The status is unknown for now, because the external system is unreachable.
 
-    Nothing follows from it.
+    Nothing follows from it. `retry_after`: seconds before which the external system wants no other
+    request.
     """
 
     message: str = ""
+    retry_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -207,13 +209,17 @@ class Rejected(ReattachError):  # noqa: N818 -- a fact about the request, as in 
 
     `retriable`: the same request may be accepted later. `credentials`: it is rejected because of
     the credentials, which may be replaced while the task waits. The SDK submits again for an hour,
-    and then ends the attempt.
+    and then ends the attempt. `retry_after`: seconds before which the external system wants no
+    other request.
     """
 
-    def __init__(self, message: str, *, retriable: bool = False, credentials: bool = False) -> None:
+    def __init__(
+        self, message: str, *, retriable: bool = False, credentials: bool = False, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.retriable = retriable or credentials
         self.credentials = credentials
+        self.retry_after = retry_after
 
 
 class Adapter(ABC):

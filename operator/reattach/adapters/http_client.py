@@ -14,6 +14,8 @@ import re
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any, Final
 from urllib.parse import quote
@@ -38,7 +40,14 @@ _UNCONNECTED: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeo
 
 
 class CallError(Exception):
-    """There is no usable response. The external system may have acted on the request."""
+    """There is no usable response. The external system may have acted on the request.
+
+    `retry_after`: seconds before which the external system wants no other request.
+    """
+
+    def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class NotSentError(CallError):
@@ -68,6 +77,18 @@ class HttpResponse:
             return json.loads(self.text, strict=False)
         except (ValueError, RecursionError):
             return None
+
+    @cached_property
+    def retry_after(self) -> float | None:
+        """Seconds of `Retry-After`, which may also be a date (RFC 9110); None without one."""
+        headers = {name.lower(): text.strip() for name, text in self.headers.items()}
+        text = headers.get("retry-after", "")
+        if text.isascii() and text.isdecimal():
+            return float(text)
+        date = _date_of(text)
+        # By the server's own clock, which may be wrong.
+        now = _date_of(headers.get("date", "")) or datetime.now(UTC)
+        return None if date is None else max((date - now).total_seconds(), 0.0)
 
     @property
     def is_success(self) -> bool:
@@ -281,6 +302,14 @@ def path_segment(text: str) -> str:
     """Return the text as one segment of a path, so that a handle never leads to another path."""
     # Unquoted, `.` and `..` would be resolved as path segments, by the client or a proxy.
     return "%2E" * len(text) if set(text) == {"."} else quote(text, safe="")
+
+
+def _date_of(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 
 def _check_address(address: str) -> None:

@@ -44,7 +44,7 @@ from reattach.adapters.base import (
     Succeeded,
     Unknown,
 )
-from reattach.adapters.http_client import CREDENTIALS_REFUSED, BoundedHttpClient, HttpResponse, path_segment
+from reattach.adapters.http_client import CREDENTIALS_REFUSED, BoundedHttpClient, CallError, HttpResponse, path_segment
 
 _SETTLING: Final = timedelta(seconds=60)
 """An accepted request waits at most half of this for the head's agent; then the job exists."""
@@ -60,7 +60,7 @@ _REFUSED: Final = frozenset({400, 404, 405, 413, 415, 422})
 _HEAD_NODE: Final = "/api/v0/nodes?detail=1&filter_keys=is_head_node&filter_predicates=%3D&filter_values=true"
 
 
-class RayError(Exception):
+class RayError(CallError):
     """Ray's response does not describe the job."""
 
 
@@ -114,8 +114,8 @@ class RayJobs(Adapter):
         match status_of(self._caller.send("GET", _path(submission.name))):
             case NotFound():
                 return None
-            case Unknown(message):
-                raise RayError(message)
+            case Unknown(message, retry_after):
+                raise RayError(message, retry_after=retry_after)
             case _:
                 return Submitted(submission.name, self._url(submission.name), existed=True)
 
@@ -127,7 +127,7 @@ class RayJobs(Adapter):
         if is_absent(answer):
             return
         if answer.status != 200 or not isinstance(answer.body, dict):
-            raise RayError(f"Ray did not stop {handle}: {_shown(answer)}")
+            raise RayError(f"Ray did not stop {handle}: {_shown(answer)}", retry_after=answer.retry_after)
         # Ray also returns `stopped: false` for a job that waits for its supervisor, and starts it
         # later.
         if not answer.body.get("stopped") and isinstance(self.status(handle), Active):
@@ -177,8 +177,10 @@ def submitted_of(answer: HttpResponse, submission_id: str) -> bool:
     if answer.status in _REFUSED:
         raise Rejected(f"Ray refuses the job: {_shown(answer)}")
     if answer.status == 429:
-        raise Rejected(f"Ray refuses the job for now: {_shown(answer)}", retriable=True)
-    raise RayError(f"Ray's response does not show whether it created the job: {_shown(answer)}")
+        raise Rejected(f"Ray refuses the job for now: {_shown(answer)}", retriable=True, retry_after=answer.retry_after)
+    raise RayError(
+        f"Ray's response does not show whether it created the job: {_shown(answer)}", retry_after=answer.retry_after
+    )
 
 
 def status_of(answer: HttpResponse) -> JobStatus:
@@ -190,7 +192,7 @@ def status_of(answer: HttpResponse) -> JobStatus:
     if is_absent(answer):
         return NotFound(_shown(answer))
     if answer.status != 200 or not isinstance(body, dict):
-        return Unknown(_shown(answer))
+        return Unknown(_shown(answer), answer.retry_after)
     message = _ends_of(body.get("message") or "")
     match body.get("status"):
         case "PENDING" | "RUNNING":

@@ -26,7 +26,7 @@ from reattach.task.client import JobKeptError
 from reattach.task.external_job import ExternalJob
 from reattach.task.job_client import JobClient, Step, cancellation_call, outcome_call
 from reattach.task.jobs import Jobs
-from reattach.task.outage import OutageTimer
+from reattach.task.outage import OutageTimer, retry_after_of
 from reattach.task.resolution import (
     AbsenceEvidence,
     AbsenceProven,
@@ -523,7 +523,7 @@ class JobCleanup:
         try:
             external.send_cancel()
         except Exception as error:  # noqa: BLE001 -- no error is evidence that the job ends by itself
-            return outage.wait(f"{type(error).__name__}: {error}", WAIT_SECONDS_MAX)
+            return outage.wait(f"{type(error).__name__}: {error}", WAIT_SECONDS_MAX, retry_after_of(error))
         outage.end()
         logger.info("%s: cancellation requested. Waiting until it has ended.", self.name)
         return CANCEL_AGAIN_SECONDS

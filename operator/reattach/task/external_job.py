@@ -19,7 +19,7 @@ from reattach.api.messages import RETRY_AFTER_SECONDS_MAX, Job
 from reattach.api.state import JobState
 from reattach.errors import InvalidValue, JobOver
 from reattach.task.job_client import JobClient, OutcomeState, Step, cut_message, outcome_call, read_call
-from reattach.task.outage import OutageTimer, ReasonReporter
+from reattach.task.outage import OutageTimer, ReasonReporter, retry_after_of
 from reattach.task.submission import AcquiredJob, JobRequest, SubmissionProcess, failed, given_up, held_text
 from reattach.task.value_checks import result_text_of
 
@@ -215,7 +215,7 @@ class ExternalJob:
         try:
             status = adapter.status(self.handle)
         except Exception as error:  # noqa: BLE001 -- no error is evidence of the job's state
-            return Unknown(f"{type(error).__name__}: {error}")
+            return Unknown(f"{type(error).__name__}: {error}", retry_after_of(error) or None)
         if not isinstance(status, JobStatus):
             raise TypeError(
                 f"{type(adapter).__name__}.status must return one of the six kinds of JobStatus, not {status!r:.100}"
@@ -391,7 +391,7 @@ class _WatchProgress:
                 self._outage = self._outage or self._job.new_outage()
                 self._reporter = self._reporter or self._job.new_reporter()
                 self._reporter.observe(message)
-                return self._outage.wait(message or "no reason given", poll)
+                return self._outage.wait(message or "no reason given", poll, retry_after_of(status))
             case NotFound():
                 self._not_found += 1
                 return poll

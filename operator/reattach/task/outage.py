@@ -8,6 +8,8 @@ from reattach.task.client import QUIET_SECONDS, REMINDER_SECONDS, Timing
 logger = logging.getLogger("reattach")
 
 DELAY_SECONDS_FIRST = 1.0
+RETRY_AFTER_SECONDS_MAX = 300.0
+"""Longest `retry_after` that is honored, so that a wrong one does not stop a task."""
 REPORT_SECONDS = 30.0
 """Seconds without progress before `status.externalJobs` shows the reason."""
 REPORT_AGAIN_SECONDS = 60.0
@@ -55,8 +57,11 @@ class OutageTimer:
         """Return how long the outage has lasted."""
         return self._timing.clock() - self._since
 
-    def wait(self, why: str, longest: float) -> float:
-        """Return the seconds before the next try: growing, with jitter, at most `longest`."""
+    def wait(self, why: str, longest: float, retry_after: float = 0.0) -> float:
+        """Return the seconds before the next try: growing, with jitter, at most `longest`.
+
+        A longer `retry_after` counts instead, with as much jitter.
+        """
         now = self._timing.clock()
         seconds = now - self._since
         if seconds >= self._quiet and (self._logged_at is None or now - self._logged_at >= REMINDER_SECONDS):
@@ -64,9 +69,19 @@ class OutageTimer:
             logger.warning("%s, for %.0f s now (%s). Trying again.", self._what, seconds, why)
         wait = min(self._delay, longest) * (0.5 + self._timing.jitter() / 2)
         self._delay = min(self._delay * 2, longest)
-        return wait
+        return wait if retry_after <= wait else retry_after + wait
 
     def end(self) -> None:
         """End the outage, and log that if its start was logged."""
         if self._logged_at is not None:
             logger.warning("%s: over, after %.0f s.", self._what, self.seconds)
+
+
+def retry_after_of(error: object) -> float:
+    """Return the bounded `retry_after` of an error, of its cause, or of a status; 0 if none."""
+    for _ in range(10):  # an adapter may raise an error of its own from the client's
+        seconds = getattr(error, "retry_after", None)
+        if isinstance(seconds, int | float) and seconds > 0:
+            return min(float(seconds), RETRY_AFTER_SECONDS_MAX)
+        error = getattr(error, "__cause__", None)
+    return 0.0

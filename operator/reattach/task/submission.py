@@ -77,7 +77,7 @@ from reattach.task.job_client import (
     read_call,
     seconds_of,
 )
-from reattach.task.outage import REPORT_SECONDS, OutageTimer, ReasonReporter
+from reattach.task.outage import REPORT_SECONDS, OutageTimer, ReasonReporter, retry_after_of
 from reattach.task.resolution import (
     AbsenceEvidence,
     GiveUp,
@@ -292,7 +292,7 @@ class SubmissionProcess:
                 try:
                     return self._resolve(reply)
                 except _CapabilitiesUnavailableError as error:
-                    return IntentPending(self._intent(None), self._delay_after(str(error)))
+                    return IntentPending(self._intent(None), self._delay_after(str(error), retry_after_of(error)))
             case Known(reply):
                 return self._acquire(reply, reply.response.job)
             case AcquiredJob():
@@ -311,7 +311,7 @@ class SubmissionProcess:
         except DigestChanged as changed:
             return self._hold_for_request(changed)
         except _CapabilitiesUnavailableError as error:
-            return IntentPending(call, self._delay_after(str(error)))
+            return IntentPending(call, self._delay_after(str(error), retry_after_of(error)))
 
     # -- store the intent ----
 
@@ -425,7 +425,8 @@ class SubmissionProcess:
             except Rejected as rejected:
                 return SubmissionRejected(reply, rejected)
             except Exception as error:  # noqa: BLE001 -- after any other error the job may exist
-                return IntentPending(self._intent(None), self._delay_after(f"{type(error).__name__}: {error}"))
+                why = f"{type(error).__name__}: {error}"
+                return IntentPending(self._intent(None), self._delay_after(why, retry_after_of(error)))
             self.jobs.report_step(Step.AFTER_SUBMIT)
             if not isinstance(submitted, Submitted):
                 why = f"{type(adapter).__name__}.submit must return Submitted, not {submitted!r:.100}"
@@ -485,7 +486,7 @@ class SubmissionProcess:
         self._check_credentials(rejected)
         if rejected.retriable:
             # No job was made, so the grant is still valid: the same call has the same response.
-            return IntentPending(call, self._delay_after(str(rejected)))
+            return IntentPending(call, self._delay_after(str(rejected), retry_after_of(rejected)))
         if grounds_of(call) in {Grounds.CLIENT_NAME, Grounds.TOKEN}:
             # The rejection is about this submission. An earlier one may have made a job.
             logger.warning("External job %r was rejected: %s", job.key, rejected)
@@ -510,14 +511,14 @@ class SubmissionProcess:
                 f" refused the credentials: {rejected}. Replace them; the next attempt submits the same job"
             ) from rejected
 
-    def _delay_after(self, why: str) -> float:
+    def _delay_after(self, why: str, retry_after: float = 0.0) -> float:
         """Return the seconds until the next try."""
         if self._outage is None:
             what = f"External job {self.wanted.key!r} can't be submitted"
             self._outage = OutageTimer(self.jobs.timing, what, quiet_seconds=0.0)
         self._reporter = self._reporter or ReasonReporter(self.jobs.timing, self._report_reason)
         self._reporter.observe(why)
-        return self._outage.wait(why, WAIT_SECONDS_MAX)
+        return self._outage.wait(why, WAIT_SECONDS_MAX, retry_after)
 
     def _report_reason(self, why: str) -> bool:
         """Show why the job has no handle yet, if its intent is stored."""
@@ -696,7 +697,7 @@ def look_up(
         except Exception as error:  # noqa: BLE001 -- no other error is evidence of absence
             why = f"{type(error).__name__}: {error}"
             reporter.observe(why)
-            jobs.sleep(outage.wait(why, WAIT_SECONDS_MAX), check)
+            jobs.sleep(outage.wait(why, WAIT_SECONDS_MAX, retry_after_of(error)), check)
             continue
         outage.end()
         if not isinstance(found, Submitted | None):

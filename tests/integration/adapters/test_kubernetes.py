@@ -226,7 +226,7 @@ class TestSubmit:
         manifest = {"apiVersion": "apps/v1", "kind": "Deployment", "spec": {}}
         with pytest.raises(Rejected, match="cannot create resource") as caught:
             world.adapter(other).submit(submission(manifest))
-        assert not caught.value.retriable
+        assert caught.value.credentials
 
     def test_a_kind_that_is_not_served_says_so(self, world: World) -> None:
         admin = Access.from_kubeconfig(world.control_plane.kubeconfig(namespace=world.namespace))

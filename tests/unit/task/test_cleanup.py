@@ -17,6 +17,7 @@ from fakepod import Pod, a_problem
 from fakesystem import LOOK_UP, REQUEST, RESULT, LostError, System, fails
 from reattach.adapter import Active, Cancelled, Capabilities, Failed, JobStatus, Lookup, Submitted, Succeeded
 from reattach.adapters.base import MARGIN
+from reattach.adapters.http_client import CallError
 from reattach.api.messages import Job, Unresolved
 from reattach.api.names import ENV_SESSION
 from reattach.api.state import JobOrigin, JobState
@@ -293,6 +294,16 @@ class TestJobsWithHandle:
         system.before_cancel = [fails(LostError("timed out"))] * 20 + system.before_cancel
         clean_up(pod, system)
         assert len(system.cancelled) == 21
+        assert state_of(pod)[0] is JobState.CANCELLED
+
+    def test_retry_after_delays_the_next_cancellation(self, pod: Pod, system: System) -> None:
+        leave_job_running(pod, system)
+        pod.begin_cleanup()
+        system.before_cancel = [fails(CallError("429", retry_after=100)), *system.before_cancel]
+        start = pod.time.now
+        clean_up(pod, system)
+        assert system.cancelled == ["job-1"] * 2
+        assert pod.time.now - start >= 100
         assert state_of(pod)[0] is JobState.CANCELLED
 
     def test_a_job_is_not_cancelled_again_once_the_run_is_over(self, pod: Pod, system: System) -> None:

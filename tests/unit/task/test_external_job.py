@@ -1,6 +1,7 @@
 """What is done with a job once it has a handle: each answer of the other side, at each place."""
 
 import contextlib
+import itertools
 import json
 import logging
 import threading
@@ -253,6 +254,15 @@ class TestUnknown:
         pod.time.at(3 * 86400, lambda: setattr(system, "statuses", [Succeeded(RESULT)]))
         assert wait(pod, system, 600) == RESULT
         assert pod.time.now - began >= 3 * 86400
+
+    def test_retry_after_delays_the_next_poll(self, pod: Pod, system: System) -> None:
+        times: list[float] = []
+        system.before_status = [lambda: times.append(pod.time.now)] * 3
+        system.statuses = [Unknown("429", 100), Unknown("429", 1e9), Succeeded(RESULT)]
+        wait(pod, system, 1)
+        assert [round(later - earlier) for earlier, later in itertools.pairwise(times)] == pytest.approx(
+            [100, 300], abs=2
+        )
 
     def test_what_is_none_of_the_six_answers_is_the_adapters_mistake(self, pod: Pod, system: System) -> None:
         system.statuses = ["RUNNING"]  # type: ignore[list-item]

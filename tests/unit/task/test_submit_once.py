@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ from reattach.adapter import (
     SubmissionToken,
     Submitted,
 )
+from reattach.adapters.http_client import CallError
 from reattach.api.messages import Grounds
 from reattach.api.names import ENV_SESSION
 from reattach.api.state import JobState
@@ -574,6 +576,12 @@ class TestLostSubmissions:
             pod.api.jobs.state = type(pod.api.jobs.state)()
 
 
+def fail_after(times: list[float], pod: Pod) -> None:
+    """Fail with `retry_after`, and record the time."""
+    times.append(pod.time.now)
+    raise CallError("503 busy", retry_after=100)
+
+
 class TestRefusedSubmissions:
     """`submit` raised `Rejected`: there surely is no job of this submission."""
 
@@ -596,6 +604,26 @@ class TestRefusedSubmissions:
         assert agains(pod) == [None] * 21  # the same question each time
         assert len({request.headers["Reattach-Request-Id"] for request in asked(pod)}) == 1
         assert 4 < len([record for record in caplog.records if "can't be submitted" in record.getMessage()]) < 20
+
+    def test_retry_after_delays_the_next_submission(self, pod: Pod, system: System) -> None:
+        times: list[float] = []
+
+        def refuse() -> None:
+            times.append(pod.time.now)
+            raise Rejected("busy", retriable=True, retry_after=100)
+
+        system.before_submit = [refuse, refuse, refuse]
+        submit(pod, system)
+        assert all(100 <= later - earlier < 110 for earlier, later in itertools.pairwise(times))
+
+    def test_retry_after_delays_the_lookup_of_a_lost_submission(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        times: list[float] = []
+        system.after_submit = [lambda: fail_after(times, pod)]
+        system.before_look_up = [lambda: fail_after(times, pod), lambda: times.append(pod.time.now)]
+        submit(pod, system)
+        assert len(system.jobs) == 1
+        assert [100 <= later - earlier < 110 for earlier, later in itertools.pairwise(times)] == [True, True]
 
     def test_credentials_refused_for_an_hour_end_the_attempt_and_not_the_job(self, pod: Pod, system: System) -> None:
         system.before_submit = [fails(Rejected("401 expired", credentials=True))] * 1000

@@ -110,7 +110,7 @@ class HttpJobs(Adapter):
         try:
             status = status_of(request, self._send(request.method, request.path, handle))
         except CallError as error:
-            return Unknown(str(error))
+            return Unknown(str(error), error.retry_after)
         if isinstance(status, NotFound) and handle in self._cancelled:
             return Cancelled("the job was cancelled and no longer exists")
         return status
@@ -129,7 +129,9 @@ class HttpJobs(Adapter):
         if not isinstance(status, Cancelled):
             self._cancelled.discard(handle)
         if isinstance(status, Active | Unknown):
-            raise CallError(f"{handle} was not cancelled: {response}; its status is {status}")
+            raise CallError(
+                f"{handle} was not cancelled: {response}; its status is {status}", retry_after=response.retry_after
+            )
 
     def _send(self, method: str, path: str, handle: str, body: Any = NO_BODY) -> HttpResponse:
         return self._client.send(method, handle_path_of(path, handle), body)

@@ -95,8 +95,9 @@ class SubmitRequest(Part, frozen=True):
     The status code of the response determines the outcome. `accepted`: a new job. `exists`: the
     name or token already has a job, whose handle is at `existing_handle` (by default `handle`).
     `refused`: certainly no job, and the same request never creates one. `busy`: certainly no job;
-    Reattach submits again later. 401, 403 and 407, unless they are in one of these: the credentials
-    are refused, and Reattach submits again for an hour. Any other code: the outcome is unknown.
+    Reattach submits again later. 401, 403 and 407, if none of these has them: the
+    credentials are refused, and Reattach submits again for an hour. Any other code: the outcome is
+    unknown.
     """
 
     at: ClassVar[str] = "submit"

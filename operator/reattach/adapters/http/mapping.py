@@ -77,14 +77,16 @@ def submitted_of(submit: SubmitRequest, response: HttpResponse, submission: Subm
     if response.status in submit.refused:
         raise Rejected(f"the job was refused: {response}")
     if response.status in submit.busy:
-        raise Rejected(f"the job was refused for now: {response}", retriable=True)
+        raise Rejected(f"the job was refused for now: {response}", retriable=True, retry_after=response.retry_after)
     if response.status in CREDENTIALS_REFUSED:
-        raise Rejected(f"the credentials were refused: {response}", credentials=True)
+        raise Rejected(f"the credentials were refused: {response}", credentials=True, retry_after=response.retry_after)
     if response.status in {307, 308}:
         # Only these redirects mean that the server did not act and the client must repeat the
         # request.
         raise Rejected(f"the address must be the one that {response.headers.get('location')!r} is under: {response}")
-    raise CallError(f"the response does not show whether the job was accepted: {response}")
+    raise CallError(
+        f"the response does not show whether the job was accepted: {response}", retry_after=response.retry_after
+    )
 
 
 def is_taken_by_an_unnamed_job(submit: SubmitRequest, response: HttpResponse) -> bool:
@@ -112,7 +114,7 @@ def found_of(
     if response.status == 404 and look_up.not_found_says and look_up.not_found_says in response.text:
         return None
     if not response.is_success:
-        raise CallError(f"the lookup failed: {response}")
+        raise CallError(f"the lookup failed: {response}", retry_after=response.retry_after)
     jobs = _jobs_in(look_up, response)
     if not isinstance(jobs, list):
         raise CallError(
@@ -152,7 +154,7 @@ def status_of(status: StatusRequest, response: HttpResponse) -> JobStatus:
     if response.status in status.not_found and status.not_found_says in response.text:
         return NotFound(str(response))
     if not response.is_success:
-        return Unknown(str(response))
+        return Unknown(str(response), response.retry_after)
     words: States | JobOutcome = status.states
     where, place = "status.state", status.state
     word = _word_at(response, place)

@@ -137,7 +137,9 @@ class KubernetesObjects(Adapter):
             if created_of(response) is None:
                 return False
         except CallError as error:  # a dry run creates no object, whatever its result is
-            raise Rejected(f"the dry run of the creation failed: {error}", retriable=True) from error
+            raise Rejected(
+                f"the dry run of the creation failed: {error}", retriable=True, retry_after=error.retry_after
+            ) from error
         check_stored_ends(self._kind, response.body, self._retention)
         return True
 
@@ -157,7 +159,7 @@ class KubernetesObjects(Adapter):
         try:
             status = status_of(self._kind, self._get(known.namespace, known.name), known)
         except CallError as error:
-            return Unknown(str(error))
+            return Unknown(str(error), error.retry_after)
         if isinstance(status, NotFound) and known.uid in self._deleted:
             return Cancelled("the object was deleted by a cancellation")
         return status
@@ -172,12 +174,16 @@ class KubernetesObjects(Adapter):
             if not isinstance(status_of(self._kind, response, known), Active | Unknown):
                 return
             if not response.is_success or text_at(response.body, "metadata.uid") != known.uid:
-                raise CallError(f"{handle} was not cancelled: {response_text(response)}")
+                raise CallError(
+                    f"{handle} was not cancelled: {response_text(response)}", retry_after=response.retry_after
+                )
             cancelled = self._end(known, text_at(response.body, "metadata.resourceVersion"))
             if cancelled.is_success or is_absent(cancelled, known.name):
                 return
             if cancelled.status != 409:
-                raise CallError(f"{handle} was not cancelled: {response_text(cancelled)}")
+                raise CallError(
+                    f"{handle} was not cancelled: {response_text(cancelled)}", retry_after=cancelled.retry_after
+                )
         raise CallError(f"{handle} was not cancelled, because the object keeps changing")
 
     def _end(self, handle: ObjectHandle, version: str) -> HttpResponse:

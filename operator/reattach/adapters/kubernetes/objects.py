@@ -156,8 +156,15 @@ def created_of(response: HttpResponse) -> Submitted | None:
     if response.status in _REFUSED:
         raise Rejected(f"the API server refuses the object: {response_text(response)}")
     if response.status in _BUSY:
-        raise Rejected(f"the API server refuses the object for now: {response_text(response)}", retriable=True)
-    raise CallError(f"the response does not show whether the object was created: {response_text(response)}")
+        raise Rejected(
+            f"the API server refuses the object for now: {response_text(response)}",
+            retriable=True,
+            retry_after=response.retry_after,
+        )
+    raise CallError(
+        f"the response does not show whether the object was created: {response_text(response)}",
+        retry_after=response.retry_after,
+    )
 
 
 def existing_of(response: HttpResponse, submission: Submission) -> Submitted | None:
@@ -170,7 +177,7 @@ def existing_of(response: HttpResponse, submission: Submission) -> Submitted | N
     if is_absent(response, submission.name):
         return None
     if not response.is_success:
-        raise CallError(f"the object could not be read: {response_text(response)}")
+        raise CallError(f"the object could not be read: {response_text(response)}", retry_after=response.retry_after)
     carried = [value_at(response.body, f"metadata.{part}") or {} for part in ("labels", "annotations")]
     handle = _handle_of(response)
     if {of[LABEL_TOKEN] for of in carried if LABEL_TOKEN in of} != {submission.token}:
@@ -190,7 +197,7 @@ def status_of(kind: Kind, response: HttpResponse, handle: ObjectHandle) -> JobSt
     if is_absent(response, handle.name):
         return NotFound(response_text(response))
     if not response.is_success or not isinstance(response.body, dict):
-        return Unknown(response_text(response))
+        return Unknown(response_text(response), response.retry_after)
     found = response.body
     if (uid := text_at(found, "metadata.uid")) != handle.uid:
         return NotFound(f"the {kind.kind} {handle.name} is another object: its UID is {uid}, not {handle.uid}")

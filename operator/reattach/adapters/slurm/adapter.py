@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import ClassVar, Final
 
 from reattach.adapters.base import Adapter, Capabilities, JobStatus, Lookup, NotFound, Submission, Submitted
+from reattach.adapters.http_client import CallError
 from reattach.adapters.slurm.records import (
     SlurmHandle,
     SlurmJob,
@@ -25,7 +26,7 @@ Several times `MessageTimeout` (10 s).
 """
 
 
-class SlurmError(Exception):
+class SlurmError(CallError):
     """Slurm's response does not show the state of the job."""
 
 

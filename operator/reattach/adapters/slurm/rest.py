@@ -103,7 +103,9 @@ class SlurmRest(Slurm):
         response = self._send("DELETE", f"/slurm/{self._version}/job/{handle.job_id}")
         errors = errors_of_rest(response.body)
         if INVALID_JOB_ID not in errors and (errors or not response.is_success):
-            raise SlurmError(f"slurmrestd did not cancel {handle}: {_shown(response)}")
+            raise SlurmError(
+                f"slurmrestd did not cancel {handle}: {_shown(response)}", retry_after=response.retry_after
+            )
 
     def _jobs(self, path: str, *, live: bool) -> list[SlurmJob]:
         response = self._send("GET", path)
@@ -111,7 +113,9 @@ class SlurmRest(Slurm):
         if INVALID_JOB_ID in errors or (NOTHING_FOUND in errors and response.is_success and not live):
             return []
         if not response.is_success or errors:
-            raise SlurmError(f"slurmrestd did not return the jobs: {_shown(response)}")
+            raise SlurmError(
+                f"slurmrestd did not return the jobs: {_shown(response)}", retry_after=response.retry_after
+            )
         try:
             return records_of_rest(response.body["jobs"], live=live)
         except (KeyError, TypeError, ValueError) as error:
@@ -151,8 +155,13 @@ def job_id_of(response: HttpResponse) -> int:
     if known == {SlurmRejection.FINAL} or (not known and response.status in _REFUSED):
         raise Rejected(f"Slurm refuses the job: {_shown(response)}")
     if known == {SlurmRejection.FOR_NOW}:
-        raise Rejected(f"Slurm refuses the job for now: {_shown(response)}", retriable=True)
-    raise SlurmError(f"slurmrestd's response does not show whether it created the job: {_shown(response)}")
+        raise Rejected(
+            f"Slurm refuses the job for now: {_shown(response)}", retriable=True, retry_after=response.retry_after
+        )
+    raise SlurmError(
+        f"slurmrestd's response does not show whether it created the job: {_shown(response)}",
+        retry_after=response.retry_after,
+    )
 
 
 def _shown(response: HttpResponse) -> str:
