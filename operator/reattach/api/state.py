@@ -94,7 +94,8 @@ class JobSummary(Shape, frozen=True):
     `held`: the task cannot continue without a resolution. `holds`: the number of the resolution in
     `spec.resolutions`, for this key and generation, that settles the hold. It is one more than
     existed when the job was held, so that no resolution is used twice. If a fenced attempt reports
-    the handle, the hold needs no resolution. `message`: the reason of the hold, or of the end.
+    the handle, the hold needs no resolution. `message`: the reason of the hold or of the end, or
+    why the job makes no progress.
     `submitters`: of a held job, the attempts that may have submitted it.
     `strays`: other handles reported for the same intent. These are second jobs without a watcher.
     `given_up`: it is `Failed` by the policy `Fail`, because its end is unknown. It may be running.

@@ -311,6 +311,7 @@ class ExternalJobStatus(Shape, frozen=True):
     submitted_time: Time | None = None
     submitted_by_attempt: int | None = None
     cancel_requested_time: Time | None = None
+    message: str | None = None
 
 
 class Ending(Shape, frozen=True):

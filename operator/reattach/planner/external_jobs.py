@@ -10,6 +10,8 @@ from reattach.api.text import printable
 from reattach.planner import textformat
 from reattach.planner.plan import EmitEvent
 
+MESSAGE_BYTES_MAX = 512
+"""Limit for the message of one job, of which status lists up to 64."""
 UNWATCHED = frozenset({JobState.ORPHANED, JobState.DETACHED})
 """States of jobs that may run although no attempt watches them."""
 
@@ -51,8 +53,12 @@ def with_jobs(status: TaskRunStatus, view: StateView | Summary) -> TaskRunStatus
 
 
 def has_changes(status: TaskRunStatus, summary: Summary) -> bool:
-    """Return whether the summary differs from status. A large summary omits the URLs."""
-    return _without_urls(with_jobs(status, summary)) != _without_urls(status)
+    """Return whether the summary differs from status. A large summary omits messages and URLs.
+
+    Without any message in the summary, a message in status is shown until its job changes.
+    """
+    messages = any(job.message for job in summary.jobs)
+    return _without_urls(with_jobs(status, summary), messages=messages) != _without_urls(status, messages=messages)
 
 
 def events_since(before: TaskRunStatus, view: StateView, idempotency_key: str | None) -> tuple[EmitEvent, ...]:
@@ -101,11 +107,13 @@ def _to_status(job: JobSummary, *, is_ending: bool) -> ExternalJobStatus:
         submitted_time=since.replace(microsecond=0) if since else None,
         submitted_by_attempt=job.submitted_by_attempt,
         cancel_requested_time=requested.replace(microsecond=0) if requested else None,
+        message=textformat.head(job.message, MESSAGE_BYTES_MAX) or None,
     )
 
 
-def _without_urls(status: TaskRunStatus) -> TaskRunStatus:
-    plain = tuple(msgspec.structs.replace(job, url=None) for job in status.external_jobs)
+def _without_urls(status: TaskRunStatus, *, messages: bool = True) -> TaskRunStatus:
+    left_out: dict[str, None] = {"url": None} if messages else {"url": None, "message": None}
+    plain = tuple(msgspec.structs.replace(job, **left_out) for job in status.external_jobs)
     return msgspec.structs.replace(status, external_jobs=plain)
 
 

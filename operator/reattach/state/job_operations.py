@@ -215,11 +215,15 @@ def record_outcome(
         return _with_message(state, ended), RecordResult(ended)
     if request.hold:
         return _with_hold(state, record, request, resolution_count)
-    if wanted is record.state:
-        return state, RecordResult(record)
-    # The external system responds again and has the job, so the hold needs no resolution any more.
-    seen = msgspec.structs.replace(record, state=wanted, held=record.held and wanted is not JobState.ACTIVE)
-    return with_job(state, seen), RecordResult(seen)
+    # If the external system responds again and has the job, the hold needs no resolution any more.
+    is_held = record.held and wanted is not JobState.ACTIVE
+    seen = msgspec.structs.replace(
+        record,
+        state=JobState.INTENDED if record.handle is None else wanted,
+        held=is_held,
+        message=record.message if is_held else line_within(request.message, JOB_MESSAGE_BYTES_MAX),
+    )
+    return (state, RecordResult(record)) if seen == record else (_with_message(state, seen), RecordResult(seen))
 
 
 def with_end(record: JobRecord, state: JobState, message: str, session: Session, now: datetime) -> JobRecord:
@@ -337,7 +341,7 @@ def _check_fits_job(record: JobRecord, request: OutcomeRequest) -> None:
             raise invalid(
                 f"to hold a job {'without' if record.handle is None else 'with'} a handle, state must be {' or '.join(wanted)}"
             )
-    elif record.handle is None and request.state not in {"Failed", "Cancelled"}:
+    elif record.handle is None and request.state not in {"Failed", "Cancelled", "Unknown"}:
         raise invalid(f"a job must have a handle to be {request.state}: PUT /v1/jobs/{{key}}/handle")
 
 

@@ -18,14 +18,12 @@ from reattach.api.messages import Job
 from reattach.api.state import JobState
 from reattach.errors import InvalidValue, JobOver
 from reattach.task.job_client import JobClient, OutcomeState, Step, cut_message, outcome_call, read_call
-from reattach.task.outage import OutageTimer
+from reattach.task.outage import OutageTimer, ReasonReporter
 from reattach.task.submission import AcquiredJob, JobRequest, SubmissionProcess, failed, given_up, held_text
 from reattach.task.value_checks import result_text_of
 
 logger = logging.getLogger("reattach")
 
-OUTAGE_REPORT_SECONDS = 60.0
-"""Seconds of an outage of the external system before `status.externalJobs` shows it."""
 NOT_FOUND_REPORTS = 2
 """Number of `NotFound` reports, without an `Active` between them, that confirm it."""
 PROGRESS_SECONDS = 600.0
@@ -306,10 +304,18 @@ class ExternalJob:
         now = self._acquired.clock.at(self._jobs.timing.clock())
         return now.earliest >= recorded + look_up.settling
 
-    def report_state(self, state: OutcomeState, message: str = "") -> None:
-        """Store a state that is not final, to show it in `status.externalJobs`."""
-        self._jobs.write_if_available(outcome_call(self.key, self.generation, state, message=message))
+    def report_state(self, state: OutcomeState, message: str = "") -> bool:
+        """Store a state that is not final, to show it in `status.externalJobs`.
+
+        Return whether it is stored.
+        """
+        call = outcome_call(self.key, self.generation, state, message=cut_message(message))
+        is_stored = self._jobs.write_if_available(call)
         self._set_job(msgspec.structs.replace(self._job, state=JobState(state)))
+        return is_stored
+
+    def new_reporter(self) -> ReasonReporter:
+        return ReasonReporter(self._jobs.timing, lambda why: self.report_state("Unknown", why))
 
     def new_outage(self) -> OutageTimer:
         return OutageTimer(self._jobs.timing, f"External job {self.key!r} ({self.handle}) can't be polled")
@@ -339,7 +345,7 @@ class _WatchProgress:
     def __init__(self, job: ExternalJob) -> None:
         self._job = job
         self._outage: OutageTimer | None = None
-        self._is_reported = False
+        self._reporter: ReasonReporter | None = None
         self._not_found = 0
         self._last_log: tuple[str, float] | None = None
 
@@ -352,9 +358,8 @@ class _WatchProgress:
         match status:
             case Unknown(message):
                 self._outage = self._outage or self._job.new_outage()
-                if self._outage.seconds >= OUTAGE_REPORT_SECONDS and not self._is_reported:
-                    self._is_reported = True
-                    self._job.report_state("Unknown", cut_message(message))
+                self._reporter = self._reporter or self._job.new_reporter()
+                self._reporter.observe(message)
                 return self._outage.wait(message or "no reason given", poll)
             case NotFound():
                 self._not_found += 1
@@ -362,8 +367,8 @@ class _WatchProgress:
             case Active(message):
                 self._not_found = 0
                 self._end_outage()
-                if self._is_reported:
-                    self._is_reported = False
+                self._reporter = None
+                if self._job.state is JobState.UNKNOWN:
                     self._job.report_state("Active")
                 self._log(message)
                 return poll

@@ -186,10 +186,25 @@ class JobClient:
         except KeyAbsentError as absent:
             raise InvalidCall(str(absent)) from None
 
-    def write_if_available(self, call: Call[None]) -> None:
+    def write_if_available(self, call: Call[None]) -> bool:
         """Store a state that only informs users, unless the state API is unavailable."""
-        with contextlib.suppress(Unavailable, JobOver):
+        try:
             replace(self._client, patience=OPTIONAL_CALL_SECONDS).call(call)
+        except (Unavailable, JobOver):
+            return False
+        return True
+
+    def report_reason(self, key: str, generation: int, why: str) -> bool:
+        """Store why a job has no handle yet, to show that to users. Return whether it is stored.
+
+        An unavailable state API, and an older one that refuses the call, are no errors.
+        """
+        call = outcome_call(key, generation, "Unknown", message=cut_message(why))
+        try:
+            replace(self._client, patience=OPTIONAL_CALL_SECONDS).call(call)
+        except (Unavailable, JobOver, InvalidCall):
+            return False
+        return True
 
     def report_cancellation(self, key: str, generation: int) -> None:
         """Store that the task cancels the job, to show that to users.

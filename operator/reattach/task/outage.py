@@ -1,12 +1,39 @@
 """Outages of the external system: their duration, their log lines and the delays between tries."""
 
 import logging
+from collections.abc import Callable
 
 from reattach.task.client import QUIET_SECONDS, REMINDER_SECONDS, Timing
 
 logger = logging.getLogger("reattach")
 
 DELAY_SECONDS_FIRST = 1.0
+REPORT_SECONDS = 30.0
+"""Seconds without progress before `status.externalJobs` shows the reason."""
+REPORT_AGAIN_SECONDS = 60.0
+"""Shortest interval of two reports, because each one is a write of the state and one of status."""
+
+
+class ReasonReporter:
+    """Reports why a job makes no progress, once for each reason.
+
+    `send` stores a reason, and returns whether it is stored.
+    """
+
+    def __init__(self, timing: Timing, send: Callable[[str], bool]) -> None:
+        self._timing = timing
+        self._send = send
+        self._due = timing.clock() + REPORT_SECONDS
+        self._stored: str | None = None
+
+    def observe(self, why: str) -> None:
+        """Store the reason, unless it is stored already or was not there for long."""
+        now = self._timing.clock()
+        if why == self._stored or now < self._due:
+            return
+        self._due = now + REPORT_AGAIN_SECONDS
+        if self._send(why):
+            self._stored = why
 
 
 class OutageTimer:

@@ -77,7 +77,7 @@ from reattach.task.job_client import (
     read_call,
     seconds_of,
 )
-from reattach.task.outage import OutageTimer
+from reattach.task.outage import OutageTimer, ReasonReporter
 from reattach.task.resolution import (
     AbsenceEvidence,
     GiveUp,
@@ -257,6 +257,7 @@ class SubmissionProcess:
     _refused: set[Grounds] = field(default_factory=set)
     _absence: AbsenceEvidence | None = None
     _outage: OutageTimer | None = None
+    _reporter: ReasonReporter | None = None
     _is_refused_hold: bool = False
     _sibling_since: float | None = None
     _credentials_since: float | None = None
@@ -514,7 +515,16 @@ class SubmissionProcess:
         if self._outage is None:
             what = f"External job {self.wanted.key!r} can't be submitted"
             self._outage = OutageTimer(self.jobs.timing, what, quiet_seconds=0.0)
+        self._reporter = self._reporter or ReasonReporter(self.jobs.timing, self._report_reason)
+        self._reporter.observe(why)
         return self._outage.wait(why, WAIT_SECONDS_MAX)
+
+    def _report_reason(self, why: str) -> bool:
+        """Show why the job has no handle yet, if its intent is stored."""
+        job = None if self._last_reply is None else self._last_reply.response.job
+        if job is None or job.state is not JobState.INTENDED:
+            return False
+        return self.jobs.report_reason(job.key, job.generation, f"It can't be submitted: {why}")
 
     # -- it may have been submitted ----
 
@@ -668,6 +678,8 @@ def look_up(
     """
     pause = LOOK_UP_SECONDS_FIRST
     outage = OutageTimer(jobs.timing, f"External job {job.key!r} can't be looked up")
+
+    reporter = ReasonReporter(jobs.timing, lambda why: jobs.report_reason(job.key, job.generation, why))
     while True:
         began = clock.at(jobs.timing.clock()).earliest
         try:
@@ -675,7 +687,9 @@ def look_up(
         except NotImplementedError:
             raise
         except Exception as error:  # noqa: BLE001 -- no other error is evidence of absence
-            jobs.sleep(outage.wait(f"{type(error).__name__}: {error}", WAIT_SECONDS_MAX), check)
+            why = f"{type(error).__name__}: {error}"
+            reporter.observe(f"It can't be looked up: {why}")
+            jobs.sleep(outage.wait(why, WAIT_SECONDS_MAX), check)
             continue
         outage.end()
         if not isinstance(found, Submitted | None):
@@ -685,6 +699,9 @@ def look_up(
         now = clock.at(jobs.timing.clock())
         if found is not None or until is None or began >= until:
             return found, AbsenceEvidence(began, now.latest)
+        reporter.observe(
+            f"It may have been submitted, and is not found. Lookups go on until {until:%Y-%m-%dT%H:%M:%SZ}."
+        )
         left = max((until - now.earliest).total_seconds(), 0.001)
         # Jitter spreads the lookups of many tasks after an outage that all of them noticed.
         jobs.sleep(min(left, pause * (0.5 + jobs.timing.jitter() / 2)), check)

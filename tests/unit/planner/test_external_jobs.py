@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from builders import a_job, a_pod, a_state, a_summary, a_taskrun, actions_of, at, plan_of, status_of
+from builders import SETTINGS, a_job, a_pod, a_state, a_summary, a_taskrun, actions_of, at, observed, plan_of, status_of
 from reattach.api.state import JobCounts, JobOrigin, JobState
 from reattach.api.taskrun import ExternalJobStatus
+from reattach.planner.decide import decide
 from reattach.planner.plan import AbsentState, EmitEvent, Plan
 
 RUNNING = a_taskrun().with_state()
@@ -128,3 +130,29 @@ def test_the_jobs_of_a_lost_state_stay_shown_as_they_were() -> None:
     shown = SHOWN.with_status(status_of(look(a_job())))
     plan = plan_of(shown.with_budgets(application=3), a_pod().exited(1), state=a_state(1, uid="another"))
     assert [(job.handle, job.state) for job in status_of(plan).external_jobs] == [("job-1", "Active")]
+
+
+def test_reason_of_a_job_without_progress_is_shown_and_removed_with_it() -> None:
+    intended = a_job(None, message="It can't be submitted: 401")
+    shown = status_of(look(intended))
+    assert [job.message for job in shown.external_jobs] == ["It can't be submitted: 401"]
+    before = SHOWN.with_status(shown)
+    assert look(intended, before=before).status is None
+    other = look(a_job(None, message="It can't be submitted: 503"), before=before)
+    assert [job.message for job in status_of(other).external_jobs] == ["It can't be submitted: 503"]
+    assert [job.message for job in status_of(look(a_job(), before=before)).external_jobs] == [None]
+
+
+def test_message_of_a_job_is_one_printable_line_of_bounded_size() -> None:
+    (job,) = status_of(look(a_job(state=JobState.UNKNOWN, message="\x1b[2J\n" + "é" * 1000))).external_jobs
+    assert job.message is not None
+    assert job.message.isprintable()
+    assert len(job.message.encode()) <= 512
+
+
+def test_large_summary_without_messages_leads_to_no_read() -> None:
+    job = a_job(state=JobState.UNKNOWN, message="503")
+    before = SHOWN.with_status(status_of(look(job)))
+    without = msgspec.structs.replace(job, message="", url=None)
+    seen = decide(observed(before, a_pod().running(), summary=a_summary(1, jobs=[without])), SETTINGS, at(20))
+    assert isinstance(seen, Plan)

@@ -183,7 +183,33 @@ class TestOutcome:
         run.outcome("Active")
         assert run.state is kept
 
-    @pytest.mark.parametrize("state", ["Succeeded", "Active", "Unknown", "NotFound"])
+    def test_reason_of_a_job_without_progress_is_stored_and_ends_with_it(self) -> None:
+        run = active()
+        for message in ("status word EXPIRED is not listed", "503"):
+            run.outcome("Unknown", message=message)
+            assert (run.job().state, run.job().message) == (JobState.UNKNOWN, message)
+        kept = run.state
+        run.outcome("Unknown", message="503")
+        assert run.state is kept
+        run.outcome("Active")
+        assert (run.job().state, run.job().message) == (JobState.ACTIVE, "")
+
+    def test_reason_why_an_intent_has_no_handle_changes_nothing_else(self) -> None:
+        run = intended()
+        before = run.job()
+        run.outcome("Unknown", message="It can't be submitted: 401")
+        assert run.job() == msgspec.structs.replace(before, message="It can't be submitted: 401")
+        run.handle("job-1")
+        assert (run.job().state, run.job().message) == (JobState.ACTIVE, "")
+
+    def test_reason_does_not_replace_that_of_a_hold(self) -> None:
+        run = intended()
+        run.outcome("Unknown", hold=True, message="nobody knows")
+        kept = run.state
+        run.outcome("Unknown", message="503")
+        assert run.state is kept
+
+    @pytest.mark.parametrize("state", ["Succeeded", "Active", "NotFound"])
     def test_without_a_handle_a_job_can_only_fail(self, state: str) -> None:
         run = intended()
         assert code_of(run.outcome, state) is ProblemCode.INVALID

@@ -208,6 +208,29 @@ class TestUnknown:
         assert 3 <= len(said) <= 6  # after 3 s, each minute, and at the end
         assert "can't be polled: over, after" in said[-1]
 
+    def test_reason_is_shown_within_a_minute_and_again_only_when_it_changes(self, pod: Pod, system: System) -> None:
+        began = pod.time.now
+        word, away = Unknown("the word EXPIRED is not listed"), Unknown("503")
+        system.statuses = [word]
+        shown: list[tuple[str, float]] = []
+
+        def note(_: Any = None) -> None:
+            if (message := pod.api.jobs.record().message) and message not in [text for text, _ in shown]:
+                shown.append((message, pod.time.now - began))
+
+        system.before_status = [note] * 1000
+        pod.time.at(3000, lambda: setattr(system, "statuses", [away]))
+        pod.time.at(6000, lambda: setattr(system, "statuses", [Active(), Succeeded(RESULT)]))
+        assert wait(pod, system, 10) == RESULT
+        assert [text for text, _ in shown] == [word.message, away.message]
+        assert 30 <= shown[0][1] < 60
+        assert [(one["state"], one.get("message", "")) for one in pod.api.bodies(OUTCOME)] == [
+            ("Unknown", word.message),
+            ("Unknown", away.message),
+            ("Active", ""),
+            ("Succeeded", ""),
+        ]
+
     def test_a_short_one_is_not_worth_a_word(self, pod: Pod, system: System, caplog: pytest.LogCaptureFixture) -> None:
         system.statuses = [Unknown("moved"), Active(), Succeeded(RESULT)]
         wait(pod, system)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 import signal
@@ -44,6 +45,7 @@ from waiting import wait_until
 
 REFUSED = httpx.ConnectError("connection refused")
 INTENT = "/v1/jobs/load/intent"
+OUTCOME = "/v1/jobs/load/outcome"
 
 
 @pytest.fixture(autouse=True)
@@ -613,6 +615,50 @@ class TestRefusedSubmissions:
         submit(pod, system)
         assert len(system.jobs) == 1
         assert pod.time.now - 1000 > CREDENTIALS_SECONDS
+
+    def test_reason_why_a_submission_has_not_left_is_shown_within_a_minute(self, pod: Pod, system: System) -> None:
+        began, shown = pod.time.now, []
+
+        def refuse() -> None:
+            raise Rejected("401" if pod.time.now - began < 1000 else "quota", retriable=True)
+
+        system.before_submit = [refuse] * 100
+        for seconds in (59, 1999):
+            pod.time.at(seconds, lambda: shown.append(pod.api.jobs.record()))
+        pod.time.at(2000, system.before_submit.clear)
+        submit(pod, system)
+        assert [record.message for record in shown] == ["It can't be submitted: 401", "It can't be submitted: quota"]
+        assert {record.state for record in shown} == {JobState.INTENDED}
+        assert [body["state"] for body in pod.api.bodies(OUTCOME)] == ["Unknown", "Unknown", "Succeeded"]
+        assert pod.api.jobs.record().message == ""
+
+    def test_reason_why_a_job_is_not_looked_up_is_shown_within_a_minute(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        an_attempt_dies(pod, system, "after-submit")
+        shown: list[str] = []
+        system.before_look_up = [fails(LostError("503"))] * 100
+        pod.time.at(59, lambda: shown.append(pod.api.jobs.record().message))
+        pod.time.at(600, system.before_look_up.clear)
+        submit(pod, system)
+        assert shown == ["It can't be looked up: LostError: 503"]
+        assert pod.api.jobs.record().message == ""
+
+    def test_state_api_that_does_not_know_the_report_of_a_reason_changes_nothing(
+        self, pod: Pod, system: System
+    ) -> None:
+        known, refused = pod.api.jobs.respond, []
+
+        def respond(request: httpx.Request, path: str) -> httpx.Response:
+            if path == OUTCOME and json.loads(request.content)["state"] == "Unknown":
+                refused.append(request)
+                return a_problem(400, "invalid", "a job must have a handle to be Unknown")
+            return known(request, path)
+
+        pod.api.jobs.respond = respond  # type: ignore[method-assign]
+        system.before_submit = [fails(Rejected("401", retriable=True))] * 20
+        submit(pod, system)
+        assert len(system.jobs) == 1
+        assert 0 < len(refused) <= 20
 
     def test_for_now_ends_when_the_attempt_must(self, pod: Pod, system: System) -> None:
         system.before_submit = [fails(Rejected("quota", retriable=True))] * 1000
