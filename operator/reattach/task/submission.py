@@ -707,6 +707,9 @@ def look_up(
         now = clock.at(jobs.timing.clock())
         if found is not None or until is None or began >= until:
             return found, AbsenceEvidence(began, now.latest)
+        reporter.observe(
+            f"It may have been submitted, and is not found. Lookups go on until {until:%Y-%m-%dT%H:%M:%SZ}."
+        )
         left = max((until - now.earliest).total_seconds(), 0.001)
         # Jitter spreads the lookups of many tasks after an outage that all of them noticed.
         jobs.sleep(min(left, pause * (0.5 + jobs.timing.jitter() / 2)), check)

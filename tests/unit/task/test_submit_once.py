@@ -660,6 +660,17 @@ class TestRefusedSubmissions:
         assert [body["state"] for body in pod.api.bodies(OUTCOME)] == ["Unknown", "Unknown", "Succeeded"]
         assert pod.api.jobs.record().message == ""
 
+    def test_reason_why_a_job_is_not_looked_up_is_shown_within_a_minute(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(look_up=LOOK_UP)
+        an_attempt_dies(pod, system, "after-submit")
+        shown: list[str] = []
+        system.before_look_up = [fails(LostError("503"))] * 100
+        pod.time.at(59, lambda: shown.append(pod.api.jobs.record().message))
+        pod.time.at(600, system.before_look_up.clear)
+        submit(pod, system)
+        assert shown == ["It can't be looked up: LostError: 503"]
+        assert pod.api.jobs.record().message == ""
+
     def test_state_api_that_does_not_know_the_report_of_a_reason_changes_nothing(
         self, pod: Pod, system: System
     ) -> None:
