@@ -21,6 +21,7 @@ from builders import (
     a_state,
     a_summary,
     a_taskrun,
+    an_end,
     plan_of,
     status_of,
 )
@@ -47,6 +48,7 @@ STATES: dict[str, Any] = {
     "Held": a_state(1, jobs=[a_job(None, held=True, holds=1)]),
     "Fenced": a_state(1, pod_uid="another"),
     "Lost": AbsentState(),
+    "Permanent": a_state(1, end=an_end("Permanent", "no such table")),
     "Sealed": a_state(1, seal=SEALED),
     "Suspended": a_state(1, seal=SEALED),
     "Waiting": msgspec.structs.replace(a_state(1, jobs=[a_job("job-1")]), end=WAITS),
