@@ -77,7 +77,7 @@ from reattach.task.job_client import (
     read_call,
     seconds_of,
 )
-from reattach.task.outage import REPORT_SECONDS, OutageTimer, ReasonReporter, retry_after_of
+from reattach.task.outage import OutageTimer, ReasonReporter, retry_after_of
 from reattach.task.resolution import (
     AbsenceEvidence,
     GiveUp,
@@ -614,10 +614,6 @@ class SubmissionProcess:
                 self.wanted.key,
                 seconds,
             )
-        if seconds >= REPORT_SECONDS and until is not None:
-            latest = until.strftime("%Y-%m-%dT%H:%M:%SZ")
-            why = f"It may have been submitted and is not found yet. It is looked up again until {latest}."
-            self.jobs.report_reason(job.key, job.generation, why)
         found, self._absence = look_up(self.jobs, self.wanted, job, reply.clock, self._check, until=until)
         return found
 
@@ -684,10 +680,7 @@ def look_up(
     pause = LOOK_UP_SECONDS_FIRST
     outage = OutageTimer(jobs.timing, f"External job {job.key!r} can't be looked up")
 
-    def report(why: str) -> bool:
-        return jobs.report_reason(job.key, job.generation, f"It can't be looked up: {why}")
-
-    reporter = ReasonReporter(jobs.timing, report)
+    reporter = ReasonReporter(jobs.timing, lambda why: jobs.report_reason(job.key, job.generation, why))
     while True:
         began = clock.at(jobs.timing.clock()).earliest
         try:
@@ -696,7 +689,7 @@ def look_up(
             raise
         except Exception as error:  # noqa: BLE001 -- no other error is evidence of absence
             why = f"{type(error).__name__}: {error}"
-            reporter.observe(why)
+            reporter.observe(f"It can't be looked up: {why}")
             jobs.sleep(outage.wait(why, WAIT_SECONDS_MAX, retry_after_of(error)), check)
             continue
         outage.end()

@@ -174,6 +174,8 @@ def test_state_that_could_not_be_created_is_not_lost() -> None:
     failed = a_taskrun().with_budgets(application=1).with_failed_attempt(1)
     refused = failed.with_status(state=StateReference(message="refused"), next_attempt_time=at(5))
     assert [action.attempt for action in actions_of(plan_of(refused, now=9), CreatePod)] == [2]
+    unread = msgspec.structs.replace(refused.status, next_attempt_time=at(50))
+    assert decision_of(refused.with_status(unread), now=9, state=None) != ReadState()
 
 
 def test_a_running_container_that_is_reported_as_waiting_for_a_moment_changes_nothing() -> None:

@@ -660,6 +660,17 @@ class TestRefusedSubmissions:
         assert [body["state"] for body in pod.api.bodies(OUTCOME)] == ["Unknown", "Unknown", "Succeeded"]
         assert pod.api.jobs.record().message == ""
 
+    def test_wait_for_a_job_that_is_not_found_is_shown_within_a_minute(self, pod: Pod, system: System) -> None:
+        system.can = Capabilities(look_up=dataclasses.replace(LOOK_UP, settling=timedelta(minutes=5)))
+        an_attempt_dies(pod, system, "before-submit")
+        shown: list[str] = []
+        pod.time.at(59, lambda: shown.append(pod.api.jobs.record().message))
+        submit(pod, system)
+        assert [text.partition(" until ")[0] for text in shown] == [
+            "It may have been submitted, and is not found. Lookups go on"
+        ]
+        assert [body["state"] for body in pod.api.bodies(OUTCOME)] == ["Unknown", "Succeeded"]
+
     def test_reason_why_a_job_is_not_looked_up_is_shown_within_a_minute(self, pod: Pod, system: System) -> None:
         system.can = Capabilities(look_up=LOOK_UP)
         an_attempt_dies(pod, system, "after-submit")
