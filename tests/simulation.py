@@ -1402,6 +1402,8 @@ class ModelOperator:
 
     def _check_delete(self, action: DeletePod) -> None:
         """Check that no log is lost of an attempt that ended by itself, as far as was observed."""
+        if action.uid not in self.pods:
+            return  # The release of the pod deleted it.
         pod, status = self.pods[action.uid], self.cluster.taskrun.status
         is_late = status.ending is not None and status.ending.cleanup_deadline <= at(self.cluster.seconds)
         if terminated_of(pod, "task") is None or not is_kept(pod) or is_late:
