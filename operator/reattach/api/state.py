@@ -98,7 +98,8 @@ class JobSummary(Shape, frozen=True):
     why the job makes no progress.
     `submitters`: of a held job, the attempts that may have submitted it.
     `strays`: other handles reported for the same intent. These are second jobs without a watcher.
-    `given_up`: it is `Failed` by the policy `Fail`, because its end is unknown. It may be running.
+    `given_up`: it is `Failed` by the policy `Fail`, because its end is unknown, or by a resolution
+    that replaced it. It may be running.
     `preexisting`: it existed before the first submission of this TaskRun.
     `cancel_requested_time`: when its cancellation was first requested.
     """

@@ -43,6 +43,7 @@ class OpenHold(Shape, frozen=True):
     """One hold.
 
     Only SubmissionUnknown has `key` and `generation`; `answer` is its resolution, if it has one.
+    `running`: the job is known to run, and the task has another request for it.
     """
 
     held: str
@@ -50,6 +51,7 @@ class OpenHold(Shape, frozen=True):
     key: str | None = None
     generation: int | None = None
     handle: str | None = None
+    running: bool = False
     answer: Resolution | None = None
 
     @property
@@ -132,6 +134,7 @@ def _hold_of_job(taskrun: TaskRun, job: JobSummary, reason: str) -> OpenHold | N
         key=job.key,
         generation=job.generation,
         handle=job.handle,
+        running=job.handle is not None and job.state is not JobState.NOT_FOUND,
         answer=planned.resolution_at_end(taskrun.spec, job),
     )
 
@@ -183,6 +186,15 @@ def describe_consequence(taskrun: TaskRun, hold: OpenHold, action: str, handle: 
             return f"{handle} is the job that was submitted. {name} ends and lists it as left running."
         case "Adopt":
             return f"{handle} is the job that was submitted. The next attempt reattaches to it."
+        case "Fail" | "Resubmit" if ending and hold.running:
+            return (
+                f"{name} ends. The policies in spec.cleanup decide what happens to the job {hold.handle}, which runs."
+            )
+        case "Resubmit" if hold.running:
+            return (
+                f"The next attempt submits a second job, as generation {(hold.generation or 0) + 1}, beside the job {hold.handle}, which "
+                f"runs on. {name} lists that one as left running when it ends."
+            )
         case "Resubmit" if ending:
             return f"The submission counts as never made. {name} ends; if the job does run, nothing tracks it."
         case "Resubmit" if hold.handle is not None:
@@ -203,7 +215,7 @@ def describe_consequence(taskrun: TaskRun, hold: OpenHold, action: str, handle: 
             budgets = taskrun.spec.retry.budgets
             lost, unstarted = count(budgets.disruption + 1, "more time"), count(budgets.never_started + 1, "more time")
             return f"The budgets allow that pods are lost {lost} and don't start {unstarted}. The next attempt reattaches to the running job."
-        case "Fail" if hold.held == Reason.BUDGET_EXHAUSTED:
+        case "Fail" if hold.running or hold.held == Reason.BUDGET_EXHAUSTED:
             return f"{name} ends as Failed, without another attempt. {_describe_failure_policy(taskrun)}"
         case _:
             return f"{name} ends as Failed, without another attempt. If a job runs, it continues and nothing tracks it."

@@ -62,8 +62,11 @@ def resolution_at_end(spec: TaskRunSpec, job: JobSummary) -> Resolution | None:
 def is_denied_at_end(spec: TaskRunSpec, job: JobSummary) -> bool:
     """Return whether a resolution closes the job at the end of the run.
 
-    Fail ends it, and Resubmit states that the external system has no such job.
+    Fail ends it, and Resubmit states that the external system has no such job. Neither denies a job
+    of another request, which is known to run.
     """
+    if job.handle is not None and job.state is not JobState.NOT_FOUND:
+        return False
     resolution = resolution_at_end(spec, job)
     return resolution is not None and resolution.action in {FAIL, RESUBMIT}
 

@@ -21,14 +21,14 @@ from reattach.planner.outcome import DELETED, FinalOutcome
 from reattach.planner.plan import EmitEvent
 
 _STRAY = "Its submission reported a second handle, and no attempt watches that job."
-_GIVEN_UP = "The policy Fail of spec.submission gave it up."
+_GIVEN_UP = "The policy Fail of spec.submission, or a resolution, gave it up."
 
 
 @dataclass(frozen=True, slots=True)
 class _Orphan:
     """External job, or stray handle of one, that may run after the end of the TaskRun.
 
-    `given_up`: the policy `onUnknown: Fail` closed it although it may run.
+    `given_up`: the policy `onUnknown: Fail`, or a resolution, closed it although it may run.
     """
 
     name: str

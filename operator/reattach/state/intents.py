@@ -211,7 +211,7 @@ def _apply_resolution(
             return _submit_again(context, free)
         why = "not found" if record.state is JobState.NOT_FOUND else "given up"
         return _replace_generation(context, free, f"{why}; submitted again by spec.resolutions")
-    failed = with_end(free, JobState.FAILED, "failed by spec.resolutions", context.session, context.now)
+    failed = _given_up(context, free, "failed by spec.resolutions")
     return with_job(context.state, failed), IntentResult(Decision.OVER, failed, counted=JobEvent.OVER)
 
 
@@ -222,8 +222,18 @@ def _absent_by_policy(context: _IntentContext, record: JobRecord) -> bool:
 
 def _replace_generation(context: _IntentContext, record: JobRecord, why: str) -> tuple[DurableState, IntentResult]:
     """End this generation and begin the next in one write, so no client sees the first fail."""
-    gone = with_end(record, JobState.FAILED, why, context.session, context.now)
+    gone = _given_up(context, record, why)
     return _begin(replace(context, state=with_job(context.state, gone)), record.generation + 1)
+
+
+def _given_up(context: _IntentContext, record: JobRecord, why: str) -> JobRecord:
+    """Return the record of a job that counts as failed.
+
+    One with a handle that the external system knows may run, so the end of the run names it.
+    """
+    ended = with_end(record, JobState.FAILED, why, context.session, context.now)
+    may_run = record.handle is not None and record.state is not JobState.NOT_FOUND
+    return msgspec.structs.replace(ended, given_up=may_run)
 
 
 def _reattach(context: _IntentContext, record: JobRecord) -> tuple[DurableState, IntentResult]:

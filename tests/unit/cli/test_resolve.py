@@ -76,6 +76,19 @@ def test_unresolved_intent_at_the_end_of_a_run_can_be_resolved_once() -> None:
     )
 
 
+def test_options_for_a_running_job_say_what_becomes_of_it() -> None:
+    job = a_job(state=JobState.ACTIVE, handle="job-7")
+    for taskrun, words in (
+        (
+            held(),
+            ("reattaches", "submits a second job, as generation 2, beside the job job-7", "cancels its external jobs"),
+        ),
+        (held(cancel=True), ("left running", "policies in spec.cleanup", "policies in spec.cleanup")),
+    ):
+        options = options_for(taskrun.build(), find_holds(taskrun.build(), [job])[0])
+        assert all(word in option.what for word, option in zip(words, options, strict=True)), options
+
+
 def test_resolve_without_a_hold_is_refused() -> None:
     assert refusal(a_taskrun(), RESUBMIT, a_job(held=False, holds=0)) == "load is not held, so it takes no resolution."
 

@@ -353,6 +353,23 @@ def test_job_that_a_resolution_denies_gets_no_cleanup(action: str, created: list
     assert creates(teardown_plan_of(taskrun, STOPPED, state=can_cancel(held))) == created
 
 
+@pytest.mark.parametrize("action", ["Fail", "Resubmit"])
+def test_running_job_of_another_request_is_cancelled_or_named_because_no_resolution_denies_it(action: str) -> None:
+    running = msgspec.structs.replace(JOB, held=True, holds=1)
+    taskrun = with_jobs(a_taskrun(cancel=action == "Resubmit")).with_resolution("SubmissionUnknown", action)
+    assert creates(teardown_plan_of(taskrun, STOPPED, state=can_cancel(running))) == [2]
+    unable = a_state(1, seal=SEALED, jobs=[running])
+    plan = teardown_plan_of(taskrun, STOPPED, state=unable)
+    assert [(job.handle, job.state) for job in status_of(plan).external_jobs] == [("job-1", "Orphaned")]
+    assert [release.orphans is not None for release in actions_of(plan, ReleaseTaskRun)] == [True]
+
+
+def test_job_that_is_not_found_is_denied_by_a_resolution() -> None:
+    absent = msgspec.structs.replace(JOB, state=JobState.NOT_FOUND, held=True, holds=1)
+    taskrun = with_jobs(a_taskrun()).with_resolution("SubmissionUnknown", "Fail")
+    assert creates(teardown_plan_of(taskrun, STOPPED, state=can_cancel(absent))) == []
+
+
 COMMAND = {"command": ["sh", "-c", "stop-all"]}
 
 

@@ -606,7 +606,7 @@ class TestHeld:
         run = died(active()).held().with_answer("Resubmit").by(3)
         answer = run.intend(request="r")
         assert (answer.decision, answer.job.generation) == (Decision.SUBMIT, 2)
-        assert (run.job(1).state, run.job(1).held) == (JobState.FAILED, False)
+        assert (run.job(1).state, run.job(1).held, run.job(1).given_up) == (JobState.FAILED, False, False)
         assert run.intend(request="r").decision is Decision.SUBMIT
         assert run.intend().decision is Decision.RESOLVE
 
@@ -647,6 +647,13 @@ class TestHeld:
             2,
             "given up; submitted again by spec.resolutions",
         )
+        assert run.job(1).given_up, "it may run, so the end of the run names it"
+
+    def test_running_job_of_another_request_may_run_although_a_user_failed_it(self) -> None:
+        run = died(active()).by(2)
+        run.outcome("Active", hold=True)
+        assert run.with_answer("Fail").intend(digest="other").decision is Decision.OVER
+        assert run.job().given_up
 
 
 class TestPresumedEnd:
