@@ -36,6 +36,8 @@ GRACE_SECONDS = 1.0
 """Lag of the reflector behind kopf's watch after which a GET reads the object. The usual lag is
 milliseconds.
 """
+WAKE_CHARACTERS_KEPT = 256
+"""Start of the annotation `reattach.dev/wake` that the cache keeps: the planner reads no more."""
 TEMPLATE_BYTES_KEPT = 64 * 1024
 _YIELD_EVERY = 500
 
@@ -332,7 +334,8 @@ def without_unused(found: TaskRun) -> TaskRun:
         return TaskRun(metadata=kept, spec=TaskRunSpec(template=msgspec.Raw(), managed_by=spec.managed_by))
     if len(spec.template) > TEMPLATE_BYTES_KEPT:
         spec = msgspec.structs.replace(spec, template=msgspec.Raw())
-    annotations = {name: value for name, value in metadata.annotations.items() if name == ANNOTATION_WAKE}
+    wake = metadata.annotations.get(ANNOTATION_WAKE)
+    annotations = {} if wake is None else {ANNOTATION_WAKE: wake[:WAKE_CHARACTERS_KEPT]}
     metadata = msgspec.structs.replace(metadata, annotations=annotations, owner_references=())
     return msgspec.structs.replace(found, metadata=metadata, spec=spec)
 

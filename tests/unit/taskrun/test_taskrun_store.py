@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import to_taskrun
+from reattach.api.names import ANNOTATION_WAKE
 from reattach.api.taskrun import TaskRun, TaskRunStatus
 from reattach.cluster import Cluster, NotFoundError, Reference, UnavailableError
 from reattach.cluster.references import ReferencePage
@@ -346,6 +347,17 @@ async def test_store_with_a_large_template_keeps_none_of_it_and_reads_it_again(
         assert found is not None
         assert len(found.spec.template) > TEMPLATE_BYTES_KEPT
     assert marked == [KEY], "a read of the same version wakes no worker"
+
+
+def test_store_keeps_only_the_start_of_the_wake_annotation_because_users_decide_its_length(
+    taskruns: TaskRunStore,
+) -> None:
+    large = made()
+    large["metadata"]["annotations"] = {ANNOTATION_WAKE: "x" * 100_000, "other": "y"}
+    taskruns.upsert(to_taskrun(large))
+    found = taskruns.get(KEY)
+    assert found is not None
+    assert found.metadata.annotations == {ANNOTATION_WAKE: "x" * 256}
 
 
 def test_store_with_a_taskrun_of_another_manager_keeps_only_what_identifies_it(
