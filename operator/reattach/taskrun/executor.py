@@ -64,8 +64,8 @@ _log = logging.getLogger(__name__)
 class _RecordedRejection:
     """Last rejection of a TaskRun's next pod. `times`: rejections of this pod in a row.
 
-    `template_hash` and `response`: what was rejected, and the API server's message. `room_at`: when
-    kept pods were last deleted to make room.
+    `template_hash` and `response`: what was rejected, and the API server's message; empty if the
+    template must be checked again. `room_at`: when kept pods were last deleted to make room.
     """
 
     uid: str
@@ -279,27 +279,28 @@ class PlanExecutor:
         return msgspec.json.decode(await self._cluster.get(paths.pods(namespace, name)), type=Pod)
 
     async def _on_rejected(self, key: Key, taskrun: TaskRun, action: CreatePod, error: ClusterError) -> None:
-        kind, message = rejection_kind_of(error, action.name), error.message
+        kind, message, is_decided = rejection_kind_of(error, action.name), error.message, True
         if kind is PodRejectionKind.INVALID:
-            kind, message = await self._kind_by_template(key, taskrun, action, error)
+            kind, message, is_decided = await self._kind_by_template(key, taskrun, action, error)
         if kind is PodRejectionKind.QUOTA:
             self._quota.on_rejected(key, action.quota_size, error.message)
         else:
             self._quota.forget(key)
-        self._record_rejection(key, taskrun, action, kind, message=message, error=error)
+        self._record_rejection(key, taskrun, action, kind, message=message, error=error, is_decided=is_decided)
 
     async def _kind_by_template(
         self, key: Key, taskrun: TaskRun, action: CreatePod, error: ClusterError
-    ) -> tuple[PodRejectionKind, str]:
-        """Return whether the template itself is invalid, and the message to show.
+    ) -> tuple[PodRejectionKind, str, bool]:
+        """Return whether the template itself is invalid, the message to show, and if that is final.
 
         Defaults of a LimitRange, and webhooks that change pods, can make a pod invalid whose
         template is valid. They don't apply to a PodTemplate, so its dry run shows the difference.
-        The check is not repeated while the API server rejects the pod with the same message.
+        The check is not repeated while the API server rejects the pod with the same message, unless
+        the check failed.
         """
         last = self._rejections.get(key)
         if last is not None and last.is_of(taskrun, action) and last.response == error.message:
-            return last.rejection.kind, last.rejection.message
+            return last.rejection.kind, last.rejection.message, True
         path = paths.podtemplates(taskrun.metadata.namespace)
         try:
             await self._writer.create(path, template_of_pod(action.body), dryRun="All", fieldValidation="Strict")
@@ -308,11 +309,12 @@ class PlanExecutor:
                 raise
             kind = rejection_kind_of(refusal, action.name, "podtemplates")
             if kind is PodRejectionKind.INVALID:
-                return kind, describe_template_error(refusal)
+                return kind, describe_template_error(refusal), True
             _log.warning(
                 "Could not check the template of TaskRun %s/%s, so its rejected pod does not end it: %s", *key, refusal
             )
-        return PodRejectionKind.FORBIDDEN, error.message
+            return PodRejectionKind.FORBIDDEN, error.message, kind is not PodRejectionKind.ERROR
+        return PodRejectionKind.FORBIDDEN, error.message, True
 
     def _record_rejection(
         self,
@@ -323,6 +325,7 @@ class PlanExecutor:
         *,
         message: str,
         error: ClusterError | None = None,
+        is_decided: bool = True,
     ) -> None:
         """Record a rejection. `error`: of this creation; None if it was not sent."""
         now, last = self._clock(), self._rejections.get(key)
@@ -342,7 +345,7 @@ class PlanExecutor:
             action.purpose,
             times,
             action.template_hash,
-            error.message if error else "",
+            error.message if error and is_decided else "",
             room_at,
         )
 

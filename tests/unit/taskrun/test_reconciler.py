@@ -804,6 +804,17 @@ async def test_template_is_checked_once_for_each_message_of_a_rejection() -> Non
     assert len(checks) == 2
 
 
+async def test_template_is_checked_again_if_the_check_failed() -> None:
+    scene, rejection = await rejected(INVALID_POD, UnavailableError(500, "InternalError", 'failed calling webhook "w"'))
+    assert rejection.kind is PodRejectionKind.FORBIDDEN
+    scene.client.failing_template = NO_IMAGE
+    creation = CreatePod(1, "load-new00-1", "hash", "size", REJECTED_POD)
+    assert not await scene.reconciler._executor.create(KEY, to_taskrun(taskrun(NEW, "10")), creation)
+    rejection = scene.reconciler._executor.rejection(KEY, to_taskrun(taskrun(NEW, "10")))
+    assert rejection is not None
+    assert rejection.kind is PodRejectionKind.INVALID
+
+
 FULL_QUOTA = ForbiddenError(
     403,
     "Forbidden",
