@@ -14,6 +14,9 @@ from reattach.runtime.pager import list_pages
 
 _PAGES_MAX = 20
 """Pages of one list. A namespace whose users create more such events hides only its own."""
+_LISTS_AT_ONCE = 4
+"""Lists of different namespaces. A page may have 16 MiB, because users decide how large events are.
+"""
 _NOTE_MAX = 1024
 """Characters of a note that are kept. The API server allows as many."""
 
@@ -44,6 +47,7 @@ class EvictionReader:
         self._cluster = cluster
         self._waiting: dict[str, asyncio.Task[Mapping[str, str]]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._slots = asyncio.Semaphore(_LISTS_AT_ONCE)
         self._is_refusal_logged = False
 
     async def read(self, namespace: str, pods: Iterable[str]) -> Mapping[str, str | None]:
@@ -59,7 +63,7 @@ class EvictionReader:
 
     async def _list_next(self, namespace: str) -> Mapping[str, str]:
         lock = self._locks.setdefault(namespace, asyncio.Lock())
-        async with lock:
+        async with lock, self._slots:
             del self._waiting[namespace]  # Later readers need a list that begins later.
             try:
                 return await self._list(namespace)

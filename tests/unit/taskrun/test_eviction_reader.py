@@ -60,6 +60,17 @@ async def test_reader_lists_a_namespace_once_for_all_that_wait() -> None:
     assert (len(reader._locks), reader._waiting) == (0, {})
 
 
+async def test_reader_lists_few_namespaces_at_once_because_pages_may_be_large() -> None:
+    cluster = FakeEvents(an_event("a"))
+    reader = EvictionReader(cluster)  # type: ignore[arg-type] -- it only lists
+    tasks = [asyncio.create_task(reader.read(f"n{number}", ("a",))) for number in range(9)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(cluster.queries) == 4
+    cluster.proceed.set()
+    assert await asyncio.gather(*tasks) == [{"a": "too large"}] * 9
+
+
 async def test_reader_without_the_right_knows_no_eviction_and_says_so_once(caplog: Any) -> None:
     cluster = FakeEvents()
     cluster.proceed.set()
