@@ -163,9 +163,11 @@ class Succeeded:
     """The job succeeded with this result: JSON of at most 4 KiB, the same for every call.
 
     The SDK drops any other result and logs an ERROR, because the job has succeeded anyway.
+    `message`: shown with the job, for example why there is no result.
     """
 
     result: Any = None
+    message: str = ""
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ class ConditionType(StrEnum):
 class EventReason(StrEnum):
     """The reason of an Event without a condition. Events for conditions use `Reason`."""
 
+    ATTEMPT_STARTED = "AttemptStarted"
+    """A later attempt than the first runs. Attempts that check again have no Event."""
     ATTEMPT_FAILED = "AttemptFailed"
     KEPT_POD_DELETED = "KeptPodDeleted"
     """The quota had no room for the next pod, so the kept pod of an ended attempt was deleted."""

@@ -41,6 +41,7 @@ def evictions_to_read(context: DecisionContext) -> tuple[str, ...]:
 def record_ended_attempts(context: DecisionContext) -> DecisionContext:
     """Return the context with the end of each ended attempt in status, and its consequences."""
     recorded: list[Attempt] = []
+    repeated: set[int] = set()
     for view in ended_but_unrecorded(context):
         ended = _ended_attempt(context, view)
         classification = classify(ended)
@@ -50,6 +51,8 @@ def record_ended_attempts(context: DecisionContext) -> DecisionContext:
         status = _with_end(context, ended, consequence, entry)
         if ended.replaced and not _is_followed_by_another(context, status, entry.purpose):
             continue  # The pod may end otherwise than is presumed, and no pod waits for its end.
+        if consequence.budget is Budget.NOT_READY and context.status.not_ready_start_time is not None:
+            repeated.add(entry.number)
         context = context.with_status(status)
         recorded.append(entry)
     if not recorded:
@@ -63,7 +66,7 @@ def record_ended_attempts(context: DecisionContext) -> DecisionContext:
         return holds.with_hold(context, Reason.SUBMISSION_UNKNOWN, holds.describe_unresolved(context, unresolved))
     retried = [entry for entry in recorded if entry.cause != Cause.STOPPED]
     if retried and natural_outcome(context.spec, context.status) is None:
-        failed = [entry for entry in retried if entry.cause != Cause.WAITING]
+        failed = [entry for entry in retried if entry.cause != Cause.WAITING and entry.number not in repeated]
         events = (_attempt_failed_event(entry, context.status) for entry in failed)
         context = context.with_status(with_backoff(context.status, context.now), *events)
     return context
@@ -95,6 +98,24 @@ def open_entry(context: DecisionContext, view: AttemptView, pod: Pod) -> Attempt
         start_time=start,
         template_hash=template_hash_of(pod),
     )
+
+
+def started_events(context: DecisionContext, view: AttemptView, pod: Pod) -> tuple[EmitEvent, ...]:
+    """Return the event about the start of an attempt that status does not show as running yet.
+
+    The first attempt has none, so that a run of one attempt costs no call more. An attempt that
+    checks again whether something is ready, or a job has ended, has none because it may be one of
+    many.
+    """
+    last = conditions.last_ended_attempt(context.status)
+    if view.number == 1 or conditions.shows(context.status, Reason.RUNNING) or (last and _checks_again_after(last)):
+        return ()
+    note = f"Attempt {view.number} runs in pod {pod.metadata.name} on node {pod.spec.node_name}."
+    return (EmitEvent(EventReason.ATTEMPT_STARTED, textformat.head(note)),)
+
+
+def _checks_again_after(attempt: Attempt) -> bool:
+    return attempt.cause == Cause.WAITING or attempt.charged_to == Budget.NOT_READY
 
 
 def is_stopped_by_suspension(view: AttemptView) -> bool:

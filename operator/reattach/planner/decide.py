@@ -287,7 +287,9 @@ def _watch_running(context: DecisionContext, current: AttemptView, pod: Pod, sin
     show_at = start + SHOW_RUNNING_AFTER
     if context.now < show_at:
         return context.plan(again=show_at)
-    return _set_progress(context, Reason.RUNNING, message, attempts.open_entry(context, current, pod)).plan(again=again)
+    started = attempts.started_events(context, current, pod)
+    context = _set_progress(context, Reason.RUNNING, message, attempts.open_entry(context, current, pod))
+    return context.with_status(context.status, *started).plan(again=again)
 
 
 def _describe_running(context: DecisionContext, current: AttemptView, start: datetime) -> tuple[str, datetime | None]:

@@ -22,12 +22,14 @@ NOTE_MAX = 1024
 _PER_OBJECT = 20
 """Events per object and hour. The status of the object has the rest."""
 _PER_OBJECT_OF_FREQUENT = 15
-"""Share of `_PER_OBJECT` for frequent reasons, so that they never crowd out an Event that requires
-an action.
-"""
+"""Share of `_PER_OBJECT` for frequent reasons, so that they never crowd out the others."""
+_PER_OBJECT_WITH_URGENT = 30
+"""Limit for urgent reasons, so that the others never crowd them out."""
 _WINDOW_SECONDS = 3600.0
 _WAITING_MAX = 500
 """Events of one namespace that wait to be sent, up to 1 MB."""
+_WAITING_MAX_WITH_URGENT = 600
+"""Limit for urgent reasons, so that the others never crowd them out."""
 _SENDERS = 4
 """Namespaces to which Events are sent at once, so that a slow webhook delays only its own."""
 _REMEMBERED_MAX = 10_000
@@ -63,7 +65,8 @@ class _WaitingEvent(NamedTuple):
 class EventRecorder:
     """Sends the Events of each namespace one after the other. Namespaces take turns.
 
-    An Event over a limit is dropped and counted, because status has the same information.
+    An Event over a limit is dropped and counted, because status has the same information. Limits
+    are higher for urgent reasons, so that Events with other reasons leave room for them.
 
     The name of an Event is a digest of its content, so that a repetition after a restart creates
     no second Event.
@@ -73,6 +76,7 @@ class EventRecorder:
         controller: `reportingController` of each Event.
         instance: `reportingInstance` of each Event.
         frequent: reasons that one object may emit again and again; they share a smaller limit.
+        urgent: reasons that require an action of a user; they share a higher limit.
         on_new: called with each Event that was not emitted before, also if it is then dropped.
     """
 
@@ -85,6 +89,7 @@ class EventRecorder:
         controller: str,
         instance: str,
         frequent: Collection[str] = (),
+        urgent: Collection[str] = (),
         on_new: OnNewEvent = lambda _, __: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -94,6 +99,7 @@ class EventRecorder:
         self._controller = controller
         self._instance = instance[:128]
         self._frequent = frequent
+        self._urgent = urgent
         self._on_new = on_new
         self._clock = clock
         self._waiting = RoundRobin[str, _WaitingEvent]()
@@ -107,11 +113,12 @@ class EventRecorder:
         if name in names:
             return
         self._on_new(metadata, event)
-        if len(names) >= (_PER_OBJECT_OF_FREQUENT if event.reason in self._frequent else _PER_OBJECT):
+        if len(names) >= self._limit_per_object(event.reason):
             self._metrics.events_dropped.inc()
             return
         names.add(name)
-        if self._waiting.count(metadata.namespace) >= _WAITING_MAX:
+        waiting_max = _WAITING_MAX_WITH_URGENT if event.reason in self._urgent else _WAITING_MAX
+        if self._waiting.count(metadata.namespace) >= waiting_max:
             self._metrics.events_dropped.inc()
             return
         waiting = _WaitingEvent(metadata.namespace, metadata.name, msgspec.json.encode(body))
@@ -168,6 +175,11 @@ class EventRecorder:
                 "uid": metadata.uid,
             },
         }
+
+    def _limit_per_object(self, reason: str) -> int:
+        if reason in self._urgent:
+            return _PER_OBJECT_WITH_URGENT
+        return _PER_OBJECT_OF_FREQUENT if reason in self._frequent else _PER_OBJECT
 
     def _sent_on(self, uid: str) -> set[str]:
         """Return the names of the Events on this object in the hour since its first Event."""

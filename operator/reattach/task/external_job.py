@@ -225,9 +225,11 @@ class ExternalJob:
     def _store_final(self, status: JobStatus) -> None:
         """Store a final status before the task acts on it."""
         match status:
-            case Succeeded(result):
+            case Succeeded(result, message):
+                if message:
+                    logger.warning("External job %r (%s) succeeded: %s", self.key, self.handle, message)
                 storable, why = self._storable_result(result)
-                self._store("Succeeded", why, result=storable)
+                self._store("Succeeded", why or message, result=storable)
             case Failed(message):
                 self._store("Failed", message)
             case Cancelled(message):
@@ -250,7 +252,7 @@ class ExternalJob:
     def _stored_status(self) -> JobStatus:
         match self.state:
             case JobState.SUCCEEDED:
-                return Succeeded(None if self._job.result is msgspec.UNSET else self._job.result)
+                return Succeeded(None if self._job.result is msgspec.UNSET else self._job.result, self._job.message)
             case JobState.CANCELLED:
                 return Cancelled(self._job.message)
             case _:

@@ -6,13 +6,29 @@ from collections.abc import Callable
 
 from reattach.api.names import OPERATOR_NAME
 from reattach.api.objects import ObjectMeta
-from reattach.api.reasons import EventReason
+from reattach.api.reasons import HOLDS, EventReason, Reason
 from reattach.runtime.event_recorder import EventContent, EventRecorder
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.writer import Writer
 from reattach.taskrun.taskrun_store import TASKRUNS
 
-_OF_ATTEMPTS = frozenset({EventReason.ATTEMPT_FAILED, EventReason.KEPT_POD_DELETED, EventReason.REATTACHED})
+_OF_ATTEMPTS = frozenset(
+    {
+        EventReason.ATTEMPT_STARTED,
+        EventReason.ATTEMPT_FAILED,
+        EventReason.KEPT_POD_DELETED,
+        EventReason.REATTACHED,
+    }
+)
+_FOR_A_PERSON = frozenset(
+    {
+        *HOLDS,
+        EventReason.ORPHANED,
+        EventReason.TOO_LARGE,
+        EventReason.UNREADABLE,
+        Reason.PREDECESSOR_LEFT_JOBS,
+    }
+)
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +57,7 @@ def taskrun_event_recorder(
         controller=OPERATOR_NAME,
         instance=instance,
         frequent=_OF_ATTEMPTS,
+        urgent=_FOR_A_PERSON,
         on_new=report_orphan,
         clock=clock,
     )

@@ -204,13 +204,19 @@ OPERATION = StatusRequest(
 )
 
 
+NO_TASKS = (
+    "no result, because status.result (tasks) has no value in: "
+    '200 {"state":{"life_cycle_state":"TERMINATED","result_state":"SUCCESS"}}'
+)
+
+
 class TestTwoFields:
     @pytest.mark.parametrize(
         "life,result,expected",
         [
             ("RUNNING", None, Active("")),
             ("RUNNING", "SUCCESS", Active("")),
-            ("TERMINATED", "SUCCESS", Succeeded()),
+            ("TERMINATED", "SUCCESS", Succeeded(None, NO_TASKS)),
             ("TERMINATED", "FAILED", Failed("the job ended as FAILED")),
             ("TERMINATED", "CANCELED", Cancelled()),
             ("INTERNAL_ERROR", None, Failed("the job ended as INTERNAL_ERROR")),
@@ -250,6 +256,16 @@ class TestTwoFields:
     )
     def test_absent_field_is_the_word_null(self, body: Any, expected: JobStatus) -> None:
         assert jobs(body, status=OPERATION).status("1") == expected
+
+    @pytest.mark.parametrize("body", [{"done": True}, {"done": True, "response": None}])
+    def test_succeeded_job_without_a_value_at_the_result_says_so(self, body: Any) -> None:
+        status = jobs(body, status=OPERATION).status("1")
+        text = json.dumps(body, separators=(",", ":"))
+        assert status == Succeeded(None, f"no result, because status.result (response) has no value in: 200 {text}")
+
+    @pytest.mark.parametrize("result", [0, False, "", [], {}])
+    def test_result_may_be_an_empty_value(self, result: Any) -> None:
+        assert jobs({"done": True, "response": result}, status=OPERATION).status("1") == Succeeded(result)
 
     def test_state_may_be_the_whole_text(self) -> None:
         status = StatusRequest(path="/jobs/{handle}", state=".", states=STATES, not_found=())

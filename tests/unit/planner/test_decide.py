@@ -136,6 +136,40 @@ def test_a_task_that_is_shown_as_running_is_left_alone() -> None:
     assert plan_of(shown, a_pod().running(1), now=5000) == Plan()
 
 
+def test_start_of_a_later_attempt_emits_one_event() -> None:
+    taskrun = a_taskrun().with_failed_attempt(1)
+    pod = a_pod(2).running(10)
+    assert told(plan_of(taskrun, pod, now=11)) == []
+    plan = plan_of(taskrun, pod, now=12)
+    [event] = actions_of(plan, EmitEvent)
+    assert (event.reason, event.warning) == ("AttemptStarted", False)
+    assert event.note == "Attempt 2 runs in pod load-01234-2 on node node-1."
+    shown = taskrun.with_status(status_of(plan))
+    refused = StateReference(message="denied")
+    assert told(plan_of(shown.with_status(state=refused), pod, now=100)) == []
+
+
+def test_start_of_the_first_attempt_emits_no_event() -> None:
+    assert told(plan_of(a_taskrun(), a_pod().running(1), now=3)) == []
+
+
+@pytest.mark.parametrize(
+    "cause, budget, reasons",
+    [
+        ("Waiting", None, []),
+        ("NotReady", "notReady", []),
+        ("Application", "notReady", []),
+        ("NotReady", "application", ["AttemptStarted"]),
+        ("Disruption", "disruption", ["AttemptStarted"]),
+    ],
+)
+def test_start_of_an_attempt_that_checks_again_emits_no_event(
+    cause: str, budget: str | None, reasons: list[str]
+) -> None:
+    taskrun = a_taskrun().with_attempt(1, cause=cause, charged_to=budget, finish_time=at(1))
+    assert told(plan_of(taskrun, a_pod(2).running(10), now=12)) == reasons
+
+
 def test_attempt_that_does_not_open_the_state_of_an_earlier_one_says_so_after_a_minute() -> None:
     taskrun = a_taskrun().with_failed_attempt(1, "Disruption", "disruption").with_state()
     pod, opened_before = a_pod(2).running(10), a_summary(1)

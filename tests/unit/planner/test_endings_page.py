@@ -12,7 +12,7 @@ import pytest
 
 from builders import SETTINGS, APod, ATaskRun, a_job, a_pod, a_state, a_taskrun, at, observed
 from reattach.api.names import FINALIZER_EXTERNAL_JOBS, LABEL_PURPOSE
-from reattach.api.reasons import HOLDS, ConditionType, Reason
+from reattach.api.reasons import HOLDS, ConditionType, EventReason, Reason
 from reattach.api.state import Epoch, JobOrigin, JobState, JobSummary, Seal, StateView
 from reattach.api.taskrun import AttemptPurpose, Cleanup, TaskRunStatus
 from reattach.planner.conditions import find_condition
@@ -61,6 +61,19 @@ NO_END = {
     Reason.NOT_HELD,
 }
 """Reasons of conditions that do not end a run."""
+NO_EVENT = {
+    Reason.PENDING,
+    Reason.RUNNING,
+    Reason.BACKING_OFF,
+    Reason.WAITING,
+    Reason.WAITING_FOR_GATES,
+    Reason.PAUSED,
+    Reason.ENDING,
+    Reason.JOBS_ORPHANED,
+    Reason.ORPHANS_UNRECORDED,
+    Reason.NOT_HELD,
+}
+"""Reasons of conditions without an event of the same reason."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +87,9 @@ class Row:
     default: str
 
 
-def cells_of(name: str) -> list[list[str]]:
+def cells_of(name: str, page: str = CONCEPTS) -> list[list[str]]:
     """Return the cells of the table between the comments with this name, without its head."""
-    [table] = re.findall(rf"<!-- {name} -->\n(.*?)<!-- end of {name} -->", CONCEPTS, re.DOTALL)
+    [table] = re.findall(rf"<!-- {name} -->\n(.*?)<!-- end of {name} -->", page, re.DOTALL)
     return [[cell.strip() for cell in line.strip("|\n ").split(" | ")] for line in table.strip().splitlines()[2:]]
 
 
@@ -310,6 +323,11 @@ def test_table_has_each_case_and_each_reason_that_ends_a_run() -> None:
     assert {how: set(row.reasons) for how, row in table.items()} == {how: set(cases) for how, cases in CASES.items()}
     reasons = {reason for row in table.values() for reason in row.reasons}
     assert reasons == {DELETED, *(reason.value for reason in set(Reason) - NO_END)}
+
+
+def test_table_of_events_has_each_reason_once() -> None:
+    listed = [reason for reasons, *_ in cells_of("events", REFERENCE) for reason in reasons.split(", ")]
+    assert sorted(listed) == sorted({*EventReason, *(set(Reason) - NO_EVENT)})
 
 
 @pytest.mark.parametrize("how,reason", EACH)

@@ -375,6 +375,30 @@ def test_only_a_failure_of_another_kind_interrupts_a_row_of_ends_that_were_not_r
     assert status_of(plan_of(taskrun, pod)).not_ready_start_time == since
 
 
+@pytest.mark.parametrize(
+    "since, pod, reasons",
+    [
+        (None, WAITING, ["AttemptFailed"]),
+        (at(-30), WAITING, []),
+        (None, a_pod().exited(42), ["AttemptFailed"]),
+        (at(-30), a_pod().exited(42), []),
+        (at(-30), a_pod().exited(1), ["AttemptFailed"]),
+        (at(-30), a_pod().running().disrupted().deleted().exited(143), ["AttemptFailed"]),
+    ],
+    ids=["first", "second", "first by a rule", "second by a rule", "failed", "disrupted"],
+)
+def test_only_the_first_in_a_row_of_ends_that_were_not_ready_emits_an_event(
+    since: Any, pod: APod, reasons: list[str]
+) -> None:
+    plan = plan_of(with_rules(WAIT).with_status(not_ready_start_time=since), pod)
+    assert [one.reason for one in plan.actions if isinstance(one, EmitEvent)] == reasons
+
+
+def test_end_that_was_not_ready_emits_an_event_if_it_counts_as_a_failure() -> None:
+    plan = plan_of(with_rules(notReady=0).with_status(not_ready_start_time=at(-30)), WAITING)
+    assert [one.reason for one in plan.actions if isinstance(one, EmitEvent)] == ["AttemptFailed"]
+
+
 def test_rules_do_not_apply_to_what_is_not_ready_until_it_counts_as_a_failure() -> None:
     assert last(ended(WAITING, ANY)).cause == "NotReady"
     status = status_of(plan_of(with_rules(ANY, notReady=0), WAITING))

@@ -14,10 +14,16 @@ from hypothesis import strategies as st
 
 from controlplane import CRD
 from reattach.api.objects import ObjectMeta
-from reattach.api.reasons import EventReason, Reason
+from reattach.api.reasons import HOLDS, EventReason, Reason
 from reattach.cluster import Cluster, TooManyRequestsError
 from reattach.planner.plan import EmitEvent
-from reattach.runtime.event_recorder import _REMEMBERED_MAX, _WAITING_MAX, NOTE_MAX, EventRecorder
+from reattach.runtime.event_recorder import (
+    _REMEMBERED_MAX,
+    _WAITING_MAX,
+    _WAITING_MAX_WITH_URGENT,
+    NOTE_MAX,
+    EventRecorder,
+)
 from reattach.runtime.mergepatch import merge_patch_of
 from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.rate_limiter import RateLimiter
@@ -241,12 +247,50 @@ class TestEvents:
     def test_attempts_leave_room_for_what_a_person_must_know(self) -> None:
         recorder = recorder_of()
         for number in range(50):
+            recorder.emit(ABOUT, EmitEvent(EventReason.ATTEMPT_STARTED, f"attempt {number}"))
             recorder.emit(ABOUT, EmitEvent(EventReason.ATTEMPT_FAILED, f"attempt {number}"))
             recorder.emit(ABOUT, EmitEvent(EventReason.REATTACHED, f"attempt {number}"))
         recorder.emit(ABOUT, EmitEvent(Reason.SUBMISSION_UNKNOWN, "it may have been submitted", warning=True))
         reasons = [json.loads(recorder._waiting.pop().body)["reason"] for _ in range(16)]
         assert reasons[-1] == Reason.SUBMISSION_UNKNOWN
         assert not recorder._waiting
+
+    @pytest.mark.parametrize(
+        "reason",
+        [
+            *HOLDS,
+            EventReason.ORPHANED,
+            EventReason.TOO_LARGE,
+            EventReason.UNREADABLE,
+            Reason.PREDECESSOR_LEFT_JOBS,
+        ],
+    )
+    def test_events_that_require_an_action_are_not_crowded_out_on_their_taskrun(self, reason: str) -> None:
+        recorder = recorder_of()
+        for number in range(50):
+            recorder.emit(ABOUT, EmitEvent(EventReason.ATTEMPT_STARTED, f"attempt {number}"))
+            recorder.emit(ABOUT, EmitEvent(EventReason.SUBMITTED, f"job {number}"))
+            recorder.emit(ABOUT, EmitEvent(Reason.POD_REFUSED, f"webhook {number}", warning=True))
+        for number in range(50):
+            recorder.emit(ABOUT, EmitEvent(reason, f"job {number}", warning=True))
+        reasons = [json.loads(recorder._waiting.pop().body)["reason"] for _ in range(30)]
+        assert not recorder._waiting
+        assert reasons[20:] == [reason] * 10
+
+    def test_events_that_require_an_action_are_not_crowded_out_by_their_namespace(self) -> None:
+        metrics = OperatorMetrics()
+        recorder = recorder_of(metrics)
+        for number in range(_WAITING_MAX + 1):
+            about = msgspec.structs.replace(ABOUT, uid=f"u{number}")
+            recorder.emit(about, EmitEvent(Reason.APPLICATION_FAILED, "it failed", warning=True))
+        for number in range(_WAITING_MAX):
+            about = msgspec.structs.replace(ABOUT, uid=f"held{number}")
+            recorder.emit(about, EmitEvent(Reason.SUBMISSION_UNKNOWN, "it may run", warning=True))
+        waiting = [json.loads(recorder._waiting.pop().body)["reason"] for _ in range(_WAITING_MAX_WITH_URGENT)]
+        assert not recorder._waiting
+        assert waiting[_WAITING_MAX:] == [Reason.SUBMISSION_UNKNOWN] * (_WAITING_MAX_WITH_URGENT - _WAITING_MAX)
+        dropped = 1 + _WAITING_MAX - (_WAITING_MAX_WITH_URGENT - _WAITING_MAX)
+        assert f"reattach_events_dropped_total {dropped:.1f}" in metrics.text().decode()
 
     async def test_events_of_one_namespace_neither_drop_nor_delay_those_of_another(self) -> None:
         sent, done = list[str](), asyncio.Event()

@@ -129,6 +129,22 @@ class TestTheResult:
         assert "'load' (job-1) succeeded; its result is dropped" in said.getMessage()
         assert why in said.getMessage()
 
+    def test_reason_why_a_result_is_missing_is_stored_as_the_message_of_the_job(
+        self, pod: Pod, system: System, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        status = Succeeded(None, "no result, because the response has no rows")
+        system.statuses = [status]
+        for _ in range(2):
+            assert wait(pod, system) is None
+            pod.api.jobs.next_attempt()
+        with pod.context() as task:
+            assert task.submit_once("load", system, REQUEST).status() == status
+        assert pod.api.jobs.record().state is JobState.SUCCEEDED
+        assert pod.api.jobs.record().message == "no result, because the response has no rows"
+        assert len(pod.api.bodies(OUTCOME)) == 1
+        [logged] = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert "'load' (job-1) succeeded: no result, because the response has no rows" in logged.getMessage()
+
     def test_it_is_stored_before_it_is_returned(self, pod: Pod, system: System) -> None:
         with pod.context() as task:
             task.submit_once("load", system, REQUEST).wait()

@@ -217,7 +217,11 @@ def value_at(document: Any, place: str) -> Any:
 def _succeeded(status: StatusRequest, response: HttpResponse) -> JobStatus:
     if status.result is None:
         return Succeeded()
-    return Succeeded(value_at(response.body, status.result))
+    result = value_at(response.body, status.result)
+    if result is None:
+        # No error, because the job has succeeded, and the same request returns the same response.
+        return Succeeded(None, f"no result, because status.result ({status.result}) has no value in: {response}")
+    return Succeeded(result)
 
 
 def _submitted(
