@@ -86,7 +86,10 @@ def test_sample_has_each_moment_of_each_end_and_each_mode() -> None:
 def test_cleanup_that_crashes_at_any_step_is_continued_by_the_next_attempt(combination: Combination) -> None:
     """Once the outcome of the job is stored, no further attempt is needed."""
     steps, observed = run_with_crashes(combination, every=1 if ALL else PARTS)
-    [stored] = [index for index, step in enumerate(steps) if step.startswith("after PUT") and step.endswith("/outcome")]
+    # The outcomes before the last one only say why a lookup takes long.
+    stored = max(
+        index for index, step in enumerate(steps) if step.startswith("after PUT") and step.endswith("/outcome")
+    )
     assert {one.result for one in observed.values()} == {expected(combination)}
     attempts = {index: one.attempts for index, one in observed.items()}
     assert attempts == {index: 3 if index < stored else 2 for index in observed}

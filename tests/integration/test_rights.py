@@ -34,7 +34,6 @@ Right = tuple[str, str, str]
 NOT_ASKED_FOR: dict[str, dict[Right, str]] = {
     "operator": {
         ("reattach.dev", "taskruns/finalizers", "update"): "asked for by an admission plugin, where it is on",
-        ("events.k8s.io", "events", "list"): "asked for once a pod has been pending for 30 s",
     },
     "server": {
         ("reattach.dev", "taskruns/finalizers", "update"): "asked for by an admission plugin, where it is on",
