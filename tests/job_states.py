@@ -1,5 +1,6 @@
 """States with external jobs, for tests of what is decided about them. Times are seconds after `START`."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -115,7 +116,8 @@ class Run:
 
     def intend(self, *, key: str = KEY, request: str | None = None, body: str = "", **asked: Any) -> IntentResult:
         fields = {"submitter": self.submitter, "adapter": "http", "digest": "d", **asked}
-        given = None if request is None else OperationRequest(id=request, digest=f"{body}{sorted(asked.items())}")
+        digest = hashlib.sha256(f"{body}{sorted(asked.items())}".encode()).hexdigest()[:16]
+        given = None if request is None else OperationRequest(id=request, digest=digest)
         owner = msgspec.convert(self.owner, Owner)
         state, answer = intend(
             self.state, self.session, key, IntentRequest(**fields), owner=owner, now=at(self.now), request=given

@@ -36,7 +36,7 @@ from reattach.state.job_operations import (
     with_end,
     with_job,
 )
-from reattach.state.job_record import JobRecord, Submitter, check_room, newest_of, token_of
+from reattach.state.job_record import JobRecord, Submitter, check_room, fits, newest_of, token_of
 from reattach.state.operations import (
     RETENTION_SECONDS_MAX,
     OperationRequest,
@@ -147,8 +147,7 @@ def _adopt(context: _IntentContext) -> tuple[DurableState, IntentResult] | None:
 
 def _begin(context: _IntentContext, generation: int) -> tuple[DurableState, IntentResult]:
     record = _new_record(context, generation)
-    state = with_job(context.state, record)
-    check_room(state.jobs)
+    state = _with_room(with_job(context.state, record))
     return state, IntentResult(Decision.SUBMIT, record)
 
 
@@ -252,8 +251,7 @@ def _submit_again(context: _IntentContext, record: JobRecord) -> tuple[DurableSt
         detail = f"at most {SUBMITTERS_MAX} processes may be allowed to submit one job at a time; wait until the kubelet reports more of them ended"
         raise RequestRejectedError(ProblemCode.STATE_FULL, detail)
     granted = msgspec.structs.replace(record, submitters=submitters, repeated=True)
-    state = with_job(context.state, granted)
-    check_room(state.jobs)
+    state = _with_room(with_job(context.state, granted))
     return state, IntentResult(Decision.SUBMIT, granted)
 
 
@@ -269,9 +267,20 @@ def _with_adopted(
         session=context.session.id,
         strays=tuple(stray for stray in record.strays if stray != handle),
     )
-    state = with_job(context.state, adopted)
-    check_room(state.jobs)
+    state = _with_room(with_job(context.state, adopted))
     return state, IntentResult(Decision.REATTACH, adopted, counted=JobEvent.ADOPTED)
+
+
+def _with_room(state: DurableState) -> DurableState:
+    """Return the state, in which digests of fields give way if the jobs would not fit.
+
+    They only name what differs in a changed request. Reject jobs that do not fit without them.
+    """
+    if not fits(state.jobs):
+        jobs = {name: msgspec.structs.replace(job, field_digests={}) for name, job in state.jobs.items()}
+        state = msgspec.structs.replace(state, jobs=jobs)
+    check_room(state.jobs)
+    return state
 
 
 def _new_record(context: _IntentContext, generation: int) -> JobRecord:

@@ -1,6 +1,7 @@
 """How much room external jobs have; and that a state filled to the brim with everything fits into a ConfigMap."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from job_states import (
     handled,
     succeeded,
 )
-from reattach.api.messages import HANDLE_BYTES_MAX, JOBS_MAX, RESULT_BYTES_MAX, STATE_BYTES_MAX
+from reattach.api.messages import FIELD_DIGESTS_MAX, HANDLE_BYTES_MAX, JOBS_MAX, RESULT_BYTES_MAX, STATE_BYTES_MAX
 from reattach.state.codec import DurableState, summary_annotation_of, to_data
 from reattach.state.job_record import JOBS_BYTES_MAX, fits
 from reattach.state.operations import Session, open_state, size_of
@@ -28,9 +29,9 @@ ANNOTATIONS_BYTES_MAX = 256 * 1024
 ID = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
 
 
-def an_ordinary_intent(run: Run, number: int) -> Decision:
+def an_ordinary_intent(run: Run, number: int, **more: Any) -> Decision:
     return run.intend(
-        key=f"region/part-{number:04}", request=ID, digest="0" * 64, adapter="kubernetes", submitter=ID
+        key=f"region/part-{number:04}", request=ID, digest="0" * 64, adapter="kubernetes", submitter=ID, **more
     ).decision
 
 
@@ -47,6 +48,13 @@ class TestNumber:
         assert {an_ordinary_intent(run, number) for number in range(JOBS_MAX)} == {Decision.SUBMIT}
         assert code_of(an_ordinary_intent, run, JOBS_MAX) is ProblemCode.STATE_FULL
         assert len(run.state.jobs) == JOBS_MAX
+
+    def test_digests_of_fields_give_way_to_a_job(self) -> None:
+        run = ordinary()
+        digests = {f"a-long-name-of-a-field-{number}": "0" * 8 for number in range(FIELD_DIGESTS_MAX)}
+        for number in range(JOBS_MAX):
+            assert an_ordinary_intent(run, number, field_digests=digests) is Decision.SUBMIT
+            assert number > 40 or all(job.field_digests for job in run.state.jobs.values())
 
     def test_generations_count_each(self) -> None:
         run = Run.opened()
