@@ -26,6 +26,7 @@ _OF_THE_TASK = ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle")
 _REPAIRABLE_IN_POD = frozenset({"affinity", "nodeSelector", "resources", "tolerations"})
 """Fields of the pod spec that a user may change while no attempt runs."""
 _REPAIRABLE_IN_CONTAINER = frozenset({"env", "image", "resources"})
+_CONTAINERS = frozenset({"containers", "initContainers"})
 _MESSAGE_POLICY = "FallbackToLogsOnError"
 _DEFAULT_MESSAGE_PATH = "/dev/termination-log"
 """Policy by which the last lines of a log reach the operator, without a right to read logs."""
@@ -119,17 +120,25 @@ def fixed_template_hash(template: Mapping[str, Any]) -> str:
 
     The admission policy `immutable` of the chart has the same fields.
     """
-    spec = {
-        name: _fixed_part(name, value) for name, value in template["spec"].items() if name not in _REPAIRABLE_IN_POD
-    }
+    spec = {name: _fixed_part(name, value) for name, value in template["spec"].items() if _is_fixed(name, value)}
     return template_hash({**template, "spec": spec})
 
 
+def _is_fixed(name: str, value: Any) -> bool:
+    # The policy takes an empty or null list of containers for an absent one.
+    return name not in _REPAIRABLE_IN_POD and (name not in _CONTAINERS or value not in (None, []))
+
+
 def _fixed_part(name: str, value: Any) -> Any:
-    if name not in {"containers", "initContainers"} or not isinstance(value, list):
+    if name not in _CONTAINERS or not isinstance(value, list):
         return value
     return [
-        {field: inner for field, inner in container.items() if field not in _REPAIRABLE_IN_CONTAINER}
+        # The policy takes a null field for an absent one.
+        {
+            field: inner
+            for field, inner in container.items()
+            if field not in _REPAIRABLE_IN_CONTAINER and inner is not None
+        }
         if isinstance(container, dict)
         else container
         for container in value

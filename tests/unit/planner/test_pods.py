@@ -423,5 +423,18 @@ def test_fixed_hash_changes_only_with_fields_that_no_repair_changes(spec: dict[s
     assert template_hash(edited) != template_hash(RICH)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"containers": [{"name": "task", "livenessProbe": None}]},
+        {"containers": [{"name": "task"}], "initContainers": None},
+        {"containers": [{"name": "task"}], "initContainers": []},
+    ],
+    ids=str,
+)
+def test_fixed_hash_takes_null_for_absent_as_the_admission_policy_does(spec: dict[str, Any]) -> None:
+    assert fixed_template_hash({"spec": spec}) == fixed_template_hash({"spec": {"containers": [{"name": "task"}]}})
+
+
 def test_fixed_hash_changes_with_the_labels_of_the_template() -> None:
     assert fixed_template_hash({**RICH, "metadata": {"labels": {"team": "b"}}}) != fixed_template_hash(RICH)
