@@ -261,6 +261,7 @@ class CredentialsRefused(Unavailable):
     """An external system refused the credentials of a submission for an hour.
 
     It made no job. The attempt is charged to `disruption`, and the next one submits the same job.
+    It is held instead if the adapter declares neither a name nor a token nor a lookup.
     """
 
 
