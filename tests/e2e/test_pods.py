@@ -96,8 +96,13 @@ def test_pod_that_takes_long_to_stop_is_replaced_at_once_and_its_end_is_reported
     status = release.finished("stubborn", namespace)["status"]
     ends = [(one["cause"], one["reason"], one["end"]) for one in status["attempts"]]
     assert ends == [("Disruption", "Deleted", "Reported"), ("Succeeded", "Completed", "Reported")]
-    (pod,) = release.pods_of("stubborn", namespace)
-    assert pod["metadata"]["name"] != name
+
+    def left() -> list[str]:
+        return [pod["metadata"]["name"] for pod in release.pods_of("stubborn", namespace)]
+
+    # The finalizer is removed after the end is recorded.
+    wait_until(lambda: len(left()) == 1, seconds=60, what="the deleted pod is gone", every=0.2)
+    assert left() != [name]
 
 
 GREEDY = """
