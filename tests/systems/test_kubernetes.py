@@ -12,6 +12,7 @@ from reattach.adapters.base import NotFound
 from reattach.adapters.kubernetes import JOB, Access, KubernetesObjects
 from systems.cleanup import MOMENTS, cancel_run
 from systems.conftest import CACHE
+from systems.released_pods import run_without_pod
 from waiting import wait_until
 
 JSON = dict[str, Any]
@@ -61,3 +62,14 @@ def test_cleanup_of_a_cancelled_run_ends_its_job_and_the_pod(namespace: str, ima
     assert isinstance(job.status, NotFound), "the adapter cancels a Job by its deletion"
     wait_until(lambda: not phases(), seconds=60, what="the pod of the Job is gone")
     assert not json.loads(kubectl("get", "jobs", "--namespace", namespace, "--output", "json"))["items"]
+
+
+def test_run_waits_for_its_job_without_a_pod(namespace: str, image: str) -> None:
+    job = a_job(image)
+    # The program exits with 0 on SIGTERM, which this probe leads to.
+    probe = {"tcpSocket": {"port": 1}, "initialDelaySeconds": 10, "periodSeconds": 1, "failureThreshold": 1}
+    job["spec"]["template"]["spec"]["containers"][0]["livenessProbe"] = probe
+    access = Access.from_kubeconfig(KUBECONFIG)
+    run_without_pod(lambda: KubernetesObjects(JOB, access=access, namespace=namespace), job)
+    [made] = json.loads(kubectl("get", "jobs", "--namespace", namespace, "--output", "json"))["items"]
+    assert made["status"]["succeeded"] == 1

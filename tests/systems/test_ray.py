@@ -30,6 +30,7 @@ from reattach.testing import Case, ExternalSystem
 from systems.cleanup import MOMENTS, cancel_run
 from systems.conformance import ALL, HERE, Stage, play, staged
 from systems.rayhead import RayHead
+from systems.released_pods import run_without_pod
 from waiting import wait_until
 
 Made = Callable[[Any], Submission]
@@ -204,6 +205,11 @@ class TestCancel:
 def test_cleanup_of_a_cancelled_run_cancels_its_job(ray_head: RayHead, moment: str) -> None:
     job = cancel_run(lambda: RayJobs(ray_head.address, headers=ray_head.headers), a_command("sleep 600"), moment)
     assert isinstance(job.status, Cancelled)
+
+
+def test_run_waits_for_its_job_without_a_pod(ray_head: RayHead) -> None:
+    result = run_without_pod(lambda: RayJobs(ray_head.address, headers=ray_head.headers), a_command("sleep 10"))
+    assert list(result) == ["submissionId"]
 
 
 class TestTheOtherSideDown:
