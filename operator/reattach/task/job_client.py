@@ -164,7 +164,16 @@ class JobClient:
         """
         timing = self.timing
         interruptible = replace(timing, sleep=self.termination.interruptible(timing.sleep))
-        return replace(self._client, timing=interruptible).call(call)
+        client = replace(self._client, timing=interruptible)
+        try:
+            return client.call(call)
+        except InvalidCall:
+            # An older state API refuses the field. A refused request is not stored, so its id is
+            # free.
+            request = call.body
+            if not isinstance(request, IntentRequest) or not request.field_digests:
+                raise
+            return client.call(replace(call, body=msgspec.structs.replace(request, field_digests={})))
 
     def read(self, call: Call[Job]) -> Job | None:
         """Return the job, or None if no intent was ever stored."""

@@ -138,8 +138,8 @@ class TestLoss:
         job = task.configmap()["data"]["job.1.load"]
         newer = {
             "formatVersion": "2",
-            "optional": '["end","job.cancelRequestedAt"]',
-            "end": '{"attempt":1,"kind":"Waiting"}',
+            "optional": '["job.cancelRequestedAt","later"]',
+            "later": '{"attempt":1}',
             "job.1.load": job[:-1] + ',"cancelRequestedAt":"2026-11-30T12:00:00Z"}',
         }
         task.patch_configmap(data=newer)
@@ -150,8 +150,8 @@ class TestLoss:
         assert second.outcome("Succeeded").status_code == 204
         assert second.complete().status_code == 204
         data = task.configmap()["data"]
-        assert {name: data[name] for name in ("formatVersion", "optional", "end")} == {
-            name: newer[name] for name in ("formatVersion", "optional", "end")
+        assert {name: data[name] for name in ("formatVersion", "optional", "later")} == {
+            name: newer[name] for name in ("formatVersion", "optional", "later")
         }
         ended = json.loads(data["job.1.load"])
         assert (ended["state"], ended["cancelRequestedAt"]) == ("Succeeded", "2026-11-30T12:00:00Z")

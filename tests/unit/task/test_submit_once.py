@@ -254,7 +254,8 @@ class TestNothingIsSubmittedWithoutAnIntent:
         self, pod: Pod, system: System, status: int, code: str, error: type[BaseException]
     ) -> None:
         def main(task: reattach.Task) -> None:
-            pod.api.script = [a_problem(status, code)]
+            # An invalid call is sent again without the digests of the fields.
+            pod.api.script = [a_problem(status, code)] * (2 if code == "invalid" else 1)
             task.submit_once("load", system, REQUEST)
 
         with pytest.raises(error):
@@ -681,6 +682,21 @@ class TestRefusedSubmissions:
         submit(pod, system)
         assert shown == ["It can't be looked up: LostError: 503"]
         assert pod.api.jobs.record().message == ""
+
+    def test_state_api_that_does_not_know_digests_of_fields_gets_the_intent_without_them(
+        self, pod: Pod, system: System
+    ) -> None:
+        known, refused = pod.api.jobs.respond, []
+
+        def respond(request: httpx.Request, path: str) -> httpx.Response:
+            if path.endswith("/intent") and "fieldDigests" in json.loads(request.content):
+                refused.append(request)
+                return a_problem(400, "invalid", "unknown field fieldDigests")
+            return known(request, path)
+
+        pod.api.jobs.respond = respond  # type: ignore[method-assign]
+        submit(pod, system)
+        assert (len(system.jobs), len(refused)) == (1, 1)
 
     def test_state_api_that_does_not_know_the_report_of_a_reason_changes_nothing(
         self, pod: Pod, system: System
