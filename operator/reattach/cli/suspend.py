@@ -1,5 +1,7 @@
 """`suspend` and `resume`: set `spec.suspend`, and say what continues meanwhile."""
 
+from typing import Any
+
 import msgspec
 
 from reattach.api.objects import Shape
@@ -34,20 +36,31 @@ async def set_suspended(connection: ClusterConnection, name: str, *, suspended: 
     check_continues(taskrun, verb)
     if taskrun.spec.suspend is suspended:
         return await _result_of(connection, taskrun, suspended=suspended, is_repeated=True)
-    patch = {"metadata": {"uid": taskrun.metadata.uid}, "spec": {"suspend": suspended}}
+    written = await patch_taskrun(connection, taskrun, {"spec": {"suspend": suspended}})
+    check_continues(written, verb)
+    return await _result_of(connection, written, suspended=suspended, is_repeated=False)
+
+
+async def patch_taskrun(
+    connection: ClusterConnection, taskrun: TaskRun, patch: dict[str, Any], **metadata: Any
+) -> TaskRun:
+    """Apply a merge patch and changes of the metadata to the TaskRun that was read, and return it.
+
+    Raises `CommandError` if it was deleted or replaced, and `ClusterError`.
+    """
+    name, uid = taskrun.metadata.name, taskrun.metadata.uid
+    body = {"metadata": {"uid": uid, **metadata}, **patch}
     path = paths.taskruns(connection.namespace, name)
     try:
-        written = to_taskrun(await connection.cluster.merge_patch(path, patch, fieldManager=FIELD_MANAGER))
+        return to_taskrun(await connection.cluster.merge_patch(path, body, fieldManager=FIELD_MANAGER))
     except NotFoundError:
         raise CommandError(f"{name} was deleted in the meantime.") from None
     except (ConflictError, InvalidError):
-        if (await read_taskrun(connection, name)).metadata.uid != taskrun.metadata.uid:
+        if (await read_taskrun(connection, name)).metadata.uid != uid:
             raise CommandError(
                 f"{name} was deleted, and another TaskRun has its name now, which was not changed."
             ) from None
         raise
-    check_continues(written, verb)
-    return await _result_of(connection, written, suspended=suspended, is_repeated=False)
 
 
 async def _result_of(

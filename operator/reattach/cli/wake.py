@@ -7,10 +7,8 @@ from reattach.api.objects import Shape
 from reattach.api.taskrun import TaskRun
 from reattach.cli.connection import ClusterConnection
 from reattach.cli.errors import CommandError
-from reattach.cli.queries import read_taskrun, to_taskrun
-from reattach.cli.resolve import FIELD_MANAGER
-from reattach.cli.suspend import check_continues
-from reattach.cluster import ConflictError, InvalidError, NotFoundError, paths
+from reattach.cli.queries import read_taskrun
+from reattach.cli.suspend import check_continues, patch_taskrun
 from reattach.planner.conditions import progress_condition
 from reattach.planner.waiting import is_waiting
 
@@ -32,18 +30,7 @@ async def wake(connection: ClusterConnection, name: str, now: datetime) -> WakeR
     """
     taskrun = await read_taskrun(connection, name)
     check_waits(taskrun)
-    patch = {"metadata": {"uid": taskrun.metadata.uid, "annotations": {ANNOTATION_WAKE: now.isoformat()}}}
-    path = paths.taskruns(connection.namespace, name)
-    try:
-        written = to_taskrun(await connection.cluster.merge_patch(path, patch, fieldManager=FIELD_MANAGER))
-    except NotFoundError:
-        raise CommandError(f"{name} was deleted in the meantime.") from None
-    except (ConflictError, InvalidError):
-        if (await read_taskrun(connection, name)).metadata.uid != taskrun.metadata.uid:
-            raise CommandError(
-                f"{name} was deleted, and another TaskRun has its name now, which was not changed."
-            ) from None
-        raise
+    written = await patch_taskrun(connection, taskrun, {}, annotations={ANNOTATION_WAKE: now.isoformat()})
     number = written.status.counts.attempts + 1
     return WakeResult(
         name=name,
