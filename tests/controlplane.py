@@ -492,6 +492,10 @@ class RunningControlPlane(ControlPlane):
 
         wait_until(serves_crds, seconds=60, what="the API server serves TaskRuns", every=0.1)
 
+    def server_certificate(self, user: str) -> tuple[bytes, bytes]:
+        """A certificate of a server on this machine, and its key, both as PEM; the control plane's CA signs it."""
+        return _Authority.load(self.directory).issue(user, server=True)
+
     def process_id(self, component: str) -> int:
         """The process ID of a running component, such as `kube-apiserver`."""
         process = self._processes[component]

@@ -2,12 +2,13 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from controlplane import ControlPlane
 from operator_process import Containers, Script
-from reattach.api.names import TOKEN_AUDIENCE
+from reattach.api.names import LABEL_PURPOSE, TOKEN_AUDIENCE
 from stateapi import Attempt, Server, new_session
 
 JSON = dict[str, Any]
@@ -102,6 +103,16 @@ class Tasks:
         assert process.outcome("Succeeded").status_code == 204
         assert process.complete(result={"rows": 3}).status_code == 204
         containers.end(0)
+
+
+def first_then(run: Script, cleanup: Script) -> Callable[[int], Script]:
+    """Return scripts by the purpose of a pod, and not by its number."""
+
+    def script(containers: Containers) -> None:
+        is_cleanup = containers.pod["metadata"]["labels"].get(LABEL_PURPOSE) == "Cleanup"
+        (cleanup if is_cleanup else run)(containers)
+
+    return lambda _: script
 
 
 def wait_in(event: threading.Event) -> Script:

@@ -30,14 +30,13 @@ from reattach.api.names import (
     FINALIZER_EXTERNAL_JOBS,
     LABEL_ATTEMPT,
     LABEL_ORPHANS,
-    LABEL_PURPOSE,
     LABEL_TASKRUN,
     orphans_name,
     pod_name,
 )
 from reattach.cluster.paths import configmaps, events, namespace_of, pods, taskruns
 from stateapi import code_of
-from taskscripts import Tasks, evicted, stay
+from taskscripts import Tasks, evicted, first_then, stay
 from waiting import wait_until
 
 JSON = dict[str, Any]
@@ -47,16 +46,6 @@ PERMANENT = '{"reattach":"v1","kind":"Permanent","message":"the input is wrong"}
 ORPHANS = 'reattach_orphaned_jobs_total{reason="Cancelled"}'
 CLEANUPS = 'reattach_cleanups_total{result="Succeeded"}'
 NO_RETRY = {"retry": {"budgets": {"application": 0}}}
-
-
-def first_then(run: Script, cleanup: Script) -> Callable[[int], Script]:
-    """Return scripts by the purpose of a pod, and not by its number."""
-
-    def script(containers: Containers) -> None:
-        is_cleanup = containers.pod["metadata"]["labels"].get(LABEL_PURPOSE) == "Cleanup"
-        (cleanup if is_cleanup else run)(containers)
-
-    return lambda _: script
 
 
 def patch(stage: Stage, name: str, **spec: Any) -> None:
