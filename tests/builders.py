@@ -18,6 +18,7 @@ from reattach.api.names import (
     FINALIZER_ATTEMPT,
     FINALIZER_EXTERNAL_JOBS,
     pod_name,
+    state_name,
 )
 from reattach.api.objects import Condition, Pod
 from reattach.api.reasons import ConditionType
@@ -350,6 +351,11 @@ def decision_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **mor
     state, events = more.pop("state", AbsentState()), more.pop("events", PodEvents())
     nodes = more.pop("nodes", {})
     seen, is_read = observed(taskrun, *pods, **more), False
+    if isinstance(state, StateView) and state.epoch is not None and seen.taskrun.status.state is None:
+        # The attempt got no answer before status named the state.
+        named = StateReference(config_map=state_name(NAME, UID), uid=state.uid)
+        status = msgspec.structs.replace(seen.taskrun.status, state=named)
+        seen = replace(seen, taskrun=msgspec.structs.replace(seen.taskrun, status=status))
     while True:
         decision = decide(seen, SETTINGS, at(now))
         if isinstance(decision, ReadState) and not is_read:

@@ -346,13 +346,13 @@ class DecisionContext:
         """Return the context with a new status, and with these events added."""
         return replace(self, status=status, events=(*self.events, *events))
 
-    def with_final_status(self, status: TaskRunStatus, event: EmitEvent) -> "DecisionContext":
-        """Return the context with the final status and its event.
+    def with_final_status(self, status: TaskRunStatus, *events: EmitEvent) -> "DecisionContext":
+        """Return the context with the final status, and with these events added.
 
         Events of failed attempts are dropped, because no attempt follows.
         """
         others = [one for one in self.events if one.reason != EventReason.ATTEMPT_FAILED]
-        return replace(self, status=status, events=(*others, event))
+        return replace(self, status=status, events=(*others, *events))
 
     def plan(self, *actions: Action, again: datetime | None = None, held: bool = False) -> Plan:
         """Return the plan: write a changed status, emit events, clean up pods, then `actions`.

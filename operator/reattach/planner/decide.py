@@ -137,7 +137,7 @@ def decide(observed: Observed, defaults: PodDefaults, now: datetime) -> Decision
 
     `now` is timezone-aware. The same input returns the same decision.
     """
-    context = DecisionContext.from_observed(observed, defaults, now)
+    context = attempts.with_absent_state(DecisionContext.from_observed(observed, defaults, now))
     for check in _BEFORE_ENDS:
         if (decision := check(context)) is not None:
             return decision

@@ -209,9 +209,15 @@ def _end(context: DecisionContext, final: FinalOutcome) -> Decision:
     status = conditions.without_hold(suspension.without_suspension(context), context.now)
     status = conditions.with_outcome(status, final.outcome, final.reason, final.message, context.now)
     status = msgspec.structs.replace(status, result=status.result if final.result is None else final.result)
+    return context.with_final_status(status, *_end_events(final)).plan(*release_state(context))
+
+
+def _end_events(final: FinalOutcome) -> tuple[EmitEvent, ...]:
+    """Return the event about the end. A success has none, because status and metrics show it."""
+    if final.outcome is Outcome.SUCCEEDED:
+        return ()
     is_failure = final.outcome is Outcome.FAILED
-    event = EmitEvent(final.reason.value, textformat.head(final.message), warning=is_failure)
-    return context.with_final_status(status, event).plan(*release_state(context))
+    return (EmitEvent(final.reason.value, textformat.head(final.message), warning=is_failure),)
 
 
 _STEPS: tuple[Step, ...] = (

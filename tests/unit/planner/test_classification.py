@@ -185,7 +185,7 @@ def test_the_cause_is_what_was_seen(seen: str) -> None:
 
 
 def test_the_state_is_read_once_before_an_end_is_judged() -> None:
-    assert decision_of(a_taskrun(), a_pod().exited(0), state=None) == ReadState()
+    assert decision_of(a_taskrun().with_state(), a_pod().exited(0), state=None) == ReadState()
 
 
 # -- evictions that only an event shows ------------------------------------------------------------

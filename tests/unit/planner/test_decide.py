@@ -227,7 +227,7 @@ def test_success_is_one_write_then_the_finalizers_go() -> None:
     assert (released(plan), actions_of(plan, ReleaseState), told(plan)) == (
         ["load-01234-1"],
         [ReleaseState(state_name(NAME, UID))],
-        ["Succeeded"],
+        [],
     )
 
 
@@ -235,9 +235,31 @@ def test_without_a_state_no_state_is_released() -> None:
     assert actions_of(plan_of(a_taskrun(), a_pod().exited(0)), ReleaseState) == []
 
 
-@pytest.mark.parametrize("seen", [{"summary": a_summary()}, {"state": a_state(1, completed_by=1)}])
-def test_a_state_that_status_does_not_name_yet_is_released_as_well(seen: dict[str, Any]) -> None:
-    assert len(actions_of(plan_of(a_taskrun(completion="ExitCode"), a_pod().exited(0), **seen), ReleaseState)) == 1
+def test_a_state_that_status_does_not_name_yet_is_released_as_well() -> None:
+    plan = plan_of(a_taskrun(completion="ExitCode"), a_pod().exited(0), summary=a_summary())
+    assert len(actions_of(plan, ReleaseState)) == 1
+
+
+def test_reported_end_of_an_attempt_without_a_state_is_recorded_without_a_read() -> None:
+    for pod in (a_pod().exited(0), a_pod().exited(1)):
+        decision = decision_of(RETRIED, pod, state=None)
+        assert isinstance(decision, Plan)
+        assert status_of(decision).attempts[0].finish_time is not None
+
+
+@pytest.mark.parametrize(
+    "taskrun, pod, seen",
+    [
+        (a_taskrun().with_state(), a_pod().exited(0), {}),
+        (a_taskrun(), a_pod().exited(0), {"summary": a_summary()}),
+        (a_taskrun().with_attempt(1), None, {}),
+        (a_taskrun().being_deleted().with_finalizer(), a_pod().exited(0), {}),
+    ],
+)
+def test_state_is_read_if_the_end_does_not_prove_that_there_is_none(
+    taskrun: ATaskRun, pod: APod | None, seen: dict[str, Any]
+) -> None:
+    assert decision_of(taskrun, *([pod] if pod else []), state=None, **seen) == ReadState()
 
 
 # -- retry -----------------------------------------------------------------------------------------
@@ -402,7 +424,7 @@ def test_success_with_a_sidecar_comes_when_the_pod_is_over() -> None:
         "7",
         at(5),
     )
-    assert told(done) == ["Succeeded"]
+    assert told(done) == []
 
 
 def test_a_pod_that_is_about_to_be_over_is_not_deleted() -> None:

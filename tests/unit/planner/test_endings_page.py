@@ -62,6 +62,7 @@ NO_END = {
 }
 """Reasons of conditions that do not end a run."""
 NO_EVENT = {
+    Reason.SUCCEEDED,
     Reason.PENDING,
     Reason.RUNNING,
     Reason.BACKING_OFF,

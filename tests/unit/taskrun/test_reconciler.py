@@ -24,7 +24,17 @@ from reattach.api.names import (
     LABEL_PURPOSE,
     LABEL_TASKRUN,
 )
-from reattach.api.objects import ObjectMeta, OwnerReference, PartialObject, Pod, PodSpec, PodStatus
+from reattach.api.objects import (
+    ContainerState,
+    ContainerStatus,
+    ContainerTerminated,
+    ObjectMeta,
+    OwnerReference,
+    PartialObject,
+    Pod,
+    PodSpec,
+    PodStatus,
+)
 from reattach.api.orphans import OrphanedJob, OrphanRecord
 from reattach.api.reasons import EventReason, Reason
 from reattach.api.state import JobState, JobSummary, StateView
@@ -64,6 +74,7 @@ from reattach.runtime.metrics import OperatorMetrics
 from reattach.runtime.unreadable import UnreadableObjects, reference_of
 from reattach.runtime.workqueue import Key, WorkQueue
 from reattach.state.codec import DurableState, to_data
+from reattach.state.operations import Session, complete, open_state
 from reattach.taskrun.executor import is_expected_pod
 from reattach.taskrun.node_reader import NodeReader
 from reattach.taskrun.orphan_records import orphan_store
@@ -145,8 +156,11 @@ class FakeClient:
             raise ForbiddenError(403, "Forbidden", "a policy refuses")
         if self.failing is not None:
             raise self.failing
-        if self.conflicts:
-            self.conflicts -= 1
+        stored = self.objects.get(path.removesuffix("/status"))
+        version = body["metadata"].get("resourceVersion")
+        is_old = version is not None and isinstance(stored, dict) and version != stored["metadata"]["resourceVersion"]
+        if self.conflicts or is_old:
+            self.conflicts = max(self.conflicts - 1, 0)
             raise ConflictError(409, "Conflict", "it has changed")
         self.patches.append(body)
         found = msgspec.to_builtins(self.objects.get(path.removesuffix("/status"), {}))
@@ -240,6 +254,32 @@ async def test_a_pod_that_only_the_epoch_tells_of_is_asked_for_before_it_is_call
     assert pod in scene.asked("GET")
     assert scene.asked("POST") == []
     assert [known.metadata.uid for known in scene.pods.by_key(KEY)] == ["p1"]
+
+
+async def test_end_is_recorded_with_the_completion_of_a_state_that_was_opened_after_the_taskrun_was_seen() -> None:
+    scene = Scene()
+    scene.has_taskrun(OLD)
+    exited = ContainerState(terminated=ContainerTerminated(exit_code=1, finished_at=NOW))
+    scene.pods.upsert(
+        Pod(
+            metadata=owned("load-0ld00-1", "p1", OLD, FINALIZER_ATTEMPT, creation_timestamp=NOW),
+            status=PodStatus(phase="Failed", container_statuses=(ContainerStatus(name="task", state=exited),)),
+        )
+    )
+    named = {"configMap": "load-0ld00-state", "uid": "cm"}
+    scene.client.objects[paths.taskruns(*KEY)] = taskrun(OLD, "11", state=named)
+    session = Session(attempt=1, pod_uid="p1", id="s")
+    opened = open_state(DurableState(), session, NOW)[0]
+    completed = complete(opened, session, None, NOW)
+    stored = msgspec.to_builtins(state(OLD))
+    scene.client.objects[paths.configmaps(KEY.namespace, "load-0ld00-state")] = {**stored, "data": to_data(completed)}
+
+    await scene.reconciler.reconcile(KEY)
+    assert scene.client.patches == []
+    await scene.reconciler.reconcile(KEY)
+
+    [recorded] = [patch["status"] for patch in scene.client.patches if "status" in patch]
+    assert (recorded["outcome"], recorded["attempts"][0]["cause"]) == ("Succeeded", "Succeeded")
 
 
 @pytest.mark.parametrize("api_version", ["tekton.dev/v1", "v1", "reattach.dev.example.com/v1"])
