@@ -1,6 +1,5 @@
 """Ends of attempts: which ones are not in status yet, and the entries that record them."""
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 import msgspec
@@ -16,7 +15,7 @@ from reattach.planner.budgets import amount, charge
 from reattach.planner.classification import Classification, EndedAttempt, classify, finish_time_of
 from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import DELETED, natural_outcome, requested_outcome
-from reattach.planner.plan import AbsentState, EmitEvent
+from reattach.planner.plan import EmitEvent
 from reattach.planner.pods import template_hash_of
 from reattach.planner.rules import Consequence, consequence_of
 
@@ -31,8 +30,8 @@ def ended_but_unrecorded(context: DecisionContext) -> tuple[AttemptView, ...]:
     return tuple(view for view in views if _has_ended(context, view) or context.is_replaced(view))
 
 
-def with_absent_state(context: DecisionContext) -> DecisionContext:
-    """Return the context with an absent state, if the next write proves its absence.
+def is_absence_provable(context: DecisionContext) -> bool:
+    """Return whether the write that records an end can prove that there is no state.
 
     An attempt gets no answer to its first call before `status.state` names its state. The end of an
     attempt is recorded with the resourceVersion of a status without that name. So the write fails
@@ -45,12 +44,11 @@ def with_absent_state(context: DecisionContext) -> DecisionContext:
     views = ended_but_unrecorded(context)
     is_cleaning_up = context.status.ending is not None or context.metadata.deletion_timestamp is not None
     if context.observed.state is not None or context.has_state or is_cleaning_up or not views:
-        return context
-    are_reported = all(
+        return False
+    return requested_outcome(context) is None and all(
         view.purpose is AttemptPurpose.RUN and view.pod is not None and podstatus.is_terminal(view.pod)
         for view in views
     )
-    return replace(context, observed=replace(context.observed, state=AbsentState())) if are_reported else context
 
 
 def evictions_to_read(context: DecisionContext) -> tuple[str, ...]:

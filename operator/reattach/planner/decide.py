@@ -94,6 +94,7 @@ from reattach.planner import (
 from reattach.planner.context import AttemptView, DecisionContext
 from reattach.planner.outcome import FinalOutcome
 from reattach.planner.plan import (
+    AbsentState,
     CopyState,
     Decision,
     DeletePod,
@@ -120,6 +121,8 @@ SHOW_UNOPENED_AFTER = timedelta(seconds=60)
 """Time from which a running attempt should have opened the state, if an earlier one opened it."""
 SHOW_PENDING_AFTER = timedelta(seconds=10)
 """A pod that starts sooner is not shown as pending, unless it has a problem."""
+SHOW_WITHIN = timedelta(seconds=30)
+"""Time after which progress is shown, even if other TaskRuns wait for the operator."""
 READ_EVENTS_AFTER = timedelta(seconds=30)
 """Time from which the events of a pending pod are read, if its status shows no problem."""
 READ_AGAIN_AFTER = timedelta(seconds=30)
@@ -137,7 +140,15 @@ def decide(observed: Observed, defaults: PodDefaults, now: datetime) -> Decision
 
     `now` is timezone-aware. The same input returns the same decision.
     """
-    context = attempts.with_absent_state(DecisionContext.from_observed(observed, defaults, now))
+    context = DecisionContext.from_observed(observed, defaults, now)
+    if attempts.is_absence_provable(context):
+        decision = _decide(replace(context, observed=replace(observed, state=AbsentState())))
+        if not isinstance(decision, Plan) or decision.status is not None:  # A plan without a write proves nothing.
+            return decision
+    return _decide(context)
+
+
+def _decide(context: DecisionContext) -> Decision:
     for check in _BEFORE_ENDS:
         if (decision := check(context)) is not None:
             return decision
@@ -289,7 +300,13 @@ def _watch_running(context: DecisionContext, current: AttemptView, pod: Pod, sin
         return context.plan(again=show_at)
     started = attempts.started_events(context, current, pod)
     context = _set_progress(context, Reason.RUNNING, message, attempts.open_entry(context, current, pod))
-    return context.with_status(context.status, *started).plan(again=again)
+    plan = context.with_status(context.status, *started).plan(again=again)
+    return _when_idle(plan, show_at) if current.entry is None else plan
+
+
+def _when_idle(plan: Plan, show_at: datetime) -> Plan:
+    """Return the plan, whose write may wait while there is other work; not if it does more."""
+    return plan if plan.actions else replace(plan, write_by=show_at + SHOW_WITHIN)
 
 
 def _describe_running(context: DecisionContext, current: AttemptView, start: datetime) -> tuple[str, datetime | None]:
@@ -344,7 +361,8 @@ def _watch_pending(context: DecisionContext, current: AttemptView, pod: Pod) -> 
     if is_fresh and not _shows_no_pod(context.status):
         return context.plan(again=min(again or show_at, show_at))
     message = problem.message if problem else summary
-    return _set_progress(context, Reason.PENDING, message, entry).plan(again=again)
+    plan = _set_progress(context, Reason.PENDING, message, entry).plan(again=again)
+    return _when_idle(plan, show_at) if problem is None and current.entry is None else plan
 
 
 def _is_pending_shown(status: TaskRunStatus, summary: str) -> bool:

@@ -337,11 +337,14 @@ class Plan:
 
     `status`: the complete new status, written before any action; None if it does not change.
     `requeue_at`: when to reconcile again if nothing changes before.
+    `write_by`: set if `status` only shows that an attempt runs or is pending. Other work may go
+    first until this time, and a run that ends meanwhile saves the write.
     """
 
     status: TaskRunStatus | None = None
     actions: tuple[Action, ...] = ()
     requeue_at: datetime | None = None
+    write_by: datetime | None = None
 
 
 Decision: TypeAlias = Plan | Need

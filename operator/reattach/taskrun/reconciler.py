@@ -84,6 +84,8 @@ _NEEDS_MAX = 8
 _QUOTA_PROBE_SECONDS = 0.25
 _TOO_LARGE_SECONDS = 600.0
 _RETRY_LEFTOVERS = timedelta(seconds=60)
+_SHOW_LATER = timedelta(seconds=5)
+"""Pause before a write that only shows progress, while other TaskRuns wait for a worker."""
 
 _log = logging.getLogger(__name__)
 
@@ -210,6 +212,8 @@ class Reconciler:
             has_record=await self._has_record(taskrun),
         )
         plan = await self._decide_with_state(key, observed)
+        if plan.write_by is not None and self._clock() < plan.write_by and self._queue.depth > 0:
+            return min(plan.write_by, self._clock() + _SHOW_LATER)
         if plan.status is not None:
             try:
                 taskrun = await self._record(taskrun, plan.status)

@@ -31,6 +31,7 @@ from builders import (
 )
 from reattach.api.names import ANNOTATION_TEMPLATE_HASH, state_name
 from reattach.api.taskrun import StateReference, TaskRunStatus
+from reattach.planner import decide
 from reattach.planner.plan import (
     AbsentState,
     CopyState,
@@ -260,6 +261,18 @@ def test_state_is_read_if_the_end_does_not_prove_that_there_is_none(
     taskrun: ATaskRun, pod: APod | None, seen: dict[str, Any]
 ) -> None:
     assert decision_of(taskrun, *([pod] if pod else []), state=None, **seen) == ReadState()
+
+
+def test_progress_of_a_first_attempt_may_be_written_later_and_other_writes_may_not() -> None:
+    running = plan_of(a_taskrun(), a_pod().running(), now=10)
+    assert running.write_by == at(1) + decide.SHOW_RUNNING_AFTER + decide.SHOW_WITHIN
+    pending = plan_of(a_taskrun(), a_pod().scheduled(), now=10)
+    assert pending.write_by == at(0) + decide.SHOW_PENDING_AFTER + decide.SHOW_WITHIN
+    assert plan_of(a_taskrun(), a_pod().exited(1)).write_by is None
+    second = RETRIED.with_failed_attempt(1)
+    assert plan_of(second, a_pod(2).running(), now=10).write_by is None  # with an event
+    shown = a_taskrun().with_status(status_of(pending))
+    assert plan_of(shown, a_pod().running(), now=20).write_by is None
 
 
 # -- retry -----------------------------------------------------------------------------------------

@@ -733,6 +733,24 @@ async def test_namespace_of_an_ending_run_that_we_protect_is_read(finalizer: str
     assert is_read == (finalizer == FINALIZER_EXTERNAL_JOBS)
 
 
+async def test_progress_is_shown_once_no_other_taskrun_waits_or_it_is_due() -> None:
+    scene = scene_with(raw=taskrun(NEW, "10"))
+    shown = to_taskrun(taskrun(NEW, "10", observedGeneration=1)).status
+    scene.reconciler._decide = lambda *_: Plan(status=shown, write_by=NOW + timedelta(seconds=30))
+    other = Key("team", "other")
+    scene.reconciler._queue.add(other)
+    assert await scene.reconciler.reconcile(KEY) == NOW + timedelta(seconds=5)
+    assert scene.client.patches == []
+    scene.reconciler._decide = lambda *_: Plan(status=shown, write_by=NOW)
+    await scene.reconciler.reconcile(KEY)
+    assert len(scene.client.patches) == 1
+
+    idle = scene_with(raw=taskrun(NEW, "10"))
+    idle.reconciler._decide = lambda *_: Plan(status=shown, write_by=NOW + timedelta(seconds=30))
+    await idle.reconciler.reconcile(await idle.reconciler._queue.get())
+    assert len(idle.client.patches) == 1
+
+
 async def test_ended_cleanup_attempt_is_counted_once_by_its_cause() -> None:
     run = {"number": 1, "cause": "Stopped"}
     ended = {"number": 2, "purpose": "Cleanup", "cause": "Application", "chargedTo": "cleanup"}
