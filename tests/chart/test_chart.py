@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import runpy
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -616,6 +617,30 @@ def test_documented_metrics_are_exactly_the_exported_metrics() -> None:
         name.removesuffix("_total") for source in sources for name in re.findall(r'"(reattach_[a-z_]+)"', source)
     }
     assert documented == exported
+
+
+def test_readme_is_generated_from_the_values() -> None:
+    generated = runpy.run_path(str(REPOSITORY / "hack/chart_readme.py"))["readme"]()
+    assert (CHART / "README.md").read_text() == generated, "run: .venv/bin/python hack/chart_readme.py"
+
+
+def test_artifact_hub_lists_the_served_crd() -> None:
+    annotations = yaml.safe_load((CHART / "Chart.yaml").read_text())["annotations"]
+    [listed] = yaml.safe_load(annotations["artifacthub.io/crds"])
+    crd = yaml.safe_load((CHART / "files/taskruns.yaml").read_text())
+    served = [version["name"] for version in crd["spec"]["versions"] if version["served"]]
+    assert (listed["name"], listed["kind"]) == (crd["metadata"]["name"], crd["spec"]["names"]["kind"])
+    assert [listed["version"]] == served
+
+
+def test_notes_create_a_taskrun_with_the_image_of_the_release(defaults: list[Object]) -> None:
+    """A cluster that can pull this image may be unable to pull any other."""
+    arguments = ["install", "reattach", str(CHART), "--namespace", "reattach", "--dry-run=client"]
+    output = subprocess.run([str(HELM), *arguments], capture_output=True, text=True, check=True).stdout
+    [manifest] = re.findall(r"<<END\n(.*?)\n    END\n", output.partition("\nNOTES:\n")[2], re.DOTALL)
+    [container] = yaml.safe_load(manifest)["spec"]["template"]["spec"]["containers"]
+    [ours] = {found["image"] for _, spec in pod_specs(defaults) for found in spec["containers"]}
+    assert container == {"name": "task", "image": ours, "command": ["python", "-c", 'print("hello")']}
 
 
 # -- invalid values --------------------------------------------------------------------------------
