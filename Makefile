@@ -58,7 +58,7 @@ check: $(READY) ## run ruff, its formatter, the language rule, mypy and import-l
 	$(BIN)/ruff format --check
 	$(BIN)/python hack/language.py
 	$(BIN)/mypy
-	$(BIN)/mypy $(MYPY_TESTS) hack/demo.py hack/golden.py hack/language.py hack/bench
+	$(BIN)/mypy $(MYPY_TESTS) hack/demo.py hack/golden.py hack/language.py hack/chart_readme.py hack/bench
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: format

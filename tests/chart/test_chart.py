@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import runpy
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +25,12 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "high availability": {"operator": {"replicas": 2}, "server": {"replicas": 5}},
     "everything optional on": {
-        "metrics": {"service": {"enabled": True}, "podMonitor": {"enabled": True, "labels": {"team": "a"}}},
+        "metrics": {
+            "service": {"enabled": True},
+            "podMonitor": {"enabled": True, "labels": {"team": "a"}},
+            "dashboard": {"enabled": True},
+            "prometheusRule": {"enabled": True, "labels": {"team": "a"}, "runbookURL": "https://docs.example/runbooks"},
+        },
         "networkPolicy": {
             "enabled": True,
             "stateAPIFrom": [{"ipBlock": {"cidr": "10.0.0.0/24"}}],
@@ -47,6 +53,7 @@ VALUES: dict[str, dict[str, Any]] = {
         },
         "nodes": {"evidence": True, "deletedMeansDead": True},
     },
+    "a ServiceMonitor": {"metrics": {"serviceMonitor": {"enabled": True, "labels": {"team": "a"}}}},
     "everything optional off": {
         "crd": {"install": False},
         "rbac": {"create": False, "aggregate": False},
@@ -392,7 +399,7 @@ def test_every_value_is_used_by_a_template() -> None:
             yield path
 
     # Values that a template renders as a whole with toYaml.
-    whole = {"resources"}
+    whole = {"resources", "grafana_dashboard"}
     for path in leaves(yaml.safe_load((CHART / "values.yaml").read_text())):
         missing = [key for key in path if f".{key}" not in reads and not whole & set(path)]
         assert not missing, ".".join(path)
@@ -612,6 +619,30 @@ def test_documented_metrics_are_exactly_the_exported_metrics() -> None:
     assert documented == exported
 
 
+def test_readme_is_generated_from_the_values() -> None:
+    generated = runpy.run_path(str(REPOSITORY / "hack/chart_readme.py"))["readme"]()
+    assert (CHART / "README.md").read_text() == generated, "run: .venv/bin/python hack/chart_readme.py"
+
+
+def test_artifact_hub_lists_the_served_crd() -> None:
+    annotations = yaml.safe_load((CHART / "Chart.yaml").read_text())["annotations"]
+    [listed] = yaml.safe_load(annotations["artifacthub.io/crds"])
+    crd = yaml.safe_load((CHART / "files/taskruns.yaml").read_text())
+    served = [version["name"] for version in crd["spec"]["versions"] if version["served"]]
+    assert (listed["name"], listed["kind"]) == (crd["metadata"]["name"], crd["spec"]["names"]["kind"])
+    assert [listed["version"]] == served
+
+
+def test_notes_create_a_taskrun_with_the_image_of_the_release(defaults: list[Object]) -> None:
+    """A cluster that can pull this image may be unable to pull any other."""
+    arguments = ["install", "reattach", str(CHART), "--namespace", "reattach", "--dry-run=client"]
+    output = subprocess.run([str(HELM), *arguments], capture_output=True, text=True, check=True).stdout
+    [manifest] = re.findall(r"<<END\n(.*?)\n    END\n", output.partition("\nNOTES:\n")[2], re.DOTALL)
+    [container] = yaml.safe_load(manifest)["spec"]["template"]["spec"]["containers"]
+    [ours] = {found["image"] for _, spec in pod_specs(defaults) for found in spec["containers"]}
+    assert container == {"name": "task", "image": ours, "command": ["python", "-c", 'print("hello")']}
+
+
 # -- invalid values --------------------------------------------------------------------------------
 
 
@@ -640,6 +671,9 @@ def test_documented_metrics_are_exactly_the_exported_metrics() -> None:
             "additional properties 'maxUnavailable' not allowed",
         ),
         ({"metrics": {"enabled": "yes"}}, "got string, want boolean"),
+        ({"metrics": {"prometheusRule": {"alerts": {"ReattachNoLeader": {"for": 5}}}}}, "got number, want string"),
+        ({"metrics": {"prometheusRule": {"runbookURL": "docs"}}}, "does not match pattern"),
+        ({"metrics": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}}, "scrape each pod twice"),
         ({"watchNamespaces": ["Team_A"]}, "does not match pattern"),
         ({"watchNamespaces": ["a", "a"]}, "items at 0 and 1 are equal"),
         ({"image": {"pullPolicy": "Sometimes"}}, "value must be one of 'Always', 'IfNotPresent', 'Never'"),
@@ -670,7 +704,7 @@ def test_invalid_value_is_rejected_with_its_location(values: dict[str, Any], mes
 def test_schema_allows_additional_properties_only_in_listed_objects() -> None:
     """Only maps with user-chosen keys, and objects that Kubernetes defines, may have any key."""
     schema = json.loads((CHART / "values.schema.json").read_text())
-    open_ones = {"stringMap", "quantities", "nodeAffinity", "podAffinity", "podAntiAffinity", "global"}
+    open_ones = {"stringMap", "quantities", "nodeAffinity", "podAffinity", "podAntiAffinity", "global", "alertChanges"}
 
     def walk(node: Any, name: str) -> None:
         if isinstance(node, dict):

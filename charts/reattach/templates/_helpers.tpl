@@ -160,9 +160,9 @@ labels:
   {{- toYaml (merge (dict "app.kubernetes.io/component" .component) (fromYaml (include "reattach.selectorLabels" .root)) .values.podLabels) | nindent 2 }}
 {{- end -}}
 
-{{/* "true" if the processes serve /metrics, which a Service or a PodMonitor for it implies. Otherwise empty. */}}
+{{/* "true" if the processes serve /metrics, which a Service, PodMonitor or ServiceMonitor for it implies. Otherwise empty. */}}
 {{- define "reattach.serveMetrics" -}}
-{{- if or .Values.metrics.enabled .Values.metrics.service.enabled .Values.metrics.podMonitor.enabled }}true{{ end -}}
+{{- if or .Values.metrics.enabled .Values.metrics.service.enabled .Values.metrics.podMonitor.enabled .Values.metrics.serviceMonitor.enabled }}true{{ end -}}
 {{- end -}}
 
 {{/* "true" if the operator reads Nodes. Otherwise empty. */}}

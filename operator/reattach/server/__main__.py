@@ -231,6 +231,7 @@ async def serve(settings: ServerConfig, kubeconfig: str | None = None) -> None:
         cluster = await stack.enter_async_context(await Cluster.connect(kubeconfig, timeout=settings.request_seconds))
         clocks = ClockMonitor(cluster.date, settings.clock_difference_seconds)
         metrics.clock_difference.set_function(lambda: clocks.check.difference)
+        metrics.certificate_expiry.set_function(lambda: certificate.expires_at)
         await clocks.start()
         await _serve_health(stack, settings, metrics, lambda: "shutting down" if stop.is_set() else "")
         listener = await _serve_api(

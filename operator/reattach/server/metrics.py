@@ -75,6 +75,11 @@ class ServerMetrics:
             "Seconds by which this replica's clock is ahead of the API server's, to about half a second.",
             registry=self.registry,
         )
+        self.certificate_expiry = Gauge(
+            "reattach_server_certificate_expiry_timestamp_seconds",
+            "Time at which the certificate that this replica serves expires, in seconds since 1970.",
+            registry=self.registry,
+        )
         self.job_decisions = Counter(
             "reattach_job_decisions",
             "Decisions about external jobs: submitted, resubmitted, reattached, adopted, found, existed, reported, held, over.",

@@ -5,8 +5,11 @@ Existing connections keep the certificate that they began with.
 
 import asyncio
 import logging
+import math
 import ssl
 from pathlib import Path
+
+from cryptography import x509
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,14 @@ class Certificate:
         self.context = self._load()
         """Context of the listening socket. Each new connection switches to the newest pair."""
         self.context.sni_callback = self._choose
+
+    @property
+    def expires_at(self) -> float:
+        """End of the validity in seconds since 1970. NaN if only OpenSSL can read it."""
+        try:
+            return x509.load_pem_x509_certificate(self._seen[0]).not_valid_after_utc.timestamp()
+        except ValueError:
+            return math.nan
 
     def reload(self) -> bool:
         """Read the files again if they changed, and return whether the certificate was replaced.

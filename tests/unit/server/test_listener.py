@@ -6,11 +6,23 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from cryptography import x509
 
 from reattach.server.connections import ConnectionTable, LimitReached
 from reattach.server.listener import BUFFER_BYTES, WRITE_BUFFER_BYTES, Listener, _TLSProtocol
 from reattach.server.tls import Certificate
 from stateapi import free_port, write_certificate
+
+
+def test_expiry_is_that_of_the_newest_certificate_on_disk(tmp_path: Path) -> None:
+    write_certificate(tmp_path)
+    certificate = Certificate(tmp_path / "tls.crt", tmp_path / "tls.key")
+    for is_first in (True, False):
+        if not is_first:
+            write_certificate(tmp_path)
+            assert certificate.reload()
+        found = x509.load_pem_x509_certificate((tmp_path / "tls.crt").read_bytes())
+        assert certificate.expires_at == found.not_valid_after_utc.timestamp()
 
 
 class Served:
