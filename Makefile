@@ -53,12 +53,13 @@ $(READY): requirements.lock pyproject.toml hack/venv
 	@touch $@
 
 .PHONY: check
-check: $(READY) ## run ruff, its formatter, the language rule, mypy and import-linter: required before a review
+check: $(READY) ## run ruff, its formatter, the language rule, codespell, mypy and import-linter: required before a review
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/python hack/language.py
+	git ls-files -z '*.md' charts crds examples | xargs -0 $(BIN)/codespell
 	$(BIN)/mypy
-	$(BIN)/mypy $(MYPY_TESTS) hack/demo.py hack/golden.py hack/language.py hack/chart_readme.py hack/bench
+	$(BIN)/mypy $(MYPY_TESTS) hack/chart_readme.py hack/cli_reference.py hack/demo.py hack/golden.py hack/language.py hack/bench
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: format
@@ -69,6 +70,10 @@ format: $(READY) ## fix and format the code with ruff
 .PHONY: lock
 lock: ## resolve the dependencies and write requirements*.lock
 	hack/lock $(PYTHON)
+
+.PHONY: docs
+docs: $(READY) ## build the documentation site into build/docs/site, and fail on broken links
+	@hack/docs $(BIN)/python
 
 ##@ Tests by level
 
