@@ -58,7 +58,7 @@ def kueue_beside(control_plane: RunningControlPlane, directory: Path) -> Iterato
     process = start_kueue(control_plane, directory, port)
     try:
         wait_until(
-            lambda: answers(control_plane, process, directory), seconds=SECONDS, what="Kueue has started", every=0.5
+            lambda: has_started(control_plane, process, directory), seconds=SECONDS, what="Kueue has started", every=0.5
         )
         control_plane.apply(yaml.safe_dump_all(webhooks_at(port, control_plane.ca_file.read_text())))
         yield
@@ -102,7 +102,7 @@ def start_kueue(control_plane: RunningControlPlane, directory: Path, port: int) 
         )
 
 
-def answers(control_plane: ControlPlane, process: subprocess.Popen[bytes], directory: Path) -> bool:
+def has_started(control_plane: ControlPlane, process: subprocess.Popen[bytes], directory: Path) -> bool:
     """Return whether Kueue has reconciled a queue, which it does after its caches are filled."""
     if process.poll() is not None:
         raise ControlPlaneError(f"Kueue ended:\n{(directory / 'log').read_text()[-3000:]}")
