@@ -40,7 +40,10 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A scenario: what is measured, its default size, and its size for the page."""
+    """A scenario: what is measured, its default size, and its size for the page.
+
+    `page_runs` is 0 if the scenario takes too long for the command that measures the whole page.
+    """
 
     name: str
     summary: str
