@@ -2,14 +2,17 @@
 
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from bench.client import Timeline
 from bench.document import DOCUMENT, scenario_markers, write_scenario
 from bench.kinds import LABEL_END, Kind, PodEnd
 from bench.results import Machine, ScenarioResult
-from bench.rounds import Load
+from bench.rounds import BenchError, Load
 from bench.scenarios import SCENARIOS, Scenario, Table
+from bench.scenarios.base import Trial
 
 RESULT = ScenarioResult(
     name="happy",
@@ -62,6 +65,25 @@ def test_load_fails_the_first_pod_of_every_fifth_run() -> None:
     ends = [Load(10, fails_every=5).end_of(number) for number in range(10)]
     assert ends.count(PodEnd.FAILS_ONCE) == 2
     assert {Load(10).end_of(number) for number in range(10)} == {PodEnd.SUCCEEDS}
+
+
+def a_trial(**pods: set[str]) -> Trial:
+    timeline = Timeline(len(pods))
+    timeline.pods = pods
+    return Trial(Mock(), Kind.TASKRUN, "bench", Mock(), timeline)
+
+
+def test_trial_rejects_a_run_with_a_second_pod() -> None:
+    a_trial(one={"uid-1"}, two={"uid-2"}).check()
+    with pytest.raises(BenchError, match="1 runs got a second pod, such as two"):
+        a_trial(one={"uid-1"}, two={"uid-2", "uid-3"}).check()
+
+
+def test_trial_rejects_a_failed_run() -> None:
+    trial = a_trial(one={"uid-1"})
+    trial.timeline.failed.add("one")
+    with pytest.raises(BenchError, match="1 runs failed"):
+        trial.check()
 
 
 @pytest.mark.parametrize("kind", [Kind.TASKRUN, Kind.JOB])
