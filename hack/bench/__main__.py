@@ -14,10 +14,12 @@ import shlex
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 
 from bench.document import write_document, write_scenario
@@ -29,6 +31,7 @@ from bench.results import Machine, Results, ScenarioResult, summaries_of
 from bench.rounds import BenchError, count_calls, measure_paced, measure_rounds
 from bench.scenarios import SCENARIOS, Parameters, Scenario
 from controlplane import REPOSITORY, ControlPlaneError
+from reattach.cluster import ClusterError
 
 STARTED = time.monotonic()
 OUTPUT = REPOSITORY / "build/bench"
@@ -78,22 +81,43 @@ def _measure_scenarios(options: Any, names: Sequence[str]) -> dict[str, str]:
     results: list[ScenarioResult] = []
     failed: dict[str, str] = {}
     for defaults in (False, True):
-        scenarios = [SCENARIOS[name] for name in names if SCENARIOS[name].defaults == defaults]
-        if not scenarios:
-            continue
+        left = deque(SCENARIOS[name] for name in names if SCENARIOS[name].defaults == defaults)
         settings = Settings(defaults=defaults or options.defaults, policies=options.policies)
-        with _control_plane(settings, "Metadata") as installation:
-            for scenario in scenarios:
-                if options.page and time.monotonic() - STARTED > PAGE_SECONDS:
-                    failed[scenario.name] = f"{PAGE_SECONDS} s are over; measure it alone: --scenario {scenario.name}"
-                    continue
-                say(f"Scenario {scenario.name}: {scenario.summary}")
-                try:
-                    results.append(_measure_scenario(installation, scenario, options))
-                    _report_scenarios(results, docs=options.docs)
-                except* (BenchError, ControlPlaneError, AssertionError) as group:
-                    failed[scenario.name] = "; ".join(map(str, group.exceptions))
+        while left:
+            with _control_plane(settings, "Metadata") as installation:
+                _measure_until_failure(installation, left, options, results, failed)
     return failed
+
+
+def _measure_until_failure(
+    installation: Installation,
+    left: deque[Scenario],
+    options: Any,
+    results: list[ScenarioResult],
+    failed: dict[str, str],
+) -> None:
+    """Measure scenarios until one fails, because the next one must not find its objects."""
+    while left:
+        scenario = left.popleft()
+        if options.page and time.monotonic() - STARTED > PAGE_SECONDS:
+            failed[scenario.name] = f"{PAGE_SECONDS} s are over; measure it alone: --scenario {scenario.name}"
+            continue
+        say(f"Scenario {scenario.name}: {scenario.summary}")
+        try:
+            results.append(_measure_scenario(installation, scenario, options))
+        except* (BenchError, ControlPlaneError, ClusterError, AssertionError, OSError, httpx.HTTPError) as group:
+            failed[scenario.name] = "; ".join(_messages_of(group))
+        if scenario.name in failed:
+            return
+        _report_scenarios(results, docs=options.docs)
+
+
+def _messages_of(error: BaseException) -> Iterator[str]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _messages_of(each)
+    else:
+        yield f"{type(error).__name__}: {error}"
 
 
 def _measure_scenario(installation: Installation, scenario: Scenario, options: Any) -> ScenarioResult:
@@ -103,6 +127,7 @@ def _measure_scenario(installation: Installation, scenario: Scenario, options: A
         runs, seconds = options.runs or runs, seconds if options.seconds is None else options.seconds
     arguments = f"--scenario {scenario.name} --runs {runs}" + (f" --seconds {seconds:g}" if scenario.seconds else "")
     arguments += "" if options.policies else " --no-policies"
+    arguments += " --defaults" if options.defaults else ""
     table = scenario.measure(installation, Parameters(runs, seconds, say))
     return ScenarioResult(
         name=scenario.name,

@@ -5,6 +5,7 @@ import time
 
 from bench.installation import Installation
 from bench.kinds import Kind
+from bench.rounds import BenchError
 from bench.scenarios.base import WAIT_SECONDS, Parameters, Table, Trial, run_trial, wait_for
 from operator_process import Operator
 from waiting import wait_until
@@ -50,6 +51,7 @@ async def _restart_operator(trial: Trial, runs: int) -> list[str]:
         names = await trial.create_held(runs)
         await asyncio.to_thread(operator.kill)
         await trial.end_pods(names)
+        _check_absence(trial)
         started = time.monotonic()
         operator.start(wait=False)
         ready = await _time_of_lead(operator)
@@ -65,6 +67,7 @@ async def _restart_manager(trial: Trial, runs: int) -> list[str]:
     control_plane.kill(_MANAGER)
     try:
         await trial.end_pods(names)
+        _check_absence(trial)
     finally:
         started = time.monotonic()
         control_plane.start_again(_MANAGER)
@@ -97,6 +100,12 @@ async def _time_of_lead(operator: Operator) -> float:
         return time.monotonic()
 
     return await asyncio.to_thread(wait)
+
+
+def _check_absence(trial: Trial) -> None:
+    """Check that no run has an outcome while its controller is absent."""
+    if trial.timeline.outcome:
+        raise BenchError("the controller must be absent while the pods end, but a run has an outcome")
 
 
 def _row_of(trial: Trial, runs: int, started: float, ready: str) -> list[str]:
