@@ -21,13 +21,13 @@ BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 def write_document(results: Results, path: Path = DOCUMENT, plot: Path = PLOT) -> None:
     """Replace the text between the markers of the document, and the plot."""
-    _replace(path, BEGIN, END, report_of(results))
+    replace_between(path, BEGIN, END, report_of(results))
     plot.write_text(plot_of(results))
 
 
 def write_scenario(result: ScenarioResult, path: Path = DOCUMENT) -> None:
     """Replace the text between the markers of the scenario."""
-    _replace(path, *scenario_markers(result.name), scenario_report_of(result))
+    replace_between(path, *scenario_markers(result.name), scenario_report_of(result))
 
 
 def scenario_markers(name: str) -> tuple[str, str]:
@@ -35,7 +35,12 @@ def scenario_markers(name: str) -> tuple[str, str]:
     return f"<!-- scenario {name} -->", f"<!-- end of scenario {name} -->"
 
 
-def _replace(path: Path, begin: str, end: str, content: str) -> None:
+def replace_between(path: Path, begin: str, end: str, content: str) -> None:
+    """Replace the text between two markers of a document.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
     text = path.read_text()
     if begin not in text or end not in text:
         raise ValueError(f"{path} must contain the markers {begin} and {end}")
