@@ -84,6 +84,10 @@ def _measure_scenarios(options: Any, names: Sequence[str]) -> dict[str, str]:
         left = deque(SCENARIOS[name] for name in names if SCENARIOS[name].defaults == defaults)
         settings = Settings(defaults=defaults or options.defaults, policies=options.policies)
         while left:
+            if _is_over(options):
+                message = f"{PAGE_SECONDS} s are over; measure it alone: --scenario"
+                failed |= {each.name: f"{message} {each.name}" for each in left}
+                break
             with _control_plane(settings, "Metadata") as installation:
                 _measure_until_failure(installation, left, options, results, failed)
     return failed
@@ -96,12 +100,12 @@ def _measure_until_failure(
     results: list[ScenarioResult],
     failed: dict[str, str],
 ) -> None:
-    """Measure scenarios until one fails, because the next one must not find its objects."""
-    while left:
+    """Measure scenarios until one fails, because the next one must not find its objects.
+
+    `--page` also ends when its time is over.
+    """
+    while left and not _is_over(options):
         scenario = left.popleft()
-        if options.page and time.monotonic() - STARTED > PAGE_SECONDS:
-            failed[scenario.name] = f"{PAGE_SECONDS} s are over; measure it alone: --scenario {scenario.name}"
-            continue
         say(f"Scenario {scenario.name}: {scenario.summary}")
         try:
             results.append(_measure_scenario(installation, scenario, options))
@@ -110,6 +114,10 @@ def _measure_until_failure(
         if scenario.name in failed:
             return
         _report_scenarios(results, docs=options.docs)
+
+
+def _is_over(options: Any) -> bool:
+    return options.page and time.monotonic() - STARTED > PAGE_SECONDS
 
 
 def _messages_of(error: BaseException) -> Iterator[str]:
