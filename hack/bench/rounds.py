@@ -184,6 +184,10 @@ def _run_all(installation: Installation, kind: Kind, namespace: str, load: Load,
     timeline = uvloop.run(run_all())
     if timeline.failed:
         raise BenchError(f"{kind.label}, {title}: {len(timeline.failed)} runs failed, but all must succeed")
+    failures = sum(load.end_of(number) is PodEnd.FAILS_ONCE for number in range(load.runs))
+    second = sum(len(found) - 1 for found in timeline.pods.values())
+    if second != failures:
+        raise BenchError(f"{kind.label}, {title}: {failures} first pods fail, but there are {second} second pods")
     return timeline
 
 
