@@ -503,6 +503,19 @@ class RunningControlPlane(ControlPlane):
         assert process.process is not None
         return process.process.pid
 
+    def kill(self, component: str) -> None:
+        """Kill a component by SIGKILL, and wait until its process has ended."""
+        self._processes[component].kill()
+
+    def start_again(self, component: str) -> None:
+        """Start a killed component, without waiting until it is ready."""
+        self._processes[component].start()
+
+    @property
+    def storage_url(self) -> str:
+        """URL of etcd, which serves its JSON gateway without TLS."""
+        return self._storage
+
     def _add(self, name: str, arguments: list[str]) -> None:
         # Of a flag that is given twice the last value counts.
         more = _flags(self.setup.flags.get(name, {}))

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from bench.kinds import Kind
+from bench.kinds import Kind, PodEnd
 from bench.watch import version_of, watch
 from reattach.cluster import Cluster, paths
 
@@ -25,6 +25,7 @@ class _Owner(msgspec.Struct, frozen=True):
 
 class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
     name: str = ""
+    uid: str = ""
     finalizers: tuple[str, ...] = ()
     owner_references: tuple[_Owner, ...] = ()
 
@@ -55,7 +56,9 @@ class Timeline:
 
     The keys are the names of the runs, the values seconds of one monotonic clock.
 
-    A run is complete when it has an outcome and its pod has no finalizer, because its controller
+    `pod_created` and `pod_ended` are about the first pod of a run, `pods` has all of them.
+
+    A run is complete when it has an outcome and its pods have no finalizer, because its controller
     has nothing left to do then.
     """
 
@@ -66,9 +69,17 @@ class Timeline:
         self.pod_created: dict[str, float] = {}
         self.pod_ended: dict[str, float] = {}
         self.released: dict[str, float] = {}
+        """Time at which the last pod lost its finalizer. Absent while a pod has one."""
         self.outcome: dict[str, float] = {}
+        self.pods: dict[str, set[str]] = {}
+        """UIDs of the pods."""
+        self.running: dict[str, str] = {}
+        """Name of the pod that runs now."""
+        self._held: dict[str, set[str]] = {}
         self.failed: set[str] = set()
         self.complete = asyncio.Event()
+        self.on_running: Callable[[str, str], None] = _ignore
+        """Called with the names of a run and of its pod once the pod runs."""
 
     @property
     def finished(self) -> int:
@@ -78,7 +89,8 @@ class Timeline:
     @property
     def steps(self) -> int:
         """Number of observed steps of all runs."""
-        return sum(map(len, (self.sent, self.pod_created, self.pod_ended, self.released, self.outcome)))
+        found = (self.sent, self.pod_created, self.pod_ended, self.released, self.outcome)
+        return sum(map(len, found)) + sum(map(len, self.pods.values()))
 
     @property
     def seconds(self) -> float:
@@ -93,13 +105,26 @@ class Timeline:
         """Process an event of the pod watch."""
         now, event = self._clock(), _decode(line)
         owner = next((owner.name for owner in event.object.metadata.owner_references if owner.controller), None)
-        if owner is None or event.type not in {"ADDED", "MODIFIED"}:
+        if owner is None or event.type not in {"ADDED", "MODIFIED", "DELETED"}:
             return
+        metadata, phase = event.object.metadata, event.object.status.phase
         self.pod_created.setdefault(owner, now)
-        if event.object.status.phase not in _FINISHED_PHASES:
-            return
-        self.pod_ended.setdefault(owner, now)
-        if not event.object.metadata.finalizers:
+        self.pods.setdefault(owner, set()).add(metadata.uid)
+        held = self._held.setdefault(owner, set())
+        if phase == "Running" and event.type != "DELETED":
+            if self.running.get(owner) != metadata.name:
+                self.running[owner] = metadata.name
+                self.on_running(owner, metadata.name)
+        else:
+            self.running.pop(owner, None)
+        if event.type != "DELETED" and (metadata.finalizers or phase not in _FINISHED_PHASES):
+            held.add(metadata.uid)
+            self.released.pop(owner, None)
+        else:
+            held.discard(metadata.uid)
+        if phase in _FINISHED_PHASES:
+            self.pod_ended.setdefault(owner, now)
+        if not held:
             self.released.setdefault(owner, now)
             self._check()
 
@@ -118,6 +143,10 @@ class Timeline:
     def _check(self) -> None:
         if len(self.outcome) == self._runs and self.finished == self._runs:
             self.complete.set()
+
+
+def _ignore(run: str, pod: str) -> None:
+    """Do nothing about a pod that runs."""
 
 
 def _decode(line: bytes) -> _Event:
@@ -147,11 +176,19 @@ async def _observe(cluster: Cluster, path: str, version: str, process_event: Cal
 
 
 async def create_runs(
-    cluster: Cluster, kind: Kind, namespace: str, timeline: Timeline, *, runs: int, per_second: float | None
+    cluster: Cluster,
+    kind: Kind,
+    namespace: str,
+    timeline: Timeline,
+    *,
+    runs: int,
+    per_second: float | None,
+    end_of: Callable[[int], PodEnd] = lambda _: PodEnd.SUCCEEDS,
 ) -> None:
     """Create the objects with `CONCURRENCY` concurrent requests.
 
-    As fast as possible, or at the given rate per second.
+    As fast as possible, or at the given rate per second. `end_of` returns how the pods of a run
+    end, from the number of the run.
     """
     path = kind.path(namespace)
     started = time.monotonic()
@@ -162,7 +199,7 @@ async def create_runs(
             if per_second is not None:
                 await asyncio.sleep(max(0.0, started + number / per_second - time.monotonic()))
             name = f"run-{number:05}"
-            body: dict[str, Any] = kind.build_object(name)
+            body: dict[str, Any] = kind.build_object(name, end_of(number))
             timeline.record_create(name)
             await cluster.create(path, body)
 

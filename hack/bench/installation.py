@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from bench.usage import cpu_seconds_of
 from controlplane import CACHE, CONTROLLERS, ControlPlaneError, RunningControlPlane, Setup, running
 from operator_process import Operator, Operators
 from reattach.cluster.paths import core, events, pods
+from stateapi import Server, Servers
 from waiting import read_until, wait_until
 
 KWOK = CACHE / "bin/kwok"
 STAGES = Path(__file__).parent / "stages.yaml"
 RELEASE = "reattach"
 """Name and namespace of the chart's release."""
+STATE_API_USER = f"system:serviceaccount:{RELEASE}:reattach-server"
 OPERATOR_USER = f"system:serviceaccount:{RELEASE}:reattach-operator"
 MANAGER_USER = "system:kube-controller-manager"
 STATE_API_URL = "https://reattach-server.reattach.svc:8443"
@@ -34,6 +37,9 @@ UNLIMITED = "100000"
 IDLE_SHARE = 0.1
 """Share of one core that all components together may use before a round starts."""
 WAIT_SECONDS = 300.0
+
+Nodes = Callable[[RunningControlPlane], AbstractContextManager[int]]
+"""Program that plays the nodes, as a context manager that yields its process ID."""
 
 
 def audit_policy_of(level: str) -> dict[str, Any]:
@@ -50,7 +56,7 @@ def audit_policy_of(level: str) -> dict[str, Any]:
             {"level": "Metadata", "users": ["admin"], "nonResourceURLs": ["/version"]},
             {"level": "None", "verbs": ["watch"]},
             {"level": "None", "resources": [{"group": "coordination.k8s.io"}]},
-            {"level": level, "users": [OPERATOR_USER, MANAGER_USER]},
+            {"level": level, "users": [OPERATOR_USER, MANAGER_USER, STATE_API_USER]},
             {"level": "None"},
         ],
     }
@@ -74,7 +80,9 @@ class Installation:
     control_plane: RunningControlPlane
     settings: Settings
     operators: Operators
-    kwok: subprocess.Popen[bytes]
+    servers: Servers
+    nodes: int
+    """Process ID of the program that plays the nodes."""
 
     @property
     def processes(self) -> dict[str, int]:
@@ -84,7 +92,7 @@ class Installation:
             kinds.API_SERVER: process_id("kube-apiserver"),
             kinds.ETCD: process_id("etcd"),
             kinds.CONTROLLER_MANAGER: process_id("kube-controller-manager"),
-            kinds.NODES: self.kwok.pid,
+            kinds.NODES: self.nodes,
             kinds.CLIENT: os.getpid(),
         }
 
@@ -104,16 +112,29 @@ class Installation:
         else:
             yield {}
 
-    @contextlib.contextmanager
-    def _operator(self) -> Iterator[int]:
+    def make_operator(self, identity: str = "bench", kubeconfig: Path | None = None) -> Operator:
+        """Return a replica of the operator that is not started. All replicas share one Lease."""
         limits = () if self.settings.defaults else ("--writes-per-second", UNLIMITED)
-        operator: Operator = self.operators.make(
+        return self.operators.make(
             *("--namespace", RELEASE, "--log-level", "warning", *limits),
             namespaces=(),
             lease="reattach-operator",
-            identity="bench",
-            kubeconfig=self._kubeconfig,
+            identity=identity,
+            kubeconfig=kubeconfig or self.kubeconfig(),
         )
+
+    @contextlib.contextmanager
+    def state_api(self, *arguments: str) -> Iterator[Server]:
+        """Run a replica of the state API, which accepts any rate, within the `with` block."""
+        server = self.servers.start("--kubeconfig", str(self.kubeconfig("reattach-server")), *arguments)
+        try:
+            yield server
+        finally:
+            server.kill()
+
+    @contextlib.contextmanager
+    def _operator(self) -> Iterator[int]:
+        operator = self.make_operator()
         try:
             operator.start()
             assert operator.process is not None
@@ -123,7 +144,7 @@ class Installation:
 
     @contextlib.contextmanager
     def _loop(self, namespace: str) -> Iterator[int]:
-        flags = ["--kubeconfig", self._kubeconfig, "--namespace", namespace, "--state-api-url", STATE_API_URL]
+        flags = ["--kubeconfig", self.kubeconfig(), "--namespace", namespace, "--state-api-url", STATE_API_URL]
         flags += ["--ca-file", self.control_plane.ca_file]
         command = [*_die_with_parent(), sys.executable, "-m", "bench.loop", *map(str, flags)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
@@ -136,10 +157,9 @@ class Installation:
             assert process.stdout is not None
             process.stdout.close()
 
-    @property
-    def _kubeconfig(self) -> Path:
-        """Kubeconfig of the operator's service account, which the admission policies trust."""
-        return self.control_plane.service_account_kubeconfig(RELEASE, "reattach-operator", seconds=4 * 3600)
+    def kubeconfig(self, service_account: str = "reattach-operator") -> Path:
+        """Return a kubeconfig of a service account, which the admission policies trust."""
+        return self.control_plane.service_account_kubeconfig(RELEASE, service_account, seconds=4 * 3600)
 
     def create_namespace(self) -> str:
         """Create a namespace for one phase; wait until the controller manager has filled it."""
@@ -153,8 +173,8 @@ class Installation:
         wait_until(is_complete, seconds=WAIT_SECONDS, what="the namespace has its CA")
         return name
 
-    def calls_since(self, mark: int, kind: Kind, namespace: str) -> list[dict[str, Any]]:
-        """Return the audit events of a kind's controller that concern a namespace."""
+    def calls_since(self, mark: int, kind: Kind, namespace: str | None) -> list[dict[str, Any]]:
+        """Return the audit events of a kind's controller that concern a namespace (None: all)."""
         user = MANAGER_USER if kind is Kind.JOB else OPERATOR_USER
         return self.control_plane.audit(mark, user=user, namespace=namespace)
 
@@ -189,12 +209,12 @@ def _cpu_share_of(processes: Mapping[str, int]) -> float:
 
 
 @contextlib.contextmanager
-def installed(directory: Path, settings: Settings, *, audit_level: str) -> Iterator[Installation]:
-    """Run all components within the `with` block."""
-    if not KWOK.exists():
-        raise ControlPlaneError(f"{KWOK} is missing. Build it: hack/bench/tools")
+def installed(
+    directory: Path, settings: Settings, *, audit_level: str, nodes: Nodes | None = None
+) -> Iterator[Installation]:
+    """Run all components within the `with` block. `nodes` replaces kwok."""
     with running(directory, setup=_setup_of(settings, audit_policy_of(audit_level))) as control_plane:
-        templates = ["serviceaccounts.yaml", "operator-rbac.yaml", "flowschema.yaml"]
+        templates = ["serviceaccounts.yaml", "operator-rbac.yaml", "server-rbac.yaml", "flowschema.yaml"]
         templates += ["admission-*.yaml"] if settings.policies else []
         control_plane.apply_chart(*templates)
         if settings.policies:
@@ -203,11 +223,13 @@ def installed(directory: Path, settings: Settings, *, audit_level: str) -> Itera
         operators = Operators(
             control_plane, directory / "operators", ca_file=control_plane.ca_file, state_api_url=STATE_API_URL
         )
-        with _kwok(control_plane) as kwok:
+        servers = Servers(control_plane, directory / "state-api")
+        with (nodes or _kwok)(control_plane) as process_id:
             try:
-                yield Installation(control_plane, settings, operators, kwok)
+                yield Installation(control_plane, settings, operators, servers, process_id)
             finally:
                 operators.stop()
+                servers.stop()
 
 
 def _setup_of(settings: Settings, audit_policy: Mapping[str, Any]) -> Setup:
@@ -238,7 +260,9 @@ def _wait_for_policies(control_plane: RunningControlPlane) -> None:
 
 
 @contextlib.contextmanager
-def _kwok(control_plane: RunningControlPlane) -> Iterator[subprocess.Popen[bytes]]:
+def _kwok(control_plane: RunningControlPlane) -> Iterator[int]:
+    if not KWOK.exists():
+        raise ControlPlaneError(f"{KWOK} is missing. Build it: hack/bench/tools")
     flags = {
         "kubeconfig": control_plane.kubeconfig("kwok", ("system:masters",)),
         "config": STAGES,
@@ -264,7 +288,7 @@ def _kwok(control_plane: RunningControlPlane) -> Iterator[subprocess.Popen[bytes
 
     try:
         wait_until(is_ready, seconds=WAIT_SECONDS, what="kwok keeps the node ready", every=0.2)
-        yield process
+        yield process.pid
     finally:
         process.kill()
         process.wait()

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from bench import kinds
 from bench.measures import Spread
-from bench.results import COMPARED, Latency, Results, Summary
+from bench.results import COMPARED, Latency, Results, ScenarioResult, Summary
 from bench.rounds import Call
 
 PROCESSES = (
@@ -16,6 +16,9 @@ PROCESSES = (
     kinds.NODES,
     kinds.CLIENT,
 )
+TIMES = 10
+MINUTE = 60_000.0
+"""Milliseconds."""
 _NONE = "-"
 _CALLS = (
     "API calls of the controller per run, under load and in a pass of {} runs of each kind. The pass also counts the bytes of the bodies. "
@@ -61,7 +64,36 @@ def report_of(results: Results) -> str:
             (row for each in found for row in _calls_of(each)),
         ),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_bounds_of(found)])
+
+
+def scenario_report_of(result: ScenarioResult) -> str:
+    """Return the table of a scenario, after a line with the command and the machine."""
+    machine = result.machine
+    about = f"{machine.processor}, {machine.cores} cores; Kubernetes {machine.kubernetes}, Python {machine.python}"
+    return f"`{result.command}`, {result.date}: {about}.\n\n{_table(result.table.head, result.table.rows)}"
+
+
+def _bounds_of(found: Sequence[Summary]) -> list[str]:
+    """Return the table of what one core serves, and of what ten times the rate needs."""
+    taskrun = next((each for each in found if each.kind is kinds.Kind.TASKRUN), None)
+    if taskrun is None:
+        return []
+    rate = TIMES * taskrun.runs_per_minute.median
+    writes = sum(count for call, count in taskrun.load_calls.items() if not call.startswith(("get ", "list ")))
+    rows = [
+        (name, f"{cpu:.1f}", f"{MINUTE / cpu:,.0f}" if cpu else _NONE, f"{cpu * rate / MINUTE:.1f}")
+        for name in (kinds.OPERATOR, kinds.API_SERVER, kinds.ETCD)
+        for cpu in (taskrun.cpu[name].median,)
+    ]
+    title = (
+        f"Bounds of TaskRuns. {TIMES} times the measured rate is {rate:,.0f} runs a minute. The operator then sends {rate * writes / 60:,.0f} "
+        "writes a second; the nodes and the clients send more."
+    )
+    return [
+        title,
+        _table(("process", "CPU (ms/run)", "runs/min for each core", f"cores for {TIMES} times the rate"), rows),
+    ]
 
 
 def _setup_of(results: Results) -> str:

@@ -10,6 +10,7 @@ import msgspec
 from bench.kinds import API_SERVER, CLIENT, NODES, Kind
 from bench.measures import Spread, percentiles_of, ratios_of, spread_of
 from bench.rounds import Call, Phase, by_kind
+from bench.scenarios.base import Table
 
 THROUGHPUT = "runs/min"
 COMPARED: Mapping[str, Callable[[Phase], float]] = {
@@ -94,6 +95,16 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     policies: bool
     machine: Machine
     kinds: list[Summary]
+
+
+class ScenarioResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of one scenario, in scenarios.json."""
+
+    name: str
+    command: str
+    date: str
+    machine: Machine
+    table: Table
 
 
 def summaries_of(

@@ -1,8 +1,10 @@
 """Passes of the benchmark: timed rounds, a paced load, and the count of API calls."""
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import uvloop
@@ -10,7 +12,7 @@ import uvloop
 from apicalls import call_of, request_bytes, response_bytes
 from bench.client import Timeline, create_runs, observed
 from bench.installation import Installation
-from bench.kinds import Kind
+from bench.kinds import Kind, PodEnd
 from bench.measures import differences_of
 from bench.usage import cpu_seconds_of, peak_megabytes, reset_peak
 from reattach.cluster import Cluster
@@ -47,6 +49,23 @@ class Phase(msgspec.Struct, frozen=True):
         return self.runs / self.seconds * 60
 
 
+@dataclass(frozen=True)
+class Load:
+    """Objects to create: as fast as possible, or at a rate per second.
+
+    The first pod of every `fails_every`-th run fails.
+    """
+
+    runs: int
+    per_second: float | None = None
+    fails_every: int | None = None
+
+    def end_of(self, number: int) -> PodEnd:
+        """Return how the pods of a run end."""
+        fails = self.fails_every is not None and number % self.fails_every == 0
+        return PodEnd.FAILS_ONCE if fails else PodEnd.SUCCEEDS
+
+
 class Call(msgspec.Struct, frozen=True):
     """One kind of API call: the average count and the average bytes of the bodies per run."""
 
@@ -68,7 +87,7 @@ def measure_rounds(
     """Measure every kind once in each round, and create all objects as fast as possible."""
     return [
         [
-            _measure(installation, kind, runs=runs, per_second=None, say=say, title=f"round {number + 1} of {rounds}")
+            measure(installation, kind, Load(runs), say=say, title=f"round {number + 1} of {rounds}")
             for kind in alternate(kinds, number)
         ]
         for number in range(rounds)
@@ -80,7 +99,7 @@ def measure_paced(
 ) -> list[Phase]:
     """Measure every kind once at a rate at which runs do not queue."""
     title = f"{per_second:g} per second"
-    return [_measure(installation, kind, runs=runs, per_second=per_second, say=say, title=title) for kind in kinds]
+    return [measure(installation, kind, Load(runs, per_second), say=say, title=title) for kind in kinds]
 
 
 def count_calls(installation: Installation, kinds: Sequence[Kind], *, runs: int, say: Say) -> dict[Kind, list[Call]]:
@@ -88,9 +107,9 @@ def count_calls(installation: Installation, kinds: Sequence[Kind], *, runs: int,
     return {kind: _count(installation, kind, runs=runs, say=say) for kind in kinds}
 
 
-def _measure(
-    installation: Installation, kind: Kind, *, runs: int, per_second: float | None, say: Say, title: str
-) -> Phase:
+def measure(installation: Installation, kind: Kind, load: Load, *, say: Say, title: str) -> Phase:
+    """Measure one kind under one load."""
+    runs = load.runs
     namespace = installation.create_namespace()
     with installation.controller_of(kind, namespace) as controller:
         installation.wait_until_idle()
@@ -99,7 +118,7 @@ def _measure(
             reset_peak(process_id)
         mark = installation.control_plane.audit_mark()
         before = cpu_seconds_of(processes)
-        timeline = _run_all(installation, kind, namespace, runs=runs, per_second=per_second, say=say, title=title)
+        timeline = _run_all(installation, kind, namespace, load, say=say, title=title)
         # Wait again, because events are sent after the writes that they report and also use CPU.
         installation.wait_until_idle()
         after = cpu_seconds_of(processes)
@@ -127,7 +146,7 @@ def _count(installation: Installation, kind: Kind, *, runs: int, say: Say) -> li
     with installation.controller_of(kind, namespace):
         installation.wait_until_idle()
         mark = installation.control_plane.audit_mark()
-        _run_all(installation, kind, namespace, runs=runs, per_second=None, say=say, title="counting API calls")
+        _run_all(installation, kind, namespace, Load(runs), say=say, title="counting API calls")
         installation.wait_until_idle()
         found = installation.calls_since(mark, kind, namespace)
     installation.clear(kind, namespace)
@@ -142,49 +161,61 @@ def _count(installation: Installation, kind: Kind, *, runs: int, say: Say) -> li
     ]
 
 
-def _run_all(
-    installation: Installation,
-    kind: Kind,
-    namespace: str,
-    *,
-    runs: int,
-    per_second: float | None,
-    say: Say,
-    title: str,
-) -> Timeline:
+def _run_all(installation: Installation, kind: Kind, namespace: str, load: Load, *, say: Say, title: str) -> Timeline:
     """Create the runs and wait until all are complete."""
     kubeconfig = str(installation.control_plane.kubeconfig())
 
     async def run_all() -> Timeline:
-        timeline = Timeline(runs)
+        timeline = Timeline(load.runs)
         async with (
-            asyncio.timeout(STALL_SECONDS) as limit,
             await Cluster.connect(kubeconfig) as cluster,
             observed(cluster, kind, namespace, timeline),
-            asyncio.TaskGroup() as group,
+            expecting_progress(timeline, load.runs, say=say, title=f"{kind.label}, {title}"),
         ):
-            progress = group.create_task(
-                _report_progress(
-                    timeline, limit, lambda: say(f"  … {kind.label}, {title}: {timeline.finished} of {runs}")
-                )
+            await create_runs(
+                *(cluster, kind, namespace, timeline),
+                runs=load.runs,
+                per_second=load.per_second,
+                end_of=load.end_of,
             )
-            await create_runs(cluster, kind, namespace, timeline, runs=runs, per_second=per_second)
             await timeline.complete.wait()
-            progress.cancel()
         return timeline
 
-    try:
-        timeline = uvloop.run(run_all())
-    except TimeoutError as error:
-        raise BenchError(
-            f"{kind.label}, {title}: no progress for {STALL_SECONDS:g} s; check that its controller is running"
-        ) from error
+    timeline = uvloop.run(run_all())
     if timeline.failed:
         raise BenchError(f"{kind.label}, {title}: {len(timeline.failed)} runs failed, but all must succeed")
+    failures = sum(load.end_of(number) is PodEnd.FAILS_ONCE for number in range(load.runs))
+    second = sum(len(found) - 1 for found in timeline.pods.values())
+    if second != failures:
+        raise BenchError(f"{kind.label}, {title}: {failures} first pods fail, but there are {second} second pods")
     return timeline
 
 
-async def _report_progress(timeline: Timeline, limit: asyncio.Timeout, report: Callable[[], None]) -> None:
+@contextlib.asynccontextmanager
+async def expecting_progress(
+    timeline: Timeline, runs: int, *, say: Say, title: str, seconds: float = STALL_SECONDS
+) -> AsyncIterator[None]:
+    """Report progress within the `with` block.
+
+    Raises:
+        BenchError: nothing was observed for `seconds`.
+    """
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            progress = asyncio.create_task(
+                _report_progress(timeline, limit, seconds, lambda: say(f"  … {title}: {timeline.finished} of {runs}"))
+            )
+            try:
+                yield
+            finally:
+                progress.cancel()
+    except TimeoutError as error:
+        raise BenchError(f"{title}: no progress for {seconds:g} s; check that its controller is running") from error
+
+
+async def _report_progress(
+    timeline: Timeline, limit: asyncio.Timeout, seconds: float, report: Callable[[], None]
+) -> None:
     """Report progress periodically, and extend the time limit while there is progress."""
     loop = asyncio.get_running_loop()
     reported, seen = loop.time(), 0
@@ -192,7 +223,7 @@ async def _report_progress(timeline: Timeline, limit: asyncio.Timeout, report: C
         await asyncio.sleep(1)
         if timeline.steps > seen:
             seen = timeline.steps
-            limit.reschedule(loop.time() + STALL_SECONDS)
+            limit.reschedule(loop.time() + seconds)
         if loop.time() > reported + PROGRESS_SECONDS:
             reported = loop.time()
             report()

@@ -66,6 +66,14 @@ def test_report_has_a_row_for_every_call_and_a_total() -> None:
     ]
 
 
+def test_report_shows_the_runs_that_one_core_serves_and_the_cores_for_ten_times_the_rate() -> None:
+    report = report_of(some_results())
+    assert "10 times the measured rate is 10,000 runs a minute. The operator then sends 167 writes a second" in report
+    assert rows_of(report, "operator") == ["| operator | 5.0 | 12,000 | 0.8 |"]
+    assert rows_of(report, "API server") == ["| API server | 30.0 | 2,000 | 5.0 |"]
+    assert "Bounds of TaskRuns" not in report_of(some_results([Kind.JOB]))
+
+
 def test_report_without_jobs_has_no_ratio() -> None:
     assert rows_of(report_of(some_results([Kind.TASKRUN])), "TaskRun")[1] == "| TaskRun | - | - | - | - |"
 
