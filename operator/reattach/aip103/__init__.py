@@ -3,6 +3,9 @@
     reattach.aip103.run(my_task)              # as the last line of its file
     python -m reattach.aip103 module:my_task  # without a change of the file
     python -m reattach.aip103 module:my_task --on-cleanup module:my_hook
+    python -m reattach.aip103 --manifest module:my_task --image IMAGE
+
+In place of a module, the command also takes the path of a Python file.
 
 The function receives the part of Airflow's context that a TaskRun has: `task_state`, `ti`,
 `task_instance`, `try_number` and `run_id`. `task_state_store` is the name of `task_state` in
@@ -29,13 +32,18 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import json
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from reattach.aip103.dagfile import arguments_of, install_stand_ins
+from reattach.aip103.manifest import build_taskrun
 from reattach.errors import NotReady, PermanentFailure
 from reattach.task.cleanup import CleanupTask
 from reattach.task.context import Task, TaskContext, task
@@ -153,15 +161,45 @@ def handler_of(function: Callable[..., Any]) -> Callable[[Task | CleanupTask], A
 
 
 def main() -> None:
-    """`python -m reattach.aip103 module:function [--on-cleanup module:function]`."""
-    usage = "python -m reattach.aip103 module:function [--on-cleanup module:function]"
+    """Run a task function, or print its TaskRun.
+
+    Usage: `python -m reattach.aip103 [--manifest --image IMAGE] FILE:function`.
+    FILE is a module or the path of a Python file.
+    """
+    usage = (
+        "python -m reattach.aip103 module:function [--on-cleanup module:function]\n"
+        "       python -m reattach.aip103 --manifest module:function --image IMAGE"
+    )
     parser = _Parser(prog="python -m reattach.aip103", usage=usage, allow_abbrev=False)
     parser.add_argument("function", metavar="module:function", type=_reference)
     parser.add_argument("--on-cleanup", metavar="module:function", type=_reference)
+    parser.add_argument("--manifest", action="store_true")
+    parser.add_argument("--image")
     arguments = parser.parse_args()
-    _install_airflow_stub()
+    if arguments.manifest != (arguments.image is not None):
+        parser.error("--manifest and --image must be set together")
+    install_stand_ins(always=arguments.manifest)
     function = _import_function(arguments.function)
+    reference = ":".join(arguments.function)
+    if arguments.manifest:
+        try:
+            taskrun = build_taskrun(reference, arguments_of(function), arguments.image)
+        except ValueError as error:
+            parser.error(str(error))
+        sys.stdout.write(json.dumps(taskrun, indent=2) + "\n")
+        return
+    _warn_of_retries(function, reference)
     run(function, on_cleanup=arguments.on_cleanup and _import_function(arguments.on_cleanup))
+
+
+def _warn_of_retries(function: Any, reference: str) -> None:
+    """Warn at the first attempt that only the TaskRun's budgets count. A task can't read them."""
+    retries = arguments_of(function).get("retries")
+    if retries and os.environ.get("REATTACH_ATTEMPT") == "1":
+        sys.stderr.write(
+            f"retries={retries} of @task has no effect: a TaskRun retries by spec.retry.budgets.application. "
+            f"To print a TaskRun with these retries: python -m reattach.aip103 --manifest {reference} --image IMAGE\n"
+        )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -180,8 +218,24 @@ def _reference(text: str) -> tuple[str, str]:
 
 def _import_function(reference: tuple[str, str]) -> Callable[..., Any]:
     module, name = reference
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    loaded = _import_path(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+    try:
+        function: Callable[..., Any] = getattr(loaded, name)
+    except AttributeError:
+        raise AttributeError(f"{module} must define {name} at the level of the module") from None
     return function
+
+
+def _import_path(path: Path) -> types.ModuleType:
+    """Import a file like a module of its folder, so that it may import files beside it."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"{path} must be a Python file")
+    sys.path.insert(0, str(path.parent.absolute()))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 _NAMES: Final = ("task_state", "task_state_store", "ti", "task_instance", "try_number", "run_id")
@@ -237,44 +291,3 @@ def _translate_airflow_errors() -> Iterator[None]:
             seconds = max(0.0, (date - datetime.now(date.tzinfo)).total_seconds())
             raise NotReady(seconds, f"Airflow's task is rescheduled for {date.isoformat()}") from error
         raise
-
-
-class _AirflowRescheduleException(Exception):  # noqa: N818 # Airflow named it
-    def __init__(self, reschedule_date: datetime) -> None:
-        super().__init__()
-        self.reschedule_date = reschedule_date
-
-
-_AirflowRescheduleException.__name__ = "AirflowRescheduleException"
-
-
-def _install_airflow_stub() -> None:
-    """Provide the names that AIP-103 imports from Airflow, if Airflow is not installed."""
-    if importlib.util.find_spec("airflow") is not None:
-        return
-    exceptions = {
-        "AirflowFailException": type("AirflowFailException", (Exception,), {}),
-        "AirflowRescheduleException": _AirflowRescheduleException,
-    }
-    contents: dict[str, dict[str, Any]] = {
-        "airflow": {},
-        "airflow.exceptions": exceptions,
-        "airflow.sdk": {"NEVER_EXPIRE": NEVER_EXPIRE},
-        "airflow.sdk.exceptions": exceptions,
-        "airflow.sdk.execution_time": {},
-        "airflow.sdk.execution_time.context": {"NEVER_EXPIRE": NEVER_EXPIRE},
-    }
-    for name, names in contents.items():
-        module = types.ModuleType(
-            name, "Names that a task function of AIP-103 imports, because Airflow is not installed."
-        )
-        module.__path__ = []  # makes it a package, which may contain modules
-        module.__dict__.update(names)
-        sys.modules[name] = module
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], child, module)
-
-
-if __name__ == "__main__":
-    main()
