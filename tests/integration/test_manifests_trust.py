@@ -1081,6 +1081,34 @@ def test_the_policies_are_well_typed(cluster: RunningControlPlane) -> None:
         assert not policy["status"]["typeChecking"].get("expressionWarnings"), policy["metadata"]["name"]
 
 
+def test_writes_that_break_no_rule_are_skipped_by_match_conditions(cluster: RunningControlPlane) -> None:
+    """The API server converts the objects three times more for a policy that it evaluates."""
+    collection = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/reattach-reattach-"
+    marked = pod("marked", labels={"reattach.dev/attempt": "1"})
+    operator: Object = {"user": OPERATOR, "groups": ADMIN}
+    server: Object = {"user": SERVER, "groups": ADMIN}
+    try:
+        # With this rule, a policy rejects whatever it evaluates. The API server sees the
+        # policies in order, so waiting for the last one suffices.
+        rules = {"spec": {"variables": None, "validations": [{"expression": "false", "message": "evaluated"}]}}
+        for name in ("author", "configmaps", "operator-pods", "pods"):
+            cluster.call("PATCH", f"{collection}{name}", rules)
+        wait_until(lambda: "evaluated" in refused(cluster, "POST", PODS, marked), seconds=30, what="the rules act")
+        controller = owner("cheap", cluster.call("POST", TASKRUNS, a_taskrun("cheap"))["metadata"]["uid"])
+        attempt, state = an_attempt(controller), a_state(controller)
+        path = f"{PODS}/{attempt['metadata']['name']}"
+        cluster.call("POST", PODS, attempt, **operator)
+        cluster.call("PATCH", f"{path}/status", {"status": {"phase": "Running"}})
+        cluster.call("PATCH", path, {"spec": {"activeDeadlineSeconds": 9}}, **operator)
+        cluster.call("PATCH", path, {"metadata": {"finalizers": None}}, **operator)
+        path = f"{CONFIGMAPS}/{state['metadata']['name']}"
+        cluster.call("POST", CONFIGMAPS, state, **server)
+        cluster.call("PATCH", path, {"data": {"a": "c"}}, **server)
+        cluster.call("PATCH", path, {"metadata": {"finalizers": None}}, **server)
+    finally:
+        install_admission(cluster)
+
+
 def test_what_can_not_change_is_held_by_the_policy_alone(cluster: RunningControlPlane) -> None:
     """The schema says the same, field by field; here it does not, so that only the policy can have refused."""
     crd = yaml.safe_load(CRD.read_text())

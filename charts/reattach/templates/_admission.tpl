@@ -56,3 +56,19 @@ external jobs. A job may be of any kind, or copy its labels to its pods, and Rea
 {{- define "reattach.isReservedKey" -}}
 key.startsWith('reattach.dev/') && !(key in ['reattach.dev/submission-token', 'reattach.dev/submitted-by', 'reattach.dev/submitted-as'])
 {{- end -}}
+
+{{/*
+Condition: the request breaks at least one of these rules. Takes the variables and validations of a policy as YAML, and writes the variables out,
+because match conditions have none. With this match condition, a policy is evaluated only to say what is wrong. The API server converts both objects
+of a request once for the match conditions. For the rules and messages of a policy, it converts them three times more.
+*/}}
+{{- define "reattach.breaksARule" -}}
+{{- $rules := fromYaml . -}}
+{{- $all := list -}}
+{{- range $rules.validations }}{{ $all = append $all (printf "(%s)" .expression) }}{{ end -}}
+{{- $condition := printf "!(%s)" (join " && " $all) -}}
+{{- range reverse ($rules.variables | default list) }}
+{{- $condition = regexReplaceAllLiteral (printf "variables\\.%s\\b" .name) $condition (printf "(%s)" .expression) -}}
+{{- end -}}
+{{- $condition -}}
+{{- end -}}
