@@ -352,7 +352,7 @@ def decision_of(taskrun: ATaskRun | TaskRun, *pods: APod, now: float = 10, **mor
     nodes = more.pop("nodes", {})
     seen, is_read = observed(taskrun, *pods, **more), False
     if isinstance(state, StateView) and state.epoch is not None and seen.taskrun.status.state is None:
-        # The attempt got no answer before status named the state.
+        # The first call of an attempt returns only once status names the state.
         named = StateReference(config_map=state_name(NAME, UID), uid=state.uid)
         status = msgspec.structs.replace(seen.taskrun.status, state=named)
         seen = replace(seen, taskrun=msgspec.structs.replace(seen.taskrun, status=status))

@@ -33,13 +33,13 @@ def ended_but_unrecorded(context: DecisionContext) -> tuple[AttemptView, ...]:
 def is_absence_provable(context: DecisionContext) -> bool:
     """Return whether the write that records an end can prove that there is no state.
 
-    An attempt gets no answer to its first call before `status.state` names its state. The end of an
+    The first call of an attempt returns only once `status.state` names its state. The end of an
     attempt is recorded with the resourceVersion of a status without that name. So the write fails
     with a conflict if an attempt could store anything, and the decision is made again. This saves
     a read for each short run.
 
     Only if pods have reported the ends of all attempts that are recorded now, because no end is
-    then left open. A cleanup attempt stores the jobs that it adopts before its call is answered.
+    then left open. A cleanup attempt stores the jobs that it adopts before its first call returns.
     """
     views = ended_but_unrecorded(context)
     is_cleaning_up = context.status.ending is not None or context.metadata.deletion_timestamp is not None
