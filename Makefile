@@ -95,7 +95,7 @@ conformance: $(READY) control-plane ## run every crash point with the adapters, 
 	$(PYTEST) tests/conformance -n $(WORKERS) --dist loadgroup
 
 .PHONY: systems
-systems: $(READY) cluster-up ## run the adapters with real Ray and Slurm, which the tests start, and with Jobs of the local cluster (REATTACH_ALL=1: every case)
+systems: $(READY) cluster-up ## run the adapters with real Ray and Slurm and with Airflow operators, which the tests start, and with Jobs of the local cluster (REATTACH_ALL=1: every case)
 	@hack/systems/up $(BIN)/python
 	$(PYTEST) tests/systems -n $(WORKERS) --dist loadfile
 

@@ -166,6 +166,7 @@ class OperatorAdapter(Adapter):
         self.request_seconds = request_seconds
         self._kind = _Kind() if known is None else known()
         self._cancel = cancel
+        self._cancelled: set[str] = set()
         self._operator = wrapped
         self._fields = {field: getattr(wrapped, field, None) for field in wrapped.template_fields}
         _check_fields(wrapped, self._fields)
@@ -203,7 +204,8 @@ class OperatorAdapter(Adapter):
             status = str(copied.get_job_status(external_id, context))
         except Exception as error:
             if _is_absent(error):
-                return NotFound(str(error))
+                # Livy cancels a batch by its deletion.
+                return Cancelled(str(error)) if handle in self._cancelled else NotFound(str(error))
             raise
         if copied.is_job_active(status):
             return Active(status)
@@ -222,6 +224,7 @@ class OperatorAdapter(Adapter):
             return
         self._kind.select(copied, _id_of(handle))
         copied.on_kill()
+        self._cancelled.add(handle)
 
     def _fields_of(self, request: Any) -> dict[str, Any]:
         """Return the template fields of the job. Raises `Rejected`."""

@@ -197,6 +197,41 @@ class TestCancel:
         assert durable.calls == [("status", "id-1")]
 
 
+class LivyOperator(Durable):
+    def __init__(self) -> None:
+        super().__init__()
+        self._extra_options: dict[str, Any] = {}
+        self._batch_id: Any = None
+
+    def get_job_status(self, external_id: Any, context: Any) -> str:
+        if self.responses["status"] == "gone":
+            error = RuntimeError("Unable to fetch batch")
+            error.__cause__ = cause = RuntimeError("HTTP")
+            text = self.responses["text"]
+            cause.response = SimpleNamespace(status_code=404, text=text)  # type: ignore[attr-defined]
+            raise error
+        return super().get_job_status(external_id, context)
+
+    def on_kill(self) -> None:
+        self.responses["status"] = "gone"
+
+
+class TestDeletedBatch:
+    def test_batch_that_this_process_deleted_is_cancelled_and_another_one_is_not_found(self) -> None:
+        durable = LivyOperator()
+        durable.responses["text"] = "Session '3' not found."
+        adapter = reattach.airflow.operator(durable)
+        adapter.cancel("3")
+        assert isinstance(adapter.status("3"), Cancelled)
+        assert isinstance(reattach.airflow.operator(durable).status("3"), NotFound)
+
+    def test_a_404_of_a_proxy_proves_nothing(self) -> None:
+        durable = LivyOperator()
+        durable.responses |= {"status": "gone", "text": "no such route"}
+        with pytest.raises(RuntimeError):
+            reattach.airflow.operator(durable).status("3")
+
+
 class TestOperator:
     def test_digest_follows_the_fields_of_the_job(self) -> None:
         adapter = adapter_of(Durable())
