@@ -58,7 +58,7 @@ check: $(READY) ## run ruff, its formatter, the language rule, mypy and import-l
 	$(BIN)/ruff format --check
 	$(BIN)/python hack/language.py
 	$(BIN)/mypy
-	$(BIN)/mypy $(MYPY_TESTS) hack/demo.py hack/golden.py hack/language.py hack/chart_readme.py hack/bench
+	$(BIN)/mypy $(MYPY_TESTS) hack/cli_reference.py hack/demo.py hack/golden.py hack/language.py hack/chart_readme.py hack/bench
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: format
@@ -69,6 +69,10 @@ format: $(READY) ## fix and format the code with ruff
 .PHONY: lock
 lock: ## resolve the dependencies and write requirements*.lock
 	hack/lock $(PYTHON)
+
+.PHONY: docs
+docs: $(READY) ## build the documentation site into build/docs/site, and fail on broken links
+	@hack/docs $(BIN)/python
 
 ##@ Tests by level
 
