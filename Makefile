@@ -53,10 +53,11 @@ $(READY): requirements.lock pyproject.toml hack/venv
 	@touch $@
 
 .PHONY: check
-check: $(READY) ## run ruff, its formatter, the language rule, mypy and import-linter: required before a review
+check: $(READY) ## run ruff, its formatter, the language rule, codespell, mypy and import-linter: required before a review
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/python hack/language.py
+	git ls-files -z '*.md' charts crds examples | xargs -0 $(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/mypy $(MYPY_TESTS) hack/cli_reference.py hack/demo.py hack/golden.py hack/language.py hack/chart_readme.py hack/bench
 	$(BIN)/lint-imports --no-logo
