@@ -66,7 +66,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, environment: Mapping[str,
         help="serve /metrics on --metrics-port, to every client that can reach it",
     )
     add("--workers", type=int, default=32, help="number of TaskRuns that are reconciled at once")
-    add("--writes-per-second", type=float, default=100.0, help="maximum of writes to the API server, on average")
+    add("--writes-per-second", type=float, default=1000.0, help="maximum of writes to the API server, on average")
     add("--writes-at-once", type=int, default=32, help="maximum of concurrent writes")
     add(
         "--sweep-seconds",
