@@ -82,7 +82,7 @@ unit: $(READY) ## unit tests, with full branch coverage of the planner
 	$(PYTEST) tests/unit -n $(WORKERS) --cov=reattach.planner --cov-branch --cov-fail-under=100
 
 .PHONY: integration
-integration: $(READY) control-plane ## tests on a real API server without nodes
+integration: $(READY) control-plane prometheus ## tests on a real API server without nodes
 	@# Keep the order of tests/integration/conftest.py. xdist would run the files with the fewest tests last, although they take longest.
 	$(PYTEST) tests/integration -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -100,7 +100,7 @@ systems: $(READY) cluster-up ## run the adapters with real Ray and Slurm and wit
 	$(PYTEST) tests/systems -n $(WORKERS) --dist loadfile
 
 .PHONY: chart
-chart: $(READY) control-plane ## lint and render the Helm chart, and test its values
+chart: $(READY) control-plane prometheus ## lint and render the Helm chart, and test its values
 	$(PYTEST) tests/chart
 
 .PHONY: golden
@@ -131,6 +131,10 @@ cluster-down: ## delete the cluster and stop the dockerd that cluster-up started
 .PHONY: control-plane
 control-plane: ## build only the programs (kind, kubectl, helm, Kubernetes, etcd); needs no container engine
 	@hack/cluster/tools
+
+.PHONY: prometheus
+prometheus: ## provide prometheus and promtool for the tests of the alerts
+	@hack/prometheus
 
 .PHONY: image
 image: $(READY) cluster-up ## build localhost/reattach:dev and load it into the cluster
