@@ -95,7 +95,7 @@ _EXCEPTIONS: Final = {
 _CONTENTS: Final[dict[str, dict[str, Any]]] = {
     "airflow": {},
     "airflow.exceptions": _EXCEPTIONS,
-    "airflow.sdk": {"NEVER_EXPIRE": NEVER_EXPIRE, "task": task},
+    "airflow.sdk": {"DAG": DAG, "NEVER_EXPIRE": NEVER_EXPIRE, "task": task},
     "airflow.sdk.exceptions": _EXCEPTIONS,
     "airflow.sdk.execution_time": {},
     "airflow.sdk.execution_time.context": {"NEVER_EXPIRE": NEVER_EXPIRE},
