@@ -57,6 +57,11 @@ _UNCONNECTED: Final = frozenset(
     {"NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "EndpointConnectionError"}
 )
 """Errors of urllib3 and botocore by which no request has left."""
+_UNCERTAIN: Final = frozenset(
+    {"BrokenPipeError", "ChunkedEncodingError", "ConnectionClosedError", "ConnectionResetError", "ProtocolError"}
+    | {"ReadTimeout", "ReadTimeoutError", "RemoteDisconnected"}
+)
+"""Errors after which a request may have arrived."""
 _RETRIABLE: Final = frozenset({408, 425, 429})
 
 
@@ -340,7 +345,13 @@ def _response_of(error: BaseException) -> tuple[int, str] | None:
 
 
 def _rejection_of(error: BaseException) -> Rejected | None:
-    """Return the rejection that an error of `submit_job` proves, or None."""
+    """Return the rejection that an error of `submit_job` proves, or None.
+
+    The chain of an error may contain those of several requests. It proves nothing if one of them
+    may have arrived.
+    """
+    if _is_any_of(error, _UNCERTAIN):
+        return None
     if (response := _response_of(error)) is not None:
         status, text = response
         if status in CREDENTIALS_REFUSED:
@@ -350,9 +361,11 @@ def _rejection_of(error: BaseException) -> Rejected | None:
         if 400 <= status < 500 and status not in _RETRIABLE:
             return Rejected(f"{status} {text}"[:400])
         return None
-    if any(kind.__name__ in _UNCONNECTED for one in _chain_of(error) for kind in type(one).__mro__):
-        return Rejected(str(error)[:400], retriable=True)
-    return None
+    return Rejected(str(error)[:400], retriable=True) if _is_any_of(error, _UNCONNECTED) else None
+
+
+def _is_any_of(error: BaseException, names: frozenset[str]) -> bool:
+    return any(kind.__name__ in names for one in _chain_of(error) for kind in type(one).__mro__)
 
 
 def _is_absent(error: BaseException) -> bool:

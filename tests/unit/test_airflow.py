@@ -25,6 +25,10 @@ from reattach.adapters.base import (
 from reattach.airflow import OperatorAdapter
 
 
+class NewConnectionError(Exception):
+    """Stand-in for the error of urllib3."""
+
+
 class Durable:
     """Operator with scripted responses. A copy shares `calls` and `responses` with it."""
 
@@ -143,6 +147,20 @@ class TestSubmit:
     def test_response_that_proves_nothing_is_no_rejection(self, status: int) -> None:
         with pytest.raises(RuntimeError):
             reattach.airflow.operator(RedshiftDataOperator(error_with(status))).submit(a_submission({}))
+
+    @pytest.mark.parametrize("first", [400, NewConnectionError])
+    def test_request_that_may_have_arrived_is_no_rejection_whatever_failed_before(self, first: Any) -> None:
+        error = ConnectionResetError("the request had left")
+        error.__context__ = error_with(first) if isinstance(first, int) else first()
+        with pytest.raises(ConnectionResetError):
+            reattach.airflow.operator(RedshiftDataOperator(error)).submit(a_submission({}))
+
+    def test_request_without_a_connection_is_a_rejection(self) -> None:
+        error = RuntimeError("the service is away")
+        error.__context__ = NewConnectionError()
+        with pytest.raises(Rejected) as rejected:
+            reattach.airflow.operator(RedshiftDataOperator(error)).submit(a_submission({}))
+        assert rejected.value.retriable
 
     def test_databricks_gets_our_token_and_a_short_timeout(self) -> None:
         durable = DatabricksSubmitRunOperator()
