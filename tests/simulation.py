@@ -656,8 +656,10 @@ class ModelCluster:
             self.apply_event_to(self.choices.choice(pods))
 
     def apply_concurrent_writes(self) -> None:
-        """Store or refuse allowed intents between a read and a write of the operator."""
+        """Let tasks store intents and open the state between a read and a write of the operator."""
         for pod in list(self.pods.values()):
+            if not self.is_calm and pod.is_over and self.state is None and self.choices.random() < 0.3:
+                self.open_state(pod)
             if not self.is_calm and pod.runs and pod.intending is not None and self.choices.random() < 0.5:
                 self.act_on_jobs(pod)
 
