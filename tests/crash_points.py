@@ -102,7 +102,7 @@ def _run_one(
             assert history.starts == 1, f"the operator ended by itself:\n{history.log[-3000:]}"
         else:
             crashed_at = kind_of(history.struck), point.when
-            assert history.starts == 2, f"it was started {history.starts} times"
+            assert history.starts == 2, f"it was started {history.starts} times:\n{history.log[-6000:]}"
         check(history, expected)
     except AssertionError as error:
         return CrashResult(crashed_at, f"crashed {point}: {error}")
