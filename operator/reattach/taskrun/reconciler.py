@@ -213,7 +213,7 @@ class Reconciler:
         )
         plan = await self._decide_with_state(key, observed)
         if plan.write_by is not None and self._clock() < plan.write_by and self._queue.depth > 0:
-            return min(plan.write_by, self._clock() + _SHOW_LATER)
+            return min(plan.write_by, plan.requeue_at or plan.write_by, self._clock() + _SHOW_LATER)
         if plan.status is not None:
             try:
                 taskrun = await self._record(taskrun, plan.status)

@@ -740,6 +740,9 @@ async def test_progress_is_shown_once_no_other_taskrun_waits_or_it_is_due() -> N
     other = Key("team", "other")
     scene.reconciler._queue.add(other)
     assert await scene.reconciler.reconcile(KEY) == NOW + timedelta(seconds=5)
+    deadline = NOW + timedelta(seconds=2)
+    scene.reconciler._decide = lambda *_: Plan(status=shown, write_by=NOW + timedelta(seconds=30), requeue_at=deadline)
+    assert await scene.reconciler.reconcile(KEY) == deadline
     assert scene.client.patches == []
     scene.reconciler._decide = lambda *_: Plan(status=shown, write_by=NOW)
     await scene.reconciler.reconcile(KEY)
