@@ -592,6 +592,9 @@ class RunningControlPlane(ControlPlane):
                 "kubeconfig": config,
                 "controllers": ",".join(self.setup.controllers),
                 "leader-elect": "false",
+                # The deletion of a namespace takes some 70 requests, and tests wait for it: by default, 20 are sent in a second.
+                "kube-api-qps": "1000",
+                "kube-api-burst": "1000",
                 "secure-port": "0",
                 "root-ca-file": "ca.crt",
                 "service-account-private-key-file": "service-accounts.key",
