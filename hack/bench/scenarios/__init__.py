@@ -9,6 +9,7 @@ from bench.scenarios.refusals import measure_quota, measure_throttling
 from bench.scenarios.restart import measure_failover, measure_restart
 from bench.scenarios.state import measure_job, measure_state, measure_state_api
 from bench.scenarios.throughput import measure_failures, measure_happy, measure_sizes
+from bench.scenarios.writes import measure_writes
 
 __all__ = ["SCENARIOS", "Parameters", "Scenario", "Table"]
 
@@ -28,6 +29,7 @@ _ALL = (
     Scenario(
         "state-api", "sets at full speed, at half of it, and on two replicas", measure_state_api, 1000, 150, 20, 8
     ),
+    Scenario("writes", "the API server's CPU time for each write", measure_writes, 1000, 0),
     Scenario(
         "defaults",
         "every controller keeps its default limits",
