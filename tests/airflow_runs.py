@@ -24,7 +24,7 @@ from stateapi import Servers
 from taskpods import environment_of
 
 JSON = dict[str, Any]
-SECONDS = 120
+SECONDS = 240
 EXAMPLES = re.compile(r"airflow/example_dags/example_\w+_state_store\w*\.py")
 
 
