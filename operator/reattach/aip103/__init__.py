@@ -275,7 +275,10 @@ def _tasks_of_dags(module: types.ModuleType, name: str) -> list[DecoratedTask]:
     dags = {id(value): value for value in vars(module).values() if hasattr(value, "task_dict")}
     operators = [dag.task_dict[name] for dag in dags.values() if name in dag.task_dict]
     return [
-        DecoratedTask(operator.python_callable, {"retries": operator.retries})
+        DecoratedTask(
+            operator.python_callable,
+            {"retries": operator.retries, "retry_policy": getattr(operator, "retry_policy", None)},
+        )
         for operator in operators
         if hasattr(operator, "python_callable")
     ]
