@@ -20,6 +20,7 @@ unknown whether its job was submitted. The exceptions are Databricks' operators,
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from types import SimpleNamespace
@@ -63,6 +64,12 @@ _UNCERTAIN: Final = frozenset(
 )
 """Errors after which a request may have arrived."""
 _RETRIABLE: Final = frozenset({408, 425, 429})
+_ABSENT: Final = (
+    (404, r"Session '.*not found"),  # Livy
+    (400, r"Run .* does not exist"),  # Databricks, with INVALID_PARAMETER_VALUE
+    (400, r"ResourceNotFoundException"),  # Redshift Data
+)
+"""Status and text by which a service reports that it has no such job."""
 
 
 class _Kind:
@@ -84,7 +91,12 @@ class _Kind:
 
 
 class _Databricks(_Kind):
-    """Databricks honors a token for as long as it keeps the run, which is 60 days."""
+    """Databricks honors a token for as long as it keeps the run, which is 60 days.
+
+    A repeated token returns the run that exists, and an error if the run was deleted:
+    https://docs.databricks.com/api/workspace/jobs/submit#idempotency_token. Runs are removed after
+    60 days: https://docs.databricks.com/api/workspace/jobs/getrunoutput.
+    """
 
     capabilities = Capabilities(token=SubmissionToken(timedelta(days=60)))
 
@@ -369,6 +381,8 @@ def _is_any_of(error: BaseException, names: frozenset[str]) -> bool:
 
 
 def _is_absent(error: BaseException) -> bool:
-    """Return whether Livy itself reports that it has no such batch: a proxy's 404 does not."""
+    """Return whether the service itself reports that it has no such job: a proxy's 404 does not."""
     response = _response_of(error)
-    return response is not None and response[0] == 404 and "Session '" in response[1] and "not found" in response[1]
+    return response is not None and any(
+        response[0] == status and re.search(pattern, response[1]) for status, pattern in _ABSENT
+    )

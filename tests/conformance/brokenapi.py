@@ -11,7 +11,10 @@ from reattach.testing import Fault
 from reattach.testing.loopback_server import LoopbackServer
 
 OperationsOf = Callable[[str, str], tuple[str, ...]]
-"""Returns the operations of a method and path: `submit`, `look-up`, `status`."""
+"""Returns the operations of a method and path: `submit`, `look-up`, `status`.
+
+An API of AWS has one path. Its header X-Amz-Target, which names the operation, takes the place.
+"""
 _HOP_HEADERS = {"host", "content-length", "connection", "accept-encoding"}
 
 
@@ -53,7 +56,8 @@ class BrokenApi:
 
     def _next_fault(self, request: web.Request) -> Fault | None:
         fault = self._fault
-        if fault is None or fault.on not in self._operations_of(request.method, request.path):
+        path = request.headers.get("X-Amz-Target", request.path)
+        if fault is None or fault.on not in self._operations_of(request.method, path):
             return None
         if fault.how != "error" and "dryRun" in request.query:
             return None  # a dry run makes no job, so the fault is that of the creation

@@ -226,7 +226,8 @@ class LivyOperator(Durable):
             error = RuntimeError("Unable to fetch batch")
             error.__cause__ = cause = RuntimeError("HTTP")
             text = self.responses["text"]
-            cause.response = SimpleNamespace(status_code=404, text=text)  # type: ignore[attr-defined]
+            code = self.responses.get("code", 404)
+            cause.response = SimpleNamespace(status_code=code, text=text)  # type: ignore[attr-defined]
             raise error
         return super().get_job_status(external_id, context)
 
@@ -241,6 +242,18 @@ class TestDeletedBatch:
         adapter = reattach.airflow.operator(durable)
         adapter.cancel("3")
         assert isinstance(adapter.status("3"), Cancelled)
+        assert isinstance(reattach.airflow.operator(durable).status("3"), NotFound)
+
+    @pytest.mark.parametrize(
+        "code,text",
+        [
+            (400, '{"error_code":"INVALID_PARAMETER_VALUE","message":"Run 3 does not exist."}'),
+            (400, '{"__type":"ResourceNotFoundException","Message":"Query does not exist."}'),
+        ],
+    )
+    def test_a_job_that_the_service_does_not_know_is_not_found(self, code: int, text: str) -> None:
+        durable = LivyOperator()
+        durable.responses |= {"status": "gone", "text": text, "code": code}
         assert isinstance(reattach.airflow.operator(durable).status("3"), NotFound)
 
     def test_a_404_of_a_proxy_proves_nothing(self) -> None:

@@ -5,11 +5,13 @@
     python -m reattach.aip103 module:my_task --on-cleanup module:my_hook
     python -m reattach.aip103 --manifest module:my_task --image IMAGE
 
-In place of a module, the command also takes the path of a Python file.
+In place of a module, the command also takes the path of a Python file. The function may be inside
+a function under `@dag`.
 
 The function receives the part of Airflow's context that a TaskRun has: `task_state`, `ti`,
 `task_instance`, `try_number` and `run_id`. `task_state_store` is the name of `task_state` in
-Airflow 3.3; both names work. The function may take `**context`, one argument `context`, or
+Airflow 3.3 and 3.4; both names work. Each use of `asset_state_store` fails the run, because the
+state of an asset outlives a TaskRun. The function may take `**context`, one argument `context`, or
 arguments of these names. It may be async, and Airflow's `@task` may wrap it. Its return value is
 the result of the TaskRun.
 
@@ -36,13 +38,13 @@ import json
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from reattach.aip103.dagfile import arguments_of, install_stand_ins
+from reattach.aip103.dagfile import DecoratedTask, arguments_of, collect_tasks, install_stand_ins
 from reattach.aip103.manifest import build_taskrun
 from reattach.errors import NotReady, PermanentFailure
 from reattach.task.cleanup import CleanupTask
@@ -97,6 +99,24 @@ class TaskState:
         await self._state.aclear()
 
 
+class AssetStateStores:
+    """`context["asset_state_store"]`, which a TaskRun does not have. Each use fails the run."""
+
+    def __getitem__(self, asset: Any) -> NoReturn:
+        raise PermanentFailure(_NO_ASSET_STATE)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise PermanentFailure(_NO_ASSET_STATE)
+
+
+_NO_ASSET_STATE: Final = (
+    "asset_state_store is not available, because the state of a TaskRun ends with it:"
+    " keep the value in a system of your own, or copy the state of an earlier TaskRun with spec.stateFrom"
+)
+
+
 @dataclass(frozen=True)
 class TaskInstance:
     """`context["ti"]`, with the attributes that a TaskRun has. `try_number` counts from 1."""
@@ -114,6 +134,7 @@ def context_of(opened: Task | CleanupTask) -> dict[str, Any]:
     return {
         "task_state": state,
         "task_state_store": state,
+        "asset_state_store": AssetStateStores(),
         "ti": instance,
         "task_instance": instance,
         "try_number": instance.try_number,
@@ -151,10 +172,11 @@ def handler_of(function: Callable[..., Any]) -> Callable[[Task | CleanupTask], A
     arguments_of = _arguments_from_context(plain)
 
     def body(opened: Task | CleanupTask) -> Any:
-        positional, named = arguments_of(context_of(opened))
+        context = context_of(opened)
+        positional, named = arguments_of(context)
         if inspect.iscoroutinefunction(plain):
-            return _call_async(plain, positional, named)
-        with _translate_airflow_errors():
+            return _call_async(plain, context, positional, named)
+        with _current(context), _translate_airflow_errors():
             return plain(*positional, **named)
 
     return body
@@ -175,6 +197,7 @@ def main() -> None:
     parser.add_argument("--on-cleanup", metavar="module:function", type=_reference)
     parser.add_argument("--manifest", action="store_true")
     parser.add_argument("--image")
+    parser.add_argument("--retries", type=int)
     arguments = parser.parse_args()
     if arguments.manifest != (arguments.image is not None):
         parser.error("--manifest and --image must be set together")
@@ -186,19 +209,35 @@ def main() -> None:
             taskrun = build_taskrun(reference, arguments_of(function), arguments.image)
         except ValueError as error:
             parser.error(str(error))
+        _warn_of_policy(function)
         sys.stdout.write(json.dumps(taskrun, indent=2) + "\n")
         return
-    _warn_of_retries(function, reference)
+    if os.environ.get("REATTACH_ATTEMPT") == "1":
+        _warn_of_retries(function, reference, arguments.retries)
+        _warn_of_policy(function)
     run(function, on_cleanup=arguments.on_cleanup and _import_function(arguments.on_cleanup))
 
 
-def _warn_of_retries(function: Any, reference: str) -> None:
-    """Warn at the first attempt that only the TaskRun's budgets count. A task can't read them."""
-    retries = arguments_of(function).get("retries")
-    if retries and os.environ.get("REATTACH_ATTEMPT") == "1":
+def _warn_of_retries(function: Any, reference: str, made_for: int | None) -> None:
+    """Warn that the TaskRun's budgets ignore the retries of `@task`. A task can't read the budgets.
+
+    `made_for`: the retries that `--manifest` wrote into the TaskRun, or None.
+    """
+    retries = arguments_of(function).get("retries") or 0
+    if retries == (made_for or 0):
+        return
+    since = "" if made_for is None else f", which was made for retries={made_for}"
+    sys.stderr.write(
+        f"retries={retries} of @task has no effect: a TaskRun retries by spec.retry.budgets.application{since}. "
+        f"To print a TaskRun with these retries: python -m reattach.aip103 --manifest {reference} --image IMAGE\n"
+    )
+
+
+def _warn_of_policy(function: Any) -> None:
+    if arguments_of(function).get("retry_policy") is not None:
         sys.stderr.write(
-            f"retries={retries} of @task has no effect: a TaskRun retries by spec.retry.budgets.application. "
-            f"To print a TaskRun with these retries: python -m reattach.aip103 --manifest {reference} --image IMAGE\n"
+            "retry_policy of @task has no effect: to fail the run at once, raise AirflowFailException, "
+            "and for other rules use spec.retry.rules of the TaskRun\n"
         )
 
 
@@ -218,12 +257,31 @@ def _reference(text: str) -> tuple[str, str]:
 
 def _import_function(reference: tuple[str, str]) -> Callable[..., Any]:
     module, name = reference
-    loaded = _import_path(Path(module)) if module.endswith(".py") else importlib.import_module(module)
-    try:
+    with collect_tasks() as tasks:
+        loaded = _import_path(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+    if hasattr(loaded, name):
         function: Callable[..., Any] = getattr(loaded, name)
-    except AttributeError:
-        raise AttributeError(f"{module} must define {name} at the level of the module") from None
-    return function
+        return function
+    found = [task for task in tasks if task.function.__name__ == name] or _tasks_of_dags(loaded, name)
+    if len(found) > 1:
+        raise AttributeError(f"{module} must define one task {name}, not {len(found)}")
+    if not found:
+        raise AttributeError(f"{module} must define {name} at the level of the module, or as a task of a Dag")
+    return found[0]
+
+
+def _tasks_of_dags(module: types.ModuleType, name: str) -> list[DecoratedTask]:
+    """Return the tasks of this name in the Dags of the module, if Airflow itself made them."""
+    dags = {id(value): value for value in vars(module).values() if hasattr(value, "task_dict")}
+    operators = [dag.task_dict[name] for dag in dags.values() if name in dag.task_dict]
+    return [
+        DecoratedTask(
+            operator.python_callable,
+            {"retries": operator.retries, "retry_policy": getattr(operator, "retry_policy", None)},
+        )
+        for operator in operators
+        if hasattr(operator, "python_callable")
+    ]
 
 
 def _import_path(path: Path) -> types.ModuleType:
@@ -238,7 +296,7 @@ def _import_path(path: Path) -> types.ModuleType:
     return module
 
 
-_NAMES: Final = ("task_state", "task_state_store", "ti", "task_instance", "try_number", "run_id")
+_NAMES: Final = ("task_state", "task_state_store", "ti", "task_instance", "try_number", "run_id", "asset_state_store")
 
 
 def _arguments_from_context(
@@ -267,9 +325,18 @@ def _arguments_from_context(
     return arguments_of
 
 
-async def _call_async(function: Callable[..., Any], positional: list[Any], named: dict[str, Any]) -> Any:
-    with _translate_airflow_errors():
+async def _call_async(
+    function: Callable[..., Any], context: dict[str, Any], positional: list[Any], named: dict[str, Any]
+) -> Any:
+    with _current(context), _translate_airflow_errors():
         return await function(*positional, **named)
+
+
+def _current(context: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """Make the context that of `get_current_context`, of Airflow or of the stand-in."""
+    module = sys.modules.get("airflow.sdk.execution_time.context")
+    make_current = getattr(module, "set_current_context", None)
+    return contextlib.nullcontext() if make_current is None else make_current(context)
 
 
 @contextlib.contextmanager

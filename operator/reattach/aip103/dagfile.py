@@ -2,22 +2,30 @@
 
 A Dag file describes a Dag around its task functions. The stand-ins keep the functions and the
 arguments of their decorators. A call of a task, which Airflow would add to the Dag, does nothing.
+A call of a function under `@dag` runs it, because its tasks are defined inside.
 """
 
+import contextlib
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import Any, Final, Self
 
+from reattach.aip103 import pendulum_names
 from reattach.task.value_checks import NEVER_EXPIRE
 
 _DEFAULT_ARGS: Final[ContextVar[dict[str, Any]]] = ContextVar("default_args")
 """The `default_args` of the DAG whose `with` block is open."""
+_TASKS: Final[ContextVar["list[DecoratedTask]"]] = ContextVar("tasks")
+"""The tasks of the Dag file that is being imported."""
+_CONTEXT: Final[ContextVar[Mapping[str, Any]]] = ContextVar("context")
+"""The context of the task function that runs."""
 
 
 class DAG:
@@ -33,6 +41,28 @@ class DAG:
 
     def __exit__(self, *_: object) -> None:
         _DEFAULT_ARGS.reset(self._token)
+
+
+def dag(function: Callable[..., Any] | str = "", **arguments: Any) -> Any:
+    """Stand-in for `@dag` and `@dag(...)`."""
+
+    def decorate(decorated: Callable[..., Any]) -> Callable[..., DAG]:
+        @functools.wraps(decorated)
+        def make(*positional: Any, **named: Any) -> DAG:
+            with DAG(decorated.__name__, **{name: arguments[name] for name in arguments if name != "dag_id"}) as made:
+                decorated(*positional, **named)
+            return made
+
+        return make
+
+    return decorate(function) if callable(function) else decorate
+
+
+class Asset:
+    """Stand-in for `airflow.sdk.Asset`. It does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Accept what Airflow's class does."""
 
 
 class TaskOutput:
@@ -53,6 +83,7 @@ class DecoratedTask:
     def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
         self.function = function
         self.arguments = {**_DEFAULT_ARGS.get({}), **arguments}
+        _TASKS.get([]).append(self)
 
     def __call__(self, *_: Any, **__: Any) -> TaskOutput:
         """Return a placeholder. Airflow would add the task to the Dag."""
@@ -72,6 +103,35 @@ def task(function: Callable[..., Any] | None = None, **arguments: Any) -> Any:
     if function is not None:
         return DecoratedTask(function, arguments)
     return lambda decorated: DecoratedTask(decorated, arguments)
+
+
+@contextlib.contextmanager
+def collect_tasks() -> Iterator[list[DecoratedTask]]:
+    """Yield a list that receives each task which is defined inside the `with`."""
+    tasks: list[DecoratedTask] = []
+    token = _TASKS.set(tasks)
+    try:
+        yield tasks
+    finally:
+        _TASKS.reset(token)
+
+
+@contextlib.contextmanager
+def set_current_context(context: Mapping[str, Any]) -> Iterator[None]:
+    """Stand-in for Airflow's function of this name: makes the context the current one."""
+    token = _CONTEXT.set(context)
+    try:
+        yield
+    finally:
+        _CONTEXT.reset(token)
+
+
+def get_current_context() -> Mapping[str, Any]:
+    """Stand-in for Airflow's function of this name."""
+    try:
+        return _CONTEXT.get()
+    except LookupError:
+        raise RuntimeError("get_current_context() must be called by a task function that runs") from None
 
 
 def arguments_of(function: Any) -> dict[str, Any]:
@@ -95,27 +155,45 @@ _EXCEPTIONS: Final = {
 _CONTENTS: Final[dict[str, dict[str, Any]]] = {
     "airflow": {},
     "airflow.exceptions": _EXCEPTIONS,
-    "airflow.sdk": {"DAG": DAG, "NEVER_EXPIRE": NEVER_EXPIRE, "task": task},
+    "airflow.sdk": {
+        "Asset": Asset,
+        "Context": dict,
+        "DAG": DAG,
+        "NEVER_EXPIRE": NEVER_EXPIRE,
+        "dag": dag,
+        "get_current_context": get_current_context,
+        "task": task,
+    },
     "airflow.sdk.exceptions": _EXCEPTIONS,
     "airflow.sdk.execution_time": {},
-    "airflow.sdk.execution_time.context": {"NEVER_EXPIRE": NEVER_EXPIRE},
+    "airflow.sdk.execution_time.context": {"NEVER_EXPIRE": NEVER_EXPIRE, "set_current_context": set_current_context},
 }
 
 
 def install_stand_ins(*, always: bool = False) -> None:
-    """Provide Airflow's names if Airflow is not installed, or `always`."""
+    """Provide Airflow's names if Airflow is not installed, or `always`.
+
+    Provide those of pendulum, with which Dag files write dates, if it is not installed.
+    """
+    if importlib.util.find_spec("pendulum") is None:
+        _add_module("pendulum", pendulum_names.NAMES)
     if not always and importlib.util.find_spec("airflow") is not None:
         return
     for name, names in _CONTENTS.items():
-        module = types.ModuleType(name, "Names that a Dag file imports from Airflow.")
-        module.__path__ = []  # makes it a package, which may contain modules
-        module.__dict__.update(names)
-        module.__dict__["__getattr__"] = _refuse_name(name)
-        sys.modules[name] = module
+        module = _add_module(name, names)
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
     sys.meta_path.insert(0, _MissingModules())
+
+
+def _add_module(name: str, names: Mapping[str, Any]) -> types.ModuleType:
+    module = types.ModuleType(name, "Names that a Dag file imports.")
+    module.__path__ = []  # makes it a package, which may contain modules
+    module.__dict__.update(names)
+    module.__dict__["__getattr__"] = _refuse_name(name)
+    sys.modules[name] = module
+    return module
 
 
 def _refuse_name(module: str) -> Callable[[str], Any]:
@@ -143,6 +221,8 @@ class _MissingModules(importlib.abc.MetaPathFinder):
 
 
 def _missing(name: str) -> str:
+    if name.startswith("pendulum"):
+        return f"Reattach has no stand-in for {name}: install pendulum in the image"
     is_provider = name.startswith("airflow.providers")
     package = "its provider package, apache-airflow-providers-…," if is_provider else "apache-airflow-task-sdk"
     return (

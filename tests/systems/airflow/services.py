@@ -25,6 +25,7 @@ class Job:
     started: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     deleted: bool = False
+    """Whether the service has forgotten the job. It may still run."""
 
     @property
     def state(self) -> str:
@@ -50,6 +51,10 @@ class Service:
                 self.by_token[token] = len(self.jobs)
             return len(self.jobs)
 
+    def forget(self, handle: str) -> None:
+        """Forget a job, as a service does with an old one."""
+        self.jobs[int(handle) - 1].deleted = True
+
     def count(self) -> int:
         return len(self.jobs)
 
@@ -61,6 +66,9 @@ class Service:
             seconds = float(body["notebook_task"]["base_parameters"]["seconds"])
             return 200, {"run_id": self.submit(seconds, body.get("idempotency_token"))}
         job = self.jobs[int(body["run_id"]) - 1]
+        if job.deleted:
+            message = f"Run {body['run_id']} does not exist."
+            return 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": message}
         if path == "/api/2.2/jobs/runs/cancel":
             job.cancelled = job.cancelled or job.state == "running"
             return 200, {}

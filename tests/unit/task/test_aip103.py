@@ -56,6 +56,14 @@ def test_a_function_gets_its_context_in_the_way_it_takes_it(pod: Pod, way: str) 
     assert pod.api.completed == [["job-7", 2]]
 
 
+def test_state_of_an_asset_is_refused_when_it_is_used(pod: Pod) -> None:
+    def load(asset_state_store: Any = None) -> Any:
+        return asset_state_store["orders"].get("watermark")
+
+    with pytest.raises(reattach.PermanentFailure, match=r"asset_state_store is not available.*spec\.stateFrom"):
+        aip103.run_in(pod.context(), load)
+
+
 @pytest.mark.parametrize("way", in_every_way())
 def test_a_cleanup_hook_gets_its_context_in_the_way_it_takes_it(pod: Pod, way: str) -> None:
     pod.api.values = {"job_id": "job-7"}

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import textwrap
-from datetime import timedelta
+import types
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from fakepod import Pod
 from reattach import aip103
-from reattach.aip103 import dagfile, manifest
+from reattach.aip103 import dagfile, manifest, pendulum_names
 
 DAG_FILE = """
 from datetime import datetime, timedelta
@@ -82,7 +83,7 @@ def test_the_manifest_has_the_retries_of_decorator_and_default_args(tmp_path: Pa
                     {
                         "name": "task",
                         "image": "a/b:1",
-                        "command": ["python", "-u", "-m", "reattach.aip103", "dags/nightly.py:run_job"],
+                        "command": ["python", "-u", "-m", "reattach.aip103", "dags/nightly.py:run_job", "--retries=2"],
                     }
                 ]
             }
@@ -97,6 +98,100 @@ def test_the_first_attempt_warns_that_the_retries_of_the_decorator_have_no_effec
     result = run(tmp_path, DAG_FILE, "dags/nightly.py:run_job", REATTACH_ATTEMPT=attempt)
     warning = "retries=2 of @task has no effect: a TaskRun retries by spec.retry.budgets.application"
     assert (warning in result.stderr) is warns
+
+
+@pytest.mark.parametrize(
+    "made_for,warning",
+    [("2", ""), ("1", "by spec.retry.budgets.application, which was made for retries=1. To print")],
+)
+def test_a_taskrun_of_other_retries_than_those_of_the_decorator_is_warned_of(
+    tmp_path: Path, made_for: str, warning: str
+) -> None:
+    result = run(tmp_path, DAG_FILE, "dags/nightly.py:run_job", f"--retries={made_for}", REATTACH_ATTEMPT="1")
+    assert warning in result.stderr
+    assert ("has no effect" in result.stderr) is bool(warning)
+
+
+@pytest.mark.parametrize("arguments", [["--manifest", "--image=a/b:1"], []])
+def test_a_retry_policy_is_warned_of(tmp_path: Path, arguments: list[str]) -> None:
+    source = DAG_FILE.replace("retries=2", "retry_policy=object()")
+    result = run(tmp_path, source, *arguments, "dags/nightly.py:run_job", REATTACH_ATTEMPT="1")
+    assert "retry_policy of @task has no effect: to fail the run at once, raise AirflowFailException" in result.stderr
+
+
+INSIDE_A_DAG_FUNCTION = """
+import pendulum
+from airflow.sdk import Asset, Context, dag, task
+
+ORDERS = Asset(name="orders", uri="s3://orders")
+
+@dag(
+    schedule=None,
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    default_args={"retry_delay": pendulum.duration(minutes=2)},
+)
+def nightly(rows: int = 3):
+    @task(retries=4, inlets=[ORDERS])
+    def run_job(context: Context):
+        print(rows)
+
+    run_job()
+
+nightly()
+"""
+
+
+def test_task_inside_a_dag_function_is_found_and_dates_of_pendulum_are_read(tmp_path: Path) -> None:
+    result = run(tmp_path, INSIDE_A_DAG_FUNCTION, "--manifest", "dags/nightly.py:run_job", "--image=a/b:1")
+    retry = json.loads(result.stdout)["spec"]["retry"]
+    assert (retry["budgets"]["application"], retry["backoff"]["initialSeconds"]) == (4, 120)
+
+
+def test_dag_decorator_without_arguments_makes_its_tasks(tmp_path: Path) -> None:
+    source = INSIDE_A_DAG_FUNCTION.replace("@dag(", "_ = dict(").replace("def nightly(", "@dag\ndef nightly(")
+    result = run(tmp_path, source, "dags/nightly.py:run_job")
+    assert "NotInPod" in result.stderr
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path: Path) -> None:
+    result = run(tmp_path, INSIDE_A_DAG_FUNCTION + "nightly()", "dags/nightly.py:run_job")
+    assert "dags/nightly.py must define one task run_job, not 2" in result.stderr
+
+
+def test_context_is_current_while_the_function_runs(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "airflow.sdk.execution_time.context"
+    module = types.ModuleType(name)
+    module.__dict__["set_current_context"] = dagfile.set_current_context
+    monkeypatch.setitem(sys.modules, name, module)
+    pod.api.values = {"job_id": "job-7"}
+
+    def run_job() -> Any:
+        return dagfile.get_current_context()["task_state_store"].get("job_id")
+
+    assert aip103.run_in(pod.context(), run_job) == "job-7"
+    with pytest.raises(RuntimeError, match="must be called by a task function"):
+        dagfile.get_current_context()
+
+
+class TestPendulumNames:
+    def test_dates_are_those_of_the_standard_library(self) -> None:
+        assert pendulum_names.at(2026, 3, 1, 4) == datetime(2026, 3, 1, 4, tzinfo=UTC)
+        in_rome = pendulum_names.at(2026, 3, 1, tz=pendulum_names.timezone("Europe/Rome"))
+        assert in_rome.utcoffset() == timedelta(hours=1)
+        assert pendulum_names.now().tzinfo is not None
+        assert pendulum_names.today("UTC").hour == 0
+
+    def test_a_method_of_pendulum_is_refused_with_the_remedy(self) -> None:
+        with pytest.raises(AttributeError, match="has no add: install pendulum in the image"):
+            pendulum_names.now("UTC").add(days=1)
+
+    def test_an_unknown_zone_is_refused_with_the_remedy(self) -> None:
+        with pytest.raises(ValueError, match="install tzdata or pendulum"):
+            pendulum_names.timezone("Mars/Olympus")
+
+    def test_other_names_are_refused_with_the_remedy(self, tmp_path: Path) -> None:
+        result = run(tmp_path, DAG_FILE + "from pendulum import instance", "dags/nightly.py:run_job")
+        assert "no stand-in for pendulum.instance: install pendulum in the image" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -122,7 +217,7 @@ def test_dag_file_with_a_name_without_stand_in_is_refused_with_the_remedy(
 
 def test_an_absent_function_is_refused(tmp_path: Path) -> None:
     result = run(tmp_path, DAG_FILE, "dags/nightly.py:other")
-    assert "dags/nightly.py must define other at the level of the module" in result.stderr
+    assert "dags/nightly.py must define other at the level of the module, or as a task of a Dag" in result.stderr
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
@@ -162,11 +257,14 @@ def test_the_execution_timeout_is_the_deadline_of_an_attempt() -> None:
         {"retry_delay": "5"},
         {"retry_delay": timedelta(days=2)},
         {"retry_exponential_backoff": "2"},
+        {"retry_exponential_backoff": 20},
+        {"retries": 10_001},
         {"execution_timeout": 5},
         {"execution_timeout": timedelta()},
+        {"execution_timeout": timedelta(days=366)},
     ],
 )
-def test_a_value_that_airflow_does_not_allow_is_refused_by_name(arguments: dict[str, Any]) -> None:
+def test_a_value_that_airflow_or_a_taskrun_does_not_allow_is_refused_by_name(arguments: dict[str, Any]) -> None:
     [name] = arguments
     with pytest.raises(ValueError, match=f"{name} must be"):
         manifest.build_taskrun("a:b", arguments, "image")
