@@ -1,1 +1,1 @@
-"""Steps of `hack/package`: each writes files whose bytes depend only on the commit and the tools."""
+"""Steps of `hack/package`, whose bytes depend only on the commit and the tools."""

@@ -38,6 +38,7 @@ def freeze(wheel: Path, work: Path, license_file: Path, time: int) -> bytes:
     ]
     subprocess.run([*command, "--", str(work / "site")], check=True)
     frozen = work / "dist" / PROGRAM
+    (frozen / COMPLETION).symlink_to(PROGRAM)
     shutil.copy(license_file, frozen)
     return pack_directory(frozen, PROGRAM, time)
 
