@@ -107,6 +107,10 @@ systems: $(READY) cluster-up ## run the adapters with real Ray and Slurm and wit
 chart: $(READY) control-plane prometheus ## lint and render the Helm chart, and test its values
 	$(PYTEST) tests/chart
 
+.PHONY: packages
+packages: $(READY) control-plane ## build the packages twice, and test them (REATTACH_ALL=1: with the image)
+	$(PYTEST) tests/packages
+
 .PHONY: golden
 golden: $(READY) image ## record the statuses of pods of the local cluster for the tests of docs/what-happens-when.md
 	@hack/golden

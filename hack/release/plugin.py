@@ -30,7 +30,7 @@ def freeze(wheel: Path, work: Path, license_file: Path, time: int) -> bytes:
     # The plugin reads its version from the metadata of the wheel.
     with zipfile.ZipFile(wheel) as content:
         content.extractall(work / "site")
-    command = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level=WARN"]
+    command = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level=INFO"]
     command += [
         f"--distpath={work / 'dist'}",
         f"--workpath={work / 'build'}",
