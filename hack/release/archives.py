@@ -12,7 +12,7 @@ from typing import Any
 _INDEX = "application/vnd.oci.image.index.v1+json"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _REFERENCE = "org.opencontainers.image.ref.name"
-_LEVEL = 9
+_LEVEL = 6
 
 
 def pack_directory(directory: Path, prefix: str, time: int) -> bytes:

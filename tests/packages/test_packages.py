@@ -156,7 +156,7 @@ def layout_of(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def test_plugin_runs_without_python(plugin: Path) -> None:
-    shown = run_plugin(plugin / "kubectl-reattach", "version", "--client")
+    shown = run_plugin(plugin / "kubectl-reattach", "version")
     assert shown.returncode == 0, shown.stderr
     assert VERSION in shown.stdout
 
