@@ -14,7 +14,7 @@ from release.chart import chart_layout, metadata_of, stable_chart
 from release.image import image_layout
 from release.plugin import PROGRAM, archive_name, freeze, krew_manifest, platform_name
 
-_MATERIALS = {"image": "requirements-image.lock", "kubectl-reattach": "requirements-package.lock"}
+_MATERIALS = {"image": "requirements-image.lock", "kubectl-reattach": "requirements-cli.lock"}
 
 
 class Release:
@@ -58,7 +58,7 @@ class Release:
     def materials(self) -> None:
         """Write the bills of materials."""
         for name, lock in _MATERIALS.items():
-            command = [sys.executable, "-m", "cyclonedx_py", "requirements", str(self._source / lock)]
+            command = [sys.executable, "-W", "ignore", "-m", "cyclonedx_py", "requirements", str(self._source / lock)]
             command += ["--pyproject", str(self._source / "pyproject.toml"), "--mc-type", "application"]
             command += ["--output-reproducible", "--output-format", "JSON"]
             command += ["-o", str(self._output / f"reattach-{name}-{self._version}.cdx.json")]
