@@ -105,7 +105,7 @@ def test_wheel_has_the_package_its_types_and_no_tests(dist: Path) -> None:
 def test_wheel_installs_and_its_sdk_imports_without_extras(dist: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(dist / f"reattach-{VERSION}-py3-none-any.whl") as wheel:
         wheel.extractall(tmp_path)
-    code = "import reattach.task, sys; print(reattach.task.__file__); sys.exit('kopf' in sys.modules)"
+    code = "import reattach, sys; from reattach import task; print(reattach.__file__); sys.exit('kopf' in sys.modules)"
     environment = {"PYTHONPATH": str(tmp_path)}
     python = str(REPOSITORY / ".venv/bin/python")
     done = subprocess.run([python, "-c", code], env=environment, capture_output=True, text=True, check=True)
