@@ -42,6 +42,10 @@ clean: ## remove everything that these targets created: cluster, cache, Python e
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Not removed: Go's caches (go clean -cache -modcache), official images, the Docker network kind, and installed Debian packages."
 
+.PHONY: package
+package: $(READY) ## build the packages of a release into dist/: wheel, sdist, chart, image, kubectl-reattach, bills of materials
+	@hack/package
+
 ##@ Develop
 
 .PHONY: venv
@@ -59,7 +63,7 @@ check: $(READY) ## run ruff, its formatter, the language rule, codespell, mypy a
 	$(BIN)/python hack/language.py
 	git ls-files -z '*.md' charts crds examples | xargs -0 $(BIN)/codespell
 	$(BIN)/mypy
-	$(BIN)/mypy $(MYPY_TESTS) hack/chart_readme.py hack/cli_reference.py hack/demo.py hack/golden.py hack/language.py hack/bench
+	$(BIN)/mypy $(MYPY_TESTS) hack/chart_readme.py hack/cli_reference.py hack/demo.py hack/golden.py hack/language.py hack/bench hack/release
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: format
@@ -102,6 +106,10 @@ systems: $(READY) cluster-up ## run the adapters with real Ray and Slurm and wit
 .PHONY: chart
 chart: $(READY) control-plane prometheus ## lint and render the Helm chart, and test its values
 	$(PYTEST) tests/chart
+
+.PHONY: packages
+packages: $(READY) control-plane ## build the packages twice, and test them (REATTACH_ALL=1: with the image)
+	$(PYTEST) tests/packages
 
 .PHONY: golden
 golden: $(READY) image ## record the statuses of pods of the local cluster for the tests of docs/what-happens-when.md
