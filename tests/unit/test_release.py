@@ -56,6 +56,15 @@ def test_versions_of_this_repository_agree() -> None:
     assert [problem for problem in found if "as in the tag" in problem] == []
 
 
+def test_install_page_repeats_the_commands_of_the_readme() -> None:
+    readme, install = ((release.ROOT / page).read_text() for page in release.PAGES)
+    section = readme.split("\n## Install it from your own registry\n")[1].split("\n## ", maxsplit=1)[0]
+    commands = [line for line in section.splitlines() if line.startswith("    ") and "REGISTRY=" not in line]
+
+    assert len(commands) >= 6
+    assert [line for line in commands if line not in install.splitlines()] == []
+
+
 @pytest.mark.parametrize("tag", ["1.2.3", "v1.2", "v1.2.3-rc.1", "release"])
 def test_tag_of_another_form_is_rejected(root: Path, tag: str) -> None:
     assert release.problems(root, tag, IMAGE) == [f"the tag {tag} must have the form v1.2.3"]
