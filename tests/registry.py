@@ -27,6 +27,7 @@ CONFIGURATION = {
     "storage": {"filesystem": {"rootdirectory": "/tmp/registry"}},
     "http": {"addr": ":5000", "tls": {"certificate": "/settings/tls.crt", "key": "/settings/tls.key"}},
 }
+HOSTS = "/etc/containerd/certs.d"
 DAY = timedelta(days=1)
 
 
@@ -113,15 +114,30 @@ def docker(*command: str, stdin: str = "") -> str:
 
 
 def _introduce(registry: Registry, node: str, name: str) -> None:
-    folder = f"/etc/containerd/certs.d/{registry.address}"
+    _read_hosts(node)
+    folder = f"{HOSTS}/{registry.address}"
     hosts = f'[host."https://{name}:5000"]\nca = "{folder}/ca.crt"\n'
     docker("exec", node, "mkdir", "-p", folder)
     docker("exec", "--interactive", node, "cp", "/dev/stdin", f"{folder}/ca.crt", stdin=registry.authority.read_text())
     docker("exec", "--interactive", node, "cp", "/dev/stdin", f"{folder}/hosts.toml", stdin=hosts)
 
 
+def _read_hosts(node: str) -> None:
+    """Let containerd read the folder HOSTS, as in the official node image.
+
+    Its default is a list of two folders, which containerd 2.3 takes for the name of one when it
+    pulls an image.
+    """
+    setting = f"config_path = '{HOSTS}'"
+    if setting in docker("exec", node, "containerd", "config", "dump"):
+        return
+    table = f"\n[plugins.'io.containerd.cri.v1.images'.registry]\n{setting}\n"
+    docker("exec", "--interactive", node, "sh", "-c", "cat >>/etc/containerd/config.toml", stdin=table)
+    docker("exec", node, "systemctl", "restart", "containerd")
+
+
 def _forget(registry: Registry, node: str) -> None:
-    docker("exec", node, "rm", "-r", f"/etc/containerd/certs.d/{registry.address}")
+    docker("exec", node, "rm", "-r", f"{HOSTS}/{registry.address}")
     images = docker("exec", node, "ctr", "--namespace=k8s.io", "images", "list", "--quiet").split()
     if pulled := [image for image in images if image.startswith(f"{registry.address}/")]:
         docker("exec", node, "ctr", "--namespace=k8s.io", "images", "remove", *pulled)

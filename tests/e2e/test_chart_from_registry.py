@@ -94,18 +94,18 @@ class Shell:
         Raises:
             ClusterError: One failed.
         """
-        block = block.replace(REGISTRY, self.registry.address)
+        script = f"REGISTRY={self.registry.address}\n{block.replace(REGISTRY, self.registry.address)}"
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", f"REGISTRY={self.registry.address}\n{block}"],
+            ["timeout", "300", "bash", "-euxo", "pipefail", "-c", script],
             cwd=folder,
             env=self.environment,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
         )
         if done.returncode:
-            raise ClusterError(f"{block}\n{done.stdout}\n{done.stderr}")
+            raise ClusterError(f"status {done.returncode} of:\n{block}\n{done.stdout}\n{done.stderr}")
         return done.stdout
 
 
@@ -166,7 +166,7 @@ def test_commands_of_the_readme_lead_from_an_empty_registry_to_succeeded(
     # Push image and chart, and install them.
     shell.run(install)
     assert shell.registry.tags("reattach") == shell.registry.tags("charts/reattach") == [VERSION]
-    pods = cluster.items("pods", RELEASE_NAMESPACE, "app.kubernetes.io/part-of=reattach")
+    pods = cluster.items("pods", RELEASE_NAMESPACE, "app.kubernetes.io/name=reattach")
     images = {container["image"] for pod in pods for container in pod["spec"]["containers"]}
     assert images == {f"{shell.registry.address}/reattach:{VERSION}"}
 
@@ -190,7 +190,7 @@ def test_commands_of_the_readme_lead_from_an_empty_registry_to_succeeded(
     job_system(shell, cluster, "end")
     nightly = cluster.finished("nightly-load", shell.namespace)
     assert condition_of(nightly)["status"] == "True"
-    assert [attempt["cause"] for attempt in nightly["status"]["attempts"]] == ["Evicted", "Succeeded"]
+    assert [attempt["cause"] for attempt in nightly["status"]["attempts"]] == ["Disruption", "Succeeded"]
     assert json.loads(nightly["status"]["result"]) == {"rows_written": 4211}
     assert len(job_system(shell, cluster, "jobs")) == 1
 
