@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-import release
+import publish
 
 IMAGE = "ghcr.io/example/reattach"
 CHANGELOG = """# Changelog
@@ -27,37 +27,37 @@ FILES = (
     "pyproject.toml",
     "charts/reattach/Chart.yaml",
     "charts/reattach/values.yaml",
-    *release.PAGES,
+    *publish.PAGES,
 )
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Return a copy of this repository's files as they must be for the release of 1.2.3."""
-    version = release.tomllib.loads((release.ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = publish.tomllib.loads((publish.ROOT / "pyproject.toml").read_text())["project"]["version"]
     for name in FILES:
         copy = tmp_path / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        text = (release.ROOT / name).read_text().replace(version, "1.2.3")
+        text = (publish.ROOT / name).read_text().replace(version, "1.2.3")
         copy.write_text(text.replace("repository: localhost/reattach", f"repository: {IMAGE}"))
     (tmp_path / "CHANGELOG.md").write_text(CHANGELOG)
     return tmp_path
 
 
 def test_release_without_problems_is_accepted(root: Path) -> None:
-    assert release.problems(root, "v1.2.3", IMAGE) == []
+    assert publish.problems(root, "v1.2.3", IMAGE) == []
 
 
 def test_versions_of_this_repository_agree() -> None:
-    version = release.tomllib.loads((release.ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = publish.tomllib.loads((publish.ROOT / "pyproject.toml").read_text())["project"]["version"]
 
-    found = release.problems(release.ROOT, f"v{version}", IMAGE)
+    found = publish.problems(publish.ROOT, f"v{version}", IMAGE)
 
     assert [problem for problem in found if "as in the tag" in problem] == []
 
 
 def test_install_page_repeats_the_commands_of_the_readme() -> None:
-    readme, install = ((release.ROOT / page).read_text() for page in release.PAGES)
+    readme, install = ((publish.ROOT / page).read_text() for page in publish.PAGES)
     section = readme.split("\n## Install it from your own registry\n")[1].split("\n## ", maxsplit=1)[0]
     commands = [line for line in section.splitlines() if line.startswith("    ") and "REGISTRY=" not in line]
 
@@ -67,7 +67,7 @@ def test_install_page_repeats_the_commands_of_the_readme() -> None:
 
 @pytest.mark.parametrize("tag", ["1.2.3", "v1.2", "v1.2.3-rc.1", "release"])
 def test_tag_of_another_form_is_rejected(root: Path, tag: str) -> None:
-    assert release.problems(root, tag, IMAGE) == [f"the tag {tag} must have the form v1.2.3"]
+    assert publish.problems(root, tag, IMAGE) == [f"the tag {tag} must have the form v1.2.3"]
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ def test_difference_from_the_tag_is_reported(root: Path, name: str, old: str, ne
     assert old in text
     (root / name).write_text(text.replace(old, new))
 
-    (found,) = release.problems(root, "v1.2.3", IMAGE)
+    (found,) = publish.problems(root, "v1.2.3", IMAGE)
 
     assert problem in found
 
 
 def test_notes_are_one_section_of_the_changelog(root: Path) -> None:
-    assert release.notes(root, "1.2.3") == "### Added\n\n- A thing."
+    assert publish.notes(root, "1.2.3") == "### Added\n\n- A thing."
 
 
 def part(folder: Path, platform: str, **files: str) -> Path:
@@ -121,7 +121,7 @@ def part(folder: Path, platform: str, **files: str) -> Path:
 def test_collected_folder_has_all_files_and_one_manifest(tmp_path: Path) -> None:
     parts = [part(tmp_path, platform) for platform in ("linux-amd64", "darwin-arm64")]
 
-    release.collect(tmp_path / "release", parts)
+    publish.collect(tmp_path / "release", parts)
 
     archives = [f"kubectl-reattach-1.2.3-{platform}.tar.gz" for platform in ("darwin-arm64", "linux-amd64")]
     files = sorted(path.name for path in (tmp_path / "release").iterdir())
@@ -129,14 +129,14 @@ def test_collected_folder_has_all_files_and_one_manifest(tmp_path: Path) -> None
     manifest: dict[str, Any] = yaml.safe_load((tmp_path / "release/reattach.yaml").read_text())
     assert sorted(platform["uri"] for platform in manifest["spec"]["platforms"]) == archives
     sums = dict(line.split()[::-1] for line in (tmp_path / "release/SHA256SUMS").read_text().splitlines())
-    assert sums == {name: release.digest_of(tmp_path / "release" / name) for name in files if name != "SHA256SUMS"}
+    assert sums == {name: publish.digest_of(tmp_path / "release" / name) for name in files if name != "SHA256SUMS"}
 
 
 def test_parts_that_were_built_differently_are_rejected(tmp_path: Path) -> None:
     parts = [part(tmp_path, "linux-amd64"), part(tmp_path, "darwin-arm64", **{"reattach-1.2.3.tgz": "other"})]
 
-    with pytest.raises(release.ReleaseError, match=r"reattach-1\.2\.3\.tgz differs"):
-        release.collect(tmp_path / "release", parts)
+    with pytest.raises(publish.ReleaseError, match=r"reattach-1\.2\.3\.tgz differs"):
+        publish.collect(tmp_path / "release", parts)
 
 
 def test_manifests_of_two_versions_are_rejected(tmp_path: Path) -> None:
@@ -144,10 +144,10 @@ def test_manifests_of_two_versions_are_rejected(tmp_path: Path) -> None:
     manifest = parts[1] / "reattach.yaml"
     manifest.write_text(manifest.read_text().replace("v1.2.3", "v1.2.2"))
 
-    with pytest.raises(release.ReleaseError, match="differ in more than their platforms"):
-        release.collect(tmp_path / "release", parts)
+    with pytest.raises(publish.ReleaseError, match="differ in more than their platforms"):
+        publish.collect(tmp_path / "release", parts)
 
 
 def test_command_reports_the_problems_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    assert release.main(["check", "v99.0.0", IMAGE]) == 1
+    assert publish.main(["check", "v99.0.0", IMAGE]) == 1
     assert "version in pyproject.toml must be 99.0.0" in capsys.readouterr().err

@@ -1,8 +1,8 @@
 """Check that a tag may be released, collect the packages of all platforms, and print the notes.
 
-    .venv/bin/python hack/release.py check v0.1.0 ghcr.io/OWNER/reattach
-    .venv/bin/python hack/release.py collect INTO DIST...   # DIST: a folder of `make package`
-    .venv/bin/python hack/release.py notes 0.1.0
+    .venv/bin/python hack/publish.py check v0.1.0 ghcr.io/OWNER/reattach
+    .venv/bin/python hack/publish.py collect INTO DIST...   # DIST: a folder of `make package`
+    .venv/bin/python hack/publish.py notes 0.1.0
 
 .github/workflows/release.yml runs these commands; docs/releasing.md explains them.
 """
