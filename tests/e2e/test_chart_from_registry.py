@@ -94,7 +94,9 @@ class Shell:
         Raises:
             ClusterError: One failed.
         """
-        script = f"REGISTRY={self.registry.address}\n{block.replace(REGISTRY, self.registry.address)}"
+        # The output of a failed command shows when each began.
+        head = f"PS4='+ ${{SECONDS}}s '\nREGISTRY={self.registry.address}\n"
+        script = head + block.replace(REGISTRY, self.registry.address)
         done = subprocess.run(
             ["timeout", "300", "bash", "-euxo", "pipefail", "-c", script],
             cwd=folder,
@@ -166,9 +168,8 @@ def test_commands_of_the_readme_lead_from_an_empty_registry_to_succeeded(
     # Push image and chart, and install them.
     shell.run(install)
     assert shell.registry.tags("reattach") == shell.registry.tags("charts/reattach") == [VERSION]
-    pods = cluster.items("pods", RELEASE_NAMESPACE, "app.kubernetes.io/name=reattach")
-    images = {container["image"] for pod in pods for container in pod["spec"]["containers"]}
-    assert images == {f"{shell.registry.address}/reattach:{VERSION}"}
+    released = f"{shell.registry.address}/reattach:{VERSION}"
+    assert images_in(cluster, RELEASE_NAMESPACE, "app.kubernetes.io/name=reattach") == {released}
 
     # The TaskRun and load.py of README.md, in an image by the Dockerfile of docs/install.md. Its
     # first pod is evicted.
@@ -187,12 +188,20 @@ def test_commands_of_the_readme_lead_from_an_empty_registry_to_succeeded(
     submit_once = cluster.finished("submit-once", shell.namespace)["status"]
     assert (submit_once["outcome"], len(submit_once["attempts"])) == ("Succeeded", 2)
 
+    loads = f"{shell.registry.address}/nightly-load:1.4"
+    assert images_in(cluster, shell.namespace) == {released, loads}
+
     job_system(shell, cluster, "end")
     nightly = cluster.finished("nightly-load", shell.namespace)
     assert condition_of(nightly)["status"] == "True"
     assert [attempt["cause"] for attempt in nightly["status"]["attempts"]] == ["Disruption", "Succeeded"]
     assert json.loads(nightly["status"]["result"]) == {"rows_written": 4211}
     assert len(job_system(shell, cluster, "jobs")) == 1
+
+
+def images_in(cluster: Cluster, namespace: str, selector: str = "") -> set[str]:
+    pods = cluster.items("pods", namespace, selector)
+    return {container["image"] for pod in pods for container in pod["spec"]["containers"]}
 
 
 def start_job_system(shell: Shell, cluster: Cluster) -> None:
