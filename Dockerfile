@@ -6,7 +6,8 @@ ARG BASE=python:3.13-slim
 
 FROM $BASE AS dependencies
 ARG PIP_NO_INDEX=
-ENV PIP_NO_INDEX=$PIP_NO_INDEX PIP_FIND_LINKS=/wheels PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+ARG PIP_INDEX_URL=https://pypi.org/simple
+ENV PIP_NO_INDEX=$PIP_NO_INDEX PIP_INDEX_URL=$PIP_INDEX_URL PIP_FIND_LINKS=/wheels PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 # By default, bytecode contains the time at which its source was installed, so that no two builds are equal.
 ENV PYTHONHASHSEED=0 COMPILE="python -m compileall -q --invalidation-mode unchecked-hash"
 # COPY needs at least one existing source: LICENSE always exists, and the pattern makes build/wheels optional.

@@ -10,7 +10,7 @@ READY := .venv/.ready
 # Number of pytest-xdist workers: auto means one per core.
 WORKERS ?= auto
 PYTEST := $(BIN)/pytest
-MYPY_TESTS := tests/conftest.py tests/apicalls.py tests/controlplane.py tests/realcluster.py tests/waiting.py tests/hang_scenarios.py tests/e2e
+MYPY_TESTS := tests/conftest.py tests/apicalls.py tests/controlplane.py tests/realcluster.py tests/waiting.py tests/hang_scenarios.py tests/registry.py tests/e2e
 
 .PHONY: help
 help: ## list the targets
@@ -57,14 +57,15 @@ $(READY): requirements.lock pyproject.toml hack/venv
 	@touch $@
 
 .PHONY: check
-check: $(READY) ## run ruff, its formatter, the language rule, codespell, mypy and import-linter: required before a review
+check: $(READY) ## run ruff, its formatter, the language rule, codespell, mypy, import-linter and zizmor: required before a review
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/python hack/language.py
 	git ls-files -z '*.md' charts crds examples | xargs -0 $(BIN)/codespell
 	$(BIN)/mypy
-	$(BIN)/mypy $(MYPY_TESTS) hack/chart_readme.py hack/cli_reference.py hack/demo.py hack/golden.py hack/language.py hack/bench hack/release
+	$(BIN)/mypy $(MYPY_TESTS) hack/chart_readme.py hack/cli_reference.py hack/demo.py hack/golden.py hack/language.py hack/publish.py hack/bench hack/release
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/zizmor --offline --quiet --persona pedantic .github
 
 .PHONY: format
 format: $(READY) ## fix and format the code with ruff
@@ -116,7 +117,7 @@ golden: $(READY) image ## record the statuses of pods of the local cluster for t
 	@hack/golden
 
 .PHONY: e2e
-e2e: $(READY) image ## test the image, the chart, every example and failures at each step on the local cluster
+e2e: $(READY) image registry ## test the image, the chart, every example and failures at each step on the local cluster
 	hack/e2e tests/e2e
 
 ##@ Performance
@@ -143,6 +144,10 @@ control-plane: ## build only the programs (kind, kubectl, helm, Kubernetes, etcd
 .PHONY: prometheus
 prometheus: ## provide prometheus and promtool for the tests of the alerts
 	@hack/prometheus
+
+.PHONY: registry
+registry: ## provide docker-registry for the test of the installation from a registry
+	@hack/registry
 
 .PHONY: image
 image: $(READY) cluster-up ## build localhost/reattach:dev and load it into the cluster
