@@ -95,11 +95,12 @@ def running(folder: Path, base: str, nodes: tuple[str, ...]) -> Iterator[Registr
         finally:
             for node in nodes:
                 _forget(registry, node)
+            _remove_images(registry)
     finally:
         docker("rm", "--force", name)
 
 
-def remove_images(registry: Registry) -> None:
+def _remove_images(registry: Registry) -> None:
     """Remove the images of the registry from the Docker engine of this machine."""
     form = "--format={{.Repository}}:{{.Tag}}"
     if names := docker("image", "list", form, f"{registry.address}/*").split():

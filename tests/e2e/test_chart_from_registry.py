@@ -116,8 +116,10 @@ def environment_of(cluster: Cluster, registry: Registry, namespace: str, folder:
     programs = folder / "bin"
     programs.mkdir()
     # The build gets the arguments of hack/image, because this machine may reach no image registry.
+    # The label makes another image of it. If the kubelet has pulled an image from a registry, it
+    # rejects the same image under a name that it can't pull, such as that of the other tests.
     program = shutil.which("docker")
-    arguments = '--build-arg BASE="$REATTACH_BASE" --build-arg PIP_NO_INDEX=1'
+    arguments = '--build-arg BASE="$REATTACH_BASE" --build-arg PIP_NO_INDEX=1 --label test=registry'
     (programs / "docker").write_text(
         f'#!/bin/sh\n[ "$1" != build ] || {{ shift; set -- build {arguments} "$@"; }}\nexec {program} "$@"\n'
     )
