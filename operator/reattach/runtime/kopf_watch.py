@@ -22,6 +22,7 @@ import kopf
 from typing_extensions import override
 
 from reattach.cluster import Cluster, Reference
+from reattach.runtime.event_loop import loop_factory
 from reattach.runtime.kopf_responses import middleware, response_class_for
 from reattach.runtime.resource import Resource
 
@@ -196,7 +197,8 @@ async def watch(watched: KopfWatch, cluster: Cluster) -> None:
     def run_in_thread() -> None:
         error: BaseException = KopfEndedError("kopf ended before it was stopped")
         try:
-            asyncio.run(run())
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                runner.run(run())
         except BaseException as caught:  # noqa: BLE001 -- any error is raised in the other thread
             error = caught
         with suppress(RuntimeError):  # the event loop is closed, because the process ends
