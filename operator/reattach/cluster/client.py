@@ -332,7 +332,7 @@ def _encode(body: Any) -> bytes | None:
         return body
     try:
         return msgspec.json.encode(body)
-    except (OverflowError, UnicodeEncodeError):  # an integer of more than 64 bits, or half of a surrogate pair
+    except UnicodeEncodeError:  # half of a surrogate pair, as in an argument that is not UTF-8
         return json.dumps(body).encode()
 
 
