@@ -165,7 +165,7 @@ class TaskRunStore:
         if uid in self._awaited or self._unreadable.is_known(uid):
             return True
         if event_type == "DELETED" or known is None:
-            return known is not None or not self._cache.has_ended(uid, version)
+            return not self._cache.has_ended(uid, version)
         return is_older(known.metadata.resource_version, version) or self._is_change(uid, version)
 
     # -- from the reflector ------------------------------------------------------------------------
