@@ -190,7 +190,7 @@ def pod_creation(
         name=metadata["name"],
         template_hash=metadata["annotations"][names.ANNOTATION_TEMPLATE_HASH],
         quota_size=quota_size_of(body),
-        body=json.dumps(body).encode(),
+        body=msgspec.json.encode(body),
         purpose=_purpose(cleanup_seconds),
     )
 
