@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import msgspec
@@ -22,6 +23,7 @@ STALL_SECONDS = 60.0
 """A phase fails after this time without progress."""
 
 Say = Callable[[str], None]
+Observe = Callable[[Mapping[str, int]], AbstractContextManager[object]]
 
 
 class BenchError(Exception):
@@ -107,8 +109,19 @@ def count_calls(installation: Installation, kinds: Sequence[Kind], *, runs: int,
     return {kind: _count(installation, kind, runs=runs, say=say) for kind in kinds}
 
 
-def measure(installation: Installation, kind: Kind, load: Load, *, say: Say, title: str) -> Phase:
-    """Measure one kind under one load."""
+def measure(
+    installation: Installation,
+    kind: Kind,
+    load: Load,
+    *,
+    say: Say,
+    title: str,
+    observe: Observe = contextlib.nullcontext,
+) -> Phase:
+    """Measure one kind under one load.
+
+    `observe` is entered with the process IDs while the load lasts.
+    """
     runs = load.runs
     namespace = installation.create_namespace()
     with installation.controller_of(kind, namespace) as controller:
@@ -118,9 +131,10 @@ def measure(installation: Installation, kind: Kind, load: Load, *, say: Say, tit
             reset_peak(process_id)
         mark = installation.control_plane.audit_mark()
         before = cpu_seconds_of(processes)
-        timeline = _run_all(installation, kind, namespace, load, say=say, title=title)
-        # Wait again, because events are sent after the writes that they report and also use CPU.
-        installation.wait_until_idle()
+        with observe(processes):
+            timeline = _run_all(installation, kind, namespace, load, say=say, title=title)
+            # Wait again, because events are sent after the writes that they report.
+            installation.wait_until_idle()
         after = cpu_seconds_of(processes)
         memory = {name: peak_megabytes(process_id) for name, process_id in processes.items()}
         calls = Counter(map(call_of, installation.calls_since(mark, kind, namespace)))

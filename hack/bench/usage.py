@@ -12,7 +12,23 @@ _RESET_PEAK = "5"
 
 def cpu_seconds(process_id: int) -> float:
     """Return the CPU time of all threads of a process, in seconds."""
-    text = Path(f"/proc/{process_id}/stat").read_text()
+    return _cpu_seconds_in(Path(f"/proc/{process_id}/stat"))
+
+
+def cpu_seconds_by_thread(process_id: int) -> dict[int, float]:
+    """Return the CPU time of each thread by its ID, in seconds.
+
+    The ID of the main thread is the process ID.
+    """
+    found = {}
+    for path in Path(f"/proc/{process_id}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            found[int(path.name)] = _cpu_seconds_in(path / "stat")
+    return found
+
+
+def _cpu_seconds_in(path: Path) -> float:
+    text = path.read_text()
     # The name of the command is in parentheses and may contain spaces.
     fields = text.rpartition(")")[2].split()
     return (int(fields[_USER]) + int(fields[_SYSTEM])) / _TICKS

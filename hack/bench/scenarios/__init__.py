@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from bench.scenarios.base import Parameters, Scenario, Table
 from bench.scenarios.burst import measure_burst
 from bench.scenarios.idle import measure_finished, measure_live
+from bench.scenarios.profile import measure_profile
 from bench.scenarios.refusals import measure_quota, measure_throttling
 from bench.scenarios.restart import measure_failover, measure_restart
 from bench.scenarios.state import measure_job, measure_state, measure_state_api
@@ -29,6 +30,7 @@ _ALL = (
     Scenario(
         "state-api", "sets at full speed, at half of it, and on two replicas", measure_state_api, 1000, 150, 20, 8
     ),
+    Scenario("profile", "where the operator's CPU time goes", measure_profile, 2000, 0),
     Scenario("writes", "the API server's CPU time for each write", measure_writes, 1000, 0),
     Scenario(
         "defaults",

@@ -151,8 +151,9 @@ def has_template_changed(taskrun: TaskRun, pods: Iterable[Pod]) -> bool:
     Pods of earlier releases don't have the hash of the fixed part, and are not compared. Raises
     `InvalidTemplateError`.
     """
-    current = fixed_template_hash(parse_template(taskrun.spec.template))
-    return not {pod.metadata.annotations.get(names.ANNOTATION_FIXED_TEMPLATE_HASH) for pod in pods} <= {None, current}
+    template = parse_template(taskrun.spec.template)
+    hashes = {pod.metadata.annotations.get(names.ANNOTATION_FIXED_TEMPLATE_HASH) for pod in pods} - {None}
+    return bool(hashes) and hashes != {fixed_template_hash(template)}
 
 
 def template_hash_of(pod: Pod) -> str | None:
@@ -189,7 +190,7 @@ def pod_creation(
         name=metadata["name"],
         template_hash=metadata["annotations"][names.ANNOTATION_TEMPLATE_HASH],
         quota_size=quota_size_of(body),
-        body=json.dumps(body).encode(),
+        body=msgspec.json.encode(body),
         purpose=_purpose(cleanup_seconds),
     )
 

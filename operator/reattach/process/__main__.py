@@ -7,8 +7,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from kubernetes.aio.config import ConfigException
 
@@ -23,6 +22,7 @@ from reattach.process.options import (
     release_options_of,
     run_options_of,
 )
+from reattach.runtime.event_loop import loop_factory
 from reattach.taskrun.reconciler import Decide
 
 COMMANDS = ("run", "release")
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, decide: Decide = decide) -> int
             work = uninstall.run(parsed.kubeconfig, release_options_of(parsed))
         else:
             work = operator.run(run_options_of(parsed), decide)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(work)
     except (ValueError, ConfigException) as error:
         parser.error(str(error))
@@ -57,16 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     add_common_arguments(release, os.environ)
     add_release_arguments(release)
     return parser
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's factory if it is installed: a fifth less CPU for each write."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Any = uvloop.new_event_loop
-    return factory  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

@@ -197,6 +197,7 @@ class Operator:
             identity=OPERATOR_NAME,
             on_event=self._taskruns.on_event,
             on_deleted=self._taskruns.on_deleted,
+            is_needed=self._taskruns.is_needed,
             namespaces=self._options.watch_namespaces,
             field_selector=UNFINISHED,
         )

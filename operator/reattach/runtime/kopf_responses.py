@@ -30,6 +30,10 @@ _KOPF_HANDLES = {401, 429}
 _PAUSE_SECONDS = 1.0
 
 
+IsNeeded = Callable[[str, Reference], bool]
+"""Called in kopf's thread with the type of an event and its object."""
+
+
 def middleware(resource: Resource, on_response: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
     """Return a middleware that requests `resource` as protobuf metadata.
 
@@ -51,9 +55,16 @@ def middleware(resource: Resource, on_response: Callable[[], None]) -> aiohttp.C
     return request_references
 
 
-def response_class_for(resource: Resource) -> type[aiohttp.ClientResponse]:
-    """Return the class of the responses that `middleware` requests."""
-    return type("ReferenceResponse", (_ReferenceResponse,), {"resource": resource})
+def response_class_for(
+    resource: Resource, is_needed: IsNeeded = lambda _type, _reference: True
+) -> type[aiohttp.ClientResponse]:
+    """Return the class of the responses that `middleware` requests.
+
+    kopf does not receive the events of a watch for which `is_needed` returns False.
+    """
+    return type(
+        "ReferenceResponse", (_ReferenceResponse,), {"resource": resource, "is_needed": staticmethod(is_needed)}
+    )
 
 
 class _ReferenceResponse(aiohttp.ClientResponse):
@@ -63,6 +74,7 @@ class _ReferenceResponse(aiohttp.ClientResponse):
     """
 
     resource: ClassVar[Resource]
+    is_needed: ClassVar[IsNeeded]
 
     @override
     async def start(self, connection: Any) -> "_ReferenceResponse":
@@ -70,10 +82,10 @@ class _ReferenceResponse(aiohttp.ClientResponse):
         is_list_or_watch = self.url.name == self.resource.plural
         if is_list_or_watch and self.url.query.get("watch"):
             is_gone = self.status == _GONE
-            self.content = _Events(self.content, self.resource, is_gone=is_gone)  # type: ignore[assignment] # it has all methods of a StreamReader
+            self.content = _Events(self.content, self.resource, self.is_needed, is_gone=is_gone)  # type: ignore[assignment] # it has all methods of a StreamReader
             self.status = _OK if self.status == _GONE else self.status
-        is_needed = is_list_or_watch or self.url.path == f"/apis/{self.resource.api_version}"
-        if self.status < _ERROR_FROM or self.status in _KOPF_HANDLES or not is_needed:
+        is_required = is_list_or_watch or self.url.path == f"/apis/{self.resource.api_version}"
+        if self.status < _ERROR_FROM or self.status in _KOPF_HANDLES or not is_required:
             return self
         message = f"GET {self.url.path}: the API server returned {self.status}"
         if is_list_or_watch and self.status == _GONE:
@@ -105,9 +117,12 @@ class _Events:
     With `is_gone`, the only event is that the version is too old.
     """
 
-    def __init__(self, content: aiohttp.StreamReader, resource: Resource, *, is_gone: bool) -> None:
+    def __init__(
+        self, content: aiohttp.StreamReader, resource: Resource, is_needed: IsNeeded, *, is_gone: bool
+    ) -> None:
         self._content = content
         self._resource = resource
+        self._is_needed = is_needed
         self._is_gone = is_gone
 
     def __getattr__(self, name: str) -> Any:
@@ -138,7 +153,9 @@ class _Events:
             except references.ProtobufError as error:
                 raise aiohttp.ClientPayloadError(f"an event of the watch can't be read: {error}") from error
             if event.type != "ERROR":
-                yield _line(event.type, _object_of(self._resource, event.reference))
+                # Without an event, kopf resumes from an earlier version, and the server repeats it.
+                if event.type == "BOOKMARK" or self._is_needed(event.type, event.reference):
+                    yield _line(event.type, _object_of(self._resource, event.reference))
             elif event.status["code"] == _GONE:
                 await asyncio.sleep(_PAUSE_SECONDS)
                 yield _line(event.type, event.status)

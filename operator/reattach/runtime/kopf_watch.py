@@ -19,10 +19,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import kopf
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory  # kopf does not export them
 from typing_extensions import override
 
 from reattach.cluster import Cluster, Reference
-from reattach.runtime.kopf_responses import middleware, response_class_for
+from reattach.runtime.event_loop import loop_factory
+from reattach.runtime.kopf_responses import IsNeeded, middleware, response_class_for
 from reattach.runtime.resource import Resource
 
 _LOGIN_LASTS = timedelta(minutes=10)
@@ -42,13 +44,15 @@ object was listed.
 class KopfWatch:
     """Objects to watch, and the callbacks, which are called in the event loop of `watch`.
 
-    No `namespaces` means all.
+    No `namespaces` means all. `is_needed` is called in kopf's thread. kopf does not receive an
+    event for which it returns False, because each event costs kopf several times the check.
     """
 
     resource: Resource
     identity: str
     on_event: Callable[[Reference], None]
     on_deleted: Callable[[Reference], None]
+    is_needed: IsNeeded = lambda _type, _reference: True
     namespaces: Collection[str] = ()
     field_selector: str | None = None
 
@@ -125,19 +129,31 @@ def settings_for(watched: KopfWatch) -> kopf.OperatorSettings:
     return settings
 
 
+class NoMemories(ResourceMemories):
+    """Memories that keep nothing about an object, because no handler reads any.
+
+    Without them, kopf needs no event of a deletion, and a live object takes none of its memory.
+    """
+
+    @override
+    async def recall(self, raw_body: Any, *, ephemeral: bool = False, **options: Any) -> ResourceMemory:
+        return await super().recall(raw_body, ephemeral=True, **options)
+
+
 class KopfEndedError(Exception):
     """kopf ended before it was stopped."""
 
 
 def registry_for(
-    resource: Resource, notify: Notify, cluster: Cluster, on_response: Callable[[], None]
+    watched: KopfWatch, notify: Notify, cluster: Cluster, on_response: Callable[[], None]
 ) -> kopf.OperatorRegistry:
     """Return the two handlers: login and the watch."""
+    resource = watched.resource
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)  # type: ignore[arg-type, untyped-decorator, unused-ignore]
     async def login(**_: Any) -> kopf.AiohttpSession:
-        return await log_in(resource, cluster, on_response)
+        return await log_in(watched, cluster, on_response)
 
     @kopf.on.event(resource.group, resource.version, resource.plural, registry=registry)  # type: ignore[arg-type, untyped-decorator, unused-ignore]
     async def object_changed(event: Mapping[str, Any], **_: Any) -> None:
@@ -148,7 +164,7 @@ def registry_for(
     return registry
 
 
-async def log_in(resource: Resource, cluster: Cluster, on_response: Callable[[], None]) -> kopf.AiohttpSession:
+async def log_in(watched: KopfWatch, cluster: Cluster, on_response: Callable[[], None]) -> kopf.AiohttpSession:
     """Return a session with the credentials of `cluster`.
 
     It expires after ten minutes, so that a rotated token is read again.
@@ -160,7 +176,8 @@ async def log_in(resource: Resource, cluster: Cluster, on_response: Callable[[],
     return kopf.AiohttpSession(
         server=cluster.host,
         aiohttp_session=await cluster.new_session(
-            middlewares=(middleware(resource, on_response),), response_class=response_class_for(resource)
+            middlewares=(middleware(watched.resource, on_response),),
+            response_class=response_class_for(watched.resource, watched.is_needed),
         ),
         expiration=datetime.now(UTC) + _LOGIN_LASTS,
     )
@@ -184,8 +201,9 @@ async def watch(watched: KopfWatch, cluster: Cluster) -> None:
         own_loop = asyncio.get_running_loop()
         loop.call_soon_threadsafe(stop.set_result, lambda: own_loop.call_soon_threadsafe(stop_flag.set))
         await kopf.operator(
-            registry=registry_for(watched.resource, notify, cluster, listed.set),
+            registry=registry_for(watched, notify, cluster, listed.set),
             settings=settings_for(watched),
+            memories=NoMemories(),
             identity=watched.identity,  # type: ignore[arg-type] # unused without peering; the default is the name of the user, and ours has none
             standalone=True,
             clusterwide=not watched.namespaces,
@@ -196,7 +214,8 @@ async def watch(watched: KopfWatch, cluster: Cluster) -> None:
     def run_in_thread() -> None:
         error: BaseException = KopfEndedError("kopf ended before it was stopped")
         try:
-            asyncio.run(run())
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                runner.run(run())
         except BaseException as caught:  # noqa: BLE001 -- any error is raised in the other thread
             error = caught
         with suppress(RuntimeError):  # the event loop is closed, because the process ends

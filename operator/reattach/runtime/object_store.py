@@ -87,8 +87,11 @@ class ObjectStore(Generic[T]):
         ended = self._ended.get(uid)
         return ended is not None and (not ended or ended == version or is_older(version, ended))
 
-    def upsert(self, found: T) -> bool:
-        """Store `found` unless a newer version is known. Return whether the store changed."""
+    def upsert(self, found: T, *, notify: bool = True) -> bool:
+        """Store `found` unless a newer version is known. Return whether the store changed.
+
+        Without `notify`, `on_change` is not called, because the caller reconciles the key itself.
+        """
         metadata = found.metadata
         if self.has_ended(metadata.uid, metadata.resource_version):
             return False
@@ -107,7 +110,8 @@ class ObjectStore(Generic[T]):
             self._on_change(before)
         self._by_key.setdefault(key, {})[metadata.uid] = self._transform(found)
         self._key_by_uid[metadata.uid] = key
-        self._on_change(key)
+        if notify:
+            self._on_change(key)
         return True
 
     def delete(self, uid: str, *, version: str = "") -> None:

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from reattach.round_robin import RoundRobin
 
@@ -58,9 +57,8 @@ class RateLimiter:
         """Allow slightly more concurrent writes after a success."""
         self._window = min(float(self._most), self._window + 1 / self._window)
 
-    @asynccontextmanager
-    async def acquire(self, namespace: str) -> AsyncIterator[None]:
-        """Wait until one write may be sent. The caller sends it within the context.
+    async def acquire(self, namespace: str) -> None:
+        """Wait until one write may be sent. The caller sends it, and then calls `release`.
 
         `namespace`: empty for writes of cluster-scoped objects, which have turns of their own.
         """
@@ -71,14 +69,11 @@ class RateLimiter:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
-                self._release()
+                self.release()
             raise
-        try:
-            yield
-        finally:
-            self._release()
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Let the next write be sent, because one has ended."""
         self._running -= 1
         self._grant_turns()
 

@@ -70,6 +70,10 @@ class UnreadableObjects:
         count = self._lines.pop(resource)
         _log.error("Skipped %s event(s) of the watch of %s, which can't be read: %s", count, resource, describe(error))
 
+    def is_known(self, uid: str) -> bool:
+        """Return whether the object was reported and not forgotten since."""
+        return uid in self._logged
+
     def forget(self, uid: str) -> None:
         """Forget an object that is gone, or that can be read now."""
         self._logged.pop(uid, None)

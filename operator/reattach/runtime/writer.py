@@ -1,7 +1,6 @@
 """Writes of the operator: sent only while it leads, and at a limited rate."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from reattach.cluster import Cluster, ConflictError, TooManyRequestsError
@@ -34,46 +33,48 @@ class Writer:
 
     async def create(self, path: str, body: Mapping[str, Any] | bytes, **query: str) -> bytes:
         """Send a POST."""
-        async with self._write("create", path):
-            return await self._cluster.create(path, body, **query)
+        return await self._send("create", path, lambda: self._cluster.create(path, body, **query))
 
     async def replace(self, path: str, body: Mapping[str, Any], **query: str) -> bytes:
         """Send a PUT."""
-        async with self._write("update", path):
-            return await self._cluster.replace(path, body, **query)
+        return await self._send("update", path, lambda: self._cluster.replace(path, body, **query))
 
     async def merge_patch(self, path: str, body: Mapping[str, Any], **query: str) -> bytes:
         """Send a PATCH (RFC 7386)."""
-        async with self._write("patch", path):
-            return await self._cluster.merge_patch(path, body, **query)
+        return await self._send("patch", path, lambda: self._cluster.merge_patch(path, body, **query))
 
     async def delete(
         self, path: str, *, uid: str, resource_version: str | None = None, propagation_policy: str | None = None
     ) -> bytes:
         """Send a DELETE with the UID, and the resourceVersion if given, as preconditions."""
-        async with self._write("delete", path):
-            return await self._cluster.delete(
-                path, uid=uid, resource_version=resource_version, propagation_policy=propagation_policy
-            )
+        preconditions = {"uid": uid, "resource_version": resource_version}
+        return await self._send(
+            "delete",
+            path,
+            lambda: self._cluster.delete(path, **preconditions, propagation_policy=propagation_policy),
+        )
 
-    @asynccontextmanager
-    async def _write(self, verb: str, path: str) -> AsyncIterator[None]:
+    async def _send(self, verb: str, path: str, call: Callable[[], Awaitable[bytes]]) -> bytes:
         namespace, resource = _target_of(path)
-        async with self._rate_limiter.acquire(namespace):
+        await self._rate_limiter.acquire(namespace)
+        try:
             if not self._may_write():
                 raise NotLeadingError("this replica does not hold the Lease, so it sends no writes")
             self._metrics.writes.labels(verb=verb, resource=resource).inc()
-            try:
-                yield
-            except TooManyRequestsError as error:
-                if not is_webhook_denial(error):  # a webhook of one namespace must not pause the others
-                    self._metrics.throttled.inc()
-                    self._rate_limiter.on_throttled(error.retry_after)
-                raise
-            except ConflictError:
-                self._metrics.conflicts.inc()
-                raise
+            response = await call()
+        except TooManyRequestsError as error:
+            if not is_webhook_denial(error):  # a webhook of one namespace must not pause the others
+                self._metrics.throttled.inc()
+                self._rate_limiter.on_throttled(error.retry_after)
+            raise
+        except ConflictError:
+            self._metrics.conflicts.inc()
+            raise
+        else:
             self._rate_limiter.on_success()
+            return response
+        finally:
+            self._rate_limiter.release()
 
 
 def _target_of(path: str) -> tuple[str, str]:

@@ -141,6 +141,8 @@ class PlanExecutor:
     async def create(self, key: Key, taskrun: TaskRun, action: CreatePod) -> bool:
         """Create the pod. Return False if it was rejected; `rejection` then returns why.
 
+        A created pod does not enqueue its TaskRun. The caller must reconcile it again soon.
+
         Raises `UnavailableError` if the response was lost. A retry finds the pod if it exists.
         """
         namespace = taskrun.metadata.namespace
@@ -160,7 +162,7 @@ class PlanExecutor:
             await self._on_rejected(key, taskrun, action, error)
             return False
         else:
-            self._pods.upsert(msgspec.json.decode(created, type=Pod))
+            self._pods.upsert(msgspec.json.decode(created, type=Pod), notify=False)
         self._rejections.pop(key, None)
         self._enqueue_all(self._quota.on_created(key))
         return True

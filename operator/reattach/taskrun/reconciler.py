@@ -84,6 +84,12 @@ _NEEDS_MAX = 8
 _QUOTA_PROBE_SECONDS = 0.25
 _TOO_LARGE_SECONDS = 600.0
 _RETRY_LEFTOVERS = timedelta(seconds=60)
+_AFTER_CREATION = timedelta(seconds=1)
+"""Pause before the next decision about a pod that was just created.
+
+Nothing about it is shown for seconds, and an event of the pod ends the pause. So the decision for
+its creation is saved if it starts at once.
+"""
 _SHOW_LATER = timedelta(seconds=5)
 """Pause before a write that only shows progress, while other TaskRuns wait for a worker."""
 
@@ -222,6 +228,9 @@ class Reconciler:
                 self._queue.add(key)
                 return None
         await self._act_on_all(key, taskrun, plan.actions)
+        if any(isinstance(action, CreatePod) for action in plan.actions):
+            again = self._clock() + _AFTER_CREATION
+            return min(plan.requeue_at or again, again)
         return plan.requeue_at
 
     async def _decide_with_state(self, key: Key, observed: Observed) -> Plan:

@@ -151,6 +151,23 @@ class TaskRunStore:
             self._cache.delete(reference.uid, version=reference.resource_version)
             self._on_change(Key(reference.namespace, reference.name))
 
+    def is_needed(self, event_type: str, reference: Reference) -> bool:
+        """Return whether `on_event`, or `on_deleted` for the type DELETED, would do anything.
+
+        kopf's thread calls this while the event loop changes the store. A False stays right: this
+        version was stored and its worker woken, or the TaskRun had ended before.
+        """
+        uid, version = reference.uid, reference.resource_version
+        try:
+            known = self._cache.get(uid)
+        except KeyError:  # the event loop removes it right now
+            return True
+        if uid in self._awaited or self._unreadable.is_known(uid):
+            return True
+        if event_type == "DELETED" or known is None:
+            return not self._cache.has_ended(uid, version)
+        return is_older(known.metadata.resource_version, version) or self._is_change(uid, version)
+
     # -- from the reflector ------------------------------------------------------------------------
 
     def upsert(self, found: TaskRun) -> None:

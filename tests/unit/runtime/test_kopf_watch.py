@@ -15,6 +15,7 @@ from reattach.api.names import GROUP, PLURAL, VERSION
 from reattach.cluster import Cluster, Reference
 from reattach.cluster.references import MEDIA_TYPE
 from reattach.runtime import kopf_responses, kopf_watch
+from reattach.runtime.kopf_responses import IsNeeded
 from reattach.runtime.resource import Resource
 
 JSON = dict[str, Any]
@@ -98,7 +99,9 @@ def _resources(kinds: dict[str, str]) -> web.Response:
 
 
 @asynccontextmanager
-async def kopf_watching(server: ApiServer) -> AsyncIterator[tuple[Events, asyncio.Future[None]]]:
+async def kopf_watching(
+    server: ApiServer, is_needed: IsNeeded = lambda _type, _reference: True
+) -> AsyncIterator[tuple[Events, asyncio.Future[None]]]:
     """kopf runs; it is stopped at the end."""
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", server.answer)
@@ -110,7 +113,11 @@ async def kopf_watching(server: ApiServer) -> AsyncIterator[tuple[Events, asynci
     configuration.host = f"http://127.0.0.1:{runner.addresses[0][1]}"
     events = Events()
     watched = kopf_watch.KopfWatch(
-        resource=TASKRUNS, identity="test", on_event=events.on_event, on_deleted=events.on_deleted
+        resource=TASKRUNS,
+        identity="test",
+        on_event=events.on_event,
+        on_deleted=events.on_deleted,
+        is_needed=is_needed,
     )
     async with Cluster(configuration) as cluster:
         running = asyncio.ensure_future(kopf_watch.watch(watched, cluster))
@@ -164,6 +171,29 @@ async def test_references_of_the_list_and_of_the_watch_arrive() -> None:
         ]
         assert events.deleted[0][:4] == ("team-a", "deep", "uid-deep", "13")
         assert not running.done()
+
+
+async def test_event_that_is_not_needed_does_not_reach_kopf() -> None:
+    server = ApiServer()
+    for event_type, name, version in [("ADDED", "kept", "11"), ("DELETED", "kept", "12"), ("ADDED", "last", "13")]:
+        server.frames.put_nowait(encode_event(event_type, encode_object(name, version)))
+    checked: list[tuple[str, str]] = []
+
+    def is_needed(event_type: str, reference: Reference) -> bool:
+        checked.append((event_type, reference.resource_version))
+        return event_type != "DELETED"
+
+    async with kopf_watching(server, is_needed) as (events, _):
+        await changed(events, "last")
+        assert [reference.name for reference in events.changed] == ["listed", "kept", "last"]
+        assert events.deleted == []
+    assert checked == [("ADDED", "11"), ("DELETED", "12"), ("ADDED", "13")]
+
+
+async def test_kopf_keeps_no_memory_of_an_object() -> None:
+    memories = kopf_watch.NoMemories()
+    await memories.recall({"metadata": {"uid": "u1"}}, noticed_by_listing=True)
+    assert list(memories.iter_all_memories()) == []
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,12 @@ class WritingNamespaces:
             await asyncio.gather(*self.tasks)
 
     async def _write(self, namespace: str) -> None:
-        async with self.limiter.acquire(namespace):
+        await self.limiter.acquire(namespace)
+        try:
             self.sent.append(namespace)
             await self.may_end.wait()
+        finally:
+            self.limiter.release()
 
 
 class TestRateLimiter:

@@ -177,7 +177,8 @@ class Scene:
     """A reconciler over a fake client, with nothing known yet."""
 
     def __init__(self, *refuse: str) -> None:
-        queue, metrics = WorkQueue(), OperatorMetrics()
+        self.queue = queue = WorkQueue()
+        metrics = OperatorMetrics()
         self.client = FakeClient(refuse=refuse)
         self.taskruns = TaskRunStore(self.client, (), queue.add, UnreadableObjects(metrics))  # type: ignore[arg-type]
         self.pods = pod_store(queue.add)
@@ -280,6 +281,34 @@ async def test_end_is_recorded_with_the_completion_of_a_state_that_was_opened_af
 
     [recorded] = [patch["status"] for patch in scene.client.patches if "status" in patch]
     assert (recorded["outcome"], recorded["attempts"][0]["cause"]) == ("Succeeded", "Succeeded")
+
+
+async def test_created_pod_is_decided_about_after_a_second_unless_an_event_of_it_comes_before() -> None:
+    scene = Scene()
+    scene.has_taskrun(NEW)
+    assert await scene.queue.get() == KEY
+    again = await scene.reconciler.reconcile(KEY)
+    scene.queue.done(KEY)
+    assert scene.asked("POST") == [paths.pods(KEY.namespace, "load-new00-1")]
+    assert (again, scene.queue.depth) == (NOW + timedelta(seconds=1), 0)
+
+    [pod] = scene.pods.by_key(KEY)
+    newer = msgspec.structs.replace(pod.metadata, resource_version="91")
+    scene.pods.upsert(msgspec.structs.replace(pod, metadata=newer, status=PodStatus(phase="Running")))
+    assert scene.queue.depth == 1
+
+
+async def test_deadline_within_a_second_after_the_creation_of_a_pod_is_kept() -> None:
+    scene = Scene()
+    raw = taskrun(NEW, "10")
+    raw["metadata"]["creationTimestamp"] = "2026-01-02T03:04:05Z"
+    raw["status"] = {"startTime": "2026-01-02T03:03:05.5Z"}
+    raw["spec"]["deadlines"] = {"runSeconds": 60}
+    scene.client.objects[paths.taskruns(*KEY)] = raw
+    scene.is_seen(raw)
+    again = await scene.reconciler.reconcile(KEY)
+    assert scene.asked("POST") == [paths.pods(KEY.namespace, "load-new00-1")]
+    assert again == NOW + timedelta(seconds=0.5)
 
 
 @pytest.mark.parametrize("api_version", ["tekton.dev/v1", "v1", "reattach.dev.example.com/v1"])

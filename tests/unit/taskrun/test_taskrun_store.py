@@ -1,6 +1,7 @@
 """Cache of TaskRuns: kopf's watch wakes the workers, the reflector brings objects, and no end is believed without a GET."""
 
 import json
+from copy import deepcopy
 from itertools import permutations
 from typing import Any, cast
 
@@ -474,9 +475,81 @@ def test_the_last_version_is_always_looked_at(steps: list[tuple[str, int]]) -> N
         if kind == "object":
             taskruns.upsert(taskrun(version=version))
         elif kind == "event":
-            taskruns.on_event(reference(version=version))
+            if taskruns.is_needed("MODIFIED", reference(version=version)):
+                taskruns.on_event(reference(version=version))
         elif version < 8:
             taskruns.apply_response(taskrun(version=version))
     clock.now = GRACE_SECONDS
     taskruns.check_overdue()
     assert "8" in seen
+
+
+# -- events that kopf need not process -------------------------------------------------------------
+
+_STEPS = st.tuples(
+    st.sampled_from(["object", "event", "deleted", "response", "end", "overdue"]),
+    st.sampled_from(["u1", "u2"]),
+    st.integers(5, 9),
+)
+
+
+def test_deletion_of_a_run_that_this_process_ended_is_not_needed(taskruns: TaskRunStore) -> None:
+    see(taskruns)
+    assert taskruns.is_needed("DELETED", reference(version=6))
+    taskruns.apply_response(to_taskrun(made(version=6, outcome="Succeeded")))
+    assert not taskruns.is_needed("DELETED", reference(version=6))
+    assert taskruns.is_needed("DELETED", reference("u2", 6))
+
+
+def test_event_of_our_own_write_is_not_needed_and_of_a_later_write_is(taskruns: TaskRunStore) -> None:
+    see(taskruns)
+    taskruns.apply_response(taskrun(version=6))
+    assert not taskruns.is_needed("MODIFIED", reference(version=6))
+    assert taskruns.is_needed("MODIFIED", reference(version=7))
+
+
+def test_event_of_an_unreadable_taskrun_is_needed(server: Server, metrics: OperatorMetrics) -> None:
+    unreadable = UnreadableObjects(metrics)
+    taskruns = TaskRunStore(cast("Cluster", server), (), lambda _: None, unreadable)
+    see(taskruns)
+    taskruns.apply_response(to_taskrun(made(version=6, outcome="Succeeded")))
+    unreadable.report("taskruns", reference(), ValueError("deep"))
+    assert taskruns.is_needed("DELETED", reference(version=6))
+
+
+@given(st.lists(_STEPS, max_size=12), st.sampled_from(["event", "deleted"]), _STEPS)
+def test_event_that_is_not_needed_changes_nothing(
+    steps: list[tuple[str, str, int]], kind: str, last: tuple[str, str, int]
+) -> None:
+    """After any history, handling an event for which `is_needed` returns False has no effect."""
+    marked: list[Key] = []
+    clock = Clock()
+    taskruns = TaskRunStore(cast("Cluster", None), (), marked.append, UnreadableObjects(OperatorMetrics()), clock)
+
+    def handle(kind: str, uid: str, version: int) -> None:
+        match kind:
+            case "object":
+                taskruns.upsert(taskrun(uid, version))
+            case "event":
+                taskruns.on_event(reference(uid, version))
+            case "deleted":
+                taskruns.on_deleted(reference(uid, version))
+            case "response":
+                taskruns.apply_response(taskrun(uid, version))
+            case "end":
+                taskruns.apply_response(to_taskrun(made(uid, version, outcome="Succeeded")))
+            case _:
+                clock.now += GRACE_SECONDS
+                taskruns.check_overdue()
+
+    def content() -> Any:
+        cache = taskruns._cache
+        return deepcopy((marked, taskruns._suspect, taskruns._enqueued, taskruns._awaited, cache._ended, cache.list()))
+
+    for step in steps:
+        handle(*step)
+    _, uid, version = last
+    before = content()
+    if not taskruns.is_needed("DELETED" if kind == "deleted" else "MODIFIED", reference(uid, version)):
+        handle(kind, uid, version)
+        assert content() == before
