@@ -63,7 +63,7 @@ check: $(READY) ## run ruff, its formatter, the language rule, codespell, mypy, 
 	$(BIN)/python hack/language.py
 	git ls-files -z '*.md' charts crds examples | xargs -0 $(BIN)/codespell
 	$(BIN)/mypy
-	$(BIN)/mypy $(MYPY_TESTS) hack/chart_readme.py hack/cli_reference.py hack/demo.py hack/golden.py hack/language.py hack/publish.py hack/bench hack/release
+	$(BIN)/mypy $(MYPY_TESTS) hack/chart_readme.py hack/cli_reference.py hack/crd_reference.py hack/demo.py hack/golden.py hack/language.py hack/publish.py hack/bench hack/release
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/zizmor --offline --quiet --persona pedantic .github
 

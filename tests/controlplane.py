@@ -662,7 +662,7 @@ def helm_template(*templates: str, values: dict[str, Any] | None = None, namespa
         found = sorted((CHART / "templates").glob(pattern))
         if not found:
             raise ControlPlaneError(f"No template of the chart matches {pattern}")
-        only += [f"--show-only=templates/{path.name}" for path in found]
+        only += [f"--show-only={path.relative_to(CHART)}" for path in found]
     process = subprocess.run(
         [str(HELM), "template", "reattach", str(CHART), "--namespace", namespace, "--values", "-", *only],
         input=yaml.safe_dump(values or {}),

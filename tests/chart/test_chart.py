@@ -77,6 +77,8 @@ def pod_specs(objects: list[Object]) -> Iterator[tuple[str, Object]]:
     for found in objects:
         if found["kind"] in {"Deployment", "Job"}:
             yield found["metadata"]["name"], found["spec"]["template"]["spec"]
+        if found["kind"] == "Pod":
+            yield found["metadata"]["name"], found["spec"]
 
 
 @pytest.fixture(scope="module", params=VALUES)
@@ -388,7 +390,7 @@ def test_values_are_applied_to_the_pods() -> None:
 
 def test_every_value_is_used_by_a_template() -> None:
     """An unused value would be accepted and ignored."""
-    templates = "".join(path.read_text() for path in (CHART / "templates").glob("*"))
+    templates = "".join(path.read_text() for path in (CHART / "templates").rglob("*.*"))
     reads = set(re.findall(r"\.[a-zA-Z]+", templates))
 
     def leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -494,7 +496,7 @@ def test_watch_namespaces_grants_cluster_wide_rights_only_on_cluster_scoped_reso
         for found in objects
         if found["kind"] == "RoleBinding" and "namespace" in found["metadata"]
     }
-    assert served == {
+    assert served - {("reattach-reattach-test", "team-a")} == {
         (f"reattach-reattach-{component}", namespace)
         for component in ("operator", "server", "release")
         for namespace in ("team-a", "team-b")
@@ -566,12 +568,77 @@ def test_release_job_is_the_last_hook_after_its_permissions(defaults: list[Objec
     weights = {
         found["kind"]: int(found["metadata"]["annotations"]["helm.sh/hook-weight"])
         for found in defaults
-        if "helm.sh/hook" in found["metadata"].get("annotations", {})
+        if found["metadata"].get("annotations", {}).get("helm.sh/hook") == "pre-delete"
     }
     assert weights.pop("Job") > max(weights.values())
     policy = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
     assert weights.keys() == {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"} | policy
     assert all(weights[kind] < weights["ServiceAccount"] for kind in policy), "the account is never without its policy"
+
+
+TEST = (
+    each("own", "reattach.dev", "taskruns", "create")
+    | each("own", "reattach.dev", "taskruns", "delete get", " reattach-test")
+    | each("own", "", "pods", "create")
+)
+
+
+def task_of(objects: list[Object]) -> Object:
+    """Return the pod spec of the TaskRun that `helm test` creates."""
+    [pod] = of_kind(objects, "Pod").values()
+    [argument] = [one for one in pod["spec"]["containers"][0]["args"] if one.startswith("--taskrun=")]
+    spec: Object = json.loads(argument.removeprefix("--taskrun="))["spec"]["template"]["spec"]
+    return spec
+
+
+def test_helm_test_has_only_the_rights_that_a_taskrun_needs() -> None:
+    found = {("own", *right[1:]) for right in rights(render(), "test")}
+    assert found == TEST
+
+
+def test_helm_test_leaves_nothing_but_a_failed_pod(defaults: list[Object]) -> None:
+    policies = {
+        found["kind"]: found["metadata"]["annotations"]["helm.sh/hook-delete-policy"].split(",")
+        for found in defaults
+        if found["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"
+    }
+    assert policies.keys() == {"ServiceAccount", "Role", "RoleBinding", "Pod"}
+    assert all("hook-succeeded" in policy for policy in policies.values())
+    assert [kind for kind, policy in policies.items() if "hook-failed" not in policy] == ["Pod"]
+
+
+def test_helm_test_runs_in_a_served_namespace_and_its_pod_beside_the_operator() -> None:
+    objects = render(VALUES["two namespaces"])
+    assert of_kind(objects, "Role")["reattach-reattach-test"]["metadata"]["namespace"] == "team-a"
+    assert arguments_of(objects, "reattach-test")["taskrun-namespace"] == "team-a"
+    assert "namespace" not in of_kind(objects, "Pod")["reattach-test"]["metadata"]
+
+
+@pytest.mark.parametrize("name", ["defaults", "everything optional on"])
+def test_task_of_helm_test_is_restricted_and_follows_the_values(name: str) -> None:
+    objects = render(VALUES[name])
+    task, [pod] = task_of(objects), of_kind(objects, "Pod").values()
+    for spec in (task, pod["spec"]):
+        [container] = spec["containers"]
+        assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert (
+            container["image"]
+            == of_kind(objects, "Deployment")[f"{prefix_of(objects)}-operator"]["spec"]["template"]["spec"][
+                "containers"
+            ][0]["image"]
+        )
+        operator = VALUES[name].get("operator", {})
+        assert spec.get("nodeSelector") == operator.get("nodeSelector")
+        assert spec.get("tolerations") == operator.get("tolerations")
+        assert spec.get("imagePullSecrets", []) == [{"name": one} for one in VALUES[name].get("imagePullSecrets", ())]
+    assert "serviceAccountName" not in task, "a task has no rights in Kubernetes"
+    assert task["automountServiceAccountToken"] is False
+
+
+def prefix_of(objects: list[Object]) -> str:
+    [name] = of_kind(objects, "Pod")
+    return name.removesuffix("-test")
 
 
 def test_policies_bound_everywhere_apply_to_the_accounts_of_the_release_alone() -> None:
@@ -649,6 +716,7 @@ def test_notes_create_a_taskrun_with_the_image_of_the_release(defaults: list[Obj
 @pytest.mark.parametrize(
     "values, message",
     [
+        ({"test": {"timeoutSeconds": 1}}, "minimum: got 1, want 5"),
         ({"replicas": 2}, "additional properties 'replicas' not allowed"),
         ({"operator": {"replica": 2}}, "additional properties 'replica' not allowed"),
         ({"operator": {"replicas": "two"}}, "got string, want integer"),

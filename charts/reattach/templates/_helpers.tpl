@@ -66,6 +66,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "reattach.fullname" . }}-release
 {{- end -}}
 
+{{/* ServiceAccount of the Pod that `helm test` runs. */}}
+{{- define "reattach.testServiceAccountName" -}}
+{{ include "reattach.fullname" . }}-test
+{{- end -}}
+
 {{- define "reattach.image" -}}
 {{- if .Values.image.digest -}}
 {{ .Values.image.repository }}@{{ .Values.image.digest }}
@@ -102,7 +107,7 @@ privileged: false
 readOnlyRootFilesystem: true
 {{- end -}}
 
-{{/* Fields that all pods share: service account, image pull secrets, security and scheduling. Takes a dict: root, component (operator, server or release), values. */}}
+{{/* Fields that all pods share: service account, image pull secrets, security and scheduling. Takes a dict: root, component (operator, server, release or test), values. */}}
 {{- define "reattach.podSpec" -}}
 serviceAccountName: {{ include (printf "reattach.%sServiceAccountName" .component) .root }}
 {{- with .root.Values.imagePullSecrets }}

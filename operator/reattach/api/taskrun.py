@@ -310,6 +310,7 @@ class ExternalJobStatus(Shape, frozen=True):
     state: str
     adapter: str = ""
     handle: str | None = None
+    short_handle: str | None = None
     url: str | None = None
     submitted_time: Time | None = None
     submitted_by_attempt: int | None = None

@@ -16,6 +16,10 @@ import json
 import re
 import shlex
 
+HANDLE_CHARACTERS = len("reattach-00000000-0000-0000-0000-000000000000")
+"""Longest handle that a table shows whole: a name that Reattach gave the job."""
+_SHORT_HANDLE = 32
+_HANDLE_START = 8
 PRINTABLE_PATTERN = r"^[\p{L}\p{M}\p{N}\p{P}\p{S} ]*$"
 """The same definition in RE2, as in the patterns of the TaskRun's schema."""
 
@@ -40,6 +44,16 @@ def one_line(text: str, most: int | None = None) -> str:
     if not text.isprintable():
         text = printable(_SPACES.sub(lambda found: found[0] if found[0].isprintable() else " ", text))
     return text if most is None or len(text) <= most else text[: most - 1] + "…"
+
+
+def short_handle(handle: str) -> str:
+    """Return a handle for a column of a table: without its middle if it is long.
+
+    The start of an ARN or a URL names its kind, and its end differs between jobs.
+    """
+    if len(handle) <= HANDLE_CHARACTERS:
+        return handle
+    return f"{handle[:_HANDLE_START]}…{handle[_HANDLE_START + 1 - _SHORT_HANDLE :]}"
 
 
 def line_within(text: str, most: int) -> str:

@@ -21,6 +21,7 @@ from reattach.cli.flags import (
     call,
     check_names_or_selector,
     leave,
+    list_output_option,
     name_argument,
     names_argument,
     output_option,
@@ -64,7 +65,7 @@ def cli(**_: Any) -> None:
 @selector_option
 @click.option("--held", is_flag=True, help="List only TaskRuns that wait for a resolution.")
 @click.option("--orphaned", is_flag=True, help="List only TaskRuns that left external jobs running.")
-@output_option
+@list_output_option
 def list_taskruns(
     *, all_namespaces: bool, selector: str | None, held: bool, orphaned: bool, output: str | None
 ) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from reattach.cli.connection import ClusterConnection
 
 PROGRAM = "kubectl reattach"
+WIDE = "wide"
+"""The value of `-o` for a table with whole handles, as of kubectl."""
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 T = TypeVar("T")
@@ -200,6 +202,16 @@ def output_option(function: Decorated) -> Decorated:
     """`-o json|yaml`."""
     return click.option(
         "-o", "--output", type=click.Choice(["json", "yaml"]), help="Print JSON or YAML, for programs."
+    )(function)
+
+
+def list_output_option(function: Decorated) -> Decorated:
+    """`-o json|yaml|wide`."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["json", "yaml", WIDE]),
+        help="Print JSON or YAML, for programs, or the table with whole handles.",
     )(function)
 
 

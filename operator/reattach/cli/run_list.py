@@ -8,9 +8,9 @@ import msgspec
 from reattach.api.objects import Condition, ObjectMeta, Shape, Time
 from reattach.api.reasons import ConditionType, Outcome, Reason
 from reattach.api.taskrun import Counts
-from reattach.api.text import one_line
+from reattach.api.text import one_line, short_handle
 from reattach.cli.connection import ClusterConnection
-from reattach.cli.flags import PagePrinter, say
+from reattach.cli.flags import WIDE, PagePrinter, say
 from reattach.cli.pages import ObjectSelection, read_pages
 from reattach.cli.text import NOTHING, Cell, duration
 from reattach.planner.conditions import find_condition
@@ -18,7 +18,6 @@ from reattach.planner.conditions import find_condition
 UNFINISHED = "status.outcome="
 ORPHANED = "status.orphaned=true"
 _UNREADABLE = "Unreadable"
-_HANDLE_SHOWN = 60
 _COLOURS = {Outcome.SUCCEEDED: "green", Outcome.FAILED: "red", Outcome.CANCELLED: "yellow"}
 
 
@@ -110,14 +109,17 @@ def titles_of(*, all_namespaces: bool = False) -> tuple[str, ...]:
     return (*(("NAMESPACE",) if all_namespaces else ()), "NAME", "STATUS", "ATTEMPTS", "JOB", "AGE")
 
 
-def row_of(run: ListedRun, now: datetime, *, all_namespaces: bool = False) -> tuple[str | Cell, ...]:
-    """Return the row of a TaskRun."""
+def row_of(
+    run: ListedRun, now: datetime, *, all_namespaces: bool = False, wide: bool = False
+) -> tuple[str | Cell, ...]:
+    """Return the row of a TaskRun. `wide`: with the whole handle."""
+    job = one_line(run.job or NOTHING)
     return (
         *((run.namespace,) if all_namespaces else ()),
         run.name,
         Cell(run.status or NOTHING, _colour_of(run)),
         str(run.attempts),
-        one_line(run.job or NOTHING, _HANDLE_SHOWN),
+        job if wide else short_handle(job),
         duration(now - run.created) if run.created else NOTHING,
     )
 
@@ -127,10 +129,11 @@ async def print_list(
 ) -> None:
     """Print the selected TaskRuns, page by page. `held`: only those that are held."""
     everywhere = selection.all_namespaces
+    wide, output = output == WIDE, None if output == WIDE else output
     printer = PagePrinter(titles_of(all_namespaces=everywhere), output)
     async for page in read_pages(connection, selection, decode_run):
         runs = [run for run in page if run.held or not held]
-        printer.print_page([row_of(run, now, all_namespaces=everywhere) for run in runs], runs)
+        printer.print_page([row_of(run, now, all_namespaces=everywhere, wide=wide) for run in runs], runs)
     printer.end()
     if printer.is_empty and output is None:
         kind = "".join(word for word, is_given in _kinds_of(selection, held=held) if is_given)

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from reattach.api import text
 from reattach.api.messages import JOBS_MAX
 from reattach.api.reasons import Cause, EventReason
 from reattach.api.state import OPEN_JOB_STATES, JobOrigin, JobState, JobSummary, StateView, Summary
@@ -97,6 +98,11 @@ def describe_age(job: ExternalJobStatus) -> str:
     return describe_job(job) + since
 
 
+def short_handle_of(handle: str | None) -> str | None:
+    """Return the value of `shortHandle`, which is set only for a long handle."""
+    return text.short_handle(handle) if handle is not None and len(handle) > text.HANDLE_CHARACTERS else None
+
+
 def _to_status(job: JobSummary, *, is_ending: bool) -> ExternalJobStatus:
     since, requested = job.submitted_time, job.cancel_requested_time
     is_cancelling = is_ending and job.is_open and requested is not None
@@ -106,6 +112,7 @@ def _to_status(job: JobSummary, *, is_ending: bool) -> ExternalJobStatus:
         state=JobState.CANCELLING.value if is_cancelling else job.state.value,
         adapter=job.adapter,
         handle=job.handle,
+        short_handle=short_handle_of(job.handle),
         url=job.url,
         submitted_time=since.replace(microsecond=0) if since else None,
         submitted_by_attempt=job.submitted_by_attempt,

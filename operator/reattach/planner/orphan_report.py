@@ -190,7 +190,9 @@ def _at_end(
     if known is not None and holds.is_denied_at_end(context.spec, known):
         return msgspec.structs.replace(job, state=JobState.FAILED.value)
     if resolution is not None and resolution.action == holds.ADOPT:
-        return msgspec.structs.replace(job, state=JobState.ORPHANED.value, handle=resolution.handle)
+        short = external_jobs.short_handle_of(resolution.handle)
+        state = JobState.ORPHANED.value
+        return msgspec.structs.replace(job, state=state, handle=resolution.handle, short_handle=short)
     is_wanted = known is not None and known.detached and job.handle is not None
     left = JobState.DETACHED if is_wanted and outcome is Outcome.SUCCEEDED else JobState.ORPHANED
     return msgspec.structs.replace(job, state=left.value)

@@ -1,6 +1,7 @@
-"""Program `reattach-operator`, with the commands `run` and `release`.
+"""Program `reattach-operator`, with the commands `run`, `release` and `test`.
 
-`run` (the default) runs TaskRuns. `release` removes all finalizers before an uninstall.
+`run` (the default) runs TaskRuns. `release` removes all finalizers before an uninstall. `test`
+runs one TaskRun, to see whether the installation works.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 from kubernetes.aio.config import ConfigException
 
-from reattach import uninstall
+from reattach import installation, uninstall
 from reattach.logs import set_up_logs
 from reattach.planner.decide import decide
 from reattach.process import operator
@@ -19,13 +20,15 @@ from reattach.process.options import (
     add_common_arguments,
     add_release_arguments,
     add_run_arguments,
+    add_test_arguments,
+    installation_options_of,
     release_options_of,
     run_options_of,
 )
 from reattach.runtime.event_loop import loop_factory
 from reattach.taskrun.reconciler import Decide
 
-COMMANDS = ("run", "release")
+COMMANDS = ("run", "release", "test")
 
 
 def main(arguments: Sequence[str] | None = None, decide: Decide = decide) -> int:
@@ -39,6 +42,8 @@ def main(arguments: Sequence[str] | None = None, decide: Decide = decide) -> int
     try:
         if parsed.command == "release":
             work = uninstall.run(parsed.kubeconfig, release_options_of(parsed))
+        elif parsed.command == "test":
+            work = installation.run(parsed.kubeconfig, installation_options_of(parsed))
         else:
             work = operator.run(run_options_of(parsed), decide)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -56,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     release = commands.add_parser("release", help="remove our finalizers from all pods, states and TaskRuns")
     add_common_arguments(release, os.environ)
     add_release_arguments(release)
+    test = commands.add_parser("test", help="test the installation with one TaskRun")
+    add_common_arguments(test, os.environ)
+    add_test_arguments(test)
     return parser
 
 

@@ -1,6 +1,7 @@
 """Flags and options of the operator."""
 
 import argparse
+import json
 import os
 import socket
 import uuid
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from reattach.installation import InstallationOptions
 from reattach.logs import FORMATS
 from reattach.pki.certificates import CertificateSettings
 from reattach.runtime.leader_election import LeaseSettings
@@ -183,6 +185,30 @@ def release_options_of(arguments: argparse.Namespace) -> ReleaseOptions:
         pod_selector=arguments.pod_selector,
         secrets=listed(arguments.secrets),
         leases=listed(arguments.leases),
+        timeout_seconds=arguments.timeout_seconds,
+    )
+
+
+def add_test_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `test`."""
+    add = parser.add_argument
+    add("--taskrun", required=True, help="the TaskRun to run, as JSON")
+    add("--taskrun-namespace", required=True, help="namespace of the TaskRun, which the operator must serve")
+    add("--policy", required=True, help="ValidatingAdmissionPolicy that refuses pods which pose as attempts")
+    add("--operator", required=True, help="Deployment of the operator in --namespace")
+    add("--server", required=True, help="Deployment of the state API in --namespace")
+    add("--timeout-seconds", type=float, default=120, help="how long the TaskRun may take (default: %(default)s)")
+
+
+def installation_options_of(arguments: argparse.Namespace) -> InstallationOptions:
+    """Return the options of `test`. Raises `ValueError` if the TaskRun is not JSON."""
+    return InstallationOptions(
+        namespace=arguments.taskrun_namespace,
+        release_namespace=arguments.namespace,
+        taskrun=json.loads(arguments.taskrun),
+        policy=arguments.policy,
+        operator=arguments.operator,
+        server=arguments.server,
         timeout_seconds=arguments.timeout_seconds,
     )
 

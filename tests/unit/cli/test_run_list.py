@@ -74,6 +74,19 @@ def test_list_prints_a_row_for_each_taskrun() -> None:
     ]
 
 
+ARN = "arn:aws:batch:eu-central-1:123456789012:job/1f0d5c3e-5a0c-4a7e-9d43-0b6c1e2f3a4b"
+
+
+def test_list_shows_a_long_handle_without_its_middle_and_whole_with_wide() -> None:
+    cluster = PagedCluster([a_run("etl", externalJobs=[{"handle": ARN}])])
+    _, out, _ = listed(cluster)
+    assert out.splitlines()[1].split() == ["etl", "Running", "1", "arn:aws:…" + ARN[-23:], "15h"]
+    code, wide, err = listed(cluster, "-o", "wide")
+    assert (code, err) == (0, "")
+    assert wide.splitlines()[1].split() == ["etl", "Running", "1", ARN, "15h"]
+    assert json.loads(listed(cluster, "-o", "json")[1])[0]["job"] == ARN
+
+
 def test_list_of_all_namespaces_has_the_namespace_first() -> None:
     cluster = PagedCluster([a_run("etl")])
     _, out, _ = listed(cluster, "-A")

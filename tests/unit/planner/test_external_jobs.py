@@ -46,6 +46,29 @@ def test_a_job_is_shown_as_soon_as_the_summary_tells_of_it() -> None:
     assert told(plan) == [("Submitted", note)]
 
 
+@pytest.mark.parametrize(
+    "handle, short",
+    [
+        ("4242", None),
+        ("raysubmit_8Vn1x5bCqT2kLm9z", None),
+        ("reattach-b39b17ef-d17d-5418-96d3-3b2a75cf8fca", None),
+        ("arn:aws:states:eu-central-1:123456789012:execution:nightly:0b6c1e2f3a4b", "arn:aws:…nightly:0b6c1e2f3a4b"),
+        ("https://jobs.example.com/api/v2/namespaces/data/jobs/17", "https://…/data/jobs/17"),
+    ],
+)
+def test_short_handle_is_set_only_for_a_long_handle(handle: str, short: str | None) -> None:
+    [job] = status_of(look(a_job(handle=handle))).external_jobs
+    assert job.handle == handle
+    if short is None:
+        assert job.short_handle is None
+    else:
+        start, end = short.split("…")
+        assert job.short_handle is not None
+        assert len(job.short_handle) == 32
+        assert job.short_handle.startswith(f"{start}…")
+        assert job.short_handle.endswith(end)
+
+
 def test_what_is_shown_already_is_neither_written_nor_read_again() -> None:
     shown = SHOWN.with_status(status_of(look(a_job())))
     assert look(a_job(), before=shown) == Plan()
