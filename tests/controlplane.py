@@ -9,7 +9,8 @@ The fixtures are in `conftest.py`:
   own (fixture `namespace`), and leave alone what belongs to the whole cluster.
 * `private_control_plane` belongs to one test module: restart it, apply admission policies, delete the CRD, as you like.
 
-The binary is the one that the local cluster is made of; `make control-plane` builds it.
+The binary is the one that the local cluster is made of; `make control-plane` builds it. With `REATTACH_KUBERNETES=1.34`, API
+server, controller manager and kubectl have that minor version instead, with the same etcd.
 """
 
 import base64
@@ -41,7 +42,10 @@ from waiting import wait_until
 
 REPOSITORY = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("REATTACH_CACHE") or Path.home() / ".cache/reattach-cluster")
-KUBE = CACHE / "node/kube"
+STORAGE = CACHE / "node/kube"
+MINOR = os.environ.get("REATTACH_KUBERNETES", "")
+MINORS = REPOSITORY / "hack/cluster/minors"
+KUBE = CACHE / "minors" / MINOR / "kube" if (MINORS / MINOR / "go.mod").exists() else STORAGE
 HELM = CACHE / "bin/helm"
 CRD = REPOSITORY / "crds/taskruns.yaml"
 CHART = REPOSITORY / "charts/reattach"
