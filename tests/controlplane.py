@@ -20,6 +20,7 @@ import fcntl
 import ipaddress
 import json
 import os
+import re
 import secrets
 import shutil
 import ssl
@@ -43,9 +44,9 @@ from waiting import wait_until
 REPOSITORY = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("REATTACH_CACHE") or Path.home() / ".cache/reattach-cluster")
 STORAGE = CACHE / "node/kube"
-MINOR = os.environ.get("REATTACH_KUBERNETES", "")
-MINORS = REPOSITORY / "hack/cluster/minors"
-KUBE = CACHE / "minors" / MINOR / "kube" if (MINORS / MINOR / "go.mod").exists() else STORAGE
+LOCAL_MINOR = re.findall(r"^kubernetes=v(1\.\d+)\.", (REPOSITORY / "hack/versions").read_text(), re.MULTILINE)[0]
+MINOR = os.environ.get("REATTACH_KUBERNETES") or LOCAL_MINOR
+KUBE = STORAGE if MINOR == LOCAL_MINOR else CACHE / "minors" / MINOR / "kube"
 HELM = CACHE / "bin/helm"
 CRD = REPOSITORY / "crds/taskruns.yaml"
 CHART = REPOSITORY / "charts/reattach"
@@ -111,7 +112,7 @@ class _Process:
         bond = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*bond, str(KUBE), self.name, *self.arguments],
+                [*bond, str(STORAGE if self.name == "etcd" else KUBE), self.name, *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -427,8 +428,9 @@ class RunningControlPlane(ControlPlane):
         Args:
             crd: apply the TaskRun CRD before the garbage collector looks which kinds there are, as it looks but twice a minute.
         """
-        if not KUBE.exists():
-            raise ControlPlaneError(f"{KUBE} is missing. Build it: make control-plane")
+        for program in (STORAGE, KUBE):
+            if not program.exists():
+                raise ControlPlaneError(f"{program} is missing. Build it: make control-plane KUBERNETES={MINOR}")
         self.directory.mkdir(parents=True, exist_ok=True)
         self._write_secrets()
         self._start_storage()
