@@ -49,6 +49,7 @@ def test_compatibility_page_lists_each_tested_version_with_its_command() -> None
         minor: [version, f"`make integration KUBERNETES={minor}`"]
         for minor, version in versions_of_the_modules().items()
     }
+    assert all(len(cells) == 3 for cells in rows_of_the_page().values())
 
 
 def test_chart_and_install_page_require_the_oldest_tested_minor() -> None:
