@@ -10,6 +10,11 @@ READY := .venv/.ready
 # Number of pytest-xdist workers: auto means one per core.
 WORKERS ?= auto
 PYTEST := $(BIN)/pytest
+# Minor version of Kubernetes that the tests of a control plane run on: a folder of hack/cluster/minors, or that of hack/versions if empty.
+ifneq ($(KUBERNETES),)
+export REATTACH_KUBERNETES := $(KUBERNETES)
+endif
+MINORS = $(notdir $(wildcard hack/cluster/minors/1.*))
 MYPY_TESTS := tests/conftest.py tests/apicalls.py tests/controlplane.py tests/realcluster.py tests/waiting.py tests/hang_scenarios.py tests/registry.py tests/e2e
 
 .PHONY: help
@@ -30,7 +35,7 @@ test: $(READY) ## run all checks and tests, as in CI
 	@hack/test
 
 .PHONY: test-all
-test-all: $(READY) ## run all tests without sampling (1,000 random histories, every case on every system), and write the tables in docs/conformance.md
+test-all: $(READY) ## run all tests without sampling (1,000 random histories, every case on every system, four Kubernetes versions), and write the tables in docs/conformance.md
 	@rm -rf build/tables
 	@REATTACH_ALL=1 REATTACH_TABLES=$(CURDIR)/build/tables hack/test
 	@$(BIN)/python hack/tables.py build/tables
@@ -87,9 +92,16 @@ unit: $(READY) ## unit tests, with full branch coverage of the planner
 	$(PYTEST) tests/unit -n $(WORKERS) --cov=reattach.planner --cov-branch --cov-fail-under=100
 
 .PHONY: integration
-integration: $(READY) control-plane prometheus ## tests on a real API server without nodes
+integration: $(READY) control-plane prometheus ## tests on a real API server without nodes (KUBERNETES=1.34: on that minor version)
 	@# Keep the order of tests/integration/conftest.py. xdist would run the files with the fewest tests last, although they take longest.
 	$(PYTEST) tests/integration -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: minors
+minors: $(addprefix integration-,$(MINORS)) ## run the integration tests on each other Kubernetes minor version that Reattach supports
+
+.PHONY: $(addprefix integration-,$(MINORS))
+$(addprefix integration-,$(MINORS)): integration-%:
+	@$(MAKE) --no-print-directory integration KUBERNETES=$*
 
 .PHONY: crash
 crash: $(READY) control-plane ## terminate the operator before and after each of its writes

@@ -9,7 +9,8 @@ The fixtures are in `conftest.py`:
   own (fixture `namespace`), and leave alone what belongs to the whole cluster.
 * `private_control_plane` belongs to one test module: restart it, apply admission policies, delete the CRD, as you like.
 
-The binary is the one that the local cluster is made of; `make control-plane` builds it.
+The binary is the one that the local cluster is made of; `make control-plane` builds it. With `REATTACH_KUBERNETES=1.34`, API
+server, controller manager and kubectl have that minor version instead, with the same etcd.
 """
 
 import base64
@@ -19,6 +20,7 @@ import fcntl
 import ipaddress
 import json
 import os
+import re
 import secrets
 import shutil
 import ssl
@@ -41,7 +43,10 @@ from waiting import wait_until
 
 REPOSITORY = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("REATTACH_CACHE") or Path.home() / ".cache/reattach-cluster")
-KUBE = CACHE / "node/kube"
+STORAGE = CACHE / "node/kube"
+LOCAL_MINOR = re.findall(r"^kubernetes=v(1\.\d+)\.", (REPOSITORY / "hack/versions").read_text(), re.MULTILINE)[0]
+MINOR = os.environ.get("REATTACH_KUBERNETES") or LOCAL_MINOR
+KUBE = STORAGE if MINOR == LOCAL_MINOR else CACHE / "minors" / MINOR / "kube"
 HELM = CACHE / "bin/helm"
 CRD = REPOSITORY / "crds/taskruns.yaml"
 CHART = REPOSITORY / "charts/reattach"
@@ -107,7 +112,7 @@ class _Process:
         bond = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*bond, str(KUBE), self.name, *self.arguments],
+                [*bond, str(STORAGE if self.name == "etcd" else KUBE), self.name, *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -423,8 +428,9 @@ class RunningControlPlane(ControlPlane):
         Args:
             crd: apply the TaskRun CRD before the garbage collector looks which kinds there are, as it looks but twice a minute.
         """
-        if not KUBE.exists():
-            raise ControlPlaneError(f"{KUBE} is missing. Build it: make control-plane")
+        for program in (STORAGE, KUBE):
+            if not program.exists():
+                raise ControlPlaneError(f"{program} is missing. Build it: make control-plane KUBERNETES={MINOR}")
         self.directory.mkdir(parents=True, exist_ok=True)
         self._write_secrets()
         self._start_storage()

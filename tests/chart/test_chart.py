@@ -665,6 +665,21 @@ def test_crd_is_kept_on_uninstall(defaults: list[Object]) -> None:
     assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 
+@pytest.mark.parametrize(
+    "version, is_accepted",
+    [("1.33.9", False), ("1.34.0", True), ("1.34.4-gke.1000", True), ("1.37.2", True), ("1.38.0", True)],
+)
+def test_helm_accepts_the_tested_and_newer_kubernetes_versions(version: str, is_accepted: bool) -> None:
+    process = subprocess.run(
+        [str(HELM), "template", "reattach", str(CHART), "--kube-version", version],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (process.returncode == 0) is is_accepted, process.stderr
+    assert is_accepted or "incompatible with Kubernetes" in process.stderr
+
+
 def test_chart_version_equals_the_package_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = (CHART.parent.parent / "pyproject.toml").read_text()
