@@ -124,8 +124,8 @@ def measure_profile(installation: Installation, parameters: Parameters) -> Table
 @contextlib.contextmanager
 def _sampling(process_id: int, stacks: Path) -> Iterator[None]:
     program = Path(sys.executable).with_name("py-spy")
-    command = [program, "record", "--gil", "--format", "raw", "--rate", str(SAMPLES_PER_SECOND)]
-    command += ["--duration", "86400", "--output", stacks, "--pid", str(process_id)]
+    command = [str(program), "record", "--gil", "--format", "raw", "--rate", str(SAMPLES_PER_SECOND)]
+    command += ["--duration", "86400", "--output", str(stacks), "--pid", str(process_id)]
     sampler = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         yield

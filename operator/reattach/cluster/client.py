@@ -54,7 +54,7 @@ class Cluster:
         self._timeout = timeout
         self._api = client.ApiClient(configuration)
         # The same options as in the `request` of `kubernetes.aio`.
-        options = {
+        options: dict[str, Any] = {
             "server_hostname": configuration.tls_server_name,
             "proxy": configuration.proxy,
             "proxy_headers": configuration.proxy_headers,

@@ -82,7 +82,7 @@ class _ReferenceResponse(aiohttp.ClientResponse):
         is_list_or_watch = self.url.name == self.resource.plural
         if is_list_or_watch and self.url.query.get("watch"):
             is_gone = self.status == _GONE
-            self.content = _Events(self.content, self.resource, self.is_needed, is_gone=is_gone)  # type: ignore[assignment] # it has all methods of a StreamReader
+            self.content = _Events(self.content, self.resource, type(self).is_needed, is_gone=is_gone)  # type: ignore[assignment] # it has all methods of a StreamReader
             self.status = _OK if self.status == _GONE else self.status
         is_required = is_list_or_watch or self.url.path == f"/apis/{self.resource.api_version}"
         if self.status < _ERROR_FROM or self.status in _KOPF_HANDLES or not is_required:

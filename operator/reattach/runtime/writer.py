@@ -47,7 +47,7 @@ class Writer:
         self, path: str, *, uid: str, resource_version: str | None = None, propagation_policy: str | None = None
     ) -> bytes:
         """Send a DELETE with the UID, and the resourceVersion if given, as preconditions."""
-        preconditions = {"uid": uid, "resource_version": resource_version}
+        preconditions: dict[str, Any] = {"uid": uid, "resource_version": resource_version}
         return await self._send(
             "delete",
             path,
