@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -113,11 +114,16 @@ def test_what_kubectl_generates_for_a_job_is_accepted(guarded: TaskRuns) -> None
         guarded.control_plane.kubectl("apply", "--dry-run=server", *flags, "-f", "-", stdin=yaml.safe_dump(manifest))
 
 
+def without_value(message: str) -> str:
+    """Return the message without values, because Kubernetes 1.34 shows their types instead."""
+    return re.sub(r'(Invalid value|of type)( int32| integer)?: "[^"]*"', r"\1", message)
+
+
 @cases("refused.yaml")
 def test_refused(guarded: TaskRuns, case: Case) -> None:
     with pytest.raises(ControlPlaneError) as refusal:
         guarded.try_to_create(case["patch"])
-    assert case["says"] in str(refusal.value)
+    assert without_value(case["says"]) in without_value(str(refusal.value))
 
 
 def check_update(taskruns: TaskRuns, case: Case) -> None:
@@ -130,7 +136,7 @@ def check_update(taskruns: TaskRuns, case: Case) -> None:
     before = taskruns.control_plane.call("GET", f"{taskruns.path}/{name}")
     with pytest.raises(ControlPlaneError) as refusal:
         taskruns.update(name, case["to"])
-    assert case["says"] in str(refusal.value)
+    assert without_value(case["says"]) in without_value(str(refusal.value))
     assert taskruns.control_plane.call("GET", f"{taskruns.path}/{name}") == before
 
 
@@ -154,7 +160,7 @@ def test_status(unguarded: TaskRuns, case: Case) -> None:
         return
     with pytest.raises(ControlPlaneError) as refusal:
         unguarded.update(name, {"status": case["to"]}, "/status")
-    assert case["says"] in str(refusal.value)
+    assert without_value(case["says"]) in without_value(str(refusal.value))
 
 
 @pytest.mark.parametrize(
