@@ -614,6 +614,18 @@ def test_helm_test_runs_in_a_served_namespace_and_its_pod_beside_the_operator() 
     assert "namespace" not in of_kind(objects, "Pod")["reattach-test"]["metadata"]
 
 
+@pytest.mark.parametrize(
+    "values, namespace",
+    [
+        ({}, "default"),
+        ({"watchNamespaces": ["reattach", "team-a"]}, "team-a"),
+        ({"watchNamespaces": ["team-a"], "test": {"namespace": "team-b"}}, "team-b"),
+    ],
+)
+def test_helm_test_runs_where_the_operator_may_create_pods(values: Object, namespace: str) -> None:
+    assert arguments_of(render(values), "reattach-test")["taskrun-namespace"] == namespace
+
+
 @pytest.mark.parametrize("name", ["defaults", "everything optional on"])
 def test_task_of_helm_test_is_restricted_and_follows_the_values(name: str) -> None:
     objects = render(VALUES[name])
@@ -732,6 +744,8 @@ def test_notes_create_a_taskrun_with_the_image_of_the_release(defaults: list[Obj
     "values, message",
     [
         ({"test": {"timeoutSeconds": 1}}, "minimum: got 1, want 5"),
+        ({"test": {"namespace": "Team_A"}}, "does not match pattern"),
+        ({"test": {"namespace": "reattach"}}, "must not be reattach, the namespace of the release"),
         ({"replicas": 2}, "additional properties 'replicas' not allowed"),
         ({"operator": {"replica": 2}}, "additional properties 'replica' not allowed"),
         ({"operator": {"replicas": "two"}}, "got string, want integer"),

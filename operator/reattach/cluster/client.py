@@ -317,8 +317,8 @@ class Cluster:
 def _session_of(api: client.ApiClient) -> aiohttp.ClientSession:
     """Return the HTTP session of `api`, with its TLS context. `ApiClient.close` closes it.
 
-    The `request` of `kubernetes.aio` would encode each body with `json.dumps`, which takes ten
-    times as long as `msgspec`, also a body that is JSON text already.
+    The `request` of `kubernetes.aio` would encode each body with `json.dumps`, even a body that is
+    JSON text already. `json.dumps` takes ten times as long as `msgspec`.
     """
     rest = api.rest_client
     if rest.pool_manager is None:

@@ -44,8 +44,8 @@ object was listed.
 class KopfWatch:
     """Objects to watch, and the callbacks, which are called in the event loop of `watch`.
 
-    No `namespaces` means all. `is_needed` is called in kopf's thread. kopf does not receive an
-    event for which it returns False, because each event costs kopf several times the check.
+    No `namespaces` means all. `is_needed` is called in kopf's thread. kopf does not receive events
+    for which it returns False, because each one costs kopf several times the check.
     """
 
     resource: Resource
