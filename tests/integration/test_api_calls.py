@@ -17,7 +17,7 @@ from apicalls import Event, call_of
 from controlplane import ControlPlane
 from operator_process import Containers, Kubelet, Operators, Script, Stage, stage_of
 from reattach.api.names import LABEL_PURPOSE
-from reattach.cluster.paths import events, taskruns
+from reattach.cluster.paths import configmaps, events, taskruns
 from taskscripts import Tasks
 from waiting import wait_until
 
@@ -112,6 +112,12 @@ def finish(stage: Stage, name: str, script: Script, outcome: str = "Succeeded") 
     stage.run(name, lambda _: script)
     assert stage.cluster.wait_for_outcome(name, seconds=SECONDS)["outcome"] == outcome
     stage.cluster.wait_for_release(name)
+
+    def is_state_released() -> bool:
+        found = stage.control_plane.call("GET", configmaps(stage.namespace))["items"]
+        return not any(configmap["metadata"].get("finalizers") for configmap in found)
+
+    wait_until(is_state_released, seconds=SECONDS, what=f"the state of {name} has no finalizer")
 
     def is_reported() -> bool:
         found = stage.control_plane.call("GET", events(stage.namespace))["items"]

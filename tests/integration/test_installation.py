@@ -30,11 +30,16 @@ WAITING = {"status": {"conditions": [WAITING_CONDITION]}}
 
 
 class Release:
-    """The objects of `helm test` in a namespace, and the admission policy that it checks."""
+    """The objects of `helm test`, and the admission policy that it checks.
 
-    def __init__(self, control_plane: ControlPlane, namespace: str) -> None:
-        self.control_plane, self.namespace = control_plane, namespace
-        rendered = helm_template("tests/installation.yaml", "admission-pods.yaml", namespace=namespace)
+    The release has a namespace of its own, because the operator creates no pods there.
+    """
+
+    def __init__(self, control_plane: ControlPlane, release_namespace: str, namespace: str) -> None:
+        self.control_plane, self.release_namespace, self.namespace = control_plane, release_namespace, namespace
+        templates = ("tests/installation.yaml", "admission-pods.yaml")
+        values = {"test": {"namespace": namespace}}
+        rendered = helm_template(*templates, values=values, namespace=release_namespace)
         self.policies: list[dict[str, Any]] = []
         for found in yaml.safe_load_all(rendered):
             if found["kind"] == "Pod":
@@ -42,7 +47,8 @@ class Release:
                 continue
             if found["kind"].startswith("Validating"):
                 self.policies.append(found)
-            control_plane.apply(yaml.safe_dump({**found, "metadata": {"namespace": namespace, **found["metadata"]}}))
+            metadata = {"namespace": release_namespace, **found["metadata"]}
+            control_plane.apply(yaml.safe_dump({**found, "metadata": metadata}))
 
     @property
     def path(self) -> str:
@@ -55,7 +61,9 @@ class Release:
         add_common_arguments(parser, {})
         add_test_arguments(parser)
         arguments = parser.parse_args(self.pod["spec"]["containers"][0]["args"])
-        arguments.kubeconfig = str(self.control_plane.service_account_kubeconfig(self.namespace, "reattach-test"))
+        arguments.kubeconfig = str(
+            self.control_plane.service_account_kubeconfig(self.release_namespace, "reattach-test")
+        )
         arguments.timeout_seconds = seconds
         return await installation.run(arguments.kubeconfig, installation_options_of(arguments))
 
@@ -86,9 +94,11 @@ class Release:
 
 @pytest.fixture
 def release(control_plane: ControlPlane, namespace: str) -> Iterator[Release]:
-    made = Release(control_plane, namespace)
+    release_namespace = control_plane.create_namespace("release")
+    made = Release(control_plane, release_namespace, namespace)
     yield made
     control_plane.kubectl("delete", "--ignore-not-found", "--filename=-", stdin=yaml.safe_dump_all(made.policies))
+    control_plane.delete_namespace(release_namespace)
 
 
 async def test_installation_test_passes_and_deletes_its_taskrun(release: Release) -> None:
@@ -120,7 +130,7 @@ async def test_installation_test_without_an_operator_names_its_deployment(
 ) -> None:
     assert await release.run(2) == 1
     assert "did not succeed within 2 s, because the operator did not act on it" in caplog.text
-    assert f"kubectl get deployment reattach-operator --namespace {release.namespace}" in caplog.text
+    assert f"kubectl get deployment reattach-operator --namespace {release.release_namespace}" in caplog.text
     assert release.is_gone()
 
 
@@ -138,7 +148,7 @@ async def test_installation_test_without_the_admission_policy_names_it(
         if not await is_refused():
             break
     assert (
-        f"kubectl get validatingadmissionpolicy,validatingadmissionpolicybinding {release.namespace}-reattach-pods"
+        f"kubectl get validatingadmissionpolicy,validatingadmissionpolicybinding {release.release_namespace}-reattach-pods"
         in caplog.text
     )
     assert release.is_gone()
