@@ -195,7 +195,10 @@ async def test_finalizer_keeps_a_deleted_object_and_allows_no_new_finalizer(api:
 async def test_foreground_deletion_adds_a_finalizer_until_a_later_deletion_replaces_the_policy(
     api: ApiUnderTest,
 ) -> None:
-    await api.taskrun(finalizers=["reattach.dev/state"])
+    uid = (await api.taskrun(finalizers=["reattach.dev/state"]))["metadata"]["uid"]
+    # The garbage collector removes foregroundDeletion once no dependent is left that blocks it.
+    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "load", "uid": uid, "blockOwnerDeletion": True}
+    await api.configmap(ownerReferences=[owner], finalizers=["reattach.dev/state"])
     path = taskruns(api.namespace, "load")
     await api.call("delete", path, propagation_policy="Foreground")
     metadata = (await api.call("get", path))["metadata"]
@@ -205,7 +208,8 @@ async def test_foreground_deletion_adds_a_finalizer_until_a_later_deletion_repla
     assert (await api.call("get", path))["metadata"]["finalizers"] == ["reattach.dev/state", "foregroundDeletion"]
     await api.call("delete", path, propagation_policy="Background")
     assert (await api.call("get", path))["metadata"]["finalizers"] == ["reattach.dev/state"]
-    await api.call("merge_patch", path, {"metadata": {"finalizers": None}})
+    for remaining in (path, configmaps(api.namespace, "state")):
+        await api.call("merge_patch", remaining, {"metadata": {"finalizers": None}})
 
 
 async def test_object_deleted_in_the_foreground_stays_until_its_finalizer_is_removed(api: ApiUnderTest) -> None:
