@@ -38,7 +38,8 @@ class Release:
     def __init__(self, control_plane: ControlPlane, release_namespace: str, namespace: str) -> None:
         self.control_plane, self.release_namespace, self.namespace = control_plane, release_namespace, namespace
         templates = ("tests/installation.yaml", "admission-pods.yaml")
-        values = {"test": {"namespace": namespace}}
+        # The policy would refuse the pods of other tests' operators in other namespaces.
+        values = {"watchNamespaces": [namespace]}
         rendered = helm_template(*templates, values=values, namespace=release_namespace)
         self.policies: list[dict[str, Any]] = []
         for found in yaml.safe_load_all(rendered):
